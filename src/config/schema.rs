@@ -1,0 +1,458 @@
+//! Every setting there is, one documented struct per section, with its default.
+//!
+//! The schema knows every key from the first day. A value that asks for a feature that is not there yet is
+//! refused by `validate`, never ignored.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Whether upstreams that the file does not name keep their built-in settings; `false` leaves only those named.
+    pub builtin_upstreams: bool,
+    /// The port that clients pull from.
+    pub server: Server,
+    /// The port for the operator.
+    pub admin: Admin,
+    /// Where and how content is kept.
+    pub store: Store,
+    /// How long things stay fresh, and what happens when an upstream does not answer.
+    pub cache: Cache,
+    /// What is fetched before anybody asks.
+    pub prefetch: Prefetch,
+    /// What is logged, and how.
+    pub log: Log,
+    /// The registries behind the cache, by name.
+    pub upstream: BTreeMap<String, Upstream>,
+}
+
+impl Default for Config {
+    /// The configuration of a larder that was given none: the built-in upstreams with docker.io as default.
+    fn default() -> Self {
+        Self {
+            builtin_upstreams: true,
+            server: Server::default(),
+            admin: Admin::default(),
+            store: Store::default(),
+            cache: Cache::default(),
+            prefetch: Prefetch::default(),
+            log: Log::default(),
+            upstream: builtin_upstreams(),
+        }
+    }
+}
+
+/// The port that clients pull from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// How refusals and trouble are worded: for clients with an origin to fall back on, or without.
+    pub mode: Mode,
+    /// How long running transfers may go on after a stop signal.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// Connections served at once; further ones wait to be accepted.
+    pub max_connections: usize,
+    /// How long a client may take over its request's headers, and sit idle between requests.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
+            mode: Mode::Mirror,
+            grace: Duration::from_secs(30),
+            max_connections: 10_000,
+            header_timeout: Duration::from_mins(1),
+        }
+    }
+}
+
+/// Which statuses clients see when there is nothing to serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Clients fall back to the origin: 404 for what is refused, 503 for an upstream's 429.
+    #[default]
+    Mirror,
+    /// Clients have no origin: 403 and 429 are passed on as such.
+    Gateway,
+}
+
+/// The port for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Address and port of `/livez`, `/readyz` and `/metrics`.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5001)) }
+    }
+}
+
+/// Where and how content is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// The folder; made if it is not there.
+    pub path: PathBuf,
+    /// Where the bytes of blobs live.
+    pub blobs: BlobStore,
+    /// Upper bound for bytes on disk.
+    pub max_size: ByteSize,
+    /// How much of the disk is left free.
+    pub min_free: ByteSize,
+    /// Memory for sled's page cache.
+    pub cache_memory: ByteSize,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("larder-data"),
+            blobs: BlobStore::Sled,
+            max_size: ByteSize::gib(20),
+            min_free: ByteSize::gib(1),
+            cache_memory: ByteSize::mib(64),
+        }
+    }
+}
+
+/// Where the bytes of blobs live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlobStore {
+    /// In sled, with everything else.
+    #[default]
+    Sled,
+    /// As files beside the tree.
+    Files,
+}
+
+/// Freshness and behaviour in trouble; every key may be overridden per upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// How long a tag is served without asking the upstream.
+    #[serde(with = "humantime_serde")]
+    pub tag_ttl: Duration,
+    /// How long a definite 404 is remembered.
+    #[serde(with = "humantime_serde")]
+    pub negative_ttl: Duration,
+    /// How long past its freshness a tag may be served when the upstream cannot be asked.
+    pub stale_if_error: Limit,
+    /// How long past its freshness a tag is served at once while it is revalidated in the background.
+    #[serde(with = "humantime_serde")]
+    pub stale_while_revalidate: Duration,
+    /// How long an upstream is waited for when a copy exists.
+    #[serde(with = "humantime_serde")]
+    pub revalidate_timeout: Duration,
+    /// What `tags/list` shows.
+    pub tags_list: TagsList,
+    /// What an upstream's 404 does to a tag that is held.
+    pub on_upstream_404: OnUpstream404,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            tag_ttl: Duration::from_mins(1),
+            negative_ttl: Duration::from_secs(10),
+            stale_if_error: Limit::Forever,
+            stale_while_revalidate: Duration::ZERO,
+            revalidate_timeout: Duration::from_secs(2),
+            tags_list: TagsList::Cached,
+            on_upstream_404: OnUpstream404::Miss,
+        }
+    }
+}
+
+/// A duration, or no bound at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Written `"forever"`.
+    Forever,
+    /// At most this long.
+    For(Duration),
+}
+
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Forever => serializer.serialize_str("forever"),
+            Self::For(duration) => humantime_serde::serialize(duration, serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "forever" {
+            return Ok(Self::Forever);
+        }
+        humantime::parse_duration(&text).map(Self::For).map_err(|error| {
+            serde::de::Error::custom(format!("{error}; expected a duration such as \"1h\", or \"forever\""))
+        })
+    }
+}
+
+/// What `tags/list` shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TagsList {
+    /// The tags held here.
+    #[default]
+    Cached,
+    /// The upstream's list.
+    Upstream,
+    /// Both.
+    Merged,
+}
+
+/// What an upstream's 404 does to a tag that is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUpstream404 {
+    /// The tag is gone for clients too; content stays.
+    #[default]
+    Miss,
+    /// The last known content is served on.
+    Stale,
+}
+
+/// What is fetched before anybody asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Prefetch {
+    /// Whether an index's child manifests are fetched when it comes in.
+    pub children: bool,
+    /// Platforms (`os/arch[/variant]`) whose blobs are fetched too.
+    pub platforms: Vec<String>,
+}
+
+impl Default for Prefetch {
+    fn default() -> Self {
+        Self { children: true, platforms: Vec::new() }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A level, or a filter in tracing's syntax (`info,larder::upstream=debug`).
+    pub level: String,
+    /// The shape of a line.
+    pub format: LogFormat,
+    /// Whether each request gets a line.
+    pub requests: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text, requests: true }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines, one object per line.
+    Json,
+}
+
+/// One registry behind the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upstream {
+    /// Where it is reached, in the order they are tried.
+    pub endpoints: Vec<Endpoint>,
+    /// Whether names without an upstream belong to it. Exactly one upstream may say so.
+    pub default: bool,
+    /// Values of a request's `Host` header that select it.
+    pub hostnames: Vec<String>,
+    /// User name at the registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// File that holds the password, read when it is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// A docker `config.json` to take credentials from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker_config: Option<PathBuf>,
+    /// PEM file with certificate authorities trusted beside the built-in ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the client certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<PathBuf>,
+    /// PEM file with the client certificate's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<PathBuf>,
+    /// Accept any certificate. For laboratories.
+    pub insecure_skip_verify: bool,
+    /// Repository globs that may be pulled; empty means all.
+    pub allow: Vec<String>,
+    /// Repository globs that may not.
+    pub deny: Vec<String>,
+    /// Whether redirects and token realms may lead to private addresses.
+    pub allow_private: bool,
+    /// Connections to it at once.
+    pub max_connections: usize,
+    /// Overrides `cache.tag_ttl`.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub tag_ttl: Option<Duration>,
+    /// Overrides `cache.negative_ttl`.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub negative_ttl: Option<Duration>,
+    /// Overrides `cache.stale_if_error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_if_error: Option<Limit>,
+    /// Overrides `cache.stale_while_revalidate`.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub stale_while_revalidate: Option<Duration>,
+    /// Overrides `cache.revalidate_timeout`.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub revalidate_timeout: Option<Duration>,
+    /// Overrides `cache.tags_list`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tags_list: Option<TagsList>,
+    /// Overrides `cache.on_upstream_404`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_upstream_404: Option<OnUpstream404>,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            default: false,
+            hostnames: Vec::new(),
+            username: None,
+            password_file: None,
+            docker_config: None,
+            ca_file: None,
+            client_cert: None,
+            client_key: None,
+            insecure_skip_verify: false,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            allow_private: false,
+            max_connections: 64,
+            tag_ttl: None,
+            negative_ttl: None,
+            stale_if_error: None,
+            stale_while_revalidate: None,
+            revalidate_timeout: None,
+            tags_list: None,
+            on_upstream_404: None,
+        }
+    }
+}
+
+impl Upstream {
+    /// The cache settings for this upstream: its own where it has any, else the common ones.
+    pub fn cache(&self, common: &Cache) -> Cache {
+        Cache {
+            tag_ttl: self.tag_ttl.unwrap_or(common.tag_ttl),
+            negative_ttl: self.negative_ttl.unwrap_or(common.negative_ttl),
+            stale_if_error: self.stale_if_error.unwrap_or(common.stale_if_error),
+            stale_while_revalidate: self.stale_while_revalidate.unwrap_or(common.stale_while_revalidate),
+            revalidate_timeout: self.revalidate_timeout.unwrap_or(common.revalidate_timeout),
+            tags_list: self.tags_list.unwrap_or(common.tags_list),
+            on_upstream_404: self.on_upstream_404.unwrap_or(common.on_upstream_404),
+        }
+    }
+}
+
+/// One way to reach an upstream: `"https://host"`, `"oci:///folder"`, or a table that says more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `http://`, `https://` or `oci://`.
+    pub url: String,
+    /// Whether it may say which digest a tag stands for.
+    pub authoritative: bool,
+}
+
+impl Endpoint {
+    /// An authoritative endpoint at `url`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), authoritative: true }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EndpointTable {
+    url: String,
+    #[serde(default = "yes")]
+    authoritative: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.authoritative {
+            serializer.serialize_str(&self.url)
+        } else {
+            EndpointTable { url: self.url.clone(), authoritative: false }.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "an endpoint is a URL, or a table with `url` and `authoritative`")]
+        enum Either {
+            Url(String),
+            Table(EndpointTable),
+        }
+        Ok(match Either::deserialize(deserializer)? {
+            Either::Url(url) => Self::new(url),
+            Either::Table(table) => Self { url: table.url, authoritative: table.authoritative },
+        })
+    }
+}
+
+/// The upstreams that are there without being configured.
+pub fn builtin_upstreams() -> BTreeMap<String, Upstream> {
+    [
+        ("docker.io", "https://registry-1.docker.io"),
+        ("ghcr.io", "https://ghcr.io"),
+        ("quay.io", "https://quay.io"),
+        ("gcr.io", "https://gcr.io"),
+        ("registry.k8s.io", "https://registry.k8s.io"),
+        ("mcr.microsoft.com", "https://mcr.microsoft.com"),
+        ("public.ecr.aws", "https://public.ecr.aws"),
+    ]
+    .into_iter()
+    .map(|(name, url)| {
+        let default = name == "docker.io";
+        let upstream = Upstream { endpoints: vec![Endpoint::new(url)], default, ..Upstream::default() };
+        (name.to_owned(), upstream)
+    })
+    .collect()
+}

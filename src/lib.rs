@@ -1,0 +1,6 @@
+//! larder: a pull-through cache for container images.
+
+pub mod app;
+pub mod config;
+pub mod oci;
+pub mod telemetry;

@@ -1,0 +1,107 @@
+//! Media types: the manifest types a registry serves, and what a Content-Type header says about a document.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// OCI image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// OCI image manifest.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Docker manifest list, schema 2.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker image manifest, version 2 schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker image manifest, version 2 schema 1, unsigned; never served.
+pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
+/// Docker image manifest, version 2 schema 1, signed; never served.
+pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+/// Docker image configuration, by which an untyped manifest is known to be Docker's.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// The Accept value sent to every upstream: all types that can be kept, and none that makes a registry convert.
+pub const CANONICAL_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
+application/vnd.oci.image.manifest.v1+json, \
+application/vnd.docker.distribution.manifest.list.v2+json, \
+application/vnd.docker.distribution.manifest.v2+json";
+
+/// Which of the four shapes a media type names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Points at other manifests.
+    Index,
+    /// Points at a config and layers.
+    Image,
+    /// Schema 1, of which nothing is kept.
+    Schema1,
+}
+
+/// A document's media type, without parameters, exactly as it is served.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MediaType(Arc<str>);
+
+impl MediaType {
+    /// Takes a type that is known to be free of parameters and printable.
+    pub fn new(text: &str) -> Option<Self> {
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$&-^_.+/".contains(&b);
+        let shaped =
+            text.split_once('/').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains('/'));
+        (shaped && text.len() <= 255 && text.bytes().all(token)).then(|| Self(text.into()))
+    }
+
+    /// Reads a Content-Type header value: parameters dropped; `None` if what is left is no media type.
+    pub fn from_header(value: &str) -> Option<Self> {
+        Self::new(value.split(';').next().unwrap_or_default().trim())
+    }
+
+    /// The text, as served.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The shape that this type stands for; `None` for a type that is no manifest's.
+    pub fn kind(&self) -> Option<Kind> {
+        kind_of(&self.0)
+    }
+}
+
+/// The shape of a known manifest type. Types are compared without regard to case (RFC 9110, 8.3.1).
+pub fn kind_of(media_type: &str) -> Option<Kind> {
+    let is = |known: &str| media_type.eq_ignore_ascii_case(known);
+    if is(OCI_INDEX) || is(DOCKER_LIST) {
+        Some(Kind::Index)
+    } else if is(OCI_MANIFEST) || is(DOCKER_MANIFEST) {
+        Some(Kind::Image)
+    } else if is(DOCKER_SCHEMA1) || is(DOCKER_SCHEMA1_SIGNED) {
+        Some(Kind::Schema1)
+    } else {
+        None
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_parameters_are_dropped() {
+        let kept =
+            MediaType::from_header("application/vnd.oci.image.index.v1+json; charset=utf-8").expect("a type");
+        assert_eq!(kept.as_str(), OCI_INDEX);
+        assert_eq!(kept.kind(), Some(Kind::Index));
+        assert!(MediaType::from_header("").is_none());
+        assert!(MediaType::from_header("nonsense").is_none());
+        assert!(MediaType::from_header("a/b\r\nx: y").is_none());
+    }
+}

@@ -1,0 +1,224 @@
+//! Names: a repository's name, a tag, a reference, and the upstream that a repository belongs to.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::digest::{Digest, DigestError};
+
+/// Clients cap `host[:port]/name` at 255 characters (distribution-spec, "Pulling manifests").
+const NAME_MAX: usize = 255;
+const TAG_MAX: usize = 128;
+
+/// Why a string is no name, tag or reference.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// The repository name breaks the grammar or is longer than 255 characters.
+    #[error(
+        "`{0}` is not a repository name: lower-case letters, digits and separators, components joined by `/`"
+    )]
+    Name(String),
+    /// The tag breaks the grammar or is longer than 128 characters.
+    #[error(
+        "`{0}` is not a tag: at most 128 of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"
+    )]
+    Tag(String),
+    /// The reference looks like a digest and is not one.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+}
+
+macro_rules! text_type {
+    ($name:ident) => {
+        impl $name {
+            /// The text as it was parsed.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+/// A repository's name inside one registry, such as `library/busybox`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Arc<str>);
+text_type!(Name);
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    /// distribution-spec: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/…)*`.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if !text.is_empty() && text.len() <= NAME_MAX && text.split('/').all(is_component) {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Name(shown(text)))
+        }
+    }
+}
+
+/// One path component: runs of `[a-z0-9]` with exactly one of `.`, `_`, `__` or `-`+ between two of them.
+fn is_component(text: &str) -> bool {
+    let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
+        return false;
+    }
+    bytes.split(alphanumeric).all(|separator| {
+        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|b| *b == b'-')
+    })
+}
+
+/// A tag, at most 128 characters of `[a-zA-Z0-9_][a-zA-Z0-9._-]*`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(Arc<str>);
+text_type!(Tag);
+
+impl FromStr for Tag {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let bytes = text.as_bytes();
+        let first = bytes.first().is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        let rest = bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+        if first && rest && bytes.len() <= TAG_MAX {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Tag(shown(text)))
+        }
+    }
+}
+
+/// What follows `/manifests/`: a tag or a digest, nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reference {
+    /// A name that may move.
+    Tag(Tag),
+    /// Content, for ever.
+    Digest(Digest),
+}
+
+impl FromStr for Reference {
+    type Err = NameError;
+
+    /// A colon can stand only in a digest, so it decides which of the two errors the client sees.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => tag.fmt(f),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+/// The name of a configured upstream, such as `docker.io`: a look-up key, never an address to dial.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UpstreamName(Arc<str>);
+text_type!(UpstreamName);
+
+impl FromStr for UpstreamName {
+    type Err = NameError;
+
+    /// A host name, with a port if need be: it must be usable as `?ns=` and in a `Host` header.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let allowed =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b':' | b'_');
+        let edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let bytes = text.as_bytes();
+        let ends = bytes.first().is_some_and(edge) && bytes.last().is_some_and(edge);
+        if ends && text.len() <= NAME_MAX && text.bytes().all(allowed) {
+            Ok(Self(text.into()))
+        } else {
+            Err(NameError::Name(shown(text)))
+        }
+    }
+}
+
+/// A repository: a name at an upstream. Tags, links and access all belong to a repository.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Repository {
+    /// The upstream's configured name.
+    pub upstream: UpstreamName,
+    /// The name as the upstream knows it.
+    pub name: Name,
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.upstream, self.name)
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Names come from clients: what an error repeats of them is bounded and printable.
+fn shown(text: &str) -> String {
+    text.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_grammar() {
+        for good in ["a", "library/busybox", "a.b/c_d/e__f/g---h", "blobs/manifests/tags", "0"] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        for bad in
+            ["", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "a._b", "-a", "a-", "_catalog", "a:b", "é"]
+        {
+            assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+        assert!("a".repeat(256).parse::<Name>().is_err());
+    }
+
+    #[test]
+    fn tags_follow_the_grammar() {
+        for good in ["latest", "_x", "1.2-3_4", "A"] {
+            assert!(good.parse::<Tag>().is_ok(), "{good}");
+        }
+        for bad in ["", ".INVALID_MANIFEST_NAME", "-a", "a/b", "a b", "ü"] {
+            assert!(bad.parse::<Tag>().is_err(), "{bad}");
+        }
+        assert!("a".repeat(128).parse::<Tag>().is_ok());
+        assert!("a".repeat(129).parse::<Tag>().is_err());
+    }
+
+    #[test]
+    fn a_colon_means_digest() {
+        assert!(matches!("sha256:bad".parse::<Reference>(), Err(NameError::Digest(_))));
+        assert!(matches!("bad!".parse::<Reference>(), Err(NameError::Tag(_))));
+    }
+
+    #[test]
+    fn upstream_names_are_hosts() {
+        for good in ["docker.io", "reg.example.test:5000", "localhost"] {
+            assert!(good.parse::<UpstreamName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a/b", "user@host", "http://x", "Docker.io", "x:"] {
+            assert!(bad.parse::<UpstreamName>().is_err(), "{bad}");
+        }
+    }
+}

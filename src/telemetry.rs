@@ -1,0 +1,348 @@
+//! Every metric series larder has, in one struct, and the set-up of its log.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::schema::{Log, LogFormat};
+
+/// What kind of request a client made: the `kind` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A manifest by tag.
+    ManifestTag,
+    /// A manifest by digest.
+    ManifestDigest,
+    /// A blob.
+    Blob,
+    /// `tags/list`.
+    Tags,
+    /// `_catalog`.
+    Catalog,
+    /// `referrers`.
+    Referrers,
+    /// `/v2/` itself.
+    Base,
+    /// Anything else, mostly what is refused.
+    Other,
+}
+
+impl Kind {
+    const ALL: [Self; 8] = [
+        Self::ManifestTag,
+        Self::ManifestDigest,
+        Self::Blob,
+        Self::Tags,
+        Self::Catalog,
+        Self::Referrers,
+        Self::Base,
+        Self::Other,
+    ];
+
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ManifestTag => "manifest_tag",
+            Self::ManifestDigest => "manifest_digest",
+            Self::Blob => "blob",
+            Self::Tags => "tags",
+            Self::Catalog => "catalog",
+            Self::Referrers => "referrers",
+            Self::Base => "base",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What the cache did: the same word in logs, metrics and headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered from the store alone.
+    Hit,
+    /// Fetched from the upstream for this request.
+    Miss,
+    /// Waited for a fill that another request had started.
+    Join,
+    /// The upstream confirmed what the store held.
+    Revalidated,
+    /// The upstream could not be asked; the last known content was served.
+    Stale,
+    /// Passed through without being kept.
+    Bypass,
+    /// No content was served: a refusal, an error, or a request that the cache takes no part in.
+    None,
+}
+
+impl Outcome {
+    const ALL: [Self; 7] =
+        [Self::Hit, Self::Miss, Self::Join, Self::Revalidated, Self::Stale, Self::Bypass, Self::None];
+
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Join => "join",
+            Self::Revalidated => "revalidated",
+            Self::Stale => "stale",
+            Self::Bypass => "bypass",
+            Self::None => "none",
+        }
+    }
+}
+
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// All series. Labels are bounded: upstream names come from the configuration, never from a request.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Indexed by kind, outcome and status class, so that the hot path looks nothing up.
+    requests: Vec<IntCounter>,
+    durations: Vec<Histogram>,
+    served: [IntCounter; 2],
+    fetched: IntCounterVec,
+    upstream_requests: IntCounterVec,
+    upstream_seconds: HistogramVec,
+    token_requests: IntCounterVec,
+    verify_failures: IntCounterVec,
+    /// Fills that download now.
+    pub fills_running: IntGauge,
+    /// Requests that joined a fill started by another request.
+    pub fills_joined: IntCounter,
+    /// Finished fills by result.
+    fills: IntCounterVec,
+    /// Connections open on the client port.
+    pub connections: IntGauge,
+    /// Child manifests waiting to be fetched.
+    pub children_queued: IntGauge,
+    store_bytes: IntGaugeVec,
+    store_objects: IntGaugeVec,
+    /// Operations of the store that failed.
+    pub store_errors: IntCounter,
+}
+
+/// A series that no registry has seen yet cannot clash, so registration cannot fail; a bug would show in every test.
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    match made.and_then(|series| registry.register(Box::new(series.clone())).map(|()| series)) {
+        Ok(series) => series,
+        Err(error) => unreachable!("a metric series is declared wrongly: {error}"),
+    }
+}
+
+impl Metrics {
+    /// All series, at zero, in a registry of their own.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let histograms = |name: &str, help: &str, labels: &[&str]| {
+            let buckets = vec![
+                0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+            ];
+            register(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+        };
+
+        let requests = counters(
+            "larder_requests_total",
+            "Requests answered, by what was asked for, what the cache did and the status class.",
+            &["kind", "outcome", "status"],
+        );
+        let durations = histograms(
+            "larder_response_seconds",
+            "Time from a request's arrival to the head of its answer.",
+            &["kind", "outcome"],
+        );
+        let served = counters("larder_served_bytes_total", "Body bytes sent to clients.", &["kind"]);
+        let build = gauges("larder_build_info", "1, labelled with the version.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let of = |kind: &Kind, outcome: &Outcome, status: &&str| {
+            requests.with_label_values(&[kind.as_str(), outcome.as_str(), status])
+        };
+        #[cfg(target_os = "linux")]
+        {
+            let process = prometheus::process_collector::ProcessCollector::for_self();
+            // Registered first and once in a fresh registry: it cannot clash.
+            let _ = registry.register(Box::new(process));
+        }
+        Self {
+            requests: Kind::ALL
+                .iter()
+                .flat_map(|k| {
+                    Outcome::ALL.iter().flat_map(move |o| STATUS_CLASSES.iter().map(move |s| (k, o, s)))
+                })
+                .map(|(kind, outcome, status)| of(kind, outcome, status))
+                .collect(),
+            durations: Kind::ALL
+                .iter()
+                .flat_map(|k| Outcome::ALL.iter().map(move |o| (k, o)))
+                .map(|(kind, outcome)| durations.with_label_values(&[kind.as_str(), outcome.as_str()]))
+                .collect(),
+            served: [served.with_label_values(&["manifest"]), served.with_label_values(&["blob"])],
+            fetched: counters(
+                "larder_fetched_bytes_total",
+                "Body bytes received from upstreams.",
+                &["upstream", "kind"],
+            ),
+            upstream_requests: counters(
+                "larder_upstream_requests_total",
+                "Requests sent to upstreams, by status; `error` where no answer came.",
+                &["upstream", "method", "status"],
+            ),
+            upstream_seconds: histograms(
+                "larder_upstream_response_seconds",
+                "Time from sending a request to an upstream to the head of its answer.",
+                &["upstream"],
+            ),
+            token_requests: counters(
+                "larder_upstream_token_requests_total",
+                "Token requests for upstreams, by result.",
+                &["upstream", "result"],
+            ),
+            verify_failures: counters(
+                "larder_verify_failures_total",
+                "Content whose digest or size did not match, by upstream.",
+                &["upstream", "kind"],
+            ),
+            fills_running: gauge("larder_fills_running", "Fills that are downloading now."),
+            fills_joined: counter(
+                "larder_fills_joined_total",
+                "Requests that joined a fill already running.",
+            ),
+            fills: counters("larder_fills_total", "Finished fills, by result.", &["result"]),
+            connections: gauge("larder_connections", "Client connections open now."),
+            children_queued: gauge("larder_children_queued", "Child manifests waiting to be fetched."),
+            store_bytes: gauges(
+                "larder_store_bytes",
+                "Bytes of the store: `disk` is what it takes on disk, `content` what it holds.",
+                &["what"],
+            ),
+            store_objects: gauges("larder_store_objects", "What the store holds, by kind.", &["kind"]),
+            store_errors: counter("larder_store_errors_total", "Operations of the store that failed."),
+            registry,
+        }
+    }
+
+    /// Counts an answered request and the time to its head.
+    pub fn request(&self, kind: Kind, outcome: Outcome, status: u16, took: Duration) {
+        let pair = kind as usize * Outcome::ALL.len() + outcome as usize;
+        let class = usize::from(status / 100).saturating_sub(1).min(STATUS_CLASSES.len() - 1);
+        if let Some(counter) = self.requests.get(pair * STATUS_CLASSES.len() + class) {
+            counter.inc();
+        }
+        if let Some(histogram) = self.durations.get(pair) {
+            histogram.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts body bytes sent to a client.
+    pub fn served(&self, kind: Kind, bytes: u64) {
+        self.served[usize::from(kind == Kind::Blob)].inc_by(bytes);
+    }
+
+    /// Counts body bytes received from an upstream; `kind` is `manifest` or `blob`.
+    pub fn fetched(&self, upstream: &str, kind: &str, bytes: u64) {
+        self.fetched.with_label_values(&[upstream, kind]).inc_by(bytes);
+    }
+
+    /// Counts a request to an upstream; `status` is `None` where no answer came.
+    pub fn upstream_request(&self, upstream: &str, method: &str, status: Option<u16>, took: Duration) {
+        let status = status.map_or_else(|| "error".to_owned(), |code| code.to_string());
+        self.upstream_requests.with_label_values(&[upstream, method, &status]).inc();
+        self.upstream_seconds.with_label_values(&[upstream]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a token request; `result` is `ok`, `denied` or `error`.
+    pub fn token_request(&self, upstream: &str, result: &str) {
+        self.token_requests.with_label_values(&[upstream, result]).inc();
+    }
+
+    /// Counts content that did not verify; `kind` is `manifest` or `blob`.
+    pub fn verify_failure(&self, upstream: &str, kind: &str) {
+        self.verify_failures.with_label_values(&[upstream, kind]).inc();
+    }
+
+    /// Counts a finished fill; `result` is `ok`, `mismatch`, `upstream` or `store`.
+    pub fn fill_finished(&self, result: &str) {
+        self.fills.with_label_values(&[result]).inc();
+    }
+
+    /// Sets the store's gauges.
+    pub fn store(&self, disk: u64, content: u64, manifests: u64, blobs: u64) {
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.store_bytes.with_label_values(&["disk"]).set(signed(disk));
+        self.store_bytes.with_label_values(&["content"]).set(signed(content));
+        self.store_objects.with_label_values(&["manifest"]).set(signed(manifests));
+        self.store_objects.with_label_values(&["blob"]).set(signed(blobs));
+    }
+
+    /// Makes the series of an upstream exist at zero, so that rates over them exist from the start.
+    pub fn declare_upstream(&self, upstream: &str) {
+        for kind in ["manifest", "blob"] {
+            self.fetched.with_label_values(&[upstream, kind]);
+            self.verify_failures.with_label_values(&[upstream, kind]);
+        }
+    }
+
+    /// The exposition in Prometheus' text format 0.0.4.
+    pub fn render(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            tracing::error!(%error, "metrics cannot be rendered");
+        }
+        out
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Why the log cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("log.level is no filter: {0}")]
+pub struct LogError(String);
+
+/// Sends the log to standard error. Later calls in one process change nothing.
+pub fn init_log(log: &Log) -> Result<(), LogError> {
+    let filter = EnvFilter::try_new(&log.level).map_err(|error| LogError(error.to_string()))?;
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
+    let _ = match log.format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hot_path_finds_its_series() {
+        let metrics = Metrics::new();
+        metrics.request(Kind::Other, Outcome::None, 599, Duration::from_millis(1));
+        metrics.request(Kind::ManifestTag, Outcome::Hit, 200, Duration::from_millis(1));
+        let text = String::from_utf8(metrics.render()).expect("text");
+        assert!(
+            text.contains(r#"larder_requests_total{kind="other",outcome="none",status="5xx"} 1"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"larder_requests_total{kind="manifest_tag",outcome="hit",status="2xx"} 1"#));
+    }
+}
