@@ -27,14 +27,14 @@ pub struct Progress {
     pub paged: u64,
     /// The body's length, once known.
     pub total: Option<u64>,
-    /// Size and digest matched; nothing more will come.
-    pub verified: bool,
+    /// Set when nothing more will come.
+    pub end: Option<DraftEnd>,
 }
 
 impl Progress {
     /// Bytes that may be shown: the last one only after verification.
     pub fn readable(&self) -> u64 {
-        if self.verified {
+        if self.end == Some(DraftEnd::Committed) {
             return self.received;
         }
         let withheld = self.total.map_or(self.received, |total| self.received.min(total));
@@ -49,6 +49,8 @@ pub enum DraftEnd {
     Committed,
     /// The bytes were not what the digest, or the announced size, promised; they are gone.
     Mismatch,
+    /// The fill gave up; what it has stays for the next one.
+    Abandoned,
 }
 
 /// The shared side of a draft.
@@ -163,7 +165,7 @@ impl Store {
         }
         self.facts.insert(key, DraftFact { condemned: false }.encode())?;
         let length = next_page * self.pages.page_size() as u64;
-        let progress = Progress { received: length, paged: length, total: None, verified: false };
+        let progress = Progress { received: length, paged: length, total: None, end: None };
         let draft = Draft {
             digest: *digest,
             pages: self.pages.clone(),
@@ -172,6 +174,17 @@ impl Store {
         };
         let rest = BytesMut::with_capacity(self.pages.page_size());
         Ok(DraftWriter { store: self.clone(), draft: draft.into(), hasher, rest, next_page })
+    }
+}
+
+impl Drop for DraftWriter {
+    /// Readers must learn of every end, also of one that nobody planned.
+    fn drop(&mut self) {
+        self.draft.progress.send_if_modified(|progress| {
+            let open = progress.end.is_none();
+            progress.end.get_or_insert(DraftEnd::Abandoned);
+            open
+        });
     }
 }
 
@@ -238,13 +251,14 @@ impl DraftWriter {
         self.draft.progress.send_modify(|progress| {
             progress.paged = size;
             progress.total = Some(size);
-            progress.verified = true;
+            progress.end = Some(DraftEnd::Committed);
         });
         Ok(DraftEnd::Committed)
     }
 
     /// Drops the draft's bytes. Marked first, so that a crash in the middle cannot bring them back.
     pub fn condemn(self) -> Result<(), StoreError> {
+        self.draft.progress.send_modify(|progress| progress.end = Some(DraftEnd::Mismatch));
         let digest = &self.draft.digest;
         let key = Key::Draft(digest).to_bytes();
         self.store.facts.insert(key.as_slice(), DraftFact { condemned: true }.encode())?;

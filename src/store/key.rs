@@ -10,6 +10,8 @@ use crate::oci::{Algorithm, Digest, Repository, UpstreamName};
 pub(super) enum Key<'a> {
     /// A tag of a repository.
     Tag(&'a Repository, &'a str),
+    /// A tag of a repository for clients that accept only these types.
+    Variant(&'a Repository, &'a str, &'a str),
     /// A repository that holds a tag.
     Repository(&'a UpstreamName, &'a str),
     /// A repository's right to a digest.
@@ -40,6 +42,12 @@ impl Key<'_> {
                 key.push(b't');
                 push_repository(&mut key, repository);
                 key.extend_from_slice(tag.as_bytes());
+            }
+            Self::Variant(repository, tag, types) => {
+                key.push(b'v');
+                push_repository(&mut key, repository);
+                push_text(&mut key, tag);
+                key.extend_from_slice(types.as_bytes());
             }
             Self::Repository(upstream, name) => {
                 key.push(b'r');

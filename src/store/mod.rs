@@ -173,24 +173,37 @@ impl Store {
 
     // ---- tags ----
 
-    /// What is known of a tag.
-    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagFact>, StoreError> {
-        self.fact(&Key::Tag(repository, tag.as_str()))
+    /// What is known of a tag, as given to clients for whom the upstream was asked for the types in `variant`.
+    pub fn tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Option<&str>,
+    ) -> Result<Option<TagFact>, StoreError> {
+        self.fact(&tag_key(repository, tag, variant))
     }
 
     /// Sets a tag; the manifest it points at must be there already.
-    pub fn put_tag(&self, repository: &Repository, tag: &Tag, fact: &TagFact) -> Result<(), StoreError> {
+    pub fn put_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Option<&str>,
+        fact: &TagFact,
+    ) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
-        batch.insert(Key::Tag(repository, tag.as_str()).to_bytes(), fact.encode());
-        batch.insert(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes(), &[][..]);
+        batch.insert(tag_key(repository, tag, variant).to_bytes(), fact.encode());
+        if variant.is_none() {
+            batch.insert(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes(), &[][..]);
+        }
         self.facts.apply_batch(batch)?;
         Ok(())
     }
 
     /// Forgets a tag; its content stays.
-    pub fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), StoreError> {
-        self.facts.remove(Key::Tag(repository, tag.as_str()).to_bytes())?;
-        if self.tags(repository, None, 1)?.is_empty() {
+    pub fn remove_tag(&self, repository: &Repository, tag: &Tag, variant: Option<&str>) -> Result<(), StoreError> {
+        self.facts.remove(tag_key(repository, tag, variant).to_bytes())?;
+        if variant.is_none() && self.tags(repository, None, 1)?.is_empty() {
             self.facts.remove(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes())?;
         }
         Ok(())
@@ -344,6 +357,13 @@ impl Store {
             Err(TransactionError::Storage(error)) => Err(error.into()),
             Err(TransactionError::Abort(())) => Err(StoreError::Fact("the commit aborted itself".to_owned())),
         }
+    }
+}
+
+fn tag_key<'a>(repository: &'a Repository, tag: &'a Tag, variant: Option<&'a str>) -> Key<'a> {
+    match variant {
+        Some(types) => Key::Variant(repository, tag.as_str(), types),
+        None => Key::Tag(repository, tag.as_str()),
     }
 }
 

@@ -130,7 +130,10 @@ fn a_condemned_draft_starts_over() {
 
 #[test]
 fn the_last_byte_waits_for_verification() {
-    let at = |received, total, verified| Progress { received, paged: 0, total, verified }.readable();
+    let at = |received, total, verified: bool| {
+        let end = verified.then_some(DraftEnd::Committed);
+        Progress { received, paged: 0, total, end }.readable()
+    };
     assert_eq!(at(10, Some(20), false), 10);
     assert_eq!(at(20, Some(20), false), 19);
     assert_eq!(at(25, Some(20), false), 19);
@@ -201,9 +204,9 @@ fn names_come_in_byte_order_page_by_page() {
     let (store, _folder) = store();
     let fact = TagFact { digest: Digest::of(Algorithm::Sha256, b""), checked_at: 1, moved_at: 1 };
     for tag in ["b", "B", "a", "10", "9", "_"] {
-        store.put_tag(&repository("x/y"), &tag.parse().expect("a tag"), &fact).expect("put");
+        store.put_tag(&repository("x/y"), &tag.parse().expect("a tag"), None, &fact).expect("put");
     }
-    store.put_tag(&repository("x"), &"z".parse().expect("a tag"), &fact).expect("put");
+    store.put_tag(&repository("x"), &"z".parse().expect("a tag"), None, &fact).expect("put");
     let all = store.tags(&repository("x/y"), None, 100).expect("tags");
     assert_eq!(all, ["10", "9", "B", "_", "a", "b"]);
     assert_eq!(store.tags(&repository("x/y"), Some("9"), 2).expect("tags"), ["B", "_"]);
@@ -212,7 +215,7 @@ fn names_come_in_byte_order_page_by_page() {
     let upstream = "docker.io".parse().expect("a name");
     let names = store.repositories(&upstream, None, 10).expect("names");
     assert_eq!(names.iter().map(Name::as_str).collect::<Vec<_>>(), ["x", "x/y"]);
-    store.remove_tag(&repository("x"), &"z".parse().expect("a tag")).expect("removed");
+    store.remove_tag(&repository("x"), &"z".parse().expect("a tag"), None).expect("removed");
     assert_eq!(store.repositories(&upstream, None, 10).expect("names").len(), 1);
 }
 
