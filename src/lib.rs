@@ -4,3 +4,4 @@ pub mod app;
 pub mod config;
 pub mod oci;
 pub mod telemetry;
+pub mod upstream;
