@@ -1,5 +1,8 @@
 //! Configuration end to end: the examples that ship, layering, environment twins, suggestions, refusals.
 
+// The lint spares test functions by itself, but not what they share.
+#![allow(clippy::expect_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
