@@ -1,5 +1,6 @@
 //! The command line: what can be said on it, and which verb it leads to.
 
+mod demo;
 mod serve;
 mod validate;
 
@@ -26,6 +27,12 @@ enum Verb {
     Serve(Settings),
     /// Check the configuration and print the one that results, defaults included
     Validate(Settings),
+    /// Pull an image through a larder of its own, then again without the upstream, and show what happened
+    Demo {
+        /// Go on serving afterwards, until a signal comes
+        #[arg(long)]
+        stay: bool,
+    },
 }
 
 /// Where the configuration comes from; shared by the verbs that need one.
@@ -79,6 +86,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Serve(settings) => serve::run(settings.load()?),
         Verb::Validate(settings) => validate::run(&settings.load()?),
+        Verb::Demo { stay } => demo::run(stay),
     }
 }
 

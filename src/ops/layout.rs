@@ -48,9 +48,9 @@ pub enum LayoutError {
     #[error("the content given for {wanted} has the digest {found}")]
     Mismatch {
         /// What it was to be.
-        wanted: Digest,
+        wanted: Box<Digest>,
         /// What it is.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// A document of the layout cannot be made.
     #[error(transparent)]
@@ -115,7 +115,7 @@ impl LayoutWriter {
         }
         let found = hasher.finish();
         if found != digest {
-            return Err(LayoutError::Mismatch { wanted: digest, found });
+            return Err(LayoutError::Mismatch { wanted: digest.into(), found: found.into() });
         }
         keep(file, &path)?;
         let digest: oci_spec::image::Digest = digest.to_string().parse()?;
@@ -235,6 +235,14 @@ mod tests {
         assert_eq!(annotations[ANNOTATION_REF_NAME], "latest");
     }
 
+    struct Broken;
+
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("gone"))
+        }
+    }
+
     #[test]
     fn what_does_not_match_leaves_nothing() {
         let root = tempfile::tempdir().expect("a folder");
@@ -243,12 +251,6 @@ mod tests {
         let error = writer.stream(MediaType::ImageLayer, wanted, &b"that"[..]).expect_err("refused");
         assert!(matches!(error, LayoutError::Mismatch { .. }), "{error}");
 
-        struct Broken;
-        impl Read for Broken {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                Err(io::Error::other("gone"))
-            }
-        }
         let error = writer.stream(MediaType::ImageLayer, wanted, Broken).expect_err("refused");
         assert!(matches!(error, LayoutError::Read { .. }), "{error}");
         assert_eq!(files(root.path()), Vec::<String>::new());
