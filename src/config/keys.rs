@@ -75,7 +75,26 @@ impl Place {
     /// defaults, so one key can be tried alone and the answer is about that key.
     pub(super) fn fits(&self, key: &str, value: &toml::Value) -> Result<(), String> {
         let alone = toml::Table::from_iter([(key.to_owned(), value.clone())]);
-        (self.shape().fits)(alone).map_err(|error| error.message().to_owned())
+        (self.shape().fits)(alone).map_err(|error| match self.example(key) {
+            Some(example) => format!("{}; for example {key} = {example}", error.message()),
+            None => error.message().to_owned(),
+        })
+    }
+
+    /// The default of a key, as it would be written; `None` where there is none or it shows nothing.
+    fn example(&self, key: &str) -> Option<toml::Value> {
+        let default = toml::Table::try_from(Config::default()).ok()?;
+        let found = match self {
+            Self::Root => default.get(key),
+            Self::Section(section) => default.get(*section)?.get(key),
+            // An upstream's freshness keys have their defaults in the common section.
+            Self::Upstream(_) => {
+                let builtin = default.get(UPSTREAM)?.as_table()?.values().next();
+                builtin.and_then(|table| table.get(key)).or_else(|| default.get("cache")?.get(key))
+            }
+        };
+        let shows = |value: &&toml::Value| value.as_array().is_none_or(|array| !array.is_empty());
+        found.filter(shows).cloned()
     }
 
     /// The key with the names of its tables, as it would be written in TOML.

@@ -103,8 +103,8 @@ pub fn load(
     flags: Flags,
 ) -> Result<Config, LoadError> {
     let mut variables: BTreeMap<String, String> =
-        env.filter(|(name, _)| name.starts_with("LARDER_") && !is_service_link(name)).collect();
-    let named = variables.remove("LARDER_CONFIG").map(PathBuf::from);
+        env.filter(|(name, value)| name.starts_with("LARDER_") && !is_service_link(name, value)).collect();
+    let named = variables.remove("LARDER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
     let mut layers = Layers::default();
     if let Some(path) = file.map(Path::to_owned).or(named) {
         let read = std::fs::read_to_string(&path);
@@ -125,12 +125,14 @@ pub fn load(
 }
 
 /// Kubernetes tells every pod about the services in its namespace; for a service called `larder` those variables
-/// begin as ours do, and none of them is a mistake.
-fn is_service_link(name: &str) -> bool {
-    let tail = |text: &str| text == "_PORT" || text.starts_with("_PORT_");
+/// begin as ours do, and none of them is a mistake. `LARDER_PORT=80` is one: a service's is a URL.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let numbered =
+        |at: usize| name[at..].trim_start_matches("_PORT_").starts_with(|c: char| c.is_ascii_digit());
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
-        || (!name.contains("__") && name.match_indices("_PORT").any(|(at, _)| tail(&name[at..])))
+        || (name.ends_with("_PORT") && value.contains("://"))
+        || (!name.contains("__") && name.match_indices("_PORT_").any(|(at, _)| numbered(at)))
 }
 
 /// What has been said so far; a later layer overwrites an earlier one key by key.
