@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::server::{self, Limits};
 use crate::store::Store;
 use crate::telemetry::Metrics;
+pub use crate::telemetry::init_log;
 use crate::upstream::Upstreams;
 
 /// How often the store's gauges are set.
