@@ -113,8 +113,8 @@ mod tests {
         Route::parse(path).map(|route| (route.prefix, route.name, route.resource))
     }
 
-    fn plain(name: &str, resource: Resource) -> Option<(Option<String>, String, Resource)> {
-        Some((None, name.to_owned(), resource))
+    fn plain(name: &str, resource: Resource) -> (Option<String>, String, Resource) {
+        (None, name.to_owned(), resource)
     }
 
     #[test]
@@ -127,12 +127,15 @@ mod tests {
             parse("/v2/a/manifests/blobs/sha256:x"),
             plain("a/manifests", Resource::Blob("sha256:x".into()))
         );
-        assert_eq!(parse("/v2/manifests/tags/list"), plain("manifests", Resource::Tags));
+        assert_eq!(parse("/v2/manifests/tags/list"), Some(plain("manifests", Resource::Tags)));
         assert_eq!(
             parse("/v2/tags/list/manifests/list"),
             plain("tags/list", Resource::Manifest("list".into()))
         );
-        assert_eq!(parse("/v2/a/referrers/sha256:x"), plain("a", Resource::Referrers("sha256:x".into())));
+        assert_eq!(
+            parse("/v2/a/referrers/sha256:x"),
+            Some(plain("a", Resource::Referrers("sha256:x".into())))
+        );
     }
 
     #[test]
@@ -146,16 +149,16 @@ mod tests {
             plain("ghcr.io/o/a", Resource::Manifest("1".into()))
         );
         assert_eq!(parse("/ghcr.io/v2/"), Some((Some("ghcr.io".into()), String::new(), Resource::Base)));
-        assert_eq!(parse("/v2"), plain("", Resource::Base));
-        assert_eq!(parse("/v2/_catalog"), plain("", Resource::Catalog));
+        assert_eq!(parse("/v2"), Some(plain("", Resource::Base)));
+        assert_eq!(parse("/v2/_catalog"), Some(plain("", Resource::Catalog)));
         // A repository called v2 is no prefix.
-        assert_eq!(parse("/v2/v2/manifests/1"), plain("v2", Resource::Manifest("1".into())));
+        assert_eq!(parse("/v2/v2/manifests/1"), Some(plain("v2", Resource::Manifest("1".into()))));
     }
 
     #[test]
     fn decoded_once_and_no_more() {
-        assert_eq!(parse("/v2/a/blobs/sha256%3Ax"), plain("a", Resource::Blob("sha256:x".into())));
-        assert_eq!(parse("/v2/a/blobs/sha256%253Ax"), plain("a", Resource::Blob("sha256%3Ax".into())));
+        assert_eq!(parse("/v2/a/blobs/sha256%3Ax"), Some(plain("a", Resource::Blob("sha256:x".into()))));
+        assert_eq!(parse("/v2/a/blobs/sha256%253Ax"), Some(plain("a", Resource::Blob("sha256%3Ax".into()))));
         assert_eq!(parse("/v2/%ff/blobs/x"), None);
     }
 

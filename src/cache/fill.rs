@@ -244,7 +244,7 @@ impl Fill {
             Opened::Draft(writer) => writer,
         };
         let received = loop {
-            let received = self.download(writer).await?;
+            let received = self.download(*writer).await?;
             if !matches!(received.ending, Ending::Beyond) {
                 break received;
             }
@@ -263,7 +263,7 @@ impl Fill {
         blocking(move || match store.blob(&digest)? {
             // Another fill may have ended between the look into the store and this one.
             Some(entry) => Ok(Opened::Stored(entry)),
-            None => Ok(Opened::Draft(store.open_draft(&digest)?)),
+            None => Ok(Opened::Draft(Box::new(store.open_draft(&digest)?))),
         })
         .await
     }
@@ -299,5 +299,5 @@ impl Fill {
 
 enum Opened {
     Stored(BlobEntry),
-    Draft(DraftWriter),
+    Draft(Box<DraftWriter>),
 }

@@ -223,7 +223,7 @@ impl Store {
     ) -> Result<Vec<String>, StoreError> {
         let prefix = Key::Tag(repository, "").to_bytes();
         let from = Key::Tag(repository, last.unwrap_or_default()).to_bytes();
-        self.names(&prefix, from, last.is_some(), limit)
+        self.names(&prefix, &from, last.is_some(), limit)
     }
 
     /// Up to `limit` names of an upstream's repositories that hold a tag and sort after `last`, in byte order.
@@ -235,19 +235,19 @@ impl Store {
     ) -> Result<Vec<Name>, StoreError> {
         let prefix = Key::Repository(upstream, "").to_bytes();
         let from = Key::Repository(upstream, last.unwrap_or_default()).to_bytes();
-        let names = self.names(&prefix, from, last.is_some(), limit)?;
+        let names = self.names(&prefix, &from, last.is_some(), limit)?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     fn names(
         &self,
         prefix: &[u8],
-        from: Vec<u8>,
+        from: &[u8],
         after: bool,
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
         let mut found = Vec::new();
-        for item in self.facts.range(from.clone()..) {
+        for item in self.facts.range(from..) {
             let (key, _) = item?;
             let Some(rest) = key.strip_prefix(prefix) else { break };
             if after && *key == *from {
