@@ -121,16 +121,16 @@ mod tests {
     fn names_are_read_from_the_right() {
         assert_eq!(
             parse("/v2/a/blobs/b/manifests/latest"),
-            plain("a/blobs/b", Resource::Manifest("latest".into()))
+            Some(plain("a/blobs/b", Resource::Manifest("latest".into())))
         );
         assert_eq!(
             parse("/v2/a/manifests/blobs/sha256:x"),
-            plain("a/manifests", Resource::Blob("sha256:x".into()))
+            Some(plain("a/manifests", Resource::Blob("sha256:x".into())))
         );
         assert_eq!(parse("/v2/manifests/tags/list"), Some(plain("manifests", Resource::Tags)));
         assert_eq!(
             parse("/v2/tags/list/manifests/list"),
-            plain("tags/list", Resource::Manifest("list".into()))
+            Some(plain("tags/list", Resource::Manifest("list".into())))
         );
         assert_eq!(
             parse("/v2/a/referrers/sha256:x"),
@@ -146,7 +146,7 @@ mod tests {
         );
         assert_eq!(
             parse("/v2/ghcr.io/o/a/manifests/1"),
-            plain("ghcr.io/o/a", Resource::Manifest("1".into()))
+            Some(plain("ghcr.io/o/a", Resource::Manifest("1".into())))
         );
         assert_eq!(parse("/ghcr.io/v2/"), Some((Some("ghcr.io".into()), String::new(), Resource::Base)));
         assert_eq!(parse("/v2"), Some(plain("", Resource::Base)));
