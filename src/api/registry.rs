@@ -182,7 +182,7 @@ impl Registry {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<Content, Refusal> {
-        let found = self.cache.manifest(repository, reference, &Accept::from_headers(asked.headers)).await?;
+        let found = self.cache.manifest(repository, reference, Accept::from_headers(asked.headers)).await?;
         let mut answer = Response::new(Body::Empty);
         response::insert_manifest(answer.headers_mut(), &found);
         if response::is_match(asked.headers, IF_NONE_MATCH, &found.document.digest) == Some(true) {

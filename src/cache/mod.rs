@@ -115,7 +115,7 @@ impl Cache {
         &self,
         repository: &Repository,
         reference: &Reference,
-        accept: &Accept,
+        accept: Accept<'_>,
     ) -> Result<Found, CacheError> {
         let tag = match reference {
             Reference::Digest(digest) => return manifest::by_digest(&self.0, repository, digest).await,
@@ -123,8 +123,11 @@ impl Cache {
         };
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
         let found = resolve::by_tag(&self.0, &key).await?;
+        if accept.allows(&found.document.media_type) {
+            return Ok(found);
+        }
         let types = accept.canonical();
-        if accept.allows(&found.document.media_type) || types.is_empty() {
+        if types.is_empty() {
             return Ok(found);
         }
         resolve::by_tag(&self.0, &TagKey { variant: Some(types.join(", ")), ..key }).await

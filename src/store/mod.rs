@@ -296,7 +296,7 @@ impl Store {
 
     /// Keeps a verified manifest, and the links that it gives its repository.
     ///
-    /// A digest that is kept already keeps its media type: one digest, one reading, for ever.
+    /// A digest that is kept already keeps its media type: one digest, one reading, for ever. Returns that type.
     pub fn put_manifest(
         &self,
         repository: &Repository,
@@ -304,11 +304,11 @@ impl Store {
         manifest: &StoredManifest,
         links: impl Iterator<Item = (Digest, Option<u64>)>,
         now: u64,
-    ) -> Result<(), StoreError> {
-        let known = self.facts.contains_key(Key::Manifest(digest).to_bytes())?;
+    ) -> Result<MediaType, StoreError> {
+        let known = self.fact::<ManifestFact>(&Key::Manifest(digest))?;
         let mut batch = sled::Batch::default();
         let size = manifest.body.len() as u64;
-        if !known {
+        if known.is_none() {
             let pages = manifest.body.chunks(self.documents.page_size());
             for (number, page) in pages.enumerate() {
                 self.documents.put(digest, number as u64, page)?;
@@ -322,11 +322,14 @@ impl Store {
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
         }
         self.facts.apply_batch(batch)?;
-        if !known {
-            self.counters.manifests.fetch_add(1, Ordering::Relaxed);
-            self.counters.content.fetch_add(size, Ordering::Relaxed);
+        match known {
+            Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest)),
+            None => {
+                self.counters.manifests.fetch_add(1, Ordering::Relaxed);
+                self.counters.content.fetch_add(size, Ordering::Relaxed);
+                Ok(manifest.media_type.clone())
+            }
         }
-        Ok(())
     }
 
     /// Drops a manifest that turned out to be damaged.
