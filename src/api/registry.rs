@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use oci_spec::distribution::{RepositoryListBuilder, TagListBuilder};
 use url::form_urlencoded;
 
-use crate::cache::{BlobReader, Cache, CacheError, Page};
+use crate::cache::{BlobReader, Cache, Page};
 use crate::oci::name::NameError;
 use crate::oci::{Accept, Digest, RangeRequest, Reference, Repository};
 use crate::telemetry::{Kind, Metrics, Outcome};
@@ -233,8 +233,9 @@ impl Registry {
         if let Some(length) = length {
             answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
-        let source = blob.source.ok_or(CacheError::Interrupted)?;
-        Ok(Content::Reading(answer, blob.outcome, self.cache.read(source, range), length))
+        let (reader, outcome) = self.cache.reader(repository, digest, blob, range).await?;
+        response::insert_outcome(answer.headers_mut(), outcome);
+        Ok(Content::Reading(answer, outcome, reader, length))
     }
 
     async fn tags(&self, asked: &Asked<'_>, repository: &Repository) -> Result<Content, Refusal> {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
 
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, DraftWriter, LinkFact, StoreError};
@@ -14,7 +15,7 @@ use super::manifest::{link, remember};
 use super::{Cache, CacheError, Shared, blocking, now};
 
 /// A blob to serve, and how the cache came by it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Blob {
     /// Its length, where known.
     pub size: Option<u64>,
@@ -25,12 +26,14 @@ pub struct Blob {
 }
 
 /// Where a blob's bytes come from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Source {
     /// The store has it, whole and verified.
     Stored(BlobEntry),
     /// A fill is bringing it.
     Filling(Arc<Draft>),
+    /// The upstream sends it, past the store.
+    Passing(mpsc::Receiver<Result<Bytes, CacheError>>),
 }
 
 /// How far a fill has come, as far as somebody who wants to start reading must know.

@@ -322,14 +322,12 @@ impl Store {
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
         }
         self.facts.apply_batch(batch)?;
-        match known {
-            Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest)),
-            None => {
-                self.counters.manifests.fetch_add(1, Ordering::Relaxed);
-                self.counters.content.fetch_add(size, Ordering::Relaxed);
-                Ok(manifest.media_type.clone())
-            }
+        if let Some(known) = known {
+            return MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest));
         }
+        self.counters.manifests.fetch_add(1, Ordering::Relaxed);
+        self.counters.content.fetch_add(size, Ordering::Relaxed);
+        Ok(manifest.media_type.clone())
     }
 
     /// Drops a manifest that turned out to be damaged.
