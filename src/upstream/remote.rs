@@ -299,8 +299,7 @@ impl Part {
     }
 }
 
-/// The bytes of a blob on their way.
-#[derive(Debug)]
+/// The bytes of a blob on their way. No `Debug`: the answer knows the signed URL it came from.
 pub(super) struct Body {
     response: Response,
     /// What is still to come, if that is known.
