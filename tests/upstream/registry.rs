@@ -37,9 +37,9 @@ pub(crate) const PATIENT: Timeouts = Timeouts {
 /// Short enough for a test to wait for, long enough for a busy machine.
 pub(crate) const SHORT: Timeouts = Timeouts {
     connect: Duration::from_secs(2),
-    head: Duration::from_millis(400),
+    head: Duration::from_secs(1),
     total: Duration::from_secs(5),
-    idle: Duration::from_millis(400),
+    idle: Duration::from_secs(1),
 };
 
 /// What the registry saw.
