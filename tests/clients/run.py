@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.dont_write_bytecode = True
 import images  # noqa: E402
 
 LARDER, ADMIN, UPSTREAM, OTHER = 5000, 5001, 5100, 5101
@@ -521,13 +522,17 @@ def main():
     work = Path(tempfile.mkdtemp(prefix="larder-clients-"))
     namespaces = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     command = (*namespaces, sys.executable, Path(__file__).resolve(), "--larder", binary, "--inside", work)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
     try:
         return subprocess.run([str(part) for part in command], stdin=subprocess.DEVNULL).returncode
     finally:
         if options.keep:
             print(f"logs and stores are in {work}")
         else:
-            shutil.rmtree(work, ignore_errors=True)
+            # What was killed a moment ago may still be writing.
+            deadline = time.monotonic() + 5
+            while work.exists() and time.monotonic() < deadline:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Checks licences, duplicate crates and sources against deny.toml where cargo-deny is not installed."""
+
+import collections
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def metadata(target, features):
+    command = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", target, *features]
+    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def reachable(graph):
+    """The packages that larder is built from on that target, development included."""
+    nodes = {node["id"]: node for node in graph["resolve"]["nodes"]}
+    queue, seen = list(graph["workspace_members"]), set()
+    while queue:
+        package = queue.pop()
+        if package not in seen:
+            seen.add(package)
+            queue.extend(dependency["pkg"] for dependency in nodes[package]["deps"])
+    return [package for package in graph["packages"] if package["id"] in seen]
+
+
+def permitted(expression, allowed):
+    """Whether an SPDX expression can be satisfied with the licences allowed; `/` is the old way to write OR."""
+    tokens = re.findall(r"\(|\)|[^\s()]+", expression.replace("/", " OR "))
+    position = 0
+
+    def take():
+        nonlocal position
+        position += 1
+        return tokens[position - 1]
+
+    def at(word):
+        return position < len(tokens) and tokens[position].upper() == word
+
+    def one():
+        if at("("):
+            take()
+            value = either()
+            if not at(")"):
+                raise ValueError(expression)
+            take()
+            return value
+        value = take()
+        if at("WITH"):
+            take()
+            value = f"{value} WITH {take()}"
+        return value in allowed
+
+    def both():
+        value = one()
+        while at("AND"):
+            take()
+            value = one() and value
+        return value
+
+    def either():
+        value = both()
+        while at("OR"):
+            take()
+            value = both() or value
+        return value
+
+    value = either()
+    if position != len(tokens):
+        raise ValueError(expression)
+    return value
+
+
+def skipped(package, version, skips):
+    for skip in skips:
+        name, _, wanted = skip.partition("@")
+        if name == package and (version + ".").startswith(wanted + "."):
+            return True
+    return False
+
+
+def main():
+    rules = tomllib.loads((ROOT / "deny.toml").read_text())
+    allowed = set(rules["licenses"]["allow"])
+    registries = {"registry+" + url for url in rules["sources"]["allow-registry"]}
+    skips = [skip["crate"] for skip in rules["bans"]["skip"]]
+    features = ["--all-features"] if rules["graph"].get("all-features") else []
+    faults, counted = set(), set()
+    for target in rules["graph"]["targets"]:
+        versions = collections.defaultdict(set)
+        for package in reachable(metadata(target, features)):
+            name = f"{package['name']} {package['version']}"
+            counted.add(name)
+            versions[package["name"]].add(package["version"])
+            if not package["license"] or not permitted(package["license"], allowed):
+                faults.add(f"{name}: licence {package['license']} is not in deny.toml's [licenses] allow")
+            # Without a source it is a folder: only larder's own is meant to be one.
+            if package["source"] not in registries and not (package["source"] is None and package["name"] == "larder"):
+                faults.add(f"{name}: comes from {package['source']}, which deny.toml's [sources] does not allow")
+        for package, held in versions.items():
+            unexplained = {version for version in held if not skipped(package, version, skips)}
+            if len(unexplained) > 1:
+                listed = ", ".join(sorted(held))
+                faults.add(f"{package}: versions {listed}; see `cargo tree -d`, then [bans] skip in deny.toml")
+    for fault in sorted(faults):
+        print(fault, file=sys.stderr)
+    print(f"{len(counted)} crates, {len(faults)} faults (licences, duplicates, sources; no advisories)")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
