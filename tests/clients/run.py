@@ -12,27 +12,25 @@ ends, the kernel ends everything it started.
 import argparse
 import collections
 import contextlib
-import hashlib
 import http.client
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.dont_write_bytecode = True
 import images  # noqa: E402
+from servers import LARDER, OURSELVES, Failed, Process, ask, in_namespaces, last_lines, require, run  # noqa: E402
+from servers import start_registry, wait_until  # noqa: E402
 
-LARDER, ADMIN, UPSTREAM, OTHER = 5000, 5001, 5100, 5101
+ADMIN, UPSTREAM, OTHER = 5001, 5100, 5101
 MIRROR = f"127.0.0.1:{LARDER}"
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
-OURSELVES = "client-tests/1"
 # What a client cannot pull from any registry, in the versions of Debian 12; all the rest it must pull.
 UNABLE = {
     "skopeo": {"library/nested:latest", "library/shy:latest"},  # no nested indexes; and shy is not for --all
@@ -40,10 +38,6 @@ UNABLE = {
     "ctr": {"library/multi:sbom"},
     "dockerd": {"library/nested:latest", "library/multi:sbom"},
 }
-
-
-class Failed(Exception):
-    """What a check found wrong."""
 
 
 class Report:
@@ -63,116 +57,6 @@ class Report:
         else:
             self.passed += 1
             print(f"ok   {name} ({(time.monotonic() - began) * 1000:.0f} ms)", flush=True)
-
-
-def require(condition, message):
-    if not condition:
-        raise Failed(message)
-
-
-def last_lines(text, count=3):
-    lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
-    return " | ".join(lines[-count:])[-300:]
-
-
-def run(*command, env=None, seconds=120):
-    """The output of a command that must succeed."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=seconds,
-        text=True,
-        errors="replace",
-    )
-    require(done.returncode == 0, f"`{command[0]}` ended with {done.returncode}: {last_lines(done.stdout)}")
-    return done.stdout
-
-
-def ask(method, path, port=LARDER, **headers):
-    """One request; the answer's status, headers and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, headers={"User-Agent": OURSELVES, **sent})
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
-    finally:
-        connection.close()
-
-
-def wait_until(what, condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if condition():
-                return
-        if time.monotonic() > deadline:
-            raise Failed(f"waited {seconds} s in vain until {what}")
-        time.sleep(0.05)
-
-
-class Process:
-    """A server that is started by hand, with its output in a file of its own."""
-
-    def __init__(self, work, name, *command, ready=None, env=None):
-        self.name, self.log = name, work / "logs" / f"{name}.log"
-        self.log.parent.mkdir(exist_ok=True)
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                env={**os.environ, **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        try:
-            wait_until(f"{name} is ready", lambda: self.alive() and (ready is None or ready()))
-        except Failed as error:
-            self.kill()
-            raise Failed(f"{error}: {last_lines(self.text())}") from None
-
-    def alive(self):
-        if self.process.poll() is not None:
-            raise Failed(f"{self.name} ended with {self.process.returncode}: {last_lines(self.text())}")
-        return True
-
-    def text(self):
-        return self.log.read_text(errors="replace")
-
-    def stop(self, seconds=40):
-        """Asks it to end; its exit status."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise Failed(f"{self.name} did not end within {seconds} s of being asked to") from None
-
-    def kill(self):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def start_registry(work, name, port):
-    config = work / f"{name}.json"  # JSON is YAML
-    config.write_text(
-        json.dumps(
-            {
-                "version": "0.1",
-                "log": {"level": "error", "accesslog": {"disabled": False}},
-                "storage": {"filesystem": {"rootdirectory": str(work / name)}},
-                "http": {"addr": f"127.0.0.1:{port}"},
-            }
-        )
-    )
-    ready = lambda: ask("GET", "/v2/", port)[0] == 200  # noqa: E731
-    return Process(work, name, "docker-registry", "serve", config, ready=ready)
 
 
 def start_larder(work, binary):
@@ -519,20 +403,7 @@ def main():
     missing = [program for program in needed if not shutil.which(program)]
     if missing or os.geteuid() != 0 or not os.access(binary, os.X_OK):
         sys.exit(f"needs root, {binary}, and these programs that are missing: {' '.join(missing) or 'none'}")
-    work = Path(tempfile.mkdtemp(prefix="larder-clients-"))
-    namespaces = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-    command = (*namespaces, sys.executable, Path(__file__).resolve(), "--larder", binary, "--inside", work)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
-    try:
-        return subprocess.run([str(part) for part in command], stdin=subprocess.DEVNULL).returncode
-    finally:
-        if options.keep:
-            print(f"logs and stores are in {work}")
-        else:
-            # What was killed a moment ago may still be writing.
-            deadline = time.monotonic() + 5
-            while work.exists() and time.monotonic() < deadline:
-                shutil.rmtree(work, ignore_errors=True)
+    return in_namespaces("larder-clients-", Path(__file__).resolve(), ("--larder", binary), options.keep)
 
 
 if __name__ == "__main__":
