@@ -25,6 +25,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+MIB = 1 << 20
 MANIFEST_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
 AMD64 = {"architecture": "amd64", "os": "linux"}
@@ -105,7 +106,8 @@ def layer_tar(files):
 
 def noise(seed, size):
     """Bytes that no compression makes smaller, the same for the same seed."""
-    return random.Random(seed).randbytes(size)
+    source, part = random.Random(seed), 64 * MIB
+    return b"".join(source.randbytes(min(part, size - at)) for at in range(0, size, part))
 
 
 def image(seed, platform, docker=False, sizes=(40_000,), compressed=True):
@@ -164,9 +166,6 @@ def artifact(seed, subject):
         "annotations": {"org.opencontainers.image.created": "2020-09-13T12:26:40Z"},
     }
     return Content(OCI_MANIFEST, document(value), None, [empty, payload])
-
-
-MIB = 1 << 20
 
 
 def default_registry():
