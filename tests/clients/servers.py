@@ -142,9 +142,11 @@ def in_namespaces(prefix, script, arguments, keep=False):
     work = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
     namespaces = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     command = (*namespaces, sys.executable, script, *arguments, "--inside", work)
+    # Whatever is set for a larder of the caller's own is not meant for ours.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LARDER_")}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
     try:
-        return subprocess.run([str(part) for part in command], stdin=subprocess.DEVNULL).returncode
+        return subprocess.run([str(part) for part in command], env=env, stdin=subprocess.DEVNULL).returncode
     finally:
         if keep:
             print(f"logs and stores are in {work}")
