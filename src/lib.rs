@@ -3,4 +3,6 @@
 pub mod app;
 pub mod config;
 pub mod oci;
+pub mod store;
 pub mod telemetry;
+pub mod upstream;
