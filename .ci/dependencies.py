@@ -15,21 +15,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def metadata(target, features):
-    command = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", target, *features]
-    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+def cargo(*arguments):
+    return subprocess.run(["cargo", *arguments], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
 
 
-def reachable(graph):
-    """The packages that larder is built from on that target, development included."""
-    nodes = {node["id"]: node for node in graph["resolve"]["nodes"]}
-    queue, seen = list(graph["workspace_members"]), set()
-    while queue:
-        package = queue.pop()
-        if package not in seen:
-            seen.add(package)
-            queue.extend(dependency["pkg"] for dependency in nodes[package]["deps"])
-    return [package for package in graph["packages"] if package["id"] in seen]
+def built(target, features):
+    """(name, version) of every crate that larder is built and tested from on that target.
+
+    Not taken from the metadata: that also has optional crates which no feature turns on.
+    """
+    shown = cargo("tree", "--locked", "--target", target, *features, "--prefix", "none", "--format", "{p}")
+    lines = (line.split() for line in shown.splitlines() if line.strip())
+    return {(name, version.removeprefix("v")) for name, version, *_ in lines}
 
 
 def permitted(expression, allowed):
@@ -106,12 +103,12 @@ def main():
     registries = {"registry+" + url for url in rules["sources"]["allow-registry"]}
     skips = [skip["crate"] for skip in rules["bans"]["skip"]]
     features = ["--all-features"] if rules["graph"].get("all-features") else []
-    faults, counted = set(), set()
+    graph = json.loads(cargo("metadata", "--locked", "--format-version", "1", *features))
+    faults, counted = set(undocumented(graph)), set()
     for target in rules["graph"]["targets"]:
         versions = collections.defaultdict(set)
-        graph = metadata(target, features)
-        faults.update(undocumented(graph))
-        for package in reachable(graph):
+        packages = built(target, features)
+        for package in (package for package in graph["packages"] if (package["name"], package["version"]) in packages):
             name = f"{package['name']} {package['version']}"
             counted.add(name)
             versions[package["name"]].add(package["version"])
