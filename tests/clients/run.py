@@ -189,6 +189,10 @@ class Clients:
         path.write_text(text)
         return path
 
+    def containerfile(self):
+        """Something to build that needs nothing but a pull."""
+        return self.write("Containerfile", "FROM docker.io/library/multi:oci\nLABEL built=yes\n")
+
     @staticmethod
     def registries_conf(docker_io):
         return f"""
@@ -244,10 +248,9 @@ insecure = true
 
         self.each("podman", docker_io, other, how)
         with self.report.check(f"{self.round}: buildah builds on docker.io/library/multi:oci"):
-            self.write("Containerfile", "FROM docker.io/library/multi:oci\nLABEL built=yes\n")
             run("podman", "rmi", "--all", "--force", env=self.env)
             bud = ("buildah", "bud", "--quiet", "--isolation", "chroot", "--signature-policy", self.policy)
-            run(*bud, "--file", self.home / "Containerfile", self.home / "certs.d", env=self.env)
+            run(*bud, "--file", self.containerfile(), self.hosts, env=self.env)
 
     def containerd_and_dockerd(self, docker_io, other):
         socket = self.home / "containerd.sock"
@@ -299,6 +302,10 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
             dockerd = Process(work, f"dockerd-{self.round}", *command, ready=ready)
             try:
                 self.each("dockerd", docker_io, [], how)  # dockerd mirrors docker.io and nothing else
+                with self.report.check(f"{self.round}: dockerd's BuildKit builds on docker.io/library/multi:oci"):
+                    run(*docker, "image", "rm", "--force", "library/multi:oci")
+                    build = ("build", "--pull", "--quiet", "--file", self.containerfile(), self.hosts)
+                    run(*docker, *build, env={**self.env, "DOCKER_BUILDKIT": "1"})
             finally:
                 dockerd.stop()
 
@@ -389,6 +396,8 @@ def main():
     binary = options.larder.resolve()
 
     if options.inside:
+        # Debian's programs, not whatever newer ones a developer has beside them.
+        os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
         run("ip", "link", "set", "lo", "up")
         report = Report()
         try:
