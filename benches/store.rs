@@ -32,11 +32,18 @@ fn main() {
     if let [row, page, segment, cache, live] = arguments.as_slice()
         && row == "row"
     {
-        measure(page.parse().unwrap(), segment.parse().unwrap(), cache.parse().unwrap(), live.parse().unwrap());
+        measure(
+            page.parse().unwrap(),
+            segment.parse().unwrap(),
+            cache.parse().unwrap(),
+            live.parse().unwrap(),
+        );
         return;
     }
     let live = arguments.first().map_or(2048, |text| text.parse().unwrap());
-    println!("| page | segment | sled cache | write MB/s | read GB/s, 1 stream | read GB/s, 2 streams | resident after half / all / reads, MiB | disk per live byte | reopen s |");
+    println!(
+        "| page | segment | sled cache | write MB/s | read GB/s, 1 stream | read GB/s, 2 streams | resident after half / all / reads, MiB | disk per live byte | reopen s |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     for (page, segment, cache) in ROWS {
         let me = std::env::current_exe().unwrap();
@@ -97,7 +104,12 @@ fn measure(page: usize, segment: usize, cache: u64, live: usize) {
             let entry = store.blob(digest).unwrap().unwrap();
             let mut at = 0;
             while at < entry.size() {
-                at += entry.read(at..entry.size(), 512 << 10).unwrap().iter().map(|p| p.len() as u64).sum::<u64>();
+                at += entry
+                    .read(at..entry.size(), 512 << 10)
+                    .unwrap()
+                    .iter()
+                    .map(|p| p.len() as u64)
+                    .sum::<u64>();
             }
         }
     };

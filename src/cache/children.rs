@@ -103,7 +103,10 @@ async fn obtain(
     let (document, _) = attempt
         .retry(patience)
         .when(|error| {
-            matches!(error, CacheError::Timeout(_) | CacheError::Unreachable(_) | CacheError::RateLimited { .. })
+            matches!(
+                error,
+                CacheError::Timeout(_) | CacheError::Unreachable(_) | CacheError::RateLimited { .. }
+            )
         })
         .await?;
     link(shared, repository, &child.digest, child.size).await;

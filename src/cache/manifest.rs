@@ -40,7 +40,8 @@ pub(super) async fn by_digest(
             Ok(found(document, Outcome::Revalidated))
         }
         Held { linked, document: None } => {
-            let (document, leader) = fetch(shared, repository, digest, linked.and_then(|link| link.size)).await?;
+            let (document, leader) =
+                fetch(shared, repository, digest, linked.and_then(|link| link.size)).await?;
             Ok(found(document, if leader { Outcome::Miss } else { Outcome::Join }))
         }
     }
@@ -86,7 +87,11 @@ async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) ->
 }
 
 /// Asks the upstream whether this repository has what another one brought in.
-pub(super) async fn confirm(shared: &Shared, repository: &Repository, digest: &Digest) -> Result<(), CacheError> {
+pub(super) async fn confirm(
+    shared: &Shared,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<(), CacheError> {
     let reference = Reference::Digest(*digest);
     if shared.hot.is_absent(repository, &reference, now()) {
         return Err(CacheError::NotFound);

@@ -4,6 +4,7 @@
 //! A fetch belongs to the cache, never to a request: requests wait for it, tail it, leave it, and it goes on.
 
 mod children;
+mod download;
 mod error;
 mod fill;
 mod flight;

@@ -64,7 +64,12 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
         }
         (Err(error), Some(known)) if serves_stale(&error, &known.fact, settings) => {
             let age = age(&known);
-            Ok(Found { document: known.document, outcome: Outcome::Stale, age, stale: Some(error.to_string()) })
+            Ok(Found {
+                document: known.document,
+                outcome: Outcome::Stale,
+                age,
+                stale: Some(error.to_string()),
+            })
         }
         (Err(error), _) => Err(error),
     }
@@ -84,7 +89,8 @@ async fn known(shared: &Arc<Shared>, key: &TagKey) -> Result<Option<Known>, Cach
         Some(fact)
     } else {
         let (store, owned) = (shared.store.clone(), key.clone());
-        let fact = blocking(move || store.tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await?;
+        let fact =
+            blocking(move || store.tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await?;
         if let Some(fact) = fact {
             shared.hot.tags.insert(key.clone(), fact);
         }
@@ -189,7 +195,8 @@ async fn gone(shared: &Arc<Shared>, key: &TagKey) {
     remember_tag(shared, key);
     shared.hot.tags.remove(key);
     let (store, owned) = (shared.store.clone(), key.clone());
-    let removed = blocking(move || store.remove_tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await;
+    let removed =
+        blocking(move || store.remove_tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await;
     if let Err(error) = removed {
         shared.metrics.store_errors.inc();
         tracing::error!(%error, repository = %key.repository, tag = %key.tag, "a tag could not be removed");

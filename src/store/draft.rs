@@ -83,7 +83,9 @@ impl Draft {
     pub fn receive(&self, bytes: Bytes) {
         let length = bytes.len() as u64;
         let mut window = self.window();
-        let at = window.back().map_or_else(|| self.progress.borrow().received, |(at, last)| at + last.len() as u64);
+        let at = window
+            .back()
+            .map_or_else(|| self.progress.borrow().received, |(at, last)| at + last.len() as u64);
         window.push_back((at, bytes));
         drop(window);
         self.progress.send_modify(|progress| progress.received += length);
@@ -104,7 +106,11 @@ impl Draft {
             let from = range.start.saturating_sub(*at);
             let to = (bytes.len() as u64).min(range.end - at);
             // Both are at most the chunk's length, which is a usize.
-            found.push(bytes.slice(usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default()));
+            found.push(
+                bytes.slice(
+                    usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default(),
+                ),
+            );
         }
         Some(found)
     }

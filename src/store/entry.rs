@@ -41,7 +41,12 @@ impl BlobEntry {
 }
 
 /// Reads whole pages that cover the start of `range`, cut to it.
-pub(super) fn read(pages: &Pages, digest: &Digest, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
+pub(super) fn read(
+    pages: &Pages,
+    digest: &Digest,
+    range: Range<u64>,
+    step: u64,
+) -> Result<Vec<Bytes>, StoreError> {
     if range.start >= range.end {
         return Ok(Vec::new());
     }
@@ -61,7 +66,8 @@ pub(super) fn read(pages: &Pages, digest: &Digest, range: Range<u64>, step: u64)
         let from = range.start.saturating_sub(at);
         let to = whole.min(range.end - at);
         // Both are at most the page's length, which is a usize.
-        *page = page.slice(usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default());
+        *page =
+            page.slice(usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default());
         at += page_size;
     }
     Ok(found)

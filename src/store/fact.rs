@@ -86,7 +86,8 @@ mod digest {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
         let (long, raw) = <(bool, Vec<u8>)>::deserialize(deserializer)?;
         let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
-        Digest::from_bytes(algorithm, &raw).ok_or_else(|| serde::de::Error::custom("a digest of the wrong length"))
+        Digest::from_bytes(algorithm, &raw)
+            .ok_or_else(|| serde::de::Error::custom("a digest of the wrong length"))
     }
 }
 

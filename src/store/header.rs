@@ -41,8 +41,9 @@ pub(super) fn read_or_write(folder: &Path, wanted: Geometry) -> Result<Geometry,
     let foreign = |reason: String| StoreError::Foreign { path: folder.to_owned(), reason };
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let header: Header = toml::from_str(&text)
-                .map_err(|error| foreign(format!("{FILE} does not read ({}); move the folder away", error.message())))?;
+            let header: Header = toml::from_str(&text).map_err(|error| {
+                foreign(format!("{FILE} does not read ({}); move the folder away", error.message()))
+            })?;
             if header.format != FORMAT || header.blobs != "sled" {
                 return Err(foreign(format!(
                     "it has format {} with blobs in {}, this larder reads format {FORMAT} with blobs in sled",
@@ -54,7 +55,8 @@ pub(super) fn read_or_write(folder: &Path, wanted: Geometry) -> Result<Geometry,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let header = Header { format: FORMAT, blobs: "sled".to_owned(), geometry: wanted };
             let text = toml::to_string(&header).map_err(|error| foreign(error.to_string()))?;
-            write_whole(&path, &text).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+            write_whole(&path, &text)
+                .map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
             Ok(wanted)
         }
         Err(source) => Err(StoreError::Folder { path: folder.to_owned(), source }),
@@ -86,8 +88,11 @@ mod tests {
     #[test]
     fn another_format_is_refused_with_a_reason() {
         let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join(FILE), "format = 99\nblobs = \"sled\"\npage_size = 1\nsegment_size = 1\n")
-            .expect("written");
+        fs::write(
+            folder.path().join(FILE),
+            "format = 99\nblobs = \"sled\"\npage_size = 1\nsegment_size = 1\n",
+        )
+        .expect("written");
         let error = read_or_write(folder.path(), Geometry::CHOSEN).expect_err("refused").to_string();
         assert!(error.contains("format 99"), "{error}");
         fs::write(folder.path().join(FILE), "form").expect("written");

@@ -29,9 +29,9 @@ use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
 pub use draft::{Draft, DraftEnd, DraftWriter, Progress};
 pub use entry::BlobEntry;
+use fact::{BlobFact, Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
-use fact::{BlobFact, Fact, ManifestFact};
 use key::Key;
 use pages::Pages;
 
@@ -201,7 +201,12 @@ impl Store {
     }
 
     /// Forgets a tag; its content stays.
-    pub fn remove_tag(&self, repository: &Repository, tag: &Tag, variant: Option<&str>) -> Result<(), StoreError> {
+    pub fn remove_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Option<&str>,
+    ) -> Result<(), StoreError> {
         self.facts.remove(tag_key(repository, tag, variant).to_bytes())?;
         if variant.is_none() && self.tags(repository, None, 1)?.is_empty() {
             self.facts.remove(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes())?;
@@ -210,7 +215,12 @@ impl Store {
     }
 
     /// Up to `limit` tags of a repository that sort after `last`, in byte order.
-    pub fn tags(&self, repository: &Repository, last: Option<&str>, limit: usize) -> Result<Vec<String>, StoreError> {
+    pub fn tags(
+        &self,
+        repository: &Repository,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
         let prefix = Key::Tag(repository, "").to_bytes();
         let from = Key::Tag(repository, last.unwrap_or_default()).to_bytes();
         self.names(&prefix, from, last.is_some(), limit)
@@ -229,7 +239,13 @@ impl Store {
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    fn names(&self, prefix: &[u8], from: Vec<u8>, after: bool, limit: usize) -> Result<Vec<String>, StoreError> {
+    fn names(
+        &self,
+        prefix: &[u8],
+        from: Vec<u8>,
+        after: bool,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
         let mut found = Vec::new();
         for item in self.facts.range(from.clone()..) {
             let (key, _) = item?;
@@ -297,7 +313,8 @@ impl Store {
             for (number, page) in pages.enumerate() {
                 self.documents.put(digest, number as u64, page)?;
             }
-            let fact = ManifestFact { media_type: manifest.media_type.as_str().to_owned(), size, stored_at: now };
+            let fact =
+                ManifestFact { media_type: manifest.media_type.as_str().to_owned(), size, stored_at: now };
             batch.insert(Key::Manifest(digest).to_bytes(), fact.encode());
         }
         let own = std::iter::once((*digest, Some(size)));
@@ -339,7 +356,13 @@ impl Store {
     }
 
     /// Makes the blob of a finished draft visible, together with its link, in one atomic step.
-    fn commit_blob(&self, repository: &Repository, digest: &Digest, size: u64, now: u64) -> Result<(), StoreError> {
+    fn commit_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+        now: u64,
+    ) -> Result<(), StoreError> {
         let blob = BlobFact { size, stored_at: now }.encode();
         let link = LinkFact { size: Some(size) }.encode();
         let committed = self.facts.transaction(|facts| {

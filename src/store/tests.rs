@@ -52,7 +52,9 @@ fn read_all(entry: &BlobEntry, range: std::ops::Range<u64>) -> Vec<u8> {
 #[test]
 fn a_blob_reads_as_it_was_written() {
     let (store, _folder) = store();
-    for (length, chunk) in [(0, 1), (1, 1), (1023, 100), (1024, 1024), (1025, 5), (10_000, 3000), (70_000, 70_000)] {
+    for (length, chunk) in
+        [(0, 1), (1, 1), (1023, 100), (1024, 1024), (1025, 5), (10_000, 3000), (70_000, 70_000)]
+    {
         let content = body(length);
         let digest = fill(&store, &content, chunk);
         let entry = store.blob(&digest).expect("a look").expect("a blob");

@@ -69,9 +69,7 @@ impl Router {
         name: &str,
     ) -> Result<Repository, RouteError> {
         if let Some(ns) = ns {
-            let exact = lower(ns);
-            let upstream = self.names.get(exact.as_ref()).or_else(|| self.hostnames.get(exact.as_ref()));
-            let upstream = upstream.ok_or_else(|| unknown(ns))?;
+            let upstream = self.upstream(ns)?;
             let rest = match self.split(name) {
                 Some((same, rest)) if same == upstream => rest,
                 _ => name,
@@ -86,6 +84,18 @@ impl Router {
         }
         let upstream = host.and_then(|host| self.hosted(host)).or(self.default.as_ref());
         repository(upstream.ok_or_else(|| unknown(name.split('/').next().unwrap_or(name)))?, name)
+    }
+
+    /// The upstream that names without one belong to.
+    pub fn default_upstream(&self) -> Option<&UpstreamName> {
+        self.default.as_ref()
+    }
+
+    /// The upstream that `ns`, or a path prefix, names.
+    pub fn upstream(&self, text: &str) -> Result<&UpstreamName, RouteError> {
+        let exact = lower(text);
+        let found = self.names.get(exact.as_ref()).or_else(|| self.hostnames.get(exact.as_ref()));
+        found.ok_or_else(|| unknown(text))
     }
 
     fn named(&self, text: &str) -> Option<&UpstreamName> {
