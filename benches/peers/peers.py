@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures larder beside nginx (the same bytes as static files) and docker-registry in proxy mode.
 
-    python3 benches/peers/peers.py [--larder target/release/larder] [--rounds 5] [--results FILE]
+    python3 benches/peers/peers.py [--larder target/release/larder] [--rounds 3] [--results FILE]
 
 Every round asks each server in turn, so that whatever else the machine does touches all of them alike; what is shown
 are medians, and for ratios the median of each round's own ratio. Manifests: the server has the first core, wrk the
@@ -161,11 +161,14 @@ class Bench:
     def note(self, what, who, value):
         self.raw.setdefault(what, {}).setdefault(who, []).append(value)
 
+    def gets_now(self, path):
+        return self.origin.text().count(f'"GET {path} ')
+
     def origin_gets(self, path):
-        """How often the origin was asked for a body, once it has been quiet for a second."""
-        log, since, seen = self.origin.log, time.monotonic(), -1
-        while time.monotonic() - since < 1:
-            now = log.read_text(errors="replace").count(f'"GET {path} ')
+        """How often the origin was asked for a body, once it has been quiet: it logs a request when it has ended."""
+        since, seen = time.monotonic(), -1
+        while time.monotonic() - since < 2:
+            now = self.gets_now(path)
             if now != seen:
                 since, seen = time.monotonic(), now
             time.sleep(0.1)
@@ -211,14 +214,14 @@ class Bench:
             self.note("cold blob, seconds", "direct", cold["seconds"])
             self.note("cold blob, first byte", "direct", cold["first_byte"])
             for who, port in caches.items():
-                before = self.origin_gets(path)
+                before = self.gets_now(path)
                 cold = read(port, path)
                 self.note("cold blob, seconds", who, cold["seconds"])
                 self.note("cold blob, first byte", who, cold["first_byte"])
                 self.note("cold blob, upstream GETs", who, self.origin_gets(path) - before)
         for path, digest in self.middle[: self.rounds]:
             for who, port in caches.items():
-                before = self.origin_gets(path)
+                before = self.gets_now(path)
                 read(port, path, 16, digest)
                 self.note("16 cold clients, upstream GETs", who, self.origin_gets(path) - before)
         self.note("memory, after the cold blobs", "larder", memory(larder))
@@ -280,7 +283,7 @@ class Bench:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--larder", default=ROOT / "target/release/larder", type=Path, help="the program to measure")
-    parser.add_argument("--rounds", default=5, type=int)
+    parser.add_argument("--rounds", default=3, type=int)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser.add_argument("--results", default=cache / "larder-peers.json", type=Path, help="where raw readings go")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
