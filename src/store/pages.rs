@@ -8,7 +8,7 @@ use super::{StoreError, key};
 
 /// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of its 256 shards
 /// and evicts only then, so that with one look-up a page it would keep up to 16 384 pages whatever its capacity.
-const TOUCHES: usize = 3;
+const TOUCHES: usize = 7;
 
 /// One tree of pages; clones share it.
 #[derive(Clone, Debug)]
