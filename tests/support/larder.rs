@@ -85,8 +85,16 @@ impl Setup {
         path
     }
 
+    /// `larder serve` with this configuration.
     pub fn command(&self) -> Command {
         let file = self.write("larder.toml", &toml::to_string(&self.config).unwrap());
+        let mut command = self.bare_command();
+        command.arg("serve").arg("--config").arg(file);
+        command
+    }
+
+    /// The binary without arguments, in the folder.
+    pub fn bare_command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
         // What the person who runs the tests has in the environment must not reach the child.
         for (name, _) in std::env::vars_os() {
@@ -95,16 +103,22 @@ impl Setup {
                 command.env_remove(name);
             }
         }
-        command.arg("serve").arg("--config").arg(file).current_dir(self.folder.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.current_dir(self.folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
 
     /// Starts a larder and waits until it listens.
     #[track_caller]
     pub fn start(self) -> Larder {
-        let running = Running::start(&self);
-        Larder { setup: self, running }
+        let mut command = self.command();
+        self.start_by(&mut command)
+    }
+
+    /// Starts a larder by a command of the test's own.
+    #[track_caller]
+    pub fn start_by(self, command: &mut Command) -> Larder {
+        Larder { running: Running::start(command), setup: self }
     }
 
     /// Starts a larder that is expected to end by itself.
@@ -166,8 +180,8 @@ struct Running {
 
 impl Running {
     #[track_caller]
-    fn start(setup: &Setup) -> Self {
-        let mut child = setup.command().spawn().unwrap();
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let log = Arc::new(Log::default());
         let (stderr, shared) = (child.stderr.take().unwrap(), Arc::clone(&log));
         let reader = std::thread::spawn(move || {
@@ -304,7 +318,7 @@ impl Larder {
     #[track_caller]
     pub fn restart(&mut self) {
         self.kill9_if_running();
-        self.running = Running::start(&self.setup);
+        self.running = Running::start(&mut self.setup.command());
     }
 
     /// Starts again with another configuration.
@@ -365,18 +379,23 @@ impl Larder {
             .sum()
     }
 
-    /// Waits until a metric is at least `value`.
+    /// `metric` for what is counted in whole numbers.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    pub fn counter(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        self.metric(name, labels).round() as u64
+    }
+
+    /// Waits until a counter is at least `value`.
     #[track_caller]
-    pub fn wait_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
-        eventually(&format!("{name}{labels:?} is {value}"), || self.metric(name, labels) >= value);
+    pub fn wait_counter(&self, name: &str, labels: &[(&str, &str)], value: u64) {
+        eventually(&format!("{name}{labels:?} is {value}"), || self.counter(name, labels) >= value);
     }
 
     /// Waits until no fill runs and no child manifest waits.
     #[track_caller]
     pub fn settle(&self) {
         eventually("no fill runs and no child waits", || {
-            self.metric("larder_fills_running", &[]) == 0.0
-                && self.metric("larder_children_queued", &[]) == 0.0
+            self.counter("larder_fills_running", &[]) == 0 && self.counter("larder_children_queued", &[]) == 0
         });
     }
 }
