@@ -1,1 +1,18 @@
-fn main() {}
+//! The `larder` program: parses its arguments, runs, and turns an error into one sentence and an exit code.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use larder::cli::{self, Arguments};
+
+fn main() -> ExitCode {
+    match cli::run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // If standard error is gone too, the exit code has to do.
+            let _ = writeln!(std::io::stderr().lock(), "larder: {}", cli::sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,5 +1,11 @@
 //! Configuration: plain data, where it comes from, and what is wrong with it.
 
+mod keys;
+pub mod load;
 pub mod schema;
+pub mod validate;
 
+pub use keys::{Hint, variables};
+pub use load::{Flags, LoadError, load};
 pub use schema::Config;
+pub use validate::{Invalid, Problem, validate};

@@ -113,10 +113,13 @@ pub struct Store {
     /// Where the bytes of blobs live.
     pub blobs: BlobStore,
     /// Upper bound for bytes on disk.
+    #[serde(serialize_with = "exact_size")]
     pub max_size: ByteSize,
     /// How much of the disk is left free.
+    #[serde(serialize_with = "exact_size")]
     pub min_free: ByteSize,
     /// Memory for sled's page cache.
+    #[serde(serialize_with = "exact_size")]
     pub cache_memory: ByteSize,
 }
 
@@ -130,6 +133,17 @@ impl Default for Store {
             cache_memory: ByteSize::mib(64),
         }
     }
+}
+
+/// Writes a size so that reading it gives the same number: `ByteSize` alone would round it to one decimal.
+// The signature is serde's.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn exact_size<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let bytes = size.as_u64();
+    let unit = units.into_iter().find(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
+    let (name, shift) = unit.unwrap_or(("B", 0));
+    serializer.collect_str(&format_args!("{}{name}", bytes >> shift))
 }
 
 /// Where the bytes of blobs live.
@@ -402,7 +416,7 @@ impl Endpoint {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EndpointTable {
+pub(super) struct EndpointTable {
     url: String,
     #[serde(default = "yes")]
     authoritative: bool,

@@ -1,0 +1,137 @@
+//! Measures the store itself: how fast bytes go in and come out, what stays in memory, what it takes on disk,
+//! for several page and segment sizes. `cargo bench --bench store` prints the table; each row is a process of its
+//! own, so that its memory is its own.
+//!
+//! Arguments: `LIVE_MIB` (default 2048), the live data of each row.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
+
+use std::process::Command;
+use std::time::Instant;
+
+use bytes::Bytes;
+use larder::config::schema;
+use larder::oci::{Algorithm, Digest, Repository};
+use larder::store::{DraftEnd, Geometry, Store};
+
+const MIB: usize = 1 << 20;
+const BLOB: usize = 128 * MIB;
+/// (page KiB, segment KiB, sled cache MiB)
+const ROWS: [(usize, usize, u64); 8] = [
+    (8, 512, 64),
+    (16, 4096, 64),
+    (32, 4096, 64),
+    (32, 8192, 64),
+    (32, 8192, 16),
+    (64, 8192, 64),
+    (64, 8192, 16),
+    (64, 16384, 16),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    if let [row, page, segment, cache, live] = arguments.as_slice()
+        && row == "row"
+    {
+        measure(
+            page.parse().unwrap(),
+            segment.parse().unwrap(),
+            cache.parse().unwrap(),
+            live.parse().unwrap(),
+        );
+        return;
+    }
+    let live = arguments.first().map_or(2048, |text| text.parse().unwrap());
+    println!(
+        "| page | segment | sled cache | write MB/s | read GB/s, 1 stream | read GB/s, 2 streams | resident after half / all / reads, MiB | disk per live byte | reopen s |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (page, segment, cache) in ROWS {
+        let me = std::env::current_exe().unwrap();
+        let numbers = [page.to_string(), segment.to_string(), cache.to_string(), live.to_string()];
+        assert!(Command::new(me).arg("row").args(numbers).status().unwrap().success());
+    }
+}
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+/// Bytes that do not compress and are cheap to make.
+fn content(seed: u64) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(BLOB);
+    while out.len() < BLOB {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.into()
+}
+
+fn measure(page: usize, segment: usize, cache: u64, live: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let geometry = Geometry { page_size: page << 10, segment_size: segment << 10 };
+    let store = Store::open_with(folder.path(), geometry, cache << 20).unwrap();
+    let repository = Repository { upstream: "bench".parse().unwrap(), name: "a".parse().unwrap() };
+    let count = live * MIB / BLOB;
+    let mut digests = Vec::new();
+    let mut writing = 0.0;
+    let mut halfway = 0;
+    for seed in 0..count {
+        let bytes = content(seed as u64 + 1);
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let begin = Instant::now();
+        let mut writer = store.open_draft(&digest).unwrap();
+        for part in 0..BLOB / (64 << 10) {
+            let part = bytes.slice(part * (64 << 10)..(part + 1) * (64 << 10));
+            writer.draft().receive(part.clone());
+            writer.append(part).unwrap();
+        }
+        assert_eq!(writer.finish(&repository, None, 0).unwrap(), DraftEnd::Committed);
+        writing += begin.elapsed().as_secs_f64();
+        digests.push(digest);
+        if seed + 1 == count / 2 {
+            halfway = resident();
+        }
+    }
+    store.flush().unwrap();
+    let all = resident();
+    let read = |digests: &[Digest]| {
+        for digest in digests {
+            let entry = store.blob(digest).unwrap().unwrap();
+            let mut at = 0;
+            while at < entry.size() {
+                at += entry
+                    .read(at..entry.size(), 512 << 10)
+                    .unwrap()
+                    .iter()
+                    .map(|p| p.len() as u64)
+                    .sum::<u64>();
+            }
+        }
+    };
+    let begin = Instant::now();
+    read(&digests);
+    let one = (count * BLOB) as f64 / begin.elapsed().as_secs_f64() / 1e9;
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        let (left, right) = digests.split_at(count / 2);
+        scope.spawn(|| read(left));
+        scope.spawn(|| read(right));
+    });
+    let two = (count * BLOB) as f64 / begin.elapsed().as_secs_f64() / 1e9;
+    let reads = resident();
+    let disk = store.size_on_disk().unwrap() as f64 / (count * BLOB) as f64;
+    drop(store);
+    let begin = Instant::now();
+    let options = schema::Store { path: folder.path().to_owned(), ..schema::Store::default() };
+    drop(Store::open(&options).unwrap());
+    let reopen = begin.elapsed().as_secs_f64();
+    let write = (count * BLOB) as f64 / writing / 1e6;
+    println!(
+        "| {page} KiB | {segment} KiB | {cache} MiB | {write:.0} | {one:.1} | {two:.1} | {halfway} / {all} / {reads} | {disk:.2} | {reopen:.2} |"
+    );
+}

@@ -1,0 +1,91 @@
+//! The body of an answer: nothing, bytes in memory, or a blob as it is read.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+use crate::cache::{BlobReader, CacheError};
+
+use super::access::Record;
+
+/// What hyper sends after the head.
+#[derive(Debug)]
+pub enum Body {
+    /// Nothing.
+    Empty,
+    /// Bytes in memory.
+    Whole(Bytes),
+    /// A blob, read while it is sent.
+    Blob(Box<BlobBody>),
+}
+
+/// A blob on its way to a client.
+#[derive(Debug)]
+pub struct BlobBody {
+    reader: BlobReader,
+    /// Bytes still to come, where known.
+    left: Option<u64>,
+    sent: u64,
+    complete: bool,
+    record: Record,
+}
+
+impl Body {
+    pub(super) fn blob(reader: BlobReader, length: Option<u64>, record: Record) -> Self {
+        Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, complete: false, record }))
+    }
+}
+
+impl Drop for BlobBody {
+    fn drop(&mut self) {
+        self.record.ended(self.sent, self.complete || self.left == Some(0));
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = CacheError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CacheError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Blob(blob) => match ready!(blob.reader.poll_next(cx)) {
+                Some(Ok(bytes)) => {
+                    let length = bytes.len() as u64;
+                    blob.sent += length;
+                    blob.left = blob.left.map(|left| left.saturating_sub(length));
+                    Poll::Ready(Some(Ok(Frame::data(bytes))))
+                }
+                // An error makes hyper cut the connection, short of what the head promised.
+                Some(Err(error)) => Poll::Ready(Some(Err(error))),
+                None => {
+                    blob.complete = true;
+                    Poll::Ready(None)
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Blob(blob) => blob.left == Some(0),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Blob(blob) => blob.left.map_or_else(SizeHint::new, SizeHint::with_exact),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! HTTP in and out: what a request means, what the cache says to it, and which status that becomes.
+
+mod access;
+mod admin;
+mod body;
+mod registry;
+mod response;
+mod route;
+
+pub use admin::Admin;
+pub use body::Body;
+pub use registry::Registry;

@@ -1,0 +1,326 @@
+//! The `/v2` API: takes a request apart, asks the cache, and puts the answer together.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, IF_NONE_MATCH, IF_RANGE, LINK, RANGE,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use oci_spec::distribution::{RepositoryListBuilder, TagListBuilder};
+use url::form_urlencoded;
+
+use crate::cache::{Cache, Page};
+use crate::config::schema::Mode;
+use crate::oci::{Accept, Digest, RangeRequest, Reference, Repository};
+use crate::telemetry::{Kind, Metrics, Outcome};
+
+use super::access::Record;
+use super::body::Body;
+use super::response::{self, Refusal};
+use super::route::{Query, Resource, Route};
+
+/// Names on a page of `_catalog` if the client names no number, and at most on any page.
+const CATALOG_PAGE: usize = 100;
+const PAGE_MAX: usize = 10_000;
+
+/// The API on the port that clients pull from; clones share it.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    cache: Cache,
+    metrics: Arc<Metrics>,
+    mode: Mode,
+    log_requests: bool,
+}
+
+/// What the head of a request says, beside its headers.
+struct Asked<'a> {
+    headers: &'a HeaderMap,
+    path: &'a str,
+    query: Query,
+    /// Whether only the head of the answer is wanted.
+    head: bool,
+}
+
+/// An answer whose body is not yet put together.
+enum Content {
+    Ready(Response<Body>, Outcome),
+    Reading(Response<Body>, Outcome, crate::cache::BlobReader, Option<u64>),
+}
+
+impl Registry {
+    /// The API over `cache`.
+    pub fn new(cache: Cache, metrics: Arc<Metrics>, mode: Mode, log_requests: bool) -> Self {
+        Self { cache, metrics, mode, log_requests }
+    }
+
+    /// Answers a request. The request's body is never read: nothing here takes one.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
+        let begin = Instant::now();
+        let (head, _) = request.into_parts();
+        let route = Route::parse(head.uri.path());
+        let kind = route.as_ref().map_or(Kind::Other, |route| kind_of(&route.resource));
+        let asked = Asked {
+            headers: &head.headers,
+            path: head.uri.path(),
+            query: Query::parse(head.uri.query()),
+            head: head.method == Method::HEAD,
+        };
+        let mut upstream = None;
+        let result = if head.method == Method::GET || head.method == Method::HEAD {
+            match route {
+                Some(route) => self.content(&asked, route, &mut upstream).await,
+                None => Err(Refusal::NoSuchPath),
+            }
+        } else {
+            Err(Refusal::Write)
+        };
+        let mut record = Record {
+            metrics: Arc::clone(&self.metrics),
+            logged: self.log_requests,
+            begin,
+            method: head.method.clone(),
+            path: asked.path.to_owned(),
+            upstream,
+            kind,
+            outcome: Outcome::None,
+            status: 0,
+            reason: None,
+        };
+        let mut finish = |answer: &mut Response<Body>, outcome| {
+            let headers = answer.headers_mut();
+            headers.insert(response::API_VERSION, HeaderValue::from_static("registry/2.0"));
+            if let (Some(ns), Some(_)) = (&asked.query.ns, &record.upstream) {
+                response::insert_text(headers, response::NAMESPACE, ns);
+            }
+            record.outcome = outcome;
+            record.status = answer.status().as_u16();
+            record.answered();
+        };
+        match result {
+            Ok(Content::Reading(mut answer, outcome, reader, length)) => {
+                finish(&mut answer, outcome);
+                *answer.body_mut() = Body::blob(reader, length, record);
+                answer
+            }
+            Ok(Content::Ready(mut answer, outcome)) => {
+                finish(&mut answer, outcome);
+                ended(&record, &mut answer, asked.head)
+            }
+            Err(refusal) => {
+                let (mut answer, message) = refusal.answer(kind, self.mode);
+                finish(&mut answer, Outcome::None);
+                record.reason = Some(message);
+                ended(&record, &mut answer, asked.head)
+            }
+        }
+    }
+
+    async fn content(
+        &self,
+        asked: &Asked<'_>,
+        route: Route,
+        upstream: &mut Option<Arc<str>>,
+    ) -> Result<Content, Refusal> {
+        match route.resource {
+            Resource::Base => {
+                if let Some(prefix) = &route.prefix {
+                    self.cache.upstreams().router().upstream(prefix)?;
+                }
+                Ok(json(b"{}".to_vec()))
+            }
+            Resource::Catalog => self.catalog(asked, route.prefix.as_deref()).await,
+            Resource::Manifest(reference) => {
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                self.manifest(asked, &repository, &reference.parse()?).await
+            }
+            Resource::Blob(digest) => {
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let digest = parse_digest(&digest)?;
+                if asked.head {
+                    self.blob_head(&repository, &digest).await
+                } else {
+                    self.blob(asked, &repository, &digest).await
+                }
+            }
+            Resource::Tags => {
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                self.tags(asked, &repository).await
+            }
+            Resource::Referrers(digest) => {
+                self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                parse_digest(&digest)?;
+                Err(Refusal::NoReferrers)
+            }
+        }
+    }
+
+    fn repository(
+        &self,
+        asked: &Asked<'_>,
+        prefix: Option<&str>,
+        name: &str,
+        upstream: &mut Option<Arc<str>>,
+    ) -> Result<Repository, Refusal> {
+        let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let repository =
+            self.cache.upstreams().router().route(asked.query.ns.as_deref(), prefix, host, name)?;
+        *upstream = Some(repository.upstream.as_str().into());
+        Ok(repository)
+    }
+
+    async fn manifest(
+        &self,
+        asked: &Asked<'_>,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Content, Refusal> {
+        let found = self.cache.manifest(repository, reference, &Accept::from_headers(asked.headers)).await?;
+        let mut answer = Response::new(Body::Empty);
+        response::insert_manifest(answer.headers_mut(), &found);
+        if response::is_match(asked.headers, IF_NONE_MATCH, &found.document.digest) == Some(true) {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            return Ok(Content::Ready(answer, found.outcome));
+        }
+        let body = found.document.body.clone();
+        answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        *answer.body_mut() = Body::Whole(body);
+        Ok(Content::Ready(answer, found.outcome))
+    }
+
+    async fn blob_head(&self, repository: &Repository, digest: &Digest) -> Result<Content, Refusal> {
+        let blob = self.cache.blob_size(repository, digest).await?;
+        let mut answer = Response::new(Body::Empty);
+        insert_blob(answer.headers_mut(), digest, blob.outcome);
+        if let Some(size) = blob.size {
+            answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
+        }
+        Ok(Content::Ready(answer, blob.outcome))
+    }
+
+    async fn blob(
+        &self,
+        asked: &Asked<'_>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Content, Refusal> {
+        let blob = self.cache.blob(repository, digest).await?;
+        let mut answer = Response::new(Body::Empty);
+        insert_blob(answer.headers_mut(), digest, blob.outcome);
+        if response::is_match(asked.headers, IF_NONE_MATCH, digest) == Some(true) {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            return Ok(Content::Ready(answer, blob.outcome));
+        }
+        let range = match (RangeRequest::parse(range_header(asked, digest)), blob.size) {
+            // Without a length there is no Content-Range to write; all of it is always allowed (RFC 9110, 14.2).
+            (RangeRequest::Whole, _) | (_, None) => None,
+            (RangeRequest::One(range), Some(size)) => {
+                let range = range.within(size).ok_or(Refusal::Range(size))?;
+                *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+                let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+                response::insert_text(answer.headers_mut(), CONTENT_RANGE, &text);
+                Some(range)
+            }
+        };
+        let length = range.as_ref().map_or(blob.size, |range| Some(range.end - range.start));
+        if let Some(length) = length {
+            answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let source = blob.source.ok_or(crate::cache::CacheError::Interrupted)?;
+        Ok(Content::Reading(answer, blob.outcome, self.cache.read(source, range), length))
+    }
+
+    async fn tags(&self, asked: &Asked<'_>, repository: &Repository) -> Result<Content, Refusal> {
+        let limit = page_size(&asked.query, PAGE_MAX)?;
+        let page = self.cache.tags(repository, asked.query.last.clone(), limit).await?;
+        let page = page.ok_or(Refusal::NoTags)?;
+        let list = TagListBuilder::default().name(repository.name.as_str()).tags(page.names.clone()).build();
+        Ok(listed(asked, &page, limit, list.map(|list| serde_json::to_vec(&list).unwrap_or_default())))
+    }
+
+    async fn catalog(&self, asked: &Asked<'_>, prefix: Option<&str>) -> Result<Content, Refusal> {
+        let limit = page_size(&asked.query, CATALOG_PAGE)?;
+        let router = self.cache.upstreams().router();
+        let only = asked.query.ns.as_deref().or(prefix).map(|name| router.upstream(name)).transpose()?;
+        let page = self.cache.repositories(only.cloned(), asked.query.last.clone(), limit).await?;
+        let list = RepositoryListBuilder::default().repositories(page.names.clone()).build();
+        Ok(listed(asked, &page, limit, list.map(|list| serde_json::to_vec(&list).unwrap_or_default())))
+    }
+}
+
+fn kind_of(resource: &Resource) -> Kind {
+    match resource {
+        Resource::Base => Kind::Base,
+        Resource::Catalog => Kind::Catalog,
+        Resource::Manifest(reference) if reference.contains(':') => Kind::ManifestDigest,
+        Resource::Manifest(_) => Kind::ManifestTag,
+        Resource::Blob(_) => Kind::Blob,
+        Resource::Tags => Kind::Tags,
+        Resource::Referrers(_) => Kind::Referrers,
+    }
+}
+
+/// Notes the end of an answer whose body, if it has one, is in memory.
+fn ended(record: &Record, answer: &mut Response<Body>, head: bool) -> Response<Body> {
+    if head {
+        *answer.body_mut() = Body::Empty;
+    }
+    let bytes = match answer.body() {
+        Body::Whole(bytes) => bytes.len() as u64,
+        _ => 0,
+    };
+    record.ended(bytes, true);
+    std::mem::replace(answer, Response::new(Body::Empty))
+}
+
+fn parse_digest(text: &str) -> Result<Digest, Refusal> {
+    text.parse().map_err(|error| Refusal::Name(crate::oci::name::NameError::Digest(error)))
+}
+
+fn insert_blob(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome) {
+    response::insert_content(headers, digest);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response::insert_outcome(headers, outcome);
+}
+
+/// The Range header, unless an If-Range names other content (RFC 9110, 13.1.5).
+fn range_header<'a>(asked: &Asked<'a>, digest: &Digest) -> Option<&'a str> {
+    if response::is_match(asked.headers, IF_RANGE, digest) == Some(false) {
+        return None;
+    }
+    asked.headers.get(RANGE)?.to_str().ok()
+}
+
+fn page_size(query: &Query, default: usize) -> Result<usize, Refusal> {
+    match &query.n {
+        None => Ok(default),
+        Some(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+            Ok(text.parse().unwrap_or(PAGE_MAX).min(PAGE_MAX))
+        }
+        Some(_) => Err(Refusal::PageSize),
+    }
+}
+
+fn json(body: Vec<u8>) -> Content {
+    let mut answer = Response::new(Body::Empty);
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    *answer.body_mut() = Body::Whole(body.into());
+    Content::Ready(answer, Outcome::None)
+}
+
+/// A page of names, with a link to the next one on the path that the client asked for (RFC 8288).
+fn listed<E>(asked: &Asked<'_>, page: &Page, limit: usize, body: Result<Vec<u8>, E>) -> Content {
+    let mut content = json(body.unwrap_or_default());
+    if let (Content::Ready(answer, _), true, Some(last)) = (&mut content, page.more, page.names.last()) {
+        let mut next = form_urlencoded::Serializer::new(String::new());
+        next.append_pair("n", &limit.to_string()).append_pair("last", last);
+        if let Some(ns) = &asked.query.ns {
+            next.append_pair("ns", ns);
+        }
+        let link = format!("<{}?{}>; rel=\"next\"", asked.path, next.finish());
+        response::insert_text(answer.headers_mut(), LINK, &link);
+    }
+    content
+}

@@ -1,0 +1,178 @@
+//! What a path asks for. Names are read from the right, because a component of a name may be called `blobs`.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+/// A resource of the `/v2` API; its parts are decoded and not yet checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Resource {
+    /// `/v2/`.
+    Base,
+    /// `/v2/_catalog`.
+    Catalog,
+    /// `…/manifests/<reference>`.
+    Manifest(String),
+    /// `…/blobs/<digest>`.
+    Blob(String),
+    /// `…/tags/list`.
+    Tags,
+    /// `…/referrers/<digest>`.
+    Referrers(String),
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    /// What stands before `/v2`, as dockerd and containerd put it.
+    pub(super) prefix: Option<String>,
+    /// The repository's name as written; empty for what belongs to none.
+    pub(super) name: String,
+    /// What of it.
+    pub(super) resource: Resource,
+}
+
+impl Route {
+    /// Reads a raw path; `None` if it belongs to no resource. It is percent-decoded here, once.
+    pub(super) fn parse(path: &str) -> Option<Self> {
+        let path: Cow<'_, str> = percent_decode_str(path).decode_utf8().ok()?;
+        let (prefix, rest) = split_version(&path)?;
+        let prefix = prefix.map(str::to_owned);
+        let at =
+            |name: &str, resource| Some(Self { prefix: prefix.clone(), name: name.to_owned(), resource });
+        match rest {
+            "" => return at("", Resource::Base),
+            "_catalog" => return at("", Resource::Catalog),
+            _ => {}
+        }
+        let (head, last) = rest.rsplit_once('/')?;
+        let (name, kind) = head.rsplit_once('/')?;
+        if name.is_empty() {
+            return None;
+        }
+        match (kind, last) {
+            ("manifests", reference) => at(name, Resource::Manifest(reference.to_owned())),
+            ("blobs", digest) => at(name, Resource::Blob(digest.to_owned())),
+            ("referrers", digest) => at(name, Resource::Referrers(digest.to_owned())),
+            ("tags", "list") => at(name, Resource::Tags),
+            _ => None,
+        }
+    }
+}
+
+/// Splits `/v2/rest` and `/P/v2/rest`; `/v2` alone counts as `/v2/`.
+fn split_version(path: &str) -> Option<(Option<&str>, &str)> {
+    let path = path.strip_prefix('/')?;
+    if path == "v2" {
+        return Some((None, ""));
+    }
+    if let Some(rest) = path.strip_prefix("v2/") {
+        return Some((None, rest));
+    }
+    let (prefix, rest) = path.split_once('/')?;
+    if rest == "v2" {
+        return Some((Some(prefix), ""));
+    }
+    rest.strip_prefix("v2/").map(|rest| (Some(prefix), rest))
+}
+
+/// The query parameters that mean something here, decoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Query {
+    /// The registry that the client means.
+    pub(super) ns: Option<String>,
+    /// Page size.
+    pub(super) n: Option<String>,
+    /// Where the page begins, exclusive.
+    pub(super) last: Option<String>,
+}
+
+impl Query {
+    /// Reads a raw query; the first of repeated parameters counts, unknown ones do not.
+    pub(super) fn parse(query: Option<&str>) -> Self {
+        let mut found = Self::default();
+        let Some(query) = query else { return found };
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let slot = match key.as_ref() {
+                "ns" => &mut found.ns,
+                "n" => &mut found.n,
+                "last" => &mut found.last,
+                _ => continue,
+            };
+            slot.get_or_insert_with(|| value.into_owned());
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(path: &str) -> Option<(Option<String>, String, Resource)> {
+        Route::parse(path).map(|route| (route.prefix, route.name, route.resource))
+    }
+
+    fn plain(name: &str, resource: Resource) -> Option<(Option<String>, String, Resource)> {
+        Some((None, name.to_owned(), resource))
+    }
+
+    #[test]
+    fn names_are_read_from_the_right() {
+        assert_eq!(
+            parse("/v2/a/blobs/b/manifests/latest"),
+            plain("a/blobs/b", Resource::Manifest("latest".into()))
+        );
+        assert_eq!(
+            parse("/v2/a/manifests/blobs/sha256:x"),
+            plain("a/manifests", Resource::Blob("sha256:x".into()))
+        );
+        assert_eq!(parse("/v2/manifests/tags/list"), plain("manifests", Resource::Tags));
+        assert_eq!(
+            parse("/v2/tags/list/manifests/list"),
+            plain("tags/list", Resource::Manifest("list".into()))
+        );
+        assert_eq!(parse("/v2/a/referrers/sha256:x"), plain("a", Resource::Referrers("sha256:x".into())));
+    }
+
+    #[test]
+    fn both_places_of_a_prefix() {
+        assert_eq!(
+            parse("/ghcr.io/v2/o/a/manifests/1"),
+            Some((Some("ghcr.io".into()), "o/a".into(), Resource::Manifest("1".into())))
+        );
+        assert_eq!(
+            parse("/v2/ghcr.io/o/a/manifests/1"),
+            plain("ghcr.io/o/a", Resource::Manifest("1".into()))
+        );
+        assert_eq!(parse("/ghcr.io/v2/"), Some((Some("ghcr.io".into()), String::new(), Resource::Base)));
+        assert_eq!(parse("/v2"), plain("", Resource::Base));
+        assert_eq!(parse("/v2/_catalog"), plain("", Resource::Catalog));
+        // A repository called v2 is no prefix.
+        assert_eq!(parse("/v2/v2/manifests/1"), plain("v2", Resource::Manifest("1".into())));
+    }
+
+    #[test]
+    fn decoded_once_and_no_more() {
+        assert_eq!(parse("/v2/a/blobs/sha256%3Ax"), plain("a", Resource::Blob("sha256:x".into())));
+        assert_eq!(parse("/v2/a/blobs/sha256%253Ax"), plain("a", Resource::Blob("sha256%3Ax".into())));
+        assert_eq!(parse("/v2/%ff/blobs/x"), None);
+    }
+
+    #[test]
+    fn the_rest_is_nothing() {
+        for path in
+            ["/", "/v1/_ping", "/v2/a", "/v2/a/b", "/v2//manifests/x", "/v2/a/blobs/uploads/x", "/a/b/v2/"]
+        {
+            assert_eq!(parse(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn queries_are_decoded() {
+        let query = Query::parse(Some("ns=myreg.io%3A5000&n=3&last=a%2Bb&x=y&n=9"));
+        assert_eq!(query.ns.as_deref(), Some("myreg.io:5000"));
+        assert_eq!(query.n.as_deref(), Some("3"));
+        assert_eq!(query.last.as_deref(), Some("a+b"));
+    }
+}

@@ -1,0 +1,201 @@
+//! The network side of a fill: brings the rest of a draft from the upstream, across interruptions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::oci::{Digest, Name};
+use crate::store::{Draft, DraftWriter, StoreError};
+use crate::upstream::{BlobBody, Upstream, UpstreamError};
+
+use super::CacheError;
+
+/// Chunks between the network and the disk: enough to keep both busy, few enough to bound memory.
+const QUEUE: usize = 16;
+/// Attempts in a row that bring nothing before a fill gives up.
+const BARREN_MAX: usize = 4;
+/// Attempts in all; an upstream that cuts this often is not worth more.
+const ATTEMPTS_MAX: usize = 100;
+
+/// A draft after its download.
+pub(super) struct Received {
+    pub(super) writer: DraftWriter,
+    pub(super) ending: Ending,
+}
+
+/// How a download ended.
+pub(super) enum Ending {
+    /// All bytes are there, as far as lengths tell.
+    Complete,
+    /// A length contradicts another.
+    Wrong(String),
+    /// The draft that was taken over is longer than the upstream's blob.
+    Beyond,
+}
+
+/// What is asked for.
+pub(super) struct Download<'a> {
+    pub(super) upstream: &'a Upstream,
+    pub(super) name: &'a Name,
+    pub(super) digest: &'a Digest,
+    /// What a descriptor said of the size.
+    pub(super) size: Option<u64>,
+}
+
+/// The disk side: a blocking thread that hashes and pages what the network side received.
+struct Writing {
+    queue: mpsc::Sender<Bytes>,
+    thread: JoinHandle<Result<DraftWriter, StoreError>>,
+}
+
+impl Writing {
+    fn start(mut writer: DraftWriter) -> Self {
+        let (queue, mut chunks) = mpsc::channel::<Bytes>(QUEUE);
+        let thread = tokio::task::spawn_blocking(move || {
+            while let Some(chunk) = chunks.blocking_recv() {
+                writer.append(chunk)?;
+            }
+            Ok(writer)
+        });
+        Self { queue, thread }
+    }
+
+    /// Waits until everything queued is written.
+    async fn end(self) -> Result<DraftWriter, CacheError> {
+        drop(self.queue);
+        match self.thread.await {
+            Ok(writer) => Ok(writer?),
+            Err(_) => Err(CacheError::Interrupted),
+        }
+    }
+}
+
+enum Pumped {
+    End,
+    Broken(UpstreamError),
+    TooLong,
+    StoreFailed,
+}
+
+impl Download<'_> {
+    /// Brings everything after what the draft has. `running` is called once the upstream has begun to send.
+    pub(super) async fn run(
+        &self,
+        writer: DraftWriter,
+        running: impl FnOnce(Arc<Draft>),
+    ) -> Result<Received, CacheError> {
+        let draft = Arc::clone(writer.draft());
+        let writing = Writing::start(writer);
+        let ended = self.attempts(&draft, &writing, running).await;
+        // The writer comes back in any case: its end is what readers wait for.
+        let writer = writing.end().await?;
+        Ok(Received { writer, ending: ended? })
+    }
+
+    async fn attempts(
+        &self,
+        draft: &Arc<Draft>,
+        writing: &Writing,
+        running: impl FnOnce(Arc<Draft>),
+    ) -> Result<Ending, CacheError> {
+        let mut running = Some(running);
+        let patience = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_max_times(BARREN_MAX)
+            .with_jitter();
+        let mut delays = patience.build();
+        let mut last = draft.progress().received;
+        if self.size == Some(last) {
+            return Ok(Ending::Complete);
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            let from = draft.progress().received;
+            let error = match self.upstream.get_blob(self.name, self.digest, from, None).await {
+                Ok(body) => {
+                    if let Some(contradiction) = self.contradiction(draft, &body) {
+                        return Ok(Ending::Wrong(contradiction));
+                    }
+                    if let Some(running) = running.take() {
+                        running(Arc::clone(draft));
+                    }
+                    match pump(draft, writing, body).await {
+                        Pumped::End => return Ok(Ending::Complete),
+                        Pumped::TooLong => {
+                            return Ok(Ending::Wrong("the upstream sends more than it announced".into()));
+                        }
+                        Pumped::StoreFailed => return Err(CacheError::Interrupted),
+                        Pumped::Broken(error) => error,
+                    }
+                }
+                Err(UpstreamError::RangeNotSatisfiable) if running.is_some() => return Ok(Ending::Beyond),
+                // Nobody reads yet, and the upstream layer has tried more than once already.
+                Err(error) if running.is_some() || !error.retryable() => return Err(error.into()),
+                Err(error) => error,
+            };
+            let received = draft.progress().received;
+            if received > last {
+                last = received;
+                delays = patience.build();
+            }
+            let Some(delay) = delays.next() else { return Err(error.into()) };
+            tracing::info!(digest = %self.digest, %error, received, "the upstream broke off; resuming");
+            tokio::time::sleep(delay).await;
+        }
+        Err(CacheError::Unreachable("the upstream broke off too often".to_owned()))
+    }
+
+    /// Notes the length that an answer announces; one that contradicts what is known is told.
+    fn contradiction(&self, draft: &Draft, body: &BlobBody) -> Option<String> {
+        let known = self.size.or(draft.progress().total);
+        match (known, body.total) {
+            (Some(known), Some(total)) if known != total => {
+                return Some(format!("{known} bytes were promised, the upstream announces {total}"));
+            }
+            (known, total) => {
+                if let Some(total) = total.or(known) {
+                    draft.announce(total);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Moves one answer's body into the draft, leaving out what the draft has already.
+async fn pump(draft: &Draft, writing: &Writing, mut body: BlobBody) -> Pumped {
+    // An upstream that ignores ranges sends the same prefix again; the digest will tell if it is not the same.
+    let mut surplus = draft.progress().received.saturating_sub(body.offset);
+    loop {
+        let mut chunk = match body.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => return Pumped::Broken(error),
+        };
+        let skipped = usize::try_from(surplus).unwrap_or(usize::MAX).min(chunk.len());
+        surplus -= skipped as u64;
+        drop(chunk.split_to(skipped));
+        if chunk.is_empty() {
+            continue;
+        }
+        let progress = draft.progress();
+        if progress.total.is_some_and(|total| progress.received + chunk.len() as u64 > total) {
+            return Pumped::TooLong;
+        }
+        draft.receive(chunk.clone());
+        if writing.queue.send(chunk).await.is_err() {
+            return Pumped::StoreFailed;
+        }
+    }
+    let progress = draft.progress();
+    match progress.total {
+        Some(total) if progress.received < total => {
+            Pumped::Broken(UpstreamError::Interrupted(format!("{} of {total} bytes came", progress.received)))
+        }
+        _ => Pumped::End,
+    }
+}

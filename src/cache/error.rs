@@ -1,0 +1,65 @@
+//! Why the cache has nothing to serve: meanings, from which the API makes statuses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::store::StoreError;
+use crate::upstream::UpstreamError;
+
+/// Why a request gets no content. Cheap to clone, because everybody in a flight gets the same one.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The upstream says that there is no such thing.
+    #[error("the upstream does not have it")]
+    NotFound,
+    /// The upstream refuses, and nothing is held.
+    #[error("the upstream refuses access")]
+    Denied,
+    /// The upstream's quota is used up, and nothing is held.
+    #[error("the upstream's rate limit is reached")]
+    RateLimited {
+        /// How long the upstream wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The upstream gave no timely answer, and nothing is held.
+    #[error("the upstream gave no timely answer: {0}")]
+    Timeout(String),
+    /// The upstream cannot be reached or fails, and nothing is held.
+    #[error("the upstream cannot be asked: {0}")]
+    Unreachable(String),
+    /// What the upstream sent is not kept: it does not verify, or two clients could read it in two ways.
+    #[error("the upstream's answer was refused: {0}")]
+    Invalid(String),
+    /// The work that this request waited for was lost.
+    #[error("the fetch that this request waited for was lost; ask again")]
+    Interrupted,
+    /// The store failed.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+}
+
+impl CacheError {
+    /// Whether the upstream could not give a definite answer, so that what is held may be served instead.
+    pub fn is_trouble(&self) -> bool {
+        !matches!(self, Self::NotFound)
+    }
+}
+
+impl From<StoreError> for CacheError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<UpstreamError> for CacheError {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            UpstreamError::NotFound => Self::NotFound,
+            UpstreamError::Denied { .. } => Self::Denied,
+            UpstreamError::RateLimited { retry_after } => Self::RateLimited { retry_after },
+            UpstreamError::Timeout(what) => Self::Timeout(what.to_string()),
+            UpstreamError::Invalid(what) => Self::Invalid(what),
+            other => Self::Unreachable(other.to_string()),
+        }
+    }
+}

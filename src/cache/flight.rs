@@ -1,0 +1,124 @@
+//! Single flight: one piece of work per key, however many ask for it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::CacheError;
+
+type Ending<T> = Option<Result<T, CacheError>>;
+
+/// The flights under way, by key. The work belongs to the cache: it goes on when everybody who waits has left.
+#[derive(Debug)]
+pub(super) struct Flights<K, T> {
+    running: Arc<Mutex<HashMap<K, watch::Receiver<Ending<T>>>>>,
+}
+
+/// A place in a flight.
+#[derive(Debug)]
+pub(super) struct Ticket<T> {
+    /// Whether this request started the work.
+    pub(super) leader: bool,
+    ending: watch::Receiver<Ending<T>>,
+}
+
+impl<K, T> Default for Flights<K, T> {
+    fn default() -> Self {
+        Self { running: Arc::default() }
+    }
+}
+
+impl<K, T> Flights<K, T>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// Joins the flight for `key`; the first to ask starts `work`.
+    pub(super) fn join<F>(&self, key: &K, work: impl FnOnce() -> F) -> Ticket<T>
+    where
+        F: Future<Output = Result<T, CacheError>> + Send + 'static,
+    {
+        let mut running = lock(&self.running);
+        if let Some(ending) = running.get(key) {
+            return Ticket { leader: false, ending: ending.clone() };
+        }
+        let (sender, ending) = watch::channel(None);
+        running.insert(key.clone(), ending.clone());
+        let landing = Landing { running: Arc::clone(&self.running), key: key.clone() };
+        let work = work();
+        tokio::spawn(async move {
+            let result = work.await;
+            // Off the board first: who comes after the result is known must not join a flight that has landed.
+            drop(landing);
+            sender.send_replace(Some(result));
+        });
+        Ticket { leader: true, ending }
+    }
+}
+
+impl<T: Clone> Ticket<T> {
+    /// Waits for the end; the same one for everybody in the flight.
+    pub(super) async fn wait(mut self) -> Result<T, CacheError> {
+        match self.ending.wait_for(Option::is_some).await {
+            Ok(ending) => ending.clone().unwrap_or(Err(CacheError::Interrupted)),
+            Err(_) => Err(CacheError::Interrupted),
+        }
+    }
+}
+
+/// Takes a flight off the board, also when its work panics.
+struct Landing<K: Eq + Hash, T> {
+    running: Arc<Mutex<HashMap<K, watch::Receiver<Ending<T>>>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, T> Drop for Landing<K, T> {
+    fn drop(&mut self) {
+        lock(&self.running).remove(&self.key);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can panic halfway through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_runs_once_and_everybody_learns_its_end() {
+        let flights = Flights::<u8, u32>::default();
+        let runs = Arc::new(AtomicU32::new(0));
+        let (go, gate) = oneshot::channel::<()>();
+        let counted = Arc::clone(&runs);
+        let first = flights.join(&1, || async move {
+            counted.fetch_add(1, Ordering::SeqCst);
+            gate.await.ok();
+            Ok(7)
+        });
+        let second = flights.join(&1, || async { panic!("a second run") });
+        assert!(first.leader && !second.leader);
+        go.send(()).expect("the leader waits");
+        assert_eq!(first.wait().await.ok(), Some(7));
+        assert_eq!(second.wait().await.ok(), Some(7));
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+        assert!(flights.join(&1, || async { Ok(8) }).leader, "the flight has landed");
+    }
+
+    #[tokio::test]
+    async fn a_follower_of_a_lost_leader_is_told() {
+        let flights = Flights::<u8, u32>::default();
+        let lost = flights.join(&1, || async { panic!("on purpose") });
+        assert!(matches!(lost.wait().await, Err(CacheError::Interrupted)));
+        assert!(flights.join(&1, || async { Ok(1) }).leader);
+    }
+}

@@ -1,0 +1,103 @@
+//! Lists of what the cache holds: the tags of a repository, the repositories of all upstreams.
+
+use crate::oci::{Repository, UpstreamName};
+
+use super::{Cache, CacheError, blocking};
+
+/// One page of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The names, in byte order.
+    pub names: Vec<String>,
+    /// Whether there are more after them.
+    pub more: bool,
+}
+
+impl Cache {
+    /// Up to `limit` tags held of a repository that sort after `last`. `None` if it holds none at all.
+    pub async fn tags(
+        &self,
+        repository: &Repository,
+        last: Option<String>,
+        limit: usize,
+    ) -> Result<Option<Page>, CacheError> {
+        let (store, repository) = (self.0.store.clone(), repository.clone());
+        blocking(move || {
+            let names = store.tags(&repository, last.as_deref(), limit.saturating_add(1))?;
+            if names.is_empty() && store.tags(&repository, None, 1)?.is_empty() {
+                return Ok(None);
+            }
+            Ok(Some(Page::cut(names, limit)))
+        })
+        .await
+    }
+
+    /// Up to `limit` repositories held that sort after `last`: those of `only`, under their own names, or those of
+    /// all upstreams, where all but the default one's carry their upstream's name in front.
+    pub async fn repositories(
+        &self,
+        only: Option<UpstreamName>,
+        last: Option<String>,
+        limit: usize,
+    ) -> Result<Page, CacheError> {
+        let default = self.0.upstreams.router().default_upstream().cloned();
+        let upstreams: Vec<UpstreamName> = match &only {
+            Some(name) => vec![name.clone()],
+            None => self.0.upstreams.iter().map(|upstream| upstream.name().clone()).collect(),
+        };
+        let store = self.0.store.clone();
+        blocking(move || {
+            let mut names = Vec::new();
+            for upstream in &upstreams {
+                let bare = only.is_some() || default.as_ref() == Some(upstream);
+                let prefix = if bare { String::new() } else { format!("{upstream}/") };
+                let Some(after) = after(last.as_deref(), &prefix) else { continue };
+                let found = store.repositories(upstream, after, limit.saturating_add(1))?;
+                names.extend(found.iter().map(|name| format!("{prefix}{name}")));
+            }
+            names.sort_unstable();
+            names.dedup();
+            Ok(Page::cut(names, limit))
+        })
+        .await
+    }
+}
+
+impl Page {
+    fn cut(mut names: Vec<String>, limit: usize) -> Self {
+        let more = names.len() > limit;
+        names.truncate(limit);
+        Self { names, more }
+    }
+}
+
+/// Where a list whose names all begin with `prefix` goes on after `last`: `None` if all of it lies before.
+fn after<'a>(last: Option<&'a str>, prefix: &str) -> Option<Option<&'a str>> {
+    let Some(last) = last else { return Some(None) };
+    match last.strip_prefix(prefix) {
+        Some(rest) => Some(Some(rest)),
+        None if last < prefix => Some(None),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefixed_list_goes_on_where_the_merged_one_stopped() {
+        assert_eq!(after(None, "ghcr.io/"), Some(None));
+        assert_eq!(after(Some("a"), "ghcr.io/"), Some(None));
+        assert_eq!(after(Some("ghcr.io/x"), "ghcr.io/"), Some(Some("x")));
+        assert_eq!(after(Some("library/x"), "ghcr.io/"), None);
+        assert_eq!(after(Some("library/x"), ""), Some(Some("library/x")));
+    }
+
+    #[test]
+    fn a_page_knows_whether_more_follow() {
+        let names = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>();
+        assert_eq!(Page::cut(names(3), 2), Page { names: names(2), more: true });
+        assert_eq!(Page::cut(names(2), 2), Page { names: names(2), more: false });
+    }
+}

@@ -1,0 +1,238 @@
+//! Manifests by digest: from memory, from the store, from the upstream; verified, kept, and their children sought.
+
+use std::sync::Arc;
+
+use crate::oci::media::CANONICAL_ACCEPT;
+use crate::oci::{Algorithm, Digest, Manifest, Reference, Repository};
+use crate::store::{LinkFact, StoreError, StoredManifest};
+use crate::telemetry::Outcome;
+use crate::upstream::Document as Answer;
+
+use super::{CacheError, Document, Found, Shared, blocking, children, now};
+
+/// What the store knows of a digest in a repository.
+struct Held {
+    linked: Option<LinkFact>,
+    document: Option<Arc<Document>>,
+}
+
+/// A manifest by digest: immutable, so freshness plays no part.
+pub(super) async fn by_digest(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Found, CacheError> {
+    let found = |document, outcome| Found { document, outcome, age: None, stale: None };
+    if let Some(document) = shared.hot.documents.get(repository, digest) {
+        return Ok(found(document, Outcome::Hit));
+    }
+    let held = held(shared, repository, digest).await?;
+    match held {
+        Held { linked: Some(_), document: Some(document) } => {
+            shared.hot.documents.insert(repository, Arc::clone(&document));
+            Ok(found(document, Outcome::Hit))
+        }
+        Held { linked: None, document: Some(document) } => {
+            confirm(shared, repository, digest).await?;
+            let size = Some(document.body.len() as u64);
+            link(shared, repository, digest, size).await;
+            shared.hot.documents.insert(repository, Arc::clone(&document));
+            Ok(found(document, Outcome::Revalidated))
+        }
+        Held { linked, document: None } => {
+            let (document, leader) =
+                fetch(shared, repository, digest, linked.and_then(|link| link.size)).await?;
+            Ok(found(document, if leader { Outcome::Miss } else { Outcome::Join }))
+        }
+    }
+}
+
+/// A document that the repository may serve and the store holds; from memory if it is there.
+pub(super) async fn stored(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Option<Arc<Document>>, CacheError> {
+    if let Some(document) = shared.hot.documents.get(repository, digest) {
+        return Ok(Some(document));
+    }
+    let held = held(shared, repository, digest).await?;
+    let document = held.document.filter(|_| held.linked.is_some());
+    if let Some(document) = &document {
+        shared.hot.documents.insert(repository, Arc::clone(document));
+    }
+    Ok(document)
+}
+
+async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) -> Result<Held, CacheError> {
+    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
+    let shared = Arc::clone(shared);
+    blocking(move || {
+        let linked = store.linked(&repository, &digest)?;
+        let document = match store.manifest(&digest) {
+            Ok(stored) => stored,
+            Err(error @ (StoreError::Damaged(_) | StoreError::Fact(_))) => {
+                // A miss that heals itself: what is left is dropped, and fetched again.
+                shared.store_failed("a manifest is damaged and will be fetched again", &error);
+                store.remove_manifest(&digest)?;
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let document = document
+            .map(|StoredManifest { media_type, body }| Arc::new(Document { digest, media_type, body }));
+        Ok(Held { linked, document })
+    })
+    .await
+}
+
+/// Asks the upstream whether this repository has what another one brought in.
+pub(super) async fn confirm(
+    shared: &Shared,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<(), CacheError> {
+    let reference = Reference::Digest(*digest);
+    if shared.hot.is_absent(repository, &reference, now()) {
+        return Err(CacheError::NotFound);
+    }
+    let upstream = shared.upstream(repository)?;
+    match upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(remember(shared, repository, reference, error.into())),
+    }
+}
+
+/// Links a repository to a digest; a link that does not hold costs another question, so failure is only noted.
+pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest, size: Option<u64>) {
+    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
+    let linked = blocking(move || store.link(&repository, &digest, &LinkFact { size })).await;
+    if let Err(error) = linked {
+        shared.metrics.store_errors.inc();
+        tracing::error!(%error, "a link could not be kept");
+    }
+}
+
+/// Remembers a definite 404, and only that.
+pub(super) fn remember(
+    shared: &Shared,
+    repository: &Repository,
+    reference: Reference,
+    error: CacheError,
+) -> CacheError {
+    if matches!(error, CacheError::NotFound)
+        && let Ok(upstream) = shared.upstream(repository)
+    {
+        let ttl = u64::try_from(upstream.settings().negative_ttl.as_millis()).unwrap_or(u64::MAX);
+        shared.hot.remember_absence(repository, reference, now().saturating_add(ttl));
+    }
+    error
+}
+
+/// Fetches a manifest by digest, once for all who ask. Tells whether this caller was the first.
+pub(super) async fn fetch(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+    size: Option<u64>,
+) -> Result<(Arc<Document>, bool), CacheError> {
+    let (document, leader) = fetch_alone(shared, repository, digest, size).await?;
+    if leader {
+        children::seek(shared, repository, &document);
+    }
+    Ok((document, leader))
+}
+
+/// As [`fetch`], without seeking the children: for the walk that seeks them itself.
+pub(super) async fn fetch_alone(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+    size: Option<u64>,
+) -> Result<(Arc<Document>, bool), CacheError> {
+    let reference = Reference::Digest(*digest);
+    if shared.hot.is_absent(repository, &reference, now()) {
+        return Err(CacheError::NotFound);
+    }
+    let ticket = shared.manifest_flights.join(&(repository.clone(), *digest), || {
+        let (shared, repository, digest) = (Arc::clone(shared), repository.clone(), *digest);
+        async move {
+            // Another flight may have landed between the look into the store and this one.
+            if let Some(document) = stored(&shared, &repository, &digest).await? {
+                return Ok(document);
+            }
+            let upstream = shared.upstream(&repository)?;
+            let reference = Reference::Digest(digest);
+            let answer = match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(remember(&shared, &repository, reference, error.into())),
+            };
+            check(&shared, &repository, &answer, &digest, size)?;
+            keep(&shared, &repository, digest, answer).await
+        }
+    });
+    let leader = ticket.leader;
+    Ok((ticket.wait().await?, leader))
+}
+
+/// Holds a body against the digest, and the size, that were promised.
+pub(super) fn check(
+    shared: &Shared,
+    repository: &Repository,
+    answer: &Answer,
+    digest: &Digest,
+    size: Option<u64>,
+) -> Result<(), CacheError> {
+    let found = Digest::of(digest.algorithm(), &answer.body);
+    let length = answer.body.len() as u64;
+    let reason = if found != *digest {
+        format!("{digest} was asked for, the body is {found}")
+    } else if let Some(size) = size.filter(|size| *size != length) {
+        format!("{digest} has {length} bytes, its descriptor says {size}")
+    } else {
+        return Ok(());
+    };
+    shared.metrics.verify_failure(repository.upstream.as_str(), "manifest");
+    tracing::warn!(%repository, %reason, "a manifest did not verify");
+    Err(CacheError::Invalid(reason))
+}
+
+/// The digest that a body is kept under when no digest was asked for.
+pub(super) fn digest_of(answer: &Answer) -> Digest {
+    let algorithm = answer.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+    Digest::of(algorithm, &answer.body)
+}
+
+/// Keeps a verified body: decides its type, stores it with its links, puts it into memory.
+pub(super) async fn keep(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: Digest,
+    answer: Answer,
+) -> Result<Arc<Document>, CacheError> {
+    let read = Manifest::read(&answer.body, answer.content_type.as_deref())
+        .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;
+    let stored = StoredManifest { media_type: read.media_type.clone(), body: answer.body.clone() };
+    let mut links: Vec<_> =
+        read.children.iter().chain(&read.blobs).map(|target| (target.digest, target.size)).collect();
+    links.extend(read.subject.map(|subject| (subject, None)));
+    let (store, owner) = (shared.store.clone(), repository.clone());
+    let kept = blocking(move || {
+        store.put_manifest(&owner, &digest, &stored, links.into_iter(), now())?;
+        // The type that came first stays: one digest, one reading.
+        store.manifest(&digest)
+    })
+    .await;
+    let media_type = match kept {
+        Ok(Some(stored)) => stored.media_type,
+        Ok(None) => read.media_type,
+        Err(error) => {
+            shared.metrics.store_errors.inc();
+            tracing::error!(%error, %repository, %digest, "a manifest could not be kept; it is served all the same");
+            read.media_type
+        }
+    };
+    let document = Arc::new(Document { digest, media_type, body: answer.body });
+    shared.hot.documents.insert(repository, Arc::clone(&document));
+    Ok(document)
+}

@@ -1,0 +1,149 @@
+//! The cache: the only place where the store and the upstreams meet.
+//!
+//! [`Cache::manifest`] and [`Cache::blob`] answer from the store where they can and start a fetch where they must.
+//! A fetch belongs to the cache, never to a request: requests wait for it, tail it, leave it, and it goes on.
+
+mod children;
+mod download;
+mod error;
+mod fill;
+mod flight;
+pub mod freshness;
+mod hot;
+mod listing;
+mod manifest;
+mod reader;
+mod resolve;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::oci::{Accept, Digest, Reference, Repository, Tag};
+use crate::store::{Store, StoreError};
+use crate::telemetry::{Metrics, Outcome};
+use crate::upstream::{Upstream, Upstreams};
+
+pub use error::CacheError;
+pub use fill::{Blob, Source};
+pub use hot::Document;
+pub use listing::Page;
+pub use reader::BlobReader;
+
+use fill::Fills;
+use flight::Flights;
+use hot::Hot;
+use resolve::Resolved;
+
+/// A manifest to serve, and how the cache came by it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The document.
+    pub document: Arc<Document>,
+    /// What the cache did.
+    pub outcome: Outcome,
+    /// For a tag: how long ago the upstream last confirmed it.
+    pub age: Option<Duration>,
+    /// For a stale tag: why the upstream was not asked successfully.
+    pub stale: Option<String>,
+}
+
+/// A tag of a repository, as seen by clients that accept certain types.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct TagKey {
+    repository: Repository,
+    tag: Tag,
+    /// The media types the upstream is asked for; `None` is our own canonical list.
+    variant: Option<String>,
+}
+
+/// The cache; clones share it.
+#[derive(Clone, Debug)]
+pub struct Cache(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    upstreams: Upstreams,
+    metrics: Arc<Metrics>,
+    hot: Hot,
+    tag_flights: Flights<TagKey, Resolved>,
+    manifest_flights: Flights<(Repository, Digest), Arc<Document>>,
+    fills: Fills,
+    children: children::Limits,
+    prefetch_children: bool,
+}
+
+impl Cache {
+    /// A cache over `store` and `upstreams`.
+    pub fn new(store: Store, upstreams: Upstreams, metrics: Arc<Metrics>, prefetch_children: bool) -> Self {
+        Self(Arc::new(Shared {
+            store,
+            upstreams,
+            metrics,
+            hot: Hot::new(),
+            tag_flights: Flights::default(),
+            manifest_flights: Flights::default(),
+            fills: Fills::default(),
+            children: children::Limits::default(),
+            prefetch_children,
+        }))
+    }
+
+    /// The upstreams behind it, to route by.
+    pub fn upstreams(&self) -> &Upstreams {
+        &self.0.upstreams
+    }
+
+    /// A manifest or index by tag or digest.
+    ///
+    /// By digest the stored bytes are the answer whatever `accept` says. By tag a client that does not take the
+    /// tag's type gets what the upstream gives for just the types that it does take.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<Found, CacheError> {
+        let tag = match reference {
+            Reference::Digest(digest) => return manifest::by_digest(&self.0, repository, digest).await,
+            Reference::Tag(tag) => tag,
+        };
+        let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
+        let found = resolve::by_tag(&self.0, &key).await?;
+        let types = accept.canonical();
+        if accept.allows(&found.document.media_type) || types.is_empty() {
+            return Ok(found);
+        }
+        resolve::by_tag(&self.0, &TagKey { variant: Some(types.join(", ")), ..key }).await
+    }
+}
+
+impl Shared {
+    fn upstream(&self, repository: &Repository) -> Result<&Arc<Upstream>, CacheError> {
+        self.upstreams.get(&repository.upstream).ok_or(CacheError::NotFound)
+    }
+
+    /// Notes that the store failed, and goes on: what was verified can be served all the same.
+    fn store_failed(&self, what: &str, error: &StoreError) {
+        self.metrics.store_errors.inc();
+        tracing::error!(%error, "{what}");
+    }
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs what may touch the disk off the async threads.
+async fn blocking<T, F>(work: F) -> Result<T, CacheError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, StoreError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(CacheError::Interrupted),
+    }
+}

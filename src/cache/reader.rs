@@ -1,0 +1,147 @@
+//! Reads a blob for one client at that client's pace, from the store or from the tail of a fill.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::store::{BlobEntry, Draft, DraftEnd, Progress, StoreError};
+
+use super::fill::Source;
+use super::{Cache, CacheError, blocking};
+
+/// How much is read from the store per step, off the async threads; one step ahead of the client.
+const STEP: u64 = 512 << 10;
+
+type Step = Pin<Box<dyn Future<Output = Result<VecDeque<Bytes>, CacheError>> + Send>>;
+
+/// A blob's bytes in order.
+pub struct BlobReader {
+    cache: Cache,
+    source: Source,
+    /// Where the next step begins.
+    at: u64,
+    /// Where the reading ends; `None` where nobody knows yet.
+    end: Option<u64>,
+    ready: VecDeque<Bytes>,
+    step: Option<Step>,
+}
+
+impl std::fmt::Debug for BlobReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobReader").field("at", &self.at).field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// A reader over `range` of a source, or over all of it.
+    pub fn read(&self, source: Source, range: Option<Range<u64>>) -> BlobReader {
+        let whole = match &source {
+            Source::Stored(entry) => Some(entry.size()),
+            Source::Filling(_) => None,
+        };
+        let at = range.as_ref().map_or(0, |range| range.start);
+        let end = range.map(|range| range.end).or(whole);
+        BlobReader { cache: self.clone(), source, at, end, ready: VecDeque::new(), step: None }
+    }
+}
+
+impl BlobReader {
+    /// The next bytes; `None` at the end. An error means that the rest must not be sent.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                // The last of this step goes out while the next one is under way.
+                if self.step.is_none() && self.end.is_none_or(|end| self.at < end) {
+                    self.step = Some(self.next_step());
+                }
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            if self.step.is_none() {
+                if self.end.is_some_and(|end| self.at >= end) {
+                    return Poll::Ready(None);
+                }
+                self.step = Some(self.next_step());
+            }
+            let Some(step) = self.step.as_mut() else { continue };
+            let found = ready!(step.as_mut().poll(cx));
+            self.step = None;
+            match found {
+                Ok(found) if found.is_empty() => return Poll::Ready(None),
+                Ok(found) => {
+                    self.at += found.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+                    self.ready = found;
+                }
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+    }
+
+    fn next_step(&self) -> Step {
+        match &self.source {
+            Source::Stored(entry) => {
+                let range = self.at..self.end.unwrap_or(entry.size());
+                let reading = tokio::task::spawn_blocking({
+                    let entry = entry.clone();
+                    move || entry.read(range, STEP)
+                });
+                let (cache, entry) = (self.cache.clone(), entry.clone());
+                Box::pin(async move {
+                    pages(&cache, &entry, reading.await.map_err(|_| CacheError::Interrupted)?).await
+                })
+            }
+            Source::Filling(draft) => Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end)),
+        }
+    }
+}
+
+async fn pages(
+    cache: &Cache,
+    entry: &BlobEntry,
+    read: Result<Vec<Bytes>, StoreError>,
+) -> Result<VecDeque<Bytes>, CacheError> {
+    match read {
+        Ok(pages) => Ok(pages.into()),
+        Err(error) => {
+            if matches!(error, StoreError::Damaged(_)) {
+                cache.heal(entry.digest(), &error).await;
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// The next bytes of a draft from `at`, as soon as there are any; none at its verified end.
+async fn tail(
+    draft: Arc<Draft>,
+    mut watch: watch::Receiver<Progress>,
+    at: u64,
+    end: Option<u64>,
+) -> Result<VecDeque<Bytes>, CacheError> {
+    loop {
+        let progress = *watch.borrow_and_update();
+        let limit = progress.readable().min(end.unwrap_or(u64::MAX));
+        if at < limit {
+            if let Some(recent) = draft.recent(at..limit.min(at + STEP)) {
+                return Ok(recent.into());
+            }
+            // What left the window is in pages; the counter that says how far is read after the window was.
+            let paged = limit.min(draft.progress().paged);
+            return blocking(move || draft.read(at..paged, STEP)).await.map(Into::into);
+        }
+        match progress.end {
+            Some(DraftEnd::Committed) => return Ok(VecDeque::new()),
+            Some(_) => return Err(CacheError::Interrupted),
+            None if end.is_some_and(|end| at >= end) => return Ok(VecDeque::new()),
+            None => {}
+        }
+        if watch.changed().await.is_err() {
+            return Err(CacheError::Interrupted);
+        }
+    }
+}

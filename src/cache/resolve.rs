@@ -1,0 +1,212 @@
+//! Manifests by tag: fresh ones at once, others after exactly one question to the upstream, and the last known one
+//! when the upstream cannot be asked.
+
+use std::sync::Arc;
+
+use crate::config::schema::OnUpstream404;
+use crate::oci::media::CANONICAL_ACCEPT;
+use crate::oci::{Digest, Reference, Tag};
+use crate::store::TagFact;
+use crate::telemetry::Outcome;
+use crate::upstream::{Document as Answer, Upstream};
+
+use super::freshness::{self, Freshness};
+use super::manifest::{check, digest_of, fetch_alone, keep, remember, stored};
+use super::{CacheError, Document, Found, Shared, TagKey, blocking, children, now};
+
+/// How a question to the upstream about a tag ended.
+#[derive(Clone, Debug)]
+pub(super) struct Resolved {
+    document: Arc<Document>,
+    outcome: Outcome,
+}
+
+/// The last known state of a tag, with the document it stands for.
+#[derive(Clone, Debug)]
+struct Known {
+    fact: TagFact,
+    document: Arc<Document>,
+}
+
+/// Resolves a tag.
+pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, CacheError> {
+    let upstream = shared.upstream(&key.repository)?;
+    let settings = upstream.settings();
+    let known = known(shared, key).await?;
+    let age = |known: &Known| Some(freshness::age(now(), known.fact.checked_at));
+    if let Some(known) = &known {
+        let judged = freshness::judge(now(), known.fact.checked_at, settings);
+        if judged == Freshness::ServeAndRevalidate {
+            drop(question(shared, key, Some(known.clone())));
+        }
+        if judged != Freshness::Expired {
+            let document = Arc::clone(&known.document);
+            return Ok(Found { document, outcome: Outcome::Hit, age: age(known), stale: None });
+        }
+    } else if shared.hot.is_absent(&key.repository, &Reference::Tag(key.tag.clone()), now()) {
+        return Err(CacheError::NotFound);
+    }
+
+    let ticket = question(shared, key, known.clone());
+    let leader = ticket.leader;
+    let answer = match &known {
+        // Who has a copy does not wait long; the question goes on without this request.
+        Some(_) => match tokio::time::timeout(settings.revalidate_timeout, ticket.wait()).await {
+            Ok(answer) => answer,
+            Err(_) => Err(CacheError::Timeout(format!("none within {:?}", settings.revalidate_timeout))),
+        },
+        None => ticket.wait().await,
+    };
+    match (answer, known) {
+        (Ok(Resolved { document, outcome }), _) => {
+            let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
+            Ok(Found { document, outcome, age: Some(std::time::Duration::ZERO), stale: None })
+        }
+        (Err(error), Some(known)) if serves_stale(&error, &known.fact, settings) => {
+            let age = age(&known);
+            Ok(Found {
+                document: known.document,
+                outcome: Outcome::Stale,
+                age,
+                stale: Some(error.to_string()),
+            })
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn serves_stale(error: &CacheError, fact: &TagFact, settings: &crate::config::schema::Cache) -> bool {
+    if error.is_trouble() {
+        freshness::may_serve_stale(now(), fact.checked_at, settings)
+    } else {
+        settings.on_upstream_404 == OnUpstream404::Stale
+    }
+}
+
+/// What memory or the store knows of a tag; a tag whose document is gone is not known.
+async fn known(shared: &Arc<Shared>, key: &TagKey) -> Result<Option<Known>, CacheError> {
+    let fact = if let Some(fact) = shared.hot.tags.get(key) {
+        Some(fact)
+    } else {
+        let (store, owned) = (shared.store.clone(), key.clone());
+        let fact =
+            blocking(move || store.tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await?;
+        if let Some(fact) = fact {
+            shared.hot.tags.insert(key.clone(), fact);
+        }
+        fact
+    };
+    let Some(fact) = fact else { return Ok(None) };
+    let document = stored(shared, &key.repository, &fact.digest).await?;
+    Ok(document.map(|document| Known { fact, document }))
+}
+
+/// Puts the question to the upstream, once for all who wait for the same tag.
+fn question(shared: &Arc<Shared>, key: &TagKey, known: Option<Known>) -> super::flight::Ticket<Resolved> {
+    shared.tag_flights.join(key, || {
+        let (shared, key) = (Arc::clone(shared), key.clone());
+        async move {
+            let asked = ask(&shared, &key, known.as_ref()).await;
+            if let Err(CacheError::NotFound) = asked {
+                gone(&shared, &key).await;
+            }
+            asked
+        }
+    })
+}
+
+/// One HEAD if something is known, and a GET by tag only if it moved.
+async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Result<Resolved, CacheError> {
+    let upstream = Arc::clone(shared.upstream(&key.repository)?);
+    let reference = Reference::Tag(key.tag.clone());
+    let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
+    let mut announced = None;
+    if let Some(known) = known {
+        let head = upstream.head_manifest(&key.repository.name, &reference, accept).await?;
+        if head.digest == Some(known.fact.digest) {
+            let fact = TagFact { checked_at: now(), ..known.fact };
+            put_tag(shared, key, fact).await;
+            return Ok(Resolved { document: Arc::clone(&known.document), outcome: Outcome::Revalidated });
+        }
+        announced = head.digest;
+    }
+    let document = fetch_by_tag(shared, key, &upstream, accept, announced).await?;
+    let unchanged = known.is_some_and(|known| known.fact.digest == document.digest);
+    let now = now();
+    let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.fact.moved_at);
+    put_tag(shared, key, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
+    children::seek(shared, &key.repository, &document);
+    Ok(Resolved { document, outcome: if unchanged { Outcome::Revalidated } else { Outcome::Miss } })
+}
+
+/// Gets what a tag stands for and verifies it against the digest that the upstream announced.
+///
+/// A registry that announces one document and sends another (Docker Hub has sent a child under its list's digest)
+/// is asked by digest: for what it announced, then for what it sent. What it does not know by its own digest is
+/// damaged and is refused.
+async fn fetch_by_tag(
+    shared: &Arc<Shared>,
+    key: &TagKey,
+    upstream: &Upstream,
+    accept: &str,
+    announced: Option<Digest>,
+) -> Result<Arc<Document>, CacheError> {
+    let repository = &key.repository;
+    let reference = Reference::Tag(key.tag.clone());
+    let answer = upstream.get_manifest(&repository.name, &reference, accept).await?;
+    let digest = digest_of(&answer);
+    // The GET's own header is the newer announcement: the tag may have moved since the HEAD.
+    let announced = answer.digest.or(announced).unwrap_or(digest);
+    if announced == digest {
+        return keep(shared, repository, digest, answer).await;
+    }
+    tracing::warn!(%repository, tag = %key.tag, %announced, %digest, "the upstream announced another digest than it sent");
+    if let Ok((document, _)) = fetch_alone(shared, repository, &announced, None).await {
+        return Ok(document);
+    }
+    let known = upstream.get_manifest(&repository.name, &Reference::Digest(digest), accept).await;
+    match known {
+        Ok(Answer { body, .. }) if body == answer.body => keep(shared, repository, digest, answer).await,
+        _ => {
+            check(shared, repository, &answer, &announced, None)?;
+            Err(CacheError::Invalid(format!("{digest} is not what was announced")))
+        }
+    }
+}
+
+/// Keeps a tag. Facts that cannot be kept cost a revalidation after the next start, never a wrong answer.
+async fn put_tag(shared: &Arc<Shared>, key: &TagKey, fact: TagFact) {
+    shared.hot.tags.insert(key.clone(), fact);
+    let (store, owned) = (shared.store.clone(), key.clone());
+    let kept =
+        blocking(move || store.put_tag(&owned.repository, &owned.tag, owned.variant.as_deref(), &fact)).await;
+    if let Err(error) = kept {
+        shared.metrics.store_errors.inc();
+        tracing::error!(%error, repository = %key.repository, tag = %key.tag, "a tag could not be kept");
+    }
+}
+
+/// The upstream says that the tag is gone: it leaves service, its content stays.
+async fn gone(shared: &Arc<Shared>, key: &TagKey) {
+    let Ok(upstream) = shared.upstream(&key.repository) else { return };
+    if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
+        return;
+    }
+    remember_tag(shared, key);
+    shared.hot.tags.remove(key);
+    let (store, owned) = (shared.store.clone(), key.clone());
+    let removed =
+        blocking(move || store.remove_tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await;
+    if let Err(error) = removed {
+        shared.metrics.store_errors.inc();
+        tracing::error!(%error, repository = %key.repository, tag = %key.tag, "a tag could not be removed");
+    }
+}
+
+/// A variant's absence says nothing about the tag.
+fn remember_tag(shared: &Shared, key: &TagKey) {
+    if key.variant.is_none() {
+        let reference: Tag = key.tag.clone();
+        remember(shared, &key.repository, Reference::Tag(reference), CacheError::NotFound);
+    }
+}

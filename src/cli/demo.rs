@@ -1,0 +1,208 @@
+//! `larder demo`: shows on any machine, without a network, that images are kept, verified and served without their
+//! upstream.
+
+mod image;
+mod pull;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::oneshot;
+use url::Url;
+
+use self::pull::{Client, Pull};
+use super::{print, serve};
+use crate::app::{self, App};
+use crate::config::Config;
+use crate::config::schema::{Endpoint, Upstream, builtin_upstreams};
+
+const REPOSITORY: &str = "larder/demo";
+const TAG: &str = "latest";
+
+/// Pulls twice with the upstream there and once without it, prints what happened, and with `stay` serves on.
+pub(super) fn run(stay: bool) -> anyhow::Result<()> {
+    serve::on_runtime(play(stay))
+}
+
+async fn play(stay: bool) -> anyhow::Result<()> {
+    let signalled = serve::shutdown_signal()?;
+    let folder = tempfile::Builder::new()
+        .prefix("larder-demo-")
+        .tempdir()
+        .context("the demonstration needs a temporary folder")?;
+    let layout = folder.path().join("upstream");
+    let index = image::write(&layout, TAG)?;
+    let config = config(folder.path(), &layout)?;
+    app::init_log(&config.log)?;
+    let app = App::build(config).await?;
+    let client = Client::new(app.api_addr(), app.admin_addr())?;
+
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut serving = std::pin::pin!(app.run(async {
+        // The sender is only ever dropped, which is the message.
+        let _ = stopped.await;
+    }));
+    let shown = {
+        let acts = async {
+            let pulls = three_pulls(&client, &layout, &index).await?;
+            print(&table(&pulls))?;
+            judge(&pulls)?;
+            if stay {
+                print(&invitation(&client))?;
+                std::future::pending::<()>().await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            shown = acts => shown,
+            () = signalled => if stay { Ok(()) } else { Err(anyhow::anyhow!("stopped by a signal")) },
+            ended = &mut serving => {
+                ended?;
+                anyhow::bail!("larder stopped serving before the demonstration was over");
+            }
+        }
+    };
+    drop((client, stop));
+    let ended = serving.await;
+    shown.and(ended)
+}
+
+/// A larder with the layout as its only upstream, on ports that the system chooses.
+fn config(folder: &Path, layout: &Path) -> anyhow::Result<Config> {
+    let mut config = Config { builtin_upstreams: false, ..Config::default() };
+    config.server.listen.set_port(0);
+    // The only client is the demonstration itself, and it has gone by then.
+    config.server.grace = Duration::from_secs(1);
+    config.admin.listen.set_port(0);
+    config.store.path = folder.join("data");
+    // Each pull asks whether the tag has moved, so that the last one finds the upstream gone.
+    config.cache.tag_ttl = Duration::ZERO;
+    // The table is what is to be seen, not the log.
+    "error".clone_into(&mut config.log.level);
+    let file = Url::from_file_path(layout)
+        .map_err(|()| anyhow::anyhow!("the temporary folder {} has no absolute path", layout.display()))?;
+    let endpoints = vec![Endpoint::new(format!("oci://{}", file.path()))];
+    config.upstream = builtin_upstreams()
+        .into_iter()
+        .filter(|(_, upstream)| upstream.default)
+        .map(|(name, upstream)| (name, Upstream { endpoints: endpoints.clone(), ..upstream }))
+        .collect();
+    Ok(config)
+}
+
+async fn three_pulls(
+    client: &Client,
+    layout: &Path,
+    index: &crate::oci::Digest,
+) -> anyhow::Result<[Pull; 3]> {
+    let first = client.pull(REPOSITORY, TAG, index).await.context("the first pull failed")?;
+    let second = client.pull(REPOSITORY, TAG, index).await.context("the second pull failed")?;
+    std::fs::rename(layout, layout.with_extension("gone")).context("the upstream cannot be taken away")?;
+    let third = client.pull(REPOSITORY, TAG, index).await.context("the pull without the upstream failed")?;
+    Ok([first, second, third])
+}
+
+/// What the table shows for each pull.
+const TITLES: [&str; 6] = ["pull", "upstream", "requests", "outcomes", "from upstream", "time"];
+
+fn table(pulls: &[Pull; 3]) -> String {
+    let rows = pulls.iter().enumerate().map(|(number, pull)| {
+        let outcomes: Vec<_> = pull.outcomes.iter().map(|(word, count)| format!("{count} {word}")).collect();
+        [
+            (number + 1).to_string(),
+            if number < 2 { "there" } else { "gone" }.to_owned(),
+            pull.requests.to_string(),
+            outcomes.join(", "),
+            pull.fetched.display().iec().to_string(),
+            format!("{:.1} ms", pull.took.as_secs_f64() * 1e3),
+        ]
+    });
+    let mut lines = vec![TITLES.map(str::to_owned)];
+    lines.extend(rows);
+    let widths: Vec<usize> = (0..TITLES.len())
+        .map(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or_default())
+        .collect();
+    let mut text = String::new();
+    for line in lines {
+        let cells: Vec<_> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text.push_str("\nEvery manifest and blob of both platforms matched its digest, each time.\n");
+    text
+}
+
+/// Whether the pulls show what they are there to show; each of them has been verified already.
+fn judge(pulls: &[Pull; 3]) -> anyhow::Result<()> {
+    let [first, _, third] = pulls;
+    anyhow::ensure!(first.fetched.as_u64() > 0, "the first pull brought nothing from the upstream");
+    anyhow::ensure!(
+        third.fetched.as_u64() == 0,
+        "the pull without the upstream still brought {} from it",
+        third.fetched
+    );
+    Ok(())
+}
+
+fn invitation(client: &Client) -> String {
+    let image = format!("{}/{REPOSITORY}:{TAG}", client.api());
+    format!(
+        "\nlarder goes on serving it, without its upstream, until it is stopped (Ctrl-C). Pull it with one of\n\n  \
+         docker pull {image}\n  \
+         podman pull --tls-verify=false {image}\n  \
+         skopeo copy --all --src-tls-verify=false docker://{image} oci:demo\n  \
+         ctr images pull --plain-http --all-platforms {image}\n\n\
+         What it has done so far: http://{}/metrics\n",
+        client.admin()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytesize::ByteSize;
+
+    fn pull(fetched: u64, outcomes: &[(&str, usize)]) -> Pull {
+        Pull {
+            requests: outcomes.iter().map(|(_, count)| count).sum(),
+            outcomes: outcomes.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect(),
+            fetched: ByteSize(fetched),
+            took: Duration::from_micros(12_340),
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned() {
+        let pulls = [
+            pull(4 << 20, &[("miss", 7)]),
+            pull(0, &[("hit", 6), ("revalidated", 1)]),
+            pull(0, &[("hit", 6), ("stale", 1)]),
+        ];
+        let wanted = "\
+pull  upstream  requests  outcomes              from upstream  time
+1     there     7         7 miss                4.0 MiB        12.3 ms
+2     there     7         6 hit, 1 revalidated  0 B            12.3 ms
+3     gone      7         6 hit, 1 stale        0 B            12.3 ms
+";
+        assert!(table(&pulls).starts_with(wanted), "{}", table(&pulls));
+        judge(&pulls).expect("shown");
+    }
+
+    #[test]
+    fn a_third_pull_with_help_is_a_failure() {
+        let some = || pull(1, &[("miss", 1)]);
+        let none = || pull(0, &[("hit", 1)]);
+        assert!(judge(&[some(), none(), none()]).is_ok());
+        assert!(judge(&[some(), none(), some()]).is_err());
+        assert!(judge(&[none(), none(), none()]).is_err());
+    }
+
+    #[test]
+    fn its_configuration_is_a_good_one() {
+        let config = config(Path::new("/tmp/a b"), Path::new("/tmp/a b/upstream")).expect("made");
+        assert_eq!(crate::config::validate(&config), Ok(()));
+        assert_eq!(config.upstream["docker.io"].endpoints, [Endpoint::new("oci:///tmp/a%20b/upstream")]);
+        assert_eq!(config.upstream.len(), 1);
+    }
+}

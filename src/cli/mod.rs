@@ -1,0 +1,163 @@
+//! The command line: what can be said on it, and which verb it leads to.
+
+mod demo;
+mod serve;
+mod validate;
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, Flags};
+
+/// A pull-through cache for container images.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve images; without a file and flags on 127.0.0.1:5000, kept in ./larder-data
+    Serve(Settings),
+    /// Check the configuration and print the one that results, defaults included
+    Validate(Settings),
+    /// Pull an image through a larder of its own, then again without the upstream, and show what happened
+    Demo {
+        /// Go on serving afterwards, until a signal comes
+        #[arg(long)]
+        stay: bool,
+    },
+}
+
+/// Where the configuration comes from; shared by the verbs that need one.
+#[derive(Args, Debug)]
+struct Settings {
+    /// The configuration file; otherwise the variable `LARDER_CONFIG` names it, if set
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The address and port that clients pull from (server.listen)
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// The folder that content is kept in (store.path)
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// An upstream and its endpoint, such as docker.io=https://mirror.example.com; may be repeated
+    #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
+    upstream: Vec<(String, String)>,
+}
+
+fn upstream(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, url)) if !name.is_empty() && !url.is_empty() => Ok((name.to_owned(), url.to_owned())),
+        _ => Err("write NAME=URL, such as ghcr.io=https://ghcr.io".to_owned()),
+    }
+}
+
+impl Settings {
+    /// The effective configuration, checked.
+    fn load(self) -> anyhow::Result<Config> {
+        let flags = Flags { listen: self.listen, data: self.data, upstreams: self.upstream };
+        let config = config::load(self.config.as_deref(), environment()?.into_iter(), flags)?;
+        config::validate(&config)?;
+        Ok(config)
+    }
+}
+
+/// Our part of the environment. Foreign variables may hold anything, ours must be text.
+fn environment() -> anyhow::Result<Vec<(String, String)>> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .filter(|(name, _)| name.starts_with("LARDER_"))
+        .map(|(name, value)| match value.into_string() {
+            Ok(value) => Ok((name, value)),
+            Err(_) => anyhow::bail!("environment variable {name}: the value is not UTF-8"),
+        })
+        .collect()
+}
+
+/// Does what the command line asks for.
+pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.verb {
+        Verb::Serve(settings) => serve::run(settings.load()?),
+        Verb::Validate(settings) => validate::run(&settings.load()?),
+        Verb::Demo { stay } => demo::run(stay),
+    }
+}
+
+/// An error and its causes in one line. A cause that the sentence before it repeats is left out.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            // Writing to a String cannot fail.
+            let _ = write!(line, ": {cause}");
+        }
+    }
+    line.replace('\n', " ")
+}
+
+/// Writes to standard output; a reader that has gone (`larder validate | head -1`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("standard output cannot be written"),
+    }
+}
+
+/// Writes a line to standard error, beside what a program may read from standard output.
+fn note(line: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    writeln!(std::io::stderr().lock(), "{line}").context("standard error cannot be written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let line = [
+            "larder",
+            "serve",
+            "--listen",
+            "0.0.0.0:80",
+            "--upstream",
+            "a=http://b/?c=d",
+            "--upstream",
+            "a=x",
+        ];
+        let Verb::Serve(settings) = Arguments::try_parse_from(line).expect("arguments").verb else {
+            panic!("another verb");
+        };
+        assert_eq!(settings.listen, Some(SocketAddr::from(([0, 0, 0, 0], 80))));
+        let pair = |name: &str, url: &str| (name.to_owned(), url.to_owned());
+        assert_eq!(settings.upstream, [pair("a", "http://b/?c=d"), pair("a", "x")]);
+        for bad in ["a", "=b", "a="] {
+            assert!(Arguments::try_parse_from(["larder", "serve", "--upstream", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_chain_is_one_sentence() {
+        let inner = anyhow::anyhow!("disk\nfull");
+        let repeated = anyhow::anyhow!("cannot write: disk full");
+        assert_eq!(sentence(&inner.context("cannot write")), "cannot write: disk full");
+        assert_eq!(sentence(&anyhow::anyhow!("disk full").context(repeated)), "cannot write: disk full");
+    }
+}

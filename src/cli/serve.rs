@@ -1,0 +1,69 @@
+//! `larder serve`: the process around the application: runtime, log, signals.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::app::{self, App};
+use crate::config::Config;
+
+/// How long work that blocks a thread may go on after the application has stopped.
+const LAST_WORK: Duration = Duration::from_secs(5);
+
+/// Serves until a signal asks for the end.
+pub(super) fn run(config: Config) -> anyhow::Result<()> {
+    app::init_log(&config.log)?;
+    on_runtime(async {
+        let shutdown = shutdown_signal()?;
+        App::build(config).await?.run(shutdown).await
+    })
+}
+
+/// Drives `work` on a runtime of its own, and does not wait for stragglers for ever.
+pub(super) fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = Runtime::new().context("the runtime cannot be started")?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_WORK);
+    result
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
+///
+/// The signals are watched from the call on, so one that comes during start-up is not lost.
+pub(super) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    let mut watch = Watch {
+        terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?,
+        interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?,
+    };
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move {
+        watch.next().await;
+        // Nobody listens when the application has ended by itself.
+        let _ = tell.send(());
+        let number = watch.next().await;
+        tracing::warn!("a second signal: ending at once");
+        std::process::exit(128 + number);
+    });
+    Ok(async {
+        // An error would mean that the task above is gone, and with it every hope of a signal: stop as well.
+        let _ = told.await;
+    })
+}
+
+struct Watch {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Watch {
+    /// Waits for a signal and gives its number.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
+            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Which keys the schema has, what the nearest right name is, and whether a value fits its key.
+//!
+//! Everything here is read off the derived deserializers of `schema`, so a key is written down only once.
+
+use std::fmt;
+
+use serde::Deserializer;
+use serde::de::value::Error as Refusal;
+use serde::de::{DeserializeOwned, Error as _, Visitor};
+
+use super::schema::{
+    Admin, Cache, Config, EndpointTable, Log, Prefetch, Server, Store, Upstream, builtin_upstreams,
+};
+
+/// The table that holds one table per upstream.
+pub(super) const UPSTREAM: &str = "upstream";
+
+/// Each top-level section with its struct; a test holds this against the fields of `Config`.
+const SECTIONS: [(&str, Shape); 6] = [
+    ("server", Shape::of::<Server>()),
+    ("admin", Shape::of::<Admin>()),
+    ("store", Shape::of::<Store>()),
+    ("cache", Shape::of::<Cache>()),
+    ("prefetch", Shape::of::<Prefetch>()),
+    ("log", Shape::of::<Log>()),
+];
+
+/// What is known of a struct from its derived deserializer.
+#[derive(Clone, Copy)]
+struct Shape {
+    keys: fn() -> &'static [&'static str],
+    fits: fn(toml::Table) -> Result<(), toml::de::Error>,
+}
+
+impl Shape {
+    const fn of<T: DeserializeOwned>() -> Self {
+        Self { keys: fields::<T>, fits: |table| table.try_into::<T>().map(drop) }
+    }
+}
+
+/// The table that a key stands in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// No table: the top of the file.
+    Root,
+    /// A section, which is one that `Place::section` found.
+    Section(&'static str),
+    /// `[upstream."name"]`.
+    Upstream(String),
+}
+
+impl Place {
+    /// The section of this name.
+    pub(super) fn section(name: &str) -> Option<Self> {
+        SECTIONS.iter().find(|(section, _)| *section == name).map(|(section, _)| Self::Section(section))
+    }
+
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Upstream(_) => Shape::of::<Upstream>(),
+            Self::Root => Shape::of::<Config>(),
+            Self::Section(name) => SECTIONS
+                .iter()
+                .find(|(section, _)| section == name)
+                .map_or(Shape::of::<Config>(), |(_, shape)| *shape),
+        }
+    }
+
+    /// The keys that may stand here; at the root the sections are among them.
+    pub(super) fn keys(&self) -> &'static [&'static str] {
+        (self.shape().keys)()
+    }
+
+    /// Whether `value` is of the type that `key` wants; else why not. Every struct of the schema fills in
+    /// defaults, so one key can be tried alone and the answer is about that key.
+    pub(super) fn fits(&self, key: &str, value: &toml::Value) -> Result<(), String> {
+        let alone = toml::Table::from_iter([(key.to_owned(), value.clone())]);
+        (self.shape().fits)(alone).map_err(|error| match self.example(key) {
+            Some(example) => format!("{}; for example {key} = {example}", error.message()),
+            None => error.message().to_owned(),
+        })
+    }
+
+    /// The default of a key, as it would be written; `None` where there is none or it shows nothing.
+    fn example(&self, key: &str) -> Option<toml::Value> {
+        let default = toml::Table::try_from(Config::default()).ok()?;
+        let found = match self {
+            Self::Root => default.get(key),
+            Self::Section(section) => default.get(*section)?.get(key),
+            // An upstream's freshness keys have their defaults in the common section.
+            Self::Upstream(_) => {
+                let builtin = default.get(UPSTREAM)?.as_table()?.values().next();
+                builtin.and_then(|table| table.get(key)).or_else(|| default.get("cache")?.get(key))
+            }
+        };
+        let shows = |value: &&toml::Value| value.as_array().is_none_or(|array| !array.is_empty());
+        found.filter(shows).cloned()
+    }
+
+    /// The key with the names of its tables, as it would be written in TOML.
+    pub(super) fn path(&self, key: &str) -> String {
+        match self {
+            Self::Root => dotted(&[key]),
+            Self::Section(section) => dotted(&[section, key]),
+            Self::Upstream(name) => dotted(&[UPSTREAM, name, key]),
+        }
+    }
+
+    /// The end of a sentence about a key that is not known here: the nearest name, or where this name belongs.
+    pub(super) fn hint(&self, unknown: &str) -> Hint {
+        if let Some(near) = nearest(unknown, self.keys().iter().copied()) {
+            return Hint(format!("; did you mean `{near}`?"));
+        }
+        let elsewhere = SECTIONS.iter().find(|(_, shape)| (shape.keys)().contains(&unknown));
+        Hint(match elsewhere {
+            Some((section, _)) => format!("; did you mean `{section}.{unknown}`?"),
+            None => format!("; known here: {}", self.keys().join(", ")),
+        })
+    }
+}
+
+/// The end of a sentence about a name that is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hint(pub(super) String);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The keys of an endpoint that is written as a table.
+pub(super) fn endpoint_keys() -> &'static [&'static str] {
+    fields::<EndpointTable>()
+}
+
+/// The environment variable of every key, for the built-in upstreams and for those named here.
+pub fn variables<'a>(upstreams: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let mut places = vec![Place::Root];
+    places.extend(SECTIONS.iter().map(|(section, _)| Place::Section(section)));
+    let mut names: Vec<_> = builtin_upstreams().into_keys().collect();
+    names.extend(upstreams.into_iter().map(str::to_owned));
+    names.sort_unstable();
+    names.dedup();
+    places.extend(names.into_iter().map(Place::Upstream));
+    places
+        .iter()
+        .flat_map(|place| place.keys().iter().map(move |key| (place, *key)))
+        .filter(|(place, key)| **place != Place::Root || !is_table(key))
+        .map(|(place, key)| variable(place, key))
+        .collect()
+}
+
+/// Whether a key of the root is a table rather than a value.
+pub(super) fn is_table(key: &str) -> bool {
+    key == UPSTREAM || Place::section(key).is_some()
+}
+
+fn variable(place: &Place, key: &str) -> String {
+    let twin = match place {
+        Place::Root => format!("LARDER_{key}"),
+        Place::Section(section) => format!("LARDER_{section}__{key}"),
+        Place::Upstream(name) => format!("LARDER_{UPSTREAM}__{}__{key}", plain(name)),
+    };
+    twin.to_ascii_uppercase()
+}
+
+/// An upstream's name as it stands in a variable, but in lower case: shells allow nothing but letters, digits and `_`.
+pub(super) fn plain(name: &str) -> String {
+    name.to_ascii_lowercase().replace(['.', '-', ':'], "_")
+}
+
+/// The known name nearest to what was written, if any is near enough to be what was meant.
+pub(super) fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let reach = (written.chars().count() / 3).clamp(1, 4);
+    known
+        .map(|name| (strsim::damerau_levenshtein(written, name), name))
+        .filter(|(distance, _)| *distance <= reach)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// A path of keys as TOML writes it.
+pub(super) fn dotted(path: &[&str]) -> String {
+    path.iter().map(|key| quoted(key)).collect::<Vec<_>>().join(".")
+}
+
+/// A key as TOML wants it: bare where that is allowed.
+fn quoted(key: &str) -> String {
+    let bare = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { format!("{key:?}") }
+}
+
+/// The field names of a struct, asked of its derived deserializer.
+fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
+    let mut found: &'static [&'static str] = &[];
+    // The probe refuses every value, so what it noted on the way is all there is.
+    let _ = T::deserialize(Probe(&mut found));
+    found
+}
+
+/// A deserializer that notes which fields it is asked for and holds nothing.
+struct Probe<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Probe<'_> {
+    type Error = Refusal;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refusal> {
+        Err(Refusal::custom("a probe holds no value"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Refusal> {
+        *self.0 = fields;
+        Err(Refusal::custom("a probe holds no value"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_of_the_schema_is_known() {
+        let tables: Vec<_> = Place::Root.keys().iter().filter(|key| is_table(key)).collect();
+        assert_eq!(tables.len(), SECTIONS.len() + 1);
+        let default = toml::Table::try_from(Config::default()).expect("a table");
+        for (key, value) in &default {
+            assert_eq!(is_table(key), value.is_table(), "{key}");
+            if let (Some(place), Some(section)) = (Place::section(key), value.as_table()) {
+                assert!(section.keys().all(|key| place.keys().contains(&key.as_str())), "{key}");
+            }
+        }
+        assert_eq!(endpoint_keys(), ["url", "authoritative"]);
+    }
+
+    #[test]
+    fn near_means_near() {
+        assert_eq!(nearest("tag_tll", Place::Section("cache").keys().iter().copied()), Some("tag_ttl"));
+        assert_eq!(nearest("colour", Place::Section("cache").keys().iter().copied()), None);
+        assert_eq!(nearest("x", ["y", "abc"].into_iter()), Some("y"));
+        assert_eq!(Place::Section("server").hint("tag_ttl").to_string(), "; did you mean `cache.tag_ttl`?");
+        assert!(Place::Section("admin").hint("colour").to_string().ends_with("known here: listen"));
+    }
+
+    #[test]
+    fn paths_are_written_as_toml() {
+        assert_eq!(Place::Upstream("docker.io".into()).path("a b"), r#"upstream."docker.io"."a b""#);
+        assert_eq!(Place::Root.path("builtin_upstreams"), "builtin_upstreams");
+    }
+}

@@ -1,0 +1,366 @@
+//! Where a configuration comes from: defaults, then a file, then the environment, then flags, each over the last.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+use super::keys::{self, Hint, Place, UPSTREAM};
+use super::schema::{Config, Upstream, builtin_upstreams};
+
+/// What the command line says about the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--listen`: the port that clients pull from.
+    pub listen: Option<SocketAddr>,
+    /// `--data`: the store's folder.
+    pub data: Option<PathBuf>,
+    /// `--upstream NAME=URL`, in order: the endpoints of the upstreams it names.
+    pub upstreams: Vec<(String, String)>,
+}
+
+/// A place in a file: its path, and the line where that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct At {
+    path: PathBuf,
+    line: Option<usize>,
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        self.line.map_or(Ok(()), |line| write!(f, ":{line}"))
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file is not there, cannot be read, or is no UTF-8.
+    #[error("the configuration file {path} cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no TOML.
+    #[error("{at}: {message}")]
+    Syntax {
+        /// Where.
+        at: At,
+        /// What the parser says.
+        message: String,
+    },
+    /// The file has a key that does not exist.
+    #[error("{at}: unknown key `{key}`{hint}")]
+    UnknownKey {
+        /// Where.
+        at: At,
+        /// The key with its tables.
+        key: String,
+        /// What was meant.
+        hint: Hint,
+    },
+    /// The file has a value that its key cannot take.
+    #[error("{at}: `{key}`: {message}")]
+    Value {
+        /// Where.
+        at: At,
+        /// The key with its tables.
+        key: String,
+        /// What is wrong with the value.
+        message: String,
+    },
+    /// The environment has a variable that stands for no key.
+    #[error("unknown environment variable {name}{hint}")]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// What was meant.
+        hint: Hint,
+    },
+    /// The environment has a value that its key cannot take.
+    #[error("environment variable {name}: {message}")]
+    Variable {
+        /// The variable.
+        name: String,
+        /// What is wrong with the value.
+        message: String,
+    },
+    /// The parts fit and the whole does not.
+    #[error("the configuration does not fit together: {0}")]
+    Whole(String),
+}
+
+/// Puts the configuration together. `file` wins over the variable `LARDER_CONFIG`; without either there is no file.
+pub fn load(
+    file: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+    flags: Flags,
+) -> Result<Config, LoadError> {
+    let mut variables: BTreeMap<String, String> =
+        env.filter(|(name, value)| name.starts_with("LARDER_") && !is_service_link(name, value)).collect();
+    let named = variables.remove("LARDER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let mut layers = Layers::default();
+    if let Some(path) = file.map(Path::to_owned).or(named) {
+        let read = std::fs::read_to_string(&path);
+        let text = read.map_err(|source| LoadError::Read { path: path.clone(), source })?;
+        layers.file(&path, &text)?;
+    }
+    let flagged = flags.upstreams.iter().map(|(name, _)| name.clone());
+    layers.environment(variables, flagged.collect())?;
+    layers.endpoints(flags.upstreams);
+    let mut config = layers.finish()?;
+    if let Some(listen) = flags.listen {
+        config.server.listen = listen;
+    }
+    if let Some(data) = flags.data {
+        config.store.path = data;
+    }
+    Ok(config)
+}
+
+/// Kubernetes tells every pod about the services in its namespace; for a service called `larder` those variables
+/// begin as ours do, and none of them is a mistake. `LARDER_PORT=80` is one: a service's is a URL.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let numbered =
+        |at: usize| name[at..].trim_start_matches("_PORT_").starts_with(|c: char| c.is_ascii_digit());
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || (name.ends_with("_PORT") && value.contains("://"))
+        || (!name.contains("__") && name.match_indices("_PORT_").any(|(at, _)| numbered(at)))
+}
+
+/// What has been said so far; a later layer overwrites an earlier one key by key.
+#[derive(Default)]
+struct Layers {
+    said: Table,
+    upstreams: BTreeMap<String, Table>,
+}
+
+impl Layers {
+    fn set(&mut self, place: &Place, key: &str, value: Value) {
+        let table = match place {
+            Place::Root => &mut self.said,
+            Place::Upstream(name) => self.upstreams.entry(name.clone()).or_default(),
+            Place::Section(section) => {
+                let entry = self.said.entry(*section).or_insert_with(|| Value::Table(Table::new()));
+                match entry {
+                    Value::Table(table) => table,
+                    // Sections are only ever written here, and as tables.
+                    _ => return,
+                }
+            }
+        };
+        table.insert(key.to_owned(), value);
+    }
+
+    fn file(&mut self, path: &Path, text: &str) -> Result<(), LoadError> {
+        let source = Source { path, text };
+        let spans = DeTable::parse(text).map_err(|error| source.syntax(&error))?;
+        let spans = spans.get_ref();
+        let document: Table = toml::from_str(text).map_err(|error| source.syntax(&error))?;
+        for (name, value) in document {
+            if name == UPSTREAM {
+                for (upstream, value) in source.table(spans, &[&name], value)? {
+                    let keys = source.table(spans, &[&name, &upstream], value)?;
+                    self.upstreams.entry(upstream.clone()).or_default();
+                    let place = Place::Upstream(upstream.clone());
+                    for (key, value) in keys {
+                        source.check(spans, &[&name, &upstream, &key], &place, &value)?;
+                        self.set(&place, &key, value);
+                    }
+                }
+            } else if let Some(place) = Place::section(&name) {
+                for (key, value) in source.table(spans, &[&name], value)? {
+                    source.check(spans, &[&name, &key], &place, &value)?;
+                    self.set(&place, &key, value);
+                }
+            } else {
+                source.check(spans, &[&name], &Place::Root, &value)?;
+                self.set(&Place::Root, &name, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn environment(
+        &mut self,
+        variables: BTreeMap<String, String>,
+        mut upstreams: Vec<String>,
+    ) -> Result<(), LoadError> {
+        upstreams.extend(self.upstreams.keys().cloned());
+        upstreams.extend(builtin_upstreams().into_keys());
+        upstreams.sort_unstable();
+        upstreams.dedup();
+        for (name, text) in variables {
+            let Some((place, key)) = twin(&name, &upstreams)? else {
+                let known = keys::variables(upstreams.iter().map(String::as_str));
+                let hint = match keys::nearest(&name, known.iter().map(String::as_str)) {
+                    Some(near) => format!("; did you mean {near}?"),
+                    None => "; variables are called LARDER_SECTION__KEY".to_owned(),
+                };
+                return Err(LoadError::UnknownVariable { name, hint: Hint(hint) });
+            };
+            let value = typed(&place, &key, &text)
+                .map_err(|message| LoadError::Variable { name: name.clone(), message })?;
+            self.set(&place, &key, value);
+        }
+        Ok(())
+    }
+
+    fn endpoints(&mut self, flags: Vec<(String, String)>) {
+        let mut endpoints: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        for (name, url) in flags {
+            endpoints.entry(name).or_default().push(Value::String(url));
+        }
+        for (name, urls) in endpoints {
+            self.set(&Place::Upstream(name), "endpoints", Value::Array(urls));
+        }
+    }
+
+    /// Lays what was said over the defaults. A named upstream starts from its built-in settings if it has any.
+    fn finish(self) -> Result<Config, LoadError> {
+        let whole = |error: toml::de::Error| LoadError::Whole(error.message().to_owned());
+        let mut config: Config = self.said.try_into().map_err(whole)?;
+        let mut builtin = builtin_upstreams();
+        let elected =
+            self.upstreams.values().any(|keys| keys.get("default").and_then(Value::as_bool) == Some(true));
+        if elected {
+            // A default that was asked for takes the place of the one that was merely there.
+            for upstream in builtin.values_mut() {
+                upstream.default = false;
+            }
+        }
+        if !config.builtin_upstreams {
+            builtin.retain(|name, _| self.upstreams.contains_key(name));
+        }
+        for (name, keys) in self.upstreams {
+            let base = builtin.remove(&name).unwrap_or_default();
+            let mut table = Table::try_from(base).map_err(|error| LoadError::Whole(error.to_string()))?;
+            table.extend(keys);
+            builtin.insert(name, table.try_into::<Upstream>().map_err(whole)?);
+        }
+        config.upstream = builtin;
+        Ok(config)
+    }
+}
+
+/// A file's text, for errors that say where.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn at(&self, offset: Option<usize>) -> At {
+        let line =
+            offset.and_then(|offset| self.text.get(..offset)).map(|before| 1 + before.matches('\n').count());
+        At { path: self.path.to_owned(), line }
+    }
+
+    fn syntax(&self, error: &toml::de::Error) -> LoadError {
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        LoadError::Syntax { at: self.at(error.span().map(|span| span.start)), message }
+    }
+
+    /// Where the last name of a path stands.
+    fn find(&self, root: &DeTable<'_>, path: &[&str]) -> At {
+        let mut table = Some(root);
+        let mut offset = None;
+        for name in path {
+            let Some((key, value)) = table.and_then(|t| t.iter().find(|(key, _)| key.get_ref() == name))
+            else {
+                break;
+            };
+            offset = Some(key.span().start);
+            table = match value.get_ref() {
+                DeValue::Table(inner) => Some(inner),
+                _ => None,
+            };
+        }
+        self.at(offset)
+    }
+
+    fn table(&self, spans: &DeTable<'_>, path: &[&str], value: Value) -> Result<Table, LoadError> {
+        match value {
+            Value::Table(table) => Ok(table),
+            other => {
+                let key = keys::dotted(path);
+                let message =
+                    format!("expected a table, [{key}], and found a value of type {}", other.type_str());
+                Err(LoadError::Value { at: self.find(spans, path), key, message })
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        spans: &DeTable<'_>,
+        path: &[&str],
+        place: &Place,
+        value: &Value,
+    ) -> Result<(), LoadError> {
+        let key = path.last().copied().unwrap_or_default();
+        let at = || self.find(spans, path);
+        if !place.keys().contains(&key) {
+            return Err(LoadError::UnknownKey { at: at(), key: place.path(key), hint: place.hint(key) });
+        }
+        for (number, item) in value.as_array().into_iter().flatten().enumerate() {
+            let known = keys::endpoint_keys();
+            let unknown = item.as_table().and_then(|t| t.keys().find(|key| !known.contains(&key.as_str())));
+            if let Some(unknown) = unknown {
+                let hint = match keys::nearest(unknown, known.iter().copied()) {
+                    Some(near) => format!("; did you mean `{near}`?"),
+                    None => format!("; known here: {}", known.join(", ")),
+                };
+                let key = format!("{}[{number}].{unknown}", place.path(key));
+                return Err(LoadError::UnknownKey { at: at(), key, hint: Hint(hint) });
+            }
+        }
+        place.fits(key, value).map_err(|message| LoadError::Value { at: at(), key: place.path(key), message })
+    }
+}
+
+/// The key that an environment variable stands for; `None` if there is no such key.
+fn twin(variable: &str, upstreams: &[String]) -> Result<Option<(Place, String)>, LoadError> {
+    let Some(rest) = variable.strip_prefix("LARDER_") else { return Ok(None) };
+    let rest = rest.to_ascii_lowercase();
+    let Some((table, key)) = rest.rsplit_once("__") else {
+        let known = Place::Root.keys().contains(&rest.as_str()) && !keys::is_table(&rest);
+        return Ok(known.then_some((Place::Root, rest)));
+    };
+    let place = match table.strip_prefix("upstream__") {
+        None => Place::section(table),
+        Some(name) => {
+            let mut fitting = upstreams.iter().filter(|known| keys::plain(known) == keys::plain(name));
+            let found = fitting.next();
+            if let (Some(one), Some(other)) = (found, fitting.next()) {
+                let message = format!("it could mean `{one}` or `{other}`; set this key in the file");
+                return Err(LoadError::Variable { name: variable.to_owned(), message });
+            }
+            if found.is_none() && keys::nearest(name, upstreams.iter().map(String::as_str)).is_none() {
+                let message = "no upstream has this name; name it in the file or with --upstream".to_owned();
+                return Err(LoadError::Variable { name: variable.to_owned(), message });
+            }
+            found.map(|name| Place::Upstream(name.clone()))
+        }
+    };
+    Ok(place.filter(|place| place.keys().contains(&key)).map(|place| (place, key.to_owned())))
+}
+
+/// The value that a variable's text stands for: the first reading that its key takes.
+fn typed(place: &Place, key: &str, text: &str) -> Result<Value, String> {
+    let string = Value::String(text.to_owned());
+    let Err(message) = place.fits(key, &string) else { return Ok(string) };
+    let number = text.parse().ok().map(Value::Integer);
+    let boolean = text.parse().ok().map(Value::Boolean);
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let list = Value::Array(items.map(|item| Value::String(item.to_owned())).collect());
+    let readings = [number, boolean, Some(list)].into_iter().flatten();
+    readings.into_iter().find(|value| place.fits(key, value).is_ok()).ok_or(message)
+}

@@ -1,0 +1,262 @@
+//! What is wrong with a configuration whose every key and type is right, and what to do about it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use url::Url;
+
+use super::keys::{UPSTREAM, dotted};
+use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, TagsList, Upstream};
+use crate::oci::UpstreamName;
+
+/// Beyond this a deadline may not be computable on every clock.
+const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
+/// More connections than one process has file descriptors for anywhere.
+const MOST_CONNECTIONS: usize = 1 << 20;
+/// A smaller page cache would be none.
+const LEAST_MEMORY: u64 = 1 << 20;
+/// The largest size that is still a plausible disk.
+const LARGEST: u64 = 1 << 60;
+
+/// One thing that is wrong: the key and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key with its tables, as it would be written in TOML.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.key, self.message)
+    }
+}
+
+/// All problems found, in the order of the sections.
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, path: &[&str], message: impl Into<String>) {
+        self.0.push(Problem { key: dotted(path), message: message.into() });
+    }
+
+    fn require(&mut self, fine: bool, path: &[&str], message: &str) {
+        if !fine {
+            self.add(path, message);
+        }
+    }
+
+    fn duration(&mut self, value: Duration, may_be_zero: bool, path: &[&str]) {
+        self.require(may_be_zero || !value.is_zero(), path, "it must be longer than 0; try \"1m\"");
+        self.require(value <= LONGEST, path, "it must not be longer than 100 years");
+    }
+
+    fn connections(&mut self, value: usize, path: &[&str]) {
+        let message = format!("it must be between 1 and {MOST_CONNECTIONS}");
+        self.require((1..=MOST_CONNECTIONS).contains(&value), path, &message);
+    }
+
+    fn readable(&mut self, file: Option<&Path>, path: &[&str]) {
+        let Some(file) = file else { return };
+        let opened = File::open(file).and_then(|open| open.metadata());
+        match opened {
+            Ok(found) if !found.is_dir() => {}
+            Ok(_) => self.add(path, format!("{} is a folder; name a file", file.display())),
+            Err(error) => self.add(path, format!("{} cannot be read: {error}", file.display())),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration cannot be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct Invalid(pub Vec<Problem>);
+
+/// Checks everything that can be known without contacting anybody. Only whether named files are readable is
+/// asked of the world.
+pub fn validate(config: &Config) -> Result<(), Invalid> {
+    let mut problems = Problems::default();
+    sections(config, &mut problems);
+    for (name, upstream) in &config.upstream {
+        one_upstream(name, upstream, &mut problems);
+    }
+    across_upstreams(config, &mut problems);
+    not_there_yet(config, &mut problems);
+    if problems.0.is_empty() { Ok(()) } else { Err(Invalid(problems.0)) }
+}
+
+fn sections(config: &Config, problems: &mut Problems) {
+    let Config { server, admin, store, cache, log, .. } = config;
+    let clash = server.listen.port() == admin.listen.port()
+        && server.listen.port() != 0
+        && (server.listen.ip() == admin.listen.ip()
+            || server.listen.ip().is_unspecified()
+            || admin.listen.ip().is_unspecified());
+    problems.require(
+        !clash,
+        &["admin", "listen"],
+        "it is the same address as `server.listen`; choose another port",
+    );
+    problems.connections(server.max_connections, &["server", "max_connections"]);
+    problems.duration(server.header_timeout, false, &["server", "header_timeout"]);
+    problems.duration(server.grace, true, &["server", "grace"]);
+    problems.require(
+        !store.path.as_os_str().is_empty(),
+        &["store", "path"],
+        "it must name a folder, such as \"larder-data\"",
+    );
+    for (key, size, least) in [
+        ("max_size", store.max_size, 1),
+        ("min_free", store.min_free, 0),
+        ("cache_memory", store.cache_memory, LEAST_MEMORY),
+    ] {
+        let fine = (least..=LARGEST).contains(&size.as_u64());
+        problems.require(fine, &["store", key], &format!("it must be between {least} B and 1 EiB"));
+    }
+    freshness(cache, &["cache"], problems);
+    if let Err(message) = level(&log.level) {
+        problems.add(&["log", "level"], message);
+    }
+}
+
+fn freshness(cache: &Cache, table: &[&str], problems: &mut Problems) {
+    let under = |key| [table, &[key]].concat();
+    problems.duration(cache.tag_ttl, true, &under("tag_ttl"));
+    problems.duration(cache.negative_ttl, true, &under("negative_ttl"));
+    problems.duration(cache.stale_while_revalidate, true, &under("stale_while_revalidate"));
+    if let Limit::For(time) = cache.stale_if_error {
+        problems.duration(time, true, &under("stale_if_error"));
+    }
+    problems.duration(cache.revalidate_timeout, false, &under("revalidate_timeout"));
+}
+
+/// `EnvFilter` takes any word for the name of a module, so a misspelt level would silence the log unnoticed.
+fn level(text: &str) -> Result<(), String> {
+    let word = text.split(',').map(str::trim).find(|part| {
+        let targeted = part.contains(['=', '[', ':']);
+        !targeted && part.parse::<LevelFilter>().is_err()
+    });
+    if let Some(word) = word {
+        return Err(format!("`{word}` is no level; use off, error, warn, info, debug or trace"));
+    }
+    EnvFilter::try_new(text)
+        .map(drop)
+        .map_err(|error| format!("{error}; use a level, or a filter such as \"info,larder::upstream=debug\""))
+}
+
+fn one_upstream(name: &str, upstream: &Upstream, problems: &mut Problems) {
+    let at = |key| [UPSTREAM, name, key];
+    if name.parse::<UpstreamName>().is_err() {
+        problems.add(&[UPSTREAM, name], "its name must be a lower-case host name, such as \"ghcr.io\"");
+    }
+    problems.require(
+        !upstream.endpoints.is_empty(),
+        &at("endpoints"),
+        "it must name at least one endpoint, such as [\"https://registry.example.com\"]",
+    );
+    for endpoint in &upstream.endpoints {
+        if let Err(message) = endpoint_url(endpoint) {
+            problems.add(&at("endpoints"), message);
+        }
+    }
+    for hostname in &upstream.hostnames {
+        if hostname.to_ascii_lowercase().parse::<UpstreamName>().is_err() {
+            problems
+                .add(&at("hostnames"), "each must be a host name, with a port if need be, and nothing else");
+        }
+    }
+    match (&upstream.username, &upstream.password_file) {
+        (Some(_), None) => problems.add(&at("username"), "it needs `password_file` beside it"),
+        (None, Some(_)) => problems.add(&at("password_file"), "it needs `username` beside it"),
+        _ => {}
+    }
+    problems.readable(upstream.password_file.as_deref(), &at("password_file"));
+    problems.readable(upstream.ca_file.as_deref(), &at("ca_file"));
+    problems.connections(upstream.max_connections, &at("max_connections"));
+    // Keys that are not set here are the common ones, which have had their turn.
+    freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);
+}
+
+/// What is wrong with an endpoint. The URL is repeated only where it cannot hold a secret.
+fn endpoint_url(endpoint: &Endpoint) -> Result<(), String> {
+    let example = "\"https://registry.example.com\" or \"oci:///srv/layout\"";
+    let url = Url::parse(&endpoint.url)
+        .map_err(|error| format!("an endpoint is no URL ({error}); write {example}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("an endpoint holds credentials; move them to `username` and `password_file`".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("an endpoint has a query or a fragment; write {example}"));
+    }
+    match url.scheme() {
+        "http" | "https" if url.host().is_some() => Ok(()),
+        "oci" if endpoint.url.starts_with("oci:///") && url.path().len() > 1 => Ok(()),
+        "oci" => Err("an oci:// endpoint needs an absolute path, as in \"oci:///srv/layout\"".to_owned()),
+        scheme => Err(format!("an endpoint's scheme is `{scheme}`; write {example}")),
+    }
+}
+
+fn across_upstreams(config: &Config, problems: &mut Problems) {
+    let defaults: Vec<_> = config.upstream.iter().filter(|(_, upstream)| upstream.default).collect();
+    match defaults.as_slice() {
+        [] if config.upstream.is_empty() => {
+            problems
+                .add(&[UPSTREAM], "there is no upstream at all; name one, or set `builtin_upstreams = true`");
+        }
+        [] => problems.add(&[UPSTREAM], "no upstream is the default; set `default = true` in one of them"),
+        [_] => {}
+        [first, others @ ..] => {
+            for (name, _) in others {
+                let message = format!("`{}` is the default already; only one upstream can be", first.0);
+                problems.add(&[UPSTREAM, name, "default"], message);
+            }
+        }
+    }
+    let mut owners: BTreeMap<String, &str> = BTreeMap::new();
+    for (name, upstream) in &config.upstream {
+        for hostname in &upstream.hostnames {
+            let owner = *owners.entry(hostname.to_ascii_lowercase()).or_insert(name);
+            if owner != name {
+                let message =
+                    format!("upstream `{owner}` has the same host name; a host name selects one upstream");
+                problems.add(&[UPSTREAM, name, "hostnames"], message);
+            }
+        }
+    }
+}
+
+/// Values that ask for a feature which this version lacks: one line each, to be deleted when the feature comes.
+fn not_there_yet(config: &Config, problems: &mut Problems) {
+    let mut lacks = |asked: bool, path: &[&str], instead: &str| {
+        if asked {
+            problems.add(path, format!("this version of larder cannot do that yet; {instead}"));
+        }
+    };
+    let files = config.store.blobs == BlobStore::Files;
+    lacks(files, &["store", "blobs"], "use \"sled\"");
+    lacks(!config.prefetch.platforms.is_empty(), &["prefetch", "platforms"], "leave it empty");
+    lacks(config.cache.tags_list != TagsList::Cached, &["cache", "tags_list"], "use \"cached\"");
+    lacks(!config.cache.stale_while_revalidate.is_zero(), &["cache", "stale_while_revalidate"], "use \"0s\"");
+    for (name, upstream) in &config.upstream {
+        let at = |key| [UPSTREAM, name.as_str(), key];
+        let several = upstream.endpoints.len() > 1;
+        let partial = upstream.endpoints.iter().any(|endpoint| !endpoint.authoritative);
+        let listed = upstream.tags_list.is_some_and(|list| list != TagsList::Cached);
+        let stale = upstream.stale_while_revalidate.is_some_and(|time| !time.is_zero());
+        lacks(several, &at("endpoints"), "name one endpoint");
+        lacks(partial, &at("endpoints"), "leave `authoritative` out");
+        lacks(listed, &at("tags_list"), "use \"cached\"");
+        lacks(stale, &at("stale_while_revalidate"), "use \"0s\"");
+        lacks(upstream.docker_config.is_some(), &at("docker_config"), "use `username` and `password_file`");
+        lacks(upstream.client_cert.is_some(), &at("client_cert"), "leave it out");
+        lacks(upstream.client_key.is_some(), &at("client_key"), "leave it out");
+        lacks(!upstream.allow.is_empty(), &at("allow"), "leave it out");
+        lacks(!upstream.deny.is_empty(), &at("deny"), "leave it out");
+    }
+}

@@ -1,0 +1,3 @@
+//! What a timer or an operator can ask for, one verb per file.
+
+pub mod layout;

@@ -1,0 +1,113 @@
+//! The values of facts: small records behind a version byte.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::oci::Digest;
+
+use super::StoreError;
+
+/// A record that knows its version. A new version gets a new number and a branch in `decode`.
+pub(super) trait Fact: Serialize + DeserializeOwned {
+    const VERSION: u8 = 1;
+
+    fn encode(&self) -> Vec<u8> {
+        // Serialising plain data into a growing vector cannot fail; if it ever did, the empty value that results
+        // does not decode and reads as damage.
+        postcard::to_extend(self, vec![Self::VERSION]).unwrap_or_default()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        match bytes.split_first() {
+            Some((&version, rest)) if version == Self::VERSION => {
+                postcard::from_bytes(rest).map_err(|error| StoreError::Fact(error.to_string()))
+            }
+            Some((version, _)) => Err(StoreError::Fact(format!("version {version} is not known"))),
+            None => Err(StoreError::Fact("it is empty".to_owned())),
+        }
+    }
+}
+
+/// What a tag stands for, and since when that is known. Times are milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagFact {
+    /// The manifest.
+    #[serde(with = "digest")]
+    pub digest: Digest,
+    /// When the upstream last confirmed it.
+    pub checked_at: u64,
+    /// When it last moved.
+    pub moved_at: u64,
+}
+
+/// A repository's right to a digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkFact {
+    /// The size that a descriptor, or the upstream, gave.
+    pub size: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ManifestFact {
+    pub(super) media_type: String,
+    pub(super) size: u64,
+    pub(super) stored_at: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BlobFact {
+    pub(super) size: u64,
+    pub(super) stored_at: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DraftFact {
+    /// The bytes are known to be wrong; what is left of them must go before anything else.
+    pub(super) condemned: bool,
+}
+
+impl Fact for TagFact {}
+impl Fact for LinkFact {}
+impl Fact for ManifestFact {}
+impl Fact for BlobFact {}
+impl Fact for DraftFact {}
+
+mod digest {
+    //! A digest inside a record: algorithm byte and raw bytes.
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::oci::{Algorithm, Digest};
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        (digest.algorithm() == Algorithm::Sha512, digest.as_bytes()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        let (long, raw) = <(bool, Vec<u8>)>::deserialize(deserializer)?;
+        let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
+        Digest::from_bytes(algorithm, &raw)
+            .ok_or_else(|| serde::de::Error::custom("a digest of the wrong length"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn records_come_back_as_they_went() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let fact = TagFact { digest: Digest::of(algorithm, b"x"), checked_at: 7, moved_at: u64::MAX };
+            assert_eq!(TagFact::decode(&fact.encode()).expect("a fact"), fact);
+        }
+    }
+
+    #[test]
+    fn strange_bytes_are_errors() {
+        assert!(TagFact::decode(&[]).is_err());
+        assert!(TagFact::decode(&[9, 1, 2]).is_err());
+        assert!(TagFact::decode(&[1]).is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! The one place where a fact's key becomes bytes.
+//!
+//! Numbers are big-endian, so that byte order is number order; texts that are followed by something end with a
+//! zero byte, which no name contains, so that no key is another's prefix by accident.
+
+use crate::oci::{Algorithm, Digest, Repository, UpstreamName};
+
+/// A fact's key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Key<'a> {
+    /// A tag of a repository.
+    Tag(&'a Repository, &'a str),
+    /// A tag of a repository for clients that accept only these types.
+    Variant(&'a Repository, &'a str, &'a str),
+    /// A repository that holds a tag.
+    Repository(&'a UpstreamName, &'a str),
+    /// A repository's right to a digest.
+    Link(&'a Repository, &'a Digest),
+    /// A manifest held.
+    Manifest(&'a Digest),
+    /// A blob held.
+    Blob(&'a Digest),
+    /// A blob not yet complete.
+    Draft(&'a Digest),
+}
+
+impl Key<'_> {
+    /// The prefix of all manifest facts.
+    pub(super) const fn manifests() -> &'static [u8] {
+        b"m"
+    }
+
+    /// The prefix of all blob facts.
+    pub(super) const fn blobs() -> &'static [u8] {
+        b"b"
+    }
+
+    pub(super) fn to_bytes(self) -> Vec<u8> {
+        let mut key = Vec::with_capacity(128);
+        match self {
+            Self::Tag(repository, tag) => {
+                key.push(b't');
+                push_repository(&mut key, repository);
+                key.extend_from_slice(tag.as_bytes());
+            }
+            Self::Variant(repository, tag, types) => {
+                key.push(b'v');
+                push_repository(&mut key, repository);
+                push_text(&mut key, tag);
+                key.extend_from_slice(types.as_bytes());
+            }
+            Self::Repository(upstream, name) => {
+                key.push(b'r');
+                push_text(&mut key, upstream.as_str());
+                key.extend_from_slice(name.as_bytes());
+            }
+            Self::Link(repository, digest) => {
+                key.push(b'l');
+                push_repository(&mut key, repository);
+                push_digest(&mut key, digest);
+            }
+            Self::Manifest(digest) => {
+                key.extend_from_slice(Self::manifests());
+                push_digest(&mut key, digest);
+            }
+            Self::Blob(digest) => {
+                key.extend_from_slice(Self::blobs());
+                push_digest(&mut key, digest);
+            }
+            Self::Draft(digest) => {
+                key.push(b'd');
+                push_digest(&mut key, digest);
+            }
+        }
+        key
+    }
+}
+
+/// The prefix of all pages of a digest.
+pub(super) fn pages_of(digest: &Digest) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + 64 + 8);
+    push_digest(&mut key, digest);
+    key
+}
+
+/// The key of one page.
+pub(super) fn page(digest: &Digest, number: u64) -> Vec<u8> {
+    let mut key = pages_of(digest);
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn push_repository(key: &mut Vec<u8>, repository: &Repository) {
+    push_text(key, repository.upstream.as_str());
+    push_text(key, repository.name.as_str());
+}
+
+fn push_text(key: &mut Vec<u8>, text: &str) {
+    key.extend_from_slice(text.as_bytes());
+    key.push(0);
+}
+
+fn push_digest(key: &mut Vec<u8>, digest: &Digest) {
+    key.push(match digest.algorithm() {
+        Algorithm::Sha256 => 1,
+        Algorithm::Sha512 => 2,
+    });
+    key.extend_from_slice(digest.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_of_keys_is_order_of_names_and_numbers() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        assert!(page(&digest, 255) < page(&digest, 256));
+        assert!(page(&digest, u64::from(u32::MAX)) < page(&digest, u64::from(u32::MAX) + 1));
+        let repository = |name: &str| Repository {
+            upstream: "docker.io".parse().expect("a name"),
+            name: name.parse().expect("a name"),
+        };
+        let (a, ab) = (repository("a"), repository("a/b"));
+        // A repository's tags never mix with those of one whose name goes on.
+        let prefix = Key::Tag(&a, "").to_bytes();
+        assert!(!Key::Tag(&ab, "x").to_bytes().starts_with(&prefix));
+        assert!(Key::Tag(&a, "1").to_bytes() < Key::Tag(&a, "10").to_bytes());
+    }
+}

@@ -1,0 +1,401 @@
+//! The store: bytes by digest, facts by key, in sled.
+//!
+//! Three trees share one log. `facts` says what is known (tags, links, manifests, blobs, drafts), `documents`
+//! holds the bytes of manifests, `pages` the bytes of blobs and drafts. Bytes land before the fact that points
+//! at them, and sled recovers a prefix of its log, so a crash can lose the newest facts but cannot leave a fact
+//! without its bytes; a page that is missing all the same reads as [`StoreError::Damaged`], never as content.
+//!
+//! Every method here may touch the disk and must run off the async threads, except where its documentation says
+//! otherwise.
+
+mod draft;
+mod entry;
+mod fact;
+mod header;
+mod key;
+mod pages;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use sled::transaction::TransactionError;
+
+use crate::config::schema;
+use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
+
+pub use draft::{Draft, DraftEnd, DraftWriter, Progress};
+pub use entry::BlobEntry;
+use fact::{BlobFact, Fact, ManifestFact};
+pub use fact::{LinkFact, TagFact};
+pub use header::Geometry;
+use key::Key;
+use pages::Pages;
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the folder.
+    #[error("the store in {} is in use by another larder; stop it or choose another folder with --data", .0.display())]
+    Locked(PathBuf),
+    /// The folder cannot be made or written.
+    #[error("the store's folder {} cannot be used: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The folder holds a store of another make.
+    #[error("the store in {} cannot be opened: {reason}", path.display())]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// What differs, and the remedy.
+        reason: String,
+    },
+    /// Something that a fact promises is not there, or does not read.
+    #[error("stored content {0} is damaged")]
+    Damaged(Digest),
+    /// A fact does not decode.
+    #[error("a stored fact does not decode: {0}")]
+    Fact(String),
+    /// sled failed.
+    #[error("the store failed: {0}")]
+    Sled(#[from] sled::Error),
+}
+
+/// A manifest as it is kept: bytes and the type they are served under.
+#[derive(Clone, Debug)]
+pub struct StoredManifest {
+    /// The type, as the upstream gave it or as the body told.
+    pub media_type: MediaType,
+    /// The document, byte for byte.
+    pub body: Bytes,
+}
+
+/// What the store holds, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Bytes of content: manifests and blobs, without overhead.
+    pub content: u64,
+    /// Manifests held.
+    pub manifests: u64,
+    /// Blobs held.
+    pub blobs: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    content: AtomicU64,
+    manifests: AtomicU64,
+    blobs: AtomicU64,
+}
+
+/// A handle to the store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    db: sled::Db,
+    facts: sled::Tree,
+    documents: Pages,
+    pages: Pages,
+    counters: Arc<Counters>,
+}
+
+impl Store {
+    /// Opens the store in `options.path`, making it if there is none.
+    pub fn open(options: &schema::Store) -> Result<Self, StoreError> {
+        Self::open_with(&options.path, Geometry::CHOSEN, options.cache_memory.as_u64())
+    }
+
+    /// Opens a store whose geometry, if it is new, is `geometry`. For the bench that chooses one.
+    pub fn open_with(path: &Path, geometry: Geometry, cache_memory: u64) -> Result<Self, StoreError> {
+        let folder = |source| StoreError::Folder { path: path.to_owned(), source };
+        std::fs::create_dir_all(path).map_err(folder)?;
+        let geometry = header::read_or_write(path, geometry)?;
+        let db = sled::Config::new()
+            .path(path.join("tree"))
+            .cache_capacity(cache_memory)
+            .segment_size(geometry.segment_size)
+            .mode(sled::Mode::HighThroughput)
+            .flush_every_ms(Some(500))
+            .open()
+            .map_err(|error| opening_error(path, error))?;
+        let facts = db.open_tree("facts")?;
+        let documents = Pages::new(db.open_tree("documents")?, geometry.page_size);
+        let pages = Pages::new(db.open_tree("pages")?, geometry.page_size);
+        let store = Self { db, facts, documents, pages, counters: Arc::default() };
+        store.take_census()?;
+        Ok(store)
+    }
+
+    /// Counts what is there; once, on opening.
+    fn take_census(&self) -> Result<(), StoreError> {
+        for item in self.facts.scan_prefix(Key::manifests()) {
+            let fact = ManifestFact::decode(&item?.1)?;
+            self.counters.manifests.fetch_add(1, Ordering::Relaxed);
+            self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
+        }
+        for item in self.facts.scan_prefix(Key::blobs()) {
+            let fact = BlobFact::decode(&item?.1)?;
+            self.counters.blobs.fetch_add(1, Ordering::Relaxed);
+            self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// What is held now. Touches no disk.
+    pub fn census(&self) -> Census {
+        Census {
+            content: self.counters.content.load(Ordering::Relaxed),
+            manifests: self.counters.manifests.load(Ordering::Relaxed),
+            blobs: self.counters.blobs.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Bytes the store takes on disk.
+    pub fn size_on_disk(&self) -> Result<u64, StoreError> {
+        Ok(self.db.size_on_disk()?)
+    }
+
+    /// Waits until everything written so far is on disk.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush()?;
+        Ok(())
+    }
+
+    fn fact<F: Fact>(&self, key: &Key<'_>) -> Result<Option<F>, StoreError> {
+        self.facts.get(key.to_bytes())?.map(|bytes| F::decode(&bytes)).transpose()
+    }
+
+    // ---- tags ----
+
+    /// What is known of a tag, as given to clients for whom the upstream was asked for the types in `variant`.
+    pub fn tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Option<&str>,
+    ) -> Result<Option<TagFact>, StoreError> {
+        self.fact(&tag_key(repository, tag, variant))
+    }
+
+    /// Sets a tag; the manifest it points at must be there already.
+    pub fn put_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Option<&str>,
+        fact: &TagFact,
+    ) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        batch.insert(tag_key(repository, tag, variant).to_bytes(), fact.encode());
+        if variant.is_none() {
+            batch.insert(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes(), &[][..]);
+        }
+        self.facts.apply_batch(batch)?;
+        Ok(())
+    }
+
+    /// Forgets a tag; its content stays.
+    pub fn remove_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.facts.remove(tag_key(repository, tag, variant).to_bytes())?;
+        if variant.is_none() && self.tags(repository, None, 1)?.is_empty() {
+            self.facts.remove(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` tags of a repository that sort after `last`, in byte order.
+    pub fn tags(
+        &self,
+        repository: &Repository,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let prefix = Key::Tag(repository, "").to_bytes();
+        let from = Key::Tag(repository, last.unwrap_or_default()).to_bytes();
+        self.names(&prefix, from, last.is_some(), limit)
+    }
+
+    /// Up to `limit` names of an upstream's repositories that hold a tag and sort after `last`, in byte order.
+    pub fn repositories(
+        &self,
+        upstream: &UpstreamName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Name>, StoreError> {
+        let prefix = Key::Repository(upstream, "").to_bytes();
+        let from = Key::Repository(upstream, last.unwrap_or_default()).to_bytes();
+        let names = self.names(&prefix, from, last.is_some(), limit)?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    fn names(
+        &self,
+        prefix: &[u8],
+        from: Vec<u8>,
+        after: bool,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let mut found = Vec::new();
+        for item in self.facts.range(from.clone()..) {
+            let (key, _) = item?;
+            let Some(rest) = key.strip_prefix(prefix) else { break };
+            if after && *key == *from {
+                continue;
+            }
+            if found.len() == limit {
+                break;
+            }
+            found.push(String::from_utf8_lossy(rest).into_owned());
+        }
+        Ok(found)
+    }
+
+    // ---- links ----
+
+    /// The link from a repository to a digest, if there is one.
+    pub fn linked(&self, repository: &Repository, digest: &Digest) -> Result<Option<LinkFact>, StoreError> {
+        self.fact(&Key::Link(repository, digest))
+    }
+
+    /// Links a repository to a digest that its upstream confirmed or delivered.
+    pub fn link(&self, repository: &Repository, digest: &Digest, fact: &LinkFact) -> Result<(), StoreError> {
+        self.facts.insert(Key::Link(repository, digest).to_bytes(), fact.encode())?;
+        Ok(())
+    }
+
+    // ---- manifests ----
+
+    /// A manifest by digest.
+    pub fn manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, StoreError> {
+        let Some(fact) = self.fact::<ManifestFact>(&Key::Manifest(digest))? else { return Ok(None) };
+        let size = usize::try_from(fact.size).map_err(|_| StoreError::Damaged(*digest))?;
+        let mut body = Vec::with_capacity(size);
+        while body.len() < size {
+            match self.documents.get(digest, (body.len() / self.documents.page_size()) as u64)? {
+                Some(page) if !page.is_empty() => body.extend_from_slice(&page),
+                _ => return Err(StoreError::Damaged(*digest)),
+            }
+        }
+        let media_type = MediaType::new(&fact.media_type).ok_or(StoreError::Damaged(*digest))?;
+        if body.len() != size {
+            return Err(StoreError::Damaged(*digest));
+        }
+        Ok(Some(StoredManifest { media_type, body: body.into() }))
+    }
+
+    /// Keeps a verified manifest, and the links that it gives its repository.
+    ///
+    /// A digest that is kept already keeps its media type: one digest, one reading, for ever.
+    pub fn put_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        manifest: &StoredManifest,
+        links: impl Iterator<Item = (Digest, Option<u64>)>,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        let known = self.facts.contains_key(Key::Manifest(digest).to_bytes())?;
+        let mut batch = sled::Batch::default();
+        let size = manifest.body.len() as u64;
+        if !known {
+            let pages = manifest.body.chunks(self.documents.page_size());
+            for (number, page) in pages.enumerate() {
+                self.documents.put(digest, number as u64, page)?;
+            }
+            let fact =
+                ManifestFact { media_type: manifest.media_type.as_str().to_owned(), size, stored_at: now };
+            batch.insert(Key::Manifest(digest).to_bytes(), fact.encode());
+        }
+        let own = std::iter::once((*digest, Some(size)));
+        for (target, size) in own.chain(links) {
+            batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
+        }
+        self.facts.apply_batch(batch)?;
+        if !known {
+            self.counters.manifests.fetch_add(1, Ordering::Relaxed);
+            self.counters.content.fetch_add(size, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Drops a manifest that turned out to be damaged.
+    pub fn remove_manifest(&self, digest: &Digest) -> Result<(), StoreError> {
+        if let Some(bytes) = self.facts.remove(Key::Manifest(digest).to_bytes())? {
+            self.counters.manifests.fetch_sub(1, Ordering::Relaxed);
+            self.counters.content.fetch_sub(ManifestFact::decode(&bytes)?.size, Ordering::Relaxed);
+        }
+        self.documents.remove(digest)
+    }
+
+    // ---- blobs ----
+
+    /// A blob by digest: something to read from.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<BlobEntry>, StoreError> {
+        let fact = self.fact::<BlobFact>(&Key::Blob(digest))?;
+        Ok(fact.map(|fact| BlobEntry::new(*digest, fact.size, self.pages.clone())))
+    }
+
+    /// Drops a blob that turned out to be damaged: the fact first, so that nobody finds a half of it.
+    pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        if let Some(bytes) = self.facts.remove(Key::Blob(digest).to_bytes())? {
+            self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
+            self.counters.content.fetch_sub(BlobFact::decode(&bytes)?.size, Ordering::Relaxed);
+        }
+        self.pages.remove(digest)
+    }
+
+    /// Makes the blob of a finished draft visible, together with its link, in one atomic step.
+    fn commit_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        let blob = BlobFact { size, stored_at: now }.encode();
+        let link = LinkFact { size: Some(size) }.encode();
+        let committed = self.facts.transaction(|facts| {
+            facts.remove(Key::Draft(digest).to_bytes())?;
+            facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;
+            Ok(facts.insert(Key::Blob(digest).to_bytes(), blob.as_slice())?)
+        });
+        match committed {
+            Ok(None) => {
+                self.counters.blobs.fetch_add(1, Ordering::Relaxed);
+                self.counters.content.fetch_add(size, Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(Some(_)) => Ok(()),
+            Err(TransactionError::Storage(error)) => Err(error.into()),
+            Err(TransactionError::Abort(())) => Err(StoreError::Fact("the commit aborted itself".to_owned())),
+        }
+    }
+}
+
+fn tag_key<'a>(repository: &'a Repository, tag: &'a Tag, variant: Option<&'a str>) -> Key<'a> {
+    match variant {
+        Some(types) => Key::Variant(repository, tag.as_str(), types),
+        None => Key::Tag(repository, tag.as_str()),
+    }
+}
+
+/// sled tells a lock that is held and a folder that cannot be written only by their I/O errors.
+fn opening_error(path: &Path, error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Io(source) if source.to_string().contains("lock") => StoreError::Locked(path.to_owned()),
+        sled::Error::Io(source) => StoreError::Folder { path: path.to_owned(), source },
+        sled::Error::Unsupported(reason) => StoreError::Foreign { path: path.to_owned(), reason },
+        other => StoreError::Sled(other),
+    }
+}

@@ -1,0 +1,59 @@
+//! Bytes in a sled tree, cut into pages that are keyed by digest and number.
+
+use bytes::Bytes;
+
+use crate::oci::Digest;
+
+use super::{StoreError, key};
+
+/// One tree of pages; clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Pages {
+    tree: sled::Tree,
+    page_size: usize,
+}
+
+/// sled hands out reference-counted bytes; this lets a response carry them without a copy.
+struct Shared(sled::IVec);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Pages {
+    pub(super) fn new(tree: sled::Tree, page_size: usize) -> Self {
+        Self { tree, page_size }
+    }
+
+    pub(super) fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    pub(super) fn get(&self, digest: &Digest, number: u64) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.tree.get(key::page(digest, number))?.map(|page| Bytes::from_owner(Shared(page))))
+    }
+
+    pub(super) fn put(&self, digest: &Digest, number: u64, page: &[u8]) -> Result<(), StoreError> {
+        self.tree.insert(key::page(digest, number), page)?;
+        Ok(())
+    }
+
+    /// Pages `first..last`, all of which must be there.
+    pub(super) fn run(&self, digest: &Digest, first: u64, last: u64) -> Result<Vec<Bytes>, StoreError> {
+        let mut pages = Vec::with_capacity(usize::try_from(last - first).unwrap_or_default());
+        for number in first..last {
+            pages.push(self.get(digest, number)?.ok_or(StoreError::Damaged(*digest))?);
+        }
+        Ok(pages)
+    }
+
+    /// Removes every page of a digest, the last one first, so that a crash leaves a run that starts at zero.
+    pub(super) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        for item in self.tree.scan_prefix(key::pages_of(digest)).keys().rev() {
+            self.tree.remove(item?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! What every store must do, whatever it keeps its bytes in.
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::oci::Algorithm;
+
+const SMALL: Geometry = Geometry { page_size: 1024, segment_size: 512 << 10 };
+
+fn store() -> (Store, TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open_with(folder.path(), SMALL, 8 << 20).expect("a store");
+    (store, folder)
+}
+
+fn repository(name: &str) -> Repository {
+    Repository { upstream: "docker.io".parse().expect("a name"), name: name.parse().expect("a name") }
+}
+
+fn body(length: usize) -> Bytes {
+    (0..length).map(|i| u8::try_from(i * 7 % 251).expect("a byte")).collect::<Vec<_>>().into()
+}
+
+fn fill(store: &Store, content: &Bytes, chunk: usize) -> Digest {
+    let digest = Digest::of(Algorithm::Sha256, content);
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    for part in content.chunks(chunk) {
+        let part = Bytes::copy_from_slice(part);
+        writer.draft().receive(part.clone());
+        writer.append(part).expect("appended");
+    }
+    let end = writer.finish(&repository("a"), None, 1).expect("finished");
+    assert_eq!(end, DraftEnd::Committed);
+    digest
+}
+
+fn read_all(entry: &BlobEntry, range: std::ops::Range<u64>) -> Vec<u8> {
+    let mut found = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let step = entry.read(at..range.end, 5000).expect("read");
+        assert!(!step.is_empty());
+        for page in step {
+            at += page.len() as u64;
+            found.extend_from_slice(&page);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_blob_reads_as_it_was_written() {
+    let (store, _folder) = store();
+    for (length, chunk) in
+        [(0, 1), (1, 1), (1023, 100), (1024, 1024), (1025, 5), (10_000, 3000), (70_000, 70_000)]
+    {
+        let content = body(length);
+        let digest = fill(&store, &content, chunk);
+        let entry = store.blob(&digest).expect("a look").expect("a blob");
+        assert_eq!(entry.size(), length as u64);
+        assert_eq!(read_all(&entry, 0..length as u64), content);
+        if length > 1100 {
+            assert_eq!(read_all(&entry, 1000..1100), content[1000..1100]);
+            assert_eq!(read_all(&entry, 1024..1025), content[1024..1025]);
+        }
+        assert!(store.linked(&repository("a"), &digest).expect("a look").is_some());
+        assert!(store.linked(&repository("b"), &digest).expect("a look").is_none());
+    }
+}
+
+#[test]
+fn a_draft_is_never_content() {
+    let (store, folder) = store();
+    let content = body(5000);
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    writer.draft().receive(content.slice(..4500));
+    writer.append(content.slice(..4500)).expect("appended");
+    assert!(store.blob(&digest).expect("a look").is_none());
+
+    // The next run takes over the full pages, and only those.
+    drop(writer);
+    store.flush().expect("flushed");
+    drop(store);
+    let store = Store::open_with(folder.path(), SMALL, 8 << 20).expect("a store");
+    assert!(store.blob(&digest).expect("a look").is_none());
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    assert_eq!(writer.draft().progress().received, 4096);
+    writer.draft().receive(content.slice(4096..));
+    writer.append(content.slice(4096..)).expect("appended");
+    assert_eq!(writer.finish(&repository("a"), Some(5000), 1).expect("finished"), DraftEnd::Committed);
+    assert_eq!(store.census(), Census { content: 5000, manifests: 0, blobs: 1 });
+}
+
+#[test]
+fn wrong_bytes_leave_nothing() {
+    let (store, _folder) = store();
+    let content = body(5000);
+    let digest = Digest::of(Algorithm::Sha256, b"something else");
+    for expected in [None, Some(5000)] {
+        let mut writer = store.open_draft(&digest).expect("a draft");
+        assert_eq!(writer.draft().progress().received, 0);
+        writer.draft().receive(content.clone());
+        writer.append(content.clone()).expect("appended");
+        assert_eq!(writer.finish(&repository("a"), expected, 1).expect("finished"), DraftEnd::Mismatch);
+        assert!(store.blob(&digest).expect("a look").is_none());
+        assert!(store.linked(&repository("a"), &digest).expect("a look").is_none());
+        assert_eq!(store.pages.get(&digest, 0).expect("a look"), None);
+    }
+    // The right bytes under the wrong size are as wrong.
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    writer.draft().receive(content.clone());
+    writer.append(content.clone()).expect("appended");
+    assert_eq!(writer.finish(&repository("a"), Some(4999), 1).expect("finished"), DraftEnd::Mismatch);
+}
+
+#[test]
+fn a_condemned_draft_starts_over() {
+    let (store, _folder) = store();
+    let content = body(3000);
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    writer.draft().receive(content.clone());
+    writer.append(content).expect("appended");
+    // As a crash between the mark and the end of the removal leaves it.
+    let condemned = fact::DraftFact { condemned: true };
+    store.facts.insert(Key::Draft(&digest).to_bytes(), condemned.encode()).expect("written");
+    assert_eq!(store.open_draft(&digest).expect("a draft").draft().progress().received, 0);
+}
+
+#[test]
+fn the_last_byte_waits_for_verification() {
+    let at = |received, total, verified: bool| {
+        let end = verified.then_some(DraftEnd::Committed);
+        Progress { received, paged: 0, total, end }.readable()
+    };
+    assert_eq!(at(10, Some(20), false), 10);
+    assert_eq!(at(20, Some(20), false), 19);
+    assert_eq!(at(25, Some(20), false), 19);
+    assert_eq!(at(20, Some(20), true), 20);
+    assert_eq!(at(20, None, false), 19);
+    assert_eq!(at(0, None, false), 0);
+    assert_eq!(at(0, Some(0), false), 0);
+}
+
+#[test]
+fn readers_find_the_newest_in_memory_and_the_rest_in_pages() {
+    let (store, _folder) = store();
+    let content = body(3 << 20);
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    let draft = writer.draft().clone();
+    for part in 0..48 {
+        let part = content.slice(part << 16..(part + 1) << 16);
+        draft.receive(part.clone());
+        writer.append(part).expect("appended");
+    }
+    let length = content.len() as u64;
+    assert!(draft.recent(0..1).is_none());
+    let newest = draft.recent(length - 70_000..length - 5).expect("in memory").concat();
+    assert_eq!(newest, content[content.len() - 70_000..content.len() - 5]);
+    let oldest = draft.read(10..5000, 1 << 20).expect("paged").concat();
+    assert_eq!(oldest, content[10..5000]);
+    assert!(draft.recent(length..length + 1).is_none());
+}
+
+#[test]
+fn a_missing_page_is_damage_not_content() {
+    let (store, _folder) = store();
+    let content = body(5000);
+    let digest = fill(&store, &content, 5000);
+    store.pages.put(&digest, 2, b"short").expect("written");
+    let entry = store.blob(&digest).expect("a look").expect("a blob");
+    assert!(matches!(entry.read(0..5000, 5000), Err(StoreError::Damaged(_))));
+    store.remove_blob(&digest).expect("removed");
+    assert!(store.blob(&digest).expect("a look").is_none());
+    assert_eq!(store.census(), Census::default());
+}
+
+#[test]
+fn a_manifest_keeps_its_first_type_and_links_what_it_points_at() {
+    let (store, _folder) = store();
+    let kept = |text: &str, body: &Bytes| StoredManifest {
+        media_type: MediaType::new(text).expect("a type"),
+        body: body.clone(),
+    };
+    let body = body(3000);
+    let digest = Digest::of(Algorithm::Sha256, &body);
+    let child = Digest::of(Algorithm::Sha512, b"child");
+    let links = || [(child, Some(5))].into_iter();
+    store.put_manifest(&repository("a"), &digest, &kept("a/b", &body), links(), 1).expect("kept");
+    store.put_manifest(&repository("b"), &digest, &kept("c/d", &body), links(), 2).expect("kept");
+    let found = store.manifest(&digest).expect("a look").expect("a manifest");
+    assert_eq!((found.media_type.as_str(), &found.body), ("a/b", &body));
+    for name in ["a", "b"] {
+        let link = store.linked(&repository(name), &child).expect("a look").expect("a link");
+        assert_eq!(link.size, Some(5));
+    }
+    assert_eq!(store.census(), Census { content: 3000, manifests: 1, blobs: 0 });
+}
+
+#[test]
+fn names_come_in_byte_order_page_by_page() {
+    let (store, _folder) = store();
+    let fact = TagFact { digest: Digest::of(Algorithm::Sha256, b""), checked_at: 1, moved_at: 1 };
+    for tag in ["b", "B", "a", "10", "9", "_"] {
+        store.put_tag(&repository("x/y"), &tag.parse().expect("a tag"), None, &fact).expect("put");
+    }
+    store.put_tag(&repository("x"), &"z".parse().expect("a tag"), None, &fact).expect("put");
+    let all = store.tags(&repository("x/y"), None, 100).expect("tags");
+    assert_eq!(all, ["10", "9", "B", "_", "a", "b"]);
+    assert_eq!(store.tags(&repository("x/y"), Some("9"), 2).expect("tags"), ["B", "_"]);
+    assert_eq!(store.tags(&repository("x/y"), Some("A"), 1).expect("tags"), ["B"]);
+    assert_eq!(store.tags(&repository("x/y"), None, 0).expect("tags"), Vec::<String>::new());
+    let upstream = "docker.io".parse().expect("a name");
+    let names = store.repositories(&upstream, None, 10).expect("names");
+    assert_eq!(names.iter().map(Name::as_str).collect::<Vec<_>>(), ["x", "x/y"]);
+    store.remove_tag(&repository("x"), &"z".parse().expect("a tag"), None).expect("removed");
+    assert_eq!(store.repositories(&upstream, None, 10).expect("names").len(), 1);
+}
+
+#[test]
+fn a_second_larder_is_told_so() {
+    let (_store, folder) = store();
+    let error = Store::open_with(folder.path(), SMALL, 8 << 20).expect_err("locked");
+    assert!(matches!(error, StoreError::Locked(_)), "{error:?}");
+}

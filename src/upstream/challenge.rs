@@ -1,0 +1,91 @@
+//! What a registry wants to see before it answers: `WWW-Authenticate` in all its spellings.
+
+use http::HeaderMap;
+use http::header::WWW_AUTHENTICATE;
+use http_auth::ChallengeRef;
+use http_auth::parser::ChallengeParser;
+
+/// A challenge that can be met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// A token from a token service.
+    Bearer {
+        /// Where the token is to be had; may be relative.
+        realm: String,
+        /// What the token service calls the registry.
+        service: Option<String>,
+        /// What the token is for.
+        scope: Option<String>,
+    },
+    /// User name and password.
+    Basic,
+}
+
+/// The challenge to meet, Bearer before Basic: the first of its kind in any of the headers.
+///
+/// What cannot be parsed ends its own header line only; unknown schemes are passed over.
+pub(super) fn choose(headers: &HeaderMap) -> Option<Challenge> {
+    let lines = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|line| line.to_str().ok());
+    let challenges = lines.flat_map(|line| ChallengeParser::new(line).map_while(Result::ok));
+    let mut basic = None;
+    for challenge in challenges {
+        if challenge.scheme.eq_ignore_ascii_case("bearer") {
+            if let Some(realm) = parameter(&challenge, "realm") {
+                let (service, scope) = (parameter(&challenge, "service"), parameter(&challenge, "scope"));
+                return Some(Challenge::Bearer { realm, service, scope });
+            }
+        } else if challenge.scheme.eq_ignore_ascii_case("basic") {
+            basic = Some(Challenge::Basic);
+        }
+    }
+    basic
+}
+
+fn parameter(challenge: &ChallengeRef<'_>, name: &str) -> Option<String> {
+    let (_, value) = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+    Some(value.to_unescaped()).filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(lines: &[&str]) -> Option<Challenge> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(WWW_AUTHENTICATE, line.parse().expect("a header"));
+        }
+        choose(&headers)
+    }
+
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        Some(Challenge::Bearer { realm: realm.to_owned(), service: owned(service), scope: owned(scope) })
+    }
+
+    #[test]
+    fn the_usual_one() {
+        let line =
+            r#"Bearer realm="https://auth.test/token",service="reg.test",scope="repository:a/b:pull,push""#;
+        let expected = bearer("https://auth.test/token", Some("reg.test"), Some("repository:a/b:pull,push"));
+        assert_eq!(of(&[line]), expected);
+    }
+
+    #[test]
+    fn bearer_is_preferred_wherever_it_stands() {
+        let expected = bearer("https://a.test", None, None);
+        assert_eq!(of(&[r#"Basic realm="x", Bearer realm="https://a.test""#]), expected);
+        assert_eq!(of(&[r#"Basic realm="x""#, r#"bEARER REALM="https://a.test""#]), expected);
+        assert_eq!(of(&[r#"Negotiate, Basic realm="x""#]), Some(Challenge::Basic));
+    }
+
+    #[test]
+    fn odd_spellings() {
+        assert_eq!(of(&[r#"Bearer realm="https://a.test/\"q\"",service=reg"#]).is_some(), true);
+        assert_eq!(of(&["Bearer realm=token"]), bearer("token", None, None));
+        assert_eq!(of(&[r#"Bearer service="only""#]), None);
+        assert_eq!(of(&[r#"Bearer realm="""#, r#"Basic realm="x""#]), Some(Challenge::Basic));
+        assert_eq!(of(&["== broken", r#"Basic realm="x""#]), Some(Challenge::Basic));
+        assert_eq!(of(&[]), None);
+    }
+}

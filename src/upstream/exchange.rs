@@ -1,0 +1,204 @@
+//! One request to a registry and what it takes to have it answered: challenges, redirects, repetitions, counting.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
+use http::{HeaderValue, Method, StatusCode};
+use reqwest::{RequestBuilder, Response};
+use tokio::time::Instant;
+use url::Url;
+
+use super::Timeouts;
+use super::address::{Policy, PrivateAddress};
+use super::auth::Auth;
+use super::error::UpstreamError;
+use super::retry;
+use crate::oci::{Name, UpstreamName};
+use crate::telemetry::Metrics;
+
+/// Redirects followed for one request.
+const HOPS_MAX: usize = 10;
+/// Places that may challenge one request: the endpoint, and one that it redirects to.
+const CHALLENGES_MAX: usize = 2;
+
+/// The way out to one upstream.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) upstream: UpstreamName,
+    pub(super) client: reqwest::Client,
+    pub(super) policy: Arc<Policy>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) timeouts: Timeouts,
+}
+
+impl Link {
+    /// Sends one request and waits for the head of its answer, no longer than `deadline`.
+    pub(super) async fn send(
+        &self,
+        request: RequestBuilder,
+        url: &Url,
+        method: &str,
+        deadline: Instant,
+    ) -> Result<Response, UpstreamError> {
+        let started = Instant::now();
+        let limit = deadline.min(started + self.timeouts.head);
+        let result = match tokio::time::timeout_at(limit, request.send()).await {
+            Ok(result) => result.map_err(translate),
+            Err(_) => Err(UpstreamError::Timeout(format!("{method} {}", url.path()))),
+        };
+        let took = started.elapsed();
+        tracing::debug!(
+            upstream = %self.upstream,
+            method,
+            host = url.host_str(),
+            path = url.path(),
+            status = result.as_ref().ok().map(|response| response.status().as_u16()),
+            error = result.as_ref().err().map(tracing::field::display),
+            ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "asked"
+        );
+        result
+    }
+}
+
+/// A request for something of a repository.
+#[derive(Debug)]
+pub(super) struct Call<'c> {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// Whose it is: what a token has to be good for.
+    pub(super) name: &'c Name,
+    pub(super) accept: Option<&'c str>,
+    pub(super) range: Option<String>,
+}
+
+impl Call<'_> {
+    /// Sends it until there is an answer of success; every other answer is an error by its meaning.
+    pub(super) async fn send(&self, link: &Link, auth: &Auth) -> Result<Response, UpstreamError> {
+        let deadline = Instant::now() + link.timeouts.total;
+        retry::run(deadline, || self.follow(link, auth, deadline)).await
+    }
+
+    async fn follow(&self, link: &Link, auth: &Auth, deadline: Instant) -> Result<Response, UpstreamError> {
+        let mut url = self.url.clone();
+        let mut authorization = auth.ahead(self.name).await?;
+        let mut challenged = Vec::with_capacity(CHALLENGES_MAX);
+        let mut hops = 0;
+        loop {
+            link.policy.check(&url)?;
+            let response = self.once(link, &url, authorization.as_ref(), deadline).await?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                let origin = url.origin();
+                if challenged.contains(&origin) || challenged.len() == CHALLENGES_MAX {
+                    return Err(UpstreamError::Denied { status: 401 });
+                }
+                challenged.push(origin);
+                let headers = response.headers();
+                let answer = auth.answer(headers, &url, self.name, authorization.as_ref(), deadline).await?;
+                authorization = Some(answer);
+            } else if let Some(next) = redirect(&url, &response)? {
+                hops += 1;
+                if hops > HOPS_MAX {
+                    return Err(UpstreamError::Invalid(format!("it redirects more than {HOPS_MAX} times")));
+                }
+                if next.origin() != url.origin() {
+                    authorization = None;
+                }
+                url = next;
+            } else {
+                judge(&response)?;
+                return Ok(response);
+            }
+        }
+    }
+
+    async fn once(
+        &self,
+        link: &Link,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+        deadline: Instant,
+    ) -> Result<Response, UpstreamError> {
+        let mut request = link
+            .client
+            .request(self.method.clone(), url.clone())
+            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(accept) = self.accept {
+            request = request.header(ACCEPT, accept);
+        }
+        if let Some(range) = &self.range {
+            request = request.header(RANGE, range);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let started = Instant::now();
+        let result = link.send(request, url, self.method.as_str(), deadline).await;
+        let status = result.as_ref().ok().map(|response| response.status().as_u16());
+        let took = started.elapsed();
+        link.metrics.upstream_request(link.upstream.as_str(), self.method.as_str(), status, took);
+        result
+    }
+}
+
+/// Where an answer sends us; `None` if it is no redirect.
+fn redirect(from: &Url, response: &Response) -> Result<Option<Url>, UpstreamError> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+    let invalid = |reason: &str| UpstreamError::Invalid(reason.to_owned());
+    let location = location.ok_or_else(|| invalid("it redirects without a usable Location"))?;
+    let mut next = from.join(location).map_err(|_| invalid("it redirects to something that is no URL"))?;
+    next.set_fragment(None);
+    if from.scheme() == "https" && next.scheme() != "https" {
+        return Err(invalid("it redirects from https to another scheme"));
+    }
+    Ok(Some(next))
+}
+
+/// What an answer's status means.
+pub(super) fn judge(response: &Response) -> Result<(), UpstreamError> {
+    match response.status().as_u16() {
+        200..=299 => Ok(()),
+        404 => Err(UpstreamError::NotFound),
+        status @ (401 | 403) => Err(UpstreamError::Denied { status }),
+        416 => Err(UpstreamError::RangeNotSatisfiable),
+        429 => {
+            let value = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let retry_after = value.and_then(|value| retry::retry_after(value, SystemTime::now()));
+            Err(UpstreamError::RateLimited { retry_after })
+        }
+        status => Err(UpstreamError::Status(status)),
+    }
+}
+
+/// The meaning of the HTTP client's error before an answer's head. Its URL may be a signed one and is left out.
+pub(super) fn translate(error: reqwest::Error) -> UpstreamError {
+    let error = error.without_url();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(private) = cause.downcast_ref::<PrivateAddress>() {
+            return UpstreamError::Invalid(private.to_string());
+        }
+        source = cause.source();
+    }
+    let reason = causes(&error);
+    if error.is_timeout() { UpstreamError::Timeout(reason) } else { UpstreamError::Unreachable(reason) }
+}
+
+/// An error's causes on one line, without the HTTP client's own framing where there is anything below it.
+pub(super) fn causes(error: &reqwest::Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if texts.last().is_none_or(|last| !last.contains(&text)) {
+            texts.push(text);
+        }
+        source = cause.source();
+    }
+    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+}

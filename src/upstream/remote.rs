@@ -1,0 +1,378 @@
+//! A registry over HTTP: the four things that are asked of it, and what its answers must look like.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+use http::{HeaderMap, Method, StatusCode};
+use reqwest::Response;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use url::Url;
+
+use super::address::{Policy, Resolver};
+use super::auth::Auth;
+use super::error::{BuildError, UpstreamError};
+use super::exchange::{Call, Link, causes};
+use super::{Document, Head, MANIFEST_MAX, Timeouts, tls};
+use crate::config::schema;
+use crate::oci::{Digest, Name, Reference, UpstreamName};
+use crate::telemetry::Metrics;
+
+const DIGEST: &str = "docker-content-digest";
+const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
+
+/// A registry behind one URL.
+#[derive(Debug)]
+pub(super) struct Remote {
+    /// Without a slash at the end.
+    base: String,
+    link: Arc<Link>,
+    auth: Auth,
+    /// Requests for bodies that may take long.
+    blobs: Arc<Semaphore>,
+    /// Requests that must not wait behind those.
+    small: Arc<Semaphore>,
+}
+
+impl Remote {
+    pub(super) fn build(
+        name: &UpstreamName,
+        url: Url,
+        upstream: &schema::Upstream,
+        metrics: &Arc<Metrics>,
+        timeouts: Timeouts,
+    ) -> Result<Self, BuildError> {
+        let wrong =
+            |reason: &str| BuildError::Endpoint { upstream: name.to_string(), reason: reason.to_owned() };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(wrong("credentials do not belong into a URL; use username and password_file"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("it has a query or a fragment"));
+        }
+        let own = url.host().ok_or_else(|| wrong("it has no host"))?.to_owned();
+        let policy = Arc::new(Policy::new(own, upstream.allow_private));
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls::client_config(name.as_str(), upstream)?)
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .connect_timeout(timeouts.connect)
+            .dns_resolver(Arc::new(Resolver(Arc::clone(&policy))))
+            .build()
+            .map_err(|error| BuildError::Client { upstream: name.to_string(), reason: causes(&error) })?;
+        let link =
+            Arc::new(Link { upstream: name.clone(), client, policy, metrics: Arc::clone(metrics), timeouts });
+        let base = url.as_str().trim_end_matches('/').to_owned();
+        let auth =
+            Auth::new(Arc::clone(&link), url, upstream.username.clone(), upstream.password_file.clone());
+        let (small, blobs) = shares(upstream.max_connections);
+        Ok(Self {
+            base,
+            link,
+            auth,
+            blobs: Arc::new(Semaphore::new(blobs)),
+            small: Arc::new(Semaphore::new(small)),
+        })
+    }
+
+    pub(super) async fn head_manifest(
+        &self,
+        name: &Name,
+        reference: &Reference,
+        accept: &str,
+    ) -> Result<Head, UpstreamError> {
+        let _permit = self.permit(&self.small).await?;
+        let call = self.call(Method::HEAD, name, "manifests", reference, Some(accept))?;
+        match call.send(&self.link, &self.auth).await {
+            Ok(response) => {
+                check_encoding(response.headers())?;
+                Ok(head(response.headers()))
+            }
+            // Registries that cannot do HEAD exist; the document itself has to be asked for then.
+            Err(UpstreamError::Status(405 | 501)) => Ok(Head::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn get_manifest(
+        &self,
+        name: &Name,
+        reference: &Reference,
+        accept: &str,
+    ) -> Result<Document, UpstreamError> {
+        let _permit = self.permit(&self.small).await?;
+        let call = self.call(Method::GET, name, "manifests", reference, Some(accept))?;
+        let mut response = call.send(&self.link, &self.auth).await?;
+        only(&response, StatusCode::OK)?;
+        check_encoding(response.headers())?;
+        let Head { digest, size, content_type } = head(response.headers());
+        let too_large =
+            || UpstreamError::Invalid(format!("the manifest is larger than {MANIFEST_MAX} bytes"));
+        if size.is_some_and(|size| size > MANIFEST_MAX as u64) {
+            return Err(too_large());
+        }
+        let mut body = BytesMut::new();
+        let idle = self.link.timeouts.idle;
+        // The bound on the whole keeps a document that trickles in from holding its place for ever.
+        let whole = timeout(idle, async {
+            while let Some(chunk) = response.chunk().await.map_err(interrupted)? {
+                self.link.metrics.fetched(self.link.upstream.as_str(), "manifest", chunk.len() as u64);
+                if body.len() + chunk.len() > MANIFEST_MAX {
+                    return Err(too_large());
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok(())
+        });
+        whole.await.map_err(|_| stalled(idle))??;
+        if size.is_some_and(|size| size != body.len() as u64) {
+            return Err(UpstreamError::Interrupted("the manifest ended early".to_owned()));
+        }
+        Ok(Document { body: body.freeze(), content_type, digest })
+    }
+
+    pub(super) async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
+        let _permit = self.permit(&self.small).await?;
+        let call = self.call(Method::HEAD, name, "blobs", digest, None)?;
+        let response = call.send(&self.link, &self.auth).await?;
+        check_encoding(response.headers())?;
+        Ok(length(response.headers()))
+    }
+
+    /// The first byte's offset, the blob's length if known, and the bytes.
+    pub(super) async fn get_blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        from: u64,
+        to: Option<u64>,
+    ) -> Result<(u64, Option<u64>, Body), UpstreamError> {
+        let permit = self.permit(&self.blobs).await?;
+        let mut call = self.call(Method::GET, name, "blobs", digest, None)?;
+        call.range = match to {
+            Some(to) => Some(format!("bytes={from}-{to}")),
+            None if from > 0 => Some(format!("bytes={from}-")),
+            None => None,
+        };
+        let response = call.send(&self.link, &self.auth).await?;
+        check_encoding(response.headers())?;
+        let length = length(response.headers());
+        let (offset, total, expected) =
+            if call.range.is_some() && response.status() == StatusCode::PARTIAL_CONTENT {
+                let value = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                let part =
+                    value.and_then(Part::parse).filter(|part| part.answers(from, to)).ok_or_else(|| {
+                        UpstreamError::Invalid("its Content-Range is not the range asked for".to_owned())
+                    })?;
+                if length.is_some_and(|length| length != part.length()) {
+                    return Err(UpstreamError::Invalid(
+                        "its Content-Length and Content-Range disagree".to_owned(),
+                    ));
+                }
+                (from, part.total, Some(part.length()))
+            } else {
+                only(&response, StatusCode::OK)?;
+                (0, length, length)
+            };
+        let body = Body { response, left: expected, link: Arc::clone(&self.link), _permit: permit };
+        Ok((offset, total, body))
+    }
+
+    fn call<'c>(
+        &self,
+        method: Method,
+        name: &'c Name,
+        kind: &str,
+        reference: &impl fmt::Display,
+        accept: Option<&'c str>,
+    ) -> Result<Call<'c>, UpstreamError> {
+        let url = Url::parse(&format!("{}/v2/{name}/{kind}/{reference}", self.base))
+            .map_err(|error| UpstreamError::Local(format!("no URL can be made for {name}: {error}")))?;
+        Ok(Call { method, url, name, accept, range: None })
+    }
+
+    async fn permit(&self, share: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        let busy = || UpstreamError::Timeout("all connections (max_connections) are busy".to_owned());
+        let permit = timeout(self.link.timeouts.total, Arc::clone(share).acquire_owned()).await;
+        permit.map_err(|_| busy())?.map_err(|_| busy())
+    }
+}
+
+/// How many small requests and how many blobs may be under way at once.
+fn shares(max_connections: usize) -> (usize, usize) {
+    let max = max_connections.clamp(1, Semaphore::MAX_PERMITS);
+    let small = (max / 4).clamp(1, 16);
+    (small, (max - small).max(1))
+}
+
+fn head(headers: &HeaderMap) -> Head {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    Head {
+        digest: headers
+            .get(DIGEST)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.trim().parse().ok()),
+        size: length(headers),
+        content_type: text(CONTENT_TYPE).map(str::to_owned),
+    }
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Of the statuses of success only one fits what was asked.
+fn only(response: &Response, status: StatusCode) -> Result<(), UpstreamError> {
+    let got = response.status();
+    if got == status {
+        Ok(())
+    } else {
+        Err(UpstreamError::Invalid(format!(
+            "it has status {} where {} belongs",
+            got.as_u16(),
+            status.as_u16()
+        )))
+    }
+}
+
+/// Encoded bytes are other bytes: their digest, length and ranges are not the content's.
+fn check_encoding(headers: &HeaderMap) -> Result<(), UpstreamError> {
+    for value in headers.get_all(CONTENT_ENCODING) {
+        let value = value.to_str().unwrap_or("unprintable").trim();
+        if !value.is_empty() && !value.eq_ignore_ascii_case("identity") {
+            return Err(UpstreamError::Invalid(format!(
+                "it has Content-Encoding `{value}` although none was accepted"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn interrupted(error: reqwest::Error) -> UpstreamError {
+    UpstreamError::Interrupted(causes(&error.without_url()))
+}
+
+fn stalled(idle: Duration) -> UpstreamError {
+    UpstreamError::Interrupted(format!("nothing came for {}", humantime::format_duration(idle)))
+}
+
+/// A `Content-Range` of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    first: u64,
+    last: u64,
+    total: Option<u64>,
+}
+
+impl Part {
+    fn parse(value: &str) -> Option<Self> {
+        let number = |text: &str| -> Option<u64> {
+            if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+        };
+        let (unit, rest) = value.trim().split_once(' ')?;
+        let (range, total) = rest.trim().split_once('/')?;
+        let (first, last) = range.split_once('-')?;
+        let total = if total == "*" { None } else { Some(number(total)?) };
+        let part = Self { first: number(first)?, last: number(last)?, total };
+        let ordered = part.first <= part.last && part.last < u64::MAX;
+        let inside = part.total.is_none_or(|total| part.last < total);
+        (unit.eq_ignore_ascii_case("bytes") && ordered && inside).then_some(part)
+    }
+
+    /// Whether this is what was asked for, or the beginning of it.
+    fn answers(self, from: u64, to: Option<u64>) -> bool {
+        self.first == from && to.is_none_or(|to| self.last <= to)
+    }
+
+    fn length(self) -> u64 {
+        self.last - self.first + 1
+    }
+}
+
+/// The bytes of a blob on their way.
+#[derive(Debug)]
+pub(super) struct Body {
+    response: Response,
+    /// What is still to come, if that is known.
+    left: Option<u64>,
+    link: Arc<Link>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Body {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let idle = self.link.timeouts.idle;
+        loop {
+            let chunk = timeout(idle, self.response.chunk()).await.map_err(|_| stalled(idle))?;
+            let Some(chunk) = chunk.map_err(interrupted)? else { break };
+            if chunk.is_empty() {
+                continue;
+            }
+            let size = chunk.len() as u64;
+            self.link.metrics.fetched(self.link.upstream.as_str(), "blob", size);
+            if let Some(left) = &mut self.left {
+                *left = left.checked_sub(size).ok_or_else(|| {
+                    UpstreamError::Invalid("the blob is longer than it was announced".to_owned())
+                })?;
+            }
+            return Ok(Some(chunk));
+        }
+        match self.left {
+            None | Some(0) => Ok(None),
+            Some(left) => Err(UpstreamError::Interrupted(format!("{left} bytes of the blob are missing"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        let part = Part::parse("bytes 5-9/20").expect("a range");
+        assert_eq!(part, Part { first: 5, last: 9, total: Some(20) });
+        assert_eq!(part.length(), 5);
+        assert!(part.answers(5, None) && part.answers(5, Some(9)) && part.answers(5, Some(12)));
+        assert!(!part.answers(4, None) && !part.answers(5, Some(8)));
+        assert_eq!(Part::parse("bytes 0-0/*").expect("a range").total, None);
+        for bad in [
+            "",
+            "bytes */20",
+            "bytes 9-5/20",
+            "bytes 5-20/20",
+            "items 5-9/20",
+            "bytes +5-9/20",
+            "bytes 5-9",
+            "bytes -9/20",
+            "bytes 0-18446744073709551615/*",
+        ] {
+            assert_eq!(Part::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn blobs_leave_room_for_the_rest() {
+        assert_eq!(shares(64), (16, 48));
+        assert_eq!(shares(8), (2, 6));
+        assert_eq!(shares(1), (1, 1));
+        assert_eq!(shares(0), (1, 1));
+        let (small, blobs) = shares(usize::MAX);
+        assert!(small + blobs <= Semaphore::MAX_PERMITS);
+    }
+
+    #[test]
+    fn encodings_are_named() {
+        let mut headers = HeaderMap::new();
+        assert!(check_encoding(&headers).is_ok());
+        headers.insert(CONTENT_ENCODING, "Identity".parse().expect("a header"));
+        assert!(check_encoding(&headers).is_ok());
+        headers.append(CONTENT_ENCODING, "gzip".parse().expect("a header"));
+        assert!(check_encoding(&headers).expect_err("refused").to_string().contains("gzip"));
+    }
+}

@@ -1,0 +1,243 @@
+//! Which upstream a request is for, and what the repository is called there. Pure: a name from a client is only
+//! ever looked up in the configuration, never dialled.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+use crate::config::schema;
+use crate::oci::name::NameError;
+use crate::oci::{Name, Repository, UpstreamName};
+
+/// The one registry whose official images live in a repository that clients leave out.
+const DOCKER_HUB: &str = "docker.io";
+/// Other names that clients have for it.
+const DOCKER_HUB_ALIASES: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
+
+/// Why a request belongs nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// No upstream of that name is configured; without a name: there is no default.
+    #[error("no upstream `{0}` is configured here")]
+    UnknownUpstream(String),
+    /// The rest of the name is no repository's.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+/// The table of upstreams by every name a request may use for them.
+#[derive(Clone, Debug, Default)]
+pub struct Router {
+    default: Option<UpstreamName>,
+    /// Names and built-in aliases.
+    names: HashMap<String, UpstreamName>,
+    /// Values of `Host`, lower case, as configured.
+    hostnames: HashMap<String, UpstreamName>,
+}
+
+impl Router {
+    /// The table for these upstreams; names that are no host names are left out.
+    pub fn new(upstreams: &BTreeMap<String, schema::Upstream>) -> Self {
+        let mut router = Self::default();
+        for (text, upstream) in upstreams {
+            let Ok(name) = text.parse::<UpstreamName>() else { continue };
+            if upstream.default {
+                router.default.get_or_insert_with(|| name.clone());
+            }
+            for hostname in &upstream.hostnames {
+                router.hostnames.entry(hostname.to_ascii_lowercase()).or_insert_with(|| name.clone());
+            }
+            router.names.insert(text.clone(), name);
+        }
+        if let Some(hub) = router.names.get(DOCKER_HUB).cloned() {
+            for alias in DOCKER_HUB_ALIASES {
+                router.names.entry(alias.to_owned()).or_insert_with(|| hub.clone());
+            }
+        }
+        router
+    }
+
+    /// Finds the repository that a request means.
+    ///
+    /// `ns` is the decoded query parameter, `prefix` the path before `/v2`, `host` the `Host` header and `name`
+    /// what stands between `/v2/` and the resource. The first of `ns`, `prefix`, the first segment of `name`, and
+    /// `host` that says something decides; an `ns` or prefix that names nothing configured is never passed over.
+    pub fn route(
+        &self,
+        ns: Option<&str>,
+        prefix: Option<&str>,
+        host: Option<&str>,
+        name: &str,
+    ) -> Result<Repository, RouteError> {
+        if let Some(ns) = ns {
+            let upstream = self.upstream(ns)?;
+            let rest = match self.split(name) {
+                Some((same, rest)) if same == upstream => rest,
+                _ => name,
+            };
+            return repository(upstream, rest);
+        }
+        if let Some(prefix) = prefix {
+            return repository(self.named(prefix).ok_or_else(|| unknown(prefix))?, name);
+        }
+        if let Some((upstream, rest)) = self.split(name) {
+            return repository(upstream, rest);
+        }
+        let upstream = host.and_then(|host| self.hosted(host)).or(self.default.as_ref());
+        repository(upstream.ok_or_else(|| unknown(name.split('/').next().unwrap_or(name)))?, name)
+    }
+
+    /// The upstream that names without one belong to.
+    pub fn default_upstream(&self) -> Option<&UpstreamName> {
+        self.default.as_ref()
+    }
+
+    /// The upstream that `ns`, or a path prefix, names.
+    pub fn upstream(&self, text: &str) -> Result<&UpstreamName, RouteError> {
+        let exact = lower(text);
+        let found = self.names.get(exact.as_ref()).or_else(|| self.hostnames.get(exact.as_ref()));
+        found.ok_or_else(|| unknown(text))
+    }
+
+    fn named(&self, text: &str) -> Option<&UpstreamName> {
+        self.names.get(lower(text).as_ref())
+    }
+
+    /// A hostname that was configured with a port is meant for that port only; one without is meant for all.
+    fn hosted(&self, host: &str) -> Option<&UpstreamName> {
+        let host = lower(host);
+        self.hostnames.get(host.as_ref()).or_else(|| self.hostnames.get(without_port(&host)))
+    }
+
+    /// Takes an upstream's name off the front, if something remains behind it.
+    fn split<'n>(&self, name: &'n str) -> Option<(&UpstreamName, &'n str)> {
+        let (first, rest) = name.split_once('/')?;
+        if rest.is_empty() {
+            return None;
+        }
+        // Path components are lower case by their grammar, so this look-up is exact.
+        self.names.get(first).map(|upstream| (upstream, rest))
+    }
+}
+
+fn repository(upstream: &UpstreamName, name: &str) -> Result<Repository, RouteError> {
+    let official = upstream.as_str() == DOCKER_HUB && !name.contains('/') && !name.is_empty();
+    let name: Name = if official { format!("library/{name}").parse()? } else { name.parse()? };
+    Ok(Repository { upstream: upstream.clone(), name })
+}
+
+fn lower(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // The colons of a bare or bracketed IPv6 address are not followed by a port.
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
+        _ => host,
+    }
+}
+
+/// What a client sent is repeated bounded and printable.
+fn unknown(text: &str) -> RouteError {
+    let shown = text.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+    RouteError::UnknownUpstream(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router() -> Router {
+        let mut upstreams = schema::builtin_upstreams();
+        upstreams.insert(
+            "reg.test:5000".to_owned(),
+            schema::Upstream {
+                hostnames: vec!["Mirror.test".to_owned(), "ported.test:8443".to_owned(), "[::1]".to_owned()],
+                ..schema::Upstream::default()
+            },
+        );
+        Router::new(&upstreams)
+    }
+
+    fn ask(ns: Option<&str>, prefix: Option<&str>, host: Option<&str>, name: &str) -> String {
+        match router().route(ns, prefix, host, name) {
+            Ok(repository) => repository.to_string(),
+            Err(RouteError::UnknownUpstream(name)) => format!("unknown {name}"),
+            Err(RouteError::Name(_)) => "bad name".to_owned(),
+        }
+    }
+
+    #[test]
+    fn ns_decides_and_never_falls_through() {
+        assert_eq!(ask(Some("ghcr.io"), None, None, "org/app"), "ghcr.io/org/app");
+        assert_eq!(ask(Some("GHCR.IO"), None, None, "org/app"), "ghcr.io/org/app");
+        assert_eq!(ask(Some("docker.io"), None, None, "busybox"), "docker.io/library/busybox");
+        assert_eq!(ask(Some("registry-1.docker.io"), None, None, "a/b"), "docker.io/a/b");
+        assert_eq!(ask(Some("reg.test:5000"), None, None, "a"), "reg.test:5000/a");
+        assert_eq!(ask(Some("mirror.test"), None, None, "a"), "reg.test:5000/a");
+        assert_eq!(ask(Some("evil.test"), None, None, "docker.io/a"), "unknown evil.test");
+        assert_eq!(ask(Some("evil.test"), Some("ghcr.io"), Some("mirror.test"), "a"), "unknown evil.test");
+        for odd in ["user@ghcr.io", "ghcr.io/", "https://ghcr.io", "ghcr.io:443", "", "ghcr.io."] {
+            assert!(ask(Some(odd), None, None, "a").starts_with("unknown"), "{odd}");
+        }
+    }
+
+    #[test]
+    fn ns_with_the_same_name_in_the_path() {
+        assert_eq!(ask(Some("ghcr.io"), None, None, "ghcr.io/org/app"), "ghcr.io/org/app");
+        assert_eq!(ask(Some("docker.io"), None, None, "docker.io/busybox"), "docker.io/library/busybox");
+        assert_eq!(ask(Some("ghcr.io"), None, None, "quay.io/org/app"), "ghcr.io/quay.io/org/app");
+        assert_eq!(ask(Some("ghcr.io"), None, None, "ghcr.io"), "ghcr.io/ghcr.io");
+    }
+
+    #[test]
+    fn a_prefix_must_be_known() {
+        assert_eq!(ask(None, Some("quay.io"), None, "org/app"), "quay.io/org/app");
+        assert_eq!(ask(None, Some("index.docker.io"), None, "app"), "docker.io/library/app");
+        assert_eq!(ask(None, Some("nowhere.test"), None, "org/app"), "unknown nowhere.test");
+    }
+
+    #[test]
+    fn the_first_segment_may_name_the_upstream() {
+        assert_eq!(ask(None, None, None, "quay.io/org/app"), "quay.io/org/app");
+        assert_eq!(ask(None, None, Some("mirror.test"), "quay.io/org/app"), "quay.io/org/app");
+        assert_eq!(ask(None, None, None, "docker.io/busybox"), "docker.io/library/busybox");
+        assert_eq!(ask(None, None, None, "quay.io"), "docker.io/library/quay.io");
+        assert_eq!(ask(None, None, None, "reg.test:5000/a"), "reg.test:5000/a");
+        assert_eq!(ask(None, None, None, "other.test/org/app"), "docker.io/other.test/org/app");
+    }
+
+    #[test]
+    fn the_host_header_may_name_it() {
+        assert_eq!(ask(None, None, Some("MIRROR.test:8080"), "app"), "reg.test:5000/app");
+        assert_eq!(ask(None, None, Some("ported.test:8443"), "app"), "reg.test:5000/app");
+        assert_eq!(ask(None, None, Some("[::1]:5000"), "app"), "reg.test:5000/app");
+        assert_eq!(ask(None, None, Some("ported.test"), "app"), "docker.io/library/app");
+        assert_eq!(ask(None, None, Some("ported.test:1"), "app"), "docker.io/library/app");
+        assert_eq!(ask(None, None, Some("127.0.0.1:5000"), "app"), "docker.io/library/app");
+    }
+
+    #[test]
+    fn without_a_default_nothing_is_guessed() {
+        let mut upstreams = schema::builtin_upstreams();
+        upstreams.remove("docker.io");
+        let router = Router::new(&upstreams);
+        assert!(matches!(router.route(None, None, None, "a/b"), Err(RouteError::UnknownUpstream(_))));
+        assert!(router.route(Some("index.docker.io"), None, None, "a").is_err());
+    }
+
+    #[test]
+    fn names_are_parsed_after_routing() {
+        assert_eq!(ask(None, None, None, "ghcr.io//a"), "bad name");
+        assert_eq!(ask(None, None, None, "Upper/a"), "bad name");
+        assert_eq!(ask(None, None, None, ""), "bad name");
+    }
+}

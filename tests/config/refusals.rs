@@ -1,0 +1,157 @@
+//! What is refused in a file, and in a configuration whose every key is right.
+
+use std::path::Path;
+
+use larder::config::schema::BlobStore;
+use larder::config::{self, Flags, LoadError};
+
+use crate::{load, load_text, problem_keys, problems, refusal};
+
+#[test]
+fn unknown_keys_get_the_nearest_name() {
+    let cases = [
+        (
+            "\n\n[server]\nlisten = \"127.0.0.1:1\"\n\n[cache]\ntag_tll = \"1m\"\n",
+            "larder.toml:7: unknown key `cache.tag_tll`; did you mean `tag_ttl`?",
+        ),
+        ("[sever]\nlisten = 1\n", "larder.toml:1: unknown key `sever`; did you mean `server`?"),
+        (
+            "[upstream.\"docker.io\"]\nendpoint = [\"https://a\"]",
+            "larder.toml:2: unknown key `upstream.\"docker.io\".endpoint`; did you mean `endpoints`?",
+        ),
+        (
+            "upstream.x.endpoints = [\"https://a\", { url = \"https://b\", autoritative = true }]",
+            "larder.toml:1: unknown key `upstream.x.endpoints[1].autoritative`; did you mean `authoritative`?",
+        ),
+        (
+            "[server]\ntag_ttl = \"1m\"",
+            "larder.toml:2: unknown key `server.tag_ttl`; did you mean `cache.tag_ttl`?",
+        ),
+        ("[admin]\nzzz = 1", "larder.toml:2: unknown key `admin.zzz`; known here: listen"),
+    ];
+    for (text, wanted) in cases {
+        assert_eq!(refusal(text), wanted);
+    }
+}
+
+#[test]
+fn wrong_values_name_the_key_and_the_line() {
+    let cases = [
+        ("[server]\nlisten = 5", "larder.toml:2: `server.listen`: "),
+        ("[server]\nlisten = \"localhost\"", "larder.toml:2: `server.listen`: "),
+        ("builtin_upstreams = \"no\"", "larder.toml:1: `builtin_upstreams`: "),
+        ("[store]\n\nmax_size = \"many\"", "larder.toml:3: `store.max_size`: "),
+        ("[cache]\nstale_if_error = \"sometimes\"", "larder.toml:2: `cache.stale_if_error`: "),
+        ("[upstream.x]\nmax_connections = -1", "larder.toml:2: `upstream.x.max_connections`: "),
+        ("[upstream.x]\nendpoints = [5]", "larder.toml:2: `upstream.x.endpoints`: "),
+        ("server = 5", "larder.toml:1: `server`: expected a table, [server]"),
+        ("upstream = []", "larder.toml:1: `upstream`: "),
+        ("upstream.x = \"https://a\"", "larder.toml:1: `upstream.x`: "),
+        ("\n[server\n", "larder.toml:2: "),
+        ("[a]\n[a]\n", "larder.toml:2: "),
+    ];
+    for (text, wanted) in cases {
+        let error = refusal(text);
+        assert!(error.starts_with(wanted), "{error}");
+        assert!(!error.contains('\n') && error.len() > wanted.len(), "{error}");
+    }
+    let shown = refusal("[upstream.x]\ntag_ttl = 60");
+    assert!(shown.ends_with("; for example tag_ttl = \"1m\""), "{shown}");
+    let missing = load(Some(Path::new("/nowhere/larder.toml")), &[], Flags::default());
+    assert!(matches!(missing, Err(LoadError::Read { .. })));
+}
+
+#[test]
+fn problems_name_their_key() {
+    let cases = [
+        ("[server]\nlisten = \"127.0.0.1:5001\"", "admin.listen"),
+        ("[server]\nlisten = \"0.0.0.0:5001\"", "admin.listen"),
+        ("[server]\nmax_connections = 0", "server.max_connections"),
+        ("[server]\nheader_timeout = \"0s\"", "server.header_timeout"),
+        ("[store]\nmax_size = 0", "store.max_size"),
+        ("[store]\npath = \"\"", "store.path"),
+        ("[store]\ncache_memory = \"1B\"", "store.cache_memory"),
+        ("[cache]\nrevalidate_timeout = \"0s\"", "cache.revalidate_timeout"),
+        ("[cache]\ntag_ttl = \"500y\"", "cache.tag_ttl"),
+        ("[cache]\nstale_if_error = \"500y\"", "cache.stale_if_error"),
+        ("[log]\nlevel = \"inof\"", "log.level"),
+        ("[log]\nlevel = \"larder=loud\"", "log.level"),
+        ("builtin_upstreams = false", "upstream"),
+        ("builtin_upstreams = false\n[upstream.x]\nendpoints = [\"http://x\"]", "upstream"),
+        ("[upstream.X]\nendpoints = [\"http://x\"]", "upstream.X"),
+        ("[upstream.x]", "upstream.x.endpoints"),
+        ("[upstream.x]\nendpoints = [\"x\"]", "upstream.x.endpoints"),
+        ("[upstream.x]\nendpoints = [\"ftp://x\"]", "upstream.x.endpoints"),
+        ("[upstream.x]\nendpoints = [\"https://x/?a=b\"]", "upstream.x.endpoints"),
+        ("[upstream.x]\nendpoints = [\"https://x/#a\"]", "upstream.x.endpoints"),
+        ("[upstream.x]\nendpoints = [\"oci:///\"]", "upstream.x.endpoints"),
+        ("[upstream.x]\nendpoints = [\"oci://srv/layout\"]", "upstream.x.endpoints"),
+        ("[upstream.\"quay.io\"]\nhostnames = [\"a/b\"]", "upstream.\"quay.io\".hostnames"),
+        (
+            "[upstream.\"gcr.io\"]\nhostnames = [\"a\"]\n[upstream.\"quay.io\"]\nhostnames = [\"A\"]",
+            "upstream.\"quay.io\".hostnames",
+        ),
+        ("[upstream.\"quay.io\"]\nusername = \"a\"", "upstream.\"quay.io\".username"),
+        ("[upstream.\"quay.io\"]\nca_file = \"/nowhere\"", "upstream.\"quay.io\".ca_file"),
+        ("[upstream.\"quay.io\"]\nca_file = \"/\"", "upstream.\"quay.io\".ca_file"),
+        (
+            "[upstream.\"quay.io\"]\nusername = \"a\"\npassword_file = \"/nowhere\"",
+            "upstream.\"quay.io\".password_file",
+        ),
+        ("[upstream.\"quay.io\"]\nrevalidate_timeout = \"0s\"", "upstream.\"quay.io\".revalidate_timeout"),
+    ];
+    for (text, key) in cases {
+        assert_eq!(problem_keys(text), [key], "{text}");
+    }
+    assert_eq!(problem_keys("[upstream.\"quay.io\"]\npassword_file = \"/dev/null\"").len(), 1);
+    let fine = [
+        "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"",
+        "[server]\nlisten = \"127.0.0.2:5001\"",
+        "[log]\nlevel = \"WARN,larder::upstream=debug,hyper=off\"",
+        "[cache]\ntag_ttl = \"0s\"\nnegative_ttl = \"0s\"",
+        "[upstream.\"quay.io\"]\nendpoints = [\"oci:///srv/a%20b\"]",
+    ];
+    for text in fine {
+        assert_eq!(problem_keys(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn missing_features_are_refused() {
+    let cases = [
+        ("[store]\nblobs = \"files\"", "store.blobs"),
+        ("[cache]\ntags_list = \"merged\"", "cache.tags_list"),
+        ("[cache]\nstale_while_revalidate = \"1s\"", "cache.stale_while_revalidate"),
+        ("[prefetch]\nplatforms = [\"linux/amd64\"]", "prefetch.platforms"),
+        ("[upstream.\"quay.io\"]\ntags_list = \"upstream\"", "upstream.\"quay.io\".tags_list"),
+        (
+            "[upstream.\"quay.io\"]\nstale_while_revalidate = \"1s\"",
+            "upstream.\"quay.io\".stale_while_revalidate",
+        ),
+        ("[upstream.\"quay.io\"]\ndocker_config = \"a\"", "upstream.\"quay.io\".docker_config"),
+        ("[upstream.\"quay.io\"]\nclient_cert = \"a\"", "upstream.\"quay.io\".client_cert"),
+        ("[upstream.\"quay.io\"]\nclient_key = \"a\"", "upstream.\"quay.io\".client_key"),
+        ("[upstream.\"quay.io\"]\nallow = [\"a\"]", "upstream.\"quay.io\".allow"),
+        ("[upstream.\"quay.io\"]\ndeny = [\"a\"]", "upstream.\"quay.io\".deny"),
+        ("[upstream.x]\nendpoints = [\"http://a\", \"http://b\"]", "upstream.x.endpoints"),
+        ("[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }]", "upstream.x.endpoints"),
+    ];
+    for (text, key) in cases {
+        let config = load_text(text, &[]).expect(text);
+        let found = problems(&config);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(&format!("`{key}`: this version of larder cannot")), "{found:?}");
+    }
+    // An empty value asks for nothing.
+    let quiet =
+        "[store]\nblobs = \"sled\"\n[upstream.\"quay.io\"]\nallow = []\nstale_while_revalidate = \"0s\"";
+    assert_eq!(load_text(quiet, &[]).expect("loads").store.blobs, BlobStore::Sled);
+    assert_eq!(problem_keys(quiet), Vec::<String>::new());
+}
+
+#[test]
+fn a_secret_in_a_url_is_not_repeated() {
+    let text = "[upstream.x]\nendpoints = [\"https://user:hunter2@x\"]";
+    let error = config::validate(&load_text(text, &[]).expect("loads")).expect_err("refused").to_string();
+    assert!(error.contains("credentials") && !error.contains("hunter2"), "{error}");
+}
