@@ -198,24 +198,33 @@ fn a_client_that_leaves_before_the_answer_leaves_the_fill() {
 }
 
 #[test]
-fn ranges_of_a_running_fill() {
+fn a_range_that_has_come_is_served_from_the_draft() {
     let cold = cold(16 * MIB);
     let gate = cold.hold(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     first.read_exactly(MIB).unwrap();
-    let ask = |value: &str| cold.larder.api().send("GET", &cold.path, &[("Range", value)]);
-    // What is there already comes at once, from the draft.
-    let part = ask("bytes=1000-1999");
+    let part = cold.larder.api().send("GET", &cold.path, &[("Range", "bytes=1000-1999")]);
     assert_eq!(part.status(), 206);
     assert!(part.body == cold.blob.bytes[1000..2000]);
+    let head = cold.larder.head(&cold.path);
+    assert_eq!((head.status(), head.head.content_length()), (200, Some(cold.blob.len())));
     assert_eq!(cold.gets(), 1);
-    // What is far away comes too, although the fill stands still.
-    let tail = ask("bytes=-1000");
+    gate.open();
+    assert!(first.finish().unwrap().body == cold.blob.bytes[MIB..]);
+}
+
+#[test]
+fn a_range_far_ahead_of_the_fill_goes_past_it() {
+    let cold = cold(16 * MIB);
+    let gate = cold.hold(2 * MIB);
+    let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
+    first.read_exactly(MIB).unwrap();
+    // The fill stands still; what lazy pullers read first is the end.
+    let client = cold.larder.api().patient_for(Duration::from_secs(15));
+    let tail = client.send("GET", &cold.path, &[("Range", "bytes=-1000")]);
     assert_eq!(tail.status(), 206, "{:?}", tail.head);
     assert!(tail.body == cold.blob.bytes[16 * MIB - 1000..]);
     assert!(tail.head.outcome().contains("bypass"), "{:?}", tail.head);
-    let head = cold.larder.head(&cold.path);
-    assert_eq!((head.status(), head.head.content_length()), (200, Some(cold.blob.len())));
     gate.open();
     assert!(first.finish().unwrap().body == cold.blob.bytes[MIB..]);
     cold.wait_filled();

@@ -258,7 +258,7 @@ fn the_upstream_sees_our_accept_and_not_the_clients() {
     for wanted in [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST] {
         assert!(accept.contains(wanted), "{accept}");
     }
-    assert!(!accept.contains("*/*") && !accept.contains("manifest.v1+"), "{accept}");
+    assert!(!accept.contains("*/*") && !accept.contains("docker.distribution.manifest.v1+"), "{accept}");
     assert!(seen[0].header("user-agent").is_some_and(|agent| agent.starts_with("larder/")), "{seen:?}");
 }
 
@@ -365,9 +365,10 @@ fn a_type_that_is_not_told_is_detected() {
 #[test]
 fn what_can_be_read_in_two_ways_is_refused() {
     let texts = [
-        (OCI_MANIFEST, r#"{"schemaVersion":2,"mediaType":"IMG","config":{},"layers":[],"manifests":[]}"#),
-        (OCI_INDEX, r#"{"schemaVersion":2,"mediaType":"IDX","manifests":[],"layers":[]}"#),
-        (OCI_MANIFEST, r#"{"schemaVersion":2,"config":{},"layers":[],"manifests":[]}"#),
+        (OCI_MANIFEST, r#"{"schemaVersion":2,"mediaType":"IMG","config":{},"layers":[],"manifests":[{}]}"#),
+        (OCI_INDEX, r#"{"schemaVersion":2,"mediaType":"IDX","manifests":[],"layers":[{}]}"#),
+        (OCI_INDEX, r#"{"schemaVersion":2,"mediaType":"IDX","manifests":[],"config":{}}"#),
+        (OCI_MANIFEST, r#"{"schemaVersion":2,"config":{},"layers":[],"manifests":[{}]}"#),
         (OCI_MANIFEST, r#"{"schemaVersion":2,"mediaType":"IMG","mediaType":"IDX","config":{},"layers":[]}"#),
         (OCI_MANIFEST, r#"{"schemaVersion":2,"MediaType":"IDX","mediaType":"IMG","config":{},"layers":[]}"#),
         (OCI_MANIFEST, r#"{"schemaVersion":2}"#),

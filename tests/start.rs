@@ -27,6 +27,15 @@ fn is_one_sentence(exit: &Exit, words: &[&str]) {
     assert!(!exit.stderr.contains("panicked"), "{}", exit.stderr);
 }
 
+/// A configuration with an upstream that nobody will ask: it starts but for what the test makes of it.
+fn plain() -> Setup {
+    Setup::empty().upstream_set("docker.io", "endpoints", vec!["http://127.0.0.1:1"]).upstream_set(
+        "docker.io",
+        "default",
+        true,
+    )
+}
+
 #[test]
 fn a_start_contacts_nobody() {
     let registry = Registry::start();
@@ -59,7 +68,7 @@ fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     for key in ["server.listen", "admin.listen"] {
-        let exit = Setup::empty().set(key, addr.clone()).run_to_exit();
+        let exit = plain().set(key, addr.clone()).run_to_exit();
         is_one_sentence(&exit, &[&addr]);
     }
 }
@@ -77,18 +86,18 @@ fn a_locked_store_is_named() {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
-    let setup = Setup::empty();
+    let setup = plain();
     // Even root cannot make a folder below a file.
     let path = setup.write("file", "").join("data").display().to_string();
     is_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
-    let setup = Setup::empty();
+    let setup = plain();
     let path = setup.write("plain", "not a store").display().to_string();
     is_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
 }
 
 #[test]
 fn a_folder_of_something_else_is_left_alone() {
-    let setup = Setup::empty();
+    let setup = plain();
     let registry = Registry::start();
     std::fs::create_dir(setup.data()).unwrap();
     std::fs::write(setup.data().join("precious.txt"), "mine").unwrap();
@@ -106,17 +115,17 @@ fn a_folder_of_something_else_is_left_alone() {
 
 #[test]
 fn a_wrong_key_is_named_with_the_right_one() {
-    let exit = Setup::empty().set("cache.tag_tll", "1m").run_to_exit();
+    let exit = plain().set("cache.tag_tll", "1m").run_to_exit();
     is_one_sentence(&exit, &["tag_tll", "tag_ttl"]);
-    let exit = Setup::empty().set("servr.listen", "127.0.0.1:0").run_to_exit();
+    let exit = plain().set("servr.listen", "127.0.0.1:0").run_to_exit();
     is_one_sentence(&exit, &["servr", "server"]);
 }
 
 #[test]
 fn a_wrong_value_and_a_missing_file_are_named() {
-    is_one_sentence(&Setup::empty().set("cache.tag_ttl", "soon").run_to_exit(), &["tag_ttl"]);
-    is_one_sentence(&Setup::empty().set("server.listen", "nowhere").run_to_exit(), &["listen"]);
-    let setup = Setup::empty();
+    is_one_sentence(&plain().set("cache.tag_ttl", "soon").run_to_exit(), &["tag_ttl"]);
+    is_one_sentence(&plain().set("server.listen", "nowhere").run_to_exit(), &["listen"]);
+    let setup = plain();
     let mut command = setup.bare_command();
     command.args(["serve", "--config", "not-there.toml"]);
     is_one_sentence(&run_to_exit(&mut command), &["not-there.toml"]);
@@ -124,7 +133,7 @@ fn a_wrong_value_and_a_missing_file_are_named() {
 
 #[test]
 fn a_bad_flag_is_a_usage_error() {
-    let exit = run_to_exit(Setup::empty().bare_command().args(["serve", "--lisen", "x"]));
+    let exit = run_to_exit(plain().bare_command().args(["serve", "--lisen", "x"]));
     assert_eq!(exit.status.code(), Some(2));
     assert!(exit.stderr.contains("--listen"), "{}", exit.stderr);
 }

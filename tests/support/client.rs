@@ -16,6 +16,7 @@ pub struct Broken(pub String);
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
     addr: SocketAddr,
+    patience: Duration,
 }
 
 /// An answer's status line and headers.
@@ -109,7 +110,14 @@ pub struct Transfer {
 
 impl Client {
     pub fn new(addr: SocketAddr) -> Self {
-        Self { addr }
+        Self { addr, patience: PATIENCE }
+    }
+
+    /// The same client, which waits no longer than this for the next bytes.
+    #[must_use]
+    pub fn patient_for(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     #[track_caller]
@@ -149,7 +157,7 @@ impl Client {
 
     pub fn connect(&self) -> std::io::Result<TcpStream> {
         let stream = TcpStream::connect(self.addr)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(self.patience))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         Ok(stream)
