@@ -10,9 +10,10 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::api::{Admin, Registry};
+use crate::api::{Admin, Manners, Registry};
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::config::schema::Mode;
 use crate::server::{self, Limits};
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -47,7 +48,9 @@ impl App {
         let options = config.store.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
         let cache = Cache::new(store.clone(), upstreams, Arc::clone(&metrics), config.prefetch.children);
-        let registry = Registry::new(cache, Arc::clone(&metrics), config.server.mode, config.log.requests);
+        let manners =
+            Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
+        let registry = Registry::new(cache, Arc::clone(&metrics), manners);
         Ok(Self { config, store, metrics, registry, api, admin })
     }
 

@@ -1,4 +1,66 @@
 //! larder: a pull-through cache for container images.
+//!
+//! A reverse proxy that speaks the read side of the OCI Distribution API. What it lacks it fetches from the real
+//! registry, verifies by digest, keeps in sled, and serves from then on, also when the registry is slow,
+//! rate-limited or gone. This page is the map; the operator's manual is README.md, every setting is in
+//! `config/larder.toml`.
+//!
+//! # Layers
+//!
+//! A layer imports only what stands below it, as the last column says; a test reads every `use crate::` line.
+//!
+//! | layer | module | what it is | may import |
+//! |---|---|---|---|
+//! | 7 | [`cli`] | arguments in, exit codes out | app, ops, config, oci |
+//! | 6 | [`app`] | builds the layers from a configuration, serves, drains, flushes | all below |
+//! | 5 | [`api`] | HTTP in and out; the only place that picks a status | ops, cache, oci, telemetry |
+//! | 4 | [`ops`] | what a timer or an operator asks for | cache, store and below |
+//! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream and below |
+//! | 2 | [`store`] | bytes by digest, facts by key | oci, config, telemetry |
+//! | 2 | [`upstream`] | one remote registry, or a folder in OCI layout | oci, config, telemetry |
+//! | 2 | [`server`] | sockets and HTTP connections; knows no registry | oci, config, telemetry |
+//! | 1 | [`telemetry`] | every metric series; the log's set-up | oci, config's schema |
+//! | 1 | [`config`] | plain data, where it comes from, what is wrong with it | oci |
+//! | 0 | [`oci`] | the field's vocabulary; no I/O, no clock | nothing |
+//!
+//! Requests go down as (repository, reference or digest, byte range); content comes up. Nothing low calls up: no
+//! callbacks, no event bus, no globals. Background work is a task that owns its inputs.
+//!
+//! # Three journeys
+//!
+//! **A tag is asked for** (`GET /v2/library/busybox/manifests/latest`). [`server`] reads the head, [`api`] parses
+//! the path from the right and lets [`upstream::Router`] find the [repository](oci::Repository).
+//! [`cache::Cache::manifest`] looks for the tag in memory, then in the store, and judges its age
+//! ([`cache::freshness::judge`]). Fresh: the document is answered from memory, `hit`. Expired: one flight asks the
+//! upstream with one HEAD, for all who wait. The same digest: only the time of the check moves, `revalidated`.
+//! Another: a GET by tag, verified against the announced digest, stored, and then the tag moves, `miss`; the
+//! children of an index follow in the background. No answer in time: the last known document, `stale`.
+//!
+//! **Several clients ask for a blob that nobody has.** The first request makes [`cache::Cache::blob`] start a fill,
+//! a task of the cache's own; the others join. The fill opens a [draft](store::Draft), taking over what an earlier
+//! one left, and asks the upstream for the rest. What comes in goes two ways: into the draft's window, from where
+//! every [reader](cache::BlobReader) takes it at its own pace, and through a bounded queue to a blocking thread
+//! that hashes it and writes it in pages. A reader that falls behind the window reads pages. The draft shows all
+//! but its last byte; when size and digest have matched, one transaction makes it content and the byte is shown.
+//! If they do not match, every connection is cut short of its Content-Length and the draft is dropped. If the
+//! upstream breaks off, the fill goes on with a ranged request where it stopped; clients notice nothing.
+//!
+//! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
+//! of it: first the fact, then the bytes, the last page first; the next request is a miss and heals it
+//! ([`store::Store::remove_blob`]). A draft whose bytes are wrong is marked condemned before its first page goes,
+//! so that a crash in between cannot bring it back. Eviction by size follows the same way; until it is there,
+//! `store.max_size` bounds nothing.
+//!
+//! # Glossary
+//!
+//! Our own words; all others are the specification's.
+//!
+//! * **fill**: one download of one digest from an upstream into the store.
+//! * **draft**: the growing, unverified bytes of a fill. It survives a restart.
+//! * **flight**: the set of requests that wait for the same work; its end is told to all of them.
+//! * **link**: the fact that a repository contains a digest. Bytes are shared between repositories, access is not.
+//! * **outcome**: what the cache did: `hit`, `miss`, `join`, `revalidated`, `stale` or `bypass`
+//!   ([`telemetry::Outcome`]); the same word in logs, metrics and headers.
 
 pub mod api;
 pub mod app;

@@ -9,4 +9,4 @@ mod route;
 
 pub use admin::Admin;
 pub use body::Body;
-pub use registry::Registry;
+pub use registry::{Manners, Registry};

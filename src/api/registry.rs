@@ -10,8 +10,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use oci_spec::distribution::{RepositoryListBuilder, TagListBuilder};
 use url::form_urlencoded;
 
-use crate::cache::{Cache, Page};
-use crate::config::schema::Mode;
+use crate::cache::{BlobReader, Cache, Page};
+use crate::oci::name::NameError;
 use crate::oci::{Accept, Digest, RangeRequest, Reference, Repository};
 use crate::telemetry::{Kind, Metrics, Outcome};
 
@@ -29,8 +29,16 @@ const PAGE_MAX: usize = 10_000;
 pub struct Registry {
     cache: Cache,
     metrics: Arc<Metrics>,
-    mode: Mode,
-    log_requests: bool,
+    manners: Manners,
+}
+
+/// How the API behaves beyond its protocol.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    /// Clients have no origin to fall back on: refusals and rate limits are passed on as such.
+    pub gateway: bool,
+    /// Each request gets a line in the log.
+    pub log_requests: bool,
 }
 
 /// What the head of a request says, beside its headers.
@@ -45,13 +53,13 @@ struct Asked<'a> {
 /// An answer whose body is not yet put together.
 enum Content {
     Ready(Response<Body>, Outcome),
-    Reading(Response<Body>, Outcome, crate::cache::BlobReader, Option<u64>),
+    Reading(Response<Body>, Outcome, BlobReader, Option<u64>),
 }
 
 impl Registry {
     /// The API over `cache`.
-    pub fn new(cache: Cache, metrics: Arc<Metrics>, mode: Mode, log_requests: bool) -> Self {
-        Self { cache, metrics, mode, log_requests }
+    pub fn new(cache: Cache, metrics: Arc<Metrics>, manners: Manners) -> Self {
+        Self { cache, metrics, manners }
     }
 
     /// Answers a request. The request's body is never read: nothing here takes one.
@@ -77,7 +85,7 @@ impl Registry {
         };
         let mut record = Record {
             metrics: Arc::clone(&self.metrics),
-            logged: self.log_requests,
+            logged: self.manners.log_requests,
             begin,
             method: head.method.clone(),
             path: asked.path.to_owned(),
@@ -108,7 +116,7 @@ impl Registry {
                 ended(&record, &mut answer, asked.head)
             }
             Err(refusal) => {
-                let (mut answer, message) = refusal.answer(kind, self.mode);
+                let (mut answer, message) = refusal.answer(kind, self.manners.gateway);
                 finish(&mut answer, Outcome::None);
                 record.reason = Some(message);
                 ended(&record, &mut answer, asked.head)
@@ -125,7 +133,7 @@ impl Registry {
         match route.resource {
             Resource::Base => {
                 if let Some(prefix) = &route.prefix {
-                    self.cache.upstreams().router().upstream(prefix)?;
+                    self.cache.upstream_named(prefix)?;
                 }
                 Ok(json(b"{}".to_vec()))
             }
@@ -163,8 +171,7 @@ impl Registry {
         upstream: &mut Option<Arc<str>>,
     ) -> Result<Repository, Refusal> {
         let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let repository =
-            self.cache.upstreams().router().route(asked.query.ns.as_deref(), prefix, host, name)?;
+        let repository = self.cache.route(asked.query.ns.as_deref(), prefix, host, name)?;
         *upstream = Some(repository.upstream.as_str().into());
         Ok(repository)
     }
@@ -175,7 +182,7 @@ impl Registry {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<Content, Refusal> {
-        let found = self.cache.manifest(repository, reference, &Accept::from_headers(asked.headers)).await?;
+        let found = self.cache.manifest(repository, reference, Accept::from_headers(asked.headers)).await?;
         let mut answer = Response::new(Body::Empty);
         response::insert_manifest(answer.headers_mut(), &found);
         if response::is_match(asked.headers, IF_NONE_MATCH, &found.document.digest) == Some(true) {
@@ -226,8 +233,9 @@ impl Registry {
         if let Some(length) = length {
             answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
-        let source = blob.source.ok_or(crate::cache::CacheError::Interrupted)?;
-        Ok(Content::Reading(answer, blob.outcome, self.cache.read(source, range), length))
+        let (reader, outcome) = self.cache.reader(repository, digest, blob, range).await?;
+        response::insert_outcome(answer.headers_mut(), outcome);
+        Ok(Content::Reading(answer, outcome, reader, length))
     }
 
     async fn tags(&self, asked: &Asked<'_>, repository: &Repository) -> Result<Content, Refusal> {
@@ -240,8 +248,8 @@ impl Registry {
 
     async fn catalog(&self, asked: &Asked<'_>, prefix: Option<&str>) -> Result<Content, Refusal> {
         let limit = page_size(&asked.query, CATALOG_PAGE)?;
-        let router = self.cache.upstreams().router();
-        let only = asked.query.ns.as_deref().or(prefix).map(|name| router.upstream(name)).transpose()?;
+        let only =
+            asked.query.ns.as_deref().or(prefix).map(|name| self.cache.upstream_named(name)).transpose()?;
         let page = self.cache.repositories(only.cloned(), asked.query.last.clone(), limit).await?;
         let list = RepositoryListBuilder::default().repositories(page.names.clone()).build();
         Ok(listed(asked, &page, limit, list.map(|list| serde_json::to_vec(&list).unwrap_or_default())))
@@ -274,7 +282,7 @@ fn ended(record: &Record, answer: &mut Response<Body>, head: bool) -> Response<B
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Refusal> {
-    text.parse().map_err(|error| Refusal::Name(crate::oci::name::NameError::Digest(error)))
+    text.parse().map_err(|error| Refusal::Name(NameError::Digest(error)))
 }
 
 fn insert_blob(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome) {

@@ -3,13 +3,11 @@
 use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, RETRY_AFTER, WARNING};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::cache::{CacheError, Found};
-use crate::config::schema::Mode;
+use crate::cache::{CacheError, Found, RouteError};
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, MediaType};
 use crate::telemetry::{Kind, Outcome};
-use crate::upstream::RouteError;
 
 use super::body::Body;
 
@@ -70,7 +68,7 @@ impl From<RouteError> for Refusal {
 impl Refusal {
     /// Status, code and message. Clients of a mirror fall back to the origin on every one of these, so none may
     /// say "does not exist" when nobody knows, and none may challenge.
-    fn meaning(&self, kind: Kind, mode: Mode) -> (StatusCode, Code, String) {
+    fn meaning(&self, kind: Kind, gateway: bool) -> (StatusCode, Code, String) {
         let unknown = match kind {
             Kind::Blob => Code::BLOB_UNKNOWN,
             Kind::ManifestTag | Kind::ManifestDigest => Code::MANIFEST_UNKNOWN,
@@ -91,10 +89,7 @@ impl Refusal {
             Self::Name(error @ NameError::Digest(_)) => {
                 (StatusCode::BAD_REQUEST, Code::DIGEST_INVALID, error.to_string())
             }
-            Self::Name(error @ NameError::Name(_)) => {
-                (StatusCode::BAD_REQUEST, Code::NAME_INVALID, error.to_string())
-            }
-            Self::Route(RouteError::Name(error)) => {
+            Self::Name(error @ NameError::Name(_)) | Self::Route(RouteError::Name(error)) => {
                 (StatusCode::BAD_REQUEST, Code::NAME_INVALID, error.to_string())
             }
             Self::Route(error) => (not_found, Code::NAME_UNKNOWN, error.to_string()),
@@ -114,15 +109,14 @@ impl Refusal {
             }
             Self::Cache(error) => {
                 let message = error.to_string();
-                match (error, mode) {
-                    (CacheError::NotFound, _) => (not_found, unknown, message),
-                    (CacheError::Denied, Mode::Mirror) => (not_found, unknown, message),
-                    (CacheError::Denied, Mode::Gateway) => (StatusCode::FORBIDDEN, Code::DENIED, message),
-                    (CacheError::RateLimited { .. }, Mode::Gateway) => {
+                match (error, gateway) {
+                    (CacheError::NotFound, _) | (CacheError::Denied, false) => (not_found, unknown, message),
+                    (CacheError::Denied, true) => (StatusCode::FORBIDDEN, Code::DENIED, message),
+                    (CacheError::RateLimited { .. }, true) => {
                         (StatusCode::TOO_MANY_REQUESTS, Code::TOOMANYREQUESTS, message)
                     }
                     // podman and containerd retry a mirror's 429 for long before they fall back.
-                    (CacheError::RateLimited { .. }, Mode::Mirror) | (CacheError::Interrupted, _) => {
+                    (CacheError::RateLimited { .. }, false) | (CacheError::Interrupted, _) => {
                         (StatusCode::SERVICE_UNAVAILABLE, Code::UNAVAILABLE, message)
                     }
                     (CacheError::Timeout(_), _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE, message),
@@ -136,8 +130,8 @@ impl Refusal {
     }
 
     /// The answer, and its message for the log.
-    pub(super) fn answer(&self, kind: Kind, mode: Mode) -> (Response<Body>, String) {
-        let (status, code, message) = self.meaning(kind, mode);
+    pub(super) fn answer(&self, kind: Kind, gateway: bool) -> (Response<Body>, String) {
+        let (status, code, message) = self.meaning(kind, gateway);
         let body = document(code, &message);
         let mut answer = Response::new(Body::Empty);
         *answer.status_mut() = status;
@@ -149,7 +143,7 @@ impl Refusal {
                 headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             }
             Self::Range(length) => {
-                insert_text(headers, http::header::CONTENT_RANGE, &format!("bytes */{length}"))
+                insert_text(headers, http::header::CONTENT_RANGE, &format!("bytes */{length}"));
             }
             Self::Cache(CacheError::RateLimited { retry_after }) => {
                 let seconds = retry_after.map_or(60, |wait| wait.as_secs().max(1));
@@ -256,21 +250,21 @@ mod tests {
     use crate::oci::Algorithm;
     use http::header::IF_NONE_MATCH;
 
-    fn status(error: CacheError, mode: Mode) -> u16 {
-        Refusal::Cache(error).answer(Kind::ManifestTag, mode).0.status().as_u16()
+    fn status(error: CacheError, gateway: bool) -> u16 {
+        Refusal::Cache(error).answer(Kind::ManifestTag, gateway).0.status().as_u16()
     }
 
     #[test]
     fn mirrors_and_gateways_word_it_differently() {
         let limited = || CacheError::RateLimited { retry_after: None };
-        assert_eq!(status(limited(), Mode::Mirror), 503);
-        assert_eq!(status(limited(), Mode::Gateway), 429);
-        assert_eq!(status(CacheError::Denied, Mode::Mirror), 404);
-        assert_eq!(status(CacheError::Denied, Mode::Gateway), 403);
-        assert_eq!(status(CacheError::Timeout(String::new()), Mode::Mirror), 504);
-        assert_eq!(status(CacheError::Unreachable(String::new()), Mode::Mirror), 502);
-        assert_eq!(status(CacheError::Invalid(String::new()), Mode::Mirror), 502);
-        assert_eq!(status(CacheError::NotFound, Mode::Mirror), 404);
+        assert_eq!(status(limited(), false), 503);
+        assert_eq!(status(limited(), true), 429);
+        assert_eq!(status(CacheError::Denied, false), 404);
+        assert_eq!(status(CacheError::Denied, true), 403);
+        assert_eq!(status(CacheError::Timeout(String::new()), false), 504);
+        assert_eq!(status(CacheError::Unreachable(String::new()), false), 502);
+        assert_eq!(status(CacheError::Invalid(String::new()), false), 502);
+        assert_eq!(status(CacheError::NotFound, false), 404);
     }
 
     #[test]

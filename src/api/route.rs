@@ -113,26 +113,29 @@ mod tests {
         Route::parse(path).map(|route| (route.prefix, route.name, route.resource))
     }
 
-    fn plain(name: &str, resource: Resource) -> Option<(Option<String>, String, Resource)> {
-        Some((None, name.to_owned(), resource))
+    fn plain(name: &str, resource: Resource) -> (Option<String>, String, Resource) {
+        (None, name.to_owned(), resource)
     }
 
     #[test]
     fn names_are_read_from_the_right() {
         assert_eq!(
             parse("/v2/a/blobs/b/manifests/latest"),
-            plain("a/blobs/b", Resource::Manifest("latest".into()))
+            Some(plain("a/blobs/b", Resource::Manifest("latest".into())))
         );
         assert_eq!(
             parse("/v2/a/manifests/blobs/sha256:x"),
-            plain("a/manifests", Resource::Blob("sha256:x".into()))
+            Some(plain("a/manifests", Resource::Blob("sha256:x".into())))
         );
-        assert_eq!(parse("/v2/manifests/tags/list"), plain("manifests", Resource::Tags));
+        assert_eq!(parse("/v2/manifests/tags/list"), Some(plain("manifests", Resource::Tags)));
         assert_eq!(
             parse("/v2/tags/list/manifests/list"),
-            plain("tags/list", Resource::Manifest("list".into()))
+            Some(plain("tags/list", Resource::Manifest("list".into())))
         );
-        assert_eq!(parse("/v2/a/referrers/sha256:x"), plain("a", Resource::Referrers("sha256:x".into())));
+        assert_eq!(
+            parse("/v2/a/referrers/sha256:x"),
+            Some(plain("a", Resource::Referrers("sha256:x".into())))
+        );
     }
 
     #[test]
@@ -143,19 +146,19 @@ mod tests {
         );
         assert_eq!(
             parse("/v2/ghcr.io/o/a/manifests/1"),
-            plain("ghcr.io/o/a", Resource::Manifest("1".into()))
+            Some(plain("ghcr.io/o/a", Resource::Manifest("1".into())))
         );
         assert_eq!(parse("/ghcr.io/v2/"), Some((Some("ghcr.io".into()), String::new(), Resource::Base)));
-        assert_eq!(parse("/v2"), plain("", Resource::Base));
-        assert_eq!(parse("/v2/_catalog"), plain("", Resource::Catalog));
+        assert_eq!(parse("/v2"), Some(plain("", Resource::Base)));
+        assert_eq!(parse("/v2/_catalog"), Some(plain("", Resource::Catalog)));
         // A repository called v2 is no prefix.
-        assert_eq!(parse("/v2/v2/manifests/1"), plain("v2", Resource::Manifest("1".into())));
+        assert_eq!(parse("/v2/v2/manifests/1"), Some(plain("v2", Resource::Manifest("1".into()))));
     }
 
     #[test]
     fn decoded_once_and_no_more() {
-        assert_eq!(parse("/v2/a/blobs/sha256%3Ax"), plain("a", Resource::Blob("sha256:x".into())));
-        assert_eq!(parse("/v2/a/blobs/sha256%253Ax"), plain("a", Resource::Blob("sha256%3Ax".into())));
+        assert_eq!(parse("/v2/a/blobs/sha256%3Ax"), Some(plain("a", Resource::Blob("sha256:x".into()))));
+        assert_eq!(parse("/v2/a/blobs/sha256%253Ax"), Some(plain("a", Resource::Blob("sha256%3Ax".into()))));
         assert_eq!(parse("/v2/%ff/blobs/x"), None);
     }
 

@@ -57,7 +57,7 @@ impl From<UpstreamError> for CacheError {
             UpstreamError::NotFound => Self::NotFound,
             UpstreamError::Denied { .. } => Self::Denied,
             UpstreamError::RateLimited { retry_after } => Self::RateLimited { retry_after },
-            UpstreamError::Timeout(what) => Self::Timeout(what.to_string()),
+            UpstreamError::Timeout(what) => Self::Timeout(what),
             UpstreamError::Invalid(what) => Self::Invalid(what),
             other => Self::Unreachable(other.to_string()),
         }

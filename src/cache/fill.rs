@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
 
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, DraftWriter, LinkFact, StoreError};
@@ -14,7 +15,7 @@ use super::manifest::{link, remember};
 use super::{Cache, CacheError, Shared, blocking, now};
 
 /// A blob to serve, and how the cache came by it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Blob {
     /// Its length, where known.
     pub size: Option<u64>,
@@ -25,12 +26,14 @@ pub struct Blob {
 }
 
 /// Where a blob's bytes come from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Source {
     /// The store has it, whole and verified.
     Stored(BlobEntry),
     /// A fill is bringing it.
     Filling(Arc<Draft>),
+    /// The upstream sends it, past the store.
+    Passing(mpsc::Receiver<Result<Bytes, CacheError>>),
 }
 
 /// How far a fill has come, as far as somebody who wants to start reading must know.
@@ -244,7 +247,7 @@ impl Fill {
             Opened::Draft(writer) => writer,
         };
         let received = loop {
-            let received = self.download(writer).await?;
+            let received = self.download(*writer).await?;
             if !matches!(received.ending, Ending::Beyond) {
                 break received;
             }
@@ -263,7 +266,7 @@ impl Fill {
         blocking(move || match store.blob(&digest)? {
             // Another fill may have ended between the look into the store and this one.
             Some(entry) => Ok(Opened::Stored(entry)),
-            None => Ok(Opened::Draft(store.open_draft(&digest)?)),
+            None => Ok(Opened::Draft(Box::new(store.open_draft(&digest)?))),
         })
         .await
     }
@@ -299,5 +302,5 @@ impl Fill {
 
 enum Opened {
     Stored(BlobEntry),
-    Draft(DraftWriter),
+    Draft(Box<DraftWriter>),
 }

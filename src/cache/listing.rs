@@ -51,7 +51,11 @@ impl Cache {
             for upstream in &upstreams {
                 let bare = only.is_some() || default.as_ref() == Some(upstream);
                 let prefix = if bare { String::new() } else { format!("{upstream}/") };
-                let Some(after) = after(last.as_deref(), &prefix) else { continue };
+                let after = match after(last.as_deref(), &prefix) {
+                    Start::Beginning => None,
+                    Start::After(name) => Some(name),
+                    Start::Passed => continue,
+                };
                 let found = store.repositories(upstream, after, limit.saturating_add(1))?;
                 names.extend(found.iter().map(|name| format!("{prefix}{name}")));
             }
@@ -71,13 +75,22 @@ impl Page {
     }
 }
 
-/// Where a list whose names all begin with `prefix` goes on after `last`: `None` if all of it lies before.
-fn after<'a>(last: Option<&'a str>, prefix: &str) -> Option<Option<&'a str>> {
-    let Some(last) = last else { return Some(None) };
+/// Where a page begins in one upstream's list.
+#[derive(Debug, PartialEq, Eq)]
+enum Start<'a> {
+    Beginning,
+    After(&'a str),
+    /// All of the list lies before the page.
+    Passed,
+}
+
+/// Where a list whose names all begin with `prefix` goes on after `last`.
+fn after<'a>(last: Option<&'a str>, prefix: &str) -> Start<'a> {
+    let Some(last) = last else { return Start::Beginning };
     match last.strip_prefix(prefix) {
-        Some(rest) => Some(Some(rest)),
-        None if last < prefix => Some(None),
-        None => None,
+        Some(rest) => Start::After(rest),
+        None if last < prefix => Start::Beginning,
+        None => Start::Passed,
     }
 }
 
@@ -87,11 +100,11 @@ mod tests {
 
     #[test]
     fn a_prefixed_list_goes_on_where_the_merged_one_stopped() {
-        assert_eq!(after(None, "ghcr.io/"), Some(None));
-        assert_eq!(after(Some("a"), "ghcr.io/"), Some(None));
-        assert_eq!(after(Some("ghcr.io/x"), "ghcr.io/"), Some(Some("x")));
-        assert_eq!(after(Some("library/x"), "ghcr.io/"), None);
-        assert_eq!(after(Some("library/x"), ""), Some(Some("library/x")));
+        assert_eq!(after(None, "ghcr.io/"), Start::Beginning);
+        assert_eq!(after(Some("a"), "ghcr.io/"), Start::Beginning);
+        assert_eq!(after(Some("ghcr.io/x"), "ghcr.io/"), Start::After("x"));
+        assert_eq!(after(Some("library/x"), "ghcr.io/"), Start::Passed);
+        assert_eq!(after(Some("library/x"), ""), Start::After("library/x"));
     }
 
     #[test]

@@ -217,15 +217,9 @@ pub(super) async fn keep(
         read.children.iter().chain(&read.blobs).map(|target| (target.digest, target.size)).collect();
     links.extend(read.subject.map(|subject| (subject, None)));
     let (store, owner) = (shared.store.clone(), repository.clone());
-    let kept = blocking(move || {
-        store.put_manifest(&owner, &digest, &stored, links.into_iter(), now())?;
-        // The type that came first stays: one digest, one reading.
-        store.manifest(&digest)
-    })
-    .await;
+    let kept = blocking(move || store.put_manifest(&owner, &digest, &stored, links.into_iter(), now())).await;
     let media_type = match kept {
-        Ok(Some(stored)) => stored.media_type,
-        Ok(None) => read.media_type,
+        Ok(media_type) => media_type,
         Err(error) => {
             shared.metrics.store_errors.inc();
             tracing::error!(%error, %repository, %digest, "a manifest could not be kept; it is served all the same");

@@ -18,7 +18,7 @@ mod resolve;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::oci::{Accept, Digest, Reference, Repository, Tag};
+use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{Upstream, Upstreams};
@@ -28,6 +28,8 @@ pub use fill::{Blob, Source};
 pub use hot::Document;
 pub use listing::Page;
 pub use reader::BlobReader;
+
+pub use crate::upstream::RouteError;
 
 use fill::Fills;
 use flight::Flights;
@@ -89,9 +91,20 @@ impl Cache {
         }))
     }
 
-    /// The upstreams behind it, to route by.
-    pub fn upstreams(&self) -> &Upstreams {
-        &self.0.upstreams
+    /// Finds the repository that a request means; the rules are [`Router::route`](crate::upstream::Router::route)'s.
+    pub fn route(
+        &self,
+        ns: Option<&str>,
+        prefix: Option<&str>,
+        host: Option<&str>,
+        name: &str,
+    ) -> Result<Repository, RouteError> {
+        self.0.upstreams.router().route(ns, prefix, host, name)
+    }
+
+    /// The upstream that `ns`, or a path prefix, names.
+    pub fn upstream_named(&self, text: &str) -> Result<&UpstreamName, RouteError> {
+        self.0.upstreams.router().upstream(text)
     }
 
     /// A manifest or index by tag or digest.
@@ -102,7 +115,7 @@ impl Cache {
         &self,
         repository: &Repository,
         reference: &Reference,
-        accept: &Accept,
+        accept: Accept<'_>,
     ) -> Result<Found, CacheError> {
         let tag = match reference {
             Reference::Digest(digest) => return manifest::by_digest(&self.0, repository, digest).await,
@@ -110,8 +123,11 @@ impl Cache {
         };
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
         let found = resolve::by_tag(&self.0, &key).await?;
+        if accept.allows(&found.document.media_type) {
+            return Ok(found);
+        }
         let types = accept.canonical();
-        if accept.allows(&found.document.media_type) || types.is_empty() {
+        if types.is_empty() {
             return Ok(found);
         }
         resolve::by_tag(&self.0, &TagKey { variant: Some(types.join(", ")), ..key }).await

@@ -8,15 +8,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, Progress, StoreError};
 
-use super::fill::Source;
+use crate::telemetry::Outcome;
+
+use super::fill::{Blob, Source};
 use super::{Cache, CacheError, blocking};
 
 /// How much is read from the store per step, off the async threads; one step ahead of the client.
 const STEP: u64 = 512 << 10;
+/// How far beyond a fill's frontier a range must begin to be worth a request of its own to the upstream.
+const FAR: u64 = 8 << 20;
+/// Chunks between the upstream and a client that is passed through.
+const QUEUE: usize = 4;
 
 type Step = Pin<Box<dyn Future<Output = Result<VecDeque<Bytes>, CacheError>> + Send>>;
 
@@ -39,26 +46,83 @@ impl std::fmt::Debug for BlobReader {
 }
 
 impl Cache {
-    /// A reader over `range` of a source, or over all of it.
-    pub fn read(&self, source: Source, range: Option<Range<u64>>) -> BlobReader {
+    /// A reader over `range` of a blob, or over all of it.
+    ///
+    /// A range that begins far beyond what a running fill has is fetched from the upstream on its own (`bypass`)
+    /// while the fill goes on: lazy-pulling snapshotters read a blob's tail first. What a client gets that way is
+    /// as unverified as a part of a blob always is.
+    pub async fn reader(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        blob: Blob,
+        range: Option<Range<u64>>,
+    ) -> Result<(BlobReader, Outcome), CacheError> {
+        let mut source = blob.source.ok_or(CacheError::Interrupted)?;
+        let mut outcome = blob.outcome;
+        if let (Source::Filling(draft), Some(range)) = (&source, &range)
+            && range.start > draft.progress().readable().saturating_add(FAR)
+            && let Some(passing) = self.pass(repository, digest, range).await
+        {
+            source = Source::Passing(passing);
+            outcome = Outcome::Bypass;
+        }
         let whole = match &source {
             Source::Stored(entry) => Some(entry.size()),
-            Source::Filling(_) => None,
+            Source::Filling(_) | Source::Passing(_) => None,
         };
         let at = range.as_ref().map_or(0, |range| range.start);
         let end = range.map(|range| range.end).or(whole);
-        BlobReader { cache: self.clone(), source, at, end, ready: VecDeque::new(), step: None }
+        Ok((BlobReader { cache: self.clone(), source, at, end, ready: VecDeque::new(), step: None }, outcome))
+    }
+
+    /// A range straight from the upstream; `None` if it does not give just that, and waiting must do.
+    async fn pass(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: &Range<u64>,
+    ) -> Option<mpsc::Receiver<Result<Bytes, CacheError>>> {
+        let upstream = self.0.upstream(repository).ok()?;
+        let last = range.end.checked_sub(1);
+        let mut body = upstream.get_blob(&repository.name, digest, range.start, last).await.ok()?;
+        if body.offset != range.start {
+            return None;
+        }
+        let (sender, passing) = mpsc::channel(QUEUE);
+        let mut left = range.end - range.start;
+        tokio::spawn(async move {
+            while left > 0 {
+                let chunk = match body.chunk().await {
+                    Ok(Some(mut chunk)) => {
+                        chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                        left -= chunk.len() as u64;
+                        Ok(chunk)
+                    }
+                    Ok(None) => Err(CacheError::Interrupted),
+                    Err(error) => Err(error.into()),
+                };
+                let broken = chunk.is_err();
+                if sender.send(chunk).await.is_err() || broken {
+                    return;
+                }
+            }
+        });
+        Some(passing)
     }
 }
 
 impl BlobReader {
     /// The next bytes; `None` at the end. An error means that the rest must not be sent.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
+        if let Source::Passing(passing) = &mut self.source {
+            return passing.poll_recv(cx);
+        }
         loop {
             if let Some(bytes) = self.ready.pop_front() {
                 // The last of this step goes out while the next one is under way.
                 if self.step.is_none() && self.end.is_none_or(|end| self.at < end) {
-                    self.step = Some(self.next_step());
+                    self.step = self.next_step();
                 }
                 return Poll::Ready(Some(Ok(bytes)));
             }
@@ -66,9 +130,9 @@ impl BlobReader {
                 if self.end.is_some_and(|end| self.at >= end) {
                     return Poll::Ready(None);
                 }
-                self.step = Some(self.next_step());
+                self.step = self.next_step();
             }
-            let Some(step) = self.step.as_mut() else { continue };
+            let Some(step) = self.step.as_mut() else { return Poll::Ready(None) };
             let found = ready!(step.as_mut().poll(cx));
             self.step = None;
             match found {
@@ -82,8 +146,8 @@ impl BlobReader {
         }
     }
 
-    fn next_step(&self) -> Step {
-        match &self.source {
+    fn next_step(&self) -> Option<Step> {
+        Some(match &self.source {
             Source::Stored(entry) => {
                 let range = self.at..self.end.unwrap_or(entry.size());
                 let reading = tokio::task::spawn_blocking({
@@ -96,7 +160,8 @@ impl BlobReader {
                 })
             }
             Source::Filling(draft) => Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end)),
-        }
+            Source::Passing(_) => return None,
+        })
     }
 }
 

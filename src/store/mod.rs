@@ -223,7 +223,7 @@ impl Store {
     ) -> Result<Vec<String>, StoreError> {
         let prefix = Key::Tag(repository, "").to_bytes();
         let from = Key::Tag(repository, last.unwrap_or_default()).to_bytes();
-        self.names(&prefix, from, last.is_some(), limit)
+        self.names(&prefix, &from, last.is_some(), limit)
     }
 
     /// Up to `limit` names of an upstream's repositories that hold a tag and sort after `last`, in byte order.
@@ -235,19 +235,19 @@ impl Store {
     ) -> Result<Vec<Name>, StoreError> {
         let prefix = Key::Repository(upstream, "").to_bytes();
         let from = Key::Repository(upstream, last.unwrap_or_default()).to_bytes();
-        let names = self.names(&prefix, from, last.is_some(), limit)?;
+        let names = self.names(&prefix, &from, last.is_some(), limit)?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     fn names(
         &self,
         prefix: &[u8],
-        from: Vec<u8>,
+        from: &[u8],
         after: bool,
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
         let mut found = Vec::new();
-        for item in self.facts.range(from.clone()..) {
+        for item in self.facts.range(from..) {
             let (key, _) = item?;
             let Some(rest) = key.strip_prefix(prefix) else { break };
             if after && *key == *from {
@@ -296,7 +296,7 @@ impl Store {
 
     /// Keeps a verified manifest, and the links that it gives its repository.
     ///
-    /// A digest that is kept already keeps its media type: one digest, one reading, for ever.
+    /// A digest that is kept already keeps its media type: one digest, one reading, for ever. Returns that type.
     pub fn put_manifest(
         &self,
         repository: &Repository,
@@ -304,11 +304,11 @@ impl Store {
         manifest: &StoredManifest,
         links: impl Iterator<Item = (Digest, Option<u64>)>,
         now: u64,
-    ) -> Result<(), StoreError> {
-        let known = self.facts.contains_key(Key::Manifest(digest).to_bytes())?;
+    ) -> Result<MediaType, StoreError> {
+        let known = self.fact::<ManifestFact>(&Key::Manifest(digest))?;
         let mut batch = sled::Batch::default();
         let size = manifest.body.len() as u64;
-        if !known {
+        if known.is_none() {
             let pages = manifest.body.chunks(self.documents.page_size());
             for (number, page) in pages.enumerate() {
                 self.documents.put(digest, number as u64, page)?;
@@ -322,11 +322,12 @@ impl Store {
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
         }
         self.facts.apply_batch(batch)?;
-        if !known {
-            self.counters.manifests.fetch_add(1, Ordering::Relaxed);
-            self.counters.content.fetch_add(size, Ordering::Relaxed);
+        if let Some(known) = known {
+            return MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest));
         }
-        Ok(())
+        self.counters.manifests.fetch_add(1, Ordering::Relaxed);
+        self.counters.content.fetch_add(size, Ordering::Relaxed);
+        Ok(manifest.media_type.clone())
     }
 
     /// Drops a manifest that turned out to be damaged.

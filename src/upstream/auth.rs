@@ -23,7 +23,7 @@ use super::realm::may_see_credentials;
 use crate::oci::Name;
 
 /// Repositories and tokens remembered at once; further ones push out the least used and cost a challenge more.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 1024;
 /// A token service's answer is no larger.
 const ANSWER_MAX: usize = 64 * 1024;
 /// How long a token lasts at least, whatever the token service says or leaves out.
@@ -324,6 +324,19 @@ mod tests {
             let error = read(bad).expect_err("refused").to_string();
             assert!(!error.contains("secret"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_used_until_it_ends() {
+        let slot = Slot::default();
+        let (now, minute) = (Instant::now(), Duration::from_mins(1));
+        assert_eq!(slot.valid(now), None);
+        let header = HeaderValue::from_static("Bearer a");
+        slot.put(Ok(Token { header: header.clone(), until: now + minute }));
+        assert_eq!(slot.valid(now), Some(header));
+        assert_eq!(slot.valid(now + minute), None);
+        slot.put(Err(UpstreamError::Denied { status: 401 }));
+        assert_eq!(slot.valid(now), None);
     }
 
     #[test]

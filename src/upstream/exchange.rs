@@ -76,8 +76,12 @@ pub(super) struct Call<'c> {
 
 impl Call<'_> {
     /// Sends it until there is an answer of success; every other answer is an error by its meaning.
-    pub(super) async fn send(&self, link: &Link, auth: &Auth) -> Result<Response, UpstreamError> {
-        let deadline = Instant::now() + link.timeouts.total;
+    pub(super) async fn send(
+        &self,
+        link: &Link,
+        auth: &Auth,
+        deadline: Instant,
+    ) -> Result<Response, UpstreamError> {
         retry::run(deadline, || self.follow(link, auth, deadline)).await
     }
 
@@ -186,7 +190,13 @@ pub(super) fn translate(error: reqwest::Error) -> UpstreamError {
         source = cause.source();
     }
     let reason = causes(&error);
-    if error.is_timeout() { UpstreamError::Timeout(reason) } else { UpstreamError::Unreachable(reason) }
+    if error.is_builder() {
+        UpstreamError::Local(reason)
+    } else if error.is_timeout() {
+        UpstreamError::Timeout(reason)
+    } else {
+        UpstreamError::Unreachable(reason)
+    }
 }
 
 /// An error's causes on one line, without the HTTP client's own framing where there is anything below it.

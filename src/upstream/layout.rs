@@ -80,7 +80,7 @@ impl Layout {
 
     pub(super) async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<u64, UpstreamError> {
         let (name, digest) = (name.clone(), *digest);
-        self.run("HEAD", move |layout| Ok(layout.open(&layout.folder(&name)?, digest, None)?.size)).await
+        self.run("HEAD", move |layout| Ok(open(&layout.folder(&name)?, digest, None)?.size)).await
     }
 
     /// The blob's length, and its bytes between `from` and `to`.
@@ -93,7 +93,7 @@ impl Layout {
     ) -> Result<(u64, Body), UpstreamError> {
         let (name, digest) = (name.clone(), *digest);
         self.run("GET", move |layout| {
-            let found = layout.open(&layout.folder(&name)?, digest, None)?;
+            let found = open(&layout.folder(&name)?, digest, None)?;
             let ranged = from > 0 || to.is_some();
             if ranged && (from >= found.size || to.is_some_and(|to| to < from)) {
                 return Err(UpstreamError::RangeNotSatisfiable);
@@ -155,12 +155,12 @@ impl Layout {
                         "index.json names a digest for {name}:{tag} that is none: {error}"
                     ))
                 })?;
-                self.open(&folder, digest, Some(descriptor))
+                open(&folder, digest, Some(descriptor))
             }
             Reference::Digest(digest) => {
                 let text = digest.to_string();
                 let descriptor = descriptors.iter().find(|it| it.digest().to_string() == text);
-                self.open(&folder, *digest, descriptor)
+                open(&folder, *digest, descriptor)
             }
         }
     }
@@ -175,22 +175,17 @@ impl Layout {
             .is_some_and(|value| value == tag.as_str() || *value == short || *value == full)
             || annotations.get(IMAGE_NAME).is_some_and(|value| *value == full)
     }
+}
 
-    fn open(
-        &self,
-        folder: &Path,
-        digest: Digest,
-        descriptor: Option<&Descriptor>,
-    ) -> Result<Found, UpstreamError> {
-        let path = folder.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
-        let file = File::open(path).map_err(|error| missing_or(&error))?;
-        let metadata = file.metadata().map_err(|error| local(&error))?;
-        if !metadata.is_file() {
-            return Err(UpstreamError::NotFound);
-        }
-        let content_type = descriptor.map(|descriptor| descriptor.media_type().to_string());
-        Ok(Found { file, size: metadata.len(), digest, content_type })
+fn open(folder: &Path, digest: Digest, descriptor: Option<&Descriptor>) -> Result<Found, UpstreamError> {
+    let path = folder.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
+    let file = File::open(path).map_err(|error| missing_or(&error))?;
+    let metadata = file.metadata().map_err(|error| local(&error))?;
+    if !metadata.is_file() {
+        return Err(UpstreamError::NotFound);
     }
+    let content_type = descriptor.map(|descriptor| descriptor.media_type().to_string());
+    Ok(Found { file, size: metadata.len(), digest, content_type })
 }
 
 fn read_index(path: &Path) -> Result<Option<ImageIndex>, UpstreamError> {

@@ -69,6 +69,7 @@ pub struct Upstreams {
 
 impl Upstreams {
     /// Reads CA files and parses URLs; contacts nobody.
+    #[expect(clippy::needless_pass_by_value, reason = "every layer is handed its own share of the metrics")]
     pub fn build(config: &Config, metrics: Arc<Metrics>) -> Result<Self, BuildError> {
         Self::build_with(config, &metrics, Timeouts::default())
     }
@@ -146,6 +147,9 @@ impl Endpoint {
             "oci" => {
                 if url.host_str().is_some_and(|host| !host.is_empty()) {
                     return Err(wrong("an oci:// endpoint is an absolute folder: oci:///folder"));
+                }
+                if url.query().is_some() || url.fragment().is_some() {
+                    return Err(wrong("write `?` and `#` in a folder's name as %3F and %23"));
                 }
                 let root = percent_encoding::percent_decode_str(url.path()).decode_utf8();
                 let root = root.map_err(|_| wrong("the folder's name is not UTF-8"))?;

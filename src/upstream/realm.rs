@@ -35,7 +35,7 @@ const SHARED_SUFFIXES: [&str; 14] = [
 /// none, and only to the same host or the same owner's domain.
 pub(super) fn may_see_credentials(endpoint: &Url, realm: &Url) -> bool {
     let safe = realm.scheme() == "https" || (realm.scheme() == "http" && endpoint.scheme() == "http");
-    let same = match (endpoint.host(), realm.host()) {
+    let own = match (endpoint.host(), realm.host()) {
         (Some(Host::Domain(endpoint)), Some(Host::Domain(realm))) => {
             endpoint == realm
                 || registrable(endpoint).is_some_and(|domain| registrable(realm) == Some(domain))
@@ -43,7 +43,7 @@ pub(super) fn may_see_credentials(endpoint: &Url, realm: &Url) -> bool {
         (Some(endpoint), Some(realm)) => endpoint == realm,
         _ => false,
     };
-    safe && same
+    safe && own
 }
 
 /// The part of a name that its owner registered; `None` where that cannot be told, or names are rented out.

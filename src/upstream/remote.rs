@@ -9,7 +9,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE
 use http::{HeaderMap, Method, StatusCode};
 use reqwest::Response;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::address::{Policy, Resolver};
@@ -86,9 +86,10 @@ impl Remote {
         reference: &Reference,
         accept: &str,
     ) -> Result<Head, UpstreamError> {
-        let _permit = self.permit(&self.small).await?;
+        let deadline = Instant::now() + self.link.timeouts.total;
+        let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::HEAD, name, "manifests", reference, Some(accept))?;
-        match call.send(&self.link, &self.auth).await {
+        match call.send(&self.link, &self.auth, deadline).await {
             Ok(response) => {
                 check_encoding(response.headers())?;
                 Ok(head(response.headers()))
@@ -105,9 +106,10 @@ impl Remote {
         reference: &Reference,
         accept: &str,
     ) -> Result<Document, UpstreamError> {
-        let _permit = self.permit(&self.small).await?;
+        let deadline = Instant::now() + self.link.timeouts.total;
+        let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::GET, name, "manifests", reference, Some(accept))?;
-        let mut response = call.send(&self.link, &self.auth).await?;
+        let mut response = call.send(&self.link, &self.auth, deadline).await?;
         only(&response, StatusCode::OK)?;
         check_encoding(response.headers())?;
         let Head { digest, size, content_type } = head(response.headers());
@@ -137,9 +139,10 @@ impl Remote {
     }
 
     pub(super) async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
-        let _permit = self.permit(&self.small).await?;
+        let deadline = Instant::now() + self.link.timeouts.total;
+        let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::HEAD, name, "blobs", digest, None)?;
-        let response = call.send(&self.link, &self.auth).await?;
+        let response = call.send(&self.link, &self.auth, deadline).await?;
         check_encoding(response.headers())?;
         Ok(length(response.headers()))
     }
@@ -152,14 +155,16 @@ impl Remote {
         from: u64,
         to: Option<u64>,
     ) -> Result<(u64, Option<u64>, Body), UpstreamError> {
-        let permit = self.permit(&self.blobs).await?;
+        // Blobs of a big image queue up behind each other; that the upstream is slow is judged from when it is asked.
+        let permit = permit(&self.blobs, Instant::now() + self.link.timeouts.idle).await?;
+        let deadline = Instant::now() + self.link.timeouts.total;
         let mut call = self.call(Method::GET, name, "blobs", digest, None)?;
         call.range = match to {
             Some(to) => Some(format!("bytes={from}-{to}")),
             None if from > 0 => Some(format!("bytes={from}-")),
             None => None,
         };
-        let response = call.send(&self.link, &self.auth).await?;
+        let response = call.send(&self.link, &self.auth, deadline).await?;
         check_encoding(response.headers())?;
         let length = length(response.headers());
         let (offset, total, expected) =
@@ -195,12 +200,12 @@ impl Remote {
             .map_err(|error| UpstreamError::Local(format!("no URL can be made for {name}: {error}")))?;
         Ok(Call { method, url, name, accept, range: None })
     }
+}
 
-    async fn permit(&self, share: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, UpstreamError> {
-        let busy = || UpstreamError::Timeout("all connections (max_connections) are busy".to_owned());
-        let permit = timeout(self.link.timeouts.total, Arc::clone(share).acquire_owned()).await;
-        permit.map_err(|_| busy())?.map_err(|_| busy())
-    }
+async fn permit(share: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, UpstreamError> {
+    let busy = || UpstreamError::Timeout("all connections (max_connections) are busy".to_owned());
+    let permit = timeout_at(deadline, Arc::clone(share).acquire_owned()).await;
+    permit.map_err(|_| busy())?.map_err(|_| busy())
 }
 
 /// How many small requests and how many blobs may be under way at once.
@@ -294,8 +299,7 @@ impl Part {
     }
 }
 
-/// The bytes of a blob on their way.
-#[derive(Debug)]
+/// The bytes of a blob on their way. No `Debug`: the answer knows the signed URL it came from.
 pub(super) struct Body {
     response: Response,
     /// What is still to come, if that is known.

@@ -29,14 +29,17 @@ where
         .await
 }
 
+/// Nobody waits longer for a quota, whatever a registry writes.
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
+
 /// Reads `Retry-After`: seconds, or a date, which counts from `now`. A date that has passed means "at once".
 pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        return value.parse().ok().map(Duration::from_secs);
+        return value.parse().ok().map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
     }
     let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
+    Some(date.duration_since(now).unwrap_or_default().min(RETRY_AFTER_MAX))
 }
 
 #[cfg(test)]
@@ -46,11 +49,14 @@ mod tests {
     #[test]
     fn both_forms_of_retry_after() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        assert_eq!(retry_after(" 120 ", now), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after(" 120 ", now), Some(Duration::from_mins(2)));
         let date = httpdate::fmt_http_date(now + Duration::from_secs(90));
         assert_eq!(retry_after(&date, now), Some(Duration::from_secs(90)));
         let past = httpdate::fmt_http_date(now - Duration::from_secs(90));
         assert_eq!(retry_after(&past, now), Some(Duration::ZERO));
+        let day = Some(Duration::from_hours(24));
+        assert_eq!(retry_after("18446744073709551615", now), day);
+        assert_eq!(retry_after("Fri, 31 Dec 9999 23:59:59 GMT", now), day);
         for bad in ["", "-1", "1.5", "soon", "99999999999999999999"] {
             assert_eq!(retry_after(bad, now), None, "{bad}");
         }

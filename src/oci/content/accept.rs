@@ -5,53 +5,42 @@ use http::header::ACCEPT;
 
 use super::media::{CANONICAL_ACCEPT, MediaType};
 
-/// The manifest types a client accepts. All Accept lines count, parameters, weights and order do not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Accept {
-    /// No header, or a wildcard: anything will do.
-    Any,
-    /// Exactly these types, lower-case, sorted, without repetition.
-    Only(Vec<String>),
-}
+/// The media types a client accepts. All Accept lines count; parameters, weights and order do not.
+#[derive(Clone, Copy, Debug)]
+pub struct Accept<'a>(&'a HeaderMap);
 
-impl Accept {
-    /// Joins all Accept lines of a request.
-    pub fn from_headers(headers: &HeaderMap) -> Self {
-        let mut types = Vec::new();
-        for line in headers.get_all(ACCEPT) {
-            let Ok(line) = line.to_str() else { continue };
-            for item in line.split(',') {
-                let item = item.split(';').next().unwrap_or_default().trim();
-                if matches!(item, "*/*" | "application/*") {
-                    return Self::Any;
-                }
-                if !item.is_empty() {
-                    types.push(item.to_ascii_lowercase());
-                }
-            }
-        }
-        types.sort_unstable();
-        types.dedup();
-        if types.is_empty() { Self::Any } else { Self::Only(types) }
+impl<'a> Accept<'a> {
+    /// The Accept lines of a request.
+    pub fn from_headers(headers: &'a HeaderMap) -> Self {
+        Self(headers)
     }
 
-    /// Whether a document of `media_type` may be answered as it is.
-    pub fn allows(&self, media_type: &MediaType) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(types) => types.iter().any(|t| t.eq_ignore_ascii_case(media_type.as_str())),
+    fn types(self) -> impl Iterator<Item = &'a str> {
+        let lines = self.0.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
+        lines
+            .flat_map(|line| line.split(','))
+            .map(|item| item.split(';').next().unwrap_or_default().trim())
+            .filter(|item| !item.is_empty())
+    }
+
+    /// Whether a document of `media_type` may be answered as it is. Silence and wildcards take anything.
+    pub fn allows(self, media_type: &MediaType) -> bool {
+        let mut silent = true;
+        for item in self.types() {
+            silent = false;
+            if matches!(item, "*/*" | "application/*") || item.eq_ignore_ascii_case(media_type.as_str()) {
+                return true;
+            }
         }
+        silent
     }
 
     /// The canonical manifest types that the client named, in canonical order: what an upstream may be asked for
     /// on its behalf. Empty if it named none of them.
-    pub fn canonical(&self) -> Vec<&'static str> {
+    pub fn canonical(self) -> Vec<&'static str> {
         CANONICAL_ACCEPT
             .split(", ")
-            .filter(|known| match self {
-                Self::Any => true,
-                Self::Only(types) => types.iter().any(|t| t == known),
-            })
+            .filter(|known| self.types().any(|item| item.eq_ignore_ascii_case(known)))
             .collect()
     }
 }
@@ -61,26 +50,31 @@ mod tests {
     use super::*;
     use crate::oci::media::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 
-    fn accept(lines: &[&str]) -> Accept {
+    fn headers(lines: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(ACCEPT, line.parse().expect("a header value"));
         }
-        Accept::from_headers(&headers)
+        headers
+    }
+
+    fn allows(lines: &[&str], media_type: &str) -> bool {
+        Accept::from_headers(&headers(lines)).allows(&MediaType::new(media_type).expect("a type"))
     }
 
     #[test]
     fn every_line_counts() {
-        let found = accept(&[OCI_MANIFEST, "application/json", &format!("{DOCKER_LIST};q=0.1,{OCI_INDEX}")]);
-        assert!(found.allows(&MediaType::new(OCI_INDEX).expect("a type")));
-        assert!(found.allows(&MediaType::new(DOCKER_LIST).expect("a type")));
-        assert!(!found.allows(&MediaType::new(DOCKER_MANIFEST).expect("a type")));
-        assert_eq!(found.canonical(), [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST]);
+        let lines = [OCI_MANIFEST, "application/json", &format!("{DOCKER_LIST};q=0.1,{OCI_INDEX}")];
+        assert!(allows(&lines, OCI_INDEX) && allows(&lines, DOCKER_LIST));
+        assert!(!allows(&lines, DOCKER_MANIFEST));
+        let headers = headers(&lines);
+        assert_eq!(Accept::from_headers(&headers).canonical(), [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST]);
     }
 
     #[test]
     fn wildcards_and_silence_take_anything() {
-        assert_eq!(accept(&[]), Accept::Any);
-        assert_eq!(accept(&[DOCKER_MANIFEST, "text/plain, */*;q=0.1"]), Accept::Any);
+        assert!(allows(&[], OCI_INDEX));
+        assert!(allows(&[DOCKER_MANIFEST, "text/plain, */*;q=0.1"], OCI_INDEX));
+        assert!(!allows(&["text/plain"], OCI_INDEX));
     }
 }

@@ -49,9 +49,8 @@ impl ByteRange {
     pub fn within(self, length: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::Between(first, last) if first <= last => first..last.saturating_add(1).min(length),
-            Self::Between(..) => return None,
+            Self::Between(..) | Self::Last(0) => return None,
             Self::From(first) => first..length,
-            Self::Last(0) => return None,
             Self::Last(n) => length.saturating_sub(n)..length,
         };
         (range.start < range.end).then_some(range)

@@ -1,0 +1,124 @@
+//! Image layout folders in the place of a registry.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use larder::oci::{Algorithm, Digest, Name, Reference};
+use larder::telemetry::Metrics;
+use larder::upstream::{Upstream, UpstreamError};
+
+use crate::registry::{PATIENT, at, counted, digest, name, read, tag, upstream};
+
+fn write_layout(folder: &Path, blobs: &[&[u8]], named: &[(&str, &str, &[u8])]) {
+    let place = folder.join("blobs/sha256");
+    std::fs::create_dir_all(&place).expect("a folder");
+    for blob in blobs {
+        std::fs::write(place.join(Digest::of(Algorithm::Sha256, blob).hex()), blob).expect("written");
+    }
+    let manifests: Vec<_> = named
+        .iter()
+        .map(|(key, value, blob)| {
+            format!(
+                r#"{{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"{}","size":{},"annotations":{{"{key}":"{value}"}}}}"#,
+                Digest::of(Algorithm::Sha256, blob),
+                blob.len()
+            )
+        })
+        .collect();
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, manifests.join(","));
+    std::fs::write(folder.join("index.json"), index).expect("written");
+}
+
+fn layout(root: &Path) -> (Arc<Upstream>, Arc<Metrics>) {
+    upstream(at(&format!("oci://{}", root.display())), PATIENT)
+}
+
+fn reference(text: &str) -> Reference {
+    text.parse().expect("a reference")
+}
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+#[tokio::test]
+async fn a_layout_folder_answers_like_a_registry() {
+    let root = tempfile::tempdir().expect("a folder");
+    let big = vec![7_u8; 700_000];
+    write_layout(
+        root.path(),
+        &[b"{}", b"bare", b"short", b"full", b"containerd", &big],
+        &[
+            (REF_NAME, "bare", b"bare"),
+            (REF_NAME, "org/app:short", b"short"),
+            (REF_NAME, "reg.test/org/app:full", b"full"),
+            ("io.containerd.image.name", "reg.test/org/app:containerd", b"containerd"),
+            ("io.containerd.image.name", "org/app:other", b"bare"),
+            (REF_NAME, "gone", b"gone"),
+        ],
+    );
+    let (upstream, metrics) = layout(root.path());
+    for tag in ["bare", "short", "full", "containerd"] {
+        let document = upstream.get_manifest(&name(), &reference(tag), "").await.expect("a manifest");
+        assert_eq!(document.body, tag);
+        assert_eq!(document.content_type.as_deref(), Some("application/vnd.oci.image.index.v1+json"));
+        let digest = Digest::of(Algorithm::Sha256, tag.as_bytes());
+        let head = upstream.head_manifest(&name(), &Reference::Digest(digest), "").await.expect("a head");
+        assert_eq!((head.digest, head.size), (Some(digest), Some(tag.len() as u64)));
+        assert!(head.content_type.is_some());
+    }
+    for tag in ["other", "gone", "absent"] {
+        let error = upstream.get_manifest(&name(), &reference(tag), "").await.expect_err("not there");
+        assert_eq!(error, UpstreamError::NotFound, "{tag}");
+    }
+    let unlisted = Reference::Digest(Digest::of(Algorithm::Sha256, b"{}"));
+    let document = upstream.get_manifest(&name(), &unlisted, "").await.expect("a manifest");
+    assert_eq!(document.content_type, None);
+
+    let digest = Digest::of(Algorithm::Sha256, &big);
+    assert_eq!(upstream.head_blob(&name(), &digest).await, Ok(Some(700_000)));
+    let mut body = upstream.get_blob(&name(), &digest, 0, None).await.expect("a body");
+    assert_eq!(body.chunk().await.expect("a piece").expect("a piece").len(), 256 * 1024);
+    assert_eq!(read(&mut body).await.expect("the rest").len(), 700_000 - 256 * 1024);
+    let mut body = upstream.get_blob(&name(), &digest, 699_998, Some(999_999)).await.expect("a body");
+    assert_eq!((body.offset, body.total), (699_998, Some(700_000)));
+    assert_eq!(read(&mut body).await.expect("the range"), [7, 7]);
+    let error = upstream.get_blob(&name(), &digest, 700_000, None).await.expect_err("beyond");
+    assert_eq!(error, UpstreamError::RangeNotSatisfiable);
+    let missing = Digest::of(Algorithm::Sha512, b"missing");
+    assert_eq!(upstream.head_blob(&name(), &missing).await, Err(UpstreamError::NotFound));
+
+    let series = |status: &str| {
+        let name = "larder_upstream_requests_total";
+        counted(&metrics, &format!(r#"{name}{{method="HEAD",status="{status}",upstream="reg.test"}}"#))
+    };
+    assert_eq!((series("200").as_deref(), series("404").as_deref()), (Some("5"), Some("1")));
+}
+
+#[tokio::test]
+async fn a_repository_may_have_its_own_layout() {
+    let root = tempfile::tempdir().expect("a folder");
+    write_layout(root.path(), &[b"root"], &[(REF_NAME, "latest", b"root")]);
+    let own = root.path().join("org/app");
+    std::fs::create_dir_all(&own).expect("a folder");
+    write_layout(&own, &[b"own"], &[(REF_NAME, "latest", b"own")]);
+    let (upstream, _) = layout(root.path());
+    assert_eq!(upstream.get_manifest(&name(), &tag(), "").await.expect("a manifest").body, "own");
+    let other: Name = "other".parse().expect("a name");
+    assert_eq!(upstream.get_manifest(&other, &tag(), "").await.expect("a manifest").body, "root");
+}
+
+#[tokio::test]
+async fn a_layout_that_is_away_is_no_absence() {
+    let root = tempfile::tempdir().expect("a folder");
+    let (upstream, _) = layout(&root.path().join("later"));
+    let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("away");
+    assert!(matches!(error, UpstreamError::Unreachable(_)) && error.is_trouble(), "{error}");
+    let error = upstream.get_blob(&name(), &digest(), 0, None).await.expect_err("away");
+    assert!(matches!(error, UpstreamError::Unreachable(_)), "{error}");
+
+    std::fs::create_dir(root.path().join("later")).expect("a folder");
+    let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("empty");
+    assert_eq!(error, UpstreamError::NotFound);
+    std::fs::write(root.path().join("later/index.json"), "{").expect("written");
+    let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("broken");
+    assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+}

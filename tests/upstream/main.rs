@@ -1,0 +1,47 @@
+//! The upstream layer against small registries on loopback and layout folders.
+
+#![allow(clippy::expect_used, reason = "a test that cannot be set up has to fail")]
+
+mod answers;
+mod layout;
+mod ranges;
+mod redirects;
+mod registry;
+mod tls;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use larder::config::Config;
+use larder::config::schema::{Endpoint, Upstream as Settings};
+use larder::telemetry::Metrics;
+use larder::upstream::Upstreams;
+
+#[test]
+fn wrong_endpoints_are_named() {
+    let build = |endpoints: &[&str]| {
+        let endpoints = endpoints.iter().map(|url| Endpoint::new(*url)).collect();
+        let settings = Settings { endpoints, ..Settings::default() };
+        let config =
+            Config { upstream: BTreeMap::from([("reg.test".to_owned(), settings)]), ..Config::default() };
+        Upstreams::build(&config, Arc::new(Metrics::new())).map(|_| ())
+    };
+    for wrong in [
+        "",
+        "reg.test",
+        "ftp://reg.test",
+        "http://user:hush@reg.test",
+        "https://reg.test/?x=hush",
+        "oci://relative/x",
+    ] {
+        let error = build(&[wrong]).expect_err(wrong).to_string();
+        assert!(error.contains("reg.test") && !error.contains("hush"), "{error}");
+    }
+    assert!(build(&[]).is_err());
+    assert!(build(&["https://a.test", "https://b.test"]).is_err());
+    for right in ["https://reg.test", "http://127.0.0.1:5000/path", "oci:///srv/some%20folder"] {
+        assert!(build(&[right]).is_ok(), "{right}");
+    }
+    Upstreams::build(&Config::default(), Arc::new(Metrics::new())).expect("the built-in upstreams");
+}

@@ -1,0 +1,279 @@
+//! A small registry on loopback that behaves as a test tells it to, and an upstream that points at it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use larder::config::Config;
+use larder::config::schema::{Endpoint, Upstream as Settings};
+use larder::oci::{Algorithm, Digest, Name, Reference};
+use larder::telemetry::Metrics;
+use larder::upstream::{Timeouts, Upstream, UpstreamError, Upstreams};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+/// What larder itself waits; no test comes near it.
+pub(crate) const PATIENT: Timeouts = Timeouts {
+    connect: Duration::from_secs(3),
+    head: Duration::from_secs(8),
+    total: Duration::from_secs(9),
+    idle: Duration::from_secs(30),
+};
+
+/// Short enough for a test to wait for, long enough for a busy machine.
+pub(crate) const SHORT: Timeouts = Timeouts {
+    connect: Duration::from_secs(2),
+    head: Duration::from_secs(1),
+    total: Duration::from_secs(5),
+    idle: Duration::from_secs(1),
+};
+
+/// What the registry saw.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    /// Path and query.
+    pub(crate) target: String,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Seen {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().expect("text"))
+    }
+}
+
+/// What the registry does with a request.
+pub(crate) enum Reply {
+    Answer { status: u16, headers: Vec<(&'static str, String)>, pieces: Vec<Piece> },
+    Hang,
+    Reset,
+}
+
+pub(crate) enum Piece {
+    Data(Vec<u8>),
+    /// Nothing for the moment, which lets the server send what it has gathered.
+    Flush,
+    Cut,
+    Stall,
+}
+
+pub(crate) fn answer(status: u16, headers: &[(&'static str, &str)], body: &[u8]) -> Reply {
+    let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    Reply::Answer { status, headers, pieces: vec![Piece::Data(body.to_vec())] }
+}
+
+/// A body that is sent, cut or stalled as told.
+pub(crate) struct Script(VecDeque<Piece>);
+
+impl http_body::Body for Script {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        match self.0.front_mut() {
+            None => Poll::Ready(None),
+            // Nobody wakes this task again; the connection's end does away with it.
+            Some(Piece::Stall) => Poll::Pending,
+            Some(Piece::Flush) => {
+                self.0.pop_front();
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Some(Piece::Cut) => Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into()))),
+            Some(Piece::Data(data)) => {
+                let data = std::mem::take(data);
+                self.0.pop_front();
+                Poll::Ready(Some(Ok(Frame::data(data.into()))))
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // Popping from the front never wraps a deque that was made from a vector.
+        match self.0.as_slices().0 {
+            [] => SizeHint::with_exact(0),
+            [Piece::Data(data)] => SizeHint::with_exact(data.len() as u64),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+pub(crate) type Behaviour = dyn Fn(&Seen, usize) -> Reply + Send + Sync;
+
+/// A registry on loopback that behaves as told and remembers what it was asked.
+pub(crate) struct Registry {
+    pub(crate) address: SocketAddr,
+    scheme: &'static str,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Registry {
+    /// The behaviour gets each request and how many came before it.
+    pub(crate) async fn start(behaviour: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(None, behaviour).await
+    }
+
+    /// The same over TLS, in HTTP/2 if the client wants that.
+    pub(crate) async fn start_tls(
+        identity: &Identity,
+        behaviour: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(Some(identity.acceptor.clone()), behaviour).await
+    }
+
+    async fn listen(
+        tls: Option<TlsAcceptor>,
+        behaviour: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (record, behaviour): (_, Arc<Behaviour>) = (Arc::clone(&seen), Arc::new(behaviour));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (record, behaviour) = (Arc::clone(&record), Arc::clone(&behaviour));
+                let service = service_fn(move |request| {
+                    let (record, behaviour) = (Arc::clone(&record), Arc::clone(&behaviour));
+                    async move { serve(&request, &record, behaviour.as_ref()).await }
+                });
+                let Some(tls) = tls.clone() else {
+                    tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                    continue;
+                };
+                tokio::spawn(async move {
+                    // A client that does not trust the certificate hangs up here.
+                    let Ok(stream) = tls.accept(stream).await else { return };
+                    let http = http2::Builder::new(TokioExecutor::new());
+                    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, scheme, seen }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().expect("no panic").clone()
+    }
+}
+
+async fn serve(
+    request: &Request<hyper::body::Incoming>,
+    record: &Mutex<Vec<Seen>>,
+    behaviour: &Behaviour,
+) -> Result<Response<Script>, io::Error> {
+    let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    let seen = Seen { method: request.method().to_string(), target, headers: request.headers().clone() };
+    let before = {
+        let mut record = record.lock().expect("no panic");
+        record.push(seen.clone());
+        record.len() - 1
+    };
+    match behaviour(&seen, before) {
+        Reply::Hang => std::future::pending().await,
+        Reply::Reset => Err(io::ErrorKind::ConnectionReset.into()),
+        Reply::Answer { status, headers, pieces } => {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(name, value);
+            }
+            Ok(response.body(Script(pieces.into())).expect("a response"))
+        }
+    }
+}
+
+/// One upstream named `reg.test`, and the metrics it counts into.
+pub(crate) fn upstream(settings: Settings, timeouts: Timeouts) -> (Arc<Upstream>, Arc<Metrics>) {
+    let metrics = Arc::new(Metrics::new());
+    let config =
+        Config { upstream: BTreeMap::from([("reg.test".to_owned(), settings)]), ..Config::default() };
+    let upstreams = Upstreams::build_with(&config, &metrics, timeouts).expect("a configuration");
+    let upstream = upstreams.get(&"reg.test".parse().expect("a name")).expect("the upstream");
+    (Arc::clone(upstream), metrics)
+}
+
+pub(crate) fn at(url: &str) -> Settings {
+    Settings { endpoints: vec![Endpoint::new(url)], ..Settings::default() }
+}
+
+pub(crate) fn open(registry: &Registry) -> Arc<Upstream> {
+    upstream(at(&registry.url()), PATIENT).0
+}
+
+pub(crate) fn name() -> Name {
+    "org/app".parse().expect("a name")
+}
+
+pub(crate) fn tag() -> Reference {
+    "latest".parse().expect("a tag")
+}
+
+pub(crate) fn digest() -> Digest {
+    Digest::of(Algorithm::Sha256, b"content")
+}
+
+pub(crate) fn counted(metrics: &Metrics, series: &str) -> Option<String> {
+    let text = String::from_utf8(metrics.render()).expect("text");
+    let prefix = format!("{series} ");
+    text.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
+}
+
+pub(crate) async fn read(body: &mut larder::upstream::BlobBody) -> Result<Vec<u8>, (Vec<u8>, UpstreamError)> {
+    let mut bytes = Vec::new();
+    loop {
+        match body.chunk().await {
+            Ok(Some(chunk)) => bytes.extend_from_slice(&chunk),
+            Ok(None) => return Ok(bytes),
+            Err(error) => return Err((bytes, error)),
+        }
+    }
+}
+
+pub(crate) fn with_password(url: &str, folder: &Path, password: &str) -> Settings {
+    let file = folder.join("password");
+    std::fs::write(&file, password).expect("written");
+    Settings { username: Some("user".to_owned()), password_file: Some(file), ..at(url) }
+}
+
+/// A certificate that nobody but its own issuer vouches for.
+pub(crate) struct Identity {
+    pub(crate) pem: String,
+    acceptor: TlsAcceptor,
+}
+
+impl Identity {
+    pub(crate) fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("protocol versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("an identity");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Self { pem: made.cert.pem(), acceptor: TlsAcceptor::from(Arc::new(config)) }
+    }
+}
