@@ -454,8 +454,6 @@ fn garbage_disturbs_nobody() {
         b"GET\r\n\r\n".to_vec(),
         b"GET /v2/ HTTP/9.9\r\n\r\n".to_vec(),
         b"GET /v2/ HTTP/1.1\r\nContent-Length: x\r\n\r\n".to_vec(),
-        b"GET /v2/ HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-            .to_vec(),
         b"GET /v2/ HTTP/1.1\r\nHost : a\r\n\r\n".to_vec(),
         vec![0xff; 10_000],
         long_path.into_bytes(),
@@ -560,4 +558,28 @@ fn documents_keep_their_bytes_whatever_they_are() {
             assert_eq!(answer.header("content-type"), Some(*media_type));
         }
     }
+}
+
+#[test]
+fn a_client_that_never_ends_its_head_is_let_go() {
+    let registry = Registry::start();
+    let larder = Setup::with(&registry).set("server.header_timeout", "500ms").start();
+    for start in [&b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow: "[..], b""] {
+        let began = std::time::Instant::now();
+        let answer = larder.api().raw(start, Duration::from_secs(20));
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
+    }
+}
+
+#[test]
+fn connections_beyond_the_limit_wait_their_turn() {
+    let registry = Registry::start();
+    let larder = Setup::with(&registry).set("server.max_connections", 2).start();
+    let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
+    support::eventually("both are taken in", || larder.counter("larder_connections", &[]) == 2);
+    let third = larder.api().patient_for(Duration::from_millis(300));
+    third.try_send("GET", "/v2/", &[]).unwrap_err();
+    drop(held);
+    larder.get("/v2/").is_ok_with(b"{}");
 }

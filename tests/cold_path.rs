@@ -231,6 +231,24 @@ fn a_range_far_ahead_of_the_fill_goes_past_it() {
 }
 
 #[test]
+fn another_repository_joins_by_its_own_right_only() {
+    let cold = cold(4 * MIB);
+    cold.registry.add_blob("library/also", &cold.blob);
+    let gate = cold.hold(2 * MIB);
+    let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
+    first.read_exactly(MIB).unwrap();
+    let at = |name: &str| format!("/v2/library/{name}/blobs/{}", cold.blob.digest);
+    cold.larder.get(&at("stranger")).is_error(404, "BLOB_UNKNOWN");
+    let mut second = cold.larder.api().open("GET", &at("also"), &[]).unwrap();
+    assert!(second.read_exactly(MIB).unwrap() == cold.blob.bytes[..MIB]);
+    gate.open();
+    assert!(first.finish().unwrap().body == cold.blob.bytes[MIB..]);
+    assert!(second.finish().unwrap().body == cold.blob.bytes[MIB..]);
+    assert_eq!(cold.gets(), 1);
+    cold.larder.get(&at("stranger")).is_error(404, "BLOB_UNKNOWN");
+}
+
+#[test]
 fn a_length_that_is_not_told_is_no_obstacle() {
     let cold = cold(3 * MIB + 17);
     cold.registry.script(When::blobs(), Fault::Chunked);

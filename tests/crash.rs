@@ -9,9 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use support::{
-    Blob, Client, Document, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When, eventually,
-};
+use support::{Blob, Client, Document, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When};
 
 const MIB: usize = 1 << 20;
 const ROUNDS: u64 = 20;

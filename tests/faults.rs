@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use support::content::sha256;
-use support::{Auth, Blob, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
+use support::{Auth, Blob, Document, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
 
 const MIB: usize = 1 << 20;
 const TAG: &str = "/v2/library/app/manifests/v1";
@@ -71,7 +71,7 @@ fn no_client_completes_a_wrong_body() {
                 house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
                 house.larder.settle();
             }
-            house.registry.script(When::blobs(), fault.clone());
+            house.registry.script(When::blobs().method("GET"), fault.clone());
             let client = house.larder.api();
             std::thread::scope(|scope| {
                 for _ in 0..4 {
@@ -92,6 +92,63 @@ fn no_client_completes_a_wrong_body() {
             assert_eq!(house.registry.seen("GET", "/blobs/")[0].range_start().unwrap_or(0), 0);
         }
     }
+}
+
+#[test]
+fn a_retry_right_after_a_failure_starts_anew() {
+    let registry = Registry::start();
+    let larder = Larder::before(&registry);
+    let client = larder.api();
+    for n in 0..40 {
+        let blob = Blob::random(n, 100_000);
+        registry.add_blob("library/app", &blob);
+        registry.script(When::blobs().method("GET").times(1), Fault::Flip(50_000));
+        let path = format!("/v2/library/app/blobs/{}", blob.digest);
+        if let Ok(answer) = client.try_send("GET", &path, &[]) {
+            assert!(down(answer.status()), "{:?} completed", answer.head);
+        }
+        // Clients retry at once: they must not be put into the flight that has just failed.
+        match client.try_send("GET", &path, &[]) {
+            Ok(answer) => answer.is_ok_with(&blob.bytes),
+            Err(error) => panic!("round {n}: the retry shared the failure: {error:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_head_that_lies_about_the_size_spoils_nothing() {
+    let house = house();
+    house.registry.script(When::blobs().method("HEAD"), Fault::OneLess);
+    assert_eq!(house.larder.head(&house.path).status(), 200);
+    house.registry.behave();
+    // What a HEAD said is a hint; only a descriptor under a digest is a promise.
+    house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
+}
+
+#[test]
+fn a_descriptor_with_another_size_is_held_against_the_blob() {
+    let house = house();
+    let text = String::from_utf8(house.image.manifest.bytes.to_vec()).unwrap();
+    let (length, wrong) = (house.layer.len().to_string(), (house.layer.len() - 1).to_string());
+    let manifest = Document::new(&house.image.manifest.media_type, text.replace(&length, &wrong));
+    house.registry.add_manifest("library/app", &manifest);
+    house.larder.get(&format!("/v2/library/app/manifests/{}", manifest.digest)).is_ok_with(&manifest.bytes);
+    if let Ok(answer) = house.larder.api().try_send("GET", &house.path, &[]) {
+        assert!(down(answer.status()), "{:?}", answer.head);
+    }
+}
+
+#[test]
+fn a_tag_is_served_stale_after_a_restart() {
+    let mut house = impatient();
+    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+    house.larder.terminate();
+    house.larder.wait_exit();
+    house.registry.down();
+    house.larder.restart();
+    let answer = house.larder.get(TAG);
+    answer.is_ok_with(&house.image.manifest.bytes);
+    answer.is_outcome("larder; hit; detail=stale");
 }
 
 #[test]

@@ -247,6 +247,41 @@ fn a_missing_child_spoils_nothing() {
 }
 
 #[test]
+fn a_chain_of_indexes_has_an_end_for_us() {
+    let registry = Registry::start();
+    let mut index = Index::oci(1);
+    for _ in 0..30 {
+        index = Index::over(OCI_INDEX, Vec::new(), vec![index]);
+    }
+    registry.add_index("library/app", "v1", &index);
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.settle();
+    let ahead = registry.count("GET", "/manifests/sha256:");
+    assert!((2..30).contains(&ahead), "{ahead} fetched ahead");
+    // What lies deeper is fetched when somebody asks for it.
+    for document in index.documents() {
+        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+    }
+}
+
+#[test]
+fn a_wide_index_of_nothing_does_no_harm() {
+    let registry = Registry::start();
+    let manifests: Vec<_> = (0..500)
+        .map(|n| json!({ "mediaType": OCI_MANIFEST, "size": 10, "digest": Blob::new(format!("{n}")).digest }))
+        .collect();
+    let value = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+    let document = Document::json(OCI_INDEX, &value);
+    registry.add_manifest("library/app", &document);
+    registry.tag("library/app", "v1", &document.digest);
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&document.bytes);
+    larder.get(TAG).is_ok_with(&document.bytes);
+    larder.settle();
+}
+
+#[test]
 fn the_upstream_sees_our_accept_and_not_the_clients() {
     let (registry, image) = with_image();
     let larder = Larder::before(&registry);

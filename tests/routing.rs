@@ -125,3 +125,25 @@ fn the_same_content_of_two_upstreams_is_two_repositories() {
     let answer = house.larder.get(&format!("/v2/org/app/blobs/{}?ns=ghcr.io", layer.digest));
     answer.is_error(404, "BLOB_UNKNOWN");
 }
+
+#[test]
+fn the_next_page_is_found_the_way_the_first_was() {
+    let house = house();
+    for tag in ["a", "b", "c"] {
+        house.ghcr.add_image("org/app", tag, &house.ghcr_image);
+        house.larder.get(&format!("/v2/org/app/manifests/{tag}?ns=ghcr.io"));
+    }
+    for first in [
+        "/v2/org/app/tags/list?n=2&ns=ghcr.io",
+        "/v2/ghcr.io/org/app/tags/list?n=2",
+        "/ghcr.io/v2/org/app/tags/list?n=2",
+    ] {
+        let page = house.larder.get(first);
+        assert_eq!(page.json()["tags"], serde_json::json!(["a", "b"]), "{first}");
+        let link = page.header("link").unwrap();
+        let next = link.strip_prefix('<').unwrap().split_once('>').unwrap().0;
+        let page = house.larder.get(next);
+        assert_eq!(page.json()["tags"], serde_json::json!(["c"]), "{next}");
+        assert_eq!(page.header("link"), None);
+    }
+}
