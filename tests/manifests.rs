@@ -206,6 +206,9 @@ fn children_survive_a_restart() {
     registry.add_index("library/app", "v1", &index);
     let mut larder = Larder::before(&registry);
     larder.get(TAG).is_ok_with(&index.document.bytes);
+    for document in &index.documents()[1..] {
+        registry.wait_for(1, "GET", &document.digest);
+    }
     larder.settle();
     larder.terminate();
     assert!(larder.wait_exit().success());
@@ -256,6 +259,7 @@ fn a_chain_of_indexes_has_an_end_for_us() {
     registry.add_index("library/app", "v1", &index);
     let larder = Larder::before(&registry);
     larder.get(TAG).is_ok_with(&index.document.bytes);
+    registry.wait_for(3, "GET", "/manifests/");
     larder.settle();
     let ahead = registry.count("GET", "/manifests/sha256:");
     assert!((2..30).contains(&ahead), "{ahead} fetched ahead");

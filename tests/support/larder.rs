@@ -287,8 +287,9 @@ impl Larder {
     }
 
     fn signal(&self, signal: &str) {
-        let pid = self.pid().to_string();
-        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        // The shell's own `kill`: a program of that name is not installed everywhere.
+        let line = format!("kill -s {signal} {}", self.pid());
+        assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
     }
 
     /// SIGTERM, without waiting for the end.
