@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod content;
+pub mod house;
 pub mod larder;
 pub mod registry;
 pub mod script;
