@@ -77,7 +77,7 @@ impl Refusal {
         let not_found = StatusCode::NOT_FOUND;
         match self {
             Self::NoSuchPath => {
-                (not_found, Code::NAME_UNKNOWN, "no such path; the registry API is under /v2/".into())
+                (not_found, Code::UNSUPPORTED, "no such path; the registry API is under /v2/".into())
             }
             Self::Write => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -104,8 +104,9 @@ impl Refusal {
                 format!("the blob has {length} bytes, none of them in the range"),
             ),
             Self::NoTags => (not_found, Code::NAME_UNKNOWN, "no tag of this repository is held".into()),
+            // Not NAME_UNKNOWN: oras would take that for the end of the repository, not of the API.
             Self::NoReferrers => {
-                (not_found, Code::NAME_UNKNOWN, "no referrers API here; ask for the fall-back tag".into())
+                (not_found, Code::UNSUPPORTED, "no referrers API here; ask for the fall-back tag".into())
             }
             Self::Cache(error) => {
                 let message = error.to_string();

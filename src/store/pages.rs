@@ -6,7 +6,7 @@ use crate::oci::Digest;
 
 use super::{StoreError, key};
 
-/// Look-ups of a page before it is read. sled's cache hears of look-ups in blocks of 64 for each of its 256 shards
+/// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of its 256 shards
 /// and evicts only then, so that with one look-up a page it would keep up to 16 384 pages whatever its capacity.
 const TOUCHES: usize = 3;
 
@@ -40,7 +40,15 @@ impl Pages {
     }
 
     pub(super) fn put(&self, digest: &Digest, number: u64, page: &[u8]) -> Result<(), StoreError> {
-        self.tree.insert(key::page(digest, number), page)?;
+        let key = key::page(digest, number);
+        self.tree.insert(&key, page)?;
+        self.touch(&key)
+    }
+
+    fn touch(&self, key: &[u8]) -> Result<(), StoreError> {
+        for _ in 0..TOUCHES {
+            self.tree.contains_key(key)?;
+        }
         Ok(())
     }
 
@@ -49,9 +57,7 @@ impl Pages {
         let mut pages = Vec::with_capacity(usize::try_from(last - first).unwrap_or_default());
         for number in first..last {
             let key = key::page(digest, number);
-            for _ in 0..TOUCHES {
-                self.tree.contains_key(&key)?;
-            }
+            self.touch(&key)?;
             let page = self.tree.get(&key)?.ok_or(StoreError::Damaged(*digest))?;
             pages.push(Bytes::from_owner(Shared(page)));
         }

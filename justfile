@@ -1,0 +1,41 @@
+# `just` lists these; every recipe is one command that can be typed without just.
+
+# What there is.
+default:
+    @just --list --unsorted
+
+# Everything that a change must pass; the same list of stages that CI runs.
+ci:
+    bash .ci/run
+
+# Start larder with an image of its own and show that it survives its upstream.
+demo:
+    cargo run --release -- demo
+
+# Put the code into its form.
+fmt:
+    cargo fmt
+
+# Form and lints.
+lint:
+    bash .ci/run format clippy
+
+# The tests that need nothing but cargo.
+test:
+    bash .ci/run test
+
+# The documentation, with every link checked.
+doc:
+    bash .ci/run docs
+
+# Licences, duplicate crates and sources.
+deny:
+    bash .ci/run deny
+
+# Real clients against larder (root, Debian 12).
+clients:
+    bash .ci/run clients
+
+# larder beside nginx and docker-registry on this machine (root, Debian 12).
+bench-peers:
+    bash benches/peers/run.sh

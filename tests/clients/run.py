@@ -1,0 +1,419 @@
+#!/usr/bin/env python3
+"""Pulls real images with real clients through larder, takes the registries away, and pulls everything again.
+
+    python3 tests/clients/run.py [--larder target/release/larder] [--keep]
+
+Needs root, Linux, and Debian's docker-registry, skopeo, podman, buildah, containerd, docker.io and iproute2.
+All of it runs in network, mount and process namespaces of its own. The network has a loopback device and nothing
+else, so a client that cannot get what it wants from larder gets it nowhere; when the last process of the script
+ends, the kernel ends everything it started.
+"""
+
+import argparse
+import collections
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.dont_write_bytecode = True
+import images  # noqa: E402
+from servers import LARDER, OURSELVES, Failed, Process, ask, in_namespaces, last_lines, require, run  # noqa: E402
+from servers import start_registry, wait_until  # noqa: E402
+
+ADMIN, UPSTREAM, OTHER = 5001, 5100, 5101
+MIRROR = f"127.0.0.1:{LARDER}"
+ACCEPT = ", ".join(images.MANIFEST_TYPES)
+# What a client cannot pull from any registry, in the versions of Debian 12; all the rest it must pull.
+UNABLE = {
+    "skopeo": {"library/nested:latest", "library/shy:latest"},  # no nested indexes; and shy is not for --all
+    "podman": {"library/nested:latest", "library/multi:sbom"},
+    "ctr": {"library/multi:sbom"},
+    "dockerd": {"library/nested:latest", "library/multi:sbom"},
+}
+
+
+class Report:
+    """Counts checks and says how each went as soon as it is known."""
+
+    def __init__(self):
+        self.passed = self.failed = 0
+
+    @contextlib.contextmanager
+    def check(self, name):
+        began = time.monotonic()
+        try:
+            yield
+        except (Failed, OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
+            self.failed += 1
+            print(f"FAIL {name}: {str(error) or type(error).__name__}", flush=True)
+        else:
+            self.passed += 1
+            print(f"ok   {name} ({(time.monotonic() - began) * 1000:.0f} ms)", flush=True)
+
+
+def start_larder(work, binary):
+    config = work / "larder.toml"
+    config.write_text(
+        f"""
+builtin_upstreams = false
+
+[server]
+listen = "127.0.0.1:{LARDER}"
+
+[admin]
+listen = "127.0.0.1:{ADMIN}"
+
+[store]
+path = "{work / 'larder-data'}"
+
+[cache]
+tag_ttl = "1s"
+
+[upstream."docker.io"]
+endpoints = ["http://127.0.0.1:{UPSTREAM}"]
+default = true
+
+[upstream."quay.io"]
+endpoints = ["http://127.0.0.1:{OTHER}"]
+"""
+    )
+    ready = lambda: ask("GET", "/readyz", ADMIN)[0] == 200 and ask("GET", "/v2/")[0] == 200  # noqa: E731
+    return Process(work, "larder", binary, "serve", "--config", config, ready=ready)
+
+
+# --- what the answers must be ---------------------------------------------------------------------------------
+
+
+def manifest_paths(image, ns=None):
+    """(path, content) for the tag and for every digest below it."""
+    base, query = f"/v2/{image.repository}/manifests/", f"?ns={ns}" if ns else ""
+    yield base + image.tag + query, image.root
+    for content in image.manifests():
+        yield base + content.digest + query, content
+
+
+def upstream_answers(image, port):
+    """What the registry itself says, in terms of the path that larder is asked for."""
+    known = {}
+    for path, content in manifest_paths(image):
+        status, headers, body = ask("GET", path, port, Accept=ACCEPT)
+        require(status == 200 and body == content.body, f"the registry answers {path} with {status}")
+        known[path] = (headers["Content-Type"], headers["Docker-Content-Digest"], body)
+    return known
+
+
+def compare_manifests(image, known, ns=None):
+    """Bytes, digest and media type through larder are the registry's, however they are asked for."""
+    for path, _ in manifest_paths(image):
+        content_type, content_digest, body = known[path]
+        asked = path + (f"?ns={ns}" if ns else "")
+        for method in ("HEAD", "GET"):
+            for accept in ({"Accept": ACCEPT}, {"Accept": "*/*"}, {}):
+                status, headers, got = ask(method, asked, **accept)
+                where = f"{method} {asked} {accept}"
+                require(status == 200, f"{where}: {status} {got[:200]!r}")
+                require(headers["Content-Type"] == content_type, f"{where}: {headers['Content-Type']}")
+                require(headers["Docker-Content-Digest"] == content_digest, f"{where}: another digest")
+                require(headers["Content-Length"] == str(len(body)), f"{where}: {headers['Content-Length']} bytes")
+                require(got == (body if method == "GET" else b""), f"{where}: other bytes")
+
+
+def compare_blobs(image):
+    for blob in (content for content in image.walk() if not content.is_manifest()):
+        path = f"/v2/{image.repository}/blobs/{blob.digest}"
+        status, headers, _ = ask("HEAD", path)
+        require(status == 200, f"HEAD {path}: {status}")
+        require(headers["Content-Length"] == str(len(blob.body)), f"HEAD {path}: {headers['Content-Length']} bytes")
+        status, _, body = ask("GET", path)
+        require(status == 200 and body == blob.body, f"GET {path}: {status}, {len(body)} bytes, not the registry's")
+        middle = len(blob.body) // 2
+        status, headers, body = ask("GET", path, Range=f"bytes={middle}-")
+        require(status == 206 and body == blob.body[middle:], f"GET {path} from {middle} on: {status}")
+        total = f"bytes {middle}-{len(blob.body) - 1}/{len(blob.body)}"
+        require(headers["Content-Range"] == total, f"GET {path}: {headers['Content-Range']}")
+
+
+def fetched_once(registry):
+    """No body was asked of the registry twice, however many clients wanted it."""
+    counts = collections.Counter()
+    line = re.compile(r'"GET (/v2/\S+/(?:blobs|manifests)/sha256:[0-9a-f]{64})\S* HTTP/1\.1" 200 \d+ "[^"]*" "([^"]*)"')
+    for path, agent in line.findall(registry.text()):
+        if agent != OURSELVES:
+            counts[path] += 1
+    require(counts, "the registry's log names no request")
+    twice = {path: count for path, count in counts.items() if count > 1}
+    require(not twice, f"{len(twice)} of {len(counts)} were, among them {list(twice.items())[:2]}")
+
+
+# --- the clients ----------------------------------------------------------------------------------------------
+
+
+class Clients:
+    """Every client, with configuration and stores in a folder that has never been used."""
+
+    def __init__(self, work, report, round_name):
+        self.home, self.report, self.round = work / round_name, report, round_name
+        self.home.mkdir()
+        self.policy = self.write("policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')
+        # At the root for skopeo, under the upstream's name for podman: both forms are in the README.
+        self.registries = self.write("registries.conf", self.registries_conf(MIRROR))
+        self.registries_by_name = self.write("registries-by-name.conf", self.registries_conf(f"{MIRROR}/docker.io"))
+        self.storage = self.write(
+            "storage.conf",
+            f'[storage]\ndriver = "vfs"\nrunroot = "{self.home}/containers-run"\ngraphroot = "{self.home}/containers"\n',
+        )
+        self.hosts = self.home / "certs.d"
+        self.write(
+            "certs.d/_default/hosts.toml",
+            f'[host."http://{MIRROR}"]\n  capabilities = ["pull", "resolve"]\n',
+        )
+        self.env = {
+            "HOME": str(self.home),
+            "XDG_RUNTIME_DIR": str(self.home),
+            "TMPDIR": str(self.home),
+            "CONTAINERS_STORAGE_CONF": str(self.storage),
+            "CONTAINERS_REGISTRIES_CONF": str(self.registries_by_name),
+        }
+
+    def write(self, name, text):
+        path = self.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def containerfile(self):
+        """Something to build that needs nothing but a pull."""
+        return self.write("Containerfile", "FROM docker.io/library/multi:oci\nLABEL built=yes\n")
+
+    @staticmethod
+    def registries_conf(docker_io):
+        return f"""
+unqualified-search-registries = ["docker.io"]
+
+[[registry]]
+prefix = "docker.io"
+location = "docker.io"
+[[registry.mirror]]
+location = "{docker_io}"
+insecure = true
+
+[[registry]]
+prefix = "quay.io"
+location = "quay.io"
+[[registry.mirror]]
+location = "{MIRROR}/quay.io"
+insecure = true
+"""
+
+    def pull(self, client, image, registry, how):
+        if image.name() in UNABLE[client]:
+            return
+        with self.report.check(f"{self.round}: {client} pulls {registry}/{image.name()}"):
+            shown = how(f"{registry}/{image.name()}")
+            require(image.root.digest in shown, f"the pulled image is not {image.root.digest}: {last_lines(shown)}")
+
+    def all(self, docker_io, other):
+        self.skopeo(docker_io, other)
+        self.podman(docker_io, other)
+        self.containerd_and_dockerd(docker_io, other)
+
+    def each(self, client, docker_io, other, how):
+        for image in docker_io:
+            self.pull(client, image, "docker.io", how)
+        for image in other:
+            self.pull(client, image, "quay.io", how)
+
+    def skopeo(self, docker_io, other):
+        def how(name):
+            target = self.home / "skopeo" / name.replace("/", "_")
+            target.parent.mkdir(exist_ok=True)
+            common = ("skopeo", "--policy", self.policy, "--registries-conf", self.registries)
+            run(*common, "copy", "--all", f"docker://{name}", f"dir:{target}", env=self.env)
+            return images.digest((target / "manifest.json").read_bytes())
+
+        self.each("skopeo", docker_io, other, how)
+
+    def podman(self, docker_io, other):
+        def how(name):
+            run("podman", "pull", "--quiet", "--signature-policy", self.policy, name, env=self.env)
+            return run("podman", "image", "inspect", "--format", "{{.RepoDigests}}", name, env=self.env)
+
+        self.each("podman", docker_io, other, how)
+        with self.report.check(f"{self.round}: buildah builds on docker.io/library/multi:oci"):
+            run("podman", "rmi", "--all", "--force", env=self.env)
+            bud = ("buildah", "bud", "--quiet", "--isolation", "chroot", "--signature-policy", self.policy)
+            run(*bud, "--file", self.containerfile(), self.hosts, env=self.env)
+
+    def containerd_and_dockerd(self, docker_io, other):
+        socket = self.home / "containerd.sock"
+        config = self.write(
+            "containerd.toml",
+            f"""
+version = 2
+root = "{self.home}/containerd"
+state = "{self.home}/containerd-run"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{socket}"
+""",
+        )
+        ctr = ("ctr", "--address", socket)
+        ready = lambda: subprocess.run([*map(str, ctr), "version"], capture_output=True).returncode == 0  # noqa: E731
+        work = self.home.parent
+        with self.report.check(f"{self.round}: containerd starts and ends"):
+            containerd = Process(work, f"containerd-{self.round}", "containerd", "--config", config, ready=ready)
+            try:
+                self.ctr(ctr, docker_io, other)
+                self.dockerd(work, socket, docker_io)
+            finally:
+                containerd.stop()
+
+    def ctr(self, ctr, docker_io, other):
+        def how(name):
+            run(*ctr, "images", "pull", "--snapshotter", "native", "--hosts-dir", self.hosts, name, env=self.env)
+            return run(*ctr, "images", "ls", f"name=={name}")
+
+        self.each("ctr", docker_io, other, how)
+
+    def dockerd(self, work, containerd, docker_io):
+        socket = self.home / "docker.sock"
+        docker = ("docker", "--host", f"unix://{socket}")
+        config = self.write("daemon.json", json.dumps({"registry-mirrors": [f"http://{MIRROR}"]}))
+        start = ("dockerd", "--config-file", config, "--host", f"unix://{socket}", "--containerd", containerd)
+        folders = ("--data-root", self.home / "docker", "--exec-root", self.home / "docker-run")
+        folders += ("--pidfile", self.home / "docker.pid", "--storage-driver", "vfs")
+        no_network = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false", "--ip-masq=false")
+        ready = lambda: subprocess.run([*docker, "version"], capture_output=True).returncode == 0  # noqa: E731
+
+        def how(name):
+            run(*docker, "pull", name)
+            return run(*docker, "image", "inspect", "--format", "{{.RepoDigests}}", name)
+
+        with self.report.check(f"{self.round}: dockerd starts and ends"):
+            command = (*start, *folders, *no_network)
+            dockerd = Process(work, f"dockerd-{self.round}", *command, ready=ready)
+            try:
+                self.each("dockerd", docker_io, [], how)  # dockerd mirrors docker.io and nothing else
+                with self.report.check(f"{self.round}: dockerd's BuildKit builds on docker.io/library/multi:oci"):
+                    run(*docker, "image", "rm", "--force", "library/multi:oci")
+                    build = ("build", "--pull", "--quiet", "--file", self.containerfile(), self.hosts)
+                    run(*docker, *build, env={**self.env, "DOCKER_BUILDKIT": "1"})
+            finally:
+                dockerd.stop()
+
+
+# --- the story ------------------------------------------------------------------------------------------------
+
+
+def story(work, larder_binary, report):
+    docker_io, other = images.default_registry(), images.other_registry()
+    shy = next(image for image in docker_io if image.repository == "library/shy")
+
+    upstream, second = start_registry(work, "upstream", UPSTREAM), start_registry(work, "second", OTHER)
+    for registry, held in ((UPSTREAM, docker_io), (OTHER, other)):
+        for image in held:
+            images.Registry(f"http://127.0.0.1:{registry}").push(image)
+    known = {image.name(): upstream_answers(image, UPSTREAM) for image in docker_io}
+    known |= {image.name(): upstream_answers(image, OTHER) for image in other}
+    larder = start_larder(work, larder_binary)
+
+    def everything_equals(when, without=()):
+        for image in (image for image in docker_io if image not in without):
+            with report.check(f"{when}: every manifest of {image.name()} equals the registry's"):
+                compare_manifests(image, known[image.name()])
+        for image in other:
+            with report.check(f"{when}: every manifest of quay.io/{image.name()} equals the registry's"):
+                compare_manifests(image, known[image.name()], ns="quay.io")
+        with report.check(f"{when}: every blob equals the registry's, whole and in part"):
+            for image in (image for image in docker_io if image not in without):
+                compare_blobs(image)
+
+    Clients(work, report, "online").all(docker_io, other)
+    everything_equals("online", without=[shy])
+    with report.check("online: a moved tag is followed"):
+        moved = images.Image("library/single", "v2s2", images.image("moved", images.AMD64, docker=True))
+        before = next(image for image in docker_io if image.name() == moved.name())
+        images.Registry(f"http://127.0.0.1:{UPSTREAM}").push(moved)
+        path = f"/v2/{moved.repository}/manifests/{moved.tag}"
+        wait_until("the tag has moved", lambda: ask("GET", path, Accept=ACCEPT)[2] == moved.root.body, 10)
+        images.Registry(f"http://127.0.0.1:{UPSTREAM}").push(before)
+        wait_until("the tag is back", lambda: ask("GET", path, Accept=ACCEPT)[2] == before.root.body, 10)
+    with report.check("online: every child manifest is in the store before it is asked for"):
+        idle = re.compile(rb"^larder_children_queued 0$", re.MULTILINE)
+        wait_until("no child is waiting", lambda: idle.search(ask("GET", "/metrics", ADMIN)[2]))
+    with report.check("online: no body was fetched from docker.io's stand-in twice"):
+        fetched_once(upstream)
+    with report.check("online: no body was fetched from quay.io's stand-in twice"):
+        fetched_once(second)
+
+    # Nothing is left to ask: the registries are dead, and larder itself begins anew.
+    upstream.kill()
+    second.kill()
+    with report.check("larder ends cleanly when it is asked to"):
+        status = larder.stop()
+        require(status == 0, f"exit status {status}: {last_lines(larder.text())}")
+    with report.check("larder starts with its registries dead"):
+        larder = start_larder(work, larder_binary)
+    larder.alive()
+    for port in (UPSTREAM, OTHER):
+        with contextlib.suppress(ConnectionRefusedError):
+            ask("GET", "/v2/", port)
+            raise Failed("a registry that was killed still answers")
+
+    Clients(work, report, "offline").all(docker_io, other)
+    everything_equals("offline", without=[shy])
+    with report.check(f"offline: children of {shy.name()} that nobody ever asked for are served"):
+        compare_manifests(shy, known[shy.name()])
+    with report.check("offline: the tags held are listed"):
+        status, _, body = ask("GET", "/v2/library/multi/tags/list")
+        require(status == 200 and json.loads(body)["tags"] == ["oci", "sbom"], f"{status} {body[:200]!r}")
+    with report.check("offline: what larder never had is an upstream's failure, not a 404"):
+        for path in ("manifests/never", "blobs/" + images.digest(b"never")):
+            status = ask("GET", f"/v2/library/multi/{path}")[0]
+            require(status in (502, 503, 504), f"{path}: {status}")
+    with report.check("larder ends cleanly again"):
+        status = larder.stop()
+        require(status == 0, f"exit status {status}: {last_lines(larder.text())}")
+    with report.check("larder's log tells of no panic"):
+        require("panicked" not in larder.text(), "it does")
+
+
+def main():
+    root = Path(__file__).resolve().parents[2]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--larder", default=root / "target/release/larder", type=Path, help="the program to try")
+    parser.add_argument("--keep", action="store_true", help="leave logs and stores where they are")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    binary = options.larder.resolve()
+
+    if options.inside:
+        # Debian's programs, not whatever newer ones a developer has beside them.
+        os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
+        run("ip", "link", "set", "lo", "up")
+        report = Report()
+        try:
+            story(options.inside, binary, report)
+        except (Failed, OSError, RuntimeError) as error:
+            report.failed += 1
+            print(f"FAIL the run broke off: {error}", flush=True)
+        print(f"clients: {report.passed} passed, {report.failed} failed", flush=True)
+        return 1 if report.failed or not report.passed else 0
+
+    needed = ("unshare", "ip", "docker-registry", "skopeo", "podman", "buildah", "containerd", "ctr", "dockerd", "docker")
+    missing = [program for program in needed if not shutil.which(program)]
+    if missing or os.geteuid() != 0 or not os.access(binary, os.X_OK):
+        sys.exit(f"needs root, {binary}, and these programs that are missing: {' '.join(missing) or 'none'}")
+    return in_namespaces("larder-clients-", Path(__file__).resolve(), ("--larder", binary), options.keep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Starts servers by hand, in namespaces of their own, and asks them things."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LARDER = 5000
+OURSELVES = "larder-tests/1"
+
+
+class Failed(Exception):
+    """What a check found wrong."""
+
+
+def require(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def last_lines(text, count=3):
+    lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+    return " | ".join(lines[-count:])[-300:]
+
+
+def run(*command, env=None, seconds=120):
+    """The output of a command that must succeed."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=seconds,
+        text=True,
+        errors="replace",
+    )
+    require(done.returncode == 0, f"`{command[0]}` ended with {done.returncode}: {last_lines(done.stdout)}")
+    return done.stdout
+
+
+def ask(method, path, port=LARDER, **headers):
+    """One request; the answer's status, headers and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, headers={"User-Agent": OURSELVES, **sent})
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def wait_until(what, condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if condition():
+                return
+        if time.monotonic() > deadline:
+            raise Failed(f"waited {seconds} s in vain until {what}")
+        time.sleep(0.05)
+
+
+class Process:
+    """A server that is started by hand, with its output in a file of its own."""
+
+    def __init__(self, work, name, *command, ready=None, env=None):
+        self.name, self.log = name, work / "logs" / f"{name}.log"
+        self.log.parent.mkdir(exist_ok=True)
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                env={**os.environ, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        try:
+            wait_until(f"{name} is ready", lambda: self.alive() and (ready is None or ready()))
+        except Failed as error:
+            self.kill()
+            raise Failed(f"{error}: {last_lines(self.text())}") from None
+
+    def alive(self):
+        if self.process.poll() is not None:
+            raise Failed(f"{self.name} ended with {self.process.returncode}: {last_lines(self.text())}")
+        return True
+
+    def text(self):
+        return self.log.read_text(errors="replace")
+
+    def stop(self, seconds=40):
+        """Asks it to end; its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Failed(f"{self.name} did not end within {seconds} s of being asked to") from None
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start_registry(work, name, port, remote=None, prefix=(), log=True):
+    """Debian's docker-registry; with `remote`, as a pull-through cache of it."""
+    config = work / f"{name}.json"  # JSON is YAML
+    settings = {
+        "version": "0.1",
+        "log": {"level": "error", "accesslog": {"disabled": not log}},
+        "storage": {"filesystem": {"rootdirectory": str(work / name)}, "cache": {"blobdescriptor": "inmemory"}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    if remote:
+        settings["proxy"] = {"remoteurl": remote}
+    config.write_text(json.dumps(settings))
+
+    def ready():
+        return ask("GET", "/v2/", port)[0] == 200
+
+    return Process(work, name, *prefix, "docker-registry", "serve", config, ready=ready)
+
+
+def in_namespaces(prefix, script, arguments, keep=False):
+    """Runs `script ARGUMENTS --inside FOLDER` where there is no network but loopback; the folder is gone afterwards.
+
+    When the script ends, however it does, the kernel ends whatever it has started.
+    """
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
+    namespaces = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    command = (*namespaces, sys.executable, script, *arguments, "--inside", work)
+    # Whatever is set for a larder of the caller's own is not meant for ours.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LARDER_")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
+    try:
+        return subprocess.run([str(part) for part in command], env=env, stdin=subprocess.DEVNULL).returncode
+    finally:
+        if keep:
+            print(f"logs and stores are in {work}")
+        else:
+            # What was killed a moment ago may still be writing.
+            deadline = time.monotonic() + 5
+            while work.exists() and time.monotonic() < deadline:
+                shutil.rmtree(work, ignore_errors=True)
