@@ -65,10 +65,10 @@ fn a_retry_right_after_a_failure_starts_anew() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
     let client = larder.api();
-    for n in 0..40 {
-        let blob = Blob::random(n, 100_000);
+    for n in 0..150 {
+        let blob = Blob::random(n, 20_000);
         registry.add_blob("library/app", &blob);
-        registry.script(When::blobs().method("GET").times(1), Fault::Flip(50_000));
+        registry.script(When::blobs().method("GET").times(1), Fault::Flip(10_000));
         let path = format!("/v2/library/app/blobs/{}", blob.digest);
         if let Ok(answer) = client.try_send("GET", &path, &[]) {
             assert!(is_trouble(answer.status()), "{:?} completed", answer.head);
@@ -296,7 +296,9 @@ fn random_faults_never_reach_a_client() {
     let mut random = Random::new(seed);
     let registry = Registry::start();
     let blobs: Vec<_> = (0..24).map(|n| Blob::random(n, 1 + random.below(900_000) as usize)).collect();
-    blobs.iter().for_each(|blob| registry.add_blob("library/app", blob));
+    for blob in &blobs {
+        registry.add_blob("library/app", blob);
+    }
     let larder = Larder::before(&registry);
     let path = |blob: &Blob| format!("/v2/library/app/blobs/{}", blob.digest);
     // Every blob meets some of these before its registry behaves.
