@@ -66,9 +66,9 @@ fn a_retry_right_after_a_failure_starts_anew() {
     let larder = Larder::before(&registry);
     let client = larder.api();
     for n in 0..150 {
-        let blob = Blob::random(n, 20_000);
+        let blob = Blob::random(n, 100_000);
         registry.add_blob("library/app", &blob);
-        registry.script(When::blobs().method("GET").times(1), Fault::Flip(10_000));
+        registry.script(When::blobs().method("GET").times(1), Fault::Flip(50_000));
         let path = format!("/v2/library/app/blobs/{}", blob.digest);
         if let Ok(answer) = client.try_send("GET", &path, &[]) {
             assert!(is_trouble(answer.status()), "{:?} completed", answer.head);
