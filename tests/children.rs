@@ -1,0 +1,137 @@
+//! What an index names is fetched before anybody asks for it, within bounds.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use serde_json::json;
+use support::content::{OCI_INDEX, OCI_MANIFEST};
+use support::{Blob, Document, Fault, Image, Index, Larder, Registry, Setup, When};
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+
+#[test]
+fn the_whole_tree_is_there_when_the_upstream_is_gone() {
+    let registry = Registry::start();
+    let nested = Index::over(OCI_INDEX, vec![Image::small(90)], vec![Index::nested(30), Index::docker(60)]);
+    let artifact = Image::artifact(5, &nested.document);
+    let trees = [
+        ("oci", Index::oci(1)),
+        ("docker", Index::docker(10)),
+        ("nested", Index::nested(20)),
+        ("deep", nested),
+    ];
+    for (tag, index) in &trees {
+        registry.add_index("library/app", tag, index);
+    }
+    registry.add_image("library/app", "artifact", &artifact);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+    for (tag, index) in &trees {
+        let answer = larder.get(&format!("/v2/library/app/manifests/{tag}"));
+        answer.is_ok_with(&index.document.bytes);
+    }
+    larder.get("/v2/library/app/manifests/artifact").is_ok_with(&artifact.manifest.bytes);
+    // Every child arrives without any client asking.
+    for (_, index) in &trees {
+        for document in index.documents().into_iter().skip(1) {
+            registry.wait_for(1, "GET", &document.digest);
+        }
+    }
+    larder.settle();
+    registry.down();
+    for (_, index) in &trees {
+        for document in index.documents() {
+            let answer = larder.get(&format!("/v2/library/app/manifests/{}", document.digest));
+            answer.is_ok_with(&document.bytes);
+            answer.is_outcome("larder; hit");
+            assert_eq!(answer.header("content-type"), Some(document.media_type.as_str()));
+            assert_eq!(answer.header("docker-content-digest"), Some(document.digest.as_str()));
+        }
+    }
+}
+
+#[test]
+fn children_survive_a_restart() {
+    let registry = Registry::start();
+    let index = Index::nested(1);
+    registry.add_index("library/app", "v1", &index);
+    let mut larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    for document in &index.documents()[1..] {
+        registry.wait_for(1, "GET", &document.digest);
+    }
+    larder.settle();
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    registry.down();
+    larder.restart();
+    for document in index.documents() {
+        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+}
+
+#[test]
+fn children_can_be_left_to_clients() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("prefetch.children", false).start();
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.settle();
+    assert_eq!(registry.count("GET", "/manifests/sha256:"), 0);
+    let child = &index.images[1].manifest;
+    larder.get(&format!("/v2/library/app/manifests/{}", child.digest)).is_ok_with(&child.bytes);
+}
+
+#[test]
+fn a_missing_child_spoils_nothing() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    registry.script(When::manifests().path(&index.images[0].manifest.digest), Fault::Status(404));
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let other = &index.images[1].manifest;
+    registry.wait_for(1, "GET", &other.digest);
+    larder.settle();
+    registry.down();
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(&format!("/v2/library/app/manifests/{}", other.digest)).is_ok_with(&other.bytes);
+}
+
+#[test]
+fn a_chain_of_indexes_has_an_end_for_us() {
+    let registry = Registry::start();
+    let mut index = Index::oci(1);
+    for _ in 0..30 {
+        index = Index::over(OCI_INDEX, Vec::new(), vec![index]);
+    }
+    registry.add_index("library/app", "v1", &index);
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    registry.wait_for(3, "GET", "/manifests/");
+    larder.settle();
+    let ahead = registry.count("GET", "/manifests/sha256:");
+    assert!((2..30).contains(&ahead), "{ahead} fetched ahead");
+    // What lies deeper is fetched when somebody asks for it.
+    for document in index.documents() {
+        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+    }
+}
+
+#[test]
+fn a_wide_index_of_nothing_does_no_harm() {
+    let registry = Registry::start();
+    let manifests: Vec<_> = (0..500)
+        .map(|n| json!({ "mediaType": OCI_MANIFEST, "size": 10, "digest": Blob::new(format!("{n}")).digest }))
+        .collect();
+    let value = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+    let document = Document::json(OCI_INDEX, &value);
+    registry.add_manifest("library/app", &document);
+    registry.tag("library/app", "v1", &document.digest);
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&document.bytes);
+    larder.get(TAG).is_ok_with(&document.bytes);
+    larder.settle();
+}

@@ -1,0 +1,265 @@
+//! Manifests: freshness of tags, children of indexes, media types, variants, links, and what is remembered of a 404.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use support::content::DOCKER_MANIFEST;
+use support::{Blob, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually};
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+const REVALIDATED: &str = "larder; hit; detail=revalidated";
+const MISS: &str = "larder; fwd=uri-miss; stored; detail=miss";
+
+fn with_image() -> (Registry, Image) {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    (registry, image)
+}
+
+/// What the upstream was asked for manifests, such as `["HEAD v1", "GET v1"]`.
+fn asked(registry: &Registry) -> Vec<String> {
+    let manifests = registry.requests().into_iter().filter(|seen| seen.path.contains("/manifests/"));
+    manifests.map(|seen| format!("{} {}", seen.method, seen.path.rsplit('/').next().unwrap())).collect()
+}
+
+#[test]
+fn a_fresh_tag_asks_nobody() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    registry.forget_requests();
+    for _ in 0..3 {
+        larder.get(TAG).is_outcome("larder; hit");
+        larder.head(TAG).is_outcome("larder; hit");
+    }
+    assert_eq!(asked(&registry), Vec::<String>::new());
+}
+
+#[test]
+fn an_unchanged_tag_costs_one_head() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    for n in 1..=3 {
+        registry.forget_requests();
+        let answer = if n == 2 { larder.head(TAG) } else { larder.get(TAG) };
+        answer.is_outcome(REVALIDATED);
+        assert_eq!(asked(&registry), ["HEAD v1"], "round {n}");
+    }
+}
+
+#[test]
+fn a_moved_tag_is_fetched_and_the_old_content_stays() {
+    let (registry, old) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).is_ok_with(&old.manifest.bytes);
+    let new = Image::docker(2, "linux/amd64", vec![Blob::random(2, 100)]);
+    registry.add_image("library/app", "v1", &new);
+    registry.forget_requests();
+    let answer = larder.get(TAG);
+    answer.is_ok_with(&new.manifest.bytes);
+    answer.is_outcome(MISS);
+    assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
+    assert_eq!(asked(&registry)[0], "HEAD v1");
+    assert_eq!(registry.count("GET", "/manifests/"), 1);
+    registry.down();
+    let digest = &old.manifest.digest;
+    larder.get(&format!("/v2/library/app/manifests/{digest}")).is_ok_with(&old.manifest.bytes);
+}
+
+#[test]
+fn a_tag_that_moves_to_known_content_is_believed_when_it_says_so() {
+    let (registry, one) = with_image();
+    let two = Image::small(2);
+    registry.add_image("library/app", "v2", &two);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).is_ok_with(&one.manifest.bytes);
+    larder.get("/v2/library/app/manifests/v2").is_ok_with(&two.manifest.bytes);
+    registry.tag("library/app", "v1", &two.manifest.digest);
+    larder.get(TAG).is_ok_with(&two.manifest.bytes);
+    registry.tag("library/app", "v1", &one.manifest.digest);
+    larder.get(TAG).is_ok_with(&one.manifest.bytes);
+}
+
+#[test]
+fn an_upstream_without_head_or_digest_is_asked_by_get() {
+    for fault in [Fault::Status(405), Fault::Without("Docker-Content-Digest")] {
+        let (registry, image) = with_image();
+        registry.script(When::manifests().method("HEAD"), fault);
+        let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+        for _ in 0..2 {
+            larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        }
+        let new = Image::small(2);
+        registry.add_image("library/app", "v1", &new);
+        larder.get(TAG).is_ok_with(&new.manifest.bytes);
+    }
+}
+
+#[test]
+fn by_digest_nobody_is_asked_again() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
+    larder.get(&path).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    registry.forget_requests();
+    for _ in 0..3 {
+        larder.get(&path).is_outcome("larder; hit");
+    }
+    assert_eq!(registry.requests().len(), 0);
+}
+
+#[test]
+fn one_revalidation_serves_all_who_wait() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG);
+    registry.forget_requests();
+    let gate = Gate::new();
+    registry.script(When::manifests().method("HEAD").times(1), Fault::HoldHead(gate.clone()));
+    let (client, bytes) = (larder.api(), &image.manifest.bytes);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(move || client.get(TAG));
+        gate.wait_reached(1);
+        let others: Vec<_> = (0..8).map(|_| scope.spawn(move || client.get(TAG))).collect();
+        eventually("all nine are connected", || larder.counter("larder_connections", &[]) >= 9);
+        gate.open();
+        first.join().unwrap().is_ok_with(bytes);
+        for other in others {
+            other.join().unwrap().is_ok_with(bytes);
+        }
+    });
+    let heads = registry.count("HEAD", "/manifests/v1");
+    // Who came after the answer asks for himself; nine questions would mean that nobody waited.
+    assert!((1..=3).contains(&heads), "{heads} HEADs");
+    assert_eq!(registry.count("GET", "/manifests/"), 0);
+}
+
+#[test]
+fn many_clients_one_cold_tag_one_get() {
+    let (registry, image) = with_image();
+    let gate = Gate::new();
+    registry.script(When::manifests(), Fault::HoldHead(gate.clone()));
+    let larder = Larder::before(&registry);
+    let client = larder.api();
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..16).map(|_| scope.spawn(move || client.get(TAG))).collect();
+        gate.wait_reached(1);
+        eventually("all are connected", || larder.counter("larder_connections", &[]) >= 16);
+        gate.open();
+        for one in all {
+            one.join().unwrap().is_ok_with(&image.manifest.bytes);
+        }
+    });
+    assert_eq!(registry.count("GET", "/manifests/v1"), 1);
+}
+
+#[test]
+fn a_definite_404_is_remembered_for_a_while() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.negative_ttl", "1h").start();
+    let blob = format!("/v2/library/app/blobs/{}", Blob::new("never there").digest);
+    for (path, code) in [
+        ("/v2/library/app/manifests/none".to_owned(), "MANIFEST_UNKNOWN"),
+        (format!("/v2/library/app/manifests/{}", Blob::new("none").digest), "MANIFEST_UNKNOWN"),
+        (blob, "BLOB_UNKNOWN"),
+    ] {
+        registry.forget_requests();
+        larder.get(&path).is_error(404, code);
+        let first = registry.requests().len();
+        assert!(first >= 1);
+        for _ in 0..3 {
+            larder.get(&path).is_error(404, code);
+            assert_eq!(larder.head(&path).status(), 404);
+        }
+        assert_eq!(registry.requests().len(), first, "{path}");
+    }
+    // The tag that exists is none of that.
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+}
+
+#[test]
+fn a_404_is_forgotten_in_time() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
+    let path = "/v2/library/app/manifests/soon";
+    larder.get(path).is_error(404, "MANIFEST_UNKNOWN");
+    registry.tag("library/app", "soon", &image.manifest.digest);
+    larder.get(path).is_ok_with(&image.manifest.bytes);
+}
+
+#[test]
+fn a_tag_that_is_gone_is_gone_after_its_time() {
+    for (setting, status) in [("miss", 404), ("stale", 200)] {
+        let (registry, image) = with_image();
+        let setup = Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s");
+        let larder = setup.set("cache.on_upstream_404", setting).start();
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        registry.untag("library/app", "v1");
+        assert_eq!(larder.get(TAG).status(), status, "{setting}");
+        // No content is lost with it.
+        let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
+        larder.get(&path).is_outcome("larder; hit");
+    }
+}
+
+#[test]
+fn content_is_served_only_where_it_belongs() {
+    let registry = Registry::start();
+    let private = Index::oci(1);
+    registry.add_index("team/private", "v1", &private);
+    registry.add_image("library/public", "v1", &Image::small(3));
+    let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
+    larder.get("/v2/team/private/manifests/v1");
+    let layer = &private.images[0].layers[0];
+    let child = &private.images[0].manifest;
+    larder.get(&format!("/v2/team/private/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    larder.settle();
+    let blob = format!("/v2/library/public/blobs/{}", layer.digest);
+    let manifest = format!("/v2/library/public/manifests/{}", child.digest);
+    for method in ["GET", "HEAD"] {
+        assert_eq!(larder.api().send(method, &blob, &[]).status(), 404);
+        assert_eq!(larder.api().send(method, &manifest, &[]).status(), 404);
+    }
+    // The upstream cannot be asked: still not.
+    registry.down();
+    for path in [&blob, &manifest] {
+        let answer = larder.get(path);
+        assert!([502, 503, 504].contains(&answer.status()), "{answer:?}");
+    }
+    // The upstream says that it belongs there too: no byte of it is fetched again.
+    registry.up();
+    registry.add_blob("library/public", layer);
+    registry.add_manifest("library/public", child);
+    registry.forget_requests();
+    eventually("the upstream is asked again", || larder.get(&blob).status() == 200);
+    larder.get(&blob).is_ok_with(&layer.bytes);
+    larder.get(&manifest).is_ok_with(&child.bytes);
+    assert_eq!(registry.count("HEAD", &layer.digest), 1);
+    assert_eq!(registry.count("GET", &layer.digest), 0);
+    registry.down();
+    larder.get(&blob).is_outcome("larder; hit");
+}
+
+#[test]
+fn a_repositorys_manifests_open_its_blobs_and_no_others() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/one", "v1", &image);
+    registry.add_image("library/two", "v1", &image);
+    let larder = Larder::before(&registry);
+    let layer = &image.layers[0];
+    larder.get("/v2/library/one/manifests/v1");
+    larder.get(&format!("/v2/library/one/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    larder.settle();
+    // Its own manifest says that the layer belongs to it: nobody need be asked.
+    larder.get("/v2/library/two/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    registry.forget_requests();
+    larder.get(&format!("/v2/library/two/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    assert_eq!(registry.count("GET", "/blobs/"), 0);
+}

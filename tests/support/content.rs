@@ -1,0 +1,212 @@
+//! Content for the scripted registry: blobs, manifests and indexes with exactly known bytes.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sha2::Digest as _;
+
+use super::Random;
+
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    use std::fmt::Write as _;
+    bytes.as_ref().iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(sha2::Sha256::digest(bytes)))
+}
+
+pub fn sha512(bytes: &[u8]) -> String {
+    format!("sha512:{}", hex(sha2::Sha512::digest(bytes)))
+}
+
+/// Bytes and the digest they are known by.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    pub bytes: Arc<Vec<u8>>,
+    pub digest: String,
+}
+
+impl Blob {
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = bytes.into();
+        Self { digest: sha256(&bytes), bytes: Arc::new(bytes) }
+    }
+
+    pub fn sha512(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = bytes.into();
+        Self { digest: sha512(&bytes), bytes: Arc::new(bytes) }
+    }
+
+    /// `length` bytes that no compression shortens, the same for the same seed.
+    pub fn random(seed: u64, length: usize) -> Self {
+        Self::new(Random::new(seed).bytes(length))
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn descriptor(&self, media_type: &str) -> Value {
+        json!({ "mediaType": media_type, "digest": self.digest, "size": self.bytes.len() })
+    }
+}
+
+/// A manifest as a registry hands it out: exact bytes, their digest, and the Content-Type.
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub bytes: Arc<Vec<u8>>,
+    pub digest: String,
+    pub media_type: String,
+}
+
+impl Document {
+    pub fn new(media_type: &str, bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = bytes.into();
+        Self { digest: sha256(&bytes), bytes: Arc::new(bytes), media_type: media_type.to_owned() }
+    }
+
+    /// Odd white space on purpose: whoever re-serialises it changes its digest.
+    pub fn json(media_type: &str, value: &Value) -> Self {
+        let mut text = serde_json::to_string_pretty(value).unwrap().replace("  ", "   ");
+        text.push_str(" \n");
+        Self::new(media_type, text)
+    }
+
+    /// The same bytes, known by their sha512.
+    #[must_use]
+    pub fn with_sha512(mut self) -> Self {
+        self.digest = sha512(&self.bytes);
+        self
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len() })
+    }
+}
+
+/// An image for one platform.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub manifest: Document,
+    pub config: Blob,
+    pub layers: Vec<Blob>,
+}
+
+impl Image {
+    /// An OCI image around given layers.
+    pub fn oci(seed: u64, platform: &str, layers: Vec<Blob>) -> Self {
+        Self::build(seed, platform, layers, [OCI_MANIFEST, OCI_CONFIG, OCI_LAYER], None)
+    }
+
+    /// A Docker v2s2 image around given layers.
+    pub fn docker(seed: u64, platform: &str, layers: Vec<Blob>) -> Self {
+        Self::build(seed, platform, layers, [DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER], None)
+    }
+
+    /// An OCI image with one small layer.
+    pub fn small(seed: u64) -> Self {
+        Self::oci(seed, "linux/amd64", vec![Blob::random(seed, 3000)])
+    }
+
+    /// An artifact that refers to `subject`.
+    pub fn artifact(seed: u64, subject: &Document) -> Self {
+        let layers = vec![Blob::new(format!("a statement about {} ({seed})", subject.digest))];
+        Self::build(seed, "unknown/unknown", layers, [OCI_MANIFEST, OCI_CONFIG, OCI_LAYER], Some(subject))
+    }
+
+    fn build(
+        seed: u64,
+        platform: &str,
+        layers: Vec<Blob>,
+        [manifest, config_type, layer_type]: [&str; 3],
+        subject: Option<&Document>,
+    ) -> Self {
+        let (os, architecture) = platform.split_once('/').unwrap();
+        let config = json!({
+            "architecture": architecture, "os": os, "config": { "Labels": { "seed": seed.to_string() } },
+            "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|l| &l.digest).collect::<Vec<_>>() },
+        });
+        let config = Blob::new(config.to_string());
+        let mut value = json!({
+            "schemaVersion": 2, "mediaType": manifest, "config": config.descriptor(config_type),
+            "layers": layers.iter().map(|layer| layer.descriptor(layer_type)).collect::<Vec<_>>(),
+        });
+        if let Some(subject) = subject {
+            value["artifactType"] = json!("application/vnd.example.statement");
+            value["subject"] = subject.descriptor();
+        }
+        Self { manifest: Document::json(manifest, &value), config, layers }
+    }
+
+    pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
+        std::iter::once(&self.config).chain(&self.layers)
+    }
+}
+
+/// An index over images and other indexes.
+#[derive(Clone, Debug)]
+pub struct Index {
+    pub document: Document,
+    pub images: Vec<Image>,
+    pub indexes: Vec<Index>,
+}
+
+impl Index {
+    /// linux/amd64 and linux/arm64 as an OCI index.
+    pub fn oci(seed: u64) -> Self {
+        let image = |n: u64, platform| Image::oci(seed + n, platform, vec![Blob::random(seed + n, 5000)]);
+        Self::over(OCI_INDEX, vec![image(1, "linux/amd64"), image(2, "linux/arm64")], Vec::new())
+    }
+
+    /// linux/amd64 and linux/arm64 as a Docker manifest list.
+    pub fn docker(seed: u64) -> Self {
+        let image = |n: u64, platform| Image::docker(seed + n, platform, vec![Blob::random(seed + n, 5000)]);
+        Self::over(DOCKER_LIST, vec![image(1, "linux/amd64"), image(2, "linux/arm64")], Vec::new())
+    }
+
+    /// An index that holds an image and another index.
+    pub fn nested(seed: u64) -> Self {
+        let image = Image::oci(seed, "linux/s390x", vec![Blob::random(seed, 4000)]);
+        Self::over(OCI_INDEX, vec![image], vec![Self::oci(seed + 10)])
+    }
+
+    pub fn over(media_type: &str, images: Vec<Image>, indexes: Vec<Self>) -> Self {
+        let of_image = |image: &Image| {
+            let config: Value = serde_json::from_slice(&image.config.bytes).unwrap();
+            let mut descriptor = image.manifest.descriptor();
+            descriptor["platform"] = json!({ "os": config["os"], "architecture": config["architecture"] });
+            descriptor
+        };
+        let manifests: Vec<Value> =
+            images.iter().map(of_image).chain(indexes.iter().map(|i| i.document.descriptor())).collect();
+        let value = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+        Self { document: Document::json(media_type, &value), images, indexes }
+    }
+
+    /// This document and every one below it.
+    pub fn documents(&self) -> Vec<&Document> {
+        let mut all = vec![&self.document];
+        all.extend(self.images.iter().map(|image| &image.manifest));
+        all.extend(self.indexes.iter().flat_map(Self::documents));
+        all
+    }
+
+    /// Every image at any depth.
+    pub fn all_images(&self) -> Vec<&Image> {
+        self.images.iter().chain(self.indexes.iter().flat_map(Self::all_images)).collect()
+    }
+}

@@ -1,0 +1,47 @@
+//! One image with a layer of three MiB behind one registry, and a larder before it.
+
+use super::{Blob, Image, Larder, Registry, Setup};
+
+pub const MIB: usize = 1 << 20;
+/// Where its tag is.
+pub const TAG: &str = "/v2/library/app/manifests/v1";
+
+/// An image whose layer is longer than any buffer on the way.
+pub fn image() -> Image {
+    Image::oci(1, "linux/amd64", vec![Blob::random(1, 3 * MIB + 1000)])
+}
+
+pub struct House {
+    pub registry: Registry,
+    pub larder: Larder,
+    pub image: Image,
+    pub layer: Blob,
+    /// Where its layer is.
+    pub path: String,
+}
+
+impl House {
+    pub fn new() -> Self {
+        Self::with(|setup| setup)
+    }
+
+    /// A larder that asks for its tags again every time.
+    pub fn impatient() -> Self {
+        Self::with(|setup| setup.set("cache.tag_ttl", "0s"))
+    }
+
+    pub fn with(change: impl FnOnce(Setup) -> Setup) -> Self {
+        let registry = Registry::start();
+        let image = image();
+        registry.add_image("library/app", "v1", &image);
+        let larder = change(Setup::with(&registry)).start();
+        let layer = image.layers[0].clone();
+        let path = format!("/v2/library/app/blobs/{}", layer.digest);
+        Self { registry, larder, image, layer, path }
+    }
+}
+
+/// Whether a status says that the upstream gave nothing to serve.
+pub fn is_trouble(status: u16) -> bool {
+    [502, 503, 504].contains(&status)
+}

@@ -1,0 +1,402 @@
+//! The real binary as a child process: its configuration, its log, its metrics, and all the ways to end it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::client::{Answer, Client};
+use super::registry::Registry;
+use super::{PATIENCE, eventually};
+
+/// A configuration and a data folder, from which larders are started.
+#[derive(Debug)]
+pub struct Setup {
+    config: toml::Table,
+    folder: TempDir,
+}
+
+impl Setup {
+    /// Ports of the system's choice, JSON logs, no built-in upstreams, and no upstream of its own.
+    pub fn empty() -> Self {
+        let folder = tempfile::Builder::new().prefix("larder-test-").tempdir().unwrap();
+        let mut setup = Self { config: toml::Table::new(), folder };
+        for (key, value) in
+            [("server.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0"), ("log.format", "json")]
+        {
+            setup = setup.set(key, value);
+        }
+        let data = setup.data().display().to_string();
+        setup.set("builtin_upstreams", false).set("store.path", data)
+    }
+
+    /// As `empty`, with `registry` as docker.io, the default upstream.
+    pub fn with(registry: &Registry) -> Self {
+        Self::empty().upstream("docker.io", registry).upstream_set("docker.io", "default", true)
+    }
+
+    /// One more upstream.
+    #[must_use]
+    pub fn upstream(self, name: &str, registry: &Registry) -> Self {
+        self.upstream_set(name, "endpoints", vec![registry.url()])
+    }
+
+    /// Sets `section.key`.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        let mut table = &mut self.config;
+        let mut parts: Vec<&str> = key.split('.').collect();
+        let last = parts.pop().unwrap();
+        for part in parts {
+            let entry = table.entry(part).or_insert_with(|| toml::Table::new().into());
+            table = entry.as_table_mut().unwrap();
+        }
+        table.insert(last.to_owned(), value.into());
+        self
+    }
+
+    /// Sets a key of an upstream.
+    #[must_use]
+    pub fn upstream_set(mut self, name: &str, key: &str, value: impl Into<toml::Value>) -> Self {
+        let all = self.config.entry("upstream").or_insert_with(|| toml::Table::new().into());
+        let one = all.as_table_mut().unwrap().entry(name).or_insert_with(|| toml::Table::new().into());
+        one.as_table_mut().unwrap().insert(key.to_owned(), value.into());
+        self
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A file beside the data folder.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// `larder serve` with this configuration.
+    pub fn command(&self) -> Command {
+        let file = self.write("larder.toml", &toml::to_string(&self.config).unwrap());
+        let mut command = self.bare_command();
+        command.arg("serve").arg("--config").arg(file);
+        command
+    }
+
+    /// The binary without arguments, in the folder.
+    pub fn bare_command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        // What the person who runs the tests has in the environment must not reach the child.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy().to_ascii_lowercase();
+            if text.starts_with("larder_") || text.ends_with("_proxy") {
+                command.env_remove(name);
+            }
+        }
+        command.current_dir(self.folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts a larder and waits until it listens.
+    #[track_caller]
+    pub fn start(self) -> Larder {
+        let mut command = self.command();
+        self.start_by(&mut command)
+    }
+
+    /// Starts a larder by a command of the test's own.
+    #[track_caller]
+    pub fn start_by(self, command: &mut Command) -> Larder {
+        Larder { running: Running::start(command), setup: self }
+    }
+
+    /// Starts a larder that is expected to end by itself.
+    #[track_caller]
+    pub fn run_to_exit(&self) -> Exit {
+        run_to_exit(&mut self.command())
+    }
+}
+
+/// Runs a command that is expected to end by itself.
+#[track_caller]
+pub fn run_to_exit(command: &mut Command) -> Exit {
+    let mut child = command.spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = stderr.read_to_string(&mut text);
+        text
+    });
+    let status = wait(&mut child).unwrap_or_else(|| {
+        let _ = child.kill();
+        panic!("larder still runs after {PATIENCE:?}")
+    });
+    Exit { status, stderr: reader.join().unwrap() }
+}
+
+/// How a larder ended by itself.
+#[derive(Debug)]
+pub struct Exit {
+    pub status: ExitStatus,
+    pub stderr: String,
+}
+
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    None
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+    api: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Running {
+    #[track_caller]
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let log = Arc::new(Log::default());
+        let (stderr, shared) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n') {
+                let Ok(line) = line else { break };
+                shared.lines.lock().unwrap().0.push(String::from_utf8_lossy(&line).into_owned());
+                shared.changed.notify_all();
+            }
+            shared.lines.lock().unwrap().1 = true;
+            shared.changed.notify_all();
+        });
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut running = Self { child, log, reader: Some(reader), api: nowhere, admin: nowhere };
+        let line = running.wait_for_line("the line that says where it listens", |line| {
+            line["message"] == "listening" && line["api"].is_string()
+        });
+        running.api = line["api"].as_str().unwrap().parse().unwrap();
+        running.admin = line["admin"].as_str().unwrap().parse().unwrap();
+        running
+    }
+
+    #[track_caller]
+    fn wait_for_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + PATIENCE;
+        let mut lines = self.log.lines.lock().unwrap();
+        let mut read = 0;
+        loop {
+            while read < lines.0.len() {
+                match serde_json::from_str(&lines.0[read]) {
+                    Ok(line) if wanted(&line) => return line,
+                    _ => read += 1,
+                }
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(!lines.1 && !left.is_zero(), "{what} did not come; the log:\n{}", lines.0.join("\n"));
+            lines = self.log.changed.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// A larder that listens. Dropping it kills it.
+#[derive(Debug)]
+pub struct Larder {
+    running: Running,
+    setup: Setup,
+}
+
+impl Larder {
+    /// A larder in front of `registry` with default settings.
+    #[track_caller]
+    pub fn before(registry: &Registry) -> Self {
+        Setup::with(registry).start()
+    }
+
+    pub fn api(&self) -> Client {
+        Client::new(self.running.api)
+    }
+
+    pub fn admin(&self) -> Client {
+        Client::new(self.running.admin)
+    }
+
+    pub fn api_addr(&self) -> SocketAddr {
+        self.running.api
+    }
+
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.running.admin
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        self.api().get(path)
+    }
+
+    #[track_caller]
+    pub fn head(&self, path: &str) -> Answer {
+        self.api().head(path)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.running.child.id()
+    }
+
+    /// kill -9.
+    pub fn kill9(&mut self) {
+        self.running.child.kill().unwrap();
+        self.running.child.wait().unwrap();
+    }
+
+    fn signal(&self, signal: &str) {
+        // The shell's own `kill`: a program of that name is not installed everywhere.
+        let line = format!("kill -s {signal} {}", self.pid());
+        assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    }
+
+    /// SIGTERM, without waiting for the end.
+    pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    pub fn interrupt(&self) {
+        self.signal("INT");
+    }
+
+    /// Waits for the process to end by itself.
+    #[track_caller]
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        match wait(&mut self.running.child) {
+            Some(status) => status,
+            None => panic!("larder did not end within {PATIENCE:?}; its log:\n{}", self.log_text()),
+        }
+    }
+
+    /// Whether the process is still there.
+    pub fn is_running(&mut self) -> bool {
+        self.running.child.try_wait().unwrap().is_none()
+    }
+
+    /// Starts again on the same data folder, on new ports; kills the old one if it still runs.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.kill9_if_running();
+        self.running = Running::start(&mut self.setup.command());
+    }
+
+    /// Starts again with another configuration.
+    #[track_caller]
+    pub fn restart_with(self, change: impl FnOnce(Setup) -> Setup) -> Self {
+        let Self { running, setup } = self;
+        drop(running);
+        change(setup).start()
+    }
+
+    fn kill9_if_running(&mut self) {
+        if self.is_running() {
+            self.kill9();
+        }
+    }
+
+    /// Everything on standard error so far.
+    pub fn log_text(&self) -> String {
+        self.running.log.lines.lock().unwrap().0.join("\n")
+    }
+
+    /// The log's lines that are JSON.
+    pub fn log_lines(&self) -> Vec<Value> {
+        let lines = self.running.log.lines.lock().unwrap();
+        lines.0.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The first line that is wanted, once it has come.
+    #[track_caller]
+    pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.running.wait_for_line(what, wanted)
+    }
+
+    /// Resident memory in bytes.
+    pub fn rss(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    pub fn metrics_text(&self) -> String {
+        let answer = self.admin().get("/metrics");
+        assert_eq!(answer.status(), 200);
+        answer.text()
+    }
+
+    /// The sum over all samples of `name` that carry these labels; 0 if there is none.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics_text()
+            .lines()
+            .filter_map(|line| {
+                let rest = line.strip_prefix(name)?;
+                let (found, value) = rest.rsplit_once(' ')?;
+                let whole_name = found.is_empty() || found.starts_with('{');
+                let fits = labels.iter().all(|(k, v)| found.contains(&format!("{k}=\"{v}\"")));
+                (whole_name && fits).then(|| value.parse::<f64>().unwrap())
+            })
+            .sum()
+    }
+
+    /// `metric` for what is counted in whole numbers.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    pub fn counter(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        self.metric(name, labels).round() as u64
+    }
+
+    /// Waits until a counter is at least `value`.
+    #[track_caller]
+    pub fn wait_counter(&self, name: &str, labels: &[(&str, &str)], value: u64) {
+        eventually(&format!("{name}{labels:?} is {value}"), || self.counter(name, labels) >= value);
+    }
+
+    /// Waits until no fill runs and no child manifest waits.
+    #[track_caller]
+    pub fn settle(&self) {
+        eventually("no fill runs and no child waits", || {
+            self.counter("larder_fills_running", &[]) == 0 && self.counter("larder_children_queued", &[]) == 0
+        });
+    }
+}
