@@ -105,7 +105,7 @@ pub struct Metrics {
     /// Indexed by kind, outcome and status class, so that the hot path looks nothing up.
     requests: Vec<IntCounter>,
     durations: Vec<Histogram>,
-    served: [IntCounter; 2],
+    served: [IntCounter; 3],
     fetched: IntCounterVec,
     upstream_requests: IntCounterVec,
     upstream_seconds: HistogramVec,
@@ -189,7 +189,7 @@ impl Metrics {
                 .flat_map(|k| Outcome::ALL.iter().map(move |o| (k, o)))
                 .map(|(kind, outcome)| durations.with_label_values(&[kind.as_str(), outcome.as_str()]))
                 .collect(),
-            served: [served.with_label_values(&["manifest"]), served.with_label_values(&["blob"])],
+            served: ["manifest", "blob", "other"].map(|kind| served.with_label_values(&[kind])),
             fetched: counters(
                 "larder_fetched_bytes_total",
                 "Body bytes received from upstreams.",
@@ -248,7 +248,13 @@ impl Metrics {
 
     /// Counts body bytes sent to a client.
     pub fn served(&self, kind: Kind, bytes: u64) {
-        self.served[usize::from(kind == Kind::Blob)].inc_by(bytes);
+        let [manifest, blob, other] = &self.served;
+        let counter = match kind {
+            Kind::ManifestTag | Kind::ManifestDigest => manifest,
+            Kind::Blob => blob,
+            _ => other,
+        };
+        counter.inc_by(bytes);
     }
 
     /// Counts body bytes received from an upstream; `kind` is `manifest` or `blob`.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, IF_NONE_MATCH, IF_RANGE, LINK, RANGE,
+    TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use oci_spec::distribution::{RepositoryListBuilder, TagListBuilder};
@@ -75,13 +76,11 @@ impl Registry {
             head: head.method == Method::HEAD,
         };
         let mut upstream = None;
-        let result = if head.method == Method::GET || head.method == Method::HEAD {
-            match route {
-                Some(route) => self.content(&asked, route, &mut upstream).await,
-                None => Err(Refusal::NoSuchPath),
-            }
-        } else {
-            Err(Refusal::Write)
+        let result = match route {
+            _ if head.method != Method::GET && !asked.head => Err(Refusal::Write),
+            _ if asked.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
+            Some(route) => self.content(&asked, route, &mut upstream).await,
+            None => Err(Refusal::NoSuchPath),
         };
         let mut record = Record {
             metrics: Arc::clone(&self.metrics),
@@ -146,7 +145,7 @@ impl Registry {
                 let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
                 let digest = parse_digest(&digest)?;
                 if asked.head {
-                    self.blob_head(&repository, &digest).await
+                    self.blob_head(asked, &repository, &digest).await
                 } else {
                     self.blob(asked, &repository, &digest).await
                 }
@@ -195,10 +194,19 @@ impl Registry {
         Ok(Content::Ready(answer, found.outcome))
     }
 
-    async fn blob_head(&self, repository: &Repository, digest: &Digest) -> Result<Content, Refusal> {
+    async fn blob_head(
+        &self,
+        asked: &Asked<'_>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Content, Refusal> {
         let blob = self.cache.blob_size(repository, digest).await?;
         let mut answer = Response::new(Body::Empty);
         insert_blob(answer.headers_mut(), digest, blob.outcome);
+        if response::is_match(asked.headers, IF_NONE_MATCH, digest) == Some(true) {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            return Ok(Content::Ready(answer, blob.outcome));
+        }
         if let Some(size) = blob.size {
             answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
         }

@@ -1,6 +1,8 @@
 //! From meanings to answers: the one place that picks a status and an OCI error code.
 
-use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, RETRY_AFTER, WARNING};
+use http::header::{
+    AGE, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, RETRY_AFTER, WARNING,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::cache::{CacheError, Found, RouteError};
@@ -31,6 +33,8 @@ pub(super) enum Refusal {
     NoSuchPath,
     /// The method would write.
     Write,
+    /// A body where none belongs, in a framing that another server could read differently (RFC 9112, 6.1).
+    Framing,
     /// The name, tag or digest does not parse.
     Name(NameError),
     /// The repository cannot be told.
@@ -84,6 +88,9 @@ impl Refusal {
                 Code::UNSUPPORTED,
                 "this is a read-only cache; push to the registry itself".into(),
             ),
+            Self::Framing => {
+                (StatusCode::BAD_REQUEST, Code::UNSUPPORTED, "a request to read takes no body".into())
+            }
             // The conformance suite asks for 404 where a tag does not parse.
             Self::Name(error @ NameError::Tag(_)) => (not_found, Code::MANIFEST_UNKNOWN, error.to_string()),
             Self::Name(error @ NameError::Digest(_)) => {
@@ -140,6 +147,9 @@ impl Refusal {
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         match self {
+            Self::Framing => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Self::Write => {
                 headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             }

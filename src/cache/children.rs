@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 
-use super::manifest::{fetch_alone, link, stored};
+use super::manifest::{fetch_alone, stored};
 use super::{CacheError, Document, Shared};
 
 /// Nested indexes below the one that was asked for.
@@ -109,6 +109,5 @@ async fn obtain(
             )
         })
         .await?;
-    link(shared, repository, &child.digest, child.size).await;
     Ok(document)
 }

@@ -113,8 +113,9 @@ impl Download<'_> {
         if self.size == Some(last) {
             return Ok(Ending::Complete);
         }
+        let mut ranged = true;
         for _ in 0..ATTEMPTS_MAX {
-            let from = draft.progress().received;
+            let from = if ranged { draft.progress().received } else { 0 };
             let error = match self.upstream.get_blob(self.name, self.digest, from, None).await {
                 Ok(body) => {
                     if let Some(contradiction) = self.contradiction(draft, &body) {
@@ -134,7 +135,13 @@ impl Download<'_> {
                 }
                 Err(UpstreamError::RangeNotSatisfiable) if running.is_some() => return Ok(Ending::Beyond),
                 // Nobody reads yet, and the upstream layer has tried more than once already.
-                Err(error) if running.is_some() || !error.retryable() => return Err(error.into()),
+                Err(error) if running.is_some() => return Err(error.into()),
+                // Clients hold a part of it: a signed address that has run out, a range that is answered wrongly or
+                // not at all are worth another attempt, from the registry's own address, without a range if need be.
+                Err(error @ (UpstreamError::RangeNotSatisfiable | UpstreamError::Invalid(_))) => {
+                    ranged = false;
+                    error
+                }
                 Err(error) => error,
             };
             let received = draft.progress().received;

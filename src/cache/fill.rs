@@ -160,7 +160,7 @@ async fn confirm(
     let upstream = shared.upstream(repository)?;
     match upstream.head_blob(&repository.name, digest).await {
         Ok(size) => {
-            link(shared, repository, digest, size).await;
+            link(shared, repository, digest).await;
             Ok(size)
         }
         Err(error) => Err(remember(shared, repository, reference, error.into())),
@@ -185,6 +185,8 @@ fn join_or_start(
             digest: *digest,
             size,
             phase: sender,
+            draft: None,
+            ending: Phase::Failed(CacheError::Interrupted),
         };
         shared.metrics.fills_running.inc();
         tokio::spawn(fill.run());
@@ -200,18 +202,26 @@ struct Fill {
     /// What a descriptor, or an earlier HEAD, said of the size.
     size: Option<u64>,
     phase: watch::Sender<Phase>,
+    draft: Option<Arc<Draft>>,
+    /// What waiting requests are told in the end.
+    ending: Phase,
 }
 
 impl Drop for Fill {
-    /// However it ends, also by a panic: off the board, so that the next request starts anew.
+    /// However it ends, also by a panic: off the board first, so that who asks again starts anew, and only then are
+    /// readers told.
     fn drop(&mut self) {
         self.shared.fills.with(|fills| fills.remove(&self.digest));
         self.shared.metrics.fills_running.dec();
+        if let Some(draft) = &self.draft {
+            draft.close();
+        }
+        self.phase.send_replace(self.ending.clone());
     }
 }
 
 impl Fill {
-    async fn run(self) {
+    async fn run(mut self) {
         let begin = std::time::Instant::now();
         let result = self.fill().await;
         let word = match &result {
@@ -224,7 +234,7 @@ impl Fill {
         match result {
             Ok(entry) => {
                 tracing::debug!(repository = %self.repository, digest = %self.digest, bytes = entry.size(), ms = begin.elapsed().as_millis(), "filled");
-                self.phase.send_replace(Phase::Stored(entry));
+                self.ending = Phase::Stored(entry);
             }
             Err(error) => {
                 if matches!(error, CacheError::Invalid(_)) {
@@ -233,15 +243,15 @@ impl Fill {
                 if !matches!(error, CacheError::NotFound) {
                     tracing::warn!(repository = %self.repository, digest = %self.digest, %error, "a fill failed");
                 }
-                self.phase.send_replace(Phase::Failed(error));
+                self.ending = Phase::Failed(error);
             }
         }
     }
 
-    async fn fill(&self) -> Result<BlobEntry, CacheError> {
+    async fn fill(&mut self) -> Result<BlobEntry, CacheError> {
         let mut writer = match self.open().await? {
             Opened::Stored(entry) => {
-                link(&self.shared, &self.repository, &self.digest, Some(entry.size())).await;
+                link(&self.shared, &self.repository, &self.digest).await;
                 return Ok(entry);
             }
             Opened::Draft(writer) => writer,
@@ -271,7 +281,8 @@ impl Fill {
         .await
     }
 
-    async fn download(&self, writer: DraftWriter) -> Result<Received, CacheError> {
+    async fn download(&mut self, writer: DraftWriter) -> Result<Received, CacheError> {
+        self.draft = Some(Arc::clone(writer.draft()));
         let upstream = self.shared.upstream(&self.repository)?;
         let download =
             Download { upstream, name: &self.repository.name, digest: &self.digest, size: self.size };

@@ -34,8 +34,7 @@ pub(super) async fn by_digest(
         }
         Held { linked: None, document: Some(document) } => {
             confirm(shared, repository, digest).await?;
-            let size = Some(document.body.len() as u64);
-            link(shared, repository, digest, size).await;
+            link(shared, repository, digest).await;
             shared.hot.documents.insert(repository, Arc::clone(&document));
             Ok(found(document, Outcome::Revalidated))
         }
@@ -104,9 +103,9 @@ pub(super) async fn confirm(
 }
 
 /// Links a repository to a digest; a link that does not hold costs another question, so failure is only noted.
-pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest, size: Option<u64>) {
+pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    let linked = blocking(move || store.link(&repository, &digest, &LinkFact { size })).await;
+    let linked = blocking(move || store.link(&repository, &digest)).await;
     if let Err(error) = linked {
         shared.metrics.store_errors.inc();
         tracing::error!(%error, "a link could not be kept");

@@ -49,7 +49,7 @@ pub enum DraftEnd {
     Committed,
     /// The bytes were not what the digest, or the announced size, promised; they are gone.
     Mismatch,
-    /// The fill gave up; what it has stays for the next one.
+    /// The fill gave up.
     Abandoned,
 }
 
@@ -89,6 +89,16 @@ impl Draft {
         window.push_back((at, bytes));
         drop(window);
         self.progress.send_modify(|progress| progress.received += length);
+    }
+
+    /// Tells readers that nothing more will come, unless the draft became content. The writer does not do this
+    /// itself: whoever owns the fill first sees to it that no new reader comes. Needs no blocking thread.
+    pub fn close(&self) {
+        self.progress.send_if_modified(|progress| {
+            let open = progress.end.is_none();
+            progress.end.get_or_insert(DraftEnd::Abandoned);
+            open
+        });
     }
 
     /// What the window has of `range`, from its start: at once, from memory. `None` if that has gone to pages.
@@ -183,17 +193,6 @@ impl Store {
     }
 }
 
-impl Drop for DraftWriter {
-    /// Readers must learn of every end, also of one that nobody planned.
-    fn drop(&mut self) {
-        self.draft.progress.send_if_modified(|progress| {
-            let open = progress.end.is_none();
-            progress.end.get_or_insert(DraftEnd::Abandoned);
-            open
-        });
-    }
-}
-
 impl DraftWriter {
     /// The shared side.
     pub fn draft(&self) -> &std::sync::Arc<Draft> {
@@ -264,7 +263,6 @@ impl DraftWriter {
 
     /// Drops the draft's bytes. Marked first, so that a crash in the middle cannot bring them back.
     pub fn condemn(self) -> Result<(), StoreError> {
-        self.draft.progress.send_modify(|progress| progress.end = Some(DraftEnd::Mismatch));
         let digest = &self.draft.digest;
         let key = Key::Draft(digest).to_bytes();
         self.store.facts.insert(key.as_slice(), DraftFact { condemned: true }.encode())?;

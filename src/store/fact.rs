@@ -43,7 +43,8 @@ pub struct TagFact {
 /// A repository's right to a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkFact {
-    /// The size that a descriptor, or the upstream, gave.
+    /// The size that a descriptor promised, or that the verified content has. Not what an upstream says in a HEAD:
+    /// content is held against this.
     pub size: Option<u64>,
 }
 

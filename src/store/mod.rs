@@ -268,9 +268,13 @@ impl Store {
         self.fact(&Key::Link(repository, digest))
     }
 
-    /// Links a repository to a digest that its upstream confirmed or delivered.
-    pub fn link(&self, repository: &Repository, digest: &Digest, fact: &LinkFact) -> Result<(), StoreError> {
-        self.facts.insert(Key::Link(repository, digest).to_bytes(), fact.encode())?;
+    /// Links a repository to a digest that its upstream confirmed or delivered. A link that is there stays as it is:
+    /// it may know the size.
+    pub fn link(&self, repository: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        let key = Key::Link(repository, digest).to_bytes();
+        let link = LinkFact { size: None }.encode();
+        // The outcome of the comparison does not matter: either way there is a link now.
+        let _ = self.facts.compare_and_swap(key, None::<&[u8]>, Some(link))?;
         Ok(())
     }
 
@@ -319,6 +323,10 @@ impl Store {
         }
         let own = std::iter::once((*digest, Some(size)));
         for (target, size) in own.chain(links) {
+            if size.is_none() {
+                self.link(repository, &target)?;
+                continue;
+            }
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
         }
         self.facts.apply_batch(batch)?;
