@@ -17,7 +17,7 @@ const MIB: usize = 1 << 20;
 const BLOB: usize = 128 * MIB;
 /// (page KiB, segment KiB, sled cache MiB)
 const ROWS: [(usize, usize, u64); 6] =
-    [(8, 512, 64), (8, 2048, 64), (16, 2048, 64), (16, 4096, 64), (32, 4096, 64), (32, 8192, 64)];
+    [(8, 512, 32), (16, 2048, 32), (32, 4096, 32), (64, 4096, 32), (64, 8192, 64), (128, 8192, 32)];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
@@ -34,14 +34,20 @@ fn main() {
     }
     let live = arguments.first().map_or(2048, |text| text.parse().unwrap());
     println!(
-        "| page | segment | sled cache | write MB/s | read GB/s, 1 stream | read GB/s, 2 streams | resident after half / all / reads, MiB | disk per live byte | reopen s |"
+        "| page | segment | sled cache | write MB/s | read GB/s, 1 stream | read GB/s, 2 streams | resident after half / all / reads, MiB | written per byte | disk per live byte | reopen s |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for (page, segment, cache) in ROWS {
         let me = std::env::current_exe().unwrap();
         let numbers = [page.to_string(), segment.to_string(), cache.to_string(), live.to_string()];
         assert!(Command::new(me).arg("row").args(numbers).status().unwrap().success());
     }
+}
+
+/// Bytes this process has given to the kernel to write.
+fn written() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap();
+    io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
 }
 
 fn resident() -> usize {
@@ -77,6 +83,7 @@ fn measure(page: usize, segment: usize, cache: u64, live: usize) {
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         let begin = Instant::now();
         let mut writer = store.open_draft(&digest).unwrap();
+        writer.draft().announce(BLOB as u64);
         for part in 0..BLOB / (64 << 10) {
             let part = bytes.slice(part * (64 << 10)..(part + 1) * (64 << 10));
             writer.draft().receive(part.clone());
@@ -92,6 +99,7 @@ fn measure(page: usize, segment: usize, cache: u64, live: usize) {
     }
     store.flush().unwrap();
     let all = resident();
+    let written = written() as f64 / (count * BLOB) as f64;
     let read = |digests: &[Digest]| {
         for digest in digests {
             let entry = store.blob(digest).unwrap().unwrap();
@@ -125,6 +133,6 @@ fn measure(page: usize, segment: usize, cache: u64, live: usize) {
     let reopen = begin.elapsed().as_secs_f64();
     let write = (count * BLOB) as f64 / writing / 1e6;
     println!(
-        "| {page} KiB | {segment} KiB | {cache} MiB | {write:.0} | {one:.1} | {two:.1} | {halfway} / {all} / {reads} | {disk:.2} | {reopen:.2} |"
+        "| {page} KiB | {segment} KiB | {cache} MiB | {write:.0} | {one:.1} | {two:.1} | {halfway} / {all} / {reads} | {written:.2} | {disk:.2} | {reopen:.2} |"
     );
 }

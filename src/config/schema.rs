@@ -130,7 +130,7 @@ impl Default for Store {
             blobs: BlobStore::Sled,
             max_size: ByteSize::gib(20),
             min_free: ByteSize::gib(1),
-            cache_memory: ByteSize::mib(64),
+            cache_memory: ByteSize::mib(32),
         }
     }
 }

@@ -146,6 +146,9 @@ impl Draft {
     }
 }
 
+/// Pages for which room is made at a time.
+const PREPARED: u64 = 32;
+
 /// How much of the newest a draft keeps in memory after it went to pages, for readers close to the frontier.
 const WINDOW: u64 = 1 << 20;
 
@@ -228,6 +231,15 @@ impl DraftWriter {
     }
 
     fn write_page(&mut self, page: &[u8]) -> Result<(), StoreError> {
+        if self.next_page.is_multiple_of(PREPARED) {
+            let page_size = self.store.pages.page_size() as u64;
+            let pages = self.draft.progress().total.map_or(u64::MAX, |total| total.div_ceil(page_size));
+            self.store.pages.prepare(
+                &self.draft.digest,
+                self.next_page,
+                pages.min(self.next_page + PREPARED),
+            )?;
+        }
         self.store.pages.put(&self.draft.digest, self.next_page, page)?;
         self.next_page += 1;
         Ok(())

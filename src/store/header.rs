@@ -23,7 +23,7 @@ pub struct Geometry {
 
 impl Geometry {
     /// What new stores get. CONTRIBUTING.md has the measurement that chose it.
-    pub const CHOSEN: Self = Self { page_size: 32 << 10, segment_size: 4 << 20 };
+    pub const CHOSEN: Self = Self { page_size: 64 << 10, segment_size: 4 << 20 };
 }
 
 #[derive(Serialize, Deserialize)]
