@@ -46,10 +46,10 @@
 //! upstream breaks off, the fill goes on with a ranged request where it stopped; clients notice nothing.
 //!
 //! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
-//! of it: first the fact, then the bytes, the last page first; the next request is a miss and heals it
-//! ([`store::Store::remove_blob`]). A draft whose bytes are wrong is marked condemned before its first page goes,
-//! so that a crash in between cannot bring it back. Eviction by size follows the same way; until it is there,
-//! `store.max_size` bounds nothing.
+//! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::condemn_blob`]), so that the next
+//! request is a miss; the fill which that starts removes what is left, the last page first, and begins anew. A draft
+//! whose bytes are wrong goes the same way, so that a crash in between cannot bring it back. Eviction by size follows
+//! it too; until it is there, `store.max_size` bounds nothing.
 //!
 //! # Glossary
 //!

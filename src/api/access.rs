@@ -20,6 +20,25 @@ pub(super) struct Record {
     pub(super) status: u16,
     /// Why there is no content, if there is none.
     pub(super) reason: Option<String>,
+    /// Whether the end was noted.
+    pub(super) over: bool,
+}
+
+/// What a request counts as whose client left before there was an answer; no client ever sees it.
+const CLIENT_LEFT: u16 = 499;
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        if self.status == 0 {
+            self.status = CLIENT_LEFT;
+            self.reason = Some("the client left before there was an answer".to_owned());
+            self.answered();
+        }
+        self.ended(0, false);
+    }
 }
 
 impl Record {
@@ -29,7 +48,8 @@ impl Record {
     }
 
     /// Counts and logs the end of the body, complete or not.
-    pub(super) fn ended(&self, bytes: u64, complete: bool) {
+    pub(super) fn ended(&mut self, bytes: u64, complete: bool) {
+        self.over = true;
         self.metrics.served(self.kind, bytes);
         if !self.logged {
             return;

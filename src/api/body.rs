@@ -28,19 +28,19 @@ pub struct BlobBody {
     /// Bytes still to come, where known.
     left: Option<u64>,
     sent: u64,
-    complete: bool,
     record: Record,
 }
 
 impl Body {
     pub(super) fn blob(reader: BlobReader, length: Option<u64>, record: Record) -> Self {
-        Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, complete: false, record }))
+        Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, record }))
     }
 }
 
 impl Drop for BlobBody {
     fn drop(&mut self) {
-        self.record.ended(self.sent, self.complete || self.left == Some(0));
+        // Of a body of unknown length only its own end tells; that sets what is left to nothing.
+        self.record.ended(self.sent, self.left == Some(0));
     }
 }
 
@@ -66,7 +66,7 @@ impl http_body::Body for Body {
                 // An error makes hyper cut the connection, short of what the head promised.
                 Some(Err(error)) => Poll::Ready(Some(Err(error))),
                 None => {
-                    blob.complete = true;
+                    blob.left.get_or_insert(0);
                     Poll::Ready(None)
                 }
             },

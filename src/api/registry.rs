@@ -75,26 +75,26 @@ impl Registry {
             query: Query::parse(head.uri.query()),
             head: head.method == Method::HEAD,
         };
-        let mut upstream = None;
-        let result = match route {
-            _ if head.method != Method::GET && !asked.head => Err(Refusal::Write),
-            _ if asked.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
-            Some(route) => self.content(&asked, route, &mut upstream).await,
-            None => Err(Refusal::NoSuchPath),
-        };
         let mut record = Record {
             metrics: Arc::clone(&self.metrics),
             logged: self.manners.log_requests,
             begin,
             method: head.method.clone(),
             path: asked.path.to_owned(),
-            upstream,
+            upstream: None,
             kind,
             outcome: Outcome::None,
             status: 0,
             reason: None,
+            over: false,
         };
-        let mut finish = |answer: &mut Response<Body>, outcome| {
+        let result = match route {
+            _ if head.method != Method::GET && !asked.head => Err(Refusal::Write),
+            _ if asked.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
+            Some(route) => self.content(&asked, route, &mut record.upstream).await,
+            None => Err(Refusal::NoSuchPath),
+        };
+        let finish = |record: &mut Record, answer: &mut Response<Body>, outcome| {
             let headers = answer.headers_mut();
             headers.insert(response::API_VERSION, HeaderValue::from_static("registry/2.0"));
             if let (Some(ns), Some(_)) = (&asked.query.ns, &record.upstream) {
@@ -106,19 +106,19 @@ impl Registry {
         };
         match result {
             Ok(Content::Reading(mut answer, outcome, reader, length)) => {
-                finish(&mut answer, outcome);
+                finish(&mut record, &mut answer, outcome);
                 *answer.body_mut() = Body::blob(reader, length, record);
                 answer
             }
             Ok(Content::Ready(mut answer, outcome)) => {
-                finish(&mut answer, outcome);
-                ended(&record, &mut answer, asked.head)
+                finish(&mut record, &mut answer, outcome);
+                ended(&mut record, &mut answer, asked.head)
             }
             Err(refusal) => {
                 let (mut answer, message) = refusal.answer(kind, self.manners.gateway);
-                finish(&mut answer, Outcome::None);
+                finish(&mut record, &mut answer, Outcome::None);
                 record.reason = Some(message);
-                ended(&record, &mut answer, asked.head)
+                ended(&mut record, &mut answer, asked.head)
             }
         }
     }
@@ -277,7 +277,7 @@ fn kind_of(resource: &Resource) -> Kind {
 }
 
 /// Notes the end of an answer whose body, if it has one, is in memory.
-fn ended(record: &Record, answer: &mut Response<Body>, head: bool) -> Response<Body> {
+fn ended(record: &mut Record, answer: &mut Response<Body>, head: bool) -> Response<Body> {
     if head {
         *answer.body_mut() = Body::Empty;
     }

@@ -128,7 +128,7 @@ impl Refusal {
                         (StatusCode::SERVICE_UNAVAILABLE, Code::UNAVAILABLE, message)
                     }
                     (CacheError::Timeout(_), _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE, message),
-                    (CacheError::Unreachable(_) | CacheError::Invalid(_), _) => {
+                    (CacheError::Unreachable(_) | CacheError::Invalid(_) | CacheError::Mismatch(_), _) => {
                         (StatusCode::BAD_GATEWAY, Code::UNAVAILABLE, message)
                     }
                     (CacheError::Store(_), _) => (StatusCode::INTERNAL_SERVER_ERROR, Code::UNKNOWN, message),

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
+use prometheus::IntGauge;
 use tokio::sync::Semaphore;
 
 use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 
-use super::manifest::{fetch_alone, stored};
+use super::manifest::{fetch, stored};
 use super::{CacheError, Document, Shared};
 
 /// Nested indexes below the one that was asked for.
@@ -35,18 +36,43 @@ impl Default for Limits {
     }
 }
 
-/// Starts the walk below `document` in the background, if it is an index.
+/// Starts the walk below `document` in the background, if it is an index that was not walked to its end before.
 pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<Document>) {
-    if !shared.prefetch_children || document.media_type.kind() != Some(Kind::Index) {
+    let index = document.media_type.kind() == Some(Kind::Index);
+    let key = (repository.clone(), document.digest);
+    if !shared.prefetch_children || !index || shared.hot.walked.get(&key).is_some() {
         return;
     }
-    let (shared, repository, document) = (Arc::clone(shared), repository.clone(), Arc::clone(document));
-    tokio::spawn(async move { walk(&shared, &repository, &document).await });
+    let (shared, document) = (Arc::clone(shared), Arc::clone(document));
+    tokio::spawn(async move {
+        if walk(&shared, &key.0, &document).await {
+            shared.hot.walked.insert(key, ());
+        }
+    });
 }
 
-async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) {
+/// What one walk has still to fetch, as far as the gauge over all walks goes.
+struct Queued<'a>(&'a IntGauge, i64);
+
+impl Queued<'_> {
+    fn set(&mut self, waiting: usize) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.0.add(waiting - self.1);
+        self.1 = waiting;
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.sub(self.1);
+    }
+}
+
+/// Fetches what is missing below an index. Returns whether everything within the bounds is there now.
+async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) -> bool {
     let mut seen = HashSet::from([root.digest]);
     let mut waiting = VecDeque::new();
+    let mut queued = Queued(&shared.metrics.children_queued, 0);
     let mut bytes = 0;
     push_children(&mut waiting, &mut seen, root, 1);
     while let Some((child, depth)) = waiting.pop_front() {
@@ -54,8 +80,7 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) {
             tracing::warn!(%repository, index = %root.digest, "the index's children exceed {BYTES_MAX} bytes; the rest waits to be asked for");
             break;
         }
-        shared.metrics.children_queued.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
-        let Ok(_turn) = shared.children.0.acquire().await else { break };
+        queued.set(waiting.len() + 1);
         match obtain(shared, repository, &child).await {
             Ok(document) => {
                 bytes += document.body.len() as u64;
@@ -63,12 +88,18 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) {
                     push_children(&mut waiting, &mut seen, &document, depth + 1);
                 }
             }
+            // The upstream does not have it, or sends what is not kept: that is the index's own affair.
+            Err(error @ (CacheError::NotFound | CacheError::Invalid(_) | CacheError::Mismatch(_))) => {
+                tracing::info!(%repository, child = %child.digest, %error, "a child of an index cannot be had");
+            }
+            // An upstream in trouble is left alone; the walk begins anew when the tag is next confirmed.
             Err(error) => {
-                tracing::info!(%repository, child = %child.digest, %error, "a child is left for when it is asked for");
+                tracing::info!(%repository, index = %root.digest, child = %child.digest, %error, "the index's children are left for later");
+                return false;
             }
         }
     }
-    shared.metrics.children_queued.set(0);
+    true
 }
 
 fn push_children(
@@ -99,7 +130,11 @@ async fn obtain(
         .with_max_delay(Duration::from_secs(30))
         .with_max_times(5)
         .with_jitter();
-    let attempt = || fetch_alone(shared, repository, &child.digest, child.size);
+    let attempt = || async {
+        // Held while asking, not while waiting to ask again: one upstream in trouble must not hold up the others.
+        let _turn = shared.children.0.acquire().await.map_err(|_| CacheError::Interrupted)?;
+        fetch(shared, repository, &child.digest, child.size, false).await
+    };
     let (document, _) = attempt
         .retry(patience)
         .when(|error| {

@@ -31,8 +31,10 @@ pub(super) struct Received {
 pub(super) enum Ending {
     /// All bytes are there, as far as lengths tell.
     Complete,
-    /// A length contradicts another.
+    /// The upstream's answer contradicts itself, or an earlier one.
     Wrong(String),
+    /// The upstream's length is not the one that a descriptor promised.
+    Unlike(String),
     /// The draft that was taken over is longer than the upstream's blob.
     Beyond,
 }
@@ -46,14 +48,23 @@ pub(super) struct Download<'a> {
     pub(super) size: Option<u64>,
 }
 
-/// The disk side: a blocking thread that hashes and pages what the network side received.
-struct Writing {
-    queue: mpsc::Sender<Bytes>,
-    thread: JoinHandle<Result<DraftWriter, StoreError>>,
+/// The disk side: a blocking thread that hashes and pages what the network side received. It begins with the first
+/// body, so that fills that wait for their upstream hold no thread.
+struct Disk {
+    idle: Option<DraftWriter>,
+    writing: Option<(mpsc::Sender<Bytes>, Writing)>,
 }
 
-impl Writing {
-    fn start(mut writer: DraftWriter) -> Self {
+/// The thread; it gives the writer back when its queue is closed and empty.
+type Writing = JoinHandle<Result<DraftWriter, StoreError>>;
+
+impl Disk {
+    fn new(writer: DraftWriter) -> Self {
+        Self { idle: Some(writer), writing: None }
+    }
+
+    fn start(&mut self) {
+        let Some(mut writer) = self.idle.take() else { return };
         let (queue, mut chunks) = mpsc::channel::<Bytes>(QUEUE);
         let thread = tokio::task::spawn_blocking(move || {
             while let Some(chunk) = chunks.blocking_recv() {
@@ -61,16 +72,24 @@ impl Writing {
             }
             Ok(writer)
         });
-        Self { queue, thread }
+        self.writing = Some((queue, thread));
+    }
+
+    /// Queues what the draft has received. Returns whether it will be written.
+    async fn write(&self, chunk: Bytes) -> bool {
+        match &self.writing {
+            Some((queue, _)) => queue.send(chunk).await.is_ok(),
+            None => false,
+        }
     }
 
     /// Waits until everything queued is written.
     async fn end(self) -> Result<DraftWriter, CacheError> {
-        drop(self.queue);
-        match self.thread.await {
-            Ok(writer) => Ok(writer?),
-            Err(_) => Err(CacheError::Interrupted),
+        if let Some((queue, thread)) = self.writing {
+            drop(queue);
+            return Ok(thread.await.map_err(|_| CacheError::Interrupted)??);
         }
+        self.idle.ok_or(CacheError::Interrupted)
     }
 }
 
@@ -89,17 +108,17 @@ impl Download<'_> {
         running: impl FnOnce(Arc<Draft>),
     ) -> Result<Received, CacheError> {
         let draft = Arc::clone(writer.draft());
-        let writing = Writing::start(writer);
-        let ended = self.attempts(&draft, &writing, running).await;
-        // The writer comes back in any case: its end is what readers wait for.
-        let writer = writing.end().await?;
+        let mut disk = Disk::new(writer);
+        let ended = self.attempts(&draft, &mut disk, running).await;
+        // The writer comes back in any case: nothing may still be writing when the fill leaves the board.
+        let writer = disk.end().await?;
         Ok(Received { writer, ending: ended? })
     }
 
     async fn attempts(
         &self,
         draft: &Arc<Draft>,
-        writing: &Writing,
+        disk: &mut Disk,
         running: impl FnOnce(Arc<Draft>),
     ) -> Result<Ending, CacheError> {
         let mut running = Some(running);
@@ -118,13 +137,14 @@ impl Download<'_> {
             let from = if ranged { draft.progress().received } else { 0 };
             let error = match self.upstream.get_blob(self.name, self.digest, from, None).await {
                 Ok(body) => {
-                    if let Some(contradiction) = self.contradiction(draft, &body) {
-                        return Ok(Ending::Wrong(contradiction));
+                    if let Some(contradiction) = self.announce(draft, &body) {
+                        return Ok(contradiction);
                     }
+                    disk.start();
                     if let Some(running) = running.take() {
                         running(Arc::clone(draft));
                     }
-                    match pump(draft, writing, body).await {
+                    match pump(draft, disk, body).await {
                         Pumped::End => return Ok(Ending::Complete),
                         Pumped::TooLong => {
                             return Ok(Ending::Wrong("the upstream sends more than it announced".into()));
@@ -133,7 +153,9 @@ impl Download<'_> {
                         Pumped::Broken(error) => error,
                     }
                 }
-                Err(UpstreamError::RangeNotSatisfiable) if running.is_some() => return Ok(Ending::Beyond),
+                Err(UpstreamError::RangeNotSatisfiable) if running.is_some() && from > 0 => {
+                    return Ok(Ending::Beyond);
+                }
                 // Nobody reads yet, and the upstream layer has tried more than once already.
                 Err(error) if running.is_some() => return Err(error.into()),
                 // Clients hold a part of it: a signed address that has run out, a range that is answered wrongly or
@@ -156,25 +178,28 @@ impl Download<'_> {
         Err(CacheError::Unreachable("the upstream broke off too often".to_owned()))
     }
 
-    /// Notes the length that an answer announces; one that contradicts what is known is told.
-    fn contradiction(&self, draft: &Draft, body: &BlobBody) -> Option<String> {
-        let known = self.size.or(draft.progress().total);
-        match (known, body.total) {
-            (Some(known), Some(total)) if known != total => {
-                return Some(format!("{known} bytes were promised, the upstream announces {total}"));
+    /// Notes the length that an answer announces; one that contradicts what is known ends the download.
+    fn announce(&self, draft: &Draft, body: &BlobBody) -> Option<Ending> {
+        let before = draft.progress().total;
+        match (self.size, before, body.total) {
+            (Some(size), _, Some(total)) if size != total => {
+                Some(Ending::Unlike(format!("its descriptor says {size} bytes, the upstream {total}")))
             }
-            (known, total) => {
-                if let Some(total) = total.or(known) {
+            (_, Some(before), Some(total)) if before != total => {
+                Some(Ending::Wrong(format!("the upstream announced {before} bytes, and now {total}")))
+            }
+            (size, _, total) => {
+                if let Some(total) = total.or(size) {
                     draft.announce(total);
                 }
+                None
             }
         }
-        None
     }
 }
 
 /// Moves one answer's body into the draft, leaving out what the draft has already.
-async fn pump(draft: &Draft, writing: &Writing, mut body: BlobBody) -> Pumped {
+async fn pump(draft: &Draft, disk: &Disk, mut body: BlobBody) -> Pumped {
     // An upstream that ignores ranges sends the same prefix again; the digest will tell if it is not the same.
     let mut surplus = draft.progress().received.saturating_sub(body.offset);
     loop {
@@ -194,7 +219,7 @@ async fn pump(draft: &Draft, writing: &Writing, mut body: BlobBody) -> Pumped {
             return Pumped::TooLong;
         }
         draft.receive(chunk.clone());
-        if writing.queue.send(chunk).await.is_err() {
+        if !disk.write(chunk).await {
             return Pumped::StoreFailed;
         }
     }

@@ -27,9 +27,12 @@ pub enum CacheError {
     /// The upstream cannot be reached or fails, and nothing is held.
     #[error("the upstream cannot be asked: {0}")]
     Unreachable(String),
-    /// What the upstream sent is not kept: it does not verify, or two clients could read it in two ways.
+    /// What the upstream sent is not kept: it breaks a rule, or two clients could read it in two ways.
     #[error("the upstream's answer was refused: {0}")]
     Invalid(String),
+    /// What the upstream sent is not what its digest, or its descriptor, promised.
+    #[error("the upstream's content does not verify: {0}")]
+    Mismatch(String),
     /// The work that this request waited for was lost.
     #[error("the fetch that this request waited for was lost; ask again")]
     Interrupted,

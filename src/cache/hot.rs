@@ -8,7 +8,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Memory;
 
-use crate::oci::{Digest, MediaType, Reference, Repository};
+use crate::oci::{Digest, MediaType, Repository, Tag};
 use crate::store::{BlobEntry, TagFact};
 
 use super::TagKey;
@@ -22,6 +22,14 @@ pub struct Document {
     pub media_type: MediaType,
     /// The document, byte for byte.
     pub body: Bytes,
+}
+
+/// What an upstream was asked for. A blob that is not there says nothing about a manifest of the same digest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Wanted {
+    Tag(Tag),
+    Manifest(Digest),
+    Blob(Digest),
 }
 
 /// Bytes of documents kept in memory.
@@ -44,7 +52,9 @@ pub(super) struct Hot {
     pub(super) documents: Documents,
     pub(super) tags: Memory<TagKey, TagFact>,
     pub(super) blobs: Memory<(Repository, Digest), BlobEntry>,
-    absences: Memory<(Repository, Reference), u64>,
+    absences: Memory<(Repository, Wanted), u64>,
+    /// Indexes whose children were all found or fetched.
+    pub(super) walked: Memory<(Repository, Digest), ()>,
 }
 
 /// Documents by repository and digest.
@@ -58,17 +68,18 @@ impl Hot {
             tags: Memory::new(ENTRIES),
             blobs: Memory::new(ENTRIES),
             absences: Memory::new(ENTRIES),
+            walked: Memory::new(ENTRIES),
         }
     }
 
     /// Remembers a definite 404 until `until` (milliseconds since 1970).
-    pub(super) fn remember_absence(&self, repository: &Repository, reference: Reference, until: u64) {
-        self.absences.insert((repository.clone(), reference), until);
+    pub(super) fn remember_absence(&self, repository: &Repository, wanted: Wanted, until: u64) {
+        self.absences.insert((repository.clone(), wanted), until);
     }
 
     /// Whether the upstream said lately that it does not have this.
-    pub(super) fn is_absent(&self, repository: &Repository, reference: &Reference, now: u64) -> bool {
-        self.absences.get(&(repository.clone(), reference.clone())).is_some_and(|until| now < until)
+    pub(super) fn is_absent(&self, repository: &Repository, wanted: &Wanted, now: u64) -> bool {
+        self.absences.get(&(repository.clone(), wanted.clone())).is_some_and(|until| now < until)
     }
 }
 

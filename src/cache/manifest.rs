@@ -8,7 +8,9 @@ use crate::store::{LinkFact, StoreError, StoredManifest};
 use crate::telemetry::Outcome;
 use crate::upstream::Document as Answer;
 
-use super::{CacheError, Document, Found, Shared, blocking, children, now};
+use super::blob::{link, remember};
+use super::hot::Wanted;
+use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, blocking, children, now};
 
 /// What the store knows of a digest in a repository.
 struct Held {
@@ -40,7 +42,7 @@ pub(super) async fn by_digest(
         }
         Held { linked, document: None } => {
             let (document, leader) =
-                fetch(shared, repository, digest, linked.and_then(|link| link.size)).await?;
+                fetch(shared, repository, digest, linked.and_then(|link| link.size), true).await?;
             Ok(found(document, if leader { Outcome::Miss } else { Outcome::Join }))
         }
     }
@@ -91,66 +93,30 @@ pub(super) async fn confirm(
     repository: &Repository,
     digest: &Digest,
 ) -> Result<(), CacheError> {
-    let reference = Reference::Digest(*digest);
-    if shared.hot.is_absent(repository, &reference, now()) {
+    let wanted = Wanted::Manifest(*digest);
+    if shared.hot.is_absent(repository, &wanted, now()) {
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
-    match upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+    match upstream.head_manifest(&repository.name, &Reference::Digest(*digest), CANONICAL_ACCEPT).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(remember(shared, repository, reference, error.into())),
+        Err(error) => Err(remember(shared, repository, wanted, error.into())),
     }
-}
-
-/// Links a repository to a digest; a link that does not hold costs another question, so failure is only noted.
-pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
-    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    let linked = blocking(move || store.link(&repository, &digest)).await;
-    if let Err(error) = linked {
-        shared.metrics.store_errors.inc();
-        tracing::error!(%error, "a link could not be kept");
-    }
-}
-
-/// Remembers a definite 404, and only that.
-pub(super) fn remember(
-    shared: &Shared,
-    repository: &Repository,
-    reference: Reference,
-    error: CacheError,
-) -> CacheError {
-    if matches!(error, CacheError::NotFound)
-        && let Ok(upstream) = shared.upstream(repository)
-    {
-        let ttl = u64::try_from(upstream.settings().negative_ttl.as_millis()).unwrap_or(u64::MAX);
-        shared.hot.remember_absence(repository, reference, now().saturating_add(ttl));
-    }
-    error
 }
 
 /// Fetches a manifest by digest, once for all who ask. Tells whether this caller was the first.
+///
+/// The request waits a bounded time; the flight goes on, and then, where `seek` says so, seeks the children. A walk
+/// that fetches children itself must not, or no bound on its depth would hold.
 pub(super) async fn fetch(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: &Digest,
     size: Option<u64>,
+    seek: bool,
 ) -> Result<(Arc<Document>, bool), CacheError> {
-    let (document, leader) = fetch_alone(shared, repository, digest, size).await?;
-    if leader {
-        children::seek(shared, repository, &document);
-    }
-    Ok((document, leader))
-}
-
-/// As [`fetch`], without seeking the children: for the walk that seeks them itself.
-pub(super) async fn fetch_alone(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-    size: Option<u64>,
-) -> Result<(Arc<Document>, bool), CacheError> {
-    let reference = Reference::Digest(*digest);
-    if shared.hot.is_absent(repository, &reference, now()) {
+    let wanted = Wanted::Manifest(*digest);
+    if shared.hot.is_absent(repository, &wanted, now()) {
         return Err(CacheError::NotFound);
     }
     let ticket = shared.manifest_flights.join(&(repository.clone(), *digest), || {
@@ -164,14 +130,21 @@ pub(super) async fn fetch_alone(
             let reference = Reference::Digest(digest);
             let answer = match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
                 Ok(answer) => answer,
-                Err(error) => return Err(remember(&shared, &repository, reference, error.into())),
+                Err(error) => return Err(remember(&shared, &repository, wanted, error.into())),
             };
             check(&shared, &repository, &answer, &digest, size)?;
-            keep(&shared, &repository, digest, answer).await
+            let document = keep(&shared, &repository, digest, answer).await?;
+            if seek {
+                children::seek(&shared, &repository, &document);
+            }
+            Ok(document)
         }
     });
     let leader = ticket.leader;
-    Ok((ticket.wait().await?, leader))
+    match tokio::time::timeout(ANSWER_WITHIN, ticket.wait()).await {
+        Ok(document) => Ok((document?, leader)),
+        Err(_) => Err(CacheError::Timeout(format!("none within {ANSWER_WITHIN:?}"))),
+    }
 }
 
 /// Holds a body against the digest, and the size, that were promised.
@@ -193,7 +166,7 @@ pub(super) fn check(
     };
     shared.metrics.verify_failure(repository.upstream.as_str(), "manifest");
     tracing::warn!(%repository, %reason, "a manifest did not verify");
-    Err(CacheError::Invalid(reason))
+    Err(CacheError::Mismatch(reason))
 }
 
 /// The digest that a body is kept under when no digest was asked for.
@@ -212,16 +185,16 @@ pub(super) async fn keep(
     let read = Manifest::read(&answer.body, answer.content_type.as_deref())
         .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;
     let stored = StoredManifest { media_type: read.media_type.clone(), body: answer.body.clone() };
-    let mut links: Vec<_> =
-        read.children.iter().chain(&read.blobs).map(|target| (target.digest, target.size)).collect();
-    links.extend(read.subject.map(|subject| (subject, None)));
+    // What a manifest contains gives its repository a right to it. A subject is only pointed at, and a foreign layer
+    // lies elsewhere: a registry checks neither, so that anybody could claim anything through them.
+    let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
+    let links: Vec<_> = contained.map(|target| (target.digest, target.size)).collect();
     let (store, owner) = (shared.store.clone(), repository.clone());
     let kept = blocking(move || store.put_manifest(&owner, &digest, &stored, links.into_iter(), now())).await;
     let media_type = match kept {
         Ok(media_type) => media_type,
         Err(error) => {
-            shared.metrics.store_errors.inc();
-            tracing::error!(%error, %repository, %digest, "a manifest could not be kept; it is served all the same");
+            shared.failed("a manifest could not be kept; it is served all the same", &error);
             read.media_type
         }
     };

@@ -3,6 +3,8 @@
 //! [`Cache::manifest`] and [`Cache::blob`] answer from the store where they can and start a fetch where they must.
 //! A fetch belongs to the cache, never to a request: requests wait for it, tail it, leave it, and it goes on.
 
+mod blob;
+mod board;
 mod children;
 mod download;
 mod error;
@@ -18,23 +20,30 @@ mod resolve;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::Semaphore;
+
 use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{Upstream, Upstreams};
 
+pub use blob::{Blob, Source};
 pub use error::CacheError;
-pub use fill::{Blob, Source};
 pub use hot::Document;
 pub use listing::Page;
 pub use reader::BlobReader;
 
 pub use crate::upstream::RouteError;
 
-use fill::Fills;
+use board::Board;
 use flight::Flights;
 use hot::Hot;
 use resolve::Resolved;
+
+/// How long a request waits for the head of an answer when nothing is held. Clients have no time-out of their own.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Ranges passed through at once.
+const PASSING_MAX: usize = 8;
 
 /// A manifest to serve, and how the cache came by it.
 #[derive(Clone, Debug)]
@@ -70,7 +79,9 @@ struct Shared {
     hot: Hot,
     tag_flights: Flights<TagKey, Resolved>,
     manifest_flights: Flights<(Repository, Digest), Arc<Document>>,
-    fills: Fills,
+    fills: Board,
+    /// Ranges passed through at once; each holds a connection of its upstream.
+    passing: Arc<Semaphore>,
     children: children::Limits,
     prefetch_children: bool,
 }
@@ -85,7 +96,8 @@ impl Cache {
             hot: Hot::new(),
             tag_flights: Flights::default(),
             manifest_flights: Flights::default(),
-            fills: Fills::default(),
+            fills: Board::default(),
+            passing: Arc::new(Semaphore::new(PASSING_MAX)),
             children: children::Limits::default(),
             prefetch_children,
         }))
@@ -141,6 +153,12 @@ impl Shared {
 
     /// Notes that the store failed, and goes on: what was verified can be served all the same.
     fn store_failed(&self, what: &str, error: &StoreError) {
+        self.metrics.store_errors.inc();
+        tracing::error!(%error, "{what}");
+    }
+
+    /// The same for an error that has been through the cache.
+    fn failed(&self, what: &str, error: &CacheError) {
         self.metrics.store_errors.inc();
         tracing::error!(%error, "{what}");
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -15,13 +16,15 @@ use crate::store::{BlobEntry, Draft, DraftEnd, Progress, StoreError};
 
 use crate::telemetry::Outcome;
 
-use super::fill::{Blob, Source};
+use super::blob::{Blob, Source};
 use super::{Cache, CacheError, blocking};
 
 /// How much is read from the store per step, off the async threads; one step ahead of the client.
 const STEP: u64 = 512 << 10;
 /// How far beyond a fill's frontier a range must begin to be worth a request of its own to the upstream.
 const FAR: u64 = 8 << 20;
+/// How long a client that is passed through may leave a chunk unread.
+const STALLED: Duration = Duration::from_secs(30);
 /// Chunks between the upstream and a client that is passed through.
 const QUEUE: usize = 4;
 
@@ -83,6 +86,8 @@ impl Cache {
         digest: &Digest,
         range: &Range<u64>,
     ) -> Option<mpsc::Receiver<Result<Bytes, CacheError>>> {
+        // Each holds a connection of the upstream's for as long as its client likes to read.
+        let place = Arc::clone(&self.0.passing).try_acquire_owned().ok()?;
         let upstream = self.0.upstream(repository).ok()?;
         let last = range.end.checked_sub(1);
         let mut body = upstream.get_blob(&repository.name, digest, range.start, last).await.ok()?;
@@ -92,6 +97,7 @@ impl Cache {
         let (sender, passing) = mpsc::channel(QUEUE);
         let mut left = range.end - range.start;
         tokio::spawn(async move {
+            let _place = place;
             while left > 0 {
                 let chunk = match body.chunk().await {
                     Ok(Some(mut chunk)) => {
@@ -103,8 +109,9 @@ impl Cache {
                     Err(error) => Err(error.into()),
                 };
                 let broken = chunk.is_err();
-                if sender.send(chunk).await.is_err() || broken {
-                    return;
+                match tokio::time::timeout(STALLED, sender.send(chunk)).await {
+                    Ok(Ok(())) if !broken => {}
+                    _ => return,
                 }
             }
         });
@@ -174,7 +181,7 @@ async fn pages(
         Ok(pages) => Ok(pages.into()),
         Err(error) => {
             if matches!(error, StoreError::Damaged(_)) {
-                cache.heal(entry.digest(), &error).await;
+                cache.heal(entry, &error).await;
             }
             Err(error.into())
         }
@@ -195,9 +202,14 @@ async fn tail(
             if let Some(recent) = draft.recent(at..limit.min(at + STEP)) {
                 return Ok(recent.into());
             }
-            // What left the window is in pages; the counter that says how far is read after the window was.
+            // What left the window is in pages: the writer counts a page before it lets the window go.
             let paged = limit.min(draft.progress().paged);
-            return blocking(move || draft.read(at..paged, STEP)).await.map(Into::into);
+            if at < paged {
+                let found: VecDeque<Bytes> = blocking(move || draft.read(at..paged, STEP)).await?.into();
+                // An empty step would read as the end.
+                return if found.is_empty() { Err(CacheError::Interrupted) } else { Ok(found) };
+            }
+            continue;
         }
         match progress.end {
             Some(DraftEnd::Committed) => return Ok(VecDeque::new()),

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use crate::config::schema::OnUpstream404;
 use crate::oci::media::CANONICAL_ACCEPT;
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, Reference};
 use crate::store::TagFact;
 use crate::telemetry::Outcome;
 use crate::upstream::{Document as Answer, Upstream};
 
+use super::blob::remember;
 use super::freshness::{self, Freshness};
-use super::manifest::{check, digest_of, fetch_alone, keep, remember, stored};
-use super::{CacheError, Document, Found, Shared, TagKey, blocking, children, now};
+use super::hot::Wanted;
+use super::manifest::{check, digest_of, fetch, keep, stored};
+use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, TagKey, blocking, children, now};
 
 /// How a question to the upstream about a tag ended.
 #[derive(Clone, Debug)]
@@ -43,19 +45,17 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
             let document = Arc::clone(&known.document);
             return Ok(Found { document, outcome: Outcome::Hit, age: age(known), stale: None });
         }
-    } else if shared.hot.is_absent(&key.repository, &Reference::Tag(key.tag.clone()), now()) {
+    } else if shared.hot.is_absent(&key.repository, &Wanted::Tag(key.tag.clone()), now()) {
         return Err(CacheError::NotFound);
     }
 
     let ticket = question(shared, key, known.clone());
     let leader = ticket.leader;
-    let answer = match &known {
-        // Who has a copy does not wait long; the question goes on without this request.
-        Some(_) => match tokio::time::timeout(settings.revalidate_timeout, ticket.wait()).await {
-            Ok(answer) => answer,
-            Err(_) => Err(CacheError::Timeout(format!("none within {:?}", settings.revalidate_timeout))),
-        },
-        None => ticket.wait().await,
+    // Who has a copy does not wait long. In any case the question goes on without this request.
+    let patience = if known.is_some() { settings.revalidate_timeout } else { ANSWER_WITHIN };
+    let answer = match tokio::time::timeout(patience, ticket.wait()).await {
+        Ok(answer) => answer,
+        Err(_) => Err(CacheError::Timeout(format!("none within {patience:?}"))),
     };
     match (answer, known) {
         (Ok(Resolved { document, outcome }), _) => {
@@ -122,10 +122,17 @@ async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Resul
     let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
     let mut announced = None;
     if let Some(known) = known {
+        // Another flight may have landed between the judgement and this one.
+        if let Some(newer) = shared.hot.tags.get(key).filter(|fact| fact.checked_at > known.fact.checked_at)
+            && let Some(document) = stored(shared, &key.repository, &newer.digest).await?
+        {
+            return Ok(Resolved { document, outcome: Outcome::Revalidated });
+        }
         let head = upstream.head_manifest(&key.repository.name, &reference, accept).await?;
         if head.digest == Some(known.fact.digest) {
             let fact = TagFact { checked_at: now(), ..known.fact };
             put_tag(shared, key, fact).await;
+            children::seek(shared, &key.repository, &known.document);
             return Ok(Resolved { document: Arc::clone(&known.document), outcome: Outcome::Revalidated });
         }
         announced = head.digest;
@@ -161,7 +168,7 @@ async fn fetch_by_tag(
         return keep(shared, repository, digest, answer).await;
     }
     tracing::warn!(%repository, tag = %key.tag, %announced, %digest, "the upstream announced another digest than it sent");
-    if let Ok((document, _)) = fetch_alone(shared, repository, &announced, None).await {
+    if let Ok((document, _)) = fetch(shared, repository, &announced, None, true).await {
         return Ok(document);
     }
     let known = upstream.get_manifest(&repository.name, &Reference::Digest(digest), accept).await;
@@ -169,7 +176,7 @@ async fn fetch_by_tag(
         Ok(Answer { body, .. }) if body == answer.body => keep(shared, repository, digest, answer).await,
         _ => {
             check(shared, repository, &answer, &announced, None)?;
-            Err(CacheError::Invalid(format!("{digest} is not what was announced")))
+            Err(CacheError::Mismatch(format!("{digest} is not what was announced")))
         }
     }
 }
@@ -181,32 +188,25 @@ async fn put_tag(shared: &Arc<Shared>, key: &TagKey, fact: TagFact) {
     let kept =
         blocking(move || store.put_tag(&owned.repository, &owned.tag, owned.variant.as_deref(), &fact)).await;
     if let Err(error) = kept {
-        shared.metrics.store_errors.inc();
-        tracing::error!(%error, repository = %key.repository, tag = %key.tag, "a tag could not be kept");
+        shared.failed("a tag could not be kept", &error);
     }
 }
 
 /// The upstream says that the tag is gone: it leaves service, its content stays.
 async fn gone(shared: &Arc<Shared>, key: &TagKey) {
     let Ok(upstream) = shared.upstream(&key.repository) else { return };
+    // A variant's absence says nothing about the tag. An absence is consulted only where nothing is known.
+    if key.variant.is_none() {
+        remember(shared, &key.repository, Wanted::Tag(key.tag.clone()), CacheError::NotFound);
+    }
     if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
         return;
     }
-    remember_tag(shared, key);
     shared.hot.tags.remove(key);
     let (store, owned) = (shared.store.clone(), key.clone());
     let removed =
         blocking(move || store.remove_tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await;
     if let Err(error) = removed {
-        shared.metrics.store_errors.inc();
-        tracing::error!(%error, repository = %key.repository, tag = %key.tag, "a tag could not be removed");
-    }
-}
-
-/// A variant's absence says nothing about the tag.
-fn remember_tag(shared: &Shared, key: &TagKey) {
-    if key.variant.is_none() {
-        let reference: Tag = key.tag.clone();
-        remember(shared, &key.repository, Reference::Tag(reference), CacheError::NotFound);
+        shared.failed("a tag could not be removed", &error);
     }
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{self, App};
@@ -24,7 +24,12 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
 
 /// Drives `work` on a runtime of its own, and does not wait for stragglers for ever.
 pub(super) fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = Runtime::new().context("the runtime cannot be started")?;
+    // Each running fill holds a blocking thread; reads of what is held must never wait for one of theirs.
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(2048)
+        .build()
+        .context("the runtime cannot be started")?;
     let result = runtime.block_on(work);
     runtime.shutdown_timeout(LAST_WORK);
     result

@@ -242,17 +242,14 @@ fn not_there_yet(config: &Config, problems: &mut Problems) {
     lacks(files, &["store", "blobs"], "use \"sled\"");
     lacks(!config.prefetch.platforms.is_empty(), &["prefetch", "platforms"], "leave it empty");
     lacks(config.cache.tags_list != TagsList::Cached, &["cache", "tags_list"], "use \"cached\"");
-    lacks(!config.cache.stale_while_revalidate.is_zero(), &["cache", "stale_while_revalidate"], "use \"0s\"");
     for (name, upstream) in &config.upstream {
         let at = |key| [UPSTREAM, name.as_str(), key];
         let several = upstream.endpoints.len() > 1;
         let partial = upstream.endpoints.iter().any(|endpoint| !endpoint.authoritative);
         let listed = upstream.tags_list.is_some_and(|list| list != TagsList::Cached);
-        let stale = upstream.stale_while_revalidate.is_some_and(|time| !time.is_zero());
         lacks(several, &at("endpoints"), "name one endpoint");
         lacks(partial, &at("endpoints"), "leave `authoritative` out");
         lacks(listed, &at("tags_list"), "use \"cached\"");
-        lacks(stale, &at("stale_while_revalidate"), "use \"0s\"");
         lacks(upstream.docker_config.is_some(), &at("docker_config"), "use `username` and `password_file`");
         lacks(upstream.client_cert.is_some(), &at("client_cert"), "leave it out");
         lacks(upstream.client_key.is_some(), &at("client_key"), "leave it out");

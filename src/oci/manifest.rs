@@ -23,6 +23,8 @@ pub struct Descriptor {
     pub media_type: Option<MediaType>,
     /// `os/architecture[/variant]`, where stated.
     pub platform: Option<String>,
+    /// Whether it names addresses of its own (`urls`): a layer that the registry need not have.
+    pub foreign: bool,
 }
 
 /// What is known of a document after reading it once.
@@ -246,6 +248,7 @@ fn descriptor(value: &Value) -> Option<Descriptor> {
         size: value.get("size").and_then(Value::as_u64),
         media_type: text(value, "mediaType").as_deref().and_then(MediaType::new),
         platform,
+        foreign: value.get("urls").and_then(Value::as_array).is_some_and(|urls| !urls.is_empty()),
     })
 }
 

@@ -170,7 +170,10 @@ impl Store {
         let mut hasher = Hasher::new(digest.algorithm());
         let mut next_page = 0;
         match self.fact::<DraftFact>(&Key::Draft(digest))? {
-            Some(DraftFact { condemned: true }) => self.pages.remove(digest)?,
+            Some(DraftFact { condemned: true }) => {
+                self.pages.remove(digest)?;
+                self.facts.remove(&key)?;
+            }
             Some(DraftFact { condemned: false }) => {
                 while let Some(page) = self.pages.get(digest, next_page)? {
                     if page.len() != self.pages.page_size() {
@@ -182,7 +185,6 @@ impl Store {
             }
             None => {}
         }
-        self.facts.insert(key, DraftFact { condemned: false }.encode())?;
         let length = next_page * self.pages.page_size() as u64;
         let progress = Progress { received: length, paged: length, total: None, end: None };
         let draft = Draft {
@@ -221,16 +223,22 @@ impl DraftWriter {
         }
         self.rest.extend_from_slice(&bytes);
         let paged = self.next_page * page_size as u64;
-        self.draft.trim(paged, WINDOW);
+        // Counted first, trimmed after: a reader that does not find its bytes in the window must find them in pages.
         self.draft.progress.send_if_modified(|progress| {
             progress.paged = paged;
-            // Readers wait for bytes received; writers of this draft read the field itself.
+            // Readers wait for bytes received, not for pages.
             false
         });
+        self.draft.trim(paged, WINDOW);
         Ok(())
     }
 
     fn write_page(&mut self, page: &[u8]) -> Result<(), StoreError> {
+        if self.next_page == 0 {
+            // Only now: a draft of nothing is nothing to remember.
+            let key = Key::Draft(&self.draft.digest).to_bytes();
+            self.store.facts.insert(key, DraftFact { condemned: false }.encode())?;
+        }
         if self.next_page.is_multiple_of(PREPARED) {
             let page_size = self.store.pages.page_size() as u64;
             let pages = self.draft.progress().total.map_or(u64::MAX, |total| total.div_ceil(page_size));

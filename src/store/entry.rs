@@ -7,19 +7,21 @@ use bytes::Bytes;
 use crate::oci::Digest;
 
 use super::StoreError;
+use super::fact::BlobFact;
 use super::pages::Pages;
 
 /// A blob that is held whole and verified.
 #[derive(Clone, Debug)]
 pub struct BlobEntry {
     digest: Digest,
-    size: u64,
+    /// As it was looked up: another fill of the same digest makes another fact.
+    fact: BlobFact,
     pages: Pages,
 }
 
 impl BlobEntry {
-    pub(super) fn new(digest: Digest, size: u64, pages: Pages) -> Self {
-        Self { digest, size, pages }
+    pub(super) fn new(digest: Digest, fact: BlobFact, pages: Pages) -> Self {
+        Self { digest, fact, pages }
     }
 
     /// The blob's digest.
@@ -29,14 +31,18 @@ impl BlobEntry {
 
     /// The blob's size in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.fact.size
+    }
+
+    pub(super) fn fact(&self) -> BlobFact {
+        self.fact
     }
 
     /// Reads from `range.start` up to about `step` bytes, and never past `range.end`: page by page, uncopied.
     ///
     /// Fewer bytes than asked for is normal; none means that the range is at its end.
     pub fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
-        read(&self.pages, &self.digest, range.start..range.end.min(self.size), step)
+        read(&self.pages, &self.digest, range.start..range.end.min(self.fact.size), step)
     }
 }
 

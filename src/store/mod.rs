@@ -22,14 +22,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use sled::transaction::TransactionError;
+use sled::transaction::{
+    ConflictableTransactionError, TransactionError, TransactionalTree, UnabortableTransactionError,
+};
 
 use crate::config::schema;
 use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
 pub use draft::{Draft, DraftEnd, DraftWriter, Progress};
 pub use entry::BlobEntry;
-use fact::{BlobFact, Fact, ManifestFact};
+use fact::{BlobFact, DraftFact, Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
 use key::Key;
@@ -135,12 +137,12 @@ impl Store {
     /// Counts what is there; once, on opening.
     fn take_census(&self) -> Result<(), StoreError> {
         for item in self.facts.scan_prefix(Key::manifests()) {
-            let fact = ManifestFact::decode(&item?.1)?;
+            let Some(fact) = readable::<ManifestFact>(&item?.1) else { continue };
             self.counters.manifests.fetch_add(1, Ordering::Relaxed);
             self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
         }
         for item in self.facts.scan_prefix(Key::blobs()) {
-            let fact = BlobFact::decode(&item?.1)?;
+            let Some(fact) = readable::<BlobFact>(&item?.1) else { continue };
             self.counters.blobs.fetch_add(1, Ordering::Relaxed);
             self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
         }
@@ -168,7 +170,8 @@ impl Store {
     }
 
     fn fact<F: Fact>(&self, key: &Key<'_>) -> Result<Option<F>, StoreError> {
-        self.facts.get(key.to_bytes())?.map(|bytes| F::decode(&bytes)).transpose()
+        let Some(bytes) = self.facts.get(key.to_bytes())? else { return Ok(None) };
+        Ok(readable(&bytes))
     }
 
     // ---- tags ----
@@ -309,18 +312,12 @@ impl Store {
         links: impl Iterator<Item = (Digest, Option<u64>)>,
         now: u64,
     ) -> Result<MediaType, StoreError> {
-        let known = self.fact::<ManifestFact>(&Key::Manifest(digest))?;
-        let mut batch = sled::Batch::default();
         let size = manifest.body.len() as u64;
-        if known.is_none() {
-            let pages = manifest.body.chunks(self.documents.page_size());
-            for (number, page) in pages.enumerate() {
-                self.documents.put(digest, number as u64, page)?;
-            }
-            let fact =
-                ManifestFact { media_type: manifest.media_type.as_str().to_owned(), size, stored_at: now };
-            batch.insert(Key::Manifest(digest).to_bytes(), fact.encode());
-        }
+        let media_type = match self.fact::<ManifestFact>(&Key::Manifest(digest))? {
+            Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest))?,
+            None => self.put_document(digest, manifest, now)?,
+        };
+        let mut batch = sled::Batch::default();
         let own = std::iter::once((*digest, Some(size)));
         for (target, size) in own.chain(links) {
             if size.is_none() {
@@ -330,19 +327,44 @@ impl Store {
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
         }
         self.facts.apply_batch(batch)?;
-        if let Some(known) = known {
-            return MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest));
+        Ok(media_type)
+    }
+
+    /// Keeps a document that was not held a moment ago: its bytes, then its fact, if no other came first.
+    fn put_document(
+        &self,
+        digest: &Digest,
+        manifest: &StoredManifest,
+        now: u64,
+    ) -> Result<MediaType, StoreError> {
+        for (number, page) in manifest.body.chunks(self.documents.page_size()).enumerate() {
+            self.documents.put(digest, number as u64, page)?;
         }
-        self.counters.manifests.fetch_add(1, Ordering::Relaxed);
-        self.counters.content.fetch_add(size, Ordering::Relaxed);
-        Ok(manifest.media_type.clone())
+        let size = manifest.body.len() as u64;
+        let media_type = manifest.media_type.as_str().to_owned();
+        let fact = ManifestFact { media_type, size, stored_at: now }.encode();
+        let key = Key::Manifest(digest).to_bytes();
+        match self.facts.compare_and_swap(key, None::<&[u8]>, Some(fact))? {
+            Ok(()) => {
+                self.counters.manifests.fetch_add(1, Ordering::Relaxed);
+                self.counters.content.fetch_add(size, Ordering::Relaxed);
+                Ok(manifest.media_type.clone())
+            }
+            Err(first) => {
+                let known = first.current.as_deref().and_then(readable::<ManifestFact>);
+                Ok(known
+                    .and_then(|known| MediaType::new(&known.media_type))
+                    .unwrap_or(manifest.media_type.clone()))
+            }
+        }
     }
 
     /// Drops a manifest that turned out to be damaged.
     pub fn remove_manifest(&self, digest: &Digest) -> Result<(), StoreError> {
-        if let Some(bytes) = self.facts.remove(Key::Manifest(digest).to_bytes())? {
+        let removed = self.facts.remove(Key::Manifest(digest).to_bytes())?;
+        if let Some(fact) = removed.and_then(|bytes| readable::<ManifestFact>(&bytes)) {
             self.counters.manifests.fetch_sub(1, Ordering::Relaxed);
-            self.counters.content.fetch_sub(ManifestFact::decode(&bytes)?.size, Ordering::Relaxed);
+            self.counters.content.fetch_sub(fact.size, Ordering::Relaxed);
         }
         self.documents.remove(digest)
     }
@@ -352,16 +374,29 @@ impl Store {
     /// A blob by digest: something to read from.
     pub fn blob(&self, digest: &Digest) -> Result<Option<BlobEntry>, StoreError> {
         let fact = self.fact::<BlobFact>(&Key::Blob(digest))?;
-        Ok(fact.map(|fact| BlobEntry::new(*digest, fact.size, self.pages.clone())))
+        Ok(fact.map(|fact| BlobEntry::new(*digest, fact, self.pages.clone())))
     }
 
-    /// Drops a blob that turned out to be damaged: the fact first, so that nobody finds a half of it.
-    pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
-        if let Some(bytes) = self.facts.remove(Key::Blob(digest).to_bytes())? {
+    /// Takes a blob that turned out to be damaged out of service, in one atomic step: its fact goes, and what is left
+    /// of its bytes is condemned, for the next fill to remove before it begins. A blob that was filled anew since
+    /// `damaged` was looked up stays.
+    pub fn condemn_blob(&self, damaged: &BlobEntry) -> Result<(), StoreError> {
+        let digest = damaged.digest();
+        let condemned = DraftFact { condemned: true }.encode();
+        let gone = self.transact(|facts| {
+            let held = facts.get(Key::Blob(digest).to_bytes())?;
+            if held.as_deref().and_then(readable::<BlobFact>) != Some(damaged.fact()) {
+                return Ok(false);
+            }
+            facts.remove(Key::Blob(digest).to_bytes())?;
+            facts.insert(Key::Draft(digest).to_bytes(), condemned.as_slice())?;
+            Ok(true)
+        })?;
+        if gone {
             self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
-            self.counters.content.fetch_sub(BlobFact::decode(&bytes)?.size, Ordering::Relaxed);
+            self.counters.content.fetch_sub(damaged.size(), Ordering::Relaxed);
         }
-        self.pages.remove(digest)
+        Ok(())
     }
 
     /// Makes the blob of a finished draft visible, together with its link, in one atomic step.
@@ -374,21 +409,28 @@ impl Store {
     ) -> Result<(), StoreError> {
         let blob = BlobFact { size, stored_at: now }.encode();
         let link = LinkFact { size: Some(size) }.encode();
-        let committed = self.facts.transaction(|facts| {
+        let new = self.transact(|facts| {
             facts.remove(Key::Draft(digest).to_bytes())?;
             facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;
-            Ok(facts.insert(Key::Blob(digest).to_bytes(), blob.as_slice())?)
-        });
-        match committed {
-            Ok(None) => {
-                self.counters.blobs.fetch_add(1, Ordering::Relaxed);
-                self.counters.content.fetch_add(size, Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(Some(_)) => Ok(()),
-            Err(TransactionError::Storage(error)) => Err(error.into()),
-            Err(TransactionError::Abort(())) => Err(StoreError::Fact("the commit aborted itself".to_owned())),
+            Ok(facts.insert(Key::Blob(digest).to_bytes(), blob.as_slice())?.is_none())
+        })?;
+        if new {
+            self.counters.blobs.fetch_add(1, Ordering::Relaxed);
+            self.counters.content.fetch_add(size, Ordering::Relaxed);
         }
+        Ok(())
+    }
+
+    /// Changes several facts in one atomic step. The change must be repeatable: sled runs it again on a conflict.
+    fn transact<T>(
+        &self,
+        change: impl Fn(&TransactionalTree) -> Result<T, UnabortableTransactionError>,
+    ) -> Result<T, StoreError> {
+        let done = self.facts.transaction(|facts| Ok::<_, ConflictableTransactionError<()>>(change(facts)?));
+        done.map_err(|error| match error {
+            TransactionError::Storage(error) => error.into(),
+            TransactionError::Abort(()) => StoreError::Fact("a change aborted itself".to_owned()),
+        })
     }
 }
 
@@ -397,6 +439,11 @@ fn tag_key<'a>(repository: &'a Repository, tag: &'a Tag, variant: Option<&'a str
         Some(types) => Key::Variant(repository, tag.as_str(), types),
         None => Key::Tag(repository, tag.as_str()),
     }
+}
+
+/// A fact that does not decode is as good as none: what it told costs a question to the upstream.
+fn readable<F: Fact>(bytes: &[u8]) -> Option<F> {
+    F::decode(bytes).inspect_err(|error| tracing::error!(%error, "a fact is passed over")).ok()
 }
 
 /// sled tells a lock that is held and a folder that cannot be written only by their I/O errors.

@@ -117,6 +117,26 @@ fn wrong_bytes_leave_nothing() {
 }
 
 #[test]
+fn a_draft_of_nothing_leaves_nothing() {
+    let (store, _folder) = store();
+    let digest = Digest::of(Algorithm::Sha256, b"never comes");
+    drop(store.open_draft(&digest).expect("a draft"));
+    assert!(store.facts.is_empty());
+}
+
+#[test]
+fn a_fact_that_does_not_decode_is_passed_over() {
+    let (store, folder) = store();
+    let digest = fill(&store, &body(10), 10);
+    store.facts.insert(Key::Blob(&digest).to_bytes(), &[99, 1, 2]).expect("written");
+    store.flush().expect("flushed");
+    assert!(store.blob(&digest).expect("a look").is_none());
+    drop(store);
+    let store = Store::open_with(folder.path(), SMALL, 8 << 20).expect("opens all the same");
+    assert_eq!(store.census(), Census::default());
+}
+
+#[test]
 fn a_condemned_draft_starts_over() {
     let (store, _folder) = store();
     let content = body(3000);
@@ -174,9 +194,18 @@ fn a_missing_page_is_damage_not_content() {
     store.pages.put(&digest, 2, b"short").expect("written");
     let entry = store.blob(&digest).expect("a look").expect("a blob");
     assert!(matches!(entry.read(0..5000, 5000), Err(StoreError::Damaged(_))));
-    store.remove_blob(&digest).expect("removed");
+    store.condemn_blob(&entry).expect("condemned");
     assert!(store.blob(&digest).expect("a look").is_none());
     assert_eq!(store.census(), Census::default());
+
+    // The next fill begins with nothing of it, and who still holds the damaged entry cannot harm the new blob.
+    assert_eq!(store.open_draft(&digest).expect("a draft").draft().progress().received, 0);
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    writer.draft().receive(content.clone());
+    writer.append(content).expect("appended");
+    assert_eq!(writer.finish(&repository("a"), None, 2).expect("finished"), DraftEnd::Committed);
+    store.condemn_blob(&entry).expect("passed over");
+    assert!(store.blob(&digest).expect("a look").is_some());
 }
 
 #[test]

@@ -121,13 +121,8 @@ fn missing_features_are_refused() {
     let cases = [
         ("[store]\nblobs = \"files\"", "store.blobs"),
         ("[cache]\ntags_list = \"merged\"", "cache.tags_list"),
-        ("[cache]\nstale_while_revalidate = \"1s\"", "cache.stale_while_revalidate"),
         ("[prefetch]\nplatforms = [\"linux/amd64\"]", "prefetch.platforms"),
         ("[upstream.\"quay.io\"]\ntags_list = \"upstream\"", "upstream.\"quay.io\".tags_list"),
-        (
-            "[upstream.\"quay.io\"]\nstale_while_revalidate = \"1s\"",
-            "upstream.\"quay.io\".stale_while_revalidate",
-        ),
         ("[upstream.\"quay.io\"]\ndocker_config = \"a\"", "upstream.\"quay.io\".docker_config"),
         ("[upstream.\"quay.io\"]\nclient_cert = \"a\"", "upstream.\"quay.io\".client_cert"),
         ("[upstream.\"quay.io\"]\nclient_key = \"a\"", "upstream.\"quay.io\".client_key"),
@@ -143,8 +138,7 @@ fn missing_features_are_refused() {
         assert!(found[0].starts_with(&format!("`{key}`: this version of larder cannot")), "{found:?}");
     }
     // An empty value asks for nothing.
-    let quiet =
-        "[store]\nblobs = \"sled\"\n[upstream.\"quay.io\"]\nallow = []\nstale_while_revalidate = \"0s\"";
+    let quiet = "[store]\nblobs = \"sled\"\n[upstream.\"quay.io\"]\nallow = []";
     assert_eq!(load_text(quiet, &[]).expect("loads").store.blobs, BlobStore::Sled);
     assert_eq!(problem_keys(quiet), Vec::<String>::new());
 }

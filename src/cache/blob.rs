@@ -1,0 +1,205 @@
+//! Blobs by digest: from memory, from the store, or from a fill, for repositories that have a right to them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use crate::oci::{Digest, Repository};
+use crate::store::{BlobEntry, Draft, LinkFact, StoreError};
+use crate::telemetry::Outcome;
+
+use super::board::{Phase, Place};
+use super::fill::Fill;
+use super::hot::Wanted;
+use super::{ANSWER_WITHIN, Cache, CacheError, Shared, blocking, now};
+
+/// A blob to serve, and how the cache came by it.
+#[derive(Debug)]
+pub struct Blob {
+    /// Its length, where known.
+    pub size: Option<u64>,
+    /// Where its bytes come from; `None` for a blob that was only asked about.
+    pub source: Option<Source>,
+    /// What the cache did.
+    pub outcome: Outcome,
+}
+
+/// Where a blob's bytes come from.
+#[derive(Debug)]
+pub enum Source {
+    /// The store has it, whole and verified.
+    Stored(BlobEntry),
+    /// A fill is bringing it.
+    Filling(Arc<Draft>),
+    /// The upstream sends it, past the store.
+    Passing(mpsc::Receiver<Result<Bytes, CacheError>>),
+}
+
+/// Rounds of finding a place at a fill: another repository's fill may fail under a request that then starts its own.
+const ROUNDS: usize = 4;
+
+impl Cache {
+    /// A blob, to be read.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+        let shared = &self.0;
+        let key = (repository.clone(), *digest);
+        if let Some(entry) = shared.hot.blobs.get(&key) {
+            return Ok(stored(entry, Outcome::Hit));
+        }
+        let mut confirmed = false;
+        for _ in 0..ROUNDS {
+            let (linked, entry) = look(shared, repository, digest).await?;
+            let right = linked.is_some() || confirmed;
+            if let Some(entry) = entry {
+                if !right {
+                    confirm(shared, repository, digest).await?;
+                }
+                shared.hot.blobs.insert(key, entry.clone());
+                return Ok(stored(entry, if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated }));
+            }
+            if shared.hot.is_absent(repository, &Wanted::Blob(*digest), now()) {
+                return Err(CacheError::NotFound);
+            }
+            let size = linked.and_then(|link| link.size);
+            let (phase, own, outcome) = match shared.fills.place(repository, digest, right) {
+                Place::Fills(sender, phase) => {
+                    Fill::start(shared, repository, digest, size, right, sender);
+                    (phase, true, Outcome::Miss)
+                }
+                Place::Joins(phase, own) => {
+                    shared.metrics.fills_joined.inc();
+                    (phase, own, Outcome::Join)
+                }
+                Place::NeedsRight => {
+                    confirm(shared, repository, digest).await?;
+                    confirmed = true;
+                    continue;
+                }
+            };
+            match begun(phase, size).await? {
+                Begun::Filling(draft) => {
+                    let size = draft.progress().total;
+                    return Ok(Blob { size, source: Some(Source::Filling(draft)), outcome });
+                }
+                Begun::Stored(entry) => return Ok(stored(entry, outcome)),
+                Begun::Failed(error) if own => return Err(error),
+                // Another repository's failure is no answer for this one.
+                Begun::Failed(_) => {}
+            }
+        }
+        Err(CacheError::Interrupted)
+    }
+
+    /// A blob's size. Downloads nothing.
+    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+        let shared = &self.0;
+        let (linked, entry) = look(shared, repository, digest).await?;
+        match (linked, entry) {
+            (Some(_), Some(entry)) => {
+                Ok(Blob { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
+            }
+            (_, entry) => {
+                let size = confirm(shared, repository, digest).await?;
+                let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
+                Ok(Blob { size: entry.map(|entry| entry.size()).or(size), source: None, outcome })
+            }
+        }
+    }
+
+    /// A blob turned out to be damaged while it was read: it leaves the store, and is fetched again when asked for.
+    pub(super) async fn heal(&self, entry: &BlobEntry, error: &StoreError) {
+        let shared = &self.0;
+        shared.store_failed("a blob is damaged and will be fetched again", error);
+        let (store, damaged) = (shared.store.clone(), entry.clone());
+        if let Err(error) = blocking(move || store.condemn_blob(&damaged)).await {
+            shared.failed("a damaged blob could not be taken out of service", &error);
+        }
+        shared.hot.blobs.retain(|(_, held), _| held != entry.digest());
+    }
+}
+
+fn stored(entry: BlobEntry, outcome: Outcome) -> Blob {
+    Blob { size: Some(entry.size()), source: Some(Source::Stored(entry)), outcome }
+}
+
+async fn look(
+    shared: &Shared,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<(Option<LinkFact>, Option<BlobEntry>), CacheError> {
+    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
+    blocking(move || Ok((store.linked(&repository, &digest)?, store.blob(&digest)?))).await
+}
+
+enum Begun {
+    Filling(Arc<Draft>),
+    Stored(BlobEntry),
+    Failed(CacheError),
+}
+
+/// Waits until a fill has begun to bring bytes, or has ended. A request waits a bounded time; the fill goes on.
+async fn begun(mut phase: watch::Receiver<Phase>, size: Option<u64>) -> Result<Begun, CacheError> {
+    let waiting = phase.wait_for(|phase| !matches!(phase, Phase::Starting));
+    let Ok(phase) = tokio::time::timeout(ANSWER_WITHIN, waiting).await else {
+        return Err(CacheError::Timeout(format!("none within {ANSWER_WITHIN:?}")));
+    };
+    Ok(match phase.as_deref() {
+        Ok(Phase::Running(draft)) => {
+            let total = draft.progress().total;
+            if let (Some(size), Some(total)) = (size, total)
+                && size != total
+            {
+                return Err(CacheError::Invalid(format!("it has {total} bytes, its descriptor says {size}")));
+            }
+            Begun::Filling(Arc::clone(draft))
+        }
+        Ok(Phase::Stored(entry)) => Begun::Stored(entry.clone()),
+        Ok(Phase::Failed(error)) => Begun::Failed(error.clone()),
+        Ok(Phase::Starting) | Err(_) => Begun::Failed(CacheError::Interrupted),
+    })
+}
+
+/// Asks the upstream whether this repository has a blob; a yes is kept as a link.
+pub(super) async fn confirm(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Option<u64>, CacheError> {
+    let wanted = Wanted::Blob(*digest);
+    if shared.hot.is_absent(repository, &wanted, now()) {
+        return Err(CacheError::NotFound);
+    }
+    let upstream = shared.upstream(repository)?;
+    match upstream.head_blob(&repository.name, digest).await {
+        Ok(size) => {
+            link(shared, repository, digest).await;
+            Ok(size)
+        }
+        Err(error) => Err(remember(shared, repository, wanted, error.into())),
+    }
+}
+
+/// Links a repository to a digest; a link that is lost costs another question, so failure is only noted.
+pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
+    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
+    if let Err(error) = blocking(move || store.link(&repository, &digest)).await {
+        shared.failed("a link could not be kept", &error);
+    }
+}
+
+/// Remembers a definite 404, and only that.
+pub(super) fn remember(
+    shared: &Shared,
+    repository: &Repository,
+    wanted: Wanted,
+    error: CacheError,
+) -> CacheError {
+    if matches!(error, CacheError::NotFound)
+        && let Ok(upstream) = shared.upstream(repository)
+    {
+        let ttl = u64::try_from(upstream.settings().negative_ttl.as_millis()).unwrap_or(u64::MAX);
+        shared.hot.remember_absence(repository, wanted, now().saturating_add(ttl));
+    }
+    error
+}
