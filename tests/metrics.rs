@@ -340,7 +340,7 @@ fn a_request_whose_client_has_left_is_counted_once() {
     let (registry, larder, image) = house();
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
     let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
-    for (n, path) in (1..).zip([TAG, &by_digest, &blob]) {
+    for (n, path) in (1..).zip([&blob, &by_digest, TAG]) {
         let gate = Gate::new();
         registry.script(When::any().path(path), Fault::HoldHead(gate.clone()));
         let connection = larder.api().connect().unwrap();
