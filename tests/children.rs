@@ -234,3 +234,39 @@ fn children_that_were_given_up_are_sought_again() {
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);
 }
+
+#[test]
+fn an_index_is_walked_by_one_at_a_time() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    let gate = Gate::new();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::HoldHead(gate.clone()));
+    }
+    for _ in 0..50 {
+        larder.get(TAG).is_ok_with(&index.document.bytes);
+    }
+    gate.wait_reached(1);
+    let waiting = larder.counter("larder_children_queued", &[]);
+    assert!((1..=2).contains(&waiting), "{waiting} children wait");
+    gate.open();
+    is_all_there(&larder, &registry, &index);
+    assert_eq!(registry.count("GET", "/manifests/sha256:"), 2);
+}
+
+#[test]
+fn a_child_that_came_damaged_is_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest).times(1), Fault::Flip(0));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.wait_counter("larder_verify_failures_total", &[("kind", "manifest")], 2);
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}

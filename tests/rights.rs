@@ -257,6 +257,16 @@ fn one_repositorys_wrong_promise_is_not_anothers() {
 }
 
 #[test]
+fn one_repositorys_wrong_promise_of_an_untold_length_is_not_anothers() {
+    for size in [299_999, 300_001] {
+        // Its head has gone out before anybody can know: then the body must not come to its end.
+        if let Ok(failed) = one_fails_alone(Some(size), vec![Fault::Chunked]) {
+            assert_eq!(failed.status(), 502, "{failed:?}");
+        }
+    }
+}
+
+#[test]
 fn one_repositorys_wrong_answer_is_not_anothers() {
     let failed = one_fails_alone(Some(300_000), vec![Fault::OneLess]).unwrap();
     assert_eq!(failed.status(), 502, "{failed:?}");
@@ -287,4 +297,23 @@ fn a_404_is_of_one_kind() {
         assert_eq!(registry.requests().iter().filter(|seen| seen.path == as_blob).count(), 1);
         registry.forget_requests();
     }
+}
+
+#[test]
+fn one_repositorys_silence_is_not_anothers() {
+    let registry = Registry::start();
+    let blob = Blob::random(7, 300_000);
+    let image = Image::oci(7, "linux/amd64", vec![blob.clone()]);
+    registry.add_image("library/alpine", "v1", &image);
+    let larder = Larder::before(&registry);
+    larder.get("/v2/library/alpine/manifests/v1").is_ok_with(&image.manifest.bytes);
+    let never = Gate::new();
+    registry.script(When::blobs().path("/evil/x/"), Fault::HoldHead(never.clone()));
+    let (client, at) = (larder.api(), |repository| blob_path(repository, &blob.digest));
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.try_send("GET", &at("evil/x"), &[]));
+        never.wait_reached(1);
+        client.get(&at("library/alpine")).is_ok_with(&blob.bytes);
+        never.open();
+    });
 }
