@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::json;
 use support::content::{OCI_INDEX, OCI_MANIFEST};
-use support::{Blob, Document, Fault, Image, Index, Larder, Registry, Setup, When};
+use support::{Blob, Document, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually};
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 
@@ -134,4 +134,139 @@ fn a_wide_index_of_nothing_does_no_harm() {
     larder.get(TAG).is_ok_with(&document.bytes);
     larder.get(TAG).is_ok_with(&document.bytes);
     larder.settle();
+}
+
+fn child_path(document: &Document) -> String {
+    format!("/v2/library/app/manifests/{}", document.digest)
+}
+
+/// All of an index is there without the upstream.
+fn is_all_there(larder: &Larder, registry: &Registry, index: &Index) {
+    larder.settle();
+    for document in index.documents() {
+        eventually("the child is kept", || larder.get(&child_path(document)).head.outcome() == "larder; hit");
+    }
+    registry.down();
+    for document in index.documents() {
+        larder.get(&child_path(document)).is_ok_with(&document.bytes);
+    }
+}
+
+#[test]
+fn who_leaves_early_takes_nothing_along() {
+    for by_tag in [false, true] {
+        let registry = Registry::start();
+        let index = Index::oci(1);
+        registry.add_index("library/app", "v1", &index);
+        let larder = Larder::before(&registry);
+        let gate = Gate::new();
+        let path = if by_tag { TAG.to_owned() } else { child_path(&index.document) };
+        registry.script(When::manifests().method("GET").path(&path), Fault::HoldHead(gate.clone()));
+        let connection = larder.api().connect().unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        std::io::Write::write_all(&mut &connection, request.as_bytes()).unwrap();
+        gate.wait_reached(1);
+        drop(connection);
+        eventually("the client's end was noticed", || larder.counter("larder_connections", &[]) == 0);
+        gate.open();
+        for document in &index.documents()[1..] {
+            registry.wait_for(1, "GET", &document.digest);
+        }
+        is_all_there(&larder, &registry, &index);
+    }
+}
+
+/// Asks for the tag until each child has been asked for.
+fn are_sought(larder: &Larder, registry: &Registry, index: &Index) {
+    registry.forget_requests();
+    registry.behave();
+    eventually("all children have been sought again", || {
+        larder.get(TAG).is_ok_with(&index.document.bytes);
+        index.documents()[1..].iter().all(|document| registry.count("GET", &document.digest) > 0)
+    });
+}
+
+#[test]
+fn children_that_were_refused_are_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(403));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}
+
+#[test]
+fn children_that_a_restart_cut_off_are_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let mut larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(503));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    registry.wait_for(1, "GET", &index.images[0].manifest.digest);
+    larder.terminate();
+    larder.wait_exit();
+    larder.restart();
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}
+
+#[test]
+#[ignore = "waits for larder's patience to end, half a minute"]
+fn children_that_were_given_up_are_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(503));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}
+
+#[test]
+fn an_index_is_walked_by_one_at_a_time() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    let gate = Gate::new();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::HoldHead(gate.clone()));
+    }
+    for _ in 0..50 {
+        larder.get(TAG).is_ok_with(&index.document.bytes);
+    }
+    gate.wait_reached(1);
+    let waiting = larder.counter("larder_children_queued", &[]);
+    assert!((1..=2).contains(&waiting), "{waiting} children wait");
+    gate.open();
+    is_all_there(&larder, &registry, &index);
+    assert_eq!(registry.count("GET", "/manifests/sha256:"), 2);
+}
+
+#[test]
+fn a_child_that_came_damaged_is_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest).times(1), Fault::Flip(0));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.wait_counter("larder_verify_failures_total", &[("kind", "manifest")], 2);
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
 }

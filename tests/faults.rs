@@ -214,6 +214,22 @@ fn a_resume_that_meets_an_error_is_tried_again() {
 }
 
 #[test]
+fn a_blob_that_is_said_to_be_out_of_range_whole_ends() {
+    let house = House::new();
+    house.registry.script(When::blobs().method("GET"), Fault::Status(416));
+    let began = Instant::now();
+    let client = house.larder.api().patient_for(Duration::from_secs(12));
+    let answer = client.get(&house.path);
+    assert_eq!(answer.status(), 502, "{answer:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    house.larder.settle();
+    let asked = house.registry.count("GET", "/blobs/");
+    assert!(asked <= 6, "{asked} requests");
+    house.registry.behave();
+    house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
+}
+
+#[test]
 fn content_that_changes_in_between_is_never_mixed() {
     let house = House::new();
     // The first half of one body and the whole of another, and the Range is not understood.

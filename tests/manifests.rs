@@ -5,9 +5,10 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use support::content::DOCKER_MANIFEST;
-use support::{Blob, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually};
+use support::{Blob, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When, eventually};
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 const REVALIDATED: &str = "larder; hit; detail=revalidated";
@@ -285,4 +286,48 @@ fn a_repositorys_manifests_open_its_blobs_and_no_others() {
     registry.forget_requests();
     larder.get(&format!("/v2/library/two/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
     assert_eq!(registry.count("GET", "/blobs/"), 0);
+}
+
+#[test]
+fn an_expired_tag_is_asked_for_once_whenever_they_come() {
+    const TAGS: usize = 80;
+    const TTL: Duration = Duration::from_secs(4);
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let tags: Vec<_> = (0..TAGS).map(|n| format!("v{n:03}")).collect();
+    for tag in &tags {
+        registry.tag("library/app", tag, &image.manifest.digest);
+    }
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "4s").start();
+    let path = |tag: &str| format!("/v2/library/app/manifests/{tag}");
+    for tag in &tags {
+        larder.get(&path(tag)).is_ok_with(&image.manifest.bytes);
+    }
+    // Only time makes a tag old.
+    std::thread::sleep(TTL);
+    registry.forget_requests();
+    registry.script(When::any().method("HEAD"), Fault::DelayHead(Duration::from_millis(10)));
+    let seed = u64::from(std::process::id());
+    let mut random = Random::new(seed);
+    let mut asked = Vec::new();
+    for tag in &tags {
+        // Some come together, and some about when the answer is there.
+        let delays: Vec<_> = (0..8).map(|n| if n < 2 { 0 } else { 9_000 + random.below(7_000) }).collect();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for delay in delays {
+                let (client, path, bytes) = (larder.api(), path(tag), &image.manifest.bytes);
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_micros(delay));
+                    client.get(&path).is_ok_with(bytes);
+                });
+            }
+        });
+        // On a machine that stood still the tag may have grown old once more.
+        if began.elapsed() < TTL {
+            asked.push((registry.count("HEAD", tag), registry.count("GET", tag)));
+        }
+    }
+    assert!(asked.iter().all(|asked| *asked == (1, 0)), "seed {seed}: {asked:?}");
 }

@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use support::{Auth, Blob, Fault, Image, Larder, Registry, Setup, When, eventually};
+use support::{Auth, Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 
@@ -301,4 +301,61 @@ fn secrets_stay_secret_even_when_everything_is_logged() {
             .any(|seen| seen.header("authorization") == Some(&format!("Basic {BASIC}")))
     );
     assert!(cdn.requests().iter().all(|seen| seen.header("authorization").is_none()));
+}
+
+#[test]
+fn only_what_does_not_verify_is_a_verify_failure() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 100_000);
+    registry.add_blob("library/app", &blob);
+    let larder = Larder::before(&registry);
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    let broken_page = vec![("Content-Type".to_owned(), "text/html".to_owned())];
+    let faults = [
+        (Fault::Header("Content-Encoding", "gzip".to_owned()), 0),
+        // Of this machine, and all the same not the host that is configured.
+        (Fault::Redirect(307, "http://127.0.0.2:9".to_owned()), 0),
+        (Fault::Redirect(307, "ftp://127.0.0.1".to_owned()), 0),
+        (Fault::Answer(204, broken_page, Vec::new()), 0),
+        (Fault::Close, 0),
+        (Fault::Status(403), 0),
+        (Fault::Flip(50_000), 1),
+    ];
+    for (n, (fault, failures)) in (1..).zip(faults) {
+        registry.script(When::blobs().method("GET"), fault);
+        if let Ok(answer) = larder.api().try_send("GET", &path, &[]) {
+            assert_ne!(answer.status(), 200, "fault {n}: {answer:?}");
+        }
+        larder.wait_counter("larder_fills_total", &[], n);
+        larder.settle();
+        let counted = larder.counter("larder_verify_failures_total", &[]);
+        assert_eq!(counted, failures, "fault {n}: {}", larder.log_text());
+        registry.behave();
+    }
+    larder.get(&path).is_ok_with(&blob.bytes);
+}
+
+#[test]
+fn a_request_whose_client_has_left_is_counted_once() {
+    let (registry, larder, image) = house();
+    let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
+    let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
+    for (n, path) in (1..).zip([&blob, &by_digest, TAG]) {
+        let gate = Gate::new();
+        registry.script(When::any().path(path), Fault::HoldHead(gate.clone()));
+        let connection = larder.api().connect().unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        std::io::Write::write_all(&mut &connection, request.as_bytes()).unwrap();
+        gate.wait_reached(1);
+        drop(connection);
+        let is_its = |line: &Value| line["message"] == "request" && line["path"] == path;
+        let line = larder.wait_for_line("the line of a request that was left", is_its);
+        assert!(line["status"] == 499 || line["complete"] == false, "{line}");
+        gate.open();
+        larder.settle();
+        // Whatever came after the gate has had its time when this one is through.
+        assert_eq!(larder.get("/v2/").status(), 200);
+        assert_eq!(larder.log_lines().iter().filter(|line| is_its(line)).count(), 1, "{path}");
+        assert_eq!(larder.counter("larder_requests_total", &[]), 2 * n, "{path}");
+    }
 }

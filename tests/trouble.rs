@@ -205,6 +205,29 @@ fn a_proxys_login_page_is_no_registry() {
     }
 }
 
+#[test]
+fn a_tag_that_was_never_there_is_asked_for_once() {
+    for policy in ["stale", "miss"] {
+        let house = House::with(|setup| {
+            let setup = setup.set("cache.tag_ttl", "0s").set("cache.negative_ttl", "1h");
+            setup.set("cache.on_upstream_404", policy)
+        });
+        for method in ["GET", "GET", "HEAD", "GET"] {
+            let answer = house.larder.api().send(method, "/v2/library/app/manifests/none", &[]);
+            assert_eq!(answer.status(), 404, "{policy}: {answer:?}");
+        }
+        let asked = house.registry.requests().iter().filter(|seen| seen.path.ends_with("/none")).count();
+        assert_eq!(asked, 1, "{policy}");
+        // One that was there is another matter.
+        house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+        house.registry.untag("library/app", "v1");
+        for _ in 0..2 {
+            let answer = house.larder.get(TAG);
+            assert_eq!(answer.status(), if policy == "stale" { 200 } else { 404 }, "{policy}: {answer:?}");
+        }
+    }
+}
+
 /// What is wrong inside is the operator's to know: clients get what it is, the log says where.
 #[test]
 fn clients_learn_nothing_of_the_inside() {

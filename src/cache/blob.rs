@@ -77,10 +77,18 @@ impl Cache {
                     continue;
                 }
             };
-            match begun(phase, size).await? {
+            match begun(phase.clone()).await? {
                 Begun::Filling(draft) => {
-                    let size = draft.progress().total;
-                    return Ok(Blob { size, source: Some(Source::Filling(draft)), outcome });
+                    let total = draft.progress().total;
+                    match (size, total) {
+                        (Some(size), Some(total)) if size != total && own => {
+                            let reason = format!("it has {total} bytes, its descriptor says {size}");
+                            return Err(CacheError::Mismatch(reason));
+                        }
+                        // Two repositories' descriptors differ: the end of the other one's fill will tell.
+                        (Some(size), Some(total)) if size != total => ended(phase).await?,
+                        _ => return Ok(Blob { size: total, source: Some(Source::Filling(draft)), outcome }),
+                    }
                 }
                 Begun::Stored(entry) => return Ok(stored(entry, outcome)),
                 Begun::Failed(error) if own => return Err(error),
@@ -139,25 +147,25 @@ enum Begun {
 }
 
 /// Waits until a fill has begun to bring bytes, or has ended. A request waits a bounded time; the fill goes on.
-async fn begun(mut phase: watch::Receiver<Phase>, size: Option<u64>) -> Result<Begun, CacheError> {
+async fn begun(mut phase: watch::Receiver<Phase>) -> Result<Begun, CacheError> {
     let waiting = phase.wait_for(|phase| !matches!(phase, Phase::Starting));
     let Ok(phase) = tokio::time::timeout(ANSWER_WITHIN, waiting).await else {
-        return Err(CacheError::Timeout(format!("none within {ANSWER_WITHIN:?}")));
+        return Err(CacheError::too_late(ANSWER_WITHIN));
     };
     Ok(match phase.as_deref() {
-        Ok(Phase::Running(draft)) => {
-            let total = draft.progress().total;
-            if let (Some(size), Some(total)) = (size, total)
-                && size != total
-            {
-                return Err(CacheError::Invalid(format!("it has {total} bytes, its descriptor says {size}")));
-            }
-            Begun::Filling(Arc::clone(draft))
-        }
+        Ok(Phase::Running(draft)) => Begun::Filling(Arc::clone(draft)),
         Ok(Phase::Stored(entry)) => Begun::Stored(entry.clone()),
         Ok(Phase::Failed(error)) => Begun::Failed(error.clone()),
         Ok(Phase::Starting) | Err(_) => Begun::Failed(CacheError::Interrupted),
     })
+}
+
+/// Waits until a fill has ended, in whatever way.
+async fn ended(mut phase: watch::Receiver<Phase>) -> Result<(), CacheError> {
+    let waiting = phase.wait_for(|phase| matches!(phase, Phase::Stored(_) | Phase::Failed(_)));
+    // A fill that is lost has ended too.
+    let ended = tokio::time::timeout(ANSWER_WITHIN, waiting).await.map(drop);
+    ended.map_err(|_| CacheError::too_late(ANSWER_WITHIN))
 }
 
 /// Asks the upstream whether this repository has a blob; a yes is kept as a link.

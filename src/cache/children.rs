@@ -4,7 +4,7 @@
 //! costs more than its bounds.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
@@ -28,11 +28,34 @@ const AT_ONCE: usize = 4;
 
 /// What all walks share.
 #[derive(Debug)]
-pub(super) struct Limits(Semaphore);
+pub(super) struct Limits {
+    turns: Semaphore,
+    /// The indexes below which a walk is under way.
+    walking: Mutex<HashSet<(Repository, Digest)>>,
+}
 
 impl Default for Limits {
     fn default() -> Self {
-        Self(Semaphore::new(AT_ONCE))
+        Self { turns: Semaphore::new(AT_ONCE), walking: Mutex::default() }
+    }
+}
+
+impl Limits {
+    fn walking(&self) -> MutexGuard<'_, HashSet<(Repository, Digest)>> {
+        // Nothing under this lock can panic halfway through a change.
+        self.walking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A walk under way; there is one at a time below an index.
+struct Walk {
+    shared: Arc<Shared>,
+    key: (Repository, Digest),
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        self.shared.children.walking().remove(&self.key);
     }
 }
 
@@ -43,10 +66,14 @@ pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc
     if !shared.prefetch_children || !index || shared.hot.walked.get(&key).is_some() {
         return;
     }
-    let (shared, document) = (Arc::clone(shared), Arc::clone(document));
+    if !shared.children.walking().insert(key.clone()) {
+        return;
+    }
+    let (under_way, document) = (Walk { shared: Arc::clone(shared), key }, Arc::clone(document));
     tokio::spawn(async move {
-        if walk(&shared, &key.0, &document).await {
-            shared.hot.walked.insert(key, ());
+        let Walk { shared, key } = &under_way;
+        if walk(shared, &key.0, &document).await {
+            shared.hot.walked.insert(key.clone(), ());
         }
     });
 }
@@ -74,6 +101,7 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) ->
     let mut waiting = VecDeque::new();
     let mut queued = Queued(&shared.metrics.children_queued, 0);
     let mut bytes = 0;
+    let mut complete = true;
     push_children(&mut waiting, &mut seen, root, 1);
     while let Some((child, depth)) = waiting.pop_front() {
         if bytes > BYTES_MAX {
@@ -88,9 +116,14 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) ->
                     push_children(&mut waiting, &mut seen, &document, depth + 1);
                 }
             }
-            // The upstream does not have it, or sends what is not kept: that is the index's own affair.
-            Err(error @ (CacheError::NotFound | CacheError::Invalid(_) | CacheError::Mismatch(_))) => {
-                tracing::info!(%repository, child = %child.digest, %error, "a child of an index cannot be had");
+            // The upstream does not have it: that is the index's own affair.
+            Err(error @ CacheError::NotFound) => {
+                tracing::info!(%repository, child = %child.digest, %error, "a child of an index is not there");
+            }
+            // What came is not kept; the next time it may be right.
+            Err(error @ (CacheError::Invalid(_) | CacheError::Mismatch(_))) => {
+                tracing::info!(%repository, child = %child.digest, %error, "a child of an index came wrong");
+                complete = false;
             }
             // An upstream in trouble is left alone; the walk begins anew when the tag is next confirmed.
             Err(error) => {
@@ -99,7 +132,7 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) ->
             }
         }
     }
-    true
+    complete
 }
 
 fn push_children(
@@ -132,7 +165,7 @@ async fn obtain(
         .with_jitter();
     let attempt = || async {
         // Held while asking, not while waiting to ask again: one upstream in trouble must not hold up the others.
-        let _turn = shared.children.0.acquire().await.map_err(|_| CacheError::Interrupted)?;
+        let _turn = shared.children.turns.acquire().await.map_err(|_| CacheError::Interrupted)?;
         fetch(shared, repository, &child.digest, child.size, false).await
     };
     let (document, _) = attempt

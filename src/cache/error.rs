@@ -42,6 +42,11 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// Nothing came in time.
+    pub(super) fn too_late(patience: Duration) -> Self {
+        Self::Timeout(format!("none within {patience:?}"))
+    }
+
     /// Whether the upstream could not give a definite answer, so that what is held may be served instead.
     pub fn is_trouble(&self) -> bool {
         !matches!(self, Self::NotFound)

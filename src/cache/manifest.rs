@@ -152,7 +152,7 @@ pub(super) async fn fetch(
     let leader = ticket.leader;
     match tokio::time::timeout(ANSWER_WITHIN, ticket.wait()).await {
         Ok(document) => Ok((document?, leader)),
-        Err(_) => Err(CacheError::Timeout(format!("none within {ANSWER_WITHIN:?}"))),
+        Err(_) => Err(CacheError::too_late(ANSWER_WITHIN)),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
     let patience = if known.is_some() { settings.revalidate_timeout } else { ANSWER_WITHIN };
     let answer = match tokio::time::timeout(patience, ticket.wait()).await {
         Ok(answer) => answer,
-        Err(_) => Err(CacheError::Timeout(format!("none within {patience:?}"))),
+        Err(_) => Err(CacheError::too_late(patience)),
     };
     match (answer, known) {
         (Ok(Resolved { document, outcome }), _) => {

@@ -257,10 +257,15 @@ impl Transfer {
     }
 
     /// The rest of the body, and nothing after it.
-    pub fn finish(mut self) -> Result<Answer, Broken> {
+    pub fn finish(self) -> Result<Answer, Broken> {
+        self.finish_at_pace(|_| ())
+    }
+
+    /// As `finish`; `pace` is told how many bytes have come, and may take its time.
+    pub fn finish_at_pace(mut self, mut pace: impl FnMut(usize)) -> Result<Answer, Broken> {
         let mut body = Vec::with_capacity(self.left.unwrap_or(0).min(1 << 30));
         if self.chunked && !self.bare {
-            body = self.chunks()?;
+            body = self.chunks(pace)?;
         } else {
             loop {
                 let part = self.read(usize::MAX)?;
@@ -268,6 +273,7 @@ impl Transfer {
                     break;
                 }
                 body.extend_from_slice(&part);
+                pace(body.len());
             }
         }
         let more = self.fill(1024)?;
@@ -303,7 +309,7 @@ impl Transfer {
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
-    fn chunks(&mut self) -> Result<Vec<u8>, Broken> {
+    fn chunks(&mut self, mut pace: impl FnMut(usize)) -> Result<Vec<u8>, Broken> {
         let mut body = Vec::new();
         loop {
             let size = usize::from_str_radix(&self.line()?, 16).map_err(|e| Broken(e.to_string()))?;
@@ -314,6 +320,7 @@ impl Transfer {
                     return Err(Broken("ended inside a chunk".to_owned()));
                 }
                 body.extend_from_slice(&part);
+                pace(body.len());
             }
             self.line()?;
             if size == 0 {
