@@ -23,6 +23,9 @@ use crate::upstream::Upstreams;
 /// How often the store's gauges are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(10);
 
+/// How long a client may leave an answer untouched before its connection, and what it holds, is given up.
+const WRITE_PATIENCE: Duration = Duration::from_mins(1);
+
 /// A larder that is listening and has not begun to serve.
 #[derive(Debug)]
 pub struct App {
@@ -42,9 +45,6 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let upstreams =
             Upstreams::build(&config, Arc::clone(&metrics)).context("the upstreams cannot be set up")?;
-        for upstream in upstreams.iter() {
-            metrics.declare_upstream(upstream.name().as_str());
-        }
         let options = config.store.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
         let cache = Cache::new(store.clone(), upstreams, Arc::clone(&metrics), config.prefetch.children);
@@ -72,6 +72,7 @@ impl App {
         let limits = Limits {
             connections: config.server.max_connections,
             head: config.server.header_timeout,
+            write: WRITE_PATIENCE,
             grace: config.server.grace,
         };
         tracing::info!(

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use support::content::DOCKER_MANIFEST;
@@ -98,6 +99,27 @@ fn an_upstream_without_head_or_digest_is_asked_by_get() {
         let new = Image::small(2);
         registry.add_image("library/app", "v1", &new);
         larder.get(TAG).is_ok_with(&new.manifest.bytes);
+    }
+}
+
+#[test]
+fn a_head_that_is_not_done_confirms_nothing() {
+    for status in [405, 501] {
+        let (registry, image) = with_image();
+        registry.add_image("library/granted", "v1", &image);
+        registry.add_image("library/other", "v1", &Image::small(2));
+        registry.script(When::manifests().method("HEAD"), Fault::Status(status));
+        let larder = Larder::before(&registry);
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.settle();
+        let ask = |name: &str| larder.get(&format!("/v2/library/{name}/manifests/{}", image.manifest.digest));
+        ask("other").is_error(404, "MANIFEST_UNKNOWN");
+        ask("granted").is_ok_with(&image.manifest.bytes);
+
+        let lie = Arc::new(b"something else".to_vec());
+        registry.add_image("library/lied", "v1", &image);
+        registry.script(When::manifests().method("GET"), Fault::Other(lie));
+        ask("lied").is_error(502, "UNAVAILABLE");
     }
 }
 

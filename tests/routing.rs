@@ -60,6 +60,12 @@ fn a_prefix_names_the_upstream_in_both_places() {
     for path in ["/v2/ghcr.io/org/app/manifests/v1", "/ghcr.io/v2/org/app/manifests/v1"] {
         house.larder.get(path).is_ok_with(&house.ghcr_image.manifest.bytes);
     }
+    // What says yes to a ping has the content too, whatever it is called by.
+    house.larder.get("/ghcr.mirror.test/v2/").is_ok_with(b"{}");
+    house
+        .larder
+        .get("/ghcr.mirror.test/v2/org/app/manifests/v1")
+        .is_ok_with(&house.ghcr_image.manifest.bytes);
     for path in ["/v2/docker.io/org/app/manifests/v1", "/docker.io/v2/org/app/manifests/v1"] {
         house.larder.get(path).is_ok_with(&house.hub_image.manifest.bytes);
     }

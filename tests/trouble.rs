@@ -7,7 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::house::{House, TAG, is_trouble};
-use support::{Auth, Fault, Gate, When, eventually};
+use support::{Auth, Fault, Gate, Registry, Setup, When, eventually};
 
 #[test]
 fn a_tag_is_served_stale_after_a_restart() {
@@ -225,5 +225,33 @@ fn a_tag_that_was_never_there_is_asked_for_once() {
             let answer = house.larder.get(TAG);
             assert_eq!(answer.status(), if policy == "stale" { 200 } else { 404 }, "{policy}: {answer:?}");
         }
+    }
+}
+
+/// What is wrong inside is the operator's to know: clients get what it is, the log says where.
+#[test]
+fn clients_learn_nothing_of_the_inside() {
+    let registry = Registry::start();
+    registry.script(
+        When::any(),
+        Fault::Answer(401, vec![("WWW-Authenticate".into(), "Basic realm=\"x\"".into())], Vec::new()),
+    );
+    let setup = Setup::with(&registry);
+    let (password, layout) = (setup.write("password", "hush"), setup.folder().join("no-layout"));
+    let larder = setup
+        .upstream_set("docker.io", "username", "somebody")
+        .upstream_set("docker.io", "password_file", password.to_str().unwrap())
+        .upstream_set("layout.test", "endpoints", vec![format!("oci://{}", layout.display())])
+        .start();
+    std::fs::remove_file(&password).unwrap();
+    for (path, place) in
+        [("/v2/org/app/manifests/v1", &password), ("/v2/layout.test/org/app/manifests/v1", &layout)]
+    {
+        let place = place.to_str().unwrap();
+        let answer = larder.get(path);
+        assert!(is_trouble(answer.status()), "{answer:?}");
+        let said = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(said.contains("the log says") && !said.contains(place), "{said}");
+        larder.wait_for_line(place, |line| line.to_string().contains(place));
     }
 }

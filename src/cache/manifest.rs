@@ -98,7 +98,16 @@ pub(super) async fn confirm(
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
-    match upstream.head_manifest(&repository.name, &Reference::Digest(*digest), CANONICAL_ACCEPT).await {
+    let reference = Reference::Digest(*digest);
+    let confirmed = match upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+        // An upstream that does not do HEAD has confirmed nothing.
+        Ok(None) => match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+            Ok(answer) => return check(shared, repository, &answer, digest, None),
+            Err(error) => Err(error),
+        },
+        answered => answered,
+    };
+    match confirmed {
         Ok(_) => Ok(()),
         Err(error) => Err(remember(shared, repository, wanted, error.into())),
     }

@@ -129,13 +129,13 @@ async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Resul
             return Ok(Resolved { document, outcome: Outcome::Revalidated });
         }
         let head = upstream.head_manifest(&key.repository.name, &reference, accept).await?;
-        if head.digest == Some(known.fact.digest) {
+        announced = head.and_then(|head| head.digest);
+        if announced == Some(known.fact.digest) {
             let fact = TagFact { checked_at: now(), ..known.fact };
             put_tag(shared, key, fact).await;
             children::seek(shared, &key.repository, &known.document);
             return Ok(Resolved { document: Arc::clone(&known.document), outcome: Outcome::Revalidated });
         }
-        announced = head.digest;
     }
     let document = fetch_by_tag(shared, key, &upstream, accept, announced).await?;
     let unchanged = known.is_some_and(|known| known.fact.digest == document.digest);

@@ -32,7 +32,7 @@ async fn play(stay: bool) -> anyhow::Result<()> {
         .tempdir()
         .context("the demonstration needs a temporary folder")?;
     let layout = folder.path().join("upstream");
-    let index = image::write(&layout, TAG)?;
+    let index = image::write(&layout, &format!("{REPOSITORY}:{TAG}"))?;
     let config = config(folder.path(), &layout)?;
     app::init_log(&config.log)?;
     let app = App::build(config).await?;

@@ -1,7 +1,8 @@
 //! Every setting there is, one documented struct per section, with its default.
 //!
-//! The schema knows every key from the first day. A value that asks for a feature that is not there yet is
-//! refused by `validate`, never ignored.
+//! The schema knows every key from the first day. A value that asks for a feature that is not there yet is refused by
+//! `validate`. Two keys are accepted although nothing enforces them yet, because their defaults already ask for
+//! something: `store.max_size` and `store.min_free`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -112,10 +113,10 @@ pub struct Store {
     pub path: PathBuf,
     /// Where the bytes of blobs live.
     pub blobs: BlobStore,
-    /// Upper bound for bytes on disk.
+    /// Upper bound for bytes on disk; not enforced yet.
     #[serde(serialize_with = "exact_size")]
     pub max_size: ByteSize,
-    /// How much of the disk is left free.
+    /// How much of the disk is left free; not enforced yet.
     #[serde(serialize_with = "exact_size")]
     pub min_free: ByteSize,
     /// Memory for sled's page cache.

@@ -139,7 +139,7 @@ impl Document {
 
     fn check_keys(&self) -> Result<(), ManifestError> {
         for known in DECISIVE {
-            let mut spellings = self.0.iter().filter(|(key, _)| key.eq_ignore_ascii_case(known));
+            let mut spellings = self.0.iter().filter(|(key, _)| same_to_go(key, known));
             match (spellings.next(), spellings.next()) {
                 (Some(_), Some(_)) => {
                     return Err(ManifestError::Ambiguous(format!("the key `{known}` stands in it twice")));
@@ -178,6 +178,11 @@ impl Document {
             Some(Kind::Schema1) => return Err(ManifestError::Schema1),
             Some(Kind::Image) => clash(&["manifests", "fsLayers"]),
             Some(Kind::Index) => clash(&["config", "layers", "fsLayers"]),
+            None if is_generic(&named) => {
+                return Err(ManifestError::Ambiguous(format!(
+                    "its `mediaType` is {named}, which is no manifest's type"
+                )));
+            }
             None => match header {
                 // A type of nobody's list is opaque: kept if header and body tell the same story.
                 Some(header) if !is_generic(&header) && header != named => {
@@ -224,12 +229,28 @@ impl Document {
     }
 }
 
-/// Types that say nothing about a manifest.
+/// Whether Go's JSON decoder takes one key for the other. It folds case as Unicode does, and two characters outside
+/// ASCII have their lower case in it.
+fn same_to_go(key: &str, known: &str) -> bool {
+    let folded = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    key.chars().map(folded).eq(known.chars().map(folded))
+}
+
+/// Types that say nothing about a manifest. None but an `application/*` is one, and served under `text/html` or its
+/// like a document could do harm in a browser.
 fn is_generic(media_type: &MediaType) -> bool {
-    matches!(
-        media_type.as_str().to_ascii_lowercase().as_str(),
-        "application/json" | "application/octet-stream" | "binary/octet-stream" | "text/plain" | "text/html"
-    )
+    let text = media_type.as_str().to_ascii_lowercase();
+    match text.strip_prefix("application/") {
+        None => true,
+        Some(subtype) => matches!(
+            subtype,
+            "json" | "octet-stream" | "x-octet-stream" | "xml" | "xhtml+xml" | "javascript" | "x-javascript"
+        ),
+    }
 }
 
 /// Reads a descriptor; one whose digest cannot be verified here points at nothing that could be served.
@@ -298,6 +319,47 @@ mod tests {
         refused(&format!(r#"{{"mediaType":"{OCI_INDEX}","mediaType":"{OCI_MANIFEST}"}}"#));
         refused(&format!(r#"{{"MediaType":"{OCI_INDEX}","manifests":[]}}"#));
         refused(r#"{"mediaType":7}"#);
+    }
+
+    #[test]
+    fn what_go_folds_is_another_spelling() {
+        for twin in [
+            "layer\u{17f}",
+            "\u{17f}ubject",
+            "LAYER\u{17f}",
+            r"layer\u017f",
+            "artifactType\":1,\"ARTIFACTTYPE",
+        ] {
+            let body = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"{twin}":[{{}}]}}"#);
+            assert!(matches!(type_of(&body, None), Err(ManifestError::Ambiguous(_))), "{body}");
+        }
+        assert!(same_to_go("\u{212a}ey", "key"));
+        // German's sharp s folds to itself alone.
+        let body = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"layerß":[{{}}]}}"#);
+        assert_eq!(type_of(&body, None).as_deref(), Ok(OCI_INDEX));
+    }
+
+    #[test]
+    fn a_type_that_is_no_manifests_is_never_served() {
+        for named in [
+            "application/json",
+            "Application/JSON",
+            "application/octet-stream",
+            "binary/octet-stream",
+            "application/xhtml+xml",
+            "text/html",
+            "text/vnd.example",
+            "image/svg+xml",
+        ] {
+            let body = format!(r#"{{"mediaType":"{named}","manifests":[]}}"#);
+            for header in [None, Some(named), Some(OCI_INDEX)] {
+                let refused = type_of(&body, header);
+                assert!(
+                    matches!(&refused, Err(ManifestError::Ambiguous(text)) if text.contains(named)),
+                    "{header:?}: {refused:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Sockets: accepts connections, speaks HTTP/1.1 on them, bounds them, and lets them finish. Knows no registry.
 
+mod stalled;
+
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
@@ -17,6 +19,8 @@ use prometheus::IntGauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use stalled::Stalled;
+
 /// Bounds of one port.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -24,12 +28,15 @@ pub struct Limits {
     pub connections: usize,
     /// How long a client may take over a request's head, and sit idle between requests.
     pub head: Duration,
+    /// How long a client may take none of an answer's bytes.
+    pub write: Duration,
     /// How long running answers may go on once the port closes.
     pub grace: Duration,
 }
 
-/// The largest request head: names and references are short, cookies and tokens are nobody's here.
-const HEAD_MAX: usize = 64 << 10;
+/// The largest request head, and about as much of an answer is gathered for one write: hyper has one number for both,
+/// and with a smaller one large blobs would go out in more and smaller writes.
+const BUFFER: usize = 400 << 10;
 
 /// Serves connections until `stop` turns true, then lets running answers finish within the grace period.
 ///
@@ -50,7 +57,7 @@ where
     let places = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD_MAX.max(400 << 10));
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(BUFFER);
     loop {
         let stream = tokio::select! {
             // Only the sender's end, or true, can end this wait; both mean stop.
@@ -63,7 +70,8 @@ where
             let answered = answer(request);
             async move { Ok::<_, Infallible>(answered.await) }
         });
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        let connection = graceful
+            .watch(builder.serve_connection(TokioIo::new(Stalled::new(stream, limits.write)), service));
         let open = open.clone();
         tokio::spawn(async move {
             if let Some(open) = &open {
@@ -102,5 +110,54 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body::Frame;
+    use std::pin::Pin;
+    use std::sync::Mutex;
+    use std::task::{Context, Poll};
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::sync::oneshot;
+
+    /// A body without an end that tells when it is dropped.
+    struct Endless(#[expect(dead_code, reason = "its drop is the message")] oneshot::Sender<()>);
+
+    impl http_body::Body for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 16 * 1024])))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_reading_loses_its_place() {
+        let patient = Duration::from_mins(10);
+        let limits =
+            Limits { connections: 1, head: patient, write: Duration::from_millis(50), grace: patient };
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (stop, stopped) = watch::channel(false);
+        let (held, dropped) = oneshot::channel();
+        let held = Arc::new(Mutex::new(Some(held)));
+        let server = tokio::spawn(serve(listener, limits, None, stopped, move |_| {
+            let held = held.lock().expect("no panic").take().expect("one request");
+            async move { Response::new(Endless(held)) }
+        }));
+        let mut client = TcpStream::connect(address).await.expect("a connection");
+        client.write_all(b"GET / HTTP/1.1\r\nHost: larder\r\n\r\n").await.expect("sent");
+        let given_up = tokio::time::timeout(Duration::from_secs(30), dropped).await;
+        assert!(given_up.expect("the answer is given up").is_err());
+        stop.send_replace(true);
+        assert!(server.await.expect("no panic"), "nothing is left that the end would have to wait for");
+        drop(client);
     }
 }

@@ -43,7 +43,7 @@ impl Policy {
         if self.allow_private || !is_private(literal) || url.host().is_some_and(|host| self.is_own(&host)) {
             Ok(())
         } else {
-            refuse(PrivateAddress(url.host_str().unwrap_or_default().to_owned()).to_string())
+            refuse(PrivateAddress::of(url.host_str().unwrap_or_default()).to_string())
         }
     }
 
@@ -59,15 +59,19 @@ impl Policy {
 
 /// A name from outside that leads inside.
 #[derive(Debug)]
-pub(super) struct PrivateAddress(String);
+pub(super) struct PrivateAddress;
+
+impl PrivateAddress {
+    /// The place goes into the log alone: who asks for an image has no need to know what the inside is called.
+    fn of(place: &str) -> Self {
+        tracing::warn!(place, "a redirect or a token realm leads to a private address");
+        Self
+    }
+}
 
 impl fmt::Display for PrivateAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "it leads to `{}`, a private address; set allow_private on the upstream to permit it",
-            self.0
-        )
+        f.write_str("it leads to a private address; set allow_private on the upstream to permit it")
     }
 }
 
@@ -86,7 +90,7 @@ impl Resolve for Resolver {
             let permitted: Vec<SocketAddr> =
                 found.filter(|address| free || !is_private(address.ip())).collect();
             if permitted.is_empty() && !free {
-                return Err(PrivateAddress(name.as_str().to_owned()).into());
+                return Err(PrivateAddress::of(name.as_str()).into());
             }
             Ok(Box::new(permitted.into_iter()) as Addrs)
         })

@@ -18,7 +18,7 @@ use url::Url;
 
 use super::challenge::{self, Challenge};
 use super::error::UpstreamError;
-use super::exchange::{Link, judge};
+use super::exchange::{Link, judge, translate};
 use super::realm::may_see_credentials;
 use crate::oci::Name;
 
@@ -235,7 +235,7 @@ impl Auth {
             let chunk = tokio::time::timeout_at(deadline, response.chunk())
                 .await
                 .map_err(|_| UpstreamError::Timeout("the token service".to_owned()))?
-                .map_err(super::exchange::translate)?;
+                .map_err(|error| translate(&self.link.upstream, error))?;
             let Some(chunk) = chunk else { break };
             if body.len() + chunk.len() > ANSWER_MAX {
                 return Err(UpstreamError::Invalid(format!(
@@ -259,7 +259,8 @@ impl Auth {
             .map_err(std::io::Error::other)
             .and_then(|read| read)
             .map_err(|error| {
-                UpstreamError::Local(format!("password_file {} cannot be read: {error}", path.display()))
+                tracing::warn!(upstream = %self.link.upstream, path = %path.display(), %error, "password_file cannot be read");
+                UpstreamError::Local("its password_file cannot be read; the log says why".to_owned())
             })?;
         let password = password.strip_suffix(b"\n").unwrap_or(&password);
         let password = password.strip_suffix(b"\r").unwrap_or(password);

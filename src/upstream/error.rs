@@ -1,20 +1,12 @@
-//! What can go wrong between larder and a registry, by meaning: whose fault it is, and whether asking again can help.
+//! What can go wrong between larder and a registry, by meaning.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Who has to act for the next request to succeed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The client asked for something that is not there.
-    Client,
-    /// The upstream or the way to it.
-    Upstream,
-    /// larder itself, its configuration or its machine.
-    Larder,
-}
-
-/// Why an upstream gave nothing that can be used. Texts hold no secrets and no query strings.
+/// Why an upstream gave nothing that can be used.
+///
+/// The texts reach clients: what is wrong and what helps, but no local path, no address, no URL and no secret. What
+/// only the operator may know is logged where the error arises.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
     /// A definite "not there".
@@ -56,48 +48,6 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// Whether the same request may succeed later without anybody changing anything.
-    pub fn retryable(&self) -> bool {
-        match self {
-            Self::RateLimited { .. } | Self::Timeout(_) | Self::Unreachable(_) | Self::Interrupted(_) => true,
-            Self::Status(status) => matches!(status, 408 | 425 | 500..),
-            Self::NotFound
-            | Self::Denied { .. }
-            | Self::Invalid(_)
-            | Self::RangeNotSatisfiable
-            | Self::Local(_) => false,
-        }
-    }
-
-    /// Who has to act.
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::NotFound | Self::Denied { .. } | Self::RangeNotSatisfiable => Fault::Client,
-            Self::Local(_) => Fault::Larder,
-            Self::RateLimited { .. }
-            | Self::Timeout(_)
-            | Self::Unreachable(_)
-            | Self::Status(_)
-            | Self::Invalid(_)
-            | Self::Interrupted(_) => Fault::Upstream,
-        }
-    }
-
-    /// Whether this tells nothing about the content, so that a copy may be served in its place.
-    ///
-    /// Only "not there" and "no such range" are answers; everything else is the lack of one.
-    pub fn is_trouble(&self) -> bool {
-        !matches!(self, Self::NotFound | Self::RangeNotSatisfiable)
-    }
-
-    /// How long the upstream wants to be left alone.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::RateLimited { retry_after } => *retry_after,
-            _ => None,
-        }
-    }
-
     /// Whether a second attempt at once, within the same request, is worth its delay.
     pub(super) fn transient(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Status(500 | 502 | 503 | 504))
@@ -151,19 +101,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_definite_answers_are_no_trouble() {
-        assert!(!UpstreamError::NotFound.is_trouble());
-        assert!(!UpstreamError::RangeNotSatisfiable.is_trouble());
-        assert!(UpstreamError::Denied { status: 401 }.is_trouble());
-        assert!(UpstreamError::Status(500).is_trouble());
-        assert!(UpstreamError::RateLimited { retry_after: None }.is_trouble());
-    }
-
-    #[test]
-    fn a_quota_is_waited_for_and_not_hammered() {
-        let error = UpstreamError::RateLimited { retry_after: Some(Duration::from_secs(7)) };
-        assert!(error.retryable() && !error.transient());
-        assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
+    fn a_quota_is_not_hammered() {
+        assert!(!UpstreamError::RateLimited { retry_after: None }.transient());
         assert!(!UpstreamError::Timeout(String::new()).transient());
+        assert!(UpstreamError::Status(503).transient());
     }
 }

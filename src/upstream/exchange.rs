@@ -1,6 +1,7 @@
 //! One request to a registry and what it takes to have it answered: challenges, redirects, repetitions, counting.
 
-use std::error::Error as _;
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -44,10 +45,16 @@ impl Link {
     ) -> Result<Response, UpstreamError> {
         let started = Instant::now();
         let limit = deadline.min(started + self.timeouts.head);
-        let result = match tokio::time::timeout_at(limit, request.send()).await {
-            Ok(result) => result.map_err(translate),
-            Err(_) => Err(UpstreamError::Timeout(format!("{method} {}", url.path()))),
-        };
+        let answered = tokio::time::timeout_at(limit, request.send()).await;
+        let result = answered.map_or_else(
+            |_| {
+                // The place that a redirect led to is nothing for clients.
+                let (host, path) = (url.host_str(), url.path());
+                tracing::warn!(upstream = %self.upstream, method, host, path, "no answer in time");
+                Err(UpstreamError::Timeout(format!("nothing came back for {method}")))
+            },
+            |answer| answer.map_err(|error| translate(&self.upstream, error)),
+        );
         let took = started.elapsed();
         tracing::debug!(
             upstream = %self.upstream,
@@ -179,36 +186,63 @@ pub(super) fn judge(response: &Response) -> Result<(), UpstreamError> {
     }
 }
 
-/// The meaning of the HTTP client's error before an answer's head. Its URL may be a signed one and is left out.
-pub(super) fn translate(error: reqwest::Error) -> UpstreamError {
+/// The meaning of the HTTP client's error before an answer's head. Clients are told of what kind it is; what names
+/// addresses and hosts is for the log, and its URL, which may be a signed one, for nobody.
+pub(super) fn translate(upstream: &UpstreamName, error: reqwest::Error) -> UpstreamError {
     let error = error.without_url();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(private) = cause.downcast_ref::<PrivateAddress>() {
-            return UpstreamError::Invalid(private.to_string());
-        }
-        source = cause.source();
-    }
-    let reason = causes(&error);
-    if error.is_builder() {
-        UpstreamError::Local(reason)
+    tracing::warn!(%upstream, error = causes(&error), "the upstream could not be asked");
+    if let Some(private) = chain(&error).find_map(|cause| cause.downcast_ref::<PrivateAddress>()) {
+        UpstreamError::Invalid(private.to_string())
+    } else if error.is_builder() {
+        UpstreamError::Local("the request cannot be made; the log says why".to_owned())
     } else if error.is_timeout() {
-        UpstreamError::Timeout(reason)
+        UpstreamError::Timeout("no connection came about".to_owned())
     } else {
-        UpstreamError::Unreachable(reason)
+        UpstreamError::Unreachable(kind(&error).to_owned())
     }
+}
+
+/// What kept a request from being answered, without a word of where.
+fn kind(error: &reqwest::Error) -> &'static str {
+    let by_cause = chain(error).find_map(|cause| match tls(cause) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            Some("its certificate is not trusted; if it should be, name its authority in ca_file")
+        }
+        Some(_) => Some("TLS could not be agreed on"),
+        None => match cause.downcast_ref::<io::Error>()?.kind() {
+            ErrorKind::ConnectionRefused => Some("the connection was refused"),
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Some("there is no route to it"),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
+                Some("the connection broke before there was an answer")
+            }
+            _ => None,
+        },
+    });
+    by_cause.unwrap_or(if error.is_connect() {
+        "no connection came about; the log says why"
+    } else {
+        "the connection broke before there was an answer"
+    })
+}
+
+/// An error's causes, the nearest one first.
+fn chain<'e>(error: &'e reqwest::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
+}
+
+/// What TLS says, also from inside an I/O error, which keeps it from the chain.
+fn tls<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    cause.downcast_ref().or_else(|| tls(cause.downcast_ref::<io::Error>()?.get_ref()?))
 }
 
 /// An error's causes on one line, without the HTTP client's own framing where there is anything below it.
 pub(super) fn causes(error: &reqwest::Error) -> String {
     let mut texts: Vec<String> = Vec::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
+    for cause in chain(error) {
         let text = cause.to_string();
         if texts.last().is_none_or(|last| !last.contains(&text)) {
             texts.push(text);
         }
-        source = cause.source();
     }
     if texts.is_empty() { error.to_string() } else { texts.join(": ") }
 }

@@ -1,5 +1,9 @@
 //! An OCI image layout folder in the place of a registry (image-spec, image-layout.md).
 //!
+//! Tools name a descriptor by a bare tag, by `repository:tag` or by a whole reference. A bare tag says nothing of its
+//! repository, so it counts only in a folder that is one repository's own, `ROOT/NAME`; in a layout at the root, which
+//! all repositories share, it would put any image under any name.
+//!
 //! Paths are made of parsed names and digests only. Files are read off the async threads, blobs piece by piece.
 
 use std::fs::File;
@@ -23,6 +27,8 @@ const CHUNK: u64 = 256 * 1024;
 const INDEX_MAX: u64 = 16 * 1024 * 1024;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const IMAGE_NAME: &str = "io.containerd.image.name";
+/// The one registry whose official images go by a shorter name.
+const DOCKER_HUB: &str = "docker.io";
 
 /// A folder of images.
 #[derive(Clone, Debug)]
@@ -35,6 +41,7 @@ pub(super) struct Layout {
 /// An opened blob or manifest.
 struct Found {
     file: File,
+    path: PathBuf,
     size: u64,
     digest: Digest,
     content_type: Option<String>,
@@ -71,7 +78,10 @@ impl Layout {
             let mut body = Vec::new();
             // The file may have grown since it was measured.
             let limit = MANIFEST_MAX as u64;
-            (&mut found.file).take(limit).read_to_end(&mut body).map_err(|error| local(&error))?;
+            (&mut found.file)
+                .take(limit)
+                .read_to_end(&mut body)
+                .map_err(|error| local(&found.path, &error))?;
             layout.metrics.fetched(layout.upstream.as_str(), "manifest", body.len() as u64);
             Ok(Document { body: body.into(), content_type: found.content_type, digest: Some(found.digest) })
         })
@@ -80,7 +90,7 @@ impl Layout {
 
     pub(super) async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<u64, UpstreamError> {
         let (name, digest) = (name.clone(), *digest);
-        self.run("HEAD", move |layout| Ok(open(&layout.folder(&name)?, digest, None)?.size)).await
+        self.run("HEAD", move |layout| Ok(open(&layout.folder(&name)?.path, digest, None)?.size)).await
     }
 
     /// The blob's length, and its bytes between `from` and `to`.
@@ -93,14 +103,15 @@ impl Layout {
     ) -> Result<(u64, Body), UpstreamError> {
         let (name, digest) = (name.clone(), *digest);
         self.run("GET", move |layout| {
-            let found = open(&layout.folder(&name)?, digest, None)?;
+            let found = open(&layout.folder(&name)?.path, digest, None)?;
             let ranged = from > 0 || to.is_some();
             if ranged && (from >= found.size || to.is_some_and(|to| to < from)) {
                 return Err(UpstreamError::RangeNotSatisfiable);
             }
             let end = to.map_or(found.size, |to| to.saturating_add(1).min(found.size));
             let (upstream, metrics) = (layout.upstream.clone(), Arc::clone(&layout.metrics));
-            Ok((found.size, Body { file: Arc::new(found.file), at: from, end, upstream, metrics }))
+            let (file, path) = (Arc::new(found.file), found.path.into());
+            Ok((found.size, Body { file, path, at: from, end, upstream, metrics }))
         })
         .await
     }
@@ -134,86 +145,108 @@ impl Layout {
     }
 
     /// The layout that a repository is in: its own folder below the root, or the root.
-    fn folder(&self, name: &Name) -> Result<PathBuf, UpstreamError> {
+    fn folder(&self, name: &Name) -> Result<Folder, UpstreamError> {
         if !self.root.is_dir() {
-            return Err(UpstreamError::Unreachable(format!("{} is no folder", self.root.display())));
+            tracing::warn!(upstream = %self.upstream, folder = %self.root.display(), "the layout's folder is not there");
+            return Err(UpstreamError::Unreachable("its folder is not there; the log says which".to_owned()));
         }
-        let own = self.root.join(name.as_str());
-        Ok(if own.join("index.json").is_file() { own } else { self.root.clone() })
+        let path = self.root.join(name.as_str());
+        let own = path.join("index.json").is_file();
+        Ok(Folder { path: if own { path } else { self.root.clone() }, own })
     }
 
     fn find(&self, name: &Name, reference: &Reference) -> Result<Found, UpstreamError> {
         let folder = self.folder(name)?;
-        let index = read_index(&folder.join("index.json"))?;
+        let index = read_index(&folder.path.join("index.json"))?;
         let descriptors = index.as_ref().map_or(&[][..], |index| index.manifests().as_slice());
         match reference {
             Reference::Tag(tag) => {
-                let descriptor = descriptors.iter().find(|it| self.is_named(it, name, tag));
+                let mut descriptor = descriptors.iter().find(|it| self.is_named(it, name, tag));
+                if folder.own && descriptor.is_none() {
+                    descriptor = descriptors.iter().find(|it| annotation(it, REF_NAME) == Some(tag.as_str()));
+                }
                 let descriptor = descriptor.ok_or(UpstreamError::NotFound)?;
                 let digest = descriptor.digest().to_string().parse().map_err(|error| {
                     UpstreamError::Invalid(format!(
                         "index.json names a digest for {name}:{tag} that is none: {error}"
                     ))
                 })?;
-                open(&folder, digest, Some(descriptor))
+                open(&folder.path, digest, Some(descriptor))
             }
             Reference::Digest(digest) => {
                 let text = digest.to_string();
                 let descriptor = descriptors.iter().find(|it| it.digest().to_string() == text);
-                open(&folder, *digest, descriptor)
+                open(&folder.path, *digest, descriptor)
             }
         }
     }
 
-    /// Tools write a bare tag, a name with its tag, or a whole reference into a descriptor's annotations.
+    /// Whether a descriptor bears the name of just this repository, with the tag.
     fn is_named(&self, descriptor: &Descriptor, name: &Name, tag: &Tag) -> bool {
-        let Some(annotations) = descriptor.annotations() else { return false };
-        let short = format!("{name}:{tag}");
-        let full = format!("{}/{short}", self.upstream);
-        annotations
-            .get(REF_NAME)
-            .is_some_and(|value| value == tag.as_str() || *value == short || *value == full)
-            || annotations.get(IMAGE_NAME).is_some_and(|value| *value == full)
+        let is = |text: &str| {
+            let text =
+                text.strip_prefix(self.upstream.as_str()).and_then(|it| it.strip_prefix('/')).unwrap_or(text);
+            let Some((found, found_tag)) = text.rsplit_once(':') else { return false };
+            let official = || {
+                self.upstream.as_str() == DOCKER_HUB && name.as_str().strip_prefix("library/") == Some(found)
+            };
+            found_tag == tag.as_str() && (found == name.as_str() || official())
+        };
+        annotation(descriptor, REF_NAME).is_some_and(is)
+            // containerd's is always a whole reference.
+            || annotation(descriptor, IMAGE_NAME).is_some_and(|text| *text == format!("{}/{name}:{tag}", self.upstream))
     }
+}
+
+/// Where a repository's layout is.
+struct Folder {
+    path: PathBuf,
+    /// Whether it is that repository's alone.
+    own: bool,
+}
+
+fn annotation<'d>(descriptor: &'d Descriptor, key: &str) -> Option<&'d str> {
+    descriptor.annotations().as_ref()?.get(key).map(String::as_str)
 }
 
 fn open(folder: &Path, digest: Digest, descriptor: Option<&Descriptor>) -> Result<Found, UpstreamError> {
     let path = folder.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
-    let file = File::open(path).map_err(|error| missing_or(&error))?;
-    let metadata = file.metadata().map_err(|error| local(&error))?;
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Err(UpstreamError::NotFound);
+        }
+        Err(error) => return Err(local(&path, &error)),
+    };
+    let metadata = file.metadata().map_err(|error| local(&path, &error))?;
     if !metadata.is_file() {
         return Err(UpstreamError::NotFound);
     }
     let content_type = descriptor.map(|descriptor| descriptor.media_type().to_string());
-    Ok(Found { file, size: metadata.len(), digest, content_type })
+    Ok(Found { file, path, size: metadata.len(), digest, content_type })
 }
 
 fn read_index(path: &Path) -> Result<Option<ImageIndex>, UpstreamError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(local(&error)),
+        Err(error) => return Err(local(path, &error)),
     };
     let mut text = Vec::new();
-    file.take(INDEX_MAX + 1).read_to_end(&mut text).map_err(|error| local(&error))?;
+    file.take(INDEX_MAX + 1).read_to_end(&mut text).map_err(|error| local(path, &error))?;
     if text.len() as u64 > INDEX_MAX {
         return Err(UpstreamError::Invalid(format!("its index.json is larger than {INDEX_MAX} bytes")));
     }
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|error| UpstreamError::Invalid(format!("its index.json is no image index: {error}")))
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        tracing::warn!(path = %path.display(), %error, "an index.json is no image index");
+        UpstreamError::Invalid("its index.json is no image index".to_owned())
+    })
 }
 
-fn local(error: &io::Error) -> UpstreamError {
-    UpstreamError::Local(format!("the layout folder cannot be read: {error}"))
-}
-
-fn missing_or(error: &io::Error) -> UpstreamError {
-    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) {
-        UpstreamError::NotFound
-    } else {
-        local(error)
-    }
+/// Where things are on this machine, and what is wrong with them there, is for the log.
+fn local(path: &Path, error: &io::Error) -> UpstreamError {
+    tracing::warn!(path = %path.display(), %error, "a file of the layout cannot be read");
+    UpstreamError::Local("a file of its layout cannot be read; the log says which".to_owned())
 }
 
 async fn blocking<T: Send + 'static>(
@@ -221,7 +254,10 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, UpstreamError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(UpstreamError::Local(format!("reading the layout was given up: {error}"))),
+        Err(error) => {
+            tracing::warn!(%error, "reading the layout was given up");
+            Err(UpstreamError::Local("reading its layout was given up".to_owned()))
+        }
     }
 }
 
@@ -229,6 +265,7 @@ async fn blocking<T: Send + 'static>(
 #[derive(Debug)]
 pub(super) struct Body {
     file: Arc<File>,
+    path: Arc<Path>,
     at: u64,
     end: u64,
     upstream: UpstreamName,
@@ -241,11 +278,11 @@ impl Body {
         if left == 0 {
             return Ok(None);
         }
-        let (file, at) = (Arc::clone(&self.file), self.at);
+        let (file, path, at) = (Arc::clone(&self.file), Arc::clone(&self.path), self.at);
         let size = usize::try_from(left.min(CHUNK)).unwrap_or(usize::MAX);
         let chunk = blocking(move || {
             let mut chunk = vec![0; size];
-            let read = file.read_at(&mut chunk, at).map_err(|error| local(&error))?;
+            let read = file.read_at(&mut chunk, at).map_err(|error| local(&path, &error))?;
             chunk.truncate(read);
             Ok(chunk)
         })

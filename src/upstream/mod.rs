@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use error::{BuildError, Fault, UpstreamError};
+pub use error::{BuildError, UpstreamError};
 pub use router::{RouteError, Router};
 
 use crate::config::Config;
@@ -42,10 +42,10 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For the head of one answer.
     pub head: Duration,
-    /// For all it takes to get the head of the final answer: tokens, redirects and repetitions. Clients in the
-    /// field wait without a limit of their own, so it stays below ten seconds.
+    /// For all it takes to get the head of the final answer: a free connection, tokens, redirects and repetitions.
+    /// Clients in the field wait without a limit of their own, so it stays below ten seconds.
     pub total: Duration,
-    /// Between two pieces of a body.
+    /// Between two pieces of a blob, and for the whole body of a manifest.
     pub idle: Duration,
 }
 
@@ -171,16 +171,17 @@ impl Upstream {
         &self.settings
     }
 
-    /// Asks what a reference stands for. Where the upstream cannot say so to a HEAD, the digest is `None`.
+    /// Asks what a reference stands for. `None` is no answer at all: this upstream does not do HEAD, and whether it
+    /// has the manifest only a GET can tell.
     pub async fn head_manifest(
         &self,
         name: &Name,
         reference: &Reference,
         accept: &str,
-    ) -> Result<Head, UpstreamError> {
+    ) -> Result<Option<Head>, UpstreamError> {
         match &self.endpoint {
             Endpoint::Remote(remote) => remote.head_manifest(name, reference, accept).await,
-            Endpoint::Layout(layout) => layout.head_manifest(name, reference).await,
+            Endpoint::Layout(layout) => layout.head_manifest(name, reference).await.map(Some),
         }
     }
 

@@ -85,17 +85,17 @@ impl Remote {
         name: &Name,
         reference: &Reference,
         accept: &str,
-    ) -> Result<Head, UpstreamError> {
+    ) -> Result<Option<Head>, UpstreamError> {
         let deadline = Instant::now() + self.link.timeouts.total;
         let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::HEAD, name, "manifests", reference, Some(accept))?;
         match call.send(&self.link, &self.auth, deadline).await {
             Ok(response) => {
                 check_encoding(response.headers())?;
-                Ok(head(response.headers()))
+                Ok(Some(head(response.headers())))
             }
-            // Registries that cannot do HEAD exist; the document itself has to be asked for then.
-            Err(UpstreamError::Status(405 | 501)) => Ok(Head::default()),
+            // Registries that cannot do HEAD exist; that says nothing about the manifest.
+            Err(UpstreamError::Status(405 | 501)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -155,9 +155,8 @@ impl Remote {
         from: u64,
         to: Option<u64>,
     ) -> Result<(u64, Option<u64>, Body), UpstreamError> {
-        // Blobs of a big image queue up behind each other; that the upstream is slow is judged from when it is asked.
-        let permit = permit(&self.blobs, Instant::now() + self.link.timeouts.idle).await?;
         let deadline = Instant::now() + self.link.timeouts.total;
+        let permit = permit(&self.blobs, deadline).await?;
         let mut call = self.call(Method::GET, name, "blobs", digest, None)?;
         call.range = match to {
             Some(to) => Some(format!("bytes={from}-{to}")),

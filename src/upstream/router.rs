@@ -77,7 +77,7 @@ impl Router {
             return repository(upstream, rest);
         }
         if let Some(prefix) = prefix {
-            return repository(self.named(prefix).ok_or_else(|| unknown(prefix))?, name);
+            return repository(self.upstream(prefix)?, name);
         }
         if let Some((upstream, rest)) = self.split(name) {
             return repository(upstream, rest);
@@ -96,10 +96,6 @@ impl Router {
         let exact = lower(text);
         let found = self.names.get(exact.as_ref()).or_else(|| self.hostnames.get(exact.as_ref()));
         found.ok_or_else(|| unknown(text))
-    }
-
-    fn named(&self, text: &str) -> Option<&UpstreamName> {
-        self.names.get(lower(text).as_ref())
     }
 
     /// A hostname that was configured with a port is meant for that port only; one without is meant for all.
@@ -202,6 +198,7 @@ mod tests {
     fn a_prefix_must_be_known() {
         assert_eq!(ask(None, Some("quay.io"), None, "org/app"), "quay.io/org/app");
         assert_eq!(ask(None, Some("index.docker.io"), None, "app"), "docker.io/library/app");
+        assert_eq!(ask(None, Some("Mirror.test"), None, "app"), "reg.test:5000/app");
         assert_eq!(ask(None, Some("nowhere.test"), None, "org/app"), "unknown nowhere.test");
     }
 

@@ -1,11 +1,13 @@
 //! Image layout folders in the place of a registry.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use larder::config::Config;
 use larder::oci::{Algorithm, Digest, Name, Reference};
 use larder::telemetry::Metrics;
-use larder::upstream::{Upstream, UpstreamError};
+use larder::upstream::{Upstream, UpstreamError, Upstreams};
 
 use crate::registry::{PATIENT, at, counted, digest, name, read, tag, upstream};
 
@@ -50,22 +52,26 @@ async fn a_layout_folder_answers_like_a_registry() {
             (REF_NAME, "bare", b"bare"),
             (REF_NAME, "org/app:short", b"short"),
             (REF_NAME, "reg.test/org/app:full", b"full"),
+            (REF_NAME, "other.test/org/app:strange", b"bare"),
+            (REF_NAME, "app:partial", b"bare"),
             ("io.containerd.image.name", "reg.test/org/app:containerd", b"containerd"),
             ("io.containerd.image.name", "org/app:other", b"bare"),
             (REF_NAME, "gone", b"gone"),
         ],
     );
     let (upstream, metrics) = layout(root.path());
-    for tag in ["bare", "short", "full", "containerd"] {
+    for tag in ["short", "full", "containerd"] {
         let document = upstream.get_manifest(&name(), &reference(tag), "").await.expect("a manifest");
         assert_eq!(document.body, tag);
         assert_eq!(document.content_type.as_deref(), Some("application/vnd.oci.image.index.v1+json"));
         let digest = Digest::of(Algorithm::Sha256, tag.as_bytes());
         let head = upstream.head_manifest(&name(), &Reference::Digest(digest), "").await.expect("a head");
+        let head = head.expect("an answer");
         assert_eq!((head.digest, head.size), (Some(digest), Some(tag.len() as u64)));
         assert!(head.content_type.is_some());
     }
-    for tag in ["other", "gone", "absent"] {
+    // A bare tag in a layout that all repositories share is no repository's.
+    for tag in ["bare", "strange", "partial", "other", "gone", "absent"] {
         let error = upstream.get_manifest(&name(), &reference(tag), "").await.expect_err("not there");
         assert_eq!(error, UpstreamError::NotFound, "{tag}");
     }
@@ -90,20 +96,58 @@ async fn a_layout_folder_answers_like_a_registry() {
         let name = "larder_upstream_requests_total";
         counted(&metrics, &format!(r#"{name}{{method="HEAD",status="{status}",upstream="reg.test"}}"#))
     };
-    assert_eq!((series("200").as_deref(), series("404").as_deref()), (Some("5"), Some("1")));
+    assert_eq!((series("200").as_deref(), series("404").as_deref()), (Some("4"), Some("1")));
 }
 
 #[tokio::test]
 async fn a_repository_may_have_its_own_layout() {
     let root = tempfile::tempdir().expect("a folder");
-    write_layout(root.path(), &[b"root"], &[(REF_NAME, "latest", b"root")]);
+    let root_names: [(_, _, &[u8]); 2] =
+        [(REF_NAME, "latest", b"root"), (REF_NAME, "other:latest", b"other")];
+    write_layout(root.path(), &[b"root", b"other"], &root_names);
     let own = root.path().join("org/app");
     std::fs::create_dir_all(&own).expect("a folder");
-    write_layout(&own, &[b"own"], &[(REF_NAME, "latest", b"own")]);
+    let own_names: [(_, _, &[u8]); 3] =
+        [(REF_NAME, "latest", b"own"), (REF_NAME, "both", b"own"), (REF_NAME, "org/app:both", b"whole")];
+    write_layout(&own, &[b"own", b"whole"], &own_names);
     let (upstream, _) = layout(root.path());
     assert_eq!(upstream.get_manifest(&name(), &tag(), "").await.expect("a manifest").body, "own");
+    let both = upstream.get_manifest(&name(), &reference("both"), "").await.expect("a manifest");
+    assert_eq!(both.body, "whole", "a name that says more goes first");
     let other: Name = "other".parse().expect("a name");
-    assert_eq!(upstream.get_manifest(&other, &tag(), "").await.expect("a manifest").body, "root");
+    assert_eq!(upstream.get_manifest(&other, &tag(), "").await.expect("a manifest").body, "other");
+    for stranger in ["app", "third"] {
+        let stranger: Name = stranger.parse().expect("a name");
+        let error = upstream.get_manifest(&stranger, &tag(), "").await.expect_err("nobody's image");
+        assert_eq!(error, UpstreamError::NotFound);
+    }
+}
+
+#[tokio::test]
+async fn docker_hubs_official_images_have_a_short_name() {
+    let root = tempfile::tempdir().expect("a folder");
+    let names: [(_, _, &[u8]); 3] = [
+        (REF_NAME, "busybox:1", b"short"),
+        (REF_NAME, "docker.io/busybox:2", b"host"),
+        (REF_NAME, "docker.io/library/busybox:3", b"full"),
+    ];
+    write_layout(root.path(), &[b"short", b"host", b"full"], &names);
+    let settings = at(&format!("oci://{}", root.path().display()));
+    let get = async |upstream: &str, name: &str, tag: &str| {
+        let config = Config {
+            upstream: BTreeMap::from([(upstream.to_owned(), settings.clone())]),
+            ..Config::default()
+        };
+        let upstreams = Upstreams::build(&config, Arc::new(Metrics::new())).expect("a configuration");
+        let upstream = upstreams.get(&upstream.parse().expect("a name")).expect("the upstream");
+        let name: Name = name.parse().expect("a name");
+        upstream.get_manifest(&name, &reference(tag), "").await.map(|document| document.body)
+    };
+    for (tag, body) in [("1", "short"), ("2", "host"), ("3", "full")] {
+        assert_eq!(get("docker.io", "library/busybox", tag).await.expect("a manifest"), body);
+        assert_eq!(get("quay.io", "library/busybox", tag).await, Err(UpstreamError::NotFound));
+        assert_eq!(get("docker.io", "other/busybox", tag).await, Err(UpstreamError::NotFound));
+    }
 }
 
 #[tokio::test]
@@ -111,7 +155,8 @@ async fn a_layout_that_is_away_is_no_absence() {
     let root = tempfile::tempdir().expect("a folder");
     let (upstream, _) = layout(&root.path().join("later"));
     let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("away");
-    assert!(matches!(error, UpstreamError::Unreachable(_)) && error.is_trouble(), "{error}");
+    assert!(matches!(error, UpstreamError::Unreachable(_)), "{error}");
+    assert!(!error.to_string().contains(root.path().to_str().expect("text")), "{error}");
     let error = upstream.get_blob(&name(), &digest(), 0, None).await.expect_err("away");
     assert!(matches!(error, UpstreamError::Unreachable(_)), "{error}");
 

@@ -14,8 +14,8 @@ use crate::ops::layout::LayoutWriter;
 /// How much content a layer has beside its text file: enough to be seen in the table.
 const PAYLOAD: usize = 2 << 20;
 
-/// Writes the image into a new layout at `folder` as `tag`, and gives its index's digest.
-pub(super) fn write(folder: &Path, tag: &str) -> anyhow::Result<Digest> {
+/// Writes the image into a new layout at `folder` as `name`, `repository:tag`, and gives its index's digest.
+pub(super) fn write(folder: &Path, name: &str) -> anyhow::Result<Digest> {
     let mut layout = LayoutWriter::create(folder)?;
     let manifests = [Arch::Amd64, Arch::ARM64]
         .into_iter()
@@ -28,7 +28,7 @@ pub(super) fn write(folder: &Path, tag: &str) -> anyhow::Result<Digest> {
         .build()?
         .to_string()?;
     let descriptor = layout.manifest(media::OCI_INDEX, index.as_bytes())?;
-    layout.tag(descriptor, tag);
+    layout.tag(descriptor, name);
     layout.finish()?;
     Ok(Digest::of(Algorithm::Sha256, index.as_bytes()))
 }
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn the_image_is_whole() {
         let folder = tempfile::tempdir().expect("a folder");
-        let digest = write(folder.path(), "latest").expect("written");
+        let digest = write(folder.path(), "larder/demo:latest").expect("written");
         let read = |digest: &Digest| {
             let path = folder.path().join("blobs/sha256").join(digest.hex());
             let content = std::fs::read(path).expect("a blob");
