@@ -5,6 +5,7 @@
 //! Arguments: `LIVE_MIB` (default 2048), the live data of each row.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
 
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::process::Command;
 use std::time::Instant;
 
@@ -37,6 +38,7 @@ fn main() {
         "| page | segment | sled cache | write MB/s | read GB/s, 1 stream | read GB/s, 2 streams | resident after half / all / reads, MiB | written per byte | disk per live byte | reopen s |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
+    plain_file(live);
     for (page, segment, cache) in ROWS {
         let me = std::env::current_exe().unwrap();
         let numbers = [page.to_string(), segment.to_string(), cache.to_string(), live.to_string()];
@@ -67,6 +69,21 @@ fn content(seed: u64) -> Bytes {
         out.extend_from_slice(&state.to_le_bytes());
     }
     out.into()
+}
+
+/// What the machine gives without a store: the same amount from one file in the page cache, in steps of 512 KiB.
+fn plain_file(live: usize) {
+    let mut file = tempfile::tempfile().unwrap();
+    let bytes = content(1);
+    for _ in 0..live * MIB / BLOB {
+        file.write_all(&bytes).unwrap();
+    }
+    let mut step = vec![0; 512 << 10];
+    let begin = Instant::now();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    while file.read(&mut step).unwrap() > 0 {}
+    let read = (live * MIB) as f64 / begin.elapsed().as_secs_f64() / 1e9;
+    println!("| plain file | | | | {read:.1} | | | | | |");
 }
 
 fn measure(page: usize, segment: usize, cache: u64, live: usize) {
