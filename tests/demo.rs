@@ -81,7 +81,8 @@ fn stay_serves_on_until_a_signal_comes() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 
     let pid = child.id().to_string();
-    assert!(Command::new("kill").arg(&pid).status().expect("kill runs").success());
+    let killed = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status();
+    assert!(killed.expect("sh runs").success());
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     assert_eq!(std::fs::read_dir(temporary.path()).expect("the folder").count(), 0);
 }

@@ -25,7 +25,7 @@ pub enum CacheError {
     #[error("the upstream gave no timely answer: {0}")]
     Timeout(String),
     /// The upstream cannot be reached or fails, and nothing is held.
-    #[error("the upstream cannot be asked: {0}")]
+    #[error("{0}")]
     Unreachable(String),
     /// What the upstream sent is not kept: it breaks a rule, or two clients could read it in two ways.
     #[error("the upstream's answer was refused: {0}")]
