@@ -47,7 +47,7 @@ impl App {
             Upstreams::build(&config, Arc::clone(&metrics)).context("the upstreams cannot be set up")?;
         let options = config.store.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
-        let cache = Cache::new(store.clone(), upstreams, Arc::clone(&metrics), config.prefetch.children);
+        let cache = Cache::new(store.clone(), upstreams, Arc::clone(&metrics), config.prefetch.clone());
         let manners =
             Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
         let registry = Registry::new(cache, Arc::clone(&metrics), manners);

@@ -270,3 +270,23 @@ fn a_child_that_came_damaged_is_sought_again() {
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);
 }
+
+#[test]
+fn blobs_come_ahead_for_the_platforms_that_are_wanted() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("prefetch.platforms", vec!["linux/arm64".to_owned()]).start();
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let [amd64, arm64] = index.images.as_slice() else { panic!("two platforms") };
+    let held = |blob: &Blob| {
+        let answer = larder.api().send("HEAD", &format!("/v2/library/app/blobs/{}", blob.digest), &[]);
+        answer.header("cache-status") == Some("larder; hit")
+    };
+    eventually("the wanted platform's blobs are held", || arm64.blobs().all(held));
+    for blob in amd64.blobs() {
+        let asked =
+            registry.requests().iter().any(|seen| seen.method == "GET" && seen.path.ends_with(&blob.digest));
+        assert!(!asked, "nobody wanted {}", blob.digest);
+    }
+}

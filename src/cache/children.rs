@@ -1,7 +1,7 @@
 //! Every index child: what an index points at is fetched before anybody asks for it.
 //!
-//! The walk is bounded in depth, count and bytes, and a digest is visited once, so that no index, however made,
-//! costs more than its bounds.
+//! For chosen platforms their blobs follow. The walk is bounded in depth, count and bytes, and a digest is visited
+//! once, so that no index, however made, costs more than its bounds.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,9 +13,11 @@ use tokio::sync::Semaphore;
 
 use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
+use crate::store::DraftEnd;
 
+use super::blob::{Blob, Source};
 use super::manifest::{fetch, stored};
-use super::{CacheError, Document, Shared};
+use super::{Cache, CacheError, Document, Shared};
 
 /// Nested indexes below the one that was asked for.
 const DEPTH_MAX: u32 = 4;
@@ -63,7 +65,7 @@ impl Drop for Walk {
 pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<Document>) {
     let index = document.media_type.kind() == Some(Kind::Index);
     let key = (repository.clone(), document.digest);
-    if !shared.prefetch_children || !index || shared.hot.walked.get(&key).is_some() {
+    if !shared.prefetch.children || !index || shared.hot.walked.get(&key).is_some() {
         return;
     }
     if !shared.children.walking().insert(key.clone()) {
@@ -112,6 +114,10 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) ->
         match obtain(shared, repository, &child).await {
             Ok(document) => {
                 bytes += document.body.len() as u64;
+                let wanted = child.platform.as_deref().is_some_and(|platform| is_wanted(shared, platform));
+                if wanted && !blobs_of(shared, repository, &document).await {
+                    complete = false;
+                }
                 if depth < DEPTH_MAX && document.media_type.kind() == Some(Kind::Index) {
                     push_children(&mut waiting, &mut seen, &document, depth + 1);
                 }
@@ -131,6 +137,38 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) ->
                 return false;
             }
         }
+    }
+    complete
+}
+
+/// Whether the blobs of a platform are to be fetched ahead. `linux/arm64` names all its variants too.
+fn is_wanted(shared: &Shared, platform: &str) -> bool {
+    shared.prefetch.platforms.iter().any(|wanted| {
+        platform.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}
+
+/// Fetches the blobs of an image, one after the other. Returns whether all of them are there now.
+async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Document) -> bool {
+    let Ok(read) = Manifest::read(&image.body, Some(image.media_type.as_str())) else { return false };
+    let cache = Cache(Arc::clone(shared));
+    let mut complete = true;
+    for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
+        let Ok(_turn) = shared.children.turns.acquire().await else { return false };
+        let there = match cache.blob(repository, &blob.digest).await {
+            Ok(Blob { source: Some(Source::Filling(draft)), .. }) => {
+                // Only the end of one fill makes room for the next.
+                let mut progress = draft.watch();
+                let ended = progress.wait_for(|progress| progress.end.is_some()).await;
+                ended.is_ok_and(|progress| progress.end == Some(DraftEnd::Committed))
+            }
+            Ok(_) => true,
+            Err(error) => {
+                tracing::info!(%repository, blob = %blob.digest, %error, "a blob could not be fetched ahead");
+                false
+            }
+        };
+        complete &= there;
     }
     complete
 }

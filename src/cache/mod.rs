@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 
+use crate::config::schema::Prefetch;
 use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, Outcome};
@@ -83,12 +84,12 @@ struct Shared {
     /// Ranges passed through at once; each holds a connection of its upstream.
     passing: Arc<Semaphore>,
     children: children::Limits,
-    prefetch_children: bool,
+    prefetch: Prefetch,
 }
 
 impl Cache {
     /// A cache over `store` and `upstreams`.
-    pub fn new(store: Store, upstreams: Upstreams, metrics: Arc<Metrics>, prefetch_children: bool) -> Self {
+    pub fn new(store: Store, upstreams: Upstreams, metrics: Arc<Metrics>, prefetch: Prefetch) -> Self {
         Self(Arc::new(Shared {
             store,
             upstreams,
@@ -99,7 +100,7 @@ impl Cache {
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
             children: children::Limits::default(),
-            prefetch_children,
+            prefetch,
         }))
     }
 

@@ -123,6 +123,13 @@ fn sections(config: &Config, problems: &mut Problems) {
     if let Err(message) = level(&log.level) {
         problems.add(&["log", "level"], message);
     }
+    for platform in &config.prefetch.platforms {
+        let parts: Vec<&str> = platform.split('/').collect();
+        let shaped = matches!(parts.len(), 2 | 3) && parts.iter().all(|part| !part.is_empty());
+        let message =
+            format!("`{platform}` is no platform; write os/arch or os/arch/variant, such as \"linux/arm64\"");
+        problems.require(shaped, &["prefetch", "platforms"], &message);
+    }
 }
 
 fn freshness(cache: &Cache, table: &[&str], problems: &mut Problems) {
@@ -240,7 +247,6 @@ fn not_there_yet(config: &Config, problems: &mut Problems) {
     };
     let files = config.store.blobs == BlobStore::Files;
     lacks(files, &["store", "blobs"], "use \"sled\"");
-    lacks(!config.prefetch.platforms.is_empty(), &["prefetch", "platforms"], "leave it empty");
     lacks(config.cache.tags_list != TagsList::Cached, &["cache", "tags_list"], "use \"cached\"");
     for (name, upstream) in &config.upstream {
         let at = |key| [UPSTREAM, name.as_str(), key];

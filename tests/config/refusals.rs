@@ -76,6 +76,7 @@ fn problems_name_their_key() {
         ("[cache]\nstale_if_error = \"500y\"", "cache.stale_if_error"),
         ("[log]\nlevel = \"inof\"", "log.level"),
         ("[log]\nlevel = \"larder=loud\"", "log.level"),
+        ("[prefetch]\nplatforms = [\"arm64\"]", "prefetch.platforms"),
         ("builtin_upstreams = false", "upstream"),
         ("builtin_upstreams = false\n[upstream.x]\nendpoints = [\"http://x\"]", "upstream"),
         ("[upstream.X]\nendpoints = [\"http://x\"]", "upstream.X"),
@@ -121,7 +122,6 @@ fn missing_features_are_refused() {
     let cases = [
         ("[store]\nblobs = \"files\"", "store.blobs"),
         ("[cache]\ntags_list = \"merged\"", "cache.tags_list"),
-        ("[prefetch]\nplatforms = [\"linux/amd64\"]", "prefetch.platforms"),
         ("[upstream.\"quay.io\"]\ntags_list = \"upstream\"", "upstream.\"quay.io\".tags_list"),
         ("[upstream.\"quay.io\"]\ndocker_config = \"a\"", "upstream.\"quay.io\".docker_config"),
         ("[upstream.\"quay.io\"]\nclient_cert = \"a\"", "upstream.\"quay.io\".client_cert"),
