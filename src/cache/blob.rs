@@ -12,6 +12,7 @@ use crate::telemetry::Outcome;
 use super::board::{Phase, Place};
 use super::fill::Fill;
 use super::hot::Wanted;
+use super::right::confirm_blob;
 use super::{ANSWER_WITHIN, Cache, CacheError, Shared, blocking, now};
 
 /// A blob to serve, and how the cache came by it.
@@ -53,7 +54,7 @@ impl Cache {
             let right = linked.is_some() || confirmed;
             if let Some(entry) = entry {
                 if !right {
-                    confirm(shared, repository, digest).await?;
+                    confirm_blob(shared, repository, digest).await?;
                 }
                 shared.hot.blobs.insert(key, entry.clone());
                 return Ok(stored(entry, if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated }));
@@ -72,7 +73,7 @@ impl Cache {
                     (phase, own, Outcome::Join)
                 }
                 Place::NeedsRight => {
-                    confirm(shared, repository, digest).await?;
+                    confirm_blob(shared, repository, digest).await?;
                     confirmed = true;
                     continue;
                 }
@@ -108,7 +109,7 @@ impl Cache {
                 Ok(Blob { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
             }
             (_, entry) => {
-                let size = confirm(shared, repository, digest).await?;
+                let size = confirm_blob(shared, repository, digest).await?;
                 let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
                 Ok(Blob { size: entry.map(|entry| entry.size()).or(size), source: None, outcome })
             }
@@ -166,48 +167,4 @@ async fn ended(mut phase: watch::Receiver<Phase>) -> Result<(), CacheError> {
     // A fill that is lost has ended too.
     let ended = tokio::time::timeout(ANSWER_WITHIN, waiting).await.map(drop);
     ended.map_err(|_| CacheError::too_late(ANSWER_WITHIN))
-}
-
-/// Asks the upstream whether this repository has a blob; a yes is kept as a link.
-pub(super) async fn confirm(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<Option<u64>, CacheError> {
-    let wanted = Wanted::Blob(*digest);
-    if shared.hot.is_absent(repository, &wanted, now()) {
-        return Err(CacheError::NotFound);
-    }
-    let upstream = shared.upstream(repository)?;
-    match upstream.head_blob(&repository.name, digest).await {
-        Ok(size) => {
-            link(shared, repository, digest).await;
-            Ok(size)
-        }
-        Err(error) => Err(remember(shared, repository, wanted, error.into())),
-    }
-}
-
-/// Links a repository to a digest; a link that is lost costs another question, so failure is only noted.
-pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
-    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    if let Err(error) = blocking(move || store.link(&repository, &digest)).await {
-        shared.failed("a link could not be kept", &error);
-    }
-}
-
-/// Remembers a definite 404, and only that.
-pub(super) fn remember(
-    shared: &Shared,
-    repository: &Repository,
-    wanted: Wanted,
-    error: CacheError,
-) -> CacheError {
-    if matches!(error, CacheError::NotFound)
-        && let Ok(upstream) = shared.upstream(repository)
-    {
-        let ttl = u64::try_from(upstream.settings().negative_ttl.as_millis()).unwrap_or(u64::MAX);
-        shared.hot.remember_absence(repository, wanted, now().saturating_add(ttl));
-    }
-    error
 }

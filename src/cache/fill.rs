@@ -8,10 +8,10 @@ use tokio::sync::watch;
 use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, DraftWriter};
 
-use super::blob::{confirm, remember};
 use super::board::Phase;
 use super::download::{Download, Ending, Received};
 use super::hot::Wanted;
+use super::right::{confirm_blob, remember};
 use super::{CacheError, Shared, blocking, now};
 
 /// What a fill is to bring, and whom it tells.
@@ -106,7 +106,7 @@ impl Fill {
                 Opened::Stored(entry) => {
                     // It came in through another repository since the store was asked.
                     if !self.right {
-                        confirm(&self.shared, &self.repository, &self.digest).await?;
+                        confirm_blob(&self.shared, &self.repository, &self.digest).await?;
                     }
                     return Ok(entry);
                 }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::oci::media::CANONICAL_ACCEPT;
-use crate::oci::{Algorithm, Digest, Manifest, Reference, Repository};
+use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::store::{LinkFact, StoreError, StoredManifest};
 use crate::telemetry::Outcome;
 use crate::upstream::Document as Answer;
 
-use super::blob::{link, remember};
 use super::hot::Wanted;
+use super::right::{confirm_manifest, link, remember};
+use super::verify::check;
 use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, blocking, children, now};
 
 /// What the store knows of a digest in a repository.
@@ -35,7 +36,7 @@ pub(super) async fn by_digest(
             Ok(found(document, Outcome::Hit))
         }
         Held { linked: None, document: Some(document) } => {
-            confirm(shared, repository, digest).await?;
+            confirm_manifest(shared, repository, digest).await?;
             link(shared, repository, digest).await;
             shared.hot.documents.insert(repository, Arc::clone(&document));
             Ok(found(document, Outcome::Revalidated))
@@ -87,32 +88,6 @@ async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) ->
     .await
 }
 
-/// Asks the upstream whether this repository has what another one brought in.
-pub(super) async fn confirm(
-    shared: &Shared,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<(), CacheError> {
-    let wanted = Wanted::Manifest(*digest);
-    if shared.hot.is_absent(repository, &wanted, now()) {
-        return Err(CacheError::NotFound);
-    }
-    let upstream = shared.upstream(repository)?;
-    let reference = Reference::Digest(*digest);
-    let confirmed = match upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
-        // An upstream that does not do HEAD has confirmed nothing.
-        Ok(None) => match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
-            Ok(answer) => return check(shared, repository, &answer, digest, None),
-            Err(error) => Err(error),
-        },
-        answered => answered,
-    };
-    match confirmed {
-        Ok(_) => Ok(()),
-        Err(error) => Err(remember(shared, repository, wanted, error.into())),
-    }
-}
-
 /// Fetches a manifest by digest, once for all who ask. Tells whether this caller was the first.
 ///
 /// The request waits a bounded time; the flight goes on, and then, where `seek` says so, seeks the children. A walk
@@ -154,34 +129,6 @@ pub(super) async fn fetch(
         Ok(document) => Ok((document?, leader)),
         Err(_) => Err(CacheError::too_late(ANSWER_WITHIN)),
     }
-}
-
-/// Holds a body against the digest, and the size, that were promised.
-pub(super) fn check(
-    shared: &Shared,
-    repository: &Repository,
-    answer: &Answer,
-    digest: &Digest,
-    size: Option<u64>,
-) -> Result<(), CacheError> {
-    let found = Digest::of(digest.algorithm(), &answer.body);
-    let length = answer.body.len() as u64;
-    let reason = if found != *digest {
-        format!("{digest} was asked for, the body is {found}")
-    } else if let Some(size) = size.filter(|size| *size != length) {
-        format!("{digest} has {length} bytes, its descriptor says {size}")
-    } else {
-        return Ok(());
-    };
-    shared.metrics.verify_failure(repository.upstream.as_str(), "manifest");
-    tracing::warn!(%repository, %reason, "a manifest did not verify");
-    Err(CacheError::Mismatch(reason))
-}
-
-/// The digest that a body is kept under when no digest was asked for.
-pub(super) fn digest_of(answer: &Answer) -> Digest {
-    let algorithm = answer.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-    Digest::of(algorithm, &answer.body)
 }
 
 /// Keeps a verified body: decides its type, stores it with its links, puts it into memory.

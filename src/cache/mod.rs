@@ -16,6 +16,8 @@ mod listing;
 mod manifest;
 mod reader;
 mod resolve;
+mod right;
+mod verify;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

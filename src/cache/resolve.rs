@@ -10,10 +10,11 @@ use crate::store::TagFact;
 use crate::telemetry::Outcome;
 use crate::upstream::{Document as Answer, Upstream};
 
-use super::blob::remember;
 use super::freshness::{self, Freshness};
 use super::hot::Wanted;
-use super::manifest::{check, digest_of, fetch, keep, stored};
+use super::manifest::{fetch, keep, stored};
+use super::right::remember;
+use super::verify::{check, digest_of};
 use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, TagKey, blocking, children, now};
 
 /// How a question to the upstream about a tag ended.

@@ -1,0 +1,81 @@
+//! Rights: bytes are shared between repositories, access is not. A repository has a right to a digest if it is linked
+//! to it, or if its upstream, asked once, says that it has it.
+
+use std::sync::Arc;
+
+use crate::oci::media::CANONICAL_ACCEPT;
+use crate::oci::{Digest, Reference, Repository};
+
+use super::hot::Wanted;
+use super::verify::check;
+use super::{CacheError, Shared, blocking, now};
+
+/// Asks the upstream whether this repository has what another one brought in.
+pub(super) async fn confirm_manifest(
+    shared: &Shared,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<(), CacheError> {
+    let wanted = Wanted::Manifest(*digest);
+    if shared.hot.is_absent(repository, &wanted, now()) {
+        return Err(CacheError::NotFound);
+    }
+    let upstream = shared.upstream(repository)?;
+    let reference = Reference::Digest(*digest);
+    let confirmed = match upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+        // An upstream that does not do HEAD has confirmed nothing.
+        Ok(None) => match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+            Ok(answer) => return check(shared, repository, &answer, digest, None),
+            Err(error) => Err(error),
+        },
+        answered => answered,
+    };
+    match confirmed {
+        Ok(_) => Ok(()),
+        Err(error) => Err(remember(shared, repository, wanted, error.into())),
+    }
+}
+
+/// Asks the upstream whether this repository has a blob; a yes is kept as a link.
+pub(super) async fn confirm_blob(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Option<u64>, CacheError> {
+    let wanted = Wanted::Blob(*digest);
+    if shared.hot.is_absent(repository, &wanted, now()) {
+        return Err(CacheError::NotFound);
+    }
+    let upstream = shared.upstream(repository)?;
+    match upstream.head_blob(&repository.name, digest).await {
+        Ok(size) => {
+            link(shared, repository, digest).await;
+            Ok(size)
+        }
+        Err(error) => Err(remember(shared, repository, wanted, error.into())),
+    }
+}
+
+/// Links a repository to a digest; a link that is lost costs another question, so failure is only noted.
+pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
+    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
+    if let Err(error) = blocking(move || store.link(&repository, &digest)).await {
+        shared.failed("a link could not be kept", &error);
+    }
+}
+
+/// Remembers a definite 404, and only that.
+pub(super) fn remember(
+    shared: &Shared,
+    repository: &Repository,
+    wanted: Wanted,
+    error: CacheError,
+) -> CacheError {
+    if matches!(error, CacheError::NotFound)
+        && let Ok(upstream) = shared.upstream(repository)
+    {
+        let ttl = u64::try_from(upstream.settings().negative_ttl.as_millis()).unwrap_or(u64::MAX);
+        shared.hot.remember_absence(repository, wanted, now().saturating_add(ttl));
+    }
+    error
+}
