@@ -6,19 +6,10 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Image, Index, Larder, Registry, Setup};
+use support::house::cold;
+use support::{Registry, Setup};
 
 const SILENCE: Duration = Duration::from_secs(5);
-
-/// A registry with one image and one index, and a larder that has pulled nothing yet.
-fn cold() -> (Registry, Larder, Image) {
-    let registry = Registry::start();
-    let image = Image::small(1);
-    registry.add_image("library/app", "v1", &image);
-    registry.add_index("library/multi", "v1", &Index::oci(7));
-    let larder = Larder::before(&registry);
-    (registry, larder, image)
-}
 
 #[test]
 fn a_tls_hello_on_the_plain_port_is_answered() {

@@ -4,17 +4,8 @@
 
 mod support;
 
-use support::{Image, Index, Larder, Registry, Setup};
-
-/// A registry with one image and one index, and a larder that has pulled nothing yet.
-fn cold() -> (Registry, Larder, Image) {
-    let registry = Registry::start();
-    let image = Image::small(1);
-    registry.add_image("library/app", "v1", &image);
-    registry.add_index("library/multi", "v1", &Index::oci(7));
-    let larder = Larder::before(&registry);
-    (registry, larder, image)
-}
+use support::house::cold;
+use support::{Image, Larder, Registry, Setup};
 
 /// Follows the Link headers from `path` on and returns the pages.
 fn pages(larder: &Larder, path: &str, key: &str) -> Vec<Vec<String>> {

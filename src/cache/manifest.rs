@@ -73,7 +73,7 @@ async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) ->
         let linked = store.linked(&repository, &digest)?;
         let document = match store.manifest(&digest) {
             Ok(stored) => stored,
-            Err(error @ (StoreError::Damaged(_) | StoreError::Fact(_))) => {
+            Err(error @ StoreError::Damaged(_)) => {
                 // A miss that heals itself: what is left is dropped, and fetched again.
                 shared.store_failed("a manifest is damaged and will be fetched again", &error);
                 store.remove_manifest(&digest)?;

@@ -313,9 +313,10 @@ impl Store {
         now: u64,
     ) -> Result<MediaType, StoreError> {
         let size = manifest.body.len() as u64;
-        let media_type = match self.fact::<ManifestFact>(&Key::Manifest(digest))? {
+        let held = self.facts.get(Key::Manifest(digest).to_bytes())?;
+        let media_type = match held.as_deref().and_then(readable::<ManifestFact>) {
             Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest))?,
-            None => self.put_document(digest, manifest, now)?,
+            None => self.put_document(digest, manifest, held, now)?,
         };
         let mut batch = sled::Batch::default();
         let own = std::iter::once((*digest, Some(size)));
@@ -330,11 +331,13 @@ impl Store {
         Ok(media_type)
     }
 
-    /// Keeps a document that was not held a moment ago: its bytes, then its fact, if no other came first.
+    /// Keeps a document that was not held a moment ago: its bytes, then its fact, if no other came first. `unreadable`
+    /// is what stood in the fact's place, if anything did.
     fn put_document(
         &self,
         digest: &Digest,
         manifest: &StoredManifest,
+        unreadable: Option<sled::IVec>,
         now: u64,
     ) -> Result<MediaType, StoreError> {
         for (number, page) in manifest.body.chunks(self.documents.page_size()).enumerate() {
@@ -344,7 +347,7 @@ impl Store {
         let media_type = manifest.media_type.as_str().to_owned();
         let fact = ManifestFact { media_type, size, stored_at: now }.encode();
         let key = Key::Manifest(digest).to_bytes();
-        match self.facts.compare_and_swap(key, None::<&[u8]>, Some(fact))? {
+        match self.facts.compare_and_swap(key, unreadable, Some(fact))? {
             Ok(()) => {
                 self.counters.manifests.fetch_add(1, Ordering::Relaxed);
                 self.counters.content.fetch_add(size, Ordering::Relaxed);

@@ -137,6 +137,17 @@ fn a_fact_that_does_not_decode_is_passed_over() {
 }
 
 #[test]
+fn a_manifest_whose_fact_does_not_decode_is_kept_anew() {
+    let (store, _folder) = store();
+    let kept = StoredManifest { media_type: MediaType::new("a/b").expect("a type"), body: body(10) };
+    let digest = Digest::of(Algorithm::Sha256, &kept.body);
+    store.facts.insert(Key::Manifest(&digest).to_bytes(), &[99, 1, 2]).expect("written");
+    assert!(store.manifest(&digest).expect("a look").is_none());
+    store.put_manifest(&repository("a"), &digest, &kept, std::iter::empty(), 1).expect("kept");
+    assert_eq!(store.manifest(&digest).expect("a look").expect("a manifest").body, kept.body);
+}
+
+#[test]
 fn a_condemned_draft_starts_over() {
     let (store, _folder) = store();
     let content = body(3000);

@@ -1,6 +1,6 @@
 //! One image with a layer of three MiB behind one registry, and a larder before it.
 
-use super::{Blob, Image, Larder, Registry, Setup};
+use super::{Blob, Image, Index, Larder, Registry, Setup};
 
 pub const MIB: usize = 1 << 20;
 /// Where its tag is.
@@ -9,6 +9,16 @@ pub const TAG: &str = "/v2/library/app/manifests/v1";
 /// An image whose layer is longer than any buffer on the way.
 pub fn image() -> Image {
     Image::oci(1, "linux/amd64", vec![Blob::random(1, 3 * MIB + 1000)])
+}
+
+/// A registry with one image and one index, and a larder that has pulled nothing yet.
+pub fn cold() -> (Registry, Larder, Image) {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    registry.add_index("library/multi", "v1", &Index::oci(7));
+    let larder = Larder::before(&registry);
+    (registry, larder, image)
 }
 
 pub struct House {
