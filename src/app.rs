@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::api::{Admin, Manners, Registry};
 use crate::cache::Cache;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::Mode;
 use crate::server::{self, Limits};
@@ -40,6 +41,11 @@ pub struct App {
 impl App {
     /// Opens the store and binds the listeners; contacts no upstream.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        Self::build_with(config, Clock::default()).await
+    }
+
+    /// The same with a clock of the caller's own.
+    pub async fn build_with(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let api = bind(config.server.listen, "server.listen").await?;
         let admin = bind(config.admin.listen, "admin.listen").await?;
         let metrics = Arc::new(Metrics::new());
@@ -47,7 +53,8 @@ impl App {
             Upstreams::build(&config, Arc::clone(&metrics)).context("the upstreams cannot be set up")?;
         let options = config.store.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
-        let cache = Cache::new(store.clone(), upstreams, Arc::clone(&metrics), config.prefetch.clone());
+        let cache =
+            Cache::new(store.clone(), upstreams, Arc::clone(&metrics), clock, config.prefetch.clone());
         let manners =
             Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
         let registry = Registry::new(cache, Arc::clone(&metrics), manners);

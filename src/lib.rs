@@ -17,11 +17,12 @@
 //! | 4 | [`ops`] | what a timer or an operator asks for | cache, store and below |
 //! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream and below |
 //! | 2 | [`store`] | bytes by digest, facts by key | oci, config, telemetry |
-//! | 2 | [`upstream`] | one remote registry, or a folder in OCI layout | oci, config, telemetry |
+//! | 2 | [`upstream`] | one remote registry, or a folder in OCI layout | oci, config, telemetry, clock |
 //! | 2 | [`server`] | sockets and HTTP connections; knows no registry | oci, config, telemetry |
 //! | 1 | [`telemetry`] | every metric series; the log's set-up | oci, config's schema |
 //! | 1 | [`config`] | plain data, where it comes from, what is wrong with it | oci |
 //! | 0 | [`oci`] | the field's vocabulary; no I/O, no clock | nothing |
+//! | 0 | [`clock`] | what time it is | nothing |
 //!
 //! Requests go down as (repository, reference or digest, byte range); content comes up. Nothing low calls up: no
 //! callbacks, no event bus, no globals. Background work is a task that owns its inputs.
@@ -66,6 +67,7 @@ pub mod api;
 pub mod app;
 pub mod cache;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod oci;
 pub mod ops;

@@ -13,7 +13,7 @@ use super::board::{Phase, Place};
 use super::fill::Fill;
 use super::hot::Wanted;
 use super::right::confirm_blob;
-use super::{ANSWER_WITHIN, Cache, CacheError, Shared, blocking, now};
+use super::{ANSWER_WITHIN, Cache, CacheError, Shared, blocking};
 
 /// A blob to serve, and how the cache came by it.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Cache {
                 shared.hot.blobs.insert(key, entry.clone());
                 return Ok(stored(entry, if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated }));
             }
-            if shared.hot.is_absent(repository, &Wanted::Blob(*digest), now()) {
+            if shared.hot.is_absent(repository, &Wanted::Blob(*digest), shared.clock.now()) {
                 return Err(CacheError::NotFound);
             }
             let size = linked.and_then(|link| link.size);

@@ -12,7 +12,7 @@ use super::board::Phase;
 use super::download::{Download, Ending, Received};
 use super::hot::Wanted;
 use super::right::{confirm_blob, remember};
-use super::{CacheError, Shared, blocking, now};
+use super::{CacheError, Shared, blocking};
 
 /// What a fill is to bring, and whom it tells.
 pub(super) struct Fill {
@@ -160,7 +160,8 @@ impl Fill {
     /// Makes the draft content, if it verifies.
     async fn finish(&self, writer: DraftWriter, size: Option<u64>) -> Result<Option<BlobEntry>, CacheError> {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
-        blocking(move || match writer.finish(&repository, size, now())? {
+        let now = self.shared.clock.now();
+        blocking(move || match writer.finish(&repository, size, now)? {
             DraftEnd::Committed => store.blob(&digest),
             DraftEnd::Mismatch | DraftEnd::Abandoned => Ok(None),
         })

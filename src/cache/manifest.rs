@@ -11,7 +11,7 @@ use crate::upstream::Document as Answer;
 use super::hot::Wanted;
 use super::right::{confirm_manifest, link, remember};
 use super::verify::check;
-use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, blocking, children, now};
+use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, blocking, children};
 
 /// What the store knows of a digest in a repository.
 struct Held {
@@ -100,7 +100,7 @@ pub(super) async fn fetch(
     seek: bool,
 ) -> Result<(Arc<Document>, bool), CacheError> {
     let wanted = Wanted::Manifest(*digest);
-    if shared.hot.is_absent(repository, &wanted, now()) {
+    if shared.hot.is_absent(repository, &wanted, shared.clock.now()) {
         return Err(CacheError::NotFound);
     }
     let ticket = shared.manifest_flights.join(&(repository.clone(), *digest), || {
@@ -146,7 +146,8 @@ pub(super) async fn keep(
     let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
     let links: Vec<_> = contained.map(|target| (target.digest, target.size)).collect();
     let (store, owner) = (shared.store.clone(), repository.clone());
-    let kept = blocking(move || store.put_manifest(&owner, &digest, &stored, links.into_iter(), now())).await;
+    let now = shared.clock.now();
+    let kept = blocking(move || store.put_manifest(&owner, &digest, &stored, links.into_iter(), now)).await;
     let media_type = match kept {
         Ok(media_type) => media_type,
         Err(error) => {

@@ -20,10 +20,11 @@ mod right;
 mod verify;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use crate::clock::Clock;
 use crate::config::schema::Prefetch;
 use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
 use crate::store::{Store, StoreError};
@@ -79,6 +80,7 @@ struct Shared {
     store: Store,
     upstreams: Upstreams,
     metrics: Arc<Metrics>,
+    clock: Clock,
     hot: Hot,
     tag_flights: Flights<TagKey, Resolved>,
     manifest_flights: Flights<(Repository, Digest), Arc<Document>>,
@@ -91,11 +93,18 @@ struct Shared {
 
 impl Cache {
     /// A cache over `store` and `upstreams`.
-    pub fn new(store: Store, upstreams: Upstreams, metrics: Arc<Metrics>, prefetch: Prefetch) -> Self {
+    pub fn new(
+        store: Store,
+        upstreams: Upstreams,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        prefetch: Prefetch,
+    ) -> Self {
         Self(Arc::new(Shared {
             store,
             upstreams,
             metrics,
+            clock,
             hot: Hot::new(),
             tag_flights: Flights::default(),
             manifest_flights: Flights::default(),
@@ -165,12 +174,6 @@ impl Shared {
         self.metrics.store_errors.inc();
         tracing::error!(%error, "{what}");
     }
-}
-
-/// Milliseconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Runs what may touch the disk off the async threads.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::config::schema::OnUpstream404;
+use crate::config::schema::{Cache as Settings, OnUpstream404};
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference};
 use crate::store::TagFact;
@@ -15,7 +15,7 @@ use super::hot::Wanted;
 use super::manifest::{fetch, keep, stored};
 use super::right::remember;
 use super::verify::{check, digest_of};
-use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, TagKey, blocking, children, now};
+use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, TagKey, blocking, children};
 
 /// How a question to the upstream about a tag ended.
 #[derive(Clone, Debug)]
@@ -36,9 +36,9 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
     let upstream = shared.upstream(&key.repository)?;
     let settings = upstream.settings();
     let known = known(shared, key).await?;
-    let age = |known: &Known| Some(freshness::age(now(), known.fact.checked_at));
+    let age = |known: &Known| Some(freshness::age(shared.clock.now(), known.fact.checked_at));
     if let Some(known) = &known {
-        let judged = freshness::judge(now(), known.fact.checked_at, settings);
+        let judged = freshness::judge(shared.clock.now(), known.fact.checked_at, settings);
         if judged == Freshness::ServeAndRevalidate {
             drop(question(shared, key, Some(known.clone())));
         }
@@ -46,7 +46,7 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
             let document = Arc::clone(&known.document);
             return Ok(Found { document, outcome: Outcome::Hit, age: age(known), stale: None });
         }
-    } else if shared.hot.is_absent(&key.repository, &Wanted::Tag(key.tag.clone()), now()) {
+    } else if shared.hot.is_absent(&key.repository, &Wanted::Tag(key.tag.clone()), shared.clock.now()) {
         return Err(CacheError::NotFound);
     }
 
@@ -63,7 +63,7 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
             let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
             Ok(Found { document, outcome, age: Some(std::time::Duration::ZERO), stale: None })
         }
-        (Err(error), Some(known)) if serves_stale(&error, &known.fact, settings) => {
+        (Err(error), Some(known)) if serves_stale(&error, shared.clock.now(), &known.fact, settings) => {
             let age = age(&known);
             Ok(Found {
                 document: known.document,
@@ -76,9 +76,9 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
     }
 }
 
-fn serves_stale(error: &CacheError, fact: &TagFact, settings: &crate::config::schema::Cache) -> bool {
+fn serves_stale(error: &CacheError, now: u64, fact: &TagFact, settings: &Settings) -> bool {
     if error.is_trouble() {
-        freshness::may_serve_stale(now(), fact.checked_at, settings)
+        freshness::may_serve_stale(now, fact.checked_at, settings)
     } else {
         settings.on_upstream_404 == OnUpstream404::Stale
     }
@@ -132,7 +132,7 @@ async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Resul
         let head = upstream.head_manifest(&key.repository.name, &reference, accept).await?;
         announced = head.and_then(|head| head.digest);
         if announced == Some(known.fact.digest) {
-            let fact = TagFact { checked_at: now(), ..known.fact };
+            let fact = TagFact { checked_at: shared.clock.now(), ..known.fact };
             put_tag(shared, key, fact).await;
             children::seek(shared, &key.repository, &known.document);
             return Ok(Resolved { document: Arc::clone(&known.document), outcome: Outcome::Revalidated });
@@ -140,7 +140,7 @@ async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Resul
     }
     let document = fetch_by_tag(shared, key, &upstream, accept, announced).await?;
     let unchanged = known.is_some_and(|known| known.fact.digest == document.digest);
-    let now = now();
+    let now = shared.clock.now();
     let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.fact.moved_at);
     put_tag(shared, key, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
     children::seek(shared, &key.repository, &document);

@@ -8,7 +8,7 @@ use crate::oci::{Digest, Reference, Repository};
 
 use super::hot::Wanted;
 use super::verify::check;
-use super::{CacheError, Shared, blocking, now};
+use super::{CacheError, Shared, blocking};
 
 /// Asks the upstream whether this repository has what another one brought in.
 pub(super) async fn confirm_manifest(
@@ -17,7 +17,7 @@ pub(super) async fn confirm_manifest(
     digest: &Digest,
 ) -> Result<(), CacheError> {
     let wanted = Wanted::Manifest(*digest);
-    if shared.hot.is_absent(repository, &wanted, now()) {
+    if shared.hot.is_absent(repository, &wanted, shared.clock.now()) {
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
@@ -43,7 +43,7 @@ pub(super) async fn confirm_blob(
     digest: &Digest,
 ) -> Result<Option<u64>, CacheError> {
     let wanted = Wanted::Blob(*digest);
-    if shared.hot.is_absent(repository, &wanted, now()) {
+    if shared.hot.is_absent(repository, &wanted, shared.clock.now()) {
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
@@ -75,7 +75,7 @@ pub(super) fn remember(
         && let Ok(upstream) = shared.upstream(repository)
     {
         let ttl = u64::try_from(upstream.settings().negative_ttl.as_millis()).unwrap_or(u64::MAX);
-        shared.hot.remember_absence(repository, wanted, now().saturating_add(ttl));
+        shared.hot.remember_absence(repository, wanted, shared.clock.now().saturating_add(ttl));
     }
     error
 }
