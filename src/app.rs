@@ -49,8 +49,8 @@ impl App {
         let api = bind(config.server.listen, "server.listen").await?;
         let admin = bind(config.admin.listen, "admin.listen").await?;
         let metrics = Arc::new(Metrics::new());
-        let upstreams =
-            Upstreams::build(&config, Arc::clone(&metrics)).context("the upstreams cannot be set up")?;
+        let upstreams = Upstreams::build(&config, Arc::clone(&metrics), clock.clone())
+            .context("the upstreams cannot be set up")?;
         let options = config.store.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
         let cache =

@@ -106,11 +106,7 @@ pub struct Metrics {
     requests: Vec<IntCounter>,
     durations: Vec<Histogram>,
     served: [IntCounter; 3],
-    fetched: IntCounterVec,
-    upstream_requests: IntCounterVec,
-    upstream_seconds: HistogramVec,
-    token_requests: IntCounterVec,
-    verify_failures: IntCounterVec,
+    upstreams: UpstreamSeries,
     /// Fills that download now.
     pub fills_running: IntGauge,
     /// Requests that joined a fill started by another request.
@@ -127,45 +123,118 @@ pub struct Metrics {
     pub store_errors: IntCounter,
 }
 
-/// A series that no registry has seen yet cannot clash, so registration cannot fail; a bug would show in every test.
-fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    match made.and_then(|series| registry.register(Box::new(series.clone())).map(|()| series)) {
-        Ok(series) => series,
-        Err(error) => unreachable!("a metric series is declared wrongly: {error}"),
+/// What is counted by upstream.
+#[derive(Debug)]
+struct UpstreamSeries {
+    fetched: IntCounterVec,
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    tokens: IntCounterVec,
+    quota_limit: IntGaugeVec,
+    quota_remaining: IntGaugeVec,
+    open: IntGaugeVec,
+    verify_failures: IntCounterVec,
+}
+
+impl UpstreamSeries {
+    fn new(series: &Series) -> Self {
+        Self {
+            fetched: series.counters(
+                "larder_fetched_bytes_total",
+                "Body bytes received from upstreams.",
+                &["upstream", "kind"],
+            ),
+            requests: series.counters(
+                "larder_upstream_requests_total",
+                "Requests sent to upstreams, by status; `error` where no answer came.",
+                &["upstream", "method", "status"],
+            ),
+            seconds: series.histograms(
+                "larder_upstream_response_seconds",
+                "Time from sending a request to an upstream to the head of its answer.",
+                &["upstream"],
+            ),
+            tokens: series.counters(
+                "larder_upstream_token_requests_total",
+                "Token requests for upstreams, by result.",
+                &["upstream", "result"],
+            ),
+            quota_limit: series.gauges(
+                "larder_upstream_quota_limit",
+                "Requests per window that the upstream grants, as it last told.",
+                &["upstream"],
+            ),
+            quota_remaining: series.gauges(
+                "larder_upstream_quota_remaining",
+                "Requests left of the upstream's quota, as it last told.",
+                &["upstream"],
+            ),
+            open: series.gauges(
+                "larder_upstream_endpoint_open",
+                "1 while an endpoint that failed again and again is left alone, and until it answers again.",
+                &["upstream", "endpoint"],
+            ),
+            verify_failures: series.counters(
+                "larder_verify_failures_total",
+                "Content whose digest or size did not match, by upstream.",
+                &["upstream", "kind"],
+            ),
+        }
+    }
+}
+
+/// A fresh registry, and the ways to put series into it.
+struct Series(Registry);
+
+impl Series {
+    /// A series that no registry has seen yet cannot clash, so registration cannot fail; a bug would show in every test.
+    fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        match made.and_then(|series| self.0.register(Box::new(series.clone())).map(|()| series)) {
+            Ok(series) => series,
+            Err(error) => unreachable!("a metric series is declared wrongly: {error}"),
+        }
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let buckets = vec![
+            0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+        ];
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
     }
 }
 
 impl Metrics {
     /// All series, at zero, in a registry of their own.
     pub fn new() -> Self {
-        let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
-        };
-        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
-        };
-        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
-        let histograms = |name: &str, help: &str, labels: &[&str]| {
-            let buckets = vec![
-                0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
-            ];
-            register(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
-        };
-
-        let requests = counters(
+        let series = Series(Registry::new());
+        let requests = series.counters(
             "larder_requests_total",
             "Requests answered, by what was asked for, what the cache did and the status class.",
             &["kind", "outcome", "status"],
         );
-        let durations = histograms(
+        let durations = series.histograms(
             "larder_response_seconds",
             "Time from a request's arrival to the head of its answer.",
             &["kind", "outcome"],
         );
-        let served = counters("larder_served_bytes_total", "Body bytes sent to clients.", &["kind"]);
-        let build = gauges("larder_build_info", "1, labelled with the version.", &["version"]);
+        let served = series.counters("larder_served_bytes_total", "Body bytes sent to clients.", &["kind"]);
+        let build = series.gauges("larder_build_info", "1, labelled with the version.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let of = |kind: &Kind, outcome: &Outcome, status: &&str| {
             requests.with_label_values(&[kind.as_str(), outcome.as_str(), status])
@@ -174,7 +243,7 @@ impl Metrics {
         {
             let process = prometheus::process_collector::ProcessCollector::for_self();
             // Registered first and once in a fresh registry: it cannot clash.
-            let _ = registry.register(Box::new(process));
+            let _ = series.0.register(Box::new(process));
         }
         Self {
             requests: Kind::ALL
@@ -190,47 +259,21 @@ impl Metrics {
                 .map(|(kind, outcome)| durations.with_label_values(&[kind.as_str(), outcome.as_str()]))
                 .collect(),
             served: ["manifest", "blob", "other"].map(|kind| served.with_label_values(&[kind])),
-            fetched: counters(
-                "larder_fetched_bytes_total",
-                "Body bytes received from upstreams.",
-                &["upstream", "kind"],
-            ),
-            upstream_requests: counters(
-                "larder_upstream_requests_total",
-                "Requests sent to upstreams, by status; `error` where no answer came.",
-                &["upstream", "method", "status"],
-            ),
-            upstream_seconds: histograms(
-                "larder_upstream_response_seconds",
-                "Time from sending a request to an upstream to the head of its answer.",
-                &["upstream"],
-            ),
-            token_requests: counters(
-                "larder_upstream_token_requests_total",
-                "Token requests for upstreams, by result.",
-                &["upstream", "result"],
-            ),
-            verify_failures: counters(
-                "larder_verify_failures_total",
-                "Content whose digest or size did not match, by upstream.",
-                &["upstream", "kind"],
-            ),
-            fills_running: gauge("larder_fills_running", "Fills that are downloading now."),
-            fills_joined: counter(
-                "larder_fills_joined_total",
-                "Requests that joined a fill already running.",
-            ),
-            fills: counters("larder_fills_total", "Finished fills, by result.", &["result"]),
-            connections: gauge("larder_connections", "Client connections open now."),
-            children_queued: gauge("larder_children_queued", "Child manifests waiting to be fetched."),
-            store_bytes: gauges(
+            upstreams: UpstreamSeries::new(&series),
+            fills_running: series.gauge("larder_fills_running", "Fills that are downloading now."),
+            fills_joined: series
+                .counter("larder_fills_joined_total", "Requests that joined a fill already running."),
+            fills: series.counters("larder_fills_total", "Finished fills, by result.", &["result"]),
+            connections: series.gauge("larder_connections", "Client connections open now."),
+            children_queued: series.gauge("larder_children_queued", "Child manifests waiting to be fetched."),
+            store_bytes: series.gauges(
                 "larder_store_bytes",
                 "Bytes of the store: `disk` is what it takes on disk, `content` what it holds.",
                 &["what"],
             ),
-            store_objects: gauges("larder_store_objects", "What the store holds, by kind.", &["kind"]),
-            store_errors: counter("larder_store_errors_total", "Operations of the store that failed."),
-            registry,
+            store_objects: series.gauges("larder_store_objects", "What the store holds, by kind.", &["kind"]),
+            store_errors: series.counter("larder_store_errors_total", "Operations of the store that failed."),
+            registry: series.0,
         }
     }
 
@@ -259,24 +302,36 @@ impl Metrics {
 
     /// Counts body bytes received from an upstream; `kind` is `manifest` or `blob`.
     pub fn fetched(&self, upstream: &str, kind: &str, bytes: u64) {
-        self.fetched.with_label_values(&[upstream, kind]).inc_by(bytes);
+        self.upstreams.fetched.with_label_values(&[upstream, kind]).inc_by(bytes);
     }
 
     /// Counts a request to an upstream; `status` is `None` where no answer came.
     pub fn upstream_request(&self, upstream: &str, method: &str, status: Option<u16>, took: Duration) {
         let status = status.map_or_else(|| "error".to_owned(), |code| code.to_string());
-        self.upstream_requests.with_label_values(&[upstream, method, &status]).inc();
-        self.upstream_seconds.with_label_values(&[upstream]).observe(took.as_secs_f64());
+        self.upstreams.requests.with_label_values(&[upstream, method, &status]).inc();
+        self.upstreams.seconds.with_label_values(&[upstream]).observe(took.as_secs_f64());
     }
 
     /// Counts a token request; `result` is `ok`, `denied` or `error`.
     pub fn token_request(&self, upstream: &str, result: &str) {
-        self.token_requests.with_label_values(&[upstream, result]).inc();
+        self.upstreams.tokens.with_label_values(&[upstream, result]).inc();
+    }
+
+    /// Sets what an upstream last told of its quota.
+    pub fn quota(&self, upstream: &str, limit: u64, remaining: u64) {
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.upstreams.quota_limit.with_label_values(&[upstream]).set(signed(limit));
+        self.upstreams.quota_remaining.with_label_values(&[upstream]).set(signed(remaining));
+    }
+
+    /// Notes whether an endpoint, as it is configured, is left alone.
+    pub fn endpoint_open(&self, upstream: &str, endpoint: &str, open: bool) {
+        self.upstreams.open.with_label_values(&[upstream, endpoint]).set(i64::from(open));
     }
 
     /// Counts content that did not verify; `kind` is `manifest` or `blob`.
     pub fn verify_failure(&self, upstream: &str, kind: &str) {
-        self.verify_failures.with_label_values(&[upstream, kind]).inc();
+        self.upstreams.verify_failures.with_label_values(&[upstream, kind]).inc();
     }
 
     /// Counts a finished fill; `result` is `ok`, `mismatch`, `upstream` or `store`.
@@ -296,8 +351,8 @@ impl Metrics {
     /// Makes the series of an upstream exist at zero, so that rates over them exist from the start.
     pub fn declare_upstream(&self, upstream: &str) {
         for kind in ["manifest", "blob"] {
-            self.fetched.with_label_values(&[upstream, kind]);
-            self.verify_failures.with_label_values(&[upstream, kind]);
+            self.upstreams.fetched.with_label_values(&[upstream, kind]);
+            self.upstreams.verify_failures.with_label_values(&[upstream, kind]);
         }
     }
 

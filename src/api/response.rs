@@ -124,7 +124,8 @@ impl Refusal {
                         (StatusCode::TOO_MANY_REQUESTS, Code::TOOMANYREQUESTS, message)
                     }
                     // podman and containerd retry a mirror's 429 for long before they fall back.
-                    (CacheError::RateLimited { .. }, false) | (CacheError::Interrupted, _) => {
+                    (CacheError::RateLimited { .. }, false)
+                    | (CacheError::Overloaded { .. } | CacheError::Interrupted, _) => {
                         (StatusCode::SERVICE_UNAVAILABLE, Code::UNAVAILABLE, message)
                     }
                     (CacheError::Timeout(_), _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE, message),
@@ -159,6 +160,9 @@ impl Refusal {
             Self::Cache(CacheError::RateLimited { retry_after }) => {
                 let seconds = retry_after.map_or(60, |wait| wait.as_secs().max(1));
                 headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            Self::Cache(CacheError::Overloaded { retry_after }) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
             }
             Self::Cache(CacheError::Interrupted) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(1));

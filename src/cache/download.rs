@@ -10,20 +10,25 @@ use tokio::task::JoinHandle;
 
 use crate::oci::{Digest, Name};
 use crate::store::{Draft, DraftWriter, StoreError};
-use crate::upstream::{BlobBody, Upstream, UpstreamError};
+use crate::upstream::{BlobBody, Sender, Upstream, UpstreamError};
 
 use super::CacheError;
 
 /// Chunks between the network and the disk: enough to keep both busy, few enough to bound memory.
 const QUEUE: usize = 16;
-/// Attempts in a row that bring nothing before a fill gives up.
-const BARREN_MAX: usize = 4;
+/// Attempts in a row that bring nothing before a fill gives up: enough to outlast a registry's restart, because some
+/// clients that hold a part of an image cannot go elsewhere for the rest.
+const BARREN_MAX: usize = 8;
+/// A registry that wants to be left alone for longer is not waited for.
+const REST_MAX: Duration = Duration::from_secs(30);
 /// Attempts in all; an upstream that cuts this often is not worth more.
 const ATTEMPTS_MAX: usize = 100;
 
 /// A draft after its download.
 pub(super) struct Received {
     pub(super) writer: DraftWriter,
+    /// The endpoints that sent a part of it.
+    pub(super) senders: Vec<Sender>,
     pub(super) ending: Ending,
 }
 
@@ -109,16 +114,18 @@ impl Download<'_> {
     ) -> Result<Received, CacheError> {
         let draft = Arc::clone(writer.draft());
         let mut disk = Disk::new(writer);
-        let ended = self.attempts(&draft, &mut disk, running).await;
+        let mut senders = Vec::new();
+        let ended = self.attempts(&draft, &mut disk, &mut senders, running).await;
         // The writer comes back in any case: nothing may still be writing when the fill leaves the board.
         let writer = disk.end().await?;
-        Ok(Received { writer, ending: ended? })
+        Ok(Received { writer, senders, ending: ended? })
     }
 
     async fn attempts(
         &self,
         draft: &Arc<Draft>,
         disk: &mut Disk,
+        senders: &mut Vec<Sender>,
         running: impl FnOnce(Arc<Draft>),
     ) -> Result<Ending, CacheError> {
         let mut running = Some(running);
@@ -132,11 +139,15 @@ impl Download<'_> {
         if self.size == Some(last) {
             return Ok(Ending::Complete);
         }
-        let mut ranged = true;
+        let (mut ranged, mut told) = (true, false);
         for _ in 0..ATTEMPTS_MAX {
             let from = if ranged { draft.progress().received } else { 0 };
             let error = match self.upstream.get_blob(self.name, self.digest, from, None).await {
                 Ok(body) => {
+                    told |= body.total.is_some();
+                    if !senders.contains(&body.sender) {
+                        senders.push(body.sender);
+                    }
                     if let Some(contradiction) = self.announce(draft, &body) {
                         return Ok(contradiction);
                     }
@@ -156,6 +167,12 @@ impl Download<'_> {
                 Err(UpstreamError::RangeNotSatisfiable) if running.is_some() && from > 0 => {
                     return Ok(Ending::Beyond);
                 }
+                // The length was only promised, and all that there is has come.
+                Err(UpstreamError::RangeNotSatisfiable) if from > 0 && !told => {
+                    return Ok(Ending::Unlike(format!(
+                        "its descriptor promises more than the {from} bytes there are"
+                    )));
+                }
                 // Nobody reads yet, and the upstream layer has tried more than once already.
                 Err(error) if running.is_some() => return Err(error.into()),
                 // Clients hold a part of it: a signed address that has run out, a range that is answered wrongly or
@@ -172,6 +189,10 @@ impl Download<'_> {
                 delays = patience.build();
             }
             let Some(delay) = delays.next() else { return Err(error.into()) };
+            let delay = match error.retry_after() {
+                Some(rest) if rest > REST_MAX => return Err(error.into()),
+                rest => delay.max(rest.unwrap_or_default()),
+            };
             tracing::info!(digest = %self.digest, %error, received, "the upstream broke off; resuming");
             tokio::time::sleep(delay).await;
         }

@@ -21,6 +21,12 @@ pub enum CacheError {
         /// How long the upstream wants to be left alone.
         retry_after: Option<Duration>,
     },
+    /// The upstream asks to be left alone, and nothing is held.
+    #[error("the upstream is overloaded")]
+    Overloaded {
+        /// For how long.
+        retry_after: Duration,
+    },
     /// The upstream gave no timely answer, and nothing is held.
     #[error("the upstream gave no timely answer: {0}")]
     Timeout(String),
@@ -65,6 +71,8 @@ impl From<UpstreamError> for CacheError {
             UpstreamError::NotFound => Self::NotFound,
             UpstreamError::Denied { .. } => Self::Denied,
             UpstreamError::RateLimited { retry_after } => Self::RateLimited { retry_after },
+            UpstreamError::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            busy @ UpstreamError::Busy => Self::Timeout(busy.to_string()),
             UpstreamError::Timeout(what) => Self::Timeout(what),
             UpstreamError::Invalid(what) => Self::Invalid(what),
             other => Self::Unreachable(other.to_string()),

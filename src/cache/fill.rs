@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, DraftWriter};
+use crate::upstream::Sender;
 
 use super::board::Phase;
 use super::download::{Download, Ending, Received};
@@ -111,18 +112,20 @@ impl Fill {
                     return Ok(entry);
                 }
             };
-            let Received { writer, ending } = self.download(*writer).await?;
+            let Received { writer, senders, ending } = self.download(*writer).await?;
             match ending {
                 Ending::Complete => {
                     let entry = self.finish(writer, self.size).await?;
-                    return entry.ok_or_else(|| self.mismatch("the bytes do not match their digest or size"));
+                    return entry.ok_or_else(|| {
+                        self.mismatch(&senders, "the bytes do not match their digest or size")
+                    });
                 }
                 Ending::Wrong(reason) => {
                     blocking(move || writer.condemn()).await?;
-                    return Err(self.mismatch(&reason));
+                    return Err(self.mismatch(&senders, &reason));
                 }
                 // Somebody's promise is broken; the draft may be right all the same.
-                Ending::Unlike(reason) => return Err(self.mismatch(&reason)),
+                Ending::Unlike(reason) => return Err(self.mismatch(&senders, &reason)),
                 // What an earlier run left is all there is, or no prefix of this blob. Nobody has been shown any of
                 // it: if it does not verify, start over.
                 Ending::Beyond => {
@@ -134,7 +137,13 @@ impl Fill {
         }
     }
 
-    fn mismatch(&self, reason: &str) -> CacheError {
+    /// The bytes are not what was promised: other endpoints come first the next time.
+    fn mismatch(&self, senders: &[Sender], reason: &str) -> CacheError {
+        if let Ok(upstream) = self.shared.upstream(&self.repository) {
+            for sender in senders {
+                upstream.distrust(&self.digest, *sender);
+            }
+        }
         CacheError::Mismatch(format!("{}: {reason}", self.digest))
     }
 

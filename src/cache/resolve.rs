@@ -2,6 +2,7 @@
 //! when the upstream cannot be asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::schema::{Cache as Settings, OnUpstream404};
 use crate::oci::media::CANONICAL_ACCEPT;
@@ -50,18 +51,25 @@ pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, 
         return Err(CacheError::NotFound);
     }
 
+    let suspect = upstream.is_suspect();
     let ticket = question(shared, key, known.clone());
     let leader = ticket.leader;
-    // Who has a copy does not wait long. In any case the question goes on without this request.
-    let patience = if known.is_some() { settings.revalidate_timeout } else { ANSWER_WITHIN };
+    // Who has a copy does not wait long, and not at all for an upstream that keeps failing. In any case the question
+    // goes on without this request, and tells for the next one whether the upstream is back.
+    let patience = match known {
+        Some(_) if suspect => Duration::ZERO,
+        Some(_) => settings.revalidate_timeout,
+        None => ANSWER_WITHIN,
+    };
     let answer = match tokio::time::timeout(patience, ticket.wait()).await {
         Ok(answer) => answer,
+        Err(_) if suspect => Err(CacheError::Timeout("it keeps failing and was not waited for".to_owned())),
         Err(_) => Err(CacheError::too_late(patience)),
     };
     match (answer, known) {
         (Ok(Resolved { document, outcome }), _) => {
             let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
-            Ok(Found { document, outcome, age: Some(std::time::Duration::ZERO), stale: None })
+            Ok(Found { document, outcome, age: Some(Duration::ZERO), stale: None })
         }
         (Err(error), Some(known)) if serves_stale(&error, shared.clock.now(), &known.fact, settings) => {
             let age = age(&known);

@@ -358,9 +358,10 @@ fn typed(place: &Place, key: &str, text: &str) -> Result<Value, String> {
     let string = Value::String(text.to_owned());
     let Err(message) = place.fits(key, &string) else { return Ok(string) };
     let number = text.parse().ok().map(Value::Integer);
+    let fraction = text.parse().ok().map(Value::Float);
     let boolean = text.parse().ok().map(Value::Boolean);
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
     let list = Value::Array(items.map(|item| Value::String(item.to_owned())).collect());
-    let readings = [number, boolean, Some(list)].into_iter().flatten();
+    let readings = [number, fraction, boolean, Some(list)].into_iter().flatten();
     readings.into_iter().find(|value| place.fits(key, value).is_ok()).ok_or(message)
 }

@@ -13,7 +13,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The whole configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Whether upstreams that the file does not name keep their built-in settings; `false` leaves only those named.
@@ -251,18 +251,24 @@ pub enum OnUpstream404 {
 }
 
 /// What is fetched before anybody asks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prefetch {
     /// Whether an index's child manifests are fetched when it comes in.
     pub children: bool,
     /// Platforms (`os/arch[/variant]`) whose blobs are fetched too.
     pub platforms: Vec<String>,
+    /// The share of an upstream's quota, from 0 to 1, that is left for what clients ask for: below it nothing is
+    /// fetched ahead.
+    pub quota_floor: f64,
+    /// How often an upstream whose quota is below the floor is asked whether it has returned.
+    #[serde(with = "humantime_serde")]
+    pub quota_check: Duration,
 }
 
 impl Default for Prefetch {
     fn default() -> Self {
-        Self { children: true, platforms: Vec::new() }
+        Self { children: true, platforms: Vec::new(), quota_floor: 0.5, quota_check: Duration::from_mins(1) }
     }
 }
 

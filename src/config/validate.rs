@@ -123,6 +123,12 @@ fn sections(config: &Config, problems: &mut Problems) {
     if let Err(message) = level(&log.level) {
         problems.add(&["log", "level"], message);
     }
+    problems.require(
+        (0.0..=1.0).contains(&config.prefetch.quota_floor),
+        &["prefetch", "quota_floor"],
+        "it is a share of the quota, between 0.0 and 1.0",
+    );
+    problems.duration(config.prefetch.quota_check, false, &["prefetch", "quota_check"]);
     for platform in &config.prefetch.platforms {
         let parts: Vec<&str> = platform.split('/').collect();
         let shaped = matches!(parts.len(), 2 | 3) && parts.iter().all(|part| !part.is_empty());
@@ -166,6 +172,11 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut Problems) {
         !upstream.endpoints.is_empty(),
         &at("endpoints"),
         "it must name at least one endpoint, such as [\"https://registry.example.com\"]",
+    );
+    problems.require(
+        upstream.endpoints.is_empty() || upstream.endpoints.iter().any(|endpoint| endpoint.authoritative),
+        &at("endpoints"),
+        "none is authoritative, so none could say what a tag stands for; leave `authoritative = false` out of one",
     );
     for endpoint in &upstream.endpoints {
         if let Err(message) = endpoint_url(endpoint) {
@@ -250,11 +261,7 @@ fn not_there_yet(config: &Config, problems: &mut Problems) {
     lacks(config.cache.tags_list != TagsList::Cached, &["cache", "tags_list"], "use \"cached\"");
     for (name, upstream) in &config.upstream {
         let at = |key| [UPSTREAM, name.as_str(), key];
-        let several = upstream.endpoints.len() > 1;
-        let partial = upstream.endpoints.iter().any(|endpoint| !endpoint.authoritative);
         let listed = upstream.tags_list.is_some_and(|list| list != TagsList::Cached);
-        lacks(several, &at("endpoints"), "name one endpoint");
-        lacks(partial, &at("endpoints"), "leave `authoritative` out");
         lacks(listed, &at("tags_list"), "use \"cached\"");
         lacks(upstream.docker_config.is_some(), &at("docker_config"), "use `username` and `password_file`");
         lacks(upstream.client_cert.is_some(), &at("client_cert"), "leave it out");

@@ -110,6 +110,16 @@ pub enum Reference {
     Digest(Digest),
 }
 
+impl Reference {
+    /// The digest, if it is one.
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Digest(digest) => Some(digest),
+            Self::Tag(_) => None,
+        }
+    }
+}
+
 impl FromStr for Reference {
     type Err = NameError;
 

@@ -112,10 +112,15 @@ impl Auth {
         Self { link, endpoint, username, password_file, known, tokens }
     }
 
+    /// The time by which tokens age.
+    fn now(&self) -> Instant {
+        self.link.clock.instant().into()
+    }
+
     /// What can be sent along for a repository without asking anybody.
     pub(super) async fn ahead(&self, name: &Name) -> Result<Option<HeaderValue>, UpstreamError> {
         match self.known.get(name) {
-            Some(Known::Bearer(key)) => Ok(self.tokens.get(&key).and_then(|slot| slot.valid(Instant::now()))),
+            Some(Known::Bearer(key)) => Ok(self.tokens.get(&key).and_then(|slot| slot.valid(self.now()))),
             Some(Known::Basic) => self.basic().await,
             None => Ok(None),
         }
@@ -166,7 +171,7 @@ impl Auth {
         refused: Option<&HeaderValue>,
         deadline: Instant,
     ) -> Result<HeaderValue, UpstreamError> {
-        let usable = |slot: &Slot| slot.valid(Instant::now()).filter(|header| Some(header) != refused);
+        let usable = |slot: &Slot| slot.valid(self.now()).filter(|header| Some(header) != refused);
         let slot = match self.tokens.get(key) {
             Some(slot) => slot,
             None => self.new_slot(key),
@@ -245,7 +250,7 @@ impl Auth {
             body.extend_from_slice(&chunk);
         }
         let (header, lifetime) = read_token(&body)?;
-        let until = Instant::now() + lifetime.saturating_sub(EARLY);
+        let until = self.now() + lifetime.saturating_sub(EARLY);
         Ok(Token { header, until })
     }
 

@@ -24,6 +24,15 @@ pub enum UpstreamError {
         /// How long it wants to be left alone, if it said so.
         retry_after: Option<Duration>,
     },
+    /// It asks to be left alone, for another reason than its quota (503 with `Retry-After`).
+    #[error("the upstream is overloaded and asks to be left alone")]
+    Overloaded {
+        /// For how long.
+        retry_after: Duration,
+    },
+    /// All connections that larder may have to it are in use.
+    #[error("all connections to the upstream (max_connections) are in use")]
+    Busy,
     /// No answer in time.
     #[error("the upstream did not answer in time: {0}")]
     Timeout(String),
@@ -52,6 +61,35 @@ impl UpstreamError {
     pub(super) fn transient(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Status(500 | 502 | 503 | 504))
     }
+
+    /// How long the upstream wants to be left alone, if it said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after } => *retry_after,
+            Self::Overloaded { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// Whether the endpoint failed as such, whatever it was asked for.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Timeout(_) | Self::Unreachable(_) | Self::Interrupted(_) => true,
+            Self::Status(status) => *status >= 500,
+            _ => false,
+        }
+    }
+
+    /// How far this is from a definite "not there". Of several endpoints' errors the most doubtful one counts.
+    pub(super) fn doubt(&self) -> u8 {
+        match self {
+            Self::NotFound => 0,
+            Self::RangeNotSatisfiable => 1,
+            Self::Denied { .. } => 2,
+            Self::RateLimited { .. } | Self::Overloaded { .. } => 3,
+            _ => 4,
+        }
+    }
 }
 
 /// Why the upstreams of a configuration cannot be set up.
@@ -60,14 +98,9 @@ pub enum BuildError {
     /// The table's name is no host name.
     #[error("[upstream.\"{0}\"]: the name is no host name; write it in lower case, with a port if need be")]
     Name(String),
-    /// Not exactly one endpoint.
-    #[error("[upstream.\"{upstream}\"]: {count} endpoints are given; exactly one is supported")]
-    Endpoints {
-        /// The upstream's name.
-        upstream: String,
-        /// How many it has.
-        count: usize,
-    },
+    /// No endpoint at all.
+    #[error("[upstream.\"{0}\"]: no endpoint is given; name at least one")]
+    Endpoints(String),
     /// An endpoint that is no usable URL.
     #[error("[upstream.\"{upstream}\"]: an endpoint is wrong: {reason}")]
     Endpoint {

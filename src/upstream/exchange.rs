@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
 use http::{HeaderValue, Method, StatusCode};
@@ -15,7 +15,9 @@ use super::Timeouts;
 use super::address::{Policy, PrivateAddress};
 use super::auth::Auth;
 use super::error::UpstreamError;
+use super::quota::Quota;
 use super::retry;
+use crate::clock::Clock;
 use crate::oci::{Name, UpstreamName};
 use crate::telemetry::Metrics;
 
@@ -32,6 +34,8 @@ pub(super) struct Link {
     pub(super) policy: Arc<Policy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) timeouts: Timeouts,
+    pub(super) clock: Clock,
+    pub(super) quota: Arc<Quota>,
 }
 
 impl Link {
@@ -149,6 +153,12 @@ impl Call<'_> {
         let result = link.send(request, url, self.method.as_str(), deadline).await;
         let status = result.as_ref().ok().map(|response| response.status().as_u16());
         let took = started.elapsed();
+        // A place that the registry redirects to counts something else, if anything.
+        if let Ok(response) = &result
+            && url.origin() == self.url.origin()
+        {
+            link.quota.note(response.headers());
+        }
         link.metrics.upstream_request(link.upstream.as_str(), self.method.as_str(), status, took);
         result
     }
@@ -177,13 +187,18 @@ pub(super) fn judge(response: &Response) -> Result<(), UpstreamError> {
         404 => Err(UpstreamError::NotFound),
         status @ (401 | 403) => Err(UpstreamError::Denied { status }),
         416 => Err(UpstreamError::RangeNotSatisfiable),
-        429 => {
-            let value = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-            let retry_after = value.and_then(|value| retry::retry_after(value, SystemTime::now()));
-            Err(UpstreamError::RateLimited { retry_after })
-        }
-        status => Err(UpstreamError::Status(status)),
+        429 => Err(UpstreamError::RateLimited { retry_after: retry_after(response) }),
+        status => match retry_after(response) {
+            Some(retry_after) if status == 503 => Err(UpstreamError::Overloaded { retry_after }),
+            _ => Err(UpstreamError::Status(status)),
+        },
     }
+}
+
+/// How long an answer asks to be left alone.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    retry::retry_after(value, SystemTime::now())
 }
 
 /// The meaning of the HTTP client's error before an answer's head. Clients are told of what kind it is; what names

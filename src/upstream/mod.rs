@@ -6,9 +6,12 @@
 mod address;
 mod auth;
 mod challenge;
+mod endpoint;
 mod error;
 mod exchange;
+mod health;
 mod layout;
+mod quota;
 mod realm;
 mod remote;
 mod retry;
@@ -21,16 +24,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 pub use error::{BuildError, UpstreamError};
 pub use router::{RouteError, Router};
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, UpstreamName};
 use crate::telemetry::Metrics;
-use layout::Layout;
-use remote::Remote;
+use endpoint::{Endpoint, Place, Round, Surroundings};
+use health::Health;
+use quota::Counted;
 
 /// No manifest is larger; several clients refuse larger ones too.
 pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
@@ -69,24 +76,32 @@ pub struct Upstreams {
 
 impl Upstreams {
     /// Reads CA files and parses URLs; contacts nobody.
-    #[expect(clippy::needless_pass_by_value, reason = "every layer is handed its own share of the metrics")]
-    pub fn build(config: &Config, metrics: Arc<Metrics>) -> Result<Self, BuildError> {
-        Self::build_with(config, &metrics, Timeouts::default())
+    pub fn build(config: &Config, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, BuildError> {
+        Self::build_with(config, metrics, clock, Timeouts::default())
     }
 
     /// The same with other timeouts than the usual ones.
     pub fn build_with(
         config: &Config,
-        metrics: &Arc<Metrics>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
         timeouts: Timeouts,
     ) -> Result<Self, BuildError> {
         let mut by_name = BTreeMap::new();
+        let around = Surroundings { metrics, clock, timeouts };
         for (text, upstream) in &config.upstream {
             let name: UpstreamName = text.parse().map_err(|_| BuildError::Name(text.clone()))?;
-            metrics.declare_upstream(text);
-            let endpoint = Endpoint::build(&name, upstream, metrics, timeouts)?;
+            around.metrics.declare_upstream(text);
+            let told = Arc::default();
+            let endpoints = upstream.endpoints.iter();
+            let endpoints: Vec<_> = endpoints
+                .map(|endpoint| Endpoint::build(&name, upstream, endpoint, &told, &around))
+                .collect::<Result<_, _>>()?;
+            if endpoints.is_empty() {
+                return Err(BuildError::Endpoints(text.clone()));
+            }
             let settings = upstream.cache(&config.cache);
-            by_name.insert(name.clone(), Arc::new(Upstream { name, settings, endpoint }));
+            by_name.insert(name.clone(), Arc::new(Upstream { name, settings, endpoints, told, timeouts }));
         }
         Ok(Self { by_name, router: Router::new(&config.upstream) })
     }
@@ -112,52 +127,11 @@ impl Upstreams {
 pub struct Upstream {
     name: UpstreamName,
     settings: schema::Cache,
-    endpoint: Endpoint,
-}
-
-/// Where a registry's content is.
-#[derive(Debug)]
-enum Endpoint {
-    Remote(Box<Remote>),
-    Layout(Layout),
-}
-
-impl Endpoint {
-    fn build(
-        name: &UpstreamName,
-        upstream: &schema::Upstream,
-        metrics: &Arc<Metrics>,
-        timeouts: Timeouts,
-    ) -> Result<Self, BuildError> {
-        let wrong =
-            |reason: &str| BuildError::Endpoint { upstream: name.to_string(), reason: reason.to_owned() };
-        let [endpoint] = upstream.endpoints.as_slice() else {
-            return Err(BuildError::Endpoints {
-                upstream: name.to_string(),
-                count: upstream.endpoints.len(),
-            });
-        };
-        let url = url::Url::parse(&endpoint.url).map_err(|error| {
-            wrong(&format!("{error}; write it as https://host, http://host or oci:///folder"))
-        })?;
-        match url.scheme() {
-            "http" | "https" => {
-                Remote::build(name, url, upstream, metrics, timeouts).map(|it| Self::Remote(Box::new(it)))
-            }
-            "oci" => {
-                if url.host_str().is_some_and(|host| !host.is_empty()) {
-                    return Err(wrong("an oci:// endpoint is an absolute folder: oci:///folder"));
-                }
-                if url.query().is_some() || url.fragment().is_some() {
-                    return Err(wrong("write `?` and `#` in a folder's name as %3F and %23"));
-                }
-                let root = percent_encoding::percent_decode_str(url.path()).decode_utf8();
-                let root = root.map_err(|_| wrong("the folder's name is not UTF-8"))?;
-                Ok(Self::Layout(Layout::new(name.clone(), root.as_ref().into(), Arc::clone(metrics))))
-            }
-            _ => Err(wrong("only http://, https:// and oci:// are supported")),
-        }
-    }
+    /// At least one, in the order in which they are asked.
+    endpoints: Vec<Endpoint>,
+    /// Wakes who waits for the quota.
+    told: Arc<Notify>,
+    timeouts: Timeouts,
 }
 
 impl Upstream {
@@ -171,6 +145,34 @@ impl Upstream {
         &self.settings
     }
 
+    /// Whether it failed so often lately that nobody who has something to serve should wait for it.
+    pub fn is_suspect(&self) -> bool {
+        self.endpoints.iter().filter(|it| it.is_authoritative()).all(|it| it.health.is_suspect())
+    }
+
+    /// Whether more than this share of its quota is left for what nobody asked for, as far as is known.
+    pub fn quota_is_above(&self, floor: f64) -> bool {
+        // The first that is well is the one that will be asked.
+        let asked = self.endpoints.iter().find(|endpoint| !endpoint.health.is_suspect());
+        asked.is_none_or(|endpoint| endpoint.quota.is_above(floor))
+    }
+
+    /// Ends when it tells its quota again; counts from this call, not from the first poll.
+    pub fn quota_told(&self) -> Notified<'_> {
+        self.told.notified()
+    }
+
+    /// Something that it sent for `digest` did not match: its other endpoints come first the next time.
+    pub fn distrust(&self, digest: &Digest, sender: Sender) {
+        if let Some(endpoint) = self.endpoints.get(sender.0) {
+            endpoint.distrust(digest);
+        }
+    }
+
+    fn round(&self, digest: Option<&Digest>, counted: Counted) -> Round<'_> {
+        Round::new(&self.endpoints, digest, counted, self.timeouts.total)
+    }
+
     /// Asks what a reference stands for. `None` is no answer at all: this upstream does not do HEAD, and whether it
     /// has the manifest only a GET can tell.
     pub async fn head_manifest(
@@ -179,36 +181,71 @@ impl Upstream {
         reference: &Reference,
         accept: &str,
     ) -> Result<Option<Head>, UpstreamError> {
-        match &self.endpoint {
-            Endpoint::Remote(remote) => remote.head_manifest(name, reference, accept).await,
-            Endpoint::Layout(layout) => layout.head_manifest(name, reference).await.map(Some),
+        let mut round = self.round(reference.digest(), Counted::Free);
+        while let Some(turn) = round.next() {
+            let answer = match &turn.endpoint.place {
+                Place::Remote(remote) => remote.head_manifest(name, reference, accept, turn.deadline).await,
+                Place::Layout(layout) => layout.head_manifest(name, reference).await.map(Some),
+            };
+            if let Some(answer) = round.settle(&turn, answer) {
+                return Ok(answer);
+            }
         }
+        round.over()
     }
 
     /// Fetches a whole manifest of at most [`MANIFEST_MAX`] bytes.
+    ///
+    /// What was asked for by digest and is something else is handed on, for the asker to refuse, only if no endpoint
+    /// has the right one.
     pub async fn get_manifest(
         &self,
         name: &Name,
         reference: &Reference,
         accept: &str,
     ) -> Result<Document, UpstreamError> {
-        match &self.endpoint {
-            Endpoint::Remote(remote) => remote.get_manifest(name, reference, accept).await,
-            Endpoint::Layout(layout) => layout.get_manifest(name, reference).await,
+        let digest = reference.digest();
+        let mut round = self.round(digest, Counted::Manifest);
+        let mut wrong = None;
+        while let Some(turn) = round.next() {
+            let answer = match &turn.endpoint.place {
+                Place::Remote(remote) => remote.get_manifest(name, reference, accept, turn.deadline).await,
+                Place::Layout(layout) => layout.get_manifest(name, reference).await,
+            };
+            let Some(document) = round.settle(&turn, answer) else { continue };
+            match digest {
+                Some(digest)
+                    if self.endpoints.len() > 1
+                        && Digest::of(digest.algorithm(), &document.body) != *digest =>
+                {
+                    turn.endpoint.distrust(digest);
+                    wrong = Some(document);
+                }
+                _ => return Ok(document),
+            }
         }
+        wrong.map_or_else(|| round.over(), Ok)
     }
 
     /// Asks whether a blob is there; its size, if the upstream tells.
     pub async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
-        match &self.endpoint {
-            Endpoint::Remote(remote) => remote.head_blob(name, digest).await,
-            Endpoint::Layout(layout) => layout.head_blob(name, digest).await.map(Some),
+        let mut round = self.round(Some(digest), Counted::Free);
+        while let Some(turn) = round.next() {
+            let answer = match &turn.endpoint.place {
+                Place::Remote(remote) => remote.head_blob(name, digest, turn.deadline).await,
+                Place::Layout(layout) => layout.head_blob(name, digest).await.map(Some),
+            };
+            if let Some(answer) = round.settle(&turn, answer) {
+                return Ok(answer);
+            }
         }
+        round.over()
     }
 
     /// Opens a blob at byte `from`, up to and including byte `to` if given.
     ///
-    /// A body that breaks midway is not resumed here: its reader knows how far it came and asks again.
+    /// A body that breaks midway is not resumed here: its reader knows how far it came and asks again, and may then be
+    /// answered by another endpoint.
     pub async fn get_blob(
         &self,
         name: &Name,
@@ -216,18 +253,32 @@ impl Upstream {
         from: u64,
         to: Option<u64>,
     ) -> Result<BlobBody, UpstreamError> {
-        match &self.endpoint {
-            Endpoint::Remote(remote) => {
-                let (offset, total, body) = remote.get_blob(name, digest, from, to).await?;
-                Ok(BlobBody { offset, total, source: Source::Remote(Box::new(body)) })
-            }
-            Endpoint::Layout(layout) => {
-                let (total, body) = layout.get_blob(name, digest, from, to).await?;
-                Ok(BlobBody { offset: from, total: Some(total), source: Source::Layout(body) })
+        let mut round = self.round(Some(digest), Counted::Free);
+        while let Some(turn) = round.next() {
+            let answer = match &turn.endpoint.place {
+                Place::Remote(remote) => remote
+                    .get_blob(name, digest, from, to, turn.deadline)
+                    .await
+                    .map(|(offset, total, body)| (offset, total, Source::Remote(Box::new(body)))),
+                Place::Layout(layout) => layout
+                    .get_blob(name, digest, from, to)
+                    .await
+                    .map(|(total, body)| (from, Some(total), Source::Layout(body))),
+            };
+            if let Some((offset, total, source)) = round.settle(&turn, answer) {
+                let sender = self.endpoints.iter().position(|it| std::ptr::eq(it, turn.endpoint));
+                let sender = Sender(sender.unwrap_or_default());
+                let health = Arc::clone(&turn.endpoint.health);
+                return Ok(BlobBody { offset, total, sender, source, health });
             }
         }
+        round.over()
     }
 }
+
+/// Which of an upstream's endpoints sent something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender(usize);
 
 /// What an upstream says about a manifest without sending it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -257,7 +308,10 @@ pub struct BlobBody {
     pub offset: u64,
     /// The whole blob's length, if known.
     pub total: Option<u64>,
+    /// Who sends it.
+    pub sender: Sender,
     source: Source,
+    health: Arc<Health>,
 }
 
 enum Source {
@@ -268,10 +322,16 @@ enum Source {
 impl BlobBody {
     /// The next piece, never empty; `None` at a clean end. Dropping the future loses no bytes.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        match &mut self.source {
+        let chunk = match &mut self.source {
             Source::Remote(body) => body.chunk().await,
             Source::Layout(body) => body.chunk().await,
+        };
+        if let Err(error) = &chunk
+            && error.is_outage()
+        {
+            self.health.failed(error);
         }
+        chunk
     }
 }
 

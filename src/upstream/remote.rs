@@ -14,12 +14,13 @@ use url::Url;
 
 use super::address::{Policy, Resolver};
 use super::auth::Auth;
+use super::endpoint::Surroundings;
 use super::error::{BuildError, UpstreamError};
 use super::exchange::{Call, Link, causes};
-use super::{Document, Head, MANIFEST_MAX, Timeouts, tls};
+use super::quota::Quota;
+use super::{Document, Head, MANIFEST_MAX, tls};
 use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, UpstreamName};
-use crate::telemetry::Metrics;
 
 const DIGEST: &str = "docker-content-digest";
 const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
@@ -42,8 +43,8 @@ impl Remote {
         name: &UpstreamName,
         url: Url,
         upstream: &schema::Upstream,
-        metrics: &Arc<Metrics>,
-        timeouts: Timeouts,
+        quota: &Arc<Quota>,
+        around: &Surroundings,
     ) -> Result<Self, BuildError> {
         let wrong =
             |reason: &str| BuildError::Endpoint { upstream: name.to_string(), reason: reason.to_owned() };
@@ -61,12 +62,19 @@ impl Remote {
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .no_proxy()
-            .connect_timeout(timeouts.connect)
+            .connect_timeout(around.timeouts.connect)
             .dns_resolver(Arc::new(Resolver(Arc::clone(&policy))))
             .build()
             .map_err(|error| BuildError::Client { upstream: name.to_string(), reason: causes(&error) })?;
-        let link =
-            Arc::new(Link { upstream: name.clone(), client, policy, metrics: Arc::clone(metrics), timeouts });
+        let link = Arc::new(Link {
+            upstream: name.clone(),
+            client,
+            policy,
+            metrics: Arc::clone(&around.metrics),
+            timeouts: around.timeouts,
+            clock: around.clock.clone(),
+            quota: Arc::clone(quota),
+        });
         let base = url.as_str().trim_end_matches('/').to_owned();
         let auth =
             Auth::new(Arc::clone(&link), url, upstream.username.clone(), upstream.password_file.clone());
@@ -85,8 +93,8 @@ impl Remote {
         name: &Name,
         reference: &Reference,
         accept: &str,
+        deadline: Instant,
     ) -> Result<Option<Head>, UpstreamError> {
-        let deadline = Instant::now() + self.link.timeouts.total;
         let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::HEAD, name, "manifests", reference, Some(accept))?;
         match call.send(&self.link, &self.auth, deadline).await {
@@ -105,8 +113,8 @@ impl Remote {
         name: &Name,
         reference: &Reference,
         accept: &str,
+        deadline: Instant,
     ) -> Result<Document, UpstreamError> {
-        let deadline = Instant::now() + self.link.timeouts.total;
         let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::GET, name, "manifests", reference, Some(accept))?;
         let mut response = call.send(&self.link, &self.auth, deadline).await?;
@@ -138,8 +146,12 @@ impl Remote {
         Ok(Document { body: body.freeze(), content_type, digest })
     }
 
-    pub(super) async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
-        let deadline = Instant::now() + self.link.timeouts.total;
+    pub(super) async fn head_blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Option<u64>, UpstreamError> {
         let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::HEAD, name, "blobs", digest, None)?;
         let response = call.send(&self.link, &self.auth, deadline).await?;
@@ -154,8 +166,8 @@ impl Remote {
         digest: &Digest,
         from: u64,
         to: Option<u64>,
+        deadline: Instant,
     ) -> Result<(u64, Option<u64>, Body), UpstreamError> {
-        let deadline = Instant::now() + self.link.timeouts.total;
         let permit = permit(&self.blobs, deadline).await?;
         let mut call = self.call(Method::GET, name, "blobs", digest, None)?;
         call.range = match to {
@@ -202,9 +214,8 @@ impl Remote {
 }
 
 async fn permit(share: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, UpstreamError> {
-    let busy = || UpstreamError::Timeout("all connections (max_connections) are busy".to_owned());
     let permit = timeout_at(deadline, Arc::clone(share).acquire_owned()).await;
-    permit.map_err(|_| busy())?.map_err(|_| busy())
+    permit.map_err(|_| UpstreamError::Busy)?.map_err(|_| UpstreamError::Busy)
 }
 
 /// How many small requests and how many blobs may be under way at once.

@@ -128,8 +128,6 @@ fn missing_features_are_refused() {
         ("[upstream.\"quay.io\"]\nclient_key = \"a\"", "upstream.\"quay.io\".client_key"),
         ("[upstream.\"quay.io\"]\nallow = [\"a\"]", "upstream.\"quay.io\".allow"),
         ("[upstream.\"quay.io\"]\ndeny = [\"a\"]", "upstream.\"quay.io\".deny"),
-        ("[upstream.x]\nendpoints = [\"http://a\", \"http://b\"]", "upstream.x.endpoints"),
-        ("[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }]", "upstream.x.endpoints"),
     ];
     for (text, key) in cases {
         let config = load_text(text, &[]).expect(text);
@@ -148,4 +146,19 @@ fn a_secret_in_a_url_is_not_repeated() {
     let text = "[upstream.x]\nendpoints = [\"https://user:hunter2@x\"]";
     let error = config::validate(&load_text(text, &[]).expect("loads")).expect_err("refused").to_string();
     assert!(error.contains("credentials") && !error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn somebody_must_say_what_a_tag_stands_for() {
+    let text = "[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }]";
+    assert_eq!(problem_keys(text), ["upstream.x.endpoints"]);
+    let text = "[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }, \"http://b\"]";
+    assert_eq!(problem_keys(text), Vec::<String>::new());
+}
+
+#[test]
+fn a_floor_is_a_share() {
+    assert_eq!(problem_keys("[prefetch]\nquota_floor = 1.5"), ["prefetch.quota_floor"]);
+    assert_eq!(problem_keys("[prefetch]\nquota_floor = -0.1\nquota_check = \"0s\"").len(), 2);
+    assert_eq!(problem_keys("[prefetch]\nquota_floor = 0.0"), Vec::<String>::new());
 }

@@ -85,9 +85,14 @@ impl Setup {
         path
     }
 
+    /// This configuration as a file.
+    pub fn config_file(&self) -> PathBuf {
+        self.write("larder.toml", &toml::to_string(&self.config).unwrap())
+    }
+
     /// `larder serve` with this configuration.
     pub fn command(&self) -> Command {
-        let file = self.write("larder.toml", &toml::to_string(&self.config).unwrap());
+        let file = self.config_file();
         let mut command = self.bare_command();
         command.arg("serve").arg("--config").arg(file);
         command
@@ -143,6 +148,20 @@ pub fn run_to_exit(command: &mut Command) -> Exit {
         panic!("larder still runs after {PATIENCE:?}")
     });
     Exit { status, stderr: reader.join().unwrap() }
+}
+
+/// The sum over all samples of `name` in an exposition that carry these labels; 0 if there is none.
+pub fn sum_of(exposition: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    exposition
+        .lines()
+        .filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (found, value) = rest.rsplit_once(' ')?;
+            let whole_name = found.is_empty() || found.starts_with('{');
+            let fits = labels.iter().all(|(k, v)| found.contains(&format!("{k}=\"{v}\"")));
+            (whole_name && fits).then(|| value.parse::<f64>().unwrap())
+        })
+        .sum()
 }
 
 /// How a larder ended by itself.
@@ -368,16 +387,7 @@ impl Larder {
 
     /// The sum over all samples of `name` that carry these labels; 0 if there is none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.metrics_text()
-            .lines()
-            .filter_map(|line| {
-                let rest = line.strip_prefix(name)?;
-                let (found, value) = rest.rsplit_once(' ')?;
-                let whole_name = found.is_empty() || found.starts_with('{');
-                let fits = labels.iter().all(|(k, v)| found.contains(&format!("{k}=\"{v}\"")));
-                (whole_name && fits).then(|| value.parse::<f64>().unwrap())
-            })
-            .sum()
+        sum_of(&self.metrics_text(), name, labels)
     }
 
     /// `metric` for what is counted in whole numbers.

@@ -13,6 +13,7 @@ pub mod house;
 pub mod larder;
 pub mod registry;
 pub mod script;
+pub mod timed;
 pub mod wire;
 
 pub use client::{Answer, Client, Transfer};
@@ -20,6 +21,7 @@ pub use content::{Blob, Document, Image, Index};
 pub use larder::{Larder, Setup};
 pub use registry::{Auth, Registry, Seen};
 pub use script::{Fault, Gate, When};
+pub use timed::Timed;
 
 use std::time::{Duration, Instant};
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use larder::clock::Clock;
 use larder::config::Config;
 use larder::oci::{Algorithm, Digest, Name, Reference};
 use larder::telemetry::Metrics;
@@ -138,7 +139,8 @@ async fn docker_hubs_official_images_have_a_short_name() {
             upstream: BTreeMap::from([(upstream.to_owned(), settings.clone())]),
             ..Config::default()
         };
-        let upstreams = Upstreams::build(&config, Arc::new(Metrics::new())).expect("a configuration");
+        let upstreams =
+            Upstreams::build(&config, Arc::new(Metrics::new()), Clock::default()).expect("a configuration");
         let upstream = upstreams.get(&upstream.parse().expect("a name")).expect("the upstream");
         let name: Name = name.parse().expect("a name");
         upstream.get_manifest(&name, &reference(tag), "").await.map(|document| document.body)

@@ -13,6 +13,7 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use larder::clock::Clock;
 use larder::config::Config;
 use larder::config::schema::{Endpoint, Upstream as Settings};
 use larder::telemetry::Metrics;
@@ -25,7 +26,7 @@ fn wrong_endpoints_are_named() {
         let settings = Settings { endpoints, ..Settings::default() };
         let config =
             Config { upstream: BTreeMap::from([("reg.test".to_owned(), settings)]), ..Config::default() };
-        Upstreams::build(&config, Arc::new(Metrics::new())).map(|_| ())
+        Upstreams::build(&config, Arc::new(Metrics::new()), Clock::default()).map(|_| ())
     };
     for wrong in [
         "",
@@ -39,9 +40,10 @@ fn wrong_endpoints_are_named() {
         assert!(error.contains("reg.test") && !error.contains("hush"), "{error}");
     }
     assert!(build(&[]).is_err());
-    assert!(build(&["https://a.test", "https://b.test"]).is_err());
+    assert!(build(&["https://a.test", "https://b.test", "oci:///srv/c"]).is_ok());
     for right in ["https://reg.test", "http://127.0.0.1:5000/path", "oci:///srv/some%20folder"] {
         assert!(build(&[right]).is_ok(), "{right}");
     }
-    Upstreams::build(&Config::default(), Arc::new(Metrics::new())).expect("the built-in upstreams");
+    Upstreams::build(&Config::default(), Arc::new(Metrics::new()), Clock::default())
+        .expect("the built-in upstreams");
 }

@@ -15,6 +15,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use larder::clock::Clock;
 use larder::config::Config;
 use larder::config::schema::{Endpoint, Upstream as Settings};
 use larder::oci::{Algorithm, Digest, Name, Reference};
@@ -209,7 +210,8 @@ pub(crate) fn upstream(settings: Settings, timeouts: Timeouts) -> (Arc<Upstream>
     let metrics = Arc::new(Metrics::new());
     let config =
         Config { upstream: BTreeMap::from([("reg.test".to_owned(), settings)]), ..Config::default() };
-    let upstreams = Upstreams::build_with(&config, &metrics, timeouts).expect("a configuration");
+    let upstreams = Upstreams::build_with(&config, Arc::clone(&metrics), Clock::default(), timeouts);
+    let upstreams = upstreams.expect("a configuration");
     let upstream = upstreams.get(&"reg.test".parse().expect("a name")).expect("the upstream");
     (Arc::clone(upstream), metrics)
 }

@@ -1,0 +1,211 @@
+//! The endpoints of an upstream, asked in turn until one has the answer.
+//!
+//! Tags are a matter for the authoritative ones; what is asked for by digest anybody may have. An endpoint that is
+//! left alone, or wants to be, is passed over at no cost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::config::schema;
+use crate::oci::{Digest, UpstreamName};
+use crate::telemetry::Metrics;
+
+use super::Timeouts;
+use super::error::{BuildError, UpstreamError};
+use super::health::{Health, Permit};
+use super::layout::Layout;
+use super::quota::{Counted, Quota};
+use super::remote::Remote;
+
+/// Digests remembered per endpoint for which it sent something else.
+const DISTRUSTED: usize = 256;
+
+/// One way to reach an upstream.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) place: Place,
+    pub(super) health: Arc<Health>,
+    pub(super) quota: Arc<Quota>,
+    authoritative: bool,
+    /// How often it sent something that was not what its digest promised.
+    distrusted: Cache<Digest, u32>,
+}
+
+/// Where an endpoint's content is.
+#[derive(Debug)]
+pub(super) enum Place {
+    Remote(Box<Remote>),
+    Layout(Layout),
+}
+
+/// What the layers above hand to every endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+    pub(super) timeouts: Timeouts,
+}
+
+impl Endpoint {
+    pub(super) fn build(
+        name: &UpstreamName,
+        upstream: &schema::Upstream,
+        endpoint: &schema::Endpoint,
+        told: &Arc<Notify>,
+        around: &Surroundings,
+    ) -> Result<Self, BuildError> {
+        let wrong =
+            |reason: &str| BuildError::Endpoint { upstream: name.to_string(), reason: reason.to_owned() };
+        let url = url::Url::parse(&endpoint.url).map_err(|error| {
+            wrong(&format!("{error}; write it as https://host, http://host or oci:///folder"))
+        })?;
+        let Surroundings { metrics, clock, .. } = around;
+        let quota = Arc::new(Quota::new(name.clone(), Arc::clone(told), around));
+        let place = match url.scheme() {
+            "http" | "https" => {
+                let remote = if endpoint.authoritative {
+                    Remote::build(name, url, upstream, &quota, around)
+                } else {
+                    // The credentials are for the registry itself, not for whoever mirrors it.
+                    let anonymous =
+                        schema::Upstream { username: None, password_file: None, ..upstream.clone() };
+                    Remote::build(name, url, &anonymous, &quota, around)
+                };
+                Place::Remote(Box::new(remote?))
+            }
+            "oci" => {
+                if url.host_str().is_some_and(|host| !host.is_empty()) {
+                    return Err(wrong("an oci:// endpoint is an absolute folder: oci:///folder"));
+                }
+                if url.query().is_some() || url.fragment().is_some() {
+                    return Err(wrong("write `?` and `#` in a folder's name as %3F and %23"));
+                }
+                let root = percent_encoding::percent_decode_str(url.path()).decode_utf8();
+                let root = root.map_err(|_| wrong("the folder's name is not UTF-8"))?;
+                Place::Layout(Layout::new(name.clone(), root.as_ref().into(), Arc::clone(metrics)))
+            }
+            _ => return Err(wrong("only http://, https:// and oci:// are supported")),
+        };
+        let label = endpoint.url.trim_end_matches('/').to_owned();
+        let health = Arc::new(Health::new(name.clone(), label, clock.clone(), Arc::clone(metrics)));
+        let distrusted = Cache::new(DISTRUSTED);
+        Ok(Self { place, health, quota, authoritative: endpoint.authoritative, distrusted })
+    }
+
+    /// Whether it may say which digest a tag stands for.
+    pub(super) fn is_authoritative(&self) -> bool {
+        self.authoritative
+    }
+
+    /// It sent something else than `digest` promises: others come before it the next time.
+    pub(super) fn distrust(&self, digest: &Digest) {
+        self.distrusted.insert(*digest, self.distrust_of(digest).saturating_add(1));
+    }
+
+    fn distrust_of(&self, digest: &Digest) -> u32 {
+        self.distrusted.get(digest).unwrap_or_default()
+    }
+}
+
+/// One question on its way through the endpoints.
+pub(super) struct Round<'u> {
+    order: Vec<&'u Endpoint>,
+    at: usize,
+    counted: Counted,
+    deadline: Instant,
+    /// The error that says least definitely that there is nothing: only if all say so may the answer be that.
+    error: Option<UpstreamError>,
+}
+
+/// One endpoint's turn.
+pub(super) struct Turn<'u> {
+    pub(super) endpoint: &'u Endpoint,
+    /// Until when it has to have answered, so that time is left for those after it.
+    pub(super) deadline: Instant,
+    _permit: Permit,
+}
+
+impl<'u> Round<'u> {
+    /// A round for `digest`, or for something that only authoritative endpoints may answer. It takes no longer than
+    /// `patience` to the head of the last answer.
+    pub(super) fn new(
+        endpoints: &'u [Endpoint],
+        digest: Option<&Digest>,
+        counted: Counted,
+        patience: Duration,
+    ) -> Self {
+        let mut order: Vec<_> =
+            endpoints.iter().filter(|endpoint| digest.is_some() || endpoint.authoritative).collect();
+        if let Some(digest) = digest.filter(|_| order.len() > 1) {
+            order.sort_by_key(|endpoint| endpoint.distrust_of(digest));
+        }
+        Self { order, at: 0, counted, deadline: Instant::now() + patience, error: None }
+    }
+
+    /// The next endpoint that may be asked.
+    pub(super) fn next(&mut self) -> Option<Turn<'u>> {
+        loop {
+            let endpoint = *self.order.get(self.at)?;
+            // Those that follow count whether they may be asked or not; it is only about sharing time.
+            let sharers = u32::try_from(self.order.len() - self.at).unwrap_or(u32::MAX);
+            self.at += 1;
+            match endpoint.quota.check(self.counted).and_then(|()| endpoint.health.permit()) {
+                Ok(permit) => {
+                    let now = Instant::now();
+                    let deadline = now + self.deadline.saturating_duration_since(now) / sharers;
+                    return Some(Turn { endpoint, deadline, _permit: permit });
+                }
+                Err(error) => self.keep(error),
+            }
+        }
+    }
+
+    /// Notes how an endpoint did. `None`: the next one is to be asked.
+    pub(super) fn settle<T>(&mut self, turn: &Turn<'u>, result: Result<T, UpstreamError>) -> Option<T> {
+        let endpoint = turn.endpoint;
+        match result {
+            Ok(answer) => {
+                endpoint.health.worked();
+                endpoint.quota.granted();
+                Some(answer)
+            }
+            Err(error) => {
+                match &error {
+                    UpstreamError::RateLimited { retry_after } => {
+                        endpoint.health.worked();
+                        endpoint.quota.refused(self.counted, *retry_after);
+                    }
+                    UpstreamError::Overloaded { retry_after } => {
+                        endpoint.health.worked();
+                        endpoint.quota.overloaded(*retry_after);
+                    }
+                    UpstreamError::Local(_) | UpstreamError::Busy => {}
+                    error if error.is_outage() => endpoint.health.failed(error),
+                    _ => endpoint.health.worked(),
+                }
+                self.keep(error);
+                None
+            }
+        }
+    }
+
+    fn keep(&mut self, error: UpstreamError) {
+        if self.error.as_ref().is_none_or(|kept| kept.doubt() < error.doubt()) {
+            self.error = Some(error);
+        }
+    }
+
+    /// No endpoint had the answer.
+    pub(super) fn over<T>(self) -> Result<T, UpstreamError> {
+        Err(self.error.unwrap_or_else(|| {
+            UpstreamError::Local(
+                "none of its endpoints is authoritative, so none may be asked for a tag".into(),
+            )
+        }))
+    }
+}

@@ -1,0 +1,87 @@
+//! larder inside the test's own process, with a clock that the test moves: for what takes minutes or hours.
+
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use larder::app::App;
+use larder::clock::Clock;
+use larder::config;
+use tokio::sync::oneshot;
+
+use super::client::{Answer, Client};
+use super::larder::Setup;
+
+/// A larder that listens. Dropping it stops it.
+pub struct Timed {
+    api: SocketAddr,
+    admin: SocketAddr,
+    clock: Clock,
+    stop: Option<oneshot::Sender<()>>,
+    running: Option<JoinHandle<()>>,
+    setup: Setup,
+}
+
+impl Timed {
+    /// Starts the application with the setup's configuration.
+    pub fn start(setup: Setup) -> Self {
+        let config = config::load(Some(&setup.config_file()), std::iter::empty(), config::Flags::default());
+        let config = config.expect("a configuration");
+        config::validate(&config).expect("a valid configuration");
+        let clock = Clock::default();
+        let (stop, stopped) = oneshot::channel();
+        let (tell, told) = std::sync::mpsc::channel();
+        let owned = clock.clone();
+        let running = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let app = App::build_with(config, owned).await.expect("an application");
+                tell.send((app.api_addr(), app.admin_addr())).expect("the test waits");
+                app.run(async { stopped.await.unwrap_or_default() }).await.expect("a clean end");
+            });
+        });
+        let (api, admin) = told.recv().expect("it listens");
+        Self { api, admin, clock, stop: Some(stop), running: Some(running), setup }
+    }
+
+    /// Stops it and starts another on the same store. The clock begins anew.
+    pub fn restart(mut self) -> Self {
+        self.end();
+        let setup = std::mem::replace(&mut self.setup, Setup::empty());
+        drop(self);
+        Self::start(setup)
+    }
+
+    fn end(&mut self) {
+        drop(self.stop.take());
+        if let Some(running) = self.running.take() {
+            running.join().expect("a clean end");
+        }
+    }
+
+    pub fn api(&self) -> Client {
+        Client::new(self.api)
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        self.api().get(path)
+    }
+
+    /// Lets time pass, as far as ages go.
+    pub fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
+    pub fn metrics_text(&self) -> String {
+        Client::new(self.admin).get("/metrics").text()
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.end();
+        }
+    }
+}
