@@ -33,6 +33,7 @@ pub struct App {
     config: Config,
     store: Store,
     metrics: Arc<Metrics>,
+    cache: Cache,
     registry: Registry,
     api: (TcpListener, SocketAddr),
     admin: (TcpListener, SocketAddr),
@@ -57,8 +58,8 @@ impl App {
             Cache::new(store.clone(), upstreams, Arc::clone(&metrics), clock, config.prefetch.clone());
         let manners =
             Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
-        let registry = Registry::new(cache, Arc::clone(&metrics), manners);
-        Ok(Self { config, store, metrics, registry, api, admin })
+        let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners);
+        Ok(Self { config, store, metrics, cache, registry, api, admin })
     }
 
     /// Where clients pull from; the real port where the configuration said 0.
@@ -73,7 +74,7 @@ impl App {
 
     /// Serves until `shutdown` resolves, then finishes running transfers within the grace period and flushes.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let Self { config, store, metrics, registry, api, admin } = self;
+        let Self { config, store, metrics, cache, registry, api, admin } = self;
         let ready = Arc::new(AtomicBool::new(true));
         let (stop, stopped) = watch::channel(false);
         let limits = Limits {
@@ -98,6 +99,7 @@ impl App {
             async move { answer }
         }));
         let gauges = tokio::spawn(gauges(store.clone(), Arc::clone(&metrics)));
+        let attending = tokio::spawn(cache.attend());
         let connections = metrics.connections.clone();
         let api = tokio::spawn(server::serve(api.0, limits, Some(connections), stopped, move |request| {
             let registry = registry.clone();
@@ -114,6 +116,7 @@ impl App {
         stop_admin.send_replace(true);
         admin.await.context("the admin port failed")?;
         gauges.abort();
+        attending.abort();
         tokio::task::spawn_blocking(move || store.flush())
             .await?
             .context("the store could not be flushed")?;

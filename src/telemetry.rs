@@ -115,8 +115,8 @@ pub struct Metrics {
     fills: IntCounterVec,
     /// Connections open on the client port.
     pub connections: IntGauge,
-    /// Child manifests waiting to be fetched.
-    pub children_queued: IntGauge,
+    children_queued: IntGauge,
+    children_deferred: IntGauge,
     store_bytes: IntGaugeVec,
     store_objects: IntGaugeVec,
     /// Operations of the store that failed.
@@ -266,6 +266,10 @@ impl Metrics {
             fills: series.counters("larder_fills_total", "Finished fills, by result.", &["result"]),
             connections: series.gauge("larder_connections", "Client connections open now."),
             children_queued: series.gauge("larder_children_queued", "Child manifests waiting to be fetched."),
+            children_deferred: series.gauge(
+                "larder_children_deferred",
+                "Child manifests left for later: the upstream's quota is low, or it is in trouble.",
+            ),
             store_bytes: series.gauges(
                 "larder_store_bytes",
                 "Bytes of the store: `disk` is what it takes on disk, `content` what it holds.",
@@ -315,6 +319,16 @@ impl Metrics {
     /// Counts a token request; `result` is `ok`, `denied` or `error`.
     pub fn token_request(&self, upstream: &str, result: &str) {
         self.upstreams.tokens.with_label_values(&[upstream, result]).inc();
+    }
+
+    /// So many child manifests wait to be fetched, of those that were `before` one walk changed its count.
+    pub fn children_queued(&self, before: usize, now: usize) {
+        self.children_queued.add(difference(before, now));
+    }
+
+    /// The same for those that are left for later.
+    pub fn children_deferred(&self, before: usize, now: usize) {
+        self.children_deferred.add(difference(before, now));
     }
 
     /// Sets what an upstream last told of its quota.
@@ -370,6 +384,11 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn difference(before: usize, now: usize) -> i64 {
+    let signed = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+    signed(now) - signed(before)
 }
 
 /// Why the log cannot be set up.

@@ -4,20 +4,19 @@
 //! once, so that no index, however made, costs more than its bounds.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
-use prometheus::IntGauge;
-use tokio::sync::Semaphore;
 
 use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::DraftEnd;
+use crate::telemetry::Metrics;
 
 use super::blob::{Blob, Source};
 use super::manifest::{fetch, stored};
-use super::{Cache, CacheError, Document, Shared};
+use super::{Cache, CacheError, Document, Shared, blocking, room};
 
 /// Nested indexes below the one that was asked for.
 const DEPTH_MAX: u32 = 4;
@@ -25,101 +24,51 @@ const DEPTH_MAX: u32 = 4;
 const COUNT_MAX: usize = 1024;
 /// Bytes of manifests that one walk may bring in.
 const BYTES_MAX: u64 = 64 << 20;
-/// Fetches of children at once, over all walks: clients come first.
-const AT_ONCE: usize = 4;
+/// Below which index, in which repository.
+pub(super) type Root = (Repository, Digest);
 
-/// What all walks share.
-#[derive(Debug)]
-pub(super) struct Limits {
-    turns: Semaphore,
-    /// The indexes below which a walk is under way.
-    walking: Mutex<HashSet<(Repository, Digest)>>,
+/// How a walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Everything within the bounds is there, or is nowhere.
+    Complete,
+    /// Something came that is not kept; it may come right another time.
+    Flawed,
+    /// The upstream was in trouble; this many children were still waiting.
+    Later {
+        /// Children not yet there.
+        waiting: usize,
+    },
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { turns: Semaphore::new(AT_ONCE), walking: Mutex::default() }
-    }
-}
-
-impl Limits {
-    fn walking(&self) -> MutexGuard<'_, HashSet<(Repository, Digest)>> {
-        // Nothing under this lock can panic halfway through a change.
-        self.walking.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A walk under way; there is one at a time below an index.
-struct Walk {
-    shared: Arc<Shared>,
-    key: (Repository, Digest),
-}
-
-impl Drop for Walk {
-    fn drop(&mut self) {
-        self.shared.children.walking().remove(&self.key);
-    }
-}
-
-/// Starts the walk below `document` in the background, if it is an index that was not walked to its end before.
-pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<Document>) {
-    let index = document.media_type.kind() == Some(Kind::Index);
-    let key = (repository.clone(), document.digest);
-    if !shared.prefetch.children || !index || shared.hot.walked.get(&key).is_some() {
-        return;
-    }
-    if !shared.children.walking().insert(key.clone()) {
-        return;
-    }
-    let (under_way, document) = (Walk { shared: Arc::clone(shared), key }, Arc::clone(document));
-    tokio::spawn(async move {
-        let Walk { shared, key } = &under_way;
-        if walk(shared, &key.0, &document).await {
-            shared.hot.walked.insert(key.clone(), ());
-        }
-    });
-}
-
-/// What one walk has still to fetch, as far as the gauge over all walks goes.
-struct Queued<'a>(&'a IntGauge, i64);
-
-impl Queued<'_> {
-    fn set(&mut self, waiting: usize) {
-        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
-        self.0.add(waiting - self.1);
-        self.1 = waiting;
-    }
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.sub(self.1);
-    }
-}
-
-/// Fetches what is missing below an index. Returns whether everything within the bounds is there now.
-async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) -> bool {
-    let mut seen = HashSet::from([root.digest]);
-    let mut waiting = VecDeque::new();
-    let mut queued = Queued(&shared.metrics.children_queued, 0);
-    let mut bytes = 0;
-    let mut complete = true;
-    push_children(&mut waiting, &mut seen, root, 1);
-    while let Some((child, depth)) = waiting.pop_front() {
+/// Fetches what is missing below an index. Noted in the store as soon as there is something to fetch.
+pub(super) async fn walk(shared: &Arc<Shared>, root: &Root, index: &Document) -> End {
+    let repository = &root.0;
+    let mut seen = HashSet::from([index.digest]);
+    let mut queue = VecDeque::new();
+    let mut waiting = Waiting::new(&shared.metrics);
+    let (mut bytes, mut noted, mut end) = (0, false, End::Complete);
+    push_children(&mut queue, &mut seen, index, 1);
+    while let Some((child, depth)) = queue.pop_front() {
         if bytes > BYTES_MAX {
-            tracing::warn!(%repository, index = %root.digest, "the index's children exceed {BYTES_MAX} bytes; the rest waits to be asked for");
+            tracing::warn!(%repository, index = %index.digest, "the index's children exceed {BYTES_MAX} bytes; the rest waits to be asked for");
             break;
         }
-        queued.set(waiting.len() + 1);
-        match obtain(shared, repository, &child).await {
+        let left = queue.len() + 1;
+        waiting.set(left, false);
+        match obtain(shared, root, &child, &mut noted, || waiting.set(left, true)).await {
             Ok(document) => {
+                waiting.set(left, false);
                 bytes += document.body.len() as u64;
-                let wanted = child.platform.as_deref().is_some_and(|platform| is_wanted(shared, platform));
-                if wanted && !blobs_of(shared, repository, &document).await {
-                    complete = false;
+                if child.platform.as_deref().is_some_and(|platform| is_wanted(shared, platform)) {
+                    match blobs_of(shared, repository, &document).await {
+                        End::Complete => {}
+                        End::Flawed => end = End::Flawed,
+                        End::Later { .. } => return End::Later { waiting: left },
+                    }
                 }
                 if depth < DEPTH_MAX && document.media_type.kind() == Some(Kind::Index) {
-                    push_children(&mut waiting, &mut seen, &document, depth + 1);
+                    push_children(&mut queue, &mut seen, &document, depth + 1);
                 }
             }
             // The upstream does not have it: that is the index's own affair.
@@ -129,16 +78,56 @@ async fn walk(shared: &Arc<Shared>, repository: &Repository, root: &Document) ->
             // What came is not kept; the next time it may be right.
             Err(error @ (CacheError::Invalid(_) | CacheError::Mismatch(_))) => {
                 tracing::info!(%repository, child = %child.digest, %error, "a child of an index came wrong");
-                complete = false;
+                end = End::Flawed;
             }
-            // An upstream in trouble is left alone; the walk begins anew when the tag is next confirmed.
             Err(error) => {
-                tracing::info!(%repository, index = %root.digest, child = %child.digest, %error, "the index's children are left for later");
-                return false;
+                tracing::info!(%repository, index = %index.digest, child = %child.digest, %error, "the index's children are left for later");
+                return End::Later { waiting: left };
             }
         }
     }
-    complete
+    end
+}
+
+/// Notes in the store that the walk has something to fetch.
+async fn note(shared: &Shared, root: &Root) {
+    let (store, (repository, digest)) = (shared.store.clone(), root.clone());
+    if let Err(error) = blocking(move || store.note_walk(&repository, &digest)).await {
+        shared.failed("a walk below an index could not be noted; a restart would forget it", &error);
+    }
+}
+
+/// Shows how many children a walk has still to fetch, as waiting for their turn or as deferred.
+struct Waiting<'a> {
+    metrics: &'a Metrics,
+    count: usize,
+    deferred: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        Self { metrics, count: 0, deferred: false }
+    }
+
+    fn set(&mut self, count: usize, deferred: bool) {
+        if self.deferred {
+            self.metrics.children_deferred(self.count, 0);
+        } else {
+            self.metrics.children_queued(self.count, 0);
+        }
+        (self.count, self.deferred) = (count, deferred);
+        if deferred {
+            self.metrics.children_deferred(0, count);
+        } else {
+            self.metrics.children_queued(0, count);
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.set(0, false);
+    }
 }
 
 /// Whether the blobs of a platform are to be fetched ahead. `linux/arm64` names all its variants too.
@@ -148,29 +137,37 @@ fn is_wanted(shared: &Shared, platform: &str) -> bool {
     })
 }
 
-/// Fetches the blobs of an image, one after the other. Returns whether all of them are there now.
-async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Document) -> bool {
-    let Ok(read) = Manifest::read(&image.body, Some(image.media_type.as_str())) else { return false };
+/// Fetches the blobs of an image, one after the other.
+async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Document) -> End {
+    let Ok(read) = Manifest::read(&image.body, Some(image.media_type.as_str())) else { return End::Complete };
     let cache = Cache(Arc::clone(shared));
-    let mut complete = true;
+    let mut end = End::Complete;
     for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
-        let Ok(_turn) = shared.children.turns.acquire().await else { return false };
-        let there = match cache.blob(repository, &blob.digest).await {
+        let Ok(_turn) = shared.walks.turns.acquire().await else { return End::Later { waiting: 0 } };
+        match cache.blob(repository, &blob.digest).await {
             Ok(Blob { source: Some(Source::Filling(draft)), .. }) => {
                 // Only the end of one fill makes room for the next.
                 let mut progress = draft.watch();
                 let ended = progress.wait_for(|progress| progress.end.is_some()).await;
-                ended.is_ok_and(|progress| progress.end == Some(DraftEnd::Committed))
+                match ended.ok().and_then(|progress| progress.end) {
+                    Some(DraftEnd::Committed) => {}
+                    Some(DraftEnd::Mismatch) => end = End::Flawed,
+                    Some(DraftEnd::Abandoned) | None => return End::Later { waiting: 0 },
+                }
             }
-            Ok(_) => true,
+            Ok(_) => {}
             Err(error) => {
                 tracing::info!(%repository, blob = %blob.digest, %error, "a blob could not be fetched ahead");
-                false
+                match error {
+                    CacheError::NotFound | CacheError::Invalid(_) | CacheError::Mismatch(_) => {
+                        end = End::Flawed;
+                    }
+                    _ => return End::Later { waiting: 0 },
+                }
             }
-        };
-        complete &= there;
+        }
     }
-    complete
+    end
 }
 
 fn push_children(
@@ -187,14 +184,24 @@ fn push_children(
     }
 }
 
-/// A child from the store, or from the upstream with patience: nobody waits for it.
+/// A child from the store, or from the upstream with patience: nobody waits for it. `defer` is told when it has to
+/// wait for the upstream's quota.
 async fn obtain(
     shared: &Arc<Shared>,
-    repository: &Repository,
+    root: &Root,
     child: &Descriptor,
+    noted: &mut bool,
+    defer: impl FnOnce(),
 ) -> Result<Arc<Document>, CacheError> {
+    let repository = &root.0;
     if let Some(document) = stored(shared, repository, &child.digest).await? {
         return Ok(document);
+    }
+    if !std::mem::replace(noted, true) {
+        note(shared, root).await;
+    }
+    if !room::is_there(shared, repository) {
+        defer();
     }
     let patience = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(500))
@@ -202,8 +209,9 @@ async fn obtain(
         .with_max_times(5)
         .with_jitter();
     let attempt = || async {
+        room::wait(shared, repository, &child.digest).await?;
         // Held while asking, not while waiting to ask again: one upstream in trouble must not hold up the others.
-        let _turn = shared.children.turns.acquire().await.map_err(|_| CacheError::Interrupted)?;
+        let _turn = shared.walks.turns.acquire().await.map_err(|_| CacheError::Interrupted)?;
         fetch(shared, repository, &child.digest, child.size, false).await
     };
     let (document, _) = attempt

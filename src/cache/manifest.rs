@@ -11,7 +11,7 @@ use crate::upstream::Document as Answer;
 use super::hot::Wanted;
 use super::right::{confirm_manifest, link, remember};
 use super::verify::check;
-use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, blocking, children};
+use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, blocking, walks};
 
 /// What the store knows of a digest in a repository.
 struct Held {
@@ -119,7 +119,7 @@ pub(super) async fn fetch(
             check(&shared, &repository, &answer, &digest, size)?;
             let document = keep(&shared, &repository, digest, answer).await?;
             if seek {
-                children::seek(&shared, &repository, &document);
+                walks::seek(&shared, &repository, &document);
             }
             Ok(document)
         }

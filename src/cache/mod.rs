@@ -17,7 +17,9 @@ mod manifest;
 mod reader;
 mod resolve;
 mod right;
+mod room;
 mod verify;
+mod walks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,7 @@ use board::Board;
 use flight::Flights;
 use hot::Hot;
 use resolve::Resolved;
+use walks::Walks;
 
 /// How long a request waits for the head of an answer when nothing is held. Clients have no time-out of their own.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -87,7 +90,7 @@ struct Shared {
     fills: Board,
     /// Ranges passed through at once; each holds a connection of its upstream.
     passing: Arc<Semaphore>,
-    children: children::Limits,
+    walks: Walks,
     prefetch: Prefetch,
 }
 
@@ -110,7 +113,7 @@ impl Cache {
             manifest_flights: Flights::default(),
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
-            children: children::Limits::default(),
+            walks: Walks::default(),
             prefetch,
         }))
     }

@@ -16,7 +16,7 @@ use super::hot::Wanted;
 use super::manifest::{fetch, keep, stored};
 use super::right::remember;
 use super::verify::{check, digest_of};
-use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, TagKey, blocking, children};
+use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, TagKey, blocking, walks};
 
 /// How a question to the upstream about a tag ended.
 #[derive(Clone, Debug)]
@@ -142,7 +142,7 @@ async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Resul
         if announced == Some(known.fact.digest) {
             let fact = TagFact { checked_at: shared.clock.now(), ..known.fact };
             put_tag(shared, key, fact).await;
-            children::seek(shared, &key.repository, &known.document);
+            walks::seek(shared, &key.repository, &known.document);
             return Ok(Resolved { document: Arc::clone(&known.document), outcome: Outcome::Revalidated });
         }
     }
@@ -151,7 +151,7 @@ async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Resul
     let now = shared.clock.now();
     let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.fact.moved_at);
     put_tag(shared, key, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
-    children::seek(shared, &key.repository, &document);
+    walks::seek(shared, &key.repository, &document);
     Ok(Resolved { document, outcome: if unchanged { Outcome::Revalidated } else { Outcome::Miss } })
 }
 

@@ -22,6 +22,8 @@ pub(super) enum Key<'a> {
     Blob(&'a Digest),
     /// A blob not yet complete.
     Draft(&'a Digest),
+    /// An index below which something is still to be fetched.
+    Walk(&'a Repository, &'a Digest),
 }
 
 impl Key<'_> {
@@ -33,6 +35,25 @@ impl Key<'_> {
     /// The prefix of all blob facts.
     pub(super) const fn blobs() -> &'static [u8] {
         b"b"
+    }
+
+    /// The prefix of all walks.
+    pub(super) const fn walks() -> &'static [u8] {
+        b"w"
+    }
+
+    /// Reads the key of a walk.
+    pub(super) fn read_walk(key: &[u8]) -> Option<(Repository, Digest)> {
+        let mut parts = key.strip_prefix(Self::walks())?.splitn(3, |byte| *byte == 0);
+        let mut text = || std::str::from_utf8(parts.next()?).ok();
+        let (upstream, name) = (text()?.parse().ok()?, text()?.parse().ok()?);
+        let (algorithm, raw) = parts.next()?.split_first()?;
+        let algorithm = match algorithm {
+            1 => Algorithm::Sha256,
+            2 => Algorithm::Sha512,
+            _ => return None,
+        };
+        Some((Repository { upstream, name }, Digest::from_bytes(algorithm, raw)?))
     }
 
     pub(super) fn to_bytes(self) -> Vec<u8> {
@@ -69,6 +90,11 @@ impl Key<'_> {
             }
             Self::Draft(digest) => {
                 key.push(b'd');
+                push_digest(&mut key, digest);
+            }
+            Self::Walk(repository, digest) => {
+                key.extend_from_slice(Self::walks());
+                push_repository(&mut key, repository);
                 push_digest(&mut key, digest);
             }
         }
@@ -111,6 +137,21 @@ fn push_digest(key: &mut Vec<u8>, digest: &Digest) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_walks_key_reads_back() {
+        let repository = Repository {
+            upstream: "reg.test:5000".parse().expect("a name"),
+            name: "org/app".parse().expect("a name"),
+        };
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"x");
+            let key = Key::Walk(&repository, &digest).to_bytes();
+            assert_eq!(Key::read_walk(&key), Some((repository.clone(), digest)));
+            assert_eq!(Key::read_walk(&key[..key.len() - 1]), None);
+        }
+        assert_eq!(Key::read_walk(b"w"), None);
+    }
 
     #[test]
     fn order_of_keys_is_order_of_names_and_numbers() {

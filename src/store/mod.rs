@@ -281,6 +281,29 @@ impl Store {
         Ok(())
     }
 
+    // ---- walks ----
+
+    /// Notes that something below an index is still to be fetched.
+    pub fn note_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
+        self.facts.insert(Key::Walk(repository, index).to_bytes(), &[][..])?;
+        Ok(())
+    }
+
+    /// Notes that nothing below an index is to be fetched any more.
+    pub fn forget_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
+        self.facts.remove(Key::Walk(repository, index).to_bytes())?;
+        Ok(())
+    }
+
+    /// All indexes below which something is still to be fetched.
+    pub fn walks(&self) -> Result<Vec<(Repository, Digest)>, StoreError> {
+        let mut found = Vec::new();
+        for item in self.facts.scan_prefix(Key::walks()) {
+            found.extend(Key::read_walk(&item?.0));
+        }
+        Ok(found)
+    }
+
     // ---- manifests ----
 
     /// A manifest by digest.

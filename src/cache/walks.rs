@@ -1,0 +1,207 @@
+//! The walks below indexes that are under way or left for later, and when it is time for the latter.
+//!
+//! A walk that has something to fetch is noted in the store until it has come to its end, so that a restart loses
+//! none. What waits because the upstream's quota is low, or because it is in trouble, is shown by a gauge of its own.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use crate::oci::media::Kind;
+use crate::oci::{Repository, UpstreamName};
+
+use super::children::{self, End, Root};
+use super::manifest::stored;
+use super::{Cache, Document, Shared, blocking};
+
+/// Fetches of children at once, over all walks: clients come first.
+const AT_ONCE: usize = 4;
+/// How long a walk that met trouble is left at first, and at most; doubled in between.
+const FIRST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_hours(1);
+
+/// What all walks share.
+#[derive(Debug)]
+pub(super) struct Walks {
+    pub(super) turns: Semaphore,
+    record: Mutex<Record>,
+    /// One walk per upstream at a time finds out whether its quota has returned.
+    gates: Mutex<HashMap<UpstreamName, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    under_way: HashSet<Root>,
+    later: HashMap<Root, Later>,
+}
+
+/// A walk that met trouble.
+#[derive(Debug)]
+struct Later {
+    times: u32,
+    due: Instant,
+    /// Children not yet there.
+    waiting: usize,
+}
+
+impl Default for Walks {
+    fn default() -> Self {
+        Self { turns: Semaphore::new(AT_ONCE), record: Mutex::default(), gates: Mutex::default() }
+    }
+}
+
+impl Walks {
+    fn record(&self) -> MutexGuard<'_, Record> {
+        // Nothing under this lock can panic halfway through a change.
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn gate(&self, upstream: &UpstreamName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(gates.entry(upstream.clone()).or_default())
+    }
+}
+
+/// How long a walk that has met trouble this often is left.
+fn pause(times: u32) -> Duration {
+    FIRST.saturating_mul(1 << times.min(10)).min(LONGEST)
+}
+
+/// A walk under way; there is one at a time below an index.
+struct UnderWay {
+    shared: Arc<Shared>,
+    root: Root,
+    /// How often it met trouble before.
+    times: u32,
+}
+
+impl UnderWay {
+    /// Enters the walk; `None` if it is under way already.
+    fn begin(shared: &Arc<Shared>, root: Root) -> Option<Self> {
+        let mut record = shared.walks.record();
+        if !record.under_way.insert(root.clone()) {
+            return None;
+        }
+        let before = record.later.remove(&root);
+        drop(record);
+        if let Some(before) = &before {
+            shared.metrics.children_deferred(before.waiting, 0);
+        }
+        Some(Self { shared: Arc::clone(shared), root, times: before.map_or(0, |before| before.times) })
+    }
+
+    fn leave_for_later(&self, waiting: usize) {
+        let due = self.shared.clock.instant() + pause(self.times);
+        let later = Later { times: self.times.saturating_add(1), due, waiting };
+        self.shared.walks.record().later.insert(self.root.clone(), later);
+        self.shared.metrics.children_deferred(0, waiting);
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.shared.walks.record().under_way.remove(&self.root);
+    }
+}
+
+/// Starts the walk below `document` in the background, if it is an index that was not walked to its end before.
+pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<Document>) {
+    let index = document.media_type.kind() == Some(Kind::Index);
+    let root = (repository.clone(), document.digest);
+    if !shared.prefetch.children || !index || shared.hot.walked.get(&root).is_some() {
+        return;
+    }
+    let Some(under_way) = UnderWay::begin(shared, root) else { return };
+    let document = Arc::clone(document);
+    tokio::spawn(async move { run(&under_way, &document).await });
+}
+
+async fn run(under_way: &UnderWay, index: &Document) {
+    let UnderWay { shared, root, .. } = under_way;
+    match children::walk(shared, root, index).await {
+        End::Complete => {
+            forget(shared, root).await;
+            shared.hot.walked.insert(root.clone(), ());
+        }
+        // The index is walked again when its tag is next confirmed: then the upstream may have mended it.
+        End::Flawed => forget(shared, root).await,
+        End::Later { waiting } => under_way.leave_for_later(waiting),
+    }
+}
+
+async fn forget(shared: &Shared, root: &Root) {
+    let (store, (repository, digest)) = (shared.store.clone(), root.clone());
+    if let Err(error) = blocking(move || store.forget_walk(&repository, &digest)).await {
+        shared.failed("the end of a walk below an index could not be noted", &error);
+    }
+}
+
+impl Cache {
+    /// Takes up the walks that an earlier run left, and from time to time those that met trouble. Never ends.
+    pub async fn attend(self) {
+        let shared = &self.0;
+        if !shared.prefetch.children {
+            return std::future::pending().await;
+        }
+        let store = shared.store.clone();
+        match blocking(move || store.walks()).await {
+            Ok(roots) => {
+                if !roots.is_empty() {
+                    tracing::info!(indexes = roots.len(), "taking up what an earlier run had still to fetch");
+                }
+                for root in roots {
+                    take_up(shared, root).await;
+                }
+            }
+            Err(error) => shared.failed("the walks of an earlier run cannot be read", &error),
+        }
+        let mut ticks = tokio::time::interval(shared.prefetch.quota_check.min(FIRST));
+        loop {
+            ticks.tick().await;
+            for root in due(shared) {
+                take_up(shared, root).await;
+            }
+        }
+    }
+}
+
+/// The walks that were left for later and whose time has come. An upstream that keeps failing is left alone.
+fn due(shared: &Shared) -> Vec<Root> {
+    let now = shared.clock.instant();
+    let record = shared.walks.record();
+    let due = record.later.iter().filter(|(_, later)| later.due <= now).map(|(root, _)| root);
+    let well = |root: &&Root| shared.upstream(&root.0).is_ok_and(|upstream| !upstream.is_suspect());
+    due.filter(well).cloned().collect()
+}
+
+async fn take_up(shared: &Arc<Shared>, root: Root) {
+    match stored(shared, &root.0, &root.1).await {
+        Ok(Some(index)) => {
+            if let Some(under_way) = UnderWay::begin(shared, root) {
+                tokio::spawn(async move { run(&under_way, &index).await });
+            }
+        }
+        // What is no longer held, or whose upstream is no longer configured, needs no children.
+        Ok(None) => {
+            forget(shared, &root).await;
+            if let Some(later) = shared.walks.record().later.remove(&root) {
+                shared.metrics.children_deferred(later.waiting, 0);
+            }
+        }
+        Err(error) => shared.failed("an index whose children are missing cannot be read", &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_is_met_ever_less_often() {
+        assert_eq!([0, 1, 2].map(|times| pause(times).as_secs()), [30, 60, 120]);
+        assert_eq!(pause(7), LONGEST);
+        assert_eq!(pause(u32::MAX), LONGEST);
+    }
+}
