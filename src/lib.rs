@@ -35,7 +35,12 @@
 //! ([`cache::freshness::judge`]). Fresh: the document is answered from memory, `hit`. Expired: one flight asks the
 //! upstream with one HEAD, for all who wait. The same digest: only the time of the check moves, `revalidated`.
 //! Another: a GET by tag, verified against the announced digest, stored, and then the tag moves, `miss`; the
-//! children of an index follow in the background. No answer in time: the last known document, `stale`.
+//! children of an index follow in the background, as far as the upstream's quota allows, and what has to wait is
+//! noted in the store. No answer in time: the last known document, `stale`.
+//!
+//! Below the cache one question becomes a round through the upstream's endpoints, in order, until one answers. An
+//! endpoint that failed several times in a row, or asked to be left alone, is passed over at no cost; when its time is
+//! up, one request finds out for all whether it is back.
 //!
 //! **Several clients ask for a blob that nobody has.** The first request makes [`cache::Cache::blob`] start a fill,
 //! a task of the cache's own; the others join. The fill opens a [draft](store::Draft), taking over what an earlier

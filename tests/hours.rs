@@ -209,3 +209,25 @@ fn a_clock_that_jumps_costs_questions_and_no_answers() {
     larder.pass(Duration::from_hours(24));
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
 }
+
+#[test]
+fn several_slow_answers_do_not_add_up() {
+    let (registry, larder, image) = house(|setup| setup);
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    // Another repository has the same layer: its right is asked for by HEAD, and here both HEAD and GET take long.
+    registry.add_image("library/other", "v1", &image);
+    let blob = format!("/v2/library/other/blobs/{}", image.layers[0].digest);
+    let gate = Gate::new();
+    registry.script(When::blobs().path("/app/").method("GET"), Fault::HoldHead(gate.clone()));
+    registry.script(When::blobs().path("/other/"), Fault::DelayHead(Duration::from_secs(6)));
+    let client = larder.api();
+    std::thread::scope(|scope| {
+        let first = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
+        scope.spawn(move || client.get(&first).status());
+        gate.wait_reached(1);
+        let began = Instant::now();
+        let answer = client.get(&blob);
+        assert!(began.elapsed() < Duration::from_millis(10_500), "{:?}: {answer:?}", began.elapsed());
+        gate.open();
+    });
+}

@@ -13,7 +13,7 @@ use super::board::{Phase, Place};
 use super::fill::Fill;
 use super::hot::Wanted;
 use super::right::confirm_blob;
-use super::{ANSWER_WITHIN, Cache, CacheError, Shared, blocking};
+use super::{ANSWER_WITHIN, Cache, CacheError, Shared, blocking, in_time};
 
 /// A blob to serve, and how the cache came by it.
 #[derive(Debug)]
@@ -43,6 +43,10 @@ const ROUNDS: usize = 4;
 impl Cache {
     /// A blob, to be read.
     pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+        in_time(self.find_blob(repository, digest)).await
+    }
+
+    async fn find_blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
         let shared = &self.0;
         let key = (repository.clone(), *digest);
         if let Some(entry) = shared.hot.blobs.get(&key) {
@@ -102,6 +106,10 @@ impl Cache {
 
     /// A blob's size. Downloads nothing.
     pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+        in_time(self.find_blob_size(repository, digest)).await
+    }
+
+    async fn find_blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
         let shared = &self.0;
         let (linked, entry) = look(shared, repository, digest).await?;
         match (linked, entry) {

@@ -144,6 +144,15 @@ impl Cache {
         reference: &Reference,
         accept: Accept<'_>,
     ) -> Result<Found, CacheError> {
+        in_time(self.find_manifest(repository, reference, accept)).await
+    }
+
+    async fn find_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        accept: Accept<'_>,
+    ) -> Result<Found, CacheError> {
         let tag = match reference {
             Reference::Digest(digest) => return manifest::by_digest(&self.0, repository, digest).await,
             Reference::Tag(tag) => tag,
@@ -176,6 +185,14 @@ impl Shared {
     fn failed(&self, what: &str, error: &CacheError) {
         self.metrics.store_errors.inc();
         tracing::error!(%error, "{what}");
+    }
+}
+
+/// Ends `work`, which may ask the upstream more than one question in a row, in the time that a client waits.
+async fn in_time<T>(work: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
+    match tokio::time::timeout(ANSWER_WITHIN, work).await {
+        Ok(result) => result,
+        Err(_) => Err(CacheError::too_late(ANSWER_WITHIN)),
     }
 }
 

@@ -3,7 +3,7 @@
 
     python3 tests/clients/run.py [--larder target/release/larder] [--keep]
 
-Needs root, Linux, and Debian's docker-registry, skopeo, podman, buildah, containerd, docker.io and iproute2.
+Needs root, Linux, and Debian's docker-registry, skopeo, podman, buildah, containerd, docker.io, iproute2 and faketime.
 All of it runs in network, mount and process namespaces of its own. The network has a loopback device and nothing
 else, so a client that cannot get what it wants from larder gets it nowhere; when the last process of the script
 ends, the kernel ends everything it started.
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ class Report:
             print(f"ok   {name} ({(time.monotonic() - began) * 1000:.0f} ms)", flush=True)
 
 
-def start_larder(work, binary):
+def start_larder(work, binary, tag_ttl="1s", env=None):
     config = work / "larder.toml"
     config.write_text(
         f"""
@@ -75,7 +76,7 @@ listen = "127.0.0.1:{ADMIN}"
 path = "{work / 'larder-data'}"
 
 [cache]
-tag_ttl = "1s"
+tag_ttl = "{tag_ttl}"
 
 [upstream."docker.io"]
 endpoints = ["http://127.0.0.1:{UPSTREAM}"]
@@ -86,7 +87,7 @@ endpoints = ["http://127.0.0.1:{OTHER}"]
 """
     )
     ready = lambda: ask("GET", "/readyz", ADMIN)[0] == 200 and ask("GET", "/v2/")[0] == 200  # noqa: E731
-    return Process(work, "larder", binary, "serve", "--config", config, ready=ready)
+    return Process(work, "larder", binary, "serve", "--config", config, ready=ready, env=env)
 
 
 # --- what the answers must be ---------------------------------------------------------------------------------
@@ -252,8 +253,8 @@ insecure = true
             bud = ("buildah", "bud", "--quiet", "--isolation", "chroot", "--signature-policy", self.policy)
             run(*bud, "--file", self.containerfile(), self.hosts, env=self.env)
 
-    def containerd_and_dockerd(self, docker_io, other):
-        socket = self.home / "containerd.sock"
+    def containerd_and_dockerd(self, docker_io, other, dockerd=True):
+        address = self.home / "containerd.sock"
         config = self.write(
             "containerd.toml",
             f"""
@@ -262,17 +263,18 @@ root = "{self.home}/containerd"
 state = "{self.home}/containerd-run"
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"]
 [grpc]
-  address = "{socket}"
+  address = "{address}"
 """,
         )
-        ctr = ("ctr", "--address", socket)
+        ctr = ("ctr", "--address", address)
         ready = lambda: subprocess.run([*map(str, ctr), "version"], capture_output=True).returncode == 0  # noqa: E731
         work = self.home.parent
         with self.report.check(f"{self.round}: containerd starts and ends"):
             containerd = Process(work, f"containerd-{self.round}", "containerd", "--config", config, ready=ready)
             try:
                 self.ctr(ctr, docker_io, other)
-                self.dockerd(work, socket, docker_io)
+                if dockerd:
+                    self.dockerd(work, address, docker_io)
             finally:
                 containerd.stop()
 
@@ -284,10 +286,10 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
         self.each("ctr", docker_io, other, how)
 
     def dockerd(self, work, containerd, docker_io):
-        socket = self.home / "docker.sock"
-        docker = ("docker", "--host", f"unix://{socket}")
+        address = f"unix://{self.home}/docker.sock"
+        docker = ("docker", "--host", address)
         config = self.write("daemon.json", json.dumps({"registry-mirrors": [f"http://{MIRROR}"]}))
-        start = ("dockerd", "--config-file", config, "--host", f"unix://{socket}", "--containerd", containerd)
+        start = ("dockerd", "--config-file", config, "--host", address, "--containerd", containerd)
         folders = ("--data-root", self.home / "docker", "--exec-root", self.home / "docker-run")
         folders += ("--pidfile", self.home / "docker.pid", "--storage-driver", "vfs")
         no_network = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false", "--ip-masq=false")
@@ -308,6 +310,82 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
                     run(*docker, *build, env={**self.env, "DOCKER_BUILDKIT": "1"})
             finally:
                 dockerd.stop()
+
+
+# --- how long clients wait --------------------------------------------------------------------------------------
+
+
+def head_times():
+    """{upper bound in seconds: answers whose head came within it} over all that content was asked for."""
+    times = collections.Counter()
+    sample = re.compile(r'^larder_response_seconds_bucket\{kind="(?:manifest_tag|manifest_digest|blob)",.*le="([^"]+)"\} (\d+)$')
+    for line in ask("GET", "/metrics", ADMIN)[2].decode().splitlines():
+        if match := sample.match(line):
+            times[float(match[1])] += int(match[2])
+    return times
+
+
+def left_alone():
+    open_endpoint = re.compile(rb"^larder_upstream_endpoint_open\{.*\} 1$", re.MULTILINE)
+    return len(open_endpoint.findall(ask("GET", "/metrics", ADMIN)[2])) == 2
+
+
+def without_dockerd(clients, docker_io, other):
+    clients.skopeo(docker_io, other)
+    clients.podman(docker_io, other)
+    clients.containerd_and_dockerd(docker_io, other, dockerd=False)
+
+
+@contextlib.contextmanager
+def silent(*ports):
+    """Registries that take connections and never say a word."""
+    with contextlib.ExitStack() as stack:
+        for port in ports:
+            stack.enter_context(socket.create_server(("127.0.0.1", port), backlog=4096))
+        yield
+
+
+def an_hour_later(work, binary, report, docker_io, other):
+    """The registries hang, an hour has passed, and everything is pulled again, twice."""
+    # The clock on the wall only: time-outs go by the other one.
+    env = {"LD_PRELOAD": faketime(), "FAKETIME": "+1h", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    with silent(UPSTREAM, OTHER):
+        with report.check("an hour later: larder starts"):
+            larder = start_larder(work, binary, "1m", env)
+        without_dockerd(Clients(work, report, "hour"), docker_io, other)
+        with report.check("an hour later: tags that expired are served stale"):
+            status, headers, _ = ask("GET", "/v2/library/multi/manifests/oci", Accept=ACCEPT)
+            require(status == 200 and int(headers["Age"]) >= 3590, f"{status}, Age {headers['Age']}")
+            require(headers["Warning"].startswith("299 - "), f"Warning: {headers['Warning']}")
+        with report.check("an hour later: no head took more than 2.5 s"):
+            times = head_times()
+            require(times[float("inf")] > 50, f"only {times[float('inf')]} answers")
+            require(times[2.5] == times[float("inf")], f"{dict(times)}")
+        with report.check("an hour later: the registries are left alone"):
+            # Three failed questions are enough, and each takes some seconds to fail.
+            def pull_and_look():
+                for image, query in [(docker_io[0], ""), (other[0], "?ns=quay.io")]:
+                    ask("GET", f"/v2/{image.repository}/manifests/{image.tag}{query}", Accept=ACCEPT)
+                return left_alone()
+
+            wait_until("both endpoints are", pull_and_look, 90)
+        before = head_times()
+        without_dockerd(Clients(work, report, "hour-again"), docker_io, other)
+        with report.check("an hour later: nobody waits for a registry that is left alone"):
+            times = {bound: count - before[bound] for bound, count in head_times().items()}
+            share = times[0.05] / times[float("inf")]
+            # Four processes share two cores here: a head in a hundred may wait for one of them.
+            require(share >= 0.99 and times[0.5] == times[float("inf")], f"{times}")
+            print(f"     {share:.2%} of {times[float('inf')]} heads within 50 ms", flush=True)
+        with report.check("an hour later: larder ends cleanly"):
+            status = larder.stop()
+            require(status == 0, f"exit status {status}: {last_lines(larder.text())}")
+
+
+def faketime():
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    require(found, "Debian's faketime is not installed")
+    return str(found[0])
 
 
 # --- the story ------------------------------------------------------------------------------------------------
@@ -382,6 +460,7 @@ def story(work, larder_binary, report):
     with report.check("larder ends cleanly again"):
         status = larder.stop()
         require(status == 0, f"exit status {status}: {last_lines(larder.text())}")
+    an_hour_later(work, larder_binary, report, docker_io, other)
     with report.check("larder's log tells of no panic"):
         require("panicked" not in larder.text(), "it does")
 
