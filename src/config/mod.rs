@@ -1,5 +1,6 @@
 //! Configuration: plain data, where it comes from, and what is wrong with it.
 
+pub mod docker;
 mod keys;
 pub mod load;
 pub mod schema;

@@ -320,6 +320,8 @@ pub struct Upstream {
     /// A docker `config.json` to take credentials from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
+    /// Hosts of token services elsewhere that may see the credentials.
+    pub realm_hosts: Vec<String>,
     /// PEM file with certificate authorities trusted beside the built-in ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
@@ -371,6 +373,7 @@ impl Default for Upstream {
             username: None,
             password_file: None,
             docker_config: None,
+            realm_hosts: Vec::new(),
             ca_file: None,
             client_cert: None,
             client_key: None,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use url::Url;
 
+use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
 use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, TagsList, Upstream};
 use crate::oci::UpstreamName;
@@ -78,8 +79,8 @@ impl Problems {
 #[error("the configuration cannot be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct Invalid(pub Vec<Problem>);
 
-/// Checks everything that can be known without contacting anybody. Only whether named files are readable is
-/// asked of the world.
+/// Checks everything that can be known without contacting anybody. Only whether named files are readable, and a
+/// `config.json` is one, is asked of the world.
 pub fn validate(config: &Config) -> Result<(), Invalid> {
     let mut problems = Problems::default();
     sections(config, &mut problems);
@@ -195,10 +196,39 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut Problems) {
         _ => {}
     }
     problems.readable(upstream.password_file.as_deref(), &at("password_file"));
+    docker_config(name, upstream, problems);
+    for host in &upstream.realm_hosts {
+        if host.to_ascii_lowercase().parse::<UpstreamName>().is_err() {
+            let message =
+                "each must be a token service's host name, with a port if need be, and nothing else";
+            problems.add(&at("realm_hosts"), message);
+        }
+    }
+    match (&upstream.client_cert, &upstream.client_key) {
+        (Some(_), None) => problems.add(&at("client_cert"), "it needs `client_key` beside it"),
+        (None, Some(_)) => problems.add(&at("client_key"), "it needs `client_cert` beside it"),
+        _ => {}
+    }
     problems.readable(upstream.ca_file.as_deref(), &at("ca_file"));
+    problems.readable(upstream.client_cert.as_deref(), &at("client_cert"));
+    problems.readable(upstream.client_key.as_deref(), &at("client_key"));
     problems.connections(upstream.max_connections, &at("max_connections"));
     // Keys that are not set here are the common ones, which have had their turn.
     freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);
+}
+
+/// What is wrong with the `config.json` that credentials are taken from.
+fn docker_config(name: &str, upstream: &Upstream, problems: &mut Problems) {
+    let Some(path) = &upstream.docker_config else { return };
+    let at = [UPSTREAM, name, "docker_config"];
+    if upstream.username.is_some() || upstream.password_file.is_some() {
+        problems.add(&at, "credentials come from one place; leave it or `username` and `password_file` out");
+    }
+    if let Err(error) = DockerConfig::load(path) {
+        let message =
+            format!("{}: {error}; it must be a config.json as `docker login` writes it", path.display());
+        problems.add(&at, message);
+    }
 }
 
 /// What is wrong with an endpoint. The URL is repeated only where it cannot hold a secret.
@@ -263,9 +293,6 @@ fn not_there_yet(config: &Config, problems: &mut Problems) {
         let at = |key| [UPSTREAM, name.as_str(), key];
         let listed = upstream.tags_list.is_some_and(|list| list != TagsList::Cached);
         lacks(listed, &at("tags_list"), "use \"cached\"");
-        lacks(upstream.docker_config.is_some(), &at("docker_config"), "use `username` and `password_file`");
-        lacks(upstream.client_cert.is_some(), &at("client_cert"), "leave it out");
-        lacks(upstream.client_key.is_some(), &at("client_key"), "leave it out");
         lacks(!upstream.allow.is_empty(), &at("allow"), "leave it out");
         lacks(!upstream.deny.is_empty(), &at("deny"), "leave it out");
     }

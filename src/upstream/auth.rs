@@ -1,129 +1,86 @@
-//! Proving who we are to a registry: Basic, or tokens from its token service, fetched once and kept while they last.
+//! Proving who we are to a registry: Basic, a token of its token service, or one that the operator gave.
 //!
-//! Nothing is sent ahead of a challenge but what an earlier challenge for the same repository led to. Tokens are
-//! kept by realm, service, scope and user; they are in no log, no error and no `Debug`.
+//! Nothing is sent ahead of a challenge but what an earlier challenge for the same repository led to. Nothing of it is
+//! in any log, error or `Debug`.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue};
 use quick_cache::sync::Cache;
-use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
+use super::authorization::{Identity, basic, bearer};
 use super::challenge::{self, Challenge};
+use super::credentials::Credentials;
 use super::error::UpstreamError;
-use super::exchange::{Link, judge, translate};
-use super::realm::may_see_credentials;
+use super::exchange::Link;
+use super::realm::Realms;
+use super::tokens::{Key, Tokens};
+use crate::config::docker::Credential;
+use crate::config::schema;
 use crate::oci::Name;
 
-/// Repositories and tokens remembered at once; further ones push out the least used and cost a challenge more.
+/// Repositories remembered at once; further ones push out the least used and cost a challenge more.
 const REMEMBERED: usize = 1024;
-/// A token service's answer is no larger.
-const ANSWER_MAX: usize = 64 * 1024;
-/// How long a token lasts at least, whatever the token service says or leaves out.
-const LIFETIME_MIN: u64 = 60;
-/// How long it is believed to last at most.
-const LIFETIME_MAX: u64 = 24 * 60 * 60;
-/// How long before its end a token is no longer used.
-const EARLY: Duration = Duration::from_secs(5);
 
-/// What larder knows of itself at one upstream.
+/// What larder knows of itself at one endpoint.
 pub(super) struct Auth {
     link: Arc<Link>,
     endpoint: Url,
-    username: Option<String>,
-    password_file: Option<PathBuf>,
+    realms: Realms,
+    credentials: Credentials,
     /// How each repository wanted to be asked the last time it challenged.
     known: Cache<Name, Known>,
-    tokens: Cache<Key, Arc<Slot>>,
+    tokens: Tokens,
 }
 
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Auth").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("Auth").field("credentials", &self.credentials).finish_non_exhaustive()
     }
 }
 
 #[derive(Clone)]
 enum Known {
     Basic,
+    /// The registry token of the configuration, as it is.
+    Registry,
+    /// A token of the token service.
     Bearer(Key),
 }
 
-/// What a token is good for.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
-    realm: Url,
-    service: Option<String>,
-    scope: String,
-    username: Option<String>,
-}
-
-/// A place for one token, in which one task at a time asks for it.
-#[derive(Default)]
-struct Slot {
-    gate: tokio::sync::Mutex<()>,
-    last: Mutex<Option<Fetched>>,
-}
-
-/// What the token service said last.
-#[derive(Clone)]
-struct Fetched {
-    at: Instant,
-    result: Result<Token, UpstreamError>,
-}
-
-#[derive(Clone)]
-struct Token {
-    header: HeaderValue,
-    until: Instant,
-}
-
-impl Slot {
-    fn last(&self) -> Option<Fetched> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn valid(&self, now: Instant) -> Option<HeaderValue> {
-        self.last()?.result.ok().filter(|token| now < token.until).map(|token| token.header)
-    }
-
-    fn put(&self, result: Result<Token, UpstreamError>) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Fetched { at: Instant::now(), result });
-    }
+fn registry_token(credential: &Credential) -> Option<HeaderValue> {
+    bearer(credential.registry_token.as_deref()?)
 }
 
 impl Auth {
     /// Nothing known yet about the registry at `endpoint`.
-    pub(super) fn new(
-        link: Arc<Link>,
-        endpoint: Url,
-        username: Option<String>,
-        password_file: Option<PathBuf>,
-    ) -> Self {
-        let (known, tokens) = (Cache::new(REMEMBERED), Cache::new(REMEMBERED));
-        Self { link, endpoint, username, password_file, known, tokens }
-    }
-
-    /// The time by which tokens age.
-    fn now(&self) -> Instant {
-        self.link.clock.instant().into()
+    pub(super) fn new(link: Arc<Link>, endpoint: Url, settings: &schema::Upstream) -> Self {
+        Self {
+            realms: Realms::new(endpoint.clone(), &settings.realm_hosts),
+            credentials: Credentials::new(&link, &endpoint, settings),
+            known: Cache::new(REMEMBERED),
+            tokens: Tokens::new(Arc::clone(&link)),
+            link,
+            endpoint,
+        }
     }
 
     /// What can be sent along for a repository without asking anybody.
-    pub(super) async fn ahead(&self, name: &Name) -> Result<Option<HeaderValue>, UpstreamError> {
-        match self.known.get(name) {
-            Some(Known::Bearer(key)) => Ok(self.tokens.get(&key).and_then(|slot| slot.valid(self.now()))),
-            Some(Known::Basic) => self.basic().await,
-            None => Ok(None),
-        }
+    pub(super) async fn ahead(
+        &self,
+        name: &Name,
+        deadline: Instant,
+    ) -> Result<Option<HeaderValue>, UpstreamError> {
+        let make = match self.known.get(name) {
+            Some(Known::Bearer(key)) => return Ok(self.tokens.kept(&key)),
+            Some(Known::Basic) => basic,
+            Some(Known::Registry) => registry_token,
+            None => return Ok(None),
+        };
+        Ok(self.credentials.current(name, None, deadline).await?.as_ref().and_then(make))
     }
 
     /// Meets the challenge in the headers of a 401 that came from `at`, where `refused` was sent along.
@@ -137,217 +94,114 @@ impl Auth {
         refused: Option<&HeaderValue>,
         deadline: Instant,
     ) -> Result<HeaderValue, UpstreamError> {
-        let denied = UpstreamError::Denied { status: 401 };
+        let denied = || UpstreamError::Denied { status: 401 };
         let home = at.origin() == self.endpoint.origin();
-        match challenge::choose(headers).ok_or_else(|| denied.clone())? {
+        let challenge = challenge::choose(headers).ok_or_else(denied)?;
+        let credential = if home { self.credentials.current(name, None, deadline).await? } else { None };
+        let (realm, service, scope) = match challenge {
             Challenge::Basic => {
-                let basic = if home { self.basic().await? } else { None };
-                let basic = basic.filter(|basic| Some(basic) != refused).ok_or(denied)?;
+                let header = self.offer(credential, basic, name, refused, deadline).await?;
+                let header = header.ok_or_else(denied)?;
                 self.known.insert(name.clone(), Known::Basic);
-                Ok(basic)
+                return Ok(header);
             }
-            Challenge::Bearer { realm, service, scope } => {
-                let realm = at
-                    .join(&realm)
-                    .map_err(|error| UpstreamError::Invalid(format!("its token realm is no URL: {error}")))?;
-                self.link.policy.check(&realm)?;
-                let trusted = home && may_see_credentials(&self.endpoint, &realm);
-                let username = self.username.clone().filter(|_| trusted && self.password_file.is_some());
-                let scope = scope.unwrap_or_else(|| format!("repository:{name}:pull"));
-                let key = Key { realm, service, scope, username };
-                let header = self.token(&key, refused, deadline).await?;
-                if home {
-                    self.known.insert(name.clone(), Known::Bearer(key));
-                }
-                Ok(header)
-            }
+            Challenge::Bearer { realm, service, scope } => (realm, service, scope),
+        };
+        if credential.as_ref().and_then(registry_token).is_some() {
+            let header = self.offer(credential, registry_token, name, refused, deadline).await?;
+            let header = header.ok_or_else(denied)?;
+            self.known.insert(name.clone(), Known::Registry);
+            return Ok(header);
         }
+        let realm = at
+            .join(&realm)
+            .map_err(|error| UpstreamError::Invalid(format!("its token realm is no URL: {error}")))?;
+        self.link.policy.check(&realm)?;
+        let trusted = home && self.realms.trust(&realm);
+        if credential.is_some() && !trusted {
+            tracing::warn!(
+                upstream = %self.link.upstream,
+                realm = realm.host_str(),
+                "the registry names a token service elsewhere, which is asked without credentials; if it may have \
+                 them, name its host in realm_hosts"
+            );
+        }
+        let credential = credential.filter(|_| trusted);
+        let scope = scope.unwrap_or_else(|| format!("repository:{name}:pull"));
+        let key = Key { realm, service, scope, credential: credential.as_ref().map(Identity::of) };
+        let (key, header) = self.token(key, credential.as_ref(), name, refused, deadline).await?;
+        if home {
+            self.known.insert(name.clone(), Known::Bearer(key));
+        }
+        Ok(header)
     }
 
-    /// A valid token that is not the refused one: kept, or fetched once for all who want it now.
-    async fn token(
+    /// Whether what was `sent` for a repository is out of date: another credential would be used now. If so, it is
+    /// forgotten.
+    pub(super) async fn outdated(
         &self,
-        key: &Key,
+        name: &Name,
+        sent: &HeaderValue,
+        deadline: Instant,
+    ) -> Result<bool, UpstreamError> {
+        let Some(known) = self.known.get(name) else { return Ok(false) };
+        let credential = self.credentials.current(name, None, deadline).await?;
+        let refused = credential.as_ref().map(Identity::of);
+        let same = |credential: Option<&Credential>| match &known {
+            Known::Basic => credential.and_then(basic).as_ref() == Some(sent),
+            Known::Registry => credential.and_then(registry_token).as_ref() == Some(sent),
+            Known::Bearer(key) => {
+                !self.realms.trust(&key.realm) || credential.map(Identity::of) == key.credential
+            }
+        };
+        let outdated = !same(credential.as_ref())
+            || !same(self.credentials.current(name, refused, deadline).await?.as_ref());
+        if outdated {
+            self.known.remove(name);
+        }
+        Ok(outdated)
+    }
+
+    /// What `make` makes of the credential, unless that was refused and there is no newer one.
+    async fn offer(
+        &self,
+        credential: Option<Credential>,
+        make: fn(&Credential) -> Option<HeaderValue>,
+        name: &Name,
         refused: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<HeaderValue, UpstreamError> {
-        let usable = |slot: &Slot| slot.valid(self.now()).filter(|header| Some(header) != refused);
-        let slot = match self.tokens.get(key) {
-            Some(slot) => slot,
-            None => self.new_slot(key),
+    ) -> Result<Option<HeaderValue>, UpstreamError> {
+        let Some(credential) = credential else { return Ok(None) };
+        let header = make(&credential);
+        if header.is_none() || header.as_ref() != refused {
+            return Ok(header);
+        }
+        let newer = self.credentials.current(name, Some(Identity::of(&credential)), deadline).await?;
+        Ok(newer.as_ref().and_then(make).filter(|header| Some(header) != refused))
+    }
+
+    /// A token, with the key that it is kept under. If the token service refuses the credential and there is a newer
+    /// one, that is tried.
+    async fn token(
+        &self,
+        mut key: Key,
+        credential: Option<&Credential>,
+        name: &Name,
+        refused: Option<&HeaderValue>,
+        deadline: Instant,
+    ) -> Result<(Key, HeaderValue), UpstreamError> {
+        let denied = match self.tokens.get(&key, credential, refused, deadline).await {
+            Ok(header) => return Ok((key, header)),
+            Err(error @ UpstreamError::Denied { .. }) if credential.is_some() => error,
+            Err(error) => return Err(error),
         };
-        if let Some(header) = usable(&slot) {
-            return Ok(header);
+        let newer = self.credentials.current(name, key.credential, deadline).await?;
+        let identity = newer.as_ref().map(Identity::of);
+        if identity.is_none() || identity == key.credential {
+            return Err(denied);
         }
-        let since = Instant::now();
-        let _turn = tokio::time::timeout_at(deadline, slot.gate.lock())
-            .await
-            .map_err(|_| UpstreamError::Timeout("the token service".to_owned()))?;
-        if let Some(header) = usable(&slot) {
-            return Ok(header);
-        }
-        // Whoever waited while another failed shares that failure instead of repeating it.
-        if let Some(Fetched { at, result: Err(error) }) = slot.last()
-            && at >= since
-        {
-            return Err(error);
-        }
-        let result = self.fetch(key, deadline).await;
-        self.link.metrics.token_request(
-            self.link.upstream.as_str(),
-            match &result {
-                Ok(_) => "ok",
-                Err(UpstreamError::Denied { .. }) => "denied",
-                Err(_) => "error",
-            },
-        );
-        slot.put(result.clone());
-        result.map(|token| token.header)
-    }
-
-    /// Of several tasks that find no slot, all must end up with the same one.
-    fn new_slot(&self, key: &Key) -> Arc<Slot> {
-        let made: Result<_, std::convert::Infallible> =
-            self.tokens.get_or_insert_with(key, || Ok(Arc::new(Slot::default())));
-        match made {
-            Ok(slot) => slot,
-        }
-    }
-
-    async fn fetch(&self, key: &Key, deadline: Instant) -> Result<Token, UpstreamError> {
-        let mut url = key.realm.clone();
-        {
-            // A realm may come with a query of its own, which stays.
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = &key.service {
-                query.append_pair("service", service);
-            }
-            query.append_pair("scope", &key.scope);
-        }
-        let basic = if key.username.is_some() { self.basic().await? } else { None };
-        let mut request = self.link.client.get(url.clone());
-        if let Some(basic) = basic {
-            request = request.header(http::header::AUTHORIZATION, basic);
-        }
-        let mut response = self.link.send(request, &url, "GET", deadline).await?;
-        let status = response.status();
-        if status.is_redirection() {
-            return Err(UpstreamError::Invalid("its token service redirects".to_owned()));
-        }
-        judge(&response)?;
-        let mut body = Vec::new();
-        loop {
-            let chunk = tokio::time::timeout_at(deadline, response.chunk())
-                .await
-                .map_err(|_| UpstreamError::Timeout("the token service".to_owned()))?
-                .map_err(|error| translate(&self.link.upstream, error))?;
-            let Some(chunk) = chunk else { break };
-            if body.len() + chunk.len() > ANSWER_MAX {
-                return Err(UpstreamError::Invalid(format!(
-                    "its token service sent more than {ANSWER_MAX} bytes"
-                )));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        let (header, lifetime) = read_token(&body)?;
-        let until = self.now() + lifetime.saturating_sub(EARLY);
-        Ok(Token { header, until })
-    }
-
-    /// The value of a Basic `Authorization`; `None` without credentials. The password is read anew each time, so
-    /// that it can be changed under a running larder.
-    async fn basic(&self) -> Result<Option<HeaderValue>, UpstreamError> {
-        let (Some(username), Some(path)) = (&self.username, &self.password_file) else { return Ok(None) };
-        let file = path.clone();
-        let password = tokio::task::spawn_blocking(move || std::fs::read(file))
-            .await
-            .map_err(std::io::Error::other)
-            .and_then(|read| read)
-            .map_err(|error| {
-                tracing::warn!(upstream = %self.link.upstream, path = %path.display(), %error, "password_file cannot be read");
-                UpstreamError::Local("its password_file cannot be read; the log says why".to_owned())
-            })?;
-        let password = password.strip_suffix(b"\n").unwrap_or(&password);
-        let password = password.strip_suffix(b"\r").unwrap_or(password);
-        let pair = [username.as_bytes(), b":", password].concat();
-        let value = format!("Basic {}", BASE64_STANDARD.encode(pair));
-        // Base64 is always a legal header value.
-        Ok(HeaderValue::try_from(value).ok().map(secret))
-    }
-}
-
-/// Marks a header value as one that `Debug` must not show and HTTP/2 must not index.
-fn secret(mut value: HeaderValue) -> HeaderValue {
-    value.set_sensitive(true);
-    value
-}
-
-/// Reads a token service's answer: the header to send, and how long it may be sent.
-fn read_token(body: &[u8]) -> Result<(HeaderValue, Duration), UpstreamError> {
-    #[derive(Deserialize)]
-    struct Answer {
-        token: Option<String>,
-        access_token: Option<String>,
-        expires_in: Option<serde_json::Value>,
-    }
-    let invalid = |what: &str| UpstreamError::Invalid(format!("its token service {what}"));
-    // The parser's error would quote the body, and the body is a secret.
-    let answer: Answer = serde_json::from_slice(body).map_err(|_| invalid("sent no JSON object"))?;
-    let filled = |token: &String| !token.is_empty();
-    let token = answer.access_token.filter(filled).or(answer.token.filter(filled));
-    let token = token.ok_or_else(|| invalid("sent no token"))?;
-    let header =
-        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| invalid("sent an unusable token"))?;
-    let lifetime = answer.expires_in.as_ref().and_then(serde_json::Value::as_u64).unwrap_or(LIFETIME_MIN);
-    Ok((secret(header), Duration::from_secs(lifetime.clamp(LIFETIME_MIN, LIFETIME_MAX))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(body: &str) -> Result<(String, u64), UpstreamError> {
-        read_token(body.as_bytes())
-            .map(|(header, lifetime)| (header.to_str().expect("text").to_owned(), lifetime.as_secs()))
-    }
-
-    #[test]
-    fn either_name_and_any_lifetime() {
-        assert_eq!(read(r#"{"token":"a"}"#), Ok(("Bearer a".to_owned(), 60)));
-        assert_eq!(read(r#"{"access_token":"b","token":"a"}"#), Ok(("Bearer b".to_owned(), 60)));
-        assert_eq!(
-            read(r#"{"access_token":"","token":"a","expires_in":300}"#),
-            Ok(("Bearer a".to_owned(), 300))
-        );
-        assert_eq!(read(r#"{"token":"a","expires_in":1}"#), Ok(("Bearer a".to_owned(), 60)));
-        assert_eq!(read(r#"{"token":"a","expires_in":"soon"}"#), Ok(("Bearer a".to_owned(), 60)));
-        assert_eq!(read(r#"{"token":"a","expires_in":99999999999}"#), Ok(("Bearer a".to_owned(), 86_400)));
-    }
-
-    #[test]
-    fn an_unusable_answer_is_not_quoted() {
-        for bad in ["", "[]", "{}", r#"{"token":""}"#, r#"{"token":"secret\n"}"#, r#"{"token":"secret"#] {
-            let error = read(bad).expect_err("refused").to_string();
-            assert!(!error.contains("secret"), "{error}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_token_is_used_until_it_ends() {
-        let slot = Slot::default();
-        let (now, minute) = (Instant::now(), Duration::from_mins(1));
-        assert_eq!(slot.valid(now), None);
-        let header = HeaderValue::from_static("Bearer a");
-        slot.put(Ok(Token { header: header.clone(), until: now + minute }));
-        assert_eq!(slot.valid(now), Some(header));
-        assert_eq!(slot.valid(now + minute), None);
-        slot.put(Err(UpstreamError::Denied { status: 401 }));
-        assert_eq!(slot.valid(now), None);
-    }
-
-    #[test]
-    fn a_token_is_not_shown() {
-        let (header, _) = read_token(br#"{"token":"hush"}"#).expect("a token");
-        assert!(!format!("{header:?}").contains("hush"));
+        key.credential = identity;
+        let header = self.tokens.get(&key, newer.as_ref(), refused, deadline).await?;
+        Ok((key, header))
     }
 }

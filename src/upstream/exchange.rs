@@ -98,9 +98,9 @@ impl Call<'_> {
 
     async fn follow(&self, link: &Link, auth: &Auth, deadline: Instant) -> Result<Response, UpstreamError> {
         let mut url = self.url.clone();
-        let mut authorization = auth.ahead(self.name).await?;
+        let mut authorization = auth.ahead(self.name, deadline).await?;
         let mut challenged = Vec::with_capacity(CHALLENGES_MAX);
-        let mut hops = 0;
+        let (mut hops, mut renewed) = (0, false);
         loop {
             link.policy.check(&url)?;
             let response = self.once(link, &url, authorization.as_ref(), deadline).await?;
@@ -113,6 +113,14 @@ impl Call<'_> {
                 let headers = response.headers();
                 let answer = auth.answer(headers, &url, self.name, authorization.as_ref(), deadline).await?;
                 authorization = Some(answer);
+            } else if response.status() == StatusCode::FORBIDDEN
+                && challenged.is_empty()
+                && let Some(sent) = &authorization
+                && !renewed
+                && auth.outdated(self.name, sent, deadline).await?
+            {
+                // What was kept is for a credential that has been replaced since; the next answer is a challenge.
+                (renewed, authorization) = (true, None);
             } else if let Some(next) = redirect(&url, &response)? {
                 hops += 1;
                 if hops > HOPS_MAX {

@@ -5,7 +5,10 @@
 
 mod address;
 mod auth;
+mod authorization;
 mod challenge;
+mod credentials;
+mod credhelper;
 mod endpoint;
 mod error;
 mod exchange;
@@ -17,6 +20,7 @@ mod remote;
 mod retry;
 mod router;
 mod tls;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -2,48 +2,63 @@
 
 use url::{Host, Url};
 
-/// Suffixes under which each name belongs to somebody else. Those of the public suffix list that registries live
-/// under; a suffix that is missing here errs towards sharing credentials between two names below it, so the list is
-/// kept generous.
-const TWO_LEVEL_SUFFIXES: [&str; 46] = [
-    "ac.uk", "co.uk", "gov.uk", "ltd.uk", "me.uk", "net.uk", "org.uk", "plc.uk", "ac.jp", "co.jp", "go.jp",
-    "ne.jp", "or.jp", "com.au", "edu.au", "gov.au", "net.au", "org.au", "com.br", "net.br", "org.br",
-    "com.cn", "edu.cn", "gov.cn", "net.cn", "org.cn", "co.in", "net.in", "org.in", "co.kr", "or.kr", "co.nz",
-    "org.nz", "co.za", "com.mx", "com.tr", "com.tw", "com.hk", "com.sg", "co.il", "com.ar", "com.pl",
-    "com.ua", "co.id", "co.th", "com.my",
-];
-
-/// Suffixes that are rented out: whoever has a name there is a stranger to its neighbours, at any depth.
-const SHARED_SUFFIXES: [&str; 14] = [
+/// Suffixes that are rented out and that the public suffix list lacks: whoever has a name there is a stranger to its
+/// neighbours, at any depth.
+const RENTED_SUFFIXES: [&str; 8] = [
     "amazonaws.com",
+    "amazonaws.com.cn",
+    "azurecr.cn",
     "azurecr.io",
-    "azurewebsites.net",
-    "blob.core.windows.net",
-    "cloudfront.net",
-    "fly.dev",
-    "github.io",
-    "gitlab.io",
-    "herokuapp.com",
-    "ngrok.io",
+    "azurecr.us",
+    "cloudapp.azure.com",
+    "jfrog.io",
     "on.aws",
-    "pages.dev",
-    "run.app",
-    "workers.dev",
 ];
 
-/// Whether credentials for the endpoint may be sent to the realm it named: over TLS unless the endpoint itself has
-/// none, and only to the same host or the same owner's domain.
-pub(super) fn may_see_credentials(endpoint: &Url, realm: &Url) -> bool {
-    let safe = realm.scheme() == "https" || (realm.scheme() == "http" && endpoint.scheme() == "http");
-    let own = match (endpoint.host(), realm.host()) {
-        (Some(Host::Domain(endpoint)), Some(Host::Domain(realm))) => {
-            endpoint == realm
-                || registrable(endpoint).is_some_and(|domain| registrable(realm) == Some(domain))
+/// The token services that may see the credentials for one endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Realms {
+    endpoint: Url,
+    /// Hosts that the operator named, each for one port or, without one, for all.
+    named: Vec<(String, Option<u16>)>,
+}
+
+impl Realms {
+    /// `named` are host names with a port if need be; what is none names nobody.
+    pub(super) fn new(endpoint: Url, named: &[String]) -> Self {
+        let named = named.iter().filter_map(|text| {
+            // Spelt by the same rules as the realm that it is compared with.
+            let url = Url::parse(&format!("https://{text}")).ok()?;
+            let port = text.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+            Some((url.host_str()?.to_owned(), port))
+        });
+        Self { named: named.collect(), endpoint }
+    }
+
+    /// Whether credentials for the endpoint may be sent to the realm it named: over TLS unless the endpoint itself has
+    /// none, and only to the same host, the same owner's domain, or a host that the operator named.
+    pub(super) fn trust(&self, realm: &Url) -> bool {
+        let safe =
+            realm.scheme() == "https" || (realm.scheme() == "http" && self.endpoint.scheme() == "http");
+        safe && (self.own(realm) || self.named(realm))
+    }
+
+    fn own(&self, realm: &Url) -> bool {
+        match (self.endpoint.host(), realm.host()) {
+            (Some(Host::Domain(endpoint)), Some(Host::Domain(realm))) => {
+                endpoint == realm
+                    || registrable(endpoint).is_some_and(|domain| registrable(realm) == Some(domain))
+            }
+            (Some(endpoint), Some(realm)) => endpoint == realm,
+            _ => false,
         }
-        (Some(endpoint), Some(realm)) => endpoint == realm,
-        _ => false,
-    };
-    safe && own
+    }
+
+    fn named(&self, realm: &Url) -> bool {
+        self.named.iter().any(|(host, port)| {
+            realm.host_str() == Some(host) && (port.is_none() || *port == realm.port_or_known_default())
+        })
+    }
 }
 
 /// The part of a name that its owner registered; `None` where that cannot be told, or names are rented out.
@@ -51,22 +66,23 @@ fn registrable(host: &str) -> Option<&str> {
     let under = |suffix: &&&str| {
         host.strip_suffix(**suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    if host.split('.').any(str::is_empty) || SHARED_SUFFIXES.iter().any(|suffix| under(&suffix)) {
+    if host.split('.').any(str::is_empty) || RENTED_SUFFIXES.iter().any(|suffix| under(&suffix)) {
         return None;
     }
-    let labels = if TWO_LEVEL_SUFFIXES.iter().any(|suffix| under(&suffix)) { 3 } else { 2 };
-    match host.rmatch_indices('.').nth(labels - 1) {
-        Some((dot, _)) => Some(&host[dot + 1..]),
-        None => (host.split('.').count() == labels).then_some(host),
-    }
+    psl::domain_str(host)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn named(endpoint: &str, hosts: &[&str], realm: &str) -> bool {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        Realms::new(Url::parse(endpoint).expect("a URL"), &hosts).trust(&Url::parse(realm).expect("a URL"))
+    }
+
     fn may(endpoint: &str, realm: &str) -> bool {
-        may_see_credentials(&Url::parse(endpoint).expect("a URL"), &Url::parse(realm).expect("a URL"))
+        named(endpoint, &[], realm)
     }
 
     #[test]
@@ -90,6 +106,59 @@ mod tests {
         assert!(!may("http://10.0.0.1", "http://1.0.0.1"));
         assert!(!may("http://localhost", "http://evil.localhost"));
         assert!(!may("https://io", "https://evil.io"));
+    }
+
+    #[test]
+    fn whoever_rents_a_name_is_a_stranger_to_the_neighbours() {
+        for suffix in [
+            // From the public suffix list.
+            "azurewebsites.net",
+            "blob.core.windows.net",
+            "cloudfront.net",
+            "fly.dev",
+            "github.io",
+            "gitlab.io",
+            "herokuapp.com",
+            "ngrok.io",
+            "pages.dev",
+            "run.app",
+            "workers.dev",
+            "s3.amazonaws.com",
+            "co.uk",
+            "gov.br",
+            // Missing there.
+            "amazonaws.com",
+            "dkr.ecr.eu-west-1.amazonaws.com",
+            "azurecr.io",
+            "jfrog.io",
+            "on.aws",
+        ] {
+            let (mine, yours) = (format!("https://mine.{suffix}"), format!("https://yours.{suffix}/token"));
+            assert!(!may(&mine, &yours), "{suffix}");
+            assert!(may(&mine, &format!("{mine}/token")), "{suffix}");
+        }
+    }
+
+    #[test]
+    fn the_operator_may_name_others() {
+        let lab = "https://registry.lab.test";
+        assert!(!named(lab, &[], "https://gitlab.test/jwt/auth"));
+        assert!(named(lab, &["gitlab.test"], "https://gitlab.test/jwt/auth"));
+        assert!(named(lab, &["GitLab.test"], "https://gitlab.test:8443/jwt/auth"), "any port");
+        assert!(named(lab, &["other.test", "gitlab.test:8443"], "https://gitlab.test:8443/jwt/auth"));
+        assert!(named(lab, &["gitlab.test:443"], "https://gitlab.test/jwt/auth"));
+        assert!(named("http://127.0.0.1", &["127.0.0.2", "[::1]:5000"], "http://[::1]:5000/token"));
+        for (host, realm) in [
+            ("gitlab.test:8443", "https://gitlab.test/jwt/auth"),
+            ("gitlab.test:443", "https://gitlab.test:8443/jwt/auth"),
+            ("gitlab.test", "https://evil.gitlab.test/"),
+            ("gitlab.test", "https://gitlab.test.evil.test/"),
+            ("gitlab.test", "http://gitlab.test/"),
+            ("", "https://gitlab.test/"),
+            ("https://gitlab.test", "https://gitlab.test/"),
+        ] {
+            assert!(!named(lab, &[host], realm), "{host} {realm}");
+        }
     }
 
     #[test]

@@ -76,8 +76,7 @@ impl Remote {
             quota: Arc::clone(quota),
         });
         let base = url.as_str().trim_end_matches('/').to_owned();
-        let auth =
-            Auth::new(Arc::clone(&link), url, upstream.username.clone(), upstream.password_file.clone());
+        let auth = Auth::new(Arc::clone(&link), url, upstream);
         let (small, blobs) = shares(upstream.max_connections);
         Ok(Self {
             base,

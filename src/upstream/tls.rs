@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::error::BuildError;
@@ -18,35 +18,59 @@ pub(super) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<C
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| BuildError::Client { upstream: name.to_owned(), reason: error.to_string() })?;
-    let mut config = if upstream.insecure_skip_verify {
+    let wrong =
+        |path: &Path, reason| BuildError::Pem { upstream: name.to_owned(), path: path.to_owned(), reason };
+    let builder = if upstream.insecure_skip_verify {
         tracing::warn!(upstream = name, "certificates are not verified (insecure_skip_verify)");
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate::new(&provider)))
-            .with_no_client_auth()
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate::new(&provider)))
     } else {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(path) = &upstream.ca_file {
-            add_authorities(&mut roots, path).map_err(|reason| BuildError::Pem {
-                upstream: name.to_owned(),
-                path: path.clone(),
-                reason,
-            })?;
+            add_authorities(&mut roots, path).map_err(|reason| wrong(path, reason))?;
         }
-        builder.with_root_certificates(roots).with_no_client_auth()
+        builder.with_root_certificates(roots)
+    };
+    let mut config = match (&upstream.client_cert, &upstream.client_key) {
+        (Some(cert), Some(key)) => {
+            let chain = certificates(cert).map_err(|reason| wrong(cert, reason))?;
+            let secret = private_key(key).map_err(|reason| wrong(key, reason))?;
+            builder.with_client_auth_cert(chain, secret).map_err(|error| {
+                let reason = match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        format!("it is not the key of the certificate in {}", cert.display())
+                    }
+                    other => other.to_string(),
+                };
+                wrong(key, reason)
+            })?
+        }
+        _ => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
 fn add_authorities(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    let mut found = false;
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
-        let certificate = certificate.map_err(|error| error.to_string())?;
-        roots.add(certificate).map_err(|error| error.to_string())?;
-        found = true;
+    certificates(path)?.into_iter().try_for_each(|it| roots.add(it)).map_err(|error| error.to_string())
+}
+
+/// All certificates in a PEM file, of which there is at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match found {
+        Ok(found) if found.is_empty() => Err("the file holds no certificate in PEM form".to_owned()),
+        found => found.map_err(|error| error.to_string()),
     }
-    if found { Ok(()) } else { Err("the file holds no certificate in PEM form".to_owned()) }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+        pem::Error::NoItemsFound => {
+            "the file holds no private key in PEM form, or one that a passphrase locks; store it without one"
+                .to_owned()
+        }
+        other => other.to_string(),
+    })
 }
 
 /// Accepts every certificate but still checks that the peer holds its key, so that only the name and the chain

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use larder::config::{Config, Flags};
+use larder::config::{Config, Flags, schema};
 use toml::{Table, Value};
 
 use crate::{load, problems, refusal};
@@ -45,13 +45,15 @@ fn the_reference_file_is_the_default() {
 fn every_example_can_be_used() {
     for (path, text) in examples() {
         let mut config = load(Some(&path), &[], Flags::default()).expect("loads");
-        // Secrets and certificates are not shipped: give the example empty files in their place.
+        // Secrets and certificates are not shipped: give the example stand-ins in their place.
         let folder = tempfile::tempdir().expect("a folder");
         let stand_in = folder.path().join("stand-in");
-        fs::write(&stand_in, "").expect("a file");
+        fs::write(&stand_in, "{}").expect("a file");
         let mut missing = 0;
         for upstream in config.upstream.values_mut() {
-            for file in [&mut upstream.password_file, &mut upstream.ca_file] {
+            let schema::Upstream { password_file, docker_config, ca_file, client_cert, client_key, .. } =
+                upstream;
+            for file in [password_file, docker_config, ca_file, client_cert, client_key] {
                 missing += usize::from(file.is_some());
                 *file = file.take().map(|_| stand_in.clone());
             }

@@ -99,12 +99,21 @@ fn problems_name_their_key() {
             "[upstream.\"quay.io\"]\nusername = \"a\"\npassword_file = \"/nowhere\"",
             "upstream.\"quay.io\".password_file",
         ),
+        ("[upstream.\"quay.io\"]\nclient_cert = \"/dev/null\"", "upstream.\"quay.io\".client_cert"),
+        ("[upstream.\"quay.io\"]\nclient_key = \"/dev/null\"", "upstream.\"quay.io\".client_key"),
+        ("[upstream.\"quay.io\"]\ndocker_config = \"/nowhere\"", "upstream.\"quay.io\".docker_config"),
+        ("[upstream.\"quay.io\"]\nrealm_hosts = [\"\"]", "upstream.\"quay.io\".realm_hosts"),
+        ("[upstream.\"quay.io\"]\nrealm_hosts = [\"a\", \"https://a\"]", "upstream.\"quay.io\".realm_hosts"),
+        ("[upstream.\"quay.io\"]\nrealm_hosts = [\"*.a\"]", "upstream.\"quay.io\".realm_hosts"),
         ("[upstream.\"quay.io\"]\nrevalidate_timeout = \"0s\"", "upstream.\"quay.io\".revalidate_timeout"),
     ];
     for (text, key) in cases {
         assert_eq!(problem_keys(text), [key], "{text}");
     }
     assert_eq!(problem_keys("[upstream.\"quay.io\"]\npassword_file = \"/dev/null\"").len(), 1);
+    let pair =
+        "[upstream.x]\nendpoints = [\"https://x\"]\nclient_cert = \"/nowhere\"\nclient_key = \"/nowhere\"";
+    assert_eq!(problem_keys(pair), ["upstream.x.client_cert", "upstream.x.client_key"]);
     let fine = [
         "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"",
         "[server]\nlisten = \"127.0.0.2:5001\"",
@@ -118,14 +127,43 @@ fn problems_name_their_key() {
 }
 
 #[test]
+fn a_docker_config_has_to_be_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("config.json");
+    let found = |content: &str, more: &str| {
+        std::fs::write(&file, content).expect("written");
+        let text = format!("[upstream.\"quay.io\"]\ndocker_config = {file:?}\n{more}");
+        problems(&load_text(&text, &[]).expect("loads"))
+    };
+    assert_eq!(found("{}", ""), Vec::<String>::new());
+    assert_eq!(
+        found(r#"{"auths":{"quay.io":{"auth":"dTpw"}},"credsStore":"pass"}"#, ""),
+        Vec::<String>::new()
+    );
+    for (content, wanted) in [
+        ("", "it is no JSON at line 1"),
+        ("{ \"auths\": { \"quay.io\": { \"auth\": \"hush\" } } }", "auths.\"quay.io\".auth is no base64"),
+        ("{ \"auths\": { \"quay.io\": \"hush\" } }", "a value has the wrong type"),
+        ("{ \"credsStore\": \"../pass\" }", "credsStore names the helper \"../pass\""),
+        ("{ \"credHelpers\": { \"quay.io\": \"/bin/sh\" } }", "names the helper \"/bin/sh\""),
+    ] {
+        let found = found(content, "");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("`upstream.\"quay.io\".docker_config`: /"), "{found:?}");
+        assert!(found[0].contains("config.json: ") && found[0].contains(wanted), "{found:?}");
+        assert!(!found[0].contains("hush"), "{found:?}");
+    }
+    let both = found("{}", "username = \"u\"\npassword_file = \"/dev/null\"");
+    assert_eq!(both.len(), 1, "{both:?}");
+    assert!(both[0].contains("leave it or `username`"), "{both:?}");
+}
+
+#[test]
 fn missing_features_are_refused() {
     let cases = [
         ("[store]\nblobs = \"files\"", "store.blobs"),
         ("[cache]\ntags_list = \"merged\"", "cache.tags_list"),
         ("[upstream.\"quay.io\"]\ntags_list = \"upstream\"", "upstream.\"quay.io\".tags_list"),
-        ("[upstream.\"quay.io\"]\ndocker_config = \"a\"", "upstream.\"quay.io\".docker_config"),
-        ("[upstream.\"quay.io\"]\nclient_cert = \"a\"", "upstream.\"quay.io\".client_cert"),
-        ("[upstream.\"quay.io\"]\nclient_key = \"a\"", "upstream.\"quay.io\".client_key"),
         ("[upstream.\"quay.io\"]\nallow = [\"a\"]", "upstream.\"quay.io\".allow"),
         ("[upstream.\"quay.io\"]\ndeny = [\"a\"]", "upstream.\"quay.io\".deny"),
     ];

@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod content;
+pub mod docker;
 pub mod house;
 pub mod larder;
 pub mod registry;
@@ -18,6 +19,7 @@ pub mod wire;
 
 pub use client::{Answer, Client, Transfer};
 pub use content::{Blob, Document, Image, Index};
+pub use docker::Helpers;
 pub use larder::{Larder, Setup};
 pub use registry::{Auth, Registry, Seen};
 pub use script::{Fault, Gate, When};

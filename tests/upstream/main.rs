@@ -1,14 +1,21 @@
 //! The upstream layer against small registries on loopback and layout folders.
 
-#![allow(clippy::expect_used, reason = "a test that cannot be set up has to fail")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot be set up has to fail")]
 
 mod answers;
+mod credentials;
+mod identity;
 mod layout;
+mod logins;
 mod ranges;
 mod redirects;
 mod registry;
+mod secrets;
 mod tls;
 mod tokens;
+
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,10 +1,15 @@
 //! Where a registry may send its requests on to.
 
+use std::sync::{Arc, OnceLock};
+
 use larder::config::schema::Upstream as Settings;
 use larder::upstream::UpstreamError;
 use tokio::net::TcpListener;
 
-use crate::registry::{PATIENT, Registry, answer, at, digest, name, open, read, upstream, with_password};
+use crate::registry::{
+    Identity, PATIENT, Registry, Reply, answer, at, digest, name, open, read, upstream, with_docker_config,
+    with_password,
+};
 
 #[tokio::test]
 async fn a_redirect_elsewhere_takes_no_credentials_along() {
@@ -33,6 +38,111 @@ async fn a_redirect_elsewhere_takes_no_credentials_along() {
     assert_eq!(seen[0].header("authorization"), None);
     assert_eq!(seen[0].header("range"), Some("bytes=4-"));
     assert_eq!(seen[0].target, "/signed?X-Signature=hush");
+}
+
+#[tokio::test]
+async fn nothing_that_proves_who_we_are_leaves_the_registry() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let entry = |entry: &str| format!(r#"{{"auths":{{"reg.test":{entry}}}}}"#);
+    let logins = [
+        (r#"Basic realm="reg""#, entry(r#"{"auth":"dXNlcjpwdw=="}"#)),
+        (r#"Bearer realm="/token""#, entry(r#"{"auth":"dXNlcjpwdw=="}"#)),
+        (r#"Bearer realm="/token""#, entry(r#"{"identitytoken":"hush"}"#)),
+        (r#"Bearer realm="/token""#, entry(r#"{"registrytoken":"hush"}"#)),
+    ];
+    // What a place elsewhere may do to get at more.
+    let traps: [fn(&str) -> Reply; 4] = [
+        |_| answer(200, &[], b"content"),
+        |_| answer(401, &[("www-authenticate", r#"Basic realm="reg""#)], b""),
+        |_| answer(401, &[("www-authenticate", r#"Bearer realm="/token""#)], b""),
+        // The registry's own token service, for which there are credentials.
+        |home| {
+            let challenge = format!(r#"Bearer realm="{home}/token""#);
+            answer(401, &[("www-authenticate", &challenge)], b"")
+        },
+    ];
+    for (challenge, content) in logins {
+        // Another port of the same host, and another name for it.
+        for (host, trap) in traps.iter().flat_map(|trap| [("127.0.0.1", *trap), ("localhost", *trap)]) {
+            let home: Arc<OnceLock<String>> = Arc::default();
+            let own = Arc::clone(&home);
+            let elsewhere = Registry::start(move |seen, _| match seen.target.as_str() {
+                "/token" => answer(200, &[], br#"{"token":"anonymous"}"#),
+                _ => trap(own.get().map_or("", String::as_str)),
+            })
+            .await;
+            let location = format!("http://{host}:{}/blob", elsewhere.address.port());
+            let registry = Registry::start(move |seen, _| {
+                let given = seen.header("authorization");
+                if seen.target.starts_with("/token") {
+                    let token = if given.is_some() || !seen.body.is_empty() { "hush" } else { "anonymous" };
+                    return answer(200, &[], format!(r#"{{"token":"{token}"}}"#).as_bytes());
+                }
+                match given {
+                    Some(_) => answer(307, &[("location", &location)], b""),
+                    None => answer(401, &[("www-authenticate", challenge)], b""),
+                }
+            })
+            .await;
+            home.set(registry.url()).expect("set once");
+            let settings = with_docker_config(&registry.url(), folder.path(), &content);
+            let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, PATIENT);
+            for _ in 0..2 {
+                // What comes of it is the trap's matter.
+                let _ = upstream.head_blob(&name(), &digest()).await;
+            }
+            let seen = elsewhere.seen();
+            assert!(!seen.is_empty(), "{challenge} {host}");
+            for seen in seen {
+                let given = seen.header("authorization");
+                assert!(matches!(given, None | Some("Bearer anonymous")), "{challenge} {host}: {seen:?}");
+                assert_eq!(seen.body, "");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_way_back_from_elsewhere_begins_anew() {
+    // The registry sends us away and is then sent back to: what it was given before is not given again unasked.
+    let home: Arc<OnceLock<String>> = Arc::default();
+    let own = Arc::clone(&home);
+    let elsewhere = Registry::start(move |_, _| {
+        let back = format!("{}/back", own.get().map_or("", String::as_str));
+        answer(307, &[("location", &back)], b"")
+    })
+    .await;
+    let location = elsewhere.url();
+    let registry =
+        Registry::start(move |seen, _| match (seen.target.as_str(), seen.header("authorization")) {
+            ("/back", _) => answer(200, &[], b"content"),
+            (_, Some(_)) => answer(307, &[("location", &location)], b""),
+            _ => answer(401, &[("www-authenticate", r#"Basic realm="reg""#)], b""),
+        })
+        .await;
+    home.set(registry.url()).expect("set once");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), PATIENT);
+    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(registry.seen()[2].header("authorization"), None);
+    assert_eq!(elsewhere.seen()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn another_scheme_is_another_place() {
+    let identity = Identity::new();
+    let storage = Registry::start_tls(&identity, |_, _| answer(200, &[], b"content")).await;
+    let location = storage.url();
+    let registry = Registry::start(move |seen, _| match seen.header("authorization") {
+        Some(_) => answer(307, &[("location", &location)], b""),
+        None => answer(401, &[("www-authenticate", r#"Basic realm="reg""#)], b""),
+    })
+    .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = with_password(&registry.url(), folder.path(), "pw");
+    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, PATIENT);
+    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(storage.seen()[0].header("authorization"), None);
 }
 
 #[tokio::test]

@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
@@ -23,9 +25,10 @@ use larder::telemetry::Metrics;
 use larder::upstream::{Timeouts, Upstream, UpstreamError, Upstreams};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// What larder itself waits; no test comes near it.
 pub(crate) const PATIENT: Timeouts = Timeouts {
@@ -50,6 +53,7 @@ pub(crate) struct Seen {
     /// Path and query.
     pub(crate) target: String,
     pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
 }
 
 impl Seen {
@@ -154,7 +158,7 @@ impl Registry {
                 let (record, behaviour) = (Arc::clone(&record), Arc::clone(&behaviour));
                 let service = service_fn(move |request| {
                     let (record, behaviour) = (Arc::clone(&record), Arc::clone(&behaviour));
-                    async move { serve(&request, &record, behaviour.as_ref()).await }
+                    async move { serve(request, &record, behaviour.as_ref()).await }
                 });
                 let Some(tls) = tls.clone() else {
                     tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
@@ -181,12 +185,20 @@ impl Registry {
 }
 
 async fn serve(
-    request: &Request<hyper::body::Incoming>,
+    request: Request<hyper::body::Incoming>,
     record: &Mutex<Vec<Seen>>,
     behaviour: &Behaviour,
 ) -> Result<Response<Script>, io::Error> {
     let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let seen = Seen { method: request.method().to_string(), target, headers: request.headers().clone() };
+    let (head, mut incoming) = request.into_parts();
+    let mut body = Vec::new();
+    while let Some(frame) = std::future::poll_fn(|context| Pin::new(&mut incoming).poll_frame(context)).await
+    {
+        let data = frame.map_err(io::Error::other)?.into_data();
+        body.extend_from_slice(&data.unwrap_or_default());
+    }
+    let body = String::from_utf8(body).map_err(io::Error::other)?;
+    let seen = Seen { method: head.method.to_string(), target, headers: head.headers, body };
     let before = {
         let mut record = record.lock().expect("no panic");
         record.push(seen.clone());
@@ -207,13 +219,22 @@ async fn serve(
 
 /// One upstream named `reg.test`, and the metrics it counts into.
 pub(crate) fn upstream(settings: Settings, timeouts: Timeouts) -> (Arc<Upstream>, Arc<Metrics>) {
-    let metrics = Arc::new(Metrics::new());
-    let config =
-        Config { upstream: BTreeMap::from([("reg.test".to_owned(), settings)]), ..Config::default() };
-    let upstreams = Upstreams::build_with(&config, Arc::clone(&metrics), Clock::default(), timeouts);
+    let (upstream, metrics, _) = timed("reg.test", settings, timeouts);
+    (upstream, metrics)
+}
+
+/// An upstream, the metrics it counts into, and the clock by which it ages.
+pub(crate) fn timed(
+    name: &str,
+    settings: Settings,
+    timeouts: Timeouts,
+) -> (Arc<Upstream>, Arc<Metrics>, Clock) {
+    let (metrics, clock) = (Arc::new(Metrics::new()), Clock::default());
+    let config = Config { upstream: BTreeMap::from([(name.to_owned(), settings)]), ..Config::default() };
+    let upstreams = Upstreams::build_with(&config, Arc::clone(&metrics), clock.clone(), timeouts);
     let upstreams = upstreams.expect("a configuration");
-    let upstream = upstreams.get(&"reg.test".parse().expect("a name")).expect("the upstream");
-    (Arc::clone(upstream), metrics)
+    let upstream = upstreams.get(&name.parse().expect("a name")).expect("the upstream");
+    (Arc::clone(upstream), metrics, clock)
 }
 
 pub(crate) fn at(url: &str) -> Settings {
@@ -259,23 +280,54 @@ pub(crate) fn with_password(url: &str, folder: &Path, password: &str) -> Setting
     Settings { username: Some("user".to_owned()), password_file: Some(file), ..at(url) }
 }
 
+/// The upstream at `url` with this `config.json`.
+pub(crate) fn with_docker_config(url: &str, folder: &Path, content: &str) -> Settings {
+    let file = folder.join("config.json");
+    std::fs::write(&file, content).expect("written");
+    Settings { docker_config: Some(file), ..at(url) }
+}
+
+/// What Basic sends for a user and a password.
+pub(crate) fn basic(pair: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(pair))
+}
+
 /// A certificate that nobody but its own issuer vouches for.
 pub(crate) struct Identity {
     pub(crate) pem: String,
+    pub(crate) key: String,
+    cert: CertificateDer<'static>,
     acceptor: TlsAcceptor,
 }
 
 impl Identity {
     pub(crate) fn new() -> Self {
+        Self::demanding(None)
+    }
+
+    /// A server with this identity demands a certificate of its clients, and takes this one only.
+    pub(crate) fn demanding(client: Option<&Self>) -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let provider = Arc::new(ring::default_provider());
+        let verifier = client.map_or_else(WebPkiClientVerifier::no_client_auth, |client| {
+            let mut roots = RootCertStore::empty();
+            roots.add(client.cert.clone()).expect("an authority");
+            let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            builder.build().expect("a verifier")
+        });
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("protocol versions")
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![made.cert.der().clone()], key)
             .expect("an identity");
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Self { pem: made.cert.pem(), acceptor: TlsAcceptor::from(Arc::new(config)) }
+        Self {
+            pem: made.cert.pem(),
+            key: made.signing_key.serialize_pem(),
+            cert: made.cert.der().clone(),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+        }
     }
 }

@@ -8,7 +8,9 @@ use larder::oci::Name;
 use larder::upstream::UpstreamError;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, upstream, with_password};
+use crate::registry::{
+    PATIENT, Registry, answer, at, basic, counted, digest, name, open, tag, upstream, with_password,
+};
 
 /// A registry that wants the token that its token service, found at `/token`, gives.
 async fn token_registry(realm: Option<String>) -> Registry {
@@ -86,6 +88,55 @@ async fn a_foreign_realm_sees_no_credentials() {
     let (upstream, _) = upstream(settings, PATIENT);
     upstream.head_blob(&name(), &digest()).await.expect("a blob");
     assert_eq!(service.seen()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn a_realm_elsewhere_sees_credentials_if_the_operator_says_so() {
+    let service = Registry::start(|_, _| answer(200, &[], br#"{"token":"t"}"#)).await;
+    let port = service.address.port();
+    let registry = token_registry(Some(format!("http://localhost:{port}/token"))).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut settings =
+        Settings { allow_private: true, ..with_password(&registry.url(), folder.path(), "pw") };
+    for (hosts, expected) in [
+        (vec!["localhost".to_owned()], true),
+        (vec!["auth.test".to_owned(), format!("LOCALHOST:{port}")], true),
+        (vec![format!("localhost:{}", port ^ 1)], false),
+        (vec!["host".to_owned(), "localhost.test".to_owned()], false),
+    ] {
+        settings.realm_hosts.clone_from(&hosts);
+        let (upstream, _) = upstream(settings.clone(), PATIENT);
+        upstream.head_blob(&name(), &digest()).await.expect("a blob");
+        let sent = service.seen().last().and_then(|seen| seen.header("authorization").map(str::to_owned));
+        assert_eq!(sent, expected.then(|| basic("user:pw")), "{hosts:?}");
+    }
+    // It still has to be permitted to lead inside.
+    settings.allow_private = false;
+    settings.realm_hosts = vec!["localhost".to_owned()];
+    let error = upstream(settings, PATIENT).0.head_blob(&name(), &digest()).await.expect_err("refused");
+    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("allow_private")), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_token_service_lacks_is_no_missing_content() {
+    for status in [400, 404, 405, 410, 416, 501] {
+        let registry = Registry::start(move |seen, _| {
+            if seen.target.starts_with("/token") {
+                return answer(status, &[], b"");
+            }
+            answer(401, &[("www-authenticate", r#"Bearer realm="/token""#)], b"")
+        })
+        .await;
+        let upstream = open(&registry);
+        for error in [
+            upstream.head_blob(&name(), &digest()).await.map(|_| ()).expect_err("no token"),
+            // 405 and 501 would mean that the registry does not do HEAD.
+            upstream.head_manifest(&name(), &tag(), "*/*").await.map(|_| ()).expect_err("no token"),
+        ] {
+            assert!(error.to_string().contains(&status.to_string()), "{error}");
+            assert!(matches!(error, UpstreamError::Invalid(_)), "{status}: {error:?}");
+        }
+    }
 }
 
 #[tokio::test]

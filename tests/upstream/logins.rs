@@ -1,0 +1,374 @@
+//! Logins as the program itself finds them: credential helpers on its `PATH`, and files that are not what they should be.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Auth, Blob, Fault, Gate, Helpers, Image, Larder, Registry, Setup, When, eventually};
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+
+/// A registry with one image, which wants this.
+fn registry(auth: Auth) -> (Registry, Image) {
+    let (registry, image) = (Registry::start(), Image::small(1));
+    registry.add_image("library/app", "v1", &image);
+    registry.demand(auth);
+    (registry, image)
+}
+
+fn login(user: &str, password: &str) -> Auth {
+    Auth::Basic(user.to_owned(), password.to_owned())
+}
+
+/// A larder that asks again for each tag, with this `config.json` for its only upstream.
+fn setup(registry: &Registry, config: &serde_json::Value) -> Setup {
+    Setup::with(registry).set("cache.tag_ttl", "0s").docker_config("docker.io", config)
+}
+
+/// Something that nobody has asked for yet, so that the registry has to be.
+fn fresh(registry: &Registry, seed: u64) -> String {
+    let blob = Blob::random(seed, 100);
+    registry.add_blob("library/app", &blob);
+    format!("/v2/library/app/blobs/{}", blob.digest)
+}
+
+#[test]
+fn a_helper_is_asked_as_docker_asks_and_not_for_every_request() {
+    let (registry, image) = registry(login("me", "hush"));
+    let host = registry.addr().to_string();
+    let setup = setup(&registry, &json!({ "credHelpers": { host.as_str(): "own" } }));
+    let helpers = Helpers::new(&setup);
+    helpers.add_login("own", "me", "hush");
+    let larder = helpers.start(setup);
+    for _ in 0..3 {
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    }
+    for blob in image.blobs() {
+        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+    }
+    assert_eq!(helpers.asked(), [format!("own {host}")]);
+}
+
+#[test]
+fn the_registrys_own_helper_comes_before_the_common_one_and_that_before_what_is_written() {
+    let written = json!({ "username": "written", "password": "p" });
+    for (entries, expected) in [
+        (json!({ "credHelpers": { "docker.io": "own" }, "credsStore": "common" }), "own"),
+        (json!({ "credHelpers": { "other.test": "own" }, "credsStore": "common" }), "common"),
+        (json!({ "credHelpers": { "https://index.docker.io/v1/": "own" } }), "own"),
+        (json!({ "credHelpers": { "other.test": "own" } }), "written"),
+        // docker's way to except one registry from the common helper.
+        (json!({ "credHelpers": { "docker.io": "" }, "credsStore": "empty" }), "written"),
+        // Nothing found under the registry's address, which is asked about first.
+        (json!({ "credsStore": "hub" }), "hub"),
+    ] {
+        let (registry, _) = registry(login(expected, "p"));
+        let mut config = entries;
+        config["auths"] = json!({ "docker.io": written });
+        let setup = setup(&registry, &config);
+        let helpers = Helpers::new(&setup);
+        helpers.add_login("own", "own", "p");
+        helpers.add_login("common", "common", "p");
+        helpers.add_empty("empty");
+        helpers.add(
+            "hub",
+            "[ \"$SERVER\" = https://index.docker.io/v1/ ] || { echo credentials not found in native keychain; exit 1; }\n\
+             echo '{\"Username\":\"hub\",\"Secret\":\"p\"}'",
+        );
+        let larder = helpers.start(setup);
+        assert_eq!(larder.get(TAG).status(), 200, "{config}");
+        let hub = "https://index.docker.io/v1/";
+        let asked = match expected {
+            "own" => vec![format!("own {hub}")],
+            "common" => vec![format!("common {}", registry.addr())],
+            "hub" => vec![format!("hub {}", registry.addr()), format!("hub {hub}")],
+            _ => vec![],
+        };
+        assert_eq!(helpers.asked(), asked, "{config}");
+    }
+}
+
+#[test]
+fn a_helper_may_know_an_identity_token() {
+    let (registry, _) = registry(Auth::Bearer(None));
+    registry.script(
+        When::any().path("/token"),
+        Fault::rewrite(|seen, plan| {
+            let form = String::from_utf8_lossy(&seen.body).into_owned();
+            if seen.method != "POST" || !form.contains("refresh_token=hush") {
+                plan.status = 401;
+            }
+        }),
+    );
+    let setup = setup(&registry, &json!({ "credsStore": "tokens" }));
+    let helpers = Helpers::new(&setup);
+    helpers.add_login("tokens", "<token>", "hush");
+    let larder = helpers.start(setup);
+    assert_eq!(larder.get(TAG).status(), 200);
+    assert_eq!(registry.count("POST", "/token"), 1);
+}
+
+#[test]
+fn who_is_in_no_keychain_is_anybody() {
+    let (registry, _) = registry(Auth::Bearer(None));
+    let setup = setup(&registry, &json!({ "credsStore": "empty" }));
+    let helpers = Helpers::new(&setup);
+    helpers.add_empty("empty");
+    let larder = helpers.start(setup);
+    for _ in 0..3 {
+        assert_eq!(larder.get(TAG).status(), 200);
+    }
+    assert!(
+        registry
+            .requests()
+            .iter()
+            .all(|seen| { !seen.header("authorization").is_some_and(|value| value.starts_with("Basic")) })
+    );
+    assert_eq!(helpers.asked().len(), 2, "about its address and about its name: {:?}", helpers.asked());
+}
+
+#[test]
+fn many_at_once_start_one_helper_and_a_client_that_leaves_does_not_end_it() {
+    let (registry, image) = registry(login("me", "hush"));
+    let setup = setup(&registry, &json!({ "credHelpers": { "docker.io": "slow" } }));
+    let helpers = Helpers::new(&setup);
+    helpers.add(
+        "slow",
+        "while [ ! -e go ]; do sleep 0.02; done; echo '{\"Username\":\"me\",\"Secret\":\"hush\"}'",
+    );
+    let larder = helpers.start(setup);
+    let left = larder.api().connect().unwrap();
+    let request = format!("GET {TAG} HTTP/1.1\r\nHost: x\r\n\r\n");
+    std::io::Write::write_all(&mut &left, request.as_bytes()).unwrap();
+    eventually("the helper runs", || helpers.asked().len() == 1);
+    drop(left);
+    let blobs: Vec<String> = (10..16).map(|seed| fresh(&registry, seed)).collect();
+    std::thread::scope(|scope| {
+        let larder = &larder;
+        let clients: Vec<_> =
+            blobs.iter().map(|blob| scope.spawn(move || larder.get(blob).status())).collect();
+        registry.wait_for(blobs.len(), "GET", "/blobs/");
+        std::fs::write(helpers.file("go"), "").unwrap();
+        for client in clients {
+            assert_eq!(client.join().unwrap(), 200);
+        }
+    });
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    assert_eq!(helpers.asked().len(), 1, "{:?}", helpers.asked());
+}
+
+#[test]
+fn a_new_login_is_asked_for_as_soon_as_the_old_one_is_refused() {
+    for refusal in [401, 403] {
+        let (registry, _) = registry(login("AWS", "hush-1"));
+        let setup = setup(&registry, &json!({ "credsStore": "ecr-login" }));
+        let helpers = Helpers::new(&setup);
+        helpers.add_login("ecr-login", "AWS", "hush-1");
+        let larder = helpers.start(setup);
+        assert_eq!(larder.get(&fresh(&registry, 10)).status(), 200);
+        assert_eq!(helpers.asked().len(), 1);
+        // The login has ended, and the helper knows the next one.
+        registry.demand(login("AWS", "hush-2"));
+        helpers.add_login("ecr-login", "AWS", "hush-2");
+        if refusal == 403 {
+            // What ECR says to a login that has ended.
+            registry.script(
+                When::any(),
+                Fault::rewrite(|seen, plan| {
+                    if plan.status == 401 && seen.header("authorization").is_some() {
+                        plan.status = 403;
+                        plan.remove("WWW-Authenticate");
+                    }
+                }),
+            );
+        }
+        assert_eq!(larder.get(&fresh(&registry, 11)).status(), 200, "{refusal}");
+        assert_eq!(helpers.asked().len(), 2);
+        // One that stays refused is asked for once more and then not for a while.
+        registry.demand(login("AWS", "hush-3"));
+        for seed in 20..24 {
+            assert_eq!(larder.get(&fresh(&registry, seed)).status(), 404, "refused");
+        }
+        assert_eq!(helpers.asked().len(), 3, "{refusal}: {:?}", helpers.asked());
+    }
+}
+
+#[test]
+fn a_token_service_that_refuses_a_login_gets_the_new_one() {
+    let credential = |password: &str| Auth::Bearer(Some(("me".to_owned(), password.to_owned())));
+    let (registry, _) = registry(credential("hush-1"));
+    registry.add_image("library/other", "v1", &Image::small(2));
+    let setup = setup(&registry, &json!({ "credHelpers": { "docker.io": "own" } }));
+    let helpers = Helpers::new(&setup);
+    helpers.add_login("own", "me", "hush-1");
+    let larder = helpers.start(setup);
+    assert_eq!(larder.get(TAG).status(), 200);
+    registry.demand(credential("hush-2"));
+    helpers.add_login("own", "me", "hush-2");
+    assert_eq!(larder.get("/v2/library/other/manifests/v1").status(), 200);
+    assert_eq!(helpers.asked().len(), 2);
+    let labels = |result| [("upstream", "docker.io"), ("result", result)];
+    let counted = |result| larder.counter("larder_upstream_token_requests_total", &labels(result));
+    assert_eq!((counted("ok"), counted("denied")), (2, 1));
+}
+
+/// The log's first warning that has this in it.
+fn warning(larder: &Larder, part: &str) -> serde_json::Value {
+    larder.wait_for_line(part, |line| line["level"] == "WARN" && line.to_string().contains(part))
+}
+
+#[test]
+fn a_helper_that_fails_is_named_in_the_log_only() {
+    for (script, wanted) in [
+        ("echo hush; echo hush >&2; exit 3", "exit status: 3"),
+        ("echo '{\"Username\":\"hush\"'", "no JSON object"),
+        ("yes hush", "more than 65536 bytes"),
+    ] {
+        let (registry, _) = registry(login("me", "hush"));
+        let setup = setup(&registry, &json!({ "credHelpers": { "docker.io": "broken" } }));
+        let helpers = Helpers::new(&setup);
+        helpers.add("broken", script);
+        let larder = helpers.start(setup);
+        for seed in 10..13 {
+            let answer = larder.get(&fresh(&registry, seed));
+            assert!(answer.status() >= 500, "{answer:?}");
+            assert!(answer.text().contains("credential helper"), "{}", answer.text());
+            for hidden in ["hush", "broken", "PATH"] {
+                assert!(!answer.text().contains(hidden), "{}", answer.text());
+            }
+        }
+        let line = warning(&larder, wanted);
+        assert_eq!(line["program"], "docker-credential-broken", "{line}");
+        assert_eq!(line["server"], "https://index.docker.io/v1/", "{line}");
+        assert!(!larder.log_text().contains("hush"));
+        assert_eq!(helpers.asked().len(), 1, "a failure is kept for a few seconds");
+    }
+    let (registry, _) = registry(login("me", "hush"));
+    let larder = setup(&registry, &json!({ "credsStore": "that-is-not-there" })).start();
+    assert!(larder.get(TAG).status() >= 500);
+    assert_eq!(warning(&larder, "PATH")["program"], "docker-credential-that-is-not-there");
+}
+
+/// The processes that a process has started and not yet waited for.
+fn children(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let lists =
+        tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+    lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn a_helper_that_hangs_is_killed() {
+    let (registry, _) = registry(login("me", "hush"));
+    let setup = setup(&registry, &json!({ "credHelpers": { "docker.io": "hung" } }));
+    let helpers = Helpers::new(&setup);
+    helpers.add("hung", "echo $$ >own; sleep 600 & echo $! >child; wait");
+    let larder = helpers.start(setup);
+    let began = Instant::now();
+    assert!(larder.get(TAG).status() >= 500);
+    assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
+    warning(&larder, "did not answer within");
+    let gone = |name: &str| {
+        let id = std::fs::read_to_string(helpers.file(name)).unwrap();
+        let stat = std::fs::read_to_string(Path::new("/proc").join(id.trim()).join("stat"));
+        // Whoever adopts an orphan may take its time to reap it.
+        stat.map_or(true, |stat| name == "child" && stat.contains(") Z "))
+    };
+    eventually("the helper and what it started are gone", || gone("own") && gone("child"));
+    assert_eq!(children(larder.pid()), Vec::<String>::new());
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_helper_and_leaves_none() {
+    let (registry, _) = registry(login("me", "hush"));
+    let setup =
+        setup(&registry, &json!({ "credHelpers": { "docker.io": "hung" } })).set("server.grace", "0s");
+    let helpers = Helpers::new(&setup);
+    helpers.add("hung", "sleep 600 & echo $! >child; wait");
+    let mut larder = helpers.start(setup);
+    let client = larder.api().connect().unwrap();
+    let request = format!("GET {TAG} HTTP/1.1\r\nHost: x\r\n\r\n");
+    std::io::Write::write_all(&mut &client, request.as_bytes()).unwrap();
+    let started = || std::fs::read_to_string(helpers.file("child")).is_ok_and(|id| id.ends_with('\n'));
+    eventually("the helper runs", started);
+    let id = std::fs::read_to_string(helpers.file("child")).unwrap();
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    eventually("what it started is gone", || {
+        let stat = std::fs::read_to_string(Path::new("/proc").join(id.trim()).join("stat"));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+    });
+}
+
+#[test]
+fn a_docker_config_that_goes_bad_is_named_in_the_log_only() {
+    let (registry, image) = registry(login("me", "hush"));
+    let good = json!({ "auths": { "docker.io": { "username": "me", "password": "hush" } } });
+    let larder = setup(&registry, &good).start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let file = larder.setup().folder().join("docker.io.json");
+    for (content, wanted) in [
+        (Some("{\"auths\": hush"), "it is no JSON"),
+        (Some("{\"auths\":{\"docker.io\":{\"auth\":\"hush\"}}}"), "is no base64"),
+        (None, "it cannot be read"),
+    ] {
+        match content {
+            Some(content) => std::fs::write(&file, content).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        let answer = larder.get(&fresh(&registry, wanted.len() as u64));
+        assert!(answer.status() >= 500, "{answer:?}");
+        assert!(answer.text().contains("docker_config"), "{}", answer.text());
+        assert!(!answer.text().contains("docker.io.json") && !answer.text().contains("hush"));
+        let line = warning(&larder, wanted);
+        assert_eq!(
+            (line["path"].as_str(), line["key"].as_str()),
+            (file.to_str(), Some("docker_config")),
+            "{line}"
+        );
+        // What is held is served all the same.
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    }
+    std::fs::write(&file, good.to_string()).unwrap();
+    assert_eq!(larder.get(&fresh(&registry, 99)).status(), 200);
+    assert!(!larder.log_text().contains("hush"));
+}
+
+#[test]
+fn a_larder_does_not_start_with_a_config_that_is_none() {
+    let (registry, _) = registry(Auth::Nothing);
+    for (config, wanted) in [
+        (json!({ "credsStore": "../../bin/sh" }), "names the helper"),
+        (json!({ "credHelpers": { "docker.io": "/bin/sh" } }), "names the helper"),
+        (json!({ "auths": { "docker.io": { "auth": "hush" } } }), "is no base64"),
+        (json!(["hush"]), "wrong type"),
+    ] {
+        let exit = setup(&registry, &config).run_to_exit();
+        assert!(!exit.status.success());
+        assert!(exit.stderr.contains("docker_config") && exit.stderr.contains(wanted), "{}", exit.stderr);
+        assert!(!exit.stderr.contains("hush"), "{}", exit.stderr);
+    }
+}
+
+#[test]
+fn a_token_is_asked_for_once_by_many() {
+    let (registry, _) = registry(Auth::Bearer(Some(("me".to_owned(), "hush".to_owned()))));
+    let gate = Gate::new();
+    registry.script(When::any().path("/token"), Fault::HoldHead(gate.clone()));
+    let config = json!({ "auths": { "docker.io": { "username": "me", "password": "hush" } } });
+    let larder = setup(&registry, &config).start();
+    let blobs: Vec<String> = (10..18).map(|seed| fresh(&registry, seed)).collect();
+    std::thread::scope(|scope| {
+        let larder = &larder;
+        let clients: Vec<_> =
+            blobs.iter().map(|blob| scope.spawn(move || larder.get(blob).status())).collect();
+        registry.wait_for(blobs.len(), "GET", "/blobs/");
+        gate.wait_reached(1);
+        gate.open();
+        for client in clients {
+            assert_eq!(client.join().unwrap(), 200);
+        }
+    });
+    assert_eq!(registry.count("GET", "/token"), 1);
+}
