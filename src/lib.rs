@@ -36,7 +36,9 @@
 //! upstream with one HEAD, for all who wait. The same digest: only the time of the check moves, `revalidated`.
 //! Another: a GET by tag, verified against the announced digest, stored, and then the tag moves, `miss`; the
 //! children of an index follow in the background, as far as the upstream's quota allows, and what has to wait is
-//! noted in the store. No answer in time: the last known document, `stale`.
+//! noted in the store. No answer in time: the last known document, `stale`. The list of what refers to a manifest goes
+//! the same way ([`cache::Cache::referrers`]): it is put together from the upstream's pages, kept as a document, and
+//! pointed at as by a tag. So does the upstream's list of tags, in memory alone.
 //!
 //! Below the cache one question becomes a round through the upstream's endpoints, in order, until one answers. An
 //! endpoint that failed several times in a row, or asked to be left alone, is passed over at no cost; when its time is

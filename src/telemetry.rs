@@ -304,7 +304,7 @@ impl Metrics {
         counter.inc_by(bytes);
     }
 
-    /// Counts body bytes received from an upstream; `kind` is `manifest` or `blob`.
+    /// Counts body bytes received from an upstream; `kind` is `manifest`, `blob` or `list`.
     pub fn fetched(&self, upstream: &str, kind: &str, bytes: u64) {
         self.upstreams.fetched.with_label_values(&[upstream, kind]).inc_by(bytes);
     }
@@ -364,6 +364,7 @@ impl Metrics {
 
     /// Makes the series of an upstream exist at zero, so that rates over them exist from the start.
     pub fn declare_upstream(&self, upstream: &str) {
+        self.upstreams.fetched.with_label_values(&[upstream, "list"]);
         for kind in ["manifest", "blob"] {
             self.upstreams.fetched.with_label_values(&[upstream, kind]);
             self.upstreams.verify_failures.with_label_values(&[upstream, kind]);

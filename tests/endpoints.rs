@@ -210,3 +210,54 @@ fn an_endpoint_that_came_back_is_asked_again() {
         !first.requests().is_empty()
     });
 }
+
+#[test]
+fn lists_are_a_matter_for_those_who_may_tell() {
+    let (first, second, image) = (Registry::start(), Registry::start(), image());
+    let (mirrored, statement) = (Registry::start(), Image::artifact(1, &image.manifest));
+    for registry in [&mirrored, &first, &second] {
+        registry.offer_referrers(true);
+        registry.add_image("library/app", "v1", &image);
+    }
+    second.add_image("library/app", "v2", &statement);
+    let endpoints = vec![mirror(&mirrored), first.url().into(), second.url().into()];
+    let larder = Setup::with(&first)
+        .upstream_set("docker.io", "endpoints", endpoints)
+        .set("cache.tags_list", "upstream")
+        .set("cache.tag_ttl", "0s")
+        .set("cache.negative_ttl", "0s")
+        .start();
+    let referrers = format!("/v2/library/app/referrers/{}", image.manifest.digest);
+    let listed = || {
+        let tags = larder.get("/v2/library/app/tags/list").json()["tags"].clone();
+        (tags, larder.get(&referrers).json()["manifests"].as_array().unwrap().len())
+    };
+    // What the first says is so, also that there is nothing.
+    assert_eq!(listed(), (serde_json::json!(["v1"]), 0));
+    assert!(second.requests().is_empty());
+    // What it cannot say the next one may know.
+    first.offer_referrers(false);
+    first.script(When::any().path("/tags/list"), Fault::Status(500));
+    assert_eq!(listed(), (serde_json::json!(["v1", "v2"]), 1));
+    first.down();
+    assert_eq!(listed(), (serde_json::json!(["v1", "v2"]), 1));
+    assert!(mirrored.requests().is_empty());
+}
+
+#[test]
+fn a_list_that_fails_is_not_held_against_the_images() {
+    let (first, second, larder, image) = pair(|setup| setup.set("cache.tags_list", "upstream"));
+    for registry in [&first, &second] {
+        registry.script(When::any().path("/tags/list"), Fault::Status(500));
+        registry.script(When::any().path("/referrers/"), Fault::Status(504));
+    }
+    for n in 0..4 {
+        assert!(is_trouble(larder.get("/v2/library/app/tags/list").status()));
+        let referrers = format!("/v2/library/app/referrers/sha256:{}", n.to_string().repeat(64));
+        assert!(is_trouble(larder.get(&referrers).status()));
+    }
+    first.forget_requests();
+    second.forget_requests();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    assert!(!first.requests().is_empty() && second.requests().is_empty());
+}

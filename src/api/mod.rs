@@ -2,7 +2,9 @@
 
 mod access;
 mod admin;
+mod blobs;
 mod body;
+mod lists;
 mod registry;
 mod response;
 mod route;

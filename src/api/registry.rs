@@ -3,17 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, IF_NONE_MATCH, IF_RANGE, LINK, RANGE,
-    TRANSFER_ENCODING,
-};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, IF_NONE_MATCH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use oci_spec::distribution::{RepositoryListBuilder, TagListBuilder};
-use url::form_urlencoded;
 
-use crate::cache::{BlobReader, Cache, Page};
+use crate::cache::{BlobReader, Cache};
 use crate::oci::name::NameError;
-use crate::oci::{Accept, Digest, RangeRequest, Reference, Repository};
+use crate::oci::{Accept, Digest, Reference, Repository};
 use crate::telemetry::{Kind, Metrics, Outcome};
 
 use super::access::Record;
@@ -21,14 +16,10 @@ use super::body::Body;
 use super::response::{self, Refusal};
 use super::route::{Query, Resource, Route};
 
-/// Names on a page of `_catalog` if the client names no number, and at most on any page.
-const CATALOG_PAGE: usize = 100;
-const PAGE_MAX: usize = 10_000;
-
 /// The API on the port that clients pull from; clones share it.
 #[derive(Clone, Debug)]
 pub struct Registry {
-    cache: Cache,
+    pub(super) cache: Cache,
     metrics: Arc<Metrics>,
     manners: Manners,
 }
@@ -43,16 +34,16 @@ pub struct Manners {
 }
 
 /// What the head of a request says, beside its headers.
-struct Asked<'a> {
-    headers: &'a HeaderMap,
-    path: &'a str,
-    query: Query,
+pub(super) struct Asked<'a> {
+    pub(super) headers: &'a HeaderMap,
+    pub(super) path: &'a str,
+    pub(super) query: Query,
     /// Whether only the head of the answer is wanted.
     head: bool,
 }
 
 /// An answer whose body is not yet put together.
-enum Content {
+pub(super) enum Content {
     Ready(Response<Body>, Outcome),
     Reading(Response<Body>, Outcome, BlobReader, Option<u64>),
 }
@@ -134,7 +125,7 @@ impl Registry {
                 if let Some(prefix) = &route.prefix {
                     self.cache.upstream_named(prefix)?;
                 }
-                Ok(json(b"{}".to_vec()))
+                Ok(Content::Ready(json(b"{}".to_vec()), Outcome::None))
             }
             Resource::Catalog => self.catalog(asked, route.prefix.as_deref()).await,
             Resource::Manifest(reference) => {
@@ -155,9 +146,8 @@ impl Registry {
                 self.tags(asked, &repository).await
             }
             Resource::Referrers(digest) => {
-                self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
-                parse_digest(&digest)?;
-                Err(Refusal::NoReferrers)
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                self.referrers(asked, &repository, &parse_digest(&digest)?).await
             }
         }
     }
@@ -193,75 +183,6 @@ impl Registry {
         *answer.body_mut() = Body::Whole(body);
         Ok(Content::Ready(answer, found.outcome))
     }
-
-    async fn blob_head(
-        &self,
-        asked: &Asked<'_>,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Content, Refusal> {
-        let blob = self.cache.blob_size(repository, digest).await?;
-        let mut answer = Response::new(Body::Empty);
-        insert_blob(answer.headers_mut(), digest, blob.outcome);
-        if response::is_match(asked.headers, IF_NONE_MATCH, digest) == Some(true) {
-            *answer.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(Content::Ready(answer, blob.outcome));
-        }
-        if let Some(size) = blob.size {
-            answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
-        }
-        Ok(Content::Ready(answer, blob.outcome))
-    }
-
-    async fn blob(
-        &self,
-        asked: &Asked<'_>,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Content, Refusal> {
-        let blob = self.cache.blob(repository, digest).await?;
-        let mut answer = Response::new(Body::Empty);
-        insert_blob(answer.headers_mut(), digest, blob.outcome);
-        if response::is_match(asked.headers, IF_NONE_MATCH, digest) == Some(true) {
-            *answer.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(Content::Ready(answer, blob.outcome));
-        }
-        let range = match (RangeRequest::parse(range_header(asked, digest)), blob.size) {
-            // Without a length there is no Content-Range to write; all of it is always allowed (RFC 9110, 14.2).
-            (RangeRequest::Whole, _) | (_, None) => None,
-            (RangeRequest::One(range), Some(size)) => {
-                let range = range.within(size).ok_or(Refusal::Range(size))?;
-                *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
-                let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-                response::insert_text(answer.headers_mut(), CONTENT_RANGE, &text);
-                Some(range)
-            }
-        };
-        let length = range.as_ref().map_or(blob.size, |range| Some(range.end - range.start));
-        if let Some(length) = length {
-            answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        let (reader, outcome) = self.cache.reader(repository, digest, blob, range).await?;
-        response::insert_outcome(answer.headers_mut(), outcome);
-        Ok(Content::Reading(answer, outcome, reader, length))
-    }
-
-    async fn tags(&self, asked: &Asked<'_>, repository: &Repository) -> Result<Content, Refusal> {
-        let limit = page_size(&asked.query, PAGE_MAX)?;
-        let page = self.cache.tags(repository, asked.query.last.clone(), limit).await?;
-        let page = page.ok_or(Refusal::NoTags)?;
-        let list = TagListBuilder::default().name(repository.name.as_str()).tags(page.names.clone()).build();
-        Ok(listed(asked, &page, limit, list.map(|list| serde_json::to_vec(&list).unwrap_or_default())))
-    }
-
-    async fn catalog(&self, asked: &Asked<'_>, prefix: Option<&str>) -> Result<Content, Refusal> {
-        let limit = page_size(&asked.query, CATALOG_PAGE)?;
-        let only =
-            asked.query.ns.as_deref().or(prefix).map(|name| self.cache.upstream_named(name)).transpose()?;
-        let page = self.cache.repositories(only.cloned(), asked.query.last.clone(), limit).await?;
-        let list = RepositoryListBuilder::default().repositories(page.names.clone()).build();
-        Ok(listed(asked, &page, limit, list.map(|list| serde_json::to_vec(&list).unwrap_or_default())))
-    }
 }
 
 fn kind_of(resource: &Resource) -> Kind {
@@ -293,50 +214,11 @@ fn parse_digest(text: &str) -> Result<Digest, Refusal> {
     text.parse().map_err(|error| Refusal::Name(NameError::Digest(error)))
 }
 
-fn insert_blob(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome) {
-    response::insert_content(headers, digest);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    response::insert_outcome(headers, outcome);
-}
-
-/// The Range header, unless an If-Range names other content (RFC 9110, 13.1.5).
-fn range_header<'a>(asked: &Asked<'a>, digest: &Digest) -> Option<&'a str> {
-    if response::is_match(asked.headers, IF_RANGE, digest) == Some(false) {
-        return None;
-    }
-    asked.headers.get(RANGE)?.to_str().ok()
-}
-
-fn page_size(query: &Query, default: usize) -> Result<usize, Refusal> {
-    match &query.n {
-        None => Ok(default),
-        Some(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
-            Ok(text.parse().unwrap_or(PAGE_MAX).min(PAGE_MAX))
-        }
-        Some(_) => Err(Refusal::PageSize),
-    }
-}
-
-fn json(body: Vec<u8>) -> Content {
+/// A document that is written here.
+pub(super) fn json(body: Vec<u8>) -> Response<Body> {
     let mut answer = Response::new(Body::Empty);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     *answer.body_mut() = Body::Whole(body.into());
-    Content::Ready(answer, Outcome::None)
-}
-
-/// A page of names, with a link to the next one on the path that the client asked for (RFC 8288).
-fn listed<E>(asked: &Asked<'_>, page: &Page, limit: usize, body: Result<Vec<u8>, E>) -> Content {
-    let mut content = json(body.unwrap_or_default());
-    if let (Content::Ready(answer, _), true, Some(last)) = (&mut content, page.more, page.names.last()) {
-        let mut next = form_urlencoded::Serializer::new(String::new());
-        next.append_pair("n", &limit.to_string()).append_pair("last", last);
-        if let Some(ns) = &asked.query.ns {
-            next.append_pair("ns", ns);
-        }
-        let link = format!("<{}?{}>; rel=\"next\"", asked.path, next.finish());
-        response::insert_text(answer.headers_mut(), LINK, &link);
-    }
-    content
+    answer
 }

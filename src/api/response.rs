@@ -1,11 +1,13 @@
 //! From meanings to answers: the one place that picks a status and an OCI error code.
 
+use std::time::Duration;
+
 use http::header::{
     AGE, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, RETRY_AFTER, WARNING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::cache::{CacheError, Found, RouteError};
+use crate::cache::{CacheError, Found, Listing, RouteError};
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, MediaType};
@@ -19,6 +21,8 @@ pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distr
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// The namespace that a request was scoped to (distribution-spec, "Registry Proxying").
 pub(super) const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+/// Which filters a list of referrers has been through (distribution-spec, "Listing Referrers").
+pub(super) const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 /// RFC 9211.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -39,14 +43,12 @@ pub(super) enum Refusal {
     Name(NameError),
     /// The repository cannot be told.
     Route(RouteError),
-    /// The page size is no number.
-    PageSize,
+    /// The page size is no number, or larger than this.
+    PageSize(Option<usize>),
     /// No byte of the body is in the range; the body's length.
     Range(u64),
     /// The repository holds no tag.
     NoTags,
-    /// This registry has no referrers API; clients then ask for the fall-back tag.
-    NoReferrers,
     /// The cache has nothing to serve.
     Cache(CacheError),
 }
@@ -100,24 +102,27 @@ impl Refusal {
                 (StatusCode::BAD_REQUEST, Code::NAME_INVALID, error.to_string())
             }
             Self::Route(error) => (not_found, Code::NAME_UNKNOWN, error.to_string()),
-            Self::PageSize => (
-                StatusCode::BAD_REQUEST,
-                Code::PAGINATION_NUMBER_INVALID,
-                "`n` must be a number that is not negative".into(),
-            ),
+            Self::PageSize(most) => {
+                let message = most.map_or_else(
+                    || "`n` must be a number that is not negative".to_owned(),
+                    |most| format!("`n` must not be larger than {most}"),
+                );
+                (StatusCode::BAD_REQUEST, Code::PAGINATION_NUMBER_INVALID, message)
+            }
             Self::Range(length) => (
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 Code::RANGE_INVALID,
                 format!("the blob has {length} bytes, none of them in the range"),
             ),
             Self::NoTags => (not_found, Code::NAME_UNKNOWN, "no tag of this repository is held".into()),
-            // Not NAME_UNKNOWN: oras would take that for the end of the repository, not of the API.
-            Self::NoReferrers => {
-                (not_found, Code::UNSUPPORTED, "no referrers API here; ask for the fall-back tag".into())
-            }
             Self::Cache(error) => {
                 let message = error.to_string();
                 match (error, gateway) {
+                    // A 404 to a question about referrers reads as "none".
+                    (CacheError::Denied, false) if kind == Kind::Referrers => {
+                        (StatusCode::FORBIDDEN, Code::DENIED, message)
+                    }
+                    (CacheError::NoReferrers, _) => (not_found, Code::UNSUPPORTED, message),
                     (CacheError::NotFound, _) | (CacheError::Denied, false) => (not_found, unknown, message),
                     (CacheError::Denied, true) => (StatusCode::FORBIDDEN, Code::DENIED, message),
                     (CacheError::RateLimited { .. }, true) => {
@@ -210,14 +215,28 @@ pub(super) fn insert_content(headers: &mut HeaderMap, digest: &Digest) {
 pub(super) fn insert_manifest(headers: &mut HeaderMap, found: &Found) {
     insert_content(headers, &found.document.digest);
     insert_media_type(headers, &found.document.media_type);
-    if let Some(age) = found.age {
+    if found.age.is_some() {
         headers.insert(CACHE_CONTROL, NO_CACHE);
+    }
+    insert_age(headers, found.age, found.stale.as_ref());
+    insert_outcome(headers, found.outcome);
+}
+
+/// The headers of a list, beside those of its document.
+pub(super) fn insert_listing<T>(headers: &mut HeaderMap, listing: &Listing<T>) {
+    headers.insert(CACHE_CONTROL, NO_CACHE);
+    insert_age(headers, listing.age, listing.stale.as_ref());
+    insert_outcome(headers, listing.outcome);
+}
+
+/// How old an answer is, and why it is no newer.
+fn insert_age(headers: &mut HeaderMap, age: Option<Duration>, stale: Option<&CacheError>) {
+    if let Some(age) = age {
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
     }
-    if let Some(reason) = &found.stale {
-        insert_text(headers, WARNING, &warning(reason));
+    if let Some(reason) = stale {
+        insert_text(headers, WARNING, &warning(&reason.to_string()));
     }
-    insert_outcome(headers, found.outcome);
 }
 
 fn insert_media_type(headers: &mut HeaderMap, media_type: &MediaType) {

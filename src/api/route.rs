@@ -85,6 +85,8 @@ pub(super) struct Query {
     pub(super) n: Option<String>,
     /// Where the page begins, exclusive.
     pub(super) last: Option<String>,
+    /// The only type of referrers to list.
+    pub(super) artifact_type: Option<String>,
 }
 
 impl Query {
@@ -97,6 +99,7 @@ impl Query {
                 "ns" => &mut found.ns,
                 "n" => &mut found.n,
                 "last" => &mut found.last,
+                "artifactType" => &mut found.artifact_type,
                 _ => continue,
             };
             slot.get_or_insert_with(|| value.into_owned());
@@ -173,9 +176,10 @@ mod tests {
 
     #[test]
     fn queries_are_decoded() {
-        let query = Query::parse(Some("ns=myreg.io%3A5000&n=3&last=a%2Bb&x=y&n=9"));
+        let query = Query::parse(Some("ns=myreg.io%3A5000&n=3&last=a%2Bb&x=y&n=9&artifactType=a%2Fb"));
         assert_eq!(query.ns.as_deref(), Some("myreg.io:5000"));
         assert_eq!(query.n.as_deref(), Some("3"));
         assert_eq!(query.last.as_deref(), Some("a+b"));
+        assert_eq!(query.artifact_type.as_deref(), Some("a/b"));
     }
 }

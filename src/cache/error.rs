@@ -12,6 +12,9 @@ pub enum CacheError {
     /// The upstream says that there is no such thing.
     #[error("the upstream does not have it")]
     NotFound,
+    /// The upstream has no referrers API.
+    #[error("the upstream has no referrers API")]
+    NoReferrers,
     /// The upstream refuses, and nothing is held.
     #[error("the upstream refuses access")]
     Denied,
@@ -55,7 +58,7 @@ impl CacheError {
 
     /// Whether the upstream could not give a definite answer, so that what is held may be served instead.
     pub fn is_trouble(&self) -> bool {
-        !matches!(self, Self::NotFound)
+        !matches!(self, Self::NotFound | Self::NoReferrers)
     }
 }
 
@@ -69,6 +72,7 @@ impl From<UpstreamError> for CacheError {
     fn from(error: UpstreamError) -> Self {
         match error {
             UpstreamError::NotFound => Self::NotFound,
+            UpstreamError::NoReferrers { .. } => Self::NoReferrers,
             UpstreamError::Denied { .. } => Self::Denied,
             UpstreamError::RateLimited { retry_after } => Self::RateLimited { retry_after },
             UpstreamError::Overloaded { retry_after } => Self::Overloaded { retry_after },

@@ -1,4 +1,4 @@
-//! What the hot path needs, in memory: documents, tags, blobs and absences that were asked for lately.
+//! What the hot path needs, in memory: documents, pointers, blobs and absences that were asked for lately.
 //!
 //! Everything here is keyed by repository, so that being found here means being linked.
 
@@ -11,7 +11,7 @@ use quick_cache::sync::Cache as Memory;
 use crate::oci::{Digest, MediaType, Repository, Tag};
 use crate::store::{BlobEntry, TagFact};
 
-use super::TagKey;
+use super::Pointer;
 
 /// A verified manifest, ready to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,13 +28,17 @@ pub struct Document {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Wanted {
     Tag(Tag),
+    /// The list of tags.
+    Tags,
+    /// What refers to a manifest.
+    Referrers(Digest),
     Manifest(Digest),
     Blob(Digest),
 }
 
 /// Bytes of documents kept in memory.
 const DOCUMENT_BYTES: u64 = 32 << 20;
-/// Tags, blobs and absences kept in memory, each.
+/// Pointers, blobs and absences kept in memory, each.
 const ENTRIES: usize = 16_384;
 
 #[derive(Clone, Debug)]
@@ -50,9 +54,11 @@ impl Weighter<(Repository, Digest), Arc<Document>> for ByBody {
 #[derive(Debug)]
 pub(super) struct Hot {
     pub(super) documents: Documents,
-    pub(super) tags: Memory<TagKey, TagFact>,
+    pub(super) pointers: Memory<Pointer, TagFact>,
     pub(super) blobs: Memory<(Repository, Digest), BlobEntry>,
     absences: Memory<(Repository, Wanted), u64>,
+    /// Repositories, or single manifests in them, for which the upstream has no referrers API.
+    without_api: Memory<(Repository, Option<Digest>), u64>,
     /// Indexes whose children were all found or fetched.
     pub(super) walked: Memory<(Repository, Digest), ()>,
 }
@@ -65,9 +71,10 @@ impl Hot {
     pub(super) fn new() -> Self {
         Self {
             documents: Documents(Memory::with_weighter(4096, DOCUMENT_BYTES, ByBody)),
-            tags: Memory::new(ENTRIES),
+            pointers: Memory::new(ENTRIES),
             blobs: Memory::new(ENTRIES),
             absences: Memory::new(ENTRIES),
+            without_api: Memory::new(ENTRIES),
             walked: Memory::new(ENTRIES),
         }
     }
@@ -80,6 +87,21 @@ impl Hot {
     /// Whether the upstream said lately that it does not have this.
     pub(super) fn is_absent(&self, repository: &Repository, wanted: &Wanted, now: u64) -> bool {
         self.absences.get(&(repository.clone(), wanted.clone())).is_some_and(|until| now < until)
+    }
+}
+
+/// That an upstream has no referrers API for a repository, or for a single manifest in it.
+impl Hot {
+    /// Remembers it until `until` (milliseconds since 1970).
+    pub(super) fn remember_without_api(&self, repository: &Repository, subject: Option<Digest>, until: u64) {
+        self.without_api.insert((repository.clone(), subject), until);
+    }
+
+    /// Whether the upstream said so lately.
+    pub(super) fn is_without_api(&self, repository: &Repository, subject: &Digest, now: u64) -> bool {
+        [None, Some(*subject)].into_iter().any(|subject| {
+            self.without_api.get(&(repository.clone(), subject)).is_some_and(|until| now < until)
+        })
     }
 }
 

@@ -1,8 +1,24 @@
 //! Lists of what the cache holds: the tags of a repository, the repositories of all upstreams.
 
-use crate::oci::{Repository, UpstreamName};
+use std::time::Duration;
 
-use super::{Cache, CacheError, blocking};
+use crate::oci::{Repository, UpstreamName};
+use crate::telemetry::Outcome;
+
+use super::{Cache, CacheError, Shared, blocking};
+
+/// A list to serve, or a part of one, and how the cache came by it.
+#[derive(Clone, Debug)]
+pub struct Listing<T> {
+    /// What is listed.
+    pub content: T,
+    /// What the cache did.
+    pub outcome: Outcome,
+    /// How long ago the upstream last confirmed the list; `None` if it was not asked for this one.
+    pub age: Option<Duration>,
+    /// For a stale list: why the upstream was not asked successfully.
+    pub stale: Option<CacheError>,
+}
 
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,25 +29,25 @@ pub struct Page {
     pub more: bool,
 }
 
-impl Cache {
-    /// Up to `limit` tags held of a repository that sort after `last`. `None` if it holds none at all.
-    pub async fn tags(
-        &self,
-        repository: &Repository,
-        last: Option<String>,
-        limit: usize,
-    ) -> Result<Option<Page>, CacheError> {
-        let (store, repository) = (self.0.store.clone(), repository.clone());
-        blocking(move || {
-            let names = store.tags(&repository, last.as_deref(), limit.saturating_add(1))?;
-            if names.is_empty() && store.tags(&repository, None, 1)?.is_empty() {
-                return Ok(None);
-            }
-            Ok(Some(Page::cut(names, limit)))
-        })
-        .await
-    }
+/// Up to `limit` tags held of a repository that sort after `last`. `None` if it holds none at all.
+pub(super) async fn held_tags(
+    shared: &Shared,
+    repository: &Repository,
+    last: Option<String>,
+    limit: usize,
+) -> Result<Option<Vec<String>>, CacheError> {
+    let (store, repository) = (shared.store.clone(), repository.clone());
+    blocking(move || {
+        let names = store.tags(&repository, last.as_deref(), limit)?;
+        if names.is_empty() && store.tags(&repository, None, 1)?.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(names))
+    })
+    .await
+}
 
+impl Cache {
     /// Up to `limit` repositories held that sort after `last`: those of `only`, under their own names, or those of
     /// all upstreams, where all but the default one's carry their upstream's name in front.
     pub async fn repositories(
@@ -68,7 +84,8 @@ impl Cache {
 }
 
 impl Page {
-    fn cut(mut names: Vec<String>, limit: usize) -> Self {
+    /// The first `limit` of `names`.
+    pub(super) fn cut(mut names: Vec<String>, limit: usize) -> Self {
         let more = names.len() > limit;
         names.truncate(limit);
         Self { names, more }

@@ -38,6 +38,7 @@ pub(super) async fn by_digest(
         Held { linked: None, document: Some(document) } => {
             confirm_manifest(shared, repository, digest).await?;
             link(shared, repository, digest).await;
+            note_subject(shared, repository, &document).await;
             shared.hot.documents.insert(repository, Arc::clone(&document));
             Ok(found(document, Outcome::Revalidated))
         }
@@ -146,8 +147,15 @@ pub(super) async fn keep(
     let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
     let links: Vec<_> = contained.map(|target| (target.digest, target.size)).collect();
     let (store, owner) = (shared.store.clone(), repository.clone());
-    let now = shared.clock.now();
-    let kept = blocking(move || store.put_manifest(&owner, &digest, &stored, links.into_iter(), now)).await;
+    let (now, subject) = (shared.clock.now(), read.subject);
+    let kept = blocking(move || {
+        let media_type = store.put_manifest(&owner, &digest, &stored, links.into_iter(), now)?;
+        if let Some(subject) = subject {
+            store.put_referrer(&owner, &subject, &digest)?;
+        }
+        Ok(media_type)
+    })
+    .await;
     let media_type = match kept {
         Ok(media_type) => media_type,
         Err(error) => {
@@ -158,4 +166,18 @@ pub(super) async fn keep(
     let document = Arc::new(Document { digest, media_type, body: answer.body });
     shared.hot.documents.insert(repository, Arc::clone(&document));
     Ok(document)
+}
+
+/// Notes what a manifest that came in through another repository refers to in this one. One that is not noted is still
+/// in the upstream's list.
+async fn note_subject(shared: &Arc<Shared>, repository: &Repository, document: &Document) {
+    let Ok(Manifest { subject: Some(subject), .. }) =
+        Manifest::read(&document.body, Some(document.media_type.as_str()))
+    else {
+        return;
+    };
+    let (store, repository, digest) = (shared.store.clone(), repository.clone(), document.digest);
+    if let Err(error) = blocking(move || store.put_referrer(&repository, &subject, &digest)).await {
+        shared.failed("a referrer could not be noted", &error);
+    }
 }

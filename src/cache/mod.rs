@@ -14,10 +14,13 @@ pub mod freshness;
 mod hot;
 mod listing;
 mod manifest;
+mod patience;
 mod reader;
+mod referrers;
 mod resolve;
 mod right;
 mod room;
+mod tags;
 mod verify;
 mod walks;
 
@@ -36,7 +39,7 @@ use crate::upstream::{Upstream, Upstreams};
 pub use blob::{Blob, Source};
 pub use error::CacheError;
 pub use hot::Document;
-pub use listing::Page;
+pub use listing::{Listing, Page};
 pub use reader::BlobReader;
 
 pub use crate::upstream::RouteError;
@@ -45,6 +48,7 @@ use board::Board;
 use flight::Flights;
 use hot::Hot;
 use resolve::Resolved;
+use tags::TagLists;
 use walks::Walks;
 
 /// How long a request waits for the head of an answer when nothing is held. Clients have no time-out of their own.
@@ -62,7 +66,7 @@ pub struct Found {
     /// For a tag: how long ago the upstream last confirmed it.
     pub age: Option<Duration>,
     /// For a stale tag: why the upstream was not asked successfully.
-    pub stale: Option<String>,
+    pub stale: Option<CacheError>,
 }
 
 /// A tag of a repository, as seen by clients that accept certain types.
@@ -72,6 +76,22 @@ struct TagKey {
     tag: Tag,
     /// The media types the upstream is asked for; `None` is our own canonical list.
     variant: Option<String>,
+}
+
+/// What an upstream may point anew at any time, and what therefore grows old.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Pointer {
+    Tag(TagKey),
+    /// The list of what refers to a manifest.
+    Referrers(Repository, Digest),
+}
+
+impl Pointer {
+    fn repository(&self) -> &Repository {
+        match self {
+            Self::Tag(TagKey { repository, .. }) | Self::Referrers(repository, _) => repository,
+        }
+    }
 }
 
 /// The cache; clones share it.
@@ -85,8 +105,9 @@ struct Shared {
     metrics: Arc<Metrics>,
     clock: Clock,
     hot: Hot,
-    tag_flights: Flights<TagKey, Resolved>,
+    pointer_flights: Flights<Pointer, Resolved>,
     manifest_flights: Flights<(Repository, Digest), Arc<Document>>,
+    tag_lists: TagLists,
     fills: Board,
     /// Ranges passed through at once; each holds a connection of its upstream.
     passing: Arc<Semaphore>,
@@ -109,8 +130,9 @@ impl Cache {
             metrics,
             clock,
             hot: Hot::new(),
-            tag_flights: Flights::default(),
+            pointer_flights: Flights::default(),
             manifest_flights: Flights::default(),
+            tag_lists: TagLists::new(),
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
             walks: Walks::default(),
@@ -158,7 +180,7 @@ impl Cache {
             Reference::Tag(tag) => tag,
         };
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
-        let found = resolve::by_tag(&self.0, &key).await?;
+        let found = resolve::resolve(&self.0, &Pointer::Tag(key.clone()), false).await?;
         if accept.allows(&found.document.media_type) {
             return Ok(found);
         }
@@ -166,7 +188,8 @@ impl Cache {
         if types.is_empty() {
             return Ok(found);
         }
-        resolve::by_tag(&self.0, &TagKey { variant: Some(types.join(", ")), ..key }).await
+        let variant = TagKey { variant: Some(types.join(", ")), ..key };
+        resolve::resolve(&self.0, &Pointer::Tag(variant), false).await
     }
 }
 

@@ -1,5 +1,5 @@
-//! Manifests by tag: fresh ones at once, others after exactly one question to the upstream, and the last known one
-//! when the upstream cannot be asked.
+//! Tags, and lists of referrers: fresh ones at once, others after exactly one question to the upstream, and the last
+//! known one when the upstream cannot be asked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,145 +14,194 @@ use crate::upstream::{Document as Answer, Upstream};
 use super::freshness::{self, Freshness};
 use super::hot::Wanted;
 use super::manifest::{fetch, keep, stored};
+use super::patience::Patience;
+use super::referrers::list;
 use super::right::remember;
 use super::verify::{check, digest_of};
-use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, TagKey, blocking, walks};
+use super::{CacheError, Document, Found, Pointer, Shared, TagKey, blocking, walks};
 
-/// How a question to the upstream about a tag ended.
+/// How a question to the upstream about a pointer ended.
 #[derive(Clone, Debug)]
 pub(super) struct Resolved {
     document: Arc<Document>,
     outcome: Outcome,
 }
 
-/// The last known state of a tag, with the document it stands for.
+/// The last known state of a pointer, with the document it stands for.
 #[derive(Clone, Debug)]
 struct Known {
     fact: TagFact,
     document: Arc<Document>,
 }
 
-/// Resolves a tag.
-pub(super) async fn by_tag(shared: &Arc<Shared>, key: &TagKey) -> Result<Found, CacheError> {
-    let upstream = shared.upstream(&key.repository)?;
+/// Resolves a pointer, for who may have a `copy` of something else to serve in its place.
+pub(super) async fn resolve(
+    shared: &Arc<Shared>,
+    pointer: &Pointer,
+    copy: bool,
+) -> Result<Found, CacheError> {
+    let upstream = shared.upstream(pointer.repository())?;
     let settings = upstream.settings();
-    let known = known(shared, key).await?;
-    let age = |known: &Known| Some(freshness::age(shared.clock.now(), known.fact.checked_at));
+    let known = known(shared, pointer).await?;
     if let Some(known) = &known {
         let judged = freshness::judge(shared.clock.now(), known.fact.checked_at, settings);
         if judged == Freshness::ServeAndRevalidate {
-            drop(question(shared, key, Some(known.clone())));
+            drop(question(shared, pointer, Some(known.clone())));
         }
         if judged != Freshness::Expired {
             let document = Arc::clone(&known.document);
-            return Ok(Found { document, outcome: Outcome::Hit, age: age(known), stale: None });
+            let age = Some(freshness::age(shared.clock.now(), known.fact.checked_at));
+            return Ok(Found { document, outcome: Outcome::Hit, age, stale: None });
         }
-    } else if shared.hot.is_absent(&key.repository, &Wanted::Tag(key.tag.clone()), shared.clock.now()) {
+    } else if is_absent(shared, pointer) {
         return Err(CacheError::NotFound);
     }
 
-    let suspect = upstream.is_suspect();
-    let ticket = question(shared, key, known.clone());
+    let patience = Patience::with(upstream, copy || known.is_some());
+    // The question goes on without this request, and tells for the next one whether the upstream is back.
+    let ticket = question(shared, pointer, known.clone());
     let leader = ticket.leader;
-    // Who has a copy does not wait long, and not at all for an upstream that keeps failing. In any case the question
-    // goes on without this request, and tells for the next one whether the upstream is back.
-    let patience = match known {
-        Some(_) if suspect => Duration::ZERO,
-        Some(_) => settings.revalidate_timeout,
-        None => ANSWER_WITHIN,
-    };
-    let answer = match tokio::time::timeout(patience, ticket.wait()).await {
-        Ok(answer) => answer,
-        Err(_) if suspect => Err(CacheError::Timeout("it keeps failing and was not waited for".to_owned())),
-        Err(_) => Err(CacheError::too_late(patience)),
-    };
+    let answer = patience.wait(ticket.wait()).await;
     match (answer, known) {
         (Ok(Resolved { document, outcome }), _) => {
             let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
             Ok(Found { document, outcome, age: Some(Duration::ZERO), stale: None })
         }
-        (Err(error), Some(known)) if serves_stale(&error, shared.clock.now(), &known.fact, settings) => {
-            let age = age(&known);
-            Ok(Found {
-                document: known.document,
-                outcome: Outcome::Stale,
-                age,
-                stale: Some(error.to_string()),
-            })
-        }
-        (Err(error), _) => Err(error),
+        (Err(error), Some(known)) => stale(shared, known, settings, error),
+        (Err(error), None) => Err(error),
     }
 }
 
-fn serves_stale(error: &CacheError, now: u64, fact: &TagFact, settings: &Settings) -> bool {
+/// Whether the upstream said lately that there is no such thing.
+pub(super) fn is_absent(shared: &Shared, pointer: &Pointer) -> bool {
+    shared.hot.is_absent(pointer.repository(), &wanted(pointer), shared.clock.now())
+}
+
+fn wanted(pointer: &Pointer) -> Wanted {
+    match pointer {
+        Pointer::Tag(key) => Wanted::Tag(key.tag.clone()),
+        Pointer::Referrers(_, subject) => Wanted::Referrers(*subject),
+    }
+}
+
+/// Whether it is known what the pointer last stood for.
+pub(super) async fn is_known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<bool, CacheError> {
+    Ok(known(shared, pointer).await?.is_some())
+}
+
+/// What a pointer last stood for, for who was not answered because of `error`; the error where nothing may be served.
+pub(super) async fn last_known(
+    shared: &Arc<Shared>,
+    pointer: &Pointer,
+    error: CacheError,
+) -> Result<Found, CacheError> {
+    let settings = shared.upstream(pointer.repository())?.settings();
+    match known(shared, pointer).await? {
+        Some(known) => stale(shared, known, settings, error),
+        None => Err(error),
+    }
+}
+
+fn stale(shared: &Shared, known: Known, settings: &Settings, error: CacheError) -> Result<Found, CacheError> {
+    let (now, checked_at) = (shared.clock.now(), known.fact.checked_at);
+    if !serves_stale(&error, now, checked_at, settings) {
+        return Err(error);
+    }
+    let age = Some(freshness::age(now, checked_at));
+    Ok(Found { document: known.document, outcome: Outcome::Stale, age, stale: Some(error) })
+}
+
+/// Whether what was last confirmed at `checked_at` may be served although the upstream answered with `error`.
+pub(super) fn serves_stale(error: &CacheError, now: u64, checked_at: u64, settings: &Settings) -> bool {
     if error.is_trouble() {
-        freshness::may_serve_stale(now, fact.checked_at, settings)
+        freshness::may_serve_stale(now, checked_at, settings)
     } else {
         settings.on_upstream_404 == OnUpstream404::Stale
     }
 }
 
-/// What memory or the store knows of a tag; a tag whose document is gone is not known.
-async fn known(shared: &Arc<Shared>, key: &TagKey) -> Result<Option<Known>, CacheError> {
-    let fact = if let Some(fact) = shared.hot.tags.get(key) {
+/// What memory or the store knows of a pointer; one whose document is gone is not known.
+async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<Known>, CacheError> {
+    let fact = if let Some(fact) = shared.hot.pointers.get(pointer) {
         Some(fact)
     } else {
-        let (store, owned) = (shared.store.clone(), key.clone());
-        let fact =
-            blocking(move || store.tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await?;
+        let (store, owned) = (shared.store.clone(), pointer.clone());
+        let fact = blocking(move || match &owned {
+            Pointer::Tag(key) => store.tag(&key.repository, &key.tag, key.variant.as_deref()),
+            Pointer::Referrers(repository, subject) => store.referrers_list(repository, subject),
+        })
+        .await?;
         if let Some(fact) = fact {
-            shared.hot.tags.insert(key.clone(), fact);
+            shared.hot.pointers.insert(pointer.clone(), fact);
         }
         fact
     };
     let Some(fact) = fact else { return Ok(None) };
-    let document = stored(shared, &key.repository, &fact.digest).await?;
+    let document = stored(shared, pointer.repository(), &fact.digest).await?;
     Ok(document.map(|document| Known { fact, document }))
 }
 
-/// Puts the question to the upstream, once for all who wait for the same tag.
-fn question(shared: &Arc<Shared>, key: &TagKey, known: Option<Known>) -> super::flight::Ticket<Resolved> {
-    shared.tag_flights.join(key, || {
-        let (shared, key) = (Arc::clone(shared), key.clone());
+/// Puts the question to the upstream, once for all who wait for the same pointer.
+fn question(
+    shared: &Arc<Shared>,
+    pointer: &Pointer,
+    known: Option<Known>,
+) -> super::flight::Ticket<Resolved> {
+    shared.pointer_flights.join(pointer, || {
+        let (shared, pointer) = (Arc::clone(shared), pointer.clone());
         async move {
-            let asked = ask(&shared, &key, known.as_ref()).await;
-            if let Err(CacheError::NotFound) = asked {
-                gone(&shared, &key).await;
+            let asked = ask(&shared, &pointer, known.as_ref()).await;
+            if let Err(error @ (CacheError::NotFound | CacheError::NoReferrers)) = &asked {
+                gone(&shared, &pointer, error).await;
             }
             asked
         }
     })
 }
 
+/// Asks the upstream and keeps its answer.
+async fn ask(shared: &Arc<Shared>, pointer: &Pointer, known: Option<&Known>) -> Result<Resolved, CacheError> {
+    // Another flight may have landed between the judgement and this one.
+    if let Some(known) = known
+        && let Some(newer) = shared.hot.pointers.get(pointer)
+        && newer.checked_at > known.fact.checked_at
+        && let Some(document) = stored(shared, pointer.repository(), &newer.digest).await?
+    {
+        return Ok(Resolved { document, outcome: Outcome::Revalidated });
+    }
+    let document = match pointer {
+        Pointer::Tag(key) => ask_for_tag(shared, key, known).await?,
+        Pointer::Referrers(repository, subject) => list::fetch(shared, repository, subject).await?,
+    };
+    let unchanged = known.is_some_and(|known| known.fact.digest == document.digest);
+    let now = shared.clock.now();
+    let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.fact.moved_at);
+    put(shared, pointer, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
+    // What refers to an image is fetched when it is asked for: most of it is not.
+    if let Pointer::Tag(key) = pointer {
+        walks::seek(shared, &key.repository, &document);
+    }
+    Ok(Resolved { document, outcome: if unchanged { Outcome::Revalidated } else { Outcome::Miss } })
+}
+
 /// One HEAD if something is known, and a GET by tag only if it moved.
-async fn ask(shared: &Arc<Shared>, key: &TagKey, known: Option<&Known>) -> Result<Resolved, CacheError> {
+async fn ask_for_tag(
+    shared: &Arc<Shared>,
+    key: &TagKey,
+    known: Option<&Known>,
+) -> Result<Arc<Document>, CacheError> {
     let upstream = Arc::clone(shared.upstream(&key.repository)?);
     let reference = Reference::Tag(key.tag.clone());
     let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
     let mut announced = None;
     if let Some(known) = known {
-        // Another flight may have landed between the judgement and this one.
-        if let Some(newer) = shared.hot.tags.get(key).filter(|fact| fact.checked_at > known.fact.checked_at)
-            && let Some(document) = stored(shared, &key.repository, &newer.digest).await?
-        {
-            return Ok(Resolved { document, outcome: Outcome::Revalidated });
-        }
         let head = upstream.head_manifest(&key.repository.name, &reference, accept).await?;
         announced = head.and_then(|head| head.digest);
         if announced == Some(known.fact.digest) {
-            let fact = TagFact { checked_at: shared.clock.now(), ..known.fact };
-            put_tag(shared, key, fact).await;
-            walks::seek(shared, &key.repository, &known.document);
-            return Ok(Resolved { document: Arc::clone(&known.document), outcome: Outcome::Revalidated });
+            return Ok(Arc::clone(&known.document));
         }
     }
-    let document = fetch_by_tag(shared, key, &upstream, accept, announced).await?;
-    let unchanged = known.is_some_and(|known| known.fact.digest == document.digest);
-    let now = shared.clock.now();
-    let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.fact.moved_at);
-    put_tag(shared, key, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
-    walks::seek(shared, &key.repository, &document);
-    Ok(Resolved { document, outcome: if unchanged { Outcome::Revalidated } else { Outcome::Miss } })
+    fetch_by_tag(shared, key, &upstream, accept, announced).await
 }
 
 /// Gets what a tag stands for and verifies it against the digest that the upstream announced.
@@ -190,32 +239,38 @@ async fn fetch_by_tag(
     }
 }
 
-/// Keeps a tag. Facts that cannot be kept cost a revalidation after the next start, never a wrong answer.
-async fn put_tag(shared: &Arc<Shared>, key: &TagKey, fact: TagFact) {
-    shared.hot.tags.insert(key.clone(), fact);
-    let (store, owned) = (shared.store.clone(), key.clone());
-    let kept =
-        blocking(move || store.put_tag(&owned.repository, &owned.tag, owned.variant.as_deref(), &fact)).await;
+/// Keeps a pointer. Facts that cannot be kept cost a revalidation after the next start, never a wrong answer.
+async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
+    shared.hot.pointers.insert(pointer.clone(), fact);
+    let (store, owned) = (shared.store.clone(), pointer.clone());
+    let kept = blocking(move || match &owned {
+        Pointer::Tag(key) => store.put_tag(&key.repository, &key.tag, key.variant.as_deref(), &fact),
+        Pointer::Referrers(repository, subject) => store.put_referrers_list(repository, subject, &fact),
+    })
+    .await;
     if let Err(error) = kept {
-        shared.failed("a tag could not be kept", &error);
+        shared.failed("what a tag or a list stands for could not be kept", &error);
     }
 }
 
-/// The upstream says that the tag is gone: it leaves service, its content stays.
-async fn gone(shared: &Arc<Shared>, key: &TagKey) {
-    let Ok(upstream) = shared.upstream(&key.repository) else { return };
+/// The upstream says that there is no such thing any more: it leaves service, its content stays.
+async fn gone(shared: &Arc<Shared>, pointer: &Pointer, error: &CacheError) {
+    let Ok(upstream) = shared.upstream(pointer.repository()) else { return };
     // A variant's absence says nothing about the tag. An absence is consulted only where nothing is known.
-    if key.variant.is_none() {
-        remember(shared, &key.repository, Wanted::Tag(key.tag.clone()), CacheError::NotFound);
+    if !matches!(pointer, Pointer::Tag(TagKey { variant: Some(_), .. })) {
+        remember(shared, pointer.repository(), wanted(pointer), error.clone());
     }
     if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
         return;
     }
-    shared.hot.tags.remove(key);
-    let (store, owned) = (shared.store.clone(), key.clone());
-    let removed =
-        blocking(move || store.remove_tag(&owned.repository, &owned.tag, owned.variant.as_deref())).await;
+    shared.hot.pointers.remove(pointer);
+    let (store, owned) = (shared.store.clone(), pointer.clone());
+    let removed = blocking(move || match &owned {
+        Pointer::Tag(key) => store.remove_tag(&key.repository, &key.tag, key.variant.as_deref()),
+        Pointer::Referrers(repository, subject) => store.remove_referrers_list(repository, subject),
+    })
+    .await;
     if let Err(error) = removed {
-        shared.failed("a tag could not be removed", &error);
+        shared.failed("what is gone from the upstream could not be removed", &error);
     }
 }

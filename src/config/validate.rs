@@ -11,7 +11,7 @@ use url::Url;
 
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
-use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, TagsList, Upstream};
+use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Upstream};
 use crate::oci::UpstreamName;
 
 /// Beyond this a deadline may not be computable on every clock.
@@ -288,11 +288,8 @@ fn not_there_yet(config: &Config, problems: &mut Problems) {
     };
     let files = config.store.blobs == BlobStore::Files;
     lacks(files, &["store", "blobs"], "use \"sled\"");
-    lacks(config.cache.tags_list != TagsList::Cached, &["cache", "tags_list"], "use \"cached\"");
     for (name, upstream) in &config.upstream {
         let at = |key| [UPSTREAM, name.as_str(), key];
-        let listed = upstream.tags_list.is_some_and(|list| list != TagsList::Cached);
-        lacks(listed, &at("tags_list"), "use \"cached\"");
         lacks(!upstream.allow.is_empty(), &at("allow"), "leave it out");
         lacks(!upstream.deny.is_empty(), &at("deny"), "leave it out");
     }

@@ -8,6 +8,7 @@ pub mod digest;
 pub mod error;
 pub mod manifest;
 pub mod name;
+pub mod referrers;
 
 pub use content::accept::Accept;
 pub use content::media::{self, MediaType};
@@ -15,3 +16,4 @@ pub use content::range::{ByteRange, RangeRequest};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use manifest::{Descriptor, Manifest};
 pub use name::{Name, Reference, Repository, Tag, UpstreamName};
+pub use referrers::{Referrer, Referrers};

@@ -101,6 +101,16 @@ impl FromStr for Tag {
     }
 }
 
+impl Tag {
+    /// The tag under which a registry without the referrers API keeps the list of what refers to a manifest
+    /// (distribution-spec, "Referrers Tag Schema"): of the encoded part no more than 64 characters.
+    pub fn of_referrers(subject: &Digest) -> Self {
+        let hex = subject.hex();
+        let cut = hex.get(..64).unwrap_or(&hex);
+        Self(format!("{}-{cut}", subject.algorithm().as_str()).into())
+    }
+}
+
 /// What follows `/manifests/`: a tag or a digest, nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
@@ -190,6 +200,7 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::Algorithm;
 
     #[test]
     fn names_follow_the_grammar() {
@@ -214,6 +225,16 @@ mod tests {
         }
         assert!("a".repeat(128).parse::<Tag>().is_ok());
         assert!("a".repeat(129).parse::<Tag>().is_err());
+    }
+
+    #[test]
+    fn the_tag_of_referrers_is_cut_to_what_a_tag_may_be() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"x");
+            let tag = Tag::of_referrers(&digest);
+            assert_eq!(tag.as_str(), format!("{}-{}", algorithm.as_str(), &digest.hex()[..64]));
+            assert_eq!(tag.as_str().parse(), Ok(tag));
+        }
     }
 
     #[test]

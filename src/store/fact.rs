@@ -28,7 +28,8 @@ pub(super) trait Fact: Serialize + DeserializeOwned {
     }
 }
 
-/// What a tag stands for, and since when that is known. Times are milliseconds since 1970.
+/// What a tag stands for, or where a list of referrers is, and since when that is known. Times are milliseconds since
+/// 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagFact {
     /// The manifest.

@@ -24,6 +24,10 @@ pub(super) enum Key<'a> {
     Draft(&'a Digest),
     /// An index below which something is still to be fetched.
     Walk(&'a Repository, &'a Digest),
+    /// The list of what refers to a manifest of a repository.
+    Referrers(&'a Repository, &'a Digest),
+    /// That a repository's manifest is referred to by another that was kept for it.
+    Referrer(&'a Repository, &'a Digest, &'a Digest),
 }
 
 impl Key<'_> {
@@ -47,13 +51,15 @@ impl Key<'_> {
         let mut parts = key.strip_prefix(Self::walks())?.splitn(3, |byte| *byte == 0);
         let mut text = || std::str::from_utf8(parts.next()?).ok();
         let (upstream, name) = (text()?.parse().ok()?, text()?.parse().ok()?);
-        let (algorithm, raw) = parts.next()?.split_first()?;
-        let algorithm = match algorithm {
-            1 => Algorithm::Sha256,
-            2 => Algorithm::Sha512,
-            _ => return None,
-        };
-        Some((Repository { upstream, name }, Digest::from_bytes(algorithm, raw)?))
+        Some((Repository { upstream, name }, digest(parts.next()?)?))
+    }
+
+    /// The prefix of all facts of the kind [`Key::Referrer`] about one manifest.
+    pub(super) fn referrers_of(repository: &Repository, subject: &Digest) -> Vec<u8> {
+        let mut key = vec![b's'];
+        push_repository(&mut key, repository);
+        push_digest(&mut key, subject);
+        key
     }
 
     pub(super) fn to_bytes(self) -> Vec<u8> {
@@ -97,6 +103,15 @@ impl Key<'_> {
                 push_repository(&mut key, repository);
                 push_digest(&mut key, digest);
             }
+            Self::Referrers(repository, subject) => {
+                key.push(b'f');
+                push_repository(&mut key, repository);
+                push_digest(&mut key, subject);
+            }
+            Self::Referrer(repository, subject, referrer) => {
+                key = Self::referrers_of(repository, subject);
+                push_digest(&mut key, referrer);
+            }
         }
         key
     }
@@ -134,6 +149,17 @@ fn push_digest(key: &mut Vec<u8>, digest: &Digest) {
     key.extend_from_slice(digest.as_bytes());
 }
 
+/// Reads what `push_digest` wrote.
+pub(super) fn digest(bytes: &[u8]) -> Option<Digest> {
+    let (algorithm, raw) = bytes.split_first()?;
+    let algorithm = match algorithm {
+        1 => Algorithm::Sha256,
+        2 => Algorithm::Sha512,
+        _ => return None,
+    };
+    Digest::from_bytes(algorithm, raw)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +193,17 @@ mod tests {
         let prefix = Key::Tag(&a, "").to_bytes();
         assert!(!Key::Tag(&ab, "x").to_bytes().starts_with(&prefix));
         assert!(Key::Tag(&a, "1").to_bytes() < Key::Tag(&a, "10").to_bytes());
+    }
+
+    #[test]
+    fn digests_come_back_from_keys() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let mut key = Vec::new();
+            push_digest(&mut key, &Digest::of(algorithm, b"x"));
+            assert_eq!(digest(&key), Some(Digest::of(algorithm, b"x")));
+            assert_eq!(digest(&key[..key.len() - 1]), None);
+        }
+        assert_eq!(digest(&[]), None);
+        assert_eq!(digest(&[9, 0]), None);
     }
 }

@@ -1,6 +1,6 @@
 //! The store: bytes by digest, facts by key, in sled.
 //!
-//! Three trees share one log. `facts` says what is known (tags, links, manifests, blobs, drafts), `documents`
+//! Three trees share one log. `facts` says what is known (tags, links, manifests, blobs, drafts, referrers), `documents`
 //! holds the bytes of manifests, `pages` the bytes of blobs and drafts. Bytes land before the fact that points
 //! at them, and sled recovers a prefix of its log, so a crash can lose the newest facts but cannot leave a fact
 //! without its bytes; a page that is missing all the same reads as [`StoreError::Damaged`], never as content.
@@ -14,6 +14,7 @@ mod fact;
 mod header;
 mod key;
 mod pages;
+mod referrers;
 #[cfg(test)]
 mod tests;
 

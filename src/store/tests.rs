@@ -267,3 +267,46 @@ fn a_second_larder_is_told_so() {
     let error = Store::open_with(folder.path(), SMALL, 8 << 20).expect_err("locked");
     assert!(matches!(error, StoreError::Locked(_)), "{error:?}");
 }
+
+#[test]
+fn referrers_belong_to_one_repository_and_one_subject() {
+    let (store, folder) = store();
+    let (a, ab) = (repository("a"), repository("a/b"));
+    let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+    let (subject, long) = (digest("subject"), Digest::of(Algorithm::Sha512, b"subject"));
+    for (repository, subject, referrer) in [
+        (&a, &subject, "1"),
+        (&a, &subject, "2"),
+        (&a, &long, "3"),
+        (&ab, &subject, "4"),
+        (&a, &subject, "1"),
+    ] {
+        store.put_referrer(repository, subject, &digest(referrer)).expect("kept");
+    }
+    let sorted = |texts: &[&str]| {
+        let mut digests: Vec<_> = texts.iter().map(|text| digest(text)).collect();
+        digests.sort_unstable();
+        digests
+    };
+    let found =
+        |store: &Store, repository, subject| store.referrers(repository, subject, 10).expect("a look");
+    assert_eq!(found(&store, &a, &subject), sorted(&["1", "2"]));
+    assert_eq!(store.referrers(&a, &subject, 1).expect("a look"), sorted(&["1", "2"])[..1]);
+    assert_eq!(found(&store, &a, &long), [digest("3")]);
+    assert_eq!(found(&store, &ab, &subject), [digest("4")]);
+    assert_eq!(found(&store, &ab, &long), []);
+
+    let fact = TagFact { digest: digest("list"), checked_at: 1, moved_at: 1 };
+    store.put_referrers_list(&a, &subject, &fact).expect("kept");
+    store.flush().expect("flushed");
+    drop(store);
+    let store = Store::open_with(folder.path(), SMALL, 8 << 20).expect("a store");
+    assert_eq!(found(&store, &a, &subject), sorted(&["1", "2"]));
+    assert_eq!(store.referrers_list(&a, &subject).expect("a look"), Some(fact));
+    assert_eq!(store.referrers_list(&ab, &subject).expect("a look"), None);
+    store.remove_referrers_list(&a, &subject).expect("removed");
+    assert_eq!(store.referrers_list(&a, &subject).expect("a look"), None);
+    // None of it is a tag, or makes a repository one that holds any.
+    assert!(store.tags(&a, None, 10).expect("a look").is_empty());
+    assert!(store.repositories(&a.upstream, None, 10).expect("a look").is_empty());
+}

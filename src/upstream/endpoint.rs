@@ -117,6 +117,8 @@ pub(super) struct Round<'u> {
     order: Vec<&'u Endpoint>,
     at: usize,
     counted: Counted,
+    /// Whether it is for a list, in pages.
+    lists: bool,
     deadline: Instant,
     /// The error that says least definitely that there is nothing: only if all say so may the answer be that.
     error: Option<UpstreamError>,
@@ -144,7 +146,13 @@ impl<'u> Round<'u> {
         if let Some(digest) = digest.filter(|_| order.len() > 1) {
             order.sort_by_key(|endpoint| endpoint.distrust_of(digest));
         }
-        Self { order, at: 0, counted, deadline: Instant::now() + patience, error: None }
+        Self { order, at: 0, counted, lists: false, deadline: Instant::now() + patience, error: None }
+    }
+
+    /// The same round for a list. A registry may fail at a long one, or at an API that it hardly has, and serve images
+    /// well: unless it cannot be reached at all, that is not held against the endpoint.
+    pub(super) fn of_lists(self) -> Self {
+        Self { lists: true, ..self }
     }
 
     /// The next endpoint that may be asked.
@@ -185,6 +193,8 @@ impl<'u> Round<'u> {
                         endpoint.quota.overloaded(*retry_after);
                     }
                     UpstreamError::Local(_) | UpstreamError::Busy => {}
+                    UpstreamError::Unreachable(_) => endpoint.health.failed(&error),
+                    error if error.is_outage() && self.lists => {}
                     error if error.is_outage() => endpoint.health.failed(error),
                     _ => endpoint.health.worked(),
                 }

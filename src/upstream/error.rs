@@ -12,6 +12,13 @@ pub enum UpstreamError {
     /// A definite "not there".
     #[error("the upstream does not have it")]
     NotFound,
+    /// The registry has no referrers API, as far as this question goes.
+    #[error("the upstream has no referrers API")]
+    NoReferrers {
+        /// Whether its answer was about the API and not about what was asked for, so that it holds for the next
+        /// question too.
+        lasting: bool,
+    },
     /// Refused, with or without our credentials.
     #[error("the upstream refused access with status {status}; check the upstream's credentials")]
     Denied {
@@ -83,8 +90,8 @@ impl UpstreamError {
     /// How far this is from a definite "not there". Of several endpoints' errors the most doubtful one counts.
     pub(super) fn doubt(&self) -> u8 {
         match self {
-            Self::NotFound => 0,
-            Self::RangeNotSatisfiable => 1,
+            Self::NotFound | Self::NoReferrers { lasting: true } => 0,
+            Self::RangeNotSatisfiable | Self::NoReferrers { lasting: false } => 1,
             Self::Denied { .. } => 2,
             Self::RateLimited { .. } | Self::Overloaded { .. } => 3,
             _ => 4,

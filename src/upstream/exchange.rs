@@ -83,10 +83,13 @@ pub(super) struct Call<'c> {
     pub(super) name: &'c Name,
     pub(super) accept: Option<&'c str>,
     pub(super) range: Option<String>,
+    /// Statuses beside success that whoever asks reads for itself.
+    pub(super) read_too: &'static [StatusCode],
 }
 
 impl Call<'_> {
-    /// Sends it until there is an answer of success; every other answer is an error by its meaning.
+    /// Sends it until there is an answer of success, or one of those in `read_too`; every other answer is an error by
+    /// its meaning.
     pub(super) async fn send(
         &self,
         link: &Link,
@@ -131,7 +134,9 @@ impl Call<'_> {
                 }
                 url = next;
             } else {
-                judge(&response)?;
+                if !self.read_too.contains(&response.status()) {
+                    judge(&response)?;
+                }
                 return Ok(response);
             }
         }

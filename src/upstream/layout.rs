@@ -6,6 +6,8 @@
 //!
 //! Paths are made of parsed names and digests only. Files are read off the async threads, blobs piece by piece.
 
+mod lists;
+
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::FileExt as _;
@@ -127,7 +129,7 @@ impl Layout {
         let result = blocking(move || work(&layout)).await;
         let status = match &result {
             Ok(_) => Some(200),
-            Err(UpstreamError::NotFound) => Some(404),
+            Err(UpstreamError::NotFound | UpstreamError::NoReferrers { .. }) => Some(404),
             Err(UpstreamError::RangeNotSatisfiable) => Some(416),
             Err(_) => None,
         };

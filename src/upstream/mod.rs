@@ -14,6 +14,7 @@ mod error;
 mod exchange;
 mod health;
 mod layout;
+mod link;
 mod quota;
 mod realm;
 mod remote;
@@ -37,7 +38,7 @@ pub use router::{RouteError, Router};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema;
-use crate::oci::{Digest, Name, Reference, UpstreamName};
+use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::telemetry::Metrics;
 use endpoint::{Endpoint, Place, Round, Surroundings};
 use health::Health;
@@ -45,6 +46,12 @@ use quota::Counted;
 
 /// No manifest is larger; several clients refuse larger ones too.
 pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+
+/// No list, all its pages together, is larger.
+pub const LIST_MAX: usize = 16 * 1024 * 1024;
+
+/// No repository has more tags, as far as its list is passed on.
+pub const TAGS_MAX: usize = 100_000;
 
 /// How long an upstream is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +236,38 @@ impl Upstream {
             }
         }
         wrong.map_or_else(|| round.over(), Ok)
+    }
+
+    /// All tags of a repository, in no particular order, at most [`TAGS_MAX`].
+    pub async fn tags(&self, name: &Name) -> Result<Vec<Tag>, UpstreamError> {
+        let mut round = self.round(None, Counted::Free).of_lists();
+        while let Some(turn) = round.next() {
+            let answer = match &turn.endpoint.place {
+                Place::Remote(remote) => remote.tags(name, turn.deadline).await,
+                Place::Layout(layout) => layout.tags(name).await,
+            };
+            if let Some(tags) = round.settle(&turn, answer) {
+                return Ok(tags);
+            }
+        }
+        round.over()
+    }
+
+    /// All that refers to a manifest, of any type. Without the API it fails with [`UpstreamError::NoReferrers`].
+    ///
+    /// What refers to a digest changes, as what a tag stands for does: only authoritative endpoints are asked.
+    pub async fn referrers(&self, name: &Name, subject: &Digest) -> Result<Referrers, UpstreamError> {
+        let mut round = self.round(None, Counted::Free).of_lists();
+        while let Some(turn) = round.next() {
+            let answer = match &turn.endpoint.place {
+                Place::Remote(remote) => remote.referrers(name, subject, turn.deadline).await,
+                Place::Layout(layout) => layout.referrers(name, subject).await,
+            };
+            if let Some(list) = round.settle(&turn, answer) {
+                return Ok(list);
+            }
+        }
+        round.over()
     }
 
     /// Asks whether a blob is there; its size, if the upstream tells.

@@ -1,4 +1,6 @@
-//! A registry over HTTP: the four things that are asked of it, and what its answers must look like.
+//! A registry over HTTP: what is asked of it, and what its answers must look like.
+
+mod lists;
 
 use std::fmt;
 use std::sync::Arc;
@@ -120,9 +122,23 @@ impl Remote {
         only(&response, StatusCode::OK)?;
         check_encoding(response.headers())?;
         let Head { digest, size, content_type } = head(response.headers());
-        let too_large =
-            || UpstreamError::Invalid(format!("the manifest is larger than {MANIFEST_MAX} bytes"));
-        if size.is_some_and(|size| size > MANIFEST_MAX as u64) {
+        let body = self.body(&mut response, size, "manifest", 0, MANIFEST_MAX).await?;
+        Ok(Document { body, content_type, digest })
+    }
+
+    /// Reads the whole of a body that is no blob: `size` is what its head announced, `kind` what it is. With the `before`
+    /// bytes of earlier bodies it may have `most`.
+    async fn body(
+        &self,
+        response: &mut Response,
+        size: Option<u64>,
+        kind: &str,
+        before: usize,
+        most: usize,
+    ) -> Result<Bytes, UpstreamError> {
+        let too_large = || UpstreamError::Invalid(format!("the {kind} is larger than {most} bytes"));
+        let room = most.saturating_sub(before);
+        if size.is_some_and(|size| size > room as u64) {
             return Err(too_large());
         }
         let mut body = BytesMut::new();
@@ -130,8 +146,8 @@ impl Remote {
         // The bound on the whole keeps a document that trickles in from holding its place for ever.
         let whole = timeout(idle, async {
             while let Some(chunk) = response.chunk().await.map_err(interrupted)? {
-                self.link.metrics.fetched(self.link.upstream.as_str(), "manifest", chunk.len() as u64);
-                if body.len() + chunk.len() > MANIFEST_MAX {
+                self.link.metrics.fetched(self.link.upstream.as_str(), kind, chunk.len() as u64);
+                if body.len() + chunk.len() > room {
                     return Err(too_large());
                 }
                 body.extend_from_slice(&chunk);
@@ -140,9 +156,9 @@ impl Remote {
         });
         whole.await.map_err(|_| stalled(idle))??;
         if size.is_some_and(|size| size != body.len() as u64) {
-            return Err(UpstreamError::Interrupted("the manifest ended early".to_owned()));
+            return Err(UpstreamError::Interrupted(format!("the {kind} ended early")));
         }
-        Ok(Document { body: body.freeze(), content_type, digest })
+        Ok(body.freeze())
     }
 
     pub(super) async fn head_blob(
@@ -208,7 +224,7 @@ impl Remote {
     ) -> Result<Call<'c>, UpstreamError> {
         let url = Url::parse(&format!("{}/v2/{name}/{kind}/{reference}", self.base))
             .map_err(|error| UpstreamError::Local(format!("no URL can be made for {name}: {error}")))?;
-        Ok(Call { method, url, name, accept, range: None })
+        Ok(Call { method, url, name, accept, range: None, read_too: &[] })
     }
 }
 

@@ -128,6 +128,16 @@ impl Image {
         Self::build(seed, "unknown/unknown", layers, [OCI_MANIFEST, OCI_CONFIG, OCI_LAYER], Some(subject))
     }
 
+    /// An artifact of a type, with annotations, that refers to `subject`.
+    pub fn statement(media_type: &str, note: &str, subject: &Document) -> Document {
+        let value = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": media_type,
+            "config": Blob::new("{}").descriptor("application/vnd.oci.empty.v1+json"),
+            "layers": [], "subject": subject.descriptor(), "annotations": { "note": note },
+        });
+        Document::json(OCI_MANIFEST, &value)
+    }
+
     fn build(
         seed: u64,
         platform: &str,

@@ -12,6 +12,7 @@ pub mod content;
 pub mod docker;
 pub mod house;
 pub mod larder;
+pub mod lists;
 pub mod registry;
 pub mod script;
 pub mod timed;

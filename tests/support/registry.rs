@@ -11,6 +11,7 @@ use base64::Engine as _;
 
 use super::PATIENCE;
 use super::content::{Blob, Document, Image, Index};
+use super::lists::Manners;
 use super::script::{Fault, Plan, When};
 use super::wire;
 
@@ -70,6 +71,7 @@ struct State {
     repositories: BTreeMap<String, Repository>,
     requests: Vec<Seen>,
     script: Vec<(When, Fault)>,
+    lists: Manners,
     auth: Auth,
     tokens: BTreeSet<String>,
     connections: BTreeMap<u64, TcpStream>,
@@ -156,6 +158,20 @@ impl Registry {
     /// The registry behaves again.
     pub fn behave(&self) {
         self.inner.lock().script.clear();
+    }
+
+    /// From now on it has the referrers API, or not, as at the start.
+    pub fn offer_referrers(&self, offered: bool) {
+        self.inner.lock().lists.referrers = offered;
+    }
+
+    /// No page of a list has more entries than this.
+    pub fn page_lists(&self, entries: usize) {
+        self.inner.lock().lists.page = Some(entries);
+    }
+
+    pub fn remove_manifest(&self, repository: &str, digest: &str) {
+        self.repository(repository, |r| r.manifests.remove(digest));
     }
 
     pub fn demand(&self, auth: Auth) {
@@ -308,11 +324,8 @@ impl State {
         match (what, reference) {
             ("manifests", reference) => repository.manifest(reference),
             ("blobs", digest) => repository.blob(digest, seen.header("range")),
-            ("tags", "list") => {
-                let tags: Vec<_> = repository.tags.keys().collect();
-                let body = serde_json::json!({ "name": name, "tags": tags }).to_string();
-                Plan::new(200, &[("Content-Type", "application/json")], Arc::new(body.into_bytes()))
-            }
+            ("tags", "list") => self.lists.tags(name, &repository.tags, seen),
+            ("referrers", subject) => self.lists.referrers(&repository.manifests, subject, seen),
             _ => Plan::error(404, "NAME_UNKNOWN"),
         }
     }

@@ -125,6 +125,69 @@ async fn a_repository_may_have_its_own_layout() {
 }
 
 #[tokio::test]
+async fn a_layouts_tags_are_those_that_can_be_asked_for() {
+    let root = tempfile::tempdir().expect("a folder");
+    let names: [(_, _, &[u8]); 6] = [
+        (REF_NAME, "bare", b"a"),
+        (REF_NAME, "org/app:short", b"a"),
+        (REF_NAME, "reg.test/org/app:full", b"a"),
+        (REF_NAME, "other/app:strange", b"a"),
+        (REF_NAME, "org/app:not a tag", b"a"),
+        ("io.containerd.image.name", "reg.test/org/app:containerd", b"a"),
+    ];
+    write_layout(root.path(), &[b"a"], &names);
+    let (upstream, _) = layout(root.path());
+    let tags = async |name: &Name| {
+        let tags = upstream.tags(name).await?;
+        Ok::<_, UpstreamError>(tags.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(tags(&name()).await, Ok(vec!["containerd".into(), "full".into(), "short".into()]));
+    let stranger: Name = "org/stranger".parse().expect("a name");
+    assert_eq!(tags(&stranger).await, Err(UpstreamError::NotFound));
+    // In a repository's own layout a bare tag is one too.
+    let own = root.path().join("org/app");
+    std::fs::create_dir_all(&own).expect("a folder");
+    write_layout(&own, &[b"a"], &names);
+    assert_eq!(
+        tags(&name()).await,
+        Ok(vec!["bare".into(), "containerd".into(), "full".into(), "short".into()])
+    );
+    for tag in tags(&name()).await.expect("a list") {
+        upstream.get_manifest(&name(), &reference(&tag), "").await.expect("a manifest");
+    }
+    std::fs::remove_dir_all(root.path()).expect("removed");
+    assert!(matches!(tags(&name()).await, Err(UpstreamError::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn a_layouts_referrers_are_found_in_its_index() {
+    let root = tempfile::tempdir().expect("a folder");
+    let subject = Digest::of(Algorithm::Sha256, b"subject");
+    let statement = format!(
+        r#"{{"schemaVersion":2,"manifests":[],"artifactType":"application/vnd.x","subject":{{"digest":"{subject}","size":7}}}}"#
+    );
+    let names: [(_, _, &[u8]); 4] = [
+        (REF_NAME, "a", b"subject"),
+        (REF_NAME, "b", statement.as_bytes()),
+        (REF_NAME, "c", b"{}"),
+        (REF_NAME, "gone", b"gone"),
+    ];
+    write_layout(root.path(), &[b"subject", statement.as_bytes(), b"{}"], &names);
+    let (upstream, _) = layout(root.path());
+    let list = upstream.referrers(&name(), &subject).await.expect("a list");
+    let text = String::from_utf8(list.to_index()).expect("text");
+    let referrer = Digest::of(Algorithm::Sha256, statement.as_bytes());
+    assert!(text.contains(&referrer.to_string()) && text.contains("application/vnd.x"), "{text}");
+    assert_eq!(text.matches("digest").count(), 1);
+    // Where it finds none, it may still have the tag.
+    let none = upstream.referrers(&name(), &referrer).await.expect_err("nothing");
+    assert_eq!(none, UpstreamError::NoReferrers { lasting: false });
+    std::fs::remove_dir_all(root.path()).expect("removed");
+    let away = upstream.referrers(&name(), &subject).await.expect_err("away");
+    assert!(matches!(away, UpstreamError::Unreachable(_)), "{away}");
+}
+
+#[tokio::test]
 async fn docker_hubs_official_images_have_a_short_name() {
     let root = tempfile::tempdir().expect("a folder");
     let names: [(_, _, &[u8]); 3] = [

@@ -6,6 +6,7 @@ mod answers;
 mod credentials;
 mod identity;
 mod layout;
+mod lists;
 mod logins;
 mod ranges;
 mod redirects;

@@ -48,6 +48,11 @@ impl MediaType {
         (shaped && text.len() <= 255 && text.bytes().all(token)).then(|| Self(text.into()))
     }
 
+    /// The type of an image index.
+    pub fn oci_index() -> Self {
+        Self(OCI_INDEX.into())
+    }
+
     /// Reads a Content-Type header value: parameters dropped; `None` if what is left is no media type.
     pub fn from_header(value: &str) -> Option<Self> {
         Self::new(value.split(';').next().unwrap_or_default().trim())

@@ -1,0 +1,42 @@
+//! How long a request waits for an upstream. What it waits for goes on without it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::upstream::Upstream;
+
+use super::{ANSWER_WITHIN, CacheError};
+
+/// Taken before the upstream is asked, because the question itself changes what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    time: Duration,
+    suspect: bool,
+}
+
+impl Patience {
+    /// Who has a `copy` to serve does not wait long, and not at all for an upstream that keeps failing.
+    pub(super) fn with(upstream: &Upstream, copy: bool) -> Self {
+        let suspect = upstream.is_suspect();
+        let time = match copy {
+            true if suspect => Duration::ZERO,
+            true => upstream.settings().revalidate_timeout,
+            false => ANSWER_WITHIN,
+        };
+        Self { time, suspect }
+    }
+
+    /// Waits for an answer that somebody else is working on.
+    pub(super) async fn wait<T>(
+        self,
+        answer: impl Future<Output = Result<T, CacheError>>,
+    ) -> Result<T, CacheError> {
+        match tokio::time::timeout(self.time, answer).await {
+            Ok(answer) => answer,
+            Err(_) if self.suspect => {
+                Err(CacheError::Timeout("it keeps failing and was not waited for".to_owned()))
+            }
+            Err(_) => Err(CacheError::too_late(self.time)),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What refers to a manifest: signatures, attestations, whatever was attached to it.
+//!
+//! The upstream's list is asked for by its referrers API, or, where it has none, under the fall-back tag, and is kept
+//! by the rules for tags. Manifests that were kept here and refer to the same subject are added to it. A list without
+//! an entry tells a client that an image is not signed, so no trouble of an upstream may ever make one.
+
+pub(super) mod list;
+
+use std::sync::Arc;
+
+use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
+use crate::store::{Store, StoreError};
+use crate::telemetry::Outcome;
+
+use super::resolve::{is_absent, is_known, last_known, resolve};
+use super::{ANSWER_WITHIN, Cache, CacheError, Document, Found, Listing, Pointer, Shared, TagKey, blocking};
+
+/// Manifests held that are added to one list.
+const HELD_MAX: usize = 1000;
+
+/// A definite answer, or the last known one.
+enum Answer {
+    Listed(Found),
+    /// There is no list; what the cache did to know that.
+    Absent(Outcome),
+}
+
+impl Cache {
+    /// What refers to `subject` in a repository, of one artifact type if one is named. An empty list is always the
+    /// upstream's own word.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Listing<Referrers>, CacheError> {
+        let shared = &self.0;
+        let (store, owner, of) = (shared.store.clone(), repository.clone(), *subject);
+        let held = blocking(move || store.referrers(&owner, &of, HELD_MAX)).await?;
+        let (document, outcome, age, stale) = match answer(shared, repository, subject, &held).await {
+            Ok(Answer::Listed(Found { document, outcome, age, stale })) => {
+                (Some(document), outcome, age, stale)
+            }
+            Ok(Answer::Absent(outcome)) => (None, outcome, None, None),
+            Err(error) => (None, Outcome::Stale, None, Some(error)),
+        };
+        let mut content = together(shared, repository, document, held).await?;
+        if let Some(artifact_type) = artifact_type {
+            content.retain(artifact_type);
+        }
+        match stale {
+            Some(error) if content.is_empty() && error.is_trouble() => Err(error),
+            stale => Ok(Listing { content, outcome, age, stale }),
+        }
+    }
+}
+
+/// The upstream's answer, by whichever way it has one, or the last that is known of either.
+async fn answer(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    subject: &Digest,
+    held: &[Digest],
+) -> Result<Answer, CacheError> {
+    let list = Pointer::Referrers(repository.clone(), *subject);
+    let tag = Tag::of_referrers(subject);
+    let fallback = Pointer::Tag(TagKey { repository: repository.clone(), tag, variant: None });
+    let copy = !held.is_empty() || is_known(shared, &fallback).await?;
+    let asking = async {
+        if !shared.hot.is_without_api(repository, subject, shared.clock.now()) {
+            match ask(shared, &list, copy).await {
+                Err(CacheError::NoReferrers) => {}
+                other => return other,
+            }
+        }
+        ask(shared, &fallback, copy).await
+    };
+    let asked = match tokio::time::timeout(ANSWER_WITHIN, asking).await {
+        Ok(asked) => asked,
+        Err(_) => Err(CacheError::too_late(ANSWER_WITHIN)),
+    };
+    let mut error = match asked {
+        Err(error) if error.is_trouble() => error,
+        other => return other,
+    };
+    for pointer in [&list, &fallback] {
+        match last_known(shared, pointer, error).await {
+            Ok(found) => return Ok(Answer::Listed(found)),
+            Err(same) => error = same,
+        }
+    }
+    Err(error)
+}
+
+/// Resolves one of the two. Who has a `copy` to serve does not wait long.
+async fn ask(shared: &Arc<Shared>, pointer: &Pointer, copy: bool) -> Result<Answer, CacheError> {
+    let remembered = is_absent(shared, pointer);
+    match resolve(shared, pointer, copy).await {
+        Ok(found) => Ok(Answer::Listed(found)),
+        Err(CacheError::NotFound) if remembered => Ok(Answer::Absent(Outcome::Hit)),
+        Err(CacheError::NotFound) => Ok(Answer::Absent(Outcome::Miss)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The upstream's list and what is held beside it.
+async fn together(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    document: Option<Arc<Document>>,
+    held: Vec<Digest>,
+) -> Result<Referrers, CacheError> {
+    let (store, repository) = (shared.store.clone(), repository.clone());
+    let list = blocking(move || {
+        let list = document.map_or_else(|| Some(Referrers::default()), |it| Referrers::read(&it.body));
+        list.map(|mut list| add_held(&store, &repository, &held, &mut list).map(|()| list)).transpose()
+    });
+    list.await?.ok_or_else(|| {
+        CacheError::Invalid("what it has under the fall-back tag is no image index".to_owned())
+    })
+}
+
+/// Adds those of the manifests held that the list lacks. One that has gone, or is damaged, is not held.
+fn add_held(
+    store: &Store,
+    repository: &Repository,
+    held: &[Digest],
+    list: &mut Referrers,
+) -> Result<(), StoreError> {
+    for digest in held {
+        if list.contains(digest) || store.linked(repository, digest)?.is_none() {
+            continue;
+        }
+        match store.manifest(digest) {
+            Ok(Some(it)) => list.extend(Referrer::describe(digest, &it.media_type, &it.body)),
+            Ok(None) | Err(StoreError::Damaged(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

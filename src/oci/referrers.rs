@@ -1,0 +1,286 @@
+//! Lists of referrers (distribution-spec, "Listing Referrers"): what refers to one manifest, one descriptor each.
+//!
+//! A list is a view, not content: it is put together from several sources, so it is kept sorted by digest and written
+//! anew each time, the same bytes for the same entries. Descriptors go out with every member they came with.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::content::media::{Kind, MediaType, OCI_INDEX};
+use super::digest::{Digest, DigestError};
+
+/// One entry: a manifest that refers to another, or an index.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Referrer {
+    digest: String,
+    /// An object.
+    descriptor: Value,
+}
+
+impl Referrer {
+    /// Describes a manifest that is held: its type, digest and size, its `artifactType` (else its config's media type)
+    /// and all its annotations. `None` if it is no JSON object.
+    pub fn describe(digest: &Digest, media_type: &MediaType, body: &[u8]) -> Option<Self> {
+        let Value::Object(manifest) = serde_json::from_slice(body).ok()? else { return None };
+        let text = |value: Option<&Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let config = || text(manifest.get("config").and_then(|config| config.get("mediaType")));
+        let artifact_type = text(manifest.get("artifactType"))
+            .or_else(|| if media_type.kind() == Some(Kind::Index) { None } else { config() });
+        let mut descriptor = Map::new();
+        descriptor.insert("mediaType".to_owned(), media_type.as_str().into());
+        descriptor.insert("digest".to_owned(), digest.to_string().into());
+        descriptor.insert("size".to_owned(), body.len().into());
+        if let Some(artifact_type) = artifact_type {
+            descriptor.insert("artifactType".to_owned(), artifact_type.into());
+        }
+        if let Some(Value::Object(annotations)) = manifest.get("annotations") {
+            descriptor.insert("annotations".to_owned(), annotations.clone().into());
+        }
+        Some(Self { digest: digest.to_string(), descriptor: descriptor.into() })
+    }
+
+    /// Reads an entry of somebody's list; one that no client could fetch is none.
+    fn read(descriptor: Value) -> Option<Self> {
+        let digest = descriptor.get("digest")?.as_str()?.to_owned();
+        // An algorithm that cannot be verified here may be known to the client, which can go to the registry itself.
+        let known = matches!(digest.parse::<Digest>(), Ok(_) | Err(DigestError::Unsupported(_)));
+        let typed = descriptor.get("mediaType").is_some_and(Value::is_string);
+        let sized = descriptor.get("size").is_some_and(Value::is_u64);
+        (known && typed && sized).then_some(Self { digest, descriptor })
+    }
+
+    fn artifact_type(&self) -> Option<&str> {
+        self.descriptor.get("artifactType")?.as_str()
+    }
+}
+
+/// A list of referrers, sorted by digest, each digest once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Referrers(BTreeMap<String, Referrer>);
+
+/// A part of a list as an image index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The document.
+    pub body: Vec<u8>,
+    /// The digest after which the rest follows, if there is a rest.
+    pub next: Option<String>,
+}
+
+impl Referrers {
+    /// Reads an image index. `None` if it is none: no object, no list of manifests, or the keys of an image.
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let Value::Object(mut index) = serde_json::from_slice(body).ok()? else { return None };
+        let typed = index.get("mediaType").is_none_or(|named| named == OCI_INDEX);
+        let image = ["config", "layers", "fsLayers"].iter().any(|key| index.contains_key(*key));
+        if !typed || image {
+            return None;
+        }
+        let manifests = match index.remove("manifests")? {
+            Value::Array(manifests) => manifests,
+            // Go writes an empty list so, unless it is told not to.
+            Value::Null => Vec::new(),
+            _ => return None,
+        };
+        let mut list = Self::default();
+        list.extend(manifests.into_iter().filter_map(Referrer::read));
+        Some(list)
+    }
+
+    /// Whether this digest is in it.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.0.contains_key(&digest.to_string())
+    }
+
+    /// Whether nothing refers.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Leaves only the entries of this artifact type.
+    pub fn retain(&mut self, artifact_type: &str) {
+        self.0.retain(|_, referrer| referrer.artifact_type() == Some(artifact_type));
+    }
+
+    /// The whole list as an image index.
+    pub fn to_index(&self) -> Vec<u8> {
+        self.page(None, usize::MAX).body
+    }
+
+    /// The entries after `last`, as many as fit into a document of `most` bytes, but at least one.
+    pub fn page(&self, last: Option<&str>, most: usize) -> Page {
+        let mut body = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":["#).into_bytes();
+        let mut written: Option<&String> = None;
+        let mut next = None;
+        for (digest, referrer) in &self.0 {
+            if last.is_some_and(|last| digest.as_str() <= last) {
+                continue;
+            }
+            let descriptor = referrer.descriptor.to_string();
+            // A comma before it and two brackets after it.
+            if let Some(written) = written
+                && body.len().saturating_add(descriptor.len() + 3) > most
+            {
+                next = Some(written.clone());
+                break;
+            }
+            if written.is_some() {
+                body.push(b',');
+            }
+            body.extend_from_slice(descriptor.as_bytes());
+            written = Some(digest);
+        }
+        body.extend_from_slice(b"]}");
+        Page { body, next }
+    }
+}
+
+impl Extend<Referrer> for Referrers {
+    /// Adds entries whose digests are not there already.
+    fn extend<T: IntoIterator<Item = Referrer>>(&mut self, referrers: T) {
+        for referrer in referrers {
+            self.0.entry(referrer.digest.clone()).or_insert(referrer);
+        }
+    }
+}
+
+impl IntoIterator for Referrers {
+    type Item = Referrer;
+    type IntoIter = std::collections::btree_map::IntoValues<String, Referrer>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::oci::media::OCI_MANIFEST;
+
+    fn digest(text: &str) -> Digest {
+        Digest::of(Algorithm::Sha256, text.as_bytes())
+    }
+
+    fn list(entries: &[Value]) -> Vec<u8> {
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries }).to_string().into_bytes()
+    }
+
+    fn entry(text: &str, artifact_type: &str) -> Value {
+        json!({
+            "mediaType": OCI_MANIFEST, "digest": digest(text).to_string(), "size": text.len(),
+            "artifactType": artifact_type, "annotations": { "made": text }, "x-own": [1, null],
+        })
+    }
+
+    #[test]
+    fn the_same_entries_give_the_same_bytes() {
+        let (a, b) = (entry("a", "t"), entry("b", "t"));
+        let one = Referrers::read(&list(&[a.clone(), b.clone(), a.clone()])).expect("an index");
+        let mut other = Referrers::read(&list(&[b])).expect("an index");
+        other.extend(Referrers::read(&list(std::slice::from_ref(&a))).expect("an index"));
+        assert_eq!(one.to_index(), other.to_index());
+        assert_eq!(Referrers::read(&one.to_index()), Some(one.clone()));
+        let document: Value = serde_json::from_slice(&one.to_index()).expect("JSON");
+        assert_eq!(document["manifests"].as_array().map(Vec::len), Some(2));
+        assert!(document["manifests"].as_array().is_some_and(|all| all.contains(&a)), "with all its members");
+        assert_eq!(document["schemaVersion"], 2);
+    }
+
+    #[test]
+    fn an_empty_list_is_a_list() {
+        let empty: Value = serde_json::from_slice(&Referrers::default().to_index()).expect("JSON");
+        assert_eq!(empty, json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] }));
+        for text in [r#"{"manifests":null}"#, r#"{"schemaVersion":2,"manifests":[]}"#] {
+            assert_eq!(Referrers::read(text.as_bytes()), Some(Referrers::default()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_index_is_no_list() {
+        let manifest = format!(r#"{{"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#);
+        for text in
+            ["", "[]", "{}", "<html>", r#"{"manifests":{}}"#, r#"{"manifests":[],"layers":[]}"#, &manifest]
+        {
+            assert_eq!(Referrers::read(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn entries_that_nobody_could_fetch_are_left_out() {
+        let bad = [
+            json!("text"),
+            json!({ "mediaType": OCI_MANIFEST, "size": 1 }),
+            json!({ "mediaType": OCI_MANIFEST, "size": 1, "digest": "sha256:short" }),
+            json!({ "mediaType": OCI_MANIFEST, "size": -1, "digest": digest("a").to_string() }),
+            json!({ "size": 1, "digest": digest("a").to_string() }),
+        ];
+        assert_eq!(Referrers::read(&list(&bad)), Some(Referrers::default()));
+        let foreign = json!({ "mediaType": OCI_MANIFEST, "size": 1, "digest": "blake3:00ff" });
+        assert!(!Referrers::read(&list(&[foreign])).expect("an index").is_empty());
+    }
+
+    #[test]
+    fn a_filter_leaves_one_type() {
+        let mut found = Referrers::read(&list(&[entry("a", "t"), entry("b", "u")])).expect("an index");
+        found.retain("u");
+        assert!(found.contains(&digest("b")) && !found.contains(&digest("a")));
+        found.retain("none");
+        assert!(found.is_empty());
+    }
+
+    #[test]
+    fn pages_hold_everything_once_and_keep_their_size() {
+        let entries: Vec<_> = (0..100).map(|n| entry(&n.to_string(), "t")).collect();
+        let all = Referrers::read(&list(&entries)).expect("an index");
+        for most in [0, 700, 1000, 5000] {
+            let (mut whole, mut last, mut pages) = (Referrers::default(), None, 0);
+            loop {
+                let page = all.page(last.as_deref(), most);
+                let part = Referrers::read(&page.body).expect("an index");
+                assert!(page.body.len() <= most || part.0.len() == 1, "{} of {most}", page.body.len());
+                assert!(part.0.keys().all(|digest| !whole.0.contains_key(digest)));
+                whole.extend(part);
+                pages += 1;
+                last = page.next;
+                if last.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(whole, all, "{most}");
+            assert!(pages > 1, "{most}");
+        }
+        // One that fits to the last byte is one page.
+        let exact = all.to_index().len();
+        assert_eq!(all.page(None, exact).next, None);
+        assert!(all.page(None, exact - 1).next.is_some());
+        assert_eq!(all.page(Some("z"), exact).body, Referrers::default().to_index());
+    }
+
+    #[test]
+    fn a_held_manifest_is_described_as_a_registry_would() {
+        let image = MediaType::new(OCI_MANIFEST).expect("a type");
+        let index = MediaType::new(OCI_INDEX).expect("a type");
+        let describe = |media_type: &MediaType, value: Value| {
+            let body = value.to_string();
+            let found = Referrer::describe(&digest("x"), media_type, body.as_bytes()).expect("an object");
+            assert_eq!(found.descriptor["size"], body.len());
+            assert_eq!(found.descriptor["mediaType"], media_type.as_str());
+            (found.artifact_type().map(str::to_owned), found.descriptor.get("annotations").cloned())
+        };
+        let config = json!({ "mediaType": "application/vnd.c" });
+        let of_type = Some("application/vnd.a".to_owned());
+        let of_config = Some("application/vnd.c".to_owned());
+        let typed =
+            json!({ "artifactType": "application/vnd.a", "config": config, "annotations": { "k": "v" } });
+        assert_eq!(describe(&image, typed.clone()), (of_type.clone(), Some(json!({ "k": "v" }))));
+        assert_eq!(describe(&index, typed), (of_type, Some(json!({ "k": "v" }))));
+        assert_eq!(describe(&image, json!({ "config": config, "artifactType": "" })), (of_config, None));
+        assert_eq!(describe(&index, json!({ "config": config })), (None, None));
+        assert_eq!(Referrer::describe(&digest("x"), &image, b"[]"), None);
+    }
+}
