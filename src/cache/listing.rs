@@ -1,8 +1,10 @@
 //! Lists of what the cache holds: the tags of a repository, the repositories of all upstreams.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::oci::{Repository, UpstreamName};
+use crate::oci::{Name, Repository, UpstreamName};
+use crate::store::StoreError;
 use crate::telemetry::Outcome;
 
 use super::{Cache, CacheError, Shared, blocking};
@@ -49,7 +51,8 @@ pub(super) async fn held_tags(
 
 impl Cache {
     /// Up to `limit` repositories held that sort after `last`: those of `only`, under their own names, or those of
-    /// all upstreams, where all but the default one's carry their upstream's name in front.
+    /// all upstreams, where all but the default one's carry their upstream's name in front. What may not be pulled
+    /// is not named.
     pub async fn repositories(
         &self,
         only: Option<UpstreamName>,
@@ -61,7 +64,7 @@ impl Cache {
             Some(name) => vec![name.clone()],
             None => self.0.upstreams.iter().map(|upstream| upstream.name().clone()).collect(),
         };
-        let store = self.0.store.clone();
+        let shared = Arc::clone(&self.0);
         blocking(move || {
             let mut names = Vec::new();
             for upstream in &upstreams {
@@ -72,7 +75,7 @@ impl Cache {
                     Start::After(name) => Some(name),
                     Start::Passed => continue,
                 };
-                let found = store.repositories(upstream, after, limit.saturating_add(1))?;
+                let found = admitted(&shared, upstream, after, limit.saturating_add(1))?;
                 names.extend(found.iter().map(|name| format!("{prefix}{name}")));
             }
             names.sort_unstable();
@@ -80,6 +83,33 @@ impl Cache {
             Ok(Page::cut(names, limit))
         })
         .await
+    }
+}
+
+/// Up to `limit` names of an upstream's repositories after `last`, without those that may not be pulled.
+fn admitted(
+    shared: &Shared,
+    upstream: &UpstreamName,
+    last: Option<&str>,
+    limit: usize,
+) -> Result<Vec<Name>, StoreError> {
+    let router = shared.upstreams.router();
+    let mut admitted = Vec::new();
+    let mut last = last.map(str::to_owned);
+    loop {
+        let found = shared.store.repositories(upstream, last.as_deref(), limit)?;
+        let more = found.len() == limit;
+        last = found.last().map(|name| name.as_str().to_owned());
+        for name in found {
+            let repository = Repository { upstream: upstream.clone(), name };
+            if router.admits(&repository) {
+                admitted.push(repository.name);
+            }
+        }
+        if !more || admitted.len() >= limit {
+            admitted.truncate(limit);
+            return Ok(admitted);
+        }
     }
 }
 

@@ -333,9 +333,9 @@ pub struct Upstream {
     pub client_key: Option<PathBuf>,
     /// Accept any certificate. For laboratories.
     pub insecure_skip_verify: bool,
-    /// Repository globs that may be pulled; empty means all.
+    /// Patterns ([`NamePattern`](crate::oci::NamePattern)) of repositories that may be pulled; empty means all.
     pub allow: Vec<String>,
-    /// Repository globs that may not.
+    /// Patterns of repositories that may not, whatever `allow` says.
     pub deny: Vec<String>,
     /// Whether redirects and token realms may lead to private addresses.
     pub allow_private: bool,

@@ -12,7 +12,7 @@ use url::Url;
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
 use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Upstream};
-use crate::oci::UpstreamName;
+use crate::oci::{NamePattern, UpstreamName};
 
 /// Beyond this a deadline may not be computable on every clock.
 const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
@@ -190,6 +190,13 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut Problems) {
                 .add(&at("hostnames"), "each must be a host name, with a port if need be, and nothing else");
         }
     }
+    for (key, patterns) in [("allow", &upstream.allow), ("deny", &upstream.deny)] {
+        for pattern in patterns {
+            if let Err(message) = repository_pattern(name, pattern) {
+                problems.add(&at(key), message);
+            }
+        }
+    }
     match (&upstream.username, &upstream.password_file) {
         (Some(_), None) => problems.add(&at("username"), "it needs `password_file` beside it"),
         (None, Some(_)) => problems.add(&at("password_file"), "it needs `username` beside it"),
@@ -229,6 +236,21 @@ fn docker_config(name: &str, upstream: &Upstream, problems: &mut Problems) {
             format!("{}: {error}; it must be a config.json as `docker login` writes it", path.display());
         problems.add(&at, message);
     }
+}
+
+/// What is wrong with a pattern over an upstream's repositories: also that it can match none of them.
+fn repository_pattern(upstream: &str, text: &str) -> Result<(), String> {
+    text.parse::<NamePattern>().map_err(|error| error.to_string())?;
+    if let Some(rest) = text.strip_prefix(upstream).and_then(|rest| rest.strip_prefix('/')) {
+        return Err(format!("`{text}` begins with the upstream's own name; write \"{rest}\""));
+    }
+    if upstream == "docker.io" && !text.contains('/') && text != "**" {
+        return Err(format!(
+            "`{text}` matches no repository of docker.io: its names have two parts; write \"library/{text}\", \
+             or \"**\" for all"
+        ));
+    }
+    Ok(())
 }
 
 /// What is wrong with an endpoint. The URL is repeated only where it cannot hold a secret.
@@ -288,9 +310,4 @@ fn not_there_yet(config: &Config, problems: &mut Problems) {
     };
     let files = config.store.blobs == BlobStore::Files;
     lacks(files, &["store", "blobs"], "use \"sled\"");
-    for (name, upstream) in &config.upstream {
-        let at = |key| [UPSTREAM, name.as_str(), key];
-        lacks(!upstream.allow.is_empty(), &at("allow"), "leave it out");
-        lacks(!upstream.deny.is_empty(), &at("deny"), "leave it out");
-    }
 }

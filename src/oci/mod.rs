@@ -8,6 +8,7 @@ pub mod digest;
 pub mod error;
 pub mod manifest;
 pub mod name;
+pub mod pattern;
 pub mod referrers;
 
 pub use content::accept::Accept;
@@ -16,4 +17,5 @@ pub use content::range::{ByteRange, RangeRequest};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use manifest::{Descriptor, Manifest};
 pub use name::{Name, Reference, Repository, Tag, UpstreamName};
+pub use pattern::{NamePattern, PatternError};
 pub use referrers::{Referrer, Referrers};

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::oci::PatternError;
+
 /// Why an upstream gave nothing that can be used.
 ///
 /// The texts reach clients: what is wrong and what helps, but no local path, no address, no URL and no secret. What
@@ -115,6 +117,14 @@ pub enum BuildError {
         upstream: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A pattern of `allow` or `deny` that is none.
+    #[error("[upstream.\"{upstream}\"]: {reason}")]
+    Pattern {
+        /// The upstream's name.
+        upstream: String,
+        /// The pattern, what is wrong with it, and the remedy.
+        reason: PatternError,
     },
     /// A PEM file that cannot be used.
     #[error("[upstream.\"{upstream}\"]: {}: {reason}", path.display())]

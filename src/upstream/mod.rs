@@ -4,6 +4,7 @@
 //! verified by whoever asked. Only what the configuration names is ever dialled.
 
 mod address;
+mod admission;
 mod auth;
 mod authorization;
 mod challenge;
@@ -114,7 +115,7 @@ impl Upstreams {
             let settings = upstream.cache(&config.cache);
             by_name.insert(name.clone(), Arc::new(Upstream { name, settings, endpoints, told, timeouts }));
         }
-        Ok(Self { by_name, router: Router::new(&config.upstream) })
+        Ok(Self { by_name, router: Router::new(&config.upstream)? })
     }
 
     /// The upstream of that name.

@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
+use super::admission::Admission;
+use super::error::BuildError;
 use crate::config::schema;
 use crate::oci::name::NameError;
 use crate::oci::{Name, Repository, UpstreamName};
@@ -22,6 +24,9 @@ pub enum RouteError {
     /// The rest of the name is no repository's.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The upstream's `allow` and `deny` keep it out.
+    #[error("the repository {0} is not served here")]
+    Refused(Repository),
 }
 
 /// The table of upstreams by every name a request may use for them.
@@ -32,14 +37,18 @@ pub struct Router {
     names: HashMap<String, UpstreamName>,
     /// Values of `Host`, lower case, as configured.
     hostnames: HashMap<String, UpstreamName>,
+    admissions: HashMap<UpstreamName, Admission>,
 }
 
 impl Router {
     /// The table for these upstreams; names that are no host names are left out.
-    pub fn new(upstreams: &BTreeMap<String, schema::Upstream>) -> Self {
+    pub fn new(upstreams: &BTreeMap<String, schema::Upstream>) -> Result<Self, BuildError> {
         let mut router = Self::default();
         for (text, upstream) in upstreams {
             let Ok(name) = text.parse::<UpstreamName>() else { continue };
+            let admission = Admission::new(upstream)
+                .map_err(|reason| BuildError::Pattern { upstream: text.clone(), reason })?;
+            router.admissions.insert(name.clone(), admission);
             if upstream.default {
                 router.default.get_or_insert_with(|| name.clone());
             }
@@ -53,7 +62,7 @@ impl Router {
                 router.names.entry(alias.to_owned()).or_insert_with(|| hub.clone());
             }
         }
-        router
+        Ok(router)
     }
 
     /// Finds the repository that a request means.
@@ -61,7 +70,24 @@ impl Router {
     /// `ns` is the decoded query parameter, `prefix` the path before `/v2`, `host` the `Host` header and `name`
     /// what stands between `/v2/` and the resource. The first of `ns`, `prefix`, the first segment of `name`, and
     /// `host` that says something decides; an `ns` or prefix that names nothing configured is never passed over.
+    /// A repository that its upstream's patterns keep out is nobody's, whatever is held of it.
     pub fn route(
+        &self,
+        ns: Option<&str>,
+        prefix: Option<&str>,
+        host: Option<&str>,
+        name: &str,
+    ) -> Result<Repository, RouteError> {
+        let repository = self.named(ns, prefix, host, name)?;
+        if self.admits(&repository) { Ok(repository) } else { Err(RouteError::Refused(repository)) }
+    }
+
+    /// Whether the patterns of its upstream let a repository be pulled.
+    pub fn admits(&self, repository: &Repository) -> bool {
+        self.admissions.get(&repository.upstream).is_none_or(|patterns| patterns.admits(&repository.name))
+    }
+
+    fn named(
         &self,
         ns: Option<&str>,
         prefix: Option<&str>,
@@ -160,7 +186,7 @@ mod tests {
                 ..schema::Upstream::default()
             },
         );
-        Router::new(&upstreams)
+        Router::new(&upstreams).expect("patterns")
     }
 
     fn ask(ns: Option<&str>, prefix: Option<&str>, host: Option<&str>, name: &str) -> String {
@@ -168,6 +194,7 @@ mod tests {
             Ok(repository) => repository.to_string(),
             Err(RouteError::UnknownUpstream(name)) => format!("unknown {name}"),
             Err(RouteError::Name(_)) => "bad name".to_owned(),
+            Err(RouteError::Refused(repository)) => format!("refused {repository}"),
         }
     }
 
@@ -226,7 +253,7 @@ mod tests {
     fn without_a_default_nothing_is_guessed() {
         let mut upstreams = schema::builtin_upstreams();
         upstreams.remove("docker.io");
-        let router = Router::new(&upstreams);
+        let router = Router::new(&upstreams).expect("patterns");
         assert!(matches!(router.route(None, None, None, "a/b"), Err(RouteError::UnknownUpstream(_))));
         assert!(router.route(Some("index.docker.io"), None, None, "a").is_err());
     }
@@ -236,5 +263,29 @@ mod tests {
         assert_eq!(ask(None, None, None, "ghcr.io//a"), "bad name");
         assert_eq!(ask(None, None, None, "Upper/a"), "bad name");
         assert_eq!(ask(None, None, None, ""), "bad name");
+    }
+
+    #[test]
+    fn patterns_keep_out_by_the_name_that_the_upstream_knows() {
+        let mut upstreams = schema::builtin_upstreams();
+        let hub = upstreams.get_mut("docker.io").expect("it is built in");
+        hub.deny = vec!["library/*".to_owned()];
+        let router = Router::new(&upstreams).expect("patterns");
+        for (ns, name) in [
+            (None, "busybox"),
+            (None, "docker.io/busybox"),
+            (Some("index.docker.io"), "library/busybox"),
+            (Some("docker.io"), "docker.io/library/busybox"),
+        ] {
+            let refused = router.route(ns, None, None, name);
+            assert!(matches!(refused, Err(RouteError::Refused(_))), "{ns:?} {name}: {refused:?}");
+        }
+        assert!(router.route(None, None, None, "org/busybox").is_ok());
+        assert!(router.route(Some("ghcr.io"), None, None, "library/busybox").is_ok());
+        upstreams.insert(
+            "x.test".to_owned(),
+            schema::Upstream { allow: vec!["[".to_owned()], ..schema::Upstream::default() },
+        );
+        assert!(Router::new(&upstreams).is_err(), "a pattern that is not understood lets nobody in");
     }
 }
