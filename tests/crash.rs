@@ -9,7 +9,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use support::{Blob, Client, Document, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When};
+use support::{
+    Blob, Client, Document, Fault, Gate, Image, Index, Larder, Random, Registry, Seen, Setup, When,
+};
 
 const MIB: usize = 1 << 20;
 const ROUNDS: u64 = 20;
@@ -173,6 +175,21 @@ fn a_draft_survives_a_stop() {
     registry.up();
     larder.restart();
     goes_on(&Half { registry, larder, blob, path });
+}
+
+#[test]
+fn a_draft_goes_on_over_an_upstream_that_answers_ranges_wrongly() {
+    for fault in [Fault::WrongContentRange, Fault::IgnoreRange, Fault::Gzip] {
+        let mut half = half(None);
+        std::thread::sleep(Duration::from_secs(2));
+        half.larder.kill9();
+        half.larder.restart();
+        half.registry.script(When::blobs(), fault);
+        half.registry.forget_requests();
+        half.larder.get(&half.path).is_ok_with(&half.blob.bytes);
+        let starts: Vec<_> = half.registry.seen("GET", "/blobs/").iter().map(Seen::range_start).collect();
+        assert!(starts[0].is_some() && starts.len() <= 2, "{starts:?}");
+    }
 }
 
 #[test]

@@ -116,10 +116,12 @@ impl Cache {
             (Some(_), Some(entry)) => {
                 Ok(Blob { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
             }
-            (_, entry) => {
-                let size = confirm_blob(shared, repository, digest).await?;
+            (linked, entry) => {
+                let told = confirm_blob(shared, repository, digest).await?;
                 let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
-                Ok(Blob { size: entry.map(|entry| entry.size()).or(size), source: None, outcome })
+                // An upstream that tells no length may have told it in a manifest.
+                let size = entry.map(|entry| entry.size()).or(told).or(linked.and_then(|link| link.size));
+                Ok(Blob { size, source: None, outcome })
             }
         }
     }

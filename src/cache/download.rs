@@ -30,6 +30,8 @@ pub(super) struct Received {
     /// The endpoints that sent a part of it.
     pub(super) senders: Vec<Sender>,
     pub(super) ending: Ending,
+    /// Whether the bytes are what an answer labelled as gzip decoded to: if they are wrong, the label may be.
+    pub(super) decoded: bool,
 }
 
 /// How a download ended.
@@ -51,6 +53,8 @@ pub(super) struct Download<'a> {
     pub(super) digest: &'a Digest,
     /// What a descriptor said of the size.
     pub(super) size: Option<u64>,
+    /// Whether the bytes of an answer labelled as gzip are known to be the blob itself.
+    pub(super) mislabelled: bool,
 }
 
 /// The disk side: a blocking thread that hashes and pages what the network side received. It begins with the first
@@ -101,6 +105,8 @@ impl Disk {
 enum Pumped {
     End,
     Broken(UpstreamError),
+    /// It ended in good order before the length that is known.
+    Short,
     TooLong,
     StoreFailed,
 }
@@ -114,11 +120,11 @@ impl Download<'_> {
     ) -> Result<Received, CacheError> {
         let draft = Arc::clone(writer.draft());
         let mut disk = Disk::new(writer);
-        let mut senders = Vec::new();
-        let ended = self.attempts(&draft, &mut disk, &mut senders, running).await;
+        let (mut senders, mut decoded) = (Vec::new(), false);
+        let ended = self.attempts(&draft, &mut disk, &mut senders, &mut decoded, running).await;
         // The writer comes back in any case: nothing may still be writing when the fill leaves the board.
         let writer = disk.end().await?;
-        Ok(Received { writer, senders, ending: ended? })
+        Ok(Received { writer, senders, ending: ended?, decoded })
     }
 
     async fn attempts(
@@ -126,6 +132,7 @@ impl Download<'_> {
         draft: &Arc<Draft>,
         disk: &mut Disk,
         senders: &mut Vec<Sender>,
+        decoded: &mut bool,
         running: impl FnOnce(Arc<Draft>),
     ) -> Result<Ending, CacheError> {
         let mut running = Some(running);
@@ -141,8 +148,11 @@ impl Download<'_> {
         }
         let (mut ranged, mut told) = (true, false);
         for _ in 0..ATTEMPTS_MAX {
+            // A part of an encoded body is no part of the blob.
+            ranged &= !*decoded;
             let from = if ranged { draft.progress().received } else { 0 };
-            let error = match self.upstream.get_blob(self.name, self.digest, from, None).await {
+            let answer = self.upstream.get_blob(self.name, self.digest, from, None).await;
+            let error = match answer.and_then(|body| self.read(body, decoded)) {
                 Ok(body) => {
                     told |= body.total.is_some();
                     if !senders.contains(&body.sender) {
@@ -161,6 +171,13 @@ impl Download<'_> {
                             return Ok(Ending::Wrong("the upstream sends more than it announced".into()));
                         }
                         Pumped::StoreFailed => return Err(CacheError::Interrupted),
+                        Pumped::Broken(error @ UpstreamError::Undecodable) => {
+                            return Ok(Ending::Wrong(error.to_string()));
+                        }
+                        Pumped::Short if *decoded => {
+                            return Ok(Ending::Wrong("what the upstream sends decodes to less".into()));
+                        }
+                        Pumped::Short => UpstreamError::Interrupted("it ended before its length".to_owned()),
                         Pumped::Broken(error) => error,
                     }
                 }
@@ -173,10 +190,15 @@ impl Download<'_> {
                         "its descriptor promises more than the {from} bytes there are"
                     )));
                 }
+                // A range that is answered wrongly or not at all is worth another attempt without one.
+                Err(error @ UpstreamError::Invalid(_)) if from > 0 => {
+                    ranged = false;
+                    error
+                }
                 // Nobody reads yet, and the upstream layer has tried more than once already.
                 Err(error) if running.is_some() => return Err(error.into()),
-                // Clients hold a part of it: a signed address that has run out, a range that is answered wrongly or
-                // not at all are worth another attempt, from the registry's own address, without a range if need be.
+                // Clients hold a part of it: a signed address that has run out is worth another attempt, from the
+                // registry's own address.
                 Err(error @ (UpstreamError::RangeNotSatisfiable | UpstreamError::Invalid(_))) => {
                     ranged = false;
                     error
@@ -197,6 +219,23 @@ impl Download<'_> {
             tokio::time::sleep(delay).await;
         }
         Err(CacheError::Unreachable("the upstream broke off too often".to_owned()))
+    }
+
+    /// Decides what the bytes of an answer are taken for. One that is labelled as gzip is decoded, unless its length
+    /// is just what a descriptor promised: then the blob is a gzip file itself, as most layers are, and the label is
+    /// an object store's idea of its type. Where no length decides, the label is believed until the digest differs.
+    fn read(&self, body: BlobBody, decoded: &mut bool) -> Result<BlobBody, UpstreamError> {
+        let promised = self.size.is_some() && body.total == self.size;
+        if !body.gzip || self.mislabelled || promised {
+            return Ok(body);
+        }
+        if body.offset > 0 {
+            return Err(UpstreamError::Invalid(
+                "a part of an encoded body is no part of the blob".to_owned(),
+            ));
+        }
+        *decoded = true;
+        Ok(body.decoded())
     }
 
     /// Notes the length that an answer announces; one that contradicts what is known ends the download.
@@ -246,9 +285,7 @@ async fn pump(draft: &Draft, disk: &Disk, mut body: BlobBody) -> Pumped {
     }
     let progress = draft.progress();
     match progress.total {
-        Some(total) if progress.received < total => {
-            Pumped::Broken(UpstreamError::Interrupted(format!("{} of {total} bytes came", progress.received)))
-        }
+        Some(total) if progress.received < total => Pumped::Short,
         _ => Pumped::End,
     }
 }

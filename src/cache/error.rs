@@ -79,6 +79,7 @@ impl From<UpstreamError> for CacheError {
             busy @ UpstreamError::Busy => Self::Timeout(busy.to_string()),
             UpstreamError::Timeout(what) => Self::Timeout(what),
             UpstreamError::Invalid(what) => Self::Invalid(what),
+            error @ UpstreamError::Undecodable => Self::Invalid(error.to_string()),
             other => Self::Unreachable(other.to_string()),
         }
     }

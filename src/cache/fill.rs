@@ -101,6 +101,7 @@ impl Fill {
     }
 
     async fn fill(&mut self) -> Result<BlobEntry, CacheError> {
+        let mut mislabelled = false;
         loop {
             let writer = match self.open().await? {
                 Opened::Draft(writer) => writer,
@@ -112,27 +113,35 @@ impl Fill {
                     return Ok(entry);
                 }
             };
-            let Received { writer, senders, ending } = self.download(*writer).await?;
-            match ending {
-                Ending::Complete => {
-                    let entry = self.finish(writer, self.size).await?;
-                    return entry.ok_or_else(|| {
-                        self.mismatch(&senders, "the bytes do not match their digest or size")
-                    });
-                }
+            let Received { writer, senders, ending, decoded } = self.download(*writer, mislabelled).await?;
+            let reason = match ending {
+                Ending::Complete => match self.finish(writer, self.size).await? {
+                    Some(entry) => return Ok(entry),
+                    None => "the bytes do not match their digest or size".to_owned(),
+                },
                 Ending::Wrong(reason) => {
                     blocking(move || writer.condemn()).await?;
-                    return Err(self.mismatch(&senders, &reason));
+                    reason
                 }
                 // Somebody's promise is broken; the draft may be right all the same.
                 Ending::Unlike(reason) => return Err(self.mismatch(&senders, &reason)),
                 // What an earlier run left is all there is, or no prefix of this blob. Nobody has been shown any of
                 // it: if it does not verify, start over.
-                Ending::Beyond => {
-                    if let Some(entry) = self.finish(writer, None).await? {
-                        return Ok(entry);
-                    }
-                }
+                Ending::Beyond => match self.finish(writer, None).await? {
+                    Some(entry) => return Ok(entry),
+                    None => continue,
+                },
+            };
+            if !decoded {
+                return Err(self.mismatch(&senders, &reason));
+            }
+            // Who reads has been shown what the label made of the blob and is cut; who asks again waits for the other
+            // reading.
+            tracing::info!(digest = %self.digest, reason, "not what its label says: fetching it as it is");
+            mislabelled = true;
+            self.phase.send_replace(Phase::Starting);
+            if let Some(draft) = self.draft.take() {
+                draft.close();
             }
         }
     }
@@ -156,11 +165,11 @@ impl Fill {
         .await
     }
 
-    async fn download(&mut self, writer: DraftWriter) -> Result<Received, CacheError> {
+    async fn download(&mut self, writer: DraftWriter, mislabelled: bool) -> Result<Received, CacheError> {
         self.draft = Some(Arc::clone(writer.draft()));
         let upstream = self.shared.upstream(&self.repository)?;
-        let download =
-            Download { upstream, name: &self.repository.name, digest: &self.digest, size: self.size };
+        let (name, digest, size) = (&self.repository.name, &self.digest, self.size);
+        let download = Download { upstream, name, digest, size, mislabelled };
         let received =
             download.run(writer, |draft| drop(self.phase.send_replace(Phase::Running(draft)))).await;
         received.map_err(|error| remember(&self.shared, &self.repository, Wanted::Blob(self.digest), error))

@@ -65,7 +65,7 @@ impl Cache {
         let mut outcome = blob.outcome;
         if let (Source::Filling(draft), Some(range)) = (&source, &range)
             && range.start > draft.progress().readable().saturating_add(FAR)
-            && let Some(passing) = self.pass(repository, digest, range).await
+            && let Some(passing) = self.pass(repository, digest, range, draft.progress().total).await
         {
             source = Source::Passing(passing);
             outcome = Outcome::Bypass;
@@ -85,13 +85,16 @@ impl Cache {
         repository: &Repository,
         digest: &Digest,
         range: &Range<u64>,
+        whole: Option<u64>,
     ) -> Option<mpsc::Receiver<Result<Bytes, CacheError>>> {
         // Each holds a connection of the upstream's for as long as its client likes to read.
         let place = Arc::clone(&self.0.passing).try_acquire_owned().ok()?;
         let upstream = self.0.upstream(repository).ok()?;
         let last = range.end.checked_sub(1);
         let mut body = upstream.get_blob(&repository.name, digest, range.start, last).await.ok()?;
-        if body.offset != range.start {
+        // A range of encoded bytes is none of the blob's; the length tells which they are.
+        let encoded = body.gzip && body.total != whole;
+        if body.offset != range.start || encoded {
             return None;
         }
         let (sender, passing) = mpsc::channel(QUEUE);

@@ -54,6 +54,9 @@ pub enum UpstreamError {
     /// An answer that breaks the protocol or a limit of ours.
     #[error("the upstream's answer cannot be used: {0}")]
     Invalid(String),
+    /// A body labelled as gzip that is none.
+    #[error("the upstream's answer is labelled as gzip and does not decode")]
+    Undecodable,
     /// A body that ended early or stopped coming.
     #[error("the upstream's answer was interrupted: {0}")]
     Interrupted(String),

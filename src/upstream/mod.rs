@@ -10,6 +10,7 @@ mod authorization;
 mod challenge;
 mod credentials;
 mod credhelper;
+mod encoding;
 mod endpoint;
 mod error;
 mod exchange;
@@ -41,9 +42,11 @@ use crate::config::Config;
 use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::telemetry::Metrics;
+use encoding::Gunzip;
 use endpoint::{Endpoint, Place, Round, Surroundings};
 use health::Health;
 use quota::Counted;
+use remote::Opened;
 
 /// No manifest is larger; several clients refuse larger ones too.
 pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
@@ -300,20 +303,22 @@ impl Upstream {
         let mut round = self.round(Some(digest), Counted::Free);
         while let Some(turn) = round.next() {
             let answer = match &turn.endpoint.place {
-                Place::Remote(remote) => remote
-                    .get_blob(name, digest, from, to, turn.deadline)
-                    .await
-                    .map(|(offset, total, body)| (offset, total, Source::Remote(Box::new(body)))),
+                Place::Remote(remote) => {
+                    let opened = remote.get_blob(name, digest, from, to, turn.deadline).await;
+                    opened.map(|Opened { offset, total, gzip, body }| {
+                        (offset, total, gzip, Source::Remote(Box::new(body)))
+                    })
+                }
                 Place::Layout(layout) => layout
                     .get_blob(name, digest, from, to)
                     .await
-                    .map(|(total, body)| (from, Some(total), Source::Layout(body))),
+                    .map(|(total, body)| (from, Some(total), false, Source::Layout(body))),
             };
-            if let Some((offset, total, source)) = round.settle(&turn, answer) {
+            if let Some((offset, total, gzip, source)) = round.settle(&turn, answer) {
                 let sender = self.endpoints.iter().position(|it| std::ptr::eq(it, turn.endpoint));
                 let sender = Sender(sender.unwrap_or_default());
                 let health = Arc::clone(&turn.endpoint.health);
-                return Ok(BlobBody { offset, total, sender, source, health });
+                return Ok(BlobBody { offset, total, gzip, sender, gunzip: None, source, health });
             }
         }
         round.over()
@@ -352,8 +357,12 @@ pub struct BlobBody {
     pub offset: u64,
     /// The whole blob's length, if known.
     pub total: Option<u64>,
+    /// Whether it is labelled as gzip-encoded. Then offset and length are those of the bytes as they come, which may
+    /// be the blob, if it is a gzip file itself, or need [`BlobBody::decoded`].
+    pub gzip: bool,
     /// Who sends it.
     pub sender: Sender,
+    gunzip: Option<Gunzip>,
     source: Source,
     health: Arc<Health>,
 }
@@ -364,8 +373,29 @@ enum Source {
 }
 
 impl BlobBody {
+    /// The same with the encoding undone, for a body that begins at the blob's first byte. How long it is only its
+    /// end tells.
+    #[must_use]
+    pub fn decoded(self) -> Self {
+        Self { total: None, gzip: false, gunzip: Some(Gunzip::new()), ..self }
+    }
+
     /// The next piece, never empty; `None` at a clean end. Dropping the future loses no bytes.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        loop {
+            if let Some(piece) = self.gunzip.as_mut().map(Gunzip::piece).transpose()?.flatten() {
+                return Ok(Some(piece));
+            }
+            let chunk = self.encoded_chunk().await?;
+            match (&mut self.gunzip, chunk) {
+                (None, chunk) => return Ok(chunk),
+                (Some(gunzip), Some(chunk)) => gunzip.feed(chunk),
+                (Some(gunzip), None) => return gunzip.end(),
+            }
+        }
+    }
+
+    async fn encoded_chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let chunk = match &mut self.source {
             Source::Remote(body) => body.chunk().await,
             Source::Layout(body) => body.chunk().await,

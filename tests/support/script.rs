@@ -1,5 +1,6 @@
 //! How the scripted registry misbehaves: which requests a fault is for, and what it does to their answers.
 
+use std::io::Write as _;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -168,6 +169,8 @@ pub enum Fault {
     Header(&'static str, String),
     /// No Content-Length; chunked.
     Chunked,
+    /// Encoded as gzip and labelled so, although nobody asked; a range is one of the encoded bytes.
+    Gzip,
     /// Anything else.
     Rewrite(Arc<Rewrite>),
 }
@@ -176,6 +179,13 @@ impl Fault {
     pub fn rewrite(change: impl Fn(&Seen, &mut Plan) + Send + Sync + 'static) -> Self {
         Self::Rewrite(Arc::new(change))
     }
+}
+
+/// A gzip file of these bytes.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 /// An answer that has been decided and not sent.
@@ -229,6 +239,21 @@ impl Plan {
 
     pub fn remove(&mut self, name: &str) {
         self.headers.retain(|(k, _)| !k.eq_ignore_ascii_case(name));
+    }
+
+    fn gzip(&mut self, seen: &Seen) {
+        if !matches!(self.status, 200 | 206) {
+            return;
+        }
+        self.content = Arc::new(gzip(&self.content));
+        (self.status, self.from, self.to) = (200, 0, self.content.len());
+        self.remove("Content-Range");
+        if let Some(from) = seen.range_start().map(|from| usize::try_from(from).unwrap()) {
+            let (from, all) = (from.min(self.to - 1), self.to);
+            (self.status, self.from) = (206, from);
+            self.set("Content-Range", &format!("bytes {from}-{}/{all}", all - 1));
+        }
+        self.set("Content-Encoding", "gzip");
     }
 
     /// Other content, sent whole or from where the range began.
@@ -295,6 +320,7 @@ impl Plan {
             Fault::Without(name) => self.remove(name),
             Fault::Header(name, value) => self.set(name, value),
             Fault::Chunked => self.chunked = true,
+            Fault::Gzip => self.gzip(seen),
             Fault::Rewrite(change) => change(seen, self),
         }
     }

@@ -1,5 +1,6 @@
 //! What is asked of a registry, and what its answers are taken for, good and bad.
 
+use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 use larder::config::schema::Upstream as Settings;
@@ -74,12 +75,40 @@ async fn an_oversized_manifest_is_refused_with_and_without_its_length() {
 
 #[tokio::test]
 async fn an_encoded_body_is_refused_by_name() {
-    let registry = Registry::start(|_, _| answer(200, &[("content-encoding", "gzip")], b"x")).await;
+    let registry = Registry::start(|_, _| answer(200, &[("content-encoding", "br")], b"x")).await;
     let upstream = open(&registry);
     let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("refused");
-    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("gzip")), "{error}");
+    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("br")), "{error}");
     let error = upstream.get_blob(&name(), &digest(), 0, None).await.expect_err("refused");
     assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+}
+
+#[tokio::test]
+async fn gzip_is_undone_where_that_is_wanted() {
+    let registry = Registry::start(|_, _| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(b"{\"a\": 1}").expect("written");
+        let headers = [("content-encoding", "gzip"), ("docker-content-digest", "sha256:nonsense")];
+        answer(200, &headers, &encoder.finish().expect("finished"))
+    })
+    .await;
+    let upstream = open(&registry);
+    let document = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a document");
+    assert_eq!(document.body, "{\"a\": 1}");
+    let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a head");
+    assert_eq!(head.expect("an answer").size, None, "it would be the encoded one");
+    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(None));
+    for decoded in [false, true] {
+        let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+        assert!(body.gzip && body.total.is_some());
+        if decoded {
+            body = body.decoded();
+            assert_eq!(body.total, None);
+        }
+        let bytes = read(&mut body).await.expect("the bytes");
+        assert_eq!(bytes == b"{\"a\": 1}", decoded);
+        assert_eq!(body.chunk().await, Ok(None), "an end stays an end");
+    }
 }
 
 #[tokio::test]

@@ -11,9 +11,10 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Remote, check_encoding, length, only, permit};
+use super::{Remote, length, only, permit};
 use crate::oci::media::OCI_INDEX;
 use crate::oci::{Digest, MediaType, Name, Referrers, Tag};
+use crate::upstream::encoding::{self, is_gzip};
 use crate::upstream::error::UpstreamError;
 use crate::upstream::exchange::Call;
 use crate::upstream::{LIST_MAX, TAGS_MAX, link};
@@ -166,12 +167,13 @@ impl Remote {
             only(&response, StatusCode::OK)?;
         }
         let headers = response.headers();
-        check_encoding(headers)?;
+        let encoded = is_gzip(headers)?;
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let (content_type, next) = (content_type.and_then(MediaType::from_header), link::next(headers));
         let size = length(headers);
-        let (status, body) =
-            (response.status(), self.body(&mut response, size, "list", before, LIST_MAX).await?);
+        let status = response.status();
+        let body = self.body(&mut response, size, "list", before, LIST_MAX).await?;
+        let body = if encoded { encoding::document(body, LIST_MAX)? } else { body };
         Ok(Page { status, content_type, body, next })
     }
 }
