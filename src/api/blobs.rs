@@ -46,8 +46,9 @@ impl Registry {
             return Ok(Content::Ready(answer, blob.outcome));
         }
         let range = match (RangeRequest::parse(range_header(asked, digest)), blob.size) {
-            // Without a length there is no Content-Range to write; all of it is always allowed (RFC 9110, 14.2).
-            (RangeRequest::Whole, _) | (_, None) => None,
+            // Without a length there is no Content-Range to write; all of it is always allowed (RFC 9110, 14.2). Of
+            // nothing there is no range, and containerd, which asks for `bytes=0-` of everything, takes no 416 for it.
+            (RangeRequest::Whole, _) | (_, None | Some(0)) => None,
             (RangeRequest::One(range), Some(size)) => {
                 let range = range.within(size).ok_or(Refusal::Range(size))?;
                 *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -73,10 +74,13 @@ fn insert_blob(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome) {
     response::insert_outcome(headers, outcome);
 }
 
-/// The Range header, unless an If-Range names other content (RFC 9110, 13.1.5).
+/// The Range header, unless an If-Range names anything but this content, strongly (RFC 9110, 13.1.5).
 fn range_header<'a>(asked: &Asked<'a>, digest: &Digest) -> Option<&'a str> {
-    if response::is_match(asked.headers, IF_RANGE, digest) == Some(false) {
-        return None;
+    if let Some(validator) = asked.headers.get(IF_RANGE) {
+        let tag = validator.to_str().ok()?.trim();
+        if tag.trim_matches('"') != digest.to_string() {
+            return None;
+        }
     }
     asked.headers.get(RANGE)?.to_str().ok()
 }

@@ -33,8 +33,8 @@ pub enum Source {
     Stored(BlobEntry),
     /// A fill is bringing it.
     Filling(Arc<Draft>),
-    /// The upstream sends it, past the store.
-    Passing(mpsc::Receiver<Result<Bytes, CacheError>>),
+    /// The upstream sends what the draft does not have yet, past the store.
+    Passing(mpsc::Receiver<Bytes>, Arc<Draft>),
 }
 
 /// Rounds of finding a place at a fill: another repository's fill may fail under a request that then starts its own.

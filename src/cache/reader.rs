@@ -11,10 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use crate::oci::{Digest, Repository};
+use crate::oci::{Digest, Name, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, Progress, StoreError};
-
 use crate::telemetry::Outcome;
+use crate::upstream::{BlobBody, Upstream};
 
 use super::blob::{Blob, Source};
 use super::{Cache, CacheError, blocking};
@@ -23,6 +23,9 @@ use super::{Cache, CacheError, blocking};
 const STEP: u64 = 512 << 10;
 /// How far beyond a fill's frontier a range must begin to be worth a request of its own to the upstream.
 const FAR: u64 = 8 << 20;
+/// How much of such a range is asked for at a time. Clients that want one chunk ask for all that follows and hang up when
+/// they have it, as containerd does: so that costs little more than they read, and no connection to the upstream.
+const PIECE: u64 = 4 << 20;
 /// How long a client that is passed through may leave a chunk unread.
 const STALLED: Duration = Duration::from_secs(30);
 /// Chunks between the upstream and a client that is passed through.
@@ -65,56 +68,56 @@ impl Cache {
         let mut outcome = blob.outcome;
         if let (Source::Filling(draft), Some(range)) = (&source, &range)
             && range.start > draft.progress().readable().saturating_add(FAR)
-            && let Some(passing) = self.pass(repository, digest, range, draft.progress().total).await
+            && let Some(passing) = self.pass(repository, digest, range, draft).await
         {
-            source = Source::Passing(passing);
+            source = Source::Passing(passing, Arc::clone(draft));
             outcome = Outcome::Bypass;
         }
         let whole = match &source {
             Source::Stored(entry) => Some(entry.size()),
-            Source::Filling(_) | Source::Passing(_) => None,
+            Source::Filling(_) | Source::Passing(..) => None,
         };
         let at = range.as_ref().map_or(0, |range| range.start);
         let end = range.map(|range| range.end).or(whole);
         Ok((BlobReader { cache: self.clone(), source, at, end, ready: VecDeque::new(), step: None }, outcome))
     }
 
-    /// A range straight from the upstream; `None` if it does not give just that, and waiting must do.
+    /// The beginning of a range straight from the upstream, piece by piece until the fill has come that far; `None` if
+    /// the upstream does not give just that. Where it ends early, for whatever reason, the draft goes on.
     async fn pass(
         &self,
         repository: &Repository,
         digest: &Digest,
         range: &Range<u64>,
-        whole: Option<u64>,
-    ) -> Option<mpsc::Receiver<Result<Bytes, CacheError>>> {
+        draft: &Arc<Draft>,
+    ) -> Option<mpsc::Receiver<Bytes>> {
         // Each holds a connection of the upstream's for as long as its client likes to read.
         let place = Arc::clone(&self.0.passing).try_acquire_owned().ok()?;
-        let upstream = self.0.upstream(repository).ok()?;
-        let last = range.end.checked_sub(1);
-        let mut body = upstream.get_blob(&repository.name, digest, range.start, last).await.ok()?;
-        // A range of encoded bytes is none of the blob's; the length tells which they are.
-        let encoded = body.gzip && body.total != whole;
-        if body.offset != range.start || encoded {
-            return None;
-        }
+        let upstream = Arc::clone(self.0.upstream(repository).ok()?);
+        let (name, digest, mut left) = (repository.name.clone(), *digest, range.clone());
+        let whole = draft.progress().total;
+        let mut body = piece(&upstream, &name, &digest, &left, whole).await?;
         let (sender, passing) = mpsc::channel(QUEUE);
-        let mut left = range.end - range.start;
+        let draft = Arc::clone(draft);
         tokio::spawn(async move {
             let _place = place;
-            while left > 0 {
-                let chunk = match body.chunk().await {
+            while left.start < left.end {
+                match body.chunk().await {
                     Ok(Some(mut chunk)) => {
-                        chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-                        left -= chunk.len() as u64;
-                        Ok(chunk)
+                        chunk.truncate(usize::try_from(left.end - left.start).unwrap_or(usize::MAX));
+                        left.start += chunk.len() as u64;
+                        let sent = tokio::time::timeout(STALLED, sender.send(chunk)).await;
+                        if !matches!(sent, Ok(Ok(()))) {
+                            return;
+                        }
                     }
-                    Ok(None) => Err(CacheError::Interrupted),
-                    Err(error) => Err(error.into()),
-                };
-                let broken = chunk.is_err();
-                match tokio::time::timeout(STALLED, sender.send(chunk)).await {
-                    Ok(Ok(())) if !broken => {}
-                    _ => return,
+                    Ok(None) if draft.progress().readable() <= left.start => {
+                        match piece(&upstream, &name, &digest, &left, whole).await {
+                            Some(next) => body = next,
+                            None => return,
+                        }
+                    }
+                    Ok(None) | Err(_) => return,
                 }
             }
         });
@@ -122,11 +125,32 @@ impl Cache {
     }
 }
 
+/// The next piece of a range, and nothing before or beside it.
+async fn piece(
+    upstream: &Upstream,
+    name: &Name,
+    digest: &Digest,
+    left: &Range<u64>,
+    whole: Option<u64>,
+) -> Option<BlobBody> {
+    let end = left.end.min(left.start.saturating_add(PIECE));
+    let body = upstream.get_blob(name, digest, left.start, end.checked_sub(1)).await.ok()?;
+    // A range of encoded bytes is none of the blob's; the length tells which they are.
+    let encoded = body.gzip && body.total != whole;
+    (body.offset == left.start && !encoded).then_some(body)
+}
+
 impl BlobReader {
     /// The next bytes; `None` at the end. An error means that the rest must not be sent.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
-        if let Source::Passing(passing) = &mut self.source {
-            return passing.poll_recv(cx);
+        if let Source::Passing(passing, draft) = &mut self.source {
+            match ready!(passing.poll_recv(cx)) {
+                Some(bytes) => {
+                    self.at += bytes.len() as u64;
+                    return Poll::Ready(Some(Ok(bytes)));
+                }
+                None => self.source = Source::Filling(Arc::clone(draft)),
+            }
         }
         loop {
             if let Some(bytes) = self.ready.pop_front() {
@@ -170,7 +194,7 @@ impl BlobReader {
                 })
             }
             Source::Filling(draft) => Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end)),
-            Source::Passing(_) => return None,
+            Source::Passing(..) => return None,
         })
     }
 }

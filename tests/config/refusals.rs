@@ -206,7 +206,9 @@ fn a_secret_in_a_url_is_not_repeated() {
 
 #[test]
 fn somebody_must_say_what_a_tag_stands_for() {
+    let text = "[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }]";
     assert_eq!(problem_keys(text), ["upstream.x.endpoints"]);
+    let text = "[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }, \"http://b\"]";
     assert_eq!(problem_keys(text), Vec::<String>::new());
 }
 

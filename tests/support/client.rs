@@ -17,6 +17,7 @@ pub struct Broken(pub String);
 pub struct Client {
     addr: SocketAddr,
     patience: Duration,
+    narrow: bool,
 }
 
 /// An answer's status line and headers.
@@ -110,7 +111,14 @@ pub struct Transfer {
 
 impl Client {
     pub fn new(addr: SocketAddr) -> Self {
-        Self { addr, patience: PATIENCE }
+        Self { addr, patience: PATIENCE, narrow: false }
+    }
+
+    /// The same client, with little room for bytes that have come and are not read.
+    #[must_use]
+    pub fn narrow(mut self) -> Self {
+        self.narrow = true;
+        self
     }
 
     /// The same client, which waits no longer than this for the next bytes.
@@ -156,10 +164,23 @@ impl Client {
     }
 
     pub fn connect(&self) -> std::io::Result<TcpStream> {
-        let stream = TcpStream::connect(self.addr)?;
+        let stream = if self.narrow { self.connect_narrow()? } else { TcpStream::connect(self.addr)? };
         stream.set_read_timeout(Some(self.patience))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// The size of a socket's buffer can only be set before it connects, which the standard library does in one.
+    fn connect_narrow(&self) -> std::io::Result<TcpStream> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let stream = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.set_recv_buffer_size(128 * 1024)?;
+            socket.connect(self.addr).await
+        })?;
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?;
         Ok(stream)
     }
 
