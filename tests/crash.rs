@@ -164,6 +164,55 @@ fn a_draft_survives_kill_9() {
     goes_on(&half);
 }
 
+/// A larder that is killed at 60 % of a blob and started again lets its upstream send the other 40 % and little more.
+fn killed_at_sixty_percent(length: usize, flushed: Duration) {
+    let registry = Registry::start();
+    let blob = Blob::random(7, length);
+    registry.add_blob("library/app", &blob);
+    let (gate, at) = (Gate::new(), length / 10 * 6);
+    registry.script(When::blobs().method("GET").times(1), Fault::HoldBody(at, gate.clone()));
+    let mut larder = Larder::before(&registry);
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
+    let mut read = 0;
+    while read < at - MIB {
+        let part = transfer.read(MIB).unwrap();
+        assert!(part == blob.bytes[read..read + part.len()], "wrong bytes at {read}");
+        read += part.len();
+    }
+    gate.wait_reached(1);
+    // As above: nothing outside tells when the store has written what it was given.
+    std::thread::sleep(flushed);
+    larder.kill9();
+    drop(transfer);
+    larder.restart();
+    let again = larder.api().open("GET", &path, &[]).unwrap();
+    assert_eq!((again.head.status, again.head.content_length()), (200, Some(length)));
+    assert_eq!(again.compare(&blob.bytes).unwrap(), length);
+    let gets = registry.seen("GET", "/blobs/");
+    let starts: Vec<_> = gets.iter().map(Seen::range_start).collect();
+    let sent: u64 = gets.iter().map(Seen::sent).sum();
+    assert_eq!((starts.len(), starts[0]), (2, None), "{starts:?}");
+    let (start, at) = (starts[1].unwrap_or(0), at as u64);
+    assert!((at - MIB as u64..=at).contains(&start), "it went on at {start}, not at {at}");
+    assert!(sent <= (length + MIB) as u64, "{sent} bytes sent for {length}");
+    larder.settle();
+    registry.down();
+    assert_eq!(larder.api().open("GET", &path, &[]).unwrap().compare(&blob.bytes).unwrap(), length);
+}
+
+#[test]
+fn a_killed_larder_costs_the_upstream_only_the_rest() {
+    killed_at_sixty_percent(48 * MIB, Duration::from_secs(2));
+}
+
+/// The same at the size of a large layer.
+#[test]
+#[ignore = "a gibibyte, twice; for a release build"]
+fn a_killed_larder_costs_the_upstream_only_the_rest_of_a_gibibyte() {
+    killed_at_sixty_percent(1024 * MIB, Duration::from_secs(5));
+}
+
 #[test]
 fn a_draft_survives_a_stop() {
     let half = half(None);
