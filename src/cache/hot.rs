@@ -27,7 +27,8 @@ pub struct Document {
 /// What an upstream was asked for. A blob that is not there says nothing about a manifest of the same digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Wanted {
-    Tag(Tag),
+    /// A tag, for clients that accept certain types; `None` for all others.
+    Tag(Tag, Option<String>),
     /// The list of tags.
     Tags,
     /// What refers to a manifest.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::config::schema::{Cache as Settings, OnUpstream404};
 use crate::oci::media::CANONICAL_ACCEPT;
-use crate::oci::{Digest, Reference};
+use crate::oci::{Digest, Reference, Repository};
 use crate::store::TagFact;
 use crate::telemetry::Outcome;
 use crate::upstream::{Document as Answer, Upstream};
@@ -79,7 +79,7 @@ pub(super) fn is_absent(shared: &Shared, pointer: &Pointer) -> bool {
 
 fn wanted(pointer: &Pointer) -> Wanted {
     match pointer {
-        Pointer::Tag(key) => Wanted::Tag(key.tag.clone()),
+        Pointer::Tag(key) => Wanted::Tag(key.tag.clone(), key.variant.clone()),
         Pointer::Referrers(_, subject) => Wanted::Referrers(*subject),
     }
 }
@@ -195,7 +195,10 @@ async fn ask_for_tag(
     let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
     let mut announced = None;
     if let Some(known) = known {
-        let head = upstream.head_manifest(&key.repository.name, &reference, accept).await?;
+        let head = match upstream.head_manifest(&key.repository.name, &reference, accept).await {
+            Err(error) if error.may_be_about_head() => None,
+            head => head?,
+        };
         announced = head.and_then(|head| head.digest);
         if announced == Some(known.fact.digest) {
             return Ok(Arc::clone(&known.document));
@@ -207,8 +210,8 @@ async fn ask_for_tag(
 /// Gets what a tag stands for and verifies it against the digest that the upstream announced.
 ///
 /// A registry that announces one document and sends another (Docker Hub has sent a child under its list's digest)
-/// is asked by digest: for what it announced, then for what it sent. What it does not know by its own digest is
-/// damaged and is refused.
+/// is asked by digest: for what it announced, then for what it sent; or the other way round, if the client takes just
+/// the types of what was sent. What it does not know by its own digest is damaged and is refused.
 async fn fetch_by_tag(
     shared: &Arc<Shared>,
     key: &TagKey,
@@ -226,17 +229,35 @@ async fn fetch_by_tag(
         return keep(shared, repository, digest, answer).await;
     }
     tracing::warn!(%repository, tag = %key.tag, %announced, %digest, "the upstream announced another digest than it sent");
+    let converted = key.variant.is_some();
+    if converted {
+        if let Some(document) = stored(shared, repository, &digest).await? {
+            return Ok(document);
+        }
+        if knows(upstream, repository, &digest, accept, &answer).await {
+            return keep(shared, repository, digest, answer).await;
+        }
+    }
     if let Ok((document, _)) = fetch(shared, repository, &announced, None, true).await {
         return Ok(document);
     }
-    let known = upstream.get_manifest(&repository.name, &Reference::Digest(digest), accept).await;
-    match known {
-        Ok(Answer { body, .. }) if body == answer.body => keep(shared, repository, digest, answer).await,
-        _ => {
-            check(shared, repository, &answer, &announced, None)?;
-            Err(CacheError::Mismatch(format!("{digest} is not what was announced")))
-        }
+    if !converted && knows(upstream, repository, &digest, accept, &answer).await {
+        return keep(shared, repository, digest, answer).await;
     }
+    check(shared, repository, &answer, &announced, None)?;
+    Err(CacheError::Mismatch(format!("{digest} is not what was announced")))
+}
+
+/// Whether the upstream gives the same document for the document's own digest.
+async fn knows(
+    upstream: &Upstream,
+    repository: &Repository,
+    digest: &Digest,
+    accept: &str,
+    answer: &Answer,
+) -> bool {
+    let known = upstream.get_manifest(&repository.name, &Reference::Digest(*digest), accept).await;
+    known.is_ok_and(|known| known.body == answer.body)
 }
 
 /// Keeps a pointer. Facts that cannot be kept cost a revalidation after the next start, never a wrong answer.
@@ -256,10 +277,8 @@ async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
 /// The upstream says that there is no such thing any more: it leaves service, its content stays.
 async fn gone(shared: &Arc<Shared>, pointer: &Pointer, error: &CacheError) {
     let Ok(upstream) = shared.upstream(pointer.repository()) else { return };
-    // A variant's absence says nothing about the tag. An absence is consulted only where nothing is known.
-    if !matches!(pointer, Pointer::Tag(TagKey { variant: Some(_), .. })) {
-        remember(shared, pointer.repository(), wanted(pointer), error.clone());
-    }
+    // An absence is consulted only where nothing is known.
+    remember(shared, pointer.repository(), wanted(pointer), error.clone());
     if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
         return;
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
+use crate::upstream::{Upstream, UpstreamError};
 
 use super::hot::Wanted;
 use super::verify::check;
@@ -22,9 +23,11 @@ pub(super) async fn confirm_manifest(
     }
     let upstream = shared.upstream(repository)?;
     let reference = Reference::Digest(*digest);
-    let confirmed = match upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
-        // An upstream that does not do HEAD has confirmed nothing.
-        Ok(None) => match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+    let head = upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await;
+    // An upstream that does not do HEAD has confirmed nothing.
+    let silent = head.as_ref().map_or_else(UpstreamError::may_be_about_head, Option::is_none);
+    let confirmed = match head {
+        _ if silent => match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
             Ok(answer) => return check(shared, repository, &answer, digest, None),
             Err(error) => Err(error),
         },
@@ -47,12 +50,33 @@ pub(super) async fn confirm_blob(
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
-    match upstream.head_blob(&repository.name, digest).await {
+    let told = match upstream.head_blob(&repository.name, digest).await {
+        // No registry is known that says of blobs, as some do of manifests, that they are not there just to HEAD.
+        Err(error) if error != UpstreamError::NotFound && error.may_be_about_head() => {
+            first_byte(upstream, repository, digest).await
+        }
+        told => told,
+    };
+    match told {
         Ok(size) => {
             link(shared, repository, digest).await;
             Ok(size)
         }
         Err(error) => Err(remember(shared, repository, wanted, error.into())),
+    }
+}
+
+/// Asks for a blob's first byte, for the sake of what comes with it: its length.
+async fn first_byte(
+    upstream: &Upstream,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Option<u64>, UpstreamError> {
+    match upstream.get_blob(&repository.name, digest, 0, Some(0)).await {
+        Ok(body) => Ok(body.total.filter(|_| !body.gzip)),
+        // There is no first byte of nothing.
+        Err(UpstreamError::RangeNotSatisfiable) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

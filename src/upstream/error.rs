@@ -83,6 +83,16 @@ impl UpstreamError {
         }
     }
 
+    /// Whether this, in answer to a HEAD, may be about the method rather than about what was asked for: registries,
+    /// proxies and signed addresses refuse HEAD alone with any of these, and only a GET can tell.
+    pub fn may_be_about_head(&self) -> bool {
+        match self {
+            Self::NotFound | Self::Denied { .. } => true,
+            Self::Status(status) => matches!(status, 400..=499 | 501),
+            _ => false,
+        }
+    }
+
     /// Whether the endpoint failed as such, whatever it was asked for.
     pub(super) fn is_outage(&self) -> bool {
         match self {

@@ -169,6 +169,8 @@ pub enum Fault {
     Header(&'static str, String),
     /// No Content-Length; chunked.
     Chunked,
+    /// Neither a Content-Length nor chunks: the body ends with its connection.
+    Untold,
     /// Encoded as gzip and labelled so, although nobody asked; a range is one of the encoded bytes.
     Gzip,
     /// Anything else.
@@ -200,6 +202,8 @@ pub struct Plan {
     /// The Content-Length as it is told; by default the truth.
     pub told_length: Option<usize>,
     pub chunked: bool,
+    /// No length is told in any way, and the connection ends with the body.
+    pub untold: bool,
     pub head_delay: Duration,
     pub head_gates: Vec<Gate>,
     pub holds: Vec<(usize, Gate)>,
@@ -218,6 +222,7 @@ impl Plan {
             content,
             told_length: None,
             chunked: false,
+            untold: false,
             head_delay: Duration::ZERO,
             head_gates: Vec::new(),
             holds: Vec::new(),
@@ -320,6 +325,7 @@ impl Plan {
             Fault::Without(name) => self.remove(name),
             Fault::Header(name, value) => self.set(name, value),
             Fault::Chunked => self.chunked = true,
+            Fault::Untold => self.untold = true,
             Fault::Gzip => self.gzip(seen),
             Fault::Rewrite(change) => change(seen, self),
         }

@@ -88,16 +88,18 @@ fn deliver(mut stream: &TcpStream, seen: &Seen, plan: &Plan, gone: impl Fn() -> 
     }
     if plan.chunked {
         head.push_str("Transfer-Encoding: chunked\r\n");
+    } else if plan.untold {
+        head.push_str("Connection: close\r\n");
     } else if !plan.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
         head.push_str(&format!("Content-Length: {}\r\n", plan.told_length.unwrap_or(plan.to - plan.from)));
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).ok()?;
     if bare {
-        return Some(());
+        return (!plan.untold).then_some(());
     }
     send_body(stream, seen, plan, gone)?;
-    let told = plan.told_length.is_none_or(|told| told == plan.to - plan.from);
+    let told = !plan.untold && plan.told_length.is_none_or(|told| told == plan.to - plan.from);
     told.then_some(())
 }
 
