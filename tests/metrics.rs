@@ -312,7 +312,7 @@ fn only_what_does_not_verify_is_a_verify_failure() {
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let broken_page = vec![("Content-Type".to_owned(), "text/html".to_owned())];
     let faults = [
-        (Fault::Header("Content-Encoding", "gzip".to_owned()), 0),
+        (Fault::Header("Content-Encoding", "br".to_owned()), 0),
         // Of this machine, and all the same not the host that is configured.
         (Fault::Redirect(307, "http://127.0.0.2:9".to_owned()), 0),
         (Fault::Redirect(307, "ftp://127.0.0.1".to_owned()), 0),

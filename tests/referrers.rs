@@ -466,7 +466,7 @@ fn upstreams_and_what_clients_get() {
         (Fault::Status(403), Wanted::Status(403)),
         (Fault::Close, Wanted::Trouble),
         (Fault::OneLessThanPromised, Wanted::Trouble),
-        (Fault::Header("Content-Encoding", "gzip".to_owned()), Wanted::Trouble),
+        (Fault::Header("Content-Encoding", "br".to_owned()), Wanted::Trouble),
         // Pages that do not end, or do not come.
         (Fault::Header("Link", "<?last=x>; rel=\"next\"".to_owned()), Wanted::Trouble),
         (Fault::Header("Link", "</>; rel=\"next\"".to_owned()), Wanted::Trouble),
