@@ -38,7 +38,9 @@ impl Suite {
         }
         let referrers: Vec<_> =
             TYPES.iter().map(|kind| Image::statement(kind, "a note", &image.manifest)).collect();
-        referrers.iter().for_each(|document| registry.add_manifest("library/conformance", document));
+        for document in &referrers {
+            registry.add_manifest("library/conformance", document);
+        }
         // The suites list tags before they pull any.
         let larder = Setup::with(&registry).set("cache.tags_list", "merged").start();
         Self { _registry: registry, larder, image, index, referrers }
