@@ -120,6 +120,46 @@ fn a_wrong_manifest_is_never_served() {
 }
 
 #[test]
+fn nothing_is_no_blob() {
+    // There is no last byte to withhold: who gets an empty body to its end has taken it for the blob.
+    for fault in [Fault::Other(Arc::default()), Fault::Answer(200, Vec::new(), Vec::new())] {
+        let house = House::new();
+        house.registry.script(When::blobs().method("GET"), fault);
+        for range in [&[][..], &[("Range", "bytes=0-")]] {
+            let answer = house.larder.api().send("GET", &house.path, range);
+            assert_eq!(answer.status(), 502, "{answer:?}");
+        }
+        house.registry.behave();
+        house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
+    }
+    let house = House::new();
+    let nothing = Blob::new("");
+    house.registry.add_blob("library/app", &nothing);
+    let path = format!("/v2/library/app/blobs/{}", nothing.digest);
+    for _ in 0..2 {
+        let answer = house.larder.get(&path);
+        answer.is_ok_with(b"");
+        assert_eq!(answer.head.content_length(), Some(0));
+    }
+}
+
+#[test]
+fn a_manifest_that_is_cut_is_fetched_once_more() {
+    let by_digest = |house: &House| format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
+    for tag in [true, false] {
+        let house = House::new();
+        house.registry.script(When::manifests().times(1), Fault::Cut(100));
+        let path = if tag { TAG.to_owned() } else { by_digest(&house) };
+        house.larder.get(&path).is_ok_with(&house.image.manifest.bytes);
+        assert_eq!(house.registry.count("GET", "/manifests/"), 2);
+    }
+    let house = House::new();
+    house.registry.script(When::manifests(), Fault::Cut(100));
+    assert_eq!(house.larder.get(TAG).status(), 502);
+    assert_eq!(house.registry.count("GET", "/manifests/"), 2, "but no more than that");
+}
+
+#[test]
 fn a_digest_header_that_lies_is_not_passed_on() {
     let house = House::new();
     let lie = sha256(b"something else");

@@ -158,8 +158,14 @@ enum Begun {
 }
 
 /// Waits until a fill has begun to bring bytes, or has ended. A request waits a bounded time; the fill goes on.
+///
+/// Of an empty body no byte can be withheld until it is verified, so there the end itself is waited for.
 async fn begun(mut phase: watch::Receiver<Phase>) -> Result<Begun, CacheError> {
-    let waiting = phase.wait_for(|phase| !matches!(phase, Phase::Starting));
+    let waiting = phase.wait_for(|phase| match phase {
+        Phase::Starting => false,
+        Phase::Running(draft) => draft.progress().total != Some(0),
+        Phase::Stored(_) | Phase::Failed(_) => true,
+    });
     let Ok(phase) = tokio::time::timeout(ANSWER_WITHIN, waiting).await else {
         return Err(CacheError::too_late(ANSWER_WITHIN));
     };

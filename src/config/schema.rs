@@ -341,6 +341,9 @@ pub struct Upstream {
     pub allow_private: bool,
     /// Connections to it at once.
     pub max_connections: usize,
+    /// How long a body may stand still before it is asked for anew from where it stopped; 30 s if not set.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
     /// Overrides `cache.tag_ttl`.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub tag_ttl: Option<Duration>,
@@ -382,6 +385,7 @@ impl Default for Upstream {
             deny: Vec::new(),
             allow_private: false,
             max_connections: 64,
+            idle_timeout: None,
             tag_ttl: None,
             negative_ttl: None,
             stale_if_error: None,

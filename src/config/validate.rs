@@ -220,6 +220,9 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut Problems) {
     problems.readable(upstream.client_cert.as_deref(), &at("client_cert"));
     problems.readable(upstream.client_key.as_deref(), &at("client_key"));
     problems.connections(upstream.max_connections, &at("max_connections"));
+    if let Some(time) = upstream.idle_timeout {
+        problems.duration(time, false, &at("idle_timeout"));
+    }
     // Keys that are not set here are the common ones, which have had their turn.
     freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);
 }

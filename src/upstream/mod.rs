@@ -107,6 +107,8 @@ impl Upstreams {
         for (text, upstream) in &config.upstream {
             let name: UpstreamName = text.parse().map_err(|_| BuildError::Name(text.clone()))?;
             around.metrics.declare_upstream(text);
+            let idle = upstream.idle_timeout.unwrap_or(timeouts.idle);
+            let around = Surroundings { timeouts: Timeouts { idle, ..timeouts }, ..around.clone() };
             let told = Arc::default();
             let endpoints = upstream.endpoints.iter();
             let endpoints: Vec<_> = endpoints

@@ -122,6 +122,16 @@ impl Remote {
     ) -> Result<Document, UpstreamError> {
         let _permit = permit(&self.small, deadline).await?;
         let call = self.call(Method::GET, name, "manifests", reference, Some(accept))?;
+        match self.document(&call, deadline).await {
+            Err(error @ UpstreamError::Interrupted(_)) if Instant::now() < deadline => {
+                tracing::debug!(%error, "asking for the manifest again");
+                self.document(&call, deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn document(&self, call: &Call<'_>, deadline: Instant) -> Result<Document, UpstreamError> {
         let mut response = call.send(&self.link, &self.auth, deadline).await?;
         only(&response, StatusCode::OK)?;
         let encoded = is_gzip(response.headers())?;

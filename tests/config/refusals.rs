@@ -106,6 +106,7 @@ fn problems_name_their_key() {
         ("[upstream.\"quay.io\"]\nrealm_hosts = [\"a\", \"https://a\"]", "upstream.\"quay.io\".realm_hosts"),
         ("[upstream.\"quay.io\"]\nrealm_hosts = [\"*.a\"]", "upstream.\"quay.io\".realm_hosts"),
         ("[upstream.\"quay.io\"]\nrevalidate_timeout = \"0s\"", "upstream.\"quay.io\".revalidate_timeout"),
+        ("[upstream.\"quay.io\"]\nidle_timeout = \"0s\"", "upstream.\"quay.io\".idle_timeout"),
         ("[upstream.\"quay.io\"]\nallow = [\"org/**\", \"org/[a\"]", "upstream.\"quay.io\".allow"),
         ("[upstream.\"quay.io\"]\ndeny = [\"org**\"]", "upstream.\"quay.io\".deny"),
         ("[upstream.\"quay.io\"]\ndeny = [\"Org/*\"]", "upstream.\"quay.io\".deny"),

@@ -16,6 +16,7 @@ pub mod lists;
 pub mod registry;
 pub mod script;
 pub mod timed;
+pub mod tls;
 pub mod wire;
 
 pub use client::{Answer, Client, Transfer};
@@ -25,6 +26,7 @@ pub use larder::{Larder, Setup};
 pub use registry::{Auth, Registry, Seen};
 pub use script::{Fault, Gate, When};
 pub use timed::Timed;
+pub use tls::TlsServer;
 
 use std::time::{Duration, Instant};
 

@@ -293,7 +293,8 @@ impl Plan {
             Fault::Close => self.close = true,
             Fault::Flip(at) => {
                 let mut bytes = self.content.to_vec();
-                bytes[*at] ^= 1;
+                // An error document may be shorter.
+                bytes.get_mut(*at).into_iter().for_each(|byte| *byte ^= 1);
                 self.content = Arc::new(bytes);
             }
             Fault::OneLess => self.replace(self.content[..self.content.len() - 1].to_vec()),

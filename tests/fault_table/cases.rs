@@ -1,0 +1,537 @@
+//! The faults, one after the other: what an upstream does, and what of it is asked for under that.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+use toml::Value;
+
+use super::site::{Content, LENGTH, REPOSITORY, Site};
+use super::support::content::{
+    DOCKER_LIST, DOCKER_MANIFEST, DOCKER_SCHEMA1, OCI_INDEX, OCI_MANIFEST, sha256,
+};
+use super::support::{Auth, Fault, Gate, Index, Setup, When};
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Tag,
+    HeldTag,
+    Digest,
+    HeldDigest,
+    Blob,
+    HeldBlob,
+}
+
+impl Asked {
+    /// Whether it was pulled before the fault.
+    pub(crate) fn is_held(self) -> bool {
+        matches!(self, Self::HeldTag | Self::HeldDigest | Self::HeldBlob)
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tag => "tag",
+            Self::HeldTag => "tag, held",
+            Self::Digest => "digest",
+            Self::HeldDigest => "digest, held",
+            Self::Blob => "blob",
+            Self::HeldBlob => "blob, held",
+        })
+    }
+}
+
+/// Who stands beside the first registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beside {
+    Nobody,
+    /// A second endpoint of the same upstream.
+    Endpoint,
+    /// Somebody whom the registry sends others to.
+    Elsewhere,
+}
+
+type Settings = dyn Fn(&Site, &Setup) -> Vec<(&'static str, Value)> + Sync;
+type Happens = dyn Fn(&Site) + Sync;
+
+/// One fault.
+pub(crate) struct Case {
+    pub(crate) fault: &'static str,
+    pub(crate) asked: Vec<Asked>,
+    pub(crate) beside: Beside,
+    /// Whether the endpoint is a server behind TLS that sends everybody to plain HTTP.
+    pub(crate) tls: bool,
+    pub(crate) gateway: bool,
+    pub(crate) settings: Box<Settings>,
+    pub(crate) content: Box<dyn Fn(u64) -> Content + Sync>,
+    /// At which byte a blob waits until the client has the answer's head: what is wrong at the end would else be told
+    /// by a status to who is slow, and by a cut to who is quick.
+    pub(crate) held_at: Option<usize>,
+    /// How often it is asked under the fault before the time that counts.
+    pub(crate) before: usize,
+    /// Seconds after which there is an answer at the latest, where waiting is the point.
+    pub(crate) within: Option<u64>,
+    pub(crate) accept: Option<&'static str>,
+    pub(crate) happens: Box<Happens>,
+}
+
+impl Case {
+    fn setting(self, key: &'static str, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        Self { settings: Box::new(move |_, _| vec![(key, value.clone())]), ..self }
+    }
+
+    fn settings(
+        self,
+        settings: impl Fn(&Site, &Setup) -> Vec<(&'static str, Value)> + Sync + 'static,
+    ) -> Self {
+        Self { settings: Box::new(settings), ..self }
+    }
+
+    fn content(self, content: impl Fn(u64) -> Content + Sync + 'static) -> Self {
+        Self { content: Box::new(content), ..self }
+    }
+
+    fn beside(self, beside: Beside) -> Self {
+        Self { beside, ..self }
+    }
+
+    fn gateway(self) -> Self {
+        Self { gateway: true, ..self }
+    }
+
+    fn held_at(self, byte: usize) -> Self {
+        Self { held_at: Some(byte), ..self }
+    }
+
+    fn before(self, before: usize) -> Self {
+        Self { before, ..self }
+    }
+
+    fn within(self, seconds: u64) -> Self {
+        Self { within: Some(seconds), ..self }
+    }
+}
+
+use Asked::{Blob, Digest, HeldBlob, HeldDigest, HeldTag, Tag};
+
+const ALL: [Asked; 4] = [Tag, HeldTag, Digest, Blob];
+const COLD: [Asked; 3] = [Tag, Digest, Blob];
+const MANIFEST: [Asked; 2] = [Tag, Digest];
+/// Where a body is cut.
+const CUT: usize = LENGTH / 3;
+/// A byte that every body has which is about as long as the right one.
+const END: usize = LENGTH - 2;
+
+fn case(fault: &'static str, asked: &[Asked], happens: impl Fn(&Site) + Sync + 'static) -> Case {
+    Case {
+        fault,
+        asked: asked.to_vec(),
+        beside: Beside::Nobody,
+        tls: false,
+        gateway: false,
+        settings: Box::new(|_, _| Vec::new()),
+        content: Box::new(Content::image),
+        held_at: None,
+        before: 0,
+        within: None,
+        accept: None,
+        happens: Box::new(happens),
+    }
+}
+
+/// A case in which these faults happen to all requests.
+fn always(fault: &'static str, asked: &[Asked], faults: Vec<Fault>) -> Case {
+    case(fault, asked, move |site| {
+        for fault in &faults {
+            site.first.script(When::any(), fault.clone());
+        }
+    })
+}
+
+/// A case in which this happens to the first request and all is well afterwards.
+fn once(fault: &'static str, asked: &[Asked], happening: Fault) -> Case {
+    case(fault, asked, move |site| site.first.script(When::any().times(1), happening.clone()))
+}
+
+fn status(status: u16, headers: &[(&str, &str)]) -> Fault {
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Fault::Answer(status, headers, b"scripted".to_vec())
+}
+
+fn header(name: &'static str, value: &str) -> Fault {
+    Fault::Header(name, value.to_owned())
+}
+
+fn answer(media_type: &str, body: &str) -> Fault {
+    Fault::Answer(200, vec![("Content-Type".into(), media_type.into())], body.as_bytes().to_vec())
+}
+
+pub(crate) fn all() -> Vec<Case> {
+    let mut cases = connections();
+    cases.extend(statuses());
+    cases.extend(bodies());
+    cases.extend(ranges());
+    cases.extend(redirects());
+    cases.extend(labels());
+    cases.extend(documents());
+    cases.extend(heads_and_digests());
+    cases.extend(tokens());
+    cases.extend(conversions());
+    cases.extend(endpoints());
+    cases.extend(breakers());
+    cases.extend(gateways());
+    cases
+}
+
+fn connections() -> Vec<Case> {
+    vec![
+        case("none", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |_| ()),
+        case("connection refused", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |site| {
+            site.first.down();
+        }),
+        always("closed before the head", &ALL, vec![Fault::Close]),
+        once("closed before the head, once", &ALL, Fault::Close),
+        case("hangs before the head", &ALL, |site| {
+            site.first.script(When::any(), Fault::HoldHead(Gate::new()));
+        })
+        .within(10),
+        once("body stands still, once", &COLD, Fault::HoldBody(CUT, Gate::new())),
+        once("body cut, once", &COLD, Fault::Cut(CUT)),
+        case("body cut every time after a third", &[Blob], |site| {
+            site.first.script(When::any(), Fault::Cut(CUT));
+        }),
+        always("body cut, no length told", &COLD, vec![Fault::Untold, Fault::Cut(CUT)]).held_at(CUT - 1),
+    ]
+}
+
+fn statuses() -> Vec<Case> {
+    let tomorrow = httpdate::fmt_http_date(SystemTime::now() + Duration::from_hours(24));
+    vec![
+        always("500", &ALL, vec![Fault::Status(500)]),
+        once("500, once", &ALL, Fault::Status(500)),
+        always("502", &ALL, vec![Fault::Status(502)]),
+        always("503", &ALL, vec![Fault::Status(503)]),
+        always("503, Retry-After", &ALL, vec![status(503, &[("Retry-After", "17")])]),
+        always("504", &ALL, vec![Fault::Status(504)]),
+        always("429", &ALL, vec![Fault::Status(429)]),
+        always("429, Retry-After in seconds", &ALL, vec![status(429, &[("Retry-After", "17")])]),
+        always("429, Retry-After a date", &ALL, vec![status(429, &[("Retry-After", &tomorrow)])]),
+        always("401 without a challenge", &ALL, vec![status(401, &[])]),
+        always("401, Basic", &ALL, vec![status(401, &[("WWW-Authenticate", "Basic realm=\"x\"")])]),
+        always("403", &ALL, vec![Fault::Status(403)]),
+        always("404", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], vec![Fault::Status(404)]),
+        always("404, on_upstream_404 = stale", &[HeldTag], vec![Fault::Status(404)])
+            .setting("on_upstream_404", "stale"),
+        always("400", &ALL, vec![Fault::Status(400)]),
+        always("204", &ALL, vec![status(204, &[])]),
+        always("206 that nobody asked for", &COLD, vec![Fault::rewrite(|_, plan| plan.status = 206)]),
+        always("304 that nobody asked for", &ALL, vec![status(304, &[])]),
+    ]
+}
+
+fn bodies() -> Vec<Case> {
+    let other = Arc::new(vec![b'x'; LENGTH]);
+    vec![
+        always("other bytes", &COLD, vec![Fault::Other(other)]).held_at(END),
+        always("one bit flipped", &COLD, vec![Fault::Flip(CUT)]).held_at(END),
+        once("one bit flipped, once", &COLD, Fault::Flip(CUT)).held_at(END),
+        always("one byte short", &COLD, vec![Fault::OneLess]).held_at(END),
+        always("one byte long", &COLD, vec![Fault::OneMore]).held_at(END),
+        always("one byte long, no length told", &COLD, vec![Fault::OneMoreUntold]).held_at(END),
+        once("one byte less than promised, once", &COLD, Fault::OneLessThanPromised),
+        always(
+            "Content-Length one short",
+            &COLD,
+            vec![Fault::rewrite(|_, plan| plan.told_length = Some(plan.to - plan.from - 1))],
+        )
+        .held_at(END),
+        always("Content-Length is no number", &COLD, vec![header("Content-Length", "many")]),
+        always("empty body", &COLD, vec![Fault::Other(Arc::default())]),
+        always("login page", &COLD, vec![answer("text/html", "<html>Please log in</html>")]).held_at(10),
+        always("chunked", &COLD, vec![Fault::Chunked]),
+        always("no length told", &COLD, vec![Fault::Untold]),
+    ]
+}
+
+/// What comes after a cut.
+fn ranges() -> Vec<Case> {
+    let resumed = |fault, happening: Fault| {
+        case(fault, &[Blob], move |site| {
+            site.first.script(When::blobs().times(1), Fault::Cut(CUT));
+            site.first.script(When::blobs().after(1).times(1), happening.clone());
+        })
+    };
+    vec![
+        resumed("cut, then the range ignored", Fault::IgnoreRange),
+        resumed("cut, then another Content-Range", Fault::WrongContentRange),
+        resumed("cut, then no Content-Range", Fault::Without("Content-Range")),
+        resumed("cut, then 416", Fault::Status(416)),
+        resumed("cut, then 503", Fault::Status(503)),
+        resumed("cut, then 404", Fault::Status(404)),
+        resumed("cut, then cut again", Fault::Cut(CUT)),
+        always("416 for the whole blob", &[Blob], vec![Fault::Status(416)]),
+    ]
+}
+
+fn redirects() -> Vec<Case> {
+    let to_other = |site: &Site| Fault::Redirect(307, site.other.url());
+    let nowhere = |location: &'static str| vec![status(302, &[("Location", location)])];
+    let mut cases = vec![
+        case("redirect to another host", &COLD, move |site| {
+            site.first.script(When::any(), to_other(site));
+        })
+        .beside(Beside::Elsewhere),
+        case("redirect to a signed URL that has expired", &[Blob], move |site| {
+            site.first.script(When::any(), to_other(site));
+            site.other.script(When::any(), Fault::Status(403));
+        })
+        .beside(Beside::Elsewhere),
+        case("redirect, cut, and the signed URL expires", &[Blob], move |site| {
+            site.first.script(When::any(), to_other(site));
+            site.other.script(When::any().times(1), Fault::Cut(CUT));
+            site.other.script(When::any().after(1).times(1), Fault::Status(403));
+        })
+        .beside(Beside::Elsewhere),
+        case("redirect loop", &COLD, |site| {
+            site.first.script(When::any(), Fault::Redirect(307, site.first.url()));
+        }),
+        always("redirect without Location", &COLD, vec![status(307, &[])]),
+        always("redirect to no URL", &COLD, nowhere("http://[")),
+        always("redirect to another scheme", &COLD, nowhere("ftp://127.0.0.1/x")),
+        always("redirect to a private address", &COLD, nowhere("http://127.0.0.2:9/x")),
+        always("redirect to credentials", &COLD, nowhere("http://user:password@127.0.0.1:9/x")),
+    ];
+    let tls = case("redirect from https to http", &COLD, |_| ()).beside(Beside::Elsewhere);
+    cases.push(Case { tls: true, ..tls }.settings(|site, setup| {
+        let file = setup.write(&format!("{}.pem", site.upstream), &site.tls.as_ref().unwrap().pem);
+        vec![("ca_file", file.to_str().unwrap().into())]
+    }));
+    cases
+}
+
+fn labels() -> Vec<Case> {
+    let types = |fault, told: &str| always(fault, &MANIFEST, vec![header("Content-Type", told)]);
+    vec![
+        always("gzip-encoded", &COLD, vec![Fault::Gzip]),
+        always("labelled gzip, and is not", &COLD, vec![header("Content-Encoding", "gzip")]),
+        always("labelled br", &COLD, vec![header("Content-Encoding", "br")]),
+        always("no Content-Type", &MANIFEST, vec![Fault::Without("Content-Type")]),
+        types("Content-Type application/octet-stream", "application/octet-stream"),
+        types("Content-Type application/json", "application/json"),
+        types("Content-Type text/plain", "text/plain; charset=utf-8"),
+        types("Content-Type with a parameter", "application/vnd.oci.image.manifest.v1+json; charset=utf-8"),
+        types("Content-Type of an index", OCI_INDEX),
+    ]
+}
+
+fn documents() -> Vec<Case> {
+    let document = |fault, media_type: &'static str, text: String| {
+        case(fault, &MANIFEST, |_| ())
+            .content(move |n| Content::document(n, media_type, text.replace("ROW", &n.to_string())))
+    };
+    let image =
+        format!(r#""schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{{}},"layers":[],"row":ROW"#);
+    let large = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [],
+        "annotations": { "padding": "x".repeat(5 << 20) } })
+    .to_string();
+    vec![
+        document(
+            "schema 1",
+            DOCKER_SCHEMA1,
+            r#"{"schemaVersion":1,"name":"ROW","tag":"v1","fsLayers":[],"history":[],"signatures":[{}]}"#
+                .into(),
+        ),
+        document("keys twice", OCI_MANIFEST, format!(r#"{{{image},"mediaType":"{OCI_INDEX}"}}"#)),
+        document("keys in other letters", OCI_MANIFEST, format!(r#"{{{image},"Manifests":[{{}}]}}"#)),
+        document("image and index in one", OCI_MANIFEST, format!(r#"{{{image},"manifests":[{{}}]}}"#)),
+        document("JSON that is no manifest", OCI_MANIFEST, r#"{"schemaVersion":2,"row":ROW}"#.into()),
+        document("no JSON", OCI_MANIFEST, "row ROW".into()),
+        document("manifest of 5 MiB", OCI_MANIFEST, large.clone()),
+        always("manifest of 5 MiB, no length told", &MANIFEST, vec![Fault::Chunked])
+            .content(move |n| Content::document(n, OCI_MANIFEST, large.clone())),
+    ]
+}
+
+fn heads_and_digests() -> Vec<Case> {
+    let on_head = |fault, status| {
+        case(fault, &[HeldTag], move |site| {
+            site.first.script(When::any().method("HEAD"), Fault::Status(status));
+        })
+    };
+    vec![
+        on_head("HEAD alone answered with 405", 405),
+        on_head("HEAD alone answered with 404", 404),
+        on_head("HEAD alone answered with 403", 403),
+        on_head("HEAD alone answered with 503", 503),
+        always("no digest header", &[Tag, HeldTag, Digest], vec![Fault::Without("Docker-Content-Digest")]),
+        always(
+            "digest header is no digest",
+            &[Tag, HeldTag, Digest],
+            vec![header("Docker-Content-Digest", "sha256:nonsense")],
+        ),
+        always(
+            "digest header of something unknown",
+            &[Tag, HeldTag, Digest],
+            vec![header("Docker-Content-Digest", &sha256(b"something else"))],
+        ),
+        case("the tag moved to something damaged", &[HeldTag], |site| {
+            let next = Content::image(10_000 + u64::from(site.first.addr().port())).document;
+            site.first.add_manifest(REPOSITORY, &next);
+            site.first.tag(REPOSITORY, "v1", &next.digest);
+            site.first.script(When::any().method("GET"), Fault::Flip(CUT));
+        }),
+    ]
+}
+
+fn tokens() -> Vec<Case> {
+    let bearer = |realm: &str| {
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"x\"");
+        status(401, &[("WWW-Authenticate", &challenge)])
+    };
+    let asks_for_token = |fault, happening: Fault| {
+        case(fault, &COLD, move |site| {
+            site.first.demand(Auth::Bearer(None));
+            site.first.script(When::any().path("/token"), happening.clone());
+        })
+    };
+    let with_password = |site: &Site, setup: &Setup| -> Vec<(&'static str, Value)> {
+        let file = setup.write(&format!("{}.password", site.upstream), "secret");
+        vec![("username", "user".into()), ("password_file", file.to_str().unwrap().into())]
+    };
+    vec![
+        case("wants a token", &ALL, |site| site.first.demand(Auth::Bearer(None))),
+        case("token server down", &COLD, move |site| {
+            // It is the registry's own host, and nobody listens there.
+            site.other.down();
+            site.first.script(When::any(), bearer(&format!("{}/token", site.other.url())));
+        }),
+        case("token server hangs", &ALL, |site| {
+            site.first.demand(Auth::Bearer(None));
+            site.first.script(When::any().path("/token"), Fault::HoldHead(Gate::new()));
+        })
+        .within(10),
+        asks_for_token("token server answers with garbage", answer("application/json", "no JSON")),
+        asks_for_token("token server answers without a token", answer("application/json", "{}")),
+        asks_for_token("token server answers with 401", Fault::Status(401)),
+        asks_for_token("token server answers with 500", Fault::Status(500)),
+        asks_for_token("token server answers with 429", Fault::Status(429)),
+        asks_for_token("token server sends elsewhere", status(302, &[("Location", "/elsewhere")])),
+        case("realm at a private address", &COLD, move |site| {
+            site.first.script(When::any(), bearer("http://127.0.0.2:9/token"));
+        }),
+        case("foreign realm, and larder has a password", &COLD, move |site| {
+            let realm = format!("http://localhost:{}/token", site.other.addr().port());
+            site.first.script(When::any(), bearer(&realm));
+            site.other.demand(Auth::Bearer(None));
+        })
+        .beside(Beside::Elsewhere)
+        .settings(move |site, setup| {
+            [with_password(site, setup), vec![("allow_private", true.into())]].concat()
+        }),
+        case("wants a password, and larder has another", &COLD, |site| {
+            site.first.demand(Auth::Basic("user".into(), "other".into()));
+        })
+        .settings(with_password),
+    ]
+}
+
+fn conversions() -> Vec<Case> {
+    // The tag is an index; a client that takes none asks for it.
+    let converting = |fault, lies: bool| {
+        let happens = move |site: &Site| {
+            let child = site.content.converted.clone().unwrap();
+            let list = site.content.document.digest.clone();
+            site.first.script(
+                When::manifests().path("/v1"),
+                Fault::rewrite(move |seen, plan| {
+                    if !seen.header("accept").unwrap_or_default().contains(DOCKER_LIST) {
+                        plan.set("Content-Type", &child.media_type);
+                        plan.set("Docker-Content-Digest", if lies { &list } else { &child.digest });
+                        plan.to = child.bytes.len();
+                        plan.content = child.bytes.clone();
+                    }
+                }),
+            );
+        };
+        let converted = case(fault, &[Tag], happens).content(|n| {
+            let index = Index::docker(n * 10);
+            let converted = Some(index.images[0].manifest.clone());
+            Content { document: index.document, converted, ..Content::image(n) }
+        });
+        Case { accept: Some(DOCKER_MANIFEST), ..converted }
+    };
+    let refusing = case("takes no index: refused", &[Tag], |site| {
+        site.first.script(
+            When::manifests().path("/v1"),
+            Fault::rewrite(|seen, plan| {
+                if !seen.header("accept").unwrap_or_default().contains(OCI_INDEX) {
+                    (plan.status, plan.to) = (404, 0);
+                }
+            }),
+        );
+    })
+    .content(|n| Content { document: Index::oci(n * 10).document, ..Content::image(n) });
+    vec![
+        converting("takes no index: converted", false),
+        converting("takes no index: converted, under the list's digest", true),
+        Case { accept: Some(DOCKER_MANIFEST), ..refusing },
+    ]
+}
+
+fn endpoints() -> Vec<Case> {
+    let first = |fault, asked: &[Asked], happening: Fault| {
+        always(fault, asked, vec![happening]).beside(Beside::Endpoint)
+    };
+    vec![
+        case("two endpoints, the first down", &COLD, |site| site.first.down()).beside(Beside::Endpoint),
+        first("two endpoints, the first answers with 500", &COLD, Fault::Status(500)),
+        first("two endpoints, the first answers with 404", &COLD, Fault::Status(404)),
+        first("two endpoints, the first answers with 429", &COLD, Fault::Status(429)),
+        first("two endpoints, the first flips a bit", &COLD, Fault::Flip(CUT)).held_at(END),
+        case("two endpoints, the first breaks off and is gone", &[Blob], |site| {
+            site.first.script(When::any().times(1), Fault::Cut(CUT));
+            site.first.script(When::any().after(1), Fault::Status(503));
+        })
+        .beside(Beside::Endpoint),
+        case("two endpoints, both down", &ALL, |site| {
+            site.first.down();
+            site.other.down();
+        })
+        .beside(Beside::Endpoint),
+        case("two endpoints, the first down, the second may not tell tags", &ALL, |site| site.first.down())
+            .beside(Beside::Endpoint)
+            .settings(|site, _| {
+                let mut mirror = toml::toml! { authoritative = false };
+                mirror.insert("url".into(), site.other.url().into());
+                vec![("endpoints", vec![Value::from(site.first.url()), mirror.into()].into())]
+            }),
+    ]
+}
+
+/// What was said or found out is heeded: the question that counts is the fourth, or the second.
+fn breakers() -> Vec<Case> {
+    vec![
+        always("500 for the fourth time", &ALL, vec![Fault::Status(500)]).before(3),
+        always("429 for the second time, Retry-After", &ALL, vec![status(429, &[("Retry-After", "600")])])
+            .before(1),
+        always("503 for the second time, Retry-After", &ALL, vec![status(503, &[("Retry-After", "600")])])
+            .before(1),
+    ]
+}
+
+fn gateways() -> Vec<Case> {
+    let gateway = |fault, happening: Fault| always(fault, &ALL, vec![happening]).gateway();
+    vec![
+        gateway("gateway: 401", status(401, &[])),
+        gateway("gateway: 403", Fault::Status(403)),
+        gateway("gateway: 404", Fault::Status(404)),
+        gateway("gateway: 429", Fault::Status(429)),
+        gateway("gateway: 429, Retry-After", status(429, &[("Retry-After", "17")])),
+        gateway("gateway: 500", Fault::Status(500)),
+        case("gateway: connection refused", &ALL, |site| site.first.down()).gateway(),
+    ]
+}

@@ -1,0 +1,170 @@
+//! What stands behind one row: its registries, what they hold, and what they saw.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::cases::{Asked, Beside, Case};
+use super::support::{Blob, Document, Gate, Image, Registry, Seen, TlsServer};
+
+/// Where everything is.
+pub(crate) const REPOSITORY: &str = "org/app";
+/// The length of bodies: longer than what comes in one piece.
+pub(crate) const LENGTH: usize = 300_000;
+
+/// What a registry of a row holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Content {
+    /// What the tag stands for.
+    pub(crate) document: Document,
+    pub(crate) blob: Blob,
+    /// What a client is to get for the tag, if it is not the same.
+    pub(crate) converted: Option<Document>,
+}
+
+impl Content {
+    /// An image with one layer, as large as the layer itself.
+    pub(crate) fn image(seed: u64) -> Self {
+        let blob = Blob::random(seed, LENGTH);
+        let mut manifest: serde_json::Value =
+            serde_json::from_slice(&Image::oci(seed, "linux/amd64", vec![blob.clone()]).manifest.bytes)
+                .unwrap();
+        manifest["annotations"] = serde_json::json!({ "padding": "x".repeat(LENGTH) });
+        let document = Document::json(super::support::content::OCI_MANIFEST, &manifest);
+        Self { document, blob, converted: None }
+    }
+
+    /// The same with another document.
+    pub(crate) fn document(seed: u64, media_type: &str, text: impl Into<Vec<u8>>) -> Self {
+        Self { document: Document::new(media_type, text), ..Self::image(seed) }
+    }
+}
+
+/// The registries of one row.
+pub(crate) struct Site {
+    /// The name of the row's upstream.
+    pub(crate) upstream: String,
+    pub(crate) first: Registry,
+    /// Another registry with the same content.
+    pub(crate) other: Registry,
+    beside: Beside,
+    pub(crate) content: Content,
+    /// Opens when the client has the head of its answer.
+    pub(crate) head: Gate,
+    pub(crate) tls: Option<TlsServer>,
+}
+
+impl Site {
+    pub(crate) fn new(n: usize, case: &Case) -> Self {
+        let content = (case.content)(n as u64);
+        let (first, other) = (Registry::start(), Registry::start());
+        for registry in [&first, &other] {
+            registry.add_manifest(REPOSITORY, &content.document);
+            registry.add_blob(REPOSITORY, &content.blob);
+            registry.tag(REPOSITORY, "v1", &content.document.digest);
+            if let Some(converted) = &content.converted {
+                registry.add_manifest(REPOSITORY, converted);
+            }
+        }
+        let tls = case.tls.then(|| {
+            let to = other.url();
+            TlsServer::start(format!("HTTP/1.1 307 x\r\nLocation: {to}/x\r\nContent-Length: 0\r\n\r\n"))
+        });
+        Self {
+            upstream: format!("row{n}.test"),
+            first,
+            other,
+            beside: case.beside,
+            content,
+            head: Gate::new(),
+            tls,
+        }
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        match (&self.tls, self.beside) {
+            (Some(tls), _) => vec![tls.url()],
+            (None, Beside::Endpoint) => vec![self.first.url(), self.other.url()],
+            (None, Beside::Nobody | Beside::Elsewhere) => vec![self.first.url()],
+        }
+    }
+
+    /// The path under which a client asks.
+    pub(crate) fn path(&self, asked: Asked) -> String {
+        let Content { document, blob, .. } = &self.content;
+        let (what, reference) = match asked {
+            Asked::Tag | Asked::HeldTag => ("manifests", "v1"),
+            Asked::Digest | Asked::HeldDigest => ("manifests", document.digest.as_str()),
+            Asked::Blob | Asked::HeldBlob => ("blobs", blob.digest.as_str()),
+        };
+        format!("/v2/{}/{REPOSITORY}/{what}/{reference}", self.upstream)
+    }
+
+    /// The bytes that are right.
+    pub(crate) fn right(&self, asked: Asked) -> Arc<Vec<u8>> {
+        let Content { document, blob, converted } = &self.content;
+        match asked {
+            Asked::Tag | Asked::HeldTag => converted.as_ref().unwrap_or(document).bytes.clone(),
+            Asked::Digest | Asked::HeldDigest => document.bytes.clone(),
+            Asked::Blob | Asked::HeldBlob => blob.bytes.clone(),
+        }
+    }
+
+    pub(crate) fn forget_requests(&self) {
+        self.first.forget_requests();
+        self.other.forget_requests();
+    }
+
+    pub(crate) fn down(&self) {
+        self.first.down();
+        self.other.down();
+    }
+
+    /// What the registries saw, in short.
+    pub(crate) fn saw(&self) -> String {
+        let (first, other) = (self.list(&self.first), self.list(&self.other));
+        match self.beside {
+            Beside::Nobody => first,
+            Beside::Elsewhere => format!("{first}; elsewhere: {other}"),
+            Beside::Endpoint => format!("first: {first}; second: {other}"),
+        }
+    }
+
+    fn list(&self, registry: &Registry) -> String {
+        let mut words: Vec<(String, usize)> = Vec::new();
+        for seen in registry.requests() {
+            let word = self.word(&seen);
+            match words.last_mut() {
+                Some((last, count)) if *last == word => *count += 1,
+                _ => words.push((word, 1)),
+            }
+        }
+        if words.is_empty() {
+            return "nothing".to_owned();
+        }
+        let words: Vec<_> = words
+            .into_iter()
+            .map(|(word, count)| if count > 1 { format!("{word} ×{count}") } else { word })
+            .collect();
+        words.join(", ")
+    }
+
+    fn word(&self, seen: &Seen) -> String {
+        let reference = seen.path.rsplit('/').next().unwrap_or_default();
+        let what = match reference {
+            "v1" => "tag",
+            "token" => "token",
+            digest if digest == self.content.blob.digest => "blob",
+            digest if digest == self.content.document.digest => "digest",
+            digest if digest.starts_with("sha256:") => "another digest",
+            other => other,
+        };
+        let mut word = format!("{} {what}", seen.method);
+        if let Some(from) = seen.range_start() {
+            let _ = write!(word, " @{from}");
+        }
+        if seen.header("authorization").is_some_and(|given| given.starts_with("Basic ")) {
+            word.push_str(" with the password");
+        }
+        word
+    }
+}
