@@ -7,25 +7,8 @@ mod support;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use support::house::{Cold, MIB};
 use support::{Blob, Fault, Gate, Image, Larder, Registry, When, eventually};
-
-const MIB: usize = 1 << 20;
-
-struct Cold {
-    registry: Registry,
-    larder: Larder,
-    blob: Blob,
-    path: String,
-}
-
-fn cold(length: usize) -> Cold {
-    let registry = Registry::start();
-    let blob = Blob::random(1, length);
-    registry.add_blob("library/app", &blob);
-    let larder = Larder::before(&registry);
-    let path = format!("/v2/library/app/blobs/{}", blob.digest);
-    Cold { registry, larder, blob, path }
-}
 
 impl Cold {
     /// The body stops before this byte until the gate opens.
@@ -38,15 +21,11 @@ impl Cold {
     fn gets(&self) -> usize {
         self.registry.count("GET", "/blobs/")
     }
-
-    fn wait_filled(&self) {
-        self.larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
-    }
 }
 
 #[test]
 fn the_first_byte_does_not_wait_for_the_last() {
-    let cold = cold(10 * MIB);
+    let cold = Cold::new(10 * MIB);
     let gate = cold.hold(MIB / 2);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     assert_eq!(transfer.head.status, 200);
@@ -62,7 +41,7 @@ fn the_first_byte_does_not_wait_for_the_last() {
 #[test]
 fn the_end_waits_until_all_of_it_is_verified() {
     // The upstream withholds nothing but the very end of its answer: what a client has by then is not a whole body.
-    let cold = cold(MIB);
+    let cold = Cold::new(MIB);
     let gate = cold.hold(MIB - 1);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     gate.wait_reached(1);
@@ -94,7 +73,7 @@ fn many_clients_of_a_large_blob_cost_little_memory() {
 
 fn many_clients(length: usize, watch: impl Fn(&Larder) + Sync) {
     const CLIENTS: usize = 32;
-    let cold = cold(length);
+    let cold = Cold::new(length);
     watch(&cold.larder);
     let gate = cold.hold(length / 2);
     let early = Gate::new();
@@ -150,7 +129,7 @@ fn many_clients(length: usize, watch: impl Fn(&Larder) + Sync) {
 
 #[test]
 fn a_client_that_crawls_slows_nobody() {
-    let cold = cold(24 * MIB);
+    let cold = Cold::new(24 * MIB);
     let mut crawler = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     assert!(crawler.read_exactly(10).unwrap() == cold.blob.bytes[..10]);
     // Far more than all buffers on the way to the crawler hold.
@@ -165,7 +144,7 @@ fn a_client_that_crawls_slows_nobody() {
 
 #[test]
 fn a_fill_goes_on_when_the_last_client_has_left() {
-    let cold = cold(4 * MIB);
+    let cold = Cold::new(4 * MIB);
     let gate = cold.hold(MIB);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     transfer.read_exactly(1000).unwrap();
@@ -181,7 +160,7 @@ fn a_fill_goes_on_when_the_last_client_has_left() {
 
 #[test]
 fn a_client_that_leaves_before_the_answer_leaves_the_fill() {
-    let cold = cold(MIB);
+    let cold = Cold::new(MIB);
     let gate = Gate::new();
     cold.registry.script(When::blobs(), Fault::HoldHead(gate.clone()));
     let connection = cold.larder.api().connect().unwrap();
@@ -198,7 +177,7 @@ fn a_client_that_leaves_before_the_answer_leaves_the_fill() {
 
 #[test]
 fn a_range_that_has_come_is_served_from_the_draft() {
-    let cold = cold(16 * MIB);
+    let cold = Cold::new(16 * MIB);
     let gate = cold.hold(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     first.read_exactly(MIB).unwrap();
@@ -214,7 +193,7 @@ fn a_range_that_has_come_is_served_from_the_draft() {
 
 #[test]
 fn a_range_far_ahead_of_the_fill_goes_past_it() {
-    let cold = cold(16 * MIB);
+    let cold = Cold::new(16 * MIB);
     let gate = cold.hold(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     first.read_exactly(MIB).unwrap();
@@ -231,7 +210,7 @@ fn a_range_far_ahead_of_the_fill_goes_past_it() {
 
 #[test]
 fn another_repository_joins_by_its_own_right_only() {
-    let cold = cold(4 * MIB);
+    let cold = Cold::new(4 * MIB);
     cold.registry.add_blob("library/also", &cold.blob);
     let gate = cold.hold(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
@@ -249,7 +228,7 @@ fn another_repository_joins_by_its_own_right_only() {
 
 #[test]
 fn a_length_that_is_not_told_is_no_obstacle() {
-    let cold = cold(3 * MIB + 17);
+    let cold = Cold::new(3 * MIB + 17);
     cold.registry.script(When::blobs(), Fault::Chunked);
     cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
     cold.wait_filled();
@@ -261,7 +240,7 @@ fn a_length_that_is_not_told_is_no_obstacle() {
 
 #[test]
 fn a_slow_upstream_is_passed_on_as_it_comes() {
-    let cold = cold(MIB);
+    let cold = Cold::new(MIB);
     cold.registry.script(When::blobs(), Fault::Throttle(2 * MIB));
     cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
     assert_eq!(cold.gets(), 1);

@@ -6,28 +6,12 @@ mod support;
 
 use std::time::Duration;
 
-use support::house::MIB;
-use support::{Answer, Blob, Fault, Gate, Image, Larder, Registry, Seen, When, eventually};
+use support::house::{Cold, MIB};
+use support::{Answer, Blob, Fault, Gate, Larder, Registry, Seen, When, eventually};
 
 /// What may lie in sockets and queues on the way of one answer that nobody reads to its end, and the piece of a range that
 /// was asked for in the meantime.
 const ON_THE_WAY: u64 = 12 << 20;
-
-struct Cold {
-    registry: Registry,
-    larder: Larder,
-    blob: Blob,
-    path: String,
-}
-
-fn cold(length: usize) -> Cold {
-    let registry = Registry::start();
-    let blob = Blob::random(1, length);
-    registry.add_image("library/app", "v1", &Image::oci(1, "linux/amd64", vec![blob.clone()]));
-    let larder = Larder::before(&registry);
-    let path = format!("/v2/library/app/blobs/{}", blob.digest);
-    Cold { registry, larder, blob, path }
-}
 
 impl Cold {
     /// The fill, which is the first to ask, stops before this byte until the gate opens.
@@ -60,10 +44,6 @@ impl Cold {
     fn sent(&self) -> u64 {
         self.gets().iter().map(Seen::sent).sum()
     }
-
-    fn wait_filled(&self) {
-        self.larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
-    }
 }
 
 /// What containerd 2.1 and later do: each chunk by a connection of its own, whose range is open and which is hung up
@@ -87,7 +67,7 @@ fn in_chunks(cold: &Cold, chunk: usize) {
 #[test]
 fn open_ranges_that_are_hung_up_on_cost_little_more_than_the_blob() {
     const CHUNK: usize = 8 * MIB;
-    let cold = cold(80 * MIB);
+    let cold = Cold::new(80 * MIB);
     // Slow enough that the chunks at the end are far from what has come.
     cold.registry.script(When::blobs().method("GET").times(1), Fault::Throttle(48 * MIB));
     in_chunks(&cold, CHUNK);
@@ -104,7 +84,7 @@ fn open_ranges_that_are_hung_up_on_cost_little_more_than_the_blob() {
 #[test]
 fn the_tail_comes_first_and_then_the_rest_in_pieces() {
     for tail in [format!("bytes=-{}", 50_000), format!("bytes={}-", 24 * MIB - 50_000)] {
-        let cold = cold(24 * MIB);
+        let cold = Cold::new(24 * MIB);
         let gate = cold.hold(MIB);
         let answer = cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB);
         answer.is_outcome("larder; fwd=bypass; detail=bypass");
@@ -124,7 +104,7 @@ fn the_tail_comes_first_and_then_the_rest_in_pieces() {
 
 #[test]
 fn a_range_just_ahead_of_the_fill_waits_for_it() {
-    let cold = cold(24 * MIB);
+    let cold = Cold::new(24 * MIB);
     let gate = cold.hold(4 * MIB);
     std::thread::scope(|scope| {
         let (from, to) = (6 * MIB, 7 * MIB);
@@ -141,7 +121,7 @@ fn a_range_just_ahead_of_the_fill_waits_for_it() {
 
 #[test]
 fn more_ranges_than_there_are_ways_past_wait_too() {
-    let cold = cold(40 * MIB);
+    let cold = Cold::new(40 * MIB);
     let gate = cold.hold(MIB);
     let all_but_one = Gate::new();
     // Those that go past the fill stand still, so that none makes room for another.
@@ -161,7 +141,7 @@ fn more_ranges_than_there_are_ways_past_wait_too() {
 
 #[test]
 fn a_range_past_the_fill_goes_on_from_it_when_it_has_come_that_far() {
-    let cold = cold(48 * MIB);
+    let cold = Cold::new(48 * MIB);
     let gate = cold.hold(MIB);
     let (from, client) = (16 * MIB, cold.larder.api().narrow());
     let mut transfer = client.open("GET", &cold.path, &[("Range", "bytes=16777216-")]).unwrap();
@@ -177,7 +157,7 @@ fn a_range_past_the_fill_goes_on_from_it_when_it_has_come_that_far() {
 #[test]
 fn a_range_past_the_fill_that_breaks_waits_for_the_fill() {
     for fault in [Fault::Status(503), Fault::IgnoreRange, Fault::Cut(MIB)] {
-        let cold = cold(24 * MIB);
+        let cold = Cold::new(24 * MIB);
         let gate = cold.hold(MIB);
         // The first piece comes, what follows it does not.
         cold.registry.script(When::blobs().method("GET").after(2), fault);
@@ -193,7 +173,7 @@ fn a_range_past_the_fill_that_breaks_waits_for_the_fill() {
 
 #[test]
 fn several_ranges_at_once_get_all_of_it() {
-    let cold = cold(3 * MIB);
+    let cold = Cold::new(3 * MIB);
     let gate = cold.hold(MIB);
     let several = "bytes=0-99,2000000-2000099";
     std::thread::scope(|scope| {
@@ -213,7 +193,7 @@ fn several_ranges_at_once_get_all_of_it() {
 
 #[test]
 fn a_blob_of_unknown_length_is_sent_whole() {
-    let cold = cold(3 * MIB);
+    let cold = Cold::new(3 * MIB);
     cold.registry.script(When::blobs(), Fault::Chunked);
     let gate = cold.hold(MIB);
     std::thread::scope(|scope| {
@@ -234,7 +214,7 @@ fn a_blob_of_unknown_length_is_sent_whole() {
 
 #[test]
 fn a_length_that_only_the_descriptor_tells_is_enough() {
-    let cold = cold(3 * MIB);
+    let cold = Cold::new(3 * MIB);
     cold.larder.get("/v2/library/app/manifests/v1");
     cold.larder.settle();
     cold.registry.script(When::blobs(), Fault::Chunked);
@@ -245,7 +225,7 @@ fn a_length_that_only_the_descriptor_tells_is_enough() {
 
 #[test]
 fn an_upstream_that_knows_no_ranges_is_no_obstacle() {
-    let cold = cold(24 * MIB);
+    let cold = Cold::new(24 * MIB);
     cold.registry.script(When::blobs(), Fault::IgnoreRange);
     let gate = cold.hold(MIB);
     std::thread::scope(|scope| {
@@ -262,7 +242,7 @@ fn an_upstream_that_knows_no_ranges_is_no_obstacle() {
 
 #[test]
 fn a_range_past_the_end_is_told_the_length() {
-    let cold = cold(100_000);
+    let cold = Cold::new(100_000);
     for range in ["bytes=100000-", "bytes=500000-500001", "bytes=500-0", "bytes=-0"] {
         let answer = cold.range(range);
         answer.is_error(416, "RANGE_INVALID");
@@ -292,7 +272,7 @@ fn any_range_of_nothing_is_all_of_it() {
 
 #[test]
 fn a_range_of_other_content_is_all_of_this() {
-    let cold = cold(100_000);
+    let cold = Cold::new(100_000);
     let ask = |validator: &str| {
         let headers = [("Range", "bytes=10-19"), ("If-Range", validator)];
         cold.larder.api().send("GET", &cold.path, &headers)
@@ -313,7 +293,7 @@ fn a_range_of_other_content_is_all_of_this() {
 
 #[test]
 fn a_range_of_a_manifest_is_all_of_it() {
-    let cold = cold(1000);
+    let cold = Cold::new(1000);
     for _ in 0..2 {
         let answer = cold.larder.api().send("GET", "/v2/library/app/manifests/v1", &[("Range", "bytes=0-")]);
         assert_eq!((answer.status(), answer.header("content-range")), (200, None));
@@ -322,7 +302,7 @@ fn a_range_of_a_manifest_is_all_of_it() {
 
 #[test]
 fn a_head_has_no_ranges() {
-    let cold = cold(1000);
+    let cold = Cold::new(1000);
     cold.is_part("bytes=1-2", 1, 3);
     cold.wait_filled();
     let head = cold.larder.api().send("HEAD", &cold.path, &[("Range", "bytes=1-2")]);

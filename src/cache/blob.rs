@@ -13,7 +13,7 @@ use super::board::{Phase, Place};
 use super::fill::Fill;
 use super::hot::Wanted;
 use super::right::confirm_blob;
-use super::{ANSWER_WITHIN, Cache, CacheError, Shared, blocking, in_time};
+use super::{Cache, CacheError, Shared, blocking, in_time};
 
 /// A blob to serve, and how the cache came by it.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Cache {
                     continue;
                 }
             };
-            match begun(phase.clone()).await? {
+            match begun(phase.clone()).await {
                 Begun::Filling(draft) => {
                     let total = draft.progress().total;
                     match (size, total) {
@@ -91,7 +91,7 @@ impl Cache {
                             return Err(CacheError::Mismatch(reason));
                         }
                         // Two repositories' descriptors differ: the end of the other one's fill will tell.
-                        (Some(size), Some(total)) if size != total => ended(phase).await?,
+                        (Some(size), Some(total)) if size != total => ended(phase).await,
                         _ => return Ok(Blob { size: total, source: Some(Source::Filling(draft)), outcome }),
                     }
                 }
@@ -157,30 +157,25 @@ enum Begun {
     Failed(CacheError),
 }
 
-/// Waits until a fill has begun to bring bytes, or has ended. A request waits a bounded time; the fill goes on.
+/// Waits until a fill has begun to bring bytes, or has ended. The request's own bound ends the waiting; the fill goes on.
 ///
 /// Of an empty body no byte can be withheld until it is verified, so there the end itself is waited for.
-async fn begun(mut phase: watch::Receiver<Phase>) -> Result<Begun, CacheError> {
-    let waiting = phase.wait_for(|phase| match phase {
+async fn begun(mut phase: watch::Receiver<Phase>) -> Begun {
+    let phase = phase.wait_for(|phase| match phase {
         Phase::Starting => false,
         Phase::Running(draft) => draft.progress().total != Some(0),
         Phase::Stored(_) | Phase::Failed(_) => true,
     });
-    let Ok(phase) = tokio::time::timeout(ANSWER_WITHIN, waiting).await else {
-        return Err(CacheError::too_late(ANSWER_WITHIN));
-    };
-    Ok(match phase.as_deref() {
+    match phase.await.as_deref() {
         Ok(Phase::Running(draft)) => Begun::Filling(Arc::clone(draft)),
         Ok(Phase::Stored(entry)) => Begun::Stored(entry.clone()),
         Ok(Phase::Failed(error)) => Begun::Failed(error.clone()),
         Ok(Phase::Starting) | Err(_) => Begun::Failed(CacheError::Interrupted),
-    })
+    }
 }
 
-/// Waits until a fill has ended, in whatever way.
-async fn ended(mut phase: watch::Receiver<Phase>) -> Result<(), CacheError> {
-    let waiting = phase.wait_for(|phase| matches!(phase, Phase::Stored(_) | Phase::Failed(_)));
-    // A fill that is lost has ended too.
-    let ended = tokio::time::timeout(ANSWER_WITHIN, waiting).await.map(drop);
-    ended.map_err(|_| CacheError::too_late(ANSWER_WITHIN))
+/// Waits until a fill has ended, in whatever way; one that is lost has ended too.
+async fn ended(mut phase: watch::Receiver<Phase>) {
+    let ended = phase.wait_for(|phase| matches!(phase, Phase::Stored(_) | Phase::Failed(_)));
+    drop(ended.await);
 }

@@ -53,7 +53,8 @@ pub fn age(now: u64, checked_at: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(checked_at))
 }
 
-fn millis(duration: Duration) -> u64 {
+/// In the unit of the facts' times.
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -11,7 +11,7 @@ use crate::upstream::Document as Answer;
 use super::hot::Wanted;
 use super::right::{confirm_manifest, link, remember};
 use super::verify::check;
-use super::{ANSWER_WITHIN, CacheError, Document, Found, Shared, blocking, walks};
+use super::{CacheError, Document, Found, Shared, blocking, in_time, walks};
 
 /// What the store knows of a digest in a repository.
 struct Held {
@@ -126,10 +126,7 @@ pub(super) async fn fetch(
         }
     });
     let leader = ticket.leader;
-    match tokio::time::timeout(ANSWER_WITHIN, ticket.wait()).await {
-        Ok(document) => Ok((document?, leader)),
-        Err(_) => Err(CacheError::too_late(ANSWER_WITHIN)),
-    }
+    Ok((in_time(ticket.wait()).await?, leader))
 }
 
 /// Keeps a verified body: decides its type, stores it with its links, puts it into memory.

@@ -7,6 +7,7 @@ use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::upstream::{Upstream, UpstreamError};
 
+use super::freshness::millis;
 use super::hot::Wanted;
 use super::verify::check;
 use super::{CacheError, Shared, blocking};
@@ -98,7 +99,7 @@ pub(super) fn remember(
     if matches!(error, CacheError::NotFound)
         && let Ok(upstream) = shared.upstream(repository)
     {
-        let ttl = u64::try_from(upstream.settings().negative_ttl.as_millis()).unwrap_or(u64::MAX);
+        let ttl = millis(upstream.settings().negative_ttl);
         shared.hot.remember_absence(repository, wanted, shared.clock.now().saturating_add(ttl));
     }
     error

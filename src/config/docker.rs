@@ -408,6 +408,10 @@ mod tests {
     #[test]
     fn a_key_has_many_forms() {
         let server = at("https://reg.test");
+        let asked = |key: &str| {
+            let config = config(&format!(r#"{{"auths":{{"{key}":{{"username":"u"}}}}}}"#));
+            who(&config, &server, "org/app")
+        };
         for key in [
             "reg.test",
             "REG.test",
@@ -420,8 +424,7 @@ mod tests {
             "reg.test/v1/",
             "https://reg.test/artifactory/api/docker/x",
         ] {
-            let config = config(&format!(r#"{{"auths":{{"{key}":{{"username":"u"}}}}}}"#));
-            assert_eq!(who(&config, &server, "org/app"), "u", "{key}");
+            assert_eq!(asked(key), "u", "{key}");
         }
         for key in [
             "other.test",
@@ -432,8 +435,7 @@ mod tests {
             "https://",
             "/",
         ] {
-            let config = config(&format!(r#"{{"auths":{{"{key}":{{"username":"u"}}}}}}"#));
-            assert_eq!(who(&config, &server, "org/app"), "nobody", "{key}");
+            assert_eq!(asked(key), "nobody", "{key}");
         }
     }
 

@@ -114,7 +114,8 @@ impl Endpoint {
 
 /// One question on its way through the endpoints.
 pub(super) struct Round<'u> {
-    order: Vec<&'u Endpoint>,
+    /// With their places in the upstream's list.
+    order: Vec<(usize, &'u Endpoint)>,
     at: usize,
     counted: Counted,
     /// Whether it is for a list, in pages.
@@ -127,6 +128,8 @@ pub(super) struct Round<'u> {
 /// One endpoint's turn.
 pub(super) struct Turn<'u> {
     pub(super) endpoint: &'u Endpoint,
+    /// Its place in the upstream's list.
+    pub(super) place: usize,
     /// Until when it has to have answered, so that time is left for those after it.
     pub(super) deadline: Instant,
     _permit: Permit,
@@ -141,10 +144,11 @@ impl<'u> Round<'u> {
         counted: Counted,
         patience: Duration,
     ) -> Self {
+        let all = endpoints.iter().enumerate();
         let mut order: Vec<_> =
-            endpoints.iter().filter(|endpoint| digest.is_some() || endpoint.authoritative).collect();
+            all.filter(|(_, endpoint)| digest.is_some() || endpoint.authoritative).collect();
         if let Some(digest) = digest.filter(|_| order.len() > 1) {
-            order.sort_by_key(|endpoint| endpoint.distrust_of(digest));
+            order.sort_by_key(|(_, endpoint)| endpoint.distrust_of(digest));
         }
         Self { order, at: 0, counted, lists: false, deadline: Instant::now() + patience, error: None }
     }
@@ -158,7 +162,7 @@ impl<'u> Round<'u> {
     /// The next endpoint that may be asked.
     pub(super) fn next(&mut self) -> Option<Turn<'u>> {
         loop {
-            let endpoint = *self.order.get(self.at)?;
+            let (place, endpoint) = *self.order.get(self.at)?;
             // Those that follow count whether they may be asked or not; it is only about sharing time.
             let sharers = u32::try_from(self.order.len() - self.at).unwrap_or(u32::MAX);
             self.at += 1;
@@ -166,7 +170,7 @@ impl<'u> Round<'u> {
                 Ok(permit) => {
                     let now = Instant::now();
                     let deadline = now + self.deadline.saturating_duration_since(now) / sharers;
-                    return Some(Turn { endpoint, deadline, _permit: permit });
+                    return Some(Turn { endpoint, place, deadline, _permit: permit });
                 }
                 Err(error) => self.keep(error),
             }

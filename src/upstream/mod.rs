@@ -317,8 +317,7 @@ impl Upstream {
                     .map(|(total, body)| (from, Some(total), false, Source::Layout(body))),
             };
             if let Some((offset, total, gzip, source)) = round.settle(&turn, answer) {
-                let sender = self.endpoints.iter().position(|it| std::ptr::eq(it, turn.endpoint));
-                let sender = Sender(sender.unwrap_or_default());
+                let sender = Sender(turn.place);
                 let health = Arc::clone(&turn.endpoint.health);
                 return Ok(BlobBody { offset, total, gzip, sender, gunzip: None, source, health });
             }

@@ -21,6 +21,33 @@ pub fn cold() -> (Registry, Larder, Image) {
     (registry, larder, image)
 }
 
+/// A registry with one blob, and a larder that has pulled nothing yet.
+pub struct Cold {
+    pub registry: Registry,
+    pub larder: Larder,
+    pub blob: Blob,
+    /// Where the blob is.
+    pub path: String,
+}
+
+impl Cold {
+    /// The blob has this length, and is its repository's only layer.
+    pub fn new(length: usize) -> Self {
+        let registry = Registry::start();
+        let blob = Blob::random(1, length);
+        registry.add_image("library/app", "v1", &Image::oci(1, "linux/amd64", vec![blob.clone()]));
+        let larder = Larder::before(&registry);
+        let path = format!("/v2/library/app/blobs/{}", blob.digest);
+        Self { registry, larder, blob, path }
+    }
+
+    /// Waits until the blob is kept.
+    #[track_caller]
+    pub fn wait_filled(&self) {
+        self.larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
+    }
+}
+
 pub struct House {
     pub registry: Registry,
     pub larder: Larder,

@@ -7,6 +7,7 @@ use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
 use crate::store::StoredManifest;
 use crate::upstream::UpstreamError;
 
+use crate::cache::freshness::millis;
 use crate::cache::{CacheError, Document, Shared, blocking};
 
 /// How long it is believed that there is no referrers API, unless tags live longer. It is a repository that has none,
@@ -30,8 +31,8 @@ pub(in crate::cache) async fn fetch(
             } else {
                 (Some(*subject), upstream.settings().negative_ttl)
             };
-            let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-            shared.hot.remember_without_api(repository, of, shared.clock.now().saturating_add(time));
+            let until = shared.clock.now().saturating_add(millis(time));
+            shared.hot.remember_without_api(repository, of, until);
             Err(CacheError::NoReferrers)
         }
         Err(error) => Err(error.into()),

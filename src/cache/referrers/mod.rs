@@ -13,7 +13,7 @@ use crate::store::{Store, StoreError};
 use crate::telemetry::Outcome;
 
 use super::resolve::{is_absent, is_known, last_known, resolve};
-use super::{ANSWER_WITHIN, Cache, CacheError, Document, Found, Listing, Pointer, Shared, TagKey, blocking};
+use super::{Cache, CacheError, Document, Found, Listing, Pointer, Shared, TagKey, blocking, in_time};
 
 /// Manifests held that are added to one list.
 const HELD_MAX: usize = 1000;
@@ -75,11 +75,7 @@ async fn answer(
         }
         ask(shared, &fallback, copy).await
     };
-    let asked = match tokio::time::timeout(ANSWER_WITHIN, asking).await {
-        Ok(asked) => asked,
-        Err(_) => Err(CacheError::too_late(ANSWER_WITHIN)),
-    };
-    let mut error = match asked {
+    let mut error = match in_time(asking).await {
         Err(error) if error.is_trouble() => error,
         other => return other,
     };
