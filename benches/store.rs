@@ -1,6 +1,6 @@
 //! Measures the store itself: how fast bytes go in and come out, what stays in memory, what it takes on disk,
-//! for several page and segment sizes. `cargo bench --bench store` prints the table; each row is a process of its
-//! own, so that its memory is its own.
+//! for several page and segment sizes, and for files. `cargo bench --bench store` prints the table; each row is a
+//! process of its own, so that its memory is its own.
 //!
 //! Arguments: `LIVE_MIB` (default 2048), the live data of each row.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
@@ -10,27 +10,28 @@ use std::process::Command;
 use std::time::Instant;
 
 use bytes::Bytes;
-use larder::config::schema;
+use larder::config::schema::{self, BlobStore};
 use larder::oci::{Algorithm, Digest, Repository};
 use larder::store::{DraftEnd, Geometry, Store};
 
 const MIB: usize = 1 << 20;
 const BLOB: usize = 128 * MIB;
 /// (page KiB, segment KiB, sled cache MiB)
-const ROWS: [(usize, usize, u64); 6] =
+const ROWS: [(usize, usize, usize); 6] =
     [(8, 512, 32), (16, 2048, 32), (32, 4096, 32), (64, 4096, 32), (64, 8192, 64), (128, 8192, 32)];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    if let [row, page, segment, cache, live] = arguments.as_slice()
+    if let [row, kind, page, segment, cache, live] = arguments.as_slice()
         && row == "row"
     {
-        measure(
-            page.parse().unwrap(),
-            segment.parse().unwrap(),
-            cache.parse().unwrap(),
-            live.parse().unwrap(),
-        );
+        let [page, segment, cache, live] = [page, segment, cache, live].map(|text| text.parse().unwrap());
+        if kind == "files" {
+            measure(BlobStore::Files, "files | | ", page, segment, cache, live);
+        } else {
+            let title = format!("{page} KiB | {segment} KiB | {cache} MiB");
+            measure(BlobStore::Sled, &title, page, segment, cache, live);
+        }
         return;
     }
     let live = arguments.first().map_or(2048, |text| text.parse().unwrap());
@@ -39,10 +40,12 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     plain_file(live);
-    for (page, segment, cache) in ROWS {
+    let files = ("files", Geometry::CHOSEN.page_size >> 10, Geometry::CHOSEN.segment_size >> 10, 32);
+    let sled = ROWS.into_iter().map(|(page, segment, cache)| ("sled", page, segment, cache));
+    for (kind, page, segment, cache) in std::iter::once(files).chain(sled) {
         let me = std::env::current_exe().unwrap();
-        let numbers = [page.to_string(), segment.to_string(), cache.to_string(), live.to_string()];
-        assert!(Command::new(me).arg("row").args(numbers).status().unwrap().success());
+        let numbers = [page, segment, cache, live].map(|number| number.to_string());
+        assert!(Command::new(me).args(["row", kind]).args(numbers).status().unwrap().success());
     }
 }
 
@@ -86,10 +89,11 @@ fn plain_file(live: usize) {
     println!("| plain file | | | | {read:.1} | | | | | |");
 }
 
-fn measure(page: usize, segment: usize, cache: u64, live: usize) {
+fn measure(kind: BlobStore, title: &str, page: usize, segment: usize, cache: usize, live: usize) {
     let folder = tempfile::tempdir().unwrap();
     let geometry = Geometry { page_size: page << 10, segment_size: segment << 10 };
-    let store = Store::open_with(folder.path(), geometry, cache << 20).unwrap();
+    let cache_memory = (cache as u64) << 20;
+    let store = Store::open_with(folder.path(), kind, geometry, cache_memory).unwrap();
     let repository = Repository { upstream: "bench".parse().unwrap(), name: "a".parse().unwrap() };
     let count = live * MIB / BLOB;
     let mut digests = Vec::new();
@@ -106,7 +110,7 @@ fn measure(page: usize, segment: usize, cache: u64, live: usize) {
             writer.draft().receive(part.clone());
             writer.append(part).unwrap();
         }
-        assert_eq!(writer.finish(&repository, None, 0).unwrap(), DraftEnd::Committed);
+        assert_eq!(writer.finish(&repository, None, 0).unwrap(), DraftEnd::Verified);
         writing += begin.elapsed().as_secs_f64();
         drop(bytes);
         digests.push(digest);
@@ -119,15 +123,14 @@ fn measure(page: usize, segment: usize, cache: u64, live: usize) {
     let written = written() as f64 / (count * BLOB) as f64;
     let read = |digests: &[Digest]| {
         for digest in digests {
-            let entry = store.blob(digest).unwrap().unwrap();
+            let blob = store.blob(digest).unwrap().unwrap().open().unwrap();
+            let size = blob.entry().size();
             let mut at = 0;
-            while at < entry.size() {
-                at += entry
-                    .read(at..entry.size(), 512 << 10)
-                    .unwrap()
-                    .iter()
-                    .map(|p| p.len() as u64)
-                    .sum::<u64>();
+            while at < size {
+                at += match blob.read_now(at..size) {
+                    Some(piece) => piece.len() as u64,
+                    None => blob.read(at..size, 512 << 10).unwrap().iter().map(|p| p.len() as u64).sum(),
+                };
             }
         }
     };
@@ -145,11 +148,11 @@ fn measure(page: usize, segment: usize, cache: u64, live: usize) {
     let disk = store.size_on_disk().unwrap() as f64 / (count * BLOB) as f64;
     drop(store);
     let begin = Instant::now();
-    let options = schema::Store { path: folder.path().to_owned(), ..schema::Store::default() };
+    let options = schema::Store { path: folder.path().to_owned(), blobs: kind, ..schema::Store::default() };
     drop(Store::open(&options).unwrap());
     let reopen = begin.elapsed().as_secs_f64();
     let write = (count * BLOB) as f64 / writing / 1e6;
     println!(
-        "| {page} KiB | {segment} KiB | {cache} MiB | {write:.0} | {one:.1} | {two:.1} | {halfway} / {all} / {reads} | {written:.2} | {disk:.2} | {reopen:.2} |"
+        "| {title} | {write:.0} | {one:.1} | {two:.1} | {halfway} / {all} / {reads} | {written:.2} | {disk:.2} | {reopen:.2} |"
     );
 }

@@ -48,6 +48,7 @@ fn the_end_waits_until_all_of_it_is_verified() {
     assert!(transfer.read_exactly(MIB / 2).unwrap() == cold.blob.bytes[..MIB / 2]);
     gate.open();
     assert!(transfer.finish().unwrap().body == cold.blob.bytes[MIB / 2..]);
+    cold.wait_filled();
     assert_eq!(cold.larder.get(&cold.path).head.outcome(), "larder; hit");
 }
 

@@ -57,17 +57,26 @@ fn pull(client: Client, path: &str, expected: &[u8]) -> Result<bool, String> {
 }
 
 #[test]
-fn killed_at_twenty_random_moments() {
+fn killed_at_twenty_random_moments_over_sled() {
+    killed_at_random_moments("sled");
+}
+
+#[test]
+fn killed_at_twenty_random_moments_over_files() {
+    killed_at_random_moments("files");
+}
+
+fn killed_at_random_moments(blobs: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
     let seed: u64 = seed.unwrap_or(u64::try_from(now % 1_000_000_007).unwrap());
     // Shown when the test fails: SEED=… repeats the run as far as timing lets it.
-    println!("SEED={seed}");
+    println!("SEED={seed} over {blobs}");
     let mut random = Random::new(seed);
     let registry = Registry::start();
     let mut catalogue = Catalogue::default();
     catalogue.add_round(&registry, 0);
-    let mut larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    let mut larder = Setup::with(&registry).set("store.blobs", blobs).set("cache.tag_ttl", "0s").start();
     let (wrong, pulled) = (Mutex::new(Vec::new()), AtomicU64::new(0));
     for round in 1..=ROUNDS {
         catalogue.add_round(&registry, round);
@@ -123,8 +132,10 @@ struct Half {
     path: String,
 }
 
+const KINDS: [&str; 2] = ["sled", "files"];
+
 /// A fill that has come to three quarters of 8 MiB and stands still; `fault` happens to it too.
-fn half(fault: Option<Fault>) -> Half {
+fn half(blobs: &str, fault: Option<Fault>) -> Half {
     let registry = Registry::start();
     let blob = Blob::random(5, 8 * MIB);
     registry.add_blob("library/app", &blob);
@@ -134,7 +145,7 @@ fn half(fault: Option<Fault>) -> Half {
     if let Some(fault) = fault {
         registry.script(once(), fault);
     }
-    let larder = Larder::before(&registry);
+    let larder = Setup::with(&registry).set("store.blobs", blobs).start();
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
     transfer.read_exactly(5 * MIB).unwrap();
@@ -156,12 +167,14 @@ fn goes_on(half: &Half) {
 
 #[test]
 fn a_draft_survives_kill_9() {
-    let mut half = half(None);
-    // The store writes its log behind the scenes twice a second; nothing outside tells when it did.
-    std::thread::sleep(Duration::from_secs(2));
-    half.larder.kill9();
-    half.larder.restart();
-    goes_on(&half);
+    for blobs in KINDS {
+        let mut half = half(blobs, None);
+        // The store writes its log behind the scenes twice a second; nothing outside tells when it did.
+        std::thread::sleep(Duration::from_secs(2));
+        half.larder.kill9();
+        half.larder.restart();
+        goes_on(&half);
+    }
 }
 
 /// A larder that is killed at 60 % of a blob and started again lets its upstream send the other 40 % and little more.
@@ -215,21 +228,24 @@ fn a_killed_larder_costs_the_upstream_only_the_rest_of_a_gibibyte() {
 
 #[test]
 fn a_draft_survives_a_stop() {
-    let half = half(None);
-    half.larder.terminate();
-    let Half { registry, mut larder, blob, path } = half;
-    // The fill stands still, so the stop must not wait for it longer than the grace period.
-    registry.down();
-    larder.wait_exit();
-    registry.up();
-    larder.restart();
-    goes_on(&Half { registry, larder, blob, path });
+    for blobs in KINDS {
+        let half = half(blobs, None);
+        half.larder.terminate();
+        let Half { registry, mut larder, blob, path } = half;
+        // The fill stands still, so the stop must not wait for it longer than the grace period.
+        registry.down();
+        larder.wait_exit();
+        registry.up();
+        larder.restart();
+        goes_on(&Half { registry, larder, blob, path });
+    }
 }
 
 #[test]
 fn a_draft_goes_on_over_an_upstream_that_answers_ranges_wrongly() {
-    for fault in [Fault::WrongContentRange, Fault::IgnoreRange, Fault::Gzip] {
-        let mut half = half(None);
+    let faults = [Fault::WrongContentRange, Fault::IgnoreRange, Fault::Gzip];
+    for (blobs, fault) in KINDS.into_iter().cycle().zip(faults.iter().cloned().chain(faults.clone())) {
+        let mut half = half(blobs, None);
         std::thread::sleep(Duration::from_secs(2));
         half.larder.kill9();
         half.larder.restart();
@@ -243,36 +259,40 @@ fn a_draft_goes_on_over_an_upstream_that_answers_ranges_wrongly() {
 
 #[test]
 fn a_draft_that_is_wrong_does_not_poison_what_follows() {
-    let mut half = half(Some(Fault::Flip(1000)));
-    std::thread::sleep(Duration::from_secs(2));
-    half.larder.kill9();
-    half.larder.restart();
-    match half.larder.api().try_send("GET", &half.path, &[]) {
-        Ok(answer) if answer.status() == 200 => assert!(answer.body == *half.blob.bytes),
-        Ok(answer) => assert!([502, 503, 504].contains(&answer.status()), "{answer:?}"),
-        Err(_) => {}
+    for blobs in KINDS {
+        let mut half = half(blobs, Some(Fault::Flip(1000)));
+        std::thread::sleep(Duration::from_secs(2));
+        half.larder.kill9();
+        half.larder.restart();
+        match half.larder.api().try_send("GET", &half.path, &[]) {
+            Ok(answer) if answer.status() == 200 => assert!(answer.body == *half.blob.bytes),
+            Ok(answer) => assert!([502, 503, 504].contains(&answer.status()), "{answer:?}"),
+            Err(_) => {}
+        }
+        half.larder.settle();
+        half.larder.get(&half.path).is_ok_with(&half.blob.bytes);
     }
-    half.larder.settle();
-    half.larder.get(&half.path).is_ok_with(&half.blob.bytes);
 }
 
 #[test]
 fn what_was_filled_a_moment_ago_is_there_after_kill_9() {
-    let registry = Registry::start();
-    let blob = Blob::random(6, 2 * MIB);
-    let image = Image::small(1);
-    registry.add_blob("library/app", &blob);
-    registry.add_image("library/app", "v1", &image);
-    let mut larder = Larder::before(&registry);
-    let (path, tag) = (format!("/v2/library/app/blobs/{}", blob.digest), "/v2/library/app/manifests/v1");
-    larder.get(&path).is_ok_with(&blob.bytes);
-    larder.get(tag).is_ok_with(&image.manifest.bytes);
-    larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
-    // As above: commits go to disk in groups.
-    std::thread::sleep(Duration::from_secs(2));
-    larder.kill9();
-    registry.down();
-    larder.restart();
-    larder.get(&path).is_ok_with(&blob.bytes);
-    larder.get(tag).is_ok_with(&image.manifest.bytes);
+    for blobs in KINDS {
+        let registry = Registry::start();
+        let blob = Blob::random(6, 2 * MIB);
+        let image = Image::small(1);
+        registry.add_blob("library/app", &blob);
+        registry.add_image("library/app", "v1", &image);
+        let mut larder = Setup::with(&registry).set("store.blobs", blobs).start();
+        let (path, tag) = (format!("/v2/library/app/blobs/{}", blob.digest), "/v2/library/app/manifests/v1");
+        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.get(tag).is_ok_with(&image.manifest.bytes);
+        larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
+        // As above: commits go to disk in groups.
+        std::thread::sleep(Duration::from_secs(2));
+        larder.kill9();
+        registry.down();
+        larder.restart();
+        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.get(tag).is_ok_with(&image.manifest.bytes);
+    }
 }

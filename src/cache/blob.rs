@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::oci::{Digest, Repository};
-use crate::store::{BlobEntry, Draft, LinkFact, StoreError};
+use crate::store::{BlobEntry, Draft, LinkFact, OpenBlob, StoreError};
 use crate::telemetry::Outcome;
 
 use super::board::{Phase, Place};
@@ -30,7 +30,7 @@ pub struct Blob {
 #[derive(Debug)]
 pub enum Source {
     /// The store has it, whole and verified.
-    Stored(BlobEntry),
+    Stored(OpenBlob),
     /// A fill is bringing it.
     Filling(Arc<Draft>),
     /// The upstream sends what the draft does not have yet, past the store.
@@ -49,8 +49,10 @@ impl Cache {
     async fn find_blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
         let shared = &self.0;
         let key = (repository.clone(), *digest);
-        if let Some(entry) = shared.hot.blobs.get(&key) {
-            return Ok(stored(entry, Outcome::Hit));
+        if let Some(entry) = shared.hot.blobs.get(&key)
+            && let Some(blob) = self.stored(entry, Outcome::Hit).await?
+        {
+            return Ok(blob);
         }
         let mut confirmed = false;
         for _ in 0..ROUNDS {
@@ -60,8 +62,10 @@ impl Cache {
                 if !right {
                     confirm_blob(shared, repository, digest).await?;
                 }
-                shared.hot.blobs.insert(key, entry.clone());
-                return Ok(stored(entry, if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated }));
+                let outcome = if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated };
+                let Some(blob) = self.stored(entry.clone(), outcome).await? else { continue };
+                shared.hot.blobs.insert(key, entry);
+                return Ok(blob);
             }
             if shared.hot.is_absent(repository, &Wanted::Blob(*digest), shared.clock.now()) {
                 return Err(CacheError::NotFound);
@@ -95,7 +99,11 @@ impl Cache {
                         _ => return Ok(Blob { size: total, source: Some(Source::Filling(draft)), outcome }),
                     }
                 }
-                Begun::Stored(entry) => return Ok(stored(entry, outcome)),
+                Begun::Stored(entry) => {
+                    if let Some(blob) = self.stored(entry, outcome).await? {
+                        return Ok(blob);
+                    }
+                }
                 Begun::Failed(error) if own => return Err(error),
                 // Another repository's failure is no answer for this one.
                 Begun::Failed(_) => {}
@@ -126,7 +134,28 @@ impl Cache {
         }
     }
 
-    /// A blob turned out to be damaged while it was read: it leaves the store, and is fetched again when asked for.
+    /// A blob that the store has, opened. `None` if that shows it to be damaged: then it has left the store, and what
+    /// would have been a hit is a miss.
+    async fn stored(&self, entry: BlobEntry, outcome: Outcome) -> Result<Option<Blob>, CacheError> {
+        let opened = if let Some(open) = entry.open_now() {
+            Ok(open)
+        } else {
+            let entry = entry.clone();
+            blocking(move || entry.open()).await
+        };
+        match opened {
+            Ok(open) => {
+                Ok(Some(Blob { size: Some(entry.size()), source: Some(Source::Stored(open)), outcome }))
+            }
+            Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
+                self.heal(&entry, &error).await;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A blob turned out to be damaged: it leaves the store, and is fetched again when asked for.
     pub(super) async fn heal(&self, entry: &BlobEntry, error: &StoreError) {
         let shared = &self.0;
         shared.store_failed("a blob is damaged and will be fetched again", error);
@@ -136,10 +165,6 @@ impl Cache {
         }
         shared.hot.blobs.retain(|(_, held), _| held != entry.digest());
     }
-}
-
-fn stored(entry: BlobEntry, outcome: Outcome) -> Blob {
-    Blob { size: Some(entry.size()), source: Some(Source::Stored(entry)), outcome }
 }
 
 async fn look(

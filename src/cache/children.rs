@@ -150,7 +150,7 @@ async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Documen
                 let mut progress = draft.watch();
                 let ended = progress.wait_for(|progress| progress.end.is_some()).await;
                 match ended.ok().and_then(|progress| progress.end) {
-                    Some(DraftEnd::Committed) => {}
+                    Some(DraftEnd::Verified) => {}
                     Some(DraftEnd::Mismatch) => end = End::Flawed,
                     Some(DraftEnd::Abandoned) | None => return End::Later { waiting: 0 },
                 }

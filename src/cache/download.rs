@@ -79,6 +79,7 @@ impl Disk {
             while let Some(chunk) = chunks.blocking_recv() {
                 writer.append(chunk)?;
             }
+            writer.flush()?;
             Ok(writer)
         });
         self.writing = Some((queue, thread));

@@ -180,7 +180,7 @@ impl Fill {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
         let now = self.shared.clock.now();
         blocking(move || match writer.finish(&repository, size, now)? {
-            DraftEnd::Committed => store.blob(&digest),
+            DraftEnd::Verified => store.blob(&digest),
             DraftEnd::Mismatch | DraftEnd::Abandoned => Ok(None),
         })
         .await

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::oci::{Digest, Name, Repository};
-use crate::store::{BlobEntry, Draft, DraftEnd, Progress, StoreError};
+use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
 use crate::telemetry::Outcome;
 use crate::upstream::{BlobBody, Upstream};
 
@@ -74,7 +74,7 @@ impl Cache {
             outcome = Outcome::Bypass;
         }
         let whole = match &source {
-            Source::Stored(entry) => Some(entry.size()),
+            Source::Stored(blob) => Some(blob.entry().size()),
             Source::Filling(_) | Source::Passing(..) => None,
         };
         let at = range.as_ref().map_or(0, |range| range.start);
@@ -155,7 +155,7 @@ impl BlobReader {
         loop {
             if let Some(bytes) = self.ready.pop_front() {
                 // The last of this step goes out while the next one is under way.
-                if self.step.is_none() && self.end.is_none_or(|end| self.at < end) {
+                if self.step.is_none() && self.end.is_none_or(|end| self.at < end) && self.reads_ahead() {
                     self.step = self.next_step();
                 }
                 return Poll::Ready(Some(Ok(bytes)));
@@ -163,6 +163,10 @@ impl BlobReader {
             if self.step.is_none() {
                 if self.end.is_some_and(|end| self.at >= end) {
                     return Poll::Ready(None);
+                }
+                if let Some(bytes) = self.read_now() {
+                    self.at += bytes.len() as u64;
+                    return Poll::Ready(Some(Ok(bytes)));
                 }
                 self.step = self.next_step();
             }
@@ -180,17 +184,30 @@ impl BlobReader {
         }
     }
 
+    /// What needs no thread of its own because the system has it in memory.
+    fn read_now(&self) -> Option<Bytes> {
+        match &self.source {
+            Source::Stored(blob) => blob.read_now(self.at..self.end.unwrap_or(blob.entry().size())),
+            Source::Filling(_) | Source::Passing(..) => None,
+        }
+    }
+
+    /// Whether the next step is begun before anybody needs it.
+    fn reads_ahead(&self) -> bool {
+        !matches!(&self.source, Source::Stored(blob) if blob.comes_by_itself())
+    }
+
     fn next_step(&self) -> Option<Step> {
         Some(match &self.source {
-            Source::Stored(entry) => {
-                let range = self.at..self.end.unwrap_or(entry.size());
+            Source::Stored(blob) => {
+                let range = self.at..self.end.unwrap_or(blob.entry().size());
                 let reading = tokio::task::spawn_blocking({
-                    let entry = entry.clone();
-                    move || entry.read(range, STEP)
+                    let blob = blob.clone();
+                    move || blob.read(range, STEP)
                 });
-                let (cache, entry) = (self.cache.clone(), entry.clone());
+                let (cache, blob) = (self.cache.clone(), blob.clone());
                 Box::pin(async move {
-                    pages(&cache, &entry, reading.await.map_err(|_| CacheError::Interrupted)?).await
+                    stored(&cache, &blob, reading.await.map_err(|_| CacheError::Interrupted)?).await
                 })
             }
             Source::Filling(draft) => Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end)),
@@ -199,16 +216,16 @@ impl BlobReader {
     }
 }
 
-async fn pages(
+async fn stored(
     cache: &Cache,
-    entry: &BlobEntry,
+    blob: &OpenBlob,
     read: Result<Vec<Bytes>, StoreError>,
 ) -> Result<VecDeque<Bytes>, CacheError> {
     match read {
-        Ok(pages) => Ok(pages.into()),
+        Ok(found) => Ok(found.into()),
         Err(error) => {
             if matches!(error, StoreError::Damaged(_)) {
-                cache.heal(entry, &error).await;
+                cache.heal(blob.entry(), &error).await;
             }
             Err(error.into())
         }
@@ -229,17 +246,20 @@ async fn tail(
             if let Some(recent) = draft.recent(at..limit.min(at + STEP)) {
                 return Ok(recent.into());
             }
-            // What left the window is in pages: the writer counts a page before it lets the window go.
-            let paged = limit.min(draft.progress().paged);
-            if at < paged {
-                let found: VecDeque<Bytes> = blocking(move || draft.read(at..paged, STEP)).await?.into();
+            // What left the window is written: the writer counts it before it lets the window go.
+            let written = limit.min(draft.progress().written);
+            if at < written {
+                if let Some(found) = draft.read_now(at..written) {
+                    return Ok(VecDeque::from([found]));
+                }
+                let found: VecDeque<Bytes> = blocking(move || draft.read(at..written, STEP)).await?.into();
                 // An empty step would read as the end.
                 return if found.is_empty() { Err(CacheError::Interrupted) } else { Ok(found) };
             }
             continue;
         }
         match progress.end {
-            Some(DraftEnd::Committed) => return Ok(VecDeque::new()),
+            Some(DraftEnd::Verified) => return Ok(VecDeque::new()),
             Some(_) => return Err(CacheError::Interrupted),
             None if end.is_some_and(|end| at >= end) => return Ok(VecDeque::new()),
             None => {}

@@ -1,5 +1,6 @@
 //! The command line: what can be said on it, and which verb it leads to.
 
+mod convert;
 mod demo;
 mod serve;
 mod validate;
@@ -27,6 +28,9 @@ enum Verb {
     Serve(Settings),
     /// Check the configuration and print the one that results, defaults included
     Validate(Settings),
+    /// Work on a store that no larder has open
+    #[command(subcommand)]
+    Store(convert::Store),
     /// Pull an image through a larder of its own, then again without the upstream, and show what happened
     Demo {
         /// Go on serving afterwards, until a signal comes
@@ -86,6 +90,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Serve(settings) => serve::run(settings.load()?),
         Verb::Validate(settings) => validate::run(&settings.load()?),
+        Verb::Store(store) => convert::run(store),
         Verb::Demo { stay } => demo::run(stay),
     }
 }

@@ -1,8 +1,6 @@
 //! Every setting there is, one documented struct per section, with its default.
 //!
-//! The schema knows every key from the first day. A value that asks for a feature that is not there yet is refused by
-//! `validate`. Two keys are accepted although nothing enforces them yet, because their defaults already ask for
-//! something: `store.max_size` and `store.min_free`.
+//! Two keys are accepted although nothing enforces them yet: `store.max_size` and `store.min_free`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -156,6 +154,16 @@ pub enum BlobStore {
     Sled,
     /// As files beside the tree.
     Files,
+}
+
+impl BlobStore {
+    /// The word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sled => "sled",
+            Self::Files => "files",
+        }
+    }
 }
 
 /// Freshness and behaviour in trouble; every key may be overridden per upstream.

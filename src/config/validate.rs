@@ -11,7 +11,7 @@ use url::Url;
 
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
-use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Upstream};
+use super::schema::{Cache, Config, Endpoint, Limit, Upstream};
 use crate::oci::{NamePattern, UpstreamName};
 
 /// Beyond this a deadline may not be computable on every clock.
@@ -88,7 +88,6 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
         one_upstream(name, upstream, &mut problems);
     }
     across_upstreams(config, &mut problems);
-    not_there_yet(config, &mut problems);
     if problems.0.is_empty() { Ok(()) } else { Err(Invalid(problems.0)) }
 }
 
@@ -302,15 +301,4 @@ fn across_upstreams(config: &Config, problems: &mut Problems) {
             }
         }
     }
-}
-
-/// Values that ask for a feature which this version lacks: one line each, to be deleted when the feature comes.
-fn not_there_yet(config: &Config, problems: &mut Problems) {
-    let mut lacks = |asked: bool, path: &[&str], instead: &str| {
-        if asked {
-            problems.add(path, format!("this version of larder cannot do that yet; {instead}"));
-        }
-    };
-    let files = config.store.blobs == BlobStore::Files;
-    lacks(files, &["store", "blobs"], "use \"sled\"");
 }

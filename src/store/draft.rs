@@ -1,21 +1,20 @@
 //! A draft: the growing, unverified bytes of one fill, and the readers that tail it.
 //!
-//! The newest bytes are shared from memory as they came from the network; older ones are read back from their
-//! pages. A draft shows all but its last byte until its size and digest have matched.
+//! The newest bytes are shared from memory as they came from the network; older ones are read back from where they
+//! were written. A draft shows all but its last byte until its size and digest have matched.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::oci::{Digest, Hasher, Repository};
 
-use super::entry;
+use super::bodies::{Body, Growing};
 use super::fact::{DraftFact, Fact as _};
 use super::key::Key;
-use super::pages::Pages;
 use super::{Store, StoreError};
 
 /// How far a draft has come.
@@ -23,8 +22,8 @@ use super::{Store, StoreError};
 pub struct Progress {
     /// Bytes received.
     pub received: u64,
-    /// Bytes that are in pages.
-    pub paged: u64,
+    /// Bytes that are written, and can be read back.
+    pub written: u64,
     /// The body's length, once known.
     pub total: Option<u64>,
     /// Set when nothing more will come.
@@ -34,7 +33,7 @@ pub struct Progress {
 impl Progress {
     /// Bytes that may be shown: the last one only after verification.
     pub fn readable(&self) -> u64 {
-        if self.end == Some(DraftEnd::Committed) {
+        if self.end == Some(DraftEnd::Verified) {
             return self.received;
         }
         let withheld = self.total.map_or(self.received, |total| self.received.min(total));
@@ -45,8 +44,8 @@ impl Progress {
 /// How a draft ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DraftEnd {
-    /// It is content now.
-    Committed,
+    /// Size and digest matched: it is content, or becomes content as soon as the disk has it.
+    Verified,
     /// The bytes were not what the digest, or the announced size, promised; they are gone.
     Mismatch,
     /// The fill gave up.
@@ -57,7 +56,7 @@ pub enum DraftEnd {
 #[derive(Debug)]
 pub struct Draft {
     digest: Digest,
-    pages: Pages,
+    body: Body,
     progress: watch::Sender<Progress>,
     /// The newest bytes, by offset, without gaps up to `received`.
     window: Mutex<VecDeque<(u64, Bytes)>>,
@@ -91,7 +90,7 @@ impl Draft {
         self.progress.send_modify(|progress| progress.received += length);
     }
 
-    /// Tells readers that nothing more will come, unless the draft became content. The writer does not do this
+    /// Tells readers that nothing more will come, unless the draft was verified. The writer does not do this
     /// itself: whoever owns the fill first sees to it that no new reader comes. Needs no blocking thread.
     pub fn close(&self) {
         self.progress.send_if_modified(|progress| {
@@ -101,7 +100,7 @@ impl Draft {
         });
     }
 
-    /// What the window has of `range`, from its start: at once, from memory. `None` if that has gone to pages.
+    /// What the window has of `range`, from its start: at once, from memory. `None` if it has left the window.
     pub fn recent(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
         let window = self.window();
         let first = window.partition_point(|(at, bytes)| at + bytes.len() as u64 <= range.start);
@@ -125,16 +124,21 @@ impl Draft {
         Some(found)
     }
 
-    /// Reads `range` from the pages, up to about `step` bytes. The range must be paged.
+    /// Reads back the start of `range`, up to about `step` bytes. The range must be written.
     pub fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
-        entry::read(&self.pages, &self.digest, range, step)
+        self.body.read(range, step)
     }
 
-    /// Drops from the window what pages hold, up to `keep` bytes behind the newest.
-    fn trim(&self, paged: u64, keep: u64) {
+    /// As `read`, but only what the system has in memory. Needs no blocking thread.
+    pub fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
+        self.body.read_now(range)
+    }
+
+    /// Drops from the window what is written, up to `keep` bytes behind the newest.
+    fn trim(&self, written: u64, keep: u64) {
         let mut window = self.window();
         let newest = window.back().map_or(0, |(at, bytes)| at + bytes.len() as u64);
-        let until = paged.min(newest.saturating_sub(keep));
+        let until = written.min(newest.saturating_sub(keep));
         while window.front().is_some_and(|(at, bytes)| at + bytes.len() as u64 <= until) {
             window.pop_front();
         }
@@ -146,55 +150,41 @@ impl Draft {
     }
 }
 
-/// Pages for which room is made at a time.
-const PREPARED: u64 = 32;
-
-/// How much of the newest a draft keeps in memory after it went to pages, for readers close to the frontier.
+/// How much of the newest a draft keeps in memory after it was written, for readers close to the frontier.
 const WINDOW: u64 = 1 << 20;
 
-/// The writing side of a draft: hashes and pages what came in. Lives on a blocking thread.
+/// The writing side of a draft: hashes and writes what came in. Lives on a blocking thread.
 #[derive(Debug)]
 pub struct DraftWriter {
     store: Store,
     draft: std::sync::Arc<Draft>,
     hasher: Hasher,
-    /// What does not fill a page yet.
-    rest: BytesMut,
-    next_page: u64,
+    growing: Growing,
 }
 
 impl Store {
     /// Opens the draft of a digest: what an interrupted fill left is taken over, its hash computed anew.
     pub fn open_draft(&self, digest: &Digest) -> Result<DraftWriter, StoreError> {
-        let key = Key::Draft(digest).to_bytes();
-        let mut hasher = Hasher::new(digest.algorithm());
-        let mut next_page = 0;
-        match self.fact::<DraftFact>(&Key::Draft(digest))? {
-            Some(DraftFact { condemned: true }) => {
-                self.pages.remove(digest)?;
-                self.facts.remove(&key)?;
+        let (mut growing, marked) = {
+            let _names = self.bodies.names();
+            let left = self.fact::<DraftFact>(&Key::Draft(digest))?;
+            if left.is_some_and(|left| left.condemned) {
+                self.bodies.remove(digest)?;
+                self.facts.remove(Key::Draft(digest).to_bytes())?;
             }
-            Some(DraftFact { condemned: false }) => {
-                while let Some(page) = self.pages.get(digest, next_page)? {
-                    if page.len() != self.pages.page_size() {
-                        break;
-                    }
-                    hasher.update(&page);
-                    next_page += 1;
-                }
-            }
-            None => {}
-        }
-        let length = next_page * self.pages.page_size() as u64;
-        let progress = Progress { received: length, paged: length, total: None, end: None };
+            let marked = left.is_some_and(|left| !left.condemned);
+            (self.bodies.draft(&self.facts, digest)?, marked)
+        };
+        let hasher = growing.take_over(marked)?;
+        let length = growing.written();
+        let progress = Progress { received: length, written: length, total: None, end: None };
         let draft = Draft {
+            body: growing.body(),
             digest: *digest,
-            pages: self.pages.clone(),
             progress: watch::Sender::new(progress),
             window: Mutex::default(),
         };
-        let rest = BytesMut::with_capacity(self.pages.page_size());
-        Ok(DraftWriter { store: self.clone(), draft: draft.into(), hasher, rest, next_page })
+        Ok(DraftWriter { store: self.clone(), draft: draft.into(), hasher, growing })
     }
 }
 
@@ -204,56 +194,30 @@ impl DraftWriter {
         &self.draft
     }
 
-    /// Hashes `bytes` and writes the pages that they fill. They must be those that the draft received next.
-    pub fn append(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
-        let page_size = self.store.pages.page_size();
+    /// Hashes and writes `bytes`. They must be those that the draft received next.
+    pub fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         self.hasher.update(&bytes);
-        while self.rest.len() + bytes.len() >= page_size {
-            let needed = page_size - self.rest.len();
-            if self.rest.is_empty() {
-                self.write_page(&bytes[..needed])?;
-            } else {
-                self.rest.extend_from_slice(&bytes[..needed]);
-                let page = std::mem::take(&mut self.rest);
-                self.write_page(&page)?;
-                self.rest = page;
-                self.rest.clear();
-            }
-            bytes.advance(needed);
-        }
-        self.rest.extend_from_slice(&bytes);
-        let paged = self.next_page * page_size as u64;
-        // Counted first, trimmed after: a reader that does not find its bytes in the window must find them in pages.
+        self.growing.append(bytes, self.draft.progress().total)?;
+        let written = self.growing.written();
+        // Counted first, trimmed after: a reader that does not find its bytes in the window must be able to read them.
         self.draft.progress.send_if_modified(|progress| {
-            progress.paged = paged;
-            // Readers wait for bytes received, not for pages.
+            progress.written = written;
+            // Readers wait for bytes received, not for written ones.
             false
         });
-        self.draft.trim(paged, WINDOW);
+        self.draft.trim(written, WINDOW);
         Ok(())
     }
 
-    fn write_page(&mut self, page: &[u8]) -> Result<(), StoreError> {
-        if self.next_page == 0 {
-            // Only now: a draft of nothing is nothing to remember.
-            let key = Key::Draft(&self.draft.digest).to_bytes();
-            self.store.facts.insert(key, DraftFact { condemned: false }.encode())?;
-        }
-        if self.next_page.is_multiple_of(PREPARED) {
-            let page_size = self.store.pages.page_size() as u64;
-            let pages = self.draft.progress().total.map_or(u64::MAX, |total| total.div_ceil(page_size));
-            self.store.pages.prepare(
-                &self.draft.digest,
-                self.next_page,
-                pages.min(self.next_page + PREPARED),
-            )?;
-        }
-        self.store.pages.put(&self.draft.digest, self.next_page, page)?;
-        self.next_page += 1;
-        Ok(())
+    /// Writes what `append` kept back, as far as the next fill can use it.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        self.growing.flush()
     }
 
     /// Ends the draft: with the right size and digest it becomes content, linked to `repository`; else it goes.
+    ///
+    /// Readers get the last byte as soon as size and digest have matched. To become content may take as long as the
+    /// disk needs.
     pub fn finish(
         mut self,
         repository: &Repository,
@@ -268,25 +232,37 @@ impl DraftWriter {
             self.condemn()?;
             return Ok(DraftEnd::Mismatch);
         }
-        if !self.rest.is_empty() {
-            let page = std::mem::take(&mut self.rest);
-            self.write_page(&page)?;
+        self.growing.complete(size)?;
+        // A stop waits for what readers have been told of.
+        let store = self.store.clone();
+        let _settling = store.bodies.settling();
+        if self.growing.settles_slowly() {
+            self.verified(size);
         }
+        self.growing.settle(now)?;
         self.store.commit_blob(repository, &self.draft.digest, size, now)?;
-        self.draft.progress.send_modify(|progress| {
-            progress.paged = size;
+        self.verified(size);
+        Ok(DraftEnd::Verified)
+    }
+
+    /// Shows readers all there is.
+    fn verified(&self, size: u64) {
+        self.draft.progress.send_if_modified(|progress| {
+            let open = progress.end.is_none();
+            progress.written = size;
             progress.total = Some(size);
-            progress.end = Some(DraftEnd::Committed);
+            progress.end = Some(DraftEnd::Verified);
+            open
         });
-        Ok(DraftEnd::Committed)
     }
 
     /// Drops the draft's bytes. Marked first, so that a crash in the middle cannot bring them back.
     pub fn condemn(self) -> Result<(), StoreError> {
         let digest = &self.draft.digest;
         let key = Key::Draft(digest).to_bytes();
+        let _names = self.store.bodies.names();
         self.store.facts.insert(key.as_slice(), DraftFact { condemned: true }.encode())?;
-        self.store.pages.remove(digest)?;
+        self.store.bodies.remove(digest)?;
         self.store.facts.remove(key)?;
         Ok(())
     }

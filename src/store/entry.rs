@@ -1,14 +1,17 @@
-//! A stored blob, to be read.
+//! A stored blob: found, opened, read, taken out of service.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Repository};
 
-use super::StoreError;
-use super::fact::BlobFact;
-use super::pages::Pages;
+use super::bodies::{Bodies, Body};
+use super::fact::{BlobFact, DraftFact, Fact as _, LinkFact};
+use super::key::Key;
+use super::{Store, StoreError, readable};
 
 /// A blob that is held whole and verified.
 #[derive(Clone, Debug)]
@@ -16,14 +19,10 @@ pub struct BlobEntry {
     digest: Digest,
     /// As it was looked up: another fill of the same digest makes another fact.
     fact: BlobFact,
-    pages: Pages,
+    bodies: Bodies,
 }
 
 impl BlobEntry {
-    pub(super) fn new(digest: Digest, fact: BlobFact, pages: Pages) -> Self {
-        Self { digest, fact, pages }
-    }
-
     /// The blob's digest.
     pub fn digest(&self) -> &Digest {
         &self.digest
@@ -34,47 +33,110 @@ impl BlobEntry {
         self.fact.size
     }
 
-    pub(super) fn fact(&self) -> BlobFact {
-        self.fact
+    /// Opens the blob for reading. One whose bytes are missing, or are not as they were kept as far as that shows from
+    /// outside, is [`StoreError::Damaged`].
+    pub fn open(&self) -> Result<OpenBlob, StoreError> {
+        let body = self.bodies.open(&self.digest, self.fact.size, self.fact.stored_at)?;
+        Ok(OpenBlob(Arc::new(Opened { entry: self.clone(), body })))
     }
 
-    /// Reads from `range.start` up to about `step` bytes, and never past `range.end`: page by page, uncopied.
-    ///
-    /// Fewer bytes than asked for is normal; none means that the range is at its end.
-    pub fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
-        read(&self.pages, &self.digest, range.start..range.end.min(self.fact.size), step)
+    /// As `open`, where that needs no disk. Needs no blocking thread.
+    pub fn open_now(&self) -> Option<OpenBlob> {
+        let body = self.bodies.open_now(&self.digest)?;
+        Some(OpenBlob(Arc::new(Opened { entry: self.clone(), body })))
     }
 }
 
-/// Reads whole pages that cover the start of `range`, cut to it.
-pub(super) fn read(
-    pages: &Pages,
-    digest: &Digest,
-    range: Range<u64>,
-    step: u64,
-) -> Result<Vec<Bytes>, StoreError> {
-    if range.start >= range.end {
-        return Ok(Vec::new());
+/// A blob that is being read. It can be read to its end even if it leaves the store in the meantime. Clones share what
+/// is open.
+#[derive(Clone, Debug)]
+pub struct OpenBlob(Arc<Opened>);
+
+#[derive(Debug)]
+struct Opened {
+    entry: BlobEntry,
+    body: Body,
+}
+
+impl OpenBlob {
+    /// What was opened.
+    pub fn entry(&self) -> &BlobEntry {
+        &self.0.entry
     }
-    let page_size = pages.page_size() as u64;
-    let first = range.start / page_size;
-    let wanted = range.end.min(range.start.saturating_add(step));
-    let last = wanted.div_ceil(page_size);
-    let mut found = pages.run(digest, first, last)?;
-    let mut at = first * page_size;
-    for page in &mut found {
-        let whole = page.len() as u64;
-        // Every page but a blob's last is full; a short one in the middle would shift all that follows.
-        let expected = page_size.min(range.end - at);
-        if whole < expected {
-            return Err(StoreError::Damaged(*digest));
+
+    /// Reads from `range.start` up to about `step` bytes, and never past `range.end`.
+    ///
+    /// Fewer bytes than asked for is normal; none means that the range is at its end.
+    pub fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
+        self.0.body.read(range.start..range.end.min(self.entry().size()), step)
+    }
+
+    /// What the system has in memory of the start of `range`, a few hundred KiB at most. Needs no blocking thread.
+    /// `None` where [`read`](Self::read) must be used.
+    pub fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
+        self.0.body.read_now(range.start..range.end.min(self.entry().size()))
+    }
+
+    /// Whether `read_now` is likely to find what comes next, so that nobody need read it ahead.
+    pub fn comes_by_itself(&self) -> bool {
+        self.0.body.comes_by_itself()
+    }
+}
+
+impl Store {
+    /// A blob by digest: something to read from.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<BlobEntry>, StoreError> {
+        let fact = self.fact::<BlobFact>(&Key::Blob(digest))?;
+        Ok(fact.map(|fact| BlobEntry { digest: *digest, fact, bodies: self.bodies.clone() }))
+    }
+
+    /// Takes a blob that turned out to be damaged out of service, in one atomic step: its fact goes, and what is left
+    /// of its bytes is condemned, to be removed before the next fill begins. A blob that was filled anew since
+    /// `damaged` was looked up stays.
+    pub fn condemn_blob(&self, damaged: &BlobEntry) -> Result<(), StoreError> {
+        let digest = damaged.digest();
+        let condemned = DraftFact { condemned: true }.encode();
+        let _names = self.bodies.names();
+        let gone = self.transact(|facts| {
+            let held = facts.get(Key::Blob(digest).to_bytes())?;
+            if held.as_deref().and_then(readable::<BlobFact>) != Some(damaged.fact) {
+                return Ok(false);
+            }
+            facts.remove(Key::Blob(digest).to_bytes())?;
+            facts.insert(Key::Draft(digest).to_bytes(), condemned.as_slice())?;
+            Ok(true)
+        })?;
+        if gone {
+            self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
+            self.counters.content.fetch_sub(damaged.size(), Ordering::Relaxed);
+            if self.bodies.remove_damaged(digest)? {
+                self.facts.remove(Key::Draft(digest).to_bytes())?;
+            }
         }
-        let from = range.start.saturating_sub(at);
-        let to = whole.min(range.end - at);
-        // Both are at most the page's length, which is a usize.
-        *page =
-            page.slice(usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default());
-        at += page_size;
+        Ok(())
     }
-    Ok(found)
+
+    /// Makes the blob of a finished draft visible, together with its link, in one atomic step.
+    pub(super) fn commit_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        let blob = BlobFact { size, stored_at: now }.encode();
+        let link = LinkFact { size: Some(size) }.encode();
+        let new = self.transact(|facts| {
+            facts.remove(Key::Draft(digest).to_bytes())?;
+            facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;
+            let held = facts.insert(Key::Blob(digest).to_bytes(), blob.as_slice())?;
+            // One that does not decode was not counted either.
+            Ok(held.as_deref().and_then(readable::<BlobFact>).is_none())
+        })?;
+        if new {
+            self.counters.blobs.fetch_add(1, Ordering::Relaxed);
+            self.counters.content.fetch_add(size, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }

@@ -62,6 +62,11 @@ impl Key<'_> {
         key
     }
 
+    /// The prefix of all facts of drafts.
+    pub(super) const fn drafts() -> &'static [u8] {
+        b"d"
+    }
+
     pub(super) fn to_bytes(self) -> Vec<u8> {
         let mut key = Vec::with_capacity(128);
         match self {
@@ -95,7 +100,7 @@ impl Key<'_> {
                 push_digest(&mut key, digest);
             }
             Self::Draft(digest) => {
-                key.push(b'd');
+                key.extend_from_slice(Self::drafts());
                 push_digest(&mut key, digest);
             }
             Self::Walk(repository, digest) => {
@@ -115,6 +120,11 @@ impl Key<'_> {
         }
         key
     }
+}
+
+/// The digest of a blob's fact, from its key.
+pub(super) fn blob_of(key: &[u8]) -> Option<Digest> {
+    digest(key.strip_prefix(Key::blobs())?)
 }
 
 /// The prefix of all pages of a digest.
@@ -205,5 +215,15 @@ mod tests {
         }
         assert_eq!(digest(&[]), None);
         assert_eq!(digest(&[9, 0]), None);
+    }
+
+    #[test]
+    fn a_blobs_key_tells_its_digest() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"x");
+            assert_eq!(blob_of(&Key::Blob(&digest).to_bytes()), Some(digest));
+            assert_eq!(blob_of(&Key::Draft(&digest).to_bytes()), None);
+            assert_eq!(blob_of(&Key::Blob(&digest).to_bytes()[..20]), None);
+        }
     }
 }

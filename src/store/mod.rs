@@ -1,24 +1,30 @@
-//! The store: bytes by digest, facts by key, in sled.
+//! The store: bytes by digest, facts by key, in sled; the bytes of blobs in sled too, or in files beside it.
 //!
 //! Three trees share one log. `facts` says what is known (tags, links, manifests, blobs, drafts, referrers), `documents`
-//! holds the bytes of manifests, `pages` the bytes of blobs and drafts. Bytes land before the fact that points
-//! at them, and sled recovers a prefix of its log, so a crash can lose the newest facts but cannot leave a fact
-//! without its bytes; a page that is missing all the same reads as [`StoreError::Damaged`], never as content.
+//! holds the bytes of manifests, `pages` the bytes of blobs and drafts, unless they are files. Bytes land before the
+//! fact that points at them: sled recovers a prefix of its log, and a file is on the disk first. So a crash can lose
+//! the newest facts but cannot leave a fact without its bytes; a page or a file that is missing all the same, or was
+//! changed by somebody else, reads as [`StoreError::Damaged`], never as content.
 //!
 //! Every method here may touch the disk and must run off the async threads, except where its documentation says
 //! otherwise.
 
+mod bodies;
+mod convert;
 mod draft;
 mod entry;
 mod fact;
+mod files;
 mod header;
 mod key;
+mod opening;
 mod pages;
+mod rebuild;
 mod referrers;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,12 +33,13 @@ use sled::transaction::{
     ConflictableTransactionError, TransactionError, TransactionalTree, UnabortableTransactionError,
 };
 
-use crate::config::schema;
 use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
+use bodies::Bodies;
+pub use convert::{Conversion, Step, StepEnd};
 pub use draft::{Draft, DraftEnd, DraftWriter, Progress};
-pub use entry::BlobEntry;
-use fact::{BlobFact, DraftFact, Fact, ManifestFact};
+pub use entry::{BlobEntry, OpenBlob};
+use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
 use key::Key;
@@ -63,6 +70,14 @@ pub enum StoreError {
     /// Something that a fact promises is not there, or does not read.
     #[error("stored content {0} is damaged")]
     Damaged(Digest),
+    /// A file of a blob cannot be read or written.
+    #[error("the store's file {} cannot be used: {source}", path.display())]
+    File {
+        /// The file, or its folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A fact does not decode.
     #[error("a stored fact does not decode: {0}")]
     Fact(String),
@@ -104,52 +119,11 @@ pub struct Store {
     db: sled::Db,
     facts: sled::Tree,
     documents: Pages,
-    pages: Pages,
+    bodies: Bodies,
     counters: Arc<Counters>,
 }
 
 impl Store {
-    /// Opens the store in `options.path`, making it if there is none.
-    pub fn open(options: &schema::Store) -> Result<Self, StoreError> {
-        Self::open_with(&options.path, Geometry::CHOSEN, options.cache_memory.as_u64())
-    }
-
-    /// Opens a store whose geometry, if it is new, is `geometry`. For the bench that chooses one.
-    pub fn open_with(path: &Path, geometry: Geometry, cache_memory: u64) -> Result<Self, StoreError> {
-        let folder = |source| StoreError::Folder { path: path.to_owned(), source };
-        std::fs::create_dir_all(path).map_err(folder)?;
-        let geometry = header::read_or_write(path, geometry)?;
-        let db = sled::Config::new()
-            .path(path.join("tree"))
-            .cache_capacity(cache_memory)
-            .segment_size(geometry.segment_size)
-            .mode(sled::Mode::HighThroughput)
-            .flush_every_ms(Some(500))
-            .open()
-            .map_err(|error| opening_error(path, error))?;
-        let facts = db.open_tree("facts")?;
-        let documents = Pages::new(db.open_tree("documents")?, geometry.page_size);
-        let pages = Pages::new(db.open_tree("pages")?, geometry.page_size);
-        let store = Self { db, facts, documents, pages, counters: Arc::default() };
-        store.take_census()?;
-        Ok(store)
-    }
-
-    /// Counts what is there; once, on opening.
-    fn take_census(&self) -> Result<(), StoreError> {
-        for item in self.facts.scan_prefix(Key::manifests()) {
-            let Some(fact) = readable::<ManifestFact>(&item?.1) else { continue };
-            self.counters.manifests.fetch_add(1, Ordering::Relaxed);
-            self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
-        }
-        for item in self.facts.scan_prefix(Key::blobs()) {
-            let Some(fact) = readable::<BlobFact>(&item?.1) else { continue };
-            self.counters.blobs.fetch_add(1, Ordering::Relaxed);
-            self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
     /// What is held now. Touches no disk.
     pub fn census(&self) -> Census {
         Census {
@@ -161,11 +135,12 @@ impl Store {
 
     /// Bytes the store takes on disk.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
-        Ok(self.db.size_on_disk()?)
+        Ok(self.db.size_on_disk()? + self.bodies.size_on_disk()?)
     }
 
-    /// Waits until everything written so far is on disk.
+    /// Waits until everything written so far is on disk, blobs that have been verified included.
     pub fn flush(&self) -> Result<(), StoreError> {
+        self.bodies.settle();
         self.db.flush()?;
         Ok(())
     }
@@ -396,58 +371,6 @@ impl Store {
         self.documents.remove(digest)
     }
 
-    // ---- blobs ----
-
-    /// A blob by digest: something to read from.
-    pub fn blob(&self, digest: &Digest) -> Result<Option<BlobEntry>, StoreError> {
-        let fact = self.fact::<BlobFact>(&Key::Blob(digest))?;
-        Ok(fact.map(|fact| BlobEntry::new(*digest, fact, self.pages.clone())))
-    }
-
-    /// Takes a blob that turned out to be damaged out of service, in one atomic step: its fact goes, and what is left
-    /// of its bytes is condemned, for the next fill to remove before it begins. A blob that was filled anew since
-    /// `damaged` was looked up stays.
-    pub fn condemn_blob(&self, damaged: &BlobEntry) -> Result<(), StoreError> {
-        let digest = damaged.digest();
-        let condemned = DraftFact { condemned: true }.encode();
-        let gone = self.transact(|facts| {
-            let held = facts.get(Key::Blob(digest).to_bytes())?;
-            if held.as_deref().and_then(readable::<BlobFact>) != Some(damaged.fact()) {
-                return Ok(false);
-            }
-            facts.remove(Key::Blob(digest).to_bytes())?;
-            facts.insert(Key::Draft(digest).to_bytes(), condemned.as_slice())?;
-            Ok(true)
-        })?;
-        if gone {
-            self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
-            self.counters.content.fetch_sub(damaged.size(), Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Makes the blob of a finished draft visible, together with its link, in one atomic step.
-    fn commit_blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        size: u64,
-        now: u64,
-    ) -> Result<(), StoreError> {
-        let blob = BlobFact { size, stored_at: now }.encode();
-        let link = LinkFact { size: Some(size) }.encode();
-        let new = self.transact(|facts| {
-            facts.remove(Key::Draft(digest).to_bytes())?;
-            facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;
-            Ok(facts.insert(Key::Blob(digest).to_bytes(), blob.as_slice())?.is_none())
-        })?;
-        if new {
-            self.counters.blobs.fetch_add(1, Ordering::Relaxed);
-            self.counters.content.fetch_add(size, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
     /// Changes several facts in one atomic step. The change must be repeatable: sled runs it again on a conflict.
     fn transact<T>(
         &self,
@@ -471,14 +394,4 @@ fn tag_key<'a>(repository: &'a Repository, tag: &'a Tag, variant: Option<&'a str
 /// A fact that does not decode is as good as none: what it told costs a question to the upstream.
 fn readable<F: Fact>(bytes: &[u8]) -> Option<F> {
     F::decode(bytes).inspect_err(|error| tracing::error!(%error, "a fact is passed over")).ok()
-}
-
-/// sled tells a lock that is held and a folder that cannot be written only by their I/O errors.
-fn opening_error(path: &Path, error: sled::Error) -> StoreError {
-    match error {
-        sled::Error::Io(source) if source.to_string().contains("lock") => StoreError::Locked(path.to_owned()),
-        sled::Error::Io(source) => StoreError::Folder { path: path.to_owned(), source },
-        sled::Error::Unsupported(reason) => StoreError::Foreign { path: path.to_owned(), reason },
-        other => StoreError::Sled(other),
-    }
 }

@@ -1,10 +1,15 @@
 //! Bytes in a sled tree, cut into pages that are keyed by digest and number.
 
-use bytes::Bytes;
+use std::ops::Range;
 
-use crate::oci::Digest;
+use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::{StoreError, key};
+use crate::oci::{Digest, Hasher};
+
+use super::StoreError;
+use super::bodies::Body;
+use super::fact::{DraftFact, Fact as _};
+use super::key::{self, Key};
 
 /// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of
 /// its 256 shards
@@ -73,7 +78,7 @@ impl Pages {
     }
 
     /// Pages `first..last`, all of which must be there.
-    pub(super) fn run(&self, digest: &Digest, first: u64, last: u64) -> Result<Vec<Bytes>, StoreError> {
+    fn run(&self, digest: &Digest, first: u64, last: u64) -> Result<Vec<Bytes>, StoreError> {
         let mut pages = Vec::with_capacity(usize::try_from(last - first).unwrap_or_default());
         for number in first..last {
             let key = key::page(digest, number);
@@ -84,11 +89,133 @@ impl Pages {
         Ok(pages)
     }
 
+    /// Reads whole pages that cover the start of `range`, cut to it: page by page, uncopied.
+    pub(super) fn read(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+        step: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let page_size = self.page_size as u64;
+        let first = range.start / page_size;
+        let wanted = range.end.min(range.start.saturating_add(step));
+        let last = wanted.div_ceil(page_size);
+        let mut found = self.run(digest, first, last)?;
+        let mut at = first * page_size;
+        for page in &mut found {
+            let whole = page.len() as u64;
+            // Every page but a blob's last is full; a short one in the middle would shift all that follows.
+            let expected = page_size.min(range.end - at);
+            if whole < expected {
+                return Err(StoreError::Damaged(*digest));
+            }
+            let from = range.start.saturating_sub(at);
+            let to = whole.min(range.end - at);
+            // Both are at most the page's length, which is a usize.
+            *page = page
+                .slice(usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default());
+            at += page_size;
+        }
+        Ok(found)
+    }
+
+    /// The pages of a draft, to be added to.
+    pub(super) fn draft(&self, facts: &sled::Tree, digest: &Digest) -> PagedDraft {
+        let rest = BytesMut::with_capacity(self.page_size);
+        PagedDraft { facts: facts.clone(), pages: self.clone(), digest: *digest, rest, next: 0 }
+    }
+
     /// Removes every page of a digest, the last one first, so that a crash leaves a run that starts at zero.
     pub(super) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
         for item in self.tree.scan_prefix(key::pages_of(digest)).keys().rev() {
             self.tree.remove(item?)?;
         }
+        Ok(())
+    }
+}
+
+/// Pages for which room is made at a time.
+const PREPARED: u64 = 32;
+
+/// The pages of a draft, as its one writer sees them.
+#[derive(Debug)]
+pub(super) struct PagedDraft {
+    facts: sled::Tree,
+    pages: Pages,
+    digest: Digest,
+    /// What does not fill a page yet.
+    rest: BytesMut,
+    next: u64,
+}
+
+impl PagedDraft {
+    /// Takes over the full pages that are there, and hashes them.
+    pub(super) fn take_over(&mut self, marked: bool) -> Result<Hasher, StoreError> {
+        let mut hasher = Hasher::new(self.digest.algorithm());
+        if !marked {
+            return Ok(hasher);
+        }
+        while let Some(page) = self.pages.get(&self.digest, self.next)? {
+            if page.len() != self.pages.page_size {
+                break;
+            }
+            hasher.update(&page);
+            self.next += 1;
+        }
+        Ok(hasher)
+    }
+
+    /// The same pages, for readers.
+    pub(super) fn body(&self) -> Body {
+        Body::Pages(self.pages.clone(), self.digest)
+    }
+
+    /// Bytes that are in pages.
+    pub(super) fn written(&self) -> u64 {
+        self.next * self.pages.page_size as u64
+    }
+
+    /// Writes the pages that `bytes` fill. `total` is the length of all, where it is known.
+    pub(super) fn append(&mut self, mut bytes: Bytes, total: Option<u64>) -> Result<(), StoreError> {
+        let page_size = self.pages.page_size;
+        while self.rest.len() + bytes.len() >= page_size {
+            let needed = page_size - self.rest.len();
+            if self.rest.is_empty() {
+                self.write(&bytes[..needed], total)?;
+            } else {
+                self.rest.extend_from_slice(&bytes[..needed]);
+                let page = std::mem::take(&mut self.rest);
+                self.write(&page, total)?;
+                self.rest = page;
+                self.rest.clear();
+            }
+            bytes.advance(needed);
+        }
+        self.rest.extend_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// Writes what fills no page.
+    pub(super) fn complete(&mut self, total: u64) -> Result<(), StoreError> {
+        if !self.rest.is_empty() {
+            let page = std::mem::take(&mut self.rest);
+            self.write(&page, Some(total))?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, page: &[u8], total: Option<u64>) -> Result<(), StoreError> {
+        if self.next == 0 {
+            // Only now: a draft of nothing is nothing to remember.
+            let key = Key::Draft(&self.digest).to_bytes();
+            self.facts.insert(key, DraftFact { condemned: false }.encode())?;
+        }
+        if self.next.is_multiple_of(PREPARED) {
+            let pages = total.map_or(u64::MAX, |total| total.div_ceil(self.pages.page_size as u64));
+            self.pages.prepare(&self.digest, self.next, pages.min(self.next + PREPARED))?;
+        }
+        self.pages.put(&self.digest, self.next, page)?;
+        self.next += 1;
         Ok(())
     }
 }

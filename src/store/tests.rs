@@ -1,31 +1,105 @@
 //! What every store must do, whatever it keeps its bytes in.
 
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use super::bodies::Bodies;
 use super::*;
+use crate::config::schema::BlobStore;
 use crate::oci::Algorithm;
 
 const SMALL: Geometry = Geometry { page_size: 1024, segment_size: 512 << 10 };
 
-fn store() -> (Store, TempDir) {
+/// Runs every promise of the store over both kinds of it.
+macro_rules! over_both_kinds {
+    ($($name:ident)*) => {
+        mod sled {
+            $(#[test] fn $name() { super::$name(super::BlobStore::Sled); })*
+        }
+        mod files {
+            $(#[test] fn $name() { super::$name(super::BlobStore::Files); })*
+        }
+    };
+}
+
+over_both_kinds! {
+    a_blob_reads_as_it_was_written
+    a_draft_is_never_content
+    wrong_bytes_leave_nothing
+    a_draft_of_nothing_leaves_nothing
+    a_fact_that_does_not_decode_is_passed_over
+    a_manifest_whose_fact_does_not_decode_is_kept_anew
+    a_condemned_draft_starts_over
+    readers_find_the_newest_in_memory_and_the_rest_where_it_was_written
+    damage_is_never_content
+    bytes_that_are_gone_are_damage
+    a_manifest_keeps_its_first_type_and_links_what_it_points_at
+    names_come_in_byte_order_page_by_page
+    a_second_larder_is_told_so
+    what_was_flushed_is_there_after_the_next_start
+    the_other_kind_is_refused
+    referrers_belong_to_one_repository_and_one_subject
+}
+
+/// Opens the store in a folder, perhaps again after its last handle was dropped. A process that another test starts at
+/// that moment has the lock's file too until it becomes another program.
+pub(super) fn open(folder: &TempDir, kind: BlobStore) -> Result<Store, StoreError> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Store::open_with(folder.path(), kind, SMALL, 8 << 20) {
+            Err(StoreError::Locked(_)) if Instant::now() < end => std::thread::yield_now(),
+            opened => return opened,
+        }
+    }
+}
+
+fn store(kind: BlobStore) -> (Store, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Store::open_with(folder.path(), SMALL, 8 << 20).expect("a store");
+    let store = open(&folder, kind).expect("a store");
     (store, folder)
 }
 
-/// Opens the store in a folder again, whose last handle was just dropped. A process that another test starts at that
-/// moment has the lock's file too until it becomes another program.
-fn reopen(folder: &TempDir) -> Store {
-    let end = Instant::now() + Duration::from_secs(10);
-    loop {
-        match Store::open_with(folder.path(), SMALL, 8 << 20) {
-            Err(StoreError::Locked(_)) if Instant::now() < end => std::thread::yield_now(),
-            opened => return opened.expect("opens again"),
+/// Every file below a folder's `below`, with its path.
+fn files_below(folder: &TempDir, below: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.path().join(below)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { folders.push(path) } else { found.push(path) }
         }
     }
+    found
+}
+
+/// Whether any byte of the digest is kept.
+fn is_kept(store: &Store, folder: &TempDir, digest: &Digest) -> bool {
+    match &store.bodies {
+        Bodies::Pages(pages) => pages.get(digest, 0).expect("a look").is_some(),
+        Bodies::Files(_) => {
+            !files_below(folder, "blobs").is_empty() || !files_below(folder, "drafts").is_empty()
+        }
+    }
+}
+
+/// Spoils the middle of a blob.
+fn spoil(store: &Store, folder: &TempDir, digest: &Digest) {
+    match &store.bodies {
+        Bodies::Pages(pages) => pages.put(digest, 2, b"short").expect("written"),
+        Bodies::Files(_) => {
+            let path = &files_below(folder, "blobs")[0];
+            let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file");
+            file.write_all_at(b"short", 2048).expect("written");
+        }
+    }
+}
+
+fn append(writer: &mut DraftWriter, bytes: Bytes) {
+    writer.draft().receive(bytes.clone());
+    writer.append(bytes).expect("appended");
 }
 
 fn repository(name: &str) -> Repository {
@@ -39,21 +113,24 @@ fn body(length: usize) -> Bytes {
 fn fill(store: &Store, content: &Bytes, chunk: usize) -> Digest {
     let digest = Digest::of(Algorithm::Sha256, content);
     let mut writer = store.open_draft(&digest).expect("a draft");
-    for part in content.chunks(chunk) {
-        let part = Bytes::copy_from_slice(part);
-        writer.draft().receive(part.clone());
-        writer.append(part).expect("appended");
+    let received = usize::try_from(writer.draft().progress().received).expect("a length");
+    for part in content[received..].chunks(chunk) {
+        append(&mut writer, Bytes::copy_from_slice(part));
     }
     let end = writer.finish(&repository("a"), None, 1).expect("finished");
-    assert_eq!(end, DraftEnd::Committed);
+    assert_eq!(end, DraftEnd::Verified);
     digest
 }
 
-fn read_all(entry: &BlobEntry, range: std::ops::Range<u64>) -> Vec<u8> {
+fn blob(store: &Store, digest: &Digest) -> BlobEntry {
+    store.blob(digest).expect("a look").expect("a blob")
+}
+
+fn read_all(blob: &OpenBlob, range: std::ops::Range<u64>) -> Vec<u8> {
     let mut found = Vec::new();
     let mut at = range.start;
     while at < range.end {
-        let step = entry.read(at..range.end, 5000).expect("read");
+        let step = blob.read(at..range.end, 5000).expect("read");
         assert!(!step.is_empty());
         for page in step {
             at += page.len() as u64;
@@ -63,96 +140,91 @@ fn read_all(entry: &BlobEntry, range: std::ops::Range<u64>) -> Vec<u8> {
     found
 }
 
-#[test]
-fn a_blob_reads_as_it_was_written() {
-    let (store, _folder) = store();
+fn a_blob_reads_as_it_was_written(kind: BlobStore) {
+    let (store, _folder) = store(kind);
     for (length, chunk) in
         [(0, 1), (1, 1), (1023, 100), (1024, 1024), (1025, 5), (10_000, 3000), (70_000, 70_000)]
     {
         let content = body(length);
         let digest = fill(&store, &content, chunk);
-        let entry = store.blob(&digest).expect("a look").expect("a blob");
-        assert_eq!(entry.size(), length as u64);
-        assert_eq!(read_all(&entry, 0..length as u64), content);
+        let open = blob(&store, &digest).open().expect("a blob");
+        assert_eq!(open.entry().size(), length as u64);
+        assert_eq!(read_all(&open, 0..length as u64), content);
         if length > 1100 {
-            assert_eq!(read_all(&entry, 1000..1100), content[1000..1100]);
-            assert_eq!(read_all(&entry, 1024..1025), content[1024..1025]);
+            assert_eq!(read_all(&open, 1000..1100), content[1000..1100]);
+            assert_eq!(read_all(&open, 1024..1025), content[1024..1025]);
         }
         assert!(store.linked(&repository("a"), &digest).expect("a look").is_some());
         assert!(store.linked(&repository("b"), &digest).expect("a look").is_none());
     }
 }
 
-#[test]
-fn a_draft_is_never_content() {
-    let (store, folder) = store();
+fn a_draft_is_never_content(kind: BlobStore) {
+    let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, &content);
     let mut writer = store.open_draft(&digest).expect("a draft");
-    writer.draft().receive(content.slice(..4500));
-    writer.append(content.slice(..4500)).expect("appended");
+    append(&mut writer, content.slice(..4500));
     assert!(store.blob(&digest).expect("a look").is_none());
 
-    // The next run takes over the full pages, and only those.
+    // The next run takes over what is written: pages are when they are full.
+    writer.flush().expect("written");
     drop(writer);
     store.flush().expect("flushed");
     drop(store);
-    let store = reopen(&folder);
+    let store = open(&folder, kind).expect("opens again");
     assert!(store.blob(&digest).expect("a look").is_none());
     let mut writer = store.open_draft(&digest).expect("a draft");
-    assert_eq!(writer.draft().progress().received, 4096);
-    writer.draft().receive(content.slice(4096..));
-    writer.append(content.slice(4096..)).expect("appended");
-    assert_eq!(writer.finish(&repository("a"), Some(5000), 1).expect("finished"), DraftEnd::Committed);
+    let received = writer.draft().progress().received;
+    assert_eq!(received, if kind == BlobStore::Sled { 4096 } else { 4500 });
+    append(&mut writer, content.slice(usize::try_from(received).expect("a length")..));
+    assert_eq!(writer.finish(&repository("a"), Some(5000), 1).expect("finished"), DraftEnd::Verified);
     assert_eq!(store.census(), Census { content: 5000, manifests: 0, blobs: 1 });
 }
 
-#[test]
-fn wrong_bytes_leave_nothing() {
-    let (store, _folder) = store();
+fn wrong_bytes_leave_nothing(kind: BlobStore) {
+    let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, b"something else");
     for expected in [None, Some(5000)] {
         let mut writer = store.open_draft(&digest).expect("a draft");
         assert_eq!(writer.draft().progress().received, 0);
-        writer.draft().receive(content.clone());
-        writer.append(content.clone()).expect("appended");
+        append(&mut writer, content.clone());
         assert_eq!(writer.finish(&repository("a"), expected, 1).expect("finished"), DraftEnd::Mismatch);
         assert!(store.blob(&digest).expect("a look").is_none());
         assert!(store.linked(&repository("a"), &digest).expect("a look").is_none());
-        assert_eq!(store.pages.get(&digest, 0).expect("a look"), None);
+        assert!(!is_kept(&store, &folder, &digest));
     }
     // The right bytes under the wrong size are as wrong.
     let digest = Digest::of(Algorithm::Sha256, &content);
     let mut writer = store.open_draft(&digest).expect("a draft");
-    writer.draft().receive(content.clone());
-    writer.append(content.clone()).expect("appended");
+    append(&mut writer, content.clone());
     assert_eq!(writer.finish(&repository("a"), Some(4999), 1).expect("finished"), DraftEnd::Mismatch);
 }
 
-#[test]
-fn a_draft_of_nothing_leaves_nothing() {
-    let (store, _folder) = store();
+fn a_draft_of_nothing_leaves_nothing(kind: BlobStore) {
+    let (store, folder) = store(kind);
     let digest = Digest::of(Algorithm::Sha256, b"never comes");
     drop(store.open_draft(&digest).expect("a draft"));
     assert!(store.facts.is_empty());
+    assert!(!is_kept(&store, &folder, &digest));
 }
 
-#[test]
-fn a_fact_that_does_not_decode_is_passed_over() {
-    let (store, folder) = store();
+fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStore) {
+    let (store, folder) = store(kind);
     let digest = fill(&store, &body(10), 10);
     store.facts.insert(Key::Blob(&digest).to_bytes(), &[99, 1, 2]).expect("written");
     store.flush().expect("flushed");
     assert!(store.blob(&digest).expect("a look").is_none());
     drop(store);
-    let store = reopen(&folder);
+    let store = open(&folder, kind).expect("opens again");
     assert_eq!(store.census(), Census::default());
+    assert_eq!(fill(&store, &body(10), 10), digest);
+    assert_eq!(store.census(), Census { content: 10, manifests: 0, blobs: 1 });
 }
 
-#[test]
-fn a_manifest_whose_fact_does_not_decode_is_kept_anew() {
-    let (store, _folder) = store();
+fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStore) {
+    let (store, _folder) = store(kind);
     let kept = StoredManifest { media_type: MediaType::new("a/b").expect("a type"), body: body(10) };
     let digest = Digest::of(Algorithm::Sha256, &kept.body);
     store.facts.insert(Key::Manifest(&digest).to_bytes(), &[99, 1, 2]).expect("written");
@@ -161,14 +233,13 @@ fn a_manifest_whose_fact_does_not_decode_is_kept_anew() {
     assert_eq!(store.manifest(&digest).expect("a look").expect("a manifest").body, kept.body);
 }
 
-#[test]
-fn a_condemned_draft_starts_over() {
-    let (store, _folder) = store();
+fn a_condemned_draft_starts_over(kind: BlobStore) {
+    let (store, _folder) = store(kind);
     let content = body(3000);
     let digest = Digest::of(Algorithm::Sha256, &content);
     let mut writer = store.open_draft(&digest).expect("a draft");
-    writer.draft().receive(content.clone());
-    writer.append(content).expect("appended");
+    append(&mut writer, content.clone());
+    writer.flush().expect("written");
     // As a crash between the mark and the end of the removal leaves it.
     let condemned = fact::DraftFact { condemned: true };
     store.facts.insert(Key::Draft(&digest).to_bytes(), condemned.encode()).expect("written");
@@ -178,8 +249,8 @@ fn a_condemned_draft_starts_over() {
 #[test]
 fn the_last_byte_waits_for_verification() {
     let at = |received, total, verified: bool| {
-        let end = verified.then_some(DraftEnd::Committed);
-        Progress { received, paged: 0, total, end }.readable()
+        let end = verified.then_some(DraftEnd::Verified);
+        Progress { received, written: 0, total, end }.readable()
     };
     assert_eq!(at(10, Some(20), false), 10);
     assert_eq!(at(20, Some(20), false), 19);
@@ -190,9 +261,8 @@ fn the_last_byte_waits_for_verification() {
     assert_eq!(at(0, Some(0), false), 0);
 }
 
-#[test]
-fn readers_find_the_newest_in_memory_and_the_rest_in_pages() {
-    let (store, _folder) = store();
+fn readers_find_the_newest_in_memory_and_the_rest_where_it_was_written(kind: BlobStore) {
+    let (store, _folder) = store(kind);
     let content = body(3 << 20);
     let digest = Digest::of(Algorithm::Sha256, &content);
     let mut writer = store.open_draft(&digest).expect("a draft");
@@ -206,19 +276,19 @@ fn readers_find_the_newest_in_memory_and_the_rest_in_pages() {
     assert!(draft.recent(0..1).is_none());
     let newest = draft.recent(length - 70_000..length - 5).expect("in memory").concat();
     assert_eq!(newest, content[content.len() - 70_000..content.len() - 5]);
-    let oldest = draft.read(10..5000, 1 << 20).expect("paged").concat();
+    let oldest = draft.read(10..5000, 1 << 20).expect("written").concat();
     assert_eq!(oldest, content[10..5000]);
     assert!(draft.recent(length..length + 1).is_none());
 }
 
-#[test]
-fn a_missing_page_is_damage_not_content() {
-    let (store, _folder) = store();
+fn damage_is_never_content(kind: BlobStore) {
+    let (store, folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
-    store.pages.put(&digest, 2, b"short").expect("written");
-    let entry = store.blob(&digest).expect("a look").expect("a blob");
-    assert!(matches!(entry.read(0..5000, 5000), Err(StoreError::Damaged(_))));
+    let entry = blob(&store, &digest);
+    spoil(&store, &folder, &digest);
+    let read = entry.open().and_then(|open| open.read(0..5000, 5000));
+    assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
     store.condemn_blob(&entry).expect("condemned");
     assert!(store.blob(&digest).expect("a look").is_none());
     assert_eq!(store.census(), Census::default());
@@ -226,16 +296,57 @@ fn a_missing_page_is_damage_not_content() {
     // The next fill begins with nothing of it, and who still holds the damaged entry cannot harm the new blob.
     assert_eq!(store.open_draft(&digest).expect("a draft").draft().progress().received, 0);
     let mut writer = store.open_draft(&digest).expect("a draft");
-    writer.draft().receive(content.clone());
-    writer.append(content).expect("appended");
-    assert_eq!(writer.finish(&repository("a"), None, 2).expect("finished"), DraftEnd::Committed);
+    append(&mut writer, content.clone());
+    assert_eq!(writer.finish(&repository("a"), None, 2).expect("finished"), DraftEnd::Verified);
     store.condemn_blob(&entry).expect("passed over");
-    assert!(store.blob(&digest).expect("a look").is_some());
+    let open = blob(&store, &digest).open().expect("a blob");
+    assert_eq!(read_all(&open, 0..5000), content);
+    assert_eq!(store.census(), Census { content: 5000, manifests: 0, blobs: 1 });
 }
 
-#[test]
-fn a_manifest_keeps_its_first_type_and_links_what_it_points_at() {
-    let (store, _folder) = store();
+fn bytes_that_are_gone_are_damage(kind: BlobStore) {
+    let (store, _folder) = store(kind);
+    let content = body(5000);
+    let digest = fill(&store, &content, 5000);
+    store.bodies.remove(&digest).expect("removed");
+    let entry = blob(&store, &digest);
+    let read = entry.open().and_then(|open| open.read(0..5000, 5000));
+    assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
+    store.condemn_blob(&entry).expect("condemned");
+    assert_eq!(fill(&store, &content, 5000), digest);
+    assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
+}
+
+fn what_was_flushed_is_there_after_the_next_start(kind: BlobStore) {
+    let (store, folder) = store(kind);
+    let content = body(5000);
+    let digests = [fill(&store, &content, 5000), fill(&store, &body(0), 1), fill(&store, &body(1), 1)];
+    store.flush().expect("flushed");
+    let census = store.census();
+    drop(store);
+    let store = open(&folder, kind).expect("opens again");
+    assert_eq!(store.census(), census);
+    for digest in digests {
+        let open = blob(&store, &digest).open().expect("a blob");
+        let size = open.entry().size();
+        assert_eq!(read_all(&open, 0..size), content[..usize::try_from(size).expect("a length")]);
+        assert!(open.read(size..size, 5000).expect("read").is_empty());
+        assert!(open.read(size..u64::MAX, 5000).expect("read").is_empty());
+        assert!(open.read_now(size..u64::MAX).is_none());
+    }
+}
+
+fn the_other_kind_is_refused(kind: BlobStore) {
+    let (store, folder) = store(kind);
+    drop(store);
+    let other = if kind == BlobStore::Sled { BlobStore::Files } else { BlobStore::Sled };
+    let error = open(&folder, other).expect_err("refused").to_string();
+    assert!(error.contains(&format!("larder store convert --to {}", other.as_str())), "{error}");
+    open(&folder, kind).expect("opens again");
+}
+
+fn a_manifest_keeps_its_first_type_and_links_what_it_points_at(kind: BlobStore) {
+    let (store, _folder) = store(kind);
     let kept = |text: &str, body: &Bytes| StoredManifest {
         media_type: MediaType::new(text).expect("a type"),
         body: body.clone(),
@@ -255,9 +366,8 @@ fn a_manifest_keeps_its_first_type_and_links_what_it_points_at() {
     assert_eq!(store.census(), Census { content: 3000, manifests: 1, blobs: 0 });
 }
 
-#[test]
-fn names_come_in_byte_order_page_by_page() {
-    let (store, _folder) = store();
+fn names_come_in_byte_order_page_by_page(kind: BlobStore) {
+    let (store, _folder) = store(kind);
     let fact = TagFact { digest: Digest::of(Algorithm::Sha256, b""), checked_at: 1, moved_at: 1 };
     for tag in ["b", "B", "a", "10", "9", "_"] {
         store.put_tag(&repository("x/y"), &tag.parse().expect("a tag"), None, &fact).expect("put");
@@ -275,16 +385,14 @@ fn names_come_in_byte_order_page_by_page() {
     assert_eq!(store.repositories(&upstream, None, 10).expect("names").len(), 1);
 }
 
-#[test]
-fn a_second_larder_is_told_so() {
-    let (_store, folder) = store();
-    let error = Store::open_with(folder.path(), SMALL, 8 << 20).expect_err("locked");
+fn a_second_larder_is_told_so(kind: BlobStore) {
+    let (_store, folder) = store(kind);
+    let error = Store::open_with(folder.path(), kind, SMALL, 8 << 20).expect_err("locked");
     assert!(matches!(error, StoreError::Locked(_)), "{error:?}");
 }
 
-#[test]
-fn referrers_belong_to_one_repository_and_one_subject() {
-    let (store, folder) = store();
+fn referrers_belong_to_one_repository_and_one_subject(kind: BlobStore) {
+    let (store, folder) = store(kind);
     let (a, ab) = (repository("a"), repository("a/b"));
     let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
     let (subject, long) = (digest("subject"), Digest::of(Algorithm::Sha512, b"subject"));
@@ -314,7 +422,7 @@ fn referrers_belong_to_one_repository_and_one_subject() {
     store.put_referrers_list(&a, &subject, &fact).expect("kept");
     store.flush().expect("flushed");
     drop(store);
-    let store = reopen(&folder);
+    let store = open(&folder, kind).expect("opens again");
     assert_eq!(found(&store, &a, &subject), sorted(&["1", "2"]));
     assert_eq!(store.referrers_list(&a, &subject).expect("a look"), Some(fact));
     assert_eq!(store.referrers_list(&ab, &subject).expect("a look"), None);

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use larder::config::schema::BlobStore;
 use larder::config::{self, Flags, LoadError};
 
 use crate::{load, load_text, problem_keys, problems, refusal};
@@ -181,21 +180,6 @@ fn a_pattern_that_is_none_comes_with_the_remedy() {
         let found = problems(&config);
         assert!(found.len() == 1 && found[0].contains(pattern) && found[0].contains(remedy), "{found:?}");
     }
-}
-
-#[test]
-fn missing_features_are_refused() {
-    let cases = [("[store]\nblobs = \"files\"", "store.blobs")];
-    for (text, key) in cases {
-        let config = load_text(text, &[]).expect(text);
-        let found = problems(&config);
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].starts_with(&format!("`{key}`: this version of larder cannot")), "{found:?}");
-    }
-    // An empty value asks for nothing.
-    let quiet = "[store]\nblobs = \"sled\"\n[upstream.\"quay.io\"]\nallow = []";
-    assert_eq!(load_text(quiet, &[]).expect("loads").store.blobs, BlobStore::Sled);
-    assert_eq!(problem_keys(quiet), Vec::<String>::new());
 }
 
 #[test]

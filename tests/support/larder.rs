@@ -33,7 +33,12 @@ impl Setup {
             setup = setup.set(key, value);
         }
         let data = setup.data().display().to_string();
-        setup.set("builtin_upstreams", false).set("store.path", data)
+        let setup = setup.set("builtin_upstreams", false).set("store.path", data);
+        // `BLOBS=files cargo test` makes every test run over the other kind of store.
+        match std::env::var("BLOBS") {
+            Ok(kind) => setup.set("store.blobs", kind),
+            Err(_) => setup,
+        }
     }
 
     /// As `empty`, with `registry` as docker.io, the default upstream.
@@ -279,6 +284,11 @@ impl Larder {
 
     pub fn admin_addr(&self) -> SocketAddr {
         self.running.admin
+    }
+
+    /// What it was started from, once it has ended.
+    pub fn into_setup(self) -> Setup {
+        self.setup
     }
 
     pub fn setup(&self) -> &Setup {

@@ -1,0 +1,239 @@
+//! Moves the blobs of a store to the other place, one after the other: from pages into files, or back.
+//!
+//! The header says so before the first one is moved, so that nobody takes the store for whole until it is. The bytes of
+//! a blob are verified and on the disk in their new place before they leave the old one, and a blob is in its new
+//! place when it is there whole: an interruption at any moment is made good by beginning again, in either direction.
+//! Pages leave all at once, at the end: sled would not give their room back before.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use crate::config::schema::{self, BlobStore};
+use crate::oci::{Digest, Hasher};
+
+use super::bodies::{Body, Growing};
+use super::fact::BlobFact;
+use super::files::Files;
+use super::header::Header;
+use super::key::{self, Key};
+use super::opening::{PAGES, Trees};
+use super::pages::Pages;
+use super::{StoreError, readable, rebuild};
+
+/// How much is read at a time.
+const STEP: u64 = 1 << 20;
+
+/// A store whose blobs are being moved; nobody else can open it. Every step moves one blob.
+#[derive(Debug)]
+pub struct Conversion {
+    folder: PathBuf,
+    /// Locked, against another conversion.
+    _turn: File,
+    header: Header,
+    trees: Trees,
+    pages: Pages,
+    files: Files,
+    waiting: std::vec::IntoIter<(Digest, BlobFact)>,
+    bytes: u64,
+}
+
+/// What became of one blob.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Where it is now.
+    pub end: StepEnd,
+}
+
+/// Where a blob is after its step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepEnd {
+    /// In its new place.
+    Moved,
+    /// In its new place, where an earlier run had brought it.
+    Found,
+    /// Nowhere: its bytes were damaged, and will be fetched again when somebody asks for them.
+    Dropped,
+}
+
+impl Conversion {
+    /// Opens the store in `options.path` to move its blobs to `to`.
+    pub fn begin(options: &schema::Store, to: BlobStore) -> Result<Self, StoreError> {
+        let folder = options.path.clone();
+        let none = || StoreError::Foreign {
+            path: folder.clone(),
+            reason: "there is none; name the right folder with --data or --config".to_owned(),
+        };
+        let header = Header::read(&folder)?.ok_or_else(none)?;
+        let turn =
+            File::open(&folder).map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
+        if turn.try_lock().is_err() {
+            return Err(StoreError::Locked(folder));
+        }
+        rebuild::recover(&folder)?;
+        let trees = Trees::open(&folder, header.geometry, options.cache_memory.as_u64())?;
+        // Once more, now that nobody else can write it.
+        let mut header = Header::read(&folder)?.ok_or_else(none)?;
+        if header.blobs != to {
+            (header.moving_from, header.blobs) = (Some(header.blobs), to);
+            header.write(&folder)?;
+        }
+        let mut waiting = Vec::new();
+        if header.moving_from.is_some() {
+            for item in trees.facts.scan_prefix(Key::blobs()) {
+                let (key, value) = item?;
+                if let (Some(digest), Some(fact)) = (key::blob_of(&key), readable::<BlobFact>(&value)) {
+                    waiting.push((digest, fact));
+                }
+            }
+        }
+        let bytes = waiting.iter().map(|(_, fact)| fact.size).sum();
+        let (pages, files) = (trees.pages()?, Files::new(&folder)?);
+        Ok(Self { folder, _turn: turn, header, trees, pages, files, waiting: waiting.into_iter(), bytes })
+    }
+
+    /// Blobs that have not had their step.
+    pub fn blobs_left(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Bytes of all blobs that had not had their step at the beginning.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where the blobs come from; `None` if all of them were where they should be.
+    pub fn from(&self) -> Option<BlobStore> {
+        self.header.moving_from
+    }
+
+    fn step(&self, digest: &Digest, fact: &BlobFact) -> Result<StepEnd, StoreError> {
+        let end = match self.header.blobs {
+            BlobStore::Files => self.to_file(digest, fact)?,
+            BlobStore::Sled => self.to_pages(digest, fact)?,
+        };
+        if end == StepEnd::Dropped {
+            self.trees.facts.remove(Key::Blob(digest).to_bytes())?;
+            self.files.remove(digest)?;
+        }
+        Ok(end)
+    }
+
+    fn to_file(&self, digest: &Digest, fact: &BlobFact) -> Result<StepEnd, StoreError> {
+        // A file has this name only if it was verified.
+        let mut end = match self.files.open(digest, fact.size, fact.stored_at) {
+            Ok(_) => StepEnd::Found,
+            Err(StoreError::Damaged(_)) => StepEnd::Dropped,
+            Err(error) => return Err(error),
+        };
+        if end == StepEnd::Dropped {
+            self.files.remove(digest)?;
+            let mut file = Growing::File(self.files.draft(digest)?);
+            if copy(&Body::Pages(self.pages.clone(), *digest), digest, fact.size, &mut file)? {
+                file.settle(fact.stored_at)?;
+                end = StepEnd::Moved;
+            }
+        }
+        Ok(end)
+    }
+
+    fn to_pages(&self, digest: &Digest, fact: &BlobFact) -> Result<StepEnd, StoreError> {
+        let mut end = StepEnd::Dropped;
+        match self.files.open(digest, fact.size, fact.stored_at) {
+            Ok(file) => {
+                self.pages.remove(digest)?;
+                let mut pages = Growing::Pages(self.pages.draft(&self.trees.facts, digest));
+                if copy(&Body::File(file), digest, fact.size, &mut pages)? {
+                    end = StepEnd::Moved;
+                }
+                // They are no draft, though they were written like one.
+                self.trees.facts.remove(Key::Draft(digest).to_bytes())?;
+            }
+            // A file goes only when its pages are whole and on the disk.
+            Err(StoreError::Damaged(_)) => {
+                if is_whole(&Body::Pages(self.pages.clone(), *digest), digest, fact.size)? {
+                    end = StepEnd::Found;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        if end == StepEnd::Moved {
+            self.trees.db.flush()?;
+        }
+        if end != StepEnd::Dropped {
+            self.files.remove(digest)?;
+        }
+        Ok(end)
+    }
+
+    /// Ends the work once every blob has had its step: what is left of the old place goes, drafts included, and then
+    /// the header says that the store is whole.
+    pub fn finish(self) -> Result<(), StoreError> {
+        if self.header.moving_from.is_none() || self.waiting.len() > 0 {
+            return Ok(());
+        }
+        let Self { folder, trees, pages, files, mut header, .. } = self;
+        for key in trees.facts.scan_prefix(Key::drafts()).keys() {
+            trees.facts.remove(key?)?;
+        }
+        drop(pages);
+        match header.blobs {
+            BlobStore::Files => rebuild::rebuild(&folder, header.geometry, trees, &[PAGES])?,
+            BlobStore::Sled => {
+                trees.db.flush()?;
+                files.remove_all()?;
+            }
+        }
+        header.moving_from = None;
+        header.write(&folder)
+    }
+}
+
+impl Iterator for Conversion {
+    type Item = Result<Step, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (digest, fact) = self.waiting.next()?;
+        Some(self.step(&digest, &fact).map(|end| Step { digest, size: fact.size, end }))
+    }
+}
+
+/// Copies a blob, and tells whether what was copied is the blob.
+fn copy(from: &Body, digest: &Digest, size: u64, to: &mut Growing) -> Result<bool, StoreError> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut at = 0;
+    while at < size {
+        let pieces = match from.read(at..size, STEP) {
+            Ok(pieces) => pieces,
+            Err(StoreError::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        for piece in pieces {
+            at += piece.len() as u64;
+            hasher.update(&piece);
+            to.append(piece, Some(size))?;
+        }
+    }
+    to.complete(size)?;
+    Ok(hasher.finish() == *digest)
+}
+
+/// Whether all bytes of a blob are there, and right.
+fn is_whole(body: &Body, digest: &Digest, size: u64) -> Result<bool, StoreError> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut at = 0;
+    while at < size {
+        match body.read(at..size, STEP) {
+            Ok(pieces) => pieces.iter().for_each(|piece| {
+                at += piece.len() as u64;
+                hasher.update(piece);
+            }),
+            Err(StoreError::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hasher.finish() == *digest)
+}

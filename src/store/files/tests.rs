@@ -1,0 +1,311 @@
+//! What holds for files alone: what a crash, or somebody with a shell, leaves behind.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::super::bodies::Bodies;
+use super::super::{BlobEntry, Census, DraftEnd, DraftWriter, Store, StoreError};
+use crate::config::schema::BlobStore;
+use crate::oci::{Algorithm, Digest, Repository};
+
+/// Longer than one step of writing and several pieces of reading.
+const LENGTH: usize = 1_300_000;
+
+struct House {
+    folder: TempDir,
+    store: Store,
+    content: Bytes,
+    digest: Digest,
+}
+
+impl House {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let content: Bytes = (0..LENGTH).map(|i| u8::try_from(i * 7 % 251).expect("a byte")).collect();
+        let digest = Digest::of(Algorithm::Sha256, &content);
+        Self { store: open(&folder), folder, content, digest }
+    }
+
+    /// The same with the content held.
+    fn filled() -> Self {
+        let house = Self::new();
+        house.fill();
+        house
+    }
+
+    fn fill(&self) {
+        let mut writer = self.store.open_draft(&self.digest).expect("a draft");
+        let received = usize::try_from(writer.draft().progress().received).expect("a length");
+        append(&mut writer, self.content.slice(received..));
+        assert_eq!(finish(writer), DraftEnd::Verified);
+    }
+
+    fn blob(&self) -> Option<BlobEntry> {
+        self.store.blob(&self.digest).expect("a look")
+    }
+
+    fn path(&self) -> PathBuf {
+        let hex = self.digest.hex();
+        self.folder.path().join("blobs/sha256").join(&hex[..2]).join(hex)
+    }
+
+    fn draft_path(&self) -> PathBuf {
+        self.folder.path().join("drafts/sha256").join(self.digest.hex())
+    }
+
+    fn reopen(self) -> Self {
+        let Self { folder, store, content, digest } = self;
+        store.flush().expect("flushed");
+        drop(store);
+        Self { store: open(&folder), folder, content, digest }
+    }
+
+    /// Opening and reading all of it, in the steps that a client's reader makes.
+    fn read(&self) -> Result<Vec<u8>, StoreError> {
+        let open = self.blob().expect("a fact").open()?;
+        let size = open.entry().size();
+        let mut found = Vec::new();
+        while (found.len() as u64) < size {
+            match open.read_now(found.len() as u64..size) {
+                Some(piece) => found.extend_from_slice(&piece),
+                None => open
+                    .read(found.len() as u64..size, 300_000)?
+                    .iter()
+                    .for_each(|piece| found.extend_from_slice(piece)),
+            }
+        }
+        Ok(found)
+    }
+
+    #[track_caller]
+    fn is_damaged(&self) {
+        match self.read() {
+            Err(StoreError::Damaged(digest)) => assert_eq!(digest, self.digest),
+            other => panic!("{:?}", other.map(|bytes| bytes.len())),
+        }
+    }
+
+    /// What the cache does with damage, and that all is well after it.
+    fn heals(&self) {
+        self.store.condemn_blob(&self.blob().expect("a fact")).expect("condemned");
+        assert!(self.blob().is_none() && !self.path().exists() && !self.draft_path().exists());
+        assert_eq!(self.store.census(), Census::default());
+        self.fill();
+        assert!(self.read().expect("read") == self.content);
+        self.is_measured_exactly();
+    }
+
+    #[track_caller]
+    fn is_measured_exactly(&self) {
+        let Bodies::Files(files) = &self.store.bodies else { panic!("another kind") };
+        let mut exact = 0;
+        for path in [self.path(), self.draft_path()] {
+            exact += fs::metadata(path).map_or(0, |file| file.blocks() * 512);
+        }
+        assert_eq!(files.size_on_disk().expect("a size"), exact);
+    }
+}
+
+fn open(folder: &TempDir) -> Store {
+    crate::store::tests::open(folder, BlobStore::Files).expect("a store")
+}
+
+fn append(writer: &mut DraftWriter, bytes: Bytes) {
+    writer.draft().receive(bytes.clone());
+    writer.append(bytes).expect("appended");
+}
+
+fn finish(writer: DraftWriter) -> DraftEnd {
+    let repository =
+        Repository { upstream: "a".parse().expect("a name"), name: "b".parse().expect("a name") };
+    writer.finish(&repository, None, 1_700_000_000_123).expect("finished")
+}
+
+fn write(path: &PathBuf) -> File {
+    OpenOptions::new().write(true).open(path).expect("a file")
+}
+
+#[test]
+fn files_that_somebody_changed_are_damaged_and_heal() {
+    let changes: [fn(&PathBuf); 5] = [
+        |path| fs::remove_file(path).expect("removed"),
+        |path| write(path).set_len(LENGTH as u64 - 1).expect("cut off"),
+        |path| write(path).set_len(LENGTH as u64 + 1).expect("made longer"),
+        |path| write(path).set_len(0).expect("emptied"),
+        |path| write(path).write_all_at(b"x", 700_000).expect("written"),
+    ];
+    for change in changes {
+        let house = House::filled();
+        assert!(house.read().expect("read") == house.content);
+        change(&house.path());
+        house.is_damaged();
+        house.heals();
+    }
+}
+
+#[test]
+fn files_that_change_while_they_are_read_are_cut_off() {
+    let changes: [fn(&PathBuf); 3] = [
+        |path| write(path).set_len(500_000).expect("cut off"),
+        |path| write(path).write_all_at(b"x", 10).expect("written"),
+        |path| write(path).write_all_at(b"x", LENGTH as u64 - 1).expect("written"),
+    ];
+    for change in changes {
+        let house = House::filled();
+        let blob = house.blob().expect("a fact").open().expect("open");
+        let size = blob.entry().size();
+        assert!(!blob.read(0..size, 1000).expect("read").is_empty());
+        change(&house.path());
+        assert_eq!(blob.read_now(300_000..size), None);
+        assert!(matches!(blob.read(300_000..size, 1000), Err(StoreError::Damaged(_))));
+        house.heals();
+    }
+}
+
+#[test]
+fn a_file_that_lost_only_its_time_is_right() {
+    let house = House::filled();
+    let kept = fs::metadata(house.path()).expect("a file").modified().expect("a time");
+    write(&house.path()).set_modified(SystemTime::now()).expect("a time");
+    assert!(house.read().expect("read") == house.content);
+    assert_eq!(fs::metadata(house.path()).expect("a file").modified().expect("a time"), kept);
+    // The same with a byte changed.
+    write(&house.path()).write_all_at(b"x", 5).expect("written");
+    house.is_damaged();
+}
+
+#[test]
+fn a_file_that_is_open_is_read_to_its_end_and_takes_no_room_any_more() {
+    let house = House::filled();
+    house.is_measured_exactly();
+    let blob = house.blob().expect("a fact").open().expect("open");
+    house.store.condemn_blob(blob.entry()).expect("condemned");
+    assert!(!house.path().exists());
+    let read: Vec<_> = blob.read(0..u64::MAX, u64::MAX).expect("read").concat();
+    assert!(read == house.content);
+    house.is_measured_exactly();
+    drop(blob);
+    house.fill();
+    house.is_measured_exactly();
+}
+
+#[test]
+fn content_without_its_fact_needs_no_second_download() {
+    // As a crash leaves it between the rename and the fact, found at the start and found by a fill.
+    for reopened in [true, false] {
+        let mut house = House::filled();
+        house.store.facts.clear().expect("cleared");
+        if reopened {
+            house = house.reopen();
+            assert!(house.draft_path().exists() && !house.path().exists());
+            house.is_measured_exactly();
+        }
+        let writer = house.store.open_draft(&house.digest).expect("a draft");
+        assert_eq!(writer.draft().progress().received, LENGTH as u64);
+        assert_eq!(finish(writer), DraftEnd::Verified);
+        assert!(house.read().expect("read") == house.content);
+        house.is_measured_exactly();
+    }
+}
+
+#[test]
+fn facts_without_their_file_are_gone_after_a_start() {
+    let changes: [fn(&PathBuf); 2] =
+        [|path| fs::remove_file(path).expect("removed"), |path| write(path).set_len(7).expect("cut off")];
+    for change in changes {
+        let house = House::filled();
+        change(&house.path());
+        let house = house.reopen();
+        assert!(house.blob().is_none());
+        assert_eq!(house.store.census(), Census::default());
+        assert!(!house.path().exists());
+        house.fill();
+        assert!(house.read().expect("read") == house.content);
+    }
+}
+
+#[test]
+fn what_is_not_larders_is_left_alone() {
+    let house = House::filled();
+    let strange = house.path().with_file_name("precious.txt");
+    let drafted = house.draft_path().with_file_name("precious.txt");
+    for path in [&strange, &drafted] {
+        fs::write(path, "mine").expect("written");
+    }
+    let house = house.reopen();
+    assert!(house.read().expect("read") == house.content);
+    for path in [&strange, &drafted] {
+        assert_eq!(fs::read_to_string(path).expect("read"), "mine");
+    }
+}
+
+#[test]
+fn a_draft_goes_on_where_it_was_cut_at_any_byte() {
+    for kept in [0, 1, 511, 512, 524_289, LENGTH - 1] {
+        let house = House::new();
+        let mut writer = house.store.open_draft(&house.digest).expect("a draft");
+        append(&mut writer, house.content.clone());
+        drop(writer);
+        write(&house.draft_path()).set_len(kept as u64).expect("cut off");
+        let house = house.reopen();
+        house.is_measured_exactly();
+        let writer = house.store.open_draft(&house.digest).expect("a draft");
+        assert_eq!(writer.draft().progress().received, kept as u64);
+        drop(writer);
+        house.fill();
+        assert!(house.read().expect("read") == house.content);
+    }
+}
+
+#[test]
+fn a_draft_that_somebody_changed_does_not_become_content() {
+    let changes: [fn(&PathBuf); 3] = [
+        |path| fs::remove_file(path).expect("removed"),
+        |path| write(path).set_len(9).expect("cut off"),
+        |path| {
+            let mut file = OpenOptions::new().append(true).open(path).expect("a file");
+            file.write_all(b"more").expect("written");
+        },
+    ];
+    for change in changes {
+        let house = House::new();
+        let mut writer = house.store.open_draft(&house.digest).expect("a draft");
+        append(&mut writer, house.content.clone());
+        writer.flush().expect("written");
+        change(&house.draft_path());
+        let repository =
+            Repository { upstream: "a".parse().expect("a name"), name: "b".parse().expect("a name") };
+        writer.finish(&repository, None, 1).expect_err("refused");
+        assert!(house.blob().is_none());
+        house.fill();
+        assert!(house.read().expect("read") == house.content);
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_leaves_nothing() {
+    let house = House::new();
+    // The one file that is always full.
+    std::os::unix::fs::symlink("/dev/full", house.draft_path()).expect("a link");
+    let mut writer = house.store.open_draft(&house.digest).expect("a draft");
+    let draft = writer.draft().clone();
+    draft.receive(house.content.clone());
+    match writer.append(house.content.clone()) {
+        Err(StoreError::File { path, source }) => {
+            assert_eq!((path, source.kind()), (house.draft_path(), ErrorKind::StorageFull));
+        }
+        other => panic!("{other:?}"),
+    }
+    // What is not written stays in memory for those who read already.
+    assert_eq!(draft.recent(5..10).expect("in memory").concat(), house.content[5..10]);
+    drop((writer, draft));
+    assert!(fs::symlink_metadata(house.draft_path()).is_err());
+    house.fill();
+    assert!(house.read().expect("read") == house.content);
+}
