@@ -1,7 +1,7 @@
 //! larder: a pull-through cache for container images.
 //!
 //! A reverse proxy that speaks the read side of the OCI Distribution API. What it lacks it fetches from the real
-//! registry, verifies by digest, keeps in sled, and serves from then on, also when the registry is slow,
+//! registry, verifies by digest, keeps in sled and in files, and serves from then on, also when the registry is slow,
 //! rate-limited or gone. This page is the map; the operator's manual is README.md, every setting is in
 //! `config/larder.toml`.
 //!
@@ -48,14 +48,15 @@
 //! a task of the cache's own; the others join. The fill opens a [draft](store::Draft), taking over what an earlier
 //! one left, and asks the upstream for the rest. What comes in goes two ways: into the draft's window, from where
 //! every [reader](cache::BlobReader) takes it at its own pace, and through a bounded queue to a blocking thread
-//! that hashes it and writes it in pages. A reader that falls behind the window reads pages. The draft shows all
-//! but its last byte; when size and digest have matched, one transaction makes it content and the byte is shown.
+//! that hashes and writes it. A reader that falls behind the window reads what is written. The draft shows all
+//! but its last byte, which is shown when size and digest have matched, and one transaction makes it content: in sled
+//! before the byte is shown, a file when the disk has it, which no client waits for.
 //! If they do not match, every connection is cut short of its Content-Length and the draft is dropped. If the
 //! upstream breaks off, the fill goes on with a ranged request where it stopped; clients notice nothing.
 //!
 //! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
 //! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::condemn_blob`]), so that the next
-//! request is a miss; the fill which that starts removes what is left, the last page first, and begins anew. A draft
+//! request is a miss. A file goes at once; pages are removed by the fill which that starts, the last one first. A draft
 //! whose bytes are wrong goes the same way, so that a crash in between cannot bring it back. Eviction by size follows
 //! it too; until it is there, `store.max_size` bounds nothing.
 //!

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures larder beside nginx (the same bytes as static files) and docker-registry in proxy mode.
+"""Measures larder, with each of its stores, beside nginx (the same bytes as static files) and docker-registry in
+proxy mode.
 
     python3 benches/peers/peers.py [--larder target/release/larder] [--rounds 3] [--results FILE]
 
 Every round asks each server in turn, so that whatever else the machine does touches all of them alike; what is shown
 are medians, and for ratios the median of each round's own ratio. Manifests: the server has the first core, wrk the
-second. Blobs: all share both. Everything is on a loopback that leads nowhere else. Takes about three minutes.
+second. Blobs: all share both. Everything is on a loopback that leads nowhere else. Takes about four minutes.
 """
 
 import argparse
@@ -24,10 +25,12 @@ sys.dont_write_bytecode = True
 import images  # noqa: E402
 from servers import Failed, Process, ask, in_namespaces, require, run, start_registry, wait_until  # noqa: E402
 
-ORIGIN, PEER, NGINX, QUIET, LOGGING = 5100, 5101, 5102, 5103, 5104
+ORIGIN, PEER, NGINX, FILES, SLED, LOGGING = 5100, 5101, 5102, 5103, 5104, 5105
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
 READER = Path(__file__).with_name("reader.py")
 MIB = 1 << 20
+# What the origin, the caches and nginx keep of the same blobs; a full disk looks like a server that breaks off.
+DISK = 20 << 30
 FIRST, SECOND = ("taskset", "-c", "0"), ("taskset", "-c", "1")
 
 
@@ -65,7 +68,7 @@ http {{
     return Process(work, "nginx", *prefix, "nginx", "-c", config, ready=ready)
 
 
-def start_larder(work, binary, port, log, prefix=()):
+def start_larder(work, binary, port, blobs, log=False, prefix=()):
     config = work / f"larder-{port}.toml"
     config.write_text(
         f"""
@@ -76,6 +79,7 @@ listen = "127.0.0.1:{port}"
 listen = "127.0.0.1:{port + 100}"
 [store]
 path = "{work}/larder-{port}"
+blobs = "{blobs}"
 [log]
 requests = {str(log).lower()}
 [upstream."docker.io"]
@@ -139,18 +143,20 @@ class Bench:
         self.index = images.Image("library/multi", "oci", images.default_registry()[0].root)
         self.push(self.index)
         self.big = [self.blob(f"big-{number}", 512) for number in range(3)]
+        self.hashed = [self.blob(f"hashed-{number}", 512) for number in range(3)]
         self.middle = [self.blob(f"middle-{number}", 64) for number in range(6)]
 
     def push(self, image):
         images.Registry(f"http://127.0.0.1:{ORIGIN}").push(image)
 
     def blob(self, seed, mebibytes):
-        """Path, digest: a layer, which nginx can serve too."""
+        """Path, digest: a layer; nginx can serve the first one too."""
         image = images.Image("library/big", seed, images.image(seed, images.AMD64, sizes=(mebibytes * MIB,), compressed=False))
         self.push(image)
         layer = image.root.needs[1]
         path = f"/v2/{image.repository}/blobs/{layer.digest}"
-        self.static(path, layer.body)
+        if seed == "big-0":
+            self.static(path, layer.body)
         return path, layer.digest
 
     def static(self, path, body):
@@ -183,8 +189,9 @@ class Bench:
             self.static(path, self.index.root.body)
         servers = {
             "nginx": (NGINX, start_nginx(self.work, FIRST, 1)),
-            "larder": (QUIET, start_larder(self.work, self.binary, QUIET, False, FIRST)),
-            "larder, request log on": (LOGGING, start_larder(self.work, self.binary, LOGGING, True, FIRST)),
+            "larder, files": (FILES, start_larder(self.work, self.binary, FILES, "files", prefix=FIRST)),
+            "larder, sled": (SLED, start_larder(self.work, self.binary, SLED, "sled", prefix=FIRST)),
+            "larder, request log on": (LOGGING, start_larder(self.work, self.binary, LOGGING, "sled", True, FIRST)),
             "docker-registry": (PEER, start_peer(self.work, FIRST)),
         }
         for who, (port, process) in servers.items():
@@ -204,9 +211,13 @@ class Bench:
     # (c) cold blobs, then (b) warm ones
 
     def blobs(self):
-        larder = start_larder(self.work, self.binary, QUIET, False)
-        peer, nginx = start_peer(self.work), start_nginx(self.work)
-        caches = {"larder": QUIET, "docker-registry": PEER}
+        processes = {
+            "larder, files": start_larder(self.work, self.binary, FILES, "files"),
+            "larder, sled": start_larder(self.work, self.binary, SLED, "sled"),
+            "docker-registry": start_peer(self.work),
+            "nginx": start_nginx(self.work),
+        }
+        caches = {"larder, files": FILES, "larder, sled": SLED, "docker-registry": PEER}
         read(ORIGIN, self.big[0][0])  # the origin's files are in memory from here on
         for path, digest in self.big:
             read(ORIGIN, path, verify=digest)
@@ -219,16 +230,23 @@ class Bench:
                 self.note("cold blob, seconds", who, cold["seconds"])
                 self.note("cold blob, first byte", who, cold["first_byte"])
                 self.note("cold blob, upstream GETs", who, self.origin_gets(path) - before)
+        for path, digest in self.hashed:
+            read(ORIGIN, path)
+            self.note("cold blob, hashed, seconds", "direct", read(ORIGIN, path, verify=digest)["seconds"])
+            for who, port in caches.items():
+                self.note("cold blob, hashed, seconds", who, read(port, path, verify=digest)["seconds"])
+                # Until all is quiet: what one writes to the disk must not slow the next one.
+                self.origin_gets(path)
         for path, digest in self.middle[: self.rounds]:
             for who, port in caches.items():
                 before = self.gets_now(path)
                 read(port, path, 16, digest)
                 self.note("16 cold clients, upstream GETs", who, self.origin_gets(path) - before)
-        self.note("memory, after the cold blobs", "larder", memory(larder))
-        self.note("memory, after the cold blobs", "docker-registry", memory(peer))
+        for who in caches:
+            self.note("memory, after the cold blobs", who, memory(processes[who]))
 
         path, digest = self.big[0]
-        servers = {"nginx": NGINX, "larder": QUIET, "docker-registry": PEER}
+        servers = {"nginx": NGINX, **caches}
         for who, port in servers.items():
             wait_until(f"{who} has the blob", lambda port=port: read(port, path, verify=digest), 60)
         gets = self.origin_gets(path)
@@ -238,7 +256,7 @@ class Bench:
                     warm = read(port, path, streams)
                     self.note(f"warm blob, {streams} streams, bytes/s", who, warm["bytes"] / warm["seconds"])
         require(self.origin_gets(path) == gets, "a warm blob was fetched again")
-        for who, process in (("nginx", nginx), ("larder", larder), ("docker-registry", peer)):
+        for who, process in processes.items():
             self.note("memory, after the warm blobs", who, memory(process))
             self.note("memory, peak", who, memory(process, "VmHWM"))
             process.stop()
@@ -246,7 +264,7 @@ class Bench:
     # what is shown
 
     def table(self):
-        columns = ("larder", "larder, request log on", "docker-registry", "nginx")
+        columns = ("larder, files", "larder, sled", "larder, request log on", "docker-registry", "nginx")
         yield "| | " + " | ".join(columns) + " |"
         yield "|---|" + "---|" * len(columns)
 
@@ -272,6 +290,8 @@ class Bench:
         for streams, name in ((1, "1 stream"), (8, "8 streams")):
             yield row(f"warm 512 MiB blob, {name} (of nginx)", f"warm blob, {streams} streams, bytes/s", speed, "nginx")
         yield row("cold 512 MiB blob (of a direct download)", "cold blob, seconds", lambda s: f"{s:.2f} s", "direct")
+        hashed = "cold 512 MiB blob, client hashes (of a direct download)"
+        yield row(hashed, "cold blob, hashed, seconds", lambda s: f"{s:.2f} s", "direct")
         first = "cold 512 MiB blob, first byte (of a direct download)"
         yield row(first, "cold blob, first byte", lambda s: f"{s * 1000:.1f} ms", "direct")
         yield row("cold 512 MiB blob, upstream GETs", "cold blob, upstream GETs", lambda n: f"{n:.0f}")
@@ -295,6 +315,8 @@ def main():
         missing = [program for program in needed if not shutil.which(program)]
         if missing or os.geteuid() != 0 or os.cpu_count() < 2 or not os.access(binary, os.X_OK):
             sys.exit(f"needs root, two cores, {binary}, and these programs that are missing: {' '.join(missing) or 'none'}")
+        if shutil.disk_usage("/var/tmp").free < DISK:
+            sys.exit(f"needs {DISK >> 30} GiB free in /var/tmp")
         arguments = ("--larder", binary, "--rounds", options.rounds, "--results", results)
         return in_namespaces("larder-peers-", Path(__file__).resolve(), arguments)
 
