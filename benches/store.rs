@@ -27,7 +27,7 @@ fn main() {
     {
         let [page, segment, cache, live] = [page, segment, cache, live].map(|text| text.parse().unwrap());
         if kind == "files" {
-            measure(BlobStore::Files, "files | | ", page, segment, cache, live);
+            measure(BlobStore::Files, "files | |", page, segment, cache, live);
         } else {
             let title = format!("{page} KiB | {segment} KiB | {cache} MiB");
             measure(BlobStore::Sled, &title, page, segment, cache, live);
