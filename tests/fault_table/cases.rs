@@ -189,7 +189,7 @@ pub(crate) fn all() -> Vec<Case> {
 
 fn connections() -> Vec<Case> {
     vec![
-        case("none", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |_| ()),
+        case("no fault", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |_| ()),
         case("connection refused", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |site| {
             site.first.down();
         }),

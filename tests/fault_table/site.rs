@@ -9,7 +9,7 @@ use super::support::{Blob, Document, Gate, Image, Registry, Seen, TlsServer};
 /// Where everything is.
 pub(crate) const REPOSITORY: &str = "org/app";
 /// The length of bodies: longer than what comes in one piece.
-pub(crate) const LENGTH: usize = 300_000;
+pub(crate) const LENGTH: usize = 90_000;
 
 /// What a registry of a row holds.
 #[derive(Clone, Debug)]
