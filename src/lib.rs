@@ -48,16 +48,17 @@
 //! a task of the cache's own; the others join. The fill opens a [draft](store::Draft), taking over what an earlier
 //! one left, and asks the upstream for the rest. What comes in goes two ways: into the draft's window, from where
 //! every [reader](cache::BlobReader) takes it at its own pace, and through a bounded queue to a blocking thread
-//! that hashes and writes it. A reader that falls behind the window reads what is written. The draft shows all
-//! but its last byte, which is shown when size and digest have matched, and one transaction makes it content: in sled
-//! before the byte is shown, a file when the disk has it, which no client waits for.
+//! that hashes it and writes it to a file. A reader that falls behind the window reads what is written. The draft shows
+//! all but its last byte, which is shown when size and digest have matched. Then it [settles](store::VerifiedDraft), which
+//! no client waits for: its file is renamed, or copied into sled's pages, a few at a time, and when the bytes are where
+//! they are to stay, one transaction makes them content. Who comes before that reads the draft.
 //! If they do not match, every connection is cut short of its Content-Length and the draft is dropped. If the
 //! upstream breaks off, the fill goes on with a ranged request where it stopped; clients notice nothing.
 //!
 //! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
 //! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::condemn_blob`]), so that the next
-//! request is a miss. A file goes at once; pages are removed by the fill which that starts, the last one first. A draft
-//! whose bytes are wrong goes the same way, so that a crash in between cannot bring it back. Eviction by size follows
+//! request is a miss. A file goes at once; pages are removed by the fill which that starts, the last one first, and so
+//! are those that a crash left of a copy: they are condemned before the first of them is written. Eviction by size follows
 //! it too; until it is there, `store.max_size` bounds nothing.
 //!
 //! # Glossary

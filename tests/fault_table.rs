@@ -47,12 +47,16 @@ impl<'c> Row<'c> {
         client.try_send("GET", &path, &accept)
     }
 
-    /// Asks under the fault, and notes what comes.
-    fn ask(&mut self, client: Client) {
+    /// Sees to it that what is to be held is.
+    fn hold(&self, client: Client) {
         if self.asked.is_held() {
             let answer = self.get(client).unwrap();
             assert_eq!(answer.status(), 200, "{}: {answer:?}", self.case.fault);
         }
+    }
+
+    /// Asks under the fault, and notes what comes.
+    fn ask(&mut self, client: Client) {
         (self.case.happens)(&self.site);
         if let Some(byte) = self.case.held_at {
             let hold = Fault::HoldBody(byte, self.site.head.clone());
@@ -153,6 +157,8 @@ fn start(rows: &[Row<'_>], mode: &str) -> Larder {
 fn try_all(rows: &mut [Row<'_>], mode: &str) {
     let larder = start(rows, mode);
     let client = larder.api();
+    for_each(rows, |row| row.hold(client));
+    larder.settle();
     for_each(rows, |row| row.ask(client));
     larder.settle();
     for row in &mut *rows {

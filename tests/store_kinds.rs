@@ -407,3 +407,42 @@ fn a_draft_of_a_stopped_larder_is_gone_on_with_byte_for_byte() {
     let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();
     assert_eq!(starts, [Some(6 * MIB as u64 + 123)]);
 }
+
+/// A larder that knows an image, and before which somebody put a draft of its layer that has the layer's length.
+fn with_whole_draft(kind: &str, bytes: &[u8], blob: &Blob) -> (Registry, Larder, String) {
+    let registry = Registry::start();
+    let image = Image::oci(9, "linux/amd64", vec![blob.clone()]);
+    registry.add_image("library/app", "v1", &image);
+    let larder = Setup::with(&registry).set("store.blobs", kind).start();
+    larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    let setup = stop(larder);
+    let (algorithm, hex) = blob.digest.split_once(':').unwrap();
+    fs::write(setup.data().join("drafts").join(algorithm).join(hex), bytes).unwrap();
+    (registry, setup.start(), format!("/v2/library/app/blobs/{}", blob.digest))
+}
+
+#[test]
+fn a_draft_that_has_all_its_bytes_needs_no_upstream() {
+    for kind in KINDS {
+        let blob = Blob::random(8, 5 * MIB);
+        let (registry, larder, path) = with_whole_draft(kind, &blob.bytes, &blob);
+        registry.down();
+        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.settle();
+        larder.get(&path).is_outcome("larder; hit");
+        assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_draft_that_has_only_the_right_length_is_fetched_anew() {
+    for kind in KINDS {
+        let blob = Blob::random(8, 5 * MIB);
+        let (registry, larder, path) = with_whole_draft(kind, &vec![7; 5 * MIB], &blob);
+        larder.api().try_send("GET", &path, &[]).expect_err("what is wrong does not look whole");
+        larder.settle();
+        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.get(&path).is_outcome("larder; hit");
+        assert_eq!(registry.count("GET", "/blobs/"), 1);
+    }
+}

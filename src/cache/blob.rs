@@ -184,11 +184,14 @@ enum Begun {
 
 /// Waits until a fill has begun to bring bytes, or has ended. The request's own bound ends the waiting; the fill goes on.
 ///
-/// Of an empty body no byte can be withheld until it is verified, so there the end itself is waited for.
+/// Of an empty body no byte can be withheld until it is verified, so there that is waited for.
 async fn begun(mut phase: watch::Receiver<Phase>) -> Begun {
     let phase = phase.wait_for(|phase| match phase {
         Phase::Starting => false,
-        Phase::Running(draft) => draft.progress().total != Some(0),
+        Phase::Running(draft) => {
+            let progress = draft.progress();
+            progress.total != Some(0) || progress.end.is_some()
+        }
         Phase::Stored(_) | Phase::Failed(_) => true,
     });
     match phase.await.as_deref() {

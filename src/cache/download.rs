@@ -42,8 +42,8 @@ pub(super) enum Ending {
     Wrong(String),
     /// The upstream's length is not the one that a descriptor promised.
     Unlike(String),
-    /// The draft that was taken over is longer than the upstream's blob.
-    Beyond,
+    /// The draft that was taken over needs nothing more, if it is of this blob at all.
+    Left,
 }
 
 /// What is asked for.
@@ -57,7 +57,7 @@ pub(super) struct Download<'a> {
     pub(super) mislabelled: bool,
 }
 
-/// The disk side: a blocking thread that hashes and pages what the network side received. It begins with the first
+/// The disk side: a blocking thread that hashes and writes what the network side received. It begins with the first
 /// body, so that fills that wait for their upstream hold no thread.
 struct Disk {
     idle: Option<DraftWriter>,
@@ -113,7 +113,8 @@ enum Pumped {
 }
 
 impl Download<'_> {
-    /// Brings everything after what the draft has. `running` is called once the upstream has begun to send.
+    /// Brings everything after what the draft has. `running` is called once there is something to read: the upstream has
+    /// begun to send, or need not be asked.
     pub(super) async fn run(
         &self,
         writer: DraftWriter,
@@ -145,7 +146,13 @@ impl Download<'_> {
         let mut delays = patience.build();
         let mut last = draft.progress().received;
         if self.size == Some(last) {
-            return Ok(Ending::Complete);
+            if last == 0 {
+                return Ok(Ending::Complete);
+            }
+            // To hash it may take long; readers need not wait for more than its last byte.
+            draft.announce(last);
+            running.take().into_iter().for_each(|running| running(Arc::clone(draft)));
+            return Ok(Ending::Left);
         }
         let (mut ranged, mut told) = (true, false);
         for _ in 0..ATTEMPTS_MAX {
@@ -183,7 +190,7 @@ impl Download<'_> {
                     }
                 }
                 Err(UpstreamError::RangeNotSatisfiable) if running.is_some() && from > 0 => {
-                    return Ok(Ending::Beyond);
+                    return Ok(Ending::Left);
                 }
                 // The length was only promised, and all that there is has come.
                 Err(UpstreamError::RangeNotSatisfiable) if from > 0 && !told => {

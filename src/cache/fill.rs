@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::oci::{Digest, Repository};
-use crate::store::{BlobEntry, Draft, DraftEnd, DraftWriter};
+use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
 use crate::upstream::Sender;
 
 use super::board::Phase;
@@ -115,8 +115,8 @@ impl Fill {
             };
             let Received { writer, senders, ending, decoded } = self.download(*writer, mislabelled).await?;
             let reason = match ending {
-                Ending::Complete => match self.finish(writer, self.size).await? {
-                    Some(entry) => return Ok(entry),
+                Ending::Complete => match self.verify(writer, self.size).await? {
+                    Some(verified) => return self.settle(verified).await,
                     None => "the bytes do not match their digest or size".to_owned(),
                 },
                 Ending::Wrong(reason) => {
@@ -125,12 +125,14 @@ impl Fill {
                 }
                 // Somebody's promise is broken; the draft may be right all the same.
                 Ending::Unlike(reason) => return Err(self.mismatch(&senders, &reason)),
-                // What an earlier run left is all there is, or no prefix of this blob. Nobody has been shown any of
-                // it: if it does not verify, start over.
-                Ending::Beyond => match self.finish(writer, None).await? {
-                    Some(entry) => return Ok(entry),
-                    None => continue,
-                },
+                // If what an earlier run left does not verify, that is nobody's fault: start over.
+                Ending::Left => {
+                    if let Some(verified) = self.verify(writer, None).await? {
+                        return self.settle(verified).await;
+                    }
+                    self.start_over();
+                    continue;
+                }
             };
             if !decoded {
                 return Err(self.mismatch(&senders, &reason));
@@ -139,10 +141,15 @@ impl Fill {
             // reading.
             tracing::info!(digest = %self.digest, reason, "not what its label says: fetching it as it is");
             mislabelled = true;
-            self.phase.send_replace(Phase::Starting);
-            if let Some(draft) = self.draft.take() {
-                draft.close();
-            }
+            self.start_over();
+        }
+    }
+
+    /// Cuts who reads the draft, and lets who asks again wait for the next one.
+    fn start_over(&mut self) {
+        self.phase.send_replace(Phase::Starting);
+        if let Some(draft) = self.draft.take() {
+            draft.close();
         }
     }
 
@@ -175,14 +182,30 @@ impl Fill {
         received.map_err(|error| remember(&self.shared, &self.repository, Wanted::Blob(self.digest), error))
     }
 
-    /// Makes the draft content, if it verifies.
-    async fn finish(&self, writer: DraftWriter, size: Option<u64>) -> Result<Option<BlobEntry>, CacheError> {
+    /// Holds the draft against its digest. If it verifies, everybody may have all of it from here on.
+    async fn verify(
+        &self,
+        writer: DraftWriter,
+        size: Option<u64>,
+    ) -> Result<Option<VerifiedDraft>, CacheError> {
+        let draft = Arc::clone(writer.draft());
+        let verified = blocking(move || writer.verify(size)).await?;
+        if verified.is_some() {
+            self.phase.send_replace(Phase::Running(draft));
+        }
+        Ok(verified)
+    }
+
+    /// Makes a draft content.
+    async fn settle(&self, verified: VerifiedDraft) -> Result<BlobEntry, CacheError> {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
         let now = self.shared.clock.now();
-        blocking(move || match writer.finish(&repository, size, now)? {
-            DraftEnd::Verified => store.blob(&digest),
-            DraftEnd::Mismatch | DraftEnd::Abandoned => Ok(None),
-        })
-        .await
+        let turn = store.turn().await;
+        let entry = blocking(move || {
+            verified.settle(&repository, now)?;
+            drop(turn);
+            store.blob(&digest)
+        });
+        entry.await?.ok_or(CacheError::Interrupted)
     }
 }

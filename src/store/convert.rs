@@ -8,10 +8,12 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use bytes::Bytes;
+
 use crate::config::schema::{self, BlobStore};
 use crate::oci::{Digest, Hasher};
 
-use super::bodies::{Body, Growing};
+use super::bodies::Body;
 use super::fact::BlobFact;
 use super::files::Files;
 use super::header::Header;
@@ -117,7 +119,7 @@ impl Conversion {
         };
         if end == StepEnd::Dropped {
             self.trees.facts.remove(Key::Blob(digest).to_bytes())?;
-            self.files.remove(digest)?;
+            self.files.remove_content(digest)?;
         }
         Ok(end)
     }
@@ -130,11 +132,15 @@ impl Conversion {
             Err(error) => return Err(error),
         };
         if end == StepEnd::Dropped {
-            self.files.remove(digest)?;
-            let mut file = Growing::File(self.files.draft(digest)?);
-            if copy(&Body::Pages(self.pages.clone(), *digest), digest, fact.size, &mut file)? {
+            self.files.remove_content(digest)?;
+            self.files.remove_draft(digest)?;
+            let mut file = self.files.draft(digest)?;
+            let pages = Body::Pages(self.pages.clone(), *digest);
+            if copy(&pages, digest, fact.size, |piece| file.append(piece))? {
                 file.settle(fact.stored_at)?;
                 end = StepEnd::Moved;
+            } else {
+                self.files.remove_draft(digest)?;
             }
         }
         Ok(end)
@@ -145,12 +151,13 @@ impl Conversion {
         match self.files.open(digest, fact.size, fact.stored_at) {
             Ok(file) => {
                 self.pages.remove(digest)?;
-                let mut pages = Growing::Pages(self.pages.draft(&self.trees.facts, digest));
-                if copy(&Body::File(file), digest, fact.size, &mut pages)? {
+                let mut pages = self.pages.writer(digest, fact.size);
+                if copy(&Body::File(file), digest, fact.size, |piece| pages.append(piece))? {
+                    pages.complete()?;
                     end = StepEnd::Moved;
+                } else {
+                    self.pages.remove(digest)?;
                 }
-                // They are no draft, though they were written like one.
-                self.trees.facts.remove(Key::Draft(digest).to_bytes())?;
             }
             // A file goes only when its pages are whole and on the disk.
             Err(StoreError::Damaged(_)) => {
@@ -164,13 +171,13 @@ impl Conversion {
             self.trees.db.flush()?;
         }
         if end != StepEnd::Dropped {
-            self.files.remove(digest)?;
+            self.files.remove_content(digest)?;
         }
         Ok(end)
     }
 
-    /// Ends the work once every blob has had its step: what is left of the old place goes, drafts included, and then
-    /// the header says that the store is whole.
+    /// Ends the work once every blob has had its step: what is left of the old place goes, and then the header
+    /// says that the store is whole. Drafts are the same in either place.
     pub fn finish(self) -> Result<(), StoreError> {
         if self.header.moving_from.is_none() || self.waiting.len() > 0 {
             return Ok(());
@@ -184,7 +191,7 @@ impl Conversion {
             BlobStore::Files => rebuild::rebuild(&folder, header.geometry, trees, &[PAGES])?,
             BlobStore::Sled => {
                 trees.db.flush()?;
-                files.remove_all()?;
+                files.remove_all_content()?;
             }
         }
         header.moving_from = None;
@@ -202,7 +209,12 @@ impl Iterator for Conversion {
 }
 
 /// Copies a blob, and tells whether what was copied is the blob.
-fn copy(from: &Body, digest: &Digest, size: u64, to: &mut Growing) -> Result<bool, StoreError> {
+fn copy(
+    from: &Body,
+    digest: &Digest,
+    size: u64,
+    mut to: impl FnMut(Bytes) -> Result<(), StoreError>,
+) -> Result<bool, StoreError> {
     let mut hasher = Hasher::new(digest.algorithm());
     let mut at = 0;
     while at < size {
@@ -214,10 +226,9 @@ fn copy(from: &Body, digest: &Digest, size: u64, to: &mut Growing) -> Result<boo
         for piece in pieces {
             at += piece.len() as u64;
             hasher.update(&piece);
-            to.append(piece, Some(size))?;
+            to(piece)?;
         }
     }
-    to.complete(size)?;
     Ok(hasher.finish() == *digest)
 }
 

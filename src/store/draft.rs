@@ -12,9 +12,11 @@ use tokio::sync::watch;
 
 use crate::oci::{Digest, Hasher, Repository};
 
-use super::bodies::{Body, Growing};
+use super::bodies::Body;
 use super::fact::{DraftFact, Fact as _};
+use super::files::FileDraft;
 use super::key::Key;
+use super::settling::{Settler, Turn};
 use super::{Store, StoreError};
 
 /// How far a draft has come.
@@ -44,7 +46,7 @@ impl Progress {
 /// How a draft ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DraftEnd {
-    /// Size and digest matched: it is content, or becomes content as soon as the disk has it.
+    /// Size and digest matched: it is content, or on its way to becoming content.
     Verified,
     /// The bytes were not what the digest, or the announced size, promised; they are gone.
     Mismatch,
@@ -159,32 +161,47 @@ pub struct DraftWriter {
     store: Store,
     draft: std::sync::Arc<Draft>,
     hasher: Hasher,
-    growing: Growing,
+    /// What an interrupted fill left and is not hashed yet, in bytes from the start.
+    left: u64,
+    growing: FileDraft,
+}
+
+/// A draft whose bytes are those of its digest, and which is not content yet. Readers have all of it.
+#[derive(Debug)]
+pub struct VerifiedDraft {
+    writer: DraftWriter,
+    /// A stop waits for what readers have been told of.
+    _settler: Settler,
 }
 
 impl Store {
-    /// Opens the draft of a digest: what an interrupted fill left is taken over, its hash computed anew.
+    /// Opens the draft of a digest, taking over what an interrupted fill left.
     pub fn open_draft(&self, digest: &Digest) -> Result<DraftWriter, StoreError> {
-        let (mut growing, marked) = {
+        let growing = {
             let _names = self.bodies.names();
-            let left = self.fact::<DraftFact>(&Key::Draft(digest))?;
-            if left.is_some_and(|left| left.condemned) {
-                self.bodies.remove(digest)?;
-                self.facts.remove(Key::Draft(digest).to_bytes())?;
+            let key = Key::Draft(digest).to_bytes();
+            if self.facts.contains_key(&key)? {
+                self.bodies.remove_content(digest)?;
+                self.facts.remove(&key)?;
             }
-            let marked = left.is_some_and(|left| !left.condemned);
-            (self.bodies.draft(&self.facts, digest)?, marked)
+            self.bodies.draft(digest)?
         };
-        let hasher = growing.take_over(marked)?;
-        let length = growing.written();
-        let progress = Progress { received: length, written: length, total: None, end: None };
+        let left = growing.written();
+        let progress = Progress { received: left, written: left, total: None, end: None };
         let draft = Draft {
-            body: growing.body(),
+            body: Body::File(growing.body()),
             digest: *digest,
             progress: watch::Sender::new(progress),
             window: Mutex::default(),
         };
-        Ok(DraftWriter { store: self.clone(), draft: draft.into(), hasher, growing })
+        let hasher = Hasher::new(digest.algorithm());
+        Ok(DraftWriter { store: self.clone(), draft: draft.into(), hasher, left, growing })
+    }
+
+    /// Waits until it is a verified draft's turn to settle: where content is copied, that is done for a few at a time.
+    /// Needs no blocking thread.
+    pub async fn turn(&self) -> Turn {
+        if self.bodies.are_copied() { self.settling.turn().await } else { Turn::free() }
     }
 }
 
@@ -196,8 +213,70 @@ impl DraftWriter {
 
     /// Hashes and writes `bytes`. They must be those that the draft received next.
     pub fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.catch_up()?;
         self.hasher.update(&bytes);
-        self.growing.append(bytes, self.draft.progress().total)?;
+        self.growing.append(bytes)?;
+        self.is_written();
+        Ok(())
+    }
+
+    /// Writes what `append` kept back, for the next fill to go on from, unless all of it is there: that is about to be
+    /// verified, and may never need a file.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        let progress = self.draft.progress();
+        if progress.total == Some(progress.received) { Ok(()) } else { self.growing.complete() }
+    }
+
+    /// Ends the draft in one go, for who has no readers to serve in between.
+    pub fn finish(
+        self,
+        repository: &Repository,
+        expected: Option<u64>,
+        now: u64,
+    ) -> Result<DraftEnd, StoreError> {
+        match self.verify(expected)? {
+            Some(verified) => verified.settle(repository, now).map(|()| DraftEnd::Verified),
+            None => Ok(DraftEnd::Mismatch),
+        }
+    }
+
+    /// Holds size and digest against what was promised. If both match, readers get the last byte; if not, the bytes go,
+    /// and there is nothing to settle.
+    pub fn verify(mut self, expected: Option<u64>) -> Result<Option<VerifiedDraft>, StoreError> {
+        self.catch_up()?;
+        let progress = self.draft.progress();
+        let size = progress.received;
+        let announced = expected.or(progress.total);
+        let found = self.hasher.clone().finish();
+        if found != self.draft.digest || announced.is_some_and(|announced| announced != size) {
+            self.condemn()?;
+            return Ok(None);
+        }
+        if self.growing.has_file() {
+            // If the rest is interrupted, nothing of this need come again.
+            self.growing.complete()?;
+            self.is_written();
+        }
+        let settler = self.store.settling.begin();
+        self.draft.progress.send_modify(|progress| {
+            progress.total = Some(size);
+            progress.end = Some(DraftEnd::Verified);
+        });
+        Ok(Some(VerifiedDraft { writer: self, _settler: settler }))
+    }
+
+    /// Drops the draft's bytes.
+    pub fn condemn(self) -> Result<(), StoreError> {
+        self.store.bodies.remove_draft(&self.draft.digest)
+    }
+
+    /// Hashes what an interrupted fill left. Only here, where nobody's answer waits for it: it may be many GiB.
+    fn catch_up(&mut self) -> Result<(), StoreError> {
+        self.growing.hash(std::mem::take(&mut self.left), &mut self.hasher)
+    }
+
+    /// Counts what is written, and lets go of what readers need no longer have in memory.
+    fn is_written(&self) {
         let written = self.growing.written();
         // Counted first, trimmed after: a reader that does not find its bytes in the window must be able to read them.
         self.draft.progress.send_if_modified(|progress| {
@@ -206,64 +285,26 @@ impl DraftWriter {
             false
         });
         self.draft.trim(written, WINDOW);
-        Ok(())
     }
+}
 
-    /// Writes what `append` kept back, as far as the next fill can use it.
-    pub fn flush(&mut self) -> Result<(), StoreError> {
-        self.growing.flush()
-    }
-
-    /// Ends the draft: with the right size and digest it becomes content, linked to `repository`; else it goes.
-    ///
-    /// Readers get the last byte as soon as size and digest have matched. To become content may take as long as the
-    /// disk needs.
-    pub fn finish(
-        mut self,
-        repository: &Repository,
-        expected: Option<u64>,
-        now: u64,
-    ) -> Result<DraftEnd, StoreError> {
-        let progress = self.draft.progress();
-        let size = progress.received;
-        let announced = expected.or(progress.total);
-        let found = self.hasher.clone().finish();
-        if found != self.draft.digest || announced.is_some_and(|announced| announced != size) {
-            self.condemn()?;
-            return Ok(DraftEnd::Mismatch);
+impl VerifiedDraft {
+    /// Makes the draft content, linked to `repository`. To be called when it is its [turn](Store::turn). Takes as long as
+    /// the disk needs, and where content is copied, as the copy does; until then readers go on with the draft.
+    pub fn settle(self, repository: &Repository, now: u64) -> Result<(), StoreError> {
+        let DraftWriter { store, draft, mut growing, .. } = self.writer;
+        let digest = &draft.digest;
+        if store.bodies.are_copied() {
+            // Marked first: pages without their fact must go, should this be interrupted. The draft stays.
+            store.facts.insert(Key::Draft(digest).to_bytes(), DraftFact { condemned: true }.encode())?;
         }
-        self.growing.complete(size)?;
-        // A stop waits for what readers have been told of.
-        let store = self.store.clone();
-        let _settling = store.bodies.settling();
-        if self.growing.settles_slowly() {
-            self.verified(size);
+        store.bodies.settle(&mut growing, now)?;
+        store.commit_blob(repository, digest, growing.length(), now)?;
+        if store.bodies.are_copied() && growing.has_file() {
+            // It goes when the disk has the copy.
+            store.db.flush()?;
+            store.bodies.remove_draft(digest)?;
         }
-        self.growing.settle(now)?;
-        self.store.commit_blob(repository, &self.draft.digest, size, now)?;
-        self.verified(size);
-        Ok(DraftEnd::Verified)
-    }
-
-    /// Shows readers all there is.
-    fn verified(&self, size: u64) {
-        self.draft.progress.send_if_modified(|progress| {
-            let open = progress.end.is_none();
-            progress.written = size;
-            progress.total = Some(size);
-            progress.end = Some(DraftEnd::Verified);
-            open
-        });
-    }
-
-    /// Drops the draft's bytes. Marked first, so that a crash in the middle cannot bring them back.
-    pub fn condemn(self) -> Result<(), StoreError> {
-        let digest = &self.draft.digest;
-        let key = Key::Draft(digest).to_bytes();
-        let _names = self.store.bodies.names();
-        self.store.facts.insert(key.as_slice(), DraftFact { condemned: true }.encode())?;
-        self.store.bodies.remove(digest)?;
-        self.store.facts.remove(key)?;
         Ok(())
     }
 }

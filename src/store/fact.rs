@@ -64,7 +64,8 @@ pub(super) struct BlobFact {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DraftFact {
-    /// The bytes are known to be wrong; what is left of them must go before anything else.
+    /// What lies in the place of content, with no fact that points at it, must go before anything else: it is known to
+    /// be wrong, or a part of what was to be copied there. A draft of the same digest is not meant.
     pub(super) condemned: bool,
 }
 

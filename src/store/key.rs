@@ -20,7 +20,7 @@ pub(super) enum Key<'a> {
     Manifest(&'a Digest),
     /// A blob held.
     Blob(&'a Digest),
-    /// A blob not yet complete.
+    /// A blob whose bytes must go, because they are wrong or were not copied to their end.
     Draft(&'a Digest),
     /// An index below which something is still to be fetched.
     Walk(&'a Repository, &'a Digest),

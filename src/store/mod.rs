@@ -1,7 +1,8 @@
 //! The store: bytes by digest, facts by key, in sled; the bytes of blobs in sled too, or in files beside it.
 //!
-//! Three trees share one log. `facts` says what is known (tags, links, manifests, blobs, drafts, referrers), `documents`
-//! holds the bytes of manifests, `pages` the bytes of blobs and drafts, unless they are files. Bytes land before the
+//! Three trees share one log. `facts` says what is known (tags, links, manifests, blobs, referrers), `documents` holds
+//! the bytes of manifests, `pages` the bytes of blobs, unless they are files. Drafts are files in either case: they grow
+//! as fast as the network brings them, which sled does not. Bytes land before the
 //! fact that points at them: sled recovers a prefix of its log, and a file is on the disk first. So a crash can lose
 //! the newest facts but cannot leave a fact without its bytes; a page or a file that is missing all the same, or was
 //! changed by somebody else, reads as [`StoreError::Damaged`], never as content.
@@ -21,12 +22,14 @@ mod opening;
 mod pages;
 mod rebuild;
 mod referrers;
+mod settling;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sled::transaction::{
@@ -37,13 +40,15 @@ use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
 use bodies::Bodies;
 pub use convert::{Conversion, Step, StepEnd};
-pub use draft::{Draft, DraftEnd, DraftWriter, Progress};
+pub use draft::{Draft, DraftEnd, DraftWriter, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
 use key::Key;
 use pages::Pages;
+use settling::Settling;
+pub use settling::Turn;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +118,9 @@ struct Counters {
     blobs: AtomicU64,
 }
 
+/// How long a flush waits for verified drafts to become content.
+const SETTLED_WITHIN: Duration = Duration::from_secs(5);
+
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -120,6 +128,7 @@ pub struct Store {
     facts: sled::Tree,
     documents: Pages,
     bodies: Bodies,
+    settling: Settling,
     counters: Arc<Counters>,
 }
 
@@ -138,9 +147,13 @@ impl Store {
         Ok(self.db.size_on_disk()? + self.bodies.size_on_disk()?)
     }
 
-    /// Waits until everything written so far is on disk, blobs that have been verified included.
+    /// Waits until everything written so far is on disk. Blobs that have been verified are waited for too, as long as a
+    /// stop may take: what is left of them are drafts with all their bytes, which the next fill makes content.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.bodies.settle();
+        let left = self.settling.wait(SETTLED_WITHIN);
+        if left > 0 {
+            tracing::warn!(left, "blobs are kept as drafts until they are asked for again");
+        }
         self.db.flush()?;
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::files::{Files, Found};
 use super::header::{Geometry, Header};
 use super::key::{self, Key};
 use super::pages::Pages;
+use super::settling::Settling;
 use super::{Counters, Store, StoreError, readable};
 
 /// sled, as every store has it.
@@ -49,7 +50,7 @@ impl Trees {
         Ok(Self { db, facts, documents, cache_memory, page_size: geometry.page_size })
     }
 
-    /// The pages of blobs and drafts.
+    /// The pages of blobs.
     pub(super) fn pages(&self) -> Result<Pages, StoreError> {
         Ok(Pages::new(self.db.open_tree(PAGES)?, self.page_size))
     }
@@ -57,7 +58,7 @@ impl Trees {
 
 /// sled's folder below the store's.
 pub(super) const TREE: &str = "tree";
-/// The tree of the pages of blobs and drafts.
+/// The tree of the pages of blobs.
 pub(super) const PAGES: &str = "pages";
 
 impl Store {
@@ -86,11 +87,12 @@ impl Store {
         // Once more, now that nobody can begin to move its blobs.
         Header::read(path)?.unwrap_or(Header::new(blobs, geometry)).require(blobs, path)?;
         let bodies = match blobs {
-            BlobStore::Sled => Bodies::Pages(trees.pages()?),
+            BlobStore::Sled => Bodies::Pages(trees.pages()?, Files::of_drafts(path)?),
             BlobStore::Files => Bodies::Files(Files::new(path)?),
         };
         let Trees { db, facts, documents, .. } = trees;
-        let store = Self { db, facts, documents, bodies, counters: Arc::new(Counters::default()) };
+        let (settling, counters) = (Settling::new(), Arc::new(Counters::default()));
+        let store = Self { db, facts, documents, bodies, settling, counters };
         store.take_census()?;
         Ok(store)
     }
@@ -104,6 +106,12 @@ impl Store {
         }
         if let Bodies::Files(files) = &self.bodies {
             self.reconcile(files)?;
+        }
+        for digest in self.bodies.drafts()? {
+            // Content is there already: a crash kept its draft from going.
+            if self.facts.contains_key(Key::Blob(&digest).to_bytes())? {
+                self.bodies.remove_draft(&digest)?;
+            }
         }
         for item in self.facts.scan_prefix(Key::blobs()) {
             let Some(fact) = readable::<BlobFact>(&item?.1) else { continue };
@@ -126,7 +134,7 @@ impl Store {
             };
             if there.remove(&digest).is_none_or(|found| found.size != fact.size) {
                 self.facts.remove(&key)?;
-                files.remove(&digest)?;
+                files.remove_content(&digest)?;
                 lost += 1;
             }
         }

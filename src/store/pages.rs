@@ -4,12 +4,10 @@ use std::ops::Range;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use crate::oci::{Digest, Hasher};
+use crate::oci::Digest;
 
 use super::StoreError;
-use super::bodies::Body;
-use super::fact::{DraftFact, Fact as _};
-use super::key::{self, Key};
+use super::key;
 
 /// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of
 /// its 256 shards
@@ -119,10 +117,10 @@ impl Pages {
         Ok(found)
     }
 
-    /// The pages of a draft, to be added to.
-    pub(super) fn draft(&self, facts: &sled::Tree, digest: &Digest) -> PagedDraft {
-        let rest = BytesMut::with_capacity(self.page_size);
-        PagedDraft { facts: facts.clone(), pages: self.clone(), digest: *digest, rest, next: 0 }
+    /// Takes the `total` bytes of a blob, from the first page on.
+    pub(super) fn writer<'a>(&'a self, digest: &'a Digest, total: u64) -> PageWriter<'a> {
+        let last = total.div_ceil(self.page_size as u64);
+        PageWriter { pages: self, digest, last, rest: BytesMut::new(), next: 0 }
     }
 
     /// Removes every page of a digest, the last one first, so that a crash leaves a run that starts at zero.
@@ -137,55 +135,29 @@ impl Pages {
 /// Pages for which room is made at a time.
 const PREPARED: u64 = 32;
 
-/// The pages of a draft, as its one writer sees them.
+/// Cuts a blob's bytes into pages.
 #[derive(Debug)]
-pub(super) struct PagedDraft {
-    facts: sled::Tree,
-    pages: Pages,
-    digest: Digest,
+pub(super) struct PageWriter<'a> {
+    pages: &'a Pages,
+    digest: &'a Digest,
+    last: u64,
     /// What does not fill a page yet.
     rest: BytesMut,
     next: u64,
 }
 
-impl PagedDraft {
-    /// Takes over the full pages that are there, and hashes them.
-    pub(super) fn take_over(&mut self, marked: bool) -> Result<Hasher, StoreError> {
-        let mut hasher = Hasher::new(self.digest.algorithm());
-        if !marked {
-            return Ok(hasher);
-        }
-        while let Some(page) = self.pages.get(&self.digest, self.next)? {
-            if page.len() != self.pages.page_size {
-                break;
-            }
-            hasher.update(&page);
-            self.next += 1;
-        }
-        Ok(hasher)
-    }
-
-    /// The same pages, for readers.
-    pub(super) fn body(&self) -> Body {
-        Body::Pages(self.pages.clone(), self.digest)
-    }
-
-    /// Bytes that are in pages.
-    pub(super) fn written(&self) -> u64 {
-        self.next * self.pages.page_size as u64
-    }
-
-    /// Writes the pages that `bytes` fill. `total` is the length of all, where it is known.
-    pub(super) fn append(&mut self, mut bytes: Bytes, total: Option<u64>) -> Result<(), StoreError> {
+impl PageWriter<'_> {
+    /// Writes the pages that `bytes` fill.
+    pub(super) fn append(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
         let page_size = self.pages.page_size;
         while self.rest.len() + bytes.len() >= page_size {
             let needed = page_size - self.rest.len();
             if self.rest.is_empty() {
-                self.write(&bytes[..needed], total)?;
+                self.write(&bytes[..needed])?;
             } else {
                 self.rest.extend_from_slice(&bytes[..needed]);
                 let page = std::mem::take(&mut self.rest);
-                self.write(&page, total)?;
+                self.write(&page)?;
                 self.rest = page;
                 self.rest.clear();
             }
@@ -196,25 +168,19 @@ impl PagedDraft {
     }
 
     /// Writes what fills no page.
-    pub(super) fn complete(&mut self, total: u64) -> Result<(), StoreError> {
+    pub(super) fn complete(mut self) -> Result<(), StoreError> {
         if !self.rest.is_empty() {
             let page = std::mem::take(&mut self.rest);
-            self.write(&page, Some(total))?;
+            self.write(&page)?;
         }
         Ok(())
     }
 
-    fn write(&mut self, page: &[u8], total: Option<u64>) -> Result<(), StoreError> {
-        if self.next == 0 {
-            // Only now: a draft of nothing is nothing to remember.
-            let key = Key::Draft(&self.digest).to_bytes();
-            self.facts.insert(key, DraftFact { condemned: false }.encode())?;
-        }
+    fn write(&mut self, page: &[u8]) -> Result<(), StoreError> {
         if self.next.is_multiple_of(PREPARED) {
-            let pages = total.map_or(u64::MAX, |total| total.div_ceil(self.pages.page_size as u64));
-            self.pages.prepare(&self.digest, self.next, pages.min(self.next + PREPARED))?;
+            self.pages.prepare(self.digest, self.next, self.last.min(self.next + PREPARED))?;
         }
-        self.pages.put(&self.digest, self.next, page)?;
+        self.pages.put(self.digest, self.next, page)?;
         self.next += 1;
         Ok(())
     }

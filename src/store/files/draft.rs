@@ -49,22 +49,37 @@ impl Files {
 }
 
 impl FileDraft {
+    pub(in crate::store) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// How many bytes can be read back.
     pub(in crate::store) fn written(&self) -> u64 {
         self.written
     }
 
+    /// How many bytes there are.
+    pub(in crate::store) fn length(&self) -> u64 {
+        self.written + self.waiting_bytes as u64
+    }
+
+    /// Whether there is a file, which a draft of a few bytes never needs where its content is elsewhere.
+    pub(in crate::store) fn has_file(&self) -> bool {
+        self.body.file().is_some()
+    }
+
+    /// The same bytes for readers, as far as they are written.
     pub(in crate::store) fn body(&self) -> FileBody {
         self.body.clone()
     }
 
-    /// Hashes what an earlier writer left.
-    pub(in crate::store) fn take_over(&mut self) -> Result<Hasher, StoreError> {
-        let mut hasher = Hasher::new(self.digest.algorithm());
-        self.body.hash(self.written, &mut hasher)?;
-        Ok(hasher)
+    /// Hashes the first `length` bytes, which are written.
+    pub(in crate::store) fn hash(&self, length: u64, hasher: &mut Hasher) -> Result<(), StoreError> {
+        self.body.hash(length, hasher)
     }
 
-    /// Adds bytes; they are written in few and large steps, from where they came to.
+    /// Adds bytes; they are written in few and large steps, from where they came to, and can be read back when `written`
+    /// counts them.
     pub(in crate::store) fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         if bytes.is_empty() {
             // An empty piece looks like a file that takes nothing.
@@ -91,7 +106,7 @@ impl FileDraft {
             )
         {
             // Nobody can use the last free bytes as long as half a blob lies on them.
-            self.remove()?;
+            self.files.remove_draft(&self.digest)?;
         }
         written
     }
@@ -126,18 +141,44 @@ impl FileDraft {
         self.body.file().ok_or_else(|| failed(&path)(ErrorKind::NotFound.into()))
     }
 
+    /// Hands on all bytes, those that wait to be written included.
+    pub(in crate::store) fn copy(
+        &self,
+        mut to: impl FnMut(Bytes) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        if let Some(file) = self.body.file() {
+            self.measure(file)?;
+        }
+        let mut at = 0;
+        while at < self.written {
+            for piece in self.body.read(at..self.written, WRITE as u64)? {
+                at += piece.len() as u64;
+                to(piece)?;
+            }
+        }
+        self.waiting.iter().cloned().try_for_each(to)
+    }
+
+    /// Refuses a file whose length is another than what was written: somebody else wrote to it, and what was verified is
+    /// not what lies there.
+    fn measure(&self, file: &File) -> Result<(), StoreError> {
+        let draft = self.files.growing(&self.digest);
+        let found = file.metadata().map_err(failed(&draft))?;
+        if found.len() != self.written {
+            remove(&draft)?;
+            return Err(StoreError::Damaged(self.digest));
+        }
+        Ok(())
+    }
+
     /// Waits until the bytes are on the disk, then until they are there under the name of content. Every fill does this
     /// for itself, on its own thread: the file system's journal groups those that come together, and does so better
     /// than one thread that goes through them.
     pub(in crate::store) fn settle(&mut self, stored_at: u64) -> Result<(), StoreError> {
         let (draft, content) = (self.files.growing(&self.digest), self.files.content(&self.digest));
+        self.complete()?;
         let file = self.file()?;
-        let found = file.metadata().map_err(failed(&draft))?;
-        if found.len() != self.written {
-            // What was verified is not what lies there: somebody else wrote to it.
-            remove(&draft)?;
-            return Err(StoreError::Damaged(self.digest));
-        }
+        self.measure(file)?;
         if self.files.0.keeps_times {
             file.set_modified(time_of(stored_at)).map_err(failed(&draft))?;
         }
@@ -156,11 +197,5 @@ impl FileDraft {
             self.files.0.disk.came(&found);
         }
         sync_folder(folder).map_err(failed(folder))
-    }
-
-    /// Removes the draft's file.
-    fn remove(&self) -> Result<(), StoreError> {
-        let _names = self.files.names();
-        remove(&self.files.growing(&self.digest))
     }
 }

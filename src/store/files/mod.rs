@@ -1,7 +1,7 @@
 //! Bytes as files that are named by their digest: content is `blobs/sha256/ab/<hex>`, what still grows
-//! `drafts/sha256/<hex>`, below the store's folder.
+//! `drafts/sha256/<hex>`, below the store's folder. A store that keeps its content in sled has drafts alone.
 //!
-//! A draft becomes content by a rename, once its bytes are on the disk and before a fact points at them. So whatever a
+//! A draft becomes content of this kind by a rename, once its bytes are on the disk and before a fact points at them. So whatever a
 //! crash leaves is a draft, content, or content without its fact, which is made a draft again: its hash tells the next
 //! fill what it is. Content never changes. Its time is set to its fact's, so that a file that somebody wrote to shows.
 
@@ -17,7 +17,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::oci::{Algorithm, Digest};
@@ -39,7 +39,6 @@ pub(super) struct Files(Arc<Shared>);
 struct Shared {
     folder: PathBuf,
     names: Mutex<()>,
-    settling: RwLock<()>,
     verifying: Mutex<()>,
     disk: Disk,
     buffers: Arc<Buffers>,
@@ -68,20 +67,20 @@ pub(super) struct Found {
 }
 
 impl Files {
-    /// The files in the store's `folder`.
+    /// Drafts and content in the store's `folder`.
     pub(super) fn new(folder: &Path) -> Result<Self, StoreError> {
-        for below in [CONTENT, DRAFTS] {
-            for algorithm in ALGORITHMS {
-                let path = folder.join(below).join(algorithm.as_str());
-                make_folder(&path).map_err(failed(&path))?;
-            }
-        }
+        make_folders(folder, CONTENT)?;
+        Self::of_drafts(folder)
+    }
+
+    /// Drafts in the store's `folder`, of content that is elsewhere.
+    pub(super) fn of_drafts(folder: &Path) -> Result<Self, StoreError> {
+        make_folders(folder, DRAFTS)?;
         let probe = folder.join(DRAFTS).join("time");
         let keeps_times = keeps_times(&probe).map_err(failed(&probe))?;
         Ok(Self(Arc::new(Shared {
             folder: folder.to_owned(),
             names: Mutex::default(),
-            settling: RwLock::default(),
             verifying: Mutex::default(),
             disk: Disk::default(),
             buffers: Arc::default(),
@@ -94,15 +93,6 @@ impl Files {
     pub(super) fn names(&self) -> MutexGuard<'_, ()> {
         // What stands under a name is decided by the file system; there is nothing to be left halfway.
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn settling(&self) -> RwLockReadGuard<'_, ()> {
-        self.0.settling.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until nobody is settling.
-    pub(super) fn settle(&self) {
-        drop(self.0.settling.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn content(&self, digest: &Digest) -> PathBuf {
@@ -129,24 +119,30 @@ impl Files {
         found.is_file() && found.len() == size && in_time
     }
 
-    /// Removes content and draft. Readers that have it open read on.
-    pub(super) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+    /// Removes content. Readers that have it open read on.
+    pub(super) fn remove_content(&self, digest: &Digest) -> Result<(), StoreError> {
         let path = self.content(digest);
         match fs::symlink_metadata(&path) {
             Ok(found) => {
                 remove(&path)?;
                 self.0.disk.left(&found);
+                Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(&path)(error)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(&path)(error)),
         }
-        remove(&self.growing(digest))
     }
 
-    /// As `remove`, for content that is not as it was counted.
+    /// As `remove_content`, for content that is not as it was counted.
     pub(super) fn remove_damaged(&self, digest: &Digest) -> Result<(), StoreError> {
         self.0.disk.is_unsure();
-        self.remove(digest)
+        self.remove_content(digest)
+    }
+
+    /// Removes a draft. Readers that have it open read on.
+    pub(super) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
+        let _names = self.names();
+        remove(&self.growing(digest))
     }
 
     /// Makes content a draft again.
@@ -178,7 +174,8 @@ impl Files {
         Ok(found)
     }
 
-    fn drafts(&self) -> Result<Vec<Found>, StoreError> {
+    /// All drafts, in no order.
+    pub(super) fn drafts(&self) -> Result<Vec<Found>, StoreError> {
         let mut found = Vec::new();
         for algorithm in ALGORITHMS {
             files_in(&self.0.folder.join(DRAFTS).join(algorithm.as_str()), algorithm, &mut found)?;
@@ -196,13 +193,10 @@ impl Files {
         Ok(self.0.disk.bytes.load(Ordering::Relaxed) + drafts)
     }
 
-    /// Removes every file and folder of this kind; for a store that keeps its bytes elsewhere from now on.
-    pub(super) fn remove_all(&self) -> Result<(), StoreError> {
-        for below in [CONTENT, DRAFTS] {
-            let path = self.0.folder.join(below);
-            fs::remove_dir_all(&path).map_err(failed(&path))?;
-        }
-        Ok(())
+    /// Removes all content and its folder; for a store that keeps it elsewhere from now on.
+    pub(super) fn remove_all_content(&self) -> Result<(), StoreError> {
+        let path = self.0.folder.join(CONTENT);
+        fs::remove_dir_all(&path).map_err(failed(&path))
     }
 }
 
@@ -265,6 +259,14 @@ fn keeps_times(probe: &Path) -> io::Result<bool> {
         file.set_modified(time).is_ok() && file.metadata()?.modified().is_ok_and(|found| found == time);
     fs::remove_file(probe)?;
     Ok(kept)
+}
+
+fn make_folders(folder: &Path, below: &str) -> Result<(), StoreError> {
+    for algorithm in ALGORITHMS {
+        let path = folder.join(below).join(algorithm.as_str());
+        make_folder(&path).map_err(failed(&path))?;
+    }
+    Ok(())
 }
 
 /// Makes a folder, and those above it, so that they stay.

@@ -1,0 +1,110 @@
+//! Verified drafts on their way to becoming content: how many at once, and how long a stop waits for them.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Drafts copied at once. sled has one log, so that more write no faster, and each is read into memory that the system
+/// keeps.
+const COPIED: usize = 2;
+
+/// What is known of all drafts that settle; clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Settling(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    under_way: Mutex<usize>,
+    ended: Condvar,
+    copied: Arc<Semaphore>,
+}
+
+/// One draft that is to settle, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Settler(Settling);
+
+/// Leave to settle now. To be held until it is done.
+#[derive(Debug)]
+pub struct Turn(#[allow(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
+
+impl Settling {
+    pub(super) fn new() -> Self {
+        let copied = Arc::new(Semaphore::new(COPIED));
+        Self(Arc::new(Shared { under_way: Mutex::default(), ended: Condvar::new(), copied }))
+    }
+
+    /// One more draft is to settle.
+    pub(super) fn begin(&self) -> Settler {
+        *self.under_way() += 1;
+        Settler(self.clone())
+    }
+
+    /// Waits until it is a draft's turn to be copied. Needs no blocking thread.
+    pub(super) async fn turn(&self) -> Turn {
+        // Nobody closes it; without it a copy would only be in more company.
+        Turn(Arc::clone(&self.0.copied).acquire_owned().await.ok())
+    }
+
+    /// Waits until no draft is to settle, but no longer than `patience`. Returns how many are left.
+    pub(super) fn wait(&self, patience: Duration) -> usize {
+        let waited = self.0.ended.wait_timeout_while(self.under_way(), patience, |left| *left > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, usize> {
+        // Nothing under this lock can panic halfway through a change.
+        self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    /// Where nothing is copied it is always one's turn.
+    pub(super) const fn free() -> Self {
+        Self(None)
+    }
+}
+
+impl Drop for Settler {
+    fn drop(&mut self) {
+        *self.0.under_way() -= 1;
+        self.0.0.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_waits_for_what_settles_and_not_for_ever() {
+        let settling = Settling::new();
+        assert_eq!(settling.wait(Duration::ZERO), 0);
+        let (first, second) = (settling.begin(), settling.begin());
+        assert_eq!(settling.wait(Duration::ZERO), 2);
+        drop(first);
+        let waiting = std::thread::spawn({
+            let settling = settling.clone();
+            move || settling.wait(Duration::from_mins(1))
+        });
+        drop(second);
+        assert_eq!(waiting.join().expect("it ends"), 0);
+    }
+
+    #[tokio::test]
+    async fn only_a_few_are_copied_at_once() {
+        let settling = Settling::new();
+        let mut turns = Vec::new();
+        for _ in 0..COPIED {
+            turns.push(settling.turn().await);
+        }
+        let next = tokio::spawn({
+            let settling = settling.clone();
+            async move { drop(settling.turn().await) }
+        });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        turns.pop();
+        next.await.expect("its turn comes");
+    }
+}

@@ -1,0 +1,86 @@
+//! What happens between the last byte of a draft and its being content.
+
+use super::*;
+
+over_both_kinds! {
+    a_draft_whose_settling_was_cut_needs_no_second_download
+    a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start
+    a_verified_draft_is_read_to_its_end_before_and_after_it_settles
+}
+
+fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStore) {
+    let (store, folder) = store(kind);
+    // Longer than what is gathered for one write, so that it has a file in either kind.
+    let content = body(600_000);
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let mut writer = store.open_draft(&digest).expect("a draft");
+    append(&mut writer, content.clone());
+    let verified = writer.verify(Some(600_000)).expect("verified").expect("the right bytes");
+    drop(verified);
+    // As a crash in the middle of copying leaves it, or one before content was renamed.
+    let condemned = fact::DraftFact { condemned: true };
+    store.facts.insert(Key::Draft(&digest).to_bytes(), condemned.encode()).expect("written");
+    if let Bodies::Pages(pages, _) = &store.bodies {
+        pages.put(&digest, 0, b"a part").expect("written");
+    }
+    store.flush().expect("flushed");
+    drop(store);
+    let store = open(&folder, kind).expect("opens again");
+    assert!(store.blob(&digest).expect("a look").is_none());
+    let writer = store.open_draft(&digest).expect("a draft");
+    assert_eq!(writer.draft().progress().received, 600_000);
+    if let Bodies::Pages(pages, _) = &store.bodies {
+        assert!(pages.get(&digest, 0).expect("a look").is_none());
+    }
+    assert_eq!(writer.finish(&repository("a"), Some(600_000), 1).expect("finished"), DraftEnd::Verified);
+    assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..600_000), content);
+    assert!(files_below(&folder, "drafts").is_empty());
+}
+
+fn a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start(kind: BlobStore) {
+    let (store, folder) = store(kind);
+    let content = body(5000);
+    let digest = fill(&store, &content, 5000);
+    let left = folder.path().join("drafts/sha256").join(digest.hex());
+    std::fs::write(&left, &content).expect("written");
+    store.flush().expect("flushed");
+    drop(store);
+    let store = open(&folder, kind).expect("opens again");
+    assert!(!left.exists());
+    assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
+}
+
+fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobStore) {
+    for length in [5000, 3 << 20] {
+        let (store, folder) = store(kind);
+        let content = body(length);
+        let digest = Digest::of(Algorithm::Sha256, &content);
+        let mut writer = store.open_draft(&digest).expect("a draft");
+        let draft = writer.draft().clone();
+        for part in content.chunks(65_536) {
+            append(&mut writer, Bytes::copy_from_slice(part));
+        }
+        let all = |draft: &Draft| {
+            let (mut found, end) = (Vec::new(), length as u64);
+            while found.len() < length {
+                let at = found.len() as u64;
+                let written = at..draft.progress().written;
+                let step = draft
+                    .recent(at..end.min(at + 300_000))
+                    .map_or_else(|| draft.read(written, 300_000), Ok)
+                    .expect("read");
+                found.extend_from_slice(&step.concat());
+            }
+            found
+        };
+        let verified = writer.verify(None).expect("verified").expect("the right bytes");
+        assert_eq!(draft.progress().readable(), length as u64);
+        assert!(all(&draft) == content);
+        // A few bytes are written once, where they are to stay.
+        assert_eq!(files_below(&folder, "drafts").is_empty(), length < 500_000);
+        verified.settle(&repository("a"), 1).expect("settled");
+        assert!(all(&draft) == content);
+        assert!(files_below(&folder, "drafts").is_empty());
+        assert_eq!(store.census(), Census { content: length as u64, manifests: 0, blobs: 1 });
+    }
+}
