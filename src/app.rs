@@ -15,17 +15,59 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::Mode;
+use crate::ops::scrub;
 use crate::server::{self, Limits};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 pub use crate::telemetry::init_log;
 use crate::upstream::Upstreams;
 
-/// How often the store's gauges are set.
-const GAUGES_EVERY: Duration = Duration::from_secs(10);
-
 /// How long a client may leave an answer untouched before its connection, and what it holds, is given up.
 const WRITE_PATIENCE: Duration = Duration::from_mins(1);
+
+/// A cache over its store, without anybody who asks: for work on a store that nobody serves from.
+#[derive(Debug)]
+pub struct Offline {
+    store: Store,
+    metrics: Arc<Metrics>,
+    cache: Cache,
+}
+
+impl Offline {
+    /// Opens the store and takes stock of it; contacts no upstream.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let opened = Self::open_with(config, Clock::default()).await?;
+        opened.cache.take_stock().await?;
+        Ok(opened)
+    }
+
+    async fn open_with(config: &Config, clock: Clock) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new());
+        let upstreams = Upstreams::build(config, Arc::clone(&metrics), clock.clone())
+            .context("the upstreams cannot be set up")?;
+        let options = config.store.clone();
+        let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
+        let kept = (store.clone(), &config.store);
+        let cache = Cache::new(kept, upstreams, Arc::clone(&metrics), clock, config.prefetch.clone());
+        Ok(Self { store, metrics, cache })
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// What the cache counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Waits until everything is on the disk.
+    pub async fn close(self) -> anyhow::Result<()> {
+        self.cache.note_times().await;
+        flush(self.store).await
+    }
+}
 
 /// A larder that is listening and has not begun to serve.
 #[derive(Debug)]
@@ -35,6 +77,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     cache: Cache,
     registry: Registry,
+    clock: Clock,
     api: (TcpListener, SocketAddr),
     admin: (TcpListener, SocketAddr),
 }
@@ -49,17 +92,11 @@ impl App {
     pub async fn build_with(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let api = bind(config.server.listen, "server.listen").await?;
         let admin = bind(config.admin.listen, "admin.listen").await?;
-        let metrics = Arc::new(Metrics::new());
-        let upstreams = Upstreams::build(&config, Arc::clone(&metrics), clock.clone())
-            .context("the upstreams cannot be set up")?;
-        let options = config.store.clone();
-        let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
-        let cache =
-            Cache::new(store.clone(), upstreams, Arc::clone(&metrics), clock, config.prefetch.clone());
+        let Offline { store, metrics, cache } = Offline::open_with(&config, clock.clone()).await?;
         let manners =
             Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
         let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners);
-        Ok(Self { config, store, metrics, cache, registry, api, admin })
+        Ok(Self { config, store, metrics, cache, registry, clock, api, admin })
     }
 
     /// Where clients pull from; the real port where the configuration said 0.
@@ -74,7 +111,7 @@ impl App {
 
     /// Serves until `shutdown` resolves, then finishes running transfers within the grace period and flushes.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let Self { config, store, metrics, cache, registry, api, admin } = self;
+        let Self { config, store, metrics, cache, registry, clock, api, admin } = self;
         let ready = Arc::new(AtomicBool::new(true));
         let (stop, stopped) = watch::channel(false);
         let limits = Limits {
@@ -98,8 +135,12 @@ impl App {
             let answer = operator.answer(&request);
             async move { answer }
         }));
-        let gauges = tokio::spawn(gauges(store.clone(), Arc::clone(&metrics)));
-        let attending = tokio::spawn(cache.attend());
+        let keeping = tokio::spawn(cache.clone().keep_room());
+        let scrubbing = tokio::spawn({
+            let (cache, metrics, settings) = (cache.clone(), Arc::clone(&metrics), config.scrub.clone());
+            async move { scrub::attend(cache, &metrics, clock, settings).await }
+        });
+        let attending = tokio::spawn(cache.clone().attend());
         let connections = metrics.connections.clone();
         let api = tokio::spawn(server::serve(api.0, limits, Some(connections), stopped, move |request| {
             let registry = registry.clone();
@@ -115,14 +156,18 @@ impl App {
         }
         stop_admin.send_replace(true);
         admin.await.context("the admin port failed")?;
-        gauges.abort();
+        keeping.abort();
+        scrubbing.abort();
         attending.abort();
-        tokio::task::spawn_blocking(move || store.flush())
-            .await?
-            .context("the store could not be flushed")?;
+        cache.note_times().await;
+        flush(store).await?;
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+async fn flush(store: Store) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || store.flush()).await?.context("the store could not be flushed")
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
@@ -131,19 +176,4 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<(TcpListener, So
     })?;
     let address = listener.local_addr()?;
     Ok((listener, address))
-}
-
-/// Sets the store's gauges now and then.
-async fn gauges(store: Store, metrics: Arc<Metrics>) {
-    let mut ticks = tokio::time::interval(GAUGES_EVERY);
-    loop {
-        ticks.tick().await;
-        let store = store.clone();
-        let measured = tokio::task::spawn_blocking(move || (store.size_on_disk(), store.census())).await;
-        match measured {
-            Ok((Ok(disk), census)) => metrics.store(disk, census.content, census.manifests, census.blobs),
-            Ok((Err(error), _)) => tracing::warn!(%error, "the store cannot be measured"),
-            Err(_) => return,
-        }
-    }
 }

@@ -57,9 +57,11 @@
 //!
 //! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
 //! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::condemn_blob`]), so that the next
-//! request is a miss. A file goes at once; pages are removed by the fill which that starts, the last one first, and so
-//! are those that a crash left of a copy: they are condemned before the first of them is written. Eviction by size follows
-//! it too; until it is there, `store.max_size` bounds nothing.
+//! request is a miss. A file goes at once; pages are removed by the fill which that starts, and so are those that a crash
+//! left of a copy: they are condemned before the first of them is written. Eviction goes the same way. A ledger in memory
+//! knows what is held, what needs it and when it was last asked for; a [keeper](cache::Cache::keep_room) measures the disk
+//! whenever something comes, takes from the ledger what has to go, closes it to fills, and removes first what leads to a
+//! document, then the document, then blobs that no document needs. A request that reads a blob holds it in the ledger.
 //!
 //! # Glossary
 //!

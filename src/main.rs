@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // If standard error is gone too, the exit code has to do.
             let _ = writeln!(std::io::stderr().lock(), "larder: {}", cli::sentence(&error));
-            ExitCode::FAILURE
+            ExitCode::from(cli::exit_code(&error))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Every metric series larder has, in one struct, and the set-up of its log.
 
+mod store;
+
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -10,6 +12,8 @@ use prometheus::{
 use tracing_subscriber::EnvFilter;
 
 use crate::config::schema::{Log, LogFormat};
+
+use store::StoreSeries;
 
 /// What kind of request a client made: the `kind` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,10 +121,7 @@ pub struct Metrics {
     pub connections: IntGauge,
     children_queued: IntGauge,
     children_deferred: IntGauge,
-    store_bytes: IntGaugeVec,
-    store_objects: IntGaugeVec,
-    /// Operations of the store that failed.
-    pub store_errors: IntCounter,
+    store: StoreSeries,
 }
 
 /// What is counted by upstream.
@@ -270,13 +271,7 @@ impl Metrics {
                 "larder_children_deferred",
                 "Child manifests left for later: the upstream's quota is low, or it is in trouble.",
             ),
-            store_bytes: series.gauges(
-                "larder_store_bytes",
-                "Bytes of the store: `disk` is what it takes on disk, `content` what it holds.",
-                &["what"],
-            ),
-            store_objects: series.gauges("larder_store_objects", "What the store holds, by kind.", &["kind"]),
-            store_errors: series.counter("larder_store_errors_total", "Operations of the store that failed."),
+            store: StoreSeries::new(&series),
             registry: series.0,
         }
     }
@@ -351,15 +346,6 @@ impl Metrics {
     /// Counts a finished fill; `result` is `ok`, `mismatch`, `upstream` or `store`.
     pub fn fill_finished(&self, result: &str) {
         self.fills.with_label_values(&[result]).inc();
-    }
-
-    /// Sets the store's gauges.
-    pub fn store(&self, disk: u64, content: u64, manifests: u64, blobs: u64) {
-        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        self.store_bytes.with_label_values(&["disk"]).set(signed(disk));
-        self.store_bytes.with_label_values(&["content"]).set(signed(content));
-        self.store_objects.with_label_values(&["manifest"]).set(signed(manifests));
-        self.store_objects.with_label_values(&["blob"]).set(signed(blobs));
     }
 
     /// Makes the series of an upstream exist at zero, so that rates over them exist from the start.

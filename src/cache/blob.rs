@@ -6,10 +6,11 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::oci::{Digest, Repository};
-use crate::store::{BlobEntry, Draft, LinkFact, OpenBlob, StoreError};
+use crate::store::{BlobEntry, Draft, DraftEnd, LinkFact, OpenBlob, StoreError};
 use crate::telemetry::Outcome;
 
 use super::board::{Phase, Place};
+use super::eviction::Reading;
 use super::fill::Fill;
 use super::hot::Wanted;
 use super::right::confirm_blob;
@@ -29,8 +30,8 @@ pub struct Blob {
 /// Where a blob's bytes come from.
 #[derive(Debug)]
 pub enum Source {
-    /// The store has it, whole and verified.
-    Stored(OpenBlob),
+    /// The store has it, whole and verified, and keeps it while it is read.
+    Stored(OpenBlob, Reading),
     /// A fill is bringing it.
     Filling(Arc<Draft>),
     /// The upstream sends what the draft does not have yet, past the store.
@@ -50,7 +51,8 @@ impl Cache {
         let shared = &self.0;
         let key = (repository.clone(), *digest);
         if let Some(entry) = shared.hot.blobs.get(&key)
-            && let Some(blob) = self.stored(entry, Outcome::Hit).await?
+            && let Some(reading) = shared.eviction.read(&entry, shared.clock.now())
+            && let Some(blob) = self.stored(entry, reading, Outcome::Hit).await?
         {
             return Ok(blob);
         }
@@ -58,12 +60,14 @@ impl Cache {
         for _ in 0..ROUNDS {
             let (linked, entry) = look(shared, repository, digest).await?;
             let right = linked.is_some() || confirmed;
-            if let Some(entry) = entry {
+            if let Some(entry) = entry
+                && let Some(reading) = shared.eviction.read(&entry, shared.clock.now())
+            {
                 if !right {
                     confirm_blob(shared, repository, digest).await?;
                 }
                 let outcome = if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated };
-                let Some(blob) = self.stored(entry.clone(), outcome).await? else { continue };
+                let Some(blob) = self.stored(entry.clone(), reading, outcome).await? else { continue };
                 shared.hot.blobs.insert(key, entry);
                 return Ok(blob);
             }
@@ -79,6 +83,11 @@ impl Cache {
                 Place::Joins(phase, own) => {
                     shared.metrics.fills_joined.inc();
                     (phase, own, Outcome::Join)
+                }
+                Place::Waits(mut phase) => {
+                    // Ended by the sender's going.
+                    let _ = phase.changed().await;
+                    continue;
                 }
                 Place::NeedsRight => {
                     confirm_blob(shared, repository, digest).await?;
@@ -100,7 +109,9 @@ impl Cache {
                     }
                 }
                 Begun::Stored(entry) => {
-                    if let Some(blob) = self.stored(entry, outcome).await? {
+                    if let Some(reading) = shared.eviction.read(&entry, shared.clock.now())
+                        && let Some(blob) = self.stored(entry, reading, outcome).await?
+                    {
                         return Ok(blob);
                     }
                 }
@@ -112,6 +123,22 @@ impl Cache {
         Err(CacheError::Interrupted)
     }
 
+    /// Sees to it that a blob is held, for nobody who reads it. Waits until all of it has come.
+    pub(super) async fn fetch_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), CacheError> {
+        let Some(Source::Filling(draft)) = self.blob(repository, digest).await?.source else { return Ok(()) };
+        let mut progress = draft.watch();
+        let ended = progress.wait_for(|progress| progress.end.is_some()).await;
+        match ended.ok().and_then(|progress| progress.end) {
+            Some(DraftEnd::Verified) => Ok(()),
+            Some(DraftEnd::Mismatch) => Err(CacheError::Mismatch(format!("{digest} came wrong"))),
+            Some(DraftEnd::Abandoned) | None => Err(CacheError::Interrupted),
+        }
+    }
+
     /// A blob's size. Downloads nothing.
     pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
         in_time(self.find_blob_size(repository, digest)).await
@@ -120,6 +147,7 @@ impl Cache {
     async fn find_blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
         let shared = &self.0;
         let (linked, entry) = look(shared, repository, digest).await?;
+        shared.eviction.touch(digest, shared.clock.now());
         match (linked, entry) {
             (Some(_), Some(entry)) => {
                 Ok(Blob { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
@@ -136,7 +164,12 @@ impl Cache {
 
     /// A blob that the store has, opened. `None` if that shows it to be damaged: then it has left the store, and what
     /// would have been a hit is a miss.
-    async fn stored(&self, entry: BlobEntry, outcome: Outcome) -> Result<Option<Blob>, CacheError> {
+    async fn stored(
+        &self,
+        entry: BlobEntry,
+        reading: Reading,
+        outcome: Outcome,
+    ) -> Result<Option<Blob>, CacheError> {
         let opened = if let Some(open) = entry.open_now() {
             Ok(open)
         } else {
@@ -145,7 +178,8 @@ impl Cache {
         };
         match opened {
             Ok(open) => {
-                Ok(Some(Blob { size: Some(entry.size()), source: Some(Source::Stored(open)), outcome }))
+                let source = Some(Source::Stored(open, reading));
+                Ok(Some(Blob { size: Some(entry.size()), source, outcome }))
             }
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
                 self.heal(&entry, &error).await;
@@ -163,6 +197,7 @@ impl Cache {
         if let Err(error) = blocking(move || store.condemn_blob(&damaged)).await {
             shared.failed("a damaged blob could not be taken out of service", &error);
         }
+        shared.eviction.left(entry.digest());
         shared.hot.blobs.retain(|(_, held), _| held != entry.digest());
     }
 }

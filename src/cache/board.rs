@@ -1,6 +1,7 @@
 //! The board of fills under way: who fills which digest, and how far that is.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -32,12 +33,18 @@ pub(super) enum Place {
     Joins(watch::Receiver<Phase>, bool),
     /// A fill runs for another repository, and the asker's must have a right of its own first.
     NeedsRight,
+    /// What was held of it is being removed; nothing comes before this ends.
+    Waits(watch::Receiver<Phase>),
 }
 
 #[derive(Debug)]
-struct Running {
-    owner: Repository,
-    phase: watch::Receiver<Phase>,
+enum Running {
+    Fill {
+        owner: Repository,
+        phase: watch::Receiver<Phase>,
+    },
+    /// The sender is dropped when the removal has ended.
+    Removal(watch::Sender<Phase>),
 }
 
 /// The fills under way, by digest.
@@ -49,18 +56,53 @@ impl Board {
     /// that no fill is joined without a right and none is started twice.
     pub(super) fn place(&self, repository: &Repository, digest: &Digest, right: bool) -> Place {
         let mut running = self.lock();
-        if let Some(fill) = running.get(digest) {
-            let own = fill.owner == *repository;
-            return if own || right { Place::Joins(fill.phase.clone(), own) } else { Place::NeedsRight };
+        match running.get(digest) {
+            Some(Running::Fill { owner, phase }) => {
+                let own = owner == repository;
+                return if own || right { Place::Joins(phase.clone(), own) } else { Place::NeedsRight };
+            }
+            Some(Running::Removal(sender)) => return Place::Waits(sender.subscribe()),
+            None => {}
         }
         let (sender, phase) = watch::channel(Phase::Starting);
-        running.insert(*digest, Running { owner: repository.clone(), phase: phase.clone() });
+        running.insert(*digest, Running::Fill { owner: repository.clone(), phase: phase.clone() });
         Place::Fills(sender, phase)
     }
 
     /// Takes a fill off the board.
     pub(super) fn leave(&self, digest: &Digest) {
         self.lock().remove(digest);
+    }
+
+    /// Keeps fills of a digest away until it is opened again. Tells whether that can be: one may be running.
+    pub(super) fn close(&self, digest: &Digest) -> bool {
+        match self.lock().entry(*digest) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(Running::Removal(watch::Sender::new(Phase::Starting)));
+                true
+            }
+        }
+    }
+
+    /// Lets fills of a closed digest come.
+    pub(super) fn open(&self, digest: &Digest) {
+        self.lock().remove(digest);
+    }
+
+    /// Bytes of the blobs that fills are bringing, and how many of them have not come yet, as far as is known.
+    pub(super) fn coming(&self) -> (u64, u64) {
+        let (mut all, mut left) = (0_u64, 0_u64);
+        for running in self.lock().values() {
+            let Running::Fill { phase, .. } = running else { continue };
+            if let Phase::Running(draft) = &*phase.borrow() {
+                let progress = draft.progress();
+                let total = progress.total.unwrap_or(progress.received);
+                all = all.saturating_add(total);
+                left = left.saturating_add(total.saturating_sub(progress.written));
+            }
+        }
+        (all, left)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {
@@ -88,5 +130,19 @@ mod tests {
         assert!(matches!(board.place(&repository("b"), &digest, true), Place::Joins(_, false)));
         board.leave(&digest);
         assert!(matches!(board.place(&repository("b"), &digest, false), Place::Fills(..)));
+    }
+
+    #[tokio::test]
+    async fn what_is_being_removed_is_not_filled() {
+        let board = Board::default();
+        let repository =
+            Repository { upstream: "docker.io".parse().expect("a name"), name: "a".parse().expect("a name") };
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        assert!(board.close(&digest) && !board.close(&digest));
+        let Place::Waits(mut phase) = board.place(&repository, &digest, true) else { panic!("no removal") };
+        board.open(&digest);
+        assert!(phase.changed().await.is_err());
+        assert!(matches!(board.place(&repository, &digest, true), Place::Fills(..)));
+        assert!(!board.close(&digest));
     }
 }

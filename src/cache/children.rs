@@ -11,10 +11,8 @@ use backon::{ExponentialBuilder, Retryable as _};
 
 use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
-use crate::store::DraftEnd;
 use crate::telemetry::Metrics;
 
-use super::blob::{Blob, Source};
 use super::manifest::{fetch, stored};
 use super::{Cache, CacheError, Document, Shared, blocking, room};
 
@@ -144,18 +142,9 @@ async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Documen
     let mut end = End::Complete;
     for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
         let Ok(_turn) = shared.walks.turns.acquire().await else { return End::Later { waiting: 0 } };
-        match cache.blob(repository, &blob.digest).await {
-            Ok(Blob { source: Some(Source::Filling(draft)), .. }) => {
-                // Only the end of one fill makes room for the next.
-                let mut progress = draft.watch();
-                let ended = progress.wait_for(|progress| progress.end.is_some()).await;
-                match ended.ok().and_then(|progress| progress.end) {
-                    Some(DraftEnd::Verified) => {}
-                    Some(DraftEnd::Mismatch) => end = End::Flawed,
-                    Some(DraftEnd::Abandoned) | None => return End::Later { waiting: 0 },
-                }
-            }
-            Ok(_) => {}
+        match cache.fetch_blob(repository, &blob.digest).await {
+            // Only the end of one fill makes room for the next.
+            Ok(()) => {}
             Err(error) => {
                 tracing::info!(%repository, blob = %blob.digest, %error, "a blob could not be fetched ahead");
                 match error {

@@ -177,9 +177,14 @@ impl Fill {
         let upstream = self.shared.upstream(&self.repository)?;
         let (name, digest, size) = (&self.repository.name, &self.digest, self.size);
         let download = Download { upstream, name, digest, size, mislabelled };
-        let received =
-            download.run(writer, |draft| drop(self.phase.send_replace(Phase::Running(draft)))).await;
+        let received = download.run(writer, |draft| self.begins(draft)).await;
         received.map_err(|error| remember(&self.shared, &self.repository, Wanted::Blob(self.digest), error))
+    }
+
+    /// Bytes are coming: there should be room for them.
+    fn begins(&self, draft: Arc<Draft>) {
+        self.phase.send_replace(Phase::Running(draft));
+        self.shared.eviction.look();
     }
 
     /// Holds the draft against its digest. If it verifies, everybody may have all of it from here on.
@@ -206,6 +211,8 @@ impl Fill {
             drop(turn);
             store.blob(&digest)
         });
-        entry.await?.ok_or(CacheError::Interrupted)
+        let entry = entry.await?.ok_or(CacheError::Interrupted)?;
+        self.shared.eviction.blob_came(&digest, entry.size(), now);
+        Ok(entry)
     }
 }

@@ -12,9 +12,10 @@ use crate::oci::{Digest, MediaType, Repository, Tag};
 use crate::store::{BlobEntry, TagFact};
 
 use super::Pointer;
+use super::eviction::Stamp;
 
 /// A verified manifest, ready to be served.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Document {
     /// Its digest, in the algorithm it was asked for.
     pub digest: Digest,
@@ -22,6 +23,8 @@ pub struct Document {
     pub media_type: MediaType,
     /// The document, byte for byte.
     pub body: Bytes,
+    /// When it was last asked for.
+    pub(super) stamp: Arc<Stamp>,
 }
 
 /// What an upstream was asked for. A blob that is not there says nothing about a manifest of the same digest.
@@ -78,6 +81,14 @@ impl Hot {
             without_api: Memory::new(ENTRIES),
             walked: Memory::new(ENTRIES),
         }
+    }
+
+    /// Forgets content of which `gone` says that it is held no longer, and what leads to it.
+    pub(super) fn forget(&self, gone: impl Fn(&Digest) -> bool) {
+        self.documents.0.retain(|(_, digest), _| !gone(digest));
+        self.pointers.retain(|_, fact| !gone(&fact.digest));
+        self.blobs.retain(|(_, digest), _| !gone(digest));
+        self.walked.retain(|(_, digest), ()| !gone(digest));
     }
 
     /// Remembers a definite 404 until `until` (milliseconds since 1970).

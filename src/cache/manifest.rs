@@ -8,6 +8,7 @@ use crate::store::{LinkFact, StoreError, StoredManifest};
 use crate::telemetry::Outcome;
 use crate::upstream::Document as Answer;
 
+use super::eviction::needs;
 use super::hot::Wanted;
 use super::right::{confirm_manifest, link, remember};
 use super::verify::check;
@@ -78,12 +79,16 @@ async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) ->
                 // A miss that heals itself: what is left is dropped, and fetched again.
                 shared.store_failed("a manifest is damaged and will be fetched again", &error);
                 store.remove_manifest(&digest)?;
+                shared.eviction.left(&digest);
                 None
             }
             Err(error) => return Err(error),
         };
-        let document = document
-            .map(|StoredManifest { media_type, body }| Arc::new(Document { digest, media_type, body }));
+        let document = document.map(|StoredManifest { media_type, body }| {
+            let now = shared.clock.now();
+            let stamp = shared.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
+            Arc::new(Document { digest, media_type, body, stamp })
+        });
         Ok(Held { linked, document })
     })
     .await
@@ -153,14 +158,16 @@ pub(super) async fn keep(
         Ok(media_type)
     })
     .await;
-    let media_type = match kept {
-        Ok(media_type) => media_type,
+    let (media_type, stamp) = match kept {
+        Ok(media_type) => {
+            (media_type, shared.eviction.manifest_came(&digest, &answer.body, needs(&read), now))
+        }
         Err(error) => {
             shared.failed("a manifest could not be kept; it is served all the same", &error);
-            read.media_type
+            (read.media_type, Arc::default())
         }
     };
-    let document = Arc::new(Document { digest, media_type, body: answer.body });
+    let document = Arc::new(Document { digest, media_type, body: answer.body, stamp });
     shared.hot.documents.insert(repository, Arc::clone(&document));
     Ok(document)
 }

@@ -8,6 +8,7 @@ mod board;
 mod children;
 mod download;
 mod error;
+mod eviction;
 mod fill;
 mod flight;
 pub mod freshness;
@@ -20,6 +21,7 @@ mod referrers;
 mod resolve;
 mod right;
 mod room;
+mod scrub;
 mod tags;
 mod verify;
 mod walks;
@@ -30,7 +32,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
-use crate::config::schema::Prefetch;
+use crate::config::schema::{self, Prefetch};
 use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, Outcome};
@@ -38,13 +40,16 @@ use crate::upstream::{Upstream, Upstreams};
 
 pub use blob::{Blob, Source};
 pub use error::CacheError;
+pub use eviction::{Reached, Reading};
 pub use hot::Document;
 pub use listing::{Listing, Page};
 pub use reader::BlobReader;
+pub use scrub::{Condition, Damaged, Due, Rest};
 
 pub use crate::upstream::RouteError;
 
 use board::Board;
+use eviction::Eviction;
 use flight::Flights;
 use hot::Hot;
 use resolve::Resolved;
@@ -105,6 +110,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     clock: Clock,
     hot: Hot,
+    eviction: Eviction,
     pointer_flights: Flights<Pointer, Resolved>,
     manifest_flights: Flights<(Repository, Digest), Arc<Document>>,
     tag_lists: TagLists,
@@ -116,9 +122,9 @@ struct Shared {
 }
 
 impl Cache {
-    /// A cache over `store` and `upstreams`.
+    /// A cache over `store`, which was opened with `options`, and `upstreams`.
     pub fn new(
-        store: Store,
+        (store, options): (Store, &schema::Store),
         upstreams: Upstreams,
         metrics: Arc<Metrics>,
         clock: Clock,
@@ -130,6 +136,7 @@ impl Cache {
             metrics,
             clock,
             hot: Hot::new(),
+            eviction: Eviction::new(options),
             pointer_flights: Flights::default(),
             manifest_flights: Flights::default(),
             tag_lists: TagLists::new(),
@@ -166,7 +173,9 @@ impl Cache {
         reference: &Reference,
         accept: Accept<'_>,
     ) -> Result<Found, CacheError> {
-        in_time(self.find_manifest(repository, reference, accept)).await
+        let found = in_time(self.find_manifest(repository, reference, accept)).await?;
+        found.document.stamp.touch(self.0.clock.now());
+        Ok(found)
     }
 
     async fn find_manifest(
@@ -200,13 +209,13 @@ impl Shared {
 
     /// Notes that the store failed, and goes on: what was verified can be served all the same.
     fn store_failed(&self, what: &str, error: &StoreError) {
-        self.metrics.store_errors.inc();
+        self.metrics.store_error();
         tracing::error!(%error, "{what}");
     }
 
     /// The same for an error that has been through the cache.
     fn failed(&self, what: &str, error: &CacheError) {
-        self.metrics.store_errors.inc();
+        self.metrics.store_error();
         tracing::error!(%error, "{what}");
     }
 }

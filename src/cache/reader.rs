@@ -74,7 +74,7 @@ impl Cache {
             outcome = Outcome::Bypass;
         }
         let whole = match &source {
-            Source::Stored(blob) => Some(blob.entry().size()),
+            Source::Stored(blob, _) => Some(blob.entry().size()),
             Source::Filling(_) | Source::Passing(..) => None,
         };
         let at = range.as_ref().map_or(0, |range| range.start);
@@ -187,19 +187,19 @@ impl BlobReader {
     /// What needs no thread of its own because the system has it in memory.
     fn read_now(&self) -> Option<Bytes> {
         match &self.source {
-            Source::Stored(blob) => blob.read_now(self.at..self.end.unwrap_or(blob.entry().size())),
+            Source::Stored(blob, _) => blob.read_now(self.at..self.end.unwrap_or(blob.entry().size())),
             Source::Filling(_) | Source::Passing(..) => None,
         }
     }
 
     /// Whether the next step is begun before anybody needs it.
     fn reads_ahead(&self) -> bool {
-        !matches!(&self.source, Source::Stored(blob) if blob.comes_by_itself())
+        !matches!(&self.source, Source::Stored(blob, _) if blob.comes_by_itself())
     }
 
     fn next_step(&self) -> Option<Step> {
         Some(match &self.source {
-            Source::Stored(blob) => {
+            Source::Stored(blob, _) => {
                 let range = self.at..self.end.unwrap_or(blob.entry().size());
                 let reading = tokio::task::spawn_blocking({
                     let blob = blob.clone();

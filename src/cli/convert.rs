@@ -68,7 +68,7 @@ pub(super) fn run(store: Store) -> anyhow::Result<()> {
 }
 
 /// A bar on standard error; nothing is drawn where that is no terminal.
-fn bar(bytes: u64) -> anyhow::Result<ProgressBar> {
+pub(super) fn bar(bytes: u64) -> anyhow::Result<ProgressBar> {
     let style = ProgressStyle::with_template(
         "{bytes} of {total_bytes} {wide_bar} {binary_bytes_per_sec}, {eta} left",
     )?;

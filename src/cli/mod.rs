@@ -2,6 +2,7 @@
 
 mod convert;
 mod demo;
+mod scrub;
 mod serve;
 mod validate;
 
@@ -31,6 +32,10 @@ enum Verb {
     /// Work on a store that no larder has open
     #[command(subcommand)]
     Store(convert::Store),
+    /// Hold everything in a store that no larder has open against its digest; ends with 3 if something is damaged
+    Verify(scrub::Verify),
+    /// Remove from a store that no larder has open what is left of content that has gone, and tell what tags lead to
+    Gc(scrub::Gc),
     /// Pull an image through a larder of its own, then again without the upstream, and show what happened
     Demo {
         /// Go on serving afterwards, until a signal comes
@@ -91,8 +96,15 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Serve(settings) => serve::run(settings.load()?),
         Verb::Validate(settings) => validate::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
+        Verb::Verify(arguments) => scrub::verify(arguments),
+        Verb::Gc(arguments) => scrub::gc(arguments),
         Verb::Demo { stay } => demo::run(stay),
     }
+}
+
+/// The exit code that tells a script which kind of error this is.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<scrub::Damage>() { 3 } else { 1 }
 }
 
 /// An error and its causes in one line. A cause that the sentence before it repeats is left out.

@@ -1,6 +1,4 @@
 //! Every setting there is, one documented struct per section, with its default.
-//!
-//! Two keys are accepted although nothing enforces them yet: `store.max_size` and `store.min_free`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,6 +20,8 @@ pub struct Config {
     pub admin: Admin,
     /// Where and how content is kept.
     pub store: Store,
+    /// Whether what is held is still what its digest says.
+    pub scrub: Scrub,
     /// How long things stay fresh, and what happens when an upstream does not answer.
     pub cache: Cache,
     /// What is fetched before anybody asks.
@@ -40,6 +40,7 @@ impl Default for Config {
             server: Server::default(),
             admin: Admin::default(),
             store: Store::default(),
+            scrub: Scrub::default(),
             cache: Cache::default(),
             prefetch: Prefetch::default(),
             log: Log::default(),
@@ -111,10 +112,10 @@ pub struct Store {
     pub path: PathBuf,
     /// Where the bytes of blobs live.
     pub blobs: BlobStore,
-    /// Upper bound for bytes on disk; not enforced yet.
+    /// Upper bound for bytes on disk, of content and of the database's own.
     #[serde(serialize_with = "exact_size")]
     pub max_size: ByteSize,
-    /// How much of the disk is left free; not enforced yet.
+    /// How much of the disk is left free.
     #[serde(serialize_with = "exact_size")]
     pub min_free: ByteSize,
     /// Memory for sled's page cache.
@@ -143,6 +144,24 @@ fn exact_size<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S:
     let unit = units.into_iter().find(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
     let (name, shift) = unit.unwrap_or(("B", 0));
     serializer.collect_str(&format_args!("{}{name}", bytes >> shift))
+}
+
+/// Whether what is held is still what its digest says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scrub {
+    /// Within which time everything is verified once; 0 is never.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// Bytes per second that are read for it; 0 is as many as there are.
+    #[serde(serialize_with = "exact_size")]
+    pub rate: ByteSize,
+}
+
+impl Default for Scrub {
+    fn default() -> Self {
+        Self { every: Duration::from_hours(7 * 24), rate: ByteSize::mib(20) }
+    }
 }
 
 /// Where the bytes of blobs live.

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
-use super::schema::{Cache, Config, Endpoint, Limit, Upstream};
+use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Upstream};
 use crate::oci::{NamePattern, UpstreamName};
 
 /// Beyond this a deadline may not be computable on every clock.
@@ -20,6 +20,10 @@ const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
 const MOST_CONNECTIONS: usize = 1 << 20;
 /// A smaller page cache would be none.
 const LEAST_MEMORY: u64 = 1 << 20;
+/// In less of sled's file there is hardly room for content.
+const LEAST_SLED: u64 = 256 << 20;
+/// At less than this the largest layers would take days.
+const LEAST_RATE: u64 = 64 << 10;
 /// The largest size that is still a plausible disk.
 const LARGEST: u64 = 1 << 60;
 
@@ -92,7 +96,7 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
 }
 
 fn sections(config: &Config, problems: &mut Problems) {
-    let Config { server, admin, store, cache, log, .. } = config;
+    let Config { server, admin, store, scrub, cache, log, .. } = config;
     let clash = server.listen.port() == admin.listen.port()
         && server.listen.port() != 0
         && (server.listen.ip() == admin.listen.ip()
@@ -112,13 +116,18 @@ fn sections(config: &Config, problems: &mut Problems) {
         "it must name a folder, such as \"larder-data\"",
     );
     for (key, size, least) in [
-        ("max_size", store.max_size, 1),
+        ("max_size", store.max_size, if store.blobs == BlobStore::Sled { LEAST_SLED } else { 1 }),
         ("min_free", store.min_free, 0),
         ("cache_memory", store.cache_memory, LEAST_MEMORY),
     ] {
         let fine = (least..=LARGEST).contains(&size.as_u64());
-        problems.require(fine, &["store", key], &format!("it must be between {least} B and 1 EiB"));
+        let hint = if least == LEAST_SLED { "; with `blobs = \"files\"` it may be less" } else { "" };
+        problems.require(fine, &["store", key], &format!("it must be between {least} B and 1 EiB{hint}"));
     }
+    problems.duration(scrub.every, true, &["scrub", "every"]);
+    let fine = scrub.rate.as_u64() == 0 || (LEAST_RATE..=LARGEST).contains(&scrub.rate.as_u64());
+    let message = "it must be at least 64KiB a second, or 0 for as much as there is";
+    problems.require(fine, &["scrub", "rate"], message);
     freshness(cache, &["cache"], problems);
     if let Err(message) = level(&log.level) {
         problems.add(&["log", "level"], message);

@@ -95,9 +95,20 @@ impl Bodies {
         }
     }
 
+    /// Bytes on disk of drafts.
+    pub(super) fn size_of_drafts(&self) -> Result<u64, StoreError> {
+        self.files().size_of_drafts()
+    }
+
     /// Removes the bytes of a draft.
     pub(super) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
         self.files().remove_draft(digest)
+    }
+
+    /// The digests of drafts that nothing was added to since `before` (milliseconds since 1970).
+    pub(super) fn drafts_left(&self, before: u64) -> Result<Vec<Digest>, StoreError> {
+        let drafts = self.files().drafts()?.into_iter();
+        Ok(drafts.filter(|found| found.changed < before).map(|found| found.digest).collect())
     }
 
     /// The digests of all drafts.

@@ -69,11 +69,25 @@ pub(super) struct DraftFact {
     pub(super) condemned: bool,
 }
 
+/// When content was last asked for, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AccessFact {
+    pub(super) last: u64,
+}
+
+/// When content was last held against its digest, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VerifiedFact {
+    pub(super) at: u64,
+}
+
 impl Fact for TagFact {}
 impl Fact for LinkFact {}
 impl Fact for ManifestFact {}
 impl Fact for BlobFact {}
 impl Fact for DraftFact {}
+impl Fact for AccessFact {}
+impl Fact for VerifiedFact {}
 
 mod digest {
     //! A digest inside a record: algorithm byte and raw bytes.

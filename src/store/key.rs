@@ -20,6 +20,10 @@ pub(super) enum Key<'a> {
     Manifest(&'a Digest),
     /// A blob held.
     Blob(&'a Digest),
+    /// When a manifest or blob was last asked for.
+    Access(&'a Digest),
+    /// When a manifest or blob was last verified again.
+    Verified(&'a Digest),
     /// A blob whose bytes must go, because they are wrong or were not copied to their end.
     Draft(&'a Digest),
     /// An index below which something is still to be fetched.
@@ -41,6 +45,45 @@ impl Key<'_> {
         b"b"
     }
 
+    /// The prefixes of all facts that stand for a manifest: tags, their variants, lists of referrers.
+    pub(super) const fn pointers() -> [&'static [u8]; 3] {
+        [b"t", b"v", b"f"]
+    }
+
+    /// The prefix of all facts of the kind [`Key::Referrer`].
+    pub(super) const fn referrers() -> &'static [u8] {
+        b"s"
+    }
+
+    /// The prefixes of all facts about content that say nothing without it.
+    pub(super) const fn remarks() -> [&'static [u8]; 2] {
+        [b"a", b"c"]
+    }
+
+    /// The prefix of all links.
+    pub(super) const fn links() -> &'static [u8] {
+        b"l"
+    }
+
+    /// Reads the key of a link.
+    pub(super) fn read_link(key: &[u8]) -> Option<(Repository, Digest)> {
+        let (repository, target) = read_repository(key.strip_prefix(Self::links())?)?;
+        Some((repository, digest(target)?))
+    }
+
+    /// Reads the key of a tag: its repository and its name.
+    pub(super) fn read_tag(key: &[u8]) -> Option<(Repository, &str)> {
+        let (repository, tag) = read_repository(key.strip_prefix(b"t")?)?;
+        Some((repository, std::str::from_utf8(tag).ok()?))
+    }
+
+    /// Reads the key of the kind [`Key::Referrer`]: what refers.
+    pub(super) fn read_referrer(key: &[u8]) -> Option<Digest> {
+        let (_, digests) = read_repository(key.strip_prefix(Self::referrers())?)?;
+        let (_, referrer) = split_digest(digests)?;
+        digest(referrer)
+    }
+
     /// The prefix of all walks.
     pub(super) const fn walks() -> &'static [u8] {
         b"w"
@@ -48,10 +91,8 @@ impl Key<'_> {
 
     /// Reads the key of a walk.
     pub(super) fn read_walk(key: &[u8]) -> Option<(Repository, Digest)> {
-        let mut parts = key.strip_prefix(Self::walks())?.splitn(3, |byte| *byte == 0);
-        let mut text = || std::str::from_utf8(parts.next()?).ok();
-        let (upstream, name) = (text()?.parse().ok()?, text()?.parse().ok()?);
-        Some((Repository { upstream, name }, digest(parts.next()?)?))
+        let (repository, index) = read_repository(key.strip_prefix(Self::walks())?)?;
+        Some((repository, digest(index)?))
     }
 
     /// The prefix of all facts of the kind [`Key::Referrer`] about one manifest.
@@ -99,6 +140,14 @@ impl Key<'_> {
                 key.extend_from_slice(Self::blobs());
                 push_digest(&mut key, digest);
             }
+            Self::Access(digest) => {
+                key.push(b'a');
+                push_digest(&mut key, digest);
+            }
+            Self::Verified(digest) => {
+                key.push(b'c');
+                push_digest(&mut key, digest);
+            }
             Self::Draft(digest) => {
                 key.extend_from_slice(Self::drafts());
                 push_digest(&mut key, digest);
@@ -141,6 +190,11 @@ pub(super) fn page(digest: &Digest, number: u64) -> Vec<u8> {
     key
 }
 
+/// Whose page a key is.
+pub(super) fn page_of(key: &[u8]) -> Option<Digest> {
+    digest(split_digest(key)?.0)
+}
+
 fn push_repository(key: &mut Vec<u8>, repository: &Repository) {
     push_text(key, repository.upstream.as_str());
     push_text(key, repository.name.as_str());
@@ -157,6 +211,23 @@ fn push_digest(key: &mut Vec<u8>, digest: &Digest) {
         Algorithm::Sha512 => 2,
     });
     key.extend_from_slice(digest.as_bytes());
+}
+
+/// Reads what `push_repository` wrote, and gives what comes after it.
+fn read_repository(key: &[u8]) -> Option<(Repository, &[u8])> {
+    let mut parts = key.splitn(3, |byte| *byte == 0);
+    let mut text = || std::str::from_utf8(parts.next()?).ok();
+    let (upstream, name) = (text()?.parse().ok()?, text()?.parse().ok()?);
+    Some((Repository { upstream, name }, parts.next()?))
+}
+
+/// Cuts the first of several digests off.
+fn split_digest(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = match bytes.first()? {
+        1 => 1 + 32,
+        _ => 1 + 64,
+    };
+    bytes.split_at_checked(length)
 }
 
 /// Reads what `push_digest` wrote.
@@ -215,6 +286,23 @@ mod tests {
         }
         assert_eq!(digest(&[]), None);
         assert_eq!(digest(&[9, 0]), None);
+    }
+
+    #[test]
+    fn the_keys_of_tags_and_referrers_read_back() {
+        let repository = Repository {
+            upstream: "docker.io".parse().expect("a name"),
+            name: "a/b".parse().expect("a name"),
+        };
+        let tag = Key::Tag(&repository, "1.2").to_bytes();
+        assert_eq!(Key::read_tag(&tag), Some((repository.clone(), "1.2")));
+        let (short, long) = (Digest::of(Algorithm::Sha256, b"x"), Digest::of(Algorithm::Sha512, b"y"));
+        for (subject, referrer) in [(short, long), (long, short)] {
+            let key = Key::Referrer(&repository, &subject, &referrer).to_bytes();
+            assert_eq!(Key::read_referrer(&key), Some(referrer));
+            assert_eq!(Key::read_referrer(&key[..key.len() - 1]), None);
+        }
+        assert_eq!((Key::read_tag(b"t"), Key::read_referrer(b"s")), (None, None));
     }
 
     #[test]

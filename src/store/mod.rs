@@ -11,12 +11,14 @@
 //! otherwise.
 
 mod bodies;
+mod collection;
 mod convert;
 mod draft;
 mod entry;
 mod fact;
 mod files;
 mod header;
+mod holding;
 mod key;
 mod opening;
 mod pages;
@@ -26,9 +28,9 @@ mod settling;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,12 +41,14 @@ use sled::transaction::{
 use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
 use bodies::Bodies;
+pub use collection::Collected;
 pub use convert::{Conversion, Step, StepEnd};
 pub use draft::{Draft, DraftEnd, DraftWriter, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
+pub use holding::Holding;
 use key::Key;
 use pages::Pages;
 use settling::Settling;
@@ -124,12 +128,15 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
+    path: Arc<Path>,
     db: sled::Db,
     facts: sled::Tree,
     documents: Pages,
     bodies: Bodies,
     settling: Settling,
     counters: Arc<Counters>,
+    /// Held while a document is kept or removed: neither may come between the other's pages and fact.
+    changing: Arc<Mutex<()>>,
 }
 
 impl Store {
@@ -145,6 +152,21 @@ impl Store {
     /// Bytes the store takes on disk.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
         Ok(self.db.size_on_disk()? + self.bodies.size_on_disk()?)
+    }
+
+    /// Of the bytes on disk, those of files of drafts.
+    pub fn size_of_drafts(&self) -> Result<u64, StoreError> {
+        self.bodies.size_of_drafts()
+    }
+
+    /// Bytes that are free on the store's disk for whoever larder runs as.
+    pub fn free_on_disk(&self) -> Result<u64, StoreError> {
+        let failed = |error: rustix::io::Errno| StoreError::Folder {
+            path: self.path.to_path_buf(),
+            source: error.into(),
+        };
+        let found = rustix::fs::statvfs(&*self.path).map_err(failed)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     /// Waits until everything written so far is on disk. Blobs that have been verified are waited for too, as long as a
@@ -352,6 +374,7 @@ impl Store {
         unreadable: Option<sled::IVec>,
         now: u64,
     ) -> Result<MediaType, StoreError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, page) in manifest.body.chunks(self.documents.page_size()).enumerate() {
             self.documents.put(digest, number as u64, page)?;
         }
@@ -374,8 +397,11 @@ impl Store {
         }
     }
 
-    /// Drops a manifest that turned out to be damaged.
+    /// Removes a manifest. What points at it stays, and finds nothing.
     pub fn remove_manifest(&self, digest: &Digest) -> Result<(), StoreError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.facts.remove(Key::Access(digest).to_bytes())?;
+        self.facts.remove(Key::Verified(digest).to_bytes())?;
         let removed = self.facts.remove(Key::Manifest(digest).to_bytes())?;
         if let Some(fact) = removed.and_then(|bytes| readable::<ManifestFact>(&bytes)) {
             self.counters.manifests.fetch_sub(1, Ordering::Relaxed);

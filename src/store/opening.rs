@@ -91,8 +91,16 @@ impl Store {
             BlobStore::Files => Bodies::Files(Files::new(path)?),
         };
         let Trees { db, facts, documents, .. } = trees;
-        let (settling, counters) = (Settling::new(), Arc::new(Counters::default()));
-        let store = Self { db, facts, documents, bodies, settling, counters };
+        let store = Self {
+            path: path.into(),
+            db,
+            facts,
+            documents,
+            bodies,
+            settling: Settling::new(),
+            counters: Arc::new(Counters::default()),
+            changing: Arc::default(),
+        };
         store.take_census()?;
         Ok(store)
     }

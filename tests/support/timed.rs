@@ -1,6 +1,7 @@
 //! larder inside the test's own process, with a clock that the test moves: for what takes minutes or hours.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,15 +21,24 @@ pub struct Timed {
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<()>>,
     setup: Setup,
+    data: PathBuf,
+    /// Whose folders the store is in.
+    kept: Vec<Setup>,
 }
 
 impl Timed {
     /// Starts the application with the setup's configuration.
     pub fn start(setup: Setup) -> Self {
+        Self::start_at(setup, Duration::ZERO)
+    }
+
+    /// The same with a clock that is ahead.
+    fn start_at(setup: Setup, ahead: Duration) -> Self {
         let config = config::load(Some(&setup.config_file()), std::iter::empty(), config::Flags::default());
         let config = config.expect("a configuration");
         config::validate(&config).expect("a valid configuration");
         let clock = Clock::default();
+        clock.advance(ahead);
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = std::sync::mpsc::channel();
         let owned = clock.clone();
@@ -41,7 +51,8 @@ impl Timed {
             });
         });
         let (api, admin) = told.recv().expect("it listens");
-        Self { api, admin, clock, stop: Some(stop), running: Some(running), setup }
+        let data = setup.data();
+        Self { api, admin, clock, stop: Some(stop), running: Some(running), setup, data, kept: Vec::new() }
     }
 
     /// Stops it and starts another on the same store. The clock begins anew.
@@ -50,6 +61,29 @@ impl Timed {
         let setup = std::mem::replace(&mut self.setup, Setup::empty());
         drop(self);
         Self::start(setup)
+    }
+
+    /// Stops it.
+    pub fn stop(mut self) -> Setup {
+        self.end();
+        std::mem::replace(&mut self.setup, Setup::empty())
+    }
+
+    /// Stops it and starts another with a setup of its own on the same store, at a time so far from now.
+    pub fn restart_with(mut self, setup: Setup, ahead: Duration) -> Self {
+        self.end();
+        let data = self.data();
+        self.kept.push(std::mem::replace(&mut self.setup, Setup::empty()));
+        let kept = std::mem::take(&mut self.kept);
+        drop(self);
+        let mut next = Self::start_at(setup.set("store.path", data.display().to_string()), ahead);
+        (next.data, next.kept) = (data, kept);
+        next
+    }
+
+    /// The store's folder.
+    pub fn data(&self) -> PathBuf {
+        self.data.clone()
     }
 
     fn end(&mut self) {

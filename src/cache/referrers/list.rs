@@ -46,20 +46,22 @@ async fn keep(
     repository: &Repository,
     list: Referrers,
 ) -> Result<Arc<Document>, CacheError> {
-    let (store, owner, now) = (shared.store.clone(), repository.clone(), shared.clock.now());
-    let (document, kept) = blocking(move || {
+    let (of, owner, now) = (Arc::clone(shared), repository.clone(), shared.clock.now());
+    let document = blocking(move || {
         let body = bytes::Bytes::from(list.to_index());
         let digest = Digest::of(Algorithm::Sha256, &body);
         let media_type = MediaType::oci_index();
         let stored = StoredManifest { media_type: media_type.clone(), body: body.clone() };
-        let kept = store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now);
-        Ok((Document { digest, media_type, body }, kept))
+        let stamp = match of.store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now) {
+            Ok(_) => of.eviction.manifest_came(&digest, &body, std::iter::empty(), now),
+            Err(error) => {
+                of.store_failed("a list of referrers could not be kept; it is served all the same", &error);
+                Arc::default()
+            }
+        };
+        Ok(Arc::new(Document { digest, media_type, body, stamp }))
     })
     .await?;
-    if let Err(error) = kept {
-        shared.store_failed("a list of referrers could not be kept; it is served all the same", &error);
-    }
-    let document = Arc::new(document);
     shared.hot.documents.insert(repository, Arc::clone(&document));
     Ok(document)
 }

@@ -64,6 +64,8 @@ pub(super) struct Found {
     pub(super) size: u64,
     /// Bytes on disk.
     pub(super) disk: u64,
+    /// When its bytes last changed, in milliseconds since 1970.
+    pub(super) changed: u64,
 }
 
 impl Files {
@@ -183,14 +185,18 @@ impl Files {
         Ok(found)
     }
 
+    /// Bytes on disk, of drafts.
+    pub(super) fn size_of_drafts(&self) -> Result<u64, StoreError> {
+        Ok(self.drafts()?.iter().map(|draft| draft.disk).sum())
+    }
+
     /// Bytes on disk, of content and of drafts.
     pub(super) fn size_on_disk(&self) -> Result<u64, StoreError> {
         if self.0.disk.unsure.swap(false, Ordering::Relaxed) {
             let _names = self.names();
             self.walk()?;
         }
-        let drafts: u64 = self.drafts()?.iter().map(|draft| draft.disk).sum();
-        Ok(self.0.disk.bytes.load(Ordering::Relaxed) + drafts)
+        Ok(self.0.disk.bytes.load(Ordering::Relaxed) + self.size_of_drafts()?)
     }
 
     /// Removes all content and its folder; for a store that keeps it elsewhere from now on.
@@ -239,7 +245,11 @@ fn files_in(folder: &Path, algorithm: Algorithm, into: &mut Vec<Found>) -> Resul
             continue;
         };
         match entry.metadata() {
-            Ok(file) => into.push(Found { digest, size: file.len(), disk: taken(&file) }),
+            Ok(file) => {
+                // Before 1970 is as good as never.
+                let changed = u64::try_from(file.mtime()).unwrap_or_default().saturating_mul(1000);
+                into.push(Found { digest, size: file.len(), disk: taken(&file), changed });
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(failed(&entry.path())(error)),
         }

@@ -1,0 +1,241 @@
+//! The keeper: takes stock after a start, looks for room whenever something comes, removes what must go, and writes
+//! down what was asked for.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use crate::config::schema::BlobStore;
+use crate::oci::{Digest, Manifest};
+use crate::store::{Census, Holding, Store, StoreError};
+
+use super::budget::{Measured, Reason, excess, high_mark};
+use super::ledger::{Kind, Victim};
+use super::{Limits, needs};
+use crate::cache::board::Board;
+use crate::cache::{Cache, CacheError, Shared, blocking};
+
+/// How often everything is measured, whatever happens.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// How often it is written down what was asked for: so much of it a crash forgets.
+const NOTE_EVERY: u64 = 6;
+/// How much goes at a time, so that what is about to go is closed for moments only.
+const ROUND: u64 = 256 << 20;
+
+impl Cache {
+    /// Keeps the store within its limits. Never ends.
+    pub async fn keep_room(self) {
+        let shared = &self.0;
+        let mut ticks = tokio::time::interval(MEASURE_EVERY);
+        let (mut turn, mut short) = (0_u64, false);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    turn += 1;
+                    if turn.is_multiple_of(NOTE_EVERY) {
+                        self.note_times().await;
+                    }
+                    tell(shared).await;
+                }
+                () = shared.eviction.look.notified() => {}
+            }
+            if !shared.eviction.complete.load(Ordering::Acquire)
+                && let Err(error) = self.take_stock().await
+            {
+                shared.failed("what is held cannot be listed; nothing is evicted until it can", &error);
+            }
+            let was_short = std::mem::replace(&mut short, make_room(shared).await);
+            if short && !was_short {
+                tracing::warn!(
+                    "there is less room than store.max_size and store.min_free ask for, and all that is held is in use"
+                );
+            }
+        }
+    }
+
+    /// Writes down what was asked for lately, so that the next start knows.
+    pub async fn note_times(&self) {
+        let (store, touched) = (self.0.store.clone(), self.0.eviction.ledger().touched());
+        if !touched.is_empty()
+            && let Err(error) = blocking(move || store.note_access(&touched)).await
+        {
+            self.0.failed("when content was last asked for could not be noted", &error);
+        }
+    }
+
+    /// Enters all that is held into the ledger.
+    pub async fn take_stock(&self) -> Result<(), CacheError> {
+        let shared = Arc::clone(&self.0);
+        blocking(move || take_stock(&shared)).await
+    }
+
+    /// Changes the limits; what is there follows at once.
+    pub fn set_limits(&self, max_size: u64, min_free: u64) {
+        let eviction = &self.0.eviction;
+        *eviction.limits.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Limits { max_size, min_free };
+        eviction.look();
+    }
+}
+
+fn take_stock(shared: &Shared) -> Result<(), StoreError> {
+    let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now());
+    for holding in store.held_manifests() {
+        let Holding { digest, size, last, .. } = holding?;
+        if eviction.ledger().stamp(&digest).is_none() {
+            let needed = needed_by(store, &digest)?;
+            let size = eviction.taken(size);
+            eviction.ledger().admit(Kind::Manifest, &digest, size, last.min(now), needed);
+        }
+    }
+    for holding in store.held_blobs() {
+        let Holding { digest, size, last, .. } = holding?;
+        eviction.ledger().admit(Kind::Blob, &digest, eviction.taken(size), last.min(now), []);
+    }
+    eviction.complete.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// What a manifest held needs. A damaged one needs nothing: it is found out when it is asked for.
+fn needed_by(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+    let kept = match store.manifest(digest) {
+        Ok(Some(kept)) => kept,
+        Ok(None) | Err(StoreError::Damaged(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let read = Manifest::read(&kept.body, Some(kept.media_type.as_str()));
+    Ok(read.map(|read| needs(&read).collect()).unwrap_or_default())
+}
+
+fn measure(shared: &Shared) -> Result<Measured, StoreError> {
+    let Shared { store, fills, eviction, .. } = shared;
+    let (coming, left) = fills.coming();
+    let (disk, drafts) = (store.size_on_disk()?, store.size_of_drafts()?);
+    let (content, free) = (store.census().content, store.free_on_disk().ok());
+    let mut found = Measured { disk, drafts, grown: 0, content, coming, left, free };
+    if eviction.kind == BlobStore::Sled {
+        let file = disk.saturating_sub(drafts);
+        let mark = high_mark(&found, &eviction.limits());
+        let seen = eviction.seen.swap(file.max(mark), Ordering::Relaxed);
+        // The first time there is nothing to compare with.
+        found.grown = if seen == 0 { 0 } else { file.saturating_sub(seen.max(mark)) };
+    }
+    Ok(found)
+}
+
+/// Removes content until the limits hold. Tells whether they do not, because nothing more can go.
+async fn make_room(shared: &Arc<Shared>) -> bool {
+    if !shared.eviction.complete.load(Ordering::Acquire) {
+        return false;
+    }
+    loop {
+        let of = Arc::clone(shared);
+        let round = blocking(move || {
+            let found = measure(&of)?;
+            match excess(of.eviction.kind, &found, &of.eviction.limits()) {
+                Some((bytes, reason)) => evict(&of, bytes.min(ROUND), reason).map(Some),
+                None => Ok(None),
+            }
+        });
+        match round.await {
+            Ok(Some(0)) => return true,
+            Ok(Some(_)) => tell(shared).await,
+            Ok(None) => return false,
+            Err(error) => {
+                failed(shared, &error);
+                return false;
+            }
+        }
+    }
+}
+
+/// What could not be removed is still held: the ledger has to find it again.
+fn failed(shared: &Shared, error: &CacheError) {
+    shared.eviction.complete.store(false, Ordering::Release);
+    shared.failed("room could not be made", error);
+}
+
+/// Removes about `bytes` of what may go. Returns how many went.
+fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreError> {
+    let mut closed = Closed::new(&shared.fills);
+    let victims = shared.eviction.ledger().victims(bytes, shared.clock.now(), |victim| {
+        victim.kind == Kind::Blob && !closed.close(&victim.digest)
+    });
+    let freed = victims.iter().map(|victim| victim.size).sum();
+    let of = |kind| move |victim: &&Victim| victim.kind == kind;
+    let manifests: HashSet<Digest> =
+        victims.iter().filter(of(Kind::Manifest)).map(|victim| victim.digest).collect();
+    shared.hot.forget(|digest| manifests.contains(digest) || closed.digests.contains(digest));
+    if !manifests.is_empty() {
+        // What leads to a document goes before it.
+        shared.store.forget_pointers(&manifests)?;
+        for digest in &manifests {
+            shared.store.remove_manifest(digest)?;
+        }
+    }
+    for victim in victims.iter().filter(of(Kind::Blob)) {
+        shared.store.remove_blob(&victim.digest)?;
+        closed.open(&victim.digest);
+    }
+    if freed > 0 {
+        let blobs = victims.len() - manifests.len();
+        shared.metrics.evicted(reason.as_str(), manifests.len(), blobs, freed);
+        tracing::info!(
+            manifests = manifests.len(),
+            blobs,
+            bytes = %ByteSize(freed),
+            reason = reason.as_str(),
+            "made room"
+        );
+    }
+    Ok(freed)
+}
+
+/// Blobs that no fill may bring while they are being removed.
+pub(in crate::cache) struct Closed<'a> {
+    board: &'a Board,
+    digests: HashSet<Digest>,
+}
+
+impl<'a> Closed<'a> {
+    pub(in crate::cache) fn new(board: &'a Board) -> Self {
+        Self { board, digests: HashSet::new() }
+    }
+
+    /// Keeps fills of a blob away, unless one is running: then this is false.
+    pub(in crate::cache) fn close(&mut self, digest: &Digest) -> bool {
+        self.board.close(digest) && self.digests.insert(*digest)
+    }
+
+    /// Lets fills of a blob come again.
+    pub(in crate::cache) fn open(&mut self, digest: &Digest) {
+        if self.digests.remove(digest) {
+            self.board.open(digest);
+        }
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        for digest in &self.digests {
+            self.board.open(digest);
+        }
+    }
+}
+
+/// Sets the store's gauges.
+async fn tell(shared: &Arc<Shared>) {
+    let of = Arc::clone(shared);
+    let measured = blocking(move || Ok((of.store.size_on_disk()?, of.store.census()))).await;
+    match measured {
+        Ok((disk, Census { content, manifests, blobs })) => {
+            shared.metrics.store_holds(disk, content, manifests, blobs);
+            let figures = shared.eviction.ledger().figures();
+            shared.metrics.store_may_free(figures.loose, figures.oldest, shared.eviction.limits().max_size);
+        }
+        Err(error) => shared.failed("the store cannot be measured", &error),
+    }
+}

@@ -1,0 +1,635 @@
+//! What is held, who needs it, when it was last asked for, and what goes first when room is needed. Pure bookkeeping:
+//! it names victims, and the caller deletes.
+//!
+//! The order follows GreedyDual-Size (P. Cao and S. Irani, "Cost-aware WWW proxy caching algorithms", USITS 1997) with
+//! time in the place of its inflation value: what was asked for long ago goes first, and of two that were asked for at
+//! the same time the larger one, since a small one costs as many round trips to bring back and frees less. How much
+//! longer that one stays goes by how long the store remembers: at most half of the time since its oldest entry was
+//! asked for, so that a store that turns over in an hour is no museum of small things.
+//!
+//! Only what no held manifest needs can go. An image goes as its manifest first, and its blobs after it; a layer that
+//! another image needs stays. So nothing that can be served lacks a part for want of room: some clients cannot go
+//! elsewhere once they hold a manifest.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::oci::Digest;
+
+/// What is freed when half of the longest grace is granted, in bytes: about what a round trip to a registry is worth.
+const ROUND_TRIP: u64 = 1 << 20;
+/// Deeper than any walk below an index goes.
+const DEPTH_MAX: u32 = 8;
+/// How long after its manifest a part of an image is asked for by who pulls all of it, in milliseconds.
+const PULL: u64 = 60 * 60 * 1000;
+/// How exactly it is known when something was asked for, in milliseconds.
+const TOUCH: u64 = 1000;
+
+/// The side of an entry that requests touch, without a lock.
+#[derive(Debug, Default)]
+pub(in crate::cache) struct Stamp {
+    /// When it was last asked for, in milliseconds since 1970.
+    last: AtomicU64,
+    /// The same as it was last written down.
+    noted: AtomicU64,
+    /// Who reads it now.
+    readers: AtomicU32,
+}
+
+impl Stamp {
+    /// It is asked for. Requests within one second leave one mark, so that many cores can share what is hot. A clock
+    /// that was set back counts from then on.
+    pub(in crate::cache) fn touch(&self, now: u64) {
+        if self.last.load(Ordering::Relaxed).abs_diff(now) >= TOUCH {
+            self.last.store(now, Ordering::Relaxed);
+        }
+    }
+
+    fn last(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    fn is_read(&self) -> bool {
+        self.readers.load(Ordering::Acquire) > 0
+    }
+}
+
+/// Somebody reads an entry, which stays until this is dropped.
+#[derive(Debug)]
+pub struct Reading(Arc<Stamp>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What an entry stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Manifest,
+    Blob,
+}
+
+#[derive(Debug)]
+struct Held {
+    kind: Kind,
+    /// Bytes that it takes.
+    size: u64,
+    stamp: Arc<Stamp>,
+    /// What it needs: a manifest's config and layers, an index's children.
+    needs: Box<[Place]>,
+    /// Where it stands in the frontier, if it does: perhaps earlier than it should.
+    queued: Option<u64>,
+    /// The priority of the victim that needed it last: it follows that at once, unless it is asked for by itself.
+    follows: Option<u64>,
+}
+
+/// A digest that is held, or that something held needs.
+#[derive(Debug)]
+struct Slot {
+    digest: Digest,
+    held: Option<Held>,
+    /// How many held entries need it.
+    needed: u32,
+    /// The places of these, combined by exclusive or: if it is one, its place.
+    needers: Place,
+}
+
+/// Where a slot is; shorter than its digest by far.
+type Place = u32;
+
+/// Something that is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Victim {
+    pub(super) digest: Digest,
+    pub(super) kind: Kind,
+    /// Bytes that it takes.
+    pub(super) size: u64,
+}
+
+/// What the ledger tells of all it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Figures {
+    /// When the entry was asked for that was not asked for longest, in milliseconds since 1970.
+    pub(super) oldest: Option<u64>,
+    /// Bytes of blobs that no manifest held needs.
+    pub(super) loose: u64,
+}
+
+/// So much of what is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Manifests and indexes.
+    pub manifests: u64,
+    /// Blobs.
+    pub blobs: u64,
+    /// Bytes of both.
+    pub bytes: u64,
+}
+
+/// What tags lead to, and what they do not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reached {
+    /// What a tag, or a list of referrers, leads to.
+    pub reachable: Tally,
+    /// What was asked for by digest, or what a tag stood for before it moved.
+    pub unreachable: Tally,
+}
+
+/// Everything that is held.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    places: HashMap<Digest, Place>,
+    slots: Vec<Option<Slot>>,
+    vacant: Vec<Place>,
+    /// What nobody needs, by what goes first. A touched entry stands too early and is put right when it comes up.
+    frontier: BTreeSet<(u64, Place)>,
+    /// How much longer the smallest things stay than the largest, in milliseconds.
+    grace: u64,
+}
+
+impl Ledger {
+    /// The stamp of an entry.
+    pub(super) fn stamp(&self, digest: &Digest) -> Option<Arc<Stamp>> {
+        let held = self.held(*self.places.get(digest)?)?;
+        Some(Arc::clone(&held.stamp))
+    }
+
+    /// Keeps an entry while what is returned lives; `None` if there is no such entry.
+    pub(super) fn read(&self, digest: &Digest, now: u64) -> Option<Reading> {
+        let reading = self.hold(digest)?;
+        reading.0.touch(now);
+        Some(reading)
+    }
+
+    /// The same for who is no client, and whose reading says nothing about what clients want.
+    pub(super) fn hold(&self, digest: &Digest) -> Option<Reading> {
+        let stamp = self.stamp(digest)?;
+        stamp.readers.fetch_add(1, Ordering::AcqRel);
+        Some(Reading(stamp))
+    }
+
+    /// Notes that something is held, with what it needs and when it was last asked for. Of what is noted already only
+    /// the size and the time can change.
+    pub(super) fn admit(
+        &mut self,
+        kind: Kind,
+        digest: &Digest,
+        size: u64,
+        last: u64,
+        needs: impl IntoIterator<Item = Digest>,
+    ) -> Arc<Stamp> {
+        let place = self.place(digest);
+        if let Some(held) = self.held_mut(place) {
+            held.size = size;
+            held.stamp.last.fetch_max(last, Ordering::Relaxed);
+            return Arc::clone(&held.stamp);
+        }
+        let mut needs: Vec<Place> = needs.into_iter().map(|digest| self.place(&digest)).collect();
+        needs.sort_unstable();
+        needs.dedup();
+        for need in &needs {
+            self.unqueue(*need);
+            if let Some(slot) = self.slot_mut(*need) {
+                slot.needed += 1;
+                slot.needers ^= place;
+                if let Some(held) = &mut slot.held {
+                    held.follows = None;
+                }
+            }
+        }
+        let stamp = Arc::new(Stamp { last: last.into(), noted: last.into(), readers: 0.into() });
+        let held =
+            Held { kind, size, stamp: Arc::clone(&stamp), needs: needs.into(), queued: None, follows: None };
+        if let Some(slot) = self.slot_mut(place) {
+            slot.held = Some(held);
+        }
+        self.queue(place);
+        self.weigh_needers(place);
+        stamp
+    }
+
+    /// Notes that something is held no longer.
+    pub(super) fn remove(&mut self, digest: &Digest) {
+        if let Some(place) = self.places.get(digest) {
+            self.take(*place, None);
+        }
+    }
+
+    /// Takes out, in their order, entries of at least `bytes` altogether that nobody needs or reads. Fewer if there
+    /// are no more. `busy` tells what has to stay for another reason.
+    pub(super) fn victims(
+        &mut self,
+        bytes: u64,
+        now: u64,
+        mut busy: impl FnMut(&Victim) -> bool,
+    ) -> Vec<Victim> {
+        self.remember(now);
+        let (mut found, mut freed, mut kept) = (Vec::new(), 0_u64, Vec::new());
+        while freed < bytes {
+            let Some((priority, place)) = self.frontier.pop_first() else { break };
+            let Some(held) = self.held_mut(place) else { continue };
+            held.queued = None;
+            if held.stamp.is_read() {
+                kept.push(place);
+                continue;
+            }
+            if self.priority(place) > priority {
+                self.queue(place);
+                continue;
+            }
+            let Some(victim) = self.victim(place) else { continue };
+            if busy(&victim) {
+                kept.push(place);
+                continue;
+            }
+            self.take(place, Some(priority));
+            freed = freed.saturating_add(victim.size);
+            found.push(victim);
+        }
+        for place in kept {
+            self.queue(place);
+        }
+        found
+    }
+
+    /// Whether a manifest held needs this.
+    pub(super) fn is_needed(&self, digest: &Digest) -> bool {
+        self.places.get(digest).is_some_and(|place| self.needed(*place) > 0)
+    }
+
+    /// What can be reached from `roots`, and what cannot.
+    pub(super) fn reached(&self, roots: &HashSet<Digest>) -> Reached {
+        let mut seen = vec![false; self.slots.len()];
+        let mut left: Vec<Place> = roots.iter().filter_map(|root| self.places.get(root)).copied().collect();
+        let mut reached = Reached::default();
+        while let Some(place) = left.pop() {
+            if seen.get_mut(place as usize).is_none_or(|seen| std::mem::replace(seen, true)) {
+                continue;
+            }
+            if let Some(held) = self.held(place) {
+                left.extend(&held.needs);
+            }
+        }
+        for (slot, seen) in self.slots.iter().zip(seen) {
+            if let Some(held) = slot.as_ref().and_then(|slot| slot.held.as_ref()) {
+                let tally = if seen { &mut reached.reachable } else { &mut reached.unreachable };
+                match held.kind {
+                    Kind::Manifest => tally.manifests += 1,
+                    Kind::Blob => tally.blobs += 1,
+                }
+                tally.bytes += held.size;
+            }
+        }
+        reached
+    }
+
+    /// What it all comes to. Looks at every entry.
+    pub(super) fn figures(&self) -> Figures {
+        let held = || self.slots.iter().flatten().filter_map(|slot| Some((slot.needed, slot.held.as_ref()?)));
+        let loose = held().filter(|(needed, held)| *needed == 0 && held.kind == Kind::Blob);
+        Figures {
+            oldest: held().map(|(_, held)| held.stamp.last()).min(),
+            loose: loose.map(|(_, held)| held.size).sum(),
+        }
+    }
+
+    /// The times of entries that were asked for since this was last called.
+    pub(super) fn touched(&self) -> Vec<(Digest, u64)> {
+        let mut touched = Vec::new();
+        for slot in self.slots.iter().flatten() {
+            let Some(held) = &slot.held else { continue };
+            let last = held.stamp.last();
+            if held.stamp.noted.swap(last, Ordering::Relaxed) != last {
+                touched.push((slot.digest, last));
+            }
+        }
+        touched
+    }
+
+    /// Goes by how long the store remembers now, if that has changed.
+    fn remember(&mut self, now: u64) {
+        let oldest = self.figures().oldest.unwrap_or(now);
+        let grace = now.saturating_sub(oldest) / 2;
+        if grace.abs_diff(self.grace) <= self.grace / 4 {
+            return;
+        }
+        self.grace = grace;
+        for (_, place) in std::mem::take(&mut self.frontier) {
+            if let Some(held) = self.held_mut(place) {
+                held.queued = None;
+            }
+            self.queue(place);
+        }
+    }
+
+    fn slot_mut(&mut self, place: Place) -> Option<&mut Slot> {
+        self.slots.get_mut(place as usize)?.as_mut()
+    }
+
+    fn held(&self, place: Place) -> Option<&Held> {
+        self.slots.get(place as usize)?.as_ref()?.held.as_ref()
+    }
+
+    fn held_mut(&mut self, place: Place) -> Option<&mut Held> {
+        self.slot_mut(place)?.held.as_mut()
+    }
+
+    fn needed(&self, place: Place) -> u32 {
+        self.slots.get(place as usize).and_then(Option::as_ref).map_or(0, |slot| slot.needed)
+    }
+
+    fn victim(&self, place: Place) -> Option<Victim> {
+        let slot = self.slots.get(place as usize)?.as_ref()?;
+        let held = slot.held.as_ref()?;
+        Some(Victim { digest: slot.digest, kind: held.kind, size: held.size })
+    }
+
+    /// The place of a digest, which is given one if it has none.
+    fn place(&mut self, digest: &Digest) -> Place {
+        if let Some(place) = self.places.get(digest) {
+            return *place;
+        }
+        let slot = Some(Slot { digest: *digest, held: None, needed: 0, needers: 0 });
+        let place = if let Some(place) = self.vacant.pop() {
+            self.slots[place as usize] = slot;
+            place
+        } else {
+            self.slots.push(slot);
+            // Four thousand million digests would not fit into any memory.
+            Place::try_from(self.slots.len() - 1).unwrap_or(Place::MAX)
+        };
+        self.places.insert(*digest, place);
+        place
+    }
+
+    /// Removes what is held at a place, and the place if nothing needs it. What it alone needed follows at `priority`.
+    fn take(&mut self, place: Place, priority: Option<u64>) {
+        self.unqueue(place);
+        let Some(held) = self.slot_mut(place).and_then(|slot| slot.held.take()) else { return };
+        let last = held.stamp.last();
+        for need in held.needs {
+            if let Some(slot) = self.slot_mut(need) {
+                slot.needed -= 1;
+                slot.needers ^= place;
+                if let Some(part) = &mut slot.held {
+                    part.follows = priority.filter(|_| part.stamp.last() <= last.saturating_add(PULL));
+                }
+            }
+            self.queue(need);
+            self.weigh_needers(need);
+            self.vacate(need);
+        }
+        self.vacate(place);
+    }
+
+    fn vacate(&mut self, place: Place) {
+        if let Some(entry) = self.slots.get_mut(place as usize)
+            && let Some(slot) = entry.take_if(|slot| slot.held.is_none() && slot.needed == 0)
+        {
+            self.places.remove(&slot.digest);
+            self.vacant.push(place);
+        }
+    }
+
+    fn queue(&mut self, place: Place) {
+        if self.needed(place) > 0 {
+            return;
+        }
+        let priority = self.priority(place);
+        if let Some(held) = self.held_mut(place)
+            && held.queued.is_none()
+        {
+            held.queued = Some(priority);
+            self.frontier.insert((priority, place));
+        }
+    }
+
+    /// More becomes free now with what alone needs this, so that it may have to go sooner.
+    fn weigh_needers(&mut self, mut place: Place) {
+        for _ in 0..DEPTH_MAX {
+            let slot = self.slots.get(place as usize).and_then(Option::as_ref);
+            let Some(needer) = slot.filter(|slot| slot.needed == 1).map(|slot| slot.needers) else { return };
+            self.unqueue(needer);
+            self.queue(needer);
+            place = needer;
+        }
+    }
+
+    fn unqueue(&mut self, place: Place) {
+        if let Some(priority) = self.held_mut(place).and_then(|held| held.queued.take()) {
+            self.frontier.remove(&(priority, place));
+        }
+    }
+
+    /// The lower, the sooner it goes.
+    fn priority(&self, place: Place) -> u64 {
+        let Some(held) = self.held(place) else { return 0 };
+        let own = held.stamp.last().saturating_add(share(self.grace, self.frees(place, 0)));
+        held.follows.map_or(own, |before| before.min(own))
+    }
+
+    /// Bytes that become free with an entry: its own and those of what nobody else needs.
+    fn frees(&self, place: Place, depth: u32) -> u64 {
+        let Some(held) = self.held(place) else { return 0 };
+        let alone = held.needs.iter().filter(|need| depth < DEPTH_MAX && self.needed(**need) == 1);
+        held.size.saturating_add(alone.map(|need| self.frees(*need, depth + 1)).sum())
+    }
+}
+
+/// What of the longest grace something is granted that frees so many bytes.
+fn share(grace: u64, frees: u64) -> u64 {
+    let share = u128::from(grace) * u128::from(ROUND_TRIP) / u128::from(ROUND_TRIP.saturating_add(frees));
+    // At most the whole of it.
+    u64::try_from(share).unwrap_or(grace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    const HOUR: u64 = 60 * 60 * 1000;
+    const GIB: u64 = 1 << 30;
+
+    fn name(text: &str) -> Digest {
+        Digest::of(Algorithm::Sha256, text.as_bytes())
+    }
+
+    fn blob(ledger: &mut Ledger, text: &str, size: u64, last: u64) -> Arc<Stamp> {
+        ledger.admit(Kind::Blob, &name(text), size, last, [])
+    }
+
+    fn manifest(ledger: &mut Ledger, text: &str, last: u64, needs: &[&str]) {
+        ledger.admit(Kind::Manifest, &name(text), 1000, last, needs.iter().map(|text| name(text)));
+    }
+
+    /// Everything in the order in which it would go.
+    fn order(ledger: &mut Ledger, names: &[&'static str]) -> Vec<&'static str> {
+        let known: HashMap<_, _> = names.iter().map(|text| (name(text), *text)).collect();
+        let gone = ledger.victims(u64::MAX, 100 * HOUR, |_| false);
+        gone.iter().map(|victim| known[&victim.digest]).collect()
+    }
+
+    fn is_empty(ledger: &Ledger) -> bool {
+        ledger.places.is_empty() && ledger.frontier.is_empty() && ledger.slots.iter().all(Option::is_none)
+    }
+
+    #[test]
+    fn the_oldest_goes_first_and_of_equals_the_larger() {
+        let mut ledger = Ledger::default();
+        blob(&mut ledger, "new", GIB, 100 * HOUR);
+        blob(&mut ledger, "old", GIB, HOUR);
+        blob(&mut ledger, "small", 1 << 10, 100 * HOUR);
+        // Half of the time since the oldest was asked for is not enough.
+        blob(&mut ledger, "tiny and older", 1 << 10, 90 * HOUR);
+        blob(&mut ledger, "tiny and old", 1 << 10, 40 * HOUR);
+        let names = ["new", "old", "small", "tiny and older", "tiny and old"];
+        assert_eq!(order(&mut ledger, &names), ["old", "tiny and old", "new", "tiny and older", "small"]);
+        assert!(is_empty(&ledger));
+    }
+
+    #[test]
+    fn only_as_much_as_is_asked_for() {
+        let mut ledger = Ledger::default();
+        for n in 1..=10 {
+            blob(&mut ledger, &n.to_string(), 100, n * HOUR);
+        }
+        let gone = ledger.victims(250, 100 * HOUR, |_| false);
+        assert_eq!(gone.iter().map(|it| it.digest).collect::<Vec<_>>(), ["1", "2", "3"].map(name));
+        assert!(ledger.victims(0, 100 * HOUR, |_| false).is_empty());
+        assert_eq!(ledger.figures(), Figures { oldest: Some(4 * HOUR), loose: 700 });
+    }
+
+    #[test]
+    fn an_image_goes_from_its_top_and_shared_layers_go_last() {
+        let mut ledger = Ledger::default();
+        // Blobs come in after the manifest that needs them.
+        manifest(&mut ledger, "old image", HOUR, &["base", "old layer"]);
+        blob(&mut ledger, "base", GIB, HOUR);
+        blob(&mut ledger, "old layer", GIB, HOUR);
+        manifest(&mut ledger, "image", 100 * HOUR, &["base", "layer", "layer"]);
+        blob(&mut ledger, "layer", GIB, 100 * HOUR);
+        blob(&mut ledger, "nobody's", GIB, 50 * HOUR);
+        assert_eq!(ledger.figures().loose, GIB);
+        let names = ["old image", "base", "old layer", "image", "layer", "nobody's"];
+        let order = order(&mut ledger, &names);
+        assert_eq!(order[..4], ["old image", "old layer", "nobody's", "image"]);
+        assert_eq!(order.len(), 6);
+        assert!(is_empty(&ledger));
+    }
+
+    #[test]
+    fn an_index_counts_as_much_as_it_frees() {
+        let mut ledger = Ledger::default();
+        // A tiny document over a large image does not outlive one that was asked for an hour later.
+        manifest(&mut ledger, "index", HOUR, &["child"]);
+        manifest(&mut ledger, "child", HOUR, &["layer"]);
+        blob(&mut ledger, "layer", GIB, HOUR);
+        blob(&mut ledger, "blob", GIB, 2 * HOUR);
+        assert_eq!(
+            order(&mut ledger, &["index", "child", "layer", "blob"]),
+            ["index", "child", "layer", "blob"]
+        );
+        assert!(is_empty(&ledger));
+    }
+
+    #[test]
+    fn an_image_goes_whole_before_the_next() {
+        let mut ledger = Ledger::default();
+        for (n, image, layer) in
+            [(1, "image 1", "layer 1"), (2, "image 2", "layer 2"), (3, "image 3", "layer 3")]
+        {
+            manifest(&mut ledger, image, n * HOUR, &[layer]);
+            blob(&mut ledger, layer, 1000, n * HOUR);
+        }
+        let names = ["image 1", "layer 1", "image 2", "layer 2", "image 3", "layer 3"];
+        assert_eq!(order(&mut ledger, &names), names);
+        // A layer that was asked for by itself, long after its image, stays for that.
+        let mut ledger = Ledger::default();
+        manifest(&mut ledger, "image", HOUR, &["layer"]);
+        blob(&mut ledger, "layer", GIB, 10 * HOUR);
+        blob(&mut ledger, "blob", GIB, 5 * HOUR);
+        assert_eq!(order(&mut ledger, &["image", "layer", "blob"]), ["image", "blob", "layer"]);
+    }
+
+    #[test]
+    fn what_was_touched_is_put_right_when_it_comes_up() {
+        let mut ledger = Ledger::default();
+        let stamp = blob(&mut ledger, "a", GIB, HOUR);
+        blob(&mut ledger, "b", GIB, 2 * HOUR);
+        assert!(ledger.touched().is_empty());
+        stamp.touch(3 * HOUR);
+        assert_eq!(ledger.touched(), [(name("a"), 3 * HOUR)]);
+        assert!(ledger.touched().is_empty());
+        assert_eq!(order(&mut ledger, &["a", "b"]), ["b", "a"]);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_counts() {
+        let mut ledger = Ledger::default();
+        let stamp = blob(&mut ledger, "a", GIB, 1000 * HOUR);
+        stamp.touch(HOUR);
+        blob(&mut ledger, "b", GIB, 2 * HOUR);
+        assert_eq!(ledger.figures().oldest, Some(HOUR));
+    }
+
+    #[test]
+    fn what_is_read_or_busy_stays() {
+        let mut ledger = Ledger::default();
+        blob(&mut ledger, "a", GIB, HOUR);
+        blob(&mut ledger, "b", GIB, 2 * HOUR);
+        let reading = ledger.read(&name("a"), 3 * HOUR).expect("held");
+        assert!(ledger.read(&name("c"), HOUR).is_none());
+        let busy = name("b");
+        assert!(ledger.victims(u64::MAX, 100 * HOUR, |victim| victim.digest == busy).is_empty());
+        drop(reading);
+        assert_eq!(order(&mut ledger, &["a", "b"]), ["b", "a"]);
+    }
+
+    #[test]
+    fn removed_and_admitted_anew() {
+        let mut ledger = Ledger::default();
+        manifest(&mut ledger, "image", HOUR, &["layer"]);
+        blob(&mut ledger, "layer", GIB, HOUR);
+        ledger.remove(&name("layer"));
+        ledger.remove(&name("layer"));
+        assert!(ledger.stamp(&name("layer")).is_none());
+        // Still needed when it comes back.
+        blob(&mut ledger, "layer", GIB, HOUR);
+        assert_eq!(order(&mut ledger, &["image", "layer"]), ["image", "layer"]);
+    }
+
+    #[test]
+    fn what_is_reached_is_told_from_what_is_not() {
+        let mut ledger = Ledger::default();
+        manifest(&mut ledger, "index", HOUR, &["child", "not held"]);
+        manifest(&mut ledger, "child", HOUR, &["layer", "index"]);
+        blob(&mut ledger, "layer", 500, HOUR);
+        manifest(&mut ledger, "old", HOUR, &["layer", "old layer"]);
+        blob(&mut ledger, "old layer", 70, HOUR);
+        let tally = |manifests, blobs, bytes| Tally { manifests, blobs, bytes };
+        let roots = HashSet::from([name("index"), name("gone")]);
+        let found = ledger.reached(&roots);
+        assert_eq!(found, Reached { reachable: tally(2, 1, 2500), unreachable: tally(1, 1, 1070) });
+        assert!(ledger.is_needed(&name("not held")) && !ledger.is_needed(&name("old")));
+    }
+
+    #[test]
+    fn a_circle_of_needs_ends() {
+        let mut ledger = Ledger::default();
+        manifest(&mut ledger, "a", HOUR, &["b"]);
+        manifest(&mut ledger, "b", HOUR, &["a"]);
+        manifest(&mut ledger, "itself", HOUR, &["itself"]);
+        assert!(ledger.victims(u64::MAX, 100 * HOUR, |_| false).is_empty());
+        assert!(ledger.frees(ledger.places[&name("a")], 0) > 0);
+        for text in ["a", "b", "itself"] {
+            ledger.remove(&name(text));
+        }
+        assert!(is_empty(&ledger));
+    }
+}

@@ -1,0 +1,155 @@
+//! Eviction: keeps the store within `store.max_size` and its disk at `store.min_free`, by taking out what was not asked
+//! for longest.
+//!
+//! `ledger` knows what may go and in which order, `budget` how much must, `keeper` does it. A request that reads a blob
+//! holds a `Reading` of it. One that finds no entry in a complete ledger has found a blob on its way out, which
+//! is a miss; what goes is closed on the board of fills until it is gone, so that no fill writes what is being removed.
+
+mod budget;
+mod keeper;
+mod ledger;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::config::schema::{self, BlobStore};
+use crate::oci::{Digest, Manifest};
+use crate::store::BlobEntry;
+
+pub(super) use budget::Limits;
+pub(super) use keeper::Closed;
+pub(super) use ledger::Stamp;
+use ledger::{Kind, Ledger};
+pub use ledger::{Reached, Reading};
+
+/// What all requests and the keeper share.
+#[derive(Debug)]
+pub(super) struct Eviction {
+    kind: BlobStore,
+    limits: Mutex<Limits>,
+    ledger: Mutex<Ledger>,
+    /// Whether the ledger knows all that is held. Until then nothing goes.
+    complete: AtomicBool,
+    /// How large sled's file was when something last went for that.
+    seen: AtomicU64,
+    /// Something came, or is about to: is there room?
+    look: Notify,
+}
+
+impl Eviction {
+    pub(super) fn new(options: &schema::Store) -> Self {
+        let limits = Limits { max_size: options.max_size.as_u64(), min_free: options.min_free.as_u64() };
+        Self {
+            kind: options.blobs,
+            limits: limits.into(),
+            ledger: Mutex::default(),
+            complete: AtomicBool::new(false),
+            seen: AtomicU64::new(0),
+            look: Notify::new(),
+        }
+    }
+
+    /// Sees to it that the keeper looks for room soon.
+    pub(super) fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Keeps a blob while it is read. `None` if it is on its way out.
+    pub(super) fn read(&self, entry: &BlobEntry, now: u64) -> Option<Reading> {
+        let mut ledger = self.ledger();
+        if !self.complete.load(Ordering::Acquire) {
+            ledger.admit(Kind::Blob, entry.digest(), self.taken(entry.size()), now, []);
+        }
+        ledger.read(entry.digest(), now)
+    }
+
+    /// Keeps a blob that is not read for a client. `None` if it is on its way out.
+    pub(super) fn hold(&self, digest: &Digest) -> Option<Reading> {
+        self.ledger().hold(digest)
+    }
+
+    /// Whether a manifest held needs this.
+    pub(super) fn is_needed(&self, digest: &Digest) -> bool {
+        self.ledger().is_needed(digest)
+    }
+
+    /// What can be reached from `roots`.
+    pub(super) fn reached(&self, roots: &HashSet<Digest>) -> Reached {
+        self.ledger().reached(roots)
+    }
+
+    /// Notes that a blob was asked for.
+    pub(super) fn touch(&self, digest: &Digest, now: u64) {
+        if let Some(stamp) = self.ledger().stamp(digest) {
+            stamp.touch(now);
+        }
+    }
+
+    /// Notes that a blob is held from now on.
+    pub(super) fn blob_came(&self, digest: &Digest, size: u64, now: u64) {
+        self.ledger().admit(Kind::Blob, digest, self.taken(size), now, []);
+        self.look();
+    }
+
+    /// Notes that a manifest is held from now on, with what it needs.
+    pub(super) fn manifest_came(
+        &self,
+        digest: &Digest,
+        body: &[u8],
+        needs: impl Iterator<Item = Digest>,
+        now: u64,
+    ) -> Arc<Stamp> {
+        let size = self.taken(body.len() as u64);
+        self.ledger().admit(Kind::Manifest, digest, size, now, needs)
+    }
+
+    /// The stamp of a manifest that was found in the store. One on its way out has none, and is served all the same.
+    pub(super) fn manifest_found(
+        &self,
+        digest: &Digest,
+        body: &[u8],
+        media_type: &str,
+        now: u64,
+    ) -> Arc<Stamp> {
+        if let Some(stamp) = self.ledger().stamp(digest) {
+            return stamp;
+        }
+        match Manifest::read(body, Some(media_type)) {
+            Ok(read) if !self.complete.load(Ordering::Acquire) => {
+                self.manifest_came(digest, body, needs(&read), now)
+            }
+            _ => Arc::default(),
+        }
+    }
+
+    /// Notes that something is held no longer.
+    pub(super) fn left(&self, digest: &Digest) {
+        self.ledger().remove(digest);
+    }
+
+    /// Bytes that content of a length takes on disk, where that can be told.
+    fn taken(&self, size: u64) -> u64 {
+        match self.kind {
+            BlobStore::Sled => size,
+            // What file systems give out is blocks of this size.
+            BlobStore::Files => size.next_multiple_of(4096),
+        }
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // The ledger puts one thing after the other right; a panic in between leaves a wrong order at worst.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a manifest cannot be served without.
+pub(super) fn needs(read: &Manifest) -> impl Iterator<Item = Digest> {
+    read.children.iter().chain(&read.blobs).filter(|it| !it.foreign).map(|it| it.digest)
+}

@@ -1,0 +1,181 @@
+//! The scrub: one walk over all that is held that asks whether it is intact and whether a tag leads to it, and removes
+//! what is left of things that have gone. From time to time, or when the operator wants it.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::cache::{Cache, CacheError, Condition, Damaged, Due, Reached};
+use crate::clock::Clock;
+use crate::config::schema::Scrub as Settings;
+use crate::oci::Digest;
+use crate::store::Collected;
+use crate::telemetry::Metrics;
+
+/// How often it is looked whether something is due.
+const LOOK_EVERY: Duration = Duration::from_hours(1);
+
+/// What a walk found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Manifests that are intact.
+    pub manifests: u64,
+    /// Blobs that are intact.
+    pub blobs: u64,
+    /// Bytes that were held against their digests.
+    pub bytes: u64,
+    /// What was damaged, and has left the store.
+    pub damaged: Vec<Damaged>,
+    /// What of that was fetched again.
+    pub repaired: Vec<Digest>,
+    /// Whether a tag leads to what is held.
+    pub reached: Reached,
+    /// What was removed because it led to nothing.
+    pub collected: Collected,
+}
+
+/// Keeps a number of bytes per second.
+#[derive(Debug)]
+pub struct Pace {
+    begin: Instant,
+    rate: u64,
+    done: u64,
+}
+
+impl Pace {
+    /// `rate` bytes per second from now on; 0 is as many as there are.
+    pub fn new(rate: u64) -> Self {
+        Self { begin: Instant::now(), rate, done: 0 }
+    }
+
+    /// How long to rest after `bytes` more, at `now`. Time that was lost is not made up for.
+    fn rest(&mut self, bytes: u64, now: Instant) -> Duration {
+        if self.rate == 0 {
+            return Duration::ZERO;
+        }
+        self.done = self.done.saturating_add(bytes);
+        let micros = u128::from(self.done) * 1_000_000 / u128::from(self.rate);
+        let due = self.begin + Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
+        let rest = due.saturating_duration_since(now);
+        if rest.is_zero() {
+            (self.begin, self.done) = (now, 0);
+        }
+        rest
+    }
+}
+
+/// Verifies everything that was last verified before `before` (milliseconds since 1970), oldest first. `step` is told of
+/// everything that is due in bytes, and of every number of bytes read.
+pub async fn verify(
+    cache: &Cache,
+    metrics: &Metrics,
+    before: u64,
+    pace: &mut Pace,
+    mut step: impl FnMut(Progress) + Send,
+) -> Result<Report, CacheError> {
+    let due = cache.due(before).await?;
+    step(Progress::Due(due.iter().map(|due| due.size).sum()));
+    let mut report = Report::default();
+    for due in due {
+        let condition = cache
+            .verify(&due, &mut |bytes| {
+                report.bytes += bytes;
+                metrics.scrubbed_bytes(bytes);
+                step(Progress::Read(bytes));
+                pace.rest(bytes, Instant::now())
+            })
+            .await?;
+        count(&mut report, &due, condition);
+        let kind = if due.manifest { "manifest" } else { "blob" };
+        metrics.scrubbed(kind, condition != Condition::Damaged);
+    }
+    Ok(report)
+}
+
+/// How far a walk has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// So many bytes are to be read.
+    Due(u64),
+    /// So many more were read.
+    Read(u64),
+}
+
+fn count(report: &mut Report, due: &Due, condition: Condition) {
+    match condition {
+        Condition::Intact if due.manifest => report.manifests += 1,
+        Condition::Intact => report.blobs += 1,
+        Condition::Damaged => {
+            report.damaged.push(Damaged { digest: due.digest, manifest: due.manifest });
+        }
+        Condition::Gone => {}
+    }
+}
+
+/// Tells what tags lead to, and removes what leads to nothing.
+pub async fn collect(cache: &Cache, metrics: &Metrics, report: &mut Report) -> Result<(), CacheError> {
+    report.collected = cache.collect().await?;
+    report.reached = cache.reach().await?;
+    metrics.unreachable(report.reached.unreachable.bytes);
+    for (kind, count) in report.collected.iter() {
+        metrics.collected(kind, count);
+    }
+    Ok(())
+}
+
+/// Walks from time to time, so that everything is verified once in `settings.every`. Never ends.
+pub async fn attend(cache: Cache, metrics: &Metrics, clock: Clock, settings: Settings) {
+    if settings.every.is_zero() {
+        return std::future::pending().await;
+    }
+    let every = u64::try_from(settings.every.as_millis()).unwrap_or(u64::MAX);
+    loop {
+        tokio::time::sleep(settings.every.min(LOOK_EVERY)).await;
+        let now = clock.now();
+        if let Err(error) =
+            walk(&cache, metrics, (now.saturating_sub(every), now), settings.rate.as_u64()).await
+        {
+            tracing::error!(%error, "the scrub broke off; it goes on the next time");
+        }
+    }
+}
+
+async fn walk(
+    cache: &Cache,
+    metrics: &Metrics,
+    (before, now): (u64, u64),
+    rate: u64,
+) -> Result<(), CacheError> {
+    let mut report = verify(cache, metrics, before, &mut Pace::new(rate), |_| {}).await?;
+    collect(cache, metrics, &mut report).await?;
+    metrics.scrub_ended(now);
+    let (damaged, verified) = (report.damaged.len(), report.manifests + report.blobs);
+    if verified > 0 || damaged > 0 {
+        tracing::info!(
+            verified,
+            bytes = report.bytes,
+            damaged,
+            unreachable = report.reached.unreachable.bytes,
+            "scrubbed"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_kept_and_lost_time_is_lost() {
+        let mut pace = Pace::new(1000);
+        let begin = pace.begin;
+        assert_eq!(pace.rest(500, begin), Duration::from_millis(500));
+        assert_eq!(pace.rest(500, begin + Duration::from_millis(500)), Duration::from_millis(500));
+        // Ten seconds in which nothing could be read are no leave to read ten thousand bytes at once.
+        let late = begin + Duration::from_secs(11);
+        assert_eq!(pace.rest(100, late), Duration::ZERO);
+        assert_eq!(pace.rest(100, late), Duration::from_millis(100));
+        assert_eq!(Pace::new(0).rest(u64::MAX, begin), Duration::ZERO);
+    }
+}

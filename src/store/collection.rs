@@ -1,0 +1,199 @@
+//! What is left of content that has gone, and of fills that never ended: found and removed.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::AddAssign;
+use std::sync::PoisonError;
+
+use serde::Serialize;
+
+use crate::oci::{Digest, Repository};
+
+use super::fact::DraftFact;
+use super::key::{self, Key};
+use super::{Store, StoreError, TagFact, readable};
+
+/// What was removed, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Collected {
+    /// Tags, and lists of referrers, whose manifest is gone.
+    pub pointers: u64,
+    /// Rights of repositories to content that is neither held nor needed by a manifest held.
+    pub links: u64,
+    /// Other facts about content that is gone.
+    pub remarks: u64,
+    /// Bytes of manifests without the fact that makes them one.
+    pub documents: u64,
+    /// Blobs of which a removal left bytes.
+    pub remains: u64,
+    /// Drafts that nobody has gone on with.
+    pub drafts: u64,
+}
+
+impl Collected {
+    /// Each number with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("pointers", self.pointers),
+            ("links", self.links),
+            ("remarks", self.remarks),
+            ("documents", self.documents),
+            ("remains", self.remains),
+            ("drafts", self.drafts),
+        ]
+        .into_iter()
+    }
+}
+
+impl AddAssign for Collected {
+    fn add_assign(&mut self, other: Self) {
+        self.pointers += other.pointers;
+        self.links += other.links;
+        self.remarks += other.remarks;
+        self.documents += other.documents;
+        self.remains += other.remains;
+        self.drafts += other.drafts;
+    }
+}
+
+impl Store {
+    /// Removes facts that lead to nothing. `needed` tells what a manifest held needs; pointers that were confirmed
+    /// after `before` (milliseconds since 1970) stay, because their manifest may be on its way.
+    pub fn collect_facts(
+        &self,
+        needed: impl Fn(&Digest) -> bool,
+        before: u64,
+    ) -> Result<Collected, StoreError> {
+        let mut collected = Collected::default();
+        let mut bare = HashSet::new();
+        for prefix in Key::pointers() {
+            for item in self.facts.scan_prefix(prefix) {
+                let (key, value) = item?;
+                let fact = readable::<TagFact>(&value);
+                let leads = match fact {
+                    Some(fact) => fact.checked_at >= before || self.holds_manifest(&fact.digest)?,
+                    None => false,
+                };
+                if !leads && self.remove_unchanged(&key, &value)? {
+                    collected.pointers += 1;
+                    bare.extend(Key::read_tag(&key).map(|(repository, _)| repository));
+                }
+            }
+        }
+        self.forget_bare(bare)?;
+        for item in self.facts.scan_prefix(Key::links()).keys() {
+            let key = item?;
+            let Some((_, digest)) = Key::read_link(&key) else { continue };
+            if !needed(&digest) && !self.holds(&digest)? {
+                self.facts.remove(&key)?;
+                collected.links += 1;
+            }
+        }
+        for prefix in Key::remarks() {
+            for item in self.facts.scan_prefix(prefix).keys() {
+                let key = item?;
+                let digest = key::digest(key.strip_prefix(prefix).unwrap_or_default());
+                if !matches!(digest, Some(digest) if self.holds(&digest)?) {
+                    self.facts.remove(&key)?;
+                    collected.remarks += 1;
+                }
+            }
+        }
+        for item in self.facts.scan_prefix(Key::referrers()).keys() {
+            let key = item?;
+            if !matches!(Key::read_referrer(&key), Some(referrer) if self.holds_manifest(&referrer)?) {
+                self.facts.remove(&key)?;
+                collected.remarks += 1;
+            }
+        }
+        collected.documents = self.collect_documents()?;
+        Ok(collected)
+    }
+
+    /// Removes the bytes of manifests that have no fact.
+    fn collect_documents(&self) -> Result<u64, StoreError> {
+        let mut found = HashSet::new();
+        for key in self.documents.keys() {
+            found.extend(key::page_of(&key?));
+        }
+        let mut removed = 0;
+        for digest in found {
+            // A document that is being kept has its bytes before its fact.
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.holds_manifest(&digest)? {
+                self.documents.remove(&digest)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The blobs of which bytes are left that must go.
+    pub fn remains(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut found = Vec::new();
+        for item in self.facts.scan_prefix(Key::drafts()) {
+            let (key, value) = item?;
+            if readable::<DraftFact>(&value).is_none_or(|fact| fact.condemned) {
+                found.extend(key::digest(key.strip_prefix(Key::drafts()).unwrap_or_default()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what is left of a blob that is not held and that nobody fills.
+    pub fn clear_remains(&self, digest: &Digest) -> Result<(), StoreError> {
+        let _names = self.bodies.names();
+        if self.facts.contains_key(Key::Blob(digest).to_bytes())? {
+            return Ok(());
+        }
+        self.bodies.remove_content(digest)?;
+        self.facts.remove(Key::Draft(digest).to_bytes())?;
+        Ok(())
+    }
+
+    /// The drafts that nothing was added to since `before` (milliseconds since 1970).
+    pub fn drafts_left(&self, before: u64) -> Result<Vec<Digest>, StoreError> {
+        self.bodies.drafts_left(before)
+    }
+
+    /// Removes a draft that nobody fills.
+    pub fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.bodies.remove_draft(digest)
+    }
+
+    /// What tags and lists of referrers lead to.
+    pub fn pointed_at(&self) -> Result<HashSet<Digest>, StoreError> {
+        let mut found = HashSet::new();
+        for prefix in Key::pointers() {
+            for item in self.facts.scan_prefix(prefix) {
+                found.extend(readable::<TagFact>(&item?.1).map(|fact| fact.digest));
+            }
+        }
+        Ok(found)
+    }
+
+    /// For each of `digests` a repository that is linked to it, where there is one.
+    pub fn linked_from(&self, digests: &HashSet<Digest>) -> Result<HashMap<Digest, Repository>, StoreError> {
+        let mut found = HashMap::new();
+        for item in self.facts.scan_prefix(Key::links()).keys() {
+            if let Some((repository, digest)) = Key::read_link(&item?)
+                && digests.contains(&digest)
+            {
+                found.entry(digest).or_insert(repository);
+            }
+        }
+        Ok(found)
+    }
+
+    fn holds_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.facts.contains_key(Key::Manifest(digest).to_bytes())?)
+    }
+
+    fn holds(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.holds_manifest(digest)? || self.facts.contains_key(Key::Blob(digest).to_bytes())?)
+    }
+
+    /// Removes a fact unless somebody has changed it meanwhile.
+    fn remove_unchanged(&self, key: &[u8], value: &[u8]) -> Result<bool, StoreError> {
+        Ok(self.facts.compare_and_swap(key, Some(value), None::<&[u8]>)?.is_ok())
+    }
+}

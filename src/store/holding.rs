@@ -1,0 +1,127 @@
+//! All that is held, for whoever decides what stays: found, noted as asked for, removed.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use crate::oci::{Digest, Repository};
+
+use super::fact::{AccessFact, BlobFact, DraftFact, Fact, ManifestFact, VerifiedFact};
+use super::key::{self, Key};
+use super::{Store, StoreError, TagFact, readable};
+
+/// A manifest or blob that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When it was last noted as asked for, or came in, in milliseconds since 1970.
+    pub last: u64,
+    /// When it was last held against its digest, in milliseconds since 1970.
+    pub verified: u64,
+}
+
+impl Store {
+    /// Every manifest held, by digest.
+    pub fn held_manifests(&self) -> impl Iterator<Item = Result<Holding, StoreError>> {
+        self.holdings(Key::manifests(), |fact: &ManifestFact| (fact.size, fact.stored_at))
+    }
+
+    /// Every blob held, by digest.
+    pub fn held_blobs(&self) -> impl Iterator<Item = Result<Holding, StoreError>> {
+        self.holdings(Key::blobs(), |fact: &BlobFact| (fact.size, fact.stored_at))
+    }
+
+    fn holdings<F: Fact>(
+        &self,
+        prefix: &'static [u8],
+        tell: impl Fn(&F) -> (u64, u64),
+    ) -> impl Iterator<Item = Result<Holding, StoreError>> {
+        self.facts.scan_prefix(prefix).filter_map(move |item| {
+            let (key, value) = match item {
+                Ok(item) => item,
+                Err(error) => return Some(Err(error.into())),
+            };
+            let digest = key::digest(key.strip_prefix(prefix)?)?;
+            let (size, stored_at) = tell(&readable::<F>(&value)?);
+            let remarks = self
+                .fact::<AccessFact>(&Key::Access(&digest))
+                .and_then(|access| Ok((access, self.fact::<VerifiedFact>(&Key::Verified(&digest))?)));
+            Some(remarks.map(|(access, verified)| Holding {
+                digest,
+                size,
+                last: access.map_or(stored_at, |access| access.last.max(stored_at)),
+                verified: verified.map_or(stored_at, |verified| verified.at.max(stored_at)),
+            }))
+        })
+    }
+
+    /// Notes when content was last asked for.
+    pub fn note_access(&self, times: &[(Digest, u64)]) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (digest, last) in times {
+            batch.insert(Key::Access(digest).to_bytes(), AccessFact { last: *last }.encode());
+        }
+        self.facts.apply_batch(batch)?;
+        Ok(())
+    }
+
+    /// Notes that content was held against its digest and is intact.
+    pub fn note_verified(&self, digest: &Digest, at: u64) -> Result<(), StoreError> {
+        self.facts.insert(Key::Verified(digest).to_bytes(), VerifiedFact { at }.encode())?;
+        Ok(())
+    }
+
+    /// Removes every tag and list that stands for one of `manifests`, and that they refer to others. Content stays.
+    pub fn forget_pointers(&self, manifests: &HashSet<Digest>) -> Result<(), StoreError> {
+        let mut bare = HashSet::new();
+        for prefix in Key::pointers() {
+            for item in self.facts.scan_prefix(prefix) {
+                let (key, value) = item?;
+                if readable::<TagFact>(&value).is_some_and(|fact| manifests.contains(&fact.digest)) {
+                    self.facts.remove(&key)?;
+                    bare.extend(Key::read_tag(&key).map(|(repository, _)| repository));
+                }
+            }
+        }
+        self.forget_bare(bare)?;
+        for item in self.facts.scan_prefix(Key::referrers()).keys() {
+            let key = item?;
+            if Key::read_referrer(&key).is_some_and(|referrer| manifests.contains(&referrer)) {
+                self.facts.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes repositories from the catalog that hold no tag any more.
+    pub(super) fn forget_bare(&self, repositories: HashSet<Repository>) -> Result<(), StoreError> {
+        for repository in repositories {
+            if self.tags(&repository, None, 1)?.is_empty() {
+                let key = Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes();
+                self.facts.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a blob that nobody reads or fills. Its fact goes first, so that a crash leaves no half of it.
+    pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        let condemned = DraftFact { condemned: true }.encode();
+        let _names = self.bodies.names();
+        let gone = self.transact(|facts| {
+            facts.remove(Key::Access(digest).to_bytes())?;
+            facts.remove(Key::Verified(digest).to_bytes())?;
+            facts.insert(Key::Draft(digest).to_bytes(), condemned.as_slice())?;
+            facts.remove(Key::Blob(digest).to_bytes())
+        })?;
+        if let Some(fact) = gone.as_deref().and_then(readable::<BlobFact>) {
+            self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
+            self.counters.content.fetch_sub(fact.size, Ordering::Relaxed);
+        }
+        self.bodies.remove_content(digest)?;
+        self.facts.remove(Key::Draft(digest).to_bytes())?;
+        Ok(())
+    }
+}

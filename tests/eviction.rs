@@ -1,0 +1,235 @@
+//! Room: the store stays within its limits, what goes goes in a sensible order, and nothing that is served lacks a part.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::float_cmp, clippy::cast_precision_loss)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use support::larder::sum_of;
+use support::timed::Timed;
+use support::{Blob, Image, Larder, Random, Registry, Setup, eventually};
+
+const MIB: u64 = 1 << 20;
+/// Each kind of store, a size that holds some images and not all, and the length of an image's own layers.
+const KINDS: [(&str, u64, u64); 2] = [("files", 24 * MIB, MIB), ("sled", 256 * MIB, 5 * MIB)];
+const REPOSITORY: &str = "library/app";
+
+/// A registry with images that share a layer.
+struct World {
+    registry: Registry,
+    base: Blob,
+    images: Vec<Image>,
+}
+
+impl World {
+    fn new(images: u64, layer: u64) -> Self {
+        let layer = usize::try_from(layer).unwrap();
+        let (registry, base) = (Registry::start(), Blob::random(1, 2 << 20));
+        let images = (0..images).map(|n| {
+            let layers = vec![base.clone(), Blob::random(100 + n, layer), Blob::random(1000 + n, layer)];
+            Image::oci(n, "linux/amd64", layers)
+        });
+        let images: Vec<Image> = images.collect();
+        for (n, image) in images.iter().enumerate() {
+            registry.add_image(REPOSITORY, &tag(n), image);
+        }
+        Self { registry, base, images }
+    }
+
+    fn setup(&self, kind: &str, max_size: u64) -> Setup {
+        Setup::with(&self.registry)
+            .set("store.blobs", kind)
+            .set("store.max_size", format!("{max_size}B"))
+            .set("store.min_free", "0B")
+            .set("cache.tag_ttl", "1h")
+    }
+
+    /// Pulls an image as a client that has nothing would.
+    #[track_caller]
+    fn pull(&self, larder: &Larder, n: usize) {
+        let image = &self.images[n];
+        for reference in [&tag(n), &image.manifest.digest] {
+            larder.get(&manifest(reference)).is_ok_with(&image.manifest.bytes);
+        }
+        for blob in image.blobs() {
+            larder.get(&blob_path(blob)).is_ok_with(&blob.bytes);
+        }
+    }
+
+    /// The numbers of the images whose tags are held.
+    fn held(larder: &Larder) -> Vec<usize> {
+        let listed = larder.get(&format!("/v2/{REPOSITORY}/tags/list"));
+        if listed.status() == 404 {
+            return Vec::new();
+        }
+        let listed = listed.json();
+        let tags = listed["tags"].as_array().unwrap();
+        tags.iter().map(|tag| tag.as_str().unwrap()[1..].parse().unwrap()).collect()
+    }
+}
+
+/// Tags whose order is that of their numbers.
+fn tag(n: usize) -> String {
+    format!("v{n:03}")
+}
+
+fn manifest(reference: &str) -> String {
+    format!("/v2/{REPOSITORY}/manifests/{reference}")
+}
+
+fn blob_path(blob: &Blob) -> String {
+    format!("/v2/{REPOSITORY}/blobs/{}", blob.digest)
+}
+
+/// Bytes that a folder takes on disk.
+fn on_disk(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => on_disk(&entry.path()),
+            Ok(found) => found.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn evicted(metrics: &str, reason: &str) -> f64 {
+    sum_of(metrics, "larder_evictions_total", &[("reason", reason)])
+}
+
+#[test]
+fn the_store_stays_within_its_size_and_shared_layers_stay() {
+    for (kind, max_size, layer) in KINDS {
+        let world = World::new(30, layer);
+        let larder = world.setup(kind, max_size).start();
+        let mut most = 0;
+        for n in 0..world.images.len() {
+            world.pull(&larder, n);
+            larder.settle();
+            most = most.max(on_disk(&larder.setup().data()));
+        }
+        // By no more than what was under way.
+        assert!(most <= max_size + layer, "{kind}: {most} of {max_size}");
+        eventually("room is made", || evicted(&larder.metrics_text(), "max_size") > 0.0);
+        let held = World::held(&larder);
+        assert!((2..20).contains(&held.len()), "{kind}: {held:?}");
+        // The newest are there, and the layer that all of them share was never fetched again.
+        assert!(held.ends_with(&[28, 29]), "{kind}: {held:?}");
+        assert_eq!(world.registry.count("GET", &world.base.digest), 1, "{kind}");
+        // Whatever can be served is whole.
+        world.registry.down();
+        for n in held {
+            world.pull(&larder, n);
+        }
+    }
+}
+
+#[test]
+fn what_was_asked_for_lately_stays_over_restarts_and_a_smaller_size_acts_at_once() {
+    let world = World::new(4, 8 * MIB);
+    let larder = Timed::start(world.setup("files", 1 << 30));
+    let pull = |larder: &Timed, n: usize| {
+        for blob in world.images[n].blobs() {
+            larder.get(&blob_path(blob)).is_ok_with(&blob.bytes);
+        }
+        larder.get(&manifest(&tag(n))).is_ok_with(&world.images[n].manifest.bytes);
+    };
+    for n in 0..4 {
+        pull(&larder, n);
+        larder.pass(Duration::from_hours(1));
+    }
+    // Just the manifest: who has the layers asks for no more.
+    larder.get(&manifest(&tag(0))).is_ok_with(&world.images[0].manifest.bytes);
+    // Room for two images and the layer they share.
+    let room = 50 * MIB;
+    let larder = larder.restart_with(world.setup("files", room), Duration::from_hours(5));
+    eventually("room is made", || on_disk(&larder.data().join("blobs")) < room);
+    world.registry.down();
+    for n in [0, 3] {
+        pull(&larder, n);
+    }
+    let metrics = larder.metrics_text();
+    // The manifests, configs and layers of two images.
+    assert_eq!(evicted(&metrics, "max_size"), 8.0);
+    assert!(sum_of(&metrics, "larder_store_oldest_access_timestamp_seconds", &[]) > 1e9);
+    assert_eq!(sum_of(&metrics, "larder_store_limit_bytes", &[]), room as f64);
+}
+
+#[test]
+fn a_blob_that_is_read_stays_until_it_was_read() {
+    for (kind, max_size, layer) in KINDS {
+        let world = World::new(24, layer);
+        let slow = Blob::random(7, 5 << 20);
+        world.registry.add_blob(REPOSITORY, &slow);
+        let larder = world.setup(kind, max_size).start();
+        larder.get(&blob_path(&slow)).is_ok_with(&slow.bytes);
+        larder.settle();
+        // In narrow buffers, so that most of it is still to be read when everything else has changed.
+        let mut reading = larder.api().narrow().open("GET", &blob_path(&slow), &[]).unwrap();
+        let head = reading.read_exactly(1000).unwrap();
+        for n in 0..world.images.len() {
+            world.pull(&larder, n);
+        }
+        assert!(evicted(&larder.metrics_text(), "max_size") > 0.0);
+        let loose = || sum_of(&larder.metrics_text(), "larder_store_bytes", &[("what", "reclaimable")]);
+        assert!(loose() >= slow.len() as f64);
+        world.registry.down();
+        let rest = reading.finish().unwrap();
+        assert!([head, rest.body].concat() == *slow.bytes, "{kind}");
+        // Nobody reads it now, and nothing needs it: it goes next.
+        world.registry.up();
+        eventually("it goes", || {
+            for n in 12..24 {
+                world.pull(&larder, n);
+            }
+            loose() == 0.0
+        });
+    }
+}
+
+#[test]
+fn a_disk_that_others_fill_is_left_to_them() {
+    for (kind, max_size, layer) in KINDS {
+        let world = World::new(2, layer);
+        let setup = world.setup(kind, max_size).set("store.min_free", "1PiB");
+        let larder = setup.start();
+        for n in [0, 1] {
+            world.pull(&larder, n);
+        }
+        larder.settle();
+        eventually("all goes", || {
+            let metrics = larder.metrics_text();
+            evicted(&metrics, "min_free") >= 8.0
+                && sum_of(&metrics, "larder_store_bytes", &[("what", "content")]) == 0.0
+        });
+        // It is a cache that keeps nothing, and serves.
+        world.pull(&larder, 0);
+        assert_eq!(World::held(&larder).len(), 0);
+    }
+}
+
+#[test]
+fn clients_notice_nothing_of_what_goes() {
+    for (kind, max_size, layer) in KINDS {
+        let world = World::new(24, layer);
+        let larder = world.setup(kind, max_size).start();
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                let (world, larder) = (&world, &larder);
+                scope.spawn(move || {
+                    let mut random = Random::new(seed);
+                    for _ in 0..25 {
+                        world.pull(larder, usize::try_from(random.below(24)).unwrap());
+                    }
+                });
+            }
+        });
+        assert!(evicted(&larder.metrics_text(), "max_size") > 20.0, "{kind}");
+        assert_eq!(sum_of(&larder.metrics_text(), "larder_store_errors_total", &[]), 0.0, "{kind}");
+        assert!(!larder.log_text().contains("damaged"), "{kind}: {}", larder.log_text());
+    }
+}
