@@ -2,20 +2,22 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use crate::api::{Admin, Manners, Registry};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::Mode;
-use crate::server::{self, Limits};
+pub use crate::server::Passed;
+use crate::server::{self, Certificate, CertificateFiles, Limits, Listener};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 pub use crate::telemetry::init_log;
@@ -35,20 +37,39 @@ pub struct App {
     metrics: Arc<Metrics>,
     cache: Cache,
     registry: Registry,
-    api: (TcpListener, SocketAddr),
-    admin: (TcpListener, SocketAddr),
+    api: Vec<Listener>,
+    admin: Vec<Listener>,
+    certificates: Vec<Certificate>,
+    reload: Option<mpsc::Receiver<()>>,
 }
 
 impl App {
-    /// Opens the store and binds the listeners; contacts no upstream.
-    pub async fn build(config: Config) -> anyhow::Result<Self> {
-        Self::build_with(config, Clock::default()).await
+    /// Opens the store and binds the listeners; contacts no upstream. `passed` are the service manager's sockets.
+    pub async fn build(config: Config, passed: Passed) -> anyhow::Result<Self> {
+        Self::assemble(config, passed, Clock::default()).await
     }
 
-    /// The same with a clock of the caller's own.
+    /// The same with a clock of the caller's own, and without a service manager.
     pub async fn build_with(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        let api = bind(config.server.listen, "server.listen").await?;
-        let admin = bind(config.admin.listen, "admin.listen").await?;
+        Self::assemble(config, Passed::none(), clock).await
+    }
+
+    async fn assemble(config: Config, mut passed: Passed, clock: Clock) -> anyhow::Result<Self> {
+        let Config { server, admin, .. } = &config;
+        let own = certificate(server.tls_cert.as_deref(), server.tls_key.as_deref()).await?;
+        let admins = certificate(admin.tls_cert.as_deref(), admin.tls_key.as_deref()).await?;
+        let for_admin = admins.as_ref().or(own.as_ref());
+        let mut api = Listener::open(&server.listen, "server.listen", None, &mut passed).await?;
+        api.extend(Listener::open(&server.tls_listen, "server.tls_listen", own.as_ref(), &mut passed).await?);
+        let mut operator = Listener::open(&admin.listen, "admin.listen", None, &mut passed).await?;
+        operator.extend(Listener::open(&admin.tls_listen, "admin.tls_listen", for_admin, &mut passed).await?);
+        let left = passed.left();
+        if !left.is_empty() {
+            tracing::warn!(
+                sockets = left.join(", "),
+                "passed by the service manager, but named by no `listen` key"
+            );
+        }
         let metrics = Arc::new(Metrics::new());
         let upstreams = Upstreams::build(&config, Arc::clone(&metrics), clock.clone())
             .context("the upstreams cannot be set up")?;
@@ -59,22 +80,30 @@ impl App {
         let manners =
             Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
         let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners);
-        Ok(Self { config, store, metrics, cache, registry, api, admin })
+        let certificates = own.into_iter().chain(admins).collect();
+        Ok(Self { config, store, metrics, cache, registry, api, admin: operator, certificates, reload: None })
     }
 
-    /// Where clients pull from; the real port where the configuration said 0.
-    pub fn api_addr(&self) -> SocketAddr {
-        self.api.1
+    /// The first address that clients pull from without TLS; the real port where the configuration said 0.
+    pub fn api_addr(&self) -> Option<SocketAddr> {
+        plain(&self.api)
     }
 
-    /// Where the operator looks.
-    pub fn admin_addr(&self) -> SocketAddr {
-        self.admin.1
+    /// The first address where the operator looks without TLS.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        plain(&self.admin)
+    }
+
+    /// Makes it read its certificates again whenever `asked` brings something.
+    #[must_use]
+    pub fn reload_when(mut self, asked: mpsc::Receiver<()>) -> Self {
+        self.reload = Some(asked);
+        self
     }
 
     /// Serves until `shutdown` resolves, then finishes running transfers within the grace period and flushes.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let Self { config, store, metrics, cache, registry, api, admin } = self;
+        let Self { config, store, metrics, cache, registry, api, admin, certificates, reload } = self;
         let ready = Arc::new(AtomicBool::new(true));
         let (stop, stopped) = watch::channel(false);
         let limits = Limits {
@@ -84,8 +113,10 @@ impl App {
             grace: config.server.grace,
         };
         tracing::info!(
-            api = %api.1,
-            admin = %admin.1,
+            api = named(&api, false),
+            api_tls = named(&api, true),
+            admin = named(&admin, false),
+            admin_tls = named(&admin, true),
             store = %config.store.path.display(),
             version = env!("CARGO_PKG_VERSION"),
             "listening"
@@ -94,14 +125,18 @@ impl App {
         let admin_limits = Limits { connections: 64, grace: Duration::from_secs(1), ..limits };
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);
-        let admin = tokio::spawn(server::serve(admin.0, admin_limits, None, admin_stopped, move |request| {
-            let answer = operator.answer(&request);
-            async move { answer }
-        }));
+        let admin =
+            tokio::spawn(server::serve(admin, admin_limits, None, admin_stopped, move |request, _| {
+                let answer = operator.answer(&request);
+                async move { answer }
+            }));
         let gauges = tokio::spawn(gauges(store.clone(), Arc::clone(&metrics)));
         let attending = tokio::spawn(cache.attend());
+        let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.attend()));
+        let mut watching: Vec<_> = watching.collect();
+        watching.extend(reload.map(|asked| tokio::spawn(read_again(certificates, asked))));
         let connections = metrics.connections.clone();
-        let api = tokio::spawn(server::serve(api.0, limits, Some(connections), stopped, move |request| {
+        let api = tokio::spawn(server::serve(api, limits, Some(connections), stopped, move |request, _| {
             let registry = registry.clone();
             async move { registry.answer(request).await }
         }));
@@ -117,6 +152,7 @@ impl App {
         admin.await.context("the admin port failed")?;
         gauges.abort();
         attending.abort();
+        watching.iter().for_each(JoinHandle::abort);
         tokio::task::spawn_blocking(move || store.flush())
             .await?
             .context("the store could not be flushed")?;
@@ -125,12 +161,32 @@ impl App {
     }
 }
 
-async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address} ({key}); is something else using it? choose another address")
-    })?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
+/// The certificate in these files, if there are any.
+async fn certificate(cert: Option<&Path>, key: Option<&Path>) -> anyhow::Result<Option<Certificate>> {
+    let (Some(cert), Some(key)) = (cert, key) else { return Ok(None) };
+    let files = CertificateFiles { cert: cert.to_owned(), key: key.to_owned() };
+    Ok(Some(tokio::task::spawn_blocking(move || Certificate::load(files)).await??))
+}
+
+fn plain(listeners: &[Listener]) -> Option<SocketAddr> {
+    listeners.iter().filter(|listener| !listener.is_tls()).find_map(Listener::local)
+}
+
+/// Those that speak TLS, or those that do not, as the log shows them.
+fn named(listeners: &[Listener], tls: bool) -> Option<String> {
+    let names: Vec<_> = listeners.iter().filter(|it| it.is_tls() == tls).map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// Reads certificates again whenever it is asked for.
+async fn read_again(certificates: Vec<Certificate>, mut asked: mpsc::Receiver<()>) {
+    while asked.recv().await.is_some() {
+        let certificates = certificates.clone();
+        let read = move || certificates.iter().for_each(Certificate::reload);
+        if tokio::task::spawn_blocking(read).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Sets the store's gauges now and then.

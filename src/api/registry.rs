@@ -37,6 +37,8 @@ pub struct Manners {
 pub(super) struct Asked<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) path: &'a str,
+    /// The host that the client means us to be.
+    host: Option<&'a str>,
     pub(super) query: Query,
     /// Whether only the head of the answer is wanted.
     head: bool,
@@ -63,6 +65,11 @@ impl Registry {
         let asked = Asked {
             headers: &head.headers,
             path: head.uri.path(),
+            // HTTP/2 has it in the target, as has HTTP/1.1 in the absolute form, where it wins (RFC 9112, section 3.2.2).
+            host: match head.uri.authority() {
+                Some(authority) => Some(authority.as_str()),
+                None => head.headers.get(HOST).and_then(|host| host.to_str().ok()),
+            },
             query: Query::parse(head.uri.query()),
             head: head.method == Method::HEAD,
         };
@@ -159,8 +166,7 @@ impl Registry {
         name: &str,
         upstream: &mut Option<Arc<str>>,
     ) -> Result<Repository, Refusal> {
-        let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let repository = self.cache.route(asked.query.ns.as_deref(), prefix, host, name)?;
+        let repository = self.cache.route(asked.query.ns.as_deref(), prefix, asked.host, name)?;
         *upstream = Some(repository.upstream.as_str().into());
         Ok(repository)
     }

@@ -6,12 +6,12 @@ mod serve;
 mod validate;
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::address::Address;
 use crate::config::{self, Config, Flags};
 
 /// A pull-through cache for container images.
@@ -45,9 +45,9 @@ struct Settings {
     /// The configuration file; otherwise the variable `LARDER_CONFIG` names it, if set
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The address and port that clients pull from (server.listen)
+    /// Where clients pull from, without TLS: `IP:PORT`, `unix:/PATH` or `systemd:NAME` (server.listen); may be repeated
     #[arg(long, value_name = "ADDR")]
-    listen: Option<SocketAddr>,
+    listen: Vec<Address>,
     /// The folder that content is kept in (store.path)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -150,7 +150,7 @@ mod tests {
         let Verb::Serve(settings) = Arguments::try_parse_from(line).expect("arguments").verb else {
             panic!("another verb");
         };
-        assert_eq!(settings.listen, Some(SocketAddr::from(([0, 0, 0, 0], 80))));
+        assert_eq!(settings.listen, ["0.0.0.0:80".parse().expect("an address")]);
         let pair = |name: &str, url: &str| (name.to_owned(), url.to_owned());
         assert_eq!(settings.upstream, [pair("a", "http://b/?c=d"), pair("a", "x")]);
         for bad in ["a", "=b", "a="] {

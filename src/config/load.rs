@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::address::{Address, Addresses};
 use super::keys::{self, Hint, Place, UPSTREAM};
 use super::schema::{Config, Upstream, builtin_upstreams};
 
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
-    /// `--listen`: the port that clients pull from.
-    pub listen: Option<SocketAddr>,
+    /// `--listen`: where clients pull from, without TLS; may be repeated.
+    pub listen: Vec<Address>,
     /// `--data`: the store's folder.
     pub data: Option<PathBuf>,
     /// `--upstream NAME=URL`, in order: the endpoints of the upstreams it names.
@@ -115,8 +115,8 @@ pub fn load(
     layers.environment(variables, flagged.collect())?;
     layers.endpoints(flags.upstreams);
     let mut config = layers.finish()?;
-    if let Some(listen) = flags.listen {
-        config.server.listen = listen;
+    if !flags.listen.is_empty() {
+        config.server.listen = Addresses(flags.listen);
     }
     if let Some(data) = flags.data {
         config.store.path = data;

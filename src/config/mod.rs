@@ -1,10 +1,13 @@
 //! Configuration: plain data, where it comes from, and what is wrong with it.
 
+pub mod address;
 pub mod docker;
 mod keys;
 pub mod load;
+pub mod pem;
 pub mod schema;
 pub mod validate;
+pub mod watch;
 
 pub use keys::{Hint, variables};
 pub use load::{Flags, LoadError, load};

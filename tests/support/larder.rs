@@ -198,11 +198,19 @@ struct Running {
     child: Child,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
+    /// The line that says where it listens.
+    listening: Value,
     api: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Running {
+    /// The addresses of `api`, `api_tls`, `admin` or `admin_tls`, but for sockets in the file system.
+    fn addresses(&self, field: &str) -> Vec<SocketAddr> {
+        let text = self.listening[field].as_str().unwrap_or_default();
+        text.split(", ").filter_map(|address| address.parse().ok()).collect()
+    }
+
     #[track_caller]
     fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
@@ -218,12 +226,14 @@ impl Running {
             shared.changed.notify_all();
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut running = Self { child, log, reader: Some(reader), api: nowhere, admin: nowhere };
+        let mut running =
+            Self { child, log, reader: Some(reader), listening: Value::Null, api: nowhere, admin: nowhere };
         let line = running.wait_for_line("the line that says where it listens", |line| {
             line["message"] == "listening" && line["api"].is_string()
         });
-        running.api = line["api"].as_str().unwrap().parse().unwrap();
-        running.admin = line["admin"].as_str().unwrap().parse().unwrap();
+        running.listening = line;
+        running.api = running.addresses("api")[0];
+        running.admin = running.addresses("admin")[0];
         running
     }
 
@@ -286,6 +296,11 @@ impl Larder {
         self.running.admin
     }
 
+    /// Where it listens: all addresses of `api`, `api_tls`, `admin` or `admin_tls`.
+    pub fn addresses(&self, field: &str) -> Vec<SocketAddr> {
+        self.running.addresses(field)
+    }
+
     /// What it was started from, once it has ended.
     pub fn into_setup(self) -> Setup {
         self.setup
@@ -324,6 +339,11 @@ impl Larder {
     /// SIGTERM, without waiting for the end.
     pub fn terminate(&self) {
         self.signal("TERM");
+    }
+
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal("HUP");
     }
 
     pub fn interrupt(&self) {
