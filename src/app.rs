@@ -1,5 +1,7 @@
 //! The composition root: builds every layer from a configuration, serves, drains and flushes.
 
+mod reload;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{Admin, Manners, Registry};
@@ -16,12 +18,14 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::Mode;
+use crate::config::watch::Fingerprint;
 pub use crate::server::Passed;
 use crate::server::{self, Certificate, CertificateFiles, Limits, Listener};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 pub use crate::telemetry::init_log;
 use crate::upstream::Upstreams;
+pub use reload::{Load, Reload};
 
 /// How often the store's gauges are set.
 const GAUGES_EVERY: Duration = Duration::from_secs(10);
@@ -40,7 +44,9 @@ pub struct App {
     api: Vec<Listener>,
     admin: Vec<Listener>,
     certificates: Vec<Certificate>,
-    reload: Option<mpsc::Receiver<()>>,
+    reload: Option<Reload>,
+    /// What the files that the configuration names held before they were read.
+    read: Fingerprint,
 }
 
 impl App {
@@ -55,6 +61,8 @@ impl App {
     }
 
     async fn assemble(config: Config, mut passed: Passed, clock: Clock) -> anyhow::Result<Self> {
+        let files = reload::named(&config);
+        let read = tokio::task::spawn_blocking(move || Fingerprint::of(&files)).await?;
         let Config { server, admin, .. } = &config;
         let own = certificate(server.tls_cert.as_deref(), server.tls_key.as_deref()).await?;
         let admins = certificate(admin.tls_cert.as_deref(), admin.tls_key.as_deref()).await?;
@@ -77,11 +85,20 @@ impl App {
         let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
         let cache =
             Cache::new(store.clone(), upstreams, Arc::clone(&metrics), clock, config.prefetch.clone());
-        let manners =
-            Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
-        let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners);
+        let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners(&config));
         let certificates = own.into_iter().chain(admins).collect();
-        Ok(Self { config, store, metrics, cache, registry, api, admin: operator, certificates, reload: None })
+        Ok(Self {
+            config,
+            store,
+            metrics,
+            cache,
+            registry,
+            api,
+            admin: operator,
+            certificates,
+            reload: None,
+            read,
+        })
     }
 
     /// The first address that clients pull from without TLS; the real port where the configuration said 0.
@@ -94,24 +111,20 @@ impl App {
         plain(&self.admin)
     }
 
-    /// Makes it read its certificates again whenever `asked` brings something.
+    /// Makes it follow another configuration while it runs.
     #[must_use]
-    pub fn reload_when(mut self, asked: mpsc::Receiver<()>) -> Self {
-        self.reload = Some(asked);
+    pub fn reloading(mut self, reload: Reload) -> Self {
+        self.reload = Some(reload);
         self
     }
 
     /// Serves until `shutdown` resolves, then finishes running transfers within the grace period and flushes.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let Self { config, store, metrics, cache, registry, api, admin, certificates, reload } = self;
+        let Self { config, store, metrics, cache, registry, api, admin, certificates, reload, read } = self;
         let ready = Arc::new(AtomicBool::new(true));
         let (stop, stopped) = watch::channel(false);
-        let limits = Limits {
-            connections: config.server.max_connections,
-            head: config.server.header_timeout,
-            write: WRITE_PATIENCE,
-            grace: config.server.grace,
-        };
+        let (limits, bounds) = watch::channel(limits(&config));
+        let (admin_limits, admin_bounds) = watch::channel(admin_limits(&config));
         tracing::info!(
             api = named(&api, false),
             api_tls = named(&api, true),
@@ -122,27 +135,30 @@ impl App {
             "listening"
         );
         let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready));
-        let admin_limits = Limits { connections: 64, grace: Duration::from_secs(1), ..limits };
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);
         let admin =
-            tokio::spawn(server::serve(admin, admin_limits, None, admin_stopped, move |request, _| {
+            tokio::spawn(server::serve(admin, admin_bounds, None, admin_stopped, move |request, _| {
                 let answer = operator.answer(&request);
                 async move { answer }
             }));
         let gauges = tokio::spawn(gauges(store.clone(), Arc::clone(&metrics)));
-        let attending = tokio::spawn(cache.attend());
+        let attending = tokio::spawn(cache.clone().attend());
         let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.attend()));
         let mut watching: Vec<_> = watching.collect();
-        watching.extend(reload.map(|asked| tokio::spawn(read_again(certificates, asked))));
-        let connections = metrics.connections.clone();
-        let api = tokio::spawn(server::serve(api, limits, Some(connections), stopped, move |request, _| {
-            let registry = registry.clone();
-            async move { registry.answer(request).await }
-        }));
+        let running =
+            reload::Running { config, cache, registry: registry.clone(), limits, admin_limits, certificates };
+        watching.extend(reload.map(|reload| tokio::spawn(reload::attend(running, reload, read))));
+        let connections = Some(metrics.connections.clone());
+        let api =
+            tokio::spawn(server::serve(api, bounds.clone(), connections, stopped, move |request, _| {
+                let registry = registry.clone();
+                async move { registry.answer(request).await }
+            }));
 
         shutdown.await;
-        tracing::info!(grace = ?config.server.grace, "stopping: no new connections, running transfers may finish");
+        let grace = bounds.borrow().grace;
+        tracing::info!(?grace, "stopping: no new connections, running transfers may finish");
         ready.store(false, Ordering::Relaxed);
         stop.send_replace(true);
         if !api.await.context("the client port failed")? {
@@ -178,15 +194,22 @@ fn named(listeners: &[Listener], tls: bool) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// Reads certificates again whenever it is asked for.
-async fn read_again(certificates: Vec<Certificate>, mut asked: mpsc::Receiver<()>) {
-    while asked.recv().await.is_some() {
-        let certificates = certificates.clone();
-        let read = move || certificates.iter().for_each(Certificate::reload);
-        if tokio::task::spawn_blocking(read).await.is_err() {
-            return;
-        }
+fn manners(config: &Config) -> Manners {
+    Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        connections: config.server.max_connections,
+        head: config.server.header_timeout,
+        write: WRITE_PATIENCE,
+        grace: config.server.grace,
     }
+}
+
+/// The operator's port: few connections, and nothing on it that the end would have to wait for.
+fn admin_limits(config: &Config) -> Limits {
+    Limits { connections: 64, grace: Duration::from_secs(1), ..limits(config) }
 }
 
 /// Sets the store's gauges now and then.

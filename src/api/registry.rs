@@ -1,6 +1,6 @@
 //! The `/v2` API: takes a request apart, asks the cache, and puts the answer together.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, IF_NONE_MATCH, TRANSFER_ENCODING};
@@ -21,7 +21,7 @@ use super::route::{Query, Resource, Route};
 pub struct Registry {
     pub(super) cache: Cache,
     metrics: Arc<Metrics>,
-    manners: Manners,
+    manners: Arc<RwLock<Manners>>,
 }
 
 /// How the API behaves beyond its protocol.
@@ -53,12 +53,18 @@ pub(super) enum Content {
 impl Registry {
     /// The API over `cache`.
     pub fn new(cache: Cache, metrics: Arc<Metrics>, manners: Manners) -> Self {
-        Self { cache, metrics, manners }
+        Self { cache, metrics, manners: Arc::new(RwLock::new(manners)) }
+    }
+
+    /// Behaves in another manner from now on.
+    pub fn follow(&self, manners: Manners) {
+        *self.manners.write().unwrap_or_else(PoisonError::into_inner) = manners;
     }
 
     /// Answers a request. The request's body is never read: nothing here takes one.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
         let begin = Instant::now();
+        let manners = *self.manners.read().unwrap_or_else(PoisonError::into_inner);
         let (head, _) = request.into_parts();
         let route = Route::parse(head.uri.path());
         let kind = route.as_ref().map_or(Kind::Other, |route| kind_of(&route.resource));
@@ -75,7 +81,7 @@ impl Registry {
         };
         let mut record = Record {
             metrics: Arc::clone(&self.metrics),
-            logged: self.manners.log_requests,
+            logged: manners.log_requests,
             begin,
             method: head.method.clone(),
             path: asked.path.to_owned(),
@@ -113,7 +119,7 @@ impl Registry {
                 ended(&mut record, &mut answer, asked.head)
             }
             Err(refusal) => {
-                let (mut answer, message) = refusal.answer(kind, self.manners.gateway);
+                let (mut answer, message) = refusal.answer(kind, manners.gateway);
                 finish(&mut record, &mut answer, Outcome::None);
                 record.reason = Some(message);
                 ended(&mut record, &mut answer, asked.head)

@@ -40,7 +40,7 @@ enum Verb {
 }
 
 /// Where the configuration comes from; shared by the verbs that need one.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 struct Settings {
     /// The configuration file; otherwise the variable `LARDER_CONFIG` names it, if set
     #[arg(long, value_name = "FILE")]
@@ -65,11 +65,17 @@ fn upstream(text: &str) -> Result<(String, String), String> {
 
 impl Settings {
     /// The effective configuration, checked.
-    fn load(self) -> anyhow::Result<Config> {
-        let flags = Flags { listen: self.listen, data: self.data, upstreams: self.upstream };
+    fn load(&self) -> anyhow::Result<Config> {
+        let Self { listen, data, upstream, .. } = self.clone();
+        let flags = Flags { listen, data, upstreams: upstream };
         let config = config::load(self.config.as_deref(), environment()?.into_iter(), flags)?;
         config::validate(&config)?;
         Ok(config)
+    }
+
+    /// The file among it, if there is one.
+    fn file(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(config::file(self.config.as_deref(), environment()?))
     }
 }
 
@@ -88,7 +94,7 @@ fn environment() -> anyhow::Result<Vec<(String, String)>> {
 /// Does what the command line asks for.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
-        Verb::Serve(settings) => serve::run(settings.load()?),
+        Verb::Serve(settings) => serve::run(settings),
         Verb::Validate(settings) => validate::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
         Verb::Demo { stay } => demo::run(stay),

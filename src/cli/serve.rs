@@ -8,22 +8,28 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::app::{self, App, Passed};
-use crate::config::Config;
+use super::{Settings, sentence};
+use crate::app::{self, App, Passed, Reload};
+use crate::config::watch::Fingerprint;
 
 /// How long work that blocks a thread may go on after the application has stopped.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 /// Serves until a signal asks for the end.
-pub(super) fn run(config: Config) -> anyhow::Result<()> {
-    app::init_log(&config.log)?;
+pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
+    let file = settings.file()?;
+    let read = Fingerprint::of(file.as_slice());
+    let config = settings.load()?;
+    let level = app::init_log(&config.log)?;
     // Before any thread: it takes what it finds out of the environment.
     let passed = Passed::from_environment();
     on_runtime(async {
         let shutdown = shutdown_signal()?;
         // Before the start, which takes a moment: until then this signal would end the process.
-        let reload = reload_signal()?;
-        App::build(config, passed).await?.reload_when(reload).run(shutdown).await
+        let asked = reload_signal()?;
+        let load = Box::new(move || settings.load().map_err(|error| sentence(&error)));
+        let reload = Reload { asked, load, file, read, level };
+        App::build(config, passed).await?.reloading(reload).run(shutdown).await
     })
 }
 

@@ -11,6 +11,9 @@ use super::address::{Address, Addresses};
 use super::keys::{self, Hint, Place, UPSTREAM};
 use super::schema::{Config, Upstream, builtin_upstreams};
 
+/// The variable that names the file.
+const VARIABLE: &str = "LARDER_CONFIG";
+
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
@@ -104,9 +107,9 @@ pub fn load(
 ) -> Result<Config, LoadError> {
     let mut variables: BTreeMap<String, String> =
         env.filter(|(name, value)| name.starts_with("LARDER_") && !is_service_link(name, value)).collect();
-    let named = variables.remove("LARDER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = variables.remove(VARIABLE).map(|path| (VARIABLE.to_owned(), path));
     let mut layers = Layers::default();
-    if let Some(path) = file.map(Path::to_owned).or(named) {
+    if let Some(path) = self::file(file, named) {
         let read = std::fs::read_to_string(&path);
         let text = read.map_err(|source| LoadError::Read { path: path.clone(), source })?;
         layers.file(&path, &text)?;
@@ -122,6 +125,12 @@ pub fn load(
         config.store.path = data;
     }
     Ok(config)
+}
+
+/// The file of a configuration: `file`, or the one that the variable `LARDER_CONFIG` names, if either does.
+pub fn file(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Option<PathBuf> {
+    let named = env.into_iter().find(|(name, path)| name == VARIABLE && !path.is_empty());
+    file.map(Path::to_owned).or(named.map(|(_, path)| path.into()))
 }
 
 /// Kubernetes tells every pod about the services in its namespace; for a service called `larder` those variables

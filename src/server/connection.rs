@@ -38,7 +38,7 @@ const STREAMS: u32 = 128;
 /// What each connection of a port is served with.
 #[derive(Clone, Debug)]
 pub(super) struct Service<S> {
-    pub(super) limits: Limits,
+    pub(super) limits: watch::Receiver<Limits>,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) answer: S,
 }
@@ -59,9 +59,10 @@ where
     ) where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let stream = Stalled::new(stream, self.limits.write);
-        let Some(tls) = tls else { return self.http1(stream, peer).await };
-        let shaking = tokio::time::timeout(self.limits.head, TlsAcceptor::from(tls).accept(stream));
+        let limits = *self.limits.borrow();
+        let stream = Stalled::new(stream, limits.write);
+        let Some(tls) = tls else { return self.http1(stream, peer, limits).await };
+        let shaking = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
         let shaken = tokio::select! {
             // Nothing was asked yet, so nothing is lost.
             _ = self.stop.wait_for(|stop| *stop) => return,
@@ -69,19 +70,19 @@ where
         };
         match shaken {
             Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                self.http2(stream, peer).await;
+                self.http2(stream, peer, limits).await;
             }
-            Ok(Ok(stream)) => self.http1(stream, peer).await,
+            Ok(Ok(stream)) => self.http1(stream, peer, limits).await,
             Ok(Err(error)) => tracing::debug!(%error, ?peer, "a TLS handshake failed"),
             Err(_) => tracing::debug!(?peer, "a TLS handshake took too long"),
         }
     }
 
-    async fn http1<T>(self, stream: T, peer: Option<SocketAddr>)
+    async fn http1<T>(self, stream: T, peer: Option<SocketAddr>, limits: Limits)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { limits, stop, answer } = self;
+        let Self { stop, answer, .. } = self;
         let service = service_fn(move |request| {
             let answered = answer(request, peer);
             async move { Ok::<_, Infallible>(answered.await) }
@@ -94,11 +95,11 @@ where
         attend(connection, stop, None).await;
     }
 
-    async fn http2<T>(self, stream: T, peer: Option<SocketAddr>)
+    async fn http2<T>(self, stream: T, peer: Option<SocketAddr>, limits: Limits)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { limits, stop, answer } = self;
+        let Self { stop, answer, .. } = self;
         let pulse = Pulse::new(Instant::now());
         let felt = pulse.clone();
         let service = service_fn(move |request| {

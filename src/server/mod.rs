@@ -80,11 +80,11 @@ impl fmt::Display for Listener {
 
 /// Serves connections until `stop` turns true, then lets running answers finish within the grace period.
 ///
-/// `answer` is told where the client is, unless it came by a socket in the file system. Returns whether all answers
-/// came to their end.
+/// `answer` is told where the client is, unless it came by a socket in the file system. Limits that change count for
+/// connections that begin after that, and for the end. Returns whether all answers came to their end.
 pub async fn serve<S, F, B>(
     listeners: Vec<Listener>,
-    limits: Limits,
+    limits: watch::Receiver<Limits>,
     open: Option<IntGauge>,
     stop: watch::Receiver<bool>,
     answer: S,
@@ -97,11 +97,16 @@ where
 {
     // Never sent on: that nobody holds a sender any more is the message.
     let (working, mut done) = mpsc::channel::<Infallible>(1);
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Arc::new(Semaphore::new(limits.borrow().connections));
+    let resizing = tokio::spawn(resize(Arc::clone(&places), limits.clone()));
     let accepting = listeners.into_iter().map(|listener| {
         let port =
             Port { listener, places: Arc::clone(&places), open: open.clone(), working: working.clone() };
-        tokio::spawn(port.accept_all(Service { limits, stop: stop.clone(), answer: answer.clone() }))
+        tokio::spawn(port.accept_all(Service {
+            limits: limits.clone(),
+            stop: stop.clone(),
+            answer: answer.clone(),
+        }))
     });
     let accepting: Vec<_> = accepting.collect();
     drop(working);
@@ -111,7 +116,25 @@ where
             tracing::error!(%error, "a port has failed");
         }
     }
-    tokio::time::timeout(limits.grace, done.recv()).await.is_ok()
+    resizing.abort();
+    let grace = limits.borrow().grace;
+    tokio::time::timeout(grace, done.recv()).await.is_ok()
+}
+
+/// Makes as many places as the limits allow, whenever these change. Places that are to go and are taken go once they
+/// are given back.
+async fn resize(places: Arc<Semaphore>, mut limits: watch::Receiver<Limits>) {
+    let mut now = limits.borrow_and_update().connections;
+    while limits.changed().await.is_ok() {
+        let wanted = limits.borrow_and_update().connections;
+        places.add_permits(wanted.saturating_sub(now));
+        for _ in wanted..now {
+            if let Ok(place) = places.acquire().await {
+                place.forget();
+            }
+        }
+        now = wanted;
+    }
 }
 
 /// One socket at work.
@@ -240,7 +263,7 @@ mod tests {
         let (stop, stopped) = watch::channel(false);
         let (held, dropped) = oneshot::channel();
         let held = Arc::new(Mutex::new(Some(held)));
-        let server = tokio::spawn(serve(listeners, limits, None, stopped, move |_, _| {
+        let server = tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
             let held = held.lock().expect("no panic").take().expect("one request");
             async move { Response::new(Endless(held)) }
         }));
@@ -270,7 +293,7 @@ mod tests {
         let (stop, stopped) = watch::channel(false);
         let (held, dropped) = oneshot::channel();
         let held = Arc::new(Mutex::new(Some(held)));
-        tokio::spawn(serve(listeners, limits, None, stopped, move |_, _| {
+        tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
             let held = held.lock().expect("no panic").take().expect("one request");
             async move { Response::new(Endless(held)) }
         }));

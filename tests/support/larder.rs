@@ -379,6 +379,13 @@ impl Larder {
         change(setup).start()
     }
 
+    /// Changes the configuration's file under the running larder.
+    pub fn rewrite(&mut self, change: impl FnOnce(Setup) -> Setup) {
+        let setup = std::mem::replace(&mut self.setup, Setup::empty());
+        self.setup = change(setup);
+        self.setup.config_file();
+    }
+
     fn kill9_if_running(&mut self) {
         if self.is_running() {
             self.kill9();
@@ -400,6 +407,11 @@ impl Larder {
     #[track_caller]
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.running.wait_for_line(what, wanted)
+    }
+
+    /// How many lines of the log have this message.
+    pub fn count_lines(&self, message: &str) -> usize {
+        self.log_lines().iter().filter(|line| line["message"] == message).count()
     }
 
     /// Resident memory in bytes.
