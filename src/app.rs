@@ -1,6 +1,7 @@
 //! The composition root: builds every layer from a configuration, serves, drains and flushes.
 
 mod reload;
+mod systemd;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -134,6 +135,8 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
+        let places: Vec<_> = api.iter().map(ToString::to_string).collect();
+        let status = format!("serving on {}", places.join(", "));
         let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready));
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);
@@ -146,17 +149,28 @@ impl App {
         let attending = tokio::spawn(cache.clone().attend());
         let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.attend()));
         let mut watching: Vec<_> = watching.collect();
-        let running =
-            reload::Running { config, cache, registry: registry.clone(), limits, admin_limits, certificates };
+        watching.extend(systemd::watchdog().map(tokio::spawn));
+        let running = reload::Running {
+            config,
+            cache,
+            registry: registry.clone(),
+            limits,
+            admin_limits,
+            certificates,
+            status: status.clone(),
+        };
         watching.extend(reload.map(|reload| tokio::spawn(reload::attend(running, reload, read))));
         let connections = Some(metrics.connections.clone());
         let api =
-            tokio::spawn(server::serve(api, bounds.clone(), connections, stopped, move |request, _| {
+            tokio::spawn(server::serve(api, bounds.clone(), connections, stopped, move |request, client| {
                 let registry = registry.clone();
-                async move { registry.answer(request).await }
+                async move { registry.answer(request, client).await }
             }));
 
+        systemd::ready(&status);
+
         shutdown.await;
+        systemd::stopping("running transfers may finish");
         let grace = bounds.borrow().grace;
         tracing::info!(?grace, "stopping: no new connections, running transfers may finish");
         ready.store(false, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! Every metric series larder has, in one struct, and the set-up of its log.
 
 mod log;
+mod repeats;
 
 use std::time::Duration;
 

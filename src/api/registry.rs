@@ -1,5 +1,6 @@
 //! The `/v2` API: takes a request apart, asks the cache, and puts the answer together.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use crate::oci::name::NameError;
 use crate::oci::{Accept, Digest, Reference, Repository};
 use crate::telemetry::{Kind, Metrics, Outcome};
 
-use super::access::Record;
+use super::access::{self, Record};
 use super::body::Body;
 use super::response::{self, Refusal};
 use super::route::{Query, Resource, Route};
@@ -62,7 +63,8 @@ impl Registry {
     }
 
     /// Answers a request. The request's body is never read: nothing here takes one.
-    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
+    /// `client` is where it is, unless it came by a socket in the file system.
+    pub async fn answer<B>(&self, request: Request<B>, client: Option<SocketAddr>) -> Response<Body> {
         let begin = Instant::now();
         let manners = *self.manners.read().unwrap_or_else(PoisonError::into_inner);
         let (head, _) = request.into_parts();
@@ -85,6 +87,10 @@ impl Registry {
             begin,
             method: head.method.clone(),
             path: asked.path.to_owned(),
+            client,
+            id: access::request_id(asked.headers),
+            repository: None,
+            reference: None,
             upstream: None,
             kind,
             outcome: Outcome::None,
@@ -95,12 +101,13 @@ impl Registry {
         let result = match route {
             _ if head.method != Method::GET && !asked.head => Err(Refusal::Write),
             _ if asked.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
-            Some(route) => self.content(&asked, route, &mut record.upstream).await,
+            Some(route) => self.content(&asked, route, &mut record).await,
             None => Err(Refusal::NoSuchPath),
         };
         let finish = |record: &mut Record, answer: &mut Response<Body>, outcome| {
             let headers = answer.headers_mut();
             headers.insert(response::API_VERSION, HeaderValue::from_static("registry/2.0"));
+            headers.insert(access::REQUEST_ID, record.id.clone());
             if let (Some(ns), Some(_)) = (&asked.query.ns, &record.upstream) {
                 response::insert_text(headers, response::NAMESPACE, ns);
             }
@@ -131,8 +138,11 @@ impl Registry {
         &self,
         asked: &Asked<'_>,
         route: Route,
-        upstream: &mut Option<Arc<str>>,
+        record: &mut Record,
     ) -> Result<Content, Refusal> {
+        if record.logged {
+            record.reference = route.resource.reference().map(str::to_owned);
+        }
         match route.resource {
             Resource::Base => {
                 if let Some(prefix) = &route.prefix {
@@ -142,11 +152,11 @@ impl Registry {
             }
             Resource::Catalog => self.catalog(asked, route.prefix.as_deref()).await,
             Resource::Manifest(reference) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 self.manifest(asked, &repository, &reference.parse()?).await
             }
             Resource::Blob(digest) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 let digest = parse_digest(&digest)?;
                 if asked.head {
                     self.blob_head(asked, &repository, &digest).await
@@ -155,11 +165,11 @@ impl Registry {
                 }
             }
             Resource::Tags => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 self.tags(asked, &repository).await
             }
             Resource::Referrers(digest) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 self.referrers(asked, &repository, &parse_digest(&digest)?).await
             }
         }
@@ -170,10 +180,11 @@ impl Registry {
         asked: &Asked<'_>,
         prefix: Option<&str>,
         name: &str,
-        upstream: &mut Option<Arc<str>>,
+        record: &mut Record,
     ) -> Result<Repository, Refusal> {
         let repository = self.cache.route(asked.query.ns.as_deref(), prefix, asked.host, name)?;
-        *upstream = Some(repository.upstream.as_str().into());
+        record.upstream = Some(repository.upstream.as_str().into());
+        record.repository = Some(repository.name.clone());
         Ok(repository)
     }
 

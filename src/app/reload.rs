@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -46,6 +47,8 @@ pub(super) struct Running {
     pub(super) limits: watch::Sender<Limits>,
     pub(super) admin_limits: watch::Sender<Limits>,
     pub(super) certificates: Vec<Certificate>,
+    /// What the service manager shows.
+    pub(super) status: String,
 }
 
 /// The files that are watched: the configuration's own, and those that it names and that are read only once.
@@ -111,14 +114,17 @@ pub(super) async fn attend(mut running: Running, reload: Reload, read: Fingerpri
             },
             _ = ticks.tick() => false,
         };
+        level.tell_left_out(Instant::now());
         let (load, level) = (Arc::clone(&load), level.clone());
         let turn = tokio::task::spawn_blocking(move || {
-            if told {
-                running.certificates.iter().for_each(Certificate::reload);
-            }
             if watched.is_due(told) {
+                super::systemd::reloading();
+                if told {
+                    running.certificates.iter().for_each(Certificate::reload);
+                }
                 running.read(&load, &level);
                 watched.follow(&running.config);
+                super::systemd::ready(&running.status);
             }
             (running, watched)
         });

@@ -1,9 +1,12 @@
 //! The log: where it goes, in which shape, and how its level changes while it runs.
 
+use std::time::Instant;
+
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, reload};
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
+use super::repeats::{Repeats, Sparing};
 use crate::config::schema::{Log, LogFormat};
 
 /// Why the log cannot be set up.
@@ -13,14 +16,22 @@ pub struct LogError(String);
 
 /// What is logged, to be changed while it runs.
 #[derive(Clone, Debug)]
-pub struct LogLevel(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
+pub struct LogLevel {
+    filter: reload::Handle<EnvFilter, Registry>,
+    repeats: Repeats,
+}
 
 impl LogLevel {
     /// Follows another level or filter from now on.
     pub fn follow(&self, level: &str) -> Result<(), LogError> {
         // A process whose log another has set up has none of its own to change.
-        let _ = self.0.reload(filter(level)?);
+        let _ = self.filter.reload(filter(level)?);
         Ok(())
+    }
+
+    /// Says how often failures were left out that had been said before. To be called every few seconds.
+    pub fn tell_left_out(&self, now: Instant) {
+        self.repeats.tell(now);
     }
 }
 
@@ -32,11 +43,20 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
 pub fn init_log(log: &Log) -> Result<LogLevel, LogError> {
     let (filter, level) = reload::Layer::new(filter(&log.level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let repeats = Repeats::default();
     let lines = match log.format {
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => lines
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .map_event_format(|lines| Sparing { lines, repeats: repeats.clone() })
+            .boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .map_event_format(|lines| Sparing { lines, repeats: repeats.clone() })
+            .boxed(),
     };
     // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
-    Ok(LogLevel(level))
+    Ok(LogLevel { filter: level, repeats })
 }
