@@ -1,26 +1,33 @@
 //! The composition root: builds every layer from a configuration, serves, drains and flushes.
 
+mod reload;
+mod systemd;
+
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::api::{Admin, Manners, Registry};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::Mode;
-use crate::ops::scrub;
-use crate::server::{self, Limits};
+use crate::config::watch::Fingerprint;
+use crate::ops;
+pub use crate::server::Passed;
+use crate::server::{self, Certificate, CertificateFiles, Limits, Listener};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 pub use crate::telemetry::init_log;
 use crate::upstream::Upstreams;
+pub use reload::{Load, Reload};
 
 /// How long a client may leave an answer untouched before its connection, and what it holds, is given up.
 const WRITE_PATIENCE: Duration = Duration::from_mins(1);
@@ -78,77 +85,139 @@ pub struct App {
     cache: Cache,
     registry: Registry,
     clock: Clock,
-    api: (TcpListener, SocketAddr),
-    admin: (TcpListener, SocketAddr),
+    api: Vec<Listener>,
+    admin: Vec<Listener>,
+    certificates: Vec<Certificate>,
+    reload: Option<Reload>,
+    /// What the files that the configuration names held before they were read.
+    read: Fingerprint,
 }
 
 impl App {
-    /// Opens the store and binds the listeners; contacts no upstream.
-    pub async fn build(config: Config) -> anyhow::Result<Self> {
-        Self::build_with(config, Clock::default()).await
+    /// Opens the store and binds the listeners; contacts no upstream. `passed` are the service manager's sockets.
+    pub async fn build(config: Config, passed: Passed) -> anyhow::Result<Self> {
+        Self::assemble(config, passed, Clock::default()).await
     }
 
-    /// The same with a clock of the caller's own.
+    /// The same with a clock of the caller's own, and without a service manager.
     pub async fn build_with(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        let api = bind(config.server.listen, "server.listen").await?;
-        let admin = bind(config.admin.listen, "admin.listen").await?;
+        Self::assemble(config, Passed::none(), clock).await
+    }
+
+    async fn assemble(config: Config, mut passed: Passed, clock: Clock) -> anyhow::Result<Self> {
+        let files = reload::named(&config);
+        let read = tokio::task::spawn_blocking(move || Fingerprint::of(&files)).await?;
+        let Config { server, admin, .. } = &config;
+        let own = certificate(server.tls_cert.as_deref(), server.tls_key.as_deref()).await?;
+        let admins = certificate(admin.tls_cert.as_deref(), admin.tls_key.as_deref()).await?;
+        let for_admin = admins.as_ref().or(own.as_ref());
+        let mut api = Listener::open(&server.listen, "server.listen", None, &mut passed).await?;
+        api.extend(Listener::open(&server.tls_listen, "server.tls_listen", own.as_ref(), &mut passed).await?);
+        let mut operator = Listener::open(&admin.listen, "admin.listen", None, &mut passed).await?;
+        operator.extend(Listener::open(&admin.tls_listen, "admin.tls_listen", for_admin, &mut passed).await?);
+        let left = passed.left();
+        if !left.is_empty() {
+            tracing::warn!(
+                sockets = left.join(", "),
+                "passed by the service manager, but named by no `listen` key"
+            );
+        }
         let Offline { store, metrics, cache } = Offline::open_with(&config, clock.clone()).await?;
-        let manners =
-            Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests };
-        let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners);
-        Ok(Self { config, store, metrics, cache, registry, clock, api, admin })
+        let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners(&config));
+        let certificates = own.into_iter().chain(admins).collect();
+        Ok(Self {
+            config,
+            store,
+            metrics,
+            cache,
+            registry,
+            clock,
+            api,
+            admin: operator,
+            certificates,
+            reload: None,
+            read,
+        })
     }
 
-    /// Where clients pull from; the real port where the configuration said 0.
-    pub fn api_addr(&self) -> SocketAddr {
-        self.api.1
+    /// The first address that clients pull from without TLS; the real port where the configuration said 0.
+    pub fn api_addr(&self) -> Option<SocketAddr> {
+        plain(&self.api)
     }
 
-    /// Where the operator looks.
-    pub fn admin_addr(&self) -> SocketAddr {
-        self.admin.1
+    /// The first address where the operator looks without TLS.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        plain(&self.admin)
+    }
+
+    /// Makes it follow another configuration while it runs.
+    #[must_use]
+    pub fn reloading(mut self, reload: Reload) -> Self {
+        self.reload = Some(reload);
+        self
     }
 
     /// Serves until `shutdown` resolves, then finishes running transfers within the grace period and flushes.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let Self { config, store, metrics, cache, registry, clock, api, admin } = self;
+        let Self { config, store, metrics, cache, registry, clock, api, admin, certificates, reload, read } =
+            self;
         let ready = Arc::new(AtomicBool::new(true));
         let (stop, stopped) = watch::channel(false);
-        let limits = Limits {
-            connections: config.server.max_connections,
-            head: config.server.header_timeout,
-            write: WRITE_PATIENCE,
-            grace: config.server.grace,
-        };
+        let (limits, bounds) = watch::channel(limits(&config));
+        let (admin_limits, admin_bounds) = watch::channel(admin_limits(&config));
         tracing::info!(
-            api = %api.1,
-            admin = %admin.1,
+            api = named(&api, false),
+            api_tls = named(&api, true),
+            admin = named(&admin, false),
+            admin_tls = named(&admin, true),
             store = %config.store.path.display(),
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
+        let places: Vec<_> = api.iter().map(ToString::to_string).collect();
+        let status = format!("serving on {}", places.join(", "));
         let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready));
-        let admin_limits = Limits { connections: 64, grace: Duration::from_secs(1), ..limits };
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);
-        let admin = tokio::spawn(server::serve(admin.0, admin_limits, None, admin_stopped, move |request| {
-            let answer = operator.answer(&request);
-            async move { answer }
-        }));
+        let admin =
+            tokio::spawn(server::serve(admin, admin_bounds, None, admin_stopped, move |request, _| {
+                let answer = operator.answer(&request);
+                async move { answer }
+            }));
         let keeping = tokio::spawn(cache.clone().keep_room());
+        let (scrub, scrub_settings) = watch::channel(config.scrub.clone());
         let scrubbing = tokio::spawn({
-            let (cache, metrics, settings) = (cache.clone(), Arc::clone(&metrics), config.scrub.clone());
-            async move { scrub::attend(cache, &metrics, clock, settings).await }
+            let (cache, metrics) = (cache.clone(), Arc::clone(&metrics));
+            async move { ops::scrub::attend(cache, &metrics, clock, scrub_settings).await }
         });
         let attending = tokio::spawn(cache.clone().attend());
-        let connections = metrics.connections.clone();
-        let api = tokio::spawn(server::serve(api.0, limits, Some(connections), stopped, move |request| {
-            let registry = registry.clone();
-            async move { registry.answer(request).await }
-        }));
+        let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.attend()));
+        let mut watching: Vec<_> = watching.collect();
+        watching.extend(systemd::watchdog().map(tokio::spawn));
+        let running = reload::Running {
+            config,
+            cache: cache.clone(),
+            registry: registry.clone(),
+            limits,
+            admin_limits,
+            scrub,
+            certificates,
+            status: status.clone(),
+        };
+        watching.extend(reload.map(|reload| tokio::spawn(reload::attend(running, reload, read))));
+        let connections = Some(metrics.connections.clone());
+        let api =
+            tokio::spawn(server::serve(api, bounds.clone(), connections, stopped, move |request, client| {
+                let registry = registry.clone();
+                async move { registry.answer(request, client).await }
+            }));
+
+        systemd::ready(&status);
 
         shutdown.await;
-        tracing::info!(grace = ?config.server.grace, "stopping: no new connections, running transfers may finish");
+        systemd::stopping("running transfers may finish");
+        let grace = bounds.borrow().grace;
+        tracing::info!(?grace, "stopping: no new connections, running transfers may finish");
         ready.store(false, Ordering::Relaxed);
         stop.send_replace(true);
         if !api.await.context("the client port failed")? {
@@ -159,6 +228,7 @@ impl App {
         keeping.abort();
         scrubbing.abort();
         attending.abort();
+        watching.iter().for_each(JoinHandle::abort);
         cache.note_times().await;
         flush(store).await?;
         tracing::info!("stopped");
@@ -170,10 +240,37 @@ async fn flush(store: Store) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || store.flush()).await?.context("the store could not be flushed")
 }
 
-async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address} ({key}); is something else using it? choose another address")
-    })?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
+/// The certificate in these files, if there are any.
+async fn certificate(cert: Option<&Path>, key: Option<&Path>) -> anyhow::Result<Option<Certificate>> {
+    let (Some(cert), Some(key)) = (cert, key) else { return Ok(None) };
+    let files = CertificateFiles { cert: cert.to_owned(), key: key.to_owned() };
+    Ok(Some(tokio::task::spawn_blocking(move || Certificate::load(files)).await??))
+}
+
+fn plain(listeners: &[Listener]) -> Option<SocketAddr> {
+    listeners.iter().filter(|listener| !listener.is_tls()).find_map(Listener::local)
+}
+
+/// Those that speak TLS, or those that do not, as the log shows them.
+fn named(listeners: &[Listener], tls: bool) -> Option<String> {
+    let names: Vec<_> = listeners.iter().filter(|it| it.is_tls() == tls).map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+fn manners(config: &Config) -> Manners {
+    Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        connections: config.server.max_connections,
+        head: config.server.header_timeout,
+        write: WRITE_PATIENCE,
+        grace: config.server.grace,
+    }
+}
+
+/// The operator's port: few connections, and nothing on it that the end would have to wait for.
+fn admin_limits(config: &Config) -> Limits {
+    Limits { connections: 64, grace: Duration::from_secs(1), ..limits(config) }
 }

@@ -1,5 +1,7 @@
 //! Every metric series larder has, in one struct, and the set-up of its log.
 
+mod log;
+mod repeats;
 mod store;
 
 use std::time::Duration;
@@ -9,9 +11,8 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
-use tracing_subscriber::EnvFilter;
 
-use crate::config::schema::{Log, LogFormat};
+pub use log::{LogError, LogLevel, init_log};
 
 use store::StoreSeries;
 
@@ -338,6 +339,12 @@ impl Metrics {
         self.upstreams.open.with_label_values(&[upstream, endpoint]).set(i64::from(open));
     }
 
+    /// Forgets an endpoint that is no longer configured.
+    pub fn endpoint_gone(&self, upstream: &str, endpoint: &str) {
+        // One that has no series is gone already.
+        let _ = self.upstreams.open.remove_label_values(&[upstream, endpoint]);
+    }
+
     /// Counts content that did not verify; `kind` is `manifest` or `blob`.
     pub fn verify_failure(&self, upstream: &str, kind: &str) {
         self.upstreams.verify_failures.with_label_values(&[upstream, kind]).inc();
@@ -376,24 +383,6 @@ impl Default for Metrics {
 fn difference(before: usize, now: usize) -> i64 {
     let signed = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
     signed(now) - signed(before)
-}
-
-/// Why the log cannot be set up.
-#[derive(Debug, thiserror::Error)]
-#[error("log.level is no filter: {0}")]
-pub struct LogError(String);
-
-/// Sends the log to standard error. Later calls in one process change nothing.
-pub fn init_log(log: &Log) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| LogError(error.to_string()))?;
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
-    let _ = match log.format {
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
-    };
-    Ok(())
 }
 
 #[cfg(test)]

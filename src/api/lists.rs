@@ -41,7 +41,7 @@ impl Registry {
         }
         let only =
             asked.query.ns.as_deref().or(prefix).map(|name| self.cache.upstream_named(name)).transpose()?;
-        let page = self.cache.repositories(only.cloned(), asked.query.last.clone(), limit).await?;
+        let page = self.cache.repositories(only, asked.query.last.clone(), limit).await?;
         let list = RepositoryListBuilder::default().repositories(page.names.clone()).build();
         Ok(Content::Ready(named(asked, &page, limit, list.ok()), Outcome::None))
     }

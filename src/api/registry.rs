@@ -1,6 +1,7 @@
 //! The `/v2` API: takes a request apart, asks the cache, and puts the answer together.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, IF_NONE_MATCH, TRANSFER_ENCODING};
@@ -11,7 +12,7 @@ use crate::oci::name::NameError;
 use crate::oci::{Accept, Digest, Reference, Repository};
 use crate::telemetry::{Kind, Metrics, Outcome};
 
-use super::access::Record;
+use super::access::{self, Record};
 use super::body::Body;
 use super::response::{self, Refusal};
 use super::route::{Query, Resource, Route};
@@ -21,7 +22,7 @@ use super::route::{Query, Resource, Route};
 pub struct Registry {
     pub(super) cache: Cache,
     metrics: Arc<Metrics>,
-    manners: Manners,
+    manners: Arc<RwLock<Manners>>,
 }
 
 /// How the API behaves beyond its protocol.
@@ -37,6 +38,8 @@ pub struct Manners {
 pub(super) struct Asked<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) path: &'a str,
+    /// The host that the client means us to be.
+    host: Option<&'a str>,
     pub(super) query: Query,
     /// Whether only the head of the answer is wanted.
     head: bool,
@@ -51,27 +54,43 @@ pub(super) enum Content {
 impl Registry {
     /// The API over `cache`.
     pub fn new(cache: Cache, metrics: Arc<Metrics>, manners: Manners) -> Self {
-        Self { cache, metrics, manners }
+        Self { cache, metrics, manners: Arc::new(RwLock::new(manners)) }
+    }
+
+    /// Behaves in another manner from now on.
+    pub fn follow(&self, manners: Manners) {
+        *self.manners.write().unwrap_or_else(PoisonError::into_inner) = manners;
     }
 
     /// Answers a request. The request's body is never read: nothing here takes one.
-    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
+    /// `client` is where it is, unless it came by a socket in the file system.
+    pub async fn answer<B>(&self, request: Request<B>, client: Option<SocketAddr>) -> Response<Body> {
         let begin = Instant::now();
+        let manners = *self.manners.read().unwrap_or_else(PoisonError::into_inner);
         let (head, _) = request.into_parts();
         let route = Route::parse(head.uri.path());
         let kind = route.as_ref().map_or(Kind::Other, |route| kind_of(&route.resource));
         let asked = Asked {
             headers: &head.headers,
             path: head.uri.path(),
+            // HTTP/2 has it in the target, as has HTTP/1.1 in the absolute form, where it wins (RFC 9112, section 3.2.2).
+            host: match head.uri.authority() {
+                Some(authority) => Some(authority.as_str()),
+                None => head.headers.get(HOST).and_then(|host| host.to_str().ok()),
+            },
             query: Query::parse(head.uri.query()),
             head: head.method == Method::HEAD,
         };
         let mut record = Record {
             metrics: Arc::clone(&self.metrics),
-            logged: self.manners.log_requests,
+            logged: manners.log_requests,
             begin,
             method: head.method.clone(),
             path: asked.path.to_owned(),
+            client,
+            id: access::request_id(asked.headers),
+            repository: None,
+            reference: None,
             upstream: None,
             kind,
             outcome: Outcome::None,
@@ -82,12 +101,13 @@ impl Registry {
         let result = match route {
             _ if head.method != Method::GET && !asked.head => Err(Refusal::Write),
             _ if asked.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
-            Some(route) => self.content(&asked, route, &mut record.upstream).await,
+            Some(route) => self.content(&asked, route, &mut record).await,
             None => Err(Refusal::NoSuchPath),
         };
         let finish = |record: &mut Record, answer: &mut Response<Body>, outcome| {
             let headers = answer.headers_mut();
             headers.insert(response::API_VERSION, HeaderValue::from_static("registry/2.0"));
+            headers.insert(access::REQUEST_ID, record.id.clone());
             if let (Some(ns), Some(_)) = (&asked.query.ns, &record.upstream) {
                 response::insert_text(headers, response::NAMESPACE, ns);
             }
@@ -106,7 +126,7 @@ impl Registry {
                 ended(&mut record, &mut answer, asked.head)
             }
             Err(refusal) => {
-                let (mut answer, message) = refusal.answer(kind, self.manners.gateway);
+                let (mut answer, message) = refusal.answer(kind, manners.gateway);
                 finish(&mut record, &mut answer, Outcome::None);
                 record.reason = Some(message);
                 ended(&mut record, &mut answer, asked.head)
@@ -118,8 +138,11 @@ impl Registry {
         &self,
         asked: &Asked<'_>,
         route: Route,
-        upstream: &mut Option<Arc<str>>,
+        record: &mut Record,
     ) -> Result<Content, Refusal> {
+        if record.logged {
+            record.reference = route.resource.reference().map(str::to_owned);
+        }
         match route.resource {
             Resource::Base => {
                 if let Some(prefix) = &route.prefix {
@@ -129,11 +152,11 @@ impl Registry {
             }
             Resource::Catalog => self.catalog(asked, route.prefix.as_deref()).await,
             Resource::Manifest(reference) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 self.manifest(asked, &repository, &reference.parse()?).await
             }
             Resource::Blob(digest) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 let digest = parse_digest(&digest)?;
                 if asked.head {
                     self.blob_head(asked, &repository, &digest).await
@@ -142,11 +165,11 @@ impl Registry {
                 }
             }
             Resource::Tags => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 self.tags(asked, &repository).await
             }
             Resource::Referrers(digest) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, upstream)?;
+                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 self.referrers(asked, &repository, &parse_digest(&digest)?).await
             }
         }
@@ -157,11 +180,11 @@ impl Registry {
         asked: &Asked<'_>,
         prefix: Option<&str>,
         name: &str,
-        upstream: &mut Option<Arc<str>>,
+        record: &mut Record,
     ) -> Result<Repository, Refusal> {
-        let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let repository = self.cache.route(asked.query.ns.as_deref(), prefix, host, name)?;
-        *upstream = Some(repository.upstream.as_str().into());
+        let repository = self.cache.route(asked.query.ns.as_deref(), prefix, asked.host, name)?;
+        record.upstream = Some(repository.upstream.as_str().into());
+        record.repository = Some(repository.name.clone());
         Ok(repository)
     }
 

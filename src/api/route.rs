@@ -21,6 +21,17 @@ pub(super) enum Resource {
     Referrers(String),
 }
 
+impl Resource {
+    /// The tag or digest among it.
+    pub(super) fn reference(&self) -> Option<&str> {
+        match self {
+            Self::Manifest(reference) => Some(reference),
+            Self::Blob(digest) | Self::Referrers(digest) => Some(digest),
+            Self::Base | Self::Catalog | Self::Tags => None,
+        }
+    }
+}
+
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {

@@ -130,7 +130,7 @@ impl Drop for Waiting<'_> {
 
 /// Whether the blobs of a platform are to be fetched ahead. `linux/arm64` names all its variants too.
 fn is_wanted(shared: &Shared, platform: &str) -> bool {
-    shared.prefetch.platforms.iter().any(|wanted| {
+    shared.rules().prefetch.platforms.iter().any(|wanted| {
         platform.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     })
 }

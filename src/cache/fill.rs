@@ -176,7 +176,7 @@ impl Fill {
         self.draft = Some(Arc::clone(writer.draft()));
         let upstream = self.shared.upstream(&self.repository)?;
         let (name, digest, size) = (&self.repository.name, &self.digest, self.size);
-        let download = Download { upstream, name, digest, size, mislabelled };
+        let download = Download { upstream: &upstream, name, digest, size, mislabelled };
         let received = download.run(writer, |draft| self.begins(draft)).await;
         received.map_err(|error| remember(&self.shared, &self.repository, Wanted::Blob(self.digest), error))
     }

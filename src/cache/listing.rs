@@ -59,10 +59,11 @@ impl Cache {
         last: Option<String>,
         limit: usize,
     ) -> Result<Page, CacheError> {
-        let default = self.0.upstreams.router().default_upstream().cloned();
+        let rules = self.0.rules();
+        let default = rules.upstreams.router().default_upstream().cloned();
         let upstreams: Vec<UpstreamName> = match &only {
             Some(name) => vec![name.clone()],
-            None => self.0.upstreams.iter().map(|upstream| upstream.name().clone()).collect(),
+            None => rules.upstreams.iter().map(|upstream| upstream.name().clone()).collect(),
         };
         let shared = Arc::clone(&self.0);
         blocking(move || {
@@ -93,7 +94,8 @@ fn admitted(
     last: Option<&str>,
     limit: usize,
 ) -> Result<Vec<Name>, StoreError> {
-    let router = shared.upstreams.router();
+    let rules = shared.rules();
+    let router = rules.upstreams.router();
     let mut admitted = Vec::new();
     let mut last = last.map(str::to_owned);
     loop {

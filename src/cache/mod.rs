@@ -26,17 +26,18 @@ mod tags;
 mod verify;
 mod walks;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
 use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, Outcome};
-use crate::upstream::{Upstream, Upstreams};
+use crate::upstream::{BuildError, Upstream, Upstreams};
 
 pub use blob::{Blob, Source};
 pub use error::CacheError;
@@ -106,7 +107,7 @@ pub struct Cache(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     store: Store,
-    upstreams: Upstreams,
+    rules: RwLock<Arc<Rules>>,
     metrics: Arc<Metrics>,
     clock: Clock,
     hot: Hot,
@@ -118,6 +119,12 @@ struct Shared {
     /// Ranges passed through at once; each holds a connection of its upstream.
     passing: Arc<Semaphore>,
     walks: Walks,
+}
+
+/// What the configuration says, as long as it says it: replaced as a whole, so that no request sees a half of it.
+#[derive(Debug)]
+struct Rules {
+    upstreams: Upstreams,
     prefetch: Prefetch,
 }
 
@@ -132,7 +139,7 @@ impl Cache {
     ) -> Self {
         Self(Arc::new(Shared {
             store,
-            upstreams,
+            rules: RwLock::new(Arc::new(Rules { upstreams, prefetch })),
             metrics,
             clock,
             hot: Hot::new(),
@@ -143,7 +150,6 @@ impl Cache {
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
             walks: Walks::default(),
-            prefetch,
         }))
     }
 
@@ -155,12 +161,22 @@ impl Cache {
         host: Option<&str>,
         name: &str,
     ) -> Result<Repository, RouteError> {
-        self.0.upstreams.router().route(ns, prefix, host, name)
+        self.0.rules().upstreams.router().route(ns, prefix, host, name)
     }
 
     /// The upstream that `ns`, or a path prefix, names.
-    pub fn upstream_named(&self, text: &str) -> Result<&UpstreamName, RouteError> {
-        self.0.upstreams.router().upstream(text)
+    pub fn upstream_named(&self, text: &str) -> Result<UpstreamName, RouteError> {
+        self.0.rules().upstreams.router().upstream(text).cloned()
+    }
+
+    /// Follows another configuration from now on, in all that it says of upstreams, freshness and prefetching. What runs
+    /// goes on as it began; upstreams whose settings stay keep what they know. After an error nothing has changed.
+    pub fn follow(&self, config: &Config) -> Result<(), BuildError> {
+        let upstreams = self.0.rules().upstreams.rebuilt(config)?;
+        let rules = Arc::new(Rules { upstreams, prefetch: config.prefetch.clone() });
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+        self.0.eviction.follow(&config.store);
+        Ok(())
     }
 
     /// A manifest or index by tag or digest.
@@ -203,8 +219,13 @@ impl Cache {
 }
 
 impl Shared {
-    fn upstream(&self, repository: &Repository) -> Result<&Arc<Upstream>, CacheError> {
-        self.upstreams.get(&repository.upstream).ok_or(CacheError::NotFound)
+    /// What counts now.
+    fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn upstream(&self, repository: &Repository) -> Result<Arc<Upstream>, CacheError> {
+        self.rules().upstreams.get(&repository.upstream).cloned().ok_or(CacheError::NotFound)
     }
 
     /// Notes that the store failed, and goes on: what was verified can be served all the same.

@@ -93,7 +93,7 @@ impl Cache {
     ) -> Option<mpsc::Receiver<Bytes>> {
         // Each holds a connection of the upstream's for as long as its client likes to read.
         let place = Arc::clone(&self.0.passing).try_acquire_owned().ok()?;
-        let upstream = Arc::clone(self.0.upstream(repository).ok()?);
+        let upstream = self.0.upstream(repository).ok()?;
         let (name, digest, mut left) = (repository.name.clone(), *digest, range.clone());
         let whole = draft.progress().total;
         let mut body = piece(&upstream, &name, &digest, &left, whole).await?;

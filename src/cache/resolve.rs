@@ -57,7 +57,7 @@ pub(super) async fn resolve(
         return Err(CacheError::NotFound);
     }
 
-    let patience = Patience::with(upstream, copy || known.is_some());
+    let patience = Patience::with(&upstream, copy || known.is_some());
     // The question goes on without this request, and tells for the next one whether the upstream is back.
     let ticket = question(shared, pointer, known.clone());
     let leader = ticket.leader;
@@ -67,7 +67,7 @@ pub(super) async fn resolve(
             let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
             Ok(Found { document, outcome, age: Some(Duration::ZERO), stale: None })
         }
-        (Err(error), Some(known)) => stale(shared, known, settings, error),
+        (Err(error), Some(known)) => stale(shared, known, upstream.settings(), error),
         (Err(error), None) => Err(error),
     }
 }
@@ -95,9 +95,9 @@ pub(super) async fn last_known(
     pointer: &Pointer,
     error: CacheError,
 ) -> Result<Found, CacheError> {
-    let settings = shared.upstream(pointer.repository())?.settings();
+    let upstream = shared.upstream(pointer.repository())?;
     match known(shared, pointer).await? {
-        Some(known) => stale(shared, known, settings, error),
+        Some(known) => stale(shared, known, upstream.settings(), error),
         None => Err(error),
     }
 }
@@ -190,7 +190,7 @@ async fn ask_for_tag(
     key: &TagKey,
     known: Option<&Known>,
 ) -> Result<Arc<Document>, CacheError> {
-    let upstream = Arc::clone(shared.upstream(&key.repository)?);
+    let upstream = shared.upstream(&key.repository)?;
     let reference = Reference::Tag(key.tag.clone());
     let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
     let mut announced = None;

@@ -54,7 +54,7 @@ pub(super) async fn confirm_blob(
     let told = match upstream.head_blob(&repository.name, digest).await {
         // No registry is known that says of blobs, as some do of manifests, that they are not there just to HEAD.
         Err(error) if error != UpstreamError::NotFound && error.may_be_about_head() => {
-            first_byte(upstream, repository, digest).await
+            first_byte(&upstream, repository, digest).await
         }
         told => told,
     };

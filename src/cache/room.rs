@@ -8,7 +8,7 @@ use super::{CacheError, Shared};
 /// Whether the upstream's quota leaves room for what nobody asked for.
 pub(super) fn is_there(shared: &Shared, repository: &Repository) -> bool {
     let upstream = shared.upstream(repository);
-    upstream.is_ok_and(|upstream| upstream.quota_is_above(shared.prefetch.quota_floor))
+    upstream.is_ok_and(|upstream| upstream.quota_is_above(shared.rules().prefetch.quota_floor))
 }
 
 /// Waits until the upstream's quota leaves room. One waiter asks for `child` by HEAD now and then, which Docker Hub
@@ -24,7 +24,7 @@ pub(super) async fn wait(shared: &Shared, repository: &Repository, child: &Diges
         }
         tokio::select! {
             () = told => {}
-            () = tokio::time::sleep(shared.prefetch.quota_check) => {
+            () = tokio::time::sleep(shared.rules().prefetch.quota_check) => {
                 let reference = Reference::Digest(*child);
                 // Only what its headers tell of the quota matters, and that is noted on the way.
                 let asked = upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await;

@@ -122,7 +122,7 @@ async fn upstreams(
     } else if shared.hot.is_absent(repository, &Wanted::Tags, shared.clock.now()) {
         return Err(CacheError::NotFound);
     }
-    let patience = Patience::with(upstream, copy || known.is_some());
+    let patience = Patience::with(&upstream, copy || known.is_some());
     let ticket = question(shared, repository);
     let leader = ticket.leader;
     let answer = patience.wait(ticket.wait()).await;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use crate::config::schema::Prefetch;
 use crate::oci::media::Kind;
 use crate::oci::{Repository, UpstreamName};
 
@@ -110,7 +111,7 @@ impl Drop for UnderWay {
 pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<Document>) {
     let index = document.media_type.kind() == Some(Kind::Index);
     let root = (repository.clone(), document.digest);
-    if !shared.prefetch.children || !index || shared.hot.walked.get(&root).is_some() {
+    if !index || !shared.rules().prefetch.children || shared.hot.walked.get(&root).is_some() {
         return;
     }
     let Some(under_way) = UnderWay::begin(shared, root) else { return };
@@ -142,28 +143,36 @@ impl Cache {
     /// Takes up the walks that an earlier run left, and from time to time those that met trouble. Never ends.
     pub async fn attend(self) {
         let shared = &self.0;
-        if !shared.prefetch.children {
-            return std::future::pending().await;
-        }
-        let store = shared.store.clone();
-        match blocking(move || store.walks()).await {
-            Ok(roots) => {
-                if !roots.is_empty() {
-                    tracing::info!(indexes = roots.len(), "taking up what an earlier run had still to fetch");
-                }
-                for root in roots {
+        let mut begun = false;
+        loop {
+            // Asked each time, because the configuration may change.
+            let Prefetch { children, quota_check, .. } = shared.rules().prefetch.clone();
+            if children && !std::mem::replace(&mut begun, true) {
+                take_up_earlier(shared).await;
+            }
+            if children {
+                for root in due(shared) {
                     take_up(shared, root).await;
                 }
             }
-            Err(error) => shared.failed("the walks of an earlier run cannot be read", &error),
+            tokio::time::sleep(quota_check.min(FIRST)).await;
         }
-        let mut ticks = tokio::time::interval(shared.prefetch.quota_check.min(FIRST));
-        loop {
-            ticks.tick().await;
-            for root in due(shared) {
+    }
+}
+
+/// Takes up the walks that an earlier run left.
+async fn take_up_earlier(shared: &Arc<Shared>) {
+    let store = shared.store.clone();
+    match blocking(move || store.walks()).await {
+        Ok(roots) => {
+            if !roots.is_empty() {
+                tracing::info!(indexes = roots.len(), "taking up what an earlier run had still to fetch");
+            }
+            for root in roots {
                 take_up(shared, root).await;
             }
         }
+        Err(error) => shared.failed("the walks of an earlier run cannot be read", &error),
     }
 }
 

@@ -4,6 +4,7 @@
 mod image;
 mod pull;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use url::Url;
 
 use self::pull::{Client, Pull};
 use super::{print, serve};
-use crate::app::{self, App};
+use crate::app::{self, App, Passed};
 use crate::config::Config;
 use crate::config::schema::{Endpoint, Upstream, builtin_upstreams};
 
@@ -35,8 +36,10 @@ async fn play(stay: bool) -> anyhow::Result<()> {
     let index = image::write(&layout, &format!("{REPOSITORY}:{TAG}"))?;
     let config = config(folder.path(), &layout)?;
     app::init_log(&config.log)?;
-    let app = App::build(config).await?;
-    let client = Client::new(app.api_addr(), app.admin_addr())?;
+    let app = App::build(config, Passed::none()).await?;
+    let addresses = app.api_addr().zip(app.admin_addr());
+    let (api, admin) = addresses.context("the demonstration has no port")?;
+    let client = Client::new(api, admin)?;
 
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = std::pin::pin!(app.run(async {
@@ -71,10 +74,11 @@ async fn play(stay: bool) -> anyhow::Result<()> {
 /// A larder with the layout as its only upstream, on ports that the system chooses.
 fn config(folder: &Path, layout: &Path) -> anyhow::Result<Config> {
     let mut config = Config { builtin_upstreams: false, ..Config::default() };
-    config.server.listen.set_port(0);
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.server.listen = loopback.into();
     // The only client is the demonstration itself, and it has gone by then.
     config.server.grace = Duration::from_secs(1);
-    config.admin.listen.set_port(0);
+    config.admin.listen = loopback.into();
     config.store.path = folder.join("data");
     // Each pull asks whether the tag has moved, so that the last one finds the upstream gone.
     config.cache.tag_ttl = Duration::ZERO;

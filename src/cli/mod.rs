@@ -7,12 +7,12 @@ mod serve;
 mod validate;
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::address::Address;
 use crate::config::{self, Config, Flags};
 
 /// A pull-through cache for container images.
@@ -45,14 +45,14 @@ enum Verb {
 }
 
 /// Where the configuration comes from; shared by the verbs that need one.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 struct Settings {
     /// The configuration file; otherwise the variable `LARDER_CONFIG` names it, if set
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The address and port that clients pull from (server.listen)
+    /// Where clients pull from, without TLS: `IP:PORT`, `unix:/PATH` or `systemd:NAME` (server.listen); may be repeated
     #[arg(long, value_name = "ADDR")]
-    listen: Option<SocketAddr>,
+    listen: Vec<Address>,
     /// The folder that content is kept in (store.path)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -70,11 +70,17 @@ fn upstream(text: &str) -> Result<(String, String), String> {
 
 impl Settings {
     /// The effective configuration, checked.
-    fn load(self) -> anyhow::Result<Config> {
-        let flags = Flags { listen: self.listen, data: self.data, upstreams: self.upstream };
+    fn load(&self) -> anyhow::Result<Config> {
+        let Self { listen, data, upstream, .. } = self.clone();
+        let flags = Flags { listen, data, upstreams: upstream };
         let config = config::load(self.config.as_deref(), environment()?.into_iter(), flags)?;
         config::validate(&config)?;
         Ok(config)
+    }
+
+    /// The file among it, if there is one.
+    fn file(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(config::file(self.config.as_deref(), environment()?))
     }
 }
 
@@ -93,7 +99,7 @@ fn environment() -> anyhow::Result<Vec<(String, String)>> {
 /// Does what the command line asks for.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
-        Verb::Serve(settings) => serve::run(settings.load()?),
+        Verb::Serve(settings) => serve::run(settings),
         Verb::Validate(settings) => validate::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
         Verb::Verify(arguments) => scrub::verify(arguments),
@@ -162,7 +168,7 @@ mod tests {
         let Verb::Serve(settings) = Arguments::try_parse_from(line).expect("arguments").verb else {
             panic!("another verb");
         };
-        assert_eq!(settings.listen, Some(SocketAddr::from(([0, 0, 0, 0], 80))));
+        assert_eq!(settings.listen, ["0.0.0.0:80".parse().expect("an address")]);
         let pair = |name: &str, url: &str| (name.to_owned(), url.to_owned());
         assert_eq!(settings.upstream, [pair("a", "http://b/?c=d"), pair("a", "x")]);
         for bad in ["a", "=b", "a="] {

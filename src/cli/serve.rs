@@ -6,19 +6,30 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-use crate::app::{self, App};
-use crate::config::Config;
+use super::{Settings, sentence};
+use crate::app::{self, App, Passed, Reload};
+use crate::config::watch::Fingerprint;
 
 /// How long work that blocks a thread may go on after the application has stopped.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 /// Serves until a signal asks for the end.
-pub(super) fn run(config: Config) -> anyhow::Result<()> {
-    app::init_log(&config.log)?;
+pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
+    let file = settings.file()?;
+    let read = Fingerprint::of(file.as_slice());
+    let config = settings.load()?;
+    let level = app::init_log(&config.log)?;
+    // Before any thread: it takes what it finds out of the environment.
+    let passed = Passed::from_environment();
     on_runtime(async {
         let shutdown = shutdown_signal()?;
-        App::build(config).await?.run(shutdown).await
+        // Before the start, which takes a moment: until then this signal would end the process.
+        let asked = reload_signal()?;
+        let load = Box::new(move || settings.load().map_err(|error| sentence(&error)));
+        let reload = Reload { asked, load, file, read, level };
+        App::build(config, passed).await?.reloading(reload).run(shutdown).await
     })
 }
 
@@ -56,6 +67,19 @@ pub(super) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()> + Sen
         // An error would mean that the task above is gone, and with it every hope of a signal: stop as well.
         let _ = told.await;
     })
+}
+
+/// Brings something for each SIGHUP; those that come while one is dealt with are one more.
+fn reload_signal() -> anyhow::Result<mpsc::Receiver<()>> {
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be watched")?;
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            // Full: one is waiting already. Closed: nobody reads any more, and the signal must still do no harm.
+            let _ = tell.try_send(());
+        }
+    });
+    Ok(told)
 }
 
 struct Watch {

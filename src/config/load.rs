@@ -2,20 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::address::{Address, Addresses};
 use super::keys::{self, Hint, Place, UPSTREAM};
 use super::schema::{Config, Upstream, builtin_upstreams};
+
+/// The variable that names the file.
+const VARIABLE: &str = "LARDER_CONFIG";
 
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
-    /// `--listen`: the port that clients pull from.
-    pub listen: Option<SocketAddr>,
+    /// `--listen`: where clients pull from, without TLS; may be repeated.
+    pub listen: Vec<Address>,
     /// `--data`: the store's folder.
     pub data: Option<PathBuf>,
     /// `--upstream NAME=URL`, in order: the endpoints of the upstreams it names.
@@ -104,9 +107,9 @@ pub fn load(
 ) -> Result<Config, LoadError> {
     let mut variables: BTreeMap<String, String> =
         env.filter(|(name, value)| name.starts_with("LARDER_") && !is_service_link(name, value)).collect();
-    let named = variables.remove("LARDER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = variables.remove(VARIABLE).map(|path| (VARIABLE.to_owned(), path));
     let mut layers = Layers::default();
-    if let Some(path) = file.map(Path::to_owned).or(named) {
+    if let Some(path) = self::file(file, named) {
         let read = std::fs::read_to_string(&path);
         let text = read.map_err(|source| LoadError::Read { path: path.clone(), source })?;
         layers.file(&path, &text)?;
@@ -115,13 +118,19 @@ pub fn load(
     layers.environment(variables, flagged.collect())?;
     layers.endpoints(flags.upstreams);
     let mut config = layers.finish()?;
-    if let Some(listen) = flags.listen {
-        config.server.listen = listen;
+    if !flags.listen.is_empty() {
+        config.server.listen = Addresses(flags.listen);
     }
     if let Some(data) = flags.data {
         config.store.path = data;
     }
     Ok(config)
+}
+
+/// The file of a configuration: `file`, or the one that the variable `LARDER_CONFIG` names, if either does.
+pub fn file(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Option<PathBuf> {
+    let named = env.into_iter().find(|(name, path)| name == VARIABLE && !path.is_empty());
+    file.map(Path::to_owned).or(named.map(|(_, path)| path.into()))
 }
 
 /// Kubernetes tells every pod about the services in its namespace; for a service called `larder` those variables

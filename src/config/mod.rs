@@ -1,12 +1,16 @@
 //! Configuration: plain data, where it comes from, and what is wrong with it.
 
+pub mod address;
+pub mod change;
 pub mod docker;
 mod keys;
 pub mod load;
+pub mod pem;
 pub mod schema;
 pub mod validate;
+pub mod watch;
 
 pub use keys::{Hint, variables};
-pub use load::{Flags, LoadError, load};
+pub use load::{Flags, LoadError, file, load};
 pub use schema::Config;
 pub use validate::{Invalid, Problem, validate};

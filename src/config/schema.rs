@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::address::Addresses;
+
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,8 +55,16 @@ impl Default for Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
-    /// Address and port.
-    pub listen: SocketAddr,
+    /// Where plain HTTP is spoken.
+    pub listen: Addresses,
+    /// Where TLS is spoken.
+    pub tls_listen: Addresses,
+    /// PEM file with the certificate and what leads from it to an authority; read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     /// How refusals and trouble are worded: for clients with an origin to fall back on, or without.
     pub mode: Mode,
     /// How long running transfers may go on after a stop signal.
@@ -70,7 +80,10 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
+            listen: SocketAddr::from(([127, 0, 0, 1], 5000)).into(),
+            tls_listen: Addresses::default(),
+            tls_cert: None,
+            tls_key: None,
             mode: Mode::Mirror,
             grace: Duration::from_secs(30),
             max_connections: 10_000,
@@ -94,13 +107,26 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Address and port of `/livez`, `/readyz` and `/metrics`.
-    pub listen: SocketAddr,
+    /// Where `/livez`, `/readyz` and `/metrics` are, as plain HTTP.
+    pub listen: Addresses,
+    /// Where TLS is spoken.
+    pub tls_listen: Addresses,
+    /// PEM file with the certificate; the server's if neither this nor the key is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 5001)) }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5001)).into(),
+            tls_listen: Addresses::default(),
+            tls_cert: None,
+            tls_key: None,
+        }
     }
 }
 

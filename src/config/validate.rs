@@ -9,6 +9,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use url::Url;
 
+use super::address::{Address, Addresses};
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
 use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Upstream};
@@ -96,17 +97,8 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
 }
 
 fn sections(config: &Config, problems: &mut Problems) {
-    let Config { server, admin, store, scrub, cache, log, .. } = config;
-    let clash = server.listen.port() == admin.listen.port()
-        && server.listen.port() != 0
-        && (server.listen.ip() == admin.listen.ip()
-            || server.listen.ip().is_unspecified()
-            || admin.listen.ip().is_unspecified());
-    problems.require(
-        !clash,
-        &["admin", "listen"],
-        "it is the same address as `server.listen`; choose another port",
-    );
+    let Config { server, store, scrub, cache, log, .. } = config;
+    ports(config, problems);
     problems.connections(server.max_connections, &["server", "max_connections"]);
     problems.duration(server.header_timeout, false, &["server", "header_timeout"]);
     problems.duration(server.grace, true, &["server", "grace"]);
@@ -145,6 +137,51 @@ fn sections(config: &Config, problems: &mut Problems) {
             format!("`{platform}` is no platform; write os/arch or os/arch/variant, such as \"linux/arm64\"");
         problems.require(shaped, &["prefetch", "platforms"], &message);
     }
+}
+
+/// Where to listen, and with which certificates.
+fn ports(config: &Config, problems: &mut Problems) {
+    let Config { server, admin, .. } = config;
+    let mut places: Vec<([&str; 2], &Address)> = Vec::new();
+    for (section, key, addresses) in [
+        ("server", "listen", &server.listen),
+        ("server", "tls_listen", &server.tls_listen),
+        ("admin", "listen", &admin.listen),
+        ("admin", "tls_listen", &admin.tls_listen),
+    ] {
+        for address in &addresses.0 {
+            if let Some((other, _)) = places.iter().find(|(_, other)| other.clashes(address)) {
+                let message =
+                    format!("{address} is taken by `{}` already; choose another port", dotted(other));
+                problems.add(&[section, key], message);
+            }
+            places.push(([section, key], address));
+        }
+        let either = places.iter().any(|(place, _)| place[0] == section);
+        let message = "there is no address at all; name one here or in `tls_listen`";
+        problems.require(either || key == "listen", &[section, "listen"], message);
+    }
+    for (section, cert, key) in [
+        ("server", server.tls_cert.as_deref(), server.tls_key.as_deref()),
+        ("admin", admin.tls_cert.as_deref(), admin.tls_key.as_deref()),
+    ] {
+        match (cert, key) {
+            (Some(_), None) => problems.add(&[section, "tls_cert"], "it needs `tls_key` beside it"),
+            (None, Some(_)) => problems.add(&[section, "tls_key"], "it needs `tls_cert` beside it"),
+            _ => {}
+        }
+        problems.readable(cert, &[section, "tls_cert"]);
+        problems.readable(key, &[section, "tls_key"]);
+    }
+    let wanting = "it needs a certificate; set `tls_cert` and `tls_key`";
+    let idle = "nothing would use it; name the addresses that speak TLS in `tls_listen`";
+    let speaks = |addresses: &Addresses| !addresses.0.is_empty();
+    let (own, other) = (server.tls_cert.is_some(), admin.tls_cert.is_some());
+    problems.require(own || !speaks(&server.tls_listen), &["server", "tls_listen"], wanting);
+    problems.require(own || other || !speaks(&admin.tls_listen), &["admin", "tls_listen"], wanting);
+    let used = speaks(&server.tls_listen) || speaks(&admin.tls_listen) && !other;
+    problems.require(used || !own, &["server", "tls_cert"], idle);
+    problems.require(speaks(&admin.tls_listen) || !other, &["admin", "tls_cert"], idle);
 }
 
 fn freshness(cache: &Cache, table: &[&str], problems: &mut Problems) {

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::cache::{Cache, CacheError, Condition, Damaged, Due, Reached};
 use crate::clock::Clock;
@@ -123,20 +124,26 @@ pub async fn collect(cache: &Cache, metrics: &Metrics, report: &mut Report) -> R
     Ok(())
 }
 
-/// Walks from time to time, so that everything is verified once in `settings.every`. Never ends.
-pub async fn attend(cache: Cache, metrics: &Metrics, clock: Clock, settings: Settings) {
-    if settings.every.is_zero() {
-        return std::future::pending().await;
-    }
-    let every = u64::try_from(settings.every.as_millis()).unwrap_or(u64::MAX);
+/// Walks from time to time, so that everything is verified once in what `settings` say. Never ends.
+pub async fn attend(cache: Cache, metrics: &Metrics, clock: Clock, mut settings: watch::Receiver<Settings>) {
     loop {
-        tokio::time::sleep(settings.every.min(LOOK_EVERY)).await;
+        let Settings { every, rate } = settings.borrow_and_update().clone();
+        tokio::select! {
+            () = changed(&mut settings) => continue,
+            () = tokio::time::sleep(every.min(LOOK_EVERY)), if !every.is_zero() => {}
+        }
+        let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
         let now = clock.now();
-        if let Err(error) =
-            walk(&cache, metrics, (now.saturating_sub(every), now), settings.rate.as_u64()).await
-        {
+        if let Err(error) = walk(&cache, metrics, (now.saturating_sub(every), now), rate.as_u64()).await {
             tracing::error!(%error, "the scrub broke off; it goes on the next time");
         }
+    }
+}
+
+/// Waits until the settings change; for ever if nobody can change them.
+async fn changed(settings: &mut watch::Receiver<Settings>) {
+    if settings.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

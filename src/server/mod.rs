@@ -1,32 +1,40 @@
-//! Sockets: accepts connections, speaks HTTP/1.1 on them, bounds them, and lets them finish. Knows no registry.
+//! Sockets: accepts connections, speaks TLS, HTTP/1.1 and HTTP/2 on them, bounds them, and lets them finish. Knows no
+//! registry.
 
+mod connection;
+mod listen;
+mod pulse;
 mod stalled;
+mod tls;
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use prometheus::IntGauge;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use stalled::Stalled;
+pub use listen::{ListenError, Passed};
+pub use tls::{Certificate, CertificateError, CertificateFiles};
+
+use crate::config::address::Addresses;
+use connection::Service;
+use listen::Socket;
 
 /// Bounds of one port.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections served at once.
+    /// Connections served at once, on all its sockets together.
     pub connections: usize,
-    /// How long a client may take over a request's head, and sit idle between requests.
+    /// How long a client may take over a TLS handshake and over a request's head, and sit idle between requests.
     pub head: Duration,
     /// How long a client may take none of an answer's bytes.
     pub write: Duration,
@@ -34,81 +42,186 @@ pub struct Limits {
     pub grace: Duration,
 }
 
-/// The largest request head, and about as much of an answer is gathered for one write: hyper has one number for both,
-/// and with a smaller one large blobs would go out in more and smaller writes.
-const BUFFER: usize = 400 << 10;
+/// A socket that is listened at, and what is spoken on it.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    tls: Option<Certificate>,
+}
+
+impl Listener {
+    /// Listens at all of these places; with TLS if there is a certificate. `key` is what named them, for errors.
+    pub async fn open(
+        addresses: &Addresses,
+        key: &'static str,
+        tls: Option<&Certificate>,
+        passed: &mut Passed,
+    ) -> Result<Vec<Self>, ListenError> {
+        let sockets = listen::open(addresses, key, passed).await?;
+        Ok(sockets.into_iter().map(|socket| Self { socket, tls: tls.cloned() }).collect())
+    }
+
+    /// Its address, if it has one on the network; the real port where the configuration said 0.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.socket.local()
+    }
+
+    /// Whether TLS is spoken.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.socket.fmt(f)
+    }
+}
 
 /// Serves connections until `stop` turns true, then lets running answers finish within the grace period.
 ///
-/// Returns whether all of them did.
+/// `answer` is told where the client is, unless it came by a socket in the file system. Limits that change count for
+/// connections that begin after that, and for the end. Returns whether all answers came to their end.
 pub async fn serve<S, F, B>(
-    listener: TcpListener,
-    limits: Limits,
+    listeners: Vec<Listener>,
+    limits: watch::Receiver<Limits>,
     open: Option<IntGauge>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     answer: S,
 ) -> bool
 where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let graceful = GracefulShutdown::new();
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(BUFFER);
-    loop {
-        let stream = tokio::select! {
-            // Only the sender's end, or true, can end this wait; both mean stop.
-            _ = stop.wait_for(|stop| *stop) => break,
-            stream = accept(&listener, &places) => stream,
-        };
-        let Some((stream, place)) = stream else { continue };
-        let answer = answer.clone();
-        let service = service_fn(move |request| {
-            let answered = answer(request);
-            async move { Ok::<_, Infallible>(answered.await) }
-        });
-        let connection = graceful
-            .watch(builder.serve_connection(TokioIo::new(Stalled::new(stream, limits.write)), service));
-        let open = open.clone();
-        tokio::spawn(async move {
-            if let Some(open) = &open {
-                open.inc();
-            }
-            // Clients that leave, time out or talk nonsense are everyday life.
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
-            }
-            if let Some(open) = &open {
-                open.dec();
-            }
-            drop(place);
-        });
+    // Never sent on: that nobody holds a sender any more is the message.
+    let (working, mut done) = mpsc::channel::<Infallible>(1);
+    let places = Arc::new(Semaphore::new(limits.borrow().connections));
+    let resizing = tokio::spawn(resize(Arc::clone(&places), limits.clone()));
+    let accepting = listeners.into_iter().map(|listener| {
+        let port =
+            Port { listener, places: Arc::clone(&places), open: open.clone(), working: working.clone() };
+        tokio::spawn(port.accept_all(Service {
+            limits: limits.clone(),
+            stop: stop.clone(),
+            answer: answer.clone(),
+        }))
+    });
+    let accepting: Vec<_> = accepting.collect();
+    drop(working);
+    for accepting in accepting {
+        // One that panicked accepts nothing more; the others must still be waited for.
+        if let Err(error) = accepting.await {
+            tracing::error!(%error, "a port has failed");
+        }
     }
-    drop(listener);
-    tokio::time::timeout(limits.grace, graceful.shutdown()).await.is_ok()
+    resizing.abort();
+    let grace = limits.borrow().grace;
+    tokio::time::timeout(grace, done.recv()).await.is_ok()
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "a connection went before it began");
+/// Makes as many places as the limits allow, whenever these change. Places that are to go and are taken go once they
+/// are given back.
+async fn resize(places: Arc<Semaphore>, mut limits: watch::Receiver<Limits>) {
+    let mut now = limits.borrow_and_update().connections;
+    while limits.changed().await.is_ok() {
+        let wanted = limits.borrow_and_update().connections;
+        places.add_permits(wanted.saturating_sub(now));
+        for _ in wanted..now {
+            if let Ok(place) = places.acquire().await {
+                place.forget();
             }
-            Some((stream, place))
         }
-        Err(error) => {
-            // Too many open files, mostly: others must close before it gets better.
-            tracing::warn!(%error, "a connection could not be accepted");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            None
+        now = wanted;
+    }
+}
+
+/// One socket at work.
+struct Port {
+    listener: Listener,
+    places: Arc<Semaphore>,
+    open: Option<IntGauge>,
+    working: mpsc::Sender<Infallible>,
+}
+
+/// A client's end of a connection.
+enum Stream {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+/// A place among the connections of a port, given back when it is dropped.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    _working: mpsc::Sender<Infallible>,
+    open: Option<IntGauge>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(open) = &self.open {
+            open.dec();
+        }
+    }
+}
+
+impl Port {
+    async fn accept_all<S, F, B>(self, service: Service<S>)
+    where
+        S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let mut stop = service.stop.clone();
+        loop {
+            let accepted = tokio::select! {
+                // Only the sender's end, or true, can end this wait; both mean stop.
+                _ = stop.wait_for(|stop| *stop) => return,
+                accepted = self.accept() => accepted,
+            };
+            let Some((stream, place)) = accepted else { continue };
+            let service = service.clone();
+            let tls = self.listener.tls.as_ref().map(Certificate::newest);
+            tokio::spawn(async move {
+                match stream {
+                    Stream::Tcp(stream, peer) => service.serve(stream, Some(peer), tls).await,
+                    Stream::Unix(stream) => service.serve(stream, None, tls).await,
+                }
+                drop(place);
+            });
+        }
+    }
+
+    /// The next connection, once there is a place for it.
+    ///
+    /// It is taken in before there is: a socket that waits with a place in its hand would keep it from the port's others.
+    async fn accept(&self) -> Option<(Stream, Place)> {
+        let accepted = match &self.listener.socket {
+            Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "a connection went before it began");
+                }
+                Stream::Tcp(stream, peer)
+            }),
+            Socket::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        };
+        match accepted {
+            Ok(stream) => {
+                let permit = Arc::clone(&self.places).acquire_owned().await.ok()?;
+                if let Some(open) = &self.open {
+                    open.inc();
+                }
+                let open = self.open.clone();
+                Some((stream, Place { _permit: permit, _working: self.working.clone(), open }))
+            }
+            Err(error) => {
+                // Too many open files, mostly: others must close before it gets better.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                None
+            }
         }
     }
 }
@@ -143,12 +256,14 @@ mod tests {
         let patient = Duration::from_mins(10);
         let limits =
             Limits { connections: 1, head: patient, write: Duration::from_millis(50), grace: patient };
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+        let listeners = Listener::open(&loopback, "server.listen", None, &mut Passed::none()).await;
+        let listeners = listeners.expect("a port");
+        let address = listeners[0].local().expect("an address");
         let (stop, stopped) = watch::channel(false);
         let (held, dropped) = oneshot::channel();
         let held = Arc::new(Mutex::new(Some(held)));
-        let server = tokio::spawn(serve(listener, limits, None, stopped, move |_| {
+        let server = tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
             let held = held.lock().expect("no panic").take().expect("one request");
             async move { Response::new(Endless(held)) }
         }));
@@ -159,5 +274,53 @@ mod tests {
         stop.send_replace(true);
         assert!(server.await.expect("no panic"), "nothing is left that the end would have to wait for");
         drop(client);
+    }
+    /// A larder's port with TLS, a client of it that speaks HTTP/2, and what ends the port.
+    async fn http2_port(
+        limits: Limits,
+    ) -> (reqwest::Client, String, watch::Sender<bool>, oneshot::Receiver<()>) {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = CertificateFiles { cert: folder.path().join("cert"), key: folder.path().join("key") };
+        std::fs::write(&files.cert, made.cert.pem()).expect("written");
+        std::fs::write(&files.key, made.signing_key.serialize_pem()).expect("written");
+        let certificate = Certificate::load(files).expect("a certificate");
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+        let key = "server.tls_listen";
+        let listeners = Listener::open(&loopback, key, Some(&certificate), &mut Passed::none()).await;
+        let listeners = listeners.expect("a port");
+        let address = listeners[0].local().expect("an address");
+        let (stop, stopped) = watch::channel(false);
+        let (held, dropped) = oneshot::channel();
+        let held = Arc::new(Mutex::new(Some(held)));
+        tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
+            let held = held.lock().expect("no panic").take().expect("one request");
+            async move { Response::new(Endless(held)) }
+        }));
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a root");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy();
+        (client.build().expect("a client"), format!("https://{address}/"), stop, dropped)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_client_of_http2_that_opens_no_window_loses_its_connection() {
+        let patient = Duration::from_mins(10);
+        let limits =
+            Limits { connections: 1, head: patient, write: Duration::from_millis(200), grace: patient };
+        let (client, url, _stop, dropped) = http2_port(limits).await;
+        let mut answer = client.get(url).send().await.expect("an answer");
+        assert_eq!(answer.version(), http::Version::HTTP_2);
+        // The client's connection is alive and answers pings; it is this answer that nobody takes.
+        let given_up = tokio::time::timeout(Duration::from_secs(30), dropped).await;
+        assert!(given_up.expect("the answer is given up").is_err());
+        while let Ok(Some(_)) = answer.chunk().await {}
     }
 }

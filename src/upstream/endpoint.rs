@@ -31,7 +31,8 @@ pub(super) struct Endpoint {
     pub(super) place: Place,
     pub(super) health: Arc<Health>,
     pub(super) quota: Arc<Quota>,
-    authoritative: bool,
+    /// What it is in the configuration.
+    configured: schema::Endpoint,
     /// How often it sent something that was not what its digest promised.
     distrusted: Cache<Digest, u32>,
 }
@@ -94,12 +95,17 @@ impl Endpoint {
         let label = endpoint.url.trim_end_matches('/').to_owned();
         let health = Arc::new(Health::new(name.clone(), label, clock.clone(), Arc::clone(metrics)));
         let distrusted = Cache::new(DISTRUSTED);
-        Ok(Self { place, health, quota, authoritative: endpoint.authoritative, distrusted })
+        Ok(Self { place, health, quota, configured: endpoint.clone(), distrusted })
     }
 
     /// Whether it may say which digest a tag stands for.
     pub(super) fn is_authoritative(&self) -> bool {
-        self.authoritative
+        self.configured.authoritative
+    }
+
+    /// Whether it is this one of the configuration.
+    pub(super) fn is_built_from(&self, endpoint: &schema::Endpoint) -> bool {
+        self.configured == *endpoint
     }
 
     /// It sent something else than `digest` promises: others come before it the next time.
@@ -139,14 +145,14 @@ impl<'u> Round<'u> {
     /// A round for `digest`, or for something that only authoritative endpoints may answer. It takes no longer than
     /// `patience` to the head of the last answer.
     pub(super) fn new(
-        endpoints: &'u [Endpoint],
+        endpoints: &'u [Arc<Endpoint>],
         digest: Option<&Digest>,
         counted: Counted,
         patience: Duration,
     ) -> Self {
-        let all = endpoints.iter().enumerate();
+        let all = endpoints.iter().map(Arc::as_ref).enumerate();
         let mut order: Vec<_> =
-            all.filter(|(_, endpoint)| digest.is_some() || endpoint.authoritative).collect();
+            all.filter(|(_, endpoint)| digest.is_some() || endpoint.is_authoritative()).collect();
         if let Some(digest) = digest.filter(|_| order.len() > 1) {
             order.sort_by_key(|(_, endpoint)| endpoint.distrust_of(digest));
         }

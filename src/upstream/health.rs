@@ -99,6 +99,11 @@ impl Health {
         Self { record: Mutex::default(), clock, metrics, upstream, endpoint }
     }
 
+    /// The endpoint as it is configured.
+    pub(super) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     fn record(&self) -> MutexGuard<'_, Record> {
         // Nothing under this lock can panic halfway through a change.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)

@@ -17,6 +17,7 @@ mod exchange;
 mod health;
 mod layout;
 mod link;
+mod origin;
 mod quota;
 mod realm;
 mod remote;
@@ -35,6 +36,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 pub use error::{BuildError, UpstreamError};
+pub use origin::files;
 pub use router::{RouteError, Router};
 
 use crate::clock::Clock;
@@ -45,6 +47,7 @@ use crate::telemetry::Metrics;
 use encoding::Gunzip;
 use endpoint::{Endpoint, Place, Round, Surroundings};
 use health::Health;
+use origin::Origin;
 use quota::Counted;
 use remote::Opened;
 
@@ -87,6 +90,7 @@ impl Default for Timeouts {
 pub struct Upstreams {
     by_name: BTreeMap<UpstreamName, Arc<Upstream>>,
     router: Router,
+    around: Surroundings,
 }
 
 impl Upstreams {
@@ -102,25 +106,37 @@ impl Upstreams {
         clock: Clock,
         timeouts: Timeouts,
     ) -> Result<Self, BuildError> {
+        Self::build_over(&BTreeMap::new(), config, Surroundings { metrics, clock, timeouts })
+    }
+
+    /// The upstreams of another configuration. Endpoints whose settings, and the files that these name, are what they
+    /// were are taken over with all that is known of them: their health, quota, tokens and connections.
+    pub fn rebuilt(&self, config: &Config) -> Result<Self, BuildError> {
+        let built = Self::build_over(&self.by_name, config, self.around.clone())?;
+        for (name, upstream) in &self.by_name {
+            let kept = built.get(name).map_or(&[][..], |upstream| &upstream.endpoints);
+            for endpoint in upstream.endpoints.iter().map(|endpoint| endpoint.health.endpoint()) {
+                if !kept.iter().any(|kept| kept.health.endpoint() == endpoint) {
+                    self.around.metrics.endpoint_gone(name.as_str(), endpoint);
+                }
+            }
+        }
+        Ok(built)
+    }
+
+    fn build_over(
+        earlier: &BTreeMap<UpstreamName, Arc<Upstream>>,
+        config: &Config,
+        around: Surroundings,
+    ) -> Result<Self, BuildError> {
         let mut by_name = BTreeMap::new();
-        let around = Surroundings { metrics, clock, timeouts };
         for (text, upstream) in &config.upstream {
             let name: UpstreamName = text.parse().map_err(|_| BuildError::Name(text.clone()))?;
             around.metrics.declare_upstream(text);
-            let idle = upstream.idle_timeout.unwrap_or(timeouts.idle);
-            let around = Surroundings { timeouts: Timeouts { idle, ..timeouts }, ..around.clone() };
-            let told = Arc::default();
-            let endpoints = upstream.endpoints.iter();
-            let endpoints: Vec<_> = endpoints
-                .map(|endpoint| Endpoint::build(&name, upstream, endpoint, &told, &around))
-                .collect::<Result<_, _>>()?;
-            if endpoints.is_empty() {
-                return Err(BuildError::Endpoints(text.clone()));
-            }
-            let settings = upstream.cache(&config.cache);
-            by_name.insert(name.clone(), Arc::new(Upstream { name, settings, endpoints, told, timeouts }));
+            let built = Upstream::build(name.clone(), upstream, config, earlier.get(&name), &around)?;
+            by_name.insert(name, Arc::new(built));
         }
-        Ok(Self { by_name, router: Router::new(&config.upstream)? })
+        Ok(Self { by_name, router: Router::new(&config.upstream)?, around })
     }
 
     /// The upstream of that name.
@@ -145,13 +161,43 @@ pub struct Upstream {
     name: UpstreamName,
     settings: schema::Cache,
     /// At least one, in the order in which they are asked.
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
+    /// What they were built from.
+    origin: Origin,
     /// Wakes who waits for the quota.
     told: Arc<Notify>,
     timeouts: Timeouts,
 }
 
 impl Upstream {
+    fn build(
+        name: UpstreamName,
+        upstream: &schema::Upstream,
+        config: &Config,
+        earlier: Option<&Arc<Self>>,
+        around: &Surroundings,
+    ) -> Result<Self, BuildError> {
+        let timeouts =
+            Timeouts { idle: upstream.idle_timeout.unwrap_or(around.timeouts.idle), ..around.timeouts };
+        let around = Surroundings { timeouts, ..around.clone() };
+        let origin = Origin::of(upstream);
+        let earlier = earlier.filter(|earlier| earlier.origin == origin);
+        let told = earlier.map_or_else(Arc::default, |earlier| Arc::clone(&earlier.told));
+        let mut endpoints = Vec::new();
+        for endpoint in &upstream.endpoints {
+            let kept = earlier.into_iter().flat_map(|earlier| &earlier.endpoints);
+            endpoints.push(match kept.into_iter().find(|kept| kept.is_built_from(endpoint)) {
+                Some(kept) => Arc::clone(kept),
+                None => Arc::new(Endpoint::build(&name, upstream, endpoint, &told, &around)?),
+            });
+        }
+        if endpoints.is_empty() {
+            return Err(BuildError::Endpoints(name.to_string()));
+        }
+        let settings = upstream.cache(&config.cache);
+        Ok(Self { name, settings, endpoints, origin, told, timeouts })
+    }
+
     /// Its configured name.
     pub fn name(&self) -> &UpstreamName {
         &self.name

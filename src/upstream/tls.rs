@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
-use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::error::BuildError;
-use crate::config::schema;
+use crate::config::{pem, schema};
 
 /// The TLS set-up of one upstream.
 pub(super) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<ClientConfig, BuildError> {
@@ -32,8 +31,8 @@ pub(super) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<C
     };
     let mut config = match (&upstream.client_cert, &upstream.client_key) {
         (Some(cert), Some(key)) => {
-            let chain = certificates(cert).map_err(|reason| wrong(cert, reason))?;
-            let secret = private_key(key).map_err(|reason| wrong(key, reason))?;
+            let chain = pem::certificates(cert).map_err(|reason| wrong(cert, reason))?;
+            let secret = pem::private_key(key).map_err(|reason| wrong(key, reason))?;
             builder.with_client_auth_cert(chain, secret).map_err(|error| {
                 let reason = match error {
                     rustls::Error::InconsistentKeys(_) => {
@@ -51,26 +50,7 @@ pub(super) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<C
 }
 
 fn add_authorities(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    certificates(path)?.into_iter().try_for_each(|it| roots.add(it)).map_err(|error| error.to_string())
-}
-
-/// All certificates in a PEM file, of which there is at least one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match found {
-        Ok(found) if found.is_empty() => Err("the file holds no certificate in PEM form".to_owned()),
-        found => found.map_err(|error| error.to_string()),
-    }
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
-        pem::Error::NoItemsFound => {
-            "the file holds no private key in PEM form, or one that a passphrase locks; store it without one"
-                .to_owned()
-        }
-        other => other.to_string(),
-    })
+    pem::certificates(path)?.into_iter().try_for_each(|it| roots.add(it)).map_err(|error| error.to_string())
 }
 
 /// Accepts every certificate but still checks that the peer holds its key, so that only the name and the chain

@@ -1,6 +1,7 @@
 //! Which of defaults, file, environment and flags wins, and what naming an upstream does.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +9,10 @@ use larder::config::schema::{Endpoint, Mode, Upstream};
 use larder::config::{Config, Flags};
 
 use crate::{Env, load, load_text, problem_keys, problems};
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
 
 #[test]
 fn no_file_is_the_default() {
@@ -30,16 +35,15 @@ fn flags_win_over_environment_over_file_over_defaults() {
         ("LARDER_SERVER__LISTEN", "127.0.0.1:2"),
         ("HOME", "/"),
     ];
-    let flags =
-        Flags { listen: Some(([127, 0, 0, 1], 3).into()), data: Some("d".into()), ..Flags::default() };
+    let flags = Flags { listen: vec![loopback(3).into()], data: Some("d".into()), ..Flags::default() };
     let config = load(Some(&file), env, flags).expect("loads");
-    assert_eq!(config.server.listen.port(), 3);
+    assert_eq!(config.server.listen, loopback(3).into());
     assert_eq!(config.server.grace, Duration::from_secs(2));
     assert_eq!(config.server.mode, Mode::Gateway);
     assert_eq!(config.server.header_timeout, Config::default().server.header_timeout);
     assert_eq!(config.store.path, Path::new("d"));
-    assert_eq!(load(Some(&file), env, Flags::default()).expect("loads").server.listen.port(), 2);
-    assert_eq!(load(None, &env[..1], Flags::default()).expect("loads").server.listen.port(), 9);
+    assert_eq!(load(Some(&file), env, Flags::default()).expect("loads").server.listen, loopback(2).into());
+    assert_eq!(load(None, &env[..1], Flags::default()).expect("loads").server.listen, loopback(9).into());
 }
 
 #[test]

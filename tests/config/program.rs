@@ -1,6 +1,7 @@
 //! `larder validate` and the program's errors, as a user meets them.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::process::{Command, Output};
 
 use larder::config::Flags;
@@ -29,7 +30,7 @@ fn validate_prints_what_serve_would_use() {
     assert!(out.status.success(), "{out:?}");
     assert_eq!(String::from_utf8_lossy(&out.stderr), "ok\n");
     let printed = String::from_utf8(out.stdout).expect("text");
-    let flags = Flags { listen: Some(([127, 0, 0, 1], 7).into()), ..Flags::default() };
+    let flags = Flags { listen: vec![SocketAddr::from(([127, 0, 0, 1], 7)).into()], ..Flags::default() };
     assert_eq!(load_text(&printed, &[]).expect("loads"), load(None, env, flags).expect("loads"));
     assert!(
         printed.contains("max_size = \"5000000001B\"") && printed.contains("min_free = \"1GiB\""),

@@ -26,7 +26,10 @@ fn unknown_keys_get_the_nearest_name() {
             "[server]\ntag_ttl = \"1m\"",
             "larder.toml:2: unknown key `server.tag_ttl`; did you mean `cache.tag_ttl`?",
         ),
-        ("[admin]\nzzz = 1", "larder.toml:2: unknown key `admin.zzz`; known here: listen"),
+        (
+            "[admin]\nzzz = 1",
+            "larder.toml:2: unknown key `admin.zzz`; known here: listen, tls_listen, tls_cert, tls_key",
+        ),
     ];
     for (text, wanted) in cases {
         assert_eq!(refusal(text), wanted);
@@ -37,7 +40,11 @@ fn unknown_keys_get_the_nearest_name() {
 fn wrong_values_name_the_key_and_the_line() {
     let cases = [
         ("[server]\nlisten = 5", "larder.toml:2: `server.listen`: "),
-        ("[server]\nlisten = \"localhost\"", "larder.toml:2: `server.listen`: "),
+        (
+            "[server]\nlisten = \"localhost\"",
+            "larder.toml:2: `server.listen`: `localhost` is no address; write IP:PORT",
+        ),
+        ("[server]\nlisten = [\"[::1]:1\", \"unix:x\"]", "larder.toml:2: `server.listen`: `x` is no path"),
         ("builtin_upstreams = \"no\"", "larder.toml:1: `builtin_upstreams`: "),
         ("[store]\n\nmax_size = \"many\"", "larder.toml:3: `store.max_size`: "),
         ("[cache]\nstale_if_error = \"sometimes\"", "larder.toml:2: `cache.stale_if_error`: "),
@@ -65,6 +72,15 @@ fn problems_name_their_key() {
     let cases = [
         ("[server]\nlisten = \"127.0.0.1:5001\"", "admin.listen"),
         ("[server]\nlisten = \"0.0.0.0:5001\"", "admin.listen"),
+        ("[server]\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:1\"]", "server.listen"),
+        ("[server]\nlisten = []", "server.listen"),
+        ("[admin]\nlisten = []", "admin.listen"),
+        ("[admin]\nlisten = [\"unix:/a\", \"unix:/a\"]", "admin.listen"),
+        ("[server]\ntls_listen = \"127.0.0.1:1\"", "server.tls_listen"),
+        ("[admin]\ntls_listen = \"127.0.0.1:1\"", "admin.tls_listen"),
+        ("[server]\ntls_listen = \"127.0.0.1:1\"\ntls_cert = \"/dev/null\"", "server.tls_cert"),
+        ("[server]\ntls_cert = \"/dev/null\"\ntls_key = \"/dev/null\"", "server.tls_cert"),
+        ("[admin]\ntls_key = \"/dev/null\"", "admin.tls_key"),
         ("[server]\nmax_connections = 0", "server.max_connections"),
         ("[server]\nheader_timeout = \"0s\"", "server.header_timeout"),
         ("[store]\nmax_size = 0", "store.max_size"),

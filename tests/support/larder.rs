@@ -198,11 +198,19 @@ struct Running {
     child: Child,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
+    /// The line that says where it listens.
+    listening: Value,
     api: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Running {
+    /// The addresses of `api`, `api_tls`, `admin` or `admin_tls`, but for sockets in the file system.
+    fn addresses(&self, field: &str) -> Vec<SocketAddr> {
+        let text = self.listening[field].as_str().unwrap_or_default();
+        text.split(", ").filter_map(|address| address.parse().ok()).collect()
+    }
+
     #[track_caller]
     fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
@@ -218,12 +226,14 @@ impl Running {
             shared.changed.notify_all();
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut running = Self { child, log, reader: Some(reader), api: nowhere, admin: nowhere };
+        let mut running =
+            Self { child, log, reader: Some(reader), listening: Value::Null, api: nowhere, admin: nowhere };
         let line = running.wait_for_line("the line that says where it listens", |line| {
             line["message"] == "listening" && line["api"].is_string()
         });
-        running.api = line["api"].as_str().unwrap().parse().unwrap();
-        running.admin = line["admin"].as_str().unwrap().parse().unwrap();
+        running.listening = line;
+        running.api = running.addresses("api")[0];
+        running.admin = running.addresses("admin")[0];
         running
     }
 
@@ -286,6 +296,11 @@ impl Larder {
         self.running.admin
     }
 
+    /// Where it listens: all addresses of `api`, `api_tls`, `admin` or `admin_tls`.
+    pub fn addresses(&self, field: &str) -> Vec<SocketAddr> {
+        self.running.addresses(field)
+    }
+
     /// What it was started from, once it has ended.
     pub fn into_setup(self) -> Setup {
         self.setup
@@ -326,6 +341,11 @@ impl Larder {
         self.signal("TERM");
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
     pub fn interrupt(&self) {
         self.signal("INT");
     }
@@ -359,6 +379,13 @@ impl Larder {
         change(setup).start()
     }
 
+    /// Changes the configuration's file under the running larder.
+    pub fn rewrite(&mut self, change: impl FnOnce(Setup) -> Setup) {
+        let setup = std::mem::replace(&mut self.setup, Setup::empty());
+        self.setup = change(setup);
+        self.setup.config_file();
+    }
+
     fn kill9_if_running(&mut self) {
         if self.is_running() {
             self.kill9();
@@ -380,6 +407,11 @@ impl Larder {
     #[track_caller]
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.running.wait_for_line(what, wanted)
+    }
+
+    /// How many lines of the log have this message.
+    pub fn count_lines(&self, message: &str) -> usize {
+        self.log_lines().iter().filter(|line| line["message"] == message).count()
     }
 
     /// Resident memory in bytes.

@@ -15,6 +15,7 @@ pub mod larder;
 pub mod lists;
 pub mod registry;
 pub mod script;
+pub mod secure;
 pub mod timed;
 pub mod tls;
 pub mod wire;
@@ -25,6 +26,7 @@ pub use docker::Helpers;
 pub use larder::{Larder, Setup};
 pub use registry::{Auth, Registry, Seen};
 pub use script::{Fault, Gate, When};
+pub use secure::Issued;
 pub use timed::Timed;
 pub use tls::TlsServer;
 

@@ -46,7 +46,7 @@ impl Timed {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let app = App::build_with(config, owned).await.expect("an application");
-                tell.send((app.api_addr(), app.admin_addr())).expect("the test waits");
+                tell.send(app.api_addr().zip(app.admin_addr()).expect("two ports")).expect("the test waits");
                 app.run(async { stopped.await.unwrap_or_default() }).await.expect("a clean end");
             });
         });

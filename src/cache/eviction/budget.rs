@@ -1,6 +1,6 @@
 //! How much has to go, and why: pure arithmetic over what was measured.
 
-use crate::config::schema::BlobStore;
+use crate::config::schema::{BlobStore, Store};
 
 /// Bytes that sled's file takes per live byte while content comes and goes, and beside that: measured, see
 /// CONTRIBUTING.md. sled gives little of its file back but writes into what became free, so what is bounded is what lives
@@ -13,11 +13,17 @@ const LOW_PERCENT: u64 = 90;
 
 /// What the operator set, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cache) struct Limits {
+pub(super) struct Limits {
     /// What the store may take on disk.
-    pub(in crate::cache) max_size: u64,
+    pub(super) max_size: u64,
     /// What stays free on its disk.
-    pub(in crate::cache) min_free: u64,
+    pub(super) min_free: u64,
+}
+
+impl Limits {
+    pub(super) fn of(options: &Store) -> Self {
+        Self { max_size: options.max_size.as_u64(), min_free: options.min_free.as_u64() }
+    }
 }
 
 /// How things are, in bytes.

@@ -14,7 +14,7 @@ use crate::store::{Census, Holding, Store, StoreError};
 
 use super::budget::{Measured, Reason, excess, high_mark};
 use super::ledger::{Kind, Victim};
-use super::{Limits, needs};
+use super::needs;
 use crate::cache::board::Board;
 use crate::cache::{Cache, CacheError, Shared, blocking};
 
@@ -70,14 +70,6 @@ impl Cache {
     pub async fn take_stock(&self) -> Result<(), CacheError> {
         let shared = Arc::clone(&self.0);
         blocking(move || take_stock(&shared)).await
-    }
-
-    /// Changes the limits; what is there follows at once.
-    pub fn set_limits(&self, max_size: u64, min_free: u64) {
-        let eviction = &self.0.eviction;
-        *eviction.limits.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Limits { max_size, min_free };
-        eviction.look();
     }
 }
 

@@ -19,7 +19,7 @@ use crate::config::schema::{self, BlobStore};
 use crate::oci::{Digest, Manifest};
 use crate::store::BlobEntry;
 
-pub(super) use budget::Limits;
+use budget::Limits;
 pub(super) use keeper::Closed;
 pub(super) use ledger::Stamp;
 use ledger::{Kind, Ledger};
@@ -41,15 +41,20 @@ pub(super) struct Eviction {
 
 impl Eviction {
     pub(super) fn new(options: &schema::Store) -> Self {
-        let limits = Limits { max_size: options.max_size.as_u64(), min_free: options.min_free.as_u64() };
         Self {
             kind: options.blobs,
-            limits: limits.into(),
+            limits: Limits::of(options).into(),
             ledger: Mutex::default(),
             complete: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             look: Notify::new(),
         }
+    }
+
+    /// Follows other limits; what is there does at once.
+    pub(super) fn follow(&self, options: &schema::Store) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = Limits::of(options);
+        self.look();
     }
 
     /// Sees to it that the keeper looks for room soon.
