@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::Mode;
 use crate::server::{self, Limits};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 pub use crate::telemetry::init_log;
 use crate::upstream::Upstreams;
@@ -139,10 +139,15 @@ async fn gauges(store: Store, metrics: Arc<Metrics>) {
     loop {
         ticks.tick().await;
         let store = store.clone();
-        let measured = tokio::task::spawn_blocking(move || (store.size_on_disk(), store.census())).await;
-        match measured {
-            Ok((Ok(disk), census)) => metrics.store(disk, census.content, census.manifests, census.blobs),
-            Ok((Err(error), _)) => tracing::warn!(%error, "the store cannot be measured"),
+        let measured = tokio::task::spawn_blocking(move || {
+            Ok::<_, StoreError>((store.size_on_disk()?, store.census(), store.set_aside()?))
+        });
+        match measured.await {
+            Ok(Ok((disk, census, aside))) => {
+                metrics.store(disk, census.content, census.manifests, census.blobs);
+                metrics.store_set_aside.set(i64::try_from(aside).unwrap_or(i64::MAX));
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "the store cannot be measured"),
             Err(_) => return,
         }
     }

@@ -119,6 +119,8 @@ pub struct Metrics {
     children_deferred: IntGauge,
     store_bytes: IntGaugeVec,
     store_objects: IntGaugeVec,
+    /// Stores that did not open and lie aside.
+    pub store_set_aside: IntGauge,
     /// Operations of the store that failed.
     pub store_errors: IntCounter,
 }
@@ -276,6 +278,10 @@ impl Metrics {
                 &["what"],
             ),
             store_objects: series.gauges("larder_store_objects", "What the store holds, by kind.", &["kind"]),
+            store_set_aside: series.gauge(
+                "larder_store_set_aside",
+                "Stores that did not open and lie in dated folders inside the store's until somebody removes them.",
+            ),
             store_errors: series.counter("larder_store_errors_total", "Operations of the store that failed."),
             registry: series.0,
         }

@@ -5,7 +5,6 @@
 //! place when it is there whole: an interruption at any moment is made good by beginning again, in either direction.
 //! Pages leave all at once, at the end: sled would not give their room back before.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use crate::oci::{Digest, Hasher};
 use super::bodies::Body;
 use super::fact::BlobFact;
 use super::files::Files;
+use super::folder::Folder;
 use super::header::Header;
 use super::key::{self, Key};
 use super::opening::{PAGES, Trees};
@@ -29,8 +29,8 @@ const STEP: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Conversion {
     folder: PathBuf,
-    /// Locked, against another conversion.
-    _turn: File,
+    /// Taken, against larders and other conversions.
+    _taken: Folder,
     header: Header,
     trees: Trees,
     pages: Pages,
@@ -69,16 +69,14 @@ impl Conversion {
             path: folder.clone(),
             reason: "there is none; name the right folder with --data or --config".to_owned(),
         };
-        let header = Header::read(&folder)?.ok_or_else(none)?;
-        let turn =
-            File::open(&folder).map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
-        if turn.try_lock().is_err() {
-            return Err(StoreError::Locked(folder));
+        if Header::read(&folder)?.is_none() {
+            return Err(none());
         }
+        let taken = Folder::take_existing(&folder)?;
         rebuild::recover(&folder)?;
-        let trees = Trees::open(&folder, header.geometry, options.cache_memory.as_u64())?;
-        // Once more, now that nobody else can write it.
+        // Read once more, now that nobody else can write it.
         let mut header = Header::read(&folder)?.ok_or_else(none)?;
+        let trees = Trees::open(&folder, header.geometry, options.cache_memory.as_u64())?;
         if header.blobs != to {
             (header.moving_from, header.blobs) = (Some(header.blobs), to);
             header.write(&folder)?;
@@ -94,7 +92,7 @@ impl Conversion {
         }
         let bytes = waiting.iter().map(|(_, fact)| fact.size).sum();
         let (pages, files) = (trees.pages()?, Files::new(&folder)?);
-        Ok(Self { folder, _turn: turn, header, trees, pages, files, waiting: waiting.into_iter(), bytes })
+        Ok(Self { folder, _taken: taken, header, trees, pages, files, waiting: waiting.into_iter(), bytes })
     }
 
     /// Blobs that have not had their step.

@@ -10,12 +10,14 @@
 //! Every method here may touch the disk and must run off the async threads, except where its documentation says
 //! otherwise.
 
+mod aside;
 mod bodies;
 mod convert;
 mod draft;
 mod entry;
 mod fact;
 mod files;
+mod folder;
 mod header;
 mod key;
 mod opening;
@@ -44,6 +46,7 @@ pub use draft::{Draft, DraftEnd, DraftWriter, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
+use folder::Folder;
 pub use header::Geometry;
 use key::Key;
 use pages::Pages;
@@ -70,6 +73,17 @@ pub enum StoreError {
         /// The folder.
         path: PathBuf,
         /// What differs, and the remedy.
+        reason: String,
+    },
+    /// The folder holds a store whose files are not as they were written, or of a format that nobody here knows.
+    #[error(
+        "the store in {} does not open: {reason}; restore it, move it away, or set store.on_corruption = \"set-aside\"",
+        path.display()
+    )]
+    Corrupt {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// Something that a fact promises is not there, or does not read.
@@ -130,6 +144,7 @@ pub struct Store {
     bodies: Bodies,
     settling: Settling,
     counters: Arc<Counters>,
+    folder: Arc<Folder>,
 }
 
 impl Store {
@@ -145,6 +160,11 @@ impl Store {
     /// Bytes the store takes on disk.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
         Ok(self.db.size_on_disk()? + self.bodies.size_on_disk()?)
+    }
+
+    /// How many stores that did not open lie aside in the folder.
+    pub fn set_aside(&self) -> Result<usize, StoreError> {
+        Ok(aside::in_folder(self.folder.path())?.len())
     }
 
     /// Waits until everything written so far is on disk. Blobs that have been verified are waited for too, as long as a

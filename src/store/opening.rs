@@ -1,21 +1,23 @@
 //! Opening a store: its header, its trees, and what a crash or somebody else has left to be put right.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::config::schema::{self, BlobStore};
+use crate::config::schema::{self, BlobStore, OnCorruption};
 use crate::oci::Digest;
 
 use super::bodies::Bodies;
 use super::fact::{BlobFact, ManifestFact};
 use super::files::{Files, Found};
-use super::header::{Geometry, Header};
+use super::folder::Folder;
+use super::header::{self, Geometry, Header};
 use super::key::{self, Key};
 use super::pages::Pages;
 use super::settling::Settling;
-use super::{Counters, Store, StoreError, readable};
+use super::{Counters, Store, StoreError, aside, readable};
 
 /// sled, as every store has it.
 #[derive(Clone, Debug)]
@@ -28,12 +30,9 @@ pub(super) struct Trees {
 }
 
 impl Trees {
-    /// Opens sled below `folder`, which nobody else can from then on.
+    /// Opens sled below `folder`, which nobody else may use.
     pub(super) fn open(folder: &Path, geometry: Geometry, cache_memory: u64) -> Result<Self, StoreError> {
-        Self::open_at(&folder.join(TREE), geometry, cache_memory).map_err(|error| match error {
-            StoreError::Sled(error) => opening_error(folder, error),
-            other => other,
-        })
+        contained(folder, || Self::open_at(&folder.join(TREE), geometry, cache_memory))
     }
 
     /// Opens sled in just this folder.
@@ -50,21 +49,64 @@ impl Trees {
         Ok(Self { db, facts, documents, cache_memory, page_size: geometry.page_size })
     }
 
+    /// Holds sled against the store's header, which is written anew if it is of an earlier format or has no identity
+    /// yet: sled takes an empty or foreign file for a new database, and would be as good as new with it.
+    fn identify(&self, folder: &Path, header: &mut Header) -> Result<(), StoreError> {
+        let held = self.db.get(IDENTITY)?;
+        if let Some(identity) = header.identity {
+            if held.as_deref() != Some(&identity.to_be_bytes()) {
+                let reason = "the database has lost what it held".to_owned();
+                return Err(StoreError::Corrupt { path: folder.to_owned(), reason });
+            }
+            if !header.was_earlier() {
+                return Ok(());
+            }
+        } else {
+            let held = held.as_deref().and_then(|held| Some(u32::from_be_bytes(held.try_into().ok()?)));
+            let identity = held.unwrap_or_else(|| fastrand::u32(..));
+            self.db.insert(IDENTITY, &identity.to_be_bytes())?;
+            // Before the header promises it.
+            self.db.flush()?;
+            header.identity = Some(identity);
+        }
+        header.write(folder)
+    }
+
     /// The pages of blobs.
     pub(super) fn pages(&self) -> Result<Pages, StoreError> {
         Ok(Pages::new(self.db.open_tree(PAGES)?, self.page_size))
     }
 }
 
+/// Where sled keeps the store's identity, in a tree of its own.
+const IDENTITY: &[u8] = b"identity";
 /// sled's folder below the store's.
 pub(super) const TREE: &str = "tree";
 /// The tree of the pages of blobs.
 pub(super) const PAGES: &str = "pages";
 
 impl Store {
-    /// Opens the store in `options.path`, making it if there is none.
+    /// Opens the store in `options.path`, making it if there is none. One that does not open because its files are not
+    /// as they were written is set aside, if `options` says so, and an empty one takes its place.
     pub fn open(options: &schema::Store) -> Result<Self, StoreError> {
-        Self::open_with(&options.path, options.blobs, Geometry::CHOSEN, options.cache_memory.as_u64())
+        let schema::Store { path, blobs, on_corruption, cache_memory, .. } = options;
+        let folder = Arc::new(Folder::take(path)?);
+        let open = || Self::open_in(&folder, *blobs, Geometry::CHOSEN, cache_memory.as_u64());
+        match open() {
+            Err(StoreError::Corrupt { reason, .. }) if *on_corruption == OnCorruption::SetAside => {
+                let aside = aside::set_aside(path, *blobs, &reason)?;
+                tracing::error!(
+                    store = %path.display(),
+                    aside = %aside.display(),
+                    reason,
+                    "the store does not open and was set aside; an empty one takes its place, and all is fetched \
+                     again when it is asked for. What lies aside holds disk until you remove it; to try it again, stop \
+                     larder and move it back"
+                );
+                open()
+            }
+            opened => opened,
+        }
     }
 
     /// Opens a store whose geometry, if it is new, is `geometry`. For the bench that chooses one.
@@ -74,31 +116,39 @@ impl Store {
         geometry: Geometry,
         cache_memory: u64,
     ) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(path)
-            .map_err(|source| StoreError::Folder { path: path.to_owned(), source })?;
-        let geometry = if let Some(header) = Header::read(path)? {
-            header.require(blobs, path)?;
-            header.geometry
-        } else {
-            Header::new(blobs, geometry).write(path)?;
-            geometry
-        };
-        let trees = Trees::open(path, geometry, cache_memory)?;
-        // Once more, now that nobody can begin to move its blobs.
-        Header::read(path)?.unwrap_or(Header::new(blobs, geometry)).require(blobs, path)?;
-        let bodies = match blobs {
-            BlobStore::Sled => Bodies::Pages(trees.pages()?, Files::of_drafts(path)?),
-            BlobStore::Files => Bodies::Files(Files::new(path)?),
-        };
-        let Trees { db, facts, documents, .. } = trees;
-        let (settling, counters) = (Settling::new(), Arc::new(Counters::default()));
-        let store = Self { db, facts, documents, bodies, settling, counters };
-        store.take_census()?;
-        Ok(store)
+        Self::open_in(&Arc::new(Folder::take(path)?), blobs, geometry, cache_memory)
     }
 
-    /// Counts what is there; once, on opening.
+    fn open_in(
+        folder: &Arc<Folder>,
+        blobs: BlobStore,
+        geometry: Geometry,
+        cache_memory: u64,
+    ) -> Result<Self, StoreError> {
+        let path = folder.path();
+        let mut header = header_of(path, blobs, geometry)?;
+        contained(path, || {
+            let trees = Trees::open_at(&path.join(TREE), header.geometry, cache_memory)?;
+            trees.identify(path, &mut header)?;
+            let bodies = match blobs {
+                BlobStore::Sled => Bodies::Pages(trees.pages()?, Files::of_drafts(path)?),
+                BlobStore::Files => Bodies::Files(Files::new(path)?),
+            };
+            let Trees { db, facts, documents, .. } = trees;
+            let (settling, counters) = (Settling::new(), Arc::new(Counters::default()));
+            let folder = Arc::clone(folder);
+            let store = Self { db, facts, documents, bodies, settling, counters, folder };
+            store.take_census()?;
+            Ok(store)
+        })
+    }
+
+    /// Counts what is there; once, on opening. Every fact is read: one that cannot be would fail whoever asks for it
+    /// or its neighbours, from now on and for ever.
     fn take_census(&self) -> Result<(), StoreError> {
+        for item in &self.facts {
+            item?;
+        }
         for item in self.facts.scan_prefix(Key::manifests()) {
             let Some(fact) = readable::<ManifestFact>(&item?.1) else { continue };
             self.counters.manifests.fetch_add(1, Ordering::Relaxed);
@@ -151,12 +201,94 @@ impl Store {
     }
 }
 
-/// sled tells a lock that is held and a folder that cannot be written only by their I/O errors.
+/// The header of the store in a folder, made if there is no store.
+fn header_of(path: &Path, blobs: BlobStore, geometry: Geometry) -> Result<Header, StoreError> {
+    let held = Header::read(path)?;
+    let tree = path.join(TREE).try_exists().map_err(folder_error(path))?;
+    match held {
+        Some(mut header) => {
+            header.require(blobs, path)?;
+            if header.identity.is_some() && !tree {
+                tracing::error!(store = %path.display(), "the store's database is gone; an empty one takes its place");
+                header.identity = None;
+            }
+            Ok(header)
+        }
+        // The header comes first and goes last, so that no crash leaves this.
+        None if tree => {
+            let reason = format!("its {} is gone", header::FILE);
+            Err(StoreError::Corrupt { path: path.to_owned(), reason })
+        }
+        None => {
+            let header = Header::new(blobs, geometry);
+            header.write(path)?;
+            Ok(header)
+        }
+    }
+}
+
+/// Opens something of sled's in a thread of its own. sled asserts what it expects of its files, so that wrong bytes may be
+/// a panic as well as an error; a panic there is the end of the thread, and what it says the reason.
+fn contained<T: Send>(
+    path: &Path,
+    open: impl FnOnce() -> Result<T, StoreError> + Send,
+) -> Result<T, StoreError> {
+    let opened = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("opening".to_owned()).spawn_scoped(scope, open);
+        thread.map(std::thread::ScopedJoinHandle::join)
+    });
+    match opened.map_err(folder_error(path))? {
+        Ok(Err(StoreError::Sled(error))) => Err(opening_error(path, error)),
+        Ok(opened) => opened,
+        Err(panic) => {
+            let said = panic.downcast_ref::<String>().map(String::as_str);
+            let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("nothing");
+            // What it says may hold a whole page.
+            let said: String = said.chars().take(200).collect();
+            let reason = format!("sled gave up on it, saying: {said}");
+            Err(StoreError::Corrupt { path: path.to_owned(), reason })
+        }
+    }
+}
+
+/// What sled's errors mean while it opens: files that are not as it wrote them, or a folder that cannot be used.
 fn opening_error(path: &Path, error: sled::Error) -> StoreError {
+    let corrupt = |reason| StoreError::Corrupt { path: path.to_owned(), reason };
     match error {
-        sled::Error::Io(source) if source.to_string().contains("lock") => StoreError::Locked(path.to_owned()),
-        sled::Error::Io(source) => StoreError::Folder { path: path.to_owned(), source },
-        sled::Error::Unsupported(reason) => StoreError::Foreign { path: path.to_owned(), reason },
-        other => StoreError::Sled(other),
+        sled::Error::Io(source) if source.to_string().contains("could not acquire lock") => {
+            StoreError::Locked(path.to_owned())
+        }
+        sled::Error::Io(source) => match source.kind() {
+            ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::InvalidData
+            | ErrorKind::UnexpectedEof => corrupt(source.to_string()),
+            _ => folder_error(path)(source),
+        },
+        sled::Error::Unsupported(reason) => corrupt(reason),
+        other => corrupt(other.to_string()),
+    }
+}
+
+fn folder_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    |source| StoreError::Folder { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sled_gives_up_on_is_corrupt() {
+        let error = contained(Path::new("/x"), || -> Result<(), _> { panic!("no {}", "page") });
+        let said = error.expect_err("corrupt").to_string();
+        assert!(said.contains("/x") && said.contains("no page"), "{said}");
+        let error = contained(Path::new("/x"), || -> Result<(), _> { panic!("{}", "a".repeat(9000)) });
+        assert!(error.expect_err("corrupt").to_string().len() < 1000);
+        let io = |kind: ErrorKind| opening_error(Path::new("/x"), sled::Error::Io(kind.into()));
+        assert!(matches!(io(ErrorKind::UnexpectedEof), StoreError::Corrupt { .. }));
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem] {
+            assert!(matches!(io(kind), StoreError::Folder { .. }), "{kind}");
+        }
     }
 }

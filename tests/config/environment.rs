@@ -40,6 +40,7 @@ const VALUES: [&str; 17] = [
     "gateway",
     "stale",
     "files",
+    "refuse",
     "upstream",
     "json",
     "debug",

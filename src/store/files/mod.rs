@@ -27,7 +27,8 @@ pub(super) use body::FileBody;
 use buffers::Buffers;
 pub(super) use draft::FileDraft;
 
-const CONTENT: &str = "blobs";
+/// The folder of content.
+pub(super) const CONTENT: &str = "blobs";
 const DRAFTS: &str = "drafts";
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
