@@ -3,10 +3,11 @@
 //! Inside and not beside: the store's folder may be a mount point or lie in one that larder cannot write, as in
 //! containers and under service managers; and a rename within it never crosses file systems. Nothing is ever removed.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::schema::BlobStore;
 
@@ -69,7 +70,12 @@ pub(super) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
 
 /// A new folder that is named by the time, and by a number if there is one of that time.
 fn new_folder(folder: &Path, now: SystemTime) -> std::io::Result<PathBuf> {
-    let date = humantime::format_rfc3339_seconds(now).to_string().replace(':', "-");
+    let mut date = String::new();
+    // A clock that stands nowhere near the present has no such date.
+    if now < UNIX_EPOCH || write!(date, "{}", humantime::format_rfc3339_seconds(now)).is_err() {
+        "undated".clone_into(&mut date);
+    }
+    let date = date.replace(':', "-");
     let mut path = folder.join(format!("{PREFIX}{date}"));
     for number in 2..=MOST + 1 {
         match fs::create_dir(&path) {
@@ -80,4 +86,29 @@ fn new_folder(folder: &Path, now: SystemTime) -> std::io::Result<PathBuf> {
         }
     }
     Err(ErrorKind::AlreadyExists.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_time_makes_a_new_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [day, century] = [24 * 3600, 36_525 * 24 * 3600].map(Duration::from_secs);
+        let times = [
+            (SystemTime::UNIX_EPOCH + day, "set-aside-1970-01-02T00-00-00Z"),
+            (SystemTime::UNIX_EPOCH + day, "set-aside-1970-01-02T00-00-00Z-2"),
+            (SystemTime::UNIX_EPOCH + century * 100, "set-aside-undated"),
+            (SystemTime::UNIX_EPOCH + century * 200, "set-aside-undated-2"),
+        ];
+        for (time, name) in times {
+            let made = new_folder(folder.path(), time).expect("made");
+            assert_eq!(made, folder.path().join(name));
+        }
+        let name = new_folder(folder.path(), SystemTime::UNIX_EPOCH - day).expect("made");
+        assert!(name.is_dir());
+    }
 }

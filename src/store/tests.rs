@@ -378,27 +378,6 @@ fn a_second_larder_is_told_so(kind: BlobStore) {
     assert!(matches!(error, StoreError::Locked(_)), "{error:?}");
 }
 
-/// sled gives up on a log with a hole in its middle, and does so with a panic.
-#[test]
-fn what_makes_sled_panic_is_corruption() {
-    let (store, folder) = store(BlobStore::Sled);
-    for n in 0..4 {
-        fill(&store, &Bytes::from(vec![n; 700_000]), 100_000);
-    }
-    store.flush().expect("flushed");
-    drop(store);
-    for path in files_below(&folder, "tree") {
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("snap.")) {
-            std::fs::remove_file(path).expect("removed");
-        }
-    }
-    let db = std::fs::OpenOptions::new().write(true).open(folder.path().join("tree/db")).expect("a file");
-    db.write_all_at(b"wrong", 900_000).expect("written");
-    let error = open(&folder, BlobStore::Sled).expect_err("corrupt");
-    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
-    assert!(error.to_string().contains("sled gave up"), "{error}");
-}
-
 fn referrers_belong_to_one_repository_and_one_subject(kind: BlobStore) {
     let (store, folder) = store(kind);
     let (a, ab) = (repository("a"), repository("a/b"));

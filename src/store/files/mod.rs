@@ -226,9 +226,10 @@ fn taken(file: &Metadata) -> u64 {
     file.blocks() * 512
 }
 
-/// The time that content stored at `stored_at` (milliseconds since 1970) carries: in whole seconds, which archives keep.
+/// The time that content stored at `stored_at` (milliseconds since 1970) carries: in whole seconds, which archives keep,
+/// and in 31 bits, which every file system keeps, wherever the clock stood.
 fn time_of(stored_at: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(stored_at / 1000)
+    UNIX_EPOCH + Duration::from_secs(stored_at / 1000 % (1 << 31))
 }
 
 /// The files in one folder whose names are digests. What else lies there is somebody's, and left alone.
