@@ -13,13 +13,13 @@ use crate::config::schema::{self, BlobStore};
 use crate::oci::{Digest, Hasher};
 
 use super::bodies::Body;
+use super::database::Database;
 use super::fact::BlobFact;
 use super::files::Files;
 use super::folder::Folder;
 use super::header::Header;
 use super::key::{self, Key};
 use super::opening::{PAGES, Trees};
-use super::pages::Pages;
 use super::{StoreError, readable, rebuild};
 
 /// How much is read at a time.
@@ -33,7 +33,8 @@ pub struct Conversion {
     _taken: Folder,
     header: Header,
     trees: Trees,
-    pages: Pages,
+    /// The same, for who reads pages.
+    database: Database,
     files: Files,
     waiting: std::vec::IntoIter<(Digest, BlobFact)>,
     bytes: u64,
@@ -91,8 +92,19 @@ impl Conversion {
             }
         }
         let bytes = waiting.iter().map(|(_, fact)| fact.size).sum();
-        let (pages, files) = (trees.pages()?, Files::new(&folder)?);
-        Ok(Self { folder, _taken: taken, header, trees, pages, files, waiting: waiting.into_iter(), bytes })
+        let (database, files) = (Database::default(), Files::new(&folder));
+        database.replace(Some(trees.clone()));
+        files.make_ready_for_content()?;
+        Ok(Self {
+            folder,
+            _taken: taken,
+            header,
+            trees,
+            database,
+            files,
+            waiting: waiting.into_iter(),
+            bytes,
+        })
     }
 
     /// Blobs that have not had their step.
@@ -133,7 +145,7 @@ impl Conversion {
             self.files.remove_content(digest)?;
             self.files.remove_draft(digest)?;
             let mut file = self.files.draft(digest)?;
-            let pages = Body::Pages(self.pages.clone(), *digest);
+            let pages = Body::Pages(self.database.clone(), *digest);
             if copy(&pages, digest, fact.size, |piece| file.append(piece))? {
                 file.settle(fact.stored_at)?;
                 end = StepEnd::Moved;
@@ -148,18 +160,18 @@ impl Conversion {
         let mut end = StepEnd::Dropped;
         match self.files.open(digest, fact.size, fact.stored_at) {
             Ok(file) => {
-                self.pages.remove(digest)?;
-                let mut pages = self.pages.writer(digest, fact.size);
+                self.trees.pages.remove(digest)?;
+                let mut pages = self.trees.pages.writer(digest, fact.size);
                 if copy(&Body::File(file), digest, fact.size, |piece| pages.append(piece))? {
                     pages.complete()?;
                     end = StepEnd::Moved;
                 } else {
-                    self.pages.remove(digest)?;
+                    self.trees.pages.remove(digest)?;
                 }
             }
             // A file goes only when its pages are whole and on the disk.
             Err(StoreError::Damaged(_)) => {
-                if is_whole(&Body::Pages(self.pages.clone(), *digest), digest, fact.size)? {
+                if is_whole(&Body::Pages(self.database.clone(), *digest), digest, fact.size)? {
                     end = StepEnd::Found;
                 }
             }
@@ -180,11 +192,11 @@ impl Conversion {
         if self.header.moving_from.is_none() || self.waiting.len() > 0 {
             return Ok(());
         }
-        let Self { folder, trees, pages, files, mut header, .. } = self;
+        let Self { folder, trees, database, files, mut header, .. } = self;
         for key in trees.facts.scan_prefix(Key::drafts()).keys() {
             trees.facts.remove(key?)?;
         }
-        drop(pages);
+        database.replace(None);
         match header.blobs {
             BlobStore::Files => rebuild::rebuild(&folder, header.geometry, trees, &[PAGES])?,
             BlobStore::Sled => {

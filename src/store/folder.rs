@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::StoreError;
 use super::opening::TREE;
@@ -12,7 +12,6 @@ const LOCK: &str = "lock";
 /// A folder that nobody else uses for as long as this lives.
 #[derive(Debug)]
 pub(super) struct Folder {
-    path: PathBuf,
     /// Locked, which ends with the process, however that ends.
     _lock: File,
 }
@@ -38,11 +37,7 @@ impl Folder {
             // sled will say it better.
             Err(_) => {}
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { _lock: lock })
     }
 }
 

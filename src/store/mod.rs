@@ -13,6 +13,7 @@
 mod aside;
 mod bodies;
 mod convert;
+mod database;
 mod draft;
 mod entry;
 mod fact;
@@ -28,12 +29,14 @@ mod settling;
 #[cfg(test)]
 mod tests;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use sled::transaction::{
     ConflictableTransactionError, TransactionError, TransactionalTree, UnabortableTransactionError,
 };
@@ -42,14 +45,14 @@ use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
 use bodies::Bodies;
 pub use convert::{Conversion, Step, StepEnd};
+use database::Database;
 pub use draft::{Draft, DraftEnd, DraftWriter, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
-use folder::Folder;
 pub use header::Geometry;
 use key::Key;
-use pages::Pages;
+use opening::Opening;
 use settling::Settling;
 pub use settling::Turn;
 
@@ -89,6 +92,9 @@ pub enum StoreError {
     /// Something that a fact promises is not there, or does not read.
     #[error("stored content {0} is damaged")]
     Damaged(Digest),
+    /// The store could not be opened, or is being opened anew.
+    #[error("the store is not open")]
+    Closed,
     /// A file of a blob cannot be read or written.
     #[error("the store's file {} cannot be used: {source}", path.display())]
     File {
@@ -103,6 +109,27 @@ pub enum StoreError {
     /// sled failed.
     #[error("the store failed: {0}")]
     Sled(#[from] sled::Error),
+}
+
+impl StoreError {
+    /// Whether the disk, or what lies on it, keeps the store from working, and not what it was asked.
+    pub fn is_of_the_disk(&self) -> bool {
+        match self {
+            Self::Folder { source, .. } => is_of_the_disk(source),
+            Self::File { .. } | Self::Sled(_) | Self::Closed => true,
+            Self::Locked(_)
+            | Self::Foreign { .. }
+            | Self::Corrupt { .. }
+            | Self::Damaged(_)
+            | Self::Fact(_) => false,
+        }
+    }
+}
+
+/// Whether a disk is full or broken, in contrast to a folder that nobody set up as it should be.
+fn is_of_the_disk(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+        || error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }
 
 /// A manifest as it is kept: bytes and the type they are served under.
@@ -138,13 +165,11 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    db: sled::Db,
-    facts: sled::Tree,
-    documents: Pages,
+    database: Database,
     bodies: Bodies,
     settling: Settling,
     counters: Arc<Counters>,
-    folder: Arc<Folder>,
+    opening: Arc<Opening>,
 }
 
 impl Store {
@@ -159,12 +184,12 @@ impl Store {
 
     /// Bytes the store takes on disk.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
-        Ok(self.db.size_on_disk()? + self.bodies.size_on_disk()?)
+        Ok(self.database.db()?.size_on_disk()? + self.bodies.size_on_disk()?)
     }
 
     /// How many stores that did not open lie aside in the folder.
     pub fn set_aside(&self) -> Result<usize, StoreError> {
-        Ok(aside::in_folder(self.folder.path())?.len())
+        Ok(aside::in_folder(self.opening.path())?.len())
     }
 
     /// Waits until everything written so far is on disk. Blobs that have been verified are waited for too, as long as a
@@ -174,12 +199,12 @@ impl Store {
         if left > 0 {
             tracing::warn!(left, "blobs are kept as drafts until they are asked for again");
         }
-        self.db.flush()?;
+        self.database.db()?.flush()?;
         Ok(())
     }
 
     fn fact<F: Fact>(&self, key: &Key<'_>) -> Result<Option<F>, StoreError> {
-        let Some(bytes) = self.facts.get(key.to_bytes())? else { return Ok(None) };
+        let Some(bytes) = self.database.facts()?.get(key.to_bytes())? else { return Ok(None) };
         Ok(readable(&bytes))
     }
 
@@ -208,7 +233,7 @@ impl Store {
         if variant.is_none() {
             batch.insert(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes(), &[][..]);
         }
-        self.facts.apply_batch(batch)?;
+        self.database.facts()?.apply_batch(batch)?;
         Ok(())
     }
 
@@ -219,9 +244,11 @@ impl Store {
         tag: &Tag,
         variant: Option<&str>,
     ) -> Result<(), StoreError> {
-        self.facts.remove(tag_key(repository, tag, variant).to_bytes())?;
+        self.database.facts()?.remove(tag_key(repository, tag, variant).to_bytes())?;
         if variant.is_none() && self.tags(repository, None, 1)?.is_empty() {
-            self.facts.remove(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes())?;
+            self.database
+                .facts()?
+                .remove(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes())?;
         }
         Ok(())
     }
@@ -259,7 +286,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
         let mut found = Vec::new();
-        for item in self.facts.range(from..) {
+        for item in self.database.facts()?.range(from..) {
             let (key, _) = item?;
             let Some(rest) = key.strip_prefix(prefix) else { break };
             if after && *key == *from {
@@ -286,7 +313,7 @@ impl Store {
         let key = Key::Link(repository, digest).to_bytes();
         let link = LinkFact { size: None }.encode();
         // The outcome of the comparison does not matter: either way there is a link now.
-        let _ = self.facts.compare_and_swap(key, None::<&[u8]>, Some(link))?;
+        let _ = self.database.facts()?.compare_and_swap(key, None::<&[u8]>, Some(link))?;
         Ok(())
     }
 
@@ -294,20 +321,20 @@ impl Store {
 
     /// Notes that something below an index is still to be fetched.
     pub fn note_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
-        self.facts.insert(Key::Walk(repository, index).to_bytes(), &[][..])?;
+        self.database.facts()?.insert(Key::Walk(repository, index).to_bytes(), &[][..])?;
         Ok(())
     }
 
     /// Notes that nothing below an index is to be fetched any more.
     pub fn forget_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
-        self.facts.remove(Key::Walk(repository, index).to_bytes())?;
+        self.database.facts()?.remove(Key::Walk(repository, index).to_bytes())?;
         Ok(())
     }
 
     /// All indexes below which something is still to be fetched.
     pub fn walks(&self) -> Result<Vec<(Repository, Digest)>, StoreError> {
         let mut found = Vec::new();
-        for item in self.facts.scan_prefix(Key::walks()) {
+        for item in self.database.facts()?.scan_prefix(Key::walks()) {
             found.extend(Key::read_walk(&item?.0));
         }
         Ok(found)
@@ -319,9 +346,10 @@ impl Store {
     pub fn manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, StoreError> {
         let Some(fact) = self.fact::<ManifestFact>(&Key::Manifest(digest))? else { return Ok(None) };
         let size = usize::try_from(fact.size).map_err(|_| StoreError::Damaged(*digest))?;
+        let documents = self.database.documents()?;
         let mut body = Vec::with_capacity(size);
         while body.len() < size {
-            match self.documents.get(digest, (body.len() / self.documents.page_size()) as u64)? {
+            match documents.get(digest, (body.len() / documents.page_size()) as u64)? {
                 Some(page) if !page.is_empty() => body.extend_from_slice(&page),
                 _ => return Err(StoreError::Damaged(*digest)),
             }
@@ -345,7 +373,7 @@ impl Store {
         now: u64,
     ) -> Result<MediaType, StoreError> {
         let size = manifest.body.len() as u64;
-        let held = self.facts.get(Key::Manifest(digest).to_bytes())?;
+        let held = self.database.facts()?.get(Key::Manifest(digest).to_bytes())?;
         let media_type = match held.as_deref().and_then(readable::<ManifestFact>) {
             Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest))?,
             None => self.put_document(digest, manifest, held, now)?,
@@ -359,7 +387,7 @@ impl Store {
             }
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
         }
-        self.facts.apply_batch(batch)?;
+        self.database.facts()?.apply_batch(batch)?;
         Ok(media_type)
     }
 
@@ -372,14 +400,15 @@ impl Store {
         unreadable: Option<sled::IVec>,
         now: u64,
     ) -> Result<MediaType, StoreError> {
-        for (number, page) in manifest.body.chunks(self.documents.page_size()).enumerate() {
-            self.documents.put(digest, number as u64, page)?;
+        let documents = self.database.documents()?;
+        for (number, page) in manifest.body.chunks(documents.page_size()).enumerate() {
+            documents.put(digest, number as u64, page)?;
         }
         let size = manifest.body.len() as u64;
         let media_type = manifest.media_type.as_str().to_owned();
         let fact = ManifestFact { media_type, size, stored_at: now }.encode();
         let key = Key::Manifest(digest).to_bytes();
-        match self.facts.compare_and_swap(key, unreadable, Some(fact))? {
+        match self.database.facts()?.compare_and_swap(key, unreadable, Some(fact))? {
             Ok(()) => {
                 self.counters.manifests.fetch_add(1, Ordering::Relaxed);
                 self.counters.content.fetch_add(size, Ordering::Relaxed);
@@ -396,12 +425,12 @@ impl Store {
 
     /// Drops a manifest that turned out to be damaged.
     pub fn remove_manifest(&self, digest: &Digest) -> Result<(), StoreError> {
-        let removed = self.facts.remove(Key::Manifest(digest).to_bytes())?;
+        let removed = self.database.facts()?.remove(Key::Manifest(digest).to_bytes())?;
         if let Some(fact) = removed.and_then(|bytes| readable::<ManifestFact>(&bytes)) {
             self.counters.manifests.fetch_sub(1, Ordering::Relaxed);
             self.counters.content.fetch_sub(fact.size, Ordering::Relaxed);
         }
-        self.documents.remove(digest)
+        self.database.documents()?.remove(digest)
     }
 
     /// Changes several facts in one atomic step. The change must be repeatable: sled runs it again on a conflict.
@@ -409,7 +438,8 @@ impl Store {
         &self,
         change: impl Fn(&TransactionalTree) -> Result<T, UnabortableTransactionError>,
     ) -> Result<T, StoreError> {
-        let done = self.facts.transaction(|facts| Ok::<_, ConflictableTransactionError<()>>(change(facts)?));
+        let facts = self.database.facts()?;
+        let done = facts.transaction(|facts| Ok::<_, ConflictableTransactionError<()>>(change(facts)?));
         done.map_err(|error| match error {
             TransactionError::Storage(error) => error.into(),
             TransactionError::Abort(()) => StoreError::Fact("a change aborted itself".to_owned()),

@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::path::Path;
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::config::schema::{self, BlobStore, OnCorruption};
 use crate::oci::Digest;
 
 use super::bodies::Bodies;
+use super::database::Database;
 use super::fact::{BlobFact, ManifestFact};
 use super::files::{Files, Found};
 use super::folder::Folder;
@@ -17,7 +20,7 @@ use super::header::{self, Geometry, Header};
 use super::key::{self, Key};
 use super::pages::Pages;
 use super::settling::Settling;
-use super::{Counters, Store, StoreError, aside, readable};
+use super::{Census, Counters, Store, StoreError, aside, readable};
 
 /// sled, as every store has it.
 #[derive(Clone, Debug)]
@@ -25,8 +28,9 @@ pub(super) struct Trees {
     pub(super) db: sled::Db,
     pub(super) facts: sled::Tree,
     pub(super) documents: Pages,
+    /// The pages of blobs.
+    pub(super) pages: Pages,
     pub(super) cache_memory: u64,
-    page_size: usize,
 }
 
 impl Trees {
@@ -46,7 +50,8 @@ impl Trees {
             .open()?;
         let facts = db.open_tree("facts")?;
         let documents = Pages::new(db.open_tree("documents")?, geometry.page_size);
-        Ok(Self { db, facts, documents, cache_memory, page_size: geometry.page_size })
+        let pages = Pages::new(db.open_tree(PAGES)?, geometry.page_size);
+        Ok(Self { db, facts, documents, pages, cache_memory })
     }
 
     /// Holds sled against the store's header, which is written anew if it is of an earlier format or has no identity
@@ -71,11 +76,6 @@ impl Trees {
         }
         header.write(folder)
     }
-
-    /// The pages of blobs.
-    pub(super) fn pages(&self) -> Result<Pages, StoreError> {
-        Ok(Pages::new(self.db.open_tree(PAGES)?, self.page_size))
-    }
 }
 
 /// Where sled keeps the store's identity, in a tree of its own.
@@ -85,27 +85,63 @@ pub(super) const TREE: &str = "tree";
 /// The tree of the pages of blobs.
 pub(super) const PAGES: &str = "pages";
 
+/// How a store is opened, the first time and again.
+#[derive(Debug)]
+pub(super) struct Opening {
+    path: PathBuf,
+    blobs: BlobStore,
+    /// For a store that is new.
+    geometry: Geometry,
+    cache_memory: u64,
+    on_corruption: OnCorruption,
+    /// What is held while it is open; locked while it is opened or closed.
+    held: Mutex<Option<Held>>,
+}
+
+/// What an open store holds on the disk.
+#[derive(Debug)]
+struct Held {
+    _folder: Folder,
+    database: FileId,
+}
+
+impl Opening {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn database_file(&self) -> PathBuf {
+        self.path.join(TREE).join("db")
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        // What is held is put there whole and taken away whole.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For how long sled is waited for that was just closed: until the last operation that still uses it has ended.
+const CLOSED_WITHIN: Duration = Duration::from_secs(5);
+
 impl Store {
     /// Opens the store in `options.path`, making it if there is none. One that does not open because its files are not
-    /// as they were written is set aside, if `options` says so, and an empty one takes its place.
+    /// as they were written is set aside, if `options` says so, and an empty one takes its place. One whose disk takes
+    /// nothing, or does not give what it has, is closed until [`reopen`](Self::reopen) has better luck.
     pub fn open(options: &schema::Store) -> Result<Self, StoreError> {
-        let schema::Store { path, blobs, on_corruption, cache_memory, .. } = options;
-        let folder = Arc::new(Folder::take(path)?);
-        let open = || Self::open_in(&folder, *blobs, Geometry::CHOSEN, cache_memory.as_u64());
-        match open() {
-            Err(StoreError::Corrupt { reason, .. }) if *on_corruption == OnCorruption::SetAside => {
-                let aside = aside::set_aside(path, *blobs, &reason)?;
-                tracing::error!(
-                    store = %path.display(),
-                    aside = %aside.display(),
-                    reason,
-                    "the store does not open and was set aside; an empty one takes its place, and all is fetched \
-                     again when it is asked for. What lies aside holds disk until you remove it; to try it again, stop \
-                     larder and move it back"
-                );
-                open()
+        let store = Self::closed(Opening {
+            path: options.path.clone(),
+            blobs: options.blobs,
+            geometry: Geometry::CHOSEN,
+            cache_memory: options.cache_memory.as_u64(),
+            on_corruption: options.on_corruption,
+            held: Mutex::default(),
+        });
+        match store.reopen() {
+            Err(error) if error.is_of_the_disk() => {
+                tracing::error!(%error, "larder starts without its store");
+                Ok(store)
             }
-            opened => opened,
+            opened => opened.map(|()| store),
         }
     }
 
@@ -116,89 +152,155 @@ impl Store {
         geometry: Geometry,
         cache_memory: u64,
     ) -> Result<Self, StoreError> {
-        Self::open_in(&Arc::new(Folder::take(path)?), blobs, geometry, cache_memory)
+        let (path, on_corruption, held) = (path.to_owned(), OnCorruption::Refuse, Mutex::default());
+        let store = Self::closed(Opening { path, blobs, geometry, cache_memory, on_corruption, held });
+        store.reopen().map(|()| store)
     }
 
-    fn open_in(
-        folder: &Arc<Folder>,
-        blobs: BlobStore,
-        geometry: Geometry,
-        cache_memory: u64,
-    ) -> Result<Self, StoreError> {
-        let path = folder.path();
+    fn closed(opening: Opening) -> Self {
+        let (database, files) = (Database::default(), Files::new(&opening.path));
+        let bodies = match opening.blobs {
+            BlobStore::Sled => Bodies::Pages(database.clone(), files),
+            BlobStore::Files => Bodies::Files(files),
+        };
+        let (settling, counters) = (Settling::new(), Arc::new(Counters::default()));
+        Self { database, bodies, settling, counters, opening: Arc::new(opening) }
+    }
+
+    /// Whether the store is open, and lies where it was opened.
+    pub fn is_there(&self) -> bool {
+        let held = self.opening.held();
+        let now = file_id(&self.opening.database_file()).ok();
+        held.as_ref().is_some_and(|held| now == Some(held.database))
+    }
+
+    /// Closes the store, if it is open, and opens what lies in its folder. Meanwhile everybody else is told that it is
+    /// closed, and it stays so if it does not open.
+    pub fn reopen(&self) -> Result<(), StoreError> {
+        let mut held = self.opening.held();
+        self.database.replace(None);
+        let Opening { path, blobs, on_corruption, .. } = &*self.opening;
+        let patience = if held.take().is_some() { CLOSED_WITHIN } else { Duration::ZERO };
+        let folder = taken(path, patience)?;
+        match self.open_in(path) {
+            Err(StoreError::Corrupt { reason, .. }) if *on_corruption == OnCorruption::SetAside => {
+                let aside = aside::set_aside(path, *blobs, &reason)?;
+                tracing::error!(
+                    store = %path.display(),
+                    aside = %aside.display(),
+                    reason,
+                    "the store does not open and was set aside; an empty one takes its place, and all is fetched \
+                     again when it is asked for. What lies aside holds disk until you remove it; to try it again, stop \
+                     larder and move it back"
+                );
+                self.open_in(path)?;
+            }
+            opened => opened?,
+        }
+        let file = self.opening.database_file();
+        let database = file_id(&file).map_err(folder_error(&file))?;
+        *held = Some(Held { _folder: folder, database });
+        Ok(())
+    }
+
+    fn open_in(&self, path: &Path) -> Result<(), StoreError> {
+        let Opening { blobs, geometry, cache_memory, .. } = *self.opening;
         let mut header = header_of(path, blobs, geometry)?;
-        contained(path, || {
+        let trees = contained(path, || {
             let trees = Trees::open_at(&path.join(TREE), header.geometry, cache_memory)?;
             trees.identify(path, &mut header)?;
-            let bodies = match blobs {
-                BlobStore::Sled => Bodies::Pages(trees.pages()?, Files::of_drafts(path)?),
-                BlobStore::Files => Bodies::Files(Files::new(path)?),
-            };
-            let Trees { db, facts, documents, .. } = trees;
-            let (settling, counters) = (Settling::new(), Arc::new(Counters::default()));
-            let folder = Arc::clone(folder);
-            let store = Self { db, facts, documents, bodies, settling, counters, folder };
-            store.take_census()?;
-            Ok(store)
-        })
+            match blobs {
+                BlobStore::Sled => self.bodies.files().make_ready()?,
+                BlobStore::Files => self.bodies.files().make_ready_for_content()?,
+            }
+            self.take_census(&trees.facts)?;
+            Ok(trees)
+        })?;
+        self.database.replace(Some(trees));
+        Ok(())
     }
 
     /// Counts what is there; once, on opening. Every fact is read: one that cannot be would fail whoever asks for it
     /// or its neighbours, from now on and for ever.
-    fn take_census(&self) -> Result<(), StoreError> {
-        for item in &self.facts {
+    fn take_census(&self, facts: &sled::Tree) -> Result<(), StoreError> {
+        for item in facts {
             item?;
         }
-        for item in self.facts.scan_prefix(Key::manifests()) {
+        let mut census = Census::default();
+        for item in facts.scan_prefix(Key::manifests()) {
             let Some(fact) = readable::<ManifestFact>(&item?.1) else { continue };
-            self.counters.manifests.fetch_add(1, Ordering::Relaxed);
-            self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
+            census.manifests += 1;
+            census.content += fact.size;
         }
         if let Bodies::Files(files) = &self.bodies {
-            self.reconcile(files)?;
+            reconcile(facts, files)?;
         }
         for digest in self.bodies.drafts()? {
             // Content is there already: a crash kept its draft from going.
-            if self.facts.contains_key(Key::Blob(&digest).to_bytes())? {
+            if facts.contains_key(Key::Blob(&digest).to_bytes())? {
                 self.bodies.remove_draft(&digest)?;
             }
         }
-        for item in self.facts.scan_prefix(Key::blobs()) {
+        for item in facts.scan_prefix(Key::blobs()) {
             let Some(fact) = readable::<BlobFact>(&item?.1) else { continue };
-            self.counters.blobs.fetch_add(1, Ordering::Relaxed);
-            self.counters.content.fetch_add(fact.size, Ordering::Relaxed);
+            census.blobs += 1;
+            census.content += fact.size;
         }
+        self.counters.manifests.store(census.manifests, Ordering::Relaxed);
+        self.counters.blobs.store(census.blobs, Ordering::Relaxed);
+        self.counters.content.store(census.content, Ordering::Relaxed);
         Ok(())
     }
+}
 
-    /// Brings facts and files together: a fact whose file is not there in its length goes, and a file without a fact
-    /// is a draft again, for the next fill to find out what it is.
-    fn reconcile(&self, files: &Files) -> Result<(), StoreError> {
-        let mut there: HashMap<Digest, Found> =
-            files.walk()?.into_iter().map(|found| (found.digest, found)).collect();
-        let mut lost = 0_u64;
-        for item in self.facts.scan_prefix(Key::blobs()) {
-            let (key, value) = item?;
-            let (Some(digest), Some(fact)) = (key::blob_of(&key), readable::<BlobFact>(&value)) else {
-                continue;
-            };
-            if there.remove(&digest).is_none_or(|found| found.size != fact.size) {
-                self.facts.remove(&key)?;
-                files.remove_content(&digest)?;
-                lost += 1;
-            }
+/// Brings facts and files together: a fact whose file is not there in its length goes, and a file without a fact is a
+/// draft again, for the next fill to find out what it is.
+fn reconcile(facts: &sled::Tree, files: &Files) -> Result<(), StoreError> {
+    let mut there: HashMap<Digest, Found> =
+        files.walk()?.into_iter().map(|found| (found.digest, found)).collect();
+    let mut lost = 0_u64;
+    for item in facts.scan_prefix(Key::blobs()) {
+        let (key, value) = item?;
+        let (Some(digest), Some(fact)) = (key::blob_of(&key), readable::<BlobFact>(&value)) else {
+            continue;
+        };
+        if there.remove(&digest).is_none_or(|found| found.size != fact.size) {
+            facts.remove(&key)?;
+            files.remove_content(&digest)?;
+            lost += 1;
         }
-        for digest in there.keys() {
-            files.demote(digest)?;
-        }
-        if lost > 0 {
-            tracing::warn!(lost, "files of blobs are missing or cut off; they will be fetched again");
-        }
-        if !there.is_empty() {
-            tracing::info!(found = there.len(), "files of blobs that no fact speaks of are drafts again");
-        }
-        Ok(())
     }
+    for digest in there.keys() {
+        files.demote(digest)?;
+    }
+    if lost > 0 {
+        tracing::warn!(lost, "files of blobs are missing or cut off; they will be fetched again");
+    }
+    if !there.is_empty() {
+        tracing::info!(found = there.len(), "files of blobs that no fact speaks of are drafts again");
+    }
+    Ok(())
+}
+
+/// Takes a folder, which this process itself may still use for a while.
+fn taken(path: &Path, patience: Duration) -> Result<Folder, StoreError> {
+    let end = Instant::now() + patience;
+    loop {
+        match Folder::take(path) {
+            Err(StoreError::Locked(_)) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            taken => return taken,
+        }
+    }
+}
+
+/// Which file a name stands for.
+type FileId = (u64, u64);
+
+fn file_id(path: &Path) -> std::io::Result<FileId> {
+    let found = std::fs::metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// The header of the store in a folder, made if there is no store.
@@ -255,9 +357,7 @@ fn contained<T: Send>(
 fn opening_error(path: &Path, error: sled::Error) -> StoreError {
     let corrupt = |reason| StoreError::Corrupt { path: path.to_owned(), reason };
     match error {
-        sled::Error::Io(source) if source.to_string().contains("could not acquire lock") => {
-            StoreError::Locked(path.to_owned())
-        }
+        error if is_locked(&error) => StoreError::Locked(path.to_owned()),
         sled::Error::Io(source) => match source.kind() {
             ErrorKind::NotADirectory
             | ErrorKind::IsADirectory
@@ -268,6 +368,11 @@ fn opening_error(path: &Path, error: sled::Error) -> StoreError {
         sled::Error::Unsupported(reason) => corrupt(reason),
         other => corrupt(other.to_string()),
     }
+}
+
+/// sled tells a lock that is held only by what its I/O error says.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(source) if source.to_string().contains("could not acquire lock"))
 }
 
 fn folder_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
