@@ -7,7 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::house::{TAG, image, is_trouble};
-use support::{Fault, Gate, Image, Registry, Setup, Timed, When, eventually};
+use support::{Blob, Fault, Gate, Image, Registry, Setup, Timed, When, eventually};
 
 fn house(change: impl FnOnce(Setup) -> Setup) -> (Registry, Timed, Image) {
     let registry = Registry::start();
@@ -230,4 +230,108 @@ fn several_slow_answers_do_not_add_up() {
         assert!(began.elapsed() < Duration::from_millis(10_500), "{:?}: {answer:?}", began.elapsed());
         gate.open();
     });
+}
+
+const YEAR: i64 = 365 * 24 * 3600 * 1000;
+
+/// Ways to set a clock: a year ahead and back, and to 1970 and before.
+const JUMPS: [i64; 4] = [YEAR, -YEAR, -100 * YEAR, 100 * YEAR];
+
+#[test]
+fn no_clock_that_is_set_keeps_a_tag_fresh_or_asks_at_every_pull() {
+    for jump in JUMPS {
+        let (registry, larder, image) = house(|setup| setup.set("cache.tags_list", "upstream"));
+        let list = "/v2/library/app/tags/list";
+        let asked = |registry: &Registry| registry.requests().len();
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        assert_eq!(larder.get(list).status(), 200);
+        // There and back again: each costs a question at most, and then all is as it was.
+        for millis in [jump, -jump, jump] {
+            larder.set_clock_by(millis);
+            registry.forget_requests();
+            for _ in 0..10 {
+                larder.get(TAG).is_ok_with(&image.manifest.bytes);
+                assert_eq!(larder.get(list).status(), 200);
+            }
+            assert!(asked(&registry) <= 2, "set by {millis}: {:?}", registry.requests());
+            // However the clock stands, a tag that moved is seen to move when its time is up.
+            larder.pass(Duration::from_mins(2));
+            registry.forget_requests();
+            larder.get(TAG).is_outcome("larder; hit; detail=revalidated");
+            larder.get(TAG).is_outcome("larder; hit");
+            assert_eq!(larder.get(list).status(), 200);
+            assert_eq!(asked(&registry), 2, "set by {millis}: {:?}", registry.requests());
+        }
+        registry.down();
+        larder.pass(Duration::from_mins(2));
+        larder.get(TAG).is_outcome("larder; hit; detail=stale");
+    }
+}
+
+#[test]
+fn no_clock_that_is_set_keeps_anything_absent_or_an_upstream_alone() {
+    for jump in JUMPS {
+        let (registry, larder, image) = house(|setup| setup.set("cache.negative_ttl", "10s"));
+        let (tag, blob) = ("/v2/library/app/manifests/late", Blob::random(9, 1000));
+        let path = format!("/v2/library/app/blobs/{}", blob.digest);
+        assert_eq!((larder.get(tag).status(), larder.get(&path).status()), (404, 404));
+        larder.set_clock_by(jump);
+        registry.add_image("library/app", "late", &image);
+        registry.add_blob("library/app", &blob);
+        larder.pass(Duration::from_secs(11));
+        larder.get(tag).is_ok_with(&image.manifest.bytes);
+        larder.get(&path).is_ok_with(&blob.bytes);
+        // Left alone for what it says, and for having failed.
+        for fault in
+            [Fault::Answer(503, vec![("Retry-After".into(), "60".into())], Vec::new()), Fault::Status(500)]
+        {
+            registry.script(When::any(), fault);
+            for n in 0..4 {
+                assert!(is_trouble(larder.get(&format!("/v2/library/app/manifests/no{n}")).status()));
+            }
+            larder.set_clock_by(-jump);
+            registry.behave();
+            larder.pass(Duration::from_mins(2));
+            assert_eq!(larder.get("/v2/library/app/manifests/none").status(), 404);
+            larder.set_clock_by(jump);
+        }
+    }
+}
+
+#[test]
+fn what_came_under_any_clock_is_held_under_every_other() {
+    for kind in ["sled", "files"] {
+        for jump in JUMPS {
+            let (registry, larder, image) = house(|setup| setup.set("store.blobs", kind));
+            larder.set_clock_by(jump);
+            let layer = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
+            larder.get(TAG).is_ok_with(&image.manifest.bytes);
+            larder.get(&layer).is_ok_with(&image.layers[0].bytes);
+            eventually("it is kept", || larder.get(&layer).head.outcome() == "larder; hit");
+            registry.down();
+            // The clock begins anew, and by that jumps back.
+            let larder = larder.restart();
+            larder.get(&layer).is_ok_with(&image.layers[0].bytes);
+            larder.get(TAG).is_ok_with(&image.manifest.bytes);
+            registry.up();
+            eventually("its tag is asked for again", || {
+                larder.pass(Duration::from_mins(2));
+                larder.get(TAG).head.outcome() == "larder; hit; detail=revalidated"
+            });
+        }
+    }
+}
+
+#[test]
+fn a_date_until_which_to_wait_counts_by_the_clock_of_who_wrote_it() {
+    let (registry, larder, image) = house(|setup| setup);
+    // Their clock is a year behind ours, or ours ahead.
+    let date = |second: u32| format!("Tue, 03 Jun 2008 11:05:{second:02} GMT");
+    let headers = vec![("Date".to_owned(), date(0)), ("Retry-After".to_owned(), date(30))];
+    registry.script(When::any(), Fault::Answer(503, headers, Vec::new()));
+    let left = larder.get(TAG).header("retry-after").map(|left| left.parse::<u64>().unwrap());
+    assert!(left.is_some_and(|left| (25..=30).contains(&left)), "{left:?}");
+    registry.behave();
+    larder.pass(Duration::from_secs(31));
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
 }

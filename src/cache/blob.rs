@@ -71,7 +71,7 @@ impl Cache {
                 shared.hot.blobs.insert(key, entry);
                 return Ok(blob);
             }
-            if shared.hot.is_absent(repository, &Wanted::Blob(*digest), shared.clock.now()) {
+            if shared.hot.is_absent(repository, &Wanted::Blob(*digest), shared.clock.instant()) {
                 return Err(CacheError::NotFound);
             }
             let size = linked.and_then(|link| link.size);

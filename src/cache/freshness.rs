@@ -15,11 +15,18 @@ pub enum Freshness {
     Expired,
 }
 
-/// Judges a tag that was last confirmed at `checked_at`; times are milliseconds since 1970.
+/// How old a check is that was made at `checked_at`, where that can be said; times are milliseconds since 1970.
 ///
-/// A check that lies in the future tells of a clock that jumped back: nothing can be said about its age.
-pub fn judge(now: u64, checked_at: u64, settings: &Cache) -> Freshness {
-    let Some(age) = now.checked_sub(checked_at) else { return Freshness::Expired };
+/// A clock may be set. So a check that this process made is at least as old as the process has `lived` since; and of one
+/// that lies in the future, or before a clock that stands at 0, nothing else is known.
+pub fn age(now: u64, checked_at: u64, lived: Option<Duration>) -> Option<Duration> {
+    let by_date = now.checked_sub(checked_at).filter(|_| now > 0).map(Duration::from_millis);
+    by_date.max(lived)
+}
+
+/// Judges a tag that was last confirmed at `checked_at`, so long ago.
+pub fn judge(age: Option<Duration>, checked_at: u64, settings: &Cache) -> Freshness {
+    let Some(age) = age.map(millis) else { return Freshness::Expired };
     let ttl = millis(settings.tag_ttl);
     let ttl = ttl - spread(checked_at, ttl / SPREAD);
     if age < ttl {
@@ -40,17 +47,12 @@ fn spread(seed: u64, width: u64) -> u64 {
     (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).checked_rem(width).unwrap_or_default()
 }
 
-/// Whether a tag that could not be checked may be served all the same (RFC 5861, section 4).
-pub fn may_serve_stale(now: u64, checked_at: u64, settings: &Cache) -> bool {
+/// Whether a tag of that age that could not be checked may be served all the same (RFC 5861, section 4).
+pub fn may_serve_stale(age: Option<Duration>, settings: &Cache) -> bool {
     match settings.stale_if_error {
         Limit::Forever => true,
-        Limit::For(limit) => now.saturating_sub(checked_at) < millis(settings.tag_ttl.saturating_add(limit)),
+        Limit::For(limit) => age.unwrap_or_default() < settings.tag_ttl.saturating_add(limit),
     }
-}
-
-/// How old the last check is.
-pub fn age(now: u64, checked_at: u64) -> Duration {
-    Duration::from_millis(now.saturating_sub(checked_at))
 }
 
 /// In the unit of the facts' times.
@@ -71,6 +73,14 @@ mod tests {
         }
     }
 
+    fn judge(now: u64, checked_at: u64, settings: &Cache) -> Freshness {
+        super::judge(age(now, checked_at, None), checked_at, settings)
+    }
+
+    fn may_serve_stale(now: u64, checked_at: u64, settings: &Cache) -> bool {
+        super::may_serve_stale(age(now, checked_at, None), settings)
+    }
+
     #[test]
     fn the_three_ages_of_a_tag() {
         let settings = settings(10, 50, Limit::Forever);
@@ -80,6 +90,29 @@ mod tests {
         assert_eq!(judge(1059, 1000, &settings), Freshness::ServeAndRevalidate);
         assert_eq!(judge(1060, 1000, &settings), Freshness::Expired);
         assert_eq!(judge(999, 1000, &settings), Freshness::Expired);
+    }
+
+    #[test]
+    fn no_clock_keeps_a_tag_fresh_for_ever() {
+        let settings = settings(10, 50, Limit::For(Duration::from_millis(5)));
+        for (now, checked_at) in [(0, 0), (0, 1), (0, u64::MAX), (5, u64::MAX), (u64::MAX, 0), (u64::MAX, 1)]
+        {
+            assert_eq!(judge(now, checked_at, &settings), Freshness::Expired, "{now}, {checked_at}");
+        }
+        assert!(may_serve_stale(0, u64::MAX, &settings));
+        assert!(!may_serve_stale(u64::MAX, 0, &settings));
+    }
+
+    #[test]
+    fn a_check_is_as_old_as_either_clock_says() {
+        let [second, hour] = [Duration::from_secs(1), Duration::from_hours(1)];
+        assert_eq!(age(5000, 4000, None), Some(second));
+        assert_eq!(age(5000, 4000, Some(hour)), Some(hour));
+        assert_eq!(age(4000, 5000, Some(second)), Some(second));
+        assert_eq!(age(3_604_000, 4000, Some(second)), Some(hour));
+        for (now, checked_at) in [(4000, 5000), (0, 0), (0, u64::MAX)] {
+            assert_eq!(age(now, checked_at, None), None);
+        }
     }
 
     #[test]

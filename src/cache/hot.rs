@@ -3,16 +3,18 @@
 //! Everything here is keyed by repository, so that being found here means being linked.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Memory;
 
+use crate::clock::Clock;
 use crate::oci::{Digest, MediaType, Repository, Tag};
 use crate::store::{BlobEntry, TagFact};
 
-use super::Pointer;
 use super::eviction::Stamp;
+use super::{Pointer, freshness};
 
 /// A verified manifest, ready to be served.
 #[derive(Clone, Debug)]
@@ -40,6 +42,21 @@ pub(super) enum Wanted {
     Blob(Digest),
 }
 
+/// What a pointer stands for, and when this process asked the upstream for it, if it did.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Checked {
+    pub(super) fact: TagFact,
+    pub(super) at: Option<Instant>,
+}
+
+impl Checked {
+    /// How old the answer is, where that can be said.
+    pub(super) fn age(&self, clock: &Clock) -> Option<Duration> {
+        let lived = self.at.map(|at| clock.instant().saturating_duration_since(at));
+        freshness::age(clock.now(), self.fact.checked_at, lived)
+    }
+}
+
 /// Bytes of documents kept in memory.
 const DOCUMENT_BYTES: u64 = 32 << 20;
 /// Pointers, blobs and absences kept in memory, each.
@@ -58,11 +75,11 @@ impl Weighter<(Repository, Digest), Arc<Document>> for ByBody {
 #[derive(Debug)]
 pub(super) struct Hot {
     pub(super) documents: Documents,
-    pub(super) pointers: Memory<Pointer, TagFact>,
+    pub(super) pointers: Memory<Pointer, Checked>,
     pub(super) blobs: Memory<(Repository, Digest), BlobEntry>,
-    absences: Memory<(Repository, Wanted), u64>,
+    absences: Memory<(Repository, Wanted), Instant>,
     /// Repositories, or single manifests in them, for which the upstream has no referrers API.
-    without_api: Memory<(Repository, Option<Digest>), u64>,
+    without_api: Memory<(Repository, Option<Digest>), Instant>,
     /// Indexes whose children were all found or fetched.
     pub(super) walked: Memory<(Repository, Digest), ()>,
 }
@@ -86,31 +103,36 @@ impl Hot {
     /// Forgets content of which `gone` says that it is held no longer, and what leads to it.
     pub(super) fn forget(&self, gone: impl Fn(&Digest) -> bool) {
         self.documents.0.retain(|(_, digest), _| !gone(digest));
-        self.pointers.retain(|_, fact| !gone(&fact.digest));
+        self.pointers.retain(|_, checked| !gone(&checked.fact.digest));
         self.blobs.retain(|(_, digest), _| !gone(digest));
         self.walked.retain(|(_, digest), ()| !gone(digest));
     }
 
-    /// Remembers a definite 404 until `until` (milliseconds since 1970).
-    pub(super) fn remember_absence(&self, repository: &Repository, wanted: Wanted, until: u64) {
+    /// Remembers a definite 404 until `until`, by a clock that nobody sets.
+    pub(super) fn remember_absence(&self, repository: &Repository, wanted: Wanted, until: Instant) {
         self.absences.insert((repository.clone(), wanted), until);
     }
 
     /// Whether the upstream said lately that it does not have this.
-    pub(super) fn is_absent(&self, repository: &Repository, wanted: &Wanted, now: u64) -> bool {
+    pub(super) fn is_absent(&self, repository: &Repository, wanted: &Wanted, now: Instant) -> bool {
         self.absences.get(&(repository.clone(), wanted.clone())).is_some_and(|until| now < until)
     }
 }
 
 /// That an upstream has no referrers API for a repository, or for a single manifest in it.
 impl Hot {
-    /// Remembers it until `until` (milliseconds since 1970).
-    pub(super) fn remember_without_api(&self, repository: &Repository, subject: Option<Digest>, until: u64) {
+    /// Remembers it until `until`.
+    pub(super) fn remember_without_api(
+        &self,
+        repository: &Repository,
+        subject: Option<Digest>,
+        until: Instant,
+    ) {
         self.without_api.insert((repository.clone(), subject), until);
     }
 
     /// Whether the upstream said so lately.
-    pub(super) fn is_without_api(&self, repository: &Repository, subject: &Digest, now: u64) -> bool {
+    pub(super) fn is_without_api(&self, repository: &Repository, subject: &Digest, now: Instant) -> bool {
         [None, Some(*subject)].into_iter().any(|subject| {
             self.without_api.get(&(repository.clone(), subject)).is_some_and(|until| now < until)
         })

@@ -106,7 +106,7 @@ pub(super) async fn fetch(
     seek: bool,
 ) -> Result<(Arc<Document>, bool), CacheError> {
     let wanted = Wanted::Manifest(*digest);
-    if shared.hot.is_absent(repository, &wanted, shared.clock.now()) {
+    if shared.hot.is_absent(repository, &wanted, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
     let ticket = shared.manifest_flights.join(&(repository.clone(), *digest), || {

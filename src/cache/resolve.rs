@@ -12,7 +12,7 @@ use crate::telemetry::Outcome;
 use crate::upstream::{Document as Answer, Upstream};
 
 use super::freshness::{self, Freshness};
-use super::hot::Wanted;
+use super::hot::{Checked, Wanted};
 use super::manifest::{fetch, keep, stored};
 use super::patience::Patience;
 use super::referrers::list;
@@ -30,7 +30,7 @@ pub(super) struct Resolved {
 /// The last known state of a pointer, with the document it stands for.
 #[derive(Clone, Debug)]
 struct Known {
-    fact: TagFact,
+    checked: Checked,
     document: Arc<Document>,
 }
 
@@ -44,13 +44,13 @@ pub(super) async fn resolve(
     let settings = upstream.settings();
     let known = known(shared, pointer).await?;
     if let Some(known) = &known {
-        let judged = freshness::judge(shared.clock.now(), known.fact.checked_at, settings);
+        let age = known.checked.age(&shared.clock);
+        let judged = freshness::judge(age, known.checked.fact.checked_at, settings);
         if judged == Freshness::ServeAndRevalidate {
             drop(question(shared, pointer, Some(known.clone())));
         }
         if judged != Freshness::Expired {
             let document = Arc::clone(&known.document);
-            let age = Some(freshness::age(shared.clock.now(), known.fact.checked_at));
             return Ok(Found { document, outcome: Outcome::Hit, age, stale: None });
         }
     } else if is_absent(shared, pointer) {
@@ -74,7 +74,7 @@ pub(super) async fn resolve(
 
 /// Whether the upstream said lately that there is no such thing.
 pub(super) fn is_absent(shared: &Shared, pointer: &Pointer) -> bool {
-    shared.hot.is_absent(pointer.repository(), &wanted(pointer), shared.clock.now())
+    shared.hot.is_absent(pointer.repository(), &wanted(pointer), shared.clock.instant())
 }
 
 fn wanted(pointer: &Pointer) -> Wanted {
@@ -103,18 +103,18 @@ pub(super) async fn last_known(
 }
 
 fn stale(shared: &Shared, known: Known, settings: &Settings, error: CacheError) -> Result<Found, CacheError> {
-    let (now, checked_at) = (shared.clock.now(), known.fact.checked_at);
-    if !serves_stale(&error, now, checked_at, settings) {
+    let age = known.checked.age(&shared.clock);
+    if !serves_stale(&error, age, settings) {
         return Err(error);
     }
-    let age = Some(freshness::age(now, checked_at));
+    let age = Some(age.unwrap_or_default());
     Ok(Found { document: known.document, outcome: Outcome::Stale, age, stale: Some(error) })
 }
 
-/// Whether what was last confirmed at `checked_at` may be served although the upstream answered with `error`.
-pub(super) fn serves_stale(error: &CacheError, now: u64, checked_at: u64, settings: &Settings) -> bool {
+/// Whether what was last confirmed so long ago may be served although the upstream answered with `error`.
+pub(super) fn serves_stale(error: &CacheError, age: Option<Duration>, settings: &Settings) -> bool {
     if error.is_trouble() {
-        freshness::may_serve_stale(now, checked_at, settings)
+        freshness::may_serve_stale(age, settings)
     } else {
         settings.on_upstream_404 == OnUpstream404::Stale
     }
@@ -122,8 +122,8 @@ pub(super) fn serves_stale(error: &CacheError, now: u64, checked_at: u64, settin
 
 /// What memory or the store knows of a pointer; one whose document is gone is not known.
 async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<Known>, CacheError> {
-    let fact = if let Some(fact) = shared.hot.pointers.get(pointer) {
-        Some(fact)
+    let checked = if let Some(checked) = shared.hot.pointers.get(pointer) {
+        Some(checked)
     } else {
         let (store, owned) = (shared.store.clone(), pointer.clone());
         let fact = blocking(move || match &owned {
@@ -131,14 +131,15 @@ async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<Known>,
             Pointer::Referrers(repository, subject) => store.referrers_list(repository, subject),
         })
         .await?;
-        if let Some(fact) = fact {
-            shared.hot.pointers.insert(pointer.clone(), fact);
+        let checked = fact.map(|fact| Checked { fact, at: None });
+        if let Some(checked) = checked {
+            shared.hot.pointers.insert(pointer.clone(), checked);
         }
-        fact
+        checked
     };
-    let Some(fact) = fact else { return Ok(None) };
-    let document = stored(shared, pointer.repository(), &fact.digest).await?;
-    Ok(document.map(|document| Known { fact, document }))
+    let Some(checked) = checked else { return Ok(None) };
+    let document = stored(shared, pointer.repository(), &checked.fact.digest).await?;
+    Ok(document.map(|document| Known { checked, document }))
 }
 
 /// Puts the question to the upstream, once for all who wait for the same pointer.
@@ -161,11 +162,12 @@ fn question(
 
 /// Asks the upstream and keeps its answer.
 async fn ask(shared: &Arc<Shared>, pointer: &Pointer, known: Option<&Known>) -> Result<Resolved, CacheError> {
-    // Another flight may have landed between the judgement and this one.
+    // Another flight may have landed between the judgement and this one. What it found is newer whatever its time: the
+    // clock may have been set back.
     if let Some(known) = known
         && let Some(newer) = shared.hot.pointers.get(pointer)
-        && newer.checked_at > known.fact.checked_at
-        && let Some(document) = stored(shared, pointer.repository(), &newer.digest).await?
+        && newer.fact.checked_at != known.checked.fact.checked_at
+        && let Some(document) = stored(shared, pointer.repository(), &newer.fact.digest).await?
     {
         return Ok(Resolved { document, outcome: Outcome::Revalidated });
     }
@@ -173,9 +175,9 @@ async fn ask(shared: &Arc<Shared>, pointer: &Pointer, known: Option<&Known>) -> 
         Pointer::Tag(key) => ask_for_tag(shared, key, known).await?,
         Pointer::Referrers(repository, subject) => list::fetch(shared, repository, subject).await?,
     };
-    let unchanged = known.is_some_and(|known| known.fact.digest == document.digest);
+    let unchanged = known.is_some_and(|known| known.checked.fact.digest == document.digest);
     let now = shared.clock.now();
-    let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.fact.moved_at);
+    let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.checked.fact.moved_at);
     put(shared, pointer, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
     // What refers to an image is fetched when it is asked for: most of it is not.
     if let Pointer::Tag(key) = pointer {
@@ -200,7 +202,7 @@ async fn ask_for_tag(
             head => head?,
         };
         announced = head.and_then(|head| head.digest);
-        if announced == Some(known.fact.digest) {
+        if announced == Some(known.checked.fact.digest) {
             return Ok(Arc::clone(&known.document));
         }
     }
@@ -262,7 +264,8 @@ async fn knows(
 
 /// Keeps a pointer. Facts that cannot be kept cost a revalidation after the next start, never a wrong answer.
 async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
-    shared.hot.pointers.insert(pointer.clone(), fact);
+    let at = Some(shared.clock.instant());
+    shared.hot.pointers.insert(pointer.clone(), Checked { fact, at });
     let (store, owned) = (shared.store.clone(), pointer.clone());
     let kept = blocking(move || match &owned {
         Pointer::Tag(key) => store.put_tag(&key.repository, &key.tag, key.variant.as_deref(), &fact),

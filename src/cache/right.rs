@@ -7,7 +7,6 @@ use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::upstream::{Upstream, UpstreamError};
 
-use super::freshness::millis;
 use super::hot::Wanted;
 use super::verify::check;
 use super::{CacheError, Shared, blocking};
@@ -19,7 +18,7 @@ pub(super) async fn confirm_manifest(
     digest: &Digest,
 ) -> Result<(), CacheError> {
     let wanted = Wanted::Manifest(*digest);
-    if shared.hot.is_absent(repository, &wanted, shared.clock.now()) {
+    if shared.hot.is_absent(repository, &wanted, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
@@ -47,7 +46,7 @@ pub(super) async fn confirm_blob(
     digest: &Digest,
 ) -> Result<Option<u64>, CacheError> {
     let wanted = Wanted::Blob(*digest);
-    if shared.hot.is_absent(repository, &wanted, shared.clock.now()) {
+    if shared.hot.is_absent(repository, &wanted, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
@@ -99,8 +98,8 @@ pub(super) fn remember(
     if matches!(error, CacheError::NotFound)
         && let Ok(upstream) = shared.upstream(repository)
     {
-        let ttl = millis(upstream.settings().negative_ttl);
-        shared.hot.remember_absence(repository, wanted, shared.clock.now().saturating_add(ttl));
+        let until = shared.clock.instant() + upstream.settings().negative_ttl;
+        shared.hot.remember_absence(repository, wanted, until);
     }
     error
 }

@@ -62,9 +62,9 @@ impl Cache {
         let store = self.0.store.clone();
         blocking(move || {
             let mut due = Vec::new();
-            let manifests = store.held_manifests().map(|held| (held, true));
-            for (held, manifest) in manifests.chain(store.held_blobs().map(|held| (held, false))) {
-                let held = held?;
+            let manifests = store.held_manifests()?.into_iter().map(|held| (held, true));
+            for (held, manifest) in manifests.chain(store.held_blobs()?.into_iter().map(|held| (held, false)))
+            {
                 if held.verified < before {
                     due.push(Due { digest: held.digest, size: held.size, manifest, verified: held.verified });
                 }

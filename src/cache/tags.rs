@@ -4,7 +4,7 @@
 //! process lives, the tags held take its place in trouble after a restart, if the two are to be merged.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Memory;
@@ -33,6 +33,8 @@ struct TagList {
     tags: Vec<Tag>,
     /// When the upstream gave it, in milliseconds since 1970.
     checked_at: u64,
+    /// The same by a clock that nobody sets.
+    at: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -109,9 +111,12 @@ async fn upstreams(
     let upstream = shared.upstream(repository)?;
     let settings = upstream.settings();
     let known = shared.tag_lists.memory.get(repository);
-    let age = |list: &TagList| Some(freshness::age(shared.clock.now(), list.checked_at));
+    let age = |list: &TagList| {
+        let lived = shared.clock.instant().saturating_duration_since(list.at);
+        freshness::age(shared.clock.now(), list.checked_at, Some(lived))
+    };
     if let Some(known) = &known {
-        let judged = freshness::judge(shared.clock.now(), known.checked_at, settings);
+        let judged = freshness::judge(age(known), known.checked_at, settings);
         if judged == Freshness::ServeAndRevalidate {
             drop(question(shared, repository));
         }
@@ -119,7 +124,7 @@ async fn upstreams(
             let (content, age) = (Arc::clone(known), age(known));
             return Ok(Listing { content, outcome: Outcome::Hit, age, stale: None });
         }
-    } else if shared.hot.is_absent(repository, &Wanted::Tags, shared.clock.now()) {
+    } else if shared.hot.is_absent(repository, &Wanted::Tags, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
     let patience = Patience::with(&upstream, copy || known.is_some());
@@ -137,8 +142,7 @@ async fn upstreams(
         }
         // That there was nothing is no answer while nobody can be asked.
         (Err(error), Some(known))
-            if serves_stale(&error, shared.clock.now(), known.checked_at, settings)
-                && !known.tags.is_empty() =>
+            if serves_stale(&error, age(&known), settings) && !known.tags.is_empty() =>
         {
             let age = age(&known);
             Ok(Listing { content: known, outcome: Outcome::Stale, age, stale: Some(error) })
@@ -166,7 +170,7 @@ fn question(shared: &Arc<Shared>, repository: &Repository) -> Ticket<Arc<TagList
             };
             tags.sort_unstable();
             tags.dedup();
-            let list = Arc::new(TagList { tags, checked_at: shared.clock.now() });
+            let list = Arc::new(TagList { tags, checked_at: shared.clock.now(), at: shared.clock.instant() });
             shared.tag_lists.memory.insert(repository.clone(), Arc::clone(&list));
             Ok(list)
         }

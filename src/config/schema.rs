@@ -138,6 +138,8 @@ pub struct Store {
     pub path: PathBuf,
     /// Where the bytes of blobs live.
     pub blobs: BlobStore,
+    /// What becomes of a store that does not open because its files are not as they were written.
+    pub on_corruption: OnCorruption,
     /// Upper bound for bytes on disk, of content and of the database's own.
     #[serde(serialize_with = "exact_size")]
     pub max_size: ByteSize,
@@ -154,6 +156,7 @@ impl Default for Store {
         Self {
             path: PathBuf::from("larder-data"),
             blobs: BlobStore::Sled,
+            on_corruption: OnCorruption::SetAside,
             max_size: ByteSize::gib(20),
             min_free: ByteSize::gib(1),
             cache_memory: ByteSize::mib(32),
@@ -209,6 +212,17 @@ impl BlobStore {
             Self::Files => "files",
         }
     }
+}
+
+/// What becomes of a store that does not open because its files are not as they were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCorruption {
+    /// It moves into a dated folder inside its own, and a new one begins empty.
+    #[default]
+    SetAside,
+    /// larder does not start.
+    Refuse,
 }
 
 /// Freshness and behaviour in trouble; every key may be overridden per upstream.

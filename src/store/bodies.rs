@@ -12,14 +12,14 @@ use bytes::Bytes;
 use crate::oci::Digest;
 
 use super::StoreError;
+use super::database::Database;
 use super::files::{FileBody, FileDraft, Files};
-use super::pages::Pages;
 
 /// The bytes of all blobs and drafts; clones share them.
 #[derive(Clone, Debug)]
 pub(super) enum Bodies {
     /// `store.blobs = "sled"`: content is in pages, drafts are files.
-    Pages(Pages, Files),
+    Pages(Database, Files),
     /// `store.blobs = "files"`.
     Files(Files),
 }
@@ -34,7 +34,7 @@ impl Bodies {
         }
     }
 
-    fn files(&self) -> &Files {
+    pub(super) fn files(&self) -> &Files {
         let (Self::Pages(_, files) | Self::Files(files)) = self;
         files
     }
@@ -47,7 +47,7 @@ impl Bodies {
     /// The bytes of a blob, to be read. For a file this looks whether it is still the one that was kept.
     pub(super) fn open(&self, digest: &Digest, size: u64, stored_at: u64) -> Result<Body, StoreError> {
         match self {
-            Self::Pages(pages, _) => Ok(Body::Pages(pages.clone(), *digest)),
+            Self::Pages(database, _) => Ok(Body::Pages(database.clone(), *digest)),
             Self::Files(files) => Ok(Body::File(files.open(digest, size, stored_at)?)),
         }
     }
@@ -55,7 +55,7 @@ impl Bodies {
     /// As `open`, where that needs no disk.
     pub(super) fn open_now(&self, digest: &Digest) -> Option<Body> {
         match self {
-            Self::Pages(pages, _) => Some(Body::Pages(pages.clone(), *digest)),
+            Self::Pages(database, _) => Some(Body::Pages(database.clone(), *digest)),
             Self::Files(_) => None,
         }
     }
@@ -69,7 +69,8 @@ impl Bodies {
     /// must be on the disk, under its name.
     pub(super) fn settle(&self, draft: &mut FileDraft, stored_at: u64) -> Result<(), StoreError> {
         match self {
-            Self::Pages(pages, _) => {
+            Self::Pages(database, _) => {
+                let pages = database.pages()?;
                 let mut writer = pages.writer(draft.digest(), draft.length());
                 draft.copy(|piece| writer.append(piece))?;
                 writer.complete()
@@ -81,7 +82,7 @@ impl Bodies {
     /// Removes the bytes of content. Whoever calls this holds the names.
     pub(super) fn remove_content(&self, digest: &Digest) -> Result<(), StoreError> {
         match self {
-            Self::Pages(pages, _) => pages.remove(digest),
+            Self::Pages(database, _) => database.pages()?.remove(digest),
             Self::Files(files) => files.remove_content(digest),
         }
     }
@@ -125,7 +126,7 @@ impl Bodies {
 /// Bytes to be read: a blob's, or those of a draft that are written. Clones share what is open.
 #[derive(Clone, Debug)]
 pub(super) enum Body {
-    Pages(Pages, Digest),
+    Pages(Database, Digest),
     File(FileBody),
 }
 
@@ -136,7 +137,7 @@ impl Body {
             return Ok(Vec::new());
         }
         match self {
-            Self::Pages(pages, digest) => pages.read(digest, range, step),
+            Self::Pages(database, digest) => database.pages()?.read(digest, range, step),
             Self::File(file) => file.read(range, step),
         }
     }

@@ -66,7 +66,7 @@ impl Store {
         let mut collected = Collected::default();
         let mut bare = HashSet::new();
         for prefix in Key::pointers() {
-            for item in self.facts.scan_prefix(prefix) {
+            for item in self.database.facts()?.scan_prefix(prefix) {
                 let (key, value) = item?;
                 let fact = readable::<TagFact>(&value);
                 let leads = match fact {
@@ -80,28 +80,28 @@ impl Store {
             }
         }
         self.forget_bare(bare)?;
-        for item in self.facts.scan_prefix(Key::links()).keys() {
+        for item in self.database.facts()?.scan_prefix(Key::links()).keys() {
             let key = item?;
             let Some((_, digest)) = Key::read_link(&key) else { continue };
             if !needed(&digest) && !self.holds(&digest)? {
-                self.facts.remove(&key)?;
+                self.database.facts()?.remove(&key)?;
                 collected.links += 1;
             }
         }
         for prefix in Key::remarks() {
-            for item in self.facts.scan_prefix(prefix).keys() {
+            for item in self.database.facts()?.scan_prefix(prefix).keys() {
                 let key = item?;
                 let digest = key::digest(key.strip_prefix(prefix).unwrap_or_default());
                 if !matches!(digest, Some(digest) if self.holds(&digest)?) {
-                    self.facts.remove(&key)?;
+                    self.database.facts()?.remove(&key)?;
                     collected.remarks += 1;
                 }
             }
         }
-        for item in self.facts.scan_prefix(Key::referrers()).keys() {
+        for item in self.database.facts()?.scan_prefix(Key::referrers()).keys() {
             let key = item?;
             if !matches!(Key::read_referrer(&key), Some(referrer) if self.holds_manifest(&referrer)?) {
-                self.facts.remove(&key)?;
+                self.database.facts()?.remove(&key)?;
                 collected.remarks += 1;
             }
         }
@@ -112,7 +112,7 @@ impl Store {
     /// Removes the bytes of manifests that have no fact.
     fn collect_documents(&self) -> Result<u64, StoreError> {
         let mut found = HashSet::new();
-        for key in self.documents.keys() {
+        for key in self.database.documents()?.keys() {
             found.extend(key::page_of(&key?));
         }
         let mut removed = 0;
@@ -120,7 +120,7 @@ impl Store {
             // A document that is being kept has its bytes before its fact.
             let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
             if !self.holds_manifest(&digest)? {
-                self.documents.remove(&digest)?;
+                self.database.documents()?.remove(&digest)?;
                 removed += 1;
             }
         }
@@ -130,7 +130,7 @@ impl Store {
     /// The blobs of which bytes are left that must go.
     pub fn remains(&self) -> Result<Vec<Digest>, StoreError> {
         let mut found = Vec::new();
-        for item in self.facts.scan_prefix(Key::drafts()) {
+        for item in self.database.facts()?.scan_prefix(Key::drafts()) {
             let (key, value) = item?;
             if readable::<DraftFact>(&value).is_none_or(|fact| fact.condemned) {
                 found.extend(key::digest(key.strip_prefix(Key::drafts()).unwrap_or_default()));
@@ -142,11 +142,11 @@ impl Store {
     /// Removes what is left of a blob that is not held and that nobody fills.
     pub fn clear_remains(&self, digest: &Digest) -> Result<(), StoreError> {
         let _names = self.bodies.names();
-        if self.facts.contains_key(Key::Blob(digest).to_bytes())? {
+        if self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())? {
             return Ok(());
         }
         self.bodies.remove_content(digest)?;
-        self.facts.remove(Key::Draft(digest).to_bytes())?;
+        self.database.facts()?.remove(Key::Draft(digest).to_bytes())?;
         Ok(())
     }
 
@@ -164,7 +164,7 @@ impl Store {
     pub fn pointed_at(&self) -> Result<HashSet<Digest>, StoreError> {
         let mut found = HashSet::new();
         for prefix in Key::pointers() {
-            for item in self.facts.scan_prefix(prefix) {
+            for item in self.database.facts()?.scan_prefix(prefix) {
                 found.extend(readable::<TagFact>(&item?.1).map(|fact| fact.digest));
             }
         }
@@ -174,7 +174,7 @@ impl Store {
     /// For each of `digests` a repository that is linked to it, where there is one.
     pub fn linked_from(&self, digests: &HashSet<Digest>) -> Result<HashMap<Digest, Repository>, StoreError> {
         let mut found = HashMap::new();
-        for item in self.facts.scan_prefix(Key::links()).keys() {
+        for item in self.database.facts()?.scan_prefix(Key::links()).keys() {
             if let Some((repository, digest)) = Key::read_link(&item?)
                 && digests.contains(&digest)
             {
@@ -185,15 +185,16 @@ impl Store {
     }
 
     fn holds_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.facts.contains_key(Key::Manifest(digest).to_bytes())?)
+        Ok(self.database.facts()?.contains_key(Key::Manifest(digest).to_bytes())?)
     }
 
     fn holds(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.holds_manifest(digest)? || self.facts.contains_key(Key::Blob(digest).to_bytes())?)
+        Ok(self.holds_manifest(digest)?
+            || self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())?)
     }
 
     /// Removes a fact unless somebody has changed it meanwhile.
     fn remove_unchanged(&self, key: &[u8], value: &[u8]) -> Result<bool, StoreError> {
-        Ok(self.facts.compare_and_swap(key, Some(value), None::<&[u8]>)?.is_ok())
+        Ok(self.database.facts()?.compare_and_swap(key, Some(value), None::<&[u8]>)?.is_ok())
     }
 }

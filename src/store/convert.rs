@@ -5,7 +5,6 @@
 //! place when it is there whole: an interruption at any moment is made good by beginning again, in either direction.
 //! Pages leave all at once, at the end: sled would not give their room back before.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -14,12 +13,13 @@ use crate::config::schema::{self, BlobStore};
 use crate::oci::{Digest, Hasher};
 
 use super::bodies::Body;
+use super::database::Database;
 use super::fact::BlobFact;
 use super::files::Files;
+use super::folder::Folder;
 use super::header::Header;
 use super::key::{self, Key};
 use super::opening::{PAGES, Trees};
-use super::pages::Pages;
 use super::{StoreError, readable, rebuild};
 
 /// How much is read at a time.
@@ -29,11 +29,12 @@ const STEP: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Conversion {
     folder: PathBuf,
-    /// Locked, against another conversion.
-    _turn: File,
+    /// Taken, against larders and other conversions.
+    _taken: Folder,
     header: Header,
     trees: Trees,
-    pages: Pages,
+    /// The same, for who reads pages.
+    database: Database,
     files: Files,
     waiting: std::vec::IntoIter<(Digest, BlobFact)>,
     bytes: u64,
@@ -69,16 +70,14 @@ impl Conversion {
             path: folder.clone(),
             reason: "there is none; name the right folder with --data or --config".to_owned(),
         };
-        let header = Header::read(&folder)?.ok_or_else(none)?;
-        let turn =
-            File::open(&folder).map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
-        if turn.try_lock().is_err() {
-            return Err(StoreError::Locked(folder));
+        if Header::read(&folder)?.is_none() {
+            return Err(none());
         }
+        let taken = Folder::take_existing(&folder)?;
         rebuild::recover(&folder)?;
-        let trees = Trees::open(&folder, header.geometry, options.cache_memory.as_u64())?;
-        // Once more, now that nobody else can write it.
+        // Read once more, now that nobody else can write it.
         let mut header = Header::read(&folder)?.ok_or_else(none)?;
+        let trees = Trees::open(&folder, header.geometry, options.cache_memory.as_u64())?;
         if header.blobs != to {
             (header.moving_from, header.blobs) = (Some(header.blobs), to);
             header.write(&folder)?;
@@ -93,8 +92,19 @@ impl Conversion {
             }
         }
         let bytes = waiting.iter().map(|(_, fact)| fact.size).sum();
-        let (pages, files) = (trees.pages()?, Files::new(&folder)?);
-        Ok(Self { folder, _turn: turn, header, trees, pages, files, waiting: waiting.into_iter(), bytes })
+        let (database, files) = (Database::default(), Files::new(&folder));
+        database.replace(Some(trees.clone()));
+        files.make_ready_for_content()?;
+        Ok(Self {
+            folder,
+            _taken: taken,
+            header,
+            trees,
+            database,
+            files,
+            waiting: waiting.into_iter(),
+            bytes,
+        })
     }
 
     /// Blobs that have not had their step.
@@ -135,7 +145,7 @@ impl Conversion {
             self.files.remove_content(digest)?;
             self.files.remove_draft(digest)?;
             let mut file = self.files.draft(digest)?;
-            let pages = Body::Pages(self.pages.clone(), *digest);
+            let pages = Body::Pages(self.database.clone(), *digest);
             if copy(&pages, digest, fact.size, |piece| file.append(piece))? {
                 file.settle(fact.stored_at)?;
                 end = StepEnd::Moved;
@@ -150,18 +160,18 @@ impl Conversion {
         let mut end = StepEnd::Dropped;
         match self.files.open(digest, fact.size, fact.stored_at) {
             Ok(file) => {
-                self.pages.remove(digest)?;
-                let mut pages = self.pages.writer(digest, fact.size);
+                self.trees.pages.remove(digest)?;
+                let mut pages = self.trees.pages.writer(digest, fact.size);
                 if copy(&Body::File(file), digest, fact.size, |piece| pages.append(piece))? {
                     pages.complete()?;
                     end = StepEnd::Moved;
                 } else {
-                    self.pages.remove(digest)?;
+                    self.trees.pages.remove(digest)?;
                 }
             }
             // A file goes only when its pages are whole and on the disk.
             Err(StoreError::Damaged(_)) => {
-                if is_whole(&Body::Pages(self.pages.clone(), *digest), digest, fact.size)? {
+                if is_whole(&Body::Pages(self.database.clone(), *digest), digest, fact.size)? {
                     end = StepEnd::Found;
                 }
             }
@@ -182,11 +192,11 @@ impl Conversion {
         if self.header.moving_from.is_none() || self.waiting.len() > 0 {
             return Ok(());
         }
-        let Self { folder, trees, pages, files, mut header, .. } = self;
+        let Self { folder, trees, database, files, mut header, .. } = self;
         for key in trees.facts.scan_prefix(Key::drafts()).keys() {
             trees.facts.remove(key?)?;
         }
-        drop(pages);
+        database.replace(None);
         match header.blobs {
             BlobStore::Files => rebuild::rebuild(&folder, header.geometry, trees, &[PAGES])?,
             BlobStore::Sled => {

@@ -180,9 +180,9 @@ impl Store {
         let growing = {
             let _names = self.bodies.names();
             let key = Key::Draft(digest).to_bytes();
-            if self.facts.contains_key(&key)? {
+            if self.database.facts()?.contains_key(&key)? {
                 self.bodies.remove_content(digest)?;
-                self.facts.remove(&key)?;
+                self.database.facts()?.remove(&key)?;
             }
             self.bodies.draft(digest)?
         };
@@ -296,13 +296,16 @@ impl VerifiedDraft {
         let digest = &draft.digest;
         if store.bodies.are_copied() {
             // Marked first: pages without their fact must go, should this be interrupted. The draft stays.
-            store.facts.insert(Key::Draft(digest).to_bytes(), DraftFact { condemned: true }.encode())?;
+            store
+                .database
+                .facts()?
+                .insert(Key::Draft(digest).to_bytes(), DraftFact { condemned: true }.encode())?;
         }
         store.bodies.settle(&mut growing, now)?;
         store.commit_blob(repository, digest, growing.length(), now)?;
         if store.bodies.are_copied() && growing.has_file() {
             // It goes when the disk has the copy.
-            store.db.flush()?;
+            store.database.db()?.flush()?;
             store.bodies.remove_draft(digest)?;
         }
         Ok(())

@@ -110,7 +110,7 @@ impl Store {
             self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
             self.counters.content.fetch_sub(damaged.size(), Ordering::Relaxed);
             if self.bodies.remove_damaged(digest)? {
-                self.facts.remove(Key::Draft(digest).to_bytes())?;
+                self.database.facts()?.remove(Key::Draft(digest).to_bytes())?;
             }
         }
         Ok(())

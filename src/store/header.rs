@@ -1,4 +1,10 @@
-//! The store's header: how bytes are cut up, which can never change, and where those of blobs are.
+//! The store's header: its format, how bytes are cut up, which can never change, and where those of blobs are.
+//!
+//! A header of an earlier format is brought to the present one, format by format, when it is read ([`STEPS`]), and
+//! written so once the store is open. A format changes when an earlier larder would read the store wrongly. Then
+//! [`FORMAT`] grows by one and a step is added here, which says in TOML what the new format calls what the old one had;
+//! what must change beside the header is done on opening, where [`Header::found`] tells from which format, in such a way
+//! that it can be done again after a crash. Records have versions of their own (`fact.rs`).
 
 use std::fs;
 use std::io::{ErrorKind, Write as _};
@@ -10,8 +16,15 @@ use crate::config::schema::BlobStore;
 
 use super::StoreError;
 
-const FILE: &str = "header.toml";
-const FORMAT: u32 = 1;
+pub(super) const FILE: &str = "header.toml";
+const FORMAT: u32 = 2;
+
+/// What makes a header of one format one of the next; the first makes format 2 of format 1.
+type Step = fn(&mut toml::Table);
+const STEPS: [Step; FORMAT as usize - 1] = [
+    // Format 2 knows an identity, which opening gives to a store that has none.
+    |_| {},
+];
 
 /// How bytes are cut up. Fixed for the life of a store: sled cannot change its segments afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +39,13 @@ pub struct Geometry {
 impl Geometry {
     /// What new stores get. CONTRIBUTING.md has the measurement that chose it.
     pub const CHOSEN: Self = Self { page_size: 64 << 10, segment_size: 4 << 20 };
+
+    /// Whether sled could ever have been opened so, with pages that it keeps in its segments.
+    fn is_usable(self) -> bool {
+        self.segment_size.is_power_of_two()
+            && (256..=16 << 20).contains(&self.segment_size)
+            && (1..=self.segment_size).contains(&self.page_size)
+    }
 }
 
 /// What a store's folder says of itself.
@@ -33,6 +53,12 @@ impl Geometry {
 #[serde(deny_unknown_fields)]
 pub(super) struct Header {
     format: u32,
+    /// The format in which it was found.
+    #[serde(skip)]
+    found: u32,
+    /// What sled was told that it holds, if it was told: one that does not know it has lost what it held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) identity: Option<u32>,
     /// Where the bytes of blobs are.
     pub(super) blobs: BlobStore,
     /// Where some of them may still be: they are being moved, or somebody was interrupted at it.
@@ -45,25 +71,49 @@ pub(super) struct Header {
 impl Header {
     /// The header of a new store.
     pub(super) fn new(blobs: BlobStore, geometry: Geometry) -> Self {
-        Self { format: FORMAT, blobs, moving_from: None, geometry }
+        Self { format: FORMAT, found: FORMAT, identity: None, blobs, moving_from: None, geometry }
     }
 
-    /// The header in `folder`; `None` where no store is.
+    /// The header in `folder`, brought to the present format; `None` where no store is.
     pub(super) fn read(folder: &Path) -> Result<Option<Self>, StoreError> {
-        let foreign = |reason: String| StoreError::Foreign { path: folder.to_owned(), reason };
+        let corrupt = |reason: String| StoreError::Corrupt { path: folder.to_owned(), reason };
         let text = match fs::read_to_string(folder.join(FILE)) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::IsADirectory) => {
+                return Err(corrupt(format!("its {FILE} does not read: {error}")));
+            }
             Err(source) => return Err(StoreError::Folder { path: folder.to_owned(), source }),
         };
-        let header: Self = toml::from_str(&text).map_err(|error| {
-            foreign(format!("{FILE} does not read ({}); move the folder away", error.message()))
-        })?;
-        if header.format != FORMAT {
-            let reason = format!("it has format {}, this larder reads format {FORMAT}", header.format);
-            return Err(foreign(reason));
+        let table = text.parse().map_err(|error: toml::de::Error| error.message().to_owned());
+        let header = table.and_then(|table| Self::from_table(table, &STEPS));
+        header.map(Some).map_err(|reason| corrupt(format!("its {FILE} does not read: {reason}")))
+    }
+
+    fn from_table(mut table: toml::Table, steps: &[Step]) -> Result<Self, String> {
+        let latest = u32::try_from(steps.len() + 1).unwrap_or(u32::MAX);
+        let format = table.get("format").and_then(toml::Value::as_integer);
+        let found = format.and_then(|format| u32::try_from(format).ok()).filter(|format| *format > 0);
+        let found = found.ok_or("it names no format")?;
+        if found > latest {
+            return Err(format!(
+                "it has format {found}, this larder reads formats up to {latest}; a newer larder wrote it"
+            ));
         }
-        Ok(Some(header))
+        for step in steps.iter().skip(found as usize - 1) {
+            step(&mut table);
+        }
+        table.insert("format".to_owned(), i64::from(latest).into());
+        let header: Self = table.try_into().map_err(|error| error.message().to_owned())?;
+        if !header.geometry.is_usable() {
+            return Err(format!("{:?} is impossible", header.geometry));
+        }
+        Ok(Self { found, ..header })
+    }
+
+    /// Whether the header on the disk is of an earlier format.
+    pub(super) fn was_earlier(&self) -> bool {
+        self.found < self.format
     }
 
     /// Writes the header of the store in `folder`.
@@ -110,6 +160,8 @@ mod tests {
 
     const HEADER: Header = Header {
         format: FORMAT,
+        found: FORMAT,
+        identity: None,
         blobs: BlobStore::Files,
         moving_from: None,
         geometry: Geometry { page_size: 8192, segment_size: 524_288 },
@@ -119,20 +171,73 @@ mod tests {
     fn a_header_reads_as_it_was_written() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(Header::read(folder.path()).expect("a look"), None);
-        for header in [HEADER, Header { moving_from: Some(BlobStore::Sled), ..HEADER }] {
+        let halfway = Header { moving_from: Some(BlobStore::Sled), ..HEADER };
+        for header in [HEADER, halfway, Header { identity: Some(u32::MAX), ..HEADER }] {
             header.write(folder.path()).expect("written");
             assert_eq!(Header::read(folder.path()).expect("a look"), Some(header));
         }
     }
 
     #[test]
-    fn another_format_is_refused_with_a_reason() {
+    fn a_header_that_does_not_read_is_corrupt() {
         let folder = tempfile::tempdir().expect("a folder");
+        let whole = toml::to_string(&HEADER).expect("text");
+        for text in [
+            "",
+            "form",
+            &whole[..whole.len() / 2],
+            &whole.replace("format = 2", "format = 99"),
+            &whole.replace("format = 2", "format = 0"),
+            &whole.replace("format = 2", "format = \"2\""),
+            &whole.replace("8192", "0"),
+            &whole.replace("524288", "524287"),
+            &format!("{whole}more = 1"),
+        ] {
+            fs::write(folder.path().join(FILE), text).expect("written");
+            let error = Header::read(folder.path()).expect_err("corrupt");
+            assert!(matches!(error, StoreError::Corrupt { .. }), "{text}: {error}");
+        }
+        fs::write(folder.path().join(FILE), [0xff, 0xfe]).expect("written");
+        assert!(matches!(Header::read(folder.path()), Err(StoreError::Corrupt { .. })));
         Header { format: 99, ..HEADER }.write(folder.path()).expect("written");
-        let error = Header::read(folder.path()).expect_err("refused").to_string();
-        assert!(error.contains("format 99"), "{error}");
-        fs::write(folder.path().join(FILE), "form").expect("written");
-        assert!(Header::read(folder.path()).is_err());
+        let error = Header::read(folder.path()).expect_err("corrupt").to_string();
+        assert!(error.contains("format 99") && error.contains("newer larder"), "{error}");
+    }
+
+    #[test]
+    fn a_header_of_format_1_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // As larder wrote it before format 2.
+        let text = "format = 1\nblobs = \"files\"\npage_size = 8192\nsegment_size = 524288\n";
+        fs::write(folder.path().join(FILE), text).expect("written");
+        let header = Header::read(folder.path()).expect("a look").expect("a header");
+        assert_eq!(header, Header { found: 1, ..HEADER });
+        assert!(header.was_earlier());
+        header.write(folder.path()).expect("written");
+        assert_eq!(Header::read(folder.path()).expect("a look"), Some(HEADER));
+    }
+
+    #[test]
+    fn formats_are_gone_through_one_after_the_other() {
+        let steps: [Step; 3] = [
+            |table| drop(table.insert("blobs".to_owned(), "files".into())),
+            |table| {
+                let pages = table.remove("page").expect("what format 2 had");
+                table.insert("page_size".to_owned(), pages);
+            },
+            |table| drop(table.insert("segment_size".to_owned(), 524_288.into())),
+        ];
+        for text in [
+            "format = 1\npage = 8192",
+            "format = 2\npage = 8192\nblobs = \"files\"",
+            "format = 3\npage_size = 8192\nblobs = \"files\"",
+            "format = 4\npage_size = 8192\nblobs = \"files\"\nsegment_size = 524288",
+        ] {
+            let header = Header::from_table(text.parse().expect("TOML"), &steps).expect("a header");
+            assert_eq!(Header { found: FORMAT, format: FORMAT, ..header }, HEADER, "{text}");
+        }
+        let newer = Header::from_table("format = 5".parse().expect("TOML"), &steps);
+        assert!(newer.is_err_and(|reason| reason.contains("formats up to 4")));
     }
 
     #[test]

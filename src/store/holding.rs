@@ -23,38 +23,37 @@ pub struct Holding {
 }
 
 impl Store {
-    /// Every manifest held, by digest.
-    pub fn held_manifests(&self) -> impl Iterator<Item = Result<Holding, StoreError>> {
+    /// Every manifest held.
+    pub fn held_manifests(&self) -> Result<Vec<Holding>, StoreError> {
         self.holdings(Key::manifests(), |fact: &ManifestFact| (fact.size, fact.stored_at))
     }
 
-    /// Every blob held, by digest.
-    pub fn held_blobs(&self) -> impl Iterator<Item = Result<Holding, StoreError>> {
+    /// Every blob held.
+    pub fn held_blobs(&self) -> Result<Vec<Holding>, StoreError> {
         self.holdings(Key::blobs(), |fact: &BlobFact| (fact.size, fact.stored_at))
     }
 
     fn holdings<F: Fact>(
         &self,
-        prefix: &'static [u8],
+        prefix: &[u8],
         tell: impl Fn(&F) -> (u64, u64),
-    ) -> impl Iterator<Item = Result<Holding, StoreError>> {
-        self.facts.scan_prefix(prefix).filter_map(move |item| {
-            let (key, value) = match item {
-                Ok(item) => item,
-                Err(error) => return Some(Err(error.into())),
-            };
-            let digest = key::digest(key.strip_prefix(prefix)?)?;
-            let (size, stored_at) = tell(&readable::<F>(&value)?);
-            let remarks = self
-                .fact::<AccessFact>(&Key::Access(&digest))
-                .and_then(|access| Ok((access, self.fact::<VerifiedFact>(&Key::Verified(&digest))?)));
-            Some(remarks.map(|(access, verified)| Holding {
+    ) -> Result<Vec<Holding>, StoreError> {
+        let mut found = Vec::new();
+        for item in self.database.facts()?.scan_prefix(prefix) {
+            let (key, value) = item?;
+            let digest = key.strip_prefix(prefix).and_then(key::digest);
+            let (Some(digest), Some(fact)) = (digest, readable::<F>(&value)) else { continue };
+            let (size, stored_at) = tell(&fact);
+            let access = self.fact::<AccessFact>(&Key::Access(&digest))?;
+            let verified = self.fact::<VerifiedFact>(&Key::Verified(&digest))?;
+            found.push(Holding {
                 digest,
                 size,
                 last: access.map_or(stored_at, |access| access.last.max(stored_at)),
                 verified: verified.map_or(stored_at, |verified| verified.at.max(stored_at)),
-            }))
-        })
+            });
+        }
+        Ok(found)
     }
 
     /// Notes when content was last asked for.
@@ -63,13 +62,13 @@ impl Store {
         for (digest, last) in times {
             batch.insert(Key::Access(digest).to_bytes(), AccessFact { last: *last }.encode());
         }
-        self.facts.apply_batch(batch)?;
+        self.database.facts()?.apply_batch(batch)?;
         Ok(())
     }
 
     /// Notes that content was held against its digest and is intact.
     pub fn note_verified(&self, digest: &Digest, at: u64) -> Result<(), StoreError> {
-        self.facts.insert(Key::Verified(digest).to_bytes(), VerifiedFact { at }.encode())?;
+        self.database.facts()?.insert(Key::Verified(digest).to_bytes(), VerifiedFact { at }.encode())?;
         Ok(())
     }
 
@@ -77,19 +76,19 @@ impl Store {
     pub fn forget_pointers(&self, manifests: &HashSet<Digest>) -> Result<(), StoreError> {
         let mut bare = HashSet::new();
         for prefix in Key::pointers() {
-            for item in self.facts.scan_prefix(prefix) {
+            for item in self.database.facts()?.scan_prefix(prefix) {
                 let (key, value) = item?;
                 if readable::<TagFact>(&value).is_some_and(|fact| manifests.contains(&fact.digest)) {
-                    self.facts.remove(&key)?;
+                    self.database.facts()?.remove(&key)?;
                     bare.extend(Key::read_tag(&key).map(|(repository, _)| repository));
                 }
             }
         }
         self.forget_bare(bare)?;
-        for item in self.facts.scan_prefix(Key::referrers()).keys() {
+        for item in self.database.facts()?.scan_prefix(Key::referrers()).keys() {
             let key = item?;
             if Key::read_referrer(&key).is_some_and(|referrer| manifests.contains(&referrer)) {
-                self.facts.remove(&key)?;
+                self.database.facts()?.remove(&key)?;
             }
         }
         Ok(())
@@ -100,7 +99,7 @@ impl Store {
         for repository in repositories {
             if self.tags(&repository, None, 1)?.is_empty() {
                 let key = Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes();
-                self.facts.remove(key)?;
+                self.database.facts()?.remove(key)?;
             }
         }
         Ok(())
@@ -121,7 +120,7 @@ impl Store {
             self.counters.content.fetch_sub(fact.size, Ordering::Relaxed);
         }
         self.bodies.remove_content(digest)?;
-        self.facts.remove(Key::Draft(digest).to_bytes())?;
+        self.database.facts()?.remove(Key::Draft(digest).to_bytes())?;
         Ok(())
     }
 }

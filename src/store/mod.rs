@@ -10,13 +10,16 @@
 //! Every method here may touch the disk and must run off the async threads, except where its documentation says
 //! otherwise.
 
+mod aside;
 mod bodies;
 mod collection;
 mod convert;
+mod database;
 mod draft;
 mod entry;
 mod fact;
 mod files;
+mod folder;
 mod header;
 mod holding;
 mod key;
@@ -28,12 +31,14 @@ mod settling;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use sled::transaction::{
     ConflictableTransactionError, TransactionError, TransactionalTree, UnabortableTransactionError,
 };
@@ -43,6 +48,7 @@ use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 use bodies::Bodies;
 pub use collection::Collected;
 pub use convert::{Conversion, Step, StepEnd};
+use database::Database;
 pub use draft::{Draft, DraftEnd, DraftWriter, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
@@ -50,7 +56,7 @@ pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
 pub use holding::Holding;
 use key::Key;
-use pages::Pages;
+use opening::Opening;
 use settling::Settling;
 pub use settling::Turn;
 
@@ -76,9 +82,23 @@ pub enum StoreError {
         /// What differs, and the remedy.
         reason: String,
     },
+    /// The folder holds a store whose files are not as they were written, or of a format that nobody here knows.
+    #[error(
+        "the store in {} does not open: {reason}; restore it, move it away, or set store.on_corruption = \"set-aside\"",
+        path.display()
+    )]
+    Corrupt {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Something that a fact promises is not there, or does not read.
     #[error("stored content {0} is damaged")]
     Damaged(Digest),
+    /// The store could not be opened, or is being opened anew.
+    #[error("the store is not open")]
+    Closed,
     /// A file of a blob cannot be read or written.
     #[error("the store's file {} cannot be used: {source}", path.display())]
     File {
@@ -93,6 +113,27 @@ pub enum StoreError {
     /// sled failed.
     #[error("the store failed: {0}")]
     Sled(#[from] sled::Error),
+}
+
+impl StoreError {
+    /// Whether the disk, or what lies on it, keeps the store from working, and not what it was asked.
+    pub fn is_of_the_disk(&self) -> bool {
+        match self {
+            Self::Folder { source, .. } => is_of_the_disk(source),
+            Self::File { .. } | Self::Sled(_) | Self::Closed => true,
+            Self::Locked(_)
+            | Self::Foreign { .. }
+            | Self::Corrupt { .. }
+            | Self::Damaged(_)
+            | Self::Fact(_) => false,
+        }
+    }
+}
+
+/// Whether a disk is full or broken, in contrast to a folder that nobody set up as it should be.
+fn is_of_the_disk(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+        || error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }
 
 /// A manifest as it is kept: bytes and the type they are served under.
@@ -128,13 +169,11 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    path: Arc<Path>,
-    db: sled::Db,
-    facts: sled::Tree,
-    documents: Pages,
+    database: Database,
     bodies: Bodies,
     settling: Settling,
     counters: Arc<Counters>,
+    opening: Arc<Opening>,
     /// Held while a document is kept or removed: neither may come between the other's pages and fact.
     changing: Arc<Mutex<()>>,
 }
@@ -151,7 +190,12 @@ impl Store {
 
     /// Bytes the store takes on disk.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
-        Ok(self.db.size_on_disk()? + self.bodies.size_on_disk()?)
+        Ok(self.database.db()?.size_on_disk()? + self.bodies.size_on_disk()?)
+    }
+
+    /// How many stores that did not open lie aside in the folder.
+    pub fn set_aside(&self) -> Result<usize, StoreError> {
+        Ok(aside::in_folder(self.opening.path())?.len())
     }
 
     /// Of the bytes on disk, those of files of drafts.
@@ -161,11 +205,9 @@ impl Store {
 
     /// Bytes that are free on the store's disk for whoever larder runs as.
     pub fn free_on_disk(&self) -> Result<u64, StoreError> {
-        let failed = |error: rustix::io::Errno| StoreError::Folder {
-            path: self.path.to_path_buf(),
-            source: error.into(),
-        };
-        let found = rustix::fs::statvfs(&*self.path).map_err(failed)?;
+        let path = self.opening.path();
+        let failed = |error: Errno| StoreError::Folder { path: path.to_owned(), source: error.into() };
+        let found = rustix::fs::statvfs(path).map_err(failed)?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
@@ -176,12 +218,12 @@ impl Store {
         if left > 0 {
             tracing::warn!(left, "blobs are kept as drafts until they are asked for again");
         }
-        self.db.flush()?;
+        self.database.db()?.flush()?;
         Ok(())
     }
 
     fn fact<F: Fact>(&self, key: &Key<'_>) -> Result<Option<F>, StoreError> {
-        let Some(bytes) = self.facts.get(key.to_bytes())? else { return Ok(None) };
+        let Some(bytes) = self.database.facts()?.get(key.to_bytes())? else { return Ok(None) };
         Ok(readable(&bytes))
     }
 
@@ -210,7 +252,7 @@ impl Store {
         if variant.is_none() {
             batch.insert(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes(), &[][..]);
         }
-        self.facts.apply_batch(batch)?;
+        self.database.facts()?.apply_batch(batch)?;
         Ok(())
     }
 
@@ -221,9 +263,11 @@ impl Store {
         tag: &Tag,
         variant: Option<&str>,
     ) -> Result<(), StoreError> {
-        self.facts.remove(tag_key(repository, tag, variant).to_bytes())?;
+        self.database.facts()?.remove(tag_key(repository, tag, variant).to_bytes())?;
         if variant.is_none() && self.tags(repository, None, 1)?.is_empty() {
-            self.facts.remove(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes())?;
+            self.database
+                .facts()?
+                .remove(Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes())?;
         }
         Ok(())
     }
@@ -261,7 +305,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
         let mut found = Vec::new();
-        for item in self.facts.range(from..) {
+        for item in self.database.facts()?.range(from..) {
             let (key, _) = item?;
             let Some(rest) = key.strip_prefix(prefix) else { break };
             if after && *key == *from {
@@ -288,7 +332,7 @@ impl Store {
         let key = Key::Link(repository, digest).to_bytes();
         let link = LinkFact { size: None }.encode();
         // The outcome of the comparison does not matter: either way there is a link now.
-        let _ = self.facts.compare_and_swap(key, None::<&[u8]>, Some(link))?;
+        let _ = self.database.facts()?.compare_and_swap(key, None::<&[u8]>, Some(link))?;
         Ok(())
     }
 
@@ -296,20 +340,20 @@ impl Store {
 
     /// Notes that something below an index is still to be fetched.
     pub fn note_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
-        self.facts.insert(Key::Walk(repository, index).to_bytes(), &[][..])?;
+        self.database.facts()?.insert(Key::Walk(repository, index).to_bytes(), &[][..])?;
         Ok(())
     }
 
     /// Notes that nothing below an index is to be fetched any more.
     pub fn forget_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
-        self.facts.remove(Key::Walk(repository, index).to_bytes())?;
+        self.database.facts()?.remove(Key::Walk(repository, index).to_bytes())?;
         Ok(())
     }
 
     /// All indexes below which something is still to be fetched.
     pub fn walks(&self) -> Result<Vec<(Repository, Digest)>, StoreError> {
         let mut found = Vec::new();
-        for item in self.facts.scan_prefix(Key::walks()) {
+        for item in self.database.facts()?.scan_prefix(Key::walks()) {
             found.extend(Key::read_walk(&item?.0));
         }
         Ok(found)
@@ -321,9 +365,10 @@ impl Store {
     pub fn manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, StoreError> {
         let Some(fact) = self.fact::<ManifestFact>(&Key::Manifest(digest))? else { return Ok(None) };
         let size = usize::try_from(fact.size).map_err(|_| StoreError::Damaged(*digest))?;
+        let documents = self.database.documents()?;
         let mut body = Vec::with_capacity(size);
         while body.len() < size {
-            match self.documents.get(digest, (body.len() / self.documents.page_size()) as u64)? {
+            match documents.get(digest, (body.len() / documents.page_size()) as u64)? {
                 Some(page) if !page.is_empty() => body.extend_from_slice(&page),
                 _ => return Err(StoreError::Damaged(*digest)),
             }
@@ -347,7 +392,7 @@ impl Store {
         now: u64,
     ) -> Result<MediaType, StoreError> {
         let size = manifest.body.len() as u64;
-        let held = self.facts.get(Key::Manifest(digest).to_bytes())?;
+        let held = self.database.facts()?.get(Key::Manifest(digest).to_bytes())?;
         let media_type = match held.as_deref().and_then(readable::<ManifestFact>) {
             Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest))?,
             None => self.put_document(digest, manifest, held, now)?,
@@ -361,7 +406,7 @@ impl Store {
             }
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
         }
-        self.facts.apply_batch(batch)?;
+        self.database.facts()?.apply_batch(batch)?;
         Ok(media_type)
     }
 
@@ -375,14 +420,15 @@ impl Store {
         now: u64,
     ) -> Result<MediaType, StoreError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        for (number, page) in manifest.body.chunks(self.documents.page_size()).enumerate() {
-            self.documents.put(digest, number as u64, page)?;
+        let documents = self.database.documents()?;
+        for (number, page) in manifest.body.chunks(documents.page_size()).enumerate() {
+            documents.put(digest, number as u64, page)?;
         }
         let size = manifest.body.len() as u64;
         let media_type = manifest.media_type.as_str().to_owned();
         let fact = ManifestFact { media_type, size, stored_at: now }.encode();
         let key = Key::Manifest(digest).to_bytes();
-        match self.facts.compare_and_swap(key, unreadable, Some(fact))? {
+        match self.database.facts()?.compare_and_swap(key, unreadable, Some(fact))? {
             Ok(()) => {
                 self.counters.manifests.fetch_add(1, Ordering::Relaxed);
                 self.counters.content.fetch_add(size, Ordering::Relaxed);
@@ -400,14 +446,15 @@ impl Store {
     /// Removes a manifest. What points at it stays, and finds nothing.
     pub fn remove_manifest(&self, digest: &Digest) -> Result<(), StoreError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.facts.remove(Key::Access(digest).to_bytes())?;
-        self.facts.remove(Key::Verified(digest).to_bytes())?;
-        let removed = self.facts.remove(Key::Manifest(digest).to_bytes())?;
+        let facts = self.database.facts()?;
+        facts.remove(Key::Access(digest).to_bytes())?;
+        facts.remove(Key::Verified(digest).to_bytes())?;
+        let removed = facts.remove(Key::Manifest(digest).to_bytes())?;
         if let Some(fact) = removed.and_then(|bytes| readable::<ManifestFact>(&bytes)) {
             self.counters.manifests.fetch_sub(1, Ordering::Relaxed);
             self.counters.content.fetch_sub(fact.size, Ordering::Relaxed);
         }
-        self.documents.remove(digest)
+        self.database.documents()?.remove(digest)
     }
 
     /// Changes several facts in one atomic step. The change must be repeatable: sled runs it again on a conflict.
@@ -415,7 +462,8 @@ impl Store {
         &self,
         change: impl Fn(&TransactionalTree) -> Result<T, UnabortableTransactionError>,
     ) -> Result<T, StoreError> {
-        let done = self.facts.transaction(|facts| Ok::<_, ConflictableTransactionError<()>>(change(facts)?));
+        let facts = self.database.facts()?;
+        let done = facts.transaction(|facts| Ok::<_, ConflictableTransactionError<()>>(change(facts)?));
         done.map_err(|error| match error {
             TransactionError::Storage(error) => error.into(),
             TransactionError::Abort(()) => StoreError::Fact("a change aborted itself".to_owned()),

@@ -8,8 +8,8 @@ use super::StoreError;
 use super::header::Geometry;
 use super::opening::{TREE, Trees};
 
-const NEW: &str = "tree.new";
-const OLD: &str = "tree.old";
+pub(super) const NEW: &str = "tree.new";
+pub(super) const OLD: &str = "tree.old";
 
 /// Copies every tree but those that `left_out` names into a new sled, and puts that in the place of `trees`, which
 /// nobody else may hold.

@@ -26,13 +26,13 @@ impl Store {
         subject: &Digest,
         fact: &TagFact,
     ) -> Result<(), StoreError> {
-        self.facts.insert(Key::Referrers(repository, subject).to_bytes(), fact.encode())?;
+        self.database.facts()?.insert(Key::Referrers(repository, subject).to_bytes(), fact.encode())?;
         Ok(())
     }
 
     /// Forgets where the list of a manifest's referrers is.
     pub fn remove_referrers_list(&self, repository: &Repository, subject: &Digest) -> Result<(), StoreError> {
-        self.facts.remove(Key::Referrers(repository, subject).to_bytes())?;
+        self.database.facts()?.remove(Key::Referrers(repository, subject).to_bytes())?;
         Ok(())
     }
 
@@ -43,7 +43,7 @@ impl Store {
         subject: &Digest,
         referrer: &Digest,
     ) -> Result<(), StoreError> {
-        self.facts.insert(Key::Referrer(repository, subject, referrer).to_bytes(), &[][..])?;
+        self.database.facts()?.insert(Key::Referrer(repository, subject, referrer).to_bytes(), &[][..])?;
         Ok(())
     }
 
@@ -56,7 +56,7 @@ impl Store {
     ) -> Result<Vec<Digest>, StoreError> {
         let prefix = Key::referrers_of(repository, subject);
         let mut found = Vec::new();
-        for item in self.facts.scan_prefix(&prefix).take(limit) {
+        for item in self.database.facts()?.scan_prefix(&prefix).take(limit) {
             let (key, _) = item?;
             found.extend(key::digest(&key[prefix.len()..]));
         }

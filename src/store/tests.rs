@@ -79,7 +79,9 @@ fn files_below(folder: &TempDir, below: &str) -> Vec<PathBuf> {
 /// Whether any byte of the digest is kept.
 fn is_kept(store: &Store, folder: &TempDir, digest: &Digest) -> bool {
     let held = match &store.bodies {
-        Bodies::Pages(pages, _) => pages.get(digest, 0).expect("a look").is_some(),
+        Bodies::Pages(database, _) => {
+            database.pages().expect("open").get(digest, 0).expect("a look").is_some()
+        }
         Bodies::Files(_) => !files_below(folder, "blobs").is_empty(),
     };
     held || !files_below(folder, "drafts").is_empty()
@@ -88,7 +90,9 @@ fn is_kept(store: &Store, folder: &TempDir, digest: &Digest) -> bool {
 /// Spoils the middle of a blob.
 fn spoil(store: &Store, folder: &TempDir, digest: &Digest) {
     match &store.bodies {
-        Bodies::Pages(pages, _) => pages.put(digest, 2, b"short").expect("written"),
+        Bodies::Pages(database, _) => {
+            database.pages().expect("open").put(digest, 2, b"short").expect("written")
+        }
         Bodies::Files(_) => {
             let path = &files_below(folder, "blobs")[0];
             let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file");
@@ -206,14 +210,19 @@ fn a_draft_of_nothing_leaves_nothing(kind: BlobStore) {
     let (store, folder) = store(kind);
     let digest = Digest::of(Algorithm::Sha256, b"never comes");
     drop(store.open_draft(&digest).expect("a draft"));
-    assert!(store.facts.is_empty());
+    assert!(store.database.facts().expect("open").is_empty());
     assert!(!is_kept(&store, &folder, &digest));
 }
 
 fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStore) {
     let (store, folder) = store(kind);
     let digest = fill(&store, &body(10), 10);
-    store.facts.insert(Key::Blob(&digest).to_bytes(), &[99, 1, 2]).expect("written");
+    store
+        .database
+        .facts()
+        .expect("open")
+        .insert(Key::Blob(&digest).to_bytes(), &[99, 1, 2])
+        .expect("written");
     store.flush().expect("flushed");
     assert!(store.blob(&digest).expect("a look").is_none());
     drop(store);
@@ -227,7 +236,12 @@ fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStore) {
     let (store, _folder) = store(kind);
     let kept = StoredManifest { media_type: MediaType::new("a/b").expect("a type"), body: body(10) };
     let digest = Digest::of(Algorithm::Sha256, &kept.body);
-    store.facts.insert(Key::Manifest(&digest).to_bytes(), &[99, 1, 2]).expect("written");
+    store
+        .database
+        .facts()
+        .expect("open")
+        .insert(Key::Manifest(&digest).to_bytes(), &[99, 1, 2])
+        .expect("written");
     assert!(store.manifest(&digest).expect("a look").is_none());
     store.put_manifest(&repository("a"), &digest, &kept, std::iter::empty(), 1).expect("kept");
     assert_eq!(store.manifest(&digest).expect("a look").expect("a manifest").body, kept.body);

@@ -10,6 +10,7 @@ pub(super) struct StoreSeries {
     bytes: IntGaugeVec,
     objects: IntGaugeVec,
     oldest: IntGauge,
+    set_aside: IntGauge,
     limit: IntGauge,
     evictions: IntCounterVec,
     evicted_bytes: IntCounterVec,
@@ -33,6 +34,10 @@ impl StoreSeries {
             oldest: series.gauge(
                 "larder_store_oldest_access_timestamp_seconds",
                 "When the content was last asked for that was not asked for longest, in seconds since 1970.",
+            ),
+            set_aside: series.gauge(
+                "larder_store_set_aside",
+                "Stores that did not open and lie in dated folders inside the store's until somebody removes them.",
             ),
             limit: series.gauge("larder_store_limit_bytes", "Bytes that the store may take on disk."),
             evictions: series.counters(
@@ -92,6 +97,11 @@ impl Metrics {
         self.store.bytes.with_label_values(&["content"]).set(signed(content));
         self.store.objects.with_label_values(&["manifest"]).set(signed(manifests));
         self.store.objects.with_label_values(&["blob"]).set(signed(blobs));
+    }
+
+    /// Sets how many stores that did not open lie aside.
+    pub fn store_set_aside(&self, stores: usize) {
+        self.store.set_aside.set(signed(stores as u64));
     }
 
     /// Sets bytes of blobs that no manifest held needs, when (milliseconds since 1970) that was last asked for which was

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, DATE, LOCATION, RANGE, RETRY_AFTER};
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::{RequestBuilder, Response};
 use tokio::time::Instant;
@@ -210,8 +210,11 @@ pub(super) fn judge(response: &Response) -> Result<(), UpstreamError> {
 
 /// How long an answer asks to be left alone.
 fn retry_after(response: &Response) -> Option<Duration> {
-    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    retry::retry_after(value, SystemTime::now())
+    let text = |name| response.headers().get(name)?.to_str().ok();
+    // The upstream's date counts from the upstream's clock; ours may stand elsewhere.
+    let now =
+        text(DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or_else(SystemTime::now);
+    retry::retry_after(text(RETRY_AFTER)?, now)
 }
 
 /// The meaning of the HTTP client's error before an answer's head. Clients are told of what kind it is; what names

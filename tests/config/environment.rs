@@ -30,7 +30,7 @@ fn twin(path: &[String]) -> String {
 }
 
 /// Values of every type that a key has; for each key some of them are valid and not the default.
-const VALUES: [&str; 17] = [
+const VALUES: [&str; 18] = [
     "true",
     "false",
     "7",
@@ -40,6 +40,7 @@ const VALUES: [&str; 17] = [
     "gateway",
     "stale",
     "files",
+    "refuse",
     "upstream",
     "json",
     "debug",

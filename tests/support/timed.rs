@@ -107,6 +107,11 @@ impl Timed {
         self.clock.advance(time);
     }
 
+    /// Sets the clock by so many milliseconds; no time passes by that.
+    pub fn set_clock_by(&self, millis: i64) {
+        self.clock.set_by(millis);
+    }
+
     pub fn metrics_text(&self) -> String {
         Client::new(self.admin).get("/metrics").text()
     }

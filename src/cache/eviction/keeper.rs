@@ -75,16 +75,14 @@ impl Cache {
 
 fn take_stock(shared: &Shared) -> Result<(), StoreError> {
     let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now());
-    for holding in store.held_manifests() {
-        let Holding { digest, size, last, .. } = holding?;
+    for Holding { digest, size, last, .. } in store.held_manifests()? {
         if eviction.ledger().stamp(&digest).is_none() {
             let needed = needed_by(store, &digest)?;
             let size = eviction.taken(size);
             eviction.ledger().admit(Kind::Manifest, &digest, size, last.min(now), needed);
         }
     }
-    for holding in store.held_blobs() {
-        let Holding { digest, size, last, .. } = holding?;
+    for Holding { digest, size, last, .. } in store.held_blobs()? {
         eviction.ledger().admit(Kind::Blob, &digest, eviction.taken(size), last.min(now), []);
     }
     eviction.complete.store(true, Ordering::Release);
@@ -221,9 +219,11 @@ impl Drop for Closed<'_> {
 /// Sets the store's gauges.
 async fn tell(shared: &Arc<Shared>) {
     let of = Arc::clone(shared);
-    let measured = blocking(move || Ok((of.store.size_on_disk()?, of.store.census()))).await;
+    let measured =
+        blocking(move || Ok((of.store.size_on_disk()?, of.store.census(), of.store.set_aside()?))).await;
     match measured {
-        Ok((disk, Census { content, manifests, blobs })) => {
+        Ok((disk, Census { content, manifests, blobs }, aside)) => {
+            shared.metrics.store_set_aside(aside);
             shared.metrics.store_holds(disk, content, manifests, blobs);
             let figures = shared.eviction.ledger().figures();
             shared.metrics.store_may_free(figures.loose, figures.oldest, shared.eviction.limits().max_size);

@@ -7,7 +7,6 @@ use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
 use crate::store::StoredManifest;
 use crate::upstream::UpstreamError;
 
-use crate::cache::freshness::millis;
 use crate::cache::{CacheError, Document, Shared, blocking};
 
 /// How long it is believed that there is no referrers API, unless tags live longer. It is a repository that has none,
@@ -31,7 +30,7 @@ pub(in crate::cache) async fn fetch(
             } else {
                 (Some(*subject), upstream.settings().negative_ttl)
             };
-            let until = shared.clock.now().saturating_add(millis(time));
+            let until = shared.clock.instant() + time;
             shared.hot.remember_without_api(repository, of, until);
             Err(CacheError::NoReferrers)
         }

@@ -67,7 +67,7 @@ async fn answer(
     let fallback = Pointer::Tag(TagKey { repository: repository.clone(), tag, variant: None });
     let copy = !held.is_empty() || is_known(shared, &fallback).await?;
     let asking = async {
-        if !shared.hot.is_without_api(repository, subject, shared.clock.now()) {
+        if !shared.hot.is_without_api(repository, subject, shared.clock.instant()) {
             match ask(shared, &list, copy).await {
                 Err(CacheError::NoReferrers) => {}
                 other => return other,

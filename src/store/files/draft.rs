@@ -134,7 +134,16 @@ impl FileDraft {
     fn file(&self) -> Result<&File, StoreError> {
         let path = self.files.growing(&self.digest);
         if self.body.file().is_none() {
-            let made = OpenOptions::new().read(true).append(true).create(true).open(&path);
+            let open = || OpenOptions::new().read(true).append(true).create(true).open(&path);
+            let made = match open() {
+                // Somebody has removed the folder.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let folder = path.parent().unwrap_or(&path);
+                    make_folder(folder).map_err(failed(folder))?;
+                    open()
+                }
+                opened => opened,
+            };
             self.body.set_file(made.map_err(failed(&path))?);
         }
         // It was set right above if it was not set before.
@@ -179,7 +188,7 @@ impl FileDraft {
         self.complete()?;
         let file = self.file()?;
         self.measure(file)?;
-        if self.files.0.keeps_times {
+        if self.files.keeps_times() {
             file.set_modified(time_of(stored_at)).map_err(failed(&draft))?;
         }
         file.sync_all().map_err(failed(&draft))?;

@@ -27,7 +27,8 @@ pub(super) use body::FileBody;
 use buffers::Buffers;
 pub(super) use draft::FileDraft;
 
-const CONTENT: &str = "blobs";
+/// The folder of content.
+pub(super) const CONTENT: &str = "blobs";
 const DRAFTS: &str = "drafts";
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
@@ -43,7 +44,7 @@ struct Shared {
     disk: Disk,
     buffers: Arc<Buffers>,
     /// Whether the file system keeps the time that a file is given.
-    keeps_times: bool,
+    keeps_times: AtomicBool,
     /// Whether the system can be asked for just what it has in memory.
     reads_now: AtomicBool,
 }
@@ -69,26 +70,36 @@ pub(super) struct Found {
 }
 
 impl Files {
-    /// Drafts and content in the store's `folder`.
-    pub(super) fn new(folder: &Path) -> Result<Self, StoreError> {
-        make_folders(folder, CONTENT)?;
-        Self::of_drafts(folder)
-    }
-
-    /// Drafts in the store's `folder`, of content that is elsewhere.
-    pub(super) fn of_drafts(folder: &Path) -> Result<Self, StoreError> {
-        make_folders(folder, DRAFTS)?;
-        let probe = folder.join(DRAFTS).join("time");
-        let keeps_times = keeps_times(&probe).map_err(failed(&probe))?;
-        Ok(Self(Arc::new(Shared {
+    /// Drafts, and perhaps content, in the store's `folder`, which is to be made ready.
+    pub(super) fn new(folder: &Path) -> Self {
+        Self(Arc::new(Shared {
             folder: folder.to_owned(),
             names: Mutex::default(),
             verifying: Mutex::default(),
             disk: Disk::default(),
             buffers: Arc::default(),
-            keeps_times,
+            keeps_times: AtomicBool::new(true),
             reads_now: AtomicBool::new(true),
-        })))
+        }))
+    }
+
+    /// Makes the folder ready for drafts.
+    pub(super) fn make_ready(&self) -> Result<(), StoreError> {
+        make_folders(&self.0.folder, DRAFTS)?;
+        let probe = self.0.folder.join(DRAFTS).join("time");
+        let keeps_times = keeps_times(&probe).map_err(failed(&probe))?;
+        self.0.keeps_times.store(keeps_times, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes the folder ready for drafts and content.
+    pub(super) fn make_ready_for_content(&self) -> Result<(), StoreError> {
+        make_folders(&self.0.folder, CONTENT)?;
+        self.make_ready()
+    }
+
+    fn keeps_times(&self) -> bool {
+        self.0.keeps_times.load(Ordering::Relaxed)
     }
 
     /// Held while a file gets its name, changes or loses it.
@@ -117,7 +128,7 @@ impl Files {
 
     /// Whether a file is the one that was kept, as far as that shows from outside.
     fn is_kept(&self, found: &Metadata, size: u64, stored_at: u64) -> bool {
-        let in_time = !self.0.keeps_times || found.modified().is_ok_and(|time| time == time_of(stored_at));
+        let in_time = !self.keeps_times() || found.modified().is_ok_and(|time| time == time_of(stored_at));
         found.is_file() && found.len() == size && in_time
     }
 
@@ -165,7 +176,7 @@ impl Files {
         let mut found = Vec::new();
         for algorithm in ALGORITHMS {
             let top = self.0.folder.join(CONTENT).join(algorithm.as_str());
-            for shard in fs::read_dir(&top).map_err(failed(&top))? {
+            for shard in list(&top)? {
                 let shard = shard.map_err(failed(&top))?.path();
                 if shard.is_dir() {
                     files_in(&shard, algorithm, &mut found)?;
@@ -231,14 +242,24 @@ fn taken(file: &Metadata) -> u64 {
     file.blocks() * 512
 }
 
-/// The time that content stored at `stored_at` (milliseconds since 1970) carries: in whole seconds, which archives keep.
+/// The time that content stored at `stored_at` (milliseconds since 1970) carries: in whole seconds, which archives keep,
+/// and in 31 bits, which every file system keeps, wherever the clock stood.
 fn time_of(stored_at: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(stored_at / 1000)
+    UNIX_EPOCH + Duration::from_secs(stored_at / 1000 % (1 << 31))
+}
+
+/// What is in a folder. One that somebody has removed holds nothing; it is made again when something comes into it.
+fn list(folder: &Path) -> Result<impl Iterator<Item = io::Result<fs::DirEntry>>, StoreError> {
+    match fs::read_dir(folder) {
+        Ok(found) => Ok(Some(found).into_iter().flatten()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None.into_iter().flatten()),
+        Err(error) => Err(failed(folder)(error)),
+    }
 }
 
 /// The files in one folder whose names are digests. What else lies there is somebody's, and left alone.
 fn files_in(folder: &Path, algorithm: Algorithm, into: &mut Vec<Found>) -> Result<(), StoreError> {
-    for entry in fs::read_dir(folder).map_err(failed(folder))? {
+    for entry in list(folder)? {
         let entry = entry.map_err(failed(folder))?;
         let Some(digest) = digest_of(&entry.file_name(), algorithm) else {
             tracing::warn!(path = %entry.path().display(), "a file that is not larder's is left alone");

@@ -200,7 +200,7 @@ fn content_without_its_fact_needs_no_second_download() {
     // As a crash leaves it between the rename and the fact, found at the start and found by a fill.
     for reopened in [true, false] {
         let mut house = House::filled();
-        house.store.facts.clear().expect("cleared");
+        house.store.database.facts().expect("open").clear().expect("cleared");
         if reopened {
             house = house.reopen();
             assert!(house.draft_path().exists() && !house.path().exists());

@@ -19,8 +19,14 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStore) {
     drop(verified);
     // As a crash in the middle of copying leaves it, or one before content was renamed.
     let condemned = fact::DraftFact { condemned: true };
-    store.facts.insert(Key::Draft(&digest).to_bytes(), condemned.encode()).expect("written");
-    if let Bodies::Pages(pages, _) = &store.bodies {
+    store
+        .database
+        .facts()
+        .expect("open")
+        .insert(Key::Draft(&digest).to_bytes(), condemned.encode())
+        .expect("written");
+    if let Bodies::Pages(database, _) = &store.bodies {
+        let pages = database.pages().expect("open");
         pages.put(&digest, 0, b"a part").expect("written");
     }
     store.flush().expect("flushed");
@@ -29,7 +35,8 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStore) {
     assert!(store.blob(&digest).expect("a look").is_none());
     let writer = store.open_draft(&digest).expect("a draft");
     assert_eq!(writer.draft().progress().received, 600_000);
-    if let Bodies::Pages(pages, _) = &store.bodies {
+    if let Bodies::Pages(database, _) = &store.bodies {
+        let pages = database.pages().expect("open");
         assert!(pages.get(&digest, 0).expect("a look").is_none());
     }
     assert_eq!(writer.finish(&repository("a"), Some(600_000), 1).expect("finished"), DraftEnd::Verified);

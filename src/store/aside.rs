@@ -1,0 +1,114 @@
+//! Sets aside a store that does not open: what makes it a store moves into a dated folder inside its own.
+//!
+//! Inside and not beside: the store's folder may be a mount point or lie in one that larder cannot write, as in
+//! containers and under service managers; and a rename within it never crosses file systems. Nothing is ever removed.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::config::schema::BlobStore;
+
+use super::StoreError;
+use super::files::CONTENT;
+use super::header;
+use super::opening::TREE;
+use super::rebuild::{NEW, OLD};
+
+/// What such a folder's name begins with.
+const PREFIX: &str = "set-aside-";
+/// Stores that lie aside at most: what goes wrong more often goes wrong again, and each may hold as much disk as the store.
+const MOST: usize = 3;
+/// The file that says why.
+const REASON: &str = "reason.txt";
+
+/// Moves what is in `folder`, which nobody else may use, into a dated folder inside it, and tells its path.
+///
+/// Files of blobs stay for a store that keeps them so: they are named by their digest, and one that no fact speaks of is
+/// a draft, which is not believed before it is hashed.
+pub(super) fn set_aside(folder: &Path, blobs: BlobStore, reason: &str) -> Result<PathBuf, StoreError> {
+    let corrupt = |reason| StoreError::Corrupt { path: folder.to_owned(), reason };
+    let failed = |error| corrupt(format!("{reason}; and it cannot be set aside ({error})"));
+    let earlier = in_folder(folder)?;
+    if earlier.len() >= MOST {
+        let names: Vec<_> = earlier.iter().map(|path| path.display().to_string()).collect();
+        let names = names.join(", ");
+        return Err(corrupt(format!(
+            "{reason}; and it is not set aside, because {MOST} others are already ({names}): find out why, and remove them"
+        )));
+    }
+    let aside = new_folder(folder, SystemTime::now()).map_err(failed)?;
+    let bodies = (blobs == BlobStore::Sled).then_some(CONTENT);
+    // The header last: what is left by a crash in between is a store without its database, or none at all.
+    for name in [TREE, NEW, OLD].into_iter().chain(bodies).chain([header::FILE]) {
+        match fs::rename(folder.join(name), aside.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    // The log has it too.
+    let _ = fs::write(aside.join(REASON), format!("{reason}\n"));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    Ok(aside)
+}
+
+/// The stores that lie aside in `folder`, the oldest first.
+pub(super) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let failed = |source| StoreError::Folder { path: folder.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A new folder that is named by the time, and by a number if there is one of that time.
+fn new_folder(folder: &Path, now: SystemTime) -> std::io::Result<PathBuf> {
+    let mut date = String::new();
+    // A clock that stands nowhere near the present has no such date.
+    if now < UNIX_EPOCH || write!(date, "{}", humantime::format_rfc3339_seconds(now)).is_err() {
+        "undated".clone_into(&mut date);
+    }
+    let date = date.replace(':', "-");
+    let mut path = folder.join(format!("{PREFIX}{date}"));
+    for number in 2..=MOST + 1 {
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                path = folder.join(format!("{PREFIX}{date}-{number}"));
+            }
+            made => return made.map(|()| path),
+        }
+    }
+    Err(ErrorKind::AlreadyExists.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_time_makes_a_new_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [day, century] = [24 * 3600, 36_525 * 24 * 3600].map(Duration::from_secs);
+        let times = [
+            (SystemTime::UNIX_EPOCH + day, "set-aside-1970-01-02T00-00-00Z"),
+            (SystemTime::UNIX_EPOCH + day, "set-aside-1970-01-02T00-00-00Z-2"),
+            (SystemTime::UNIX_EPOCH + century * 100, "set-aside-undated"),
+            (SystemTime::UNIX_EPOCH + century * 200, "set-aside-undated-2"),
+        ];
+        for (time, name) in times {
+            let made = new_folder(folder.path(), time).expect("made");
+            assert_eq!(made, folder.path().join(name));
+        }
+        let name = new_folder(folder.path(), SystemTime::UNIX_EPOCH - day).expect("made");
+        assert!(name.is_dir());
+    }
+}
