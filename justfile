@@ -39,3 +39,11 @@ clients:
 # larder beside nginx and docker-registry on this machine (root, Debian 12).
 bench-peers:
     bash benches/peers/run.sh
+
+# Twenty minutes of Zipf's images through stores a tenth of their size, a failing registry, and kill -9 every minute.
+soak:
+    cargo test --release --test soak soak -- --ignored --nocapture
+
+# Twenty times a store's size through it, without trouble: no request fails, disk and memory stay where they are.
+churn:
+    cargo test --release --test soak churn -- --ignored --nocapture

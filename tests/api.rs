@@ -85,7 +85,9 @@ fn lasting(answer: &Answer) -> Vec<(String, String)> {
         .headers
         .iter()
         .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
-        .filter(|(name, _)| !["date", "age", "cache-status", "connection"].contains(&name.as_str()))
+        .filter(|(name, _)| {
+            !["date", "age", "cache-status", "connection", "x-request-id"].contains(&name.as_str())
+        })
         .collect();
     headers.sort();
     headers
