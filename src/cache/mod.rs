@@ -23,6 +23,7 @@ mod room;
 mod tags;
 mod verify;
 mod walks;
+mod writing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +112,8 @@ struct Shared {
     fills: Board,
     /// Ranges passed through at once; each holds a connection of its upstream.
     passing: Arc<Semaphore>,
+    /// Room for reading further ahead than one step.
+    ahead: Arc<Semaphore>,
     walks: Walks,
     prefetch: Prefetch,
 }
@@ -135,6 +138,7 @@ impl Cache {
             tag_lists: TagLists::new(),
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
+            ahead: Arc::new(Semaphore::new(reader::AHEAD_MAX)),
             walks: Walks::default(),
             prefetch,
         }))

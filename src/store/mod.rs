@@ -40,7 +40,7 @@ use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
 use bodies::Bodies;
 pub use convert::{Conversion, Step, StepEnd};
-pub use draft::{Draft, DraftEnd, DraftWriter, Progress, VerifiedDraft};
+pub use draft::{Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
