@@ -2,11 +2,12 @@
 """Measures larder, with each of its stores, beside nginx (the same bytes as static files) and docker-registry in
 proxy mode.
 
-    python3 benches/peers/peers.py [--larder target/release/larder] [--rounds 3] [--results FILE]
+    python3 benches/peers/peers.py [--larder target/release/larder] [--rounds 3] [--results FILE] [PART..]
 
-Every round asks each server in turn, so that whatever else the machine does touches all of them alike; what is shown
-are medians, and for ratios the median of each round's own ratio. Manifests: the server has the first core, wrk the
-second. Blobs: all share both. Everything is on a loopback that leads nowhere else. Takes about four minutes.
+The parts are manifests, warm, cold, crowd, image and start; all of them if none is named. Every round asks each server
+in turn, and each round another one first, so that whatever else the machine does touches all of them alike; what is shown are medians, and for ratios the
+median of each round's own ratio. Manifests: the server has the first core, wrk the second. All else shares both.
+Everything is on a loopback that leads nowhere else. All of it takes about ten minutes.
 """
 
 import argparse
@@ -14,326 +15,316 @@ import json
 import os
 import re
 import shutil
-import statistics
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/clients"))
 sys.dont_write_bytecode = True
-import images  # noqa: E402
-from servers import Failed, Process, ask, in_namespaces, require, run, start_registry, wait_until  # noqa: E402
+import measured  # noqa: E402
+from measured import FILES, KINDS, LIMITED, LOGGING, NGINX, ORIGIN, PEER, SLED, SOURCE  # noqa: E402
+from measured import Failed, Site, cpu, forget_peak, images, in_namespaces, memory, read, settled, start_registry, timed  # noqa: E402
+from measured import ask, require, run, wait_until  # noqa: E402
+from table import table  # noqa: E402
 
-ORIGIN, PEER, NGINX, FILES, SLED, LOGGING = 5100, 5101, 5102, 5103, 5104, 5105
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
-READER = Path(__file__).with_name("reader.py")
-MIB = 1 << 20
-# What the origin, the caches and nginx keep of the same blobs; a full disk looks like a server that breaks off.
+BLOB = 512
+# What the source, the caches and nginx keep of the same blobs; a full disk looks like a server that breaks off.
 DISK = 20 << 30
+# What `start` has in each store, one after the other: sled takes more than the bytes it keeps.
+STORED, DISK_TO_START = 20_000_000_000, 34 << 30
 FIRST, SECOND = ("taskset", "-c", "0"), ("taskset", "-c", "1")
+CACHES = {**{who: port for who, (port, _) in KINDS.items()}, "docker-registry": PEER}
 
 
-# --- servers --------------------------------------------------------------------------------------------------
+class Bench:
+    """One run: the servers of each part, and every reading."""
+
+    def __init__(self, work, binary, rounds):
+        self.site, self.rounds, self.raw = Site(work, binary), rounds, {}
+
+    def note(self, what, who, value):
+        self.raw.setdefault(what, {}).setdefault(who, []).append(value)
+
+    def caches(self, upstream):
+        """Every cache, empty, before the same upstream."""
+        self.site.forget()
+        servers = {who: self.site.larder(port, blobs, upstream) for who, (port, blobs) in KINDS.items()}
+        return {**servers, "docker-registry": self.site.peer(upstream)}
+
+    def origin(self, image):
+        """A registry that has one image."""
+        process = start_registry(self.site.work, "origin", ORIGIN)
+        images.Registry(f"http://127.0.0.1:{ORIGIN}").push(image)
+        return process
+
+    def cold(self, servers, path, digest):
+        """Every cache fetches a blob."""
+        for who in servers:
+            read(CACHES[who], path, verify=digest)
+            settled(who, CACHES[who])
+        for who in servers:
+            wait_until(f"{who} has the blob", lambda port=CACHES[who]: read(port, path, verify=digest), 60)
+
+    # --- parts ---
+
+    def manifests(self):
+        """Requests per second over 64 connections."""
+        image = images.Image("library/multi", "oci", images.default_registry()[0].root)
+        origin = self.origin(image)
+        base = f"/v2/{image.repository}/manifests/"
+        by = {"digest": base + image.root.digest, "tag": base + image.tag}
+        for path in by.values():
+            self.site.write(path, image.root.body)
+        self.site.forget()
+        larder = lambda port, blobs, log=False: (port, self.site.larder(port, blobs, ORIGIN, log, FIRST))  # noqa: E731
+        servers = {
+            "nginx": (NGINX, self.site.nginx(FIRST, 1)),
+            **{who: larder(port, blobs) for who, (port, blobs) in KINDS.items()},
+            "larder, request log on": larder(LOGGING, "sled", True),
+            "docker-registry": (PEER, self.site.peer(ORIGIN, FIRST)),
+        }
+        for who, (port, process) in servers.items():
+            self.note("memory, fresh", who, memory(process))
+            for path in by.values():
+                status, headers, body = ask("GET", path, port, Accept=ACCEPT)
+                require(status == 200 and body == image.root.body, f"{who} answers {path} with {status}")
+                require(headers["Content-Type"] == images.OCI_INDEX, f"{who}: {headers['Content-Type']}")
+        for number in range(self.rounds):
+            for reference, path in by.items():
+                for who in turned(servers, number):
+                    self.note(f"manifest by {reference}", who, wrk(servers[who][0], path))
+        stop(origin, *(process for _, process in servers.values()))
+
+    def warm(self):
+        """One blob, to one client and to many; what it costs the processor, and memory."""
+        nginx = self.site.nginx()
+        servers = self.caches(SOURCE)
+        path, digest = self.site.blob(BLOB)
+        self.cold(servers, path, digest)
+        gets = self.site.gets(path)
+        servers["nginx"] = nginx
+        ports = {**CACHES, "nginx": NGINX}
+        for streams in (1, 8, 64):
+            for number in range(self.rounds if streams < 64 else 1):
+                for who in turned(servers, number):
+                    process = servers[who]
+                    before = cpu(process)
+                    forget_peak(process)
+                    warm = read(ports[who], path, streams)
+                    self.note(f"warm, {streams} streams", who, warm["bytes"] / warm["seconds"])
+                    self.note(f"processor, {streams} streams", who, (cpu(process) - before) / (warm["bytes"] / (1 << 30)))
+                    self.note(f"memory, {streams} streams, most", who, memory(process, "VmHWM"))
+        for who, process in servers.items():
+            self.note("memory, after 64 streams", who, memory(process))
+        require(self.site.gets(path) == gets, "a warm blob was fetched again")
+        self.site.remove(path)
+        stop(*servers.values())
+
+    def cold_blobs(self):
+        """A blob that no cache has, to a client that hashes it, against the same from the upstream itself."""
+        nginx = self.site.nginx()
+        for upstream, port in {"at 400 MB/s": LIMITED, "unlimited": SOURCE}.items():
+            servers = self.caches(port)
+            for number in range(self.rounds):
+                path, digest = self.site.blob(BLOB)
+                read(port, path)
+                direct = read(port, path, verify=digest)
+                self.note(f"cold, {upstream}", "direct", direct["seconds"])
+                for who in turned(servers, number):
+                    before = self.site.gets(path)
+                    cold = read(CACHES[who], path, verify=digest)
+                    self.note(f"cold, {upstream}", who, cold["seconds"])
+                    self.note(f"cold, {upstream}, first byte", who, cold["first_byte"] - direct["first_byte"])
+                    # What one still writes to the disk must not slow the next one.
+                    settled(who, CACHES[who])
+                    self.note(f"cold, {upstream}, GETs", who, self.site.gets(path) - before)
+                self.site.remove(path)
+            for who, process in servers.items():
+                self.note("memory, after cold blobs", who, memory(process))
+            stop(*servers.values())
+        stop(nginx)
+
+    def crowd(self):
+        """64 clients at once of a blob that nobody has. docker-registry asks for it 64 times, and is asked but once."""
+        nginx = self.site.nginx()
+        servers = self.caches(SOURCE)
+        for number in range(self.rounds):
+            path, _ = self.site.blob(BLOB)
+            read(SOURCE, path)
+            self.note("crowd", "nginx", read(NGINX, path, 64)["seconds"])
+            for who in turned(servers, number):
+                if who in KINDS or number == 0:
+                    before = self.site.gets(path)
+                    self.note("crowd", who, read(CACHES[who], path, 64)["seconds"])
+                    settled(who, CACHES[who])
+                    self.note("crowd, GETs", who, self.site.gets(path) - before)
+            self.site.remove(path)
+        stop(nginx, *servers.values())
+
+    def image(self):
+        """A whole image of thirty layers, by two real clients."""
+        root = images.image("wide", images.AMD64, sizes=(4 << 20,) * 30, compressed=False)
+        image = images.Image("library/wide", "1", root)
+        origin, home = self.origin(image), self.site.work / "clients"
+        servers = self.caches(ORIGIN)
+        pulls = Pulls(home, image)
+        for who in servers:
+            pulls.skopeo(CACHES[who])
+            settled(who, CACHES[who])
+        # docker-registry tells nobody when it has kept what it sent.
+        for who in servers:
+            for content in image.walk():
+                kind = "manifests" if content.is_manifest() else "blobs"
+                ask("GET", f"/v2/{image.repository}/{kind}/{content.digest}", CACHES[who], Accept=ACCEPT)
+        for client in (pulls.containerd, pulls.skopeo):
+            for number in range(self.rounds):
+                for who in turned(servers, number):
+                    self.note(f"image, {client.__name__}", who, client(CACHES[who]))
+        stop(pulls.daemon, origin, *servers.values())
+
+    def start(self):
+        """How long a start takes with much in the store, to the answer that it is ready."""
+        nginx = self.site.nginx()
+        for who, (port, blobs) in KINDS.items():
+            self.site.forget()
+            process = self.site.larder(port, blobs, SOURCE)
+            for _ in range(STORED // (BLOB << 20) + 1):
+                path, _digest = self.site.blob(BLOB)
+                read(port, path)
+                settled(who, port)
+                self.site.remove(path)
+            for _ in range(self.rounds):
+                stop(process)
+                began = time.monotonic()
+                process = self.site.larder(port, blobs, SOURCE)
+                self.note("start", who, time.monotonic() - began)
+            stop(process)
+        self.site.forget()
+        stop(nginx)
 
 
-def start_nginx(work, prefix=(), workers="auto"):
-    config = work / "nginx.conf"
-    config.write_text(
-        f"""
-worker_processes {workers};
-pid {work}/nginx.pid;
-error_log {work}/nginx-error.log;
-daemon off;
-user root;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 1000000000;
-    open_file_cache max=1000 inactive=1h;
-    default_type {images.OCI_INDEX};
-    client_body_temp_path {work}/nginx-body;
-    proxy_temp_path {work}/nginx-proxy;
-    fastcgi_temp_path {work}/nginx-fastcgi;
-    uwsgi_temp_path {work}/nginx-uwsgi;
-    scgi_temp_path {work}/nginx-scgi;
-    server {{ listen 127.0.0.1:{NGINX}; root {work}/static; }}
-}}
+class Pulls:
+    """containerd and skopeo, with nothing in their stores whenever they are asked. Both give the seconds they took."""
+
+    def __init__(self, home, image):
+        home.mkdir()
+        self.home, self.image = home, image
+        self.policy = home / "policy.json"
+        self.policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        address, config = home / "containerd.sock", home / "containerd.toml"
+        config.write_text(
+            f"""
+version = 2
+root = "{home}/containerd"
+state = "{home}/containerd-run"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{address}"
 """
-    )
-    (work / "static").mkdir(exist_ok=True)
-    ready = lambda: ask("GET", "/", NGINX)[0] > 0  # noqa: E731
-    return Process(work, "nginx", *prefix, "nginx", "-c", config, ready=ready)
+        )
+        self.ctr = ("ctr", "--address", address)
+        ready = lambda: run(*self.ctr, "version")  # noqa: E731
+        wait = lambda: address.exists() and bool(ready())  # noqa: E731
+        self.daemon = measured.Process(home, "containerd", "containerd", "--config", config, ready=wait)
+
+    def containerd(self, port):
+        name = f"127.0.0.1:{port}/{self.image.name()}"
+        took = timed(*self.ctr, "content", "fetch", "--plain-http", name)
+        run(*self.ctr, "images", "rm", "--sync", name)
+        left = run(*self.ctr, "content", "ls", "--quiet").split()
+        require(not left, f"containerd still has {len(left)} things of {name}")
+        return took
+
+    def skopeo(self, port):
+        source, target = f"docker://127.0.0.1:{port}/{self.image.name()}", self.home / "skopeo"
+        common = ("skopeo", "--policy", self.policy, "copy", "--all", "--src-tls-verify=false")
+        took = timed(*common, source, f"dir:{target}", env={"HOME": str(self.home), "TMPDIR": str(self.home)})
+        shutil.rmtree(target)
+        return took
 
 
-def start_larder(work, binary, port, blobs, log=False, prefix=()):
-    config = work / f"larder-{port}.toml"
-    config.write_text(
-        f"""
-builtin_upstreams = false
-[server]
-listen = "127.0.0.1:{port}"
-[admin]
-listen = "127.0.0.1:{port + 100}"
-[store]
-path = "{work}/larder-{port}"
-blobs = "{blobs}"
-[log]
-requests = {str(log).lower()}
-[upstream."docker.io"]
-endpoints = ["http://127.0.0.1:{ORIGIN}"]
-default = true
-"""
-    )
-    ready = lambda: ask("GET", "/v2/", port)[0] == 200  # noqa: E731
-    return Process(work, f"larder-{port}", *prefix, binary, "serve", "--config", config, ready=ready)
-
-
-def start_peer(work, prefix=()):
-    return start_registry(work, "peer", PEER, f"http://127.0.0.1:{ORIGIN}", prefix, log=False)
-
-
-def memory(process, field="VmRSS"):
-    """MiB that a server holds, its workers included."""
-    total = 0
-    pids = [process.process.pid]
-    while pids:
-        pid = pids.pop()
-        status = Path(f"/proc/{pid}/status").read_text()
-        total += int(re.search(rf"^{field}:\s+(\d+)", status, re.MULTILINE)[1])
-        children = Path(f"/proc/{pid}/task/{pid}/children")
-        pids += [int(child) for child in children.read_text().split()] if children.exists() else []
-    return total / 1024
-
-
-# --- readings -------------------------------------------------------------------------------------------------
-
-
-def wrk(port, path, seconds):
+def wrk(port, path):
     """Requests per second over 64 connections."""
-    load = ("wrk", "--threads", 1, "--connections", 64, "--duration", f"{seconds}s", "--latency")
+    load = ("wrk", "--threads", 1, "--connections", 64, "--duration", "2s", "--latency")
     shown = run(*SECOND, *load, "--header", f"Accept: {ACCEPT}", f"http://127.0.0.1:{port}{path}")
     require("Non-2xx" not in shown and "Socket errors" not in shown, f"{path} on port {port}: {shown}")
     return float(re.search(r"Requests/sec:\s+([\d.]+)", shown)[1])
 
 
-def read(port, path, streams=1, verify=None):
-    extra = ("--verify", verify) if verify else ()
-    return json.loads(run(sys.executable, READER, f"http://127.0.0.1:{port}{path}", streams, *extra))
+def turned(servers, number):
+    """All servers, another one first in each round."""
+    names = list(servers)
+    first = number % len(names)
+    return names[first:] + names[:first]
 
 
-def median(values):
-    return statistics.median(values)
+def stop(*processes):
+    for process in processes:
+        process.stop()
 
 
-def ratio(ours, theirs):
-    """The median of each round's own ratio."""
-    return median([a / b for a, b in zip(ours, theirs)])
+PARTS = {
+    "manifests": Bench.manifests,
+    "warm": Bench.warm,
+    "cold": Bench.cold_blobs,
+    "crowd": Bench.crowd,
+    "image": Bench.image,
+    "start": Bench.start,
+}
 
 
-class Bench:
-    """One run: the origin, what it holds, and every reading."""
-
-    def __init__(self, work, binary, rounds):
-        self.work, self.binary, self.rounds = work, binary, rounds
-        self.raw = {}
-        self.origin = start_registry(work, "origin", ORIGIN)
-        self.index = images.Image("library/multi", "oci", images.default_registry()[0].root)
-        self.push(self.index)
-        self.big = [self.blob(f"big-{number}", 512) for number in range(3)]
-        self.hashed = [self.blob(f"hashed-{number}", 512) for number in range(3)]
-        self.middle = [self.blob(f"middle-{number}", 64) for number in range(6)]
-
-    def push(self, image):
-        images.Registry(f"http://127.0.0.1:{ORIGIN}").push(image)
-
-    def blob(self, seed, mebibytes):
-        """Path, digest: a layer; nginx can serve the first one too."""
-        image = images.Image("library/big", seed, images.image(seed, images.AMD64, sizes=(mebibytes * MIB,), compressed=False))
-        self.push(image)
-        layer = image.root.needs[1]
-        path = f"/v2/{image.repository}/blobs/{layer.digest}"
-        if seed == "big-0":
-            self.static(path, layer.body)
-        return path, layer.digest
-
-    def static(self, path, body):
-        file = self.work / "static" / path.lstrip("/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(body)
-
-    def note(self, what, who, value):
-        self.raw.setdefault(what, {}).setdefault(who, []).append(value)
-
-    def gets_now(self, path):
-        return self.origin.text().count(f'"GET {path} ')
-
-    def origin_gets(self, path):
-        """How often the origin was asked for a body, once it has been quiet: it logs a request when it has ended."""
-        since, seen = time.monotonic(), -1
-        while time.monotonic() - since < 2:
-            now = self.gets_now(path)
-            if now != seen:
-                since, seen = time.monotonic(), now
-            time.sleep(0.1)
-        return seen
-
-    # (a) warm manifests, one core
-
-    def manifests(self):
-        base = f"/v2/{self.index.repository}/manifests/"
-        by = {"digest": base + self.index.root.digest, "tag": base + self.index.tag}
-        for path in by.values():
-            self.static(path, self.index.root.body)
-        servers = {
-            "nginx": (NGINX, start_nginx(self.work, FIRST, 1)),
-            "larder, files": (FILES, start_larder(self.work, self.binary, FILES, "files", prefix=FIRST)),
-            "larder, sled": (SLED, start_larder(self.work, self.binary, SLED, "sled", prefix=FIRST)),
-            "larder, request log on": (LOGGING, start_larder(self.work, self.binary, LOGGING, "sled", True, FIRST)),
-            "docker-registry": (PEER, start_peer(self.work, FIRST)),
-        }
-        for who, (port, process) in servers.items():
-            self.note("memory, idle", who, memory(process))
-            for path in by.values():
-                status, headers, body = ask("GET", path, port, Accept=ACCEPT)
-                require(status == 200 and body == self.index.root.body, f"{who} answers {path} with {status}")
-                require(headers["Content-Type"] == images.OCI_INDEX, f"{who}: {headers['Content-Type']}")
-        for _ in range(self.rounds):
-            for reference, path in by.items():
-                for who, (port, _process) in servers.items():
-                    self.note(f"manifest by {reference}", who, wrk(port, path, 2))
-        for who, (_port, process) in servers.items():
-            self.note("memory, after the manifests", who, memory(process))
-            process.stop()
-
-    # (c) cold blobs, then (b) warm ones
-
-    def blobs(self):
-        processes = {
-            "larder, files": start_larder(self.work, self.binary, FILES, "files"),
-            "larder, sled": start_larder(self.work, self.binary, SLED, "sled"),
-            "docker-registry": start_peer(self.work),
-            "nginx": start_nginx(self.work),
-        }
-        caches = {"larder, files": FILES, "larder, sled": SLED, "docker-registry": PEER}
-        read(ORIGIN, self.big[0][0])  # the origin's files are in memory from here on
-        for path, digest in self.big:
-            read(ORIGIN, path, verify=digest)
-            cold = read(ORIGIN, path)
-            self.note("cold blob, seconds", "direct", cold["seconds"])
-            self.note("cold blob, first byte", "direct", cold["first_byte"])
-            for who, port in caches.items():
-                before = self.gets_now(path)
-                cold = read(port, path)
-                self.note("cold blob, seconds", who, cold["seconds"])
-                self.note("cold blob, first byte", who, cold["first_byte"])
-                self.note("cold blob, upstream GETs", who, self.origin_gets(path) - before)
-        for path, digest in self.hashed:
-            read(ORIGIN, path)
-            self.note("cold blob, hashed, seconds", "direct", read(ORIGIN, path, verify=digest)["seconds"])
-            for who, port in caches.items():
-                self.note("cold blob, hashed, seconds", who, read(port, path, verify=digest)["seconds"])
-                # Until all is quiet: what one writes to the disk must not slow the next one.
-                self.origin_gets(path)
-        for path, digest in self.middle[: self.rounds]:
-            for who, port in caches.items():
-                before = self.gets_now(path)
-                read(port, path, 16, digest)
-                self.note("16 cold clients, upstream GETs", who, self.origin_gets(path) - before)
-        for who in caches:
-            self.note("memory, after the cold blobs", who, memory(processes[who]))
-
-        path, digest = self.big[0]
-        servers = {"nginx": NGINX, **caches}
-        for who, port in servers.items():
-            wait_until(f"{who} has the blob", lambda port=port: read(port, path, verify=digest), 60)
-        gets = self.origin_gets(path)
-        for _ in range(self.rounds):
-            for streams in (1, 8):
-                for who, port in servers.items():
-                    warm = read(port, path, streams)
-                    self.note(f"warm blob, {streams} streams, bytes/s", who, warm["bytes"] / warm["seconds"])
-        require(self.origin_gets(path) == gets, "a warm blob was fetched again")
-        for who, process in processes.items():
-            self.note("memory, after the warm blobs", who, memory(process))
-            self.note("memory, peak", who, memory(process, "VmHWM"))
-            process.stop()
-
-    # what is shown
-
-    def table(self):
-        columns = ("larder, files", "larder, sled", "larder, request log on", "docker-registry", "nginx")
-        yield "| | " + " | ".join(columns) + " |"
-        yield "|---|" + "---|" * len(columns)
-
-        def row(title, what, show, base=None):
-            readings = self.raw.get(what, {})
-            cells = []
-            for who in columns:
-                values = readings.get(who)
-                if not values:
-                    cells.append("")
-                    continue
-                text = show(median(values))
-                if base and who != base:
-                    text += f" ({ratio(values, readings[base]):.2g})"
-                cells.append(text)
-            return f"| {title} | " + " | ".join(cells) + " |"
-
-        rate = lambda value: f"{value:,.0f}/s"  # noqa: E731
-        speed = lambda value: f"{value / 1e9:.2f} GB/s"  # noqa: E731
-        mib = lambda value: f"{value:.0f} MiB"  # noqa: E731
-        for reference in ("digest", "tag"):
-            yield row(f"warm manifest GET by {reference} (of nginx)", f"manifest by {reference}", rate, "nginx")
-        for streams, name in ((1, "1 stream"), (8, "8 streams")):
-            yield row(f"warm 512 MiB blob, {name} (of nginx)", f"warm blob, {streams} streams, bytes/s", speed, "nginx")
-        yield row("cold 512 MiB blob (of a direct download)", "cold blob, seconds", lambda s: f"{s:.2f} s", "direct")
-        hashed = "cold 512 MiB blob, client hashes (of a direct download)"
-        yield row(hashed, "cold blob, hashed, seconds", lambda s: f"{s:.2f} s", "direct")
-        first = "cold 512 MiB blob, first byte (of a direct download)"
-        yield row(first, "cold blob, first byte", lambda s: f"{s * 1000:.1f} ms", "direct")
-        yield row("cold 512 MiB blob, upstream GETs", "cold blob, upstream GETs", lambda n: f"{n:.0f}")
-        yield row("16 cold clients, upstream GETs", "16 cold clients, upstream GETs", lambda n: f"{n:.0f}")
-        for when in ("idle", "after the manifests", "after the cold blobs", "after the warm blobs", "peak"):
-            yield row(f"resident memory, {when}", f"memory, {when}", mib)
-
-
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--larder", default=ROOT / "target/release/larder", type=Path, help="the program to measure")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)}")
+    parser.add_argument("--larder", default=measured.ROOT / "target/release/larder", type=Path, help="the program to measure")
     parser.add_argument("--rounds", default=3, type=int)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser.add_argument("--results", default=cache / "larder-peers.json", type=Path, help="where raw readings go")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if strange := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(strange)}; there are {', '.join(PARTS)}")
+    options.parts = options.parts or list(PARTS)
+    options.rounds = max(1, options.rounds)
+    return options
+
+
+def outside(options, binary, results):
+    """Sees to it that all can go well, and goes where there is no network."""
+    needed = ["unshare", "ip", "taskset", "docker-registry", "nginx", "wrk"]
+    needed += ["containerd", "ctr", "skopeo"] if "image" in options.parts else []
+    missing = [program for program in needed if not shutil.which(program)]
+    if missing or os.geteuid() != 0 or os.cpu_count() < 2 or not os.access(binary, os.X_OK):
+        sys.exit(f"needs root, two cores, {binary}, and these programs that are missing: {' '.join(missing) or 'none'}")
+    disk = DISK_TO_START if "start" in options.parts else DISK
+    if shutil.disk_usage("/var/tmp").free < disk:
+        sys.exit(f"needs {disk >> 30} GiB free in /var/tmp; only the part `start` needs more than {DISK >> 30}")
+    same = ("--larder", binary, "--rounds", options.rounds, "--results", results, *options.parts)
+    return in_namespaces("larder-peers-", Path(__file__).resolve(), same)
+
+
+def main():
+    options = arguments()
     binary, results = options.larder.resolve(), options.results.resolve()
-
     if not options.inside:
-        needed = ("unshare", "ip", "taskset", "docker-registry", "nginx", "wrk")
-        missing = [program for program in needed if not shutil.which(program)]
-        if missing or os.geteuid() != 0 or os.cpu_count() < 2 or not os.access(binary, os.X_OK):
-            sys.exit(f"needs root, two cores, {binary}, and these programs that are missing: {' '.join(missing) or 'none'}")
-        if shutil.disk_usage("/var/tmp").free < DISK:
-            sys.exit(f"needs {DISK >> 30} GiB free in /var/tmp")
-        arguments = ("--larder", binary, "--rounds", options.rounds, "--results", results)
-        return in_namespaces("larder-peers-", Path(__file__).resolve(), arguments)
-
+        return outside(options, binary, results)
     run("ip", "link", "set", "lo", "up")
-    began = time.monotonic()
-    try:
-        bench = Bench(options.inside, binary, max(1, min(options.rounds, 6)))
-        bench.manifests()
-        bench.blobs()
-    except (Failed, OSError, RuntimeError) as error:
-        print(f"the run broke off: {error}", file=sys.stderr)
-        return 1
+    bench, broken = Bench(options.inside, binary, options.rounds), []
+    for part in options.parts:
+        began = time.monotonic()
+        try:
+            PARTS[part](bench)
+            print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        except (Failed, OSError, RuntimeError) as error:
+            # Its servers still run, in the way of the other parts; what these have measured is worth having.
+            print(f"{part} broke off: {error}", file=sys.stderr)
+            broken = [part]
+            break
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(bench.raw, indent=1) + "\n")
-    print("\n".join(bench.table()))
-    print(f"\n{bench.rounds} rounds, {time.monotonic() - began:.0f} s; raw readings are in {results}")
-    return 0
+    print("\n".join(table(bench.raw)))
+    print(f"\n{bench.rounds} rounds; raw readings are in {results}")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -4,18 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use crate::oci::{Digest, Name};
-use crate::store::{Draft, DraftWriter, StoreError};
+use crate::store::{Draft, DraftWriter};
 use crate::upstream::{BlobBody, Sender, Upstream, UpstreamError};
 
 use super::CacheError;
+use super::writing::Writing;
 
-/// Chunks between the network and the disk: enough to keep both busy, few enough to bound memory.
-const QUEUE: usize = 16;
 /// Attempts in a row that bring nothing before a fill gives up: enough to outlast a registry's restart, because some
 /// clients that hold a part of an image cannot go elsewhere for the rest.
 const BARREN_MAX: usize = 8;
@@ -57,59 +53,13 @@ pub(super) struct Download<'a> {
     pub(super) mislabelled: bool,
 }
 
-/// The disk side: a blocking thread that hashes and writes what the network side received. It begins with the first
-/// body, so that fills that wait for their upstream hold no thread.
-struct Disk {
-    idle: Option<DraftWriter>,
-    writing: Option<(mpsc::Sender<Bytes>, Writing)>,
-}
-
-/// The thread; it gives the writer back when its queue is closed and empty.
-type Writing = JoinHandle<Result<DraftWriter, StoreError>>;
-
-impl Disk {
-    fn new(writer: DraftWriter) -> Self {
-        Self { idle: Some(writer), writing: None }
-    }
-
-    fn start(&mut self) {
-        let Some(mut writer) = self.idle.take() else { return };
-        let (queue, mut chunks) = mpsc::channel::<Bytes>(QUEUE);
-        let thread = tokio::task::spawn_blocking(move || {
-            while let Some(chunk) = chunks.blocking_recv() {
-                writer.append(chunk)?;
-            }
-            writer.flush()?;
-            Ok(writer)
-        });
-        self.writing = Some((queue, thread));
-    }
-
-    /// Queues what the draft has received. Returns whether it will be written.
-    async fn write(&self, chunk: Bytes) -> bool {
-        match &self.writing {
-            Some((queue, _)) => queue.send(chunk).await.is_ok(),
-            None => false,
-        }
-    }
-
-    /// Waits until everything queued is written.
-    async fn end(self) -> Result<DraftWriter, CacheError> {
-        if let Some((queue, thread)) = self.writing {
-            drop(queue);
-            return Ok(thread.await.map_err(|_| CacheError::Interrupted)??);
-        }
-        self.idle.ok_or(CacheError::Interrupted)
-    }
-}
-
 enum Pumped {
     End,
     Broken(UpstreamError),
     /// It ended in good order before the length that is known.
     Short,
     TooLong,
-    StoreFailed,
+    NotKept(CacheError),
 }
 
 impl Download<'_> {
@@ -121,18 +71,18 @@ impl Download<'_> {
         running: impl FnOnce(Arc<Draft>),
     ) -> Result<Received, CacheError> {
         let draft = Arc::clone(writer.draft());
-        let mut disk = Disk::new(writer);
+        let mut writing = Writing::new(writer);
         let (mut senders, mut decoded) = (Vec::new(), false);
-        let ended = self.attempts(&draft, &mut disk, &mut senders, &mut decoded, running).await;
+        let ended = self.attempts(&draft, &mut writing, &mut senders, &mut decoded, running).await;
         // The writer comes back in any case: nothing may still be writing when the fill leaves the board.
-        let writer = disk.end().await?;
-        Ok(Received { writer, senders, ending: ended?, decoded })
+        let writer = writing.end().await;
+        Ok(Received { ending: ended?, writer: writer?, senders, decoded })
     }
 
     async fn attempts(
         &self,
         draft: &Arc<Draft>,
-        disk: &mut Disk,
+        writing: &mut Writing,
         senders: &mut Vec<Sender>,
         decoded: &mut bool,
         running: impl FnOnce(Arc<Draft>),
@@ -169,16 +119,15 @@ impl Download<'_> {
                     if let Some(contradiction) = self.announce(draft, &body) {
                         return Ok(contradiction);
                     }
-                    disk.start();
                     if let Some(running) = running.take() {
                         running(Arc::clone(draft));
                     }
-                    match pump(draft, disk, body).await {
+                    match pump(draft, writing, body).await {
                         Pumped::End => return Ok(Ending::Complete),
                         Pumped::TooLong => {
                             return Ok(Ending::Wrong("the upstream sends more than it announced".into()));
                         }
-                        Pumped::StoreFailed => return Err(CacheError::Interrupted),
+                        Pumped::NotKept(error) => return Err(error),
                         Pumped::Broken(error @ UpstreamError::Undecodable) => {
                             return Ok(Ending::Wrong(error.to_string()));
                         }
@@ -267,7 +216,7 @@ impl Download<'_> {
 }
 
 /// Moves one answer's body into the draft, leaving out what the draft has already.
-async fn pump(draft: &Draft, disk: &Disk, mut body: BlobBody) -> Pumped {
+async fn pump(draft: &Draft, writing: &mut Writing, mut body: BlobBody) -> Pumped {
     // An upstream that ignores ranges sends the same prefix again; the digest will tell if it is not the same.
     let mut surplus = draft.progress().received.saturating_sub(body.offset);
     loop {
@@ -287,8 +236,8 @@ async fn pump(draft: &Draft, disk: &Disk, mut body: BlobBody) -> Pumped {
             return Pumped::TooLong;
         }
         draft.receive(chunk.clone());
-        if !disk.write(chunk).await {
-            return Pumped::StoreFailed;
+        if let Err(error) = writing.take(chunk).await {
+            return Pumped::NotKept(error);
         }
     }
     let progress = draft.progress();

@@ -25,6 +25,7 @@ mod scrub;
 mod tags;
 mod verify;
 mod walks;
+mod writing;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -118,6 +119,8 @@ struct Shared {
     fills: Board,
     /// Ranges passed through at once; each holds a connection of its upstream.
     passing: Arc<Semaphore>,
+    /// Room for reading further ahead than one step.
+    ahead: Arc<Semaphore>,
     walks: Walks,
 }
 
@@ -149,6 +152,7 @@ impl Cache {
             tag_lists: TagLists::new(),
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
+            ahead: Arc::new(Semaphore::new(reader::AHEAD_MAX)),
             walks: Walks::default(),
         }))
     }

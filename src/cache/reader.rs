@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use crate::oci::{Digest, Name, Repository};
 use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
@@ -19,8 +19,13 @@ use crate::upstream::{BlobBody, Upstream};
 use super::blob::{Blob, Source};
 use super::{Cache, CacheError, blocking};
 
-/// How much is read from the store per step, off the async threads; one step ahead of the client.
+/// How much is read from the store per step, off the async threads. The next step is under way while one is sent.
 const STEP: u64 = 512 << 10;
+/// Steps under way at once for one client, if others leave room for them: pages of sled cost more to read than to send.
+const AHEAD: usize = 3;
+/// Steps under way beside the first one of each client, for all clients together. With many of them the processor is busy
+/// anyway, and each step is memory.
+pub(super) const AHEAD_MAX: usize = 8;
 /// How far beyond a fill's frontier a range must begin to be worth a request of its own to the upstream.
 const FAR: u64 = 8 << 20;
 /// How much of such a range is asked for at a time. Clients that want one chunk ask for all that follows and hang up when
@@ -31,7 +36,12 @@ const STALLED: Duration = Duration::from_secs(30);
 /// Chunks between the upstream and a client that is passed through.
 const QUEUE: usize = 4;
 
-type Step = Pin<Box<dyn Future<Output = Result<VecDeque<Bytes>, CacheError>> + Send>>;
+/// A part of the blob on its way from the store.
+struct Step {
+    bytes: Pin<Box<dyn Future<Output = Result<VecDeque<Bytes>, CacheError>> + Send>>,
+    /// Room to be under way beside another one.
+    _room: Option<OwnedSemaphorePermit>,
+}
 
 /// A blob's bytes in order.
 pub struct BlobReader {
@@ -42,7 +52,8 @@ pub struct BlobReader {
     /// Where the reading ends; `None` where nobody knows yet.
     end: Option<u64>,
     ready: VecDeque<Bytes>,
-    step: Option<Step>,
+    /// In the order of their bytes.
+    steps: VecDeque<Step>,
 }
 
 impl std::fmt::Debug for BlobReader {
@@ -79,7 +90,8 @@ impl Cache {
         };
         let at = range.as_ref().map_or(0, |range| range.start);
         let end = range.map(|range| range.end).or(whole);
-        Ok((BlobReader { cache: self.clone(), source, at, end, ready: VecDeque::new(), step: None }, outcome))
+        let (cache, ready, steps) = (self.clone(), VecDeque::new(), VecDeque::new());
+        Ok((BlobReader { cache, source, at, end, ready, steps }, outcome))
     }
 
     /// The beginning of a range straight from the upstream, piece by piece until the fill has come that far; `None` if
@@ -154,13 +166,10 @@ impl BlobReader {
         }
         loop {
             if let Some(bytes) = self.ready.pop_front() {
-                // The last of this step goes out while the next one is under way.
-                if self.step.is_none() && self.end.is_none_or(|end| self.at < end) && self.reads_ahead() {
-                    self.step = self.next_step();
-                }
+                self.read_ahead();
                 return Poll::Ready(Some(Ok(bytes)));
             }
-            if self.step.is_none() {
+            if self.steps.is_empty() {
                 if self.end.is_some_and(|end| self.at >= end) {
                     return Poll::Ready(None);
                 }
@@ -168,18 +177,43 @@ impl BlobReader {
                     self.at += bytes.len() as u64;
                     return Poll::Ready(Some(Ok(bytes)));
                 }
-                self.step = self.next_step();
+                self.begin_step(None);
             }
-            let Some(step) = self.step.as_mut() else { return Poll::Ready(None) };
-            let found = ready!(step.as_mut().poll(cx));
-            self.step = None;
+            let Some(step) = self.steps.front_mut() else { return Poll::Ready(None) };
+            let found = ready!(step.bytes.as_mut().poll(cx));
+            self.steps.pop_front();
             match found {
                 Ok(found) if found.is_empty() => return Poll::Ready(None),
                 Ok(found) => {
-                    self.at += found.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+                    if let Source::Filling(_) = self.source {
+                        self.at += found.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+                    }
                     self.ready = found;
                 }
                 Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+    }
+
+    /// Begins what will be needed, so that it is under way while what is ready goes out.
+    fn read_ahead(&mut self) {
+        match &self.source {
+            Source::Stored(blob, _) if blob.comes_by_itself() => {}
+            // What comes after the tail of a draft is not known before it is there.
+            Source::Filling(_) | Source::Passing(..) => {
+                if self.steps.is_empty() && self.end.is_none_or(|end| self.at < end) {
+                    self.begin_step(None);
+                }
+            }
+            Source::Stored(..) => {
+                while self.steps.len() < AHEAD && self.end.is_none_or(|end| self.at < end) {
+                    let first = self.steps.is_empty();
+                    let room = Arc::clone(&self.cache.0.ahead).try_acquire_owned().ok();
+                    if room.is_none() && !first {
+                        break;
+                    }
+                    self.begin_step(room.filter(|_| !first));
+                }
             }
         }
     }
@@ -192,27 +226,26 @@ impl BlobReader {
         }
     }
 
-    /// Whether the next step is begun before anybody needs it.
-    fn reads_ahead(&self) -> bool {
-        !matches!(&self.source, Source::Stored(blob, _) if blob.comes_by_itself())
-    }
-
-    fn next_step(&self) -> Option<Step> {
-        Some(match &self.source {
+    fn begin_step(&mut self, room: Option<OwnedSemaphorePermit>) {
+        let bytes: Pin<Box<dyn Future<Output = _> + Send>> = match &self.source {
             Source::Stored(blob, _) => {
-                let range = self.at..self.end.unwrap_or(blob.entry().size());
+                let end = self.end.unwrap_or(blob.entry().size());
+                // Steps end where pages do, so that none is read twice.
+                let range = self.at..end.min((self.at / STEP + 1) * STEP);
+                self.at = range.end;
+                let (cache, blob) = (self.cache.clone(), blob.clone());
                 let reading = tokio::task::spawn_blocking({
                     let blob = blob.clone();
                     move || blob.read(range, STEP)
                 });
-                let (cache, blob) = (self.cache.clone(), blob.clone());
                 Box::pin(async move {
                     stored(&cache, &blob, reading.await.map_err(|_| CacheError::Interrupted)?).await
                 })
             }
             Source::Filling(draft) => Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end)),
-            Source::Passing(..) => return None,
-        })
+            Source::Passing(..) => return,
+        };
+        self.steps.push_back(Step { bytes, _room: room });
     }
 }
 

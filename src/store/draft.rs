@@ -14,7 +14,7 @@ use crate::oci::{Digest, Hasher, Repository};
 
 use super::bodies::Body;
 use super::fact::{DraftFact, Fact as _};
-use super::files::FileDraft;
+use super::files::{FileBody, FileDraft};
 use super::key::Key;
 use super::settling::{Settler, Turn};
 use super::{Store, StoreError};
@@ -155,21 +155,34 @@ impl Draft {
 /// How much of the newest a draft keeps in memory after it was written, for readers close to the frontier.
 const WINDOW: u64 = 1 << 20;
 
-/// The writing side of a draft: hashes and writes what came in. Lives on a blocking thread.
+/// The writing side of a draft: hashes and writes what came in.
 #[derive(Debug)]
 pub struct DraftWriter {
-    store: Store,
-    draft: std::sync::Arc<Draft>,
+    hasher: DraftHasher,
+    file: DraftFile,
+}
+
+/// The half that hashes. Lives on blocking threads.
+#[derive(Debug)]
+pub struct DraftHasher {
     hasher: Hasher,
     /// What an interrupted fill left and is not hashed yet, in bytes from the start.
     left: u64,
+    body: FileBody,
+}
+
+/// The half that writes. Lives on blocking threads.
+#[derive(Debug)]
+pub struct DraftFile {
+    store: Store,
+    draft: std::sync::Arc<Draft>,
     growing: FileDraft,
 }
 
 /// A draft whose bytes are those of its digest, and which is not content yet. Readers have all of it.
 #[derive(Debug)]
 pub struct VerifiedDraft {
-    writer: DraftWriter,
+    file: DraftFile,
     /// A stop waits for what readers have been told of.
     _settler: Settler,
 }
@@ -194,8 +207,9 @@ impl Store {
             progress: watch::Sender::new(progress),
             window: Mutex::default(),
         };
-        let hasher = Hasher::new(digest.algorithm());
-        Ok(DraftWriter { store: self.clone(), draft: draft.into(), hasher, left, growing })
+        let hasher = DraftHasher { hasher: Hasher::new(digest.algorithm()), left, body: growing.body() };
+        let file = DraftFile { store: self.clone(), draft: draft.into(), growing };
+        Ok(DraftWriter { hasher, file })
     }
 
     /// Waits until it is a verified draft's turn to settle: where content is copied, that is done for a few at a time.
@@ -208,23 +222,30 @@ impl Store {
 impl DraftWriter {
     /// The shared side.
     pub fn draft(&self) -> &std::sync::Arc<Draft> {
-        &self.draft
+        &self.file.draft
+    }
+
+    /// Both halves, for who has a thread for each: they cost about the same.
+    pub fn split(self) -> (DraftHasher, DraftFile) {
+        (self.hasher, self.file)
+    }
+
+    /// Puts the halves of one draft together, which have taken the same bytes.
+    pub fn join(hasher: DraftHasher, file: DraftFile) -> Self {
+        Self { hasher, file }
     }
 
     /// Hashes and writes `bytes`. They must be those that the draft received next.
     pub fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
-        self.catch_up()?;
-        self.hasher.update(&bytes);
-        self.growing.append(bytes)?;
-        self.is_written();
-        Ok(())
+        self.hasher.append(&bytes)?;
+        self.file.append(bytes)
     }
 
     /// Writes what `append` kept back, for the next fill to go on from, unless all of it is there: that is about to be
     /// verified, and may never need a file.
     pub fn flush(&mut self) -> Result<(), StoreError> {
-        let progress = self.draft.progress();
-        if progress.total == Some(progress.received) { Ok(()) } else { self.growing.complete() }
+        let progress = self.draft().progress();
+        if progress.total == Some(progress.received) { Ok(()) } else { self.file.growing.complete() }
     }
 
     /// Ends the draft in one go, for who has no readers to serve in between.
@@ -242,37 +263,63 @@ impl DraftWriter {
 
     /// Holds size and digest against what was promised. If both match, readers get the last byte; if not, the bytes go,
     /// and there is nothing to settle.
-    pub fn verify(mut self, expected: Option<u64>) -> Result<Option<VerifiedDraft>, StoreError> {
-        self.catch_up()?;
-        let progress = self.draft.progress();
+    pub fn verify(self, expected: Option<u64>) -> Result<Option<VerifiedDraft>, StoreError> {
+        let Self { hasher, mut file } = self;
+        let progress = file.draft.progress();
         let size = progress.received;
         let announced = expected.or(progress.total);
-        let found = self.hasher.clone().finish();
-        if found != self.draft.digest || announced.is_some_and(|announced| announced != size) {
-            self.condemn()?;
+        if hasher.finish()? != file.draft.digest || announced.is_some_and(|announced| announced != size) {
+            file.remove()?;
             return Ok(None);
         }
-        if self.growing.has_file() {
+        if file.growing.has_file() {
             // If the rest is interrupted, nothing of this need come again.
-            self.growing.complete()?;
-            self.is_written();
+            file.growing.complete()?;
+            file.is_written();
         }
-        let settler = self.store.settling.begin();
-        self.draft.progress.send_modify(|progress| {
+        let settler = file.store.settling.begin();
+        file.draft.progress.send_modify(|progress| {
             progress.total = Some(size);
             progress.end = Some(DraftEnd::Verified);
         });
-        Ok(Some(VerifiedDraft { writer: self, _settler: settler }))
+        Ok(Some(VerifiedDraft { file, _settler: settler }))
     }
 
     /// Drops the draft's bytes.
     pub fn condemn(self) -> Result<(), StoreError> {
-        self.store.bodies.remove_draft(&self.draft.digest)
+        self.file.remove()
+    }
+}
+
+impl DraftHasher {
+    /// Hashes bytes that the draft received next.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.catch_up()?;
+        self.hasher.update(bytes);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Digest, StoreError> {
+        self.catch_up()?;
+        Ok(self.hasher.finish())
     }
 
     /// Hashes what an interrupted fill left. Only here, where nobody's answer waits for it: it may be many GiB.
     fn catch_up(&mut self) -> Result<(), StoreError> {
-        self.growing.hash(std::mem::take(&mut self.left), &mut self.hasher)
+        self.body.hash(std::mem::take(&mut self.left), &mut self.hasher)
+    }
+}
+
+impl DraftFile {
+    /// Writes bytes that the draft received next.
+    pub fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.growing.append(bytes)?;
+        self.is_written();
+        Ok(())
+    }
+
+    fn remove(&self) -> Result<(), StoreError> {
+        self.store.bodies.remove_draft(&self.draft.digest)
     }
 
     /// Counts what is written, and lets go of what readers need no longer have in memory.
@@ -292,7 +339,7 @@ impl VerifiedDraft {
     /// Makes the draft content, linked to `repository`. To be called when it is its [turn](Store::turn). Takes as long as
     /// the disk needs, and where content is copied, as the copy does; until then readers go on with the draft.
     pub fn settle(self, repository: &Repository, now: u64) -> Result<(), StoreError> {
-        let DraftWriter { store, draft, mut growing, .. } = self.writer;
+        let DraftFile { store, draft, mut growing } = self.file;
         let digest = &draft.digest;
         if store.bodies.are_copied() {
             // Marked first: pages without their fact must go, should this be interrupted. The draft stays.

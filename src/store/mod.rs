@@ -49,7 +49,7 @@ use bodies::Bodies;
 pub use collection::Collected;
 pub use convert::{Conversion, Step, StepEnd};
 use database::Database;
-pub use draft::{Draft, DraftEnd, DraftWriter, Progress, VerifiedDraft};
+pub use draft::{Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};

@@ -91,7 +91,7 @@ fn is_kept(store: &Store, folder: &TempDir, digest: &Digest) -> bool {
 fn spoil(store: &Store, folder: &TempDir, digest: &Digest) {
     match &store.bodies {
         Bodies::Pages(database, _) => {
-            database.pages().expect("open").put(digest, 2, b"short").expect("written")
+            database.pages().expect("open").put(digest, 2, b"short").expect("written");
         }
         Bodies::Files(_) => {
             let path = &files_below(folder, "blobs")[0];

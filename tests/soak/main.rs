@@ -6,6 +6,7 @@
 //! `SOAK_MINUTES` is how long the soak lasts (21), `SOAK_KILL_SECONDS` how often both larders are killed (60).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss, clippy::print_stdout)]
+#![allow(unreachable_pub)]
 
 mod house;
 mod origin;

@@ -104,7 +104,7 @@ impl FileBody {
     }
 
     /// Hashes the first `length` bytes.
-    pub(super) fn hash(&self, length: u64, hasher: &mut Hasher) -> Result<(), StoreError> {
+    pub(in crate::store) fn hash(&self, length: u64, hasher: &mut Hasher) -> Result<(), StoreError> {
         let mut at = 0;
         while at < length {
             let piece = self.piece(at, length)?;

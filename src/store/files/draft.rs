@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use bytes::Bytes;
 
-use crate::oci::{Digest, Hasher};
+use crate::oci::Digest;
 
 use super::body::FileBody;
 use super::{Files, StoreError, failed, make_folder, remove, sync_folder, time_of};
@@ -71,11 +71,6 @@ impl FileDraft {
     /// The same bytes for readers, as far as they are written.
     pub(in crate::store) fn body(&self) -> FileBody {
         self.body.clone()
-    }
-
-    /// Hashes the first `length` bytes, which are written.
-    pub(in crate::store) fn hash(&self, length: u64, hasher: &mut Hasher) -> Result<(), StoreError> {
-        self.body.hash(length, hasher)
     }
 
     /// Adds bytes; they are written in few and large steps, from where they came to, and can be read back when `written`

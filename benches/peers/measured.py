@@ -1,0 +1,184 @@
+"""The servers that are measured, what they are given to serve, and what the system knows of them."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/clients"))
+import images  # noqa: E402
+from servers import Failed, Process, ask, in_namespaces, require, run, start_registry, wait_until  # noqa: E402,F401
+
+# The origin is a docker-registry that images were pushed to. The source is nginx with blobs as files, and with a log of
+# who asked; limited is the same at a bounded rate. Each can be an upstream.
+ORIGIN, SOURCE, LIMITED = 5100, 5106, 5107
+PEER, NGINX, FILES, SLED, LOGGING = 5101, 5102, 5103, 5104, 5105
+RATE = 400_000_000
+KINDS = {"larder, files": (FILES, "files"), "larder, sled": (SLED, "sled")}
+MIB = 1 << 20
+READER = Path(__file__).with_name("reader.py")
+TICK = os.sysconf("SC_CLK_TCK")
+REPOSITORY = "library/big"
+
+
+class Site:
+    """Everything of one run, in one folder."""
+
+    def __init__(self, work, binary):
+        self.work, self.binary = work, binary
+        self.static = work / "static"
+        self.static.mkdir()
+        self.access = work / "access.log"
+
+    # --- servers ---
+
+    def nginx(self, prefix=(), workers="auto"):
+        """nginx as the peer that serves static files, and as the upstream of blobs."""
+        config = self.work / "nginx.conf"
+        temporary = "\n".join(
+            f"    {what}_temp_path {self.work}/nginx-{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        upstream = f"root {self.static}; access_log {self.access} asked; location = /v2/ {{ return 200; }}"
+        config.write_text(
+            f"""
+worker_processes {workers};
+pid {self.work}/nginx.pid;
+error_log {self.work}/nginx-error.log;
+daemon off;
+user root;
+events {{ worker_connections 4096; }}
+http {{
+    log_format asked '$request_method $uri $body_bytes_sent';
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000000;
+    open_file_cache max=1000 inactive=1h;
+    default_type {images.OCI_INDEX};
+{temporary}
+    server {{ listen 127.0.0.1:{NGINX}; root {self.static}; }}
+    server {{ listen 127.0.0.1:{SOURCE}; {upstream} }}
+    server {{ listen 127.0.0.1:{LIMITED}; {upstream} limit_rate {RATE // 1000}000; }}
+}}
+"""
+        )
+        ready = lambda: ask("GET", "/v2/", SOURCE)[0] == 200  # noqa: E731
+        return Process(self.work, "nginx", *prefix, "nginx", "-c", config, ready=ready)
+
+    def larder(self, port, blobs, upstream, log=False, prefix=()):
+        """larder with a store of its own, which is still there when it is started again."""
+        config = self.work / f"larder-{port}.toml"
+        config.write_text(
+            f"""
+builtin_upstreams = false
+[server]
+listen = "127.0.0.1:{port}"
+[admin]
+listen = "127.0.0.1:{port + 100}"
+[store]
+path = "{self.work}/larder-{port}"
+blobs = "{blobs}"
+[log]
+requests = {str(log).lower()}
+[upstream."docker.io"]
+endpoints = ["http://127.0.0.1:{upstream}"]
+default = true
+"""
+        )
+        ready = lambda: ask("GET", "/readyz", port + 100)[0] == 200  # noqa: E731
+        return Process(self.work, f"larder-{port}", *prefix, self.binary, "serve", "--config", config, ready=ready)
+
+    def peer(self, upstream, prefix=()):
+        """docker-registry as a pull-through cache."""
+        return start_registry(self.work, "peer", PEER, f"http://127.0.0.1:{upstream}", prefix, log=False)
+
+    def forget(self):
+        """Empties every cache; none may be running."""
+        run("rm", "-rf", *(self.work / name for name in ("peer", f"larder-{FILES}", f"larder-{SLED}", f"larder-{LOGGING}")))
+
+    # --- what is served ---
+
+    def write(self, path, body):
+        file = self.static / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(body)
+
+    def blob(self, mebibytes):
+        """A new blob at the source, in the page cache: its path and its digest."""
+        hashed, folder = hashlib.sha256(), self.static / f"v2/{REPOSITORY}/blobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "new").open("wb") as file:
+            for _ in range(mebibytes):
+                part = random.randbytes(MIB)
+                hashed.update(part)
+                file.write(part)
+        digest = f"sha256:{hashed.hexdigest()}"
+        (folder / "new").rename(folder / digest)
+        return f"/v2/{REPOSITORY}/blobs/{digest}", digest
+
+    def remove(self, path):
+        (self.static / path.lstrip("/")).unlink()
+
+    def gets(self, path):
+        """How often the source was asked for a body, once it has been quiet: it logs a request when it has ended."""
+        line, since, seen = re.compile(rf"^GET {re.escape(path)} ", re.MULTILINE), time.monotonic(), -1
+        while time.monotonic() - since < 1:
+            now = len(line.findall(self.access.read_text()))
+            if now != seen:
+                since, seen = time.monotonic(), now
+            time.sleep(0.1)
+        return seen
+
+
+def settled(who, port):
+    """Waits until a larder has kept what it was sent; nobody else tells."""
+    if who in KINDS:
+        running = re.compile(rb"^larder_fills_running 0$", re.MULTILINE)
+        wait_until(f"{who} has settled", lambda: running.search(ask("GET", "/metrics", port + 100)[2]), 120)
+
+
+def read(port, path, streams=1, verify=None):
+    """What `reader.py` says."""
+    extra = ("--verify", verify) if verify else ()
+    return json.loads(run(sys.executable, READER, f"http://127.0.0.1:{port}{path}", streams, *extra, seconds=600))
+
+
+def family(process):
+    """A server and its workers, by process id."""
+    found, left = [], [process.process.pid]
+    while left:
+        pid = left.pop()
+        found.append(pid)
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        left += [int(child) for child in children.read_text().split()] if children.exists() else []
+    return found
+
+
+def memory(process, field="VmRSS"):
+    """MiB that a server holds; with `VmHWM`, the most it held since `forget_peak`."""
+    status = (Path(f"/proc/{pid}/status").read_text() for pid in family(process))
+    return sum(int(re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)[1]) for text in status) / 1024
+
+
+def forget_peak(process):
+    for pid in family(process):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def cpu(process):
+    """Seconds of processor time that a server has used."""
+    fields = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in family(process))
+    return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICK
+
+
+def timed(*command, env=None):
+    began = time.monotonic()
+    done = subprocess.run([str(part) for part in command], env={**os.environ, **(env or {})}, capture_output=True, text=True)
+    require(done.returncode == 0, f"`{command[0]}` ended with {done.returncode}: {done.stderr[-300:]}")
+    return time.monotonic() - began

@@ -1,0 +1,77 @@
+"""The readings of a run as a table."""
+
+import statistics
+
+COLUMNS = ("larder, sled", "larder, files", "larder, request log on", "docker-registry", "nginx")
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def ratio(ours, theirs):
+    """The median of each round's own ratio."""
+    return median([a / b for a, b in zip(ours, theirs)])
+
+
+def rate(value):
+    return f"{value:,.0f}/s"
+
+
+def speed(value):
+    return f"{value / 1e9:.2f} GB/s"
+
+
+def mib(value):
+    return f"{value:.0f} MiB"
+
+
+def seconds(value):
+    return f"{value:.2f} s"
+
+
+def milliseconds(value):
+    return f"{value * 1000:+.1f} ms"
+
+
+def count(value):
+    return f"{value:.0f}"
+
+
+def rows():
+    """(title, what was noted, how it is shown, whose reading of the same round it is held against)"""
+    for reference in ("digest", "tag"):
+        yield f"warm manifest by {reference} (of nginx)", f"manifest by {reference}", rate, "nginx"
+    for streams in (1, 8, 64):
+        yield f"warm 512 MiB blob, streams: {streams} (of nginx)", f"warm, {streams} streams", speed, "nginx"
+    for streams in (1, 8, 64):
+        yield f"processor seconds per GiB, streams: {streams}", f"processor, {streams} streams", seconds, None
+    for upstream in ("at 400 MB/s", "unlimited"):
+        yield f"cold 512 MiB blob, client hashes, upstream {upstream} (of direct)", f"cold, {upstream}", seconds, "direct"
+        yield f"the same, first byte later than direct", f"cold, {upstream}, first byte", milliseconds, None
+        yield "the same, upstream GETs", f"cold, {upstream}, GETs", count, None
+    yield "64 clients, one cold 512 MiB blob (of 64 warm ones of nginx)", "crowd", seconds, "nginx"
+    yield "the same, upstream GETs", "crowd, GETs", count, None
+    for client in ("containerd", "skopeo"):
+        yield f"30 layers, warm, by {client} (of docker-registry)", f"image, {client}", seconds, "docker-registry"
+    yield "start with 20 GB in the store", "start", seconds, None
+    for when in ("fresh", "after cold blobs", "64 streams, most", "after 64 streams"):
+        yield f"resident memory, {when}", f"memory, {when}", mib, None
+
+
+def table(raw):
+    """The lines of a table in Markdown; rows that nobody measured are left out."""
+    yield "| | " + " | ".join(COLUMNS) + " |"
+    yield "|---|" + "---|" * len(COLUMNS)
+    for title, what, show, base in rows():
+        readings = raw.get(what)
+        if not readings:
+            continue
+        cells = []
+        for who in COLUMNS:
+            values = readings.get(who)
+            text = show(median(values)) if values else ""
+            if values and base and who != base:
+                text += f" ({ratio(values, readings[base]):.2f})"
+            cells.append(text)
+        yield f"| {title} | " + " | ".join(cells) + " |"
