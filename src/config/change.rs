@@ -12,7 +12,7 @@ use super::schema::Config;
 const SHOWN: usize = 120;
 
 /// Keys that are read once: sockets are opened, the store is opened, the log is set up. A section alone means all of it.
-const AT_START: [&[&str]; 9] = [
+const AT_START: [&[&str]; 10] = [
     &["server", "listen"],
     &["server", "tls_listen"],
     &["server", "tls_cert"],
@@ -22,6 +22,7 @@ const AT_START: [&[&str]; 9] = [
     &["store", "blobs"],
     &["store", "cache_memory"],
     &["log", "format"],
+    &["trace"],
 ];
 
 /// One key that differs.
