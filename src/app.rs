@@ -194,6 +194,7 @@ impl App {
         let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.attend()));
         let mut watching: Vec<_> = watching.collect();
         watching.extend(systemd::watchdog().map(tokio::spawn));
+        watching.push(tokio::spawn(cache.clone().watch_store()));
         let running = reload::Running {
             config,
             cache: cache.clone(),

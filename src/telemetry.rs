@@ -351,7 +351,7 @@ impl Metrics {
         self.upstreams.verify_failures.with_label_values(&[upstream, kind]).inc();
     }
 
-    /// Counts a finished fill; `result` is `ok`, `mismatch`, `upstream` or `store`.
+    /// Counts a finished fill; `result` is `ok`, `unkept`, `mismatch`, `upstream` or `store`.
     pub fn fill_finished(&self, result: &str) {
         self.fills.with_label_values(&[result]).inc();
     }

@@ -34,7 +34,12 @@ impl Admin {
         match request.uri().path() {
             // Alive means that requests are answered; upstreams and disks play no part in it.
             "/livez" => plain(StatusCode::OK, TEXT, b"ok\n".to_vec()),
-            "/readyz" if self.ready.load(Ordering::Relaxed) => plain(StatusCode::OK, TEXT, b"ok\n".to_vec()),
+            // A larder without a store serves, and nobody would serve better in its place.
+            "/readyz" if self.ready.load(Ordering::Relaxed) => {
+                let fails = self.metrics.is_store_degraded();
+                let text: &[u8] = if fails { b"ok, but the store fails: see the log\n" } else { b"ok\n" };
+                plain(StatusCode::OK, TEXT, text.to_vec())
+            }
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, TEXT, b"stopping\n".to_vec()),
             "/metrics" => {
                 plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::oci::{Digest, Repository};
-use crate::store::{BlobEntry, Draft, DraftEnd, LinkFact, OpenBlob, StoreError};
+use crate::store::{BlobEntry, Draft, DraftEnd, Follower, LinkFact, OpenBlob, StoreError};
 use crate::telemetry::Outcome;
 
 use super::board::{Phase, Place};
@@ -33,9 +33,9 @@ pub enum Source {
     /// The store has it, whole and verified, and keeps it while it is read.
     Stored(OpenBlob, Reading),
     /// A fill is bringing it.
-    Filling(Arc<Draft>),
+    Filling(Follower),
     /// The upstream sends what the draft does not have yet, past the store.
-    Passing(mpsc::Receiver<Bytes>, Arc<Draft>),
+    Passing(mpsc::Receiver<Bytes>, Follower),
 }
 
 /// Rounds of finding a place at a fill: another repository's fill may fail under a request that then starts its own.
@@ -50,7 +50,9 @@ impl Cache {
     async fn find_blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
         let shared = &self.0;
         let key = (repository.clone(), *digest);
-        if let Some(entry) = shared.hot.blobs.get(&key)
+        // In trouble the store is asked itself: it may not have it any more.
+        if !shared.trouble.is_on()
+            && let Some(entry) = shared.hot.blobs.get(&key)
             && let Some(reading) = shared.eviction.read(&entry, shared.clock.now())
             && let Some(blob) = self.stored(entry, reading, Outcome::Hit).await?
         {
@@ -105,7 +107,16 @@ impl Cache {
                         }
                         // Two repositories' descriptors differ: the end of the other one's fill will tell.
                         (Some(size), Some(total)) if size != total => ended(phase).await,
-                        _ => return Ok(Blob { size: total, source: Some(Source::Filling(draft)), outcome }),
+                        _ => {
+                            // Too late for one that is not kept: it has left the board, and the next round begins another.
+                            let Some(follower) = draft.follow(0) else { continue };
+                            let outcome = if draft.is_kept() { outcome } else { Outcome::Bypass };
+                            return Ok(Blob {
+                                size: total,
+                                source: Some(Source::Filling(follower)),
+                                outcome,
+                            });
+                        }
                     }
                 }
                 Begun::Stored(entry) => {
@@ -129,8 +140,12 @@ impl Cache {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<(), CacheError> {
-        let Some(Source::Filling(draft)) = self.blob(repository, digest).await?.source else { return Ok(()) };
-        let mut progress = draft.watch();
+        let Some(Source::Filling(follower)) = self.blob(repository, digest).await?.source else {
+            return Ok(());
+        };
+        let mut progress = follower.draft().watch();
+        // Nobody reads here, and so nobody need be waited for.
+        drop(follower);
         let ended = progress.wait_for(|progress| progress.end.is_some()).await;
         match ended.ok().and_then(|progress| progress.end) {
             Some(DraftEnd::Verified) => Ok(()),
@@ -208,7 +223,8 @@ async fn look(
     digest: &Digest,
 ) -> Result<(Option<LinkFact>, Option<BlobEntry>), CacheError> {
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    blocking(move || Ok((store.linked(&repository, &digest)?, store.blob(&digest)?))).await
+    let told = blocking(move || Ok((store.linked(&repository, &digest)?, store.blob(&digest)?))).await;
+    shared.or_nothing("what is held cannot be found out", told)
 }
 
 enum Begun {

@@ -77,9 +77,14 @@ impl Board {
         Place::Fills(sender, phase, span)
     }
 
-    /// Takes a fill off the board.
-    pub(super) fn leave(&self, digest: &Digest) {
-        self.lock().remove(digest);
+    /// Takes a fill off the board, if it is there: one that nobody can join any more has left before its end.
+    pub(super) fn leave(&self, digest: &Digest, phase: &watch::Sender<Phase>) {
+        let mut running = self.lock();
+        if let Some(Running::Fill { phase: held, .. }) = running.get(digest)
+            && held.same_channel(&phase.subscribe())
+        {
+            running.remove(digest);
+        }
     }
 
     /// Keeps fills of a digest away until it is opened again. Tells whether that can be: one may be running.
@@ -132,11 +137,16 @@ mod tests {
             name: name.parse().expect("a name"),
         };
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        assert!(matches!(board.place(&repository("a"), &digest, false), Place::Fills(..)));
+        let Place::Fills(sender, _) = board.place(&repository("a"), &digest, false) else { panic!("joined") };
         assert!(matches!(board.place(&repository("a"), &digest, false), Place::Joins(_, true)));
         assert!(matches!(board.place(&repository("b"), &digest, false), Place::NeedsRight));
         assert!(matches!(board.place(&repository("b"), &digest, true), Place::Joins(_, false)));
-        board.leave(&digest);
+        board.leave(&digest, &sender);
+        let Place::Fills(next, _) = board.place(&repository("b"), &digest, false) else { panic!("joined") };
+        // It has left, and takes nobody else with it.
+        board.leave(&digest, &sender);
+        assert!(matches!(board.place(&repository("b"), &digest, false), Place::Joins(..)));
+        board.leave(&digest, &next);
         assert!(matches!(board.place(&repository("b"), &digest, false), Place::Fills(..)));
     }
 

@@ -142,6 +142,10 @@ async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Documen
     let mut end = End::Complete;
     for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
         let Ok(_turn) = shared.walks.turns.acquire().await else { return End::Later { waiting: 0 } };
+        if shared.trouble.is_on() {
+            // It could not be kept.
+            return End::Later { waiting: 0 };
+        }
         match cache.fetch_blob(repository, &blob.digest).await {
             // Only the end of one fill makes room for the next.
             Ok(()) => {}

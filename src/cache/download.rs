@@ -20,6 +20,9 @@ const REST_MAX: Duration = Duration::from_secs(30);
 /// Attempts in all; an upstream that cuts this often is not worth more.
 const ATTEMPTS_MAX: usize = 100;
 
+/// How long a reader may stand still before a draft that is not kept goes on without it.
+const STALLED: Duration = Duration::from_secs(30);
+
 /// A draft after its download.
 pub(super) struct Received {
     pub(super) writer: DraftWriter,
@@ -38,6 +41,8 @@ pub(super) enum Ending {
     Wrong(String),
     /// The upstream's length is not the one that a descriptor promised.
     Unlike(String),
+    /// It is not kept, and all who read it have left.
+    Unwanted,
     /// The draft that was taken over needs nothing more, if it is of this blob at all.
     Left,
 }
@@ -51,6 +56,8 @@ pub(super) struct Download<'a> {
     pub(super) size: Option<u64>,
     /// Whether the bytes of an answer labelled as gzip are known to be the blob itself.
     pub(super) mislabelled: bool,
+    /// Called when nobody can begin to read the draft any more.
+    pub(super) leaving: &'a (dyn Fn() + Send + Sync),
 }
 
 enum Pumped {
@@ -59,6 +66,7 @@ enum Pumped {
     /// It ended in good order before the length that is known.
     Short,
     TooLong,
+    Unwanted,
     NotKept(CacheError),
 }
 
@@ -122,8 +130,9 @@ impl Download<'_> {
                     if let Some(running) = running.take() {
                         running(Arc::clone(draft));
                     }
-                    match pump(draft, writing, body).await {
+                    match pump(draft, writing, body, self.leaving).await {
                         Pumped::End => return Ok(Ending::Complete),
+                        Pumped::Unwanted => return Ok(Ending::Unwanted),
                         Pumped::TooLong => {
                             return Ok(Ending::Wrong("the upstream sends more than it announced".into()));
                         }
@@ -216,7 +225,12 @@ impl Download<'_> {
 }
 
 /// Moves one answer's body into the draft, leaving out what the draft has already.
-async fn pump(draft: &Draft, writing: &mut Writing, mut body: BlobBody) -> Pumped {
+async fn pump(
+    draft: &Draft,
+    writing: &mut Writing,
+    mut body: BlobBody,
+    leaving: &(dyn Fn() + Send + Sync),
+) -> Pumped {
     // An upstream that ignores ranges sends the same prefix again; the digest will tell if it is not the same.
     let mut surplus = draft.progress().received.saturating_sub(body.offset);
     loop {
@@ -234,6 +248,9 @@ async fn pump(draft: &Draft, writing: &mut Writing, mut body: BlobBody) -> Pumpe
         let progress = draft.progress();
         if progress.total.is_some_and(|total| progress.received + chunk.len() as u64 > total) {
             return Pumped::TooLong;
+        }
+        if !draft.is_kept() && !draft.make_room(STALLED, leaving).await {
+            return Pumped::Unwanted;
         }
         draft.receive(chunk.clone());
         if let Err(error) = writing.take(chunk).await {

@@ -36,7 +36,7 @@ impl Drop for Fill {
     /// However it ends, also by a panic: off the board first, so that who asks again starts anew, and only then are
     /// readers told.
     fn drop(&mut self) {
-        self.shared.fills.leave(&self.digest);
+        self.shared.fills.leave(&self.digest, &self.phase);
         self.shared.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
@@ -78,7 +78,8 @@ impl Fill {
         let begin = Instant::now();
         let result = self.fill().await;
         let word = match &result {
-            Ok(_) => "ok",
+            Ok(Some(_)) => "ok",
+            Ok(None) => "unkept",
             Err(CacheError::Mismatch(_)) => "mismatch",
             Err(CacheError::Store(_)) => "store",
             Err(_) => "upstream",
@@ -86,7 +87,12 @@ impl Fill {
         self.shared.metrics.fill_finished(word);
         trace::filled(&Span::current(), word);
         self.ending = match result {
-            Ok(entry) => {
+            // Who comes too late to be told earlier finds all of it, if it still is in memory.
+            Ok(None) => match &self.draft {
+                Some(draft) => Phase::Running(Arc::clone(draft)),
+                None => Phase::Failed(CacheError::Interrupted),
+            },
+            Ok(Some(entry)) => {
                 let (bytes, ms) = (entry.size(), begin.elapsed().as_millis());
                 tracing::debug!(repository = %self.repository, digest = %self.digest, bytes, ms, "filled");
                 Phase::Stored(entry)
@@ -103,7 +109,8 @@ impl Fill {
         };
     }
 
-    async fn fill(&mut self) -> Result<BlobEntry, CacheError> {
+    /// Brings the blob; `None` if it was served to all who wanted it, and could not be kept.
+    async fn fill(&mut self) -> Result<Option<BlobEntry>, CacheError> {
         let mut mislabelled = false;
         loop {
             let writer = match self.open().await? {
@@ -113,7 +120,7 @@ impl Fill {
                     if !self.right {
                         confirm_blob(&self.shared, &self.repository, &self.digest).await?;
                     }
-                    return Ok(entry);
+                    return Ok(Some(entry));
                 }
             };
             let Received { writer, senders, ending, decoded } = self.download(*writer, mislabelled).await?;
@@ -126,6 +133,7 @@ impl Fill {
                     blocking(move || writer.condemn()).await?;
                     reason
                 }
+                Ending::Unwanted => return Ok(None),
                 // Somebody's promise is broken; the draft may be right all the same.
                 Ending::Unlike(reason) => return Err(self.mismatch(&senders, &reason)),
                 // If what an earlier run left does not verify, that is nobody's fault: start over.
@@ -168,18 +176,29 @@ impl Fill {
 
     async fn open(&self) -> Result<Opened, CacheError> {
         let (store, digest) = (self.shared.store.clone(), self.digest);
-        blocking(move || match store.blob(&digest)? {
+        if self.shared.trouble.is_on() {
+            self.shared.try_store();
+            return Ok(Opened::Draft(Box::new(store.unkept_draft(&digest))));
+        }
+        let opened = blocking(move || match store.blob(&digest)? {
             Some(entry) => Ok(Opened::Stored(entry)),
             None => Ok(Opened::Draft(Box::new(store.open_draft(&digest)?))),
-        })
-        .await
+        });
+        match opened.await {
+            Err(CacheError::Store(error)) => {
+                self.shared.store_failed("a draft cannot be opened", &error);
+                Ok(Opened::Draft(Box::new(self.shared.store.unkept_draft(&digest))))
+            }
+            opened => opened,
+        }
     }
 
     async fn download(&mut self, writer: DraftWriter, mislabelled: bool) -> Result<Received, CacheError> {
         self.draft = Some(Arc::clone(writer.draft()));
         let upstream = self.shared.upstream(&self.repository)?;
         let (name, digest, size) = (&self.repository.name, &self.digest, self.size);
-        let download = Download { upstream: &upstream, name, digest, size, mislabelled };
+        let leaving = || self.shared.fills.leave(&self.digest, &self.phase);
+        let download = Download { upstream: &upstream, name, digest, size, mislabelled, leaving: &leaving };
         let received = download.run(writer, |draft| self.begins(draft)).await;
         received.map_err(|error| remember(&self.shared, &self.repository, Wanted::Blob(self.digest), error))
     }
@@ -204,18 +223,26 @@ impl Fill {
         Ok(verified)
     }
 
-    /// Makes a draft content.
-    async fn settle(&self, verified: VerifiedDraft) -> Result<BlobEntry, CacheError> {
+    /// Makes a draft content. It has been served by then, so that a store that does not take it is no failure to anybody.
+    async fn settle(&self, verified: VerifiedDraft) -> Result<Option<BlobEntry>, CacheError> {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
         let now = self.shared.clock.now();
         let turn = store.turn().await;
         let entry = blocking(move || {
-            verified.settle(&repository, now)?;
+            let kept = verified.settle(&repository, now)?;
             drop(turn);
-            store.blob(&digest)
+            if kept { store.blob(&digest) } else { Ok(None) }
         });
-        let entry = entry.await?.ok_or(CacheError::Interrupted)?;
-        self.shared.eviction.blob_came(&digest, entry.size(), now);
+        let entry = match entry.await {
+            Err(CacheError::Store(error)) => {
+                self.shared.store_failed("a blob could not be kept; it is served all the same", &error);
+                None
+            }
+            entry => entry?,
+        };
+        if let Some(entry) = &entry {
+            self.shared.eviction.blob_came(&digest, entry.size(), now);
+        }
         Ok(entry)
     }
 }

@@ -15,6 +15,7 @@ use super::verify::check;
 use super::{CacheError, Document, Found, Shared, blocking, in_time, walks};
 
 /// What the store knows of a digest in a repository.
+#[derive(Default)]
 struct Held {
     linked: Option<LinkFact>,
     document: Option<Arc<Document>>,
@@ -31,6 +32,7 @@ pub(super) async fn by_digest(
         return Ok(found(document, Outcome::Hit));
     }
     let held = held(shared, repository, digest).await?;
+    shared.try_store();
     match held {
         Held { linked: Some(_), document: Some(document) } => {
             shared.hot.documents.insert(repository, Arc::clone(&document));
@@ -70,28 +72,29 @@ pub(super) async fn stored(
 
 async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) -> Result<Held, CacheError> {
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    let shared = Arc::clone(shared);
-    blocking(move || {
+    let owned = Arc::clone(shared);
+    let held = blocking(move || {
         let linked = store.linked(&repository, &digest)?;
         let document = match store.manifest(&digest) {
             Ok(stored) => stored,
             Err(error @ StoreError::Damaged(_)) => {
                 // A miss that heals itself: what is left is dropped, and fetched again.
-                shared.store_failed("a manifest is damaged and will be fetched again", &error);
+                owned.store_failed("a manifest is damaged and will be fetched again", &error);
                 store.remove_manifest(&digest)?;
-                shared.eviction.left(&digest);
+                owned.eviction.left(&digest);
                 None
             }
             Err(error) => return Err(error),
         };
         let document = document.map(|StoredManifest { media_type, body }| {
-            let now = shared.clock.now();
-            let stamp = shared.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
+            let now = owned.clock.now();
+            let stamp = owned.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
             Arc::new(Document { digest, media_type, body, stamp })
         });
         Ok(Held { linked, document })
     })
-    .await
+    .await;
+    shared.or_nothing("what is held cannot be found out", held)
 }
 
 /// Fetches a manifest by digest, once for all who ask. Tells whether this caller was the first.

@@ -23,6 +23,7 @@ mod right;
 mod room;
 mod scrub;
 mod tags;
+mod trouble;
 mod verify;
 mod walks;
 mod writing;
@@ -56,6 +57,7 @@ use flight::Flights;
 use hot::Hot;
 use resolve::Resolved;
 use tags::TagLists;
+use trouble::Trouble;
 use walks::Walks;
 
 /// How long a request waits for the head of an answer when nothing is held. Clients have no time-out of their own.
@@ -122,6 +124,7 @@ struct Shared {
     /// Room for reading further ahead than one step.
     ahead: Arc<Semaphore>,
     walks: Walks,
+    trouble: Trouble,
 }
 
 /// What the configuration says, as long as it says it: replaced as a whole, so that no request sees a half of it.
@@ -154,6 +157,7 @@ impl Cache {
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
             ahead: Arc::new(Semaphore::new(reader::AHEAD_MAX)),
             walks: Walks::default(),
+            trouble: Trouble::default(),
         }))
     }
 
@@ -231,18 +235,6 @@ impl Shared {
     fn upstream(&self, repository: &Repository) -> Result<Arc<Upstream>, CacheError> {
         self.rules().upstreams.get(&repository.upstream).cloned().ok_or(CacheError::NotFound)
     }
-
-    /// Notes that the store failed, and goes on: what was verified can be served all the same.
-    fn store_failed(&self, what: &str, error: &StoreError) {
-        self.metrics.store_error();
-        tracing::error!(%error, "{what}");
-    }
-
-    /// The same for an error that has been through the cache.
-    fn failed(&self, what: &str, error: &CacheError) {
-        self.metrics.store_error();
-        tracing::error!(%error, "{what}");
-    }
 }
 
 /// Ends `work`, which may ask the upstream more than one question in a row, in the time that a client waits.
@@ -261,6 +253,7 @@ where
 {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => Ok(result?),
+        Err(error) if error.is_panic() => Err(StoreError::GaveUp.into()),
         Err(_) => Err(CacheError::Interrupted),
     }
 }

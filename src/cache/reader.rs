@@ -78,13 +78,22 @@ impl Cache {
     ) -> Result<(BlobReader, Outcome), CacheError> {
         let mut source = blob.source.ok_or(CacheError::Interrupted)?;
         let mut outcome = blob.outcome;
-        if let (Source::Filling(draft), Some(range)) = (&source, &range)
-            && range.start > draft.progress().readable().saturating_add(FAR)
-            && let Some(passing) = self.pass(repository, digest, range, draft).await
-        {
-            source = Source::Passing(passing, Arc::clone(draft));
-            outcome = Outcome::Bypass;
-        }
+        source = match (source, &range) {
+            (Source::Filling(follower), Some(range)) => {
+                follower.moved(range.start);
+                let draft = follower.draft();
+                let far = range.start > draft.progress().readable().saturating_add(FAR);
+                let passing = if far { self.pass(repository, digest, range, draft).await } else { None };
+                match passing {
+                    Some(passing) => {
+                        outcome = Outcome::Bypass;
+                        Source::Passing(passing, follower)
+                    }
+                    None => Source::Filling(follower),
+                }
+            }
+            (source, _) => source,
+        };
         let whole = match &source {
             Source::Stored(blob, _) => Some(blob.entry().size()),
             Source::Filling(_) | Source::Passing(..) => None,
@@ -157,14 +166,12 @@ async fn piece(
 impl BlobReader {
     /// The next bytes; `None` at the end. An error means that the rest must not be sent.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
-        if let Source::Passing(passing, draft) = &mut self.source {
-            match ready!(passing.poll_recv(cx)) {
-                Some(bytes) => {
-                    self.at += bytes.len() as u64;
-                    return Poll::Ready(Some(Ok(bytes)));
-                }
-                None => self.source = Source::Filling(Arc::clone(draft)),
-            }
+        if let Source::Passing(passing, follower) = &mut self.source
+            && let Some(bytes) = ready!(passing.poll_recv(cx))
+        {
+            self.at += bytes.len() as u64;
+            follower.moved(self.at);
+            return Poll::Ready(Some(Ok(bytes)));
         }
         loop {
             if let Some(bytes) = self.ready.pop_front() {
@@ -187,8 +194,9 @@ impl BlobReader {
             match found {
                 Ok(found) if found.is_empty() => return Poll::Ready(None),
                 Ok(found) => {
-                    if let Source::Filling(_) = self.source {
+                    if let Source::Filling(follower) | Source::Passing(_, follower) = &self.source {
                         self.at += found.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+                        follower.moved(self.at);
                     }
                     self.ready = found;
                 }
@@ -244,8 +252,11 @@ impl BlobReader {
                     stored(&cache, &blob, reading.await.map_err(|_| CacheError::Interrupted)?).await
                 })
             }
-            Source::Filling(draft) => Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end)),
-            Source::Passing(..) => return,
+            // What is passed through has ended, or this would not be asked for.
+            Source::Filling(follower) | Source::Passing(_, follower) => {
+                let draft = follower.draft();
+                Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end))
+            }
         };
         self.steps.push_back(Step { bytes, _room: room });
     }
@@ -290,6 +301,9 @@ async fn tail(
                 let found: VecDeque<Bytes> = blocking(move || draft.read(at..written, STEP)).await?.into();
                 // An empty step would read as the end.
                 return if found.is_empty() { Err(CacheError::Interrupted) } else { Ok(found) };
+            }
+            if draft.has_lost(at) {
+                return Err(CacheError::Interrupted);
             }
             continue;
         }

@@ -130,7 +130,8 @@ async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<Known>,
             Pointer::Tag(key) => store.tag(&key.repository, &key.tag, key.variant.as_deref()),
             Pointer::Referrers(repository, subject) => store.referrers_list(repository, subject),
         })
-        .await?;
+        .await;
+        let fact = shared.or_nothing("what a tag or a list stands for cannot be found out", fact)?;
         let checked = fact.map(|fact| Checked { fact, at: None });
         if let Some(checked) = checked {
             shared.hot.pointers.insert(pointer.clone(), checked);

@@ -137,7 +137,7 @@ impl Body {
             return Ok(Vec::new());
         }
         match self {
-            Self::Pages(database, digest) => database.pages()?.read(digest, range, step),
+            Self::Pages(database, digest) => database.pages_soon()?.read(digest, range, step),
             Self::File(file) => file.read(range, step),
         }
     }

@@ -2,10 +2,16 @@
 //! what else it held of files that somebody removed goes nowhere; so it can be closed and opened behind everybody's back.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::opening::Trees;
 use super::pages::Pages;
+
+/// How long somebody who reads a blob waits for the store to be opened anew.
+const SOON: Duration = Duration::from_secs(10);
+/// How often that is looked for.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// sled, while it is open; clones share it. What is taken from here must be let go of after each operation: sled closes
 /// with the last of it.
@@ -23,6 +29,17 @@ impl Database {
 
     pub(super) fn pages(&self) -> Result<Pages, StoreError> {
         self.with(|trees| trees.pages.clone())
+    }
+
+    /// As `pages`, for who is in the middle of a blob: if the store is being opened anew, it is waited for.
+    pub(super) fn pages_soon(&self) -> Result<Pages, StoreError> {
+        let end = Instant::now() + SOON;
+        loop {
+            match self.pages() {
+                Err(StoreError::Closed) if Instant::now() < end => std::thread::sleep(AGAIN),
+                pages => return pages,
+            }
+        }
     }
 
     pub(super) fn db(&self) -> Result<sled::Db, StoreError> {

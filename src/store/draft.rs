@@ -2,10 +2,14 @@
 //!
 //! The newest bytes are shared from memory as they came from the network; older ones are read back from where they
 //! were written. A draft shows all but its last byte until its size and digest have matched.
+//!
+//! A draft that the disk does not take goes on in memory alone: hashed, shown to those who follow it, at the pace of the
+//! slowest of them, and forgotten.
 
-use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -17,6 +21,7 @@ use super::fact::{DraftFact, Fact as _};
 use super::files::{FileBody, FileDraft};
 use super::key::Key;
 use super::settling::{Settler, Turn};
+use super::window::Window;
 use super::{Store, StoreError};
 
 /// How far a draft has come.
@@ -58,10 +63,12 @@ pub enum DraftEnd {
 #[derive(Debug)]
 pub struct Draft {
     digest: Digest,
-    body: Body,
+    /// `None` if nothing of it was ever to be written.
+    body: Option<Body>,
     progress: watch::Sender<Progress>,
-    /// The newest bytes, by offset, without gaps up to `received`.
-    window: Mutex<VecDeque<(u64, Bytes)>>,
+    window: Mutex<Window>,
+    /// Whether what comes is written. Once it is not, the window is all there is of it.
+    kept: AtomicBool,
 }
 
 impl Draft {
@@ -83,12 +90,8 @@ impl Draft {
     /// Takes bytes that came in, and shows them to readers. Needs no blocking thread.
     pub fn receive(&self, bytes: Bytes) {
         let length = bytes.len() as u64;
-        let mut window = self.window();
-        let at = window
-            .back()
-            .map_or_else(|| self.progress.borrow().received, |(at, last)| at + last.len() as u64);
-        window.push_back((at, bytes));
-        drop(window);
+        let received = self.progress.borrow().received;
+        self.window().push(received, bytes);
         self.progress.send_modify(|progress| progress.received += length);
     }
 
@@ -104,53 +107,102 @@ impl Draft {
 
     /// What the window has of `range`, from its start: at once, from memory. `None` if it has left the window.
     pub fn recent(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
-        let window = self.window();
-        let first = window.partition_point(|(at, bytes)| at + bytes.len() as u64 <= range.start);
-        if window.get(first).is_none_or(|(at, _)| *at > range.start) {
-            return None;
-        }
-        let mut found = Vec::new();
-        for (at, bytes) in window.range(first..) {
-            if *at >= range.end {
-                break;
-            }
-            let from = range.start.saturating_sub(*at);
-            let to = (bytes.len() as u64).min(range.end - at);
-            // Both are at most the chunk's length, which is a usize.
-            found.push(
-                bytes.slice(
-                    usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default(),
-                ),
-            );
-        }
-        Some(found)
+        self.window().get(range)
     }
 
     /// Reads back the start of `range`, up to about `step` bytes. The range must be written.
     pub fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
-        self.body.read(range, step)
+        match &self.body {
+            Some(body) => body.read(range, step),
+            None => Err(StoreError::Damaged(self.digest)),
+        }
     }
 
     /// As `read`, but only what the system has in memory. Needs no blocking thread.
     pub fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
-        self.body.read_now(range)
+        self.body.as_ref()?.read_now(range)
     }
 
-    /// Drops from the window what is written, up to `keep` bytes behind the newest.
-    fn trim(&self, written: u64, keep: u64) {
+    /// Whether what comes is written.
+    pub fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
+    }
+
+    /// Follows the draft from `at` on; `None` if what is there is neither in memory nor written. Needs no blocking thread.
+    pub fn follow(self: &Arc<Self>, at: u64) -> Option<Follower> {
         let mut window = self.window();
-        let newest = window.back().map_or(0, |(at, bytes)| at + bytes.len() as u64);
-        let until = written.min(newest.saturating_sub(keep));
-        while window.front().is_some_and(|(at, bytes)| at + bytes.len() as u64 <= until) {
-            window.pop_front();
+        let progress = self.progress();
+        let id = (self.is_kept() || window.reaches(at, &progress)).then(|| window.follow(at))?;
+        drop(window);
+        Some(Follower { draft: Arc::clone(self), id })
+    }
+
+    /// Waits until there is room for more of a draft that is not written: until those who follow it have read so far that
+    /// no more than a few MiB are held for them. One who stands still for as long as `patience` is not waited for any
+    /// longer and has lost what comes next. `leaving` is called before the first bytes go that nobody will get any more;
+    /// from then on nobody can begin to follow. Returns whether anybody is left to read.
+    pub async fn make_room(&self, patience: Duration, mut leaving: impl FnMut()) -> bool {
+        loop {
+            let moved = {
+                let window = self.window();
+                let excess = window.held().saturating_sub(UNKEPT);
+                if excess == 0 {
+                    return true;
+                }
+                if window.is_followed() { Some(Arc::clone(&window.moved)) } else { None }
+            };
+            let Some(moved) = moved else { return false };
+            leaving();
+            let notified = moved.notified();
+            let written = self.progress().written;
+            if self.window().pass(written) {
+                continue;
+            }
+            if tokio::time::timeout(patience, notified).await.is_err() {
+                self.window().lose_the_last(written);
+            }
         }
     }
 
-    fn window(&self) -> MutexGuard<'_, VecDeque<(u64, Bytes)>> {
+    /// Whether what comes at `at` is neither in memory nor written. Needs no blocking thread.
+    pub fn has_lost(&self, at: u64) -> bool {
+        let window = self.window();
+        !self.is_kept() && !window.reaches(at, &self.progress())
+    }
+
+    fn window(&self) -> MutexGuard<'_, Window> {
         // Nothing under this lock can panic halfway through a change.
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// One who reads a draft.
+#[derive(Debug)]
+pub struct Follower {
+    draft: Arc<Draft>,
+    id: u64,
+}
+
+impl Follower {
+    /// What is followed.
+    pub fn draft(&self) -> &Arc<Draft> {
+        &self.draft
+    }
+
+    /// Notes that everything before `at` has been taken. Needs no blocking thread.
+    pub fn moved(&self, at: u64) {
+        self.draft.window().moved_to(self.id, at);
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.draft.window().leave(self.id);
+    }
+}
+
+/// How much is held in memory of a draft that is not written.
+const UNKEPT: u64 = 4 << 20;
 
 /// How much of the newest a draft keeps in memory after it was written, for readers close to the frontier.
 const WINDOW: u64 = 1 << 20;
@@ -168,15 +220,23 @@ pub struct DraftHasher {
     hasher: Hasher,
     /// What an interrupted fill left and is not hashed yet, in bytes from the start.
     left: u64,
-    body: FileBody,
+    body: Option<FileBody>,
 }
 
 /// The half that writes. Lives on blocking threads.
 #[derive(Debug)]
 pub struct DraftFile {
     store: Store,
-    draft: std::sync::Arc<Draft>,
-    growing: FileDraft,
+    draft: Arc<Draft>,
+    growing: Growing,
+}
+
+/// Where a draft's bytes go.
+#[derive(Debug)]
+enum Growing {
+    File(FileDraft),
+    /// Nowhere any more: its readers and its hash get them, and nobody else.
+    Lost(Option<StoreError>),
 }
 
 /// A draft whose bytes are those of its digest, and which is not content yet. Readers have all of it.
@@ -200,16 +260,32 @@ impl Store {
             self.bodies.draft(digest)?
         };
         let left = growing.written();
-        let progress = Progress { received: left, written: left, total: None, end: None };
+        let body = growing.body();
+        Ok(self.draft_writer(digest, left, Some(body), Growing::File(growing)))
+    }
+
+    /// A draft of which nothing is written. Needs no blocking thread.
+    pub fn unkept_draft(&self, digest: &Digest) -> DraftWriter {
+        self.draft_writer(digest, 0, None, Growing::Lost(None))
+    }
+
+    fn draft_writer(
+        &self,
+        digest: &Digest,
+        left: u64,
+        body: Option<FileBody>,
+        growing: Growing,
+    ) -> DraftWriter {
         let draft = Draft {
-            body: Body::File(growing.body()),
+            kept: AtomicBool::new(body.is_some()),
+            body: body.clone().map(Body::File),
             digest: *digest,
-            progress: watch::Sender::new(progress),
+            progress: watch::Sender::new(Progress { received: left, written: left, total: None, end: None }),
             window: Mutex::default(),
         };
-        let hasher = DraftHasher { hasher: Hasher::new(digest.algorithm()), left, body: growing.body() };
+        let hasher = DraftHasher { hasher: Hasher::new(digest.algorithm()), left, body };
         let file = DraftFile { store: self.clone(), draft: draft.into(), growing };
-        Ok(DraftWriter { hasher, file })
+        DraftWriter { hasher, file }
     }
 
     /// Waits until it is a verified draft's turn to settle: where content is copied, that is done for a few at a time.
@@ -221,7 +297,7 @@ impl Store {
 
 impl DraftWriter {
     /// The shared side.
-    pub fn draft(&self) -> &std::sync::Arc<Draft> {
+    pub fn draft(&self) -> &Arc<Draft> {
         &self.file.draft
     }
 
@@ -245,7 +321,7 @@ impl DraftWriter {
     /// verified, and may never need a file.
     pub fn flush(&mut self) -> Result<(), StoreError> {
         let progress = self.draft().progress();
-        if progress.total == Some(progress.received) { Ok(()) } else { self.file.growing.complete() }
+        if progress.total == Some(progress.received) { Ok(()) } else { self.file.write(FileDraft::complete) }
     }
 
     /// Ends the draft in one go, for who has no readers to serve in between.
@@ -256,7 +332,7 @@ impl DraftWriter {
         now: u64,
     ) -> Result<DraftEnd, StoreError> {
         match self.verify(expected)? {
-            Some(verified) => verified.settle(repository, now).map(|()| DraftEnd::Verified),
+            Some(verified) => verified.settle(repository, now).map(|_| DraftEnd::Verified),
             None => Ok(DraftEnd::Mismatch),
         }
     }
@@ -272,10 +348,13 @@ impl DraftWriter {
             file.remove()?;
             return Ok(None);
         }
-        if file.growing.has_file() {
+        if matches!(&file.growing, Growing::File(growing) if growing.has_file()) {
             // If the rest is interrupted, nothing of this need come again.
-            file.growing.complete()?;
-            file.is_written();
+            file.write(FileDraft::complete)?;
+        }
+        if let Growing::File(growing) = &file.growing {
+            // Some readers had it from the file.
+            growing.is_ours()?;
         }
         let settler = file.store.settling.begin();
         file.draft.progress.send_modify(|progress| {
@@ -306,40 +385,70 @@ impl DraftHasher {
 
     /// Hashes what an interrupted fill left. Only here, where nobody's answer waits for it: it may be many GiB.
     fn catch_up(&mut self) -> Result<(), StoreError> {
-        self.body.hash(std::mem::take(&mut self.left), &mut self.hasher)
+        match &self.body {
+            Some(body) => body.hash(std::mem::take(&mut self.left), &mut self.hasher),
+            None => Ok(()),
+        }
     }
 }
 
 impl DraftFile {
-    /// Writes bytes that the draft received next.
+    /// Writes bytes that the draft received next. If they cannot be written, the draft is no longer kept, and goes on
+    /// without a disk.
     pub fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
-        self.growing.append(bytes)?;
-        self.is_written();
-        Ok(())
+        self.write(|growing| growing.append(bytes))
+    }
+
+    fn write(
+        &mut self,
+        write: impl FnOnce(&mut FileDraft) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let Growing::File(growing) = &mut self.growing else { return Ok(()) };
+        match write(growing) {
+            Ok(()) => {
+                let written = growing.written();
+                self.is_written(written);
+                Ok(())
+            }
+            Err(error) if error.is_of_the_disk() => {
+                self.draft.kept.store(false, Ordering::Release);
+                self.growing = Growing::Lost(Some(error));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn remove(&self) -> Result<(), StoreError> {
-        self.store.bodies.remove_draft(&self.draft.digest)
+        match self.growing {
+            Growing::File(_) => self.store.bodies.remove_draft(&self.draft.digest),
+            Growing::Lost(_) => Ok(()),
+        }
     }
 
     /// Counts what is written, and lets go of what readers need no longer have in memory.
-    fn is_written(&self) {
-        let written = self.growing.written();
+    fn is_written(&self, written: u64) {
         // Counted first, trimmed after: a reader that does not find its bytes in the window must be able to read them.
         self.draft.progress.send_if_modified(|progress| {
             progress.written = written;
             // Readers wait for bytes received, not for written ones.
             false
         });
-        self.draft.trim(written, WINDOW);
+        self.draft.window().trim(written, WINDOW);
     }
 }
 
 impl VerifiedDraft {
     /// Makes the draft content, linked to `repository`. To be called when it is its [turn](Store::turn). Takes as long as
     /// the disk needs, and where content is copied, as the copy does; until then readers go on with the draft.
-    pub fn settle(self, repository: &Repository, now: u64) -> Result<(), StoreError> {
-        let DraftFile { store, draft, mut growing } = self.file;
+    ///
+    /// Returns whether it was kept; why the disk did not take it is told here, once.
+    pub fn settle(self, repository: &Repository, now: u64) -> Result<bool, StoreError> {
+        let DraftFile { store, draft, growing } = self.file;
+        let mut growing = match growing {
+            Growing::File(growing) => growing,
+            Growing::Lost(error) => return error.map_or(Ok(false), Err),
+        };
         let digest = &draft.digest;
         if store.bodies.are_copied() {
             // Marked first: pages without their fact must go, should this be interrupted. The draft stays.
@@ -355,6 +464,6 @@ impl VerifiedDraft {
             store.database.db()?.flush()?;
             store.bodies.remove_draft(digest)?;
         }
-        Ok(())
+        Ok(true)
     }
 }

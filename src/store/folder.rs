@@ -1,7 +1,7 @@
 //! The store's folder, taken for one larder at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use super::StoreError;
@@ -39,6 +39,27 @@ impl Folder {
         }
         Ok(Self { _lock: lock })
     }
+}
+
+/// How much room there must be before a store is tried again: what sled may write to open, and some for what comes.
+const ROOM: usize = 16 << 20;
+/// How much of it is written at a time.
+const PIECE: usize = 1 << 20;
+
+/// Writes something into a folder and removes it again. Waits for the disk.
+pub(super) fn probe(path: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(path)?;
+    let name = path.join("probe");
+    let probed = File::create(&name).and_then(|mut file| {
+        // Of a file system that compresses, anything else would take no room.
+        let piece: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(PIECE).collect();
+        for _ in 0..ROOM / PIECE {
+            file.write_all(&piece)?;
+        }
+        file.sync_all()
+    });
+    let removed = fs::remove_file(&name);
+    probed.and(removed)
 }
 
 fn locked(file: &File, path: &Path) -> Result<(), StoreError> {

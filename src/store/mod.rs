@@ -30,6 +30,7 @@ mod referrers;
 mod settling;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -49,7 +50,7 @@ use bodies::Bodies;
 pub use collection::Collected;
 pub use convert::{Conversion, Step, StepEnd};
 use database::Database;
-pub use draft::{Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Progress, VerifiedDraft};
+pub use draft::{Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Follower, Progress, VerifiedDraft};
 pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
@@ -99,6 +100,9 @@ pub enum StoreError {
     /// The store could not be opened, or is being opened anew.
     #[error("the store is not open")]
     Closed,
+    /// sled met something that it takes to be impossible, and panicked over it.
+    #[error("the store gave up in the middle of its work")]
+    GaveUp,
     /// A file of a blob cannot be read or written.
     #[error("the store's file {} cannot be used: {source}", path.display())]
     File {
@@ -120,7 +124,7 @@ impl StoreError {
     pub fn is_of_the_disk(&self) -> bool {
         match self {
             Self::Folder { source, .. } => is_of_the_disk(source),
-            Self::File { .. } | Self::Sled(_) | Self::Closed => true,
+            Self::File { .. } | Self::Sled(_) | Self::Closed | Self::GaveUp => true,
             Self::Locked(_)
             | Self::Foreign { .. }
             | Self::Corrupt { .. }

@@ -15,7 +15,7 @@ use super::bodies::Bodies;
 use super::database::Database;
 use super::fact::{BlobFact, ManifestFact};
 use super::files::{Files, Found};
-use super::folder::Folder;
+use super::folder::{self, Folder};
 use super::header::{self, Geometry, Header};
 use super::key::{self, Key};
 use super::pages::Pages;
@@ -80,6 +80,8 @@ impl Trees {
 
 /// Where sled keeps the store's identity, in a tree of its own.
 const IDENTITY: &[u8] = b"identity";
+/// Something to write there.
+const PROBE: &[u8] = b"probe";
 /// sled's folder below the store's.
 pub(super) const TREE: &str = "tree";
 /// The tree of the pages of blobs.
@@ -173,6 +175,25 @@ impl Store {
         let held = self.opening.held();
         let now = file_id(&self.opening.database_file()).ok();
         held.as_ref().is_some_and(|held| now == Some(held.database))
+    }
+
+    /// Finds out whether the disk takes something again, and then whether the store does. One that does not, or that is
+    /// known to be `broken`, is opened anew, from what lies in its folder.
+    pub fn mend(&self, broken: bool) -> Result<(), StoreError> {
+        let path = self.opening.path();
+        // Before anything is closed: what is open can still be read.
+        folder::probe(path).map_err(folder_error(path))?;
+        if !broken && self.is_there() && self.takes_facts().is_ok() {
+            return Ok(());
+        }
+        self.reopen()
+    }
+
+    fn takes_facts(&self) -> Result<(), StoreError> {
+        let db = self.database.db()?;
+        db.insert(PROBE, &fastrand::u64(..).to_be_bytes())?;
+        db.flush()?;
+        Ok(())
     }
 
     /// Closes the store, if it is open, and opens what lies in its folder. Meanwhile everybody else is told that it is

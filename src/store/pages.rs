@@ -46,13 +46,13 @@ impl Pages {
     }
 
     pub(super) fn get(&self, digest: &Digest, number: u64) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.tree.get(key::page(digest, number))?.map(|page| Bytes::from_owner(Shared(page))))
+        let page = self.tree.get(key::page(digest, number)).map_err(damaged(digest))?;
+        Ok(page.map(|page| Bytes::from_owner(Shared(page))))
     }
 
     pub(super) fn put(&self, digest: &Digest, number: u64, page: &[u8]) -> Result<(), StoreError> {
         let key = key::page(digest, number);
-        self.tree.insert(&key, page)?;
-        self.touch(&key)
+        self.tree.insert(&key, page).and_then(|_| self.touch(&key)).map_err(damaged(digest))
     }
 
     /// Makes room in the tree for pages `first..last`, which come next.
@@ -61,14 +61,14 @@ impl Pages {
             let mut key = key::page(digest, number);
             for spacer in 0..SPACERS {
                 key.push(spacer);
-                self.tree.insert(&key, &[])?;
+                self.tree.insert(&key, &[]).map_err(damaged(digest))?;
                 key.pop();
             }
         }
         Ok(())
     }
 
-    fn touch(&self, key: &[u8]) -> Result<(), StoreError> {
+    fn touch(&self, key: &[u8]) -> sled::Result<()> {
         for _ in 0..TOUCHES {
             self.tree.contains_key(key)?;
         }
@@ -80,8 +80,8 @@ impl Pages {
         let mut pages = Vec::with_capacity(usize::try_from(last - first).unwrap_or_default());
         for number in first..last {
             let key = key::page(digest, number);
-            self.touch(&key)?;
-            let page = self.tree.get(&key)?.ok_or(StoreError::Damaged(*digest))?;
+            let page = self.touch(&key).and_then(|()| self.tree.get(&key)).map_err(damaged(digest))?;
+            let page = page.ok_or(StoreError::Damaged(*digest))?;
             pages.push(Bytes::from_owner(Shared(page)));
         }
         Ok(pages)
@@ -131,9 +131,24 @@ impl Pages {
     /// Removes every page of a digest, in their order: against it sled writes twice as much.
     pub(super) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
         for item in self.tree.scan_prefix(key::pages_of(digest)).keys() {
-            self.tree.remove(item?)?;
+            match item.and_then(|key| self.tree.remove(key)) {
+                // What cannot be read is never content.
+                Err(sled::Error::Corruption { .. }) => return Ok(()),
+                removed => drop(removed?),
+            }
         }
         Ok(())
+    }
+}
+
+/// sled found that a leaf is not as it wrote it: that is the end of what lies in it, and of nothing else.
+fn damaged(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
+    move |error| match error {
+        sled::Error::Corruption { .. } => {
+            tracing::error!(%digest, %error, "sled cannot read a page");
+            StoreError::Damaged(*digest)
+        }
+        other => StoreError::Sled(other),
     }
 }
 

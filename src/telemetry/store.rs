@@ -18,6 +18,7 @@ pub(super) struct StoreSeries {
     scrubbed: IntCounterVec,
     scrub_ended: IntGauge,
     collected: IntCounterVec,
+    degraded: IntGauge,
     pub(super) errors: IntCounter,
 }
 
@@ -68,6 +69,10 @@ impl StoreSeries {
                 "What was removed because it led to nothing, by kind.",
                 &["kind"],
             ),
+            degraded: series.gauge(
+                "larder_store_degraded",
+                "1 while the store fails and clients are served straight from the upstreams.",
+            ),
             errors: series.counter("larder_store_errors_total", "Operations of the store that failed."),
         };
         for reason in ["max_size", "min_free"] {
@@ -89,6 +94,16 @@ impl Metrics {
     /// Counts an operation of the store that failed.
     pub fn store_error(&self) {
         self.store.errors.inc();
+    }
+
+    /// Notes whether the store fails.
+    pub fn store_degraded(&self, fails: bool) {
+        self.store.degraded.set(i64::from(fails));
+    }
+
+    /// Whether the store fails.
+    pub fn is_store_degraded(&self) -> bool {
+        self.store.degraded.get() == 1
     }
 
     /// Sets what was measured of the store: bytes on disk and of content, manifests and blobs held.

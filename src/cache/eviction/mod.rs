@@ -62,6 +62,12 @@ impl Eviction {
         self.look.notify_one();
     }
 
+    /// Takes stock again: the store may hold less than it did.
+    pub(super) fn take_stock_again(&self) {
+        self.complete.store(false, Ordering::Release);
+        self.look();
+    }
+
     /// Keeps a blob while it is read. `None` if it is on its way out.
     pub(super) fn read(&self, entry: &BlobEntry, now: u64) -> Option<Reading> {
         let mut ledger = self.ledger();

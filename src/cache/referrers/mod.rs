@@ -36,7 +36,8 @@ impl Cache {
     ) -> Result<Listing<Referrers>, CacheError> {
         let shared = &self.0;
         let (store, owner, of) = (shared.store.clone(), repository.clone(), *subject);
-        let held = blocking(move || store.referrers(&owner, &of, HELD_MAX)).await?;
+        let held = blocking(move || store.referrers(&owner, &of, HELD_MAX)).await;
+        let held = shared.or_nothing("the referrers held cannot be found out", held)?;
         let (document, outcome, age, stale) = match answer(shared, repository, subject, &held).await {
             Ok(Answer::Listed(Found { document, outcome, age, stale })) => {
                 (Some(document), outcome, age, stale)

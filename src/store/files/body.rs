@@ -47,8 +47,12 @@ impl Files {
         let path = self.content(digest);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::Damaged(*digest)),
-            Err(error) => return Err(failed(&path)(error)),
+            // Too many open files say nothing of this one.
+            Err(error) if is_busy(&error) => return Err(failed(&path)(error)),
+            Err(error) => {
+                tracing::debug!(%digest, %error, "a file cannot be opened");
+                return Err(StoreError::Damaged(*digest));
+            }
         };
         let found = file.metadata().map_err(failed(&path))?;
         let body = FileBody(Arc::new(Opened {
@@ -65,6 +69,13 @@ impl Files {
         }
         Ok(body)
     }
+}
+
+/// Whether it is not the file that an error is about.
+fn is_busy(error: &std::io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 impl FileBody {

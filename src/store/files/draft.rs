@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -26,6 +27,8 @@ pub(in crate::store) struct FileDraft {
     waiting: Vec<Bytes>,
     waiting_bytes: usize,
     written: u64,
+    /// The file's time when it was last seen to be ours: after each write of our own.
+    stamp: Option<SystemTime>,
 }
 
 impl Files {
@@ -35,16 +38,25 @@ impl Files {
         self.demote(digest)?;
         let path = self.growing(digest);
         let body = FileBody::of_draft(self, digest);
-        let (mut written, waiting) = (0, Vec::new());
+        let (mut written, waiting, mut stamp) = (0, Vec::new(), None);
         match OpenOptions::new().read(true).append(true).open(&path) {
             Ok(file) => {
-                written = file.metadata().map_err(failed(&path))?.len();
+                let found = file.metadata().map_err(failed(&path))?;
+                (written, stamp) = (found.len(), found.modified().ok());
                 body.set_file(file);
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(failed(&path)(error)),
         }
-        Ok(FileDraft { files: self.clone(), digest: *digest, body, waiting, waiting_bytes: 0, written })
+        Ok(FileDraft {
+            files: self.clone(),
+            digest: *digest,
+            body,
+            waiting,
+            waiting_bytes: 0,
+            written,
+            stamp,
+        })
     }
 }
 
@@ -107,6 +119,7 @@ impl FileDraft {
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
+        self.is_ours()?;
         let path = self.files.growing(&self.digest);
         let mut file = self.file()?;
         let mut pieces: Vec<_> = self.waiting.iter().map(|bytes| IoSlice::new(bytes)).collect();
@@ -119,6 +132,7 @@ impl FileDraft {
                 Err(error) => return Err(failed(&path)(error)),
             }
         }
+        self.stamp = file.metadata().and_then(|found| found.modified()).ok();
         self.written += self.waiting_bytes as u64;
         self.waiting_bytes = 0;
         self.waiting.clear();
@@ -150,9 +164,7 @@ impl FileDraft {
         &self,
         mut to: impl FnMut(Bytes) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        if let Some(file) = self.body.file() {
-            self.measure(file)?;
-        }
+        self.is_ours()?;
         let mut at = 0;
         while at < self.written {
             for piece in self.body.read(at..self.written, WRITE as u64)? {
@@ -160,15 +172,18 @@ impl FileDraft {
                 to(piece)?;
             }
         }
+        // Nor while it was copied.
+        self.is_ours()?;
         self.waiting.iter().cloned().try_for_each(to)
     }
 
-    /// Refuses a file whose length is another than what was written: somebody else wrote to it, and what was verified is
-    /// not what lies there.
-    fn measure(&self, file: &File) -> Result<(), StoreError> {
+    /// Refuses a file to which somebody else wrote, as far as its length and its time show that: what was hashed as it
+    /// came is not what lies there.
+    pub(in crate::store) fn is_ours(&self) -> Result<(), StoreError> {
+        let Some(file) = self.body.file() else { return Ok(()) };
         let draft = self.files.growing(&self.digest);
         let found = file.metadata().map_err(failed(&draft))?;
-        if found.len() != self.written {
+        if found.len() != self.written || found.modified().ok() != self.stamp {
             remove(&draft)?;
             return Err(StoreError::Damaged(self.digest));
         }
@@ -181,8 +196,8 @@ impl FileDraft {
     pub(in crate::store) fn settle(&mut self, stored_at: u64) -> Result<(), StoreError> {
         let (draft, content) = (self.files.growing(&self.digest), self.files.content(&self.digest));
         self.complete()?;
+        self.is_ours()?;
         let file = self.file()?;
-        self.measure(file)?;
         if self.files.keeps_times() {
             file.set_modified(time_of(stored_at)).map_err(failed(&draft))?;
         }

@@ -121,10 +121,12 @@ fn append(writer: &mut DraftWriter, bytes: Bytes) {
     writer.append(bytes).expect("appended");
 }
 
+fn repository() -> Repository {
+    Repository { upstream: "a".parse().expect("a name"), name: "b".parse().expect("a name") }
+}
+
 fn finish(writer: DraftWriter) -> DraftEnd {
-    let repository =
-        Repository { upstream: "a".parse().expect("a name"), name: "b".parse().expect("a name") };
-    writer.finish(&repository, None, 1_700_000_000_123).expect("finished")
+    writer.finish(&repository(), None, 1_700_000_000_123).expect("finished")
 }
 
 fn write(path: &PathBuf) -> File {
@@ -296,15 +298,19 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
     let mut writer = house.store.open_draft(&house.digest).expect("a draft");
     let draft = writer.draft().clone();
     draft.receive(house.content.clone());
-    match writer.append(house.content.clone()) {
+    assert!(draft.is_kept());
+    writer.append(house.content.clone()).expect("hashed");
+    assert!(!draft.is_kept());
+    // What is not written stays in memory for those who read already.
+    assert_eq!(draft.recent(5..10).expect("in memory").concat(), house.content[5..10]);
+    let verified = writer.verify(None).expect("looked at").expect("right");
+    match verified.settle(&repository(), 1) {
         Err(StoreError::File { path, source }) => {
             assert_eq!((path, source.kind()), (house.draft_path(), ErrorKind::StorageFull));
         }
         other => panic!("{other:?}"),
     }
-    // What is not written stays in memory for those who read already.
-    assert_eq!(draft.recent(5..10).expect("in memory").concat(), house.content[5..10]);
-    drop((writer, draft));
+    drop(draft);
     assert!(fs::symlink_metadata(house.draft_path()).is_err());
     house.fill();
     assert!(house.read().expect("read") == house.content);
