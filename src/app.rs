@@ -25,7 +25,7 @@ pub use crate::server::Passed;
 use crate::server::{self, Certificate, CertificateFiles, Limits, Listener};
 use crate::store::Store;
 use crate::telemetry::Metrics;
-pub use crate::telemetry::init_log;
+pub use crate::telemetry::{init as init_telemetry, init_log};
 use crate::upstream::Upstreams;
 pub use reload::{Load, Reload};
 

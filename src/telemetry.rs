@@ -3,6 +3,7 @@
 mod log;
 mod repeats;
 mod store;
+pub mod trace;
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-pub use log::{LogError, LogLevel, init_log};
+pub use log::{LogError, LogLevel, init, init_log};
 
 use store::StoreSeries;
 

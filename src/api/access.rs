@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use tracing::Span;
 
 use crate::oci::Name;
-use crate::telemetry::{Kind, Metrics, Outcome};
+use crate::telemetry::{Kind, Metrics, Outcome, trace};
 
 /// What is known of a request when its answer begins.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(super) struct Record {
     pub(super) reason: Option<String>,
     /// Whether the end was noted.
     pub(super) over: bool,
+    /// Its span, which ends with it.
+    pub(super) span: Span,
 }
 
 /// What a request counts as whose client left before there was an answer; no client ever sees it.
@@ -56,12 +59,15 @@ impl Record {
     /// Counts the head of the answer.
     pub(super) fn answered(&self) {
         self.metrics.request(self.kind, self.outcome, self.status, self.begin.elapsed());
+        let repository = self.repository.as_ref().map(Name::as_str);
+        trace::answered(&self.span, self.status, self.outcome.as_str(), self.upstream.as_deref(), repository);
     }
 
     /// Counts and logs the end of the body, complete or not.
     pub(super) fn ended(&mut self, bytes: u64, complete: bool) {
         self.over = true;
         self.metrics.served(self.kind, bytes);
+        trace::ended(&self.span, bytes, complete);
         if !self.logged {
             return;
         }

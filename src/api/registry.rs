@@ -5,12 +5,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, IF_NONE_MATCH, TRANSFER_ENCODING};
+use tracing::Instrument as _;
+
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
 use crate::cache::{BlobReader, Cache};
 use crate::oci::name::NameError;
 use crate::oci::{Accept, Digest, Reference, Repository};
-use crate::telemetry::{Kind, Metrics, Outcome};
+use crate::telemetry::{Kind, Metrics, Outcome, trace};
 
 use super::access::{self, Record};
 use super::body::Body;
@@ -81,6 +83,9 @@ impl Registry {
             query: Query::parse(head.uri.query()),
             head: head.method == Method::HEAD,
         };
+        let id = access::request_id(asked.headers);
+        let name = id.to_str().unwrap_or_default();
+        let span = trace::request(kind, head.method.as_str(), asked.path, name, asked.headers);
         let mut record = Record {
             metrics: Arc::clone(&self.metrics),
             logged: manners.log_requests,
@@ -88,7 +93,7 @@ impl Registry {
             method: head.method.clone(),
             path: asked.path.to_owned(),
             client,
-            id: access::request_id(asked.headers),
+            id,
             repository: None,
             reference: None,
             upstream: None,
@@ -97,11 +102,12 @@ impl Registry {
             status: 0,
             reason: None,
             over: false,
+            span: span.clone(),
         };
         let result = match route {
             _ if head.method != Method::GET && !asked.head => Err(Refusal::Write),
             _ if asked.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
-            Some(route) => self.content(&asked, route, &mut record).await,
+            Some(route) => self.content(&asked, route, &mut record).instrument(span).await,
             None => Err(Refusal::NoSuchPath),
         };
         let finish = |record: &mut Record, answer: &mut Response<Body>, outcome| {

@@ -76,8 +76,8 @@ impl Cache {
             }
             let size = linked.and_then(|link| link.size);
             let (phase, own, outcome) = match shared.fills.place(repository, digest, right) {
-                Place::Fills(sender, phase) => {
-                    Fill::start(shared, repository, digest, size, right, sender);
+                Place::Fills(sender, phase, span) => {
+                    Fill::start(shared, repository, digest, size, right, (sender, span));
                     (phase, true, Outcome::Miss)
                 }
                 Place::Joins(phase, own) => {

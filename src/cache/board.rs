@@ -5,11 +5,13 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tracing::Span;
 
 use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft};
 
 use super::CacheError;
+use crate::telemetry::trace;
 
 /// How far a fill has come, as far as somebody who wants to start reading must know.
 #[derive(Clone, Debug)]
@@ -28,7 +30,7 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) enum Place {
     /// Nobody fills this digest: the caller is to, and tells how it goes through this.
-    Fills(watch::Sender<Phase>, watch::Receiver<Phase>),
+    Fills(watch::Sender<Phase>, watch::Receiver<Phase>, Span),
     /// A fill runs that the asker may join; whether it is the asker's own repository that fills.
     Joins(watch::Receiver<Phase>, bool),
     /// A fill runs for another repository, and the asker's must have a right of its own first.
@@ -42,6 +44,7 @@ enum Running {
     Fill {
         owner: Repository,
         phase: watch::Receiver<Phase>,
+        span: Span,
     },
     /// The sender is dropped when the removal has ended.
     Removal(watch::Sender<Phase>),
@@ -57,16 +60,21 @@ impl Board {
     pub(super) fn place(&self, repository: &Repository, digest: &Digest, right: bool) -> Place {
         let mut running = self.lock();
         match running.get(digest) {
-            Some(Running::Fill { owner, phase }) => {
+            Some(Running::Fill { owner, phase, span }) => {
                 let own = owner == repository;
-                return if own || right { Place::Joins(phase.clone(), own) } else { Place::NeedsRight };
+                if !own && !right {
+                    return Place::NeedsRight;
+                }
+                trace::join(span);
+                return Place::Joins(phase.clone(), own);
             }
             Some(Running::Removal(sender)) => return Place::Waits(sender.subscribe()),
             None => {}
         }
         let (sender, phase) = watch::channel(Phase::Starting);
-        running.insert(*digest, Running::Fill { owner: repository.clone(), phase: phase.clone() });
-        Place::Fills(sender, phase)
+        let (owner, span) = (repository.clone(), trace::fill(repository, digest));
+        running.insert(*digest, Running::Fill { owner, phase: phase.clone(), span: span.clone() });
+        Place::Fills(sender, phase, span)
     }
 
     /// Takes a fill off the board.

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
+use tracing::{Instrument as _, Span};
 
 use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
+use crate::telemetry::trace;
 use crate::upstream::Sender;
 
 use super::board::Phase;
@@ -56,7 +58,7 @@ impl Fill {
         digest: &Digest,
         size: Option<u64>,
         right: bool,
-        phase: watch::Sender<Phase>,
+        (phase, span): (watch::Sender<Phase>, Span),
     ) {
         let fill = Self {
             shared: Arc::clone(shared),
@@ -69,7 +71,7 @@ impl Fill {
             ending: Phase::Failed(CacheError::Interrupted),
         };
         shared.metrics.fills_running.inc();
-        tokio::spawn(fill.run());
+        tokio::spawn(fill.run().instrument(span));
     }
 
     async fn run(mut self) {
@@ -82,6 +84,7 @@ impl Fill {
             Err(_) => "upstream",
         };
         self.shared.metrics.fill_finished(word);
+        trace::filled(&Span::current(), word);
         self.ending = match result {
             Ok(entry) => {
                 let (bytes, ms) = (entry.size(), begin.elapsed().as_millis());

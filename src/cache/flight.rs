@@ -6,16 +6,21 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tracing::{Instrument as _, Span};
 
 use super::CacheError;
+use crate::telemetry::trace;
 
 type Ending<T> = Option<Result<T, CacheError>>;
 
 /// The flights under way, by key. The work belongs to the cache: it goes on when everybody who waits has left.
 #[derive(Debug)]
 pub(super) struct Flights<K, T> {
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Ending<T>>>>>,
+    running: Running<K, T>,
 }
+
+/// Each with its span.
+type Running<K, T> = Arc<Mutex<HashMap<K, (watch::Receiver<Ending<T>>, Span)>>>;
 
 /// A place in a flight.
 #[derive(Debug)]
@@ -42,19 +47,22 @@ where
         F: Future<Output = Result<T, CacheError>> + Send + 'static,
     {
         let mut running = lock(&self.running);
-        if let Some(ending) = running.get(key) {
+        if let Some((ending, span)) = running.get(key) {
+            trace::join(span);
             return Ticket { leader: false, ending: ending.clone() };
         }
         let (sender, ending) = watch::channel(None);
-        running.insert(key.clone(), ending.clone());
+        let span = trace::flight();
+        running.insert(key.clone(), (ending.clone(), span.clone()));
         let landing = Landing { running: Arc::clone(&self.running), key: key.clone() };
         let work = work();
-        tokio::spawn(async move {
+        let flight = async move {
             let result = work.await;
             // Off the board first: who comes after the result is known must not join a flight that has landed.
             drop(landing);
             sender.send_replace(Some(result));
-        });
+        };
+        tokio::spawn(flight.instrument(span));
         Ticket { leader: true, ending }
     }
 }
@@ -71,7 +79,7 @@ impl<T: Clone> Ticket<T> {
 
 /// Takes a flight off the board, also when its work panics.
 struct Landing<K: Eq + Hash, T> {
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Ending<T>>>>>,
+    running: Running<K, T>,
     key: K,
 }
 

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tracing::Instrument as _;
 
 use crate::oci::{Digest, Name, Repository};
 use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
-use crate::telemetry::Outcome;
+use crate::telemetry::{Outcome, trace};
 use crate::upstream::{BlobBody, Upstream};
 
 use super::blob::{Blob, Source};
@@ -111,7 +112,7 @@ impl Cache {
         let mut body = piece(&upstream, &name, &digest, &left, whole).await?;
         let (sender, passing) = mpsc::channel(QUEUE);
         let draft = Arc::clone(draft);
-        tokio::spawn(async move {
+        let pass = async move {
             let _place = place;
             while left.start < left.end {
                 match body.chunk().await {
@@ -132,7 +133,8 @@ impl Cache {
                     Ok(None) | Err(_) => return,
                 }
             }
-        });
+        };
+        tokio::spawn(pass.instrument(trace::background("range")));
         Some(passing)
     }
 }

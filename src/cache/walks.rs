@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 
 use crate::config::schema::Prefetch;
 use crate::oci::media::Kind;
 use crate::oci::{Repository, UpstreamName};
+use crate::telemetry::trace;
 
 use super::children::{self, End, Root};
 use super::manifest::stored;
@@ -116,7 +118,8 @@ pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc
     }
     let Some(under_way) = UnderWay::begin(shared, root) else { return };
     let document = Arc::clone(document);
-    tokio::spawn(async move { run(&under_way, &document).await });
+    let span = trace::background("children");
+    tokio::spawn(async move { run(&under_way, &document).await }.instrument(span));
 }
 
 async fn run(under_way: &UnderWay, index: &Document) {
@@ -189,7 +192,8 @@ async fn take_up(shared: &Arc<Shared>, root: Root) {
     match stored(shared, &root.0, &root.1).await {
         Ok(Some(index)) => {
             if let Some(under_way) = UnderWay::begin(shared, root) {
-                tokio::spawn(async move { run(&under_way, &index).await });
+                let span = trace::background("children");
+                tokio::spawn(async move { run(&under_way, &index).await }.instrument(span));
             }
         }
         // What is no longer held, or whose upstream is no longer configured, needs no children.

@@ -20,16 +20,20 @@ pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
     let file = settings.file()?;
     let read = Fingerprint::of(file.as_slice());
     let config = settings.load()?;
-    let level = app::init_log(&config.log)?;
     // Before any thread: it takes what it finds out of the environment.
     let passed = Passed::from_environment();
     on_runtime(async {
+        let (level, traces) = app::init_telemetry(&config.log, &config.trace)?;
         let shutdown = shutdown_signal()?;
         // Before the start, which takes a moment: until then this signal would end the process.
         let asked = reload_signal()?;
         let load = Box::new(move || settings.load().map_err(|error| sentence(&error)));
         let reload = Reload { asked, load, file, read, level };
-        App::build(config, passed).await?.reloading(reload).run(shutdown).await
+        let served = App::build(config, passed).await?.reloading(reload).run(shutdown).await;
+        if let Some(traces) = traces {
+            tokio::task::spawn_blocking(move || traces.finish()).await?;
+        }
+        served
     })
 }
 

@@ -12,7 +12,7 @@ use super::schema::Config;
 const SHOWN: usize = 120;
 
 /// Keys that are read once: sockets are opened, the store is opened, the log is set up. A section alone means all of it.
-const AT_START: [&[&str]; 10] = [
+const AT_START: [&[&str]; 11] = [
     &["server", "listen"],
     &["server", "tls_listen"],
     &["server", "tls_cert"],
@@ -23,6 +23,7 @@ const AT_START: [&[&str]; 10] = [
     &["store", "cache_memory"],
     &["store", "on_corruption"],
     &["log", "format"],
+    &["trace"],
 ];
 
 /// One key that differs.

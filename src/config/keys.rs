@@ -9,14 +9,15 @@ use serde::de::value::Error as Refusal;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 
 use super::schema::{
-    Admin, Cache, Config, EndpointTable, Log, Prefetch, Scrub, Server, Store, Upstream, builtin_upstreams,
+    Admin, Cache, Config, EndpointTable, Log, Prefetch, Scrub, Server, Store, Trace, Upstream,
+    builtin_upstreams,
 };
 
 /// The table that holds one table per upstream.
 pub(super) const UPSTREAM: &str = "upstream";
 
 /// Each top-level section with its struct; a test holds this against the fields of `Config`.
-const SECTIONS: [(&str, Shape); 7] = [
+const SECTIONS: [(&str, Shape); 8] = [
     ("server", Shape::of::<Server>()),
     ("admin", Shape::of::<Admin>()),
     ("store", Shape::of::<Store>()),
@@ -24,6 +25,7 @@ const SECTIONS: [(&str, Shape); 7] = [
     ("cache", Shape::of::<Cache>()),
     ("prefetch", Shape::of::<Prefetch>()),
     ("log", Shape::of::<Log>()),
+    ("trace", Shape::of::<Trace>()),
 ];
 
 /// What is known of a struct from its derived deserializer.

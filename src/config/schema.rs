@@ -30,6 +30,8 @@ pub struct Config {
     pub prefetch: Prefetch,
     /// What is logged, and how.
     pub log: Log,
+    /// Where traces go.
+    pub trace: Trace,
     /// The registries behind the cache, by name.
     pub upstream: BTreeMap<String, Upstream>,
 }
@@ -46,6 +48,7 @@ impl Default for Config {
             cache: Cache::default(),
             prefetch: Prefetch::default(),
             log: Log::default(),
+            trace: Trace::default(),
             upstream: builtin_upstreams(),
         }
     }
@@ -354,6 +357,25 @@ pub struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Text, requests: true }
+    }
+}
+
+/// Where traces go, if anywhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trace {
+    /// The collector's URL for OTLP over HTTP, without `/v1/traces`; no traces if it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The share of requests, from 0 to 1, that are traced, of those whose client has not decided it.
+    pub sample: f64,
+    /// What larder is called there.
+    pub service: String,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self { endpoint: None, sample: 1.0, service: "larder".to_owned() }
     }
 }
 

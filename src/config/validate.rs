@@ -12,7 +12,7 @@ use url::Url;
 use super::address::{Address, Addresses};
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
-use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Upstream};
+use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Trace, Upstream};
 use crate::oci::{NamePattern, UpstreamName};
 
 /// Beyond this a deadline may not be computable on every clock.
@@ -121,6 +121,7 @@ fn sections(config: &Config, problems: &mut Problems) {
     let message = "it must be at least 64KiB a second, or 0 for as much as there is";
     problems.require(fine, &["scrub", "rate"], message);
     freshness(cache, &["cache"], problems);
+    trace(&config.trace, problems);
     if let Err(message) = level(&log.level) {
         problems.add(&["log", "level"], message);
     }
@@ -182,6 +183,29 @@ fn ports(config: &Config, problems: &mut Problems) {
     let used = speaks(&server.tls_listen) || speaks(&admin.tls_listen) && !other;
     problems.require(used || !own, &["server", "tls_cert"], idle);
     problems.require(speaks(&admin.tls_listen) || !other, &["admin", "tls_cert"], idle);
+}
+
+/// Where traces go.
+fn trace(trace: &Trace, problems: &mut Problems) {
+    if let Some(endpoint) = &trace.endpoint {
+        let fine = Url::parse(endpoint).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.host().is_some()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        let message = "it must be a collector's http:// or https:// URL, such as \"http://127.0.0.1:4318\"";
+        problems.require(fine, &["trace", "endpoint"], message);
+    }
+    let message = "it is a share of the requests, between 0.0 and 1.0";
+    problems.require((0.0..=1.0).contains(&trace.sample), &["trace", "sample"], message);
+    problems.require(
+        !trace.service.is_empty(),
+        &["trace", "service"],
+        "it must be a name, such as \"larder\"",
+    );
 }
 
 fn freshness(cache: &Cache, table: &[&str], problems: &mut Problems) {

@@ -2,17 +2,27 @@
 
 use std::time::Instant;
 
+use tracing::Metadata;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
 use super::repeats::{Repeats, Sparing};
-use crate::config::schema::{Log, LogFormat};
+use super::trace::{self, TraceError, Traces};
+use crate::config::schema::{self, Log, LogFormat};
 
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("log.level is no filter: {0}")]
-pub struct LogError(String);
+pub enum LogError {
+    /// The level is none.
+    #[error("log.level is no filter: {0}")]
+    Level(String),
+    /// No traces can be sent.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+}
 
 /// What is logged, to be changed while it runs.
 #[derive(Clone, Debug)]
@@ -36,11 +46,16 @@ impl LogLevel {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::try_new(level).map_err(|error| LogError(error.to_string()))
+    EnvFilter::try_new(level).map_err(|error| LogError::Level(error.to_string()))
 }
 
 /// Sends the log to standard error. Later calls in one process change nothing.
 pub fn init_log(log: &Log) -> Result<LogLevel, LogError> {
+    init(log, &schema::Trace::default()).map(|(level, _)| level)
+}
+
+/// The same, and traces to where they are wanted. Belongs into a runtime.
+pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces>), LogError> {
     let (filter, level) = reload::Layer::new(filter(&log.level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let repeats = Repeats::default();
@@ -57,6 +72,20 @@ pub fn init_log(log: &Log) -> Result<LogLevel, LogError> {
             .boxed(),
     };
     // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
-    Ok(LogLevel { filter: level, repeats })
+    // Lines do not speak of spans, and the level is not theirs.
+    let events = filter_fn(|of: &Metadata<'_>| of.is_event()).with_max_level_hint(LevelFilter::TRACE);
+    let (traces, spans) = Traces::start(trace)?.unzip();
+    let spans = spans.map(|tracer| {
+        let ours = |of: &Metadata<'_>| of.is_span() && of.target() == trace::TARGET;
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false)
+            .with_filter(filter_fn(ours).with_max_level_hint(LevelFilter::INFO))
+    });
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter.and(events))).with(spans).try_init();
+    Ok((LogLevel { filter: level, repeats }, traces))
 }

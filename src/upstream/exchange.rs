@@ -9,6 +9,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, DATE, LOCATION, RANGE
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::{RequestBuilder, Response};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use url::Url;
 
 use super::Timeouts;
@@ -19,7 +20,7 @@ use super::quota::Quota;
 use super::retry;
 use crate::clock::Clock;
 use crate::oci::{Name, UpstreamName};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, trace};
 
 /// Redirects followed for one request.
 const HOPS_MAX: usize = 10;
@@ -49,7 +50,8 @@ impl Link {
     ) -> Result<Response, UpstreamError> {
         let started = Instant::now();
         let limit = deadline.min(started + self.timeouts.head);
-        let answered = tokio::time::timeout_at(limit, request.send()).await;
+        let span = trace::call(self.upstream.as_str(), method, url.host_str(), url.path());
+        let answered = tokio::time::timeout_at(limit, request.send()).instrument(span.clone()).await;
         let result = answered.map_or_else(
             |_| {
                 // The place that a redirect led to is nothing for clients.
@@ -60,6 +62,7 @@ impl Link {
             |answer| answer.map_err(|error| translate(&self.upstream, error)),
         );
         let took = started.elapsed();
+        trace::called(&span, result.as_ref().ok().map(|response| response.status().as_u16()));
         tracing::debug!(
             upstream = %self.upstream,
             method,

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string, clippy::cast_precision_loss)]
 
 pub mod client;
+pub mod collector;
 pub mod content;
 pub mod docker;
 pub mod house;
@@ -21,6 +22,7 @@ pub mod tls;
 pub mod wire;
 
 pub use client::{Answer, Client, Transfer};
+pub use collector::Collector;
 pub use content::{Blob, Document, Image, Index};
 pub use docker::Helpers;
 pub use larder::{Larder, Setup};

@@ -1,0 +1,134 @@
+//! A collector of traces, by OTLP over HTTP.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
+
+#[derive(Default)]
+struct State {
+    spans: Mutex<Vec<Span>>,
+    services: Mutex<Vec<String>>,
+    silent: AtomicBool,
+    asked: AtomicUsize,
+    over: AtomicBool,
+}
+
+/// The collector. Dropping it ends it.
+pub struct Collector {
+    addr: SocketAddr,
+    state: Arc<State>,
+    listening: Option<JoinHandle<()>>,
+}
+
+impl Collector {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (addr, state) = (listener.local_addr().unwrap(), Arc::new(State::default()));
+        let shared = Arc::clone(&state);
+        let listening = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if shared.over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let state = Arc::clone(&shared);
+                std::thread::spawn(move || stream.ok().and_then(|stream| serve(&stream, &state)));
+            }
+        });
+        Self { addr, state, listening: Some(listening) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Takes requests and never answers.
+    pub fn fall_silent(&self) {
+        self.state.silent.store(true, Ordering::SeqCst);
+    }
+
+    /// How many requests have come.
+    pub fn asked(&self) -> usize {
+        self.state.asked.load(Ordering::SeqCst)
+    }
+
+    pub fn spans(&self) -> Vec<Span> {
+        self.state.spans.lock().unwrap().clone()
+    }
+
+    /// What the senders call themselves.
+    pub fn services(&self) -> Vec<String> {
+        self.state.services.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.state.over.store(true, Ordering::SeqCst);
+        // A connection of our own wakes the thread that sits in accept.
+        let _ = TcpStream::connect(self.addr);
+        if let Some(listening) = self.listening.take() {
+            let _ = listening.join();
+        }
+    }
+}
+
+fn serve(mut stream: &TcpStream, state: &State) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let (mut length, mut first) = (0, String::new());
+        reader.read_line(&mut first).ok().filter(|n| *n > 0)?;
+        assert!(first.starts_with("POST /v1/traces "), "{first}");
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok()?;
+            let line = line.trim_end().to_ascii_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
+        state.asked.fetch_add(1, Ordering::SeqCst);
+        while state.silent.load(Ordering::SeqCst) {
+            if state.over.load(Ordering::SeqCst) {
+                return None;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
+        for of in request.resource_spans {
+            let resource = of.resource.unwrap_or_default();
+            let service = value_of(&resource.attributes, "service.name").unwrap_or_default();
+            state.services.lock().unwrap().push(service);
+            let spans = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            state.spans.lock().unwrap().extend(spans);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").ok()?;
+    }
+}
+
+/// An attribute as text.
+pub fn attribute(span: &Span, key: &str) -> Option<String> {
+    value_of(&span.attributes, key)
+}
+
+fn value_of(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let found = attributes.iter().find(|attribute| attribute.key == key)?;
+    let Some(AnyValue { value: Some(value) }) = &found.value else { return None };
+    Some(match value {
+        any_value::Value::StringValue(text) => text.clone(),
+        any_value::Value::IntValue(number) => number.to_string(),
+        any_value::Value::BoolValue(truth) => truth.to_string(),
+        other => format!("{other:?}"),
+    })
+}
