@@ -19,7 +19,7 @@
 //! | 2 | [`store`] | bytes by digest, facts by key | oci, config, telemetry |
 //! | 2 | [`upstream`] | one remote registry, or a folder in OCI layout | oci, config, telemetry, clock |
 //! | 2 | [`server`] | sockets, TLS and HTTP connections; knows no registry | oci, config, telemetry |
-//! | 1 | [`telemetry`] | every metric series; the log's set-up | oci, config's schema |
+//! | 1 | [`telemetry`] | every metric series; the log and traces | oci, config's schema |
 //! | 1 | [`config`] | plain data, where it comes from, what is wrong with it | oci |
 //! | 0 | [`oci`] | the field's vocabulary; no I/O, no clock | nothing |
 //! | 0 | [`clock`] | what time it is | nothing |

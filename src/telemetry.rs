@@ -14,6 +14,7 @@ use prometheus::{
 };
 
 pub use log::{LogError, LogLevel, init, init_log};
+pub use repeats::ALWAYS;
 
 use store::StoreSeries;
 

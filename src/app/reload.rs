@@ -14,7 +14,7 @@ use crate::config::change::{self, Change};
 use crate::config::schema::Scrub;
 use crate::config::watch::{Fingerprint, LOOK_EVERY, Watch};
 use crate::server::{Certificate, Limits};
-use crate::telemetry::LogLevel;
+use crate::telemetry::{ALWAYS, LogLevel};
 use crate::upstream;
 
 /// Puts the configuration together again, checked; the error is one sentence for people.
@@ -143,19 +143,21 @@ impl Running {
     fn read(&mut self, load: &Load, level: &LogLevel) {
         match load().and_then(|config| self.follow(&config, level)) {
             Ok(changes) => report(&changes),
-            Err(error) => tracing::error!(error, "the configuration cannot be used and stays as it was"),
+            Err(error) => {
+                tracing::error!(target: ALWAYS, error, "the configuration cannot be used and stays as it was");
+            }
         }
     }
 
     fn follow(&mut self, config: &Config, level: &LogLevel) -> Result<Vec<Change>, String> {
         let turn = change::compare(&self.config, config).map_err(|error| error.to_string())?;
         let next = turn.next;
-        // First what may fail, and of that last what cannot be taken back.
+        // First what may fail, so that it can be taken back.
         if next.log.level != self.config.log.level {
             level.follow(&next.log.level).map_err(|error| error.to_string())?;
         }
         if let Err(error) = self.cache.follow(&next) {
-            // It was right before.
+            // This level was right before, and is so again.
             let _ = level.follow(&self.config.log.level);
             return Err(error.to_string());
         }
@@ -177,6 +179,6 @@ fn report(changes: &[Change]) {
         now => tracing::info!(changed = listed(now), "the configuration was read again and is followed"),
     }
     if !later.is_empty() {
-        tracing::warn!(keys = listed(&later), "these changes need a restart and are not followed until then");
+        tracing::warn!(target: ALWAYS, keys = listed(&later), "these changes need a restart and are not followed until then");
     }
 }

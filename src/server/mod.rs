@@ -275,8 +275,10 @@ mod tests {
         assert!(server.await.expect("no panic"), "nothing is left that the end would have to wait for");
         drop(client);
     }
-    /// A larder's port with TLS, a client of it that speaks HTTP/2, and what ends the port.
-    async fn http2_port(
+    /// A larder's port with TLS, a client of it that speaks this version, what ends the port, and what tells that the
+    /// answer is given up.
+    async fn tls_port(
+        version: &str,
         limits: Limits,
     ) -> (reqwest::Client, String, watch::Sender<bool>, oneshot::Receiver<()>) {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
@@ -305,22 +307,24 @@ mod tests {
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        tls.alpn_protocols = vec![version.as_bytes().to_vec()];
         let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy();
         (client.build().expect("a client"), format!("https://{address}/"), stop, dropped)
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_client_of_http2_that_opens_no_window_loses_its_connection() {
+    async fn a_client_behind_tls_that_takes_nothing_loses_its_connection() {
         let patient = Duration::from_mins(10);
         let limits =
             Limits { connections: 1, head: patient, write: Duration::from_millis(200), grace: patient };
-        let (client, url, _stop, dropped) = http2_port(limits).await;
-        let mut answer = client.get(url).send().await.expect("an answer");
-        assert_eq!(answer.version(), http::Version::HTTP_2);
-        // The client's connection is alive and answers pings; it is this answer that nobody takes.
-        let given_up = tokio::time::timeout(Duration::from_secs(30), dropped).await;
-        assert!(given_up.expect("the answer is given up").is_err());
-        while let Ok(Some(_)) = answer.chunk().await {}
+        for (name, version) in [("http/1.1", http::Version::HTTP_11), ("h2", http::Version::HTTP_2)] {
+            let (client, url, _stop, dropped) = tls_port(name, limits).await;
+            let mut answer = client.get(url).send().await.expect("an answer");
+            assert_eq!(answer.version(), version);
+            // On HTTP/2 the client's connection is alive and answers pings; it is this answer that nobody takes.
+            let given_up = tokio::time::timeout(Duration::from_secs(30), dropped).await;
+            assert!(given_up.expect("the answer is given up").is_err());
+            while let Ok(Some(_)) = answer.chunk().await {}
+        }
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::config::pem;
 use crate::config::watch::{Fingerprint, LOOK_EVERY, Watch};
+use crate::telemetry::ALWAYS;
 
 /// The files of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +87,9 @@ impl Certificate {
                 self.used.send_replace(config);
                 tracing::info!(cert = %self.files.cert.display(), "the TLS certificate was read again");
             }
-            Err(error) => tracing::error!(%error, "the TLS certificate stays the one that was read before"),
+            Err(error) => {
+                tracing::error!(target: ALWAYS, %error, "the TLS certificate stays the one that was read before");
+            }
         }
     }
 }

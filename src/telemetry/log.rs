@@ -71,7 +71,6 @@ pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces
             .map_event_format(|lines| Sparing { lines, repeats: repeats.clone() })
             .boxed(),
     };
-    // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
     // Lines do not speak of spans, and the level is not theirs.
     let events = filter_fn(|of: &Metadata<'_>| of.is_event()).with_max_level_hint(LevelFilter::TRACE);
     let (traces, spans) = Traces::start(trace)?.unzip();
@@ -86,6 +85,7 @@ pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces
             .with_context_activation(false)
             .with_filter(filter_fn(ours).with_max_level_hint(LevelFilter::INFO))
     });
+    // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter.and(events))).with(spans).try_init();
     Ok((LogLevel { filter: level, repeats }, traces))
 }

@@ -19,8 +19,8 @@ const WINDOW: Duration = Duration::from_mins(1);
 /// Kinds of failures known at once. Beyond it failures with the same message count as one kind.
 const KINDS: usize = 512;
 
-/// What is said from here is never left out.
-const OWN: &str = module_path!();
+/// The target of what is never left out, however often it is said: it answers somebody who asked.
+pub const ALWAYS: &str = "larder::always";
 
 /// No more of a message is kept, in characters.
 const MESSAGE: usize = 200;
@@ -114,7 +114,7 @@ impl Repeats {
         // Collected first: saying it comes back here.
         let due = self.record().due(now);
         for LeftOut { times, message, upstream } in due {
-            tracing::warn!(target: OWN, times, of = message, upstream, "left out of the log");
+            tracing::warn!(target: ALWAYS, times, of = message, upstream, "left out of the log");
         }
     }
 }
@@ -142,7 +142,7 @@ where
     ) -> fmt::Result {
         let of = event.metadata();
         // The more severe levels are the smaller ones.
-        let spared = *of.level() <= Level::WARN && of.target() != OWN;
+        let spared = *of.level() <= Level::WARN && of.target() != ALWAYS;
         if spared && !self.repeats.record().admits(kind_of(event), Instant::now()) {
             return Ok(());
         }
