@@ -137,12 +137,12 @@ mod tests {
             name: name.parse().expect("a name"),
         };
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        let Place::Fills(sender, _) = board.place(&repository("a"), &digest, false) else { panic!("joined") };
+        let Place::Fills(sender, ..) = board.place(&repository("a"), &digest, false) else { panic!("joined") };
         assert!(matches!(board.place(&repository("a"), &digest, false), Place::Joins(_, true)));
         assert!(matches!(board.place(&repository("b"), &digest, false), Place::NeedsRight));
         assert!(matches!(board.place(&repository("b"), &digest, true), Place::Joins(_, false)));
         board.leave(&digest, &sender);
-        let Place::Fills(next, _) = board.place(&repository("b"), &digest, false) else { panic!("joined") };
+        let Place::Fills(next, ..) = board.place(&repository("b"), &digest, false) else { panic!("joined") };
         // It has left, and takes nobody else with it.
         board.leave(&digest, &sender);
         assert!(matches!(board.place(&repository("b"), &digest, false), Place::Joins(..)));
