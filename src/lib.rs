@@ -55,6 +55,12 @@
 //! If they do not match, every connection is cut short of its Content-Length and the draft is dropped. If the
 //! upstream breaks off, the fill goes on with a ranged request where it stopped; clients notice nothing.
 //!
+//! **The disk takes nothing.** The draft goes on without one: hashed as it comes, shown from its window to those who
+//! [follow](store::Follower) it, at the pace of the slowest, verified before its last byte, and forgotten. Who comes too late
+//! for the window gets a fill of their own. Where the store cannot be asked, nothing is held and the upstream is asked. One
+//! probe every few seconds finds out whether the disk takes something again, and opens the store anew
+//! ([`store::Store::mend`]): nobody keeps a handle of sled's beyond one operation, so that it can be closed at any time.
+//!
 //! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
 //! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::condemn_blob`]), so that the next
 //! request is a miss. A file goes at once; pages are removed by the fill which that starts, and so are those that a crash

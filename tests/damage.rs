@@ -100,7 +100,10 @@ fn folders_that_somebody_wipes_cost_downloads_and_no_answers() {
             if ["the database", "all of it", "what is in it"].contains(&what) {
                 house.larder.wait_for_line("the line that says so", |line| {
                     line["level"] == "ERROR"
-                        && line["message"].as_str().unwrap_or_default().contains("not there")
+                        && line["message"]
+                            .as_str()
+                            .unwrap_or_default()
+                            .contains("straight from the upstreams")
                 });
                 house.larder.wait_for_line("the line that says that it has passed", |line| {
                     line["message"].as_str().unwrap_or_default().contains("the store works again")

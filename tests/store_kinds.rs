@@ -355,32 +355,6 @@ fn a_folder_whose_times_were_lost_is_not_fetched_again() {
 }
 
 #[test]
-fn a_disk_that_takes_no_more_ends_the_fill_and_nothing_else() {
-    let registry = Registry::start();
-    let (large, small) = (Blob::random(1, 40 * MIB), Blob::random(2, 3 * MIB));
-    registry.add_blob("library/app", &large);
-    registry.add_blob("library/app", &small);
-    let setup = Setup::with(&registry).set("store.blobs", "files");
-    // No file may grow beyond 24 MiB (the unit is 512 bytes), and to try is an error instead of a signal.
-    let serve = setup.command();
-    let mut command = Command::new("sh");
-    command.args(["-c", "trap '' XFSZ; ulimit -f 49152; exec \"$@\"", "sh"]).arg(serve.get_program());
-    command.args(serve.get_args()).current_dir(setup.folder()).stderr(std::process::Stdio::piped());
-    let larder = setup.start_by(&mut command);
-    let path = |blob: &Blob| format!("/v2/library/app/blobs/{}", blob.digest);
-    for round in 1..3 {
-        larder.api().try_send("GET", &path(&large), &[]).expect_err("what cannot be kept is cut off");
-        larder.wait_counter("larder_fills_total", &[("result", "store")], round);
-        larder.settle();
-        assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
-    }
-    larder.get(&path(&small)).is_ok_with(&small.bytes);
-    larder.settle();
-    larder.get(&path(&small)).is_outcome("larder; hit");
-    assert_eq!(larder.admin().get("/readyz").status(), 200);
-}
-
-#[test]
 fn a_draft_of_a_stopped_larder_is_gone_on_with_byte_for_byte() {
     let registry = Registry::start();
     let blob = Blob::random(5, 8 * MIB);
