@@ -123,6 +123,8 @@ struct Shared {
     passing: Arc<Semaphore>,
     /// Room for reading further ahead than one step.
     ahead: Arc<Semaphore>,
+    /// Turns to read from the store.
+    reading: Arc<Semaphore>,
     walks: Walks,
     trouble: Trouble,
 }
@@ -156,6 +158,7 @@ impl Cache {
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
             ahead: Arc::new(Semaphore::new(reader::AHEAD_MAX)),
+            reading: Arc::new(Semaphore::new(reader::READING_MAX)),
             walks: Walks::default(),
             trouble: Trouble::default(),
         }))

@@ -27,6 +27,9 @@ const AHEAD: usize = 3;
 /// Steps under way beside the first one of each client, for all clients together. With many of them the processor is busy
 /// anyway, and each step is memory.
 pub(super) const AHEAD_MAX: usize = 8;
+/// Steps that read from sled at once. Every thread that does keeps some MiB of what sled's cache has let go, so that with
+/// one for each client memory would grow with clients.
+pub(super) const READING_MAX: usize = 8;
 /// How far beyond a fill's frontier a range must begin to be worth a request of its own to the upstream.
 const FAR: u64 = 8 << 20;
 /// How much of such a range is asked for at a time. Clients that want one chunk ask for all that follows and hang up when
@@ -244,13 +247,9 @@ impl BlobReader {
                 let range = self.at..end.min((self.at / STEP + 1) * STEP);
                 self.at = range.end;
                 let (cache, blob) = (self.cache.clone(), blob.clone());
-                let reading = tokio::task::spawn_blocking({
-                    let blob = blob.clone();
-                    move || blob.read(range, STEP)
-                });
-                Box::pin(async move {
-                    stored(&cache, &blob, reading.await.map_err(|_| CacheError::Interrupted)?).await
-                })
+                // A task of its own, so that it goes on while nobody asks how far it is.
+                let reading = tokio::spawn(stored(cache, blob, range));
+                Box::pin(async move { reading.await.map_err(|_| CacheError::Interrupted)? })
             }
             // What is passed through has ended, or this would not be asked for.
             Source::Filling(follower) | Source::Passing(_, follower) => {
@@ -262,12 +261,17 @@ impl BlobReader {
     }
 }
 
-async fn stored(
-    cache: &Cache,
-    blob: &OpenBlob,
-    read: Result<Vec<Bytes>, StoreError>,
-) -> Result<VecDeque<Bytes>, CacheError> {
-    match read {
+/// Reads all of a range, which is one step long at most.
+async fn stored(cache: Cache, blob: OpenBlob, range: Range<u64>) -> Result<VecDeque<Bytes>, CacheError> {
+    let turn = Arc::clone(&cache.0.reading).acquire_owned().await;
+    let reading = tokio::task::spawn_blocking({
+        let blob = blob.clone();
+        move || {
+            let _turn = turn;
+            blob.read(range, STEP)
+        }
+    });
+    match reading.await.map_err(|_| CacheError::Interrupted)? {
         Ok(found) => Ok(found.into()),
         Err(error) => {
             if matches!(error, StoreError::Damaged(_)) {
