@@ -222,3 +222,37 @@ fn a_warm_transfer_is_finished_too() {
     assert!(transfer.finish().unwrap().body == blob.bytes[MIB..]);
     assert_eq!(larder.wait_exit().code(), Some(0));
 }
+
+/// What `larder healthy` says where the operator's port is `admin`.
+fn healthy(setup: &Setup, admin: &str) -> Exit {
+    let file = setup.config_file();
+    run_to_exit(
+        setup.bare_command().arg("healthy").arg("--config").arg(file).env("LARDER_ADMIN__LISTEN", admin),
+    )
+}
+
+#[test]
+fn health_is_asked_for_from_a_program_beside_it() {
+    let mut larder = plain().start();
+    let admin = larder.admin_addr().to_string();
+    let exit = healthy(larder.setup(), &admin);
+    assert!(exit.status.success(), "{exit:?}");
+
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    is_one_sentence(&healthy(larder.setup(), &admin), &["nobody answers", &admin]);
+    is_one_sentence(&healthy(larder.setup(), "systemd:admin"), &["admin.listen"]);
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap().to_string();
+    let began = Instant::now();
+    is_one_sentence(&healthy(larder.setup(), &silent), &["nobody answers", &silent]);
+    assert!(began.elapsed() < Duration::from_secs(20), "a health check must end");
+
+    let socket = larder.setup().folder().join("admin.sock");
+    let admin = format!("unix:{}", socket.display());
+    let larder =
+        larder.into_setup().set("admin.listen", vec![admin.clone(), "127.0.0.1:0".to_owned()]).start();
+    let exit = healthy(larder.setup(), &admin);
+    assert!(exit.status.success(), "{exit:?}");
+}

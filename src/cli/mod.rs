@@ -2,6 +2,7 @@
 
 mod convert;
 mod demo;
+mod healthy;
 mod scrub;
 mod serve;
 mod validate;
@@ -29,6 +30,8 @@ enum Verb {
     Serve(Settings),
     /// Check the configuration and print the one that results, defaults included
     Validate(Settings),
+    /// Ask the larder that runs with this configuration whether it is ready; ends with 1 if it is not
+    Healthy(Settings),
     /// Work on a store that no larder has open
     #[command(subcommand)]
     Store(convert::Store),
@@ -101,6 +104,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Serve(settings) => serve::run(settings),
         Verb::Validate(settings) => validate::run(&settings.load()?),
+        Verb::Healthy(settings) => healthy::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
         Verb::Verify(arguments) => scrub::verify(arguments),
         Verb::Gc(arguments) => scrub::gc(arguments),

@@ -1,0 +1,106 @@
+//! `larder healthy`: asks the larder that runs with this configuration whether it serves, for images without a shell.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use crate::config::Config;
+use crate::config::address::Address;
+
+/// For each step. A healthy larder answers within milliseconds, and whoever asks gives up soon.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// More than the head of the answer takes.
+const ENOUGH: u64 = 4096;
+
+/// Ends well if `/readyz` on the admin port says so.
+pub(super) fn run(config: &Config) -> anyhow::Result<()> {
+    let place = config.admin.listen.0.iter().find_map(reachable);
+    let place = place.context(
+        "admin.listen has no place that can be asked without TLS; add IP:PORT or unix:/PATH to it",
+    )?;
+    let answer = match &place {
+        Address::Tcp(address) => over_tcp(*address),
+        Address::Unix(path) => UnixStream::connect(path).and_then(|stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            ask(stream)
+        }),
+        Address::Named(_) | Address::Descriptor(_) => bail!("{place} cannot be asked"),
+    };
+    let answer = answer.with_context(|| format!("nobody answers at {place}"))?;
+    match status(&answer) {
+        Some("200") => super::print("ready\n"),
+        Some(other) => bail!("{place} answers /readyz with {other}"),
+        None => bail!("what answers at {place} is no larder"),
+    }
+}
+
+/// Where to connect for an address that is listened at, if that can be told.
+fn reachable(address: &Address) -> Option<Address> {
+    match address {
+        Address::Tcp(address) => {
+            let ip = match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                ip => ip,
+            };
+            Some(SocketAddr::new(ip, address.port()).into())
+        }
+        Address::Unix(path) => Some(Address::Unix(path.clone())),
+        Address::Named(_) | Address::Descriptor(_) => None,
+    }
+}
+
+fn over_tcp(address: SocketAddr) -> std::io::Result<Vec<u8>> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    ask(stream)
+}
+
+fn ask(mut stream: impl Read + Write) -> std::io::Result<Vec<u8>> {
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(ENOUGH).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// The status code of an answer in HTTP/1 (RFC 9112 section 4).
+fn status(answer: &[u8]) -> Option<&str> {
+    let line = answer.split(|byte| *byte == b'\r').next()?;
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    words.next()?.strip_prefix("HTTP/1.")?;
+    words.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_for_all_addresses_is_asked_over_loopback() {
+        for (listen, asked) in [
+            ("0.0.0.0:5001", Some("127.0.0.1:5001")),
+            ("[::]:5001", Some("[::1]:5001")),
+            ("10.0.0.7:5001", Some("10.0.0.7:5001")),
+            ("unix:/run/admin.sock", Some("unix:/run/admin.sock")),
+            ("systemd:admin", None),
+            ("fd:3", None),
+        ] {
+            let asked_at = reachable(&listen.parse().expect(listen)).map(|place| place.to_string());
+            assert_eq!(asked_at.as_deref(), asked, "{listen}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_read() {
+        assert_eq!(status(b"HTTP/1.1 200 OK\r\n\r\n"), Some("200"));
+        assert_eq!(status(b"HTTP/1.0 503\r\n"), Some("503"));
+        for other in [&b""[..], b"SSH-2.0-x\r\n", b"HTTP/1.1", b"\xff\xfe 200\r\n"] {
+            assert_eq!(status(other), None, "{other:?}");
+        }
+    }
+}
