@@ -20,10 +20,10 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::Mode;
 use crate::config::watch::Fingerprint;
-use crate::ops;
+use crate::ops::{self, Operations};
 pub use crate::server::Passed;
 use crate::server::{self, Certificate, CertificateFiles, Limits, Listener};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 pub use crate::telemetry::{init as init_telemetry, init_log};
 use crate::upstream::Upstreams;
@@ -38,6 +38,12 @@ pub struct Offline {
     store: Store,
     metrics: Arc<Metrics>,
     cache: Cache,
+    operations: Operations,
+}
+
+/// Whether a store was not opened because another larder has it.
+pub fn is_in_use(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StoreError::Locked(_)))
 }
 
 impl Offline {
@@ -55,18 +61,14 @@ impl Offline {
         let options = config.store.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
         let kept = (store.clone(), &config.store);
-        let cache = Cache::new(kept, upstreams, Arc::clone(&metrics), clock, config.prefetch.clone());
-        Ok(Self { store, metrics, cache })
+        let cache = Cache::new(kept, upstreams, Arc::clone(&metrics), clock.clone(), config.prefetch.clone());
+        let operations = Operations::new(cache.clone(), Arc::clone(&metrics), clock, config.clone());
+        Ok(Self { store, metrics, cache, operations })
     }
 
-    /// The cache.
-    pub fn cache(&self) -> &Cache {
-        &self.cache
-    }
-
-    /// What the cache counts.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
+    /// What can be asked of it.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// Waits until everything is on the disk.
@@ -83,6 +85,7 @@ pub struct App {
     store: Store,
     metrics: Arc<Metrics>,
     cache: Cache,
+    operations: Operations,
     registry: Registry,
     clock: Clock,
     api: Vec<Listener>,
@@ -122,7 +125,8 @@ impl App {
                 "passed by the service manager, but named by no `listen` key"
             );
         }
-        let Offline { store, metrics, cache } = Offline::open_with(&config, clock.clone()).await?;
+        let Offline { store, metrics, cache, operations } =
+            Offline::open_with(&config, clock.clone()).await?;
         let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners(&config));
         let certificates = own.into_iter().chain(admins).collect();
         Ok(Self {
@@ -130,6 +134,7 @@ impl App {
             store,
             metrics,
             cache,
+            operations,
             registry,
             clock,
             api,
@@ -159,8 +164,8 @@ impl App {
 
     /// Serves until `shutdown` resolves, then finishes running transfers within the grace period and flushes.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let Self { config, store, metrics, cache, registry, clock, api, admin, certificates, reload, read } =
-            self;
+        let Self { config, store, metrics, cache, operations, registry, clock, .. } = self;
+        let Self { api, admin, certificates, reload, read, .. } = self;
         let ready = Arc::new(AtomicBool::new(true));
         let (stop, stopped) = watch::channel(false);
         let (limits, bounds) = watch::channel(limits(&config));
@@ -176,14 +181,19 @@ impl App {
         );
         let places: Vec<_> = api.iter().map(ToString::to_string).collect();
         let status = format!("serving on {}", places.join(", "));
-        let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready));
+        let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready), operations.clone());
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);
-        let admin =
-            tokio::spawn(server::serve(admin, admin_bounds, None, admin_stopped, move |request, _| {
-                let answer = operator.answer(&request);
-                async move { answer }
-            }));
+        // A socket that only this machine reaches asks for no token.
+        let (near, far): (Vec<_>, Vec<_>) =
+            admin.into_iter().partition(|it| it.local().is_none_or(|address| address.ip().is_loopback()));
+        let admin = [(near, operator.clone().trusting()), (far, operator)].map(|(listeners, operator)| {
+            let (bounds, stopped) = (admin_bounds.clone(), admin_stopped.clone());
+            tokio::spawn(server::serve(listeners, bounds, None, stopped, move |request, _| {
+                let operator = operator.clone();
+                async move { operator.answer(request).await }
+            }))
+        });
         let keeping = tokio::spawn(cache.clone().keep_room());
         let (scrub, scrub_settings) = watch::channel(config.scrub.clone());
         let scrubbing = tokio::spawn({
@@ -198,6 +208,7 @@ impl App {
         let running = reload::Running {
             config,
             cache: cache.clone(),
+            operations: operations.clone(),
             registry: registry.clone(),
             limits,
             admin_limits,
@@ -224,8 +235,11 @@ impl App {
         if !api.await.context("the client port failed")? {
             tracing::warn!("transfers were still running at the end of the grace period and are cut");
         }
+        operations.jobs().stop();
         stop_admin.send_replace(true);
-        admin.await.context("the admin port failed")?;
+        for admin in admin {
+            admin.await.context("the admin port failed")?;
+        }
         keeping.abort();
         scrubbing.abort();
         attending.abort();

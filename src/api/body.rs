@@ -1,10 +1,11 @@
-//! The body of an answer: nothing, bytes in memory, or a blob as it is read.
+//! The body of an answer: nothing, bytes in memory, a blob as it is read, or what is made while it is sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use tokio::sync::mpsc;
 
 use crate::cache::{BlobReader, CacheError};
 
@@ -19,6 +20,16 @@ pub enum Body {
     Whole(Bytes),
     /// A blob, read while it is sent.
     Blob(Box<BlobBody>),
+    /// What a task makes while it is sent.
+    Stream(Stream),
+}
+
+/// Bytes that a task makes.
+#[derive(Debug)]
+pub struct Stream {
+    pieces: mpsc::Receiver<Result<Bytes, CacheError>>,
+    /// Bytes still to come, where known.
+    left: Option<u64>,
 }
 
 /// A blob on its way to a client.
@@ -34,6 +45,10 @@ pub struct BlobBody {
 impl Body {
     pub(super) fn blob(reader: BlobReader, length: Option<u64>, record: Record) -> Self {
         Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, record }))
+    }
+
+    pub(super) fn stream(pieces: mpsc::Receiver<Result<Bytes, CacheError>>, length: Option<u64>) -> Self {
+        Self::Stream(Stream { pieces, left: length })
     }
 }
 
@@ -70,6 +85,17 @@ impl http_body::Body for Body {
                     Poll::Ready(None)
                 }
             },
+            Self::Stream(stream) => match ready!(stream.pieces.poll_recv(cx)) {
+                Some(Ok(bytes)) => {
+                    stream.left = stream.left.map(|left| left.saturating_sub(bytes.len() as u64));
+                    Poll::Ready(Some(Ok(Frame::data(bytes))))
+                }
+                Some(Err(error)) => Poll::Ready(Some(Err(error))),
+                None if stream.left.is_some_and(|left| left > 0) => {
+                    Poll::Ready(Some(Err(CacheError::Interrupted)))
+                }
+                None => Poll::Ready(None),
+            },
         }
     }
 
@@ -78,6 +104,7 @@ impl http_body::Body for Body {
             Self::Empty => true,
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Blob(blob) => blob.left == Some(0),
+            Self::Stream(stream) => stream.left == Some(0),
         }
     }
 
@@ -86,6 +113,7 @@ impl http_body::Body for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Blob(blob) => blob.left.map_or_else(SizeHint::new, SizeHint::with_exact),
+            Self::Stream(stream) => stream.left.map_or_else(SizeHint::new, SizeHint::with_exact),
         }
     }
 }

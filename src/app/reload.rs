@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::config::change::{self, Change};
 use crate::config::schema::Scrub;
 use crate::config::watch::{Fingerprint, LOOK_EVERY, Watch};
+use crate::ops::Operations;
 use crate::server::{Certificate, Limits};
 use crate::telemetry::{ALWAYS, LogLevel};
 use crate::upstream;
@@ -44,6 +45,7 @@ impl std::fmt::Debug for Reload {
 pub(super) struct Running {
     pub(super) config: Config,
     pub(super) cache: Cache,
+    pub(super) operations: Operations,
     pub(super) registry: Registry,
     pub(super) limits: watch::Sender<Limits>,
     pub(super) admin_limits: watch::Sender<Limits>,
@@ -165,6 +167,7 @@ impl Running {
         self.limits.send_replace(super::limits(&next));
         self.admin_limits.send_replace(super::admin_limits(&next));
         self.scrub.send_replace(next.scrub.clone());
+        self.operations.follow(next.clone());
         self.config = next;
         Ok(turn.changes)
     }

@@ -140,15 +140,37 @@ impl Cache {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<(), CacheError> {
-        let Some(Source::Filling(follower)) = self.blob(repository, digest).await?.source else {
-            return Ok(());
+        self.bring_blob(repository, digest, |_| {}).await.map(drop)
+    }
+
+    /// The same for who wants to know how it goes: `tell` hears of all bytes that are there, whenever there are more.
+    /// Returns whether it had to be fetched.
+    pub async fn bring_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        mut tell: impl FnMut(u64) + Send,
+    ) -> Result<bool, CacheError> {
+        let blob = self.blob(repository, digest).await?;
+        let Some(Source::Filling(follower)) = blob.source else {
+            tell(blob.size.unwrap_or_default());
+            return Ok(false);
         };
-        let mut progress = follower.draft().watch();
+        let draft = Arc::clone(follower.draft());
+        let mut progress = draft.watch();
         // Nobody reads here, and so nobody need be waited for.
         drop(follower);
-        let ended = progress.wait_for(|progress| progress.end.is_some()).await;
-        match ended.ok().and_then(|progress| progress.end) {
-            Some(DraftEnd::Verified) => Ok(()),
+        let ended = loop {
+            let now = *progress.borrow_and_update();
+            tell(now.received);
+            if now.end.is_some() || progress.changed().await.is_err() {
+                break now.end;
+            }
+        };
+        match ended {
+            Some(DraftEnd::Verified) if draft.is_kept() => Ok(true),
+            // It came past a store that fails, for those who read it alone.
+            Some(DraftEnd::Verified) => Err(StoreError::Closed.into()),
             Some(DraftEnd::Mismatch) => Err(CacheError::Mismatch(format!("{digest} came wrong"))),
             Some(DraftEnd::Abandoned) | None => Err(CacheError::Interrupted),
         }

@@ -137,7 +137,9 @@ mod tests {
             name: name.parse().expect("a name"),
         };
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        let Place::Fills(sender, ..) = board.place(&repository("a"), &digest, false) else { panic!("joined") };
+        let Place::Fills(sender, ..) = board.place(&repository("a"), &digest, false) else {
+            panic!("joined")
+        };
         assert!(matches!(board.place(&repository("a"), &digest, false), Place::Joins(_, true)));
         assert!(matches!(board.place(&repository("b"), &digest, false), Place::NeedsRight));
         assert!(matches!(board.place(&repository("b"), &digest, true), Place::Joins(_, false)));

@@ -12,12 +12,14 @@ mod eviction;
 mod fill;
 mod flight;
 pub mod freshness;
+mod held;
 mod hot;
 mod listing;
 mod manifest;
 mod patience;
 mod reader;
 mod referrers;
+mod removal;
 mod resolve;
 mod right;
 mod room;
@@ -43,10 +45,12 @@ use crate::upstream::{BuildError, Upstream, Upstreams};
 
 pub use blob::{Blob, Source};
 pub use error::CacheError;
-pub use eviction::{Reached, Reading};
+pub use eviction::{Reached, Reading, Tally};
+pub use held::{Held, Standing};
 pub use hot::Document;
 pub use listing::{Listing, Page};
 pub use reader::BlobReader;
+pub use removal::{Removed, Target};
 pub use scrub::{Condition, Damaged, Due, Rest};
 
 pub use crate::upstream::RouteError;

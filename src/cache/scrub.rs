@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Hasher};
 use crate::store::{Collected, OpenBlob, StoreError};
@@ -45,7 +45,7 @@ pub struct Due {
 }
 
 /// Something that was damaged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damaged {
     /// What.
     pub digest: Digest,

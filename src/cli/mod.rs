@@ -1,11 +1,22 @@
 //! The command line: what can be said on it, and which verb it leads to.
 
+mod backend;
+mod bars;
+mod check;
 mod convert;
 mod demo;
+mod events;
+mod exit;
 mod healthy;
+mod inspect;
+mod list;
+mod remote;
+mod remove;
 mod scrub;
 mod serve;
+mod table;
 mod validate;
+mod warm;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -13,12 +24,14 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+pub use exit::code as exit_code;
+
 use crate::config::address::Address;
 use crate::config::{self, Config, Flags};
 
 /// A pull-through cache for container images.
 #[derive(Debug, Parser)]
-#[command(name = "larder", version, arg_required_else_help = true)]
+#[command(name = "larder", version, arg_required_else_help = true, after_long_help = exit::TABLE)]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -35,9 +48,23 @@ enum Verb {
     /// Work on a store that no larder has open
     #[command(subcommand)]
     Store(convert::Store),
-    /// Hold everything in a store that no larder has open against its digest; ends with 3 if something is damaged
+    /// List what is held: images by tag, and those pulled by digest
+    Ls(list::List),
+    /// List the tags held of a repository
+    Tags(list::Tags),
+    /// Show an index, or the manifest or config of one platform, and what of it is held
+    // Its `--config` is the image's.
+    #[command(mut_arg("config_file", |arg| arg.long("config-file")))]
+    Inspect(inspect::Inspect),
+    /// Tell whether pulls would succeed without the upstream, and name what is missing; ends with 4 if they would not
+    Check(check::Check),
+    /// Fetch images before anybody asks for them; ends with 4 if not all of them could be
+    Warm(warm::Warm),
+    /// Take images out of the cache, with what only they lead to
+    Rm(remove::Remove),
+    /// Hold everything against its digest; ends with 3 if something is damaged
     Verify(scrub::Verify),
-    /// Remove from a store that no larder has open what is left of content that has gone, and tell what tags lead to
+    /// Remove what is left of content that has gone, and tell what tags lead to
     Gc(scrub::Gc),
     /// Pull an image through a larder of its own, then again without the upstream, and show what happened
     Demo {
@@ -51,7 +78,7 @@ enum Verb {
 #[derive(Args, Clone, Debug)]
 struct Settings {
     /// The configuration file; otherwise the variable `LARDER_CONFIG` names it, if set
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, id = "config_file", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where clients pull from, without TLS: `IP:PORT`, `unix:/PATH` or `systemd:NAME` (server.listen); may be repeated
     #[arg(long, value_name = "ADDR")]
@@ -106,15 +133,16 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Validate(settings) => validate::run(&settings.load()?),
         Verb::Healthy(settings) => healthy::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
+        Verb::Ls(arguments) => list::list(arguments),
+        Verb::Tags(arguments) => list::tags(arguments),
+        Verb::Inspect(arguments) => inspect::run(arguments),
+        Verb::Check(arguments) => check::run(arguments),
+        Verb::Warm(arguments) => warm::run(arguments),
+        Verb::Rm(arguments) => remove::run(arguments),
         Verb::Verify(arguments) => scrub::verify(arguments),
         Verb::Gc(arguments) => scrub::gc(arguments),
         Verb::Demo { stay } => demo::run(stay),
     }
-}
-
-/// The exit code that tells a script which kind of error this is.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<scrub::Damage>() { 3 } else { 1 }
 }
 
 /// An error and its causes in one line. A cause that the sentence before it repeats is left out.

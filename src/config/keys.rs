@@ -8,9 +8,9 @@ use serde::Deserializer;
 use serde::de::value::Error as Refusal;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 
+use super::endpoint::EndpointTable;
 use super::schema::{
-    Admin, Cache, Config, EndpointTable, Log, Prefetch, Scrub, Server, Store, Trace, Upstream,
-    builtin_upstreams,
+    Admin, Cache, Config, Log, Prefetch, Scrub, Server, Store, Trace, Upstream, builtin_upstreams,
 };
 
 /// The table that holds one table per upstream.

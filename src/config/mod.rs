@@ -3,6 +3,7 @@
 pub mod address;
 pub mod change;
 pub mod docker;
+mod endpoint;
 mod keys;
 pub mod load;
 pub mod pem;

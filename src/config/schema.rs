@@ -9,6 +9,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::Addresses;
+pub use super::endpoint::Endpoint;
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,7 +111,7 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Where `/livez`, `/readyz` and `/metrics` are, as plain HTTP.
+    /// Where `/livez`, `/readyz`, `/metrics` and `/api/v1` are, as plain HTTP.
     pub listen: Addresses,
     /// Where TLS is spoken.
     pub tls_listen: Addresses,
@@ -120,6 +121,9 @@ pub struct Admin {
     /// PEM file with the certificate's key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
+    /// File with the token that `/api/v1` asks for beyond loopback; read when it is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 impl Default for Admin {
@@ -129,6 +133,7 @@ impl Default for Admin {
             tls_listen: Addresses::default(),
             tls_cert: None,
             tls_key: None,
+            token_file: None,
         }
     }
 }
@@ -498,59 +503,6 @@ impl Upstream {
             tags_list: self.tags_list.unwrap_or(common.tags_list),
             on_upstream_404: self.on_upstream_404.unwrap_or(common.on_upstream_404),
         }
-    }
-}
-
-/// One way to reach an upstream: `"https://host"`, `"oci:///folder"`, or a table that says more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// `http://`, `https://` or `oci://`.
-    pub url: String,
-    /// Whether it may say which digest a tag stands for.
-    pub authoritative: bool,
-}
-
-impl Endpoint {
-    /// An authoritative endpoint at `url`.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), authoritative: true }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct EndpointTable {
-    url: String,
-    #[serde(default = "yes")]
-    authoritative: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl Serialize for Endpoint {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.authoritative {
-            serializer.serialize_str(&self.url)
-        } else {
-            EndpointTable { url: self.url.clone(), authoritative: false }.serialize(serializer)
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Endpoint {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "an endpoint is a URL, or a table with `url` and `authoritative`")]
-        enum Either {
-            Url(String),
-            Table(EndpointTable),
-        }
-        Ok(match Either::deserialize(deserializer)? {
-            Either::Url(url) => Self::new(url),
-            Either::Table(table) => Self { url: table.url, authoritative: table.authoritative },
-        })
     }
 }
 

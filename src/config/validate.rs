@@ -174,6 +174,7 @@ fn ports(config: &Config, problems: &mut Problems) {
         problems.readable(cert, &[section, "tls_cert"]);
         problems.readable(key, &[section, "tls_key"]);
     }
+    problems.readable(admin.token_file.as_deref(), &["admin", "token_file"]);
     let wanting = "it needs a certificate; set `tls_cert` and `tls_key`";
     let idle = "nothing would use it; name the addresses that speak TLS in `tls_listen`";
     let speaks = |addresses: &Addresses| !addresses.0.is_empty();

@@ -1,5 +1,22 @@
 //! What a timer or an operator can ask for, one verb per file.
 
+pub mod check;
 pub mod convert;
+mod error;
+pub mod inspect;
+pub mod jobs;
 pub mod layout;
+pub mod list;
+mod operations;
+pub mod platform;
+pub mod progress;
+pub mod question;
+pub mod reference;
+pub mod remove;
 pub mod scrub;
+pub mod task;
+pub mod tree;
+pub mod warm;
+
+pub use error::{Failure, OpsError};
+pub use operations::Operations;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::cache::{Cache, CacheError, Condition, Damaged, Due, Reached};
@@ -17,7 +17,7 @@ use crate::telemetry::Metrics;
 const LOOK_EVERY: Duration = Duration::from_hours(1);
 
 /// What a walk found and did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Manifests that are intact.
     pub manifests: u64,

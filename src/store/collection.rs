@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::AddAssign;
 use std::sync::PoisonError;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Repository};
 
@@ -13,7 +13,7 @@ use super::key::{self, Key};
 use super::{Store, StoreError, TagFact, readable};
 
 /// What was removed, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     /// Tags, and lists of referrers, whose manifest is gone.
     pub pointers: u64,

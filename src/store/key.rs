@@ -84,6 +84,21 @@ impl Key<'_> {
         digest(referrer)
     }
 
+    /// The prefix of all links of a repository.
+    pub(super) fn links_of(repository: &Repository) -> Vec<u8> {
+        let mut key = Self::links().to_vec();
+        push_repository(&mut key, repository);
+        key
+    }
+
+    /// The prefix of all variants of a tag.
+    pub(super) fn variants_of(repository: &Repository, tag: &str) -> Vec<u8> {
+        let mut key = vec![b'v'];
+        push_repository(&mut key, repository);
+        push_text(&mut key, tag);
+        key
+    }
+
     /// The prefix of all walks.
     pub(super) const fn walks() -> &'static [u8] {
         b"w"

@@ -12,6 +12,7 @@
 
 mod aside;
 mod bodies;
+mod catalog;
 mod collection;
 mod convert;
 mod database;

@@ -28,7 +28,7 @@ fn unknown_keys_get_the_nearest_name() {
         ),
         (
             "[admin]\nzzz = 1",
-            "larder.toml:2: unknown key `admin.zzz`; known here: listen, tls_listen, tls_cert, tls_key",
+            "larder.toml:2: unknown key `admin.zzz`; known here: listen, tls_listen, tls_cert, tls_key, token_file",
         ),
     ];
     for (text, wanted) in cases {

@@ -19,6 +19,7 @@ pub mod script;
 pub mod secure;
 pub mod timed;
 pub mod tls;
+pub mod verb;
 pub mod wire;
 
 pub use client::{Answer, Client, Transfer};

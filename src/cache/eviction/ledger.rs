@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
 
@@ -48,7 +48,7 @@ impl Stamp {
         }
     }
 
-    fn last(&self) -> u64 {
+    pub(super) fn last(&self) -> u64 {
         self.last.load(Ordering::Relaxed)
     }
 
@@ -121,7 +121,7 @@ pub(super) struct Figures {
 }
 
 /// So much of what is held.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Manifests and indexes.
     pub manifests: u64,
@@ -132,7 +132,7 @@ pub struct Tally {
 }
 
 /// What tags lead to, and what they do not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
     /// What a tag, or a list of referrers, leads to.
     pub reachable: Tally,
@@ -255,6 +255,24 @@ impl Ledger {
             self.queue(place);
         }
         found
+    }
+
+    /// What something held needs.
+    pub(super) fn needs_of(&self, digest: &Digest) -> Vec<Digest> {
+        let held = self.places.get(digest).and_then(|place| self.held(*place));
+        let slot = |place: &Place| self.slots.get(*place as usize)?.as_ref();
+        held.into_iter().flat_map(|held| &held.needs).filter_map(slot).map(|slot| slot.digest).collect()
+    }
+
+    /// Takes out an entry that nobody needs or reads, out of its turn.
+    pub(super) fn take_free(&mut self, digest: &Digest) -> Option<Victim> {
+        let place = *self.places.get(digest)?;
+        if self.needed(place) > 0 || self.held(place)?.stamp.is_read() {
+            return None;
+        }
+        let victim = self.victim(place);
+        self.take(place, None);
+        victim
     }
 
     /// Whether a manifest held needs this.

@@ -22,8 +22,8 @@ use crate::store::BlobEntry;
 use budget::Limits;
 pub(super) use keeper::Closed;
 pub(super) use ledger::Stamp;
-use ledger::{Kind, Ledger};
-pub use ledger::{Reached, Reading};
+use ledger::{Kind, Ledger, Victim};
+pub use ledger::{Reached, Reading, Tally};
 
 /// What all requests and the keeper share.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Eviction {
     limits: Mutex<Limits>,
     ledger: Mutex<Ledger>,
     /// Whether the ledger knows all that is held. Until then nothing goes.
-    complete: AtomicBool,
+    pub(super) complete: AtomicBool,
     /// How large sled's file was when something last went for that.
     seen: AtomicU64,
     /// Something came, or is about to: is there room?
@@ -92,6 +92,11 @@ impl Eviction {
         self.ledger().reached(roots)
     }
 
+    /// When something held was last asked for, or came in, in milliseconds since 1970.
+    pub(super) fn last(&self, digest: &Digest) -> Option<u64> {
+        Some(self.ledger().stamp(digest)?.last())
+    }
+
     /// Notes that a blob was asked for.
     pub(super) fn touch(&self, digest: &Digest, now: u64) {
         if let Some(stamp) = self.ledger().stamp(digest) {
@@ -136,6 +141,22 @@ impl Eviction {
         }
     }
 
+    /// Whether the ledger knows all that is held.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// What something held needs.
+    pub(super) fn needs_of(&self, digest: &Digest) -> Vec<Digest> {
+        self.ledger().needs_of(digest)
+    }
+
+    /// Takes out what is to go, if it is held and nobody needs or reads it.
+    pub(super) fn take(&self, digest: &Digest) -> Option<Taken> {
+        let Victim { kind, size, .. } = self.ledger().take_free(digest)?;
+        Some(Taken { manifest: kind == Kind::Manifest, size })
+    }
+
     /// Notes that something is held no longer.
     pub(super) fn left(&self, digest: &Digest) {
         self.ledger().remove(digest);
@@ -158,6 +179,15 @@ impl Eviction {
     fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What was taken out of the ledger, and is to be removed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    /// Whether it is a manifest, not a blob.
+    pub(super) manifest: bool,
+    /// Bytes that it takes.
+    pub(super) size: u64,
 }
 
 /// What a manifest cannot be served without.

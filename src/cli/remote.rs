@@ -1,0 +1,235 @@
+//! A larder that runs, by its admin API: over HTTP, HTTPS or a socket in the file system.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use reqwest::{Client, Method, RequestBuilder, Response};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+use serde_json::Value;
+use url::Url;
+
+use super::events::Events;
+use crate::config::address::Address;
+use crate::config::pem;
+use crate::config::schema::Admin;
+use crate::ops::Failure;
+use crate::ops::jobs::{State, View};
+use crate::ops::progress::Progress;
+use crate::ops::question::{Question, ROOT};
+use crate::ops::task::Task;
+
+/// How long a larder may take to accept a connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Where an admin API is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Url(Url),
+    Unix(PathBuf),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.starts_with('/') {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err("a socket's path is absolute, as in unix:/run/larder/admin.sock".to_owned())
+            };
+        }
+        let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        match Url::parse(&whole) {
+            Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Ok(Self::Url(url)),
+            _ => Err("write a URL such as http://127.0.0.1:5001, or unix:/PATH".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(url.as_str().trim_end_matches('/')),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Place {
+    /// Where a larder with this configuration can be asked from here, if that can be told.
+    pub(super) fn of(admin: &Admin) -> Option<Self> {
+        admin.listen.0.iter().find_map(|address| match address {
+            Address::Unix(path) => Some(Self::Unix(path.clone())),
+            Address::Tcp(address) if address.port() != 0 => {
+                let mut address = *address;
+                match address.ip() {
+                    IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+                    IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+                    _ => {}
+                }
+                Url::parse(&format!("http://{address}")).ok().map(Self::Url)
+            }
+            _ => None,
+        })
+    }
+}
+
+/// The document of every refusal.
+#[derive(Deserialize)]
+struct Refused {
+    error: Failure,
+}
+
+/// An admin API to be asked.
+#[derive(Debug)]
+pub(super) struct Remote {
+    client: Client,
+    place: Place,
+    base: Url,
+    token: Option<String>,
+}
+
+impl Remote {
+    /// Contacts nobody yet.
+    pub(super) fn new(place: Place, token: Option<&Path>, ca: Option<&Path>) -> anyhow::Result<Self> {
+        let token = token.map(|path| {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("the token in {} cannot be read", path.display()))?;
+            anyhow::Ok(text.trim().to_owned())
+        });
+        let mut builder =
+            Client::builder().no_proxy().connect_timeout(CONNECT_WITHIN).tls_backend_preconfigured(tls(ca)?);
+        let base = match &place {
+            Place::Url(url) => url.clone(),
+            Place::Unix(path) => {
+                builder = builder.unix_socket(path.clone());
+                Url::parse("http://localhost")?
+            }
+        };
+        Ok(Self { client: builder.build()?, place, base, token: token.transpose()? })
+    }
+
+    /// Whether a larder answers.
+    pub(super) async fn is_there(&self) -> bool {
+        match self.request(Method::GET, "/livez") {
+            Ok(request) => request.send().await.is_ok_and(|answer| answer.status().is_success()),
+            Err(_) => false,
+        }
+    }
+
+    pub(super) fn request(&self, method: Method, target: &str) -> anyhow::Result<RequestBuilder> {
+        let url = self.base.join(target).context("the address cannot be put together")?;
+        let request = self.client.request(method, url);
+        Ok(match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        })
+    }
+
+    /// Sends a request; an answer that is a refusal is an error.
+    pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let answer = request.send().await.with_context(|| format!("no larder answers at {}", self.place))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body = answer.bytes().await.unwrap_or_default();
+        match serde_json::from_slice::<Refused>(&body) {
+            Ok(refused) => Err(refused.error.into()),
+            Err(_) => anyhow::bail!("{} answers {status}: it is no larder's admin API", self.place),
+        }
+    }
+
+    /// Asks a question.
+    pub(super) async fn ask(&self, question: &Question) -> anyhow::Result<Value> {
+        let answer = self.send(self.request(Method::GET, &question.target())?).await?;
+        self.document(answer).await
+    }
+
+    pub(super) async fn document(&self, answer: Response) -> anyhow::Result<Value> {
+        let body = answer.bytes().await.with_context(|| format!("the answer of {} broke off", self.place))?;
+        serde_json::from_slice(&body)
+            .with_context(|| format!("{} answers with something that is no JSON", self.place))
+    }
+
+    /// Begins a job, tells how far it is, and waits for its end.
+    pub(super) async fn run(&self, task: &Task, mut tell: impl FnMut(&Progress)) -> anyhow::Result<Value> {
+        let request = self.request(Method::POST, &format!("{ROOT}/jobs"))?;
+        let request = request.header("content-type", "application/json").body(serde_json::to_vec(task)?);
+        let begun: View = serde_json::from_value(self.document(self.send(request).await?).await?)?;
+        let target = format!("{ROOT}/jobs/{}/events", begun.id);
+        let mut answer = self.send(self.request(Method::GET, &target)?).await?;
+        let mut events = Events::default();
+        while let Some(piece) = answer
+            .chunk()
+            .await
+            .with_context(|| format!("job {} goes on, but its events broke off", begun.id))?
+        {
+            for event in events.feed(&piece) {
+                let view: View = serde_json::from_str(&event.data)?;
+                tell(&view.progress);
+                match view.state {
+                    State::Running => {}
+                    State::Done => return view.report.context("the job ended without a report"),
+                    State::Failed => {
+                        return Err(view.error.map_or_else(|| anyhow::anyhow!("the job failed"), Into::into));
+                    }
+                    State::Cancelled => anyhow::bail!("the job was ended before it was done"),
+                }
+            }
+        }
+        anyhow::bail!("the events of job {} ended before it did; `larder status` shows it", begun.id)
+    }
+}
+
+/// Mozilla's roots, and one of the operator's own.
+fn tls(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca {
+        let wrong = || format!("the authority in {} cannot be used", path.display());
+        for certificate in pem::certificates(path).map_err(anyhow::Error::msg).with_context(wrong)? {
+            roots.add(certificate).with_context(wrong)?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_urls_and_sockets() {
+        let read = |text: &str| text.parse::<Place>().map(|place| place.to_string());
+        assert_eq!(read("127.0.0.1:5001").as_deref(), Ok("http://127.0.0.1:5001"));
+        assert_eq!(read("https://larder.test/").as_deref(), Ok("https://larder.test"));
+        assert_eq!(read("unix:/run/a.sock").as_deref(), Ok("unix:/run/a.sock"));
+        assert_eq!(read("unix:///run/a.sock").as_deref(), Ok("unix:/run/a.sock"));
+        for bad in ["unix:a.sock", "ftp://a", "", "http://"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_larder_that_listens_everywhere_is_asked_on_loopback() {
+        let of = |text: &str| {
+            let listen = crate::config::address::Addresses(vec![text.parse().expect("an address")]);
+            Place::of(&Admin { listen, ..Admin::default() }).map(|place| place.to_string())
+        };
+        assert_eq!(of("0.0.0.0:5001").as_deref(), Some("http://127.0.0.1:5001"));
+        assert_eq!(of("[::]:5001").as_deref(), Some("http://[::1]:5001"));
+        assert_eq!(of("unix:/run/a.sock").as_deref(), Some("unix:/run/a.sock"));
+        assert_eq!(of("systemd:larder.socket"), None);
+        assert_eq!(of("127.0.0.1:0"), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! Tables and words for people: columns that line up, ages, sizes, and colours where they are wanted.
+
+use bytesize::ByteSize;
+use console::{Alignment, measure_text_width, pad_str, style};
+
+/// A table with a head; columns are as wide as what is in them.
+#[derive(Debug)]
+pub(super) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(super) fn new(head: &[&str]) -> Self {
+        Self { rows: vec![head.iter().map(|name| style(*name).bold().to_string()).collect()] }
+    }
+
+    pub(super) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// The lines. The last column is not filled up.
+    pub(super) fn lines(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        let widths: Vec<usize> = (0..columns)
+            .map(|column| {
+                self.rows
+                    .iter()
+                    .filter_map(|row| row.get(column))
+                    .map(|cell| measure_text_width(cell))
+                    .max()
+                    .unwrap_or_default()
+            })
+            .collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let cells: Vec<_> = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| pad_str(cell, *width, Alignment::Left, None))
+                .collect();
+            text.push_str(cells.join("  ").trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// What is as it should be.
+pub(super) fn good(text: &str) -> String {
+    style(text).green().to_string()
+}
+
+/// What is worth a look.
+pub(super) fn fair(text: &str) -> String {
+    style(text).yellow().to_string()
+}
+
+/// What is not as it should be.
+pub(super) fn bad(text: &str) -> String {
+    style(text).red().to_string()
+}
+
+pub(super) fn iec(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
+}
+
+/// How long ago that was, in one unit.
+pub(super) fn ago(now: u64, then: Option<u64>) -> String {
+    let Some(then) = then else { return "-".to_owned() };
+    let seconds = now.saturating_sub(then) / 1000;
+    let (count, unit) = match seconds {
+        0..60 => (seconds, "s"),
+        60..3600 => (seconds / 60, "m"),
+        3600..172_800 => (seconds / 3600, "h"),
+        _ => (seconds / 86_400, "d"),
+    };
+    format!("{count}{unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_one_unit() {
+        let told = [0, 59, 60, 3599, 3600, 172_799, 172_800].map(|seconds| ago(seconds * 1000, Some(0)));
+        assert_eq!(told, ["0s", "59s", "1m", "59m", "1h", "47h", "2d"]);
+        assert_eq!(ago(0, None), "-");
+        assert_eq!(ago(0, Some(5000)), "0s");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(&["A", "B"]);
+        table.row(vec!["long".to_owned(), "x".to_owned()]);
+        let lines = console::strip_ansi_codes(&table.lines()).into_owned();
+        assert_eq!(lines, "A     B\nlong  x\n");
+    }
+}

@@ -1,0 +1,100 @@
+//! `larder warm`.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::backend::{Answer, Reach};
+use super::exit::Verdict;
+use super::table::{bad, fair, good, iec};
+use crate::ops::platform;
+use crate::ops::task::Task;
+use crate::ops::warm::{Ask, Report, Row};
+
+/// What `larder warm` is told.
+#[derive(Args, Debug)]
+pub(super) struct Warm {
+    /// What: `busybox`, `ghcr.io/org/app:1`, `app@sha256:…`; with tag and digest it is fetched by tag and verified by digest
+    #[arg(value_name = "REF", required_unless_present = "file")]
+    references: Vec<String>,
+    /// A file with one reference on each line (`-` is standard input); what follows a `#` is left out
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Of an index the platform that is wanted, otherwise this machine's; may be repeated
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Vec<String>,
+    /// Everything that an index has, attestations included
+    #[arg(long, conflicts_with = "platform")]
+    all_platforms: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// Fetches images.
+pub(super) fn run(arguments: Warm) -> anyhow::Result<()> {
+    let Warm { mut references, file, mut platform, all_platforms, reach } = arguments;
+    if let Some(file) = file {
+        references.extend(listed(&read(&file)?));
+    }
+    if platform.is_empty() && !all_platforms {
+        platform.push(platform::of_this_machine());
+    }
+    let task = Task::Warm(Ask { references, platforms: platform });
+    let Answer { value, report } = reach.with(async |backend| backend.run::<Report>(task).await)?;
+    reach.print(&value, || report.images.iter().map(told).collect())?;
+    if report.complete {
+        return Ok(());
+    }
+    let failed = report.images.iter().filter(|row| row.error.is_some()).count();
+    Err(Verdict::No(format!("{failed} of {} images could not be fetched whole", report.images.len())).into())
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    let wrong = || format!("the list {} cannot be read", file.display());
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().lock().read_to_string(&mut text).with_context(wrong)?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(file).with_context(wrong)
+}
+
+fn listed(text: &str) -> impl Iterator<Item = String> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    lines.filter(|line| !line.is_empty()).map(str::to_owned)
+}
+
+fn told(row: &Row) -> String {
+    let of =
+        if row.platforms.is_empty() { String::new() } else { format!(" ({})", row.platforms.join(", ")) };
+    let mut text = match &row.error {
+        Some(error) => format!("{} {}{of}: {error}\n", bad("failed"), row.reference),
+        None => format!(
+            "{} {}{of}: {} blobs ({}), {} of them fetched\n",
+            good("held"),
+            row.reference,
+            row.blobs,
+            iec(row.bytes),
+            row.fetched
+        ),
+    };
+    if let Some(stale) = &row.stale {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "    {}: {stale}", fair("the tag could not be confirmed"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_has_comments_and_empty_lines() {
+        let text = "# all of it\nbusybox\n\n  ghcr.io/a/b:1  # why\r\n";
+        assert_eq!(listed(text).collect::<Vec<_>>(), ["busybox", "ghcr.io/a/b:1"]);
+    }
+}

@@ -1,0 +1,56 @@
+//! One way to reach an upstream, as it is written in the configuration: a URL, or a table that says more.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// One way to reach an upstream: `"https://host"`, `"oci:///folder"`, or a table that says more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `http://`, `https://` or `oci://`.
+    pub url: String,
+    /// Whether it may say which digest a tag stands for.
+    pub authoritative: bool,
+}
+
+impl Endpoint {
+    /// An authoritative endpoint at `url`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), authoritative: true }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EndpointTable {
+    url: String,
+    #[serde(default = "yes")]
+    authoritative: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.authoritative {
+            serializer.serialize_str(&self.url)
+        } else {
+            EndpointTable { url: self.url.clone(), authoritative: false }.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "an endpoint is a URL, or a table with `url` and `authoritative`")]
+        enum Either {
+            Url(String),
+            Table(EndpointTable),
+        }
+        Ok(match Either::deserialize(deserializer)? {
+            Either::Url(url) => Self::new(url),
+            Either::Table(table) => Self { url: table.url, authoritative: table.authoritative },
+        })
+    }
+}

@@ -1,0 +1,314 @@
+//! `inspect`: an index, or one platform's manifest or config, as it is held, and what of it is not.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::cache::{Cache, Held};
+use crate::oci::Digest;
+use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
+use crate::store::StoreError;
+
+use super::OpsError;
+use super::list::{Fresh, PlatformRow};
+use super::platform::Platform;
+use super::reference::{self, Named};
+use super::tree::{Image, Part, Tree};
+
+/// A larger config is no image's.
+const CONFIG_MAX: u64 = 4 << 20;
+
+/// What is to be shown of a reference.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ask {
+    /// The reference.
+    pub reference: String,
+    /// The platform whose manifest is wanted.
+    pub platform: Option<String>,
+    /// Whether the index itself is wanted, and nothing else will do.
+    pub index: bool,
+    /// Whether only an OCI document will do, and no Docker one.
+    pub oci: bool,
+    /// The only media type that will do.
+    pub media_type: Option<String>,
+    /// Whether the image's config is wanted in the place of its manifest.
+    pub config: bool,
+}
+
+impl Ask {
+    /// The media types that will do; none if all do.
+    fn types(&self) -> Vec<&str> {
+        match (&self.media_type, self.oci) {
+            (Some(one), _) => vec![one],
+            (None, true) => vec![OCI_INDEX, OCI_MANIFEST],
+            (None, false) => Vec::new(),
+        }
+    }
+}
+
+/// What is held of a reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The reference, in full.
+    pub reference: String,
+    /// The digest of what is shown.
+    pub digest: Digest,
+    /// Its media type, whatever that is.
+    pub media_type: Option<String>,
+    /// Its length in bytes.
+    pub size: Option<u64>,
+    /// The index that it was found in, if it was.
+    pub index: Option<Digest>,
+    /// The platform that it is for.
+    pub platform: Option<String>,
+    /// When the upstream last confirmed the tag, in milliseconds since 1970.
+    pub checked_at: Option<u64>,
+    /// Whether the tag has to be asked for again.
+    pub freshness: Fresh,
+    /// Whether a pull of what is shown needs nothing from the upstream.
+    pub complete: bool,
+    /// What is held and what is not, in a sentence.
+    pub says: String,
+    /// What there is for which platform.
+    pub platforms: Vec<PlatformRow>,
+    /// What the manifest shown points at.
+    pub blobs: Vec<Part>,
+    /// What a pull of what is shown lacks.
+    pub missing: Vec<Part>,
+    /// What is shown, as JSON; none if it is not held, or no JSON.
+    pub document: Option<Value>,
+    /// The same, byte for byte.
+    pub raw: Option<String>,
+}
+
+/// What was found to be shown.
+struct Shown {
+    digest: Digest,
+    media_type: Option<String>,
+    size: Option<u64>,
+    body: Option<Bytes>,
+}
+
+/// Shows what is held of a reference. Nothing is fetched, and nothing converted.
+pub async fn inspect(cache: &Cache, ask: Ask) -> Result<Report, OpsError> {
+    let named = reference::parse(cache, &ask.reference)?;
+    let platform = ask.platform.as_deref().map(Platform::parse).transpose()?;
+    if ask.index && (platform.is_some() || ask.config) {
+        return Err(OpsError::Invalid(
+            "an index is for all platforms and has no config; leave out either `index` or the others"
+                .to_owned(),
+        ));
+    }
+    cache.look(move |held| Ok(found(&held, &named, &ask, platform.as_ref()))).await?
+}
+
+fn store(error: StoreError) -> OpsError {
+    OpsError::Cache(error.into())
+}
+
+fn not_held(what: impl std::fmt::Display) -> OpsError {
+    OpsError::NotHeld(format!("{what} is not held; `larder warm` fetches it"))
+}
+
+fn found(held: &Held<'_>, named: &Named, ask: &Ask, platform: Option<&Platform>) -> Result<Report, OpsError> {
+    let (tree, digest, wanted_image) = root(held, named, ask)?;
+    let image = match platform {
+        Some(platform) => {
+            let place = platform.choose(tree.images.iter().map(|image| image.platform.as_deref()));
+            // The platform of a single image is known by its config, which need not be held.
+            let only =
+                (!tree.is_index && tree.images.iter().all(|image| image.platform.is_none())).then_some(0);
+            let image = place.or(only).and_then(|place| tree.images.get(place));
+            Some(image.ok_or_else(|| OpsError::NoPlatform {
+                reference: named.to_string(),
+                wanted: ask.platform.clone().unwrap_or_default(),
+                there: tree.platforms(),
+            })?)
+        }
+        None if !tree.is_index => tree.images.first(),
+        None => None,
+    };
+    if ask.index && !tree.is_index {
+        return Err(OpsError::Invalid(format!("{named} is one manifest, not an index")));
+    }
+    if ask.config && image.is_none() {
+        let there = tree.platforms().join(", ");
+        return Err(OpsError::Invalid(format!(
+            "{named} is an index; name the platform whose config is wanted: {there}"
+        )));
+    }
+    let shown = shown(held, named, ask, &tree, digest, image)?;
+    if let (Some(wanted), Some(found)) = (wanted_image, &shown.media_type)
+        && !wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(found))
+    {
+        return Err(OpsError::NoMediaType {
+            reference: named.to_string(),
+            wanted: wanted.join(" or "),
+            there: vec![found.clone()],
+        });
+    }
+    report(held, named, &tree, digest, image, shown)
+}
+
+/// The document that a reference stands for to who wants these types. If the types are those of images, and it is an
+/// index, they are for the image to have.
+type Root<'a> = (Tree, Digest, Option<Vec<&'a str>>);
+
+fn root<'a>(held: &Held<'_>, named: &Named, ask: &'a Ask) -> Result<Root<'a>, OpsError> {
+    let Named { repository, tag, digest } = named;
+    let mut digests = Vec::new();
+    match (digest, tag) {
+        (Some(digest), _) => digests.push(*digest),
+        (None, Some(tag)) => {
+            digests.extend(held.tag(repository, tag).map_err(store)?.map(|fact| fact.digest));
+            let variants = held.variants(repository, tag).map_err(store)?;
+            digests.extend(variants.into_iter().map(|(_, fact)| fact.digest));
+        }
+        (None, None) => {}
+    }
+    let types = ask.types();
+    let mut there = Vec::new();
+    let through_index = ask.platform.is_some();
+    for digest in digests {
+        let Some(tree) = Tree::below(held, repository, &digest).map_err(store)? else { continue };
+        let own = tree.document.media_type.to_string();
+        let fits = types.is_empty() || types.iter().any(|it| it.eq_ignore_ascii_case(&own));
+        // With a platform the types are those of its manifest, and a config's type is its own affair.
+        if fits || ask.config || (through_index && tree.is_index) {
+            let for_image = (!types.is_empty() && !ask.config).then_some(types);
+            return Ok((tree, digest, for_image));
+        }
+        there.push(own);
+    }
+    if there.is_empty() {
+        return Err(not_held(named));
+    }
+    there.dedup();
+    Err(OpsError::NoMediaType { reference: named.to_string(), wanted: types.join(" or "), there })
+}
+
+fn shown(
+    held: &Held<'_>,
+    named: &Named,
+    ask: &Ask,
+    tree: &Tree,
+    digest: Digest,
+    image: Option<&Image>,
+) -> Result<Shown, OpsError> {
+    let Some(image) = image else {
+        let document = &tree.document;
+        return Ok(Shown {
+            digest,
+            media_type: Some(document.media_type.to_string()),
+            size: Some(document.body.len() as u64),
+            body: Some(document.body.clone()),
+        });
+    };
+    if ask.config {
+        let config = image
+            .blobs
+            .first()
+            .ok_or_else(|| not_held(format_args!("the manifest {}", image.manifest.digest)))?;
+        let body = held.read_blob(&named.repository, &config.digest, CONFIG_MAX).map_err(store)?;
+        let body = body.ok_or_else(|| not_held(format_args!("the config {}", config.digest)))?;
+        let (digest, media_type, size) = (config.digest, config.media_type.clone(), config.size);
+        return Ok(Shown { digest, media_type, size, body: Some(body) });
+    }
+    let Part { digest, media_type, size, .. } = image.manifest.clone();
+    let body = held.manifest(&named.repository, &digest).map_err(store)?.map(|document| document.body);
+    Ok(Shown { digest, media_type, size, body })
+}
+
+fn report(
+    held: &Held<'_>,
+    named: &Named,
+    tree: &Tree,
+    root: Digest,
+    image: Option<&Image>,
+    shown: Shown,
+) -> Result<Report, OpsError> {
+    let fact = match (&named.tag, &named.digest) {
+        (Some(tag), None) => held.tag(&named.repository, tag).map_err(store)?.map(|fact| (tag, fact)),
+        _ => None,
+    };
+    let standing = fact.and_then(|(tag, fact)| held.standing(&named.repository, tag, &fact));
+    let missing: Vec<Part> = match image {
+        Some(image) => image.missing().cloned().collect(),
+        None => {
+            tree.images.iter().filter(|image| image.is_image()).flat_map(Image::missing).cloned().collect()
+        }
+    };
+    let text = shown.body.as_deref().and_then(|body| std::str::from_utf8(body).ok());
+    Ok(Report {
+        reference: named.to_string(),
+        digest: shown.digest,
+        media_type: shown.media_type,
+        size: shown.size,
+        index: (tree.is_index && image.is_some()).then_some(root),
+        platform: image.and_then(|image| image.platform.clone()),
+        checked_at: fact.map(|(_, fact)| fact.checked_at),
+        freshness: match (named.digest.is_some(), standing) {
+            (true, _) => Fresh::Immutable,
+            (false, Some(standing)) => standing.freshness.into(),
+            (false, None) => Fresh::Expired,
+        },
+        complete: missing.is_empty(),
+        says: says(tree, image),
+        platforms: tree.images.iter().map(PlatformRow::from).collect(),
+        blobs: image.map(|image| image.blobs.clone()).unwrap_or_default(),
+        missing,
+        document: text.and_then(|text| serde_json::from_str(text).ok()),
+        raw: text.map(str::to_owned),
+    })
+}
+
+/// What is held and what is not.
+fn says(tree: &Tree, image: Option<&Image>) -> String {
+    let Some(image) = image else {
+        let images: Vec<&Image> = tree.images.iter().filter(|image| image.is_image()).collect();
+        let complete = images.iter().filter(|image| image.is_complete()).count();
+        let manifests = images.iter().filter(|image| image.manifest.held).count();
+        return format!(
+            "the index is held with {manifests} of {all} manifests; held whole: {}",
+            if complete == 0 { "none".to_owned() } else { names(&images, complete, images.len()) },
+            all = images.len(),
+        );
+    };
+    let own = name(image);
+    let state = state(image);
+    let whole: Vec<&Image> = tree.images.iter().filter(|it| it.is_image() && it.is_complete()).collect();
+    if image.is_complete() || !tree.is_index {
+        return format!("{own}: {state}");
+    }
+    let others =
+        if whole.is_empty() { "no platform".to_owned() } else { names(&whole, whole.len(), usize::MAX) };
+    format!("{own}: {state}; held whole: {others}")
+}
+
+fn name(image: &Image) -> &str {
+    image.platform.as_deref().unwrap_or("the image")
+}
+
+fn names(images: &[&Image], complete: usize, all: usize) -> String {
+    if complete == all {
+        return "all".to_owned();
+    }
+    let names: Vec<&str> =
+        images.iter().filter(|image| image.is_complete()).map(|image| name(image)).collect();
+    names.join(", ")
+}
+
+/// What is held of one image.
+pub fn state(image: &Image) -> String {
+    if !image.manifest.held {
+        return "its manifest is not held".to_owned();
+    }
+    let missing: Vec<&Part> = image.blobs.iter().filter(|blob| !blob.held).collect();
+    if missing.is_empty() {
+        return "held whole".to_owned();
+    }
+    let bytes: u64 = missing.iter().filter_map(|part| part.size).sum();
+    let bytes = bytesize::ByteSize(bytes).display().iec();
+    format!("its manifest is held, {} of its {} blobs ({bytes}) are not", missing.len(), image.blobs.len())
+}

@@ -1,0 +1,218 @@
+//! `ls` and `tags`: what is held, one row for each tag, and for each manifest that was pulled by digest.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::freshness::Freshness;
+use crate::cache::{Cache, Held};
+use crate::oci::{Digest, Repository, Tag};
+use crate::store::{StoreError, TagFact};
+
+use super::OpsError;
+use super::reference;
+use super::tree::{Image, Tree};
+
+/// How much is held of what a reference stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Complete {
+    /// Everything for every platform.
+    All,
+    /// Everything for some platforms.
+    Some,
+    /// No image can be pulled of it while its upstream is gone.
+    None,
+}
+
+/// Whether a tag has to be asked for again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fresh {
+    /// It is served without asking.
+    Fresh,
+    /// It is served, and asked for in the background.
+    Revalidate,
+    /// The upstream is asked first.
+    Expired,
+    /// A digest stands for the same for ever.
+    Immutable,
+}
+
+impl From<Freshness> for Fresh {
+    fn from(freshness: Freshness) -> Self {
+        match freshness {
+            Freshness::Fresh => Self::Fresh,
+            Freshness::ServeAndRevalidate => Self::Revalidate,
+            Freshness::Expired => Self::Expired,
+        }
+    }
+}
+
+/// One platform of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformRow {
+    /// `os/arch[/variant]`, as far as it is stated.
+    pub platform: Option<String>,
+    /// Its manifest.
+    pub digest: Digest,
+    /// Whether the manifest is held.
+    pub manifest: bool,
+    /// Whether everything is.
+    pub complete: bool,
+    /// Bytes of manifest and blobs, as far as they are known.
+    pub size: u64,
+}
+
+impl From<&Image> for PlatformRow {
+    fn from(image: &Image) -> Self {
+        let parts = std::iter::once(&image.manifest).chain(&image.blobs);
+        Self {
+            platform: image.platform.clone(),
+            digest: image.manifest.digest,
+            manifest: image.manifest.held,
+            complete: image.is_complete(),
+            size: parts.filter_map(|part| part.size).sum(),
+        }
+    }
+}
+
+/// Something that is held under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The repository, with its upstream in front.
+    pub repository: String,
+    /// The tag; none for what is held by digest alone.
+    pub tag: Option<String>,
+    /// What the tag stands for.
+    pub digest: Digest,
+    /// Its media type; none if the document is gone.
+    pub media_type: Option<String>,
+    /// What there is for which platform.
+    pub platforms: Vec<PlatformRow>,
+    /// Bytes that are held of it.
+    pub size: u64,
+    /// Since when the tag stands for this, in milliseconds since 1970.
+    pub moved_at: Option<u64>,
+    /// When the upstream last confirmed that, in milliseconds since 1970.
+    pub checked_at: Option<u64>,
+    /// When it was last pulled, or came in, in milliseconds since 1970.
+    pub last_pull: Option<u64>,
+    /// Whether it has to be asked for again.
+    pub freshness: Fresh,
+    /// How much of it is held.
+    pub complete: Complete,
+}
+
+/// What is held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What time it is, in milliseconds since 1970.
+    pub now: u64,
+    /// In the order of their names; digests after tags.
+    pub images: Vec<Row>,
+}
+
+/// Lists what is held, of one repository or of all. With `untagged` also what no tag leads to.
+pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Result<Report, OpsError> {
+    let only = repository.map(|name| reference::repository(cache, name)).transpose()?;
+    let report = cache
+        .look({
+            let only = only.clone();
+            move |held| {
+                let images = rows(&held, only.as_ref(), untagged)?;
+                Ok(Report { now: held.now(), images })
+            }
+        })
+        .await?;
+    match only {
+        Some(repository) if report.images.is_empty() => {
+            Err(OpsError::NotHeld(format!("nothing is held of {repository}")))
+        }
+        _ => Ok(report),
+    }
+}
+
+fn rows(held: &Held<'_>, only: Option<&Repository>, untagged: bool) -> Result<Vec<Row>, StoreError> {
+    let (mut rows, mut led_to) = (Vec::new(), HashSet::new());
+    for (repository, tag, fact) in held.tagged(only)? {
+        let tree = Tree::below(held, &repository, &fact.digest)?;
+        if let Some(tree) = &tree {
+            let below = tree.images.iter().map(|image| image.manifest.digest);
+            let indexes = tree.indexes.iter().map(|index| index.digest);
+            led_to.extend(below.chain(indexes).map(|digest| (repository.clone(), digest)));
+        }
+        led_to.insert((repository.clone(), fact.digest));
+        rows.push(row(held, &repository, Some((&tag, &fact)), fact.digest, tree.as_ref()));
+    }
+    if !untagged {
+        return Ok(rows);
+    }
+    let mut loose = Vec::new();
+    for (repository, digest) in held.linked_manifests(only)? {
+        if !led_to.contains(&(repository.clone(), digest)) {
+            let Some(tree) = Tree::below(held, &repository, &digest)? else { continue };
+            loose.push((repository, digest, tree));
+        }
+    }
+    // What an index that was pulled by digest leads to has no row of its own either.
+    for (repository, _, tree) in &loose {
+        if tree.is_index {
+            let below = tree.images.iter().map(|image| image.manifest.digest);
+            let indexes = tree.indexes.iter().map(|index| index.digest);
+            led_to.extend(below.chain(indexes).map(|digest| (repository.clone(), digest)));
+        }
+    }
+    for (repository, digest, tree) in loose {
+        if !led_to.contains(&(repository.clone(), digest)) {
+            rows.push(row(held, &repository, None, digest, Some(&tree)));
+        }
+    }
+    rows.sort_by(|a, b| {
+        (&a.repository, a.tag.is_none(), &a.tag).cmp(&(&b.repository, b.tag.is_none(), &b.tag))
+    });
+    Ok(rows)
+}
+
+fn row(
+    held: &Held<'_>,
+    repository: &Repository,
+    tagged: Option<(&Tag, &TagFact)>,
+    digest: Digest,
+    tree: Option<&Tree>,
+) -> Row {
+    let freshness = match tagged {
+        Some((tag, fact)) => {
+            held.standing(repository, tag, fact).map_or(Fresh::Expired, |standing| standing.freshness.into())
+        }
+        None => Fresh::Immutable,
+    };
+    Row {
+        repository: repository.to_string(),
+        tag: tagged.map(|(tag, _)| tag.to_string()),
+        digest,
+        media_type: tree.map(|tree| tree.document.media_type.to_string()),
+        platforms: tree.map(|tree| tree.images.iter().map(PlatformRow::from).collect()).unwrap_or_default(),
+        size: tree.map(Tree::held_bytes).unwrap_or_default(),
+        moved_at: tagged.map(|(_, fact)| fact.moved_at),
+        checked_at: tagged.map(|(_, fact)| fact.checked_at),
+        last_pull: held.last_asked(&digest),
+        freshness,
+        complete: tree.map_or(Complete::None, completeness),
+    }
+}
+
+fn completeness(tree: &Tree) -> Complete {
+    let mut images = tree.images.iter().filter(|image| image.is_image()).peekable();
+    if images.peek().is_none() {
+        // Attestations alone, or nothing at all: then there is nothing else that could be lacking.
+        return if tree.images.iter().all(Image::is_complete) { Complete::All } else { Complete::None };
+    }
+    let (complete, all) =
+        images.fold((0, 0), |(complete, all), image| (complete + usize::from(image.is_complete()), all + 1));
+    match complete {
+        0 => Complete::None,
+        complete if complete == all => Complete::All,
+        _ => Complete::Some,
+    }
+}

@@ -1,0 +1,48 @@
+//! What all verbs work on: the cache, what it counts, the configuration, and the jobs under way.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::telemetry::Metrics;
+
+use super::jobs::Jobs;
+
+/// All that an operator can ask for is asked of this; clones share it.
+#[derive(Clone, Debug)]
+pub struct Operations {
+    pub(super) cache: Cache,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+    config: Arc<RwLock<Arc<Config>>>,
+    jobs: Jobs,
+}
+
+impl Operations {
+    /// Verbs over `cache`, which works by `config`.
+    pub fn new(cache: Cache, metrics: Arc<Metrics>, clock: Clock, config: Config) -> Self {
+        let config = Arc::new(RwLock::new(Arc::new(config)));
+        Self { cache, metrics, clock, config, jobs: Jobs::default() }
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The configuration that counts now.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Goes by another configuration from now on.
+    pub fn follow(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// The jobs under way, and those that ended lately.
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+}

@@ -1,0 +1,108 @@
+//! Platforms: which of those that an index has is meant by `os/arch[/variant]`. Pure.
+
+use super::OpsError;
+
+/// What an index says of a manifest that is no image, such as an attestation.
+pub const NO_IMAGE: &str = "unknown/unknown";
+
+/// A platform as it was asked for; equal for all spellings of the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Platform {
+    os: String,
+    architecture: String,
+    /// 0 where there is none.
+    variant: u32,
+}
+
+impl Platform {
+    /// Reads `os/arch[/variant]`.
+    pub fn parse(text: &str) -> Result<Self, OpsError> {
+        Self::read(text).ok_or_else(|| {
+            OpsError::Invalid(format!(
+                "`{text}` is no platform; write os/arch or os/arch/variant, such as linux/arm64"
+            ))
+        })
+    }
+
+    /// `None` for what is no platform. Architectures have other names outside the world of containers.
+    fn read(text: &str) -> Option<Self> {
+        let lower = text.to_ascii_lowercase();
+        let mut parts = lower.split('/');
+        let (os, architecture, variant) = (parts.next()?, parts.next()?, parts.next());
+        if os.is_empty() || architecture.is_empty() || parts.next().is_some() || variant == Some("") {
+            return None;
+        }
+        let (architecture, implied) = match architecture {
+            "x86_64" | "x86-64" => ("amd64", None),
+            "aarch64" => ("arm64", None),
+            "armhf" => ("arm", Some("v7")),
+            "armel" => ("arm", Some("v6")),
+            "i386" => ("386", None),
+            other => (other, None),
+        };
+        // containerd's rules (platforms/database.go): some variants are what their architecture means by itself.
+        let variant = match (architecture, variant.or(implied)) {
+            ("arm", None) => 7,
+            (_, None) | ("arm64", Some("8" | "v8")) | ("amd64", Some("v1")) => 0,
+            (_, Some(variant)) => variant.trim_start_matches('v').parse().ok()?,
+        };
+        Some(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant })
+    }
+
+    /// The place among `there` of what fits best: this very variant, or the nearest one below it, which its machines
+    /// run too.
+    pub fn choose<'a>(&self, there: impl Iterator<Item = Option<&'a str>>) -> Option<usize> {
+        let found = there.enumerate().filter_map(|(place, text)| Some((place, Self::read(text?)?)));
+        let fits = found.filter(|(_, other)| {
+            other.os == self.os && other.architecture == self.architecture && other.variant <= self.variant
+        });
+        // Of equals the first counts, as everywhere.
+        fits.min_by_key(|(place, other)| (self.variant - other.variant, *place)).map(|(place, _)| place)
+    }
+}
+
+/// The platform whose images the machine pulls that this runs on.
+pub fn of_this_machine() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "arm" => "arm/v7",
+        "powerpc64" => "ppc64le",
+        other => other,
+    };
+    // Where the system is another, containers run in a virtual machine with Linux.
+    format!("linux/{architecture}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(wanted: &str, there: &[&str]) -> Option<usize> {
+        Platform::parse(wanted).expect("a platform").choose(there.iter().map(|text| Some(*text)))
+    }
+
+    #[test]
+    fn the_nearest_variant_is_chosen() {
+        let index = ["linux/amd64", "linux/arm/v5", "linux/arm/v7", "linux/arm64/v8", "unknown/unknown"];
+        assert_eq!(choose("linux/arm64", &index), Some(3));
+        assert_eq!(choose("linux/aarch64", &index), Some(3));
+        assert_eq!(choose("linux/arm64/v8", &index), Some(3));
+        assert_eq!(choose("linux/arm", &index), Some(2));
+        assert_eq!(choose("linux/arm/v6", &index), Some(1));
+        assert_eq!(choose("Linux/x86_64", &index), Some(0));
+        assert_eq!(choose("linux/amd64/v3", &index), Some(0));
+        assert_eq!(choose("linux/s390x", &index), None);
+        assert_eq!(choose("windows/amd64", &index), None);
+        assert_eq!(choose("linux/amd64", &["linux/amd64", "linux/amd64"]), Some(0));
+    }
+
+    #[test]
+    fn what_is_no_platform_is_refused() {
+        for text in ["", "linux", "linux/", "/arm64", "a/b/c/d", "linux/arm/", "linux/arm/x"] {
+            assert!(Platform::parse(text).is_err(), "{text}");
+        }
+        assert!(Platform::parse(&of_this_machine()).is_ok());
+    }
+}

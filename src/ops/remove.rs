@@ -1,0 +1,68 @@
+//! `rm`: takes images out of the cache, with what only they led to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{Cache, Removed, Target};
+
+use super::OpsError;
+use super::reference::{self, Named};
+
+/// What became of one reference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The reference, in full.
+    pub reference: String,
+    /// What went.
+    #[serde(flatten)]
+    pub removed: Removed,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// One for each reference, in their order.
+    pub images: Vec<Row>,
+}
+
+/// Removes images. All must be held, or none goes.
+pub async fn remove(cache: &Cache, references: &[String]) -> Result<Report, OpsError> {
+    if references.is_empty() {
+        return Err(OpsError::Invalid("no reference is named".to_owned()));
+    }
+    let mut targets = Vec::new();
+    for text in references {
+        let named = reference::parse(cache, text)?;
+        let target = target(cache, &named).await?;
+        targets.push((named, target));
+    }
+    let mut report = Report::default();
+    for (named, target) in targets {
+        let removed = cache.remove(&named.repository, target).await?;
+        tracing::info!(reference = %named, bytes = removed.bytes, "removed by the operator");
+        report.images.push(Row { reference: named.to_string(), removed });
+    }
+    Ok(report)
+}
+
+async fn target(cache: &Cache, named: &Named) -> Result<Target, OpsError> {
+    let not_held = || OpsError::NotHeld(format!("{named} is not held"));
+    let Named { repository, tag, digest } = named.clone();
+    let (fact, held) = cache
+        .look(move |held| {
+            let fact = tag.map(|tag| held.tag(&repository, &tag)).transpose()?.flatten();
+            let is_held =
+                digest.map(|digest| held.manifest(&repository, &digest)).transpose()?.flatten().is_some();
+            Ok((fact, is_held))
+        })
+        .await?;
+    match (&named.tag, named.digest) {
+        (Some(tag), None) => fact.map(|_| Target::Tag(tag.clone())).ok_or_else(not_held),
+        // Both are named, so the tag has to stand for the digest.
+        (Some(tag), Some(digest)) => {
+            let stands = fact.is_some_and(|fact| fact.digest == digest);
+            if stands { Ok(Target::Tag(tag.clone())) } else { Err(not_held()) }
+        }
+        (None, Some(digest)) if held => Ok(Target::Manifest(digest)),
+        (None, _) => Err(not_held()),
+    }
+}
