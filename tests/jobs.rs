@@ -1,6 +1,6 @@
 //! Long work: fetching ahead, removing, verifying and collecting, as jobs of a larder that runs and over a closed store.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string)]
 
 mod support;
 

@@ -61,6 +61,8 @@ fn a_cold_pull_is_one_trace() {
     let answer = larder.api().send("GET", &path, &[("X-Request-Id", "cold")]);
     answer.is_ok_with(&layer.bytes);
     assert_eq!(larder.get("/v2/library/app/manifests/none").status(), 404);
+    // The end of a fill follows the last byte that its clients get.
+    larder.settle();
     larder.get(&path).is_outcome("larder; hit");
     let spans = spans(larder, &collector);
     assert_eq!(collector.services()[0], "pantry");

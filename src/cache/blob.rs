@@ -154,7 +154,7 @@ impl Cache {
         let blob = self.blob(repository, digest).await?;
         let Some(Source::Filling(follower)) = blob.source else {
             tell(blob.size.unwrap_or_default());
-            return Ok(false);
+            return Ok(matches!(blob.outcome, Outcome::Miss | Outcome::Join));
         };
         let draft = Arc::clone(follower.draft());
         let mut progress = draft.watch();
