@@ -1,4 +1,4 @@
-//! The document in OpenAPI's form says what the admin API does: every route is walked, and every answer is held against its schema.
+//! The admin API's document says what it does: every route is walked, and every answer is held against its schema.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

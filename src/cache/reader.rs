@@ -18,6 +18,7 @@ use crate::telemetry::{Outcome, trace};
 use crate::upstream::{BlobBody, Upstream};
 
 use super::blob::{Blob, Source};
+use super::eviction::Reading;
 use super::{Cache, CacheError, blocking};
 
 /// How much is read from the store per step, off the async threads. The next step is under way while one is sent.
@@ -241,15 +242,15 @@ impl BlobReader {
 
     fn begin_step(&mut self, room: Option<OwnedSemaphorePermit>) {
         let bytes: Pin<Box<dyn Future<Output = _> + Send>> = match &self.source {
-            Source::Stored(blob, _) => {
+            Source::Stored(blob, reading) => {
                 let end = self.end.unwrap_or(blob.entry().size());
                 // Steps end where pages do, so that none is read twice.
                 let range = self.at..end.min((self.at / STEP + 1) * STEP);
                 self.at = range.end;
-                let (cache, blob) = (self.cache.clone(), blob.clone());
+                let (cache, blob) = (self.cache.clone(), (blob.clone(), reading.clone()));
                 // A task of its own, so that it goes on while nobody asks how far it is.
-                let reading = tokio::spawn(stored(cache, blob, range));
-                Box::pin(async move { reading.await.map_err(|_| CacheError::Interrupted)? })
+                let step = tokio::spawn(stored(cache, blob, range));
+                Box::pin(async move { step.await.map_err(|_| CacheError::Interrupted)? })
             }
             // What is passed through has ended, or this would not be asked for.
             Source::Filling(follower) | Source::Passing(_, follower) => {
@@ -261,13 +262,17 @@ impl BlobReader {
     }
 }
 
-/// Reads all of a range, which is one step long at most.
-async fn stored(cache: Cache, blob: OpenBlob, range: Range<u64>) -> Result<VecDeque<Bytes>, CacheError> {
+/// Reads all of a range, which is one step long at most. It may outlive its client, and the blob must not go before it.
+async fn stored(
+    cache: Cache,
+    (blob, held): (OpenBlob, Reading),
+    range: Range<u64>,
+) -> Result<VecDeque<Bytes>, CacheError> {
     let turn = Arc::clone(&cache.0.reading).acquire_owned().await;
     let reading = tokio::task::spawn_blocking({
         let blob = blob.clone();
         move || {
-            let _turn = turn;
+            let _while = (turn, held);
             blob.read(range, STEP)
         }
     });

@@ -61,6 +61,13 @@ impl Stamp {
 #[derive(Debug)]
 pub struct Reading(Arc<Stamp>);
 
+impl Clone for Reading {
+    fn clone(&self) -> Self {
+        self.0.readers.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(&self.0))
+    }
+}
+
 impl Drop for Reading {
     fn drop(&mut self) {
         self.0.readers.fetch_sub(1, Ordering::AcqRel);
@@ -601,7 +608,7 @@ mod tests {
         let mut ledger = Ledger::default();
         blob(&mut ledger, "a", GIB, HOUR);
         blob(&mut ledger, "b", GIB, 2 * HOUR);
-        let reading = ledger.read(&name("a"), 3 * HOUR).expect("held");
+        let reading = ledger.read(&name("a"), 3 * HOUR).expect("held").clone();
         assert!(ledger.read(&name("c"), HOUR).is_none());
         let busy = name("b");
         assert!(ledger.victims(u64::MAX, 100 * HOUR, |victim| victim.digest == busy).is_empty());
