@@ -37,8 +37,8 @@ clients:
     bash .ci/run clients
 
 # larder beside nginx and docker-registry on this machine (root, Debian 12).
-bench-peers:
-    bash benches/peers/run.sh
+bench-peers *parts:
+    bash benches/peers/run.sh {{parts}}
 
 # Twenty minutes of Zipf's images through stores a tenth of their size, a failing registry, and kill -9 every minute.
 soak:

@@ -12,6 +12,8 @@ unshare util-linux
 docker-registry docker-registry
 nginx nginx-light
 wrk wrk
+containerd containerd
+skopeo skopeo
 PROGRAMS
 if ((${#missing[@]})); then
     bash .ci/packages "${missing[@]}"

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use super::Limits;
+use super::lingering::Lingering;
 use super::pulse::{Felt, Pulse, Verdict};
 use super::stalled::Stalled;
 
@@ -60,7 +61,7 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = *self.limits.borrow();
-        let stream = Stalled::new(stream, limits.write);
+        let stream = Lingering::new(Stalled::new(stream, limits.write));
         let Some(tls) = tls else { return self.http1(stream, peer, limits).await };
         let shaking = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
         let shaken = tokio::select! {

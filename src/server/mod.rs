@@ -2,6 +2,7 @@
 //! registry.
 
 mod connection;
+mod lingering;
 mod listen;
 mod pulse;
 mod stalled;
