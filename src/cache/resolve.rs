@@ -276,6 +276,22 @@ async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
     if let Err(error) = kept {
         shared.failed("what a tag or a list stands for could not be kept", &error);
     }
+    // What it stands for may have gone between its coming and this, and its pointers with it.
+    if !shared.eviction.is_held(&fact.digest) {
+        remove_from_store(shared, pointer).await;
+    }
+}
+
+async fn remove_from_store(shared: &Arc<Shared>, pointer: &Pointer) {
+    let (store, owned) = (shared.store.clone(), pointer.clone());
+    let removed = blocking(move || match &owned {
+        Pointer::Tag(key) => store.remove_tag(&key.repository, &key.tag, key.variant.as_deref()),
+        Pointer::Referrers(repository, subject) => store.remove_referrers_list(repository, subject),
+    })
+    .await;
+    if let Err(error) = removed {
+        shared.failed("a tag or a list that is gone could not be removed", &error);
+    }
 }
 
 /// The upstream says that there is no such thing any more: it leaves service, its content stays.
@@ -287,13 +303,5 @@ async fn gone(shared: &Arc<Shared>, pointer: &Pointer, error: &CacheError) {
         return;
     }
     shared.hot.pointers.remove(pointer);
-    let (store, owned) = (shared.store.clone(), pointer.clone());
-    let removed = blocking(move || match &owned {
-        Pointer::Tag(key) => store.remove_tag(&key.repository, &key.tag, key.variant.as_deref()),
-        Pointer::Referrers(repository, subject) => store.remove_referrers_list(repository, subject),
-    })
-    .await;
-    if let Err(error) = removed {
-        shared.failed("what is gone from the upstream could not be removed", &error);
-    }
+    remove_from_store(shared, pointer).await;
 }

@@ -2,7 +2,7 @@
 //!
 //! A socket that is closed with bytes in it that nobody read tells its peer so by a reset, which throws away what the peer
 //! has received and not read yet: the end of a body, if the peer has just said that it has room for more (HTTP/2's
-//! WINDOW_UPDATE). RFC 9112, 9.6 has the same for HTTP/1.1.
+//! `WINDOW_UPDATE`). RFC 9112, 9.6 has the same for HTTP/1.1.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -99,7 +99,7 @@ mod tests {
         let (near, far) = tokio::join!(listener.accept(), TcpStream::connect(address));
         let (near, mut far) = (near.expect("a connection").0, far.expect("a connection"));
         let mut near = Lingering::new(near);
-        near.write_all(&[7; 100_000]).await.expect("written");
+        near.write_all(&vec![7; 100_000]).await.expect("written");
         far.write_all(b"there is room for more").await.expect("written");
         let closing = tokio::spawn(async move { near.shutdown().await });
         let mut read = Vec::new();

@@ -77,6 +77,11 @@ impl Eviction {
         ledger.read(entry.digest(), now)
     }
 
+    /// Whether something is held, and not on its way out.
+    pub(super) fn is_held(&self, digest: &Digest) -> bool {
+        self.ledger().stamp(digest).is_some()
+    }
+
     /// Keeps a blob that is not read for a client. `None` if it is on its way out.
     pub(super) fn hold(&self, digest: &Digest) -> Option<Reading> {
         self.ledger().hold(digest)
