@@ -368,7 +368,23 @@ impl Store {
 
     /// A manifest by digest.
     pub fn manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, StoreError> {
-        let Some(fact) = self.fact::<ManifestFact>(&Key::Manifest(digest))? else { return Ok(None) };
+        let mut fact = self.fact::<ManifestFact>(&Key::Manifest(digest))?;
+        loop {
+            let Some(told) = fact else { return Ok(None) };
+            match self.document(digest, &told) {
+                Ok(found) => return Ok(Some(found)),
+                Err(StoreError::Damaged(_)) => {}
+                Err(error) => return Err(error),
+            }
+            // It may have been removed while it was read, which is no damage.
+            fact = self.fact(&Key::Manifest(digest))?;
+            if fact.as_ref() == Some(&told) {
+                return Err(StoreError::Damaged(*digest));
+            }
+        }
+    }
+
+    fn document(&self, digest: &Digest, fact: &ManifestFact) -> Result<StoredManifest, StoreError> {
         let size = usize::try_from(fact.size).map_err(|_| StoreError::Damaged(*digest))?;
         let documents = self.database.documents()?;
         let mut body = Vec::with_capacity(size);
@@ -382,7 +398,7 @@ impl Store {
         if body.len() != size {
             return Err(StoreError::Damaged(*digest));
         }
-        Ok(Some(StoredManifest { media_type, body: body.into() }))
+        Ok(StoredManifest { media_type, body: body.into() })
     }
 
     /// Keeps a verified manifest, and the links that it gives its repository.
