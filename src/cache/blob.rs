@@ -82,6 +82,8 @@ impl Cache {
                     Fill::start(shared, repository, digest, size, right, (sender, span));
                     (phase, true, Outcome::Miss)
                 }
+                // All of it is here, and on its way to where it stays.
+                Place::Joins(phase, own) if phase.borrow().is_verified() => (phase, own, Outcome::Hit),
                 Place::Joins(phase, own) => {
                     shared.metrics.fills_joined.inc();
                     (phase, own, Outcome::Join)

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::Span;
 
 use crate::oci::{Digest, Repository};
-use crate::store::{BlobEntry, Draft};
+use crate::store::{BlobEntry, Draft, DraftEnd};
 
 use super::CacheError;
 use crate::telemetry::trace;
@@ -24,6 +24,13 @@ pub(super) enum Phase {
     Stored(BlobEntry),
     /// There will be nothing to read.
     Failed(CacheError),
+}
+
+impl Phase {
+    /// Whether all bytes have come and are right.
+    pub(super) fn is_verified(&self) -> bool {
+        matches!(self, Self::Running(draft) if draft.progress().end == Some(DraftEnd::Verified))
+    }
 }
 
 /// A place at a fill.
