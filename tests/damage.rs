@@ -6,9 +6,10 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use support::folder::files_below;
 use support::house::{House, MIB, TAG};
 use support::{Blob, Fault, Gate, Image, When, eventually};
 
@@ -44,15 +45,6 @@ fn heals(house: &House, image: &Image, tag: &str) {
         house.larder.settle();
         is_held(house, image)
     });
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files_below(&path)) } else { found.push(path) }
-    }
-    found
 }
 
 /// An image that nobody has pulled yet.

@@ -4,11 +4,9 @@
 
 mod support;
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::time::Duration;
 
+use support::folder::on_disk;
 use support::larder::sum_of;
 use support::timed::Timed;
 use support::{Blob, Image, Larder, Random, Registry, Setup, eventually};
@@ -83,18 +81,6 @@ fn manifest(reference: &str) -> String {
 
 fn blob_path(blob: &Blob) -> String {
     format!("/v2/{REPOSITORY}/blobs/{}", blob.digest)
-}
-
-/// Bytes that a folder takes on disk.
-fn on_disk(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(found) if found.is_dir() => on_disk(&entry.path()),
-            Ok(found) => found.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 fn evicted(metrics: &str, reason: &str) -> f64 {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use support::folder::files_below;
 use support::larder::{Exit, run_to_exit};
 use support::{Blob, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When, eventually};
 
@@ -104,16 +105,6 @@ fn is_refused(exit: &Exit, words: &[&str]) {
     for word in words {
         assert!(exit.stderr.contains(word), "no `{word}` in: {}", exit.stderr);
     }
-}
-
-/// Every file below a folder.
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files_below(&path)) } else { found.push(path) }
-    }
-    found
 }
 
 #[test]

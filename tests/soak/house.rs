@@ -1,14 +1,13 @@
 //! A larder that is killed and started again, the clients that pull through it, and what is seen of both.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::origin::Origin;
 use crate::support::content::{OCI_INDEX, OCI_MANIFEST};
+use crate::support::folder::on_disk;
 use crate::support::larder::sum_of;
 use crate::support::{Client, Larder, Random, Setup};
 use crate::world::{Image, World};
@@ -225,16 +224,4 @@ fn request(
     }
     let text = if right { format!("ended after {at}") } else { "wrong bytes, to their end".to_owned() };
     Err(Fault { text, wrong: true })
-}
-
-/// Bytes that a folder takes on disk.
-fn on_disk(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(found) if found.is_dir() => on_disk(&entry.path()),
-            Ok(found) => found.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
 }

@@ -11,6 +11,7 @@ pub mod client;
 pub mod collector;
 pub mod content;
 pub mod docker;
+pub mod folder;
 pub mod house;
 pub mod larder;
 pub mod lists;
