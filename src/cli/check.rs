@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::backend::{Answer, Reach};
 use super::exit::Verdict;
+use super::platforms::Platforms;
 use super::table::{bad, good, iec};
 use crate::ops::check::{Ask, Report, Verdict as Checked};
-use crate::ops::platform;
 use crate::ops::question::Question;
 
 /// What `larder check` is told.
@@ -20,23 +20,16 @@ pub(super) struct Check {
     /// As if the upstream were gone; there is no other kind of check
     #[arg(long, required = true)]
     offline: bool,
-    /// The platform that would be pulled, otherwise this machine's; may be repeated
-    #[arg(long, value_name = "PLATFORM")]
-    platform: Vec<String>,
-    /// All platforms that an index has
-    #[arg(long, conflicts_with = "platform")]
-    all_platforms: bool,
+    #[command(flatten)]
+    platforms: Platforms,
     #[command(flatten)]
     reach: Reach,
 }
 
 /// Tells whether pulls would succeed.
 pub(super) fn run(arguments: Check) -> anyhow::Result<()> {
-    let Check { references, mut platform, all_platforms, reach, .. } = arguments;
-    if platform.is_empty() && !all_platforms {
-        platform.push(platform::of_this_machine());
-    }
-    let ask = Ask { references, platforms: platform };
+    let Check { references, platforms, reach, .. } = arguments;
+    let ask = Ask { references, platforms: platforms.wanted() };
     let Answer { value, report } =
         reach.with(async |backend| backend.ask::<Report>(Question::Check(ask)).await)?;
     reach.print(&value, || report.images.iter().map(told).collect())?;

@@ -10,6 +10,7 @@ mod exit;
 mod healthy;
 mod inspect;
 mod list;
+mod platforms;
 mod remote;
 mod remove;
 mod scrub;

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::backend::{Answer, Reach};
 use super::exit::Verdict;
+use super::platforms::Platforms;
 use super::table::{bad, fair, good, iec};
-use crate::ops::platform;
 use crate::ops::task::Task;
 use crate::ops::warm::{Ask, Report, Row};
 
@@ -23,26 +23,19 @@ pub(super) struct Warm {
     /// A file with one reference on each line (`-` is standard input); what follows a `#` is left out
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Of an index the platform that is wanted, otherwise this machine's; may be repeated
-    #[arg(long, value_name = "PLATFORM")]
-    platform: Vec<String>,
-    /// Everything that an index has, attestations included
-    #[arg(long, conflicts_with = "platform")]
-    all_platforms: bool,
+    #[command(flatten)]
+    platforms: Platforms,
     #[command(flatten)]
     reach: Reach,
 }
 
 /// Fetches images.
 pub(super) fn run(arguments: Warm) -> anyhow::Result<()> {
-    let Warm { mut references, file, mut platform, all_platforms, reach } = arguments;
+    let Warm { mut references, file, platforms, reach } = arguments;
     if let Some(file) = file {
         references.extend(listed(&read(&file)?));
     }
-    if platform.is_empty() && !all_platforms {
-        platform.push(platform::of_this_machine());
-    }
-    let task = Task::Warm(Ask { references, platforms: platform });
+    let task = Task::Warm(Ask { references, platforms: platforms.wanted() });
     let Answer { value, report } = reach.with(async |backend| backend.run::<Report>(task).await)?;
     reach.print(&value, || report.images.iter().map(told).collect())?;
     if report.complete {
