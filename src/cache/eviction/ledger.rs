@@ -315,12 +315,17 @@ impl Ledger {
 
     /// What it all comes to. Looks at every entry.
     pub(super) fn figures(&self) -> Figures {
-        let held = || self.slots.iter().flatten().filter_map(|slot| Some((slot.needed, slot.held.as_ref()?)));
-        let loose = held().filter(|(needed, held)| *needed == 0 && held.kind == Kind::Blob);
-        Figures {
-            oldest: held().map(|(_, held)| held.stamp.last()).min(),
-            loose: loose.map(|(_, held)| held.size).sum(),
-        }
+        let loose = self.entries().filter(|(needed, held)| *needed == 0 && held.kind == Kind::Blob);
+        Figures { oldest: self.oldest(), loose: loose.map(|(_, held)| held.size).sum() }
+    }
+
+    fn oldest(&self) -> Option<u64> {
+        self.entries().map(|(_, held)| held.stamp.last()).min()
+    }
+
+    /// Everything held, with how much needs it.
+    fn entries(&self) -> impl Iterator<Item = (u32, &Held)> {
+        self.slots.iter().flatten().filter_map(|slot| Some((slot.needed, slot.held.as_ref()?)))
     }
 
     /// The times of entries that were asked for since this was last called.
@@ -338,7 +343,7 @@ impl Ledger {
 
     /// Goes by how long the store remembers now, if that has changed.
     fn remember(&mut self, now: u64) {
-        let oldest = self.figures().oldest.unwrap_or(now);
+        let oldest = self.oldest().unwrap_or(now);
         let grace = now.saturating_sub(oldest) / 2;
         if grace.abs_diff(self.grace) <= self.grace / 4 {
             return;
