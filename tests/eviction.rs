@@ -9,7 +9,7 @@ use std::time::Duration;
 use support::folder::on_disk;
 use support::larder::sum_of;
 use support::timed::Timed;
-use support::{Blob, Image, Larder, Random, Registry, Setup, eventually};
+use support::{Blob, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
 
 const MIB: u64 = 1 << 20;
 /// Each kind of store, a size that holds some images and not all, and the length of an image's own layers.
@@ -218,4 +218,33 @@ fn clients_notice_nothing_of_what_goes() {
         let errors = sum_of(&larder.metrics_text(), "larder_store_errors_total", &[]);
         assert!(errors == 0.0 && !larder.log_text().contains("damaged"), "{kind}: {}", larder.log_text());
     }
+}
+
+/// Downloads that queue for the disk take a part of the store and no more: what comes beyond that is served, and not kept.
+#[test]
+fn what_comes_faster_than_it_can_be_kept_is_served_all_the_same() {
+    let (registry, gate) = (Registry::start(), Gate::new());
+    let blobs: Vec<Blob> = (0..3).map(|n| Blob::random(n, 20 << 20)).collect();
+    for blob in &blobs {
+        registry.add_blob(REPOSITORY, blob);
+    }
+    let larder = Setup::with(&registry).set("store.blobs", "sled").set("store.max_size", "256MiB").start();
+    registry.script(When::blobs().path(&blobs[0].digest).times(1), Fault::HoldBody(10 << 20, gate.clone()));
+    // Whose size is known: an eighth of the store is 32 MiB, and 20 of them are on their way.
+    let mut first = larder.api().open("GET", &blob_path(&blobs[0]), &[]).unwrap();
+    let head = first.read_exactly(1000).unwrap();
+    let passed = larder.get(&blob_path(&blobs[1]));
+    passed.is_ok_with(&blobs[1].bytes);
+    gate.open();
+    let rest = first.finish().unwrap();
+    assert!([head, rest.body].concat() == *blobs[0].bytes);
+    larder.settle();
+    let metrics = larder.metrics_text();
+    assert_eq!(sum_of(&metrics, "larder_store_objects", &[("kind", "blob")]), 1.0);
+    // Now there is room.
+    larder.get(&blob_path(&blobs[2])).is_ok_with(&blobs[2].bytes);
+    larder.settle();
+    registry.down();
+    larder.get(&blob_path(&blobs[0])).is_ok_with(&blobs[0].bytes);
+    larder.get(&blob_path(&blobs[2])).is_ok_with(&blobs[2].bytes);
 }

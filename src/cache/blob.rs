@@ -77,7 +77,7 @@ impl Cache {
                 return Err(CacheError::NotFound);
             }
             let size = linked.and_then(|link| link.size);
-            let (phase, own, outcome) = match shared.fills.place(repository, digest, right) {
+            let (phase, own, outcome) = match shared.fills.place(repository, digest, size, right) {
                 Place::Fills(sender, phase, span) => {
                     Fill::start(shared, repository, digest, size, right, (sender, span));
                     (phase, true, Outcome::Miss)
@@ -153,10 +153,33 @@ impl Cache {
         digest: &Digest,
         mut tell: impl FnMut(u64) + Send,
     ) -> Result<bool, CacheError> {
+        let shared = &self.0;
+        let (linked, _) = look(shared, repository, digest).await?;
+        let size = linked.and_then(|link| link.size);
+        loop {
+            // What no client waits for waits until the disk has caught up.
+            shared.fills.until(|| !shared.is_crowded(digest, size)).await;
+            match self.bring(repository, digest, &mut tell).await? {
+                Some(fetched) => return Ok(fetched),
+                // It came past a store that fails, for those who read it alone.
+                None if shared.trouble.is_on() => return Err(StoreError::Closed.into()),
+                // Others were quicker to take the room.
+                None => {}
+            }
+        }
+    }
+
+    /// Brings a blob once. Returns whether it had to be fetched; `None` if it came and was not kept.
+    async fn bring(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        tell: &mut (impl FnMut(u64) + Send),
+    ) -> Result<Option<bool>, CacheError> {
         let blob = self.blob(repository, digest).await?;
         let Some(Source::Filling(follower)) = blob.source else {
             tell(blob.size.unwrap_or_default());
-            return Ok(matches!(blob.outcome, Outcome::Miss | Outcome::Join));
+            return Ok(Some(matches!(blob.outcome, Outcome::Miss | Outcome::Join)));
         };
         let draft = Arc::clone(follower.draft());
         let mut progress = draft.watch();
@@ -170,9 +193,8 @@ impl Cache {
             }
         };
         match ended {
-            Some(DraftEnd::Verified) if draft.is_kept() => Ok(true),
-            // It came past a store that fails, for those who read it alone.
-            Some(DraftEnd::Verified) => Err(StoreError::Closed.into()),
+            Some(DraftEnd::Verified) => Ok(draft.is_kept().then_some(true)),
+            None | Some(DraftEnd::Abandoned) if !draft.is_kept() => Ok(None),
             Some(DraftEnd::Mismatch) => Err(CacheError::Mismatch(format!("{digest} came wrong"))),
             Some(DraftEnd::Abandoned) | None => Err(CacheError::Interrupted),
         }

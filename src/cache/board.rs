@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::Span;
 
 use crate::oci::{Digest, Repository};
@@ -50,6 +50,8 @@ pub(super) enum Place {
 enum Running {
     Fill {
         owner: Repository,
+        /// What a descriptor promised of the size.
+        promised: u64,
         phase: watch::Receiver<Phase>,
         span: Span,
     },
@@ -59,15 +61,25 @@ enum Running {
 
 /// The fills under way, by digest.
 #[derive(Debug, Default)]
-pub(super) struct Board(Mutex<HashMap<Digest, Running>>);
+pub(super) struct Board {
+    running: Mutex<HashMap<Digest, Running>>,
+    /// A fill has left.
+    left: Notify,
+}
 
 impl Board {
     /// Finds a place for `repository`, which may have a `right` to the digest already. Decided under one lock, so
-    /// that no fill is joined without a right and none is started twice.
-    pub(super) fn place(&self, repository: &Repository, digest: &Digest, right: bool) -> Place {
+    /// that no fill is joined without a right and none is started twice. `promised` is what a descriptor says of the size.
+    pub(super) fn place(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        promised: Option<u64>,
+        right: bool,
+    ) -> Place {
         let mut running = self.lock();
         match running.get(digest) {
-            Some(Running::Fill { owner, phase, span }) => {
+            Some(Running::Fill { owner, phase, span, .. }) => {
                 let own = owner == repository;
                 if !own && !right {
                     return Place::NeedsRight;
@@ -80,7 +92,9 @@ impl Board {
         }
         let (sender, phase) = watch::channel(Phase::Starting);
         let (owner, span) = (repository.clone(), trace::fill(repository, digest));
-        running.insert(*digest, Running::Fill { owner, phase: phase.clone(), span: span.clone() });
+        let promised = promised.unwrap_or_default();
+        let fill = Running::Fill { owner, promised, phase: phase.clone(), span: span.clone() };
+        running.insert(*digest, fill);
         Place::Fills(sender, phase, span)
     }
 
@@ -91,6 +105,7 @@ impl Board {
             && held.same_channel(&phase.subscribe())
         {
             running.remove(digest);
+            self.left.notify_waiters();
         }
     }
 
@@ -110,24 +125,57 @@ impl Board {
         self.lock().remove(digest);
     }
 
-    /// Bytes of the blobs that fills are bringing, and how many of them have not come yet, as far as is known.
+    /// Whether a digest is being filled or removed.
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.lock().contains_key(digest)
+    }
+
+    /// Bytes of the blobs that fills are bringing into the store, and how many of them have not come yet, as far as is
+    /// known.
     pub(super) fn coming(&self) -> (u64, u64) {
+        Self::sum(self.lock().values())
+    }
+
+    /// What fills of other blobs are bringing into the store.
+    pub(super) fn coming_beside(&self, digest: &Digest) -> u64 {
+        Self::sum(self.lock().iter().filter(|(other, _)| *other != digest).map(|(_, running)| running)).0
+    }
+
+    fn sum<'a>(running: impl Iterator<Item = &'a Running>) -> (u64, u64) {
         let (mut all, mut left) = (0_u64, 0_u64);
-        for running in self.lock().values() {
-            let Running::Fill { phase, .. } = running else { continue };
-            if let Phase::Running(draft) = &*phase.borrow() {
-                let progress = draft.progress();
-                let total = progress.total.unwrap_or(progress.received);
-                all = all.saturating_add(total);
-                left = left.saturating_add(total.saturating_sub(progress.written));
-            }
+        for running in running {
+            let Running::Fill { phase, promised, .. } = running else { continue };
+            let (total, written) = match &*phase.borrow() {
+                Phase::Starting => (*promised, 0),
+                Phase::Running(draft) if draft.is_kept() => {
+                    let progress = draft.progress();
+                    (progress.total.unwrap_or(progress.received.max(*promised)), progress.written)
+                }
+                Phase::Running(_) | Phase::Stored(_) | Phase::Failed(_) => continue,
+            };
+            all = all.saturating_add(total);
+            left = left.saturating_add(total.saturating_sub(written));
         }
         (all, left)
     }
 
+    /// Waits until `enough`, which is asked again whenever a fill has left.
+    pub(super) async fn until(&self, enough: impl Fn() -> bool) {
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            // Asked only after listening, so that no leaving is missed.
+            left.as_mut().enable();
+            if enough() {
+                return;
+            }
+            left.await;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {
         // Nothing under this lock can panic halfway through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -144,19 +192,21 @@ mod tests {
             name: name.parse().expect("a name"),
         };
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        let Place::Fills(sender, ..) = board.place(&repository("a"), &digest, false) else {
+        let Place::Fills(sender, ..) = board.place(&repository("a"), &digest, None, false) else {
             panic!("joined")
         };
-        assert!(matches!(board.place(&repository("a"), &digest, false), Place::Joins(_, true)));
-        assert!(matches!(board.place(&repository("b"), &digest, false), Place::NeedsRight));
-        assert!(matches!(board.place(&repository("b"), &digest, true), Place::Joins(_, false)));
+        assert!(matches!(board.place(&repository("a"), &digest, None, false), Place::Joins(_, true)));
+        assert!(matches!(board.place(&repository("b"), &digest, None, false), Place::NeedsRight));
+        assert!(matches!(board.place(&repository("b"), &digest, None, true), Place::Joins(_, false)));
         board.leave(&digest, &sender);
-        let Place::Fills(next, ..) = board.place(&repository("b"), &digest, false) else { panic!("joined") };
+        let Place::Fills(next, ..) = board.place(&repository("b"), &digest, None, false) else {
+            panic!("joined")
+        };
         // It has left, and takes nobody else with it.
         board.leave(&digest, &sender);
-        assert!(matches!(board.place(&repository("b"), &digest, false), Place::Joins(..)));
+        assert!(matches!(board.place(&repository("b"), &digest, None, false), Place::Joins(..)));
         board.leave(&digest, &next);
-        assert!(matches!(board.place(&repository("b"), &digest, false), Place::Fills(..)));
+        assert!(matches!(board.place(&repository("b"), &digest, None, false), Place::Fills(..)));
     }
 
     #[tokio::test]
@@ -166,10 +216,12 @@ mod tests {
             Repository { upstream: "docker.io".parse().expect("a name"), name: "a".parse().expect("a name") };
         let digest = Digest::of(Algorithm::Sha256, b"x");
         assert!(board.close(&digest) && !board.close(&digest));
-        let Place::Waits(mut phase) = board.place(&repository, &digest, true) else { panic!("no removal") };
+        let Place::Waits(mut phase) = board.place(&repository, &digest, None, true) else {
+            panic!("no removal")
+        };
         board.open(&digest);
         assert!(phase.changed().await.is_err());
-        assert!(matches!(board.place(&repository, &digest, true), Place::Fills(..)));
+        assert!(matches!(board.place(&repository, &digest, None, true), Place::Fills(..)));
         assert!(!board.close(&digest));
     }
 }

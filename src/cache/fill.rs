@@ -180,8 +180,11 @@ impl Fill {
             self.shared.try_store();
             return Ok(Opened::Draft(Box::new(store.unkept_draft(&digest))));
         }
+        let crowded = self.shared.is_crowded(&digest, self.size);
         let opened = blocking(move || match store.blob(&digest)? {
             Some(entry) => Ok(Opened::Stored(entry)),
+            // Clients need not wait until the disk has caught up.
+            None if crowded => Ok(Opened::Draft(Box::new(store.unkept_draft(&digest)))),
             None => Ok(Opened::Draft(Box::new(store.open_draft(&digest)?))),
         });
         match opened.await {

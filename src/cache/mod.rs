@@ -242,6 +242,11 @@ impl Shared {
     fn upstream(&self, repository: &Repository) -> Result<Arc<Upstream>, CacheError> {
         self.rules().upstreams.get(&repository.upstream).cloned().ok_or(CacheError::NotFound)
     }
+
+    /// Whether what is coming already leaves no room for another draft, of `size` bytes as far as is known.
+    fn is_crowded(&self, digest: &Digest, size: Option<u64>) -> bool {
+        self.eviction.is_crowded(self.fills.coming_beside(digest), size.unwrap_or_default())
+    }
 }
 
 /// Ends `work`, which may ask the upstream more than one question in a row, in the time that a client waits.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Hasher};
-use crate::store::{Collected, OpenBlob, StoreError};
+use crate::store::{Collected, Drafted, OpenBlob, StoreError};
 
 use super::eviction::{Closed, Reached};
 use super::manifest::by_digest;
@@ -182,22 +182,29 @@ fn collect(shared: &Shared) -> Result<Collected, StoreError> {
     };
     let mut collected =
         shared.store.collect_facts(|digest| shared.eviction.is_needed(digest), before(COMING))?;
+    collected.remains += clear_remains(shared)?;
     let mut closed = Closed::new(&shared.fills);
-    for digest in shared.store.remains()? {
-        if closed.close(&digest) {
-            shared.store.clear_remains(&digest)?;
-            closed.open(&digest);
-            collected.remains += 1;
-        }
-    }
-    for digest in shared.store.drafts_left(before(ABANDONED))? {
-        if closed.close(&digest) {
+    for Drafted { digest, changed, .. } in shared.store.drafts()? {
+        if changed < before(ABANDONED) && closed.close(&digest) {
             shared.store.remove_draft(&digest)?;
             closed.open(&digest);
             collected.drafts += 1;
         }
     }
     Ok(collected)
+}
+
+/// Removes what interrupted copies left. Returns of how many blobs.
+pub(super) fn clear_remains(shared: &Shared) -> Result<u64, StoreError> {
+    let (mut closed, mut cleared) = (Closed::new(&shared.fills), 0);
+    for digest in shared.store.remains()? {
+        if closed.close(&digest) {
+            shared.store.clear_remains(&digest)?;
+            closed.open(&digest);
+            cleared += 1;
+        }
+    }
+    Ok(cleared)
 }
 
 /// The digest that a blob really has.

@@ -11,9 +11,9 @@ use bytes::Bytes;
 
 use crate::oci::Digest;
 
-use super::StoreError;
 use super::database::Database;
-use super::files::{FileBody, FileDraft, Files};
+use super::files::{FileBody, FileDraft, Files, Found};
+use super::{Drafted, StoreError};
 
 /// The bytes of all blobs and drafts; clones share them.
 #[derive(Clone, Debug)]
@@ -106,15 +106,11 @@ impl Bodies {
         self.files().remove_draft(digest)
     }
 
-    /// The digests of drafts that nothing was added to since `before` (milliseconds since 1970).
-    pub(super) fn drafts_left(&self, before: u64) -> Result<Vec<Digest>, StoreError> {
-        let drafts = self.files().drafts()?.into_iter();
-        Ok(drafts.filter(|found| found.changed < before).map(|found| found.digest).collect())
-    }
-
-    /// The digests of all drafts.
-    pub(super) fn drafts(&self) -> Result<Vec<Digest>, StoreError> {
-        Ok(self.files().drafts()?.iter().map(|found| found.digest).collect())
+    /// All drafts.
+    pub(super) fn drafts(&self) -> Result<Vec<Drafted>, StoreError> {
+        let drafted =
+            |found: &Found| Drafted { digest: found.digest, bytes: found.disk, changed: found.changed };
+        Ok(self.files().drafts()?.iter().map(drafted).collect())
     }
 
     /// Bytes on disk beside sled's own.

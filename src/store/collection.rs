@@ -10,7 +10,7 @@ use crate::oci::{Digest, Repository};
 
 use super::fact::DraftFact;
 use super::key::{self, Key};
-use super::{Store, StoreError, TagFact, readable};
+use super::{Drafted, Store, StoreError, TagFact, readable};
 
 /// What was removed, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,9 +150,9 @@ impl Store {
         Ok(())
     }
 
-    /// The drafts that nothing was added to since `before` (milliseconds since 1970).
-    pub fn drafts_left(&self, before: u64) -> Result<Vec<Digest>, StoreError> {
-        self.bodies.drafts_left(before)
+    /// The drafts that have files, also those of running fills.
+    pub fn drafts(&self) -> Result<Vec<Drafted>, StoreError> {
+        self.bodies.drafts()
     }
 
     /// Removes a draft that nobody fills.

@@ -22,6 +22,17 @@ pub struct Holding {
     pub verified: u64,
 }
 
+/// A draft that has a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drafted {
+    /// Its digest.
+    pub digest: Digest,
+    /// Bytes that it takes on disk.
+    pub bytes: u64,
+    /// When something was last added to it, in milliseconds since 1970.
+    pub changed: u64,
+}
+
 impl Store {
     /// Every manifest held.
     pub fn held_manifests(&self) -> Result<Vec<Holding>, StoreError> {

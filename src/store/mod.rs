@@ -56,7 +56,7 @@ pub use entry::{BlobEntry, OpenBlob};
 use fact::{Fact, ManifestFact};
 pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
-pub use holding::Holding;
+pub use holding::{Drafted, Holding};
 use key::Key;
 use opening::Opening;
 use settling::Settling;

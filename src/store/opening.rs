@@ -20,7 +20,7 @@ use super::header::{self, Geometry, Header};
 use super::key::{self, Key};
 use super::pages::Pages;
 use super::settling::Settling;
-use super::{Census, Counters, Store, StoreError, aside, readable};
+use super::{Census, Counters, Drafted, Store, StoreError, aside, readable};
 
 /// sled, as every store has it.
 #[derive(Clone, Debug)]
@@ -257,7 +257,7 @@ impl Store {
         if let Bodies::Files(files) = &self.bodies {
             reconcile(facts, files)?;
         }
-        for digest in self.bodies.drafts()? {
+        for Drafted { digest, .. } in self.bodies.drafts()? {
             // Content is there already: a crash kept its draft from going.
             if facts.contains_key(Key::Blob(&digest).to_bytes())? {
                 self.bodies.remove_draft(&digest)?;

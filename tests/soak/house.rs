@@ -1,5 +1,6 @@
 //! A larder that is killed and started again, the clients that pull through it, and what is seen of both.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
@@ -23,8 +24,8 @@ pub struct Tally {
     pub bytes: AtomicU64,
     /// Clients that hung up in the middle of a body.
     pub left: AtomicU64,
-    /// Requests without a proper end, for a reason that is known.
-    pub excused: AtomicU64,
+    /// Requests without a proper end, for a reason that is known, by what came of them.
+    pub excused: Mutex<BTreeMap<String, u64>>,
     /// Everything that should not be.
     pub faults: Mutex<Vec<String>>,
 }
@@ -161,7 +162,10 @@ impl House {
                             format!("{} {path}: {} (after {:?})", self.kind, fault.text, begin.elapsed());
                         self.tally.faults.lock().unwrap().push(line);
                     } else {
-                        self.tally.excused.fetch_add(1, Ordering::Relaxed);
+                        let why = if killed { "killed" } else { fault.text.as_str() };
+                        *self.tally.excused.lock().unwrap().entry(why.to_owned()).or_default() += 1;
+                        // As a client would; larder itself answers at once while it leaves an upstream alone.
+                        std::thread::sleep(Duration::from_millis(200));
                     }
                     // Who cannot have a part does not ask for the rest.
                     return;

@@ -41,7 +41,7 @@ fn report(house: &House, world: &World) -> Vec<String> {
     let most = |readings: &[u64]| readings.iter().copied().max().unwrap_or_default();
     let bound = house.max_size + world.largest();
     println!(
-        "{}: {} pulls, {} requests, {} MiB to clients, {:.0} MiB evicted, hit ratio {:.2}; {} left on purpose, {} excused",
+        "{}: {} pulls, {} requests, {} MiB to clients, {:.0} MiB evicted, hit ratio {:.2}; {} left on purpose, excused {:?}",
         house.kind,
         number(&tally.pulls),
         number(&tally.requests),
@@ -49,7 +49,7 @@ fn report(house: &House, world: &World) -> Vec<String> {
         *house.evicted.lock().unwrap() / MIB as f64,
         hits / requests,
         number(&tally.left),
-        number(&tally.excused),
+        tally.excused.lock().unwrap(),
     );
     println!(
         "  on disk at most {} of {} MiB, resident at most {} MiB",

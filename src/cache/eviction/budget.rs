@@ -1,15 +1,24 @@
 //! How much has to go, and why: pure arithmetic over what was measured.
 
 use crate::config::schema::{BlobStore, Store};
+use crate::store::Drafted;
 
 /// Bytes that sled's file takes per live byte while content comes and goes, and beside that: measured, see
 /// CONTRIBUTING.md. sled gives little of its file back but writes into what became free, so what is bounded is what lives
 /// in it; where the file grows towards its bound all the same, more of that has to go.
 const SLED_OVERHEAD_PERCENT: u64 = 165;
 const SLED_FIXED: u64 = 64 << 20;
+/// What drafts may take beside a store of pages, where they wait to be copied and are held twice for a moment: a part of
+/// `store.max_size`, and no more than this. More would be clients' downloads queueing for a disk that is slower than their
+/// network.
+const SLED_DRAFTS: u64 = 2 << 30;
 /// Marks, as shares of what may be taken: eviction begins above the first and ends at the second.
 const HIGH_PERCENT: u64 = 95;
 const LOW_PERCENT: u64 = 90;
+
+/// For how long a draft that nobody fills is kept before content: clients come back to what a restart interrupted. In
+/// milliseconds.
+const GONE_ON_WITH: u64 = 10 * 60 * 1000;
 
 /// What the operator set, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +72,41 @@ impl Reason {
     }
 }
 
+/// How much drafts may take before what else comes is served and not kept. Files become content as they are, and only
+/// have to find room.
+pub(super) fn for_drafts(kind: BlobStore, limits: &Limits) -> u64 {
+    match kind {
+        BlobStore::Files => limits.max_size / 2,
+        BlobStore::Sled => (limits.max_size / 8).min(SLED_DRAFTS),
+    }
+}
+
+/// Of drafts that nobody fills any more, those that must go, in that order: what was added to longest ago first. Some go
+/// for `wanted` bytes of room, unless something was added to them lately, and any while all of them take more than `most`.
+pub(super) fn drafts_to_go(mut left: Vec<Drafted>, wanted: u64, most: u64, now: u64) -> Vec<Drafted> {
+    left.sort_unstable_by_key(|draft| draft.changed);
+    let mut all: u64 = left.iter().map(|draft| draft.bytes).sum();
+    let mut freed = 0;
+    left.retain(|draft| {
+        let old = now.saturating_sub(draft.changed) > GONE_ON_WITH;
+        let goes = all > most || (old && freed < wanted);
+        if goes {
+            all -= draft.bytes;
+            freed += draft.bytes;
+        }
+        goes
+    });
+    left
+}
+
 /// How many bytes of content must go; `None` if there is room enough.
 pub(super) fn excess(kind: BlobStore, found: &Measured, limits: &Limits) -> Option<(u64, Reason)> {
     let (ceiling, reason) = ceiling(found, limits);
     let (taken, may) = match kind {
         BlobStore::Files => (found.disk.saturating_add(found.left), ceiling),
         BlobStore::Sled => {
-            let room = ceiling.saturating_sub(found.drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
+            let drafts = found.drafts.max(for_drafts(kind, limits));
+            let room = ceiling.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
             (found.content.saturating_add(found.coming), share(room, 100, SLED_OVERHEAD_PERCENT))
         }
     };
@@ -80,7 +117,8 @@ pub(super) fn excess(kind: BlobStore, found: &Measured, limits: &Limits) -> Opti
 
 /// Above what the file of a store of pages must not grow without something going.
 pub(super) fn high_mark(found: &Measured, limits: &Limits) -> u64 {
-    share(ceiling(found, limits).0, HIGH_PERCENT, 100)
+    let ceiling = ceiling(found, limits).0;
+    share(ceiling.saturating_sub(for_drafts(BlobStore::Sled, limits)), HIGH_PERCENT, 100)
 }
 
 /// What the store may take, so that its disk keeps its free room too, and which of the two limits that is.
@@ -96,6 +134,7 @@ fn share(bytes: u64, part: u64, of: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::{Algorithm, Digest};
 
     const LIMITS: Limits = Limits { max_size: 1000, min_free: 100 };
     const CALM: Measured =
@@ -126,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_lives_in_sled_is_held_to_a_part_of_its_file() {
-        const LIMITS: Limits = Limits { max_size: 1064 << 20, min_free: 0 };
+        const LIMITS: Limits = Limits { max_size: 1216 << 20, min_free: 0 };
         let with = |content: u64, drafts: u64, grown: u64| {
             let found = Measured {
                 content: content << 20,
@@ -137,13 +176,45 @@ mod tests {
             };
             excess(BlobStore::Sled, &found, &LIMITS).map(|(bytes, _)| bytes >> 20)
         };
-        // 606 MiB may live in 1000.
+        // 606 MiB may live in 1000, beside the tree's 64 and 152 for drafts.
         assert_eq!(with(575, 0, 0), None);
         assert_eq!(with(577, 0, 0), Some(31));
-        // Drafts take from what is there.
-        assert_eq!(with(500, 200, 0), Some(63));
+        // More drafts take from what is there.
+        assert_eq!(with(577, 152, 0), Some(31));
+        assert_eq!(with(500, 352, 0), Some(63));
         // A file that grows all the same calls for more.
         assert_eq!(with(500, 0, 4), Some(8));
         assert_eq!(with(577, 0, 100), Some(200));
+    }
+
+    #[test]
+    fn drafts_that_nobody_fills_go_before_content_and_the_oldest_first() {
+        const NOW: u64 = 10 * GONE_ON_WITH;
+        let old = NOW - GONE_ON_WITH - 1;
+        let times = [NOW, old, old - 1, NOW - 1];
+        let go = |wanted, most| {
+            let draft = |&changed: &u64| Drafted {
+                digest: Digest::of(Algorithm::Sha256, b"any"),
+                bytes: 100,
+                changed,
+            };
+            let go = drafts_to_go(times.iter().map(draft).collect(), wanted, most, NOW);
+            go.iter().map(|draft| draft.changed).collect::<Vec<_>>()
+        };
+        assert_eq!(go(0, 400), []);
+        assert_eq!(go(1, 400), [old - 1]);
+        assert_eq!(go(150, 400), [old - 1, old]);
+        // What clients may come back to stays, unless it is too much of it.
+        assert_eq!(go(1000, 400), [old - 1, old]);
+        assert_eq!(go(0, 350), [old - 1]);
+        assert_eq!(go(0, 100), [old - 1, old, NOW - 1]);
+    }
+
+    #[test]
+    fn drafts_may_take_a_part() {
+        let may = |kind, max_size| for_drafts(kind, &Limits { max_size, min_free: 0 });
+        assert_eq!(may(BlobStore::Files, 1000), 500);
+        assert_eq!(may(BlobStore::Sled, 256 << 20), 32 << 20);
+        assert_eq!(may(BlobStore::Sled, 1 << 40), SLED_DRAFTS);
     }
 }

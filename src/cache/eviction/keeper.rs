@@ -12,10 +12,11 @@ use crate::config::schema::BlobStore;
 use crate::oci::{Digest, Manifest};
 use crate::store::{Census, Holding, Store, StoreError};
 
-use super::budget::{Measured, Reason, excess, high_mark};
+use super::budget::{Measured, Reason, drafts_to_go, excess, for_drafts, high_mark};
 use super::ledger::{Kind, Victim};
 use super::needs;
 use crate::cache::board::Board;
+use crate::cache::scrub::clear_remains;
 use crate::cache::{Cache, CacheError, Shared, blocking};
 
 /// How often everything is measured, whatever happens.
@@ -85,6 +86,8 @@ fn take_stock(shared: &Shared) -> Result<(), StoreError> {
     for Holding { digest, size, last, .. } in store.held_blobs()? {
         eviction.ledger().admit(Kind::Blob, &digest, eviction.taken(size), last.min(now), []);
     }
+    // They take room and are in no count.
+    clear_remains(shared)?;
     eviction.complete.store(true, Ordering::Release);
     Ok(())
 }
@@ -124,8 +127,13 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
     loop {
         let of = Arc::clone(shared);
         let round = blocking(move || {
-            let found = measure(&of)?;
-            match excess(of.eviction.kind, &found, &of.eviction.limits()) {
+            let (kind, limits) = (of.eviction.kind, of.eviction.limits());
+            let over = excess(kind, &measure(&of)?, &limits);
+            let wanted = over.map_or(0, |(bytes, _)| bytes);
+            if remove_left_drafts(&of, wanted, for_drafts(kind, &limits))? {
+                return Ok(Some(1));
+            }
+            match over {
                 Some((bytes, reason)) => evict(&of, bytes.min(ROUND), reason).map(Some),
                 None => Ok(None),
             }
@@ -140,6 +148,27 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
             }
         }
     }
+}
+
+/// Removes drafts that nobody fills, for `wanted` bytes of room or because they take more than `most`. Tells whether any
+/// went.
+fn remove_left_drafts(shared: &Shared, wanted: u64, most: u64) -> Result<bool, StoreError> {
+    let mut left = shared.store.drafts()?;
+    left.retain(|draft| !shared.fills.has(&draft.digest));
+    let (mut closed, mut gone, mut freed) = (Closed::new(&shared.fills), 0, 0);
+    for draft in drafts_to_go(left, wanted, most, shared.clock.now()) {
+        // Somebody may have come back to it since.
+        if closed.close(&draft.digest) {
+            shared.store.remove_draft(&draft.digest)?;
+            closed.open(&draft.digest);
+            gone += 1;
+            freed += draft.bytes;
+        }
+    }
+    if gone > 0 {
+        tracing::info!(drafts = gone, bytes = %ByteSize(freed), "made room: downloads that nobody went on with");
+    }
+    Ok(gone > 0)
 }
 
 /// What could not be removed is still held: the ledger has to find it again.

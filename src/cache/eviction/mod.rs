@@ -19,7 +19,7 @@ use crate::config::schema::{self, BlobStore};
 use crate::oci::{Digest, Manifest};
 use crate::store::BlobEntry;
 
-use budget::Limits;
+use budget::{Limits, for_drafts};
 pub(super) use keeper::Closed;
 pub(super) use ledger::Stamp;
 use ledger::{Kind, Ledger, Victim};
@@ -75,6 +75,11 @@ impl Eviction {
             ledger.admit(Kind::Blob, entry.digest(), self.taken(entry.size()), now, []);
         }
         ledger.read(entry.digest(), now)
+    }
+
+    /// Whether what is coming leaves no room for another draft of `size` bytes. One alone may be of any size.
+    pub(super) fn is_crowded(&self, coming: u64, size: u64) -> bool {
+        coming > 0 && coming.saturating_add(size) > for_drafts(self.kind, &self.limits())
     }
 
     /// Whether something is held, and not on its way out.
