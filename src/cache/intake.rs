@@ -85,12 +85,7 @@ pub struct Intake {
 
 impl Intake {
     /// Takes in a blob of `size` bytes, which `content` gives. What is held already is compared and not written again.
-    pub fn blob(
-        &mut self,
-        digest: &Digest,
-        size: u64,
-        content: &mut impl Read,
-    ) -> Result<(), IntakeError> {
+    pub fn blob(&mut self, digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), IntakeError> {
         let shared = Arc::clone(&self.cache.0);
         loop {
             if self.finds(digest)? {
@@ -146,6 +141,11 @@ impl Intake {
             return Ok(None);
         }
         Ok(self.cache.0.store.blob(digest)?.map(|entry| entry.size()))
+    }
+
+    /// How many blobs came in that were not held before, and their bytes.
+    pub fn came(&self) -> (u64, u64) {
+        (self.came.len() as u64, self.bytes)
     }
 
     /// A manifest that is held, for whichever repository.

@@ -148,13 +148,17 @@ pub(super) async fn keep(
 ) -> Result<Arc<Document>, CacheError> {
     let read = Manifest::read(&answer.body, answer.content_type.as_deref())
         .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;
-    let (owned, owner, body) = (Arc::clone(shared), repository.clone(), answer.body.clone());
     let media_type = read.media_type.clone();
-    match blocking(move || put(&owned, &owner, digest, &read, body)).await {
+    let kept = blocking({
+        let (shared, repository, body) = (Arc::clone(shared), repository.clone(), answer.body.clone());
+        move || put(&shared, &repository, digest, &read, body)
+    });
+    match kept.await {
         Ok(document) => Ok(document),
         Err(error) => {
             shared.failed("a manifest could not be kept; it is served all the same", &error);
-            let document = Arc::new(Document { digest, media_type, body: answer.body, stamp: Arc::default() });
+            let document =
+                Arc::new(Document { digest, media_type, body: answer.body, stamp: Arc::default() });
             shared.hot.documents.insert(repository, Arc::clone(&document));
             Ok(document)
         }
