@@ -224,7 +224,7 @@ fn a_tar_is_made_for_dockers_older_versions_too() {
 
 #[test]
 fn platforms_are_chosen_and_a_wrong_one_is_told() {
-    let (registry, index, _, larder) = house();
+    let (registry, _, _, larder) = house();
     let folder = larder.setup().folder().to_owned();
     let ran =
         verb::online(&larder, &["export", "multi:v1", &path(&folder, "a.tar"), "--platform", "linux/s390x"]);
@@ -601,7 +601,7 @@ fn what_nothing_needs_is_not_kept() {
 #[test]
 fn a_larger_archive_than_the_store_may_hold_is_refused() {
     let registry = Registry::start();
-    let larder = Setup::with(&registry).set("store.max_size", "8MiB").start();
+    let larder = Setup::with(&registry).set("store.blobs", "files").set("store.max_size", "8MiB").start();
     let layers = (0..4).map(|seed| Blob::random(seed, 3 << 20)).collect();
     let image = Image::oci(5, "linux/amd64", layers);
     let ran = import(&larder, &tar_of(&of_image(&image, "docker.io/org/app:1")), &[]).ended(1);
@@ -613,7 +613,10 @@ fn only_archives_are_taken_and_from_nobodys_page() {
     let larder = island();
     let post = |headers: &[(&str, &str)], body: &[u8]| {
         let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();
-        let mut text = format!("POST /api/v1/import?as=a HTTP/1.1\r\nHost: {}\r\n", larder.admin_addr());
+        let mut text = "POST /api/v1/import?as=a HTTP/1.1\r\n".to_owned();
+        if !headers.iter().any(|(name, _)| *name == "Host") {
+            text.push_str(&format!("Host: {}\r\n", larder.admin_addr()));
+        }
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -629,7 +632,7 @@ fn only_archives_are_taken_and_from_nobodys_page() {
         (&[("Content-Type", "text/plain")][..], "415"),
         (&[("Content-Type", "application/json")], "415"),
         (&[("Origin", "http://page.test")], "415"),
-        (&[("Content-Type", "application/x-tar"), ("Host", "larder.test")], "400"),
+        (&[("Content-Type", "application/x-tar"), ("Host", "larder.test")], "403"),
         (&[("Content-Type", "application/x-tar")], "200"),
     ] {
         let answer = post(headers, &tar);
