@@ -353,6 +353,58 @@ fn an_archive_is_pulled_from_another_larder_without_a_registry() {
 }
 
 #[test]
+fn nested_indexes_and_digests_travel_too() {
+    let (registry, _, image, larder) = house();
+    let nested = Index::nested(60);
+    registry.add_index("library/nested", "v1", &nested);
+    let folder = larder.setup().folder().to_owned();
+    verb::online(&larder, &["export", "nested:v1", &path(&folder, "images")]).ended(0);
+    let by_digest = format!("org/app@{}", image.manifest.digest);
+    verb::online(&larder, &["export", &by_digest, &path(&folder, "images")]).ended(0);
+    let entries = json_in(folder.join("images/index.json"))["manifests"].clone();
+    assert!(entries[1].get("annotations").is_none(), "a digest is no name: {entries}");
+    let island = island();
+    let ran = verb::online(&island, &["import", &path(&folder, "images")]).ended(1);
+    assert!(ran.stderr.contains(&image.manifest.digest), "{ran:?}");
+    verb::online(&island, &["import", &path(&folder, "images"), "--as", "docker.io/all/of-it"]).ended(0);
+    serves(&island, "all/of-it", "v1", &nested.document);
+    serves_all(&island, "all/of-it", &nested.documents(), &nested.all_images());
+    serves_all(&island, "all/of-it", &[&image.manifest], &[&image]);
+}
+
+#[test]
+fn an_index_of_which_the_upstream_lacks_a_child_is_exported_by_platform() {
+    let (registry, _, _, larder) = house();
+    let index = Index::oci(80);
+    let [amd, arm] = [&index.images[0], &index.images[1]];
+    registry.add_image("library/pruned", "v1", arm);
+    registry.add_manifest("library/pruned", &index.document);
+    registry.tag("library/pruned", "v1", &index.document.digest);
+    let target = path(larder.setup().folder(), "a.tar");
+    let ran = verb::online(&larder, &["export", "pruned:v1", &target]).ended(1);
+    assert!(ran.stderr.contains(&amd.manifest.digest) && ran.stderr.contains("--platform"), "{ran:?}");
+    assert!(!Path::new(&target).exists());
+    verb::online(&larder, &["export", "pruned:v1", &target, "--platform", "linux/arm64"]).ended(0);
+}
+
+#[test]
+fn a_blob_that_is_damaged_is_mended_by_an_import() {
+    let registry = Registry::start();
+    let larder = Setup::with(&registry).set("store.blobs", "files").start();
+    registry.down();
+    let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 700_000)]);
+    let tar = tar_of(&of_image(&image, "docker.io/org/app:1"));
+    import(&larder, &tar, &[]).ended(0);
+    let hex = image.layers[0].digest.strip_prefix("sha256:").unwrap();
+    let files = files_below(&larder.setup().data());
+    let file = files.iter().find(|it| it.to_string_lossy().ends_with(hex)).unwrap();
+    fs::write(file, b"rot").unwrap();
+    let report = import(&larder, &tar, &["--json"]).ended(0).json();
+    assert_eq!((&report["complete"], &report["new_blobs"]), (&json!(true), &json!(1)), "{report}");
+    serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
+}
+
+#[test]
 fn both_work_on_a_store_that_no_larder_has() {
     let (_registry, index, _, mut larder) = house();
     larder.terminate();
@@ -560,7 +612,7 @@ fn what_is_wrong_with_an_archive_is_told_and_nothing_stays() {
         (link, "is no file"),
         (tar_of(&sized), "its descriptor says 7"),
         (raw_header("x", b'L', 8 << 30), "claims 8589934592 bytes"),
-        (b"no tar at all".to_vec(), "it is no tar"),
+        (b"no tar at all".to_vec(), "is no tar"),
         (b"\x28\xb5\x2f\xfd and so on".to_vec(), "zstd"),
     ] {
         let ran = import(&larder, &archive, &[]).ended(1);

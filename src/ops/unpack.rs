@@ -30,7 +30,7 @@ pub enum ArchiveError {
     )]
     Compressed(&'static str, &'static str),
     /// It is none.
-    #[error("it is no tar: {0}")]
+    #[error("the archive is no tar: {0}")]
     NoTar(&'static str),
     /// It breaks a rule that an honest archive keeps.
     #[error("the archive is refused: {0}")]

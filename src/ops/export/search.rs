@@ -1,6 +1,9 @@
 //! What an export will consist of: which documents and blobs, and how long they are.
 
 use std::collections::HashSet;
+use std::future::poll_fn;
+
+use backon::Retryable as _;
 
 use crate::cache::{Cache, CacheError};
 use crate::oci::media::Kind;
@@ -11,8 +14,8 @@ use super::plan::{Blob, Document, Plan};
 use crate::ops::OpsError;
 use crate::ops::platform::{NO_IMAGE, Platform};
 use crate::ops::reference::Named;
-use crate::ops::tree::Tree;
-use crate::ops::warm::manifest;
+use crate::ops::tree::{CONFIG_MAX, platform_in};
+use crate::ops::warm::{manifest, may_pass, patience};
 
 /// Deeper than any walk below an index goes.
 const DEPTH_MAX: u32 = 8;
@@ -66,22 +69,31 @@ impl Search<'_> {
         wanted: Vec<Descriptor>,
         documents: &mut Vec<Document>,
     ) -> Result<Vec<Descriptor>, OpsError> {
-        let mut loose = Vec::new();
+        let (mut loose, mut missing) = (Vec::new(), Vec::new());
         let mut bytes = documents.iter().map(|it| it.body.len()).sum::<usize>();
         for child in wanted {
-            match self.child(&child).await? {
-                Some(document) => {
+            match self.child(&child).await {
+                Ok(Some(document)) => {
                     bytes += document.body.len();
+                    self.bounded(bytes)?;
                     documents.push(document);
                 }
-                None => loose.push(child),
-            }
-            if bytes > BYTES_MAX {
-                let named = self.named;
-                return Err(OpsError::Content(format!("the manifests of {named} exceed {BYTES_MAX} bytes")));
+                Ok(None) => loose.push(child),
+                // All that is missing is to be told.
+                Err(OpsError::Missing { missing: more, .. }) => missing.extend(more),
+                Err(error) => return Err(error),
             }
         }
-        Ok(loose)
+        if missing.is_empty() { Ok(loose) } else { Err(self.missing(missing)) }
+    }
+
+    /// Holds the length of all documents against what may be in memory.
+    fn bounded(&self, bytes: usize) -> Result<(), OpsError> {
+        if bytes <= BYTES_MAX {
+            return Ok(());
+        }
+        let named = self.named;
+        Err(OpsError::Content(format!("the manifests of {named} exceed {BYTES_MAX} bytes")))
     }
 
     /// What the reference stands for. Where it names both, the tag is asked for, and held against the digest.
@@ -163,7 +175,7 @@ impl Search<'_> {
     /// All that is below an index: nested ones, and what none of them is.
     async fn below(&self, root: &Document) -> Result<Below, OpsError> {
         let (mut below, mut seen) = (Below::default(), HashSet::from([root.digest]));
-        let mut left = vec![(root.clone(), 1)];
+        let (mut left, mut bytes) = (vec![(root.clone(), 1)], 0);
         while let Some((index, depth)) = left.pop() {
             for child in index.read().map(|read| read.children).unwrap_or_default() {
                 let known = !seen.insert(child.digest);
@@ -180,6 +192,8 @@ impl Search<'_> {
                     Some(true) if !known => {
                         let index =
                             self.child(&child).await?.ok_or_else(|| self.missing(vec![child.digest]))?;
+                        bytes += index.body.len();
+                        self.bounded(bytes)?;
                         below.indexes.push(index.clone());
                         left.push((index, depth + 1));
                     }
@@ -245,10 +259,10 @@ impl Search<'_> {
             let size = if let Some(size) = size {
                 size
             } else {
-                // Nobody says how long it is but itself.
+                // Nobody says how long it is but itself, when all of it is there.
                 self.cache.bring_blob(&self.named.repository, &digest, |_| {}).await?;
-                let told = self.cache.blob_size(&self.named.repository, &digest).await?;
-                told.size.ok_or(CacheError::Interrupted)?
+                let found = self.cache.blob(&self.named.repository, &digest).await?;
+                found.size.ok_or(CacheError::Interrupted)?
             };
             blobs.push(Blob { digest, size, held: held.is_some() });
         }
@@ -269,17 +283,32 @@ impl Search<'_> {
     async fn hold_single(&self, image: &Document) -> Result<(), OpsError> {
         let config = image.read().and_then(|read| read.blobs.first().map(|config| config.digest));
         let (Some(config), Some((text, _))) = (config, self.platforms.first()) else { return Ok(()) };
-        if !self.offline {
-            self.cache.bring_blob(&self.named.repository, &config, |_| {}).await?;
-        }
-        let (repository, digest) = (self.named.repository.clone(), image.digest);
-        let tree = self.cache.look(move |held| Tree::below(&held, &repository, &digest)).await?;
-        let there = tree.map(|tree| tree.platforms()).unwrap_or_default();
-        let fits = |platform: &Platform| platform.choose(there.iter().map(|it| Some(it.as_str()))).is_some();
-        if there.is_empty() || self.platforms.iter().any(|(_, platform)| fits(platform)) {
+        let Some(there) = self.config(&config).await?.as_deref().and_then(platform_in) else { return Ok(()) };
+        let fits = |platform: &Platform| platform.choose(std::iter::once(Some(there.as_str()))).is_some();
+        if self.platforms.iter().any(|(_, platform)| fits(platform)) {
             return Ok(());
         }
         let (reference, wanted) = (self.named.to_string(), text.clone());
-        Err(OpsError::NoPlatform { reference, wanted, there })
+        Err(OpsError::NoPlatform { reference, wanted, there: vec![there] })
+    }
+
+    /// A config; `None` for what is longer than any is, or is missing and must not be fetched.
+    async fn config(&self, digest: &Digest) -> Result<Option<Vec<u8>>, OpsError> {
+        let (repository, wanted) = (self.named.repository.clone(), *digest);
+        if self.offline {
+            let held = self.cache.look(move |held| held.read_blob(&repository, &wanted, CONFIG_MAX)).await?;
+            return Ok(held.map(Into::into));
+        }
+        let attempt = || self.cache.blob(&repository, &wanted);
+        let blob = attempt.retry(patience()).when(may_pass).await?;
+        let (mut reader, _) = self.cache.reader(&repository, digest, blob, None).await?;
+        let mut body = Vec::new();
+        while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
+            body.extend_from_slice(&piece?);
+            if body.len() as u64 > CONFIG_MAX {
+                return Ok(None);
+            }
+        }
+        Ok(Some(body))
     }
 }

@@ -10,6 +10,9 @@ use bytes::Bytes;
 
 use crate::oci::Digest;
 
+/// More than the manifests, configs and statements of any archive take.
+const BYTES_MAX: u64 = 1 << 30;
+
 /// Documents in a file that has no name and goes with this.
 #[derive(Debug)]
 pub(super) struct Spool {
@@ -27,6 +30,9 @@ impl Spool {
     pub(super) fn keep(&mut self, digest: &Digest, body: &[u8]) -> io::Result<()> {
         if self.places.contains_key(digest) {
             return Ok(());
+        }
+        if self.end + body.len() as u64 > BYTES_MAX {
+            return Err(io::Error::other(format!("it would hold more than {BYTES_MAX} bytes")));
         }
         self.file.write_all(body)?;
         self.places.insert(*digest, (self.end, body.len()));
