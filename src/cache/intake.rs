@@ -63,6 +63,7 @@ impl Cache {
             runtime: Handle::current(),
             came: HashMap::new(),
             kept: HashMap::new(),
+            manifests: Vec::new(),
             needed: HashSet::new(),
             bytes: 0,
         })
@@ -76,8 +77,10 @@ pub struct Intake {
     runtime: Handle,
     /// Blobs that were not held before.
     came: HashMap<Digest, Reading>,
-    /// Blobs and manifests that stay because of this.
+    /// Blobs that were held before, and stay because of this.
     kept: HashMap<Digest, Reading>,
+    /// What keeps the manifests that came in.
+    manifests: Vec<Reading>,
     /// What the manifests that came in need.
     needed: HashSet<Digest>,
     bytes: u64,
@@ -172,7 +175,7 @@ impl Intake {
             shared.eviction.left(digest);
         }
         manifest::put(shared, repository, *digest, read, body)?;
-        self.kept.extend(shared.eviction.hold(digest).map(|reading| (*digest, reading)));
+        self.manifests.extend(shared.eviction.hold(digest));
         self.needed.extend(needs(read));
         Ok(())
     }
