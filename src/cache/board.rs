@@ -49,7 +49,8 @@ pub(super) enum Place {
 #[derive(Debug)]
 enum Running {
     Fill {
-        owner: Repository,
+        /// `None` for what comes in from elsewhere than an upstream: nobody has a right to it by that.
+        owner: Option<Repository>,
         /// What a descriptor promised of the size.
         promised: u64,
         phase: watch::Receiver<Phase>,
@@ -80,7 +81,7 @@ impl Board {
         let mut running = self.lock();
         match running.get(digest) {
             Some(Running::Fill { owner, phase, span, .. }) => {
-                let own = owner == repository;
+                let own = owner.as_ref() == Some(repository);
                 if !own && !right {
                     return Place::NeedsRight;
                 }
@@ -91,11 +92,25 @@ impl Board {
             None => {}
         }
         let (sender, phase) = watch::channel(Phase::Starting);
-        let (owner, span) = (repository.clone(), trace::fill(repository, digest));
+        let (owner, span) = (Some(repository.clone()), trace::fill(repository, digest));
         let promised = promised.unwrap_or_default();
         let fill = Running::Fill { owner, promised, phase: phase.clone(), span: span.clone() };
         running.insert(*digest, fill);
         Place::Fills(sender, phase, span)
+    }
+
+    /// A place for who brings a digest from elsewhere than an upstream. Where something goes on with it already, that has
+    /// to end first: the error is what to wait for.
+    pub(super) fn take_in(&self, digest: &Digest) -> Result<watch::Sender<Phase>, watch::Receiver<Phase>> {
+        let mut running = self.lock();
+        match running.get(digest) {
+            Some(Running::Fill { phase, .. }) => return Err(phase.clone()),
+            Some(Running::Removal(sender)) => return Err(sender.subscribe()),
+            None => {}
+        }
+        let (sender, phase) = watch::channel(Phase::Starting);
+        running.insert(*digest, Running::Fill { owner: None, promised: 0, phase, span: Span::none() });
+        Ok(sender)
     }
 
     /// Takes a fill off the board, if it is there: one that nobody can join any more has left before its end.
@@ -207,6 +222,20 @@ mod tests {
         assert!(matches!(board.place(&repository("b"), &digest, None, false), Place::Joins(..)));
         board.leave(&digest, &next);
         assert!(matches!(board.place(&repository("b"), &digest, None, false), Place::Fills(..)));
+    }
+
+    #[test]
+    fn what_is_brought_from_elsewhere_is_nobodys() {
+        let board = Board::default();
+        let repository =
+            Repository { upstream: "docker.io".parse().expect("a name"), name: "a".parse().expect("a name") };
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let sender = board.take_in(&digest).expect("a place");
+        assert!(board.take_in(&digest).is_err() && !board.close(&digest));
+        assert!(matches!(board.place(&repository, &digest, None, false), Place::NeedsRight));
+        assert!(matches!(board.place(&repository, &digest, None, true), Place::Joins(_, false)));
+        board.leave(&digest, &sender);
+        assert!(matches!(board.place(&repository, &digest, None, true), Place::Fills(..)));
     }
 
     #[tokio::test]

@@ -232,7 +232,7 @@ impl Fill {
         let now = self.shared.clock.now();
         let turn = store.turn().await;
         let entry = blocking(move || {
-            let kept = verified.settle(&repository, now)?;
+            let kept = verified.settle(Some(&repository), now)?;
             drop(turn);
             if kept { store.blob(&digest) } else { Ok(None) }
         });

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::store::{LinkFact, StoreError, StoredManifest};
@@ -146,31 +148,43 @@ pub(super) async fn keep(
 ) -> Result<Arc<Document>, CacheError> {
     let read = Manifest::read(&answer.body, answer.content_type.as_deref())
         .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;
-    let stored = StoredManifest { media_type: read.media_type.clone(), body: answer.body.clone() };
+    let media_type = read.media_type.clone();
+    let kept = blocking({
+        let (shared, repository, body) = (Arc::clone(shared), repository.clone(), answer.body.clone());
+        move || put(&shared, &repository, digest, &read, body)
+    });
+    match kept.await {
+        Ok(document) => Ok(document),
+        Err(error) => {
+            shared.failed("a manifest could not be kept; it is served all the same", &error);
+            let document =
+                Arc::new(Document { digest, media_type, body: answer.body, stamp: Arc::default() });
+            shared.hot.documents.insert(repository, Arc::clone(&document));
+            Ok(document)
+        }
+    }
+}
+
+/// Stores a verified body as what it was read as, with its links, and puts it into memory. Blocks.
+pub(super) fn put(
+    shared: &Shared,
+    repository: &Repository,
+    digest: Digest,
+    read: &Manifest,
+    body: Bytes,
+) -> Result<Arc<Document>, StoreError> {
+    let stored = StoredManifest { media_type: read.media_type.clone(), body: body.clone() };
     // What a manifest contains gives its repository a right to it. A subject is only pointed at, and a foreign layer
     // lies elsewhere: a registry checks neither, so that anybody could claim anything through them.
     let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
-    let links: Vec<_> = contained.map(|target| (target.digest, target.size)).collect();
-    let (store, owner) = (shared.store.clone(), repository.clone());
-    let (now, subject) = (shared.clock.now(), read.subject);
-    let kept = blocking(move || {
-        let media_type = store.put_manifest(&owner, &digest, &stored, links.into_iter(), now)?;
-        if let Some(subject) = subject {
-            store.put_referrer(&owner, &subject, &digest)?;
-        }
-        Ok(media_type)
-    })
-    .await;
-    let (media_type, stamp) = match kept {
-        Ok(media_type) => {
-            (media_type, shared.eviction.manifest_came(&digest, &answer.body, needs(&read), now))
-        }
-        Err(error) => {
-            shared.failed("a manifest could not be kept; it is served all the same", &error);
-            (read.media_type, Arc::default())
-        }
-    };
-    let document = Arc::new(Document { digest, media_type, body: answer.body, stamp });
+    let links = contained.map(|target| (target.digest, target.size));
+    let now = shared.clock.now();
+    let media_type = shared.store.put_manifest(repository, &digest, &stored, links, now)?;
+    if let Some(subject) = read.subject {
+        shared.store.put_referrer(repository, &subject, &digest)?;
+    }
+    let stamp = shared.eviction.manifest_came(&digest, &body, needs(read), now);
+    let document = Arc::new(Document { digest, media_type, body, stamp });
     shared.hot.documents.insert(repository, Arc::clone(&document));
     Ok(document)
 }

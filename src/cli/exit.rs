@@ -9,7 +9,8 @@ Exit codes:
   1  it could not be done; one line on standard error says why
   2  the command line is not understood
   3  damaged content was found and is still missing (verify)
-  4  the answer is no: a pull would lack something (check), or not everything could be fetched (warm)
+  4  the answer is no: a pull would lack something (check), not everything could be fetched (warm), or is held
+     (export --offline)
   5  what was asked about is not held, or not for that platform or media type";
 
 /// An answer that is no error of anybody's, and for which a script needs another code than 0.
@@ -37,6 +38,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
         None => {}
     }
     match error.downcast_ref::<Failure>() {
+        Some(failure) if failure.code == "missing" => 4,
         Some(failure) if ["not-held", "no-platform", "no-media-type"].contains(&failure.code.as_str()) => 5,
         _ => 1,
     }
@@ -55,6 +57,7 @@ mod tests {
             (Verdict::No(String::new()).into(), 4),
             (Verdict::NotHeld(String::new()).into(), 5),
             (failure("no-platform"), 5),
+            (failure("missing"), 4),
             (failure("invalid"), 1),
             (failure("not-held").context("around it"), 5),
             (anyhow::anyhow!("disk full"), 1),

@@ -7,7 +7,9 @@ mod convert;
 mod demo;
 mod events;
 mod exit;
+mod export;
 mod healthy;
+mod import;
 mod inspect;
 mod list;
 mod platforms;
@@ -63,6 +65,10 @@ enum Verb {
     Warm(warm::Warm),
     /// Take images out of the cache, with what only they lead to
     Rm(remove::Remove),
+    /// Write an image as an OCI layout, into a folder or a tar; fetches what is missing
+    Export(export::Export),
+    /// Take images in from an OCI layout in a folder or a tar, as if they had been pulled
+    Import(import::Import),
     /// Hold everything against its digest; ends with 3 if something is damaged
     Verify(scrub::Verify),
     /// Remove what is left of content that has gone, and tell what tags lead to
@@ -140,6 +146,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Check(arguments) => check::run(arguments),
         Verb::Warm(arguments) => warm::run(arguments),
         Verb::Rm(arguments) => remove::run(arguments),
+        Verb::Export(arguments) => export::run(arguments),
+        Verb::Import(arguments) => import::run(arguments),
         Verb::Verify(arguments) => scrub::verify(arguments),
         Verb::Gc(arguments) => scrub::gc(arguments),
         Verb::Demo { stay } => demo::run(stay),

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{CacheError, RouteError};
+use crate::cache::{CacheError, IntakeError, RouteError};
+use crate::oci::Digest;
 use crate::oci::name::NameError;
 
 /// Why there is no answer. Its words are part of the admin API.
@@ -37,6 +38,18 @@ pub enum OpsError {
         /// Those that are held.
         there: Vec<String>,
     },
+    /// Not all of it is held, and what is not must not be fetched.
+    #[error(
+        "{reference} is not held whole: {} missing, first {}; leave out --offline, or fetch it with `larder warm`",
+        if missing.len() == 1 { "one thing is".to_owned() } else { format!("{} things are", missing.len()) },
+        first(missing)
+    )]
+    Missing {
+        /// What was asked about.
+        reference: String,
+        /// What is not held.
+        missing: Vec<Digest>,
+    },
     /// Something else has to end first.
     #[error("{0}")]
     Busy(String),
@@ -52,6 +65,12 @@ fn listed(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
+/// As many of them as a person reads.
+fn first(digests: &[Digest]) -> String {
+    let shown: Vec<String> = digests.iter().take(5).map(ToString::to_string).collect();
+    shown.join(", ")
+}
+
 impl OpsError {
     /// The word for it.
     pub fn code(&self) -> &'static str {
@@ -60,6 +79,7 @@ impl OpsError {
             Self::NotHeld(_) => "not-held",
             Self::NoPlatform { .. } => "no-platform",
             Self::NoMediaType { .. } => "no-media-type",
+            Self::Missing { .. } => "missing",
             Self::Busy(_) => "busy",
             Self::Content(_) => "content",
             Self::Cache(CacheError::Store(_)) => "store",
@@ -70,6 +90,15 @@ impl OpsError {
     /// As it is told to programs.
     pub fn failure(&self) -> Failure {
         Failure { code: self.code().to_owned(), message: self.to_string() }
+    }
+}
+
+impl From<IntakeError> for OpsError {
+    fn from(error: IntakeError) -> Self {
+        match error {
+            IntakeError::Store(error) => Self::Cache(error.into()),
+            other => Self::Content(other.to_string()),
+        }
     }
 }
 

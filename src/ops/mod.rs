@@ -3,11 +3,16 @@
 pub mod check;
 pub mod convert;
 mod error;
+pub mod export;
+pub mod folder;
+pub mod import;
 pub mod inspect;
 pub mod jobs;
 pub mod layout;
 pub mod list;
 mod operations;
+pub mod pack;
+pub mod pipe;
 pub mod platform;
 pub mod progress;
 pub mod question;
@@ -16,6 +21,7 @@ pub mod remove;
 pub mod scrub;
 pub mod task;
 pub mod tree;
+pub mod unpack;
 pub mod warm;
 
 pub use error::{Failure, OpsError};

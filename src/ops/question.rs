@@ -34,10 +34,7 @@ impl Question {
     /// Path and query.
     pub fn target(&self) -> String {
         let (path, pairs) = self.written();
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        query.extend_pairs(pairs);
-        let query = query.finish();
-        if query.is_empty() { format!("{ROOT}{path}") } else { format!("{ROOT}{path}?{query}") }
+        target(path, pairs)
     }
 
     fn written(&self) -> (&'static str, Vec<(&'static str, String)>) {
@@ -71,7 +68,7 @@ impl Question {
 
     /// Reads what `target` wrote; the path is what follows [`ROOT`]. `None` if it is no question's.
     pub fn read(path: &str, query: &str) -> Option<Result<Self, OpsError>> {
-        let mut pairs = Pairs(form_urlencoded::parse(query.as_bytes()).into_owned().collect());
+        let mut pairs = Pairs::of(query);
         let question = match path {
             "/images" => pairs.one("repository").map(|repository| Self::List { repository }),
             "/tags" => pairs.needed("repository").map(|repository| Self::Tags { repository }),
@@ -97,6 +94,14 @@ impl Question {
     }
 }
 
+/// A path below [`ROOT`] with its query.
+pub(super) fn target(path: &str, pairs: Vec<(&'static str, String)>) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(pairs);
+    let query = query.finish();
+    if query.is_empty() { format!("{ROOT}{path}") } else { format!("{ROOT}{path}?{query}") }
+}
+
 fn inspect_ask(pairs: &mut Pairs) -> Result<inspect::Ask, OpsError> {
     Ok(inspect::Ask {
         reference: pairs.needed("reference")?,
@@ -115,17 +120,21 @@ pub(super) fn json(report: &impl Serialize) -> Result<Value, OpsError> {
 }
 
 /// The pairs of a query that nobody has asked for yet.
-struct Pairs(Vec<(String, String)>);
+pub(super) struct Pairs(Vec<(String, String)>);
 
 impl Pairs {
-    fn all(&mut self, key: &str) -> Vec<String> {
+    pub(super) fn of(query: &str) -> Self {
+        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
+    pub(super) fn all(&mut self, key: &str) -> Vec<String> {
         let (found, left) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| name == key);
         self.0 = left;
         let found: Vec<(String, String)> = found;
         found.into_iter().map(|(_, value)| value).collect()
     }
 
-    fn one(&mut self, key: &str) -> Result<Option<String>, OpsError> {
+    pub(super) fn one(&mut self, key: &str) -> Result<Option<String>, OpsError> {
         let mut found = self.all(key);
         match found.len() {
             0 | 1 => Ok(found.pop()),
@@ -133,11 +142,11 @@ impl Pairs {
         }
     }
 
-    fn needed(&mut self, key: &str) -> Result<String, OpsError> {
+    pub(super) fn needed(&mut self, key: &str) -> Result<String, OpsError> {
         self.one(key)?.ok_or_else(|| OpsError::Invalid(format!("`{key}` is missing")))
     }
 
-    fn flag(&mut self, key: &str) -> Result<bool, OpsError> {
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool, OpsError> {
         match self.one(key)?.as_deref() {
             None | Some("false") => Ok(false),
             Some("true" | "") => Ok(true),
@@ -145,7 +154,7 @@ impl Pairs {
         }
     }
 
-    fn end(&self) -> Result<(), OpsError> {
+    pub(super) fn end(&self) -> Result<(), OpsError> {
         match self.0.first() {
             Some((key, _)) => {
                 let key: String = key.chars().filter(char::is_ascii_graphic).take(40).collect();

@@ -4,12 +4,14 @@
 use std::fmt;
 
 use crate::cache::Cache;
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, Name, Repository, Tag};
 
 use super::OpsError;
 
 /// The tag that is meant where none is named.
 const LATEST: &str = "latest";
+/// Where names without a registry are from.
+const DOCKER_HUB: &str = "docker.io";
 
 /// An image as it was named; it has a tag, a digest, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +58,60 @@ pub fn repository(cache: &Cache, name: &str) -> Result<Repository, OpsError> {
     Ok(cache.route(None, None, None, name)?)
 }
 
+/// Reads a reference that was written elsewhere. A registry that is not configured here is never taken for the beginning
+/// of a name at the default one.
+pub fn parse_foreign(cache: &Cache, text: &str) -> Result<Named, OpsError> {
+    if let Some((host, _)) = host(text) {
+        cache.upstream_named(host)?;
+    }
+    parse(cache, text)
+}
+
+/// The same for the name of a repository.
+pub fn repository_foreign(cache: &Cache, name: &str) -> Result<Repository, OpsError> {
+    if let Some((host, _)) = host(name) {
+        cache.upstream_named(host)?;
+    }
+    repository(cache, name)
+}
+
+/// The tag of a reference, if it has one or means one.
+pub fn tag_of(text: &str) -> Result<Option<Tag>, OpsError> {
+    Ok(match split(text) {
+        (_, Some(tag), _) => Some(tag.parse()?),
+        (_, None, Some(_)) => None,
+        (_, None, None) => Some(LATEST.parse()?),
+    })
+}
+
+/// The whole name, as clients write it, that `text` is short for, and its tag.
+pub fn whole(cache: &Cache, text: &str) -> Result<(String, String), OpsError> {
+    let (name, tag, digest) = split(text);
+    if digest.is_some() {
+        return Err(OpsError::Invalid(format!(
+            "`{text}` has a digest; a name to be given has at most a tag"
+        )));
+    }
+    let tag: Tag = tag.unwrap_or(LATEST).parse()?;
+    let known = name.split_once('/').filter(|(first, _)| cache.upstream_named(first).is_ok());
+    let (registry, name) = host(name).or(known).unwrap_or((DOCKER_HUB, name));
+    let official = registry == DOCKER_HUB && !name.contains('/');
+    let name: Name = if official { format!("library/{name}").parse()? } else { name.parse()? };
+    Ok((format!("{registry}/{name}:{tag}"), tag.to_string()))
+}
+
+/// A whole name as docker shows it.
+pub fn familiar(whole: &str) -> &str {
+    let Some(name) = whole.strip_prefix("docker.io/") else { return whole };
+    name.strip_prefix("library/").unwrap_or(name)
+}
+
+/// The registry in front of a name and what follows it, by every client's rule: a host has a dot or a port, or is
+/// `localhost`.
+fn host(text: &str) -> Option<(&str, &str)> {
+    text.split_once('/').filter(|(first, _)| first.contains(['.', ':']) || *first == "localhost")
+}
+
 /// Name, tag and digest. A colon before the last slash belongs to a host's port.
 fn split(text: &str) -> (&str, Option<&str>, Option<&str>) {
     let (rest, digest) = match text.split_once('@') {
@@ -72,6 +128,27 @@ fn split(text: &str) -> (&str, Option<&str>, Option<&str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_told_from_a_name() {
+        assert_eq!(host("reg.test/a/b:1"), Some(("reg.test", "a/b:1")));
+        assert_eq!(host("reg:5000/a"), Some(("reg:5000", "a")));
+        assert_eq!(host("localhost/a"), Some(("localhost", "a")));
+        for other in ["a/b:1", "a:1", "a", "library/a.b"] {
+            assert_eq!(host(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn docker_shows_less_than_the_whole_name() {
+        for (whole, shown) in [
+            ("docker.io/library/a:1", "a:1"),
+            ("docker.io/org/a:1", "org/a:1"),
+            ("quay.io/library/a:1", "quay.io/library/a:1"),
+        ] {
+            assert_eq!(familiar(whole), shown);
+        }
+    }
 
     #[test]
     fn names_tags_and_digests_are_told_apart() {

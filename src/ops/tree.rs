@@ -17,7 +17,7 @@ const DEPTH_MAX: u32 = 8;
 /// More manifests than any walk brings in.
 const COUNT_MAX: usize = 4096;
 /// A larger config is no image's.
-const CONFIG_MAX: u64 = 4 << 20;
+pub(super) const CONFIG_MAX: u64 = 4 << 20;
 
 /// Something that a manifest or index points at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,7 +204,8 @@ fn platform_of(
     Ok(platform_in(&body))
 }
 
-fn platform_in(config: &[u8]) -> Option<String> {
+/// What a config says that its image is for.
+pub(super) fn platform_in(config: &[u8]) -> Option<String> {
     let config: Value = serde_json::from_slice(config).ok()?;
     let text = |key: &str| config.get(key)?.as_str().filter(|text| !text.is_empty());
     let platform = format!("{}/{}", text("os")?, text("architecture")?);

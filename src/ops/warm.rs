@@ -258,7 +258,7 @@ fn read(document: &Document) -> Option<Manifest> {
 }
 
 /// Nobody waits in front of a screen for an answer within ten seconds: what is slow is asked again a few times.
-fn patience() -> ExponentialBuilder {
+pub(super) fn patience() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(500))
         .with_max_delay(Duration::from_secs(10))
@@ -267,11 +267,11 @@ fn patience() -> ExponentialBuilder {
 }
 
 /// Whether asking again may help. A rate limit is not waited for: that may take hours.
-fn may_pass(error: &CacheError) -> bool {
+pub(super) fn may_pass(error: &CacheError) -> bool {
     matches!(error, CacheError::Timeout(_) | CacheError::Unreachable(_) | CacheError::Interrupted)
 }
 
-async fn manifest(
+pub(super) async fn manifest(
     cache: &Cache,
     repository: &Repository,
     reference: &Reference,

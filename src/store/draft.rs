@@ -332,7 +332,7 @@ impl DraftWriter {
         now: u64,
     ) -> Result<DraftEnd, StoreError> {
         match self.verify(expected)? {
-            Some(verified) => verified.settle(repository, now).map(|_| DraftEnd::Verified),
+            Some(verified) => verified.settle(Some(repository), now).map(|_| DraftEnd::Verified),
             None => Ok(DraftEnd::Mismatch),
         }
     }
@@ -439,11 +439,12 @@ impl DraftFile {
 }
 
 impl VerifiedDraft {
-    /// Makes the draft content, linked to `repository`. To be called when it is its [turn](Store::turn). Takes as long as
-    /// the disk needs, and where content is copied, as the copy does; until then readers go on with the draft.
+    /// Makes the draft content, linked to `repository`; without one it is content that nobody has a right to yet. To be
+    /// called when it is its [turn](Store::turn). Takes as long as the disk needs, and where content is copied, as the
+    /// copy does; until then readers go on with the draft.
     ///
     /// Returns whether it was kept; why the disk did not take it is told here, once.
-    pub fn settle(self, repository: &Repository, now: u64) -> Result<bool, StoreError> {
+    pub fn settle(self, repository: Option<&Repository>, now: u64) -> Result<bool, StoreError> {
         let DraftFile { store, draft, growing } = self.file;
         let mut growing = match growing {
             Growing::File(growing) => growing,

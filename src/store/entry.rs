@@ -119,7 +119,7 @@ impl Store {
     /// Makes the blob of a finished draft visible, together with its link, in one atomic step.
     pub(super) fn commit_blob(
         &self,
-        repository: &Repository,
+        repository: Option<&Repository>,
         digest: &Digest,
         size: u64,
         now: u64,
@@ -128,7 +128,9 @@ impl Store {
         let link = LinkFact { size: Some(size) }.encode();
         let new = self.transact(|facts| {
             facts.remove(Key::Draft(digest).to_bytes())?;
-            facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;
+            if let Some(repository) = repository {
+                facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;
+            }
             let held = facts.insert(Key::Blob(digest).to_bytes(), blob.as_slice())?;
             // One that does not decode was not counted either.
             Ok(held.as_deref().and_then(readable::<BlobFact>).is_none())

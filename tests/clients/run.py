@@ -286,6 +286,20 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
         self.each("ctr", docker_io, other, how)
 
     def dockerd(self, work, containerd, docker_io):
+        def use(docker):
+            def how(name):
+                run(*docker, "pull", name)
+                return run(*docker, "image", "inspect", "--format", "{{.RepoDigests}}", name)
+
+            self.each("dockerd", docker_io, [], how)  # dockerd mirrors docker.io and nothing else
+            with self.report.check(f"{self.round}: dockerd's BuildKit builds on docker.io/library/multi:oci"):
+                run(*docker, "image", "rm", "--force", "library/multi:oci")
+                build = ("build", "--pull", "--quiet", "--file", self.containerfile(), self.hosts)
+                run(*docker, *build, env={**self.env, "DOCKER_BUILDKIT": "1"})
+
+        self.with_dockerd(work, containerd, use)
+
+    def with_dockerd(self, work, containerd, use):
         address = f"unix://{self.home}/docker.sock"
         docker = ("docker", "--host", address)
         config = self.write("daemon.json", json.dumps({"registry-mirrors": [f"http://{MIRROR}"]}))
@@ -295,21 +309,149 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
         no_network = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false", "--ip-masq=false")
         ready = lambda: subprocess.run([*docker, "version"], capture_output=True).returncode == 0  # noqa: E731
 
-        def how(name):
-            run(*docker, "pull", name)
-            return run(*docker, "image", "inspect", "--format", "{{.RepoDigests}}", name)
-
         with self.report.check(f"{self.round}: dockerd starts and ends"):
             command = (*start, *folders, *no_network)
             dockerd = Process(work, f"dockerd-{self.round}", *command, ready=ready)
             try:
-                self.each("dockerd", docker_io, [], how)  # dockerd mirrors docker.io and nothing else
-                with self.report.check(f"{self.round}: dockerd's BuildKit builds on docker.io/library/multi:oci"):
-                    run(*docker, "image", "rm", "--force", "library/multi:oci")
-                    build = ("build", "--pull", "--quiet", "--file", self.containerfile(), self.hosts)
-                    run(*docker, *build, env={**self.env, "DOCKER_BUILDKIT": "1"})
+                use(docker)
             finally:
                 dockerd.stop()
+
+
+# --- archives -------------------------------------------------------------------------------------------------
+
+
+class Archives(Clients):
+    """What larder exports, taken by every client that loads archives; what they save, imported by a larder that has
+    no registry."""
+
+    def __init__(self, work, report, binary):
+        super().__init__(work, report, "archives")
+        self.work, self.binary = work, binary
+        named = {image.name(): image for image in images.default_registry()}
+        self.multi, self.list, self.single = (
+            named[name] for name in ("library/multi:oci", "library/list:latest", "library/single:v2s2")
+        )
+        platforms = (images.AMD64, images.ARM64, images.ARMV7)
+        self.three = images.Image("library/three", "oci", images.index([images.image("three", it) for it in platforms]))
+
+    def check(self, name):
+        return self.report.check(f"{self.round}: {name}")
+
+    def larder(self, config, *arguments):
+        return run(self.binary, *arguments, "--config", config, env=self.env)
+
+    def export(self, image, target, *more):
+        self.larder(self.work / "larder.toml", "export", f"docker.io/{image.name()}", target, *more)
+        return target
+
+    def skopeo_copy(self, source, target, *more):
+        common = ("skopeo", "--policy", self.policy, "--registries-conf", self.registries)
+        run(*common, "copy", "--src-tls-verify=false", *more, source, target, env=self.env)
+
+    def copies(self, source, image):
+        target = self.home / f"copy-{len(list(self.home.iterdir()))}"
+        self.skopeo_copy(source, f"dir:{target}", "--all", "--preserve-digests")
+        require((target / "manifest.json").read_bytes() == image.root.body, "another manifest")
+
+    def exports(self):
+        layout, two = self.home / "layout", self.home / "two"
+        with self.check("larder exports into a folder, twice"):
+            self.export(self.multi, layout)
+            self.export(self.single, layout)
+        with self.check("skopeo reads an image from the folder, and copies all of it"):
+            shown = run("skopeo", "inspect", "--raw", f"oci:{layout}:oci")
+            require(images.digest(shown.encode()) == self.multi.root.digest, "another manifest")
+            self.copies(f"oci:{layout}:oci", self.multi)
+        for image in (self.single, self.list):
+            with self.check(f"skopeo copies all of {image.name()}, of Docker's types, from a folder of its own"):
+                # By tag it looks for OCI's types alone.
+                self.copies(f"oci:{self.export(image, self.home / image.tag)}", image)
+        with self.check("of two platforms of three, skopeo and podman take the one for them"):
+            images.Registry(f"http://127.0.0.1:{UPSTREAM}").push(self.three)
+            self.export(self.three, two, "--platform", "linux/amd64", "--platform", "linux/arm64")
+            self.skopeo_copy(f"oci:{two}:oci", f"dir:{self.home / 'one-of-two'}")
+            run("podman", "pull", "--quiet", "--signature-policy", self.policy, f"oci:{two}:oci", env=self.env)
+        with self.check("of two platforms of three, skopeo does not copy all"):
+            try:
+                self.copies(f"oci:{two}:oci", self.three)
+            except Failed as error:
+                require("no such file" in str(error), f"for another reason: {error}")
+            else:
+                raise Failed("it does")
+        self.whole = self.export(self.multi, self.home / "multi.tar")
+        self.one = self.export(self.multi, self.home / "one.tar", "--platform", "linux/amd64")
+        self.old = self.export(self.single, self.home / "single.tar")
+        for archive, image in ((self.whole, self.multi), (self.one, self.multi), (self.old, self.single)):
+            with self.check(f"podman loads {archive.name}"):
+                run("podman", "rmi", "--all", "--force", env=self.env)
+                run("podman", "load", "--signature-policy", self.policy, "-i", archive, env=self.env)
+                name = f"docker.io/{image.name()}"
+                shown = run("podman", "image", "inspect", "--format", "{{.RepoTags}}", name, env=self.env)
+                require(name in shown, shown)
+        self.containerd_and_dockerd([], [])
+
+    def ctr(self, ctr, docker_io, other):
+        for archive, image in ((self.whole, self.multi), (self.one, self.multi), (self.old, self.single)):
+            with self.check(f"ctr imports {archive.name}"):
+                run(*ctr, "images", "rm", f"docker.io/{image.name()}")
+                run(*ctr, "images", "import", "--all-platforms", "--no-unpack", archive)
+                shown = run(*ctr, "images", "ls", f"name==docker.io/{image.name()}")
+                expected = image.root.needs[0] if archive == self.one else image.root
+                require(expected.digest in shown, f"another image: {last_lines(shown)}")
+
+    def dockerd(self, work, containerd, docker_io):
+        def use(docker):
+            for archive, image in ((self.one, self.multi), (self.old, self.single)):
+                with self.check(f"docker loads {archive.name}"):
+                    run(*docker, "load", "-i", archive)
+                    shown = run(*docker, "image", "inspect", "--format", "{{.Id}}", image.name())
+                    manifest = image.root.needs[0] if archive == self.one else image.root
+                    require(manifest.needs[0].digest in shown, f"another image: {shown}")
+            with self.check("docker's older archives are refused, and the remedy helps"):
+                archive, remedy = self.home / "docker.tar", self.home / "remedy.tar"
+                run(*docker, "save", "-o", archive, self.single.name())
+                done = subprocess.run(
+                    [self.binary, "import", archive, "--config", self.work / "larder.toml"], capture_output=True, text=True
+                )
+                require(done.returncode == 1 and "skopeo copy docker-archive:" in done.stderr, done.stderr)
+                self.skopeo_copy(f"docker-archive:{archive}", f"oci-archive:{remedy}:docker.io/library/remedy:1")
+                self.archived = remedy
+
+        self.with_dockerd(work, containerd, use)
+
+    def imports(self):
+        saved, copied = self.home / "saved.tar", self.home / "copied.tar"
+        with self.check("skopeo and podman write archives"):
+            target = f"oci-archive:{copied}:docker.io/{self.multi.name()}"
+            self.skopeo_copy(f"oci:{self.home / 'layout'}:oci", target, "--all", "--preserve-digests")
+            save = ("podman", "save", "--quiet", "--format", "oci-archive", "-o", saved)
+            run(*save, f"docker.io/{self.single.name()}", env=self.env)
+        config = self.home / "island.toml"
+        config.write_text(
+            (self.work / "larder.toml")
+            .read_text()
+            .replace(f":{LARDER}", ":5010")
+            .replace(f":{ADMIN}", ":5011")
+            .replace(f":{UPSTREAM}", ":5199")
+            .replace("larder-data", "island-data")
+        )
+        ready = lambda: ask("GET", "/v2/", 5010)[0] == 200  # noqa: E731
+        island = Process(self.work, "island", self.binary, "serve", "--config", config, ready=ready)
+        try:
+            for archive in (copied, saved, self.archived, self.home / "two", self.old):
+                with self.check(f"larder imports {archive.name}"):
+                    said = self.larder(config, "import", archive, "--json")
+                    for row in json.loads(said)["images"]:
+                        repository, tag = row["reference"].removeprefix("docker.io/").split(":")
+                        status, headers, body = ask("GET", f"/v2/{repository}/manifests/{tag}", 5010, Accept=ACCEPT)
+                        require(status == 200 and images.digest(body) == row["digest"], f"{status}: another manifest")
+                        require(headers["Content-Type"] == row["media_type"], headers["Content-Type"])
+            with self.check("what was imported is pulled from a larder without a registry, digests unchanged"):
+                for image in (self.multi, self.single):
+                    self.copies(f"docker://127.0.0.1:5010/{image.name()}", image)
+        finally:
+            island.stop()
 
 
 # --- how long clients wait --------------------------------------------------------------------------------------
@@ -431,6 +573,10 @@ def story(work, larder_binary, report):
         fetched_once(upstream)
     with report.check("online: no body was fetched from quay.io's stand-in twice"):
         fetched_once(second)
+
+    archives = Archives(work, report, larder_binary)
+    archives.exports()
+    archives.imports()
 
     # Nothing is left to ask: the registries are dead, and larder itself begins anew.
     upstream.kill()

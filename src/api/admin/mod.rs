@@ -4,6 +4,7 @@
 mod gate;
 mod jobs;
 mod request;
+mod transfer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 use crate::cache::CacheError;
 use crate::ops::question::{Question, ROOT};
-use crate::ops::{Failure, Operations, OpsError};
+use crate::ops::{Failure, Operations, OpsError, export, import};
 use crate::telemetry::Metrics;
 
 use super::body::Body;
@@ -49,7 +50,7 @@ impl Admin {
     /// Answers a request.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
     where
-        B: http_body::Body<Data = Bytes> + Unpin,
+        B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     {
         let path = request.uri().path();
         if path == ROOT || path.strip_prefix(ROOT).is_some_and(|rest| rest.starts_with('/')) {
@@ -81,7 +82,7 @@ impl Admin {
     /// Answers below `/api/v1`.
     async fn operate<B>(&self, request: Request<B>) -> Response<Body>
     where
-        B: http_body::Body<Data = Bytes> + Unpin,
+        B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     {
         let (head, body) = request.into_parts();
         if let Err(refusal) = gate::pass(&head, self.trusting, &self.operations).await {
@@ -102,6 +103,8 @@ impl Admin {
             "" | "/" | "/openapi.json" if reads => plain(StatusCode::OK, JSON, OPENAPI),
             "" | "/" | "/openapi.json" => not_allowed("GET, HEAD"),
             "/jobs" => jobs::all(&self.operations, &head, body).await,
+            export::Ask::PATH => transfer::out(&self.operations, &head).await,
+            import::Ask::PATH => transfer::take(&self.operations, &head, body).await,
             _ => match path.strip_prefix("/jobs/") {
                 Some(rest) => jobs::one(&self.operations, &head.method, rest),
                 None => no_such_path(),
@@ -144,7 +147,7 @@ impl Refusal {
             Self::MediaType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "media-type",
-                "send it with `Content-Type: application/json`",
+                "send it with `Content-Type: application/json`, or an archive with `application/x-tar`",
             ),
         };
         let mut answer = refused(status, code, message);
@@ -168,9 +171,10 @@ fn answered(result: Result<impl Serialize, OpsError>) -> Response<Body> {
 fn failed(error: &OpsError) -> Response<Body> {
     let status = match error {
         OpsError::Invalid(_) => StatusCode::BAD_REQUEST,
-        OpsError::NotHeld(_) | OpsError::NoPlatform { .. } | OpsError::NoMediaType { .. } => {
-            StatusCode::NOT_FOUND
-        }
+        OpsError::NotHeld(_)
+        | OpsError::Missing { .. }
+        | OpsError::NoPlatform { .. }
+        | OpsError::NoMediaType { .. } => StatusCode::NOT_FOUND,
         OpsError::Busy(_) => StatusCode::CONFLICT,
         OpsError::Content(_) => StatusCode::UNPROCESSABLE_ENTITY,
         OpsError::Cache(CacheError::Store(_)) => StatusCode::INTERNAL_SERVER_ERROR,

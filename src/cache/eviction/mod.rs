@@ -151,6 +151,11 @@ impl Eviction {
         }
     }
 
+    /// Bytes that the store may take on disk.
+    pub(super) fn max_size(&self) -> u64 {
+        self.limits().max_size
+    }
+
     /// Whether the ledger knows all that is held.
     pub(super) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)

@@ -28,7 +28,7 @@ pub(super) fn write(folder: &Path, name: &str) -> anyhow::Result<Digest> {
         .build()?
         .to_string()?;
     let descriptor = layout.manifest(media::OCI_INDEX, index.as_bytes())?;
-    layout.tag(descriptor, name);
+    layout.tag(descriptor, name)?;
     layout.finish()?;
     Ok(Digest::of(Algorithm::Sha256, index.as_bytes()))
 }

@@ -304,7 +304,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
     // What is not written stays in memory for those who read already.
     assert_eq!(draft.recent(5..10).expect("in memory").concat(), house.content[5..10]);
     let verified = writer.verify(None).expect("looked at").expect("right");
-    match verified.settle(&repository(), 1) {
+    match verified.settle(Some(&repository()), 1) {
         Err(StoreError::File { path, source }) => {
             assert_eq!((path, source.kind()), (house.draft_path(), ErrorKind::StorageFull));
         }

@@ -85,7 +85,7 @@ fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobSto
         assert!(all(&draft) == content);
         // A few bytes are written once, where they are to stay.
         assert_eq!(files_below(&folder, "drafts").is_empty(), length < 500_000);
-        verified.settle(&repository("a"), 1).expect("settled");
+        verified.settle(Some(&repository("a")), 1).expect("settled");
         assert!(all(&draft) == content);
         assert!(files_below(&folder, "drafts").is_empty());
         assert_eq!(store.census(), Census { content: length as u64, manifests: 0, blobs: 1 });

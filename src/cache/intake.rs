@@ -1,0 +1,332 @@
+//! Content from elsewhere than an upstream: verified, kept, and only then given to a repository and a tag.
+//!
+//! A blob comes in as by a fill, but for nobody: clients may read along if they have a right to it of their own. What a
+//! manifest links it to is decided later. What came in and is needed by no manifest in the end goes again.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::oci::manifest::ManifestError;
+use crate::oci::{Digest, Hasher, Manifest, Repository, Tag};
+use crate::store::{Draft, DraftWriter, StoreError, StoredManifest, TagFact};
+
+use super::board::Phase;
+use super::eviction::{Closed, Reading, needs};
+use super::hot::Checked;
+use super::{Cache, CacheError, Pointer, Shared, TagKey, manifest};
+
+/// How much of a blob is in memory at a time.
+const STEP: usize = 256 << 10;
+
+/// Why something does not come in.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// The source gave up.
+    #[error(transparent)]
+    Source(#[from] io::Error),
+    /// The bytes are not those of their digest.
+    #[error("the bytes given for {0} are others")]
+    Mismatch(Box<Digest>),
+    /// There is more of it than the store may ever hold.
+    #[error("there is more content than store.max_size ({}) lets the store hold", bytesize::ByteSize(*.0).display().iec())]
+    TooMuch(u64),
+    /// The document is not one that is kept.
+    #[error("{digest}: {reason}")]
+    Document {
+        /// Which one.
+        digest: Box<Digest>,
+        /// Why.
+        reason: ManifestError,
+    },
+    /// The store fails, and takes nothing.
+    #[error("the store takes nothing now: its disk is full or fails; the log tells more")]
+    NotKept,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Cache {
+    /// Begins to take content in. Its methods block; to be called on a runtime's thread for what blocks.
+    pub fn intake(&self) -> Result<Intake, IntakeError> {
+        if self.0.trouble.is_on() {
+            self.0.try_store();
+            return Err(IntakeError::NotKept);
+        }
+        Ok(Intake {
+            cache: self.clone(),
+            runtime: Handle::current(),
+            came: HashMap::new(),
+            kept: HashMap::new(),
+            manifests: Vec::new(),
+            needed: HashSet::new(),
+            bytes: 0,
+        })
+    }
+}
+
+/// Content on its way in. What it has taken in stays at least as long as this does.
+#[derive(Debug)]
+pub struct Intake {
+    cache: Cache,
+    runtime: Handle,
+    /// Blobs that were not held before.
+    came: HashMap<Digest, Reading>,
+    /// Blobs that were held before, and stay because of this.
+    kept: HashMap<Digest, Reading>,
+    /// What keeps the manifests that came in.
+    manifests: Vec<Reading>,
+    /// What the manifests that came in need.
+    needed: HashSet<Digest>,
+    bytes: u64,
+}
+
+impl Intake {
+    /// Takes in a blob of `size` bytes, which `content` gives. What is held already is compared and not written again.
+    pub fn blob(&mut self, digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), IntakeError> {
+        let shared = Arc::clone(&self.cache.0);
+        loop {
+            if self.finds(digest)? {
+                return compare(digest, size, content);
+            }
+            // As with all that no client waits for.
+            self.runtime.block_on(shared.fills.until(|| !shared.is_crowded(digest, Some(size))));
+            match shared.fills.take_in(digest) {
+                Ok(phase) => {
+                    shared.metrics.fills_running.inc();
+                    let coming =
+                        Coming { shared: &shared, digest, phase, draft: None, ending: Phase::Starting };
+                    // It may have come in between. While this place is taken nobody removes it either.
+                    if let Some(entry) = shared.store.blob(digest)? {
+                        shared.eviction.blob_came(digest, entry.size(), shared.clock.now());
+                        continue;
+                    }
+                    self.bytes = self.bytes.saturating_add(size);
+                    let most = shared.eviction.max_size();
+                    if self.bytes > most {
+                        return Err(IntakeError::TooMuch(most));
+                    }
+                    let reading = coming.bring(&self.runtime, size, content)?;
+                    self.came.insert(*digest, reading);
+                    return Ok(());
+                }
+                Err(phase) => self.runtime.block_on(ended(phase)),
+            }
+        }
+    }
+
+    /// Whether a blob is held, which then stays. One that shows to be damaged is not.
+    fn finds(&mut self, digest: &Digest) -> Result<bool, IntakeError> {
+        if self.came.contains_key(digest) || self.kept.contains_key(digest) {
+            return Ok(true);
+        }
+        let shared = &self.cache.0;
+        let Some(entry) = shared.store.blob(digest)? else { return Ok(false) };
+        match entry.open() {
+            Err(error @ StoreError::Damaged(_)) => {
+                self.runtime.block_on(self.cache.heal(&entry, &error));
+                return Ok(false);
+            }
+            opened => drop(opened?),
+        }
+        let reading = shared.eviction.read(&entry, shared.clock.now());
+        let found = reading.is_some();
+        self.kept.extend(reading.map(|reading| (*digest, reading)));
+        Ok(found)
+    }
+
+    /// The length of a blob that is held, or came in.
+    pub fn blob_size(&mut self, digest: &Digest) -> Result<Option<u64>, IntakeError> {
+        if !self.finds(digest)? {
+            return Ok(None);
+        }
+        Ok(self.cache.0.store.blob(digest)?.map(|entry| entry.size()))
+    }
+
+    /// How many blobs came in that were not held before, and their bytes.
+    pub fn came(&self) -> (u64, u64) {
+        (self.came.len() as u64, self.bytes)
+    }
+
+    /// A manifest that is held, for whichever repository.
+    pub fn document(&self, digest: &Digest) -> Result<Option<StoredManifest>, IntakeError> {
+        match self.cache.0.store.manifest(digest) {
+            Err(StoreError::Damaged(_)) => Ok(None),
+            found => Ok(found?),
+        }
+    }
+
+    /// Takes a manifest or an index into a repository, which thereby gets a right to all that it contains. What that is
+    /// should have come in before.
+    pub fn manifest(
+        &mut self,
+        repository: &Repository,
+        digest: &Digest,
+        read: &Manifest,
+        body: Bytes,
+    ) -> Result<(), IntakeError> {
+        let shared = &self.cache.0;
+        verify(digest, &body)?;
+        if let Err(StoreError::Damaged(_)) = shared.store.manifest(digest) {
+            shared.store.remove_manifest(digest)?;
+            shared.eviction.left(digest);
+        }
+        manifest::put(shared, repository, *digest, read, body)?;
+        self.manifests.extend(shared.eviction.hold(digest));
+        self.needed.extend(needs(read));
+        Ok(())
+    }
+
+    /// Points a tag at a manifest that came in, as if its upstream had just said so, and forgets what the tag stood for
+    /// to clients that accept only some types.
+    pub fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), IntakeError> {
+        let shared = &self.cache.0;
+        let now = shared.clock.now();
+        let before = shared.store.tag(repository, tag, None)?;
+        let moved_at = before.filter(|fact| fact.digest == *digest).map_or(now, |fact| fact.moved_at);
+        let fact = TagFact { digest: *digest, checked_at: now, moved_at };
+        shared.store.put_tag(repository, tag, None, &fact)?;
+        for (types, _) in shared.store.variants(repository, tag)? {
+            shared.store.remove_tag(repository, tag, Some(&types))?;
+        }
+        shared.hot.pointers.retain(|pointer, _| match pointer {
+            Pointer::Tag(key) => key.repository != *repository || key.tag != *tag,
+            Pointer::Referrers(..) => true,
+        });
+        let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
+        let at = Some(shared.clock.instant());
+        shared.hot.pointers.insert(Pointer::Tag(key), Checked { fact, at });
+        Ok(())
+    }
+}
+
+impl Drop for Intake {
+    /// What no manifest needs goes again, however this ended.
+    fn drop(&mut self) {
+        let shared = &self.cache.0;
+        let loose: Vec<Digest> =
+            self.came.drain().map(|(digest, _)| digest).filter(|it| !self.needed.contains(it)).collect();
+        let mut closed = Closed::new(&shared.fills);
+        let gone: HashSet<Digest> = loose
+            .into_iter()
+            .filter(|digest| closed.close(digest) && shared.eviction.take(digest).is_some())
+            .collect();
+        if !gone.is_empty() {
+            shared.hot.forget(|digest| gone.contains(digest));
+        }
+        for digest in &gone {
+            if let Err(error) = shared.store.remove_blob(digest) {
+                shared.store_failed("a blob that came in for nothing could not be removed", &error);
+                shared.eviction.take_stock_again();
+            }
+        }
+    }
+}
+
+/// A blob on its way in.
+struct Coming<'a> {
+    shared: &'a Arc<Shared>,
+    digest: &'a Digest,
+    phase: watch::Sender<Phase>,
+    draft: Option<Arc<Draft>>,
+    ending: Phase,
+}
+
+impl Drop for Coming<'_> {
+    /// Off the board first, so that who asks again begins anew, and only then are readers told.
+    fn drop(&mut self) {
+        self.shared.fills.leave(self.digest, &self.phase);
+        self.shared.metrics.fills_running.dec();
+        if let Some(draft) = &self.draft {
+            draft.close();
+        }
+        if matches!(self.ending, Phase::Starting) {
+            self.ending = Phase::Failed(CacheError::Interrupted);
+        }
+        self.phase.send_replace(self.ending.clone());
+    }
+}
+
+impl Coming<'_> {
+    fn bring(mut self, runtime: &Handle, size: u64, content: &mut impl Read) -> Result<Reading, IntakeError> {
+        let Shared { store, eviction, clock, .. } = &**self.shared;
+        // What an interrupted fill left may be wrong, and here comes all of it.
+        store.remove_draft(self.digest)?;
+        let mut writer = store.open_draft(self.digest)?;
+        let draft = Arc::clone(writer.draft());
+        draft.announce(size);
+        self.draft = Some(Arc::clone(&draft));
+        self.phase.send_replace(Phase::Running(draft));
+        eviction.look();
+        if let Err(error) = fill(&mut writer, size, content) {
+            writer.condemn()?;
+            return Err(error);
+        }
+        let Some(verified) = writer.verify(Some(size))? else {
+            return Err(IntakeError::Mismatch((*self.digest).into()));
+        };
+        let turn = runtime.block_on(store.turn());
+        let now = clock.now();
+        if !verified.settle(None, now)? {
+            return Err(IntakeError::NotKept);
+        }
+        drop(turn);
+        let entry = store.blob(self.digest)?.ok_or(IntakeError::NotKept)?;
+        eviction.blob_came(self.digest, entry.size(), now);
+        let reading = eviction.hold(self.digest).ok_or(IntakeError::NotKept)?;
+        self.ending = Phase::Stored(entry);
+        Ok(reading)
+    }
+}
+
+/// Moves all of `content` into a draft.
+fn fill(writer: &mut DraftWriter, size: u64, content: &mut impl Read) -> Result<(), IntakeError> {
+    let draft = Arc::clone(writer.draft());
+    let mut left = size;
+    while left > 0 {
+        let mut step = vec![0; STEP.min(usize::try_from(left).unwrap_or(STEP))];
+        content.read_exact(&mut step)?;
+        left -= step.len() as u64;
+        let bytes = Bytes::from(step);
+        draft.receive(bytes.clone());
+        writer.append(bytes)?;
+        if !draft.is_kept() {
+            return Err(IntakeError::NotKept);
+        }
+    }
+    Ok(())
+}
+
+/// Reads what is held already, and holds it against its digest all the same: an archive that lies is refused.
+fn compare(digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), IntakeError> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let (mut left, mut step) = (size, vec![0; STEP]);
+    while left > 0 {
+        let piece = &mut step[..STEP.min(usize::try_from(left).unwrap_or(STEP))];
+        content.read_exact(piece)?;
+        left -= piece.len() as u64;
+        hasher.update(piece);
+    }
+    if hasher.finish() == *digest { Ok(()) } else { Err(IntakeError::Mismatch((*digest).into())) }
+}
+
+/// Holds a document against its digest.
+fn verify(digest: &Digest, body: &[u8]) -> Result<(), IntakeError> {
+    if Digest::of(digest.algorithm(), body) == *digest {
+        Ok(())
+    } else {
+        Err(IntakeError::Mismatch((*digest).into()))
+    }
+}
+
+/// Waits until whatever goes on with a digest has ended.
+async fn ended(mut phase: watch::Receiver<Phase>) {
+    let ended = phase.wait_for(|phase| matches!(phase, Phase::Stored(_) | Phase::Failed(_)));
+    // The end of a removal is that its sender goes.
+    drop(ended.await);
+}

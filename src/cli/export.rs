@@ -1,0 +1,258 @@
+//! `larder export`.
+
+use std::fmt::Write as _;
+use std::fs::Permissions;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use clap::Args;
+use indicatif::ProgressBar;
+use reqwest::{Method, Response};
+use serde_json::Value;
+
+use super::backend::{Backend, Reach};
+use super::table::{fair, iec};
+use super::{bars, note};
+use crate::ops::export::{self, Ask, Export as Outgoing, REPORT_HEADER, Report};
+use crate::ops::folder;
+use crate::ops::pipe::Pipe;
+
+/// What `larder export` is told.
+#[derive(Args, Debug)]
+pub(super) struct Export {
+    /// What: `busybox`, `ghcr.io/org/app:1`, `app@sha256:…`
+    reference: String,
+    /// Where to: a folder, new or with a layout that is added to; a file whose name ends in `.tar`; `-` is standard output
+    #[arg(value_name = "DIR|FILE.tar")]
+    target: PathBuf,
+    /// Of an index the platform that is wanted, otherwise all; may be repeated
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Vec<String>,
+    /// The name that it gets there, if it is another, such as `registry.example.com/app:1`
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Only what is held: fetch nothing, and end with 4 if something is missing
+    #[arg(long)]
+    offline: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// Writes an image as an OCI layout.
+pub(super) fn run(arguments: Export) -> anyhow::Result<()> {
+    let Export { reference, target, platform, name, offline, reach } = arguments;
+    let target = Target::of(&target)?;
+    let ask = Ask { reference, platforms: platform, name, offline };
+    let (value, report) = reach.with(async |backend| {
+        // What was begun under another name goes away again.
+        tokio::select! {
+            done = fetch(backend, ask, &target) => done,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted; nothing was left half-written"),
+        }
+    })?;
+    let text = if reach.json { serde_json::to_string_pretty(&value)? } else { told(&report, &target) };
+    // What is on standard output is the archive.
+    if matches!(target, Target::Stdout) { note(&text) } else { super::print(&(text + "\n")) }
+}
+
+async fn fetch(backend: &Backend, ask: Ask, target: &Target) -> anyhow::Result<(Value, Report)> {
+    let Coming { value, report, length, mut source } = begin(backend, ask).await?;
+    let (sender, pipe) = Pipe::new();
+    let writing = tokio::task::spawn_blocking({
+        let target = target.clone();
+        move || target.write(pipe, length)
+    });
+    let bar = ProgressBar::new(length).with_style(bars::bytes()).with_prefix(report.reference.clone());
+    let mut received = 0;
+    let came = loop {
+        match source.next().await {
+            Ok(Some(bytes)) => {
+                received += bytes.len() as u64;
+                bar.inc(bytes.len() as u64);
+                // If it cannot be written, the reason comes below.
+                if sender.send(Ok(bytes)).await.is_err() {
+                    break Ok(());
+                }
+            }
+            Ok(None) if received < length => {
+                break Err(anyhow::anyhow!("the export broke off; the log of the larder tells why"));
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    if came.is_err() {
+        let _ = sender.send(Err(io::Error::other("it broke off"))).await;
+    }
+    drop(sender);
+    let written = writing.await.context("the writing was given up")?;
+    bar.finish_and_clear();
+    came.and(written)?;
+    Ok((value, report))
+}
+
+/// An archive on its way here.
+struct Coming {
+    value: Value,
+    report: Report,
+    length: u64,
+    source: Source,
+}
+
+enum Source {
+    Here(Outgoing),
+    Running(Response),
+}
+
+async fn begin(backend: &Backend, ask: Ask) -> anyhow::Result<Coming> {
+    match backend {
+        Backend::Here(offline) => {
+            let begun = export::export(offline.operations(), ask).await.map_err(|error| error.failure())?;
+            let (value, report, length) =
+                (serde_json::to_value(&begun.report)?, begun.report.clone(), begun.length);
+            Ok(Coming { value, report, length, source: Source::Here(begun) })
+        }
+        Backend::Running(remote) => {
+            let answer = remote.send(remote.request(Method::GET, &ask.target())?).await?;
+            let other = "the larder that runs is of another version: its answer is not understood";
+            let report = answer.headers().get(REPORT_HEADER).context(other)?;
+            let value: Value = serde_json::from_slice(report.as_bytes()).context(other)?;
+            let report = serde_json::from_value(value.clone()).context(other)?;
+            let length = answer.content_length().context(other)?;
+            Ok(Coming { value, report, length, source: Source::Running(answer) })
+        }
+    }
+}
+
+impl Source {
+    async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        match self {
+            Self::Here(export) => Ok(export.pieces.recv().await.transpose()?),
+            Self::Running(answer) => answer.chunk().await.map_err(|_| {
+                anyhow::anyhow!("the export broke off before its end; the log of the larder tells why")
+            }),
+        }
+    }
+}
+
+/// Where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    Stdout,
+    File(PathBuf),
+    Folder(PathBuf),
+}
+
+impl Target {
+    fn of(path: &Path) -> anyhow::Result<Self> {
+        if path == Path::new("-") {
+            ensure!(
+                !io::stdout().is_terminal(),
+                "standard output is a terminal; send the archive to a file or a program"
+            );
+            return Ok(Self::Stdout);
+        }
+        let name = path.to_string_lossy().to_ascii_lowercase();
+        if path.is_dir() {
+            return Ok(Self::Folder(path.to_owned()));
+        }
+        if [".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"].iter().any(|end| name.ends_with(end)) {
+            bail!(
+                "larder does not compress archives, layers are compressed already; name it FILE.tar, or pipe `-` through a program"
+            );
+        }
+        let is_tar = path.extension().is_some_and(|it| it.eq_ignore_ascii_case("tar"));
+        Ok(if is_tar { Self::File(path.to_owned()) } else { Self::Folder(path.to_owned()) })
+    }
+
+    /// Writes what comes, if it comes whole.
+    fn write(&self, mut pipe: Pipe, length: u64) -> anyhow::Result<()> {
+        match self {
+            Self::Folder(path) => Ok(folder::unpack(path, pipe)?),
+            Self::Stdout => {
+                let mut out = io::stdout().lock();
+                let written = io::copy(&mut pipe, &mut out).and_then(|_| out.flush());
+                written.context("standard output cannot be written")
+            }
+            Self::File(path) => {
+                let wrong = || format!("{} cannot be written", path.display());
+                let parent =
+                    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let mut builder = tempfile::Builder::new();
+                // It is made to be handed on, so it gets the mode that any other file would.
+                builder.prefix(".larder-export-").permissions(Permissions::from_mode(0o666));
+                let mut file = builder.tempfile_in(parent).with_context(wrong)?;
+                let written = io::copy(&mut pipe, &mut file).with_context(wrong)?;
+                ensure!(written == length, "the export broke off");
+                file.as_file().sync_all().with_context(wrong)?;
+                file.persist(path).with_context(wrong)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn told(report: &Report, target: &Target) -> String {
+    let of = if report.platforms.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", report.platforms.join(", "))
+    };
+    let place = match target {
+        Target::Stdout => "standard output".to_owned(),
+        Target::File(path) | Target::Folder(path) => path.display().to_string(),
+    };
+    let name = match &report.name {
+        Some(name) if *name != report.reference => format!(" as {name}"),
+        _ => String::new(),
+    };
+    let Report { reference, manifests, blobs, bytes, fetched, .. } = report;
+    let bytes = iec(*bytes);
+    let mut text = format!(
+        "exported {reference}{of}{name} to {place}: {manifests} manifests and {blobs} blobs ({bytes}), {fetched} of them fetched"
+    );
+    if !report.complete {
+        text.push_str("\n    the index names more platforms than are in it: what copies all of it (`skopeo copy --all`) needs every one");
+    }
+    if let Some(stale) = &report.stale {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n    {}: {stale}", fair("the tag could not be confirmed"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_tells_what_is_written() {
+        let of = |text: &str| Target::of(Path::new(text));
+        assert_eq!(of("a.tar").expect("a file"), Target::File("a.tar".into()));
+        assert_eq!(of("dir/A.TAR").expect("a file"), Target::File("dir/A.TAR".into()));
+        assert_eq!(of("new-folder").expect("a folder"), Target::Folder("new-folder".into()));
+        assert_eq!(of("/tmp").expect("a folder"), Target::Folder("/tmp".into()));
+        for other in ["a.tar.gz", "a.tgz", "a.tar.zst"] {
+            assert!(of(other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_file_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let target = Target::File(folder.path().join("a.tar"));
+        let write = |length| {
+            let (sender, pipe) = Pipe::new();
+            sender.blocking_send(Ok(Bytes::from_static(b"abc"))).expect("sent");
+            drop(sender);
+            target.write(pipe, length)
+        };
+        write(4).expect_err("refused");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
+        write(3).expect("written");
+        assert_eq!(std::fs::read(folder.path().join("a.tar")).expect("a file"), b"abc");
+    }
+}

@@ -1,0 +1,217 @@
+//! `larder import`.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use clap::Args;
+use http_body::{Frame, SizeHint};
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::backend::{Answer, Backend, Reach};
+use super::bars;
+use super::table::{bad, good, iec};
+use crate::ops::folder::Packing;
+use crate::ops::import::{self, Ask, Report, Row};
+use crate::ops::pipe::{self, Pipe};
+
+/// How much of a file is in memory at a time.
+const STEP: usize = 256 << 10;
+/// Longer than it takes to see that nobody takes what is sent.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// What `larder import` is told.
+#[derive(Args, Debug)]
+pub(super) struct Import {
+    /// An OCI layout: a folder, a tar, also compressed with gzip, or `-` for one on standard input
+    #[arg(value_name = "DIR|FILE.tar")]
+    source: PathBuf,
+    /// The repository that its images go to, with their tags; otherwise the one that the archive names
+    #[arg(long = "as", value_name = "REPOSITORY")]
+    repository: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// Takes images in.
+pub(super) fn run(Import { source, repository, reach }: Import) -> anyhow::Result<()> {
+    let parcel = Parcel::open(&source)?;
+    let ask = Ask { repository };
+    let Answer { value, report } = reach.with(async |backend| send(backend, ask, parcel).await)?;
+    reach.print(&value, || told(&report))
+}
+
+async fn send(backend: &Backend, ask: Ask, parcel: Parcel) -> anyhow::Result<Answer<Report>> {
+    let length = parcel.length();
+    let bar = match length {
+        Some(length) => ProgressBar::new(length).with_style(bars::bytes()),
+        None => ProgressBar::no_length()
+            .with_style(ProgressStyle::with_template("{prefix} {bytes} {binary_bytes_per_sec} {elapsed}")?),
+    }
+    .with_prefix("importing");
+    let (sender, pieces) = mpsc::channel(pipe::QUEUE);
+    let mut sending = tokio::task::spawn_blocking({
+        let bar = bar.clone();
+        move || parcel.send(&sender, |bytes| bar.inc(bytes))
+    });
+    let taken = take(backend, ask, pieces, length).await;
+    // If what was to be sent could not be read, that is the reason for whatever came of it. Who still waits for standard
+    // input has no such reason.
+    if let Ok(sent) = tokio::time::timeout(MOMENT, &mut sending).await {
+        sent.context("the reading was given up")??;
+    }
+    bar.finish_and_clear();
+    let value = taken?;
+    let report = serde_json::from_value(value.clone())
+        .context("the larder that runs is of another version: its report is not understood")?;
+    Ok(Answer { value, report })
+}
+
+async fn take(
+    backend: &Backend,
+    ask: Ask,
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    length: Option<u64>,
+) -> anyhow::Result<Value> {
+    match backend {
+        Backend::Here(offline) => {
+            let taken = import::import(offline.operations(), ask, Pipe::over(pieces)).await;
+            Ok(serde_json::to_value(taken.map_err(|error| error.failure())?)?)
+        }
+        Backend::Running(remote) => {
+            let request = remote.request(Method::POST, &ask.target())?;
+            let request = request.header("content-type", "application/x-tar");
+            let request = request.body(reqwest::Body::wrap(Upload { pieces, left: length }));
+            remote.document(remote.send(request).await?).await
+        }
+    }
+}
+
+/// An archive as the body of a request.
+struct Upload {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    left: Option<u64>,
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.pieces.poll_recv(cx).map(|piece| {
+            piece.map(|piece| {
+                piece.map(|bytes| {
+                    self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
+                    Frame::data(bytes)
+                })
+            })
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
+    }
+}
+
+/// What is imported.
+enum Parcel {
+    Folder(Packing),
+    File(File, PathBuf, u64),
+    Stdin,
+}
+
+impl Parcel {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self::Stdin);
+        }
+        if path.is_dir() {
+            return Ok(Self::Folder(Packing::of(path)?));
+        }
+        let wrong = || format!("{} cannot be read", path.display());
+        let file = File::open(path).with_context(wrong)?;
+        let length = file.metadata().with_context(wrong)?;
+        // A pipe has no length of its own.
+        let length = if length.is_file() { length.len() } else { u64::MAX };
+        Ok(Self::File(file, path.to_owned(), length))
+    }
+
+    fn length(&self) -> Option<u64> {
+        match self {
+            Self::Folder(packing) => Some(packing.length()),
+            Self::File(_, _, length) => Some(*length).filter(|length| *length < u64::MAX),
+            Self::Stdin => None,
+        }
+    }
+
+    /// Sends all of it, until nobody takes it any more.
+    fn send(self, sender: &mpsc::Sender<io::Result<Bytes>>, mut tell: impl FnMut(u64)) -> anyhow::Result<()> {
+        let sent = match self {
+            Self::Folder(packing) => packing.send(sender, tell).map_err(Into::into),
+            Self::File(file, path, length) => copy(file.take(length), sender, &mut tell)
+                .with_context(|| format!("{} cannot be read", path.display())),
+            Self::Stdin => {
+                copy(io::stdin().lock(), sender, &mut tell).context("standard input cannot be read")
+            }
+        };
+        if sent.is_err() {
+            // So that the other side does not take what it has for all.
+            let _ = sender.blocking_send(Err(io::Error::other("it cannot be read to its end")));
+        }
+        sent
+    }
+}
+
+fn copy(
+    mut source: impl Read,
+    sender: &mpsc::Sender<io::Result<Bytes>>,
+    tell: &mut impl FnMut(u64),
+) -> io::Result<()> {
+    loop {
+        let mut step = vec![0; STEP];
+        let read = match source.read(&mut step) {
+            Ok(0) => return Ok(()),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        step.truncate(read);
+        tell(read as u64);
+        if sender.blocking_send(Ok(step.into())).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn told(report: &Report) -> String {
+    let mut text: String = report.images.iter().map(image).collect();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{} blobs ({}) were new", report.new_blobs, iec(report.new_bytes));
+    text
+}
+
+fn image(row: &Row) -> String {
+    let Row { reference, platforms, complete, manifests, blobs, bytes, missing, .. } = row;
+    let of = if platforms.is_empty() { String::new() } else { format!(" ({})", platforms.join(", ")) };
+    let state = if *complete { good("imported") } else { bad("incomplete") };
+    let bytes = iec(*bytes);
+    let mut text = format!("{state} {reference}{of}: {manifests} manifests and {blobs} blobs ({bytes})\n");
+    for it in missing {
+        let platform = it.platform.as_deref().map(|platform| format!("{platform} ")).unwrap_or_default();
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "    not there: {platform}{} {}", it.kind, it.part.digest);
+    }
+    text
+}

@@ -1,0 +1,271 @@
+//! `export`: an image as an OCI layout in a tar, for tools that take one. What is not held is fetched on the way.
+//!
+//! What it will consist of is found out first, so that its length is known, and what is wrong is told, before the first byte
+//! leaves. Documents leave as they are. What cannot be sent whole is cut short of its length.
+
+mod plan;
+mod search;
+
+use std::future::poll_fn;
+
+use backon::Retryable as _;
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::cache::{Cache, CacheError};
+use crate::oci::{Digest, Repository};
+use crate::store::StoreError;
+
+use self::plan::{Blob, Part};
+use self::search::Search;
+use super::platform::Platform;
+use super::question::{Pairs, target};
+use super::warm::{may_pass, patience};
+use super::{Operations, OpsError, pack, reference};
+
+/// Pieces that may wait for whoever reads.
+const QUEUE: usize = 4;
+/// Blobs that are fetched while an earlier one is sent.
+const AHEAD: usize = 4;
+/// How often the rest of a blob is begun anew.
+const ATTEMPTS: usize = 3;
+
+/// What is to be exported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// The reference.
+    pub reference: String,
+    /// Of an index the platforms that are wanted; none is all of them.
+    pub platforms: Vec<String>,
+    /// The name that it gets in the archive, if it is another.
+    pub name: Option<String>,
+    /// Whether nothing may be fetched.
+    pub offline: bool,
+}
+
+impl Ask {
+    /// Where this is, as a path and a query of the admin API.
+    pub const PATH: &str = "/export";
+
+    /// Path and query.
+    pub fn target(&self) -> String {
+        let mut pairs = vec![("reference", self.reference.clone())];
+        pairs.extend(self.platforms.iter().map(|it| ("platform", it.clone())));
+        pairs.extend(self.name.clone().map(|name| ("name", name)));
+        pairs.extend(self.offline.then(|| ("offline", "true".to_owned())));
+        target(Self::PATH, pairs)
+    }
+
+    /// Reads the query that `target` wrote.
+    pub fn read(query: &str) -> Result<Self, OpsError> {
+        let mut pairs = Pairs::of(query);
+        let ask = Self {
+            reference: pairs.needed("reference")?,
+            platforms: pairs.all("platform"),
+            name: pairs.one("name")?,
+            offline: pairs.flag("offline")?,
+        };
+        pairs.end().map(|()| ask)
+    }
+}
+
+/// Where the admin API's answer has the report, as JSON.
+pub const REPORT_HEADER: &str = "larder-report";
+
+/// What is exported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The reference, in full.
+    pub reference: String,
+    /// The whole name that the archive gives it; none for what has no tag.
+    pub name: Option<String>,
+    /// The digest of what the archive's index points at.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// The platforms that are in it.
+    pub platforms: Vec<String>,
+    /// Whether the archive has all that an index of it points at.
+    pub complete: bool,
+    /// Manifests in it, indexes included.
+    pub manifests: u64,
+    /// Blobs in it.
+    pub blobs: u64,
+    /// Bytes of both.
+    pub bytes: u64,
+    /// Of the blobs, those that were not held when it began.
+    pub fetched: u64,
+    /// Why the tag could not be confirmed at its upstream, if it could not.
+    pub stale: Option<String>,
+}
+
+/// An archive on its way.
+#[derive(Debug)]
+pub struct Export {
+    /// What is in it.
+    pub report: Report,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its bytes, in order. An error means that the rest does not come.
+    pub pieces: mpsc::Receiver<Result<Bytes, CacheError>>,
+}
+
+/// Begins an export.
+pub async fn export(operations: &Operations, ask: Ask) -> Result<Export, OpsError> {
+    let cache = operations.cache();
+    let named = reference::parse(cache, &ask.reference)?;
+    let platforms: Vec<(String, Platform)> = ask
+        .platforms
+        .iter()
+        .map(|text| Ok((text.clone(), Platform::parse(text)?)))
+        .collect::<Result<_, OpsError>>()?;
+    let name = match (&ask.name, &named.tag) {
+        (Some(name), _) => Some(reference::whole(cache, name)?),
+        (None, Some(tag)) => Some((format!("{}:{tag}", named.repository), tag.to_string())),
+        (None, None) => None,
+    };
+    let search = Search { cache, named: &named, platforms: &platforms, offline: ask.offline };
+    let plan = search.plan().await?;
+    let parts = plan.parts(name.as_ref());
+    let length = parts.iter().map(Part::length).fold(pack::END.len() as u64, u64::saturating_add);
+    let report = plan.report(&named, name);
+    let (sender, pieces) = mpsc::channel(QUEUE);
+    let sending =
+        Sending { cache: cache.clone(), repository: named.repository, offline: ask.offline, sender };
+    tokio::spawn(async move {
+        if let Err(Stop::Failed(error)) = sending.run(&parts).await {
+            tracing::warn!(reference = %sending.repository, %error, "an export broke off");
+            // Nobody may be there any more to hear of it.
+            let _ = sending.sender.send(Err(error)).await;
+        }
+    });
+    Ok(Export { report, length, pieces })
+}
+
+/// Why an archive is not sent on.
+enum Stop {
+    /// Nobody takes it.
+    Gone,
+    Failed(CacheError),
+}
+
+impl From<CacheError> for Stop {
+    fn from(error: CacheError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// An archive being sent.
+struct Sending {
+    cache: Cache,
+    repository: Repository,
+    offline: bool,
+    sender: mpsc::Sender<Result<Bytes, CacheError>>,
+}
+
+impl Sending {
+    async fn run(&self, parts: &[Part]) -> Result<(), Stop> {
+        // What it has begun ends with it, but for the fills, which are the cache's own.
+        let (mut ahead, mut begun) = (JoinSet::new(), 0);
+        for (place, part) in parts.iter().enumerate() {
+            for next in parts.iter().take(place + 1 + AHEAD).skip(begun.max(place + 1)) {
+                if let Part::Blob(Blob { digest, held: false, .. }) = next {
+                    ahead.spawn(fetch(self.cache.clone(), self.repository.clone(), *digest));
+                }
+            }
+            begun = place + 1 + AHEAD;
+            match part {
+                Part::File(path, content) => {
+                    let mut bytes = BytesMut::from(&*pack::file(path, content.len() as u64));
+                    bytes.extend_from_slice(content);
+                    bytes.extend_from_slice(pack::filling(content.len() as u64));
+                    self.send(bytes.freeze()).await?;
+                }
+                Part::Blob(blob) => {
+                    self.send(pack::file(&pack::path_of(&blob.digest), blob.size)).await?;
+                    self.blob(blob).await?;
+                    self.send(Bytes::from_static(pack::filling(blob.size))).await?;
+                }
+            }
+        }
+        self.send(Bytes::from_static(&pack::END)).await
+    }
+
+    /// Sends a blob. What turns out to be damaged has left the store, and its rest is fetched, if it may be.
+    async fn blob(&self, blob: &Blob) -> Result<(), Stop> {
+        let mut at = 0;
+        for _ in 1..ATTEMPTS {
+            match self.rest(blob, &mut at).await {
+                Err(Stop::Failed(error)) if !self.offline && is_worth_another(&error) => {
+                    tracing::info!(digest = %blob.digest, %error, at, "a blob broke off in an export; going on");
+                }
+                ended => return ended,
+            }
+        }
+        self.rest(blob, &mut at).await
+    }
+
+    async fn rest(&self, blob: &Blob, at: &mut u64) -> Result<(), Stop> {
+        let Blob { digest, size, .. } = blob;
+        let attempt = || self.cache.blob(&self.repository, digest);
+        let found = attempt.retry(patience()).when(may_pass).await?;
+        let range = (*at > 0).then_some(*at..*size);
+        let (mut reader, _) = self.cache.reader(&self.repository, digest, found, range).await?;
+        while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
+            let piece = piece?;
+            *at += piece.len() as u64;
+            if *at > *size {
+                return Err(CacheError::Mismatch(format!("{digest} is longer than {size} bytes")).into());
+            }
+            self.send(piece).await?;
+        }
+        if *at < *size { Err(CacheError::Interrupted.into()) } else { Ok(()) }
+    }
+
+    async fn send(&self, bytes: Bytes) -> Result<(), Stop> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.sender.send(Ok(bytes)).await.map_err(|_| Stop::Gone)
+    }
+}
+
+fn is_worth_another(error: &CacheError) -> bool {
+    match error {
+        CacheError::Store(error) => matches!(**error, StoreError::Damaged(_)),
+        other => may_pass(other),
+    }
+}
+
+/// Fetches a blob before it is sent. Whether that fails is told to who sends it.
+async fn fetch(cache: Cache, repository: Repository, digest: Digest) {
+    let attempt = || cache.bring_blob(&repository, &digest, |_| {});
+    drop(attempt.retry(patience()).when(may_pass).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_comes_back_as_it_went() {
+        for ask in [
+            Ask { reference: "a:1".to_owned(), ..Ask::default() },
+            Ask {
+                reference: "ghcr.io/a/b@sha256:0".to_owned(),
+                platforms: vec!["linux/arm/v7".to_owned(), "linux/amd64".to_owned()],
+                name: Some("c:2".to_owned()),
+                offline: true,
+            },
+        ] {
+            let target = ask.target();
+            let (_, query) = target.split_once('?').expect("a query");
+            assert_eq!(Ask::read(query).expect("well written"), ask);
+        }
+        for query in ["", "reference=a&platfrom=b", "reference=a&reference=b", "reference=a&offline=maybe"] {
+            assert!(Ask::read(query).is_err(), "{query}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What goes into an archive, in its order: what tells of the rest, documents, blobs.
+
+use bytes::Bytes;
+use oci_spec::image::ANNOTATION_REF_NAME;
+use serde_json::{Value, json};
+
+use crate::oci::media::{DOCKER_CONFIG, Kind, OCI_INDEX};
+use crate::oci::{Digest, Manifest, MediaType};
+
+use super::Report;
+use crate::ops::layout::IMAGE_NAME;
+use crate::ops::pack;
+use crate::ops::platform::NO_IMAGE;
+use crate::ops::reference::{self, Named};
+
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// A manifest or an index.
+#[derive(Clone, Debug)]
+pub(super) struct Document {
+    pub(super) digest: Digest,
+    pub(super) media_type: MediaType,
+    pub(super) body: Bytes,
+    /// What the index says that it is for.
+    pub(super) platform: Option<String>,
+}
+
+impl Document {
+    pub(super) fn is_index(&self) -> bool {
+        self.media_type.kind() == Some(Kind::Index)
+    }
+
+    pub(super) fn read(&self) -> Option<Manifest> {
+        Manifest::read(&self.body, Some(self.media_type.as_str())).ok()
+    }
+}
+
+/// A blob, and whether it is held already.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blob {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) held: bool,
+}
+
+/// What an archive will consist of.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// What its index points at.
+    pub(super) root: Document,
+    /// Everything below that.
+    pub(super) below: Vec<Document>,
+    pub(super) blobs: Vec<Blob>,
+    /// Whether that is all there is below an index of it.
+    pub(super) complete: bool,
+    /// Why the tag could not be confirmed.
+    pub(super) stale: Option<String>,
+}
+
+/// A part of an archive.
+#[derive(Clone, Debug)]
+pub(super) enum Part {
+    /// A file that is at hand.
+    File(String, Bytes),
+    /// One that the cache has, or fetches.
+    Blob(Blob),
+}
+
+impl Part {
+    /// Bytes that it takes in the archive.
+    pub(super) fn length(&self) -> u64 {
+        match self {
+            Self::File(path, content) => pack::length(path, content.len() as u64),
+            Self::Blob(blob) => pack::length(&pack::path_of(&blob.digest), blob.size),
+        }
+    }
+}
+
+/// The whole name that an image gets, and its tag.
+pub(super) type Name = (String, String);
+
+impl Plan {
+    fn documents(&self) -> impl Iterator<Item = &Document> {
+        std::iter::once(&self.root).chain(&self.below)
+    }
+
+    /// All of it, in order.
+    pub(super) fn parts(&self, name: Option<&Name>) -> Vec<Part> {
+        let file = |path: &str, content: String| Part::File(path.to_owned(), content.into());
+        let mut parts = vec![
+            file(pack::MARKER.0, pack::MARKER.1.to_owned()),
+            file(pack::INDEX, self.index(name).to_string()),
+        ];
+        parts.extend(self.docker(name).map(|docker| file(pack::DOCKER, docker.to_string())));
+        parts.extend(self.documents().map(|it| Part::File(pack::path_of(&it.digest), it.body.clone())));
+        parts.extend(self.blobs.iter().map(|blob| Part::Blob(*blob)));
+        parts
+    }
+
+    fn index(&self, name: Option<&Name>) -> Value {
+        let root = &self.root;
+        let mut entry = json!({
+            "mediaType": root.media_type.as_str(),
+            "digest": root.digest,
+            "size": root.body.len(),
+        });
+        if let Some((whole, tag)) = name {
+            entry["annotations"] = json!({ IMAGE_NAME: whole, ANNOTATION_REF_NAME: tag });
+        }
+        if let Some(platform) = root.platform.as_deref().and_then(platform) {
+            entry["platform"] = platform;
+        }
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] })
+    }
+
+    /// What docker's older versions read, if there is just one image for them.
+    fn docker(&self, name: Option<&Name>) -> Option<Value> {
+        let is_image = |it: &&Document| !it.is_index() && it.platform.as_deref() != Some(NO_IMAGE);
+        let mut images = self.documents().filter(is_image);
+        let (image, None) = (images.next()?, images.next()) else { return None };
+        let read = image.read()?;
+        let (config, layers) = read.blobs.split_first()?;
+        let config_type = config.media_type.as_ref().map(MediaType::as_str)?;
+        if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config_type) || image.media_type.kind() != Some(Kind::Image)
+        {
+            return None;
+        }
+        let layers: Vec<String> = layers.iter().map(|layer| pack::path_of(&layer.digest)).collect();
+        let tags = name.map(|(whole, _)| [reference::familiar(whole)]);
+        Some(json!([{ "Config": pack::path_of(&config.digest), "RepoTags": tags, "Layers": layers }]))
+    }
+
+    /// The same for people.
+    pub(super) fn report(&self, named: &Named, name: Option<Name>) -> Report {
+        let documents = self.documents().map(|it| it.body.len() as u64);
+        let platforms = self.documents().filter_map(|it| it.platform.clone());
+        Report {
+            reference: named.to_string(),
+            name: name.map(|(whole, _)| whole),
+            digest: self.root.digest,
+            media_type: self.root.media_type.to_string(),
+            platforms: platforms.filter(|it| it != NO_IMAGE).collect(),
+            complete: self.complete,
+            manifests: 1 + self.below.len() as u64,
+            blobs: self.blobs.len() as u64,
+            bytes: documents.chain(self.blobs.iter().map(|it| it.size)).sum(),
+            fetched: self.blobs.iter().filter(|blob| !blob.held).count() as u64,
+            stale: self.stale.clone(),
+        }
+    }
+}
+
+/// As a descriptor has it.
+fn platform(text: &str) -> Option<Value> {
+    let mut parts = text.split('/');
+    let mut platform = json!({ "os": parts.next()?, "architecture": parts.next()? });
+    if let Some(variant) = parts.next() {
+        platform["variant"] = json!(variant);
+    }
+    Some(platform)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::oci::media::{DOCKER_LIST, OCI_MANIFEST};
+
+    fn document(media_type: &str, text: String, platform: Option<&str>) -> Document {
+        Document {
+            digest: Digest::of(Algorithm::Sha256, text.as_bytes()),
+            media_type: MediaType::new(media_type).expect("a type"),
+            body: text.into(),
+            platform: platform.map(str::to_owned),
+        }
+    }
+
+    fn image(config: &str, platform: Option<&str>) -> Document {
+        let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+        let config = json!({ "mediaType": config, "digest": digest(config), "size": 1 });
+        let layer = json!({ "mediaType": "application/x", "digest": digest("layer"), "size": 1 });
+        let value = json!({ "schemaVersion": 2, "config": config, "layers": [layer], "of": platform });
+        document(OCI_MANIFEST, value.to_string(), platform)
+    }
+
+    fn plan(root: Document, below: Vec<Document>) -> Plan {
+        Plan { root, below, blobs: Vec::new(), complete: true, stale: None }
+    }
+
+    #[test]
+    fn dockers_older_versions_get_the_one_image() {
+        let name = ("docker.io/library/a:1".to_owned(), "1".to_owned());
+        let index = || document(DOCKER_LIST, "{}".to_owned(), None);
+        let docker = |plan: Plan| plan.docker(Some(&name));
+        let found = docker(plan(image(OCI_CONFIG, None), Vec::new())).expect("one image");
+        assert_eq!(found[0]["RepoTags"], json!(["a:1"]));
+        assert!(found[0]["Config"].as_str().is_some_and(|it| it.starts_with("blobs/sha256/")));
+        assert_eq!(found[0]["Layers"].as_array().map(Vec::len), Some(1));
+        let attested = vec![image(DOCKER_CONFIG, Some("linux/amd64")), image(OCI_CONFIG, Some(NO_IMAGE))];
+        assert!(docker(plan(index(), attested)).is_some());
+        let two = vec![image(OCI_CONFIG, Some("linux/amd64")), image(OCI_CONFIG, Some("linux/arm64"))];
+        assert_eq!(docker(plan(index(), two)), None);
+        assert_eq!(docker(plan(image("application/vnd.oci.empty.v1+json", None), Vec::new())), None);
+    }
+
+    #[test]
+    fn an_entry_has_its_names_and_its_platform() {
+        let name = ("quay.io/a:1".to_owned(), "1".to_owned());
+        let index = plan(image(OCI_CONFIG, Some("linux/arm/v7")), Vec::new()).index(Some(&name));
+        let entry = &index["manifests"][0];
+        assert_eq!(entry["annotations"], json!({ IMAGE_NAME: "quay.io/a:1", ANNOTATION_REF_NAME: "1" }));
+        let platform = json!({ "os": "linux", "architecture": "arm", "variant": "v7" });
+        assert_eq!((&entry["platform"], &entry["mediaType"]), (&platform, &json!(OCI_MANIFEST)));
+        assert!(
+            plan(image(OCI_CONFIG, None), Vec::new()).index(None)["manifests"][0]
+                .get("annotations")
+                .is_none()
+        );
+    }
+}

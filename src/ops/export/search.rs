@@ -1,0 +1,314 @@
+//! What an export will consist of: which documents and blobs, and how long they are.
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+
+use backon::Retryable as _;
+
+use crate::cache::{Cache, CacheError};
+use crate::oci::media::Kind;
+use crate::oci::{Descriptor, Digest, Reference};
+use crate::store::StoreError;
+
+use super::plan::{Blob, Document, Plan};
+use crate::ops::OpsError;
+use crate::ops::platform::{NO_IMAGE, Platform};
+use crate::ops::reference::Named;
+use crate::ops::tree::{CONFIG_MAX, platform_in};
+use crate::ops::warm::{manifest, may_pass, patience};
+
+/// Deeper than any walk below an index goes.
+const DEPTH_MAX: u32 = 8;
+/// More manifests than any walk brings in.
+const COUNT_MAX: usize = 4096;
+/// Bytes of manifests that are in memory at once.
+const BYTES_MAX: usize = 64 << 20;
+
+/// Finds out what there is.
+pub(super) struct Search<'a> {
+    pub(super) cache: &'a Cache,
+    pub(super) named: &'a Named,
+    pub(super) platforms: &'a [(String, Platform)],
+    pub(super) offline: bool,
+}
+
+/// What is below an index.
+#[derive(Default)]
+struct Below {
+    indexes: Vec<Document>,
+    children: Vec<Descriptor>,
+}
+
+impl Search<'_> {
+    /// Finds it out.
+    pub(super) async fn plan(&self) -> Result<Plan, OpsError> {
+        let (mut root, stale) = self.root().await?;
+        let (mut below, mut loose, mut complete) = (Vec::new(), Vec::new(), true);
+        if root.is_index() {
+            let Below { indexes, children } = self.below(&root).await?;
+            let wanted = self.wanted(&children)?;
+            if let ([only], false) = (&*wanted, self.platforms.is_empty()) {
+                // The one image stands for itself.
+                root = self.child(only).await?.ok_or_else(|| self.missing(vec![only.digest]))?;
+            } else {
+                let all: HashSet<Digest> = children.iter().map(|child| child.digest).collect();
+                complete = wanted.len() == all.len();
+                below = indexes;
+                loose = self.documents(wanted, &mut below).await?;
+            }
+        } else {
+            self.hold_single(&root).await?;
+        }
+        let blobs = self.blobs(&root, &below, loose).await?;
+        Ok(Plan { root, below, blobs, complete, stale })
+    }
+
+    /// Adds the documents of what an index points at, and returns what is none.
+    async fn documents(
+        &self,
+        wanted: Vec<Descriptor>,
+        documents: &mut Vec<Document>,
+    ) -> Result<Vec<Descriptor>, OpsError> {
+        let (mut loose, mut missing) = (Vec::new(), Vec::new());
+        let mut bytes = documents.iter().map(|it| it.body.len()).sum::<usize>();
+        for child in wanted {
+            match self.child(&child).await {
+                Ok(Some(document)) => {
+                    bytes += document.body.len();
+                    self.bounded(bytes)?;
+                    documents.push(document);
+                }
+                Ok(None) => loose.push(child),
+                // All that is missing is to be told.
+                Err(OpsError::Missing { missing: more, .. }) => missing.extend(more),
+                Err(error) => return Err(error),
+            }
+        }
+        if missing.is_empty() { Ok(loose) } else { Err(self.missing(missing)) }
+    }
+
+    /// Holds the length of all documents against what may be in memory.
+    fn bounded(&self, bytes: usize) -> Result<(), OpsError> {
+        if bytes <= BYTES_MAX {
+            return Ok(());
+        }
+        let named = self.named;
+        Err(OpsError::Content(format!("the manifests of {named} exceed {BYTES_MAX} bytes")))
+    }
+
+    /// What the reference stands for. Where it names both, the tag is asked for, and held against the digest.
+    async fn root(&self) -> Result<(Document, Option<String>), OpsError> {
+        let Named { repository, tag, digest } = self.named;
+        let wanted = match (tag, digest) {
+            (Some(tag), _) => Reference::Tag(tag.clone()),
+            (None, Some(digest)) => Reference::Digest(*digest),
+            (None, None) => return Err(OpsError::Invalid("a reference has a tag or a digest".to_owned())),
+        };
+        let not_held = || {
+            let named = self.named;
+            OpsError::NotHeld(format!(
+                "{named} is not held; leave out --offline, or fetch it with `larder warm`"
+            ))
+        };
+        let (document, stale) = if self.offline {
+            let held = match &wanted {
+                Reference::Digest(digest) => Some(*digest),
+                Reference::Tag(tag) => {
+                    let (repository, tag) = (repository.clone(), tag.clone());
+                    let fact = self.cache.look(move |held| held.tag(&repository, &tag)).await?;
+                    fact.map(|fact| fact.digest)
+                }
+            };
+            let digest = held.ok_or_else(not_held)?;
+            (self.held(&digest, None).await?.ok_or_else(not_held)?, None)
+        } else {
+            let found = manifest(self.cache, repository, &wanted).await?;
+            let stale = found.stale.as_ref().map(ToString::to_string);
+            let document = &found.document;
+            let (digest, media_type) = (document.digest, document.media_type.clone());
+            (Document { digest, media_type, body: document.body.clone(), platform: None }, stale)
+        };
+        match digest {
+            Some(wanted) if document.digest != *wanted => {
+                Err(OpsError::Content(format!("the tag stands for {}, not for {wanted}", document.digest)))
+            }
+            _ => Ok((document, stale)),
+        }
+    }
+
+    async fn held(&self, digest: &Digest, platform: Option<String>) -> Result<Option<Document>, OpsError> {
+        let (repository, digest) = (self.named.repository.clone(), *digest);
+        let found = self.cache.look(move |held| held.manifest(&repository, &digest)).await?;
+        Ok(found.map(|found| Document { digest, media_type: found.media_type, body: found.body, platform }))
+    }
+
+    /// Something that an index points at; `None` for what is no manifest.
+    async fn child(&self, child: &Descriptor) -> Result<Option<Document>, OpsError> {
+        let Descriptor { digest, platform, .. } = child.clone();
+        let known = child.media_type.as_ref().is_some_and(|it| it.kind().is_some());
+        if let Some(document) = self.held(&digest, platform.clone()).await? {
+            return Ok(Some(document));
+        }
+        if self.offline {
+            return if known { Err(self.missing(vec![digest])) } else { Ok(None) };
+        }
+        match manifest(self.cache, &self.named.repository, &Reference::Digest(digest)).await {
+            Ok(found) => {
+                let (media_type, body) = (found.document.media_type.clone(), found.document.body.clone());
+                Ok(Some(Document { digest, media_type, body, platform }))
+            }
+            // Some caches of builders are indexes of blobs.
+            Err(CacheError::NotFound) if !known => Ok(None),
+            Err(CacheError::NotFound) => Err(OpsError::Content(format!(
+                "{} points at {digest} ({}), which its upstream does not have; name the platforms that are wanted with --platform",
+                self.named,
+                child.platform.as_deref().unwrap_or("for no platform"),
+            ))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn missing(&self, missing: Vec<Digest>) -> OpsError {
+        OpsError::Missing { reference: self.named.to_string(), missing }
+    }
+
+    /// All that is below an index: nested ones, and what none of them is.
+    async fn below(&self, root: &Document) -> Result<Below, OpsError> {
+        let (mut below, mut seen) = (Below::default(), HashSet::from([root.digest]));
+        let (mut left, mut bytes) = (vec![(root.clone(), 1)], 0);
+        while let Some((index, depth)) = left.pop() {
+            for child in index.read().map(|read| read.children).unwrap_or_default() {
+                let known = !seen.insert(child.digest);
+                // The same manifest may stand for several platforms.
+                if known && child.platform.is_none() || child.foreign {
+                    continue;
+                }
+                if below.children.len() + below.indexes.len() >= COUNT_MAX {
+                    let named = self.named;
+                    return Err(OpsError::Content(format!("{named} has more than {COUNT_MAX} manifests")));
+                }
+                let nested = child.media_type.as_ref().is_some_and(|it| it.kind() == Some(Kind::Index));
+                match nested.then_some(depth < DEPTH_MAX) {
+                    Some(true) if !known => {
+                        let index =
+                            self.child(&child).await?.ok_or_else(|| self.missing(vec![child.digest]))?;
+                        bytes += index.body.len();
+                        self.bounded(bytes)?;
+                        below.indexes.push(index.clone());
+                        left.push((index, depth + 1));
+                    }
+                    Some(_) => {}
+                    None => below.children.push(child),
+                }
+            }
+        }
+        Ok(below)
+    }
+
+    /// Of the children those that are wanted, each once.
+    fn wanted(&self, children: &[Descriptor]) -> Result<Vec<Descriptor>, OpsError> {
+        let mut found: Vec<Descriptor> = Vec::new();
+        if self.platforms.is_empty() {
+            found.extend_from_slice(children);
+        }
+        for (text, platform) in self.platforms {
+            let place = platform.choose(children.iter().map(|child| child.platform.as_deref()));
+            let child = place.and_then(|place| children.get(place)).ok_or_else(|| OpsError::NoPlatform {
+                reference: self.named.to_string(),
+                wanted: text.clone(),
+                there: children
+                    .iter()
+                    .filter_map(|it| it.platform.clone())
+                    .filter(|it| it != NO_IMAGE)
+                    .collect(),
+            })?;
+            found.push(child.clone());
+        }
+        let mut seen = HashSet::new();
+        found.retain(|child| seen.insert(child.digest));
+        Ok(found)
+    }
+
+    /// The blobs of these documents, with their sizes.
+    async fn blobs(
+        &self,
+        root: &Document,
+        below: &[Document],
+        loose: Vec<Descriptor>,
+    ) -> Result<Vec<Blob>, OpsError> {
+        let (mut wanted, mut seen) = (loose, HashSet::new());
+        for document in std::iter::once(root).chain(below) {
+            seen.insert(document.digest);
+            wanted.extend(document.read().map(|read| read.blobs).unwrap_or_default());
+        }
+        // What lies outside the registry is for the client to get there.
+        wanted.retain(|blob| !blob.foreign && seen.insert(blob.digest));
+        let sizes = self.sizes(&wanted).await?;
+        let missing: Vec<Digest> = wanted
+            .iter()
+            .zip(&sizes)
+            .filter(|(_, size)| size.is_none())
+            .map(|(blob, _)| blob.digest)
+            .collect();
+        if self.offline && !missing.is_empty() {
+            return Err(self.missing(missing));
+        }
+        let mut blobs = Vec::new();
+        for (blob, held) in wanted.iter().zip(sizes) {
+            let (digest, size) = (blob.digest, held.or(blob.size));
+            let size = if let Some(size) = size {
+                size
+            } else {
+                // Nobody says how long it is but itself, when all of it is there.
+                self.cache.bring_blob(&self.named.repository, &digest, |_| {}).await?;
+                let found = self.cache.blob(&self.named.repository, &digest).await?;
+                found.size.ok_or(CacheError::Interrupted)?
+            };
+            blobs.push(Blob { digest, size, held: held.is_some() });
+        }
+        Ok(blobs)
+    }
+
+    /// Of each blob the length, if it is held.
+    async fn sizes(&self, wanted: &[Descriptor]) -> Result<Vec<Option<u64>>, OpsError> {
+        let (repository, digests) = (self.named.repository.clone(), wanted.iter().map(|it| it.digest));
+        let digests: Vec<Digest> = digests.collect();
+        let sizes = self.cache.look(move |held| {
+            digests.iter().map(|digest| held.blob(&repository, digest)).collect::<Result<_, StoreError>>()
+        });
+        Ok(sizes.await?)
+    }
+
+    /// Holds a single image against the platforms that were asked for. It tells its own in its config.
+    async fn hold_single(&self, image: &Document) -> Result<(), OpsError> {
+        let config = image.read().and_then(|read| read.blobs.first().map(|config| config.digest));
+        let (Some(config), Some((text, _))) = (config, self.platforms.first()) else { return Ok(()) };
+        let Some(there) = self.config(&config).await?.as_deref().and_then(platform_in) else { return Ok(()) };
+        let fits = |platform: &Platform| platform.choose(std::iter::once(Some(there.as_str()))).is_some();
+        if self.platforms.iter().any(|(_, platform)| fits(platform)) {
+            return Ok(());
+        }
+        let (reference, wanted) = (self.named.to_string(), text.clone());
+        Err(OpsError::NoPlatform { reference, wanted, there: vec![there] })
+    }
+
+    /// A config; `None` for what is longer than any is, or is missing and must not be fetched.
+    async fn config(&self, digest: &Digest) -> Result<Option<Vec<u8>>, OpsError> {
+        let (repository, wanted) = (self.named.repository.clone(), *digest);
+        if self.offline {
+            let held = self.cache.look(move |held| held.read_blob(&repository, &wanted, CONFIG_MAX)).await?;
+            return Ok(held.map(Into::into));
+        }
+        let attempt = || self.cache.blob(&repository, &wanted);
+        let blob = attempt.retry(patience()).when(may_pass).await?;
+        let (mut reader, _) = self.cache.reader(&repository, digest, blob, None).await?;
+        let mut body = Vec::new();
+        while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
+            body.extend_from_slice(&piece?);
+            if body.len() as u64 > CONFIG_MAX {
+                return Ok(None);
+            }
+        }
+        Ok(Some(body))
+    }
+}

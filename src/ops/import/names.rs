@@ -1,0 +1,98 @@
+//! What the images of an archive are called here.
+
+use std::collections::HashMap;
+
+use oci_spec::image::ANNOTATION_REF_NAME;
+use serde_json::Value;
+
+use crate::cache::Cache;
+use crate::oci::{Digest, Repository, Tag};
+use crate::ops::OpsError;
+use crate::ops::layout::{IMAGE_NAME, annotation};
+use crate::ops::reference::{self, Named};
+
+/// More than any archive has.
+const ENTRIES_MAX: usize = 4096;
+
+/// An entry of `index.json`, and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) digest: Digest,
+    pub(super) size: Option<u64>,
+    pub(super) media_type: Option<String>,
+    pub(super) repository: Repository,
+    pub(super) tag: Option<Tag>,
+}
+
+/// Reads an `index.json`.
+pub(super) fn read(cache: &Cache, into: Option<&Repository>, text: &[u8]) -> Result<Vec<Wanted>, OpsError> {
+    let index: Value = serde_json::from_slice(text)
+        .map_err(|error| OpsError::Content(format!("index.json in the archive is no JSON: {error}")))?;
+    let entries = index["manifests"]
+        .as_array()
+        .ok_or_else(|| OpsError::Content("index.json in the archive is no image index".to_owned()))?;
+    if entries.is_empty() || entries.len() > ENTRIES_MAX {
+        let count = entries.len();
+        return Err(OpsError::Content(format!(
+            "index.json in the archive names {count} images; 1 to {ENTRIES_MAX} can be imported at once"
+        )));
+    }
+    let mut tags: HashMap<(Repository, Tag), Digest> = HashMap::new();
+    let mut found = Vec::new();
+    for entry in entries {
+        let digest = entry["digest"].as_str().unwrap_or_default();
+        let digest: Digest = digest
+            .parse()
+            .map_err(|error| OpsError::Content(format!("index.json in the archive: {error}")))?;
+        let (repository, tag) = name(cache, into, entry, &digest)?;
+        if let Some(tag) = &tag
+            && let Some(other) = tags.insert((repository.clone(), tag.clone()), digest)
+            && other != digest
+        {
+            return Err(OpsError::Content(format!(
+                "two images of the archive would be {repository}:{tag}: {other} and {digest}"
+            )));
+        }
+        let media_type = entry["mediaType"].as_str().map(str::to_owned);
+        found.push(Wanted { digest, size: entry["size"].as_u64(), media_type, repository, tag });
+    }
+    Ok(found)
+}
+
+/// Where an entry goes. A whole name counts before a tag, and what the operator says of the repository before both.
+fn name(
+    cache: &Cache,
+    into: Option<&Repository>,
+    entry: &Value,
+    digest: &Digest,
+) -> Result<(Repository, Option<Tag>), OpsError> {
+    let short = annotation(entry, ANNOTATION_REF_NAME);
+    let bare = short.filter(|text| !text.contains(['/', ':', '@']));
+    let whole = annotation(entry, IMAGE_NAME).or(short.filter(|_| bare.is_none()));
+    if let Some(repository) = into {
+        let tag = match (bare, whole) {
+            (Some(tag), _) => Some(tag.parse()?),
+            (None, Some(whole)) => reference::tag_of(whole)?,
+            (None, None) => None,
+        };
+        return Ok((repository.clone(), tag));
+    }
+    let Some(whole) = whole else {
+        let what = bare.map_or_else(|| digest.to_string(), |tag| format!("the tag {tag}"));
+        return Err(OpsError::Invalid(format!(
+            "the archive does not say which repository {what} belongs to; say it with --as REPOSITORY"
+        )));
+    };
+    let Named { repository, tag, digest: wanted } = reference::parse_foreign(cache, whole).map_err(|error| {
+        OpsError::Invalid(format!(
+            "the archive has `{}`, which cannot be kept here: {error}; say with --as REPOSITORY where it belongs",
+            whole.chars().filter(|c| !c.is_control()).take(255).collect::<String>()
+        ))
+    })?;
+    match wanted {
+        Some(wanted) if wanted != *digest => {
+            Err(OpsError::Content(format!("the archive has {digest} under the name {whole}")))
+        }
+        _ => Ok((repository, tag)),
+    }
+}

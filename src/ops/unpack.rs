@@ -1,0 +1,370 @@
+//! Reads a tar, compressed with gzip or not, entry by entry as it comes, and believes nothing in it.
+//!
+//! The `tar` crate reads a header's fields. It is not asked for entries, because it takes extended headers into memory
+//! however long they say they are, and here they may come from anybody. All of it is blocking work.
+
+use std::io::{self, Cursor, ErrorKind, Read};
+
+use flate2::read::MultiGzDecoder;
+use tar::{EntryType, Header, PaxExtensions};
+
+/// What a tar is made of, in bytes.
+pub const BLOCK: u64 = 512;
+/// A longer name, or a longer list of attributes, is nobody's honest one.
+const EXTENSION_MAX: u64 = 64 << 10;
+/// What may follow the end of an archive: programs fill up to the size of their writes.
+const REST_MAX: u64 = 1 << 20;
+/// How compressed data begins, and how to undo it.
+const COMPRESSIONS: [(&[u8], &str, &str); 3] = [
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc"),
+    (b"BZh", "bzip2", "bzip2 -dc"),
+];
+
+/// Why an archive cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// It is compressed by other means than gzip.
+    #[error(
+        "the archive is compressed with {0}; give it as a plain tar or with gzip, as in `{1} FILE | larder import -`"
+    )]
+    Compressed(&'static str, &'static str),
+    /// It is none.
+    #[error("the archive is no tar: {0}")]
+    NoTar(&'static str),
+    /// It breaks a rule that an honest archive keeps.
+    #[error("the archive is refused: {0}")]
+    Refused(String),
+    /// It cannot be read on, or ends before its end.
+    #[error("the archive cannot be read: {0}")]
+    Source(#[from] io::Error),
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file; its content is read from the archive.
+    File,
+    /// A folder.
+    Folder,
+    /// A link, a device, or something else that is no content.
+    Other,
+}
+
+/// Something in an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its path, without `./` in front; never absolute, and never out of the archive.
+    pub path: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes of its content.
+    pub size: u64,
+}
+
+/// A tar that is being read. Reading gives the content of the entry that came last.
+pub struct Archive {
+    source: Box<dyn Read + Send>,
+    /// Bytes of content not read yet, and of what fills up the last block.
+    left: u64,
+    filling: u64,
+    begun: bool,
+}
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archive").field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+impl Archive {
+    /// Looks at how it begins.
+    pub fn open(mut source: impl Read + Send + 'static) -> Result<Self, ArchiveError> {
+        let mut start = Vec::new();
+        source.by_ref().take(BLOCK).read_to_end(&mut start)?;
+        if start.is_empty() {
+            return Err(ArchiveError::NoTar("it is empty"));
+        }
+        for (magic, name, command) in COMPRESSIONS {
+            if start.starts_with(magic) {
+                return Err(ArchiveError::Compressed(name, command));
+            }
+        }
+        let compressed = start.starts_with(b"\x1f\x8b");
+        let whole = Cursor::new(start).chain(source);
+        let source: Box<dyn Read + Send> =
+            if compressed { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
+        Ok(Self { source, left: 0, filling: 0, begun: false })
+    }
+
+    /// The next entry; `None` at the end.
+    pub fn entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+        let (mut path, mut size) = (None, None);
+        loop {
+            self.skip()?;
+            let Some(header) = self.header()? else { return Ok(None) };
+            let told = header.entry_size().map_err(|_| refused("a size in it is no number"))?;
+            match header.entry_type() {
+                EntryType::GNULongName => {
+                    self.enter(told)?;
+                    let mut name = self.extension(told)?;
+                    while name.pop_if(|last| *last == 0).is_some() {}
+                    path = Some(name);
+                }
+                EntryType::XHeader => {
+                    self.enter(told)?;
+                    for attribute in PaxExtensions::new(&self.extension(told)?) {
+                        let attribute = attribute.map_err(|_| refused("an attribute in it is malformed"))?;
+                        match attribute.key_bytes() {
+                            b"path" => path = Some(attribute.value_bytes().to_owned()),
+                            b"size" => {
+                                let number = attribute.value().ok().and_then(|text| text.parse().ok());
+                                size = Some(number.ok_or_else(|| refused("a size in it is no number"))?);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                EntryType::XGlobalHeader | EntryType::GNULongLink => self.enter(told)?,
+                kind => {
+                    let path = path.take().unwrap_or_else(|| header.path_bytes().into_owned());
+                    let path = inside(&String::from_utf8_lossy(&path))?;
+                    let size = size.take().unwrap_or(told);
+                    let kind = match kind {
+                        EntryType::Regular | EntryType::Continuous => Kind::File,
+                        EntryType::Directory => Kind::Folder,
+                        _ => Kind::Other,
+                    };
+                    // Links have the size of what they point at in some programs' archives, and never content.
+                    let content = !matches!(header.entry_type(), EntryType::Link | EntryType::Symlink);
+                    self.enter(if content { size } else { 0 })?;
+                    return Ok(Some(Entry { path, kind, size }));
+                }
+            }
+        }
+    }
+
+    /// The content that follows is `size` bytes long.
+    fn enter(&mut self, size: u64) -> Result<(), ArchiveError> {
+        if size > i64::MAX as u64 {
+            return Err(refused(&format!("an entry in it claims {size} bytes")));
+        }
+        (self.left, self.filling) = (size, size.next_multiple_of(BLOCK) - size);
+        Ok(())
+    }
+
+    fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
+        if size > EXTENSION_MAX {
+            return Err(refused(&format!("a header in it claims {size} bytes")));
+        }
+        let mut bytes = Vec::new();
+        self.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Passes over what is left of an entry.
+    fn skip(&mut self) -> Result<(), ArchiveError> {
+        let rest = self.left + std::mem::take(&mut self.filling);
+        self.left = 0;
+        let passed = io::copy(&mut (&mut self.source).take(rest), &mut io::sink())?;
+        if passed < rest { Err(cut().into()) } else { Ok(()) }
+    }
+
+    /// The next header; `None` where the end is marked.
+    fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
+        let mut block = [0; 512];
+        match self.source.read_exact(&mut block) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && !self.begun => {
+                return Err(ArchiveError::NoTar("it is too short"));
+            }
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(cut().into()),
+            read => read?,
+        }
+        if block.iter().all(|byte| *byte == 0) {
+            // Nobody who sends it should find that the rest is not wanted. What it is does not matter.
+            let _ = io::copy(&mut (&mut self.source).take(REST_MAX), &mut io::sink());
+            return Ok(None);
+        }
+        let header = Header::from_byte_slice(&block);
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        let field: u32 = block[148..156].iter().map(|byte| u32::from(*byte)).sum();
+        if header.cksum().ok() != Some(sum - field + 8 * u32::from(b' ')) {
+            return Err(if self.begun {
+                refused("a header in it has a wrong checksum")
+            } else {
+                ArchiveError::NoTar("it does not begin like one")
+            });
+        }
+        self.begun = true;
+        Ok(Some(header.clone()))
+    }
+}
+
+impl Read for Archive {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if most == 0 {
+            return Ok(0);
+        }
+        match self.source.read(&mut buffer[..most])? {
+            0 => Err(cut()),
+            read => {
+                self.left -= read as u64;
+                Ok(read)
+            }
+        }
+    }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, "it was cut off before its end")
+}
+
+fn refused(why: &str) -> ArchiveError {
+    ArchiveError::Refused(why.to_owned())
+}
+
+/// A path that stays in the archive.
+fn inside(path: &str) -> Result<String, ArchiveError> {
+    let leads_out = path.starts_with('/') || path.split('/').any(|part| part == "..");
+    if leads_out || path.contains('\0') {
+        let shown: String = path.chars().filter(|c| !c.is_control()).take(100).collect();
+        return Err(ArchiveError::Refused(format!("`{shown}` in it would lead out of it")));
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    Ok(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, content) in entries {
+            let mut header = Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, path, *content).expect("appended");
+        }
+        tar.into_inner().expect("a tar")
+    }
+
+    /// A header of our own making, with whatever in it.
+    fn header(path: &str, kind: EntryType, size: u64) -> Vec<u8> {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<Vec<(String, Kind, Vec<u8>)>, ArchiveError> {
+        let mut archive = Archive::open(Cursor::new(bytes))?;
+        let mut found = Vec::new();
+        while let Some(entry) = archive.entry()? {
+            let mut content = Vec::new();
+            archive.read_to_end(&mut content)?;
+            found.push((entry.path, entry.kind, content));
+        }
+        Ok(found)
+    }
+
+    #[track_caller]
+    fn is_refused(bytes: Vec<u8>, why: &str) {
+        let error = read(bytes).expect_err("refused").to_string();
+        assert!(error.contains(why), "{error}");
+    }
+
+    #[test]
+    fn entries_come_with_their_content() {
+        let long = "a/".repeat(80) + "b";
+        let bytes = tar(&[("./x", b"one"), (&long, &[7; 1000]), ("empty", b"")]);
+        let wanted = vec![
+            ("x".to_owned(), Kind::File, b"one".to_vec()),
+            (long, Kind::File, vec![7; 1000]),
+            ("empty".to_owned(), Kind::File, Vec::new()),
+        ];
+        assert_eq!(read(bytes.clone()).expect("read"), wanted);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&bytes).expect("written");
+        assert_eq!(read(gzip.finish().expect("compressed")).expect("read"), wanted);
+    }
+
+    #[test]
+    fn what_is_not_read_is_passed_over() {
+        let mut archive = Archive::open(Cursor::new(tar(&[("a", &[1; 700]), ("b", b"two")]))).expect("a tar");
+        archive.entry().expect("read").expect("a");
+        let mut some = [0; 10];
+        archive.read_exact(&mut some).expect("read");
+        assert_eq!(archive.entry().expect("read").expect("b").path, "b");
+        assert_eq!(archive.entry().expect("read"), None);
+    }
+
+    #[test]
+    fn attributes_of_pax_count() {
+        let mut attributes = Vec::new();
+        for (key, value) in [("path", "blobs/sha512/long"), ("size", "3"), ("mtime", "1.5")] {
+            // The length of a record counts its own digits.
+            let length = key.len() + value.len() + 3;
+            let length = length
+                + if length + 2 > 99 {
+                    3
+                } else if length + 1 > 9 {
+                    2
+                } else {
+                    1
+                };
+            attributes.extend(format!("{length} {key}={value}\n").into_bytes());
+        }
+        let mut bytes = header("x", EntryType::XHeader, attributes.len() as u64);
+        attributes.resize(attributes.len().next_multiple_of(512), 0);
+        bytes.extend(attributes);
+        bytes.extend(header("short", EntryType::Regular, 0));
+        bytes.extend(b"abc");
+        bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
+        let found = read(bytes).expect("read");
+        assert_eq!(found, [("blobs/sha512/long".to_owned(), Kind::File, b"abc".to_vec())]);
+    }
+
+    #[test]
+    fn what_is_dishonest_is_refused() {
+        let whole = tar(&[("a", &[1; 700]), ("b", b"two")]);
+        for cut in [512 + 100, 512 + 1024, 512 + 1024 + 200] {
+            is_refused(whole[..cut].to_vec(), "cut off");
+        }
+        let mut changed = whole.clone();
+        changed[512 + 1024 + 3] = b'!';
+        is_refused(changed, "checksum");
+        is_refused(header("a", EntryType::Regular, u64::MAX), "claims");
+        for kind in [EntryType::GNULongName, EntryType::XHeader] {
+            is_refused(header("a", kind, 10 << 30), "claims 10737418240 bytes");
+        }
+        for path in ["../a", "/etc/passwd", "blobs/../../a"] {
+            is_refused(header(path, EntryType::Regular, 0), "lead out of it");
+        }
+        let mut lies = header("a", EntryType::Regular, 5000);
+        lies.resize(4096, 1);
+        is_refused(lies, "cut off");
+    }
+
+    #[test]
+    fn what_is_no_tar_is_named() {
+        is_refused(Vec::new(), "it is empty");
+        is_refused(b"short".to_vec(), "too short");
+        is_refused(vec![b'x'; 2048], "does not begin like one");
+        is_refused(b"\x28\xb5\x2f\xfd rest".to_vec(), "zstd -dc FILE");
+        is_refused(b"\x1f\x8b no gzip".to_vec(), "cannot be read");
+    }
+
+    #[test]
+    fn links_are_no_content() {
+        let mut bytes = header("blobs/sha256/x", EntryType::Symlink, 700);
+        bytes.extend(header("dir/", EntryType::Directory, 0));
+        bytes.resize(bytes.len() + 1024, 0);
+        let found = read(bytes).expect("read");
+        assert_eq!((found[0].1, found[1].1), (Kind::Other, Kind::Folder));
+    }
+}
