@@ -15,6 +15,7 @@ mod remote;
 mod remove;
 mod scrub;
 mod serve;
+mod setup;
 mod table;
 mod validate;
 mod warm;
@@ -67,6 +68,8 @@ enum Verb {
     Verify(scrub::Verify),
     /// Remove what is left of content that has gone, and tell what tags lead to
     Gc(scrub::Gc),
+    /// Print what a client has to be told so that it pulls through this larder, or tell it with --write
+    Setup(setup::Setup),
     /// Pull an image through a larder of its own, then again without the upstream, and show what happened
     Demo {
         /// Go on serving afterwards, until a signal comes
@@ -142,6 +145,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Rm(arguments) => remove::run(arguments),
         Verb::Verify(arguments) => scrub::verify(arguments),
         Verb::Gc(arguments) => scrub::gc(arguments),
+        Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Demo { stay } => demo::run(stay),
     }
 }
