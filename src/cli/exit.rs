@@ -9,7 +9,8 @@ Exit codes:
   1  it could not be done; one line on standard error says why
   2  the command line is not understood
   3  damaged content was found and is still missing (verify)
-  4  the answer is no: a pull would lack something (check), or not everything could be fetched (warm)
+  4  the answer is no: a pull would lack something (check), not everything could be fetched (warm),
+     something fails (doctor)
   5  what was asked about is not held, or not for that platform or media type";
 
 /// An answer that is no error of anybody's, and for which a script needs another code than 0.
@@ -20,7 +21,7 @@ pub(super) enum Verdict {
         "{0} damaged manifests or blobs were removed; they will be fetched again when somebody asks for them"
     )]
     Damage(usize),
-    /// Something would be, or is, missing.
+    /// Something would be, or is, missing, or fails.
     #[error("{0}")]
     No(String),
     /// What was to be shown is not held.

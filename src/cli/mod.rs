@@ -5,6 +5,7 @@ mod bars;
 mod check;
 mod convert;
 mod demo;
+mod doctor;
 mod events;
 mod exit;
 mod healthy;
@@ -68,6 +69,8 @@ enum Verb {
     Verify(scrub::Verify),
     /// Remove what is left of content that has gone, and tell what tags lead to
     Gc(scrub::Gc),
+    /// Look at everything that larder depends on, say what fails and what helps; ends with 4 if something fails
+    Doctor(doctor::Doctor),
     /// Print what a client has to be told so that it pulls through this larder, or tell it with --write
     Setup(setup::Setup),
     /// Pull an image through a larder of its own, then again without the upstream, and show what happened
@@ -145,6 +148,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Rm(arguments) => remove::run(arguments),
         Verb::Verify(arguments) => scrub::verify(arguments),
         Verb::Gc(arguments) => scrub::gc(arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Demo { stay } => demo::run(stay),
     }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::{Settings, note, print};
 use crate::config::Config;
 use disk::{Disk, Outcome};
-use instance::{Given, Instance};
+pub(super) use instance::{Given, Instance, Scheme};
 use piece::Plan;
 
 /// What `larder setup` is told.

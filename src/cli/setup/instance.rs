@@ -1,7 +1,7 @@
 //! This larder as its clients see it: where it is, how it is spoken to, and which registries are behind it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -13,14 +13,14 @@ use crate::config::{Config, pem};
 
 /// How a port is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scheme {
+pub(in crate::cli) enum Scheme {
     Http,
     Https,
 }
 
 /// An address that somebody named: `HOST:PORT`, with a scheme before it or without.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Given {
+pub(in crate::cli) struct Given {
     scheme: Option<Scheme>,
     host: Host,
     port: u16,
@@ -60,8 +60,8 @@ fn ip(host: &Host) -> Option<IpAddr> {
 
 /// This larder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Instance {
-    pub(super) scheme: Scheme,
+pub(in crate::cli) struct Instance {
+    pub(in crate::cli) scheme: Scheme,
     host: Host,
     port: u16,
     /// The authority that its certificate is from, as PEM, if clients have to be told of it.
@@ -99,8 +99,26 @@ impl Instance {
         Ok(Self { scheme, host, port, authority, upstreams })
     }
 
+    /// The larder of this configuration as a program on its own machine reaches it.
+    pub(in crate::cli) fn seen_from_here(config: &Config, given: Option<&Given>) -> anyhow::Result<Self> {
+        if given.is_some() {
+            return Self::of(config, given, None);
+        }
+        let mut here = config.clone();
+        for address in here.server.listen.0.iter_mut().chain(&mut here.server.tls_listen.0) {
+            if let Address::Tcp(address) = address {
+                match address.ip() {
+                    IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+                    IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+                    _ => {}
+                }
+            }
+        }
+        Self::of(&here, None, None)
+    }
+
     /// `http://HOST:PORT`.
-    pub(super) fn url(&self) -> String {
+    pub(in crate::cli) fn url(&self) -> String {
         let scheme = match self.scheme {
             Scheme::Http => "http",
             Scheme::Https => "https",
