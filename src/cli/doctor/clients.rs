@@ -131,8 +131,8 @@ fn shapes(config: &Config, image: Option<&Row>) -> Vec<(&'static str, Vec<Reques
     let mut shapes = Vec::new();
     // Docker names no registry in what it asks of a mirror.
     if config.upstream.get(upstream).is_some_and(|upstream| upstream.default) {
-        let names = KINDS.iter().chain(&[EARLIER[0], "application/json"]);
-        let mut accept: Vec<_> = names.map(|&kind| kind.to_owned()).collect();
+        let types = KINDS.iter().chain(&[EARLIER[0], "application/json"]);
+        let mut accept: Vec<_> = types.map(|&kind| kind.to_owned()).collect();
         // As it comes out of a Go map.
         fastrand::shuffle(&mut accept);
         let mut requests = vec![
