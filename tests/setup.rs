@@ -170,6 +170,8 @@ fn tls_comes_with_its_authority() {
         .set("server.tls_key", key.to_str().unwrap());
     let open = setup(&larder, root.path(), &["docker"]).ended(1);
     assert!(open.stderr.contains("--address HOST:PORT"), "{open:?}");
+    let trusted = setup(&larder, root.path(), &["docker", "--address", "larder.test:5443"]).ended(0);
+    assert!(trusted.stderr.contains("add --ca-file"), "{trusted:?}");
     let at = ["--address", "larder.test:5443", "--ca-file", &ca];
     for (client, file, says) in [
         ("docker", "etc/docker/certs.d/larder.test:5443/ca.crt", "https://larder.test:5443"),

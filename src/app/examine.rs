@@ -44,8 +44,8 @@ pub async fn upstreams(config: &Config, samples: &[Sample]) -> anyhow::Result<Ve
         let Some(settings) = config.upstream.get(name.as_str()).cloned() else { continue };
         let known = samples.iter().find(|sample| sample.upstream == name);
         let known = known.map(|sample| (sample.name.clone(), sample.reference.clone()));
-        let probing = Arc::clone(upstream).probe(settings, known);
-        under_way.spawn(async move { (name.to_string(), probing.await) });
+        let upstream = Arc::clone(upstream);
+        under_way.spawn(async move { (name.to_string(), upstream.probe(settings, known).await) });
     }
     let mut found = under_way.join_all().await;
     found.sort_by(|(one, _), (other, _)| one.cmp(other));

@@ -83,7 +83,14 @@ pub(super) fn run(arguments: &Setup) -> anyhow::Result<()> {
     }
     let disk = Disk::new(&arguments.root)?;
     let instance = Instance::of(&config, arguments.address.as_ref(), arguments.ca_file.as_deref())?;
-    let plan = plan(client, per_registry, &config, &instance, &disk)?;
+    let mut plan = plan(client, per_registry, &config, &instance, &disk)?;
+    if instance.scheme == Scheme::Https && instance.authority.is_none() {
+        plan.notes.push(
+            "clients have to trust larder's certificate by the authorities of their machine; for one of your own add \
+             --ca-file"
+                .to_owned(),
+        );
+    }
     if write && client == Client::Kind {
         bail!(
             "kind has no file at a place of its own to write; `larder setup kind` prints a cluster's configuration to \

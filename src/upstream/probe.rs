@@ -1,10 +1,10 @@
 //! How far larder comes on its way to an upstream: one step after the other, each with its time, and what helps with the
 //! first that fails.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use super::endpoint::{Endpoint, Place};
 use super::layout::Layout;
@@ -83,14 +83,17 @@ pub struct Way {
 pub type Known = (Name, Reference);
 
 impl Upstream {
-    /// Goes the way to each endpoint. `settings` are those it was built from; `known` is what can be asked for to see more
+    /// Goes the way to each endpoint, to all at once. `settings` are those it was built from; `known` is what can be asked for to see more
     /// than whether somebody is there.
-    pub async fn probe(self: Arc<Self>, settings: schema::Upstream, known: Option<Known>) -> Vec<Way> {
-        let mut ways = Vec::new();
-        for endpoint in &self.endpoints {
-            ways.push(endpoint.probe(&settings, known.as_ref()).await);
+    pub async fn probe(&self, settings: schema::Upstream, known: Option<Known>) -> Vec<Way> {
+        let mut under_way = JoinSet::new();
+        for (place, endpoint) in self.endpoints.iter().cloned().enumerate() {
+            let (settings, known) = (settings.clone(), known.clone());
+            under_way.spawn(async move { (place, endpoint.probe(&settings, known.as_ref()).await) });
         }
-        ways
+        let mut ways = under_way.join_all().await;
+        ways.sort_by_key(|(place, _)| *place);
+        ways.into_iter().map(|(_, way)| way).collect()
     }
 }
 
