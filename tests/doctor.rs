@@ -285,6 +285,31 @@ fn a_configuration_that_cannot_be_used_is_all_there_is_to_say() {
 }
 
 #[test]
+fn what_cannot_be_used_is_a_check_and_no_end() {
+    let setup = Setup::empty();
+    let ca = setup.write("ca.pem", "no certificate").display().to_string();
+    let setup = setup
+        .upstream_set("reg.test", "endpoints", vec!["https://127.0.0.1:1"])
+        .upstream_set("reg.test", "default", true)
+        .upstream_set("reg.test", "ca_file", ca);
+    let seen = doctor(&setup);
+    let check = seen.is("upstream", "configuration", "fails", "does not start");
+    assert!(check["found"].as_str().unwrap().contains("ca.pem"), "{check}");
+    seen.is("store", "folder", "ok", "");
+}
+
+#[test]
+fn an_admin_port_that_hangs_is_given_up() {
+    let (registry, gate) = (Registry::start(), Gate::new());
+    registry.script(When::any(), Fault::HoldHead(gate));
+    let upstream = Registry::start();
+    let setup = Setup::with(&upstream).set("admin.listen", registry.addr().to_string());
+    let seen = doctor(&setup);
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    seen.is("larder", "running", "warning", "larder serve");
+}
+
+#[test]
 fn a_damaged_store_is_told_and_not_touched() {
     let registry = Registry::start();
     let mut larder = Larder::before(&registry);

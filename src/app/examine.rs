@@ -1,5 +1,6 @@
 //! What a larder with some configuration would meet: its upstreams, its store, and what the system allows it.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +16,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::OnCorruption;
 use crate::oci::{Name, Reference, UpstreamName};
+use crate::store::Store;
 use crate::telemetry::Metrics;
 pub use crate::upstream::probe::{Known, Step, Verdict, Way};
 use crate::upstream::{Upstreams, probe};
@@ -62,7 +64,11 @@ pub async fn store(config: &Config) -> (Vec<Step>, Option<Offline>) {
     let there = nearest(path);
     steps.extend(kind(there));
     steps.extend(room(there, config));
-    if !path.exists() || steps.iter().any(|step| step.verdict == Verdict::Fails) {
+    if !Store::is_in(path) || steps.iter().any(|step| step.verdict == Verdict::Fails) {
+        return (steps, None);
+    }
+    if let Some(step) = of_another(path) {
+        steps.push(step);
         return (steps, None);
     }
     let began = Instant::now();
@@ -108,7 +114,8 @@ fn folder(path: &Path) -> Step {
             Step::fails("folder", format!("{} is no folder", path.display()), "name another in `store.path`")
         }
         Ok(()) if there == path => {
-            Step::ok("folder", format!("{}, which user {user} may write", path.display()))
+            let store = if Store::is_in(path) { "" } else { "; there is no store in it yet" };
+            Step::ok("folder", format!("{}, which user {user} may write{store}", path.display()))
         }
         Ok(()) => Step::ok("folder", format!("{} is made at the start", path.display())),
         Err(error) => {
@@ -116,6 +123,15 @@ fn folder(path: &Path) -> Step {
             Step::fails("folder", found, remedy)
         }
     }
+}
+
+/// Whoever opens a store leaves files in it that are theirs, and may shut out whom it belongs to.
+fn of_another(path: &Path) -> Option<Step> {
+    let (owner, user) = (path.metadata().ok()?.uid(), rustix::process::geteuid().as_raw());
+    (owner != user).then(|| {
+        let found = format!("it belongs to user {owner}, and is not opened as user {user}");
+        Step::warning("store", found, "run this as that user, or while larder runs")
+    })
 }
 
 /// What a file system is, where that matters to a database.

@@ -4,9 +4,11 @@ mod clients;
 mod running;
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::backend::Reach;
 use super::exit::Verdict as Answer;
@@ -21,6 +23,9 @@ use crate::app::examine::{self, Sample, Step, Verdict};
 use crate::config::Config;
 use crate::ops::list::{Complete, Report as Images, Row};
 use crate::ops::question::Question;
+
+/// How long a larder that runs is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What `larder doctor` is told.
 #[derive(Args, Debug)]
@@ -97,9 +102,15 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
 }
 
 async fn examine_all(arguments: &Doctor, config: &Config, report: &mut Report) -> anyhow::Result<()> {
-    let remote = arguments.reach.running(config)?;
+    let remote = match arguments.reach.running(config) {
+        Ok(remote) => remote,
+        Err(error) => {
+            report.add("larder", None, [Step::fails("running", sentence(&error), "correct what is named")]);
+            None
+        }
+    };
     let running = match &remote {
-        Some(remote) if remote.is_there().await => Some(remote),
+        Some(remote) if timeout(PATIENCE, remote.is_there()).await.unwrap_or_default() => Some(remote),
         _ => None,
     };
     let (steps, offline) =
@@ -109,8 +120,16 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut Report) -
     if let Some(offline) = offline {
         offline.close().await?;
     }
-    for (name, way) in examine::upstreams(config, &samples(&images)).await? {
-        report.add("upstream", Some(&format!("{name}, {}", way.endpoint)), way.steps);
+    match examine::upstreams(config, &samples(&images)).await {
+        Ok(ways) => {
+            for (name, way) in ways {
+                report.add("upstream", Some(&format!("{name}, {}", way.endpoint)), way.steps);
+            }
+        }
+        Err(error) => {
+            let remedy = "correct the file or the key that is named; larder does not start so";
+            report.add("upstream", None, [Step::fails("configuration", sentence(&error), remedy)]);
+        }
     }
     let Some(remote) = running else {
         report.add("system", None, [examine::open_files(config)]);
@@ -129,7 +148,10 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut Report) -
 async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<Row>, Option<Step>) {
     let question = Question::List { repository: None };
     let answer = match (running, offline) {
-        (Some(remote), _) => remote.ask(&question).await.map_err(|error| sentence(&error)),
+        (Some(remote), _) => match timeout(PATIENCE, remote.ask(&question)).await {
+            Ok(answer) => answer.map_err(|error| sentence(&error)),
+            Err(_) => Err(format!("{} did not answer in time", remote.place())),
+        },
         (None, Some(offline)) => {
             question.answer(offline.operations()).await.map_err(|error| error.to_string())
         }

@@ -61,6 +61,10 @@ pub(super) async fn steps(
     config: &Config,
     image: Option<&Row>,
 ) -> Vec<(&'static str, Vec<Step>)> {
+    if arguments.reach.is_elsewhere() && arguments.address.is_none() {
+        let found = "where clients reach the larder that was named is not known";
+        return vec![("requests", vec![Step::warning("address", found, "name it with --address")])];
+    }
     let instance = match Instance::seen_from_here(config, arguments.address.as_ref()) {
         Ok(instance) => instance,
         Err(error) => {

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use anyhow::Context as _;
 use reqwest::Method;
+use tokio::time::timeout;
 
 use super::super::remote::Remote;
 use crate::app::examine::{self, Step};
@@ -42,7 +44,7 @@ pub(super) async fn steps(remote: &Remote, config: &Config) -> Vec<Step> {
                 format!("it answers /readyz with {status}: {}", said.trim()),
                 "if it is not stopping, look into its log",
             ),
-            Err(error) => Step::fails("ready", error.to_string(), "look into its log"),
+            Err(error) => Step::fails("ready", super::sentence(&error), "look into its log"),
         }
         .since(began),
     ];
@@ -78,8 +80,11 @@ pub(super) async fn steps(remote: &Remote, config: &Config) -> Vec<Step> {
 }
 
 async fn text(remote: &Remote, target: &str) -> anyhow::Result<(u16, String)> {
-    let answer = remote.request(Method::GET, target)?.send().await?;
-    Ok((answer.status().as_u16(), answer.text().await?))
+    let asked = async {
+        let answer = remote.request(Method::GET, target)?.send().await?;
+        anyhow::Ok((answer.status().as_u16(), answer.text().await?))
+    };
+    timeout(super::PATIENCE, asked).await.context("there was no answer in time")?
 }
 
 /// The value of a series without labels.

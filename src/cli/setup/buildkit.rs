@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use toml_edit::{Array, DocumentMut, Item, TableLike, value};
+use toml_edit::{Array, DocumentMut, Item, value};
 
-use super::containerd::table;
+use super::containerd::{entries, table};
 use super::instance::{Instance, Scheme};
 use super::piece::{Conflict, Merge, Piece, Plan};
 
@@ -60,27 +60,28 @@ fn fresh(instance: &Instance) -> String {
 
 fn merge(text: &str, instance: &Instance) -> Result<String, Conflict> {
     let mut document: DocumentMut = text.parse().map_err(|error| Conflict::toml(&error, text))?;
-    let registries = table(document.as_table_mut(), "registry", "registry")?;
+    let registries = table(document.as_item_mut(), "registry")?;
+    let own = instance.to_string();
     for (name, mirror) in mirrors(instance) {
-        add(table(registries, name, name)?, "mirrors", &mirror)?;
+        add(table(registries, name)?, "mirrors", &mirror)?;
     }
     match (instance.scheme, &instance.authority) {
         (Scheme::Http, _) => {
-            let own = table(registries, &instance.to_string(), &instance.to_string())?;
+            let own = entries(table(registries, &own)?, &own)?;
             if own.get("http").and_then(Item::as_bool) != Some(true) {
                 own.insert("http", value(true));
             }
         }
         (Scheme::Https, Some(_)) => {
-            add(table(registries, &instance.to_string(), &instance.to_string())?, "ca", AUTHORITY)?;
+            add(table(registries, &own)?, "ca", AUTHORITY)?;
         }
         (Scheme::Https, None) => {}
     }
     Ok(document.to_string())
 }
 
-fn add(table: &mut dyn TableLike, key: &str, text: &str) -> Result<(), Conflict> {
-    let list = table.entry(key).or_insert_with(|| value(Array::new())).as_array_mut();
+fn add(table: &mut Item, key: &str, text: &str) -> Result<(), Conflict> {
+    let list = entries(table, key)?.entry(key).or_insert_with(|| value(Array::new())).as_array_mut();
     let list = list.ok_or_else(|| Conflict::Taken(format!("`{key}` of a registry is no list")))?;
     if !list.iter().any(|item| item.as_str() == Some(text)) {
         list.push(text);
@@ -111,6 +112,22 @@ mod tests {
             let read = |text: &str| toml::from_str::<toml::Table>(text).expect("TOML");
             assert_eq!(read(&merge("", &instance).expect("merged")), read(&text));
             assert_eq!(text.contains(AUTHORITY), instance.authority.is_some());
+        }
+    }
+
+    #[test]
+    fn other_ways_to_write_it_are_added_to() {
+        let instance = instance("127.0.0.1:5000");
+        for text in [
+            "registry = { \"docker.io\" = { mirrors = [\"other.test\"] } }\n",
+            "registry.\"docker.io\".mirrors = [\"other.test\"]\n",
+        ] {
+            let merged = merge(text, &instance).expect("merged");
+            let table: toml::Table = merged.parse().expect("TOML");
+            let hub = &table["registry"]["docker.io"]["mirrors"];
+            assert_eq!(hub.as_array().map(Vec::len), Some(2), "{merged}");
+            assert_eq!(table["registry"]["127.0.0.1:5000"]["http"].as_bool(), Some(true), "{merged}");
+            assert_eq!(merge(&merged, &instance).as_deref(), Ok(&*merged));
         }
     }
 

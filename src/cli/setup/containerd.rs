@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Array, DocumentMut, Item, Table, TableLike, value};
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, TableLike, value};
 
 use super::disk::Disk;
 use super::instance::Instance;
@@ -69,9 +69,9 @@ fn fresh(url: &str, ca: Option<&Path>) -> String {
 
 fn merge(text: &str, url: &str, ca: Option<&Path>) -> Result<String, Conflict> {
     let mut document: DocumentMut = text.parse().map_err(|error| Conflict::toml(&error, text))?;
-    let hosts = table(document.as_table_mut(), "host", "host")?;
-    let fresh = !hosts.contains_key(url);
-    let host = table(hosts, url, url)?;
+    let hosts = table(document.as_item_mut(), "host")?;
+    let fresh = hosts.get(url).is_none();
+    let host = entries(table(hosts, url)?, url)?;
     match host.get_mut("capabilities") {
         None if fresh => {
             host.insert("capabilities", value(Array::from_iter(CAPABILITIES)));
@@ -94,19 +94,25 @@ fn merge(text: &str, url: &str, ca: Option<&Path>) -> Result<String, Conflict> {
     Ok(document.to_string())
 }
 
-/// The table of a name, made if it is not there.
-pub(super) fn table<'t>(
-    parent: &'t mut dyn TableLike,
-    key: &str,
-    shown: &str,
-) -> Result<&'t mut dyn TableLike, Conflict> {
+/// The table of a name, made in its parent's form if it is not there.
+pub(super) fn table<'t>(parent: &'t mut Item, key: &str) -> Result<&'t mut Item, Conflict> {
+    let inline = parent.is_inline_table();
     let made = || {
+        if inline {
+            return value(InlineTable::new());
+        }
         let mut table = Table::new();
         // Named only where it holds something itself.
         table.set_implicit(true);
         Item::Table(table)
     };
-    let item = parent.entry(key).or_insert_with(made);
+    let item = entries(parent, key)?.entry(key).or_insert_with(made);
+    entries(item, key).map(drop)?;
+    Ok(item)
+}
+
+/// What is in a table; anything else is in the way.
+pub(super) fn entries<'t>(item: &'t mut Item, shown: &str) -> Result<&'t mut dyn TableLike, Conflict> {
     item.as_table_like_mut().ok_or_else(|| Conflict::Taken(format!("`{shown}` in it is no table")))
 }
 
@@ -192,6 +198,21 @@ mod tests {
         assert_eq!(merge(&all, URL, None).as_deref(), Ok(&*all));
         assert!(matches!(merge("host = 1\n", URL, None), Err(Conflict::Taken(_))));
         assert!(matches!(merge("[host\n", URL, None), Err(Conflict::Malformed { line: 1, .. })));
+    }
+
+    #[test]
+    fn other_ways_to_write_it_are_added_to() {
+        for text in [
+            "host = { \"https://other.test\" = { capabilities = [\"pull\"] } }\n",
+            "host.\"https://other.test\".capabilities = [\"pull\"]\n",
+        ] {
+            let merged = merge(text, URL, None).expect("merged");
+            let table: toml::Table = merged.parse().expect("TOML");
+            let hosts = table["host"].as_table().expect("a table");
+            assert_eq!(hosts[URL]["capabilities"].as_array().map(Vec::len), Some(2), "{merged}");
+            assert_eq!(hosts["https://other.test"]["capabilities"][0].as_str(), Some("pull"), "{merged}");
+            assert_eq!(merge(&merged, URL, None).as_deref(), Ok(&*merged));
+        }
     }
 
     #[test]
