@@ -216,6 +216,29 @@ fn credentials_are_tried_and_never_shown() {
     let seen = doctor(&Setup::with(&open));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
     assert_eq!(seen.way(), ["connection", "/v2/", "login"]);
+    // A service that gives tokens for repositories alone is no fault of anybody's.
+    open.script(When::any().path("/token"), Fault::Status(400));
+    let seen = doctor(&Setup::with(&open));
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    seen.is("upstream", "login", "warning", "pull something");
+}
+
+#[test]
+fn a_login_is_tried_for_what_is_held() {
+    let registry = Registry::start();
+    registry.demand(Auth::Bearer(None));
+    registry.add_image("library/app", "1", &Image::small(1));
+    let setup = Setup::with(&registry);
+    let mut larder = setup.start();
+    verb::online(&larder, &["warm", "app:1"]).ended(0);
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    registry.forget_requests();
+    let seen = doctor(&larder.into_setup());
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    assert_eq!(seen.way(), ["connection", "/v2/", "login", "pull"]);
+    let tokens = registry.seen("GET", "/token");
+    assert!(tokens.iter().all(|seen| seen.query.contains("library%2Fapp")), "{tokens:?}");
 }
 
 #[test]
