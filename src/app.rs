@@ -1,5 +1,6 @@
 //! The composition root: builds every layer from a configuration, serves, drains and flushes.
 
+pub mod examine;
 mod reload;
 mod systemd;
 

@@ -3,11 +3,10 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use larder::cli::{self, Arguments};
+use larder::cli;
 
 fn main() -> ExitCode {
-    match cli::run(Arguments::parse()) {
+    match cli::run(cli::arguments()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // If standard error is gone too, the exit code has to do.

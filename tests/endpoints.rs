@@ -39,6 +39,24 @@ fn the_first_that_is_well_is_asked() {
 }
 
 #[test]
+fn an_endpoint_may_be_another_larder() {
+    let (hub, quay, image) = (Registry::start(), Registry::start(), image());
+    hub.add_image("library/app", "v1", &image);
+    quay.add_image("org/tool", "v1", &image);
+    let central = Setup::with(&hub).upstream("quay.io", &quay).start();
+    let central_url = format!("http://{}", central.api_addr());
+    let near = Setup::empty()
+        .upstream_set("docker.io", "endpoints", vec![central_url.clone()])
+        .upstream_set("docker.io", "default", true)
+        .upstream_set("quay.io", "endpoints", vec![format!("{central_url}/quay.io")])
+        .start();
+    near.get(TAG).is_ok_with(&image.manifest.bytes);
+    near.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
+    near.get("/v2/org/tool/manifests/v1?ns=quay.io").is_ok_with(&image.manifest.bytes);
+    assert_eq!(quay.count("GET", "/v2/org/tool/manifests/"), 1);
+}
+
+#[test]
 fn the_next_one_answers_in_every_kind_of_trouble() {
     let faults = [
         None,

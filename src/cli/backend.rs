@@ -1,6 +1,6 @@
 //! Who does what a verb asks for: a larder that runs, by its admin API, or this process, if none has the store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,6 +12,7 @@ use super::remote::{Place, Remote};
 use super::serve::on_runtime;
 use super::{Settings, print};
 use crate::app::{self, Offline};
+use crate::config::Config;
 use crate::ops::progress::Reporter;
 use crate::ops::question::Question;
 use crate::ops::task::Task;
@@ -59,6 +60,23 @@ impl Reach {
             }
             done
         })
+    }
+
+    /// The larder that would be asked, if it can be told where it is.
+    pub(super) fn running(&self, config: &Config) -> anyhow::Result<Option<Remote>> {
+        let Some(place) = self.server.clone().or_else(|| Place::of(&config.admin)) else { return Ok(None) };
+        let token = self.token_file.as_deref().or(config.admin.token_file.as_deref());
+        Remote::new(place, token, self.ca_file.as_deref()).map(Some)
+    }
+
+    /// Whether a larder was named that may keep its store elsewhere.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// The authority of its certificates.
+    pub(super) fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
     }
 
     async fn open(&self) -> anyhow::Result<Backend> {

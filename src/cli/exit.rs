@@ -10,7 +10,7 @@ Exit codes:
   2  the command line is not understood
   3  damaged content was found and is still missing (verify)
   4  the answer is no: a pull would lack something (check), not everything could be fetched (warm), or is held
-     (export --offline)
+     (export --offline), or something fails (doctor)
   5  what was asked about is not held, or not for that platform or media type";
 
 /// An answer that is no error of anybody's, and for which a script needs another code than 0.
@@ -21,7 +21,7 @@ pub(super) enum Verdict {
         "{0} damaged manifests or blobs were removed; they will be fetched again when somebody asks for them"
     )]
     Damage(usize),
-    /// Something would be, or is, missing.
+    /// Something would be, or is, missing, or fails.
     #[error("{0}")]
     No(String),
     /// What was to be shown is not held.

@@ -3,8 +3,10 @@
 mod backend;
 mod bars;
 mod check;
+mod colours;
 mod convert;
 mod demo;
+mod doctor;
 mod events;
 mod exit;
 mod export;
@@ -12,11 +14,13 @@ mod healthy;
 mod import;
 mod inspect;
 mod list;
+mod manual;
 mod platforms;
 mod remote;
 mod remove;
 mod scrub;
 mod serve;
+mod setup;
 mod table;
 mod validate;
 mod warm;
@@ -25,7 +29,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use exit::code as exit_code;
 
@@ -73,6 +77,14 @@ enum Verb {
     Verify(scrub::Verify),
     /// Remove what is left of content that has gone, and tell what tags lead to
     Gc(scrub::Gc),
+    /// Look at everything that larder depends on, say what fails and what helps; ends with 4 if something fails
+    Doctor(doctor::Doctor),
+    /// Print what a client has to be told so that it pulls through this larder, or tell it with --write
+    Setup(setup::Setup),
+    /// Print what a shell has to read to complete the command line
+    Completions(manual::Completions),
+    /// Print larder(1), or write the pages of all verbs with --dir
+    Man(manual::Manual),
     /// Pull an image through a larder of its own, then again without the upstream, and show what happened
     Demo {
         /// Go on serving afterwards, until a signal comes
@@ -133,6 +145,15 @@ fn environment() -> anyhow::Result<Vec<(String, String)>> {
         .collect()
 }
 
+/// Reads the command line; help, or what is wrong with it, ends the process.
+pub fn arguments() -> Arguments {
+    let colours = colours::choice();
+    colours::follow(colours);
+    let mut command = Arguments::command().color(colours);
+    let read = Arguments::from_arg_matches(&command.get_matches_mut());
+    read.unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
 /// Does what the command line asks for.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
@@ -150,6 +171,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Import(arguments) => import::run(arguments),
         Verb::Verify(arguments) => scrub::verify(arguments),
         Verb::Gc(arguments) => scrub::gc(arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
+        Verb::Setup(arguments) => setup::run(&arguments),
+        Verb::Completions(arguments) => manual::completions(&arguments),
+        Verb::Man(arguments) => manual::man(&arguments),
         Verb::Demo { stay } => demo::run(stay),
     }
 }
@@ -187,7 +212,6 @@ fn note(line: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_well_formed() {

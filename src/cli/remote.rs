@@ -117,6 +117,11 @@ impl Remote {
         Ok(Self { client: builder.build()?, place, base, token: token.transpose()? })
     }
 
+    /// Where it is.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Whether a larder answers.
     pub(super) async fn is_there(&self) -> bool {
         match self.request(Method::GET, "/livez") {
@@ -191,7 +196,7 @@ impl Remote {
 }
 
 /// Mozilla's roots, and one of the operator's own.
-fn tls(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
+pub(super) fn tls(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = ca {
         let wrong = || format!("the authority in {} cannot be used", path.display());

@@ -170,6 +170,11 @@ impl Store {
         Self { database, bodies, settling, counters, opening, changing }
     }
 
+    /// Whether there is a store in a folder, in whatever state it may be.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(header::FILE).exists() || folder.join(TREE).exists()
+    }
+
     /// Whether the store is open, and lies where it was opened.
     pub fn is_there(&self) -> bool {
         let held = self.opening.held();

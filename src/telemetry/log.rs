@@ -61,7 +61,7 @@ pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces
     let repeats = Repeats::default();
     let lines = match log.format {
         LogFormat::Text => lines
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .with_ansi(console::colors_enabled_stderr())
             .map_event_format(|lines| Sparing { lines, repeats: repeats.clone() })
             .boxed(),
         LogFormat::Json => lines

@@ -94,7 +94,43 @@ impl Auth {
         refused: Option<&HeaderValue>,
         deadline: Instant,
     ) -> Result<HeaderValue, UpstreamError> {
+        self.meet(headers, at, name, &format!("repository:{name}:pull"), refused, deadline).await
+    }
+
+    /// Meets a challenge of the endpoint's own as a login does: for no repository. `name` is for whose sake credentials
+    /// are looked up.
+    pub(super) async fn login(
+        &self,
+        headers: &HeaderMap,
+        at: &Url,
+        name: &Name,
+        deadline: Instant,
+    ) -> Result<HeaderValue, UpstreamError> {
+        self.meet(headers, at, name, "", None, deadline).await
+    }
+
+    /// Whether there is a credential for a repository.
+    pub(super) async fn has_credential(&self, name: &Name, deadline: Instant) -> Result<bool, UpstreamError> {
+        Ok(self.credentials.current(name, None, deadline).await?.is_some())
+    }
+
+    /// Whether a token service may see the credentials.
+    pub(super) fn trusts(&self, realm: &Url) -> bool {
+        self.realms.trust(realm)
+    }
+
+    /// `scope` is what a token is asked for where the challenge does not say.
+    async fn meet(
+        &self,
+        headers: &HeaderMap,
+        at: &Url,
+        name: &Name,
+        scope: &str,
+        refused: Option<&HeaderValue>,
+        deadline: Instant,
+    ) -> Result<HeaderValue, UpstreamError> {
         let denied = || UpstreamError::Denied { status: 401 };
+        let usual = scope;
         let home = at.origin() == self.endpoint.origin();
         let challenge = challenge::choose(headers).ok_or_else(denied)?;
         let credential = if home { self.credentials.current(name, None, deadline).await? } else { None };
@@ -127,7 +163,7 @@ impl Auth {
             );
         }
         let credential = credential.filter(|_| trusted);
-        let scope = scope.unwrap_or_else(|| format!("repository:{name}:pull"));
+        let scope = scope.unwrap_or_else(|| usual.to_owned());
         let key = Key { realm, service, scope, credential: credential.as_ref().map(Identity::of) };
         let (key, header) = self.token(key, credential.as_ref(), name, refused, deadline).await?;
         if home {

@@ -54,6 +54,10 @@ impl Layout {
         Self { upstream, root, metrics }
     }
 
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(super) async fn head_manifest(
         &self,
         name: &Name,

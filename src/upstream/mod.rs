@@ -18,6 +18,7 @@ mod health;
 mod layout;
 mod link;
 mod origin;
+pub mod probe;
 mod quota;
 mod realm;
 mod remote;

@@ -136,6 +136,12 @@ impl Quota {
         }
     }
 
+    /// How many requests are left of how many, in which time, as it was last told.
+    pub(super) fn told(&self) -> Option<(u64, u64, Option<Duration>)> {
+        let reading = *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.map(|reading| (reading.remaining, reading.limit, reading.window))
+    }
+
     /// Whether more than this share of the quota is left, as far as is known.
     pub(super) fn is_above(&self, floor: f64) -> bool {
         let reading = *self.reading.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! A registry over HTTP: what is asked of it, and what its answers must look like.
 
 mod lists;
+mod steps;
 
 use std::fmt;
 use std::sync::Arc;

@@ -232,7 +232,10 @@ impl Tokens {
             if let Some(service) = &key.service {
                 query.append_pair("service", service);
             }
-            query.append_pair("scope", &key.scope);
+            // A login asks for no repository.
+            if !key.scope.is_empty() {
+                query.append_pair("scope", &key.scope);
+            }
         }
         let mut request = self.link.client.get(url.clone());
         if let Some(basic) = basic {
@@ -269,7 +272,9 @@ fn form(key: &Key, token: &str) -> String {
     form.append_pair("grant_type", "refresh_token");
     form.append_pair("service", key.service.as_deref().unwrap_or_default());
     form.append_pair("client_id", CLIENT_ID);
-    form.append_pair("scope", &key.scope);
+    if !key.scope.is_empty() {
+        form.append_pair("scope", &key.scope);
+    }
     form.append_pair("refresh_token", token);
     form.finish()
 }

@@ -160,28 +160,29 @@ def fetched_once(registry):
 class Clients:
     """Every client, with configuration and stores in a folder that has never been used."""
 
-    def __init__(self, work, report, round_name):
+    def __init__(self, work, binary, report, round_name):
         self.home, self.report, self.round = work / round_name, report, round_name
         self.home.mkdir()
+        # What larder prints for people is what is pulled with.
+        self.machine = self.home / "machine"
+        self.machine.mkdir()
+        for client in ("docker", "containerd", "podman"):
+            place = ("--root", self.machine, "--config", work / "larder.toml")
+            run(binary, "setup", client, "--write", *place)
         self.policy = self.write("policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')
-        # At the root for skopeo, under the upstream's name for podman: both forms are in the README.
+        # At the root for skopeo, under the upstream's name, as larder has it written, for podman.
         self.registries = self.write("registries.conf", self.registries_conf(MIRROR))
-        self.registries_by_name = self.write("registries-by-name.conf", self.registries_conf(f"{MIRROR}/docker.io"))
         self.storage = self.write(
             "storage.conf",
             f'[storage]\ndriver = "vfs"\nrunroot = "{self.home}/containers-run"\ngraphroot = "{self.home}/containers"\n',
         )
-        self.hosts = self.home / "certs.d"
-        self.write(
-            "certs.d/_default/hosts.toml",
-            f'[host."http://{MIRROR}"]\n  capabilities = ["pull", "resolve"]\n',
-        )
+        self.hosts = self.machine / "etc/containerd/certs.d"
         self.env = {
             "HOME": str(self.home),
             "XDG_RUNTIME_DIR": str(self.home),
             "TMPDIR": str(self.home),
             "CONTAINERS_STORAGE_CONF": str(self.storage),
-            "CONTAINERS_REGISTRIES_CONF": str(self.registries_by_name),
+            "CONTAINERS_REGISTRIES_CONF": str(self.machine / "etc/containers/registries.conf.d/larder.conf"),
         }
 
     def write(self, name, text):
@@ -302,8 +303,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
     def with_dockerd(self, work, containerd, use):
         address = f"unix://{self.home}/docker.sock"
         docker = ("docker", "--host", address)
-        config = self.write("daemon.json", json.dumps({"registry-mirrors": [f"http://{MIRROR}"]}))
-        start = ("dockerd", "--config-file", config, "--host", address, "--containerd", containerd)
+        start = ("dockerd", "--config-file", self.machine / "etc/docker/daemon.json", "--host", address, "--containerd", containerd)
         folders = ("--data-root", self.home / "docker", "--exec-root", self.home / "docker-run")
         folders += ("--pidfile", self.home / "docker.pid", "--storage-driver", "vfs")
         no_network = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false", "--ip-masq=false")
@@ -494,7 +494,7 @@ def an_hour_later(work, binary, report, docker_io, other):
     with silent(UPSTREAM, OTHER):
         with report.check("an hour later: larder starts"):
             larder = start_larder(work, binary, "1m", env)
-        without_dockerd(Clients(work, report, "hour"), docker_io, other)
+        without_dockerd(Clients(work, binary, report, "hour"), docker_io, other)
         with report.check("an hour later: tags that expired are served stale"):
             status, headers, _ = ask("GET", "/v2/library/multi/manifests/oci", Accept=ACCEPT)
             require(status == 200 and int(headers["Age"]) >= 3590, f"{status}, Age {headers['Age']}")
@@ -512,7 +512,7 @@ def an_hour_later(work, binary, report, docker_io, other):
 
             wait_until("both endpoints are", pull_and_look, 90)
         before = head_times()
-        without_dockerd(Clients(work, report, "hour-again"), docker_io, other)
+        without_dockerd(Clients(work, binary, report, "hour-again"), docker_io, other)
         with report.check("an hour later: nobody waits for a registry that is left alone"):
             times = {bound: count - before[bound] for bound, count in head_times().items()}
             share = times[0.05] / times[float("inf")]
@@ -556,7 +556,7 @@ def story(work, larder_binary, report):
             for image in (image for image in docker_io if image not in without):
                 compare_blobs(image)
 
-    Clients(work, report, "online").all(docker_io, other)
+    Clients(work, larder_binary, report, "online").all(docker_io, other)
     everything_equals("online", without=[shy])
     with report.check("online: a moved tag is followed"):
         moved = images.Image("library/single", "v2s2", images.image("moved", images.AMD64, docker=True))
@@ -592,7 +592,7 @@ def story(work, larder_binary, report):
             ask("GET", "/v2/", port)
             raise Failed("a registry that was killed still answers")
 
-    Clients(work, report, "offline").all(docker_io, other)
+    Clients(work, larder_binary, report, "offline").all(docker_io, other)
     everything_equals("offline", without=[shy])
     with report.check(f"offline: children of {shy.name()} that nobody ever asked for are served"):
         compare_manifests(shy, known[shy.name()])

@@ -73,6 +73,65 @@ fn tables(table: &Table, at: &[String], found: &mut Vec<Vec<String>>) {
     }
 }
 
+/// The table at a path.
+fn at<'t>(document: &'t mut Table, path: &[String]) -> &'t mut Table {
+    path.iter().fold(document, |table, key| table[key].as_table_mut().expect("a table"))
+}
+
+#[test]
+fn a_misspelt_key_in_any_table_of_any_example_gets_its_right_name() {
+    let mut tried = 0;
+    for (path, text) in examples() {
+        let document: Table = text.parse().expect("TOML");
+        let mut all = Vec::new();
+        tables(&document, &[], &mut all);
+        // An upstream may be called anything.
+        for table in all.iter().filter(|table| table.as_slice() != ["upstream"]) {
+            let keys: Vec<_> = at(&mut document.clone(), table).keys().cloned().collect();
+            for key in keys {
+                let mut misspelt = document.clone();
+                let place = at(&mut misspelt, table);
+                let value = place.remove(&key).expect("a value");
+                place.insert(format!("{key}x"), value);
+                let error = refusal(&toml::to_string(&misspelt).expect("TOML"));
+                let wanted = format!("; did you mean `{key}`?");
+                assert!(error.ends_with(&wanted), "{}, {table:?}: {error}", path.display());
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 100, "only {tried} keys were tried");
+}
+
+#[test]
+fn a_bogus_key_in_any_endpoint_of_any_example_is_refused() {
+    for (path, text) in examples() {
+        let document: Table = text.parse().expect("TOML");
+        let upstreams = document.get("upstream").and_then(Value::as_table);
+        for (name, upstream) in upstreams.into_iter().flatten() {
+            let endpoints = upstream.get("endpoints").and_then(Value::as_array);
+            for place in 0..endpoints.map_or(0, Vec::len) {
+                for (bogus, hint) in
+                    [("bogus_key", "; known here: url, authoritative"), ("urll", "; did you mean `url`?")]
+                {
+                    let mut changed = document.clone();
+                    let endpoint = &mut changed["upstream"][name]["endpoints"][place];
+                    // In either form that an endpoint may have.
+                    let mut table = match &*endpoint {
+                        Value::Table(table) => table.clone(),
+                        url => Table::from_iter([("url".to_owned(), url.clone())]),
+                    };
+                    table.insert(bogus.to_owned(), Value::Boolean(true));
+                    *endpoint = Value::Table(table);
+                    let error = refusal(&toml::to_string(&changed).expect("TOML"));
+                    let key = format!(".endpoints[{place}].{bogus}`{hint}");
+                    assert!(error.ends_with(&key), "{}: {error}", path.display());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_bogus_key_in_any_table_of_any_example_is_refused() {
     for (path, text) in examples() {
@@ -82,7 +141,7 @@ fn a_bogus_key_in_any_table_of_any_example_is_refused() {
         // The table of upstreams takes any name; what is bogus there is a value that is no table.
         for at in all {
             let mut bogus = document.clone();
-            let table = at.iter().fold(&mut bogus, |table, key| table[key].as_table_mut().expect("a table"));
+            let table = self::at(&mut bogus, &at);
             table.insert("bogus_key".to_owned(), Value::Boolean(true));
             let text = toml::to_string(&bogus).expect("TOML");
             let error = refusal(&text);

@@ -1,0 +1,121 @@
+//! The larder that runs: whether it is there and ready, which version it is, and whom it leaves alone.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use reqwest::Method;
+use tokio::time::timeout;
+
+use super::super::remote::Remote;
+use crate::app::examine::{self, Step};
+use crate::config::Config;
+
+/// Nobody answers.
+pub(super) fn absent(remote: Option<&Remote>) -> Step {
+    match remote {
+        Some(remote) => Step::warning(
+            "running",
+            format!("no larder answers at {}, and what clients get was not tried", remote.place()),
+            "start it with `larder serve`, or name one with --server",
+        ),
+        None => Step::warning(
+            "running",
+            "admin.listen has no place that can be asked without TLS, and what clients get was not tried",
+            "name the admin API with --server",
+        ),
+    }
+}
+
+/// What it says of itself.
+pub(super) async fn steps(remote: &Remote, config: &Config) -> Vec<Step> {
+    let began = Instant::now();
+    let (ready, metrics) = tokio::join!(text(remote, "/readyz"), text(remote, "/metrics"));
+    let mut steps = vec![
+        match ready {
+            Ok((200, said)) if said.trim() == "ok" => Step::ok("ready", format!("at {}", remote.place())),
+            Ok((200, said)) => Step::fails(
+                "ready",
+                format!("it says: {}", said.trim()),
+                "clients are served straight from the upstreams meanwhile; make room or put the disk right, and it goes on by \
+                 itself",
+            ),
+            Ok((status, said)) => Step::fails(
+                "ready",
+                format!("it answers /readyz with {status}: {}", said.trim()),
+                "if it is not stopping, look into its log",
+            ),
+            Err(error) => Step::fails("ready", super::sentence(&error), "look into its log"),
+        }
+        .since(began),
+    ];
+    let Ok((200, metrics)) = metrics else { return steps };
+    let version = label(&metrics, "larder_build_info", "version").unwrap_or_default();
+    steps.push(if version == env!("CARGO_PKG_VERSION") {
+        Step::ok("version", version)
+    } else {
+        Step::warning(
+            "version",
+            format!("it is {version}, and this program {}", env!("CARGO_PKG_VERSION")),
+            "restart it, or use the program that it was started from",
+        )
+    });
+    if let Some(allowed) = value(&metrics, "process_max_fds") {
+        steps.push(examine::open_files_of(config, allowed));
+    }
+    for line in metrics.lines().filter(|line| line.starts_with("larder_upstream_endpoint_open{")) {
+        let of = |name: &str| label(line, "larder_upstream_endpoint_open", name).unwrap_or_default();
+        if line.ends_with(" 1") {
+            steps.push(Step::warning(
+                "left alone",
+                format!(
+                    "it asks {} of {} nothing at present, after failures in a row",
+                    of("endpoint"),
+                    of("upstream")
+                ),
+                "it tries again by itself within a minute; its log says what failed",
+            ));
+        }
+    }
+    steps
+}
+
+async fn text(remote: &Remote, target: &str) -> anyhow::Result<(u16, String)> {
+    let asked = async {
+        let answer = remote.request(Method::GET, target)?.send().await?;
+        anyhow::Ok((answer.status().as_u16(), answer.text().await?))
+    };
+    timeout(super::PATIENCE, asked).await.context("there was no answer in time")?
+}
+
+/// The value of a series without labels.
+fn value(exposition: &str, name: &str) -> Option<u64> {
+    let line = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    let value: f64 = line.trim().parse().ok()?;
+    // A limit is a whole number; one that is none at all becomes the largest.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Some(value as u64)
+}
+
+/// A label of the first sample of a series.
+fn label(exposition: &str, series: &str, name: &str) -> Option<String> {
+    let rest = exposition.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix('{'))?;
+    let start = format!("{name}=\"");
+    let at = rest.find(&start)? + start.len();
+    Some(rest.get(at..)?.split('"').next()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_read() {
+        let text = "# HELP a b\nlarder_build_info{version=\"1.2.3\"} 1\nprocess_max_fds 1048576\n\
+                    larder_upstream_endpoint_open{endpoint=\"http://a\",upstream=\"b\"} 1\n";
+        assert_eq!(label(text, "larder_build_info", "version").as_deref(), Some("1.2.3"));
+        assert_eq!(label(text, "larder_upstream_endpoint_open", "upstream").as_deref(), Some("b"));
+        assert_eq!(label(text, "larder_build_info", "commit"), None);
+        assert_eq!(value(text, "process_max_fds"), Some(1 << 20));
+        assert_eq!(value(text, "process_open_fds"), None);
+    }
+}

@@ -1,0 +1,388 @@
+//! The way to a registry, step by step: its name, a connection, TLS, an answer, a login, its quota.
+
+mod remedy;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Began, SystemTime};
+
+use http::header::{AUTHORIZATION, LOCATION};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use reqwest::Response;
+use rustls::Error as TlsError;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use url::{Host, Url};
+
+use super::super::challenge::{self, Challenge};
+use super::super::error::UpstreamError;
+use super::super::exchange::judge;
+use super::super::probe::{Known, Step, Verdict};
+use super::super::tls;
+use super::Remote;
+use crate::config::schema;
+use crate::oci::{Name, Reference};
+use remedy::{RENEW, clock, distrusted, limited, unmet};
+
+/// What Docker keeps to have its quota read from: a HEAD of it is not counted.
+const HUB_PREVIEW: (&str, &str) = ("ratelimitpreview/test", "latest");
+/// For whose sake credentials are looked up where no repository is known.
+const NOBODYS: &str = "larder/doctor";
+/// Nothing further can be tried.
+struct End;
+
+impl Remote {
+    /// Tries all of it, up to the first step that fails.
+    pub(in crate::upstream) async fn steps(
+        &self,
+        settings: &schema::Upstream,
+        known: Option<&Known>,
+    ) -> Vec<Step> {
+        let mut steps = Vec::new();
+        // How far it came is what the steps say.
+        let _ = self.walk(settings, known, &mut steps).await;
+        steps
+    }
+
+    async fn walk(
+        &self,
+        settings: &schema::Upstream,
+        known: Option<&Known>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), End> {
+        let url = Url::parse(&format!("{}/v2/", self.base)).map_err(|error| {
+            steps.push(Step::fails("name", error.to_string(), "correct `endpoints`"));
+            End
+        })?;
+        let stream = self.connected(&url, steps).await?;
+        if url.scheme() == "https" {
+            self.secured(&url, settings, stream, steps).await?;
+        }
+        let answer = self.answered(&url, steps).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            self.let_in(&url, answer.headers(), known, steps).await?;
+        }
+        self.counted(known, steps).await
+    }
+
+    /// Name look-up and a connection.
+    async fn connected(&self, url: &Url, steps: &mut Vec<Step>) -> Result<TcpStream, End> {
+        let patience = self.link.timeouts.connect;
+        let port = url.port_or_known_default().unwrap_or_default();
+        let began = Began::now();
+        let addresses: Vec<SocketAddr> = match url.host() {
+            Some(Host::Ipv4(ip)) => vec![(ip, port).into()],
+            Some(Host::Ipv6(ip)) => vec![(ip, port).into()],
+            Some(Host::Domain(name)) => {
+                let found = match timeout(patience, tokio::net::lookup_host((name, port))).await {
+                    Ok(Ok(found)) => Ok(found.collect::<Vec<_>>()),
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => Err(format!("no answer within {}", humantime::format_duration(patience))),
+                };
+                match found {
+                    Ok(found) if !found.is_empty() => {
+                        let listed: Vec<_> = found.iter().map(|it| it.ip().to_string()).collect();
+                        steps.push(Step::ok("name", listed.join(", ")).since(began));
+                        found
+                    }
+                    Ok(_) => return Err(unnamed(name, "it has no address", began, steps)),
+                    Err(error) => return Err(unnamed(name, &error, began, steps)),
+                }
+            }
+            None => return Err(unnamed("", "there is no host in it", began, steps)),
+        };
+        let began = Began::now();
+        let mut last = "there was no address to try".to_owned();
+        // One deadline for all addresses, as for a request.
+        let connecting = timeout(patience, async {
+            for address in &addresses {
+                match TcpStream::connect(address).await {
+                    Ok(stream) => return Some((stream, *address)),
+                    Err(error) => last = format!("{address}: {error}"),
+                }
+            }
+            None
+        });
+        match connecting.await {
+            Ok(Some((stream, address))) => {
+                steps.push(Step::ok("connection", format!("to {address}")).since(began));
+                return Ok(stream);
+            }
+            Ok(None) => {}
+            Err(_) => last = format!("no connection within {}", humantime::format_duration(patience)),
+        }
+        let proxied = ["https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+        let remedy = if proxied {
+            "larder connects directly, and the proxy in the environment is not used; let it through the firewall, or name \
+             a registry or mirror that can be reached in `endpoints`"
+        } else {
+            "check the host and port in `endpoints`, the route there and firewalls on it, and whether the registry runs"
+        };
+        steps.push(Step::fails("connection", last, remedy).since(began));
+        Err(End)
+    }
+
+    /// TLS, just as a request would have it.
+    async fn secured(
+        &self,
+        url: &Url,
+        settings: &schema::Upstream,
+        stream: TcpStream,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), End> {
+        let began = Began::now();
+        let mut fail = |found: String, remedy: &str| {
+            steps.push(Step::fails("tls", found, remedy).since(began));
+            End
+        };
+        let config = tls::client_config(self.link.upstream.as_str(), settings)
+            .map_err(|error| fail(error.to_string(), "correct the file or the key that is named"))?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|error| fail(error.to_string(), "correct the host in `endpoints`"))?;
+        let patience = self.link.timeouts.connect;
+        let shaken = timeout(patience, TlsConnector::from(Arc::new(config)).connect(name, stream)).await;
+        let stream = match shaken {
+            Err(_) => {
+                let found = format!("no answer within {}", humantime::format_duration(patience));
+                return Err(fail(found, "it may not speak TLS there: check scheme and port in `endpoints`"));
+            }
+            Ok(Err(error)) => {
+                let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
+                return Err(fail(error.to_string(), distrusted(cause)));
+            }
+            Ok(Ok(stream)) => stream,
+        };
+        let (_, connection) = stream.get_ref();
+        let version = match connection.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            _ => "TLS",
+        };
+        let step = if settings.insecure_skip_verify {
+            let remedy = "name the registry's authority in `ca_file`, and leave `insecure_skip_verify` out";
+            Step::warning("tls", format!("{version}, and nobody checks the certificate"), remedy)
+        } else {
+            Step::ok("tls", format!("{version}, and the certificate is trusted"))
+        };
+        steps.push(step.since(began));
+        Ok(())
+    }
+
+    /// What is said to `GET /v2/`.
+    async fn answered(&self, url: &Url, steps: &mut Vec<Step>) -> Result<Response, End> {
+        let began = Began::now();
+        let answer = match self.get(url, None).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let remedy = "the registry is slow or in trouble; what is held is served meanwhile. Try again, or name \
+                              another endpoint";
+                steps.push(Step::fails("/v2/", error.to_string(), remedy).since(began));
+                return Err(End);
+            }
+        };
+        let status = answer.status().as_u16();
+        let step = match status {
+            200 => Step::ok("/v2/", "200, open to everybody"),
+            401 => Step::ok("/v2/", "401, wants a login"),
+            429 => limited(judge(&answer).err()),
+            301 | 302 | 303 | 307 | 308 => {
+                let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+                let to = to.and_then(|to| url.join(to).ok());
+                let host = to.as_ref().and_then(Url::host_str).unwrap_or("nowhere");
+                Step::ok("/v2/", format!("{status}, sends on to {host}"))
+            }
+            404 => Step::fails(
+                "/v2/",
+                "404: there is no registry at this URL",
+                "check host, port and path in `endpoints`; /v2 is added to what stands there",
+            ),
+            500.. => {
+                Step::fails("/v2/", format!("{status}: the registry is in trouble"), "wait, and try again")
+            }
+            _ => Step::fails(
+                "/v2/",
+                format!("{status}, which no registry says"),
+                "check host, port and path in `endpoints`, and what stands between",
+            ),
+        };
+        let failed = step.verdict == Verdict::Fails;
+        steps.push(step.since(began));
+        steps.extend(clock(answer.headers(), SystemTime::now()));
+        if failed { Err(End) } else { Ok(answer) }
+    }
+
+    async fn get(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Response, UpstreamError> {
+        self.link.policy.check(url)?;
+        let mut request = self.link.client.get(url.clone());
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let answer = self.link.send(request, url, "GET", self.deadline()).await?;
+        self.link.quota.note(answer.headers());
+        Ok(answer)
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.link.timeouts.total
+    }
+
+    /// A login, or the token that anybody gets.
+    async fn let_in(
+        &self,
+        url: &Url,
+        headers: &HeaderMap,
+        known: Option<&Known>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), End> {
+        let began = Began::now();
+        let mut push = |step: Step| steps.push(step.since(began));
+        let Some(challenge) = challenge::choose(headers) else {
+            push(Step::fails(
+                "login",
+                "it wants one of a kind that larder does not know (neither Bearer nor Basic)",
+                "check whether a proxy of somebody else's stands before the registry",
+            ));
+            return Err(End);
+        };
+        let name = known.map(|(name, _)| name.clone()).or_else(|| NOBODYS.parse().ok());
+        let Some(name) = name else { return Ok(()) };
+        let own = match self.auth.has_credential(&name, self.deadline()).await {
+            Ok(own) => own,
+            Err(error) => {
+                let remedy = "check the files and the credential helper that the upstream's table names";
+                push(Step::fails("login", error.to_string(), remedy));
+                return Err(End);
+            }
+        };
+        let realm = match &challenge {
+            Challenge::Basic => None,
+            Challenge::Bearer { realm, .. } => url.join(realm).ok(),
+        };
+        if realm.is_none() && challenge == Challenge::Basic && !own {
+            push(Step::fails(
+                "login",
+                "it wants a user name and a password, and none is configured",
+                "set `username` and `password_file`, or `docker_config`",
+            ));
+            return Err(End);
+        }
+        let service = realm.as_ref().and_then(Url::host_str).unwrap_or("the registry itself");
+        let trusted = realm.as_ref().is_none_or(|realm| self.auth.trusts(realm));
+        // As a pull asks for it, where there is something that could be pulled.
+        let met = match known {
+            Some(_) => self.auth.answer(headers, url, &name, None, self.deadline()).await,
+            None => self.auth.login(headers, url, &name, self.deadline()).await,
+        };
+        let header = match met {
+            Ok(header) => header,
+            Err(error) => {
+                let step = unmet(error, service, own && trusted, own);
+                let over = step.verdict == Verdict::Fails;
+                push(step);
+                return if over { Err(End) } else { Ok(()) };
+            }
+        };
+        if own && !trusted {
+            push(Step::warning(
+                "login",
+                format!(
+                    "{service} is asked for a token without the credentials: it is not the registry's own"
+                ),
+                "if it may have them, name it in `realm_hosts`",
+            ));
+            return Ok(());
+        }
+        if !own {
+            push(Step::ok("login", format!("none, with a token of {service} that everybody gets")));
+            return Ok(());
+        }
+        // Only the registry's answer shows that what was given is good.
+        match self.get(url, Some(&header)).await {
+            Ok(answer) if answer.status().is_success() => {
+                push(Step::ok("login", format!("the credentials are good ({service})")));
+                Ok(())
+            }
+            Ok(answer) if matches!(answer.status().as_u16(), 401 | 403) => {
+                push(Step::fails(
+                    "login",
+                    format!("the registry refuses the credentials with {}", answer.status().as_u16()),
+                    RENEW,
+                ));
+                Err(End)
+            }
+            Ok(answer) => {
+                let found = format!("the registry answers a login with {}", answer.status().as_u16());
+                push(Step::warning("login", found, "try again"));
+                Ok(())
+            }
+            Err(error) => {
+                push(Step::fails("login", error.to_string(), "try again"));
+                Err(End)
+            }
+        }
+    }
+
+    /// Whether it says something of a quota, and whether that is used up.
+    async fn counted(&self, known: Option<&Known>, steps: &mut Vec<Step>) -> Result<(), End> {
+        let began = Began::now();
+        let hub = Url::parse(&self.base).is_ok_and(|base| is_hub(&base)).then(|| {
+            let (name, tag) = HUB_PREVIEW;
+            Some((name.parse::<Name>().ok()?, tag.parse::<Reference>().ok()?))
+        });
+        let asked = known.cloned().or_else(|| hub.flatten());
+        let answer = match &asked {
+            Some((name, reference)) => {
+                let accept = "application/vnd.oci.image.index.v1+json, \
+                              application/vnd.docker.distribution.manifest.list.v2+json, \
+                              application/vnd.oci.image.manifest.v1+json, \
+                              application/vnd.docker.distribution.manifest.v2+json";
+                self.head_manifest(name, reference, accept, self.deadline()).await.map(drop)
+            }
+            None => Ok(()),
+        };
+        let step = match (answer, self.link.quota.told(), &asked) {
+            (Err(error @ UpstreamError::RateLimited { .. }), _, _) => {
+                steps.push(limited(Some(error)).since(began));
+                return Err(End);
+            }
+            (Err(error), None, Some((name, _))) if known.is_some() => Step::warning(
+                "pull",
+                format!("{name}, which is held, is refused: {error}"),
+                "check the credentials and whether the repository is still there",
+            ),
+            (_, Some((0, limit, window)), _) => Step::warning(
+                "quota",
+                format!("none of {limit} requests {} is left", within(window)),
+                "what is held is served on; `username` and `password_file` of an account bring a larger quota",
+            ),
+            (_, Some((left, limit, window)), _) => {
+                Step::ok("quota", format!("{left} of {limit} requests {} are left", within(window)))
+            }
+            (Ok(()), None, Some((name, _))) if known.is_some() => {
+                Step::ok("pull", format!("{name} is there"))
+            }
+            _ => return Ok(()),
+        };
+        steps.push(step.since(began));
+        Ok(())
+    }
+}
+
+fn is_hub(base: &Url) -> bool {
+    base.host_str().is_some_and(|host| host == "docker.io" || host.ends_with(".docker.io"))
+}
+
+fn within(window: Option<Duration>) -> String {
+    window.map_or_else(|| "in all".to_owned(), |window| format!("in {}", humantime::format_duration(window)))
+}
+
+fn unnamed(name: &str, found: &str, began: Began, steps: &mut Vec<Step>) -> End {
+    let remedy = "check the host in `endpoints`, and this machine's DNS (/etc/resolv.conf)";
+    steps.push(Step::fails("name", format!("{name}: {found}"), remedy).since(began));
+    End
+}
