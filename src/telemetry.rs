@@ -4,6 +4,7 @@ mod log;
 mod repeats;
 mod store;
 pub mod trace;
+mod traffic;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use prometheus::{
 
 pub use log::{LogError, LogLevel, init, init_log};
 pub use repeats::ALWAYS;
+pub use traffic::Traffic;
 
 use store::StoreSeries;
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tracing::Span;
@@ -52,9 +53,19 @@ enum Running {
         owner: Repository,
         phase: watch::Receiver<Phase>,
         span: Span,
+        since: Instant,
     },
     /// The sender is dropped when the removal has ended.
     Removal(watch::Sender<Phase>),
+}
+
+/// A fill, for who looks on.
+pub(super) struct UnderWay {
+    pub(super) digest: Digest,
+    pub(super) repository: Repository,
+    pub(super) since: Instant,
+    /// None while the upstream has not answered.
+    pub(super) draft: Option<Arc<Draft>>,
 }
 
 /// The fills under way, by digest.
@@ -67,7 +78,7 @@ impl Board {
     pub(super) fn place(&self, repository: &Repository, digest: &Digest, right: bool) -> Place {
         let mut running = self.lock();
         match running.get(digest) {
-            Some(Running::Fill { owner, phase, span }) => {
+            Some(Running::Fill { owner, phase, span, .. }) => {
                 let own = owner == repository;
                 if !own && !right {
                     return Place::NeedsRight;
@@ -80,7 +91,10 @@ impl Board {
         }
         let (sender, phase) = watch::channel(Phase::Starting);
         let (owner, span) = (repository.clone(), trace::fill(repository, digest));
-        running.insert(*digest, Running::Fill { owner, phase: phase.clone(), span: span.clone() });
+        running.insert(
+            *digest,
+            Running::Fill { owner, phase: phase.clone(), span: span.clone(), since: Instant::now() },
+        );
         Place::Fills(sender, phase, span)
     }
 
@@ -123,6 +137,21 @@ impl Board {
             }
         }
         (all, left)
+    }
+
+    /// All fills, in no order.
+    pub(super) fn under_way(&self) -> Vec<UnderWay> {
+        let running = self.lock();
+        let fills = running.iter().filter_map(|(digest, running)| {
+            let Running::Fill { owner, phase, since, .. } = running else { return None };
+            let draft = match &*phase.borrow() {
+                Phase::Starting => None,
+                Phase::Running(draft) => Some(Arc::clone(draft)),
+                Phase::Stored(_) | Phase::Failed(_) => return None,
+            };
+            Some(UnderWay { digest: *digest, repository: owner.clone(), since: *since, draft })
+        });
+        fills.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {

@@ -15,6 +15,7 @@ mod remote;
 mod remove;
 mod scrub;
 mod serve;
+mod status;
 mod table;
 mod validate;
 mod warm;
@@ -49,6 +50,8 @@ enum Verb {
     /// Work on a store that no larder has open
     #[command(subcommand)]
     Store(convert::Store),
+    /// Show how a larder is doing: hits, traffic, upstreams, fills, disk and jobs
+    Status(status::Status),
     /// List what is held: images by tag, and those pulled by digest
     Ls(list::List),
     /// List the tags held of a repository
@@ -134,6 +137,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Validate(settings) => validate::run(&settings.load()?),
         Verb::Healthy(settings) => healthy::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
+        Verb::Status(arguments) => status::run(arguments),
         Verb::Ls(arguments) => list::list(arguments),
         Verb::Tags(arguments) => list::tags(arguments),
         Verb::Inspect(arguments) => inspect::run(arguments),

@@ -22,7 +22,7 @@ use crate::store::BlobEntry;
 use budget::Limits;
 pub(super) use keeper::Closed;
 pub(super) use ledger::Stamp;
-use ledger::{Kind, Ledger, Victim};
+use ledger::{Figures, Kind, Ledger, Victim};
 pub use ledger::{Reached, Reading, Tally};
 
 /// What all requests and the keeper share.
@@ -146,6 +146,16 @@ impl Eviction {
         }
     }
 
+    /// Where the bytes of blobs are.
+    pub(super) fn kind(&self) -> BlobStore {
+        self.kind
+    }
+
+    /// What all that is held comes to. Looks at every entry.
+    pub(super) fn figures(&self) -> Figures {
+        self.ledger().figures()
+    }
+
     /// Whether the ledger knows all that is held.
     pub(super) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
@@ -181,7 +191,7 @@ impl Eviction {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
