@@ -41,6 +41,11 @@ impl Operations {
         &self.cache
     }
 
+    /// What time it is, in milliseconds since 1970.
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
     /// The configuration that counts now.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))

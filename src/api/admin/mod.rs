@@ -1,5 +1,5 @@
-//! The operator's port: is it alive, is it ready, what does it count; and below `/api/v1` everything that the command
-//! line does.
+//! The operator's port: is it alive, is it ready, what does it count; below `/api/v1` everything that the command line
+//! does, and elsewhere pages for people.
 
 mod gate;
 mod jobs;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use serde::Serialize;
 
@@ -19,6 +20,7 @@ use crate::ops::{Failure, Operations, OpsError};
 use crate::telemetry::Metrics;
 
 use super::body::Body;
+use super::ui;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -74,7 +76,15 @@ impl Admin {
             "/metrics" => {
                 plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
             }
-            _ => plain(StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz, /metrics and /api/v1\n"),
+            _ => self.page(&request.into_parts().0).await,
+        }
+    }
+
+    /// Answers with a page, to whom the API answers too.
+    async fn page(&self, head: &Parts) -> Response<Body> {
+        match gate::pass(head, self.trusting, &self.operations).await {
+            Ok(()) => ui::answer(&self.operations, head, status_of).await,
+            Err(refusal) => refusal.page(),
         }
     }
 
@@ -124,8 +134,8 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn answer(self) -> Response<Body> {
-        let (status, code, message) = match self {
+    fn told(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
             Self::Token => (
                 StatusCode::UNAUTHORIZED,
                 "token",
@@ -146,7 +156,25 @@ impl Refusal {
                 "media-type",
                 "send it with `Content-Type: application/json`",
             ),
-        };
+        }
+    }
+
+    /// As a page. The browser is told to ask for the token.
+    fn page(self) -> Response<Body> {
+        let (status, _, message) = self.told();
+        if self != Self::Token {
+            return ui::failure(status, message);
+        }
+        let message = "sign in with any name, and the token of admin.token_file as the password";
+        let mut answer = ui::failure(status, message);
+        for challenge in ["Basic realm=\"larder\", charset=\"UTF-8\"", "Bearer realm=\"larder\""] {
+            answer.headers_mut().append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        answer
+    }
+
+    fn answer(self) -> Response<Body> {
+        let (status, code, message) = self.told();
         let mut answer = refused(status, code, message);
         if self == Self::Token {
             answer
@@ -166,7 +194,11 @@ fn answered(result: Result<impl Serialize, OpsError>) -> Response<Body> {
 
 /// From meanings to statuses.
 fn failed(error: &OpsError) -> Response<Body> {
-    let status = match error {
+    json(status_of(error), &Refused { error: error.failure() })
+}
+
+fn status_of(error: &OpsError) -> StatusCode {
+    match error {
         OpsError::Invalid(_) => StatusCode::BAD_REQUEST,
         OpsError::NotHeld(_) | OpsError::NoPlatform { .. } | OpsError::NoMediaType { .. } => {
             StatusCode::NOT_FOUND
@@ -175,8 +207,7 @@ fn failed(error: &OpsError) -> Response<Body> {
         OpsError::Content(_) => StatusCode::UNPROCESSABLE_ENTITY,
         OpsError::Cache(CacheError::Store(_)) => StatusCode::INTERNAL_SERVER_ERROR,
         OpsError::Cache(_) => StatusCode::BAD_GATEWAY,
-    };
-    json(status, &Refused { error: error.failure() })
+    }
 }
 
 /// The document of every refusal.
