@@ -167,9 +167,8 @@ impl Refusal {
         }
         let message = "sign in with any name, and the token of admin.token_file as the password";
         let mut answer = ui::failure(status, message);
-        for challenge in ["Basic realm=\"larder\", charset=\"UTF-8\"", "Bearer realm=\"larder\""] {
-            answer.headers_mut().append(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-        }
+        let challenge = HeaderValue::from_static("Basic realm=\"larder\", charset=\"UTF-8\"");
+        answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         answer
     }
 

@@ -4,7 +4,8 @@ use askama::Template;
 use serde_json::Value;
 
 use crate::ops::inspect::{self, Ask, Report};
-use crate::ops::platform::NO_IMAGE;
+use crate::ops::list::PlatformRow;
+use crate::ops::platform::{NO_IMAGE, Platform};
 use crate::ops::tree::Part;
 use crate::ops::{Operations, OpsError, check, reference};
 
@@ -12,7 +13,7 @@ use super::figures::Badge;
 use super::images::{Chip, chips, fresh};
 use super::pull::{Command, Place};
 use super::raw::asked;
-use super::words::{self, Size, When, short};
+use super::words::{self, Size, When, of, short};
 use super::{Page, render};
 
 /// Entries of a list in somebody's document that are shown; the raw document has all.
@@ -131,10 +132,7 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
     let has_config = report.document.as_ref().is_some_and(|document| document.get("config").is_some());
     let config = if has_config { config_of(operations, &ask).await? } else { None };
     let verdict = check.images.into_iter().next();
-    let offline = match &verdict {
-        Some(verdict) if verdict.pullable => Badge::new("good", "pullable without the upstream"),
-        _ => Badge::new("bad", "not pullable without the upstream"),
-    };
+    let offline = offline(&report, verdict.as_ref());
     let reason = verdict.and_then(|verdict| verdict.reason);
     let place = Place::of(operations.service());
     let named = reference::parse(cache, &report.reference)?;
@@ -155,14 +153,14 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
         page: Page::new(report.reference.clone(), "images"),
         rest,
         platform: ask.platform.clone().or_else(|| report.platform.clone()),
-        tabs: if report.index.is_some() || is_index { tabs(&report, &ask) } else { Vec::new() },
+        tabs: if report.index.is_some() || is_index { tabs(&report, &ask, &repository) } else { Vec::new() },
         digest: report.digest.to_string(),
         media_type: report.media_type.clone().unwrap_or_else(|| "not stated".to_owned()),
         size: report.size.map(Size),
         index: report.index.map(|index| (index.to_string(), short(&index.to_string()))),
         checked: report.checked_at.map(|at| When { at, now: operations.now() }),
         fresh: fresh(report.freshness),
-        says: report.says.clone(),
+        says: sentence(&report.says),
         complete: report.complete,
         offline,
         reason,
@@ -182,6 +180,29 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
     })
 }
 
+/// Whether clients could go on pulling it with the upstream gone.
+fn offline(report: &Report, verdict: Option<&check::Verdict>) -> Badge {
+    let stale = match verdict {
+        Some(verdict) if verdict.pullable => return Badge::new("good", "pullable without the upstream"),
+        verdict => verdict.is_none_or(|verdict| verdict.reason.is_some()),
+    };
+    let whole = chips(&report.platforms).iter().filter(|chip| chip.complete).count();
+    match whole {
+        1.. if is_index(report) && !stale => {
+            Badge::new("fair", format!("{} pullable without the upstream", of(whole as u64, "platform")))
+        }
+        _ => Badge::new("bad", "not pullable without the upstream"),
+    }
+}
+
+/// As a sentence of its own. What begins with a name begins as the name does.
+fn sentence(says: &str) -> String {
+    match says.strip_prefix("the ") {
+        Some(rest) => format!("The {rest}."),
+        None => format!("{says}."),
+    }
+}
+
 /// The config of the image that is shown, if it is held.
 async fn config_of(operations: &Operations, ask: &Ask) -> Result<Option<Report>, OpsError> {
     let ask = Ask { config: true, index: false, oci: false, media_type: None, ..ask.clone() };
@@ -196,8 +217,21 @@ fn is_index(report: &Report) -> bool {
     report.document.as_ref().is_some_and(|document| document.get("manifests").is_some())
 }
 
+/// Where a manifest of an index has its page: by its platform, if that leads to it and to no other, else by its digest.
+fn link(report: &Report, repository: &str, row: &PlatformRow) -> String {
+    let there = || report.platforms.iter().map(|row| row.platform.as_deref());
+    let leads = |platform: &&str| {
+        let place = Platform::parse(platform).ok().and_then(|platform| platform.choose(there()));
+        place.and_then(|place| report.platforms.get(place)).is_some_and(|found| found.digest == row.digest)
+    };
+    match row.platform.as_deref().filter(leads) {
+        Some(platform) => words::image("/image", &report.reference, &[("platform", platform)]),
+        None => words::image("/image", &format!("{repository}@{}", row.digest), &[]),
+    }
+}
+
 /// The index, and one tab for each platform; what has no platform of its own is reached by its digest.
-fn tabs(report: &Report, ask: &Ask) -> Vec<Tab> {
+fn tabs(report: &Report, ask: &Ask, repository: &str) -> Vec<Tab> {
     let whole = report.platforms.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
     let mut tabs = vec![Tab {
         name: "Index".to_owned(),
@@ -212,7 +246,7 @@ fn tabs(report: &Report, ask: &Ask) -> Vec<Tab> {
         }
         tabs.push(Tab {
             name: platform.clone(),
-            link: words::image("/image", &report.reference, &[("platform", platform)]),
+            link: link(report, repository, row),
             current: report.index.is_some()
                 && report.platform.as_ref().or(ask.platform.as_ref()) == Some(platform),
             complete: row.complete,
@@ -231,10 +265,7 @@ fn manifests(report: &Report, repository: &str) -> Vec<ManifestRow> {
         let image = row.platform.as_deref().filter(|platform| *platform != NO_IMAGE);
         ManifestRow {
             name: image.unwrap_or("not an image: an attestation, for example").to_owned(),
-            link: match image {
-                Some(platform) => words::image("/image", &report.reference, &[("platform", platform)]),
-                None => words::image("/image", &format!("{repository}@{digest}"), &[]),
-            },
+            link: link(report, repository, row),
             short: short(&digest),
             digest,
             size: Size(row.size),
@@ -342,6 +373,9 @@ fn facts(document: &Value) -> ConfigFacts {
         let keys: Vec<String> = pairs(&config[key]).into_iter().map(|(key, _)| key).collect();
         (!keys.is_empty()).then(|| keys.join(", "))
     };
+    let platform: Vec<String> =
+        ["os", "architecture", "variant"].iter().filter_map(|key| one(&document[key])).collect();
+    let platform = platform.join("/");
     let rows = [
         ("Entrypoint", words("Entrypoint")),
         ("Command", words("Cmd")),
@@ -350,9 +384,7 @@ fn facts(document: &Value) -> ConfigFacts {
         ("Ports", keys("ExposedPorts")),
         ("Volumes", keys("Volumes")),
         ("Stop signal", one(&config["StopSignal"])),
-        ("Operating system", one(&document["os"])),
-        ("Architecture", one(&document["architecture"])),
-        ("Variant", one(&document["variant"])),
+        ("Platform", (!platform.is_empty()).then_some(platform)),
     ];
     let steps = document["history"].as_array().into_iter().flatten().take(SHOWN);
     ConfigFacts {
