@@ -181,7 +181,8 @@ impl App {
         );
         let places: Vec<_> = api.iter().map(ToString::to_string).collect();
         let status = format!("serving on {}", places.join(", "));
-        operations.serves(api.iter().map(served_at).collect());
+        let warnings = reload.as_ref().map(|reload| reload.level.warnings()).unwrap_or_default();
+        operations.serves(api.iter().map(served_at).collect(), warnings);
         let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready), operations.clone());
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);

@@ -5,6 +5,7 @@ mod repeats;
 mod store;
 pub mod trace;
 mod traffic;
+mod warnings;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use prometheus::{
 pub use log::{LogError, LogLevel, init, init_log};
 pub use repeats::ALWAYS;
 pub use traffic::Traffic;
+pub use warnings::{Warning, Warnings};
 
 use store::StoreSeries;
 

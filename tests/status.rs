@@ -116,8 +116,16 @@ fn an_upstream_that_fails_and_its_quota_are_shown() {
     let endpoint = &report["upstreams"][0]["endpoints"][0];
     assert_eq!(endpoint["breaker"], "open", "{endpoint}");
     assert!(endpoint["open_until"].as_u64() > report["now"].as_u64() && endpoint["error"].is_string());
+    let warned = &report["warnings"][0];
+    assert!(warned["message"].as_str().unwrap().contains("left alone"), "{report}");
+    assert!(warned["detail"].as_str().unwrap().contains("docker.io"), "{warned}");
     let told = verb::online(&larder, &["status"]).ended(0).stdout;
-    assert!(told.contains("left alone for") && told.contains("7 of 100, resets within"), "{told}");
+    assert!(
+        told.contains("warning")
+            && told.contains("left alone for")
+            && told.contains("7 of 100, resets within"),
+        "{told}"
+    );
 }
 
 #[test]

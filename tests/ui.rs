@@ -338,8 +338,8 @@ fn files_are_kept_by_browsers_until_they_change() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
     let text = page(&larder, "/");
-    let style = attribute(&text, "href").into_iter().find(|link| link.ends_with(".css")).unwrap();
-    let script = attribute(&text, "src").into_iter().find(|link| link.ends_with(".js")).unwrap();
+    let style = attribute(&text, "href").into_iter().find(|link| link.contains(".css")).unwrap();
+    let script = attribute(&text, "src").into_iter().find(|link| link.contains(".js")).unwrap();
     for (path, media_type) in
         [(style.as_str(), "text/css"), (&script, "text/javascript"), ("/favicon.svg", "image/svg+xml")]
     {

@@ -12,6 +12,8 @@ use super::{note, print, sentence};
 use crate::ops::question::Question;
 use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState, UpstreamRow};
 
+/// Warnings that are shown.
+const WARNINGS: usize = 5;
 /// Cells of a bar.
 const BAR: u64 = 20;
 
@@ -107,6 +109,12 @@ fn told(report: &Report) -> String {
                 format!("{} {}, {pieces}{} of {}, for {since}", job.id, job.verb, iec(done), iec(total));
             line(&mut text, "job", &told);
         }
+    }
+    for warning in report.warnings.iter().take(WARNINGS) {
+        let times = if warning.times > 1 { format!(" ({} times)", warning.times) } else { String::new() };
+        let detail = if warning.detail.is_empty() { String::new() } else { format!(" ({})", warning.detail) };
+        let told = format!("{} ago{times}: {}{detail}", ago(report.now, Some(warning.at)), warning.message);
+        line(&mut text, if warning.error { "error" } else { "warning" }, &told);
     }
     text
 }

@@ -5,17 +5,19 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Warnings};
 
 use super::jobs::Jobs;
 
 /// A larder that serves, and not only a store that is looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Service {
     /// When it began, in milliseconds since 1970.
     pub started_at: u64,
     /// Where clients pull from: `http://…`, `https://…` or `unix:/…`.
     pub addresses: Vec<String>,
+    /// What its log warned of lately.
+    pub warnings: Warnings,
 }
 
 /// All that an operator can ask for is asked of this; clones share it.
@@ -56,10 +58,10 @@ impl Operations {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
-    /// Notes that clients are served from now on, at these addresses.
-    pub fn serves(&self, addresses: Vec<String>) {
+    /// Notes that clients are served from now on, at these addresses, and what the log warns of.
+    pub fn serves(&self, addresses: Vec<String>, warnings: Warnings) {
         // It begins once.
-        let _ = self.service.set(Service { started_at: self.clock.now(), addresses });
+        let _ = self.service.set(Service { started_at: self.clock.now(), addresses, warnings });
     }
 
     /// What clients are served; none if no larder runs.

@@ -8,6 +8,7 @@ pub use crate::cache::{
 
 use super::jobs::{State, View};
 use super::{Operations, OpsError};
+pub use crate::telemetry::Warning;
 
 /// How a larder is doing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub struct Report {
     pub children_deferred: u64,
     /// Jobs under way.
     pub jobs: Vec<View>,
+    /// What the log warned of lately, newest first.
+    pub warnings: Vec<Warning>,
 }
 
 /// What a larder that runs has done since its start.
@@ -89,6 +92,7 @@ pub async fn status(operations: &Operations) -> Result<Report, OpsError> {
         children_queued,
         children_deferred,
         jobs,
+        warnings: operations.service().map(|service| service.warnings.latest()).unwrap_or_default(),
     })
 }
 

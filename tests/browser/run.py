@@ -214,8 +214,9 @@ def copied(browser, _):
 
 def a_live_fill(browser, shots):
     browser.open(f"{HOME}/")
-    puller = threading.Thread(target=world.pull, args=("library/slow:1",), daemon=True)
-    puller.start()
+    pullers = [threading.Thread(target=world.pull, args=(name,), daemon=True) for name in world.SLOW_ONES]
+    for puller in pullers:
+        puller.start()
     value = "const bar = document.querySelector('#fills progress[max]'); return bar && bar.value"
     browser.wait("a bar appears by itself", lambda: browser.script(value))
     first = browser.script(value)
@@ -225,7 +226,8 @@ def a_live_fill(browser, shots):
         picture(browser, shots / "overview.png", "main")
     browser.one("#live-toggle").click()
     require(browser.text("#live-state") == "paused", "it does not say that it is paused")
-    puller.join(60)
+    for puller in pullers:
+        puller.join(60)
     world.settle()
     require(browser.script(value), "it goes on although it is paused")
     browser.one("#live-toggle").click()

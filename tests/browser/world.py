@@ -13,6 +13,8 @@ from servers import Process, ask, start_registry, wait_until
 
 REGISTRY, SLOW, API, ADMIN = 5100, 5101, 5000, 5001
 EMPTY_API, EMPTY_ADMIN, DEAD = 5010, 5011, 5999
+# Those that come at a pace to watch.
+SLOW_ONES = ("library/python:3.14", "library/golang:1.27")
 # What runs if anything of what is shown is taken for markup.
 HOSTILE = "\"'><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
 
@@ -84,14 +86,15 @@ def contents():
         Image("library/postgres", "16", database("16")),
         Image("library/nginx", "1.29", index([image("nginx", it, (4 * MIB, 9000)) for it in (AMD64, ARM64)])),
         Image("library/hostile", "1", hostile()),
-        Image("library/slow", "1", index([image("slow", AMD64, (24 * MIB,))])),
+        Image("library/python", "3.14", index([image("python", AMD64, (24 * MIB,))])),
+        Image("library/golang", "1.27", index([image("golang", AMD64, (36 * MIB,))])),
         Image("team/app", "2.4.1", app),
         Image("team/app", "sbom", artifact("app", app)),
     ]
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
-    """The registry, with Docker Hub's quota on manifests, and with one repository's blobs at a pace to watch."""
+    """The registry, with Docker Hub's quota on manifests, and with some blobs at a pace to watch."""
 
     protocol_version = "HTTP/1.1"
     pace, left = 2 * MIB, 76
@@ -115,7 +118,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
             self.send_header("RateLimit-Limit", "100;w=21600")
             self.send_header("RateLimit-Remaining", f"{Slow.left};w=21600")
         self.end_headers()
-        slow = "/slow/blobs/" in self.path
+        slow = "/python/blobs/" in self.path or "/golang/blobs/" in self.path
         while piece := answer.read(64 << 10):
             self.wfile.write(piece)
             if slow:

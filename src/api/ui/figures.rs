@@ -1,7 +1,7 @@
 //! What `status` reports, as the overview shows it.
 
 use crate::ops::jobs::{State, View};
-use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState};
+use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState, Warning};
 
 use super::words::{Size, Span, When, count, of, percent, short};
 
@@ -16,6 +16,7 @@ pub(super) struct Live {
     /// Child manifests that wait, in words.
     pub(super) children: Option<String>,
     pub(super) jobs: Vec<JobRow>,
+    pub(super) warnings: Vec<WarningRow>,
 }
 
 /// What was served since the start.
@@ -114,6 +115,17 @@ pub(super) struct JobRow {
     pub(super) error: Option<String>,
 }
 
+/// Something that the log warned of.
+#[derive(Debug)]
+pub(super) struct WarningRow {
+    pub(super) when: When,
+    pub(super) level: Badge,
+    pub(super) message: String,
+    pub(super) detail: String,
+    /// How often, if more than once.
+    pub(super) times: Option<String>,
+}
+
 impl Live {
     pub(super) fn new(report: Report) -> Self {
         let now = report.now;
@@ -139,6 +151,7 @@ impl Live {
             store: kept(&report.store, now),
             fills: report.fills.iter().map(|fill| fill_row(fill, now)).collect(),
             children,
+            warnings: report.warnings.into_iter().map(|warning| warning_row(warning, now)).collect(),
             jobs: report.jobs.iter().map(|job| job_row(job, now)).collect(),
         }
     }
@@ -226,6 +239,16 @@ fn fill_row(fill: &FillState, now: u64) -> FillRow {
             (false, false) => Some(Badge::new("fair", "not kept")),
             (false, true) => None,
         },
+    }
+}
+
+fn warning_row(warning: Warning, now: u64) -> WarningRow {
+    WarningRow {
+        when: When { at: warning.at, now },
+        level: if warning.error { Badge::new("bad", "error") } else { Badge::new("fair", "warning") },
+        message: warning.message,
+        detail: warning.detail,
+        times: (warning.times > 1).then(|| of(warning.times, "time")),
     }
 }
 

@@ -75,7 +75,7 @@ mod tests {
 
     fn place(addresses: &[&str]) -> Option<Place> {
         let addresses = addresses.iter().map(|it| (*it).to_owned()).collect();
-        Place::of(Some(&Service { started_at: 0, addresses }))
+        Place::of(Some(&Service { addresses, ..Service::default() }))
     }
 
     #[test]
