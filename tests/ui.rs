@@ -358,7 +358,7 @@ fn files_are_kept_by_browsers_until_they_change() {
 fn a_page_in_another_browser_window_gets_in_by_no_name() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
-    for path in ["/", "/images", "/favicon.svg", "/ui/live"] {
+    for path in ["/", "/images", "/raw?reference=app:v1", "/ui/live"] {
         let answer = larder.admin().send("GET", path, &[("Host", "larder.example.com")]);
         assert_eq!(answer.status(), 403, "{path}");
         guarded(&answer, path);
@@ -375,7 +375,7 @@ fn beyond_loopback_a_browser_is_asked_for_the_token() {
     let answer = closed.admin().get("/");
     assert_eq!((answer.status(), answer.header("www-authenticate")), (403, None));
     assert!(answer.text().contains("admin.token_file"), "{}", answer.text());
-    for open in ["/livez", "/readyz", "/metrics"] {
+    for open in ["/livez", "/readyz", "/metrics", "/favicon.svg"] {
         assert_eq!(closed.admin().get(open).status(), 200, "{open}");
     }
     let larder = closed.restart_with(|setup| setup.set("admin.token_file", token.to_str().unwrap()));
@@ -387,7 +387,7 @@ fn beyond_loopback_a_browser_is_asked_for_the_token() {
     let (right, wrong) = ("Basic YW55OmEtbG9uZy1zZWNyZXQ=", "Basic YW55OmFub3RoZXItc2VjcmV0");
     let with =
         |path: &str, value: &str| larder.admin().send("GET", path, &[("Authorization", value)]).status();
-    for path in ["/", "/images", "/favicon.svg", "/api/v1/status"] {
+    for path in ["/", "/images", "/ui/live", "/api/v1/status"] {
         assert_eq!(with(path, right), 200, "{path}");
         assert_eq!(with(path, "Bearer a-long-secret"), 200, "{path}");
         assert_eq!(with(path, wrong), 401, "{path}");

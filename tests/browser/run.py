@@ -20,6 +20,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clients"))
 import world  # noqa: E402
+from pictures import slim  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.common.exceptions import NoAlertPresentException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -223,7 +224,7 @@ def a_live_fill(browser, shots):
     browser.wait("the bar moves by itself", lambda: (browser.script(value) or 0) > first)
     if shots:
         browser.wait("the bar is worth a picture", lambda: (browser.script(value) or 0) > 8 << 20)
-        picture(browser, shots / "overview.png", "main")
+        picture(browser, shots / "overview.png", "#as-of")
     browser.one("#live-toggle").click()
     require(browser.text("#live-state") == "paused", "it does not say that it is paused")
     for puller in pullers:
@@ -340,12 +341,12 @@ CHECKS = (
 )
 
 
-def picture(browser, path, until, height=None):
-    """As far as the page goes, or so many points of it."""
-    tall = browser.script(f"return document.querySelector('{until}').getBoundingClientRect().bottom + scrollY")
-    browser.size(1280, int(height or tall))
+def picture(browser, path, until):
+    """A page from its top to the end of something, as it looks in light."""
+    end = f"return document.querySelector('{until}').getBoundingClientRect().bottom + scrollY"
+    browser.size(1280, int(browser.script(end)) + 28)
     path.parent.mkdir(parents=True, exist_ok=True)
-    browser.driver.save_screenshot(str(path))
+    path.write_bytes(slim(browser.driver.get_screenshot_as_png()))
     browser.size(1280, 900)
 
 
@@ -368,7 +369,7 @@ def looked_at(work, binary, shots):
                     browser.driver.save_screenshot(str(work / f"{check.__name__}.png"))
             if check is nothing_from_elsewhere and shots:
                 browser.open(f"{IMAGE}&platform=linux/amd64")
-                picture(browser, shots / "image.png", "main", 960)
+                picture(browser, shots / "image.png", "section:has(#parts-title)")
     finally:
         browser.driver.quit()
     print(f"page: {passed} passed, {failed} failed", flush=True)

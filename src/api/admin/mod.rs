@@ -82,6 +82,10 @@ impl Admin {
 
     /// Answers with a page, to whom the API answers too.
     async fn page(&self, head: &Parts) -> Response<Body> {
+        // The looks of the pages are no secret, and the page that asks for a token has them too.
+        if let Some(file) = ui::file(head) {
+            return file;
+        }
         match gate::pass(head, self.trusting, &self.operations).await {
             Ok(()) => ui::answer(&self.operations, head, status_of).await,
             Err(refusal) => refusal.page(),

@@ -22,7 +22,7 @@ const SHOWN: usize = 200;
 const READABLE: usize = 256 << 10;
 
 #[derive(Template)]
-#[template(path = "ui/image.html")]
+#[template(path = "image.html", config = "src/api/ui/askama.toml")]
 struct ImagePage {
     page: Page,
     reference: String,

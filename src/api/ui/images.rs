@@ -16,7 +16,7 @@ use super::{Page, render};
 const SHOWN: usize = 1000;
 
 #[derive(Template)]
-#[template(path = "ui/images.html")]
+#[template(path = "images.html", config = "src/api/ui/askama.toml")]
 struct Repositories {
     page: Page,
     rows: Vec<RepositoryRow>,
@@ -29,7 +29,7 @@ struct Repositories {
 }
 
 #[derive(Template)]
-#[template(path = "ui/repository.html")]
+#[template(path = "repository.html", config = "src/api/ui/askama.toml")]
 struct RepositoryPage {
     page: Page,
     repository: String,

@@ -64,7 +64,7 @@ impl Page {
 
 /// A page that says why there is no other.
 #[derive(Template)]
-#[template(path = "ui/failure.html")]
+#[template(path = "failure.html", config = "src/api/ui/askama.toml")]
 struct FailurePage<'a> {
     page: Page,
     status: u16,
@@ -72,16 +72,18 @@ struct FailurePage<'a> {
     message: &'a str,
 }
 
-/// Answers a GET or HEAD of a page, or of what pages are made of. `status_of` knows which status an error is.
+/// Answers for a style sheet, script or icon; `None` if the path is none's.
+pub(super) fn file(head: &Parts) -> Option<Response<Body>> {
+    assets::answer(head.uri.path(), &head.headers)
+}
+
+/// Answers a GET or HEAD of a page, or of a document that one leads to. `status_of` knows which status an error is.
 pub(super) async fn answer(
     operations: &Operations,
     head: &Parts,
     status_of: fn(&OpsError) -> StatusCode,
 ) -> Response<Body> {
     let (path, query) = (head.uri.path(), head.uri.query().unwrap_or_default());
-    if let Some(answer) = assets::answer(path, &head.headers) {
-        return answer;
-    }
     let rendered = match path {
         "/" => overview::page(operations).await,
         "/ui/live" => overview::live(operations).await,
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn no_template_leaves_anything_unescaped() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("templates/ui");
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api/ui/templates");
         for entry in std::fs::read_dir(folder).expect("templates") {
             let path = entry.expect("an entry").path();
             let text = std::fs::read_to_string(&path).expect("text");

@@ -12,7 +12,7 @@ use super::{Page, render};
 const FIRST: &str = "library/alpine:3";
 
 #[derive(Template)]
-#[template(path = "ui/overview.html")]
+#[template(path = "overview.html", config = "src/api/ui/askama.toml")]
 struct Overview {
     page: Page,
     live: Live,
@@ -23,13 +23,13 @@ struct Overview {
 
 /// What of it changes.
 #[derive(Template)]
-#[template(path = "ui/live.html")]
+#[template(path = "live.html", config = "src/api/ui/askama.toml")]
 struct Fragment {
     live: Live,
 }
 
 #[derive(Template)]
-#[template(path = "ui/jobs.html")]
+#[template(path = "jobs.html", config = "src/api/ui/askama.toml")]
 struct JobsPage {
     page: Page,
     jobs: Vec<JobRow>,

@@ -92,7 +92,6 @@ const keepLive = (live) => {
   toggle.addEventListener("click", () => {
     paused = !paused;
     toggle.textContent = paused ? "Go on" : "Pause";
-    toggle.setAttribute("aria-pressed", String(paused));
     say();
     turn();
   });
