@@ -36,6 +36,10 @@ deny:
 clients:
     bash .ci/run clients
 
+# The operator's pages in Chromium (root, Debian 12).
+page:
+    bash .ci/run page
+
 # larder beside nginx and docker-registry on this machine (root, Debian 12).
 bench-peers *parts:
     bash benches/peers/run.sh {{parts}}

@@ -182,6 +182,8 @@ impl App {
         );
         let places: Vec<_> = api.iter().map(ToString::to_string).collect();
         let status = format!("serving on {}", places.join(", "));
+        let warnings = reload.as_ref().map(|reload| reload.level.warnings()).unwrap_or_default();
+        operations.serves(api.iter().map(served_at).collect(), warnings);
         let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready), operations.clone());
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);
@@ -271,6 +273,12 @@ fn plain(listeners: &[Listener]) -> Option<SocketAddr> {
 fn named(listeners: &[Listener], tls: bool) -> Option<String> {
     let names: Vec<_> = listeners.iter().filter(|it| it.is_tls() == tls).map(ToString::to_string).collect();
     (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// Where clients pull from, as a URL where there is one.
+fn served_at(listener: &Listener) -> String {
+    let scheme = if listener.is_tls() { "https://" } else { "http://" };
+    if listener.local().is_some() { format!("{scheme}{listener}") } else { listener.to_string() }
 }
 
 fn manners(config: &Config) -> Manners {

@@ -4,6 +4,8 @@ mod log;
 mod repeats;
 mod store;
 pub mod trace;
+mod traffic;
+mod warnings;
 
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use prometheus::{
 
 pub use log::{LogError, LogLevel, init, init_log};
 pub use repeats::ALWAYS;
+pub use traffic::Traffic;
+pub use warnings::{Warning, Warnings};
 
 use store::StoreSeries;
 

@@ -42,7 +42,12 @@ fn lines(larder: &Larder, message: &str) -> usize {
 }
 
 fn degraded(larder: &Larder) -> bool {
-    larder.counter("larder_store_degraded", &[]) == 1
+    let degraded = larder.counter("larder_store_degraded", &[]) == 1;
+    let report = larder.admin().get("/api/v1/status").json();
+    assert_eq!(report["store"]["degraded_at"].is_u64(), degraded, "{report}");
+    let page = larder.admin().get("/").text();
+    assert_eq!(page.contains("The store has been failing for"), degraded, "{page}");
+    degraded
 }
 
 #[test]

@@ -138,6 +138,7 @@ fn the_whole_of_what_is_held_fits_its_schema() {
         ("/inspect?reference=org/app:1", "Inspection"),
         ("/check?reference=org/app:1", "Verdicts"),
         ("/jobs", "Jobs"),
+        ("/status", "Status"),
     ] {
         let answer = larder.admin().get(&format!("{ROOT}{path}"));
         assert_eq!(answer.status(), 200, "{path}: {}", answer.text());

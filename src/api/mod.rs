@@ -8,6 +8,7 @@ mod lists;
 mod registry;
 mod response;
 mod route;
+mod ui;
 
 pub use admin::Admin;
 pub use body::Body;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 use tracing::Span;
@@ -55,9 +56,19 @@ enum Running {
         promised: u64,
         phase: watch::Receiver<Phase>,
         span: Span,
+        since: Instant,
     },
     /// The sender is dropped when the removal has ended.
     Removal(watch::Sender<Phase>),
+}
+
+/// A fill, for who looks on.
+pub(super) struct UnderWay {
+    pub(super) digest: Digest,
+    pub(super) repository: Repository,
+    pub(super) since: Instant,
+    /// None while the upstream has not answered.
+    pub(super) draft: Option<Arc<Draft>>,
 }
 
 /// The fills under way, by digest.
@@ -94,7 +105,13 @@ impl Board {
         let (sender, phase) = watch::channel(Phase::Starting);
         let (owner, span) = (Some(repository.clone()), trace::fill(repository, digest));
         let promised = promised.unwrap_or_default();
-        let fill = Running::Fill { owner, promised, phase: phase.clone(), span: span.clone() };
+        let fill = Running::Fill {
+            owner,
+            promised,
+            phase: phase.clone(),
+            span: span.clone(),
+            since: Instant::now(),
+        };
         running.insert(*digest, fill);
         Place::Fills(sender, phase, span)
     }
@@ -109,7 +126,10 @@ impl Board {
             None => {}
         }
         let (sender, phase) = watch::channel(Phase::Starting);
-        running.insert(*digest, Running::Fill { owner: None, promised: 0, phase, span: Span::none() });
+        running.insert(
+            *digest,
+            Running::Fill { owner: None, promised: 0, phase, span: Span::none(), since: Instant::now() },
+        );
         Ok(sender)
     }
 
@@ -186,6 +206,23 @@ impl Board {
             }
             left.await;
         }
+    }
+
+    /// All fills, in no order.
+    pub(super) fn under_way(&self) -> Vec<UnderWay> {
+        let running = self.lock();
+        let fills = running.iter().filter_map(|(digest, running)| {
+            let Running::Fill { owner, phase, since, .. } = running else { return None };
+            let draft = match &*phase.borrow() {
+                Phase::Starting => None,
+                Phase::Running(draft) => Some(Arc::clone(draft)),
+                Phase::Stored(_) | Phase::Failed(_) => return None,
+            };
+            // What an import brings is nobody's fill.
+            let repository = owner.clone()?;
+            Some(UnderWay { digest: *digest, repository, since: *since, draft })
+        });
+        fills.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, Referrers, Repository, Tag};
 use crate::store::{Census, StoreError, StoredManifest, TagFact};
 
 use super::freshness::{self, Freshness};
 use super::hot::Checked;
-use super::{Cache, CacheError, Pointer, Shared, TagKey, blocking};
+use super::{Cache, CacheError, Pointer, Shared, TagKey, blocking, referrers};
 
 /// A view of what is held. All of it may touch the disk.
 #[derive(Debug)]
@@ -122,6 +122,11 @@ impl Held<'_> {
             }
         }
         Ok(Some(body.into()))
+    }
+
+    /// What is known here of what refers to a manifest. That nothing is known does not mean that nothing refers.
+    pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Referrers, StoreError> {
+        referrers::known(self.0, repository, subject)
     }
 
     /// When content was last asked for, or came in, in milliseconds since 1970.

@@ -25,6 +25,7 @@ mod resolve;
 mod right;
 mod room;
 mod scrub;
+mod state;
 mod tags;
 mod trouble;
 mod verify;
@@ -54,8 +55,9 @@ pub use listing::{Listing, Page};
 pub use reader::BlobReader;
 pub use removal::{Removed, Target};
 pub use scrub::{Condition, Damaged, Due, Rest};
+pub use state::{DiskState, FillState, StoreState};
 
-pub use crate::upstream::RouteError;
+pub use crate::upstream::{Breaker, EndpointState, HealthState, QuotaState, RouteError, UpstreamState};
 
 use board::Board;
 use eviction::Eviction;

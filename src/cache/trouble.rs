@@ -80,6 +80,11 @@ impl Trouble {
         self.record().since.is_some()
     }
 
+    /// How long it has been in trouble.
+    pub(super) fn lasts(&self, now: Instant) -> Option<Duration> {
+        self.record().since.map(|since| now.saturating_duration_since(since))
+    }
+
     fn record(&self) -> MutexGuard<'_, Record> {
         // Nothing under this lock can panic halfway through a change.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)

@@ -157,7 +157,7 @@ fn invitation(client: &Client) -> String {
          podman pull --tls-verify=false {image}\n  \
          skopeo copy --all --src-tls-verify=false docker://{image} oci:demo\n  \
          ctr images pull --plain-http --all-platforms {image}\n\n\
-         What it has done so far: http://{}/metrics\n",
+         What it has done so far: http://{}/\n",
         client.admin()
     )
 }

@@ -104,6 +104,19 @@ fn told(report: &Report) -> String {
         text.push('\n');
         text.push_str(&table.lines());
     }
+    if !report.referrers.is_empty() {
+        let mut table = Table::new(&["REFERRER", "SIZE", "HELD", "ARTIFACT TYPE"]);
+        for row in &report.referrers {
+            table.row(vec![
+                row.digest.clone(),
+                row.size.map_or_else(|| "-".to_owned(), iec),
+                if row.held { good("yes") } else { bad("no") },
+                row.artifact_type.clone().unwrap_or_default(),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&table.lines());
+    }
     if let Some(document) = &report.document {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "\n{document:#}");

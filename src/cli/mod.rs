@@ -21,6 +21,7 @@ mod remove;
 mod scrub;
 mod serve;
 mod setup;
+mod status;
 mod table;
 mod validate;
 mod warm;
@@ -55,6 +56,8 @@ enum Verb {
     /// Work on a store that no larder has open
     #[command(subcommand)]
     Store(convert::Store),
+    /// Show how a larder is doing: hits, traffic, upstreams, fills, disk and jobs
+    Status(status::Status),
     /// List what is held: images by tag, and those pulled by digest
     Ls(list::List),
     /// List the tags held of a repository
@@ -161,6 +164,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Validate(settings) => validate::run(&settings.load()?),
         Verb::Healthy(settings) => healthy::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
+        Verb::Status(arguments) => status::run(arguments),
         Verb::Ls(arguments) => list::list(arguments),
         Verb::Tags(arguments) => list::tags(arguments),
         Verb::Inspect(arguments) => inspect::run(arguments),

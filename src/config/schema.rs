@@ -114,7 +114,7 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Where `/livez`, `/readyz`, `/metrics` and `/api/v1` are, as plain HTTP.
+    /// Where the pages, `/livez`, `/readyz`, `/metrics` and `/api/v1` are, as plain HTTP.
     pub listen: Addresses,
     /// Where TLS is spoken.
     pub tls_listen: Addresses,
@@ -124,7 +124,7 @@ pub struct Admin {
     /// PEM file with the certificate's key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
-    /// File with the token that `/api/v1` asks for beyond loopback; read when it is needed.
+    /// File with the token that `/api/v1` and the pages ask for beyond loopback; read when it is needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
 }

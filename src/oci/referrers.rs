@@ -50,8 +50,19 @@ impl Referrer {
         (known && typed && sized).then_some(Self { digest, descriptor })
     }
 
-    fn artifact_type(&self) -> Option<&str> {
+    /// What it is for, as its list states it.
+    pub fn artifact_type(&self) -> Option<&str> {
         self.descriptor.get("artifactType")?.as_str()
+    }
+
+    /// Its digest; of an algorithm that cannot be verified here, perhaps.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Its length in bytes, as its list states it.
+    pub fn size(&self) -> Option<u64> {
+        self.descriptor.get("size")?.as_u64()
     }
 }
 
@@ -91,6 +102,11 @@ impl Referrers {
     /// Whether this digest is in it.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.0.contains_key(&digest.to_string())
+    }
+
+    /// All entries, by digest.
+    pub fn iter(&self) -> impl Iterator<Item = &Referrer> {
+        self.0.values()
     }
 
     /// Whether nothing refers.

@@ -76,10 +76,26 @@ pub struct Report {
     pub blobs: Vec<Part>,
     /// What a pull of what is shown lacks.
     pub missing: Vec<Part>,
+    /// What is known here of what refers to what is shown: signatures, attestations.
+    #[serde(default)]
+    pub referrers: Vec<ReferrerRow>,
     /// What is shown, as JSON; none if it is not held, or no JSON.
     pub document: Option<Value>,
     /// The same, byte for byte.
     pub raw: Option<String>,
+}
+
+/// Something that refers to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferrerRow {
+    /// Its digest.
+    pub digest: String,
+    /// What it is for, as far as it is stated.
+    pub artifact_type: Option<String>,
+    /// Its length in bytes.
+    pub size: Option<u64>,
+    /// Whether its manifest is held.
+    pub held: bool,
 }
 
 /// What was found to be shown.
@@ -148,7 +164,8 @@ fn found(held: &Held<'_>, named: &Named, ask: &Ask, platform: Option<&Platform>)
             there: vec![found.clone()],
         });
     }
-    report(held, named, &tree, digest, image, shown)
+    let referrers = if ask.config { Vec::new() } else { referrers(held, named, &shown.digest)? };
+    Ok(Report { referrers, ..report(held, named, &tree, digest, image, shown)? })
 }
 
 /// The document that a reference stands for to who wants these types. If the types are those of images, and it is an
@@ -220,6 +237,23 @@ fn shown(
     Ok(Shown { digest, media_type, size, body })
 }
 
+fn referrers(held: &Held<'_>, named: &Named, subject: &Digest) -> Result<Vec<ReferrerRow>, OpsError> {
+    let known = held.referrers(&named.repository, subject).map_err(store)?;
+    let rows = known.iter().map(|referrer| {
+        let there = match referrer.digest().parse::<Digest>() {
+            Ok(digest) => held.manifest(&named.repository, &digest)?.is_some(),
+            Err(_) => false,
+        };
+        Ok(ReferrerRow {
+            digest: referrer.digest().to_owned(),
+            artifact_type: referrer.artifact_type().map(str::to_owned),
+            size: referrer.size(),
+            held: there,
+        })
+    });
+    rows.collect::<Result<_, StoreError>>().map_err(store)
+}
+
 fn report(
     held: &Held<'_>,
     named: &Named,
@@ -258,6 +292,7 @@ fn report(
         platforms: tree.images.iter().map(PlatformRow::from).collect(),
         blobs: image.map(|image| image.blobs.clone()).unwrap_or_default(),
         missing,
+        referrers: Vec::new(),
         document: text.and_then(|text| serde_json::from_str(text).ok()),
         raw: text.map(str::to_owned),
     })

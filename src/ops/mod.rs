@@ -19,10 +19,11 @@ pub mod question;
 pub mod reference;
 pub mod remove;
 pub mod scrub;
+pub mod status;
 pub mod task;
 pub mod tree;
 pub mod unpack;
 pub mod warm;
 
 pub use error::{Failure, OpsError};
-pub use operations::Operations;
+pub use operations::{Operations, Service};

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use url::form_urlencoded;
 
-use super::{Operations, OpsError, check, inspect, list};
+use super::{Operations, OpsError, check, inspect, list, status};
 
 /// Where the admin API is.
 pub const ROOT: &str = "/api/v1";
@@ -28,6 +28,8 @@ pub enum Question {
     Inspect(inspect::Ask),
     /// Whether pulls would succeed without the upstream.
     Check(check::Ask),
+    /// How the larder is doing.
+    Status,
 }
 
 impl Question {
@@ -62,6 +64,7 @@ impl Question {
                 pairs.extend(ask.platforms.iter().map(|it| ("platform", it.clone())));
                 "/check"
             }
+            Self::Status => "/status",
         };
         (path, pairs)
     }
@@ -77,6 +80,7 @@ impl Question {
                 let (references, platforms) = (pairs.all("reference"), pairs.all("platform"));
                 Ok(Self::Check(check::Ask { references, platforms }))
             }
+            "/status" => Ok(Self::Status),
             _ => return None,
         };
         Some(question.and_then(|question| pairs.end().map(|()| question)))
@@ -90,6 +94,7 @@ impl Question {
             Self::Tags { repository } => json(&list::list(cache, Some(&repository), false).await?),
             Self::Inspect(ask) => json(&inspect::inspect(cache, ask).await?),
             Self::Check(ask) => json(&check::check(cache, ask).await?),
+            Self::Status => json(&status::status(operations).await?),
         }
     }
 }
@@ -184,6 +189,7 @@ mod tests {
                 config: true,
                 index: false,
             }),
+            Question::Status,
             Question::Check(check::Ask {
                 references: vec![text("a"), text("b")],
                 platforms: vec![text("linux/amd64")],
@@ -203,6 +209,7 @@ mod tests {
             ("/tags", ""),
             ("/images", "repository=a&repository=b"),
             ("/images", "repositry=a"),
+            ("/status", "verbose"),
             ("/inspect", "reference=a&oci=maybe"),
         ] {
             assert!(Question::read(path, query).is_some_and(|read| read.is_err()), "{path}?{query}");

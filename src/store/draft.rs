@@ -66,6 +66,8 @@ pub struct Draft {
     /// `None` if nothing of it was ever to be written.
     body: Option<Body>,
     progress: watch::Sender<Progress>,
+    /// Bytes that an earlier draft left.
+    left: u64,
     window: Mutex<Window>,
     /// Whether what comes is written. Once it is not, the window is all there is of it.
     kept: AtomicBool,
@@ -80,6 +82,16 @@ impl Draft {
     /// The progress now.
     pub fn progress(&self) -> Progress {
         *self.progress.borrow()
+    }
+
+    /// Bytes that were there when it was opened.
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// How many read it along.
+    pub fn followers(&self) -> usize {
+        self.window().followers()
     }
 
     /// Sets the length that the upstream announced. Needs no blocking thread.
@@ -281,6 +293,7 @@ impl Store {
             body: body.clone().map(Body::File),
             digest: *digest,
             progress: watch::Sender::new(Progress { received: left, written: left, total: None, end: None }),
+            left,
             window: Mutex::default(),
         };
         let hasher = DraftHasher { hasher: Hasher::new(digest.algorithm()), left, body };

@@ -88,6 +88,10 @@ impl Window {
         !self.followers.is_empty()
     }
 
+    pub(super) fn followers(&self) -> usize {
+        self.followers.len()
+    }
+
     pub(super) fn moved_to(&mut self, id: u64, at: u64) {
         // Whoever was lost stays so.
         if let Some(before) = self.followers.get_mut(&id) {

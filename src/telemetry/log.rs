@@ -11,6 +11,7 @@ use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
 use super::repeats::{Repeats, Sparing};
 use super::trace::{self, TraceError, Traces};
+use super::warnings::Warnings;
 use crate::config::schema::{self, Log, LogFormat};
 
 /// Why the log cannot be set up.
@@ -29,6 +30,7 @@ pub enum LogError {
 pub struct LogLevel {
     filter: reload::Handle<EnvFilter, Registry>,
     repeats: Repeats,
+    warnings: Warnings,
 }
 
 impl LogLevel {
@@ -37,6 +39,11 @@ impl LogLevel {
         // A process whose log another has set up has none of its own to change.
         let _ = self.filter.reload(filter(level)?);
         Ok(())
+    }
+
+    /// What was warned of lately.
+    pub fn warnings(&self) -> Warnings {
+        self.warnings.clone()
     }
 
     /// Says how often failures were left out that had been said before. To be called every few seconds.
@@ -86,6 +93,9 @@ pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces
             .with_filter(filter_fn(ours).with_max_level_hint(LevelFilter::INFO))
     });
     // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter.and(events))).with(spans).try_init();
-    Ok((LogLevel { filter: level, repeats }, traces))
+    let warnings = Warnings::default();
+    let kept = warnings.clone().with_filter(LevelFilter::WARN);
+    let lines = lines.with_filter(filter.and(events));
+    let _ = tracing_subscriber::registry().with(lines).with(spans).with(kept).try_init();
+    Ok((LogLevel { filter: level, repeats, warnings }, traces))
 }

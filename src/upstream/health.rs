@@ -9,6 +9,7 @@ use crate::oci::UpstreamName;
 use crate::telemetry::Metrics;
 
 use super::error::UpstreamError;
+use super::state::{Breaker, HealthState, millis};
 
 /// Failures in a row after which an endpoint is left alone. Each is a whole request, repetitions included.
 const FAILURES: u32 = 3;
@@ -65,6 +66,19 @@ impl Record {
         self.until = Some(now + time);
         Some(time)
     }
+
+    /// As it is told to who looks on; and how long it is still left alone.
+    fn state(&self, now: Instant) -> (HealthState, Option<Duration>) {
+        let left =
+            self.until.and_then(|until| until.checked_duration_since(now)).filter(|left| !left.is_zero());
+        let breaker = match (self.until, left) {
+            (None, _) => Breaker::Closed,
+            (Some(_), Some(_)) => Breaker::Open,
+            (Some(_), None) => Breaker::HalfOpen,
+        };
+        let error = self.last.as_ref().map(ToString::to_string);
+        (HealthState { breaker, failures: self.failures, error, open_until: None }, left)
+    }
 }
 
 /// The health of one endpoint.
@@ -118,6 +132,12 @@ impl Health {
         }
     }
 
+    /// How it has been doing, for who looks on.
+    pub(super) fn state(&self) -> HealthState {
+        let (state, left) = self.record().state(self.clock.instant());
+        HealthState { open_until: left.map(|left| self.clock.now().saturating_add(millis(left))), ..state }
+    }
+
     /// Whether it is left alone, or was and nobody knows yet whether it works again.
     pub(super) fn is_suspect(&self) -> bool {
         self.record().until.is_some()
@@ -169,6 +189,9 @@ mod tests {
         assert_eq!(record.permit(now), Ok(false));
         assert_eq!(record.failed(now, &refused(), 0.5), Some(FIRST));
         assert_eq!(record.permit(now), Err(FIRST));
+        let (state, left) = record.state(now);
+        assert_eq!((state.breaker, state.failures, left), (Breaker::Open, 3, Some(FIRST)));
+        assert_eq!(record.state(now + FIRST).0.breaker, Breaker::HalfOpen);
         // Answers to what was asked before change nothing.
         assert_eq!(record.failed(now, &refused(), 0.5), None);
         assert_eq!(record.permit(now + FIRST), Ok(true));

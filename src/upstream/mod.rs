@@ -24,6 +24,7 @@ mod realm;
 mod remote;
 mod retry;
 mod router;
+mod state;
 mod tls;
 mod tokens;
 
@@ -39,6 +40,7 @@ use tokio::sync::futures::Notified;
 pub use error::{BuildError, UpstreamError};
 pub use origin::files;
 pub use router::{RouteError, Router};
+pub use state::{Breaker, EndpointState, HealthState, QuotaState, UpstreamState};
 
 use crate::clock::Clock;
 use crate::config::Config;

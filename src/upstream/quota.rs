@@ -15,6 +15,7 @@ use crate::telemetry::Metrics;
 
 use super::endpoint::Surroundings;
 use super::error::UpstreamError;
+use super::state::{QuotaState, millis};
 
 /// How long a registry is left alone that refuses for its rate and does not say how long: the first time, doubled
 /// with every refusal after it.
@@ -146,6 +147,26 @@ impl Quota {
     pub(super) fn is_above(&self, floor: f64) -> bool {
         let reading = *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         reading.is_none_or(|reading| reading.is_above(floor, self.clock.instant()))
+    }
+
+    /// What was last told, for who looks on.
+    pub(super) fn state(&self) -> Option<QuotaState> {
+        let reading = (*self.reading.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let since = self.clock.instant().saturating_duration_since(reading.at);
+        let seen_at = self.clock.now().saturating_sub(millis(since));
+        Some(QuotaState {
+            limit: reading.limit,
+            remaining: reading.remaining,
+            window: reading.window.map(|window| window.as_secs()),
+            seen_at,
+            resets_at: reading.window.map(|window| seen_at.saturating_add(millis(window))),
+        })
+    }
+
+    /// Until when manifests are not asked for, for who looks on.
+    pub(super) fn limited_until(&self) -> Option<u64> {
+        let left = self.rest().left(Counted::Manifest, self.clock.instant())?;
+        Some(self.clock.now().saturating_add(millis(left)))
     }
 
     /// Refuses what the registry would refuse, without asking it.

@@ -1,6 +1,8 @@
 //! Who may ask the operator's API: anybody on this machine, and beyond it who has the token. A page in a browser on this
 //! machine is not the operator, whatever address its requests come from.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, Method};
@@ -17,7 +19,7 @@ const TOKEN_MAX: usize = 4096;
 pub(super) async fn pass(head: &Parts, trusting: bool, operations: &Operations) -> Result<(), Refusal> {
     if !trusting {
         let token = token(operations).await.ok_or(Refusal::NoToken)?;
-        if !bearer(&head.headers).is_some_and(|given| same(given.as_bytes(), &token)) {
+        if !given(&head.headers).is_some_and(|given| same(&given, &token)) {
             return Err(Refusal::Token);
         }
     } else if !is_own_host(head) {
@@ -46,9 +48,17 @@ async fn token(operations: &Operations) -> Option<Vec<u8>> {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The token as it was sent: as `Bearer`, or as the password of `Basic`, which is what browsers ask people for.
+fn given(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let token = token.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(token.as_bytes().to_vec());
+    }
+    let pair = scheme.eq_ignore_ascii_case("basic").then(|| BASE64.decode(token))?.ok()?;
+    // Whoever has the token is the operator, by whatever name.
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    Some(pair[colon + 1..].to_vec())
 }
 
 /// Compares in a time that tells nothing of where they differ, nor of their lengths.
@@ -97,6 +107,21 @@ mod tests {
         }
         for other in ["larder.example.com", "127.0.0.1.example.com", "localhost.example.com:80", "a b"] {
             assert!(!is_own_host(&head(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_a_bearers_or_a_password() {
+        let given = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, text.parse().expect("a value"));
+            given(&headers).map(|token| String::from_utf8_lossy(&token).into_owned())
+        };
+        assert_eq!(given("Bearer  a-token ").as_deref(), Some("a-token"));
+        assert_eq!(given(&format!("basic {}", BASE64.encode("me:a:token"))).as_deref(), Some("a:token"));
+        assert_eq!(given(&format!("Basic {}", BASE64.encode(":t"))).as_deref(), Some("t"));
+        for none in ["Basic", "Basic ???", "Digest x", &format!("Basic {}", BASE64.encode("token"))] {
+            assert_eq!(given(none), None, "{none}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! The operator's port: is it alive, is it ready, what does it count; and below `/api/v1` everything that the command
-//! line does.
+//! The operator's port: is it alive, is it ready, what does it count; below `/api/v1` everything that the command line
+//! does, and elsewhere pages for people.
 
 mod gate;
 mod jobs;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use serde::Serialize;
 
@@ -20,6 +21,7 @@ use crate::ops::{Failure, Operations, OpsError, export, import};
 use crate::telemetry::Metrics;
 
 use super::body::Body;
+use super::ui;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -75,7 +77,19 @@ impl Admin {
             "/metrics" => {
                 plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
             }
-            _ => plain(StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz, /metrics and /api/v1\n"),
+            _ => self.page(&request.into_parts().0).await,
+        }
+    }
+
+    /// Answers with a page, to whom the API answers too.
+    async fn page(&self, head: &Parts) -> Response<Body> {
+        // The looks of the pages are no secret, and the page that asks for a token has them too.
+        if let Some(file) = ui::file(head) {
+            return file;
+        }
+        match gate::pass(head, self.trusting, &self.operations).await {
+            Ok(()) => ui::answer(&self.operations, head, status_of).await,
+            Err(refusal) => refusal.page(),
         }
     }
 
@@ -127,8 +141,8 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn answer(self) -> Response<Body> {
-        let (status, code, message) = match self {
+    fn told(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
             Self::Token => (
                 StatusCode::UNAUTHORIZED,
                 "token",
@@ -149,7 +163,24 @@ impl Refusal {
                 "media-type",
                 "send it with `Content-Type: application/json`, or an archive with `application/x-tar`",
             ),
-        };
+        }
+    }
+
+    /// As a page. The browser is told to ask for the token.
+    fn page(self) -> Response<Body> {
+        let (status, _, message) = self.told();
+        if self != Self::Token {
+            return ui::failure(status, message);
+        }
+        let message = "sign in with any name, and the token of admin.token_file as the password";
+        let mut answer = ui::failure(status, message);
+        let challenge = HeaderValue::from_static("Basic realm=\"larder\", charset=\"UTF-8\"");
+        answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        answer
+    }
+
+    fn answer(self) -> Response<Body> {
+        let (status, code, message) = self.told();
         let mut answer = refused(status, code, message);
         if self == Self::Token {
             answer
@@ -169,7 +200,11 @@ fn answered(result: Result<impl Serialize, OpsError>) -> Response<Body> {
 
 /// From meanings to statuses.
 fn failed(error: &OpsError) -> Response<Body> {
-    let status = match error {
+    json(status_of(error), &Refused { error: error.failure() })
+}
+
+fn status_of(error: &OpsError) -> StatusCode {
+    match error {
         OpsError::Invalid(_) => StatusCode::BAD_REQUEST,
         OpsError::NotHeld(_)
         | OpsError::Missing { .. }
@@ -179,8 +214,7 @@ fn failed(error: &OpsError) -> Response<Body> {
         OpsError::Content(_) => StatusCode::UNPROCESSABLE_ENTITY,
         OpsError::Cache(CacheError::Store(_)) => StatusCode::INTERNAL_SERVER_ERROR,
         OpsError::Cache(_) => StatusCode::BAD_GATEWAY,
-    };
-    json(status, &Refused { error: error.failure() })
+    }
 }
 
 /// The document of every refusal.

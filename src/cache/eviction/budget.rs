@@ -22,11 +22,11 @@ const GONE_ON_WITH: u64 = 10 * 60 * 1000;
 
 /// What the operator set, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(in crate::cache) struct Limits {
     /// What the store may take on disk.
-    pub(super) max_size: u64,
+    pub(in crate::cache) max_size: u64,
     /// What stays free on its disk.
-    pub(super) min_free: u64,
+    pub(in crate::cache) min_free: u64,
 }
 
 impl Limits {

@@ -120,11 +120,11 @@ pub(super) struct Victim {
 
 /// What the ledger tells of all it holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Figures {
+pub(in crate::cache) struct Figures {
     /// When the entry was asked for that was not asked for longest, in milliseconds since 1970.
-    pub(super) oldest: Option<u64>,
+    pub(in crate::cache) oldest: Option<u64>,
     /// Bytes of blobs that no manifest held needs.
-    pub(super) loose: u64,
+    pub(in crate::cache) loose: u64,
 }
 
 /// So much of what is held.

@@ -12,6 +12,7 @@ mod ledger;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -22,8 +23,11 @@ use crate::store::BlobEntry;
 use budget::{Limits, for_drafts};
 pub(super) use keeper::Closed;
 pub(super) use ledger::Stamp;
-use ledger::{Kind, Ledger, Victim};
+use ledger::{Figures, Kind, Ledger, Victim};
 pub use ledger::{Reached, Reading, Tally};
+
+/// How long it is good enough to know what all that is held comes to.
+const FIGURES_FOR: Duration = Duration::from_secs(5);
 
 /// What all requests and the keeper share.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(super) struct Eviction {
     seen: AtomicU64,
     /// Something came, or is about to: is there room?
     look: Notify,
+    /// What all that is held came to lately, for who looks on.
+    figures: Mutex<Option<(Instant, Figures)>>,
 }
 
 impl Eviction {
@@ -48,6 +54,7 @@ impl Eviction {
             complete: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             look: Notify::new(),
+            figures: Mutex::default(),
         }
     }
 
@@ -156,6 +163,25 @@ impl Eviction {
         self.limits().max_size
     }
 
+    /// Where the bytes of blobs are.
+    pub(super) fn kind(&self) -> BlobStore {
+        self.kind
+    }
+
+    /// What all that is held comes to, a few seconds old at most: to know it is to look at every entry, while requests
+    /// wait, however many look on.
+    pub(super) fn figures(&self) -> Figures {
+        let mut known = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, figures)) = *known
+            && at.elapsed() < FIGURES_FOR
+        {
+            return figures;
+        }
+        let figures = self.ledger().figures();
+        *known = Some((Instant::now(), figures));
+        figures
+    }
+
     /// Whether the ledger knows all that is held.
     pub(super) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
@@ -191,7 +217,7 @@ impl Eviction {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -117,6 +117,28 @@ async fn together(
     })
 }
 
+/// What is known here of what refers to a manifest: the last list that its upstream gave, and the manifests held. Asks
+/// nobody; that nothing is known does not mean that nothing refers.
+pub(super) fn known(
+    shared: &Shared,
+    repository: &Repository,
+    subject: &Digest,
+) -> Result<Referrers, StoreError> {
+    let store = &shared.store;
+    let list = match store.referrers_list(repository, subject)? {
+        Some(fact) => Some(fact),
+        None => store.tag(repository, &Tag::of_referrers(subject), None)?,
+    };
+    let document = match list.map(|fact| store.manifest(&fact.digest)) {
+        Some(Ok(document)) => document,
+        None | Some(Err(StoreError::Damaged(_))) => None,
+        Some(Err(error)) => return Err(error),
+    };
+    let mut known = document.and_then(|it| Referrers::read(&it.body)).unwrap_or_default();
+    add_held(store, repository, &store.referrers(repository, subject, HELD_MAX)?, &mut known)?;
+    Ok(known)
+}
+
 /// Adds those of the manifests held that the list lacks. One that has gone, or is damaged, is not held.
 fn add_held(
     store: &Store,

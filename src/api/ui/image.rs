@@ -1,0 +1,427 @@
+//! One image: what it is, what of it is held, how to pull it, and the documents themselves.
+
+use askama::Template;
+use serde_json::Value;
+
+use crate::ops::inspect::{self, Ask, Report};
+use crate::ops::list::PlatformRow;
+use crate::ops::platform::{NO_IMAGE, Platform};
+use crate::ops::tree::Part;
+use crate::ops::{Operations, OpsError, check, reference};
+
+use super::figures::Badge;
+use super::images::{Chip, chips, fresh};
+use super::pull::{Command, Place};
+use super::raw::asked;
+use super::words::{self, Size, When, of, short};
+use super::{Page, render};
+
+/// Entries of a list in somebody's document that are shown; the raw document has all.
+const SHOWN: usize = 200;
+/// A longer document is not shown, only linked to.
+const READABLE: usize = 256 << 10;
+
+#[derive(Template)]
+#[template(path = "image.html", config = "src/api/ui/askama.toml")]
+struct ImagePage {
+    page: Page,
+    reference: String,
+    repository: String,
+    /// What stands behind the repository: tag, digest, or both.
+    rest: String,
+    platform: Option<String>,
+    tabs: Vec<Tab>,
+    digest: String,
+    media_type: String,
+    size: Option<Size>,
+    index: Option<(String, String)>,
+    checked: Option<When>,
+    fresh: Badge,
+    /// What is held, in a sentence.
+    says: String,
+    complete: bool,
+    offline: Badge,
+    reason: Option<String>,
+    platforms: Vec<ManifestRow>,
+    chips: Vec<Chip>,
+    parts: Vec<PartRow>,
+    total: Size,
+    config: Option<ConfigFacts>,
+    /// Whether there is a config that is not held.
+    config_missing: bool,
+    annotations: Vec<(String, String)>,
+    referrers: Vec<ReferrerLine>,
+    documents: Vec<Shown>,
+    place: Option<Place>,
+    commands: Vec<Command>,
+}
+
+/// One of the documents that a reference leads to.
+struct Tab {
+    name: String,
+    link: String,
+    current: bool,
+    complete: bool,
+}
+
+/// A line of an index.
+struct ManifestRow {
+    name: String,
+    link: String,
+    digest: String,
+    short: String,
+    size: Size,
+    held: Badge,
+}
+
+/// A config, layer, or whatever else a manifest needs.
+struct PartRow {
+    role: String,
+    digest: String,
+    short: String,
+    media_type: String,
+    size: Option<Size>,
+    held: Badge,
+}
+
+struct ReferrerLine {
+    digest: String,
+    short: String,
+    link: Option<String>,
+    artifact_type: String,
+    size: Option<Size>,
+    held: Badge,
+}
+
+/// A document to be read.
+struct Shown {
+    name: &'static str,
+    digest: String,
+    link: String,
+    /// None if it is too long.
+    text: Option<String>,
+}
+
+/// What a config says of the containers that are made of its image.
+#[derive(Default)]
+struct ConfigFacts {
+    created: Option<String>,
+    author: Option<String>,
+    rows: Vec<(&'static str, String)>,
+    env: Vec<String>,
+    labels: Vec<(String, String)>,
+    history: Vec<Step>,
+}
+
+/// A step of an image's history.
+struct Step {
+    command: String,
+    created: Option<String>,
+    /// Whether it changed no file.
+    empty: bool,
+}
+
+/// The page of what the query asks for.
+pub(super) async fn page(operations: &Operations, query: &str) -> Result<String, OpsError> {
+    let ask = Ask { config: false, ..asked(query)? };
+    let cache = operations.cache();
+    let report = inspect::inspect(cache, ask.clone()).await?;
+    let platforms = ask.platform.clone().into_iter().collect();
+    let references = vec![ask.reference.clone()];
+    let check = check::check(cache, check::Ask { references, platforms }).await?;
+    let has_config = report.document.as_ref().is_some_and(|document| document.get("config").is_some());
+    let config = if has_config { config_of(operations, &ask).await? } else { None };
+    let verdict = check.images.into_iter().next();
+    let offline = offline(&report, verdict.as_ref());
+    let reason = verdict.and_then(|verdict| verdict.reason);
+    let place = Place::of(operations.service());
+    let named = reference::parse(cache, &report.reference)?;
+    let rest = report.reference.strip_prefix(&named.repository.to_string()).unwrap_or_default().to_owned();
+    // Not all clients take a tag and a digest at once, and the digest is what is meant.
+    let image = match (&named.digest, &named.tag) {
+        (Some(digest), _) => format!("{}@{digest}", named.repository),
+        (None, Some(tag)) => format!("{}:{tag}", named.repository),
+        (None, None) => named.repository.to_string(),
+    };
+    let platform = ask.platform.as_deref();
+    let commands = place.as_ref().map(|place| place.commands(&image, platform)).unwrap_or_default();
+    let repository = named.repository.to_string();
+    let mut documents = vec![shown("Manifest", &report, &ask, false)];
+    documents.extend(config.as_ref().map(|config| shown("Config", config, &ask, true)));
+    let is_index = is_index(&report);
+    render(&ImagePage {
+        page: Page::new(report.reference.clone(), "images"),
+        rest,
+        platform: ask.platform.clone().or_else(|| report.platform.clone()),
+        tabs: if report.index.is_some() || is_index { tabs(&report, &ask, &repository) } else { Vec::new() },
+        digest: report.digest.to_string(),
+        media_type: report.media_type.clone().unwrap_or_else(|| "not stated".to_owned()),
+        size: report.size.map(Size),
+        index: report.index.map(|index| (index.to_string(), short(&index.to_string()))),
+        checked: report.checked_at.map(|at| When { at, now: operations.now() }),
+        fresh: fresh(report.freshness),
+        says: sentence(&report.says),
+        complete: report.complete,
+        offline,
+        reason,
+        platforms: if is_index { manifests(&report, &repository) } else { Vec::new() },
+        chips: chips(&report.platforms),
+        parts: parts(&report),
+        total: Size(report.blobs.iter().filter_map(|part| part.size).fold(0, u64::saturating_add)),
+        config_missing: has_config && config.is_none(),
+        config: config.and_then(|config| config.document).map(|document| facts(&document)),
+        annotations: report.document.as_ref().map(|it| pairs(&it["annotations"])).unwrap_or_default(),
+        referrers: referrers(&report, &repository),
+        documents,
+        place,
+        commands,
+        repository,
+        reference: report.reference,
+    })
+}
+
+/// Whether clients could go on pulling it with the upstream gone.
+fn offline(report: &Report, verdict: Option<&check::Verdict>) -> Badge {
+    let stale = match verdict {
+        Some(verdict) if verdict.pullable => return Badge::new("good", "pullable without the upstream"),
+        verdict => verdict.is_none_or(|verdict| verdict.reason.is_some()),
+    };
+    let whole = chips(&report.platforms).iter().filter(|chip| chip.complete).count();
+    match whole {
+        1.. if is_index(report) && !stale => {
+            Badge::new("fair", format!("{} pullable without the upstream", of(whole as u64, "platform")))
+        }
+        _ => Badge::new("bad", "not pullable without the upstream"),
+    }
+}
+
+/// As a sentence of its own. What begins with a name begins as the name does.
+fn sentence(says: &str) -> String {
+    match says.strip_prefix("the ") {
+        Some(rest) => format!("The {rest}."),
+        None => format!("{says}."),
+    }
+}
+
+/// The config of the image that is shown, if it is held.
+async fn config_of(operations: &Operations, ask: &Ask) -> Result<Option<Report>, OpsError> {
+    let ask = Ask { config: true, index: false, oci: false, media_type: None, ..ask.clone() };
+    match inspect::inspect(operations.cache(), ask).await {
+        Ok(config) => Ok(Some(config)),
+        Err(OpsError::NotHeld(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_index(report: &Report) -> bool {
+    report.document.as_ref().is_some_and(|document| document.get("manifests").is_some())
+}
+
+/// Where a manifest of an index has its page: by its platform, if that leads to it and to no other, else by its digest.
+fn link(report: &Report, repository: &str, row: &PlatformRow) -> String {
+    let there = || report.platforms.iter().map(|row| row.platform.as_deref());
+    let leads = |platform: &&str| {
+        let place = Platform::parse(platform).ok().and_then(|platform| platform.choose(there()));
+        place.and_then(|place| report.platforms.get(place)).is_some_and(|found| found.digest == row.digest)
+    };
+    match row.platform.as_deref().filter(leads) {
+        Some(platform) => words::image("/image", &report.reference, &[("platform", platform)]),
+        None => words::image("/image", &format!("{repository}@{}", row.digest), &[]),
+    }
+}
+
+/// The index, and one tab for each platform; what has no platform of its own is reached by its digest.
+fn tabs(report: &Report, ask: &Ask, repository: &str) -> Vec<Tab> {
+    let whole = report.platforms.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
+    let mut tabs = vec![Tab {
+        name: "Index".to_owned(),
+        link: words::image("/image", &report.reference, &[]),
+        current: report.index.is_none(),
+        complete: whole.clone().all(|row| row.complete),
+    }];
+    for row in whole.take(SHOWN) {
+        let Some(platform) = &row.platform else { continue };
+        if tabs.iter().any(|tab| tab.name == *platform) {
+            continue;
+        }
+        tabs.push(Tab {
+            name: platform.clone(),
+            link: link(report, repository, row),
+            current: report.index.is_some()
+                && report.platform.as_ref().or(ask.platform.as_ref()) == Some(platform),
+            complete: row.complete,
+        });
+    }
+    tabs
+}
+
+fn held(there: bool) -> Badge {
+    if there { Badge::new("good", "held") } else { Badge::new("bad", "not held") }
+}
+
+fn manifests(report: &Report, repository: &str) -> Vec<ManifestRow> {
+    let rows = report.platforms.iter().map(|row| {
+        let digest = row.digest.to_string();
+        let image = row.platform.as_deref().filter(|platform| *platform != NO_IMAGE);
+        ManifestRow {
+            name: image.unwrap_or("not an image: an attestation, for example").to_owned(),
+            link: link(report, repository, row),
+            short: short(&digest),
+            digest,
+            size: Size(row.size),
+            held: match (row.complete, row.manifest) {
+                (true, _) => Badge::new("good", "held whole"),
+                (false, true) => Badge::new("fair", "manifest only"),
+                (false, false) => Badge::new("bad", "not held"),
+            },
+        }
+    });
+    rows.take(SHOWN).collect()
+}
+
+fn parts(report: &Report) -> Vec<PartRow> {
+    let document = report.document.as_ref();
+    let config = document.and_then(|document| document["config"]["digest"].as_str());
+    let mut layers = 0;
+    let mut row = |part: &Part| {
+        let digest = part.digest.to_string();
+        let role = if config == Some(digest.as_str()) {
+            "config".to_owned()
+        } else {
+            layers += 1;
+            format!("layer {layers}")
+        };
+        PartRow {
+            role,
+            short: short(&digest),
+            digest,
+            media_type: part.media_type.clone().unwrap_or_else(|| "not stated".to_owned()),
+            size: part.size.map(Size),
+            held: if part.foreign && !part.held {
+                Badge::new("fair", "lies elsewhere")
+            } else {
+                held(part.held)
+            },
+        }
+    };
+    report.blobs.iter().map(&mut row).collect()
+}
+
+fn referrers(report: &Report, repository: &str) -> Vec<ReferrerLine> {
+    let line = |row: &inspect::ReferrerRow| ReferrerLine {
+        digest: row.digest.clone(),
+        short: short(&row.digest),
+        link: row.held.then(|| words::image("/image", &format!("{repository}@{}", row.digest), &[])),
+        artifact_type: row.artifact_type.clone().unwrap_or_else(|| "not stated".to_owned()),
+        size: row.size.map(Size),
+        held: held(row.held),
+    };
+    report.referrers.iter().take(SHOWN).map(line).collect()
+}
+
+fn shown(name: &'static str, report: &Report, ask: &Ask, config: bool) -> Shown {
+    let mut more: Vec<(&str, &str)> = Vec::new();
+    more.extend(ask.platform.as_deref().map(|platform| ("platform", platform)));
+    if config {
+        more.push(("config", "true"));
+    }
+    let text = match &report.document {
+        Some(document) => serde_json::to_string_pretty(document).ok(),
+        None => report.raw.clone(),
+    };
+    Shown {
+        name: if is_index(report) && !config { "Index" } else { name },
+        digest: report.digest.to_string(),
+        link: if report.raw.is_some() {
+            words::image("/raw", &report.reference, &more)
+        } else {
+            String::new()
+        },
+        text: text.filter(|text| text.len() <= READABLE),
+    }
+}
+
+/// A value as it is read: texts without their quotation marks.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+/// The entries of an object.
+fn pairs(value: &Value) -> Vec<(String, String)> {
+    let entries = value.as_object().into_iter().flatten();
+    entries.take(SHOWN).map(|(key, value)| (key.clone(), text(value))).collect()
+}
+
+/// The entries of a list.
+fn list(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().take(SHOWN).map(text).collect()
+}
+
+fn facts(document: &Value) -> ConfigFacts {
+    let config = &document["config"];
+    // A list of words as a shell would be told it, so that it shows where one ends.
+    let words = |key: &str| {
+        let all = list(&config[key]);
+        (!all.is_empty()).then(|| serde_json::to_string(&all).unwrap_or_default())
+    };
+    let one = |value: &Value| Some(text(value)).filter(|text| !text.is_empty());
+    let keys = |key: &str| {
+        let keys: Vec<String> = pairs(&config[key]).into_iter().map(|(key, _)| key).collect();
+        (!keys.is_empty()).then(|| keys.join(", "))
+    };
+    let platform: Vec<String> =
+        ["os", "architecture", "variant"].iter().filter_map(|key| one(&document[key])).collect();
+    let platform = platform.join("/");
+    let rows = [
+        ("Entrypoint", words("Entrypoint")),
+        ("Command", words("Cmd")),
+        ("Working directory", one(&config["WorkingDir"])),
+        ("User", one(&config["User"])),
+        ("Ports", keys("ExposedPorts")),
+        ("Volumes", keys("Volumes")),
+        ("Stop signal", one(&config["StopSignal"])),
+        ("Platform", (!platform.is_empty()).then_some(platform)),
+    ];
+    let steps = document["history"].as_array().into_iter().flatten().take(SHOWN);
+    ConfigFacts {
+        created: one(&document["created"]),
+        author: one(&document["author"]),
+        rows: rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        env: list(&config["Env"]),
+        labels: pairs(&config["Labels"]),
+        history: steps
+            .map(|step| Step {
+                command: one(&step["created_by"]).or_else(|| one(&step["comment"])).unwrap_or_default(),
+                created: one(&step["created"]),
+                empty: step["empty_layer"].as_bool().unwrap_or_default(),
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_config_of_any_shape_gives_what_it_has() {
+        for odd in [json!(null), json!([1]), json!("x"), json!({"config": 7, "history": {}, "created": 5})] {
+            assert!(facts(&odd).env.is_empty());
+        }
+        let facts = facts(&json!({
+            "created": "2026-01-02T03:04:05Z",
+            "os": "linux",
+            "config": {"Entrypoint": ["/a b", "c"], "Env": ["A=1"], "ExposedPorts": {"80/tcp": {}}, "Labels": {"x": 1}},
+            "history": [{"created_by": "COPY", "empty_layer": true}]
+        }));
+        assert_eq!(facts.rows[0], ("Entrypoint", r#"["/a b","c"]"#.to_owned()));
+        assert!(facts.rows.contains(&("Ports", "80/tcp".to_owned())));
+        assert_eq!((facts.env[0].as_str(), facts.labels[0].1.as_str()), ("A=1", "1"));
+        assert!(facts.history[0].empty);
+    }
+}

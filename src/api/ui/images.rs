@@ -1,0 +1,219 @@
+//! What is held: repositories, the tags of one, and what a search finds.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+
+use crate::ops::list::{self, Complete, Fresh, PlatformRow, Row};
+use crate::ops::platform::NO_IMAGE;
+use crate::ops::{Operations, OpsError};
+
+use super::figures::Badge;
+use super::words::{self, Size, When, of, short};
+use super::{Page, render};
+
+/// Rows on a page: more are nothing to read, and a search finds them.
+const SHOWN: usize = 1000;
+
+#[derive(Template)]
+#[template(path = "images.html", config = "src/api/ui/askama.toml")]
+struct Repositories {
+    page: Page,
+    rows: Vec<RepositoryRow>,
+    /// Whether nothing at all is held.
+    is_empty: bool,
+    /// What a search found, if there was one.
+    found: Option<Vec<TagRow>>,
+    /// How many rows are left out.
+    more: usize,
+}
+
+#[derive(Template)]
+#[template(path = "repository.html", config = "src/api/ui/askama.toml")]
+struct RepositoryPage {
+    page: Page,
+    repository: String,
+    rows: Vec<TagRow>,
+    more: usize,
+}
+
+struct RepositoryRow {
+    name: String,
+    tags: String,
+    /// What is held without a tag, in words.
+    untagged: Option<String>,
+    complete: Badge,
+    last_pull: Option<When>,
+}
+
+struct TagRow {
+    repository: String,
+    tag: Option<String>,
+    link: String,
+    digest: String,
+    short: String,
+    platforms: Vec<Chip>,
+    size: Size,
+    moved: Option<When>,
+    checked: Option<When>,
+    last_pull: Option<When>,
+    fresh: Badge,
+    complete: Badge,
+}
+
+/// A platform, and whether all of it is held.
+pub(super) struct Chip {
+    pub(super) name: String,
+    pub(super) complete: bool,
+}
+
+/// The repositories, or the tags that a search finds.
+pub(super) async fn all(operations: &Operations, query: &str) -> Result<String, OpsError> {
+    let report = list::list(operations.cache(), None, true).await?;
+    let is_empty = report.images.is_empty();
+    let mut page = Page::new("Images", "images");
+    query.clone_into(&mut page.query);
+    if query.is_empty() {
+        let mut rows = repositories(&report.images, report.now);
+        let more = rows.len().saturating_sub(SHOWN);
+        rows.truncate(SHOWN);
+        return render(&Repositories { page, rows, is_empty, found: None, more });
+    }
+    page.title = format!("Images with “{query}”");
+    let words: Vec<String> = query.to_lowercase().split_whitespace().map(str::to_owned).collect();
+    let hits: Vec<&Row> = report.images.iter().filter(|row| is_meant(row, &words)).collect();
+    let more = hits.len().saturating_sub(SHOWN);
+    let found = hits.into_iter().take(SHOWN).map(|row| tag_row(row, report.now)).collect();
+    render(&Repositories { page, rows: Vec::new(), is_empty, found: Some(found), more })
+}
+
+/// What is held of one repository.
+pub(super) async fn repository(operations: &Operations, name: &str) -> Result<String, OpsError> {
+    let report = list::list(operations.cache(), Some(name), true).await?;
+    let Some(first) = report.images.first() else {
+        return Err(OpsError::NotHeld(format!("nothing is held of {name}")));
+    };
+    let repository = first.repository.clone();
+    let more = report.images.len().saturating_sub(SHOWN);
+    let rows = report.images.iter().take(SHOWN).map(|row| tag_row(row, report.now)).collect();
+    render(&RepositoryPage { page: Page::new(repository.clone(), "images"), repository, rows, more })
+}
+
+/// Whether a row has all words somewhere in its name, tag or digest.
+fn is_meant(row: &Row, words: &[String]) -> bool {
+    let tag = row.tag.as_deref().unwrap_or_default();
+    let whole = format!("{}:{tag} {}", row.repository, row.digest).to_lowercase();
+    words.iter().all(|word| whole.contains(word))
+}
+
+fn repositories(images: &[Row], now: u64) -> Vec<RepositoryRow> {
+    let mut by_name: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    for row in images {
+        by_name.entry(&row.repository).or_default().push(row);
+    }
+    let row = |(name, rows): (&str, Vec<&Row>)| {
+        let tags = rows.iter().filter(|row| row.tag.is_some()).count();
+        let untagged = rows.len() - tags;
+        let whole = rows.iter().filter(|row| row.complete == Complete::All).count();
+        let some = rows.iter().any(|row| row.complete != Complete::None);
+        RepositoryRow {
+            name: name.to_owned(),
+            tags: of(tags as u64, "tag"),
+            untagged: (untagged > 0).then(|| format!("{untagged} by digest")),
+            complete: match (whole == rows.len(), some) {
+                (true, _) => Badge::new("good", "all held whole"),
+                (false, true) => Badge::new("fair", format!("{whole} of {} held whole", rows.len())),
+                (false, false) => Badge::new("bad", "none can be pulled offline"),
+            },
+            last_pull: rows.iter().filter_map(|row| row.last_pull).max().map(|at| When { at, now }),
+        }
+    };
+    by_name.into_iter().map(row).collect()
+}
+
+fn tag_row(row: &Row, now: u64) -> TagRow {
+    let digest = row.digest.to_string();
+    let reference = match &row.tag {
+        Some(tag) => format!("{}:{tag}", row.repository),
+        None => format!("{}@{digest}", row.repository),
+    };
+    let when = |at: Option<u64>| at.map(|at| When { at, now });
+    TagRow {
+        repository: row.repository.clone(),
+        tag: row.tag.clone(),
+        link: words::image("/image", &reference, &[]),
+        short: short(&digest),
+        digest,
+        platforms: chips(&row.platforms),
+        size: Size(row.size),
+        moved: when(row.moved_at),
+        checked: when(row.checked_at),
+        last_pull: when(row.last_pull),
+        fresh: fresh(row.freshness),
+        complete: match row.complete {
+            Complete::All => Badge::new("good", "whole"),
+            Complete::Some => Badge::new("fair", "some platforms"),
+            Complete::None => Badge::new("bad", "not pullable offline"),
+        },
+    }
+}
+
+/// The platforms, without what is no image.
+pub(super) fn chips(rows: &[PlatformRow]) -> Vec<Chip> {
+    let images = rows.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
+    let named = images.filter_map(|row| Some(Chip { name: row.platform.clone()?, complete: row.complete }));
+    named.collect()
+}
+
+/// Whether a tag has to be asked for again.
+pub(super) fn fresh(freshness: Fresh) -> Badge {
+    match freshness {
+        Fresh::Fresh => Badge::new("good", "fresh"),
+        Fresh::Immutable => Badge::new("good", "by digest"),
+        Fresh::Revalidate => Badge::new("fair", "to be confirmed"),
+        Fresh::Expired => Badge::new("fair", "expired"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Digest};
+
+    fn row(repository: &str, tag: Option<&str>, complete: Complete) -> Row {
+        Row {
+            repository: repository.to_owned(),
+            tag: tag.map(str::to_owned),
+            digest: Digest::of(Algorithm::Sha256, b"x"),
+            media_type: None,
+            platforms: Vec::new(),
+            size: 0,
+            moved_at: None,
+            checked_at: None,
+            last_pull: Some(5),
+            freshness: Fresh::Fresh,
+            complete,
+        }
+    }
+
+    #[test]
+    fn all_words_are_looked_for_everywhere() {
+        let row = row("docker.io/library/BusyBox", Some("1.36"), Complete::All);
+        let meant = |text: &str| is_meant(&row, &text.split(' ').map(str::to_lowercase).collect::<Vec<_>>());
+        assert!(meant("busy") && meant("box 1.3") && meant("busybox:1") && meant("sha256:2d71"));
+        assert!(!meant("busy alpine"));
+    }
+
+    #[test]
+    fn repositories_are_summed_up() {
+        let rows = [
+            row("a", Some("1"), Complete::All),
+            row("a", None, Complete::None),
+            row("b", Some("1"), Complete::None),
+        ];
+        let rows = repositories(&rows, 10);
+        assert_eq!((rows[0].tags.as_str(), rows[0].untagged.as_deref()), ("1 tag", Some("1 by digest")));
+        assert_eq!(rows[0].complete.text, "1 of 2 held whole");
+        assert_eq!(rows[1].complete.class, "bad");
+    }
+}

@@ -1,0 +1,113 @@
+//! How clients name this larder: commands that can be copied as they are.
+
+use crate::ops::Service;
+
+/// Where clients find this larder, as its own sockets tell; a name that a request came with is not to be trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Address and port.
+    pub(super) host: String,
+    /// Whether TLS is spoken there.
+    pub(super) tls: bool,
+    /// Whether it listens on all addresses, and `host` is only what this machine calls it.
+    pub(super) everywhere: bool,
+}
+
+/// A command for one client.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Command {
+    pub(super) client: &'static str,
+    pub(super) line: String,
+}
+
+impl Place {
+    /// The first one that clients reach over a network.
+    pub(super) fn of(service: Option<&Service>) -> Option<Self> {
+        service?.addresses.iter().find_map(|address| {
+            let (scheme, host) = address.split_once("://")?;
+            let port = host.rsplit_once(':')?.1;
+            let (host, everywhere) = if host.starts_with("0.0.0.0:") {
+                (format!("127.0.0.1:{port}"), true)
+            } else if host.starts_with("[::]:") {
+                (format!("[::1]:{port}"), true)
+            } else {
+                (host.to_owned(), false)
+            };
+            Some(Self { host, tls: scheme == "https", everywhere })
+        })
+    }
+
+    /// How each client pulls `image`, a repository with its upstream in front and a tag or digest.
+    pub(super) fn commands(&self, image: &str, platform: Option<&str>) -> Vec<Command> {
+        let Self { host, tls, .. } = self;
+        let plain = |flag: &str| if *tls { String::new() } else { format!(" {flag}") };
+        // An index can call a platform anything; what a shell would take apart is left out.
+        let fine = |text: &&str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+        let platform = platform.filter(fine);
+        let wanted = platform.map_or_else(String::new, |it| format!(" --platform {it}"));
+        let parts = platform.unwrap_or_default().split('/').filter(|part| !part.is_empty());
+        let overrides = ["os", "arch", "variant"]
+            .iter()
+            .zip(parts)
+            .fold(String::new(), |all, (flag, part)| all + " --override-" + flag + " " + part);
+        let name = image.rsplit('/').next().unwrap_or(image).split([':', '@']).next().unwrap_or(image);
+        [
+            ("docker", format!("docker pull{wanted} {host}/{image}")),
+            ("podman", format!("podman pull{}{wanted} {host}/{image}", plain("--tls-verify=false"))),
+            ("ctr", format!("ctr images pull{}{wanted} {host}/{image}", plain("--plain-http"))),
+            (
+                "skopeo",
+                format!(
+                    "skopeo{overrides} copy{} docker://{host}/{image} oci:{name}",
+                    plain("--src-tls-verify=false")
+                ),
+            ),
+            ("crane", format!("crane pull{}{wanted} {host}/{image} {name}.tar", plain("--insecure"))),
+        ]
+        .map(|(client, line)| Command { client, line })
+        .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(addresses: &[&str]) -> Option<Place> {
+        let addresses = addresses.iter().map(|it| (*it).to_owned()).collect();
+        Place::of(Some(&Service { addresses, ..Service::default() }))
+    }
+
+    #[test]
+    fn a_place_is_one_of_our_own() {
+        let found = |addresses| place(addresses).map(|place| (place.host, place.tls, place.everywhere));
+        let own = |host: &str, tls, everywhere| Some((host.to_owned(), tls, everywhere));
+        assert_eq!(found(&["unix:/run/a", "http://10.0.0.7:5000"]), own("10.0.0.7:5000", false, false));
+        assert_eq!(found(&["http://0.0.0.0:80"]), own("127.0.0.1:80", false, true));
+        assert_eq!(found(&["https://[::]:443"]), own("[::1]:443", true, true));
+        assert_eq!(found(&["unix:/run/a"]), None);
+        assert_eq!(Place::of(None), None);
+    }
+
+    #[test]
+    fn each_client_has_its_own_words() {
+        let plain = place(&["http://127.0.0.1:5000"]).expect("a place");
+        let lines: Vec<_> =
+            plain.commands("docker.io/a/b:1", Some("linux/arm/v7")).into_iter().map(|it| it.line).collect();
+        assert_eq!(
+            lines,
+            [
+                "docker pull --platform linux/arm/v7 127.0.0.1:5000/docker.io/a/b:1",
+                "podman pull --tls-verify=false --platform linux/arm/v7 127.0.0.1:5000/docker.io/a/b:1",
+                "ctr images pull --plain-http --platform linux/arm/v7 127.0.0.1:5000/docker.io/a/b:1",
+                "skopeo --override-os linux --override-arch arm --override-variant v7 copy --src-tls-verify=false \
+                 docker://127.0.0.1:5000/docker.io/a/b:1 oci:b",
+                "crane pull --insecure --platform linux/arm/v7 127.0.0.1:5000/docker.io/a/b:1 b.tar",
+            ]
+        );
+        let secure = place(&["https://10.0.0.7:5443"]).expect("a place");
+        let hostile = secure.commands("docker.io/a@sha256:0", Some("linux;rm -rf/x"));
+        assert_eq!(hostile[3].line, "skopeo copy docker://10.0.0.7:5443/docker.io/a@sha256:0 oci:a");
+        assert!(hostile.iter().all(|it| !it.line.contains("rm -rf") && !it.line.contains("insecure")));
+    }
+}

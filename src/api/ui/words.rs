@@ -1,0 +1,140 @@
+//! Figures and times as people read them, and exactly.
+
+use std::fmt;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytesize::ByteSize;
+use url::form_urlencoded;
+
+/// Bytes: rounded where it is shown, exact where somebody looks closer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size(pub(super) u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ByteSize(self.0).display().iec().fmt(f)
+    }
+}
+
+impl Size {
+    pub(super) fn exact(self) -> String {
+        format!("{} bytes", count(self.0))
+    }
+}
+
+/// A time, seen from now; both in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct When {
+    pub(super) at: u64,
+    pub(super) now: u64,
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, now } = *self;
+        let span = Span(at.abs_diff(now));
+        if span.0 < 1000 {
+            return f.write_str("just now");
+        }
+        if at > now { write!(f, "in {span}") } else { write!(f, "{span} ago") }
+    }
+}
+
+impl When {
+    /// As RFC 3339 has it, in UTC.
+    pub(super) fn exact(self) -> String {
+        // Beyond the year 9999 no clock is right.
+        let at = Duration::from_millis(self.at.min(253_402_300_799_000));
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + at).to_string()
+    }
+}
+
+/// A length of time in milliseconds, in one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span(pub(super) u64);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0 / 1000;
+        let (number, unit) = match seconds {
+            0..60 => (seconds, "second"),
+            60..3600 => (seconds / 60, "minute"),
+            3600..172_800 => (seconds / 3600, "hour"),
+            _ => (seconds / 86_400, "day"),
+        };
+        write!(f, "{number} {unit}{}", if number == 1 { "" } else { "s" })
+    }
+}
+
+/// A number with its thousands apart.
+pub(super) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// So many of a thing.
+pub(super) fn of(number: u64, one: &str) -> String {
+    format!("{} {one}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
+/// A share between 0 and 1.
+pub(super) fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", share * 100.0))
+}
+
+/// As much of a digest as tells it from others at a glance.
+pub(super) fn short(digest: &str) -> String {
+    match digest.split_once(':') {
+        Some((algorithm, rest)) => format!("{algorithm}:{}", rest.chars().take(12).collect::<String>()),
+        None => digest.chars().take(19).collect(),
+    }
+}
+
+/// Where an image has its page.
+pub(super) fn image(path: &str, reference: &str, more: &[(&str, &str)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("reference", reference).extend_pairs(more);
+    format!("{path}?{}", query.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable_and_exact() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(Size(1 << 20).to_string(), "1.0 MiB");
+        assert_eq!(Size(1 << 20).exact(), "1,048,576 bytes");
+        assert_eq!((of(1, "tag"), of(2000, "tag")), ("1 tag".to_owned(), "2,000 tags".to_owned()));
+        assert_eq!((percent(None), percent(Some(0.5))), ("–".to_owned(), "50.0 %".to_owned()));
+    }
+
+    #[test]
+    fn times_are_told_from_now() {
+        let when = |at, now| When { at, now }.to_string();
+        assert_eq!(when(0, 500), "just now");
+        assert_eq!(when(0, 1000), "1 second ago");
+        assert_eq!(when(0, 7_200_000), "2 hours ago");
+        assert_eq!(when(120_000, 0), "in 2 minutes");
+        assert_eq!(When { at: 0, now: 0 }.exact(), "1970-01-01T00:00:00Z");
+        assert_eq!(When { at: u64::MAX, now: 0 }.exact(), "9999-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn digests_and_links_are_cut_and_written() {
+        assert_eq!(short("sha256:0123456789abcdef"), "sha256:0123456789ab");
+        assert_eq!(short("nothing"), "nothing");
+        assert_eq!(
+            image("/image", "a/b:1", &[("platform", "linux/arm64")]),
+            "/image?reference=a%2Fb%3A1&platform=linux%2Farm64"
+        );
+    }
+}

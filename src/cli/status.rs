@@ -1,0 +1,290 @@
+//! `larder status`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::Args;
+use console::{Term, measure_text_width, style, truncate_str};
+
+use super::backend::{Answer, Backend, Reach};
+use super::table::{Table, ago, bad, fair, good, iec};
+use super::{note, print, sentence};
+use crate::ops::question::Question;
+use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState, UpstreamRow};
+
+/// Warnings that are shown.
+const WARNINGS: usize = 5;
+/// Cells of a bar.
+const BAR: u64 = 20;
+
+/// What `larder status` is told.
+#[derive(Args, Debug)]
+pub(super) struct Status {
+    /// Show it again and again, every so many seconds, until a signal comes
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    watch: Option<u64>,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// Shows how a larder is doing.
+pub(super) fn run(Status { watch, reach }: Status) -> anyhow::Result<()> {
+    reach.with(async |backend| {
+        let Answer { value, report } = backend.ask::<Report>(Question::Status).await?;
+        let Some(seconds) = watch else { return reach.print(&value, || told(&report)) };
+        if matches!(backend, Backend::Here(_)) {
+            reach.print(&value, || told(&report))?;
+            return note("no larder runs with this store, so there is nothing to watch");
+        }
+        let mut screen = Screen::new(reach.json);
+        screen.show(&if reach.json { format!("{value}\n") } else { told(&report) })?;
+        loop {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            match backend.ask::<Report>(Question::Status).await {
+                Ok(Answer { value, .. }) if reach.json => screen.show(&format!("{value}\n"))?,
+                Ok(Answer { report, .. }) => screen.show(&told(&report))?,
+                // It may be starting anew; whoever watches wants to see it come back.
+                Err(error) if reach.json => note(&sentence(&error))?,
+                Err(error) => screen.show(&format!("{}: {}\n", bad("no answer"), sentence(&error)))?,
+            }
+        }
+    })
+}
+
+/// Shows one text after another: in the place of the one before on a terminal, else below it.
+struct Screen {
+    term: Option<Term>,
+    /// Lines of what is shown.
+    shown: usize,
+    first: bool,
+    json: bool,
+}
+
+impl Screen {
+    fn new(json: bool) -> Self {
+        let term = Some(Term::stdout()).filter(|term| term.is_term() && !json);
+        Self { term, shown: 0, first: true, json }
+    }
+
+    fn show(&mut self, text: &str) -> anyhow::Result<()> {
+        let first = std::mem::take(&mut self.first);
+        let Some(term) = &self.term else {
+            return print(&if first || self.json { text.to_owned() } else { format!("\n{text}") });
+        };
+        let (height, width) = term.size();
+        let room = usize::from(height).saturating_sub(1).max(1);
+        term.move_cursor_up(self.shown)?;
+        self.shown = 0;
+        for line in text.lines().take(room) {
+            term.clear_line()?;
+            term.write_line(&truncate_str(line, usize::from(width), "…"))?;
+            self.shown += 1;
+        }
+        term.clear_to_end_of_screen()?;
+        Ok(())
+    }
+}
+
+fn told(report: &Report) -> String {
+    let mut text = String::new();
+    match &report.service {
+        Some(service) => served(&mut text, report, service),
+        None => line(&mut text, "larder", &format!("{}, {}", report.version, fair("no larder runs"))),
+    }
+    stored(&mut text, report.now, &report.store);
+    if report.service.is_some() {
+        filling(&mut text, report);
+        upstreams(&mut text, report.now, &report.upstreams);
+        for job in &report.jobs {
+            let (done, total) = job.progress.bars.iter().fold((0_u64, 0_u64), |(done, total), bar| {
+                (done.saturating_add(bar.done), total.saturating_add(bar.total))
+            });
+            let pieces = if job.progress.all > 1 {
+                format!("{} of {} done, ", job.progress.ended, job.progress.all)
+            } else {
+                String::new()
+            };
+            let since = ago(report.now, Some(job.started_at));
+            let told =
+                format!("{} {}, {pieces}{} of {}, for {since}", job.id, job.verb, iec(done), iec(total));
+            line(&mut text, "job", &told);
+        }
+    }
+    for warning in report.warnings.iter().take(WARNINGS) {
+        let times = if warning.times > 1 { format!(" ({} times)", warning.times) } else { String::new() };
+        let detail = if warning.detail.is_empty() { String::new() } else { format!(" ({})", warning.detail) };
+        let told = format!("{} ago{times}: {}{detail}", ago(report.now, Some(warning.at)), warning.message);
+        line(&mut text, if warning.error { "error" } else { "warning" }, &told);
+    }
+    text
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    // Writing to a String cannot fail.
+    let _ =
+        writeln!(text, "{}{}  {value}", style(name).bold(), " ".repeat(9_usize.saturating_sub(name.len())));
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0))
+}
+
+fn served(text: &mut String, report: &Report, service: &ServiceReport) {
+    let up = ago(report.now, Some(service.started_at));
+    let addresses = service.addresses.join(", ");
+    line(text, "larder", &format!("{}, {} for {up} on {addresses}", report.version, good("serving")));
+    let ServiceReport { requests, hits, connections, .. } = service;
+    let hits =
+        format!("{} of {requests} requests ({hits} hits), {connections} clients", percent(service.hit_ratio));
+    line(text, "hits", &hits);
+    let traffic = format!(
+        "{} served, {} fetched, {} saved ({})",
+        iec(service.served),
+        iec(service.fetched),
+        iec(service.saved),
+        percent(service.byte_hit_ratio)
+    );
+    line(text, "traffic", &traffic);
+}
+
+fn stored(text: &mut String, now: u64, store: &StoreState) {
+    let state = match store.degraded_at {
+        Some(at) => bad(&format!(
+            "it has been failing for {}; clients are served straight through",
+            ago(now, Some(at))
+        )),
+        None => good("it works"),
+    };
+    line(text, "store", &format!("{}, {state}", store.kind.as_str()));
+    let disk = match &store.disk {
+        None => bad("it cannot be measured"),
+        Some(disk) => {
+            let free = disk.free.map_or_else(String::new, |free| format!(", {} free", iec(free)));
+            format!(
+                "{} {} of {}{free}",
+                bar(disk.taken, store.max_size),
+                iec(disk.taken),
+                iec(store.max_size)
+            )
+        }
+    };
+    line(text, "disk", &disk);
+    let oldest = match store.oldest_access {
+        Some(at) => format!(", oldest asked for {} ago", ago(now, Some(at))),
+        None => String::new(),
+    };
+    let held =
+        format!("{} in {} manifests and {} blobs{oldest}", iec(store.content), store.manifests, store.blobs);
+    line(text, "held", &held);
+}
+
+fn filling(text: &mut String, report: &Report) {
+    if report.fills.is_empty() {
+        line(text, "fills", "none");
+    }
+    for fill in &report.fills {
+        line(text, "fill", &filled(fill));
+    }
+    if report.children_queued + report.children_deferred > 0 {
+        let waiting = format!("{} wait, {} left for later", report.children_queued, report.children_deferred);
+        line(text, "children", &waiting);
+    }
+}
+
+fn filled(fill: &FillState) -> String {
+    let digest: String = fill.digest.to_string().chars().take(19).collect();
+    let size = match fill.total {
+        Some(total) => format!("{} {} of {}", bar(fill.received, total), iec(fill.received), iec(total)),
+        None => iec(fill.received),
+    };
+    let state = match (fill.settling, fill.kept) {
+        (true, _) => good("verified"),
+        (false, true) => format!("{}/s", iec(fill.rate)),
+        (false, false) => fair(&format!("{}/s, not kept", iec(fill.rate))),
+    };
+    format!("{digest} {size} {state}, {} readers  {}", fill.readers, fill.repository)
+}
+
+fn upstreams(text: &mut String, now: u64, rows: &[UpstreamRow]) {
+    if rows.is_empty() {
+        line(text, "upstreams", &bad("none"));
+        return;
+    }
+    let mut table = Table::new(&["UPSTREAM", "ENDPOINT", "STATE", "QUOTA", "FETCHED"]);
+    for row in rows {
+        let more = std::iter::once(iec(row.fetched)).chain(std::iter::repeat(String::new()));
+        let names = std::iter::once(row.state.name.clone()).chain(std::iter::repeat(String::new()));
+        for ((endpoint, name), fetched) in row.state.endpoints.iter().zip(names).zip(more) {
+            table.row(vec![
+                name,
+                endpoint.url.clone(),
+                breaker(endpoint, now),
+                quota(endpoint, now),
+                fetched,
+            ]);
+        }
+    }
+    text.push('\n');
+    text.push_str(&table.lines());
+}
+
+/// What is still to come, in one unit.
+fn left(now: u64, then: u64) -> String {
+    ago(then, Some(now.min(then)))
+}
+
+fn breaker(endpoint: &EndpointState, now: u64) -> String {
+    let health = &endpoint.health;
+    match health.breaker {
+        Breaker::Open => bad(&format!("left alone for {}", left(now, health.open_until.unwrap_or(now)))),
+        Breaker::HalfOpen => fair("to be tried again"),
+        Breaker::Closed => match endpoint.limited_until {
+            Some(until) => fair(&format!("limited for {}", left(now, until))),
+            None if health.failures > 0 => fair(&format!("{} failures", health.failures)),
+            None => good("well"),
+        },
+    }
+}
+
+fn quota(endpoint: &EndpointState, now: u64) -> String {
+    let Some(quota) = &endpoint.quota else { return "-".to_owned() };
+    let resets = match quota.resets_at {
+        Some(at) if at > now => format!(", resets within {}", left(now, at)),
+        _ => String::new(),
+    };
+    let text =
+        format!("{} of {}{resets}, seen {} ago", quota.remaining, quota.limit, ago(now, Some(quota.seen_at)));
+    // A tenth is what the dashboard warns at.
+    if quota.remaining.saturating_mul(10) < quota.limit { fair(&text) } else { text }
+}
+
+/// `done` of `all` as a bar.
+fn bar(done: u64, all: u64) -> String {
+    let full = u128::from(done) * u128::from(BAR) / u128::from(all.max(1));
+    // No more than the bar's length.
+    let full = usize::try_from(full.min(u128::from(BAR))).unwrap_or_default();
+    let empty = usize::try_from(BAR).unwrap_or_default() - full;
+    let bar = format!("{}{}", "█".repeat(full), "░".repeat(empty));
+    debug_assert_eq!(measure_text_width(&bar) as u64, BAR);
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_never_longer_than_they_may_be() {
+        assert_eq!(bar(0, 0), "░".repeat(20));
+        assert_eq!(bar(1, 2), "█".repeat(10) + &"░".repeat(10));
+        assert_eq!(bar(u64::MAX, 1), "█".repeat(20));
+    }
+
+    #[test]
+    fn shares_are_per_cent() {
+        assert_eq!(percent(None), "-");
+        assert_eq!(percent(Some(0.9876)), "98.8 %");
+        assert_eq!(left(1000, 61_000), "1m");
+        assert_eq!(left(5000, 1000), "0s");
+    }
+}

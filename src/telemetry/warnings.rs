@@ -1,0 +1,136 @@
+//! The latest warnings and errors of the log, for who looks on without reading it.
+
+use std::collections::VecDeque;
+use std::fmt::{Debug, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+/// Messages that are remembered.
+const KEPT: usize = 20;
+/// Characters of a message, or of what it is about, that are.
+const LONGEST: usize = 500;
+
+/// Something that the log warned of; the same again is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// When it was last logged, in milliseconds since 1970.
+    pub at: u64,
+    /// Whether it is an error, and no mere warning.
+    pub error: bool,
+    /// The message.
+    pub message: String,
+    /// What it was about the last time: the line's other fields.
+    pub detail: String,
+    /// How often it came.
+    pub times: u64,
+}
+
+/// What the log warned of lately; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<Mutex<VecDeque<Warning>>>);
+
+impl Warnings {
+    /// The latest, newest first.
+    pub fn latest(&self) -> Vec<Warning> {
+        self.lock().iter().rev().cloned().collect()
+    }
+
+    fn note(&self, mut warning: Warning) {
+        let mut kept = self.lock();
+        if let Some(place) = kept.iter().position(|it| it.message == warning.message)
+            && let Some(before) = kept.remove(place)
+        {
+            warning.times = before.times.saturating_add(1);
+        }
+        kept.push_back(warning);
+        while kept.len() > KEPT {
+            kept.pop_front();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Warning>> {
+        // Nothing under this lock can panic halfway through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        // Less is more severe.
+        if *event.metadata().level() > Level::WARN {
+            return;
+        }
+        let mut text = Text::default();
+        event.record(&mut text);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.note(Warning {
+            at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            error: *event.metadata().level() == Level::ERROR,
+            message: cut(&text.message),
+            detail: cut(&text.detail),
+            times: 1,
+        });
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(LONGEST).collect()
+}
+
+/// What an event says.
+#[derive(Default)]
+struct Text {
+    message: String,
+    detail: String,
+}
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        // Writing to a String cannot fail.
+        let _ = if field.name() == "message" {
+            write!(self.message, "{value:?}")
+        } else {
+            let between = if self.detail.is_empty() { "" } else { ", " };
+            write!(self.detail, "{between}{}: {value:?}", field.name())
+        };
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[test]
+    fn warnings_are_kept_and_counted_and_the_rest_is_not() {
+        let warnings = Warnings::default();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(warnings.clone()), || {
+            tracing::info!("nothing");
+            tracing::warn!(upstream = %"a.test", "it is slow");
+            tracing::error!(code = 7, reason = "none", "it fails");
+            tracing::warn!(upstream = "b.test", "it is slow");
+        });
+        let kept = warnings.latest();
+        let told: Vec<_> =
+            kept.iter().map(|it| (it.message.as_str(), it.detail.as_str(), it.times, it.error)).collect();
+        let wanted =
+            [("it is slow", "upstream: b.test", 2, false), ("it fails", "code: 7, reason: none", 1, true)];
+        assert_eq!(told, wanted);
+        for number in 0..100 {
+            let message = format!("{number}{}", "x".repeat(2 * LONGEST));
+            warnings.note(Warning { message, ..kept[0].clone() });
+        }
+        assert_eq!(warnings.latest().len(), KEPT);
+    }
+}
