@@ -49,8 +49,9 @@ impl Trees {
             .flush_every_ms(Some(500))
             .open()?;
         let facts = db.open_tree("facts")?;
-        let documents = Pages::new(db.open_tree("documents")?, geometry.page_size);
-        let pages = Pages::new(db.open_tree(PAGES)?, geometry.page_size);
+        let spare = db.open_tree("spare")?;
+        let documents = Pages::new(db.open_tree("documents")?, spare.clone(), geometry.page_size);
+        let pages = Pages::new(db.open_tree(PAGES)?, spare, geometry.page_size);
         Ok(Self { db, facts, documents, pages, cache_memory })
     }
 

@@ -1,0 +1,119 @@
+//! Measures a store whose content comes and goes, as in a cache that is full: what its files take per live byte, and
+//! whether that grows.
+//!
+//! Arguments: the kind (`sled` or `files`), how many MiB live (64), how many come (4096), and how many write at once (2).
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use larder::config::schema::BlobStore;
+use larder::oci::{Algorithm, Digest, Repository};
+use larder::store::{DraftEnd, Geometry, Store};
+
+const MIB: u64 = 1 << 20;
+/// The largest blobs, in bytes.
+const LARGEST: u64 = 3 * MIB;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let number = |n: usize, default: u64| arguments.get(n).map_or(default, |text| text.parse().unwrap());
+    let kind = if arguments.first().is_some_and(|kind| kind == "files") {
+        BlobStore::Files
+    } else {
+        BlobStore::Sled
+    };
+    let (live, all, writers) = (number(1, 64) * MIB, number(2, 4096) * MIB, number(3, 2));
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open_with(folder.path(), kind, Geometry::CHOSEN, 32 * MIB).unwrap();
+    let repository = Repository { upstream: "bench".parse().unwrap(), name: "a".parse().unwrap() };
+    let held = Mutex::new((VecDeque::new(), 0_u64));
+    let come = AtomicU64::new(0);
+    let pool: Bytes = bytes(7, 64 * MIB);
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for writer in 0..writers {
+            let (store, held, come, pool, repository) = (&store, &held, &come, &pool, &repository);
+            scope.spawn(move || {
+                let mut state = writer + 99;
+                let mut next = |below: u64| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state % below
+                };
+                while come.load(Ordering::Relaxed) < all {
+                    // A quarter of all blobs are configs.
+                    let size = if next(4) == 0 { 500 + next(3500) } else { LARGEST / 10 + next(LARGEST) };
+                    let at = next(pool.len() as u64 - size) as usize;
+                    let body = pool.slice(at..at + size as usize);
+                    let digest = Digest::of(Algorithm::Sha256, &body);
+                    if store.blob(&digest).unwrap().is_some() {
+                        continue;
+                    }
+                    let mut draft = store.open_draft(&digest).unwrap();
+                    draft.draft().announce(size);
+                    for piece in 0..size.div_ceil(65536) {
+                        let end = (piece + 1) * 65536;
+                        let part = body.slice(piece as usize * 65536..end.min(size) as usize);
+                        draft.draft().receive(part.clone());
+                        draft.append(part).unwrap();
+                    }
+                    assert_eq!(draft.finish(repository, None, 0).unwrap(), DraftEnd::Verified);
+                    let before = come.fetch_add(size, Ordering::Relaxed);
+                    let mut go = Vec::new();
+                    {
+                        let mut held = held.lock().unwrap();
+                        held.0.push_back((digest, size));
+                        held.1 += size;
+                        while held.1 > live {
+                            let (digest, size) = held.0.pop_front().unwrap();
+                            held.1 -= size;
+                            go.push(digest);
+                        }
+                    }
+                    for digest in go {
+                        store.remove_blob(&digest).unwrap();
+                    }
+                    if before / (all / 16) != (before + size) / (all / 16) {
+                        let disk = store.size_on_disk().unwrap();
+                        println!(
+                            "{:5} MiB came in {:5.1} s: {:5} MiB on disk, {:.2} per live byte, {:.1} written per byte, {} MiB resident",
+                            before / MIB, begin.elapsed().as_secs_f64(), disk / MIB, disk as f64 / live as f64,
+                            written() as f64 / before as f64, resident(),
+                        );
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Bytes this process has given to the kernel to write.
+fn written() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap();
+    io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+}
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+/// Bytes that do not compress and are cheap to make.
+fn bytes(seed: u64, length: u64) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::new();
+    while (out.len() as u64) < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.into()
+}
