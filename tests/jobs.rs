@@ -8,8 +8,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
+use support::folder::on_disk;
 use support::verb;
-use support::{Blob, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually};
+use support::{Blob, Fault, Gate, Image, Index, Larder, Registry, Seen, Setup, When, eventually};
+
+const MIB: usize = 1 << 20;
 
 fn post(larder: &Larder, task: &Value, headers: &[(&str, &str)]) -> (u16, Value) {
     let body = task.to_string();
@@ -133,6 +136,30 @@ fn a_store_that_no_larder_has_is_warmed_too() {
     for blob in index.images[0].blobs() {
         larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
     }
+}
+
+#[test]
+fn work_that_was_killed_is_gone_on_with() {
+    let (registry, _, mut larder) = house();
+    let layer = Blob::random(5, 8 * MIB);
+    registry.add_image("org/big", "1", &Image::oci(9, "linux/amd64", vec![layer.clone()]));
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    let setup = larder.into_setup();
+    let gate = Gate::new();
+    registry.script(When::blobs().path(&layer.digest).times(1), Fault::HoldBody(6 * MIB, gate.clone()));
+    let line = ["warm", "org/big:1", "--platform", "linux/amd64", "--json"];
+    let mut killed =
+        setup.bare_command().args(line).arg("--config").arg(setup.config_file()).spawn().unwrap();
+    gate.wait_reached(1);
+    eventually("most of it is written", || on_disk(&setup.data().join("drafts")) > 5 * MIB as u64);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    gate.open();
+    let report = verb::offline(&setup, &line).ended(0).json();
+    assert_eq!(report["complete"], true, "{report}");
+    let starts: Vec<_> = registry.seen("GET", &layer.digest).iter().map(Seen::range_start).collect();
+    assert!(matches!(starts[..], [None, Some(at)] if at > 5 * MIB as u64), "{starts:?}");
 }
 
 #[test]

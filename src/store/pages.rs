@@ -1,6 +1,9 @@
 //! Bytes in a sled tree, cut into pages that are keyed by digest and number.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
@@ -20,6 +23,10 @@ const TOUCHES: usize = 15;
 /// that is never split again. Fewer leave splits, more cost more than they save; `benches/store.rs` measures it.
 const SPACERS: u8 = 3;
 
+/// Leaves moved for one page that comes or goes, at most.
+const MOVES: u32 = 4;
+/// How many times as long as the changes alone they take with a leaf that is moved: it has hundreds of KiB.
+const MOVED: u64 = 4;
 /// Changes to one entry after which sled writes its leaf anew instead of noting one more change to it.
 const CHANGES: u8 = 10;
 
@@ -29,6 +36,8 @@ pub(super) struct Pages {
     tree: sled::Tree,
     /// A tree of the same database with one entry that says nothing, see `collect`.
     spare: sled::Tree,
+    /// Nanoseconds that changes to it took when there was nothing to move.
+    least: Arc<AtomicU64>,
     page_size: usize,
 }
 
@@ -43,7 +52,7 @@ impl AsRef<[u8]> for Shared {
 
 impl Pages {
     pub(super) fn new(tree: sled::Tree, spare: sled::Tree, page_size: usize) -> Self {
-        Self { tree, spare, page_size }
+        Self { tree, spare, least: Arc::new(AtomicU64::new(u64::MAX)), page_size }
     }
 
     pub(super) fn page_size(&self) -> usize {
@@ -58,16 +67,29 @@ impl Pages {
     pub(super) fn put(&self, digest: &Digest, number: u64, page: &[u8]) -> Result<(), StoreError> {
         let key = key::page(digest, number);
         self.tree.insert(&key, page).and_then(|_| self.touch(&key)).map_err(damaged(digest))?;
-        self.collect().map_err(StoreError::Sled)
+        self.collect()
     }
 
-    /// Lets sled move one leaf out of a segment that is mostly garbage. It does that whenever a leaf is written anew, and
-    /// otherwise for half of each half second, beginning at the front of its file. Where content comes and goes that is too
-    /// seldom: the file grows by 5 % of all that comes, without end. One more for each page holds it where it is.
-    fn collect(&self) -> sled::Result<()> {
-        for change in 0..CHANGES {
-            // A value that is there already is no change.
-            self.spare.insert(b"", &[change])?;
+    /// Lets sled move leaves out of segments that are mostly garbage. It moves one whenever it writes a leaf anew, and
+    /// otherwise some for half of each half second, beginning at the front of its file. Where content comes and goes that
+    /// is too seldom: the file grows by a twentieth of all that comes, without end. So each page that comes or goes has it
+    /// move one more, and a few if there are more: that shows in the time it takes.
+    fn collect(&self) -> Result<(), StoreError> {
+        for _ in 0..MOVES {
+            let begin = Instant::now();
+            for change in 0..CHANGES {
+                // A value that is there already is no change.
+                match self.spare.insert(b"", &[change]) {
+                    // The leaf that was to move is damaged. Whoever asks for what lies in it is told.
+                    Err(sled::Error::Corruption { .. }) => return Ok(()),
+                    changed => drop(changed?),
+                }
+            }
+            let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let least = self.least.fetch_min(took, Ordering::Relaxed);
+            if took < least.saturating_mul(MOVED) {
+                break;
+            }
         }
         Ok(())
     }
@@ -147,11 +169,15 @@ impl Pages {
 
     /// Removes every page of a digest, in their order: against it sled writes twice as much.
     pub(super) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
-        for item in self.tree.scan_prefix(key::pages_of(digest)).keys() {
+        let each = usize::from(SPACERS) + 1;
+        for (place, item) in self.tree.scan_prefix(key::pages_of(digest)).keys().enumerate() {
             match item.and_then(|key| self.tree.remove(key)) {
                 // What cannot be read is never content.
                 Err(sled::Error::Corruption { .. }) => return Ok(()),
                 removed => drop(removed?),
+            }
+            if place.is_multiple_of(each) {
+                self.collect()?;
             }
         }
         Ok(())
