@@ -72,12 +72,12 @@ impl Reason {
     }
 }
 
-/// How much drafts may take before what else comes is served and not kept. Files become content as they are, and only
-/// have to find room.
-pub(super) fn for_drafts(kind: BlobStore, limits: &Limits) -> u64 {
+/// How much of what a store may take its drafts may, before what else comes is served and not kept. Files become content
+/// as they are, and only have to find room.
+pub(super) fn for_drafts(kind: BlobStore, ceiling: u64) -> u64 {
     match kind {
-        BlobStore::Files => limits.max_size / 2,
-        BlobStore::Sled => (limits.max_size / 8).min(SLED_DRAFTS),
+        BlobStore::Files => ceiling / 2,
+        BlobStore::Sled => (ceiling / 8).min(SLED_DRAFTS),
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn excess(kind: BlobStore, found: &Measured, limits: &Limits) -> Opti
     let (taken, may) = match kind {
         BlobStore::Files => (found.disk.saturating_add(found.left), ceiling),
         BlobStore::Sled => {
-            let drafts = found.drafts.max(for_drafts(kind, limits));
+            let drafts = found.drafts.max(for_drafts(kind, ceiling));
             let room = ceiling.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
             (found.content.saturating_add(found.coming), share(room, 100, SLED_OVERHEAD_PERCENT))
         }
@@ -118,11 +118,11 @@ pub(super) fn excess(kind: BlobStore, found: &Measured, limits: &Limits) -> Opti
 /// Above what the file of a store of pages must not grow without something going.
 pub(super) fn high_mark(found: &Measured, limits: &Limits) -> u64 {
     let ceiling = ceiling(found, limits).0;
-    share(ceiling.saturating_sub(for_drafts(BlobStore::Sled, limits)), HIGH_PERCENT, 100)
+    share(ceiling.saturating_sub(for_drafts(BlobStore::Sled, ceiling)), HIGH_PERCENT, 100)
 }
 
 /// What the store may take, so that its disk keeps its free room too, and which of the two limits that is.
-fn ceiling(found: &Measured, limits: &Limits) -> (u64, Reason) {
+pub(super) fn ceiling(found: &Measured, limits: &Limits) -> (u64, Reason) {
     let beside = found.free.map_or(u64::MAX, |free| (found.disk + free).saturating_sub(limits.min_free));
     if beside < limits.max_size { (beside, Reason::MinFree) } else { (limits.max_size, Reason::MaxSize) }
 }
@@ -212,9 +212,12 @@ mod tests {
 
     #[test]
     fn drafts_may_take_a_part() {
-        let may = |kind, max_size| for_drafts(kind, &Limits { max_size, min_free: 0 });
-        assert_eq!(may(BlobStore::Files, 1000), 500);
-        assert_eq!(may(BlobStore::Sled, 256 << 20), 32 << 20);
-        assert_eq!(may(BlobStore::Sled, 1 << 40), SLED_DRAFTS);
+        assert_eq!(for_drafts(BlobStore::Files, 1000), 500);
+        assert_eq!(for_drafts(BlobStore::Sled, 256 << 20), 32 << 20);
+        assert_eq!(for_drafts(BlobStore::Sled, 1 << 40), SLED_DRAFTS);
+        // On a disk that is smaller than `store.max_size` it is a part of that disk, and content has room.
+        let limits = Limits { max_size: 20 << 30, min_free: 0 };
+        let found = Measured { disk: 40 << 20, free: Some(60 << 20), content: 30 << 20, ..CALM };
+        assert_eq!(excess(BlobStore::Sled, &found, &limits), None);
     }
 }

@@ -12,7 +12,7 @@ use crate::config::schema::BlobStore;
 use crate::oci::{Digest, Manifest};
 use crate::store::{Census, Holding, Store, StoreError};
 
-use super::budget::{Measured, Reason, drafts_to_go, excess, for_drafts, high_mark};
+use super::budget::{Measured, Reason, ceiling, drafts_to_go, excess, for_drafts, high_mark};
 use super::ledger::{Kind, Victim};
 use super::needs;
 use crate::cache::board::Board;
@@ -124,13 +124,17 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
     if !shared.eviction.complete.load(Ordering::Acquire) {
         return false;
     }
-    loop {
+    for rounds in 0_u64.. {
         let of = Arc::clone(shared);
         let round = blocking(move || {
             let (kind, limits) = (of.eviction.kind, of.eviction.limits());
-            let over = excess(kind, &measure(&of)?, &limits);
+            let found = measure(&of)?;
+            let over = excess(kind, &found, &limits);
             let wanted = over.map_or(0, |(bytes, _)| bytes);
-            if remove_left_drafts(&of, wanted, for_drafts(kind, &limits))? {
+            if over.is_none() || rounds > 0 {
+                of.eviction.behind.store(over.is_some(), Ordering::Relaxed);
+            }
+            if remove_left_drafts(&of, wanted, for_drafts(kind, ceiling(&found, &limits).0))? {
                 return Ok(Some(1));
             }
             match over {
@@ -144,10 +148,11 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
             Ok(None) => return false,
             Err(error) => {
                 failed(shared, &error);
-                return false;
+                break;
             }
         }
     }
+    false
 }
 
 /// Removes drafts that nobody fills, for `wanted` bytes of room or because they take more than `most`. Tells whether any
