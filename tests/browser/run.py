@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clients"))
 import world  # noqa: E402
 from pictures import slim  # noqa: E402
 from selenium import webdriver  # noqa: E402
-from selenium.common.exceptions import NoAlertPresentException  # noqa: E402
+from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -116,7 +116,10 @@ class Browser:
         return found[0]
 
     def text(self, selector="body"):
-        return self.one(selector).text
+        while True:
+            # What is live may have been replaced since it was found.
+            with contextlib.suppress(StaleElementReferenceException):
+                return self.one(selector).text
 
     def script(self, text, *arguments):
         return self.driver.execute_script(text, *arguments)
