@@ -326,7 +326,7 @@ class Archives(Clients):
     no registry."""
 
     def __init__(self, work, report, binary):
-        super().__init__(work, report, "archives")
+        super().__init__(work, binary, report, "archives")
         self.work, self.binary = work, binary
         named = {image.name(): image for image in images.default_registry()}
         self.multi, self.list, self.single = (
