@@ -124,16 +124,13 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
     if !shared.eviction.complete.load(Ordering::Acquire) {
         return false;
     }
-    for rounds in 0_u64.. {
+    loop {
         let of = Arc::clone(shared);
         let round = blocking(move || {
             let (kind, limits) = (of.eviction.kind, of.eviction.limits());
             let found = measure(&of)?;
             let over = excess(kind, &found, &limits);
             let wanted = over.map_or(0, |(bytes, _)| bytes);
-            if over.is_none() || rounds > 0 {
-                of.eviction.behind.store(over.is_some(), Ordering::Relaxed);
-            }
             if remove_left_drafts(&of, wanted, for_drafts(kind, ceiling(&found, &limits).0))? {
                 return Ok(Some(1));
             }
@@ -148,11 +145,10 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
             Ok(None) => return false,
             Err(error) => {
                 failed(shared, &error);
-                break;
+                return false;
             }
         }
     }
-    false
 }
 
 /// Removes drafts that nobody fills, for `wanted` bytes of room or because they take more than `most`. Tells whether any

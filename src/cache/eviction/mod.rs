@@ -37,8 +37,6 @@ pub(super) struct Eviction {
     ledger: Mutex<Ledger>,
     /// Whether the ledger knows all that is held. Until then nothing goes.
     pub(super) complete: AtomicBool,
-    /// Whether a round of removals has left too much, because more came meanwhile.
-    behind: AtomicBool,
     /// How large sled's file was when something last went for that.
     seen: AtomicU64,
     /// Something came, or is about to: is there room?
@@ -54,7 +52,6 @@ impl Eviction {
             limits: Limits::of(options).into(),
             ledger: Mutex::default(),
             complete: AtomicBool::new(false),
-            behind: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             look: Notify::new(),
             figures: Mutex::default(),
@@ -87,11 +84,10 @@ impl Eviction {
         ledger.read(entry.digest(), now)
     }
 
-    /// Whether what is coming leaves no room for another draft of `size` bytes. One alone may be of any size. While content
-    /// comes faster than it can be removed there is room for one.
+    /// Whether what is coming leaves no room for another draft of `size` bytes. One alone may be of any size.
     pub(super) fn is_crowded(&self, coming: u64, size: u64) -> bool {
         let most = for_drafts(self.kind, self.limits().max_size);
-        coming > 0 && (self.behind.load(Ordering::Relaxed) || coming.saturating_add(size) > most)
+        coming > 0 && coming.saturating_add(size) > most
     }
 
     /// Whether something is held, and not on its way out.
