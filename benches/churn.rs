@@ -5,6 +5,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 
+mod process;
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +16,7 @@ use bytes::Bytes;
 use larder::config::schema::BlobStore;
 use larder::oci::{Algorithm, Digest, Repository};
 use larder::store::{DraftEnd, Geometry, Store};
+use process::{bytes, resident, written};
 
 const MIB: u64 = 1 << 20;
 /// The largest blobs, in bytes.
@@ -22,10 +25,10 @@ const LARGEST: u64 = 3 * MIB;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let number = |n: usize, default: u64| arguments.get(n).map_or(default, |text| text.parse().unwrap());
-    let kind = if arguments.first().is_some_and(|kind| kind == "files") {
-        BlobStore::Files
-    } else {
-        BlobStore::Sled
+    let kind = match arguments.first().map(String::as_str) {
+        Some("files") => BlobStore::Files,
+        Some("sled") | None => BlobStore::Sled,
+        Some(other) => panic!("{other}: the kinds are sled and files"),
     };
     let (live, all, writers) = (number(1, 64) * MIB, number(2, 4096) * MIB, number(3, 2));
     let folder = tempfile::tempdir().unwrap();
@@ -39,13 +42,8 @@ fn main() {
         for writer in 0..writers {
             let (store, held, come, pool, repository) = (&store, &held, &come, &pool, &repository);
             scope.spawn(move || {
-                let mut state = writer + 99;
-                let mut next = |below: u64| {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    state % below
-                };
+                let mut random = fastrand::Rng::with_seed(writer);
+                let mut next = |below: u64| random.u64(..below);
                 while come.load(Ordering::Relaxed) < all {
                     // A quarter of all blobs are configs.
                     let size = if next(4) == 0 { 500 + next(3500) } else { LARGEST / 10 + next(LARGEST) };
@@ -91,29 +89,4 @@ fn main() {
             });
         }
     });
-}
-
-/// Bytes this process has given to the kernel to write.
-fn written() -> u64 {
-    let io = std::fs::read_to_string("/proc/self/io").unwrap();
-    io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
-}
-
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
-}
-
-/// Bytes that do not compress and are cheap to make.
-fn bytes(seed: u64, length: u64) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut out = Vec::new();
-    while (out.len() as u64) < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.into()
 }

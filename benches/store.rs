@@ -5,14 +5,16 @@
 //! Arguments: `LIVE_MIB` (default 2048), the live data of each row.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
 
+mod process;
+
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::process::Command;
 use std::time::Instant;
 
-use bytes::Bytes;
 use larder::config::schema::{self, BlobStore};
 use larder::oci::{Algorithm, Digest, Repository};
 use larder::store::{DraftEnd, Geometry, Store};
+use process::{bytes, resident, written};
 
 const MIB: usize = 1 << 20;
 const BLOB: usize = 128 * MIB;
@@ -49,35 +51,10 @@ fn main() {
     }
 }
 
-/// Bytes this process has given to the kernel to write.
-fn written() -> u64 {
-    let io = std::fs::read_to_string("/proc/self/io").unwrap();
-    io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
-}
-
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
-}
-
-/// Bytes that do not compress and are cheap to make.
-fn content(seed: u64) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut out = Vec::with_capacity(BLOB);
-    while out.len() < BLOB {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.into()
-}
-
 /// What the machine gives without a store: the same amount from one file in the page cache, in steps of 512 KiB.
 fn plain_file(live: usize) {
     let mut file = tempfile::tempfile().unwrap();
-    let bytes = content(1);
+    let bytes = bytes(1, BLOB as u64);
     for _ in 0..live * MIB / BLOB {
         file.write_all(&bytes).unwrap();
     }
@@ -100,7 +77,7 @@ fn measure(kind: BlobStore, title: &str, page: usize, segment: usize, cache: usi
     let mut writing = 0.0;
     let mut halfway = 0;
     for seed in 0..count {
-        let bytes = content(seed as u64 + 1);
+        let bytes = bytes(seed as u64 + 1, BLOB as u64);
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         let begin = Instant::now();
         let mut writer = store.open_draft(&digest).unwrap();

@@ -6,34 +6,11 @@ mod support;
 
 use serde_json::{Value, json};
 use support::content::{DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use support::house::HalfHeld;
 use support::verb::{self, Ran};
-use support::{Blob, Document, Image, Index, Larder, Registry, Setup};
+use support::{Document, Image, Larder, Registry, Setup};
 
-/// A larder that was asked for an index, and for the blobs of linux/amd64 alone.
-struct World {
-    registry: Registry,
-    index: Index,
-    larder: Larder,
-}
-
-impl World {
-    fn new() -> Self {
-        let registry = Registry::start();
-        let index = Index::oci(7);
-        registry.add_index("library/multi", "v1", &index);
-        registry.add_image("org/single", "2", &Image::docker(3, "linux/s390x", vec![Blob::random(3, 1000)]));
-        let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
-        larder.get("/v2/library/multi/manifests/v1").is_ok_with(&index.document.bytes);
-        larder.settle();
-        for blob in index.images[0].blobs() {
-            larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
-        }
-        larder.get("/v2/org/single/manifests/2").status();
-        larder.settle();
-        registry.forget_requests();
-        Self { registry, index, larder }
-    }
-
+impl HalfHeld {
     /// Runs a verb against the larder, and then over its store, which must say the same.
     #[track_caller]
     fn both(self, arguments: &[&str]) -> Ran {
@@ -61,7 +38,7 @@ fn timeless(mut report: Value) -> Value {
 
 #[test]
 fn what_is_held_is_listed() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let digest = world.index.document.digest.clone();
     let report = world.both(&["ls", "--json"]).ended(0).json();
     let images = report["images"].as_array().unwrap();
@@ -84,7 +61,7 @@ fn what_is_held_is_listed() {
 
 #[test]
 fn the_tables_are_for_people() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let text = verb::online(&world.larder, &["ls"]).ended(0).stdout;
     assert!(text.lines().next().unwrap().starts_with("REPOSITORY"), "{text}");
     assert!(text.contains("docker.io/library/multi") && text.contains("linux/amd64 (+1)"), "{text}");
@@ -111,7 +88,7 @@ fn a_manifest_pulled_by_digest_has_a_row_of_its_own() {
 
 #[test]
 fn a_platform_whose_blobs_are_not_held_is_told_exactly_so() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let arm = world.index.images[1].clone();
     let ran = world.both(&["inspect", "multi:v1", "--platform", "linux/arm64", "--json"]).ended(0);
     let report = ran.json();
@@ -132,7 +109,7 @@ fn a_platform_whose_blobs_are_not_held_is_told_exactly_so() {
 
 #[test]
 fn documents_come_byte_for_byte() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let (larder, index) = (&world.larder, &world.index);
     let raw = |arguments: &[&str]| verb::online(larder, arguments).ended(0).stdout.into_bytes();
     assert_eq!(raw(&["inspect", "multi:v1", "--raw"]), **index.document.bytes);
@@ -152,7 +129,7 @@ fn documents_come_byte_for_byte() {
 
 #[test]
 fn what_is_not_there_is_named_beside_what_is() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let larder = &world.larder;
     let told = |arguments: &[&str], code: i32| verb::online(larder, arguments).ended(code).stderr;
     let text = told(&["inspect", "multi:v1", "--platform", "linux/s390x"], 5);
@@ -188,7 +165,7 @@ fn a_media_type_that_nobody_knows_is_shown_as_it_is() {
 
 #[test]
 fn a_check_names_what_a_pull_would_lack() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let arm = world.index.images[1].clone();
     let (larder, index) = (&world.larder, &world.index);
     let check =
@@ -210,7 +187,7 @@ fn a_check_names_what_a_pull_would_lack() {
 
 #[test]
 fn a_check_says_what_a_pull_would_do() {
-    let world = World::new();
+    let world = HalfHeld::new();
     world.registry.down();
     let (larder, index) = (&world.larder, &world.index);
     for image in &index.images {

@@ -9,38 +9,13 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde_json::json;
 use support::content::{OCI_INDEX, OCI_MANIFEST};
-use support::{
-    Answer, Blob, Document, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually, verb,
-};
+use support::house::HalfHeld;
+use support::{Answer, Blob, Document, Fault, Gate, Image, Larder, Registry, Setup, When, eventually, verb};
 
 const HOSTILE: &str = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// A larder that holds an index with one of its two platforms whole, and a single image's manifest.
-struct World {
-    registry: Registry,
-    larder: Larder,
-    index: Index,
-}
-
-impl World {
-    fn new() -> Self {
-        let registry = Registry::start();
-        let index = Index::oci(7);
-        registry.add_index("library/multi", "v1", &index);
-        registry.add_image("org/single", "2", &Image::docker(3, "linux/s390x", vec![Blob::random(3, 1000)]));
-        let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
-        larder.get("/v2/library/multi/manifests/v1").is_ok_with(&index.document.bytes);
-        larder.settle();
-        for blob in index.images[0].blobs() {
-            larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
-        }
-        assert_eq!(larder.get("/v2/org/single/manifests/2").status(), 200);
-        larder.settle();
-        registry.forget_requests();
-        Self { registry, larder, index }
-    }
-
+impl HalfHeld {
     #[track_caller]
     fn page(&self, path: &str) -> String {
         page(&self.larder, path)
@@ -77,7 +52,7 @@ fn attribute(page: &str, name: &str) -> Vec<String> {
 
 #[test]
 fn every_link_leads_somewhere() {
-    let world = World::new();
+    let world = HalfHeld::new();
     verb::online(&world.larder, &["gc"]).ended(0);
     let mut seen = BTreeSet::from(["/".to_owned()]);
     let mut todo: VecDeque<String> = seen.iter().cloned().collect();
@@ -109,7 +84,7 @@ fn every_link_leads_somewhere() {
 
 #[test]
 fn an_image_says_what_of_it_is_held() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let index = world.page("/image?reference=multi:v1");
     assert!(index.contains("The index is held with 2 of 2 manifests; held whole: linux/amd64."), "{index}");
     assert!(index.contains("1 platform pullable without the upstream"), "{index}");
@@ -152,7 +127,7 @@ fn an_image_says_what_of_it_is_held() {
 
 #[test]
 fn what_is_held_is_listed_and_found() {
-    let world = World::new();
+    let world = HalfHeld::new();
     let all = world.page("/images");
     assert!(all.contains("docker.io/library/multi") && all.contains("docker.io/org/single"), "{all}");
     let tags = world.page("/images/docker.io/library/multi");
@@ -309,7 +284,7 @@ fn a_fill_is_shown_on_its_way() {
 
 #[test]
 fn what_is_not_there_is_a_page_that_says_so() {
-    let world = World::new();
+    let world = HalfHeld::new();
     for (path, status) in [
         ("/nothing", 404),
         ("/images/gone", 404),

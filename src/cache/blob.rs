@@ -9,7 +9,7 @@ use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, Follower, LinkFact, OpenBlob, StoreError};
 use crate::telemetry::Outcome;
 
-use super::board::{Phase, Place};
+use super::board::{Phase, Place, ended};
 use super::eviction::Reading;
 use super::fill::Fill;
 use super::hot::Wanted;
@@ -297,10 +297,4 @@ async fn begun(mut phase: watch::Receiver<Phase>) -> Begun {
         Ok(Phase::Failed(error)) => Begun::Failed(error.clone()),
         Ok(Phase::Starting) | Err(_) => Begun::Failed(CacheError::Interrupted),
     }
-}
-
-/// Waits until a fill has ended, in whatever way; one that is lost has ended too.
-async fn ended(mut phase: watch::Receiver<Phase>) {
-    let ended = phase.wait_for(|phase| matches!(phase, Phase::Stored(_) | Phase::Failed(_)));
-    drop(ended.await);
 }

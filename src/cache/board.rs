@@ -34,6 +34,12 @@ impl Phase {
     }
 }
 
+/// Waits until a fill has ended, in whatever way, or a removal: one whose sender goes has ended too.
+pub(super) async fn ended(mut phase: watch::Receiver<Phase>) {
+    let ended = phase.wait_for(|phase| matches!(phase, Phase::Stored(_) | Phase::Failed(_)));
+    drop(ended.await);
+}
+
 /// A place at a fill.
 #[derive(Debug)]
 pub(super) enum Place {

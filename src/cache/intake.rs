@@ -15,7 +15,7 @@ use crate::oci::manifest::ManifestError;
 use crate::oci::{Digest, Hasher, Manifest, Repository, Tag};
 use crate::store::{Draft, DraftWriter, StoreError, StoredManifest, TagFact};
 
-use super::board::Phase;
+use super::board::{Phase, ended};
 use super::eviction::{Closed, Reading, needs};
 use super::hot::Checked;
 use super::{Cache, CacheError, Pointer, Shared, TagKey, manifest};
@@ -107,7 +107,7 @@ impl Intake {
                         continue;
                     }
                     self.bytes = self.bytes.saturating_add(size);
-                    let most = shared.eviction.max_size();
+                    let most = shared.eviction.limits().max_size;
                     if self.bytes > most {
                         return Err(IntakeError::TooMuch(most));
                     }
@@ -322,11 +322,4 @@ fn verify(digest: &Digest, body: &[u8]) -> Result<(), IntakeError> {
     } else {
         Err(IntakeError::Mismatch((*digest).into()))
     }
-}
-
-/// Waits until whatever goes on with a digest has ended.
-async fn ended(mut phase: watch::Receiver<Phase>) {
-    let ended = phase.wait_for(|phase| matches!(phase, Phase::Stored(_) | Phase::Failed(_)));
-    // The end of a removal is that its sender goes.
-    drop(ended.await);
 }

@@ -48,6 +48,33 @@ impl Cold {
     }
 }
 
+/// An index of which one platform's blobs are held and the other's are not, and a single image's manifest.
+pub struct HalfHeld {
+    pub registry: Registry,
+    pub larder: Larder,
+    pub index: Index,
+}
+
+impl HalfHeld {
+    /// What it has asked its registry for so far is forgotten.
+    pub fn new() -> Self {
+        let registry = Registry::start();
+        let index = Index::oci(7);
+        registry.add_index("library/multi", "v1", &index);
+        registry.add_image("org/single", "2", &Image::docker(3, "linux/s390x", vec![Blob::random(3, 1000)]));
+        let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+        larder.get("/v2/library/multi/manifests/v1").is_ok_with(&index.document.bytes);
+        larder.settle();
+        for blob in index.images[0].blobs() {
+            larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        }
+        assert_eq!(larder.get("/v2/org/single/manifests/2").status(), 200);
+        larder.settle();
+        registry.forget_requests();
+        Self { registry, larder, index }
+    }
+}
+
 pub struct House {
     pub registry: Registry,
     pub larder: Larder,

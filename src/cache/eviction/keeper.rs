@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 
 use crate::config::schema::BlobStore;
 use crate::oci::{Digest, Manifest};
-use crate::store::{Census, Holding, Store, StoreError};
+use crate::store::{Census, Drafted, Holding, Store, StoreError};
 
 use super::budget::{Measured, Reason, ceiling, drafts_to_go, excess, for_drafts, high_mark};
 use super::ledger::{Kind, Victim};
@@ -103,10 +103,12 @@ fn needed_by(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> 
     Ok(read.map(|read| needs(&read).collect()).unwrap_or_default())
 }
 
-fn measure(shared: &Shared) -> Result<Measured, StoreError> {
+/// How things are, and the drafts there are.
+fn measure(shared: &Shared) -> Result<(Measured, Vec<Drafted>), StoreError> {
     let Shared { store, fills, eviction, .. } = shared;
     let (coming, left) = fills.coming();
-    let (disk, drafts) = (store.size_on_disk()?, store.size_of_drafts()?);
+    let (disk, drafted) = (store.size_on_disk()?, store.drafts()?);
+    let drafts = drafted.iter().map(|draft| draft.bytes).sum();
     let (content, free) = (store.census().content, store.free_on_disk().ok());
     let mut found = Measured { disk, drafts, grown: 0, content, coming, left, free };
     if eviction.kind == BlobStore::Sled {
@@ -116,7 +118,7 @@ fn measure(shared: &Shared) -> Result<Measured, StoreError> {
         // The first time there is nothing to compare with.
         found.grown = if seen == 0 { 0 } else { file.saturating_sub(seen.max(mark)) };
     }
-    Ok(found)
+    Ok((found, drafted))
 }
 
 /// Removes content until the limits hold. Tells whether they do not, because nothing more can go.
@@ -128,10 +130,10 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
         let of = Arc::clone(shared);
         let round = blocking(move || {
             let (kind, limits) = (of.eviction.kind, of.eviction.limits());
-            let found = measure(&of)?;
+            let (found, drafts) = measure(&of)?;
             let over = excess(kind, &found, &limits);
             let wanted = over.map_or(0, |(bytes, _)| bytes);
-            if remove_left_drafts(&of, wanted, for_drafts(kind, ceiling(&found, &limits).0))? {
+            if remove_left_drafts(&of, drafts, wanted, for_drafts(kind, ceiling(&found, &limits).0))? {
                 return Ok(Some(1));
             }
             match over {
@@ -151,10 +153,14 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
     }
 }
 
-/// Removes drafts that nobody fills, for `wanted` bytes of room or because they take more than `most`. Tells whether any
-/// went.
-fn remove_left_drafts(shared: &Shared, wanted: u64, most: u64) -> Result<bool, StoreError> {
-    let mut left = shared.store.drafts()?;
+/// Removes those of the drafts that nobody fills, for `wanted` bytes of room or because they take more than `most`. Tells
+/// whether any went.
+fn remove_left_drafts(
+    shared: &Shared,
+    mut left: Vec<Drafted>,
+    wanted: u64,
+    most: u64,
+) -> Result<bool, StoreError> {
     left.retain(|draft| !shared.fills.has(&draft.digest));
     let (mut closed, mut gone, mut freed) = (Closed::new(&shared.fills), 0, 0);
     for draft in drafts_to_go(left, wanted, most, shared.clock.now()) {

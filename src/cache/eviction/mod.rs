@@ -159,11 +159,6 @@ impl Eviction {
         }
     }
 
-    /// Bytes that the store may take on disk.
-    pub(super) fn max_size(&self) -> u64 {
-        self.limits().max_size
-    }
-
     /// Where the bytes of blobs are.
     pub(super) fn kind(&self) -> BlobStore {
         self.kind
