@@ -87,6 +87,8 @@
 //! * **outcome**: what the cache did: `hit`, `miss`, `join`, `revalidated`, `stale` or `bypass`
 //!   ([`telemetry::Outcome`]); the same word in logs, metrics and headers.
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod app;
 pub mod cache;

@@ -189,7 +189,7 @@ fn a_disk_that_others_fill_is_left_to_them() {
         larder.settle();
         eventually("all goes", || {
             let metrics = larder.metrics_text();
-            evicted(&metrics, "min_free") >= 8.0
+            evicted(&metrics, "min_free") > 0.0
                 && sum_of(&metrics, "larder_store_bytes", &[("what", "content")]) == 0.0
         });
         // It is a cache that keeps nothing, and serves.

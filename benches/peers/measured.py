@@ -18,9 +18,12 @@ from servers import Failed, Process, ask, in_namespaces, require, run, start_reg
 # The origin is a docker-registry that images were pushed to. The source is nginx with blobs as files, and with a log of
 # who asked; limited is the same at a bounded rate. Each can be an upstream.
 ORIGIN, SOURCE, LIMITED = 5100, 5106, 5107
-PEER, NGINX, FILES, SLED, LOGGING = 5101, 5102, 5103, 5104, 5105
+PEER, NGINX, FILES, SLED, LOGGING, NEWEST = 5101, 5102, 5103, 5104, 5105, 5108
 RATE = 400_000_000
 KINDS = {"larder, files": (FILES, "files"), "larder, sled": (SLED, "sled")}
+DEBIANS = "docker-registry"
+# The same program as its makers have it by now, where somebody has built it.
+NEWER = "distribution 3"
 MIB = 1 << 20
 READER = Path(__file__).with_name("reader.py")
 TICK = os.sysconf("SC_CLK_TCK")
@@ -30,8 +33,11 @@ REPOSITORY = "library/big"
 class Site:
     """Everything of one run, in one folder."""
 
-    def __init__(self, work, binary):
+    def __init__(self, work, binary, newest=None):
+        """`newest` is a build of distribution 3, which is measured too."""
         self.work, self.binary = work, binary
+        self.peers = {DEBIANS: (PEER, "docker-registry"), **({NEWER: (NEWEST, newest)} if newest else {})}
+        self.ports = {who: port for who, (port, _) in (KINDS | self.peers).items()}
         self.static = work / "static"
         self.static.mkdir()
         self.access = work / "access.log"
@@ -64,7 +70,7 @@ http {{
 {temporary}
     server {{ listen 127.0.0.1:{NGINX}; root {self.static}; }}
     server {{ listen 127.0.0.1:{SOURCE}; {upstream} }}
-    server {{ listen 127.0.0.1:{LIMITED}; {upstream} limit_rate {RATE // 1000}000; }}
+    server {{ listen 127.0.0.1:{LIMITED}; {upstream} }}
 }}
 """
         )
@@ -94,13 +100,17 @@ default = true
         ready = lambda: ask("GET", "/readyz", port + 100)[0] == 200  # noqa: E731
         return Process(self.work, f"larder-{port}", *prefix, self.binary, "serve", "--config", config, ready=ready)
 
-    def peer(self, upstream, prefix=()):
+    def peer(self, who, upstream, prefix=()):
         """docker-registry as a pull-through cache."""
-        return start_registry(self.work, "peer", PEER, f"http://127.0.0.1:{upstream}", prefix, log=False)
+        port, program = self.peers[who]
+        # The newer one would send its traces somewhere.
+        prefix = (*prefix, "env", "OTEL_TRACES_EXPORTER=none")
+        return start_registry(self.work, f"peer-{port}", port, f"http://127.0.0.1:{upstream}", prefix, False, program)
 
     def forget(self):
         """Empties every cache; none may be running."""
-        run("rm", "-rf", *(self.work / name for name in ("peer", f"larder-{FILES}", f"larder-{SLED}", f"larder-{LOGGING}")))
+        folders = [f"larder-{port}" for port in (FILES, SLED, LOGGING)] + [f"peer-{port}" for port in (PEER, NEWEST)]
+        run("rm", "-rf", *(self.work / folder for folder in folders))
 
     # --- what is served ---
 
@@ -134,6 +144,20 @@ default = true
                 since, seen = time.monotonic(), now
             time.sleep(0.1)
         return seen
+
+
+def limit():
+    """Bounds what comes from LIMITED, evenly. nginx's own bound goes by whole seconds."""
+    tc = lambda *arguments: run("tc", *arguments)  # noqa: E731
+    root, bounded = ("parent", "1:"), ("rate", f"{8 * RATE}bit", "burst", "256k", "cburst", "256k")
+    tc("qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb", "default", "1", "r2q", "100000")
+    tc("class", "add", "dev", "lo", *root, "classid", "1:1", "htb", "rate", "1tbit", "quantum", "200000")
+    tc("class", "add", "dev", "lo", *root, "classid", "1:2", "htb", *bounded, "quantum", "200000")
+    tc("filter", "add", "dev", "lo", *root, "u32", "match", "ip", "sport", LIMITED, "0xffff", "flowid", "1:2")
+
+
+def unlimit():
+    run("tc", "qdisc", "del", "dev", "lo", "root")
 
 
 def settled(who, port):

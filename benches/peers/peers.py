@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures larder, with each of its stores, beside nginx (the same bytes as static files) and docker-registry in
-proxy mode.
+proxy mode: Debian's, and a build of distribution 3 if one is named.
 
-    python3 benches/peers/peers.py [--larder target/release/larder] [--rounds 3] [--results FILE] [PART..]
+    python3 benches/peers/peers.py [--larder target/release/larder] [--distribution registry] [--rounds 3] [--results FILE] [PART..]
 
 The parts are manifests, warm, cold, crowd, image and start; all of them if none is named. Every round asks each server
 in turn, and each round another one first, so that whatever else the machine does touches all of them alike; what is shown are medians, and for ratios the
@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 import measured  # noqa: E402
-from measured import FILES, KINDS, LIMITED, LOGGING, NGINX, ORIGIN, PEER, SLED, SOURCE  # noqa: E402
-from measured import Failed, Site, cpu, forget_peak, images, in_namespaces, memory, read, settled, start_registry, timed  # noqa: E402
+from measured import KINDS, LIMITED, LOGGING, NGINX, ORIGIN, SOURCE  # noqa: E402
+from measured import Failed, Site, cpu, forget_peak, images, in_namespaces, limit, memory, read, settled, start_registry, timed, unlimit  # noqa: E402
 from measured import ask, require, run, wait_until  # noqa: E402
 from table import table  # noqa: E402
 
@@ -33,14 +33,13 @@ DISK = 20 << 30
 # What `start` has in each store, one after the other: sled takes more than the bytes it keeps.
 STORED, DISK_TO_START = 20_000_000_000, 34 << 30
 FIRST, SECOND = ("taskset", "-c", "0"), ("taskset", "-c", "1")
-CACHES = {**{who: port for who, (port, _) in KINDS.items()}, "docker-registry": PEER}
 
 
 class Bench:
     """One run: the servers of each part, and every reading."""
 
-    def __init__(self, work, binary, rounds):
-        self.site, self.rounds, self.raw = Site(work, binary), rounds, {}
+    def __init__(self, site, rounds):
+        self.site, self.rounds, self.raw = site, rounds, {}
 
     def note(self, what, who, value):
         self.raw.setdefault(what, {}).setdefault(who, []).append(value)
@@ -48,8 +47,14 @@ class Bench:
     def caches(self, upstream):
         """Every cache, empty, before the same upstream."""
         self.site.forget()
-        servers = {who: self.site.larder(port, blobs, upstream) for who, (port, blobs) in KINDS.items()}
-        return {**servers, "docker-registry": self.site.peer(upstream)}
+        return {who: self.cache(who, upstream) for who in self.site.ports}
+
+    def cache(self, who, upstream):
+        """One of them."""
+        if who in KINDS:
+            port, blobs = KINDS[who]
+            return self.site.larder(port, blobs, upstream)
+        return self.site.peer(who, upstream)
 
     def origin(self, image):
         """A registry that has one image."""
@@ -60,10 +65,10 @@ class Bench:
     def cold(self, servers, path, digest):
         """Every cache fetches a blob."""
         for who in servers:
-            read(CACHES[who], path, verify=digest)
-            settled(who, CACHES[who])
+            read(self.site.ports[who], path, verify=digest)
+            settled(who, self.site.ports[who])
         for who in servers:
-            wait_until(f"{who} has the blob", lambda port=CACHES[who]: read(port, path, verify=digest), 60)
+            wait_until(f"{who} has the blob", lambda port=self.site.ports[who]: read(port, path, verify=digest), 60)
 
     # --- parts ---
 
@@ -81,7 +86,7 @@ class Bench:
             "nginx": (NGINX, self.site.nginx(FIRST, 1)),
             **{who: larder(port, blobs) for who, (port, blobs) in KINDS.items()},
             "larder, request log on": larder(LOGGING, "sled", True),
-            "docker-registry": (PEER, self.site.peer(ORIGIN, FIRST)),
+            **{who: (port, self.site.peer(who, ORIGIN, FIRST)) for who, (port, _) in self.site.peers.items()},
         }
         for who, (port, process) in servers.items():
             self.note("memory, fresh", who, memory(process))
@@ -103,7 +108,7 @@ class Bench:
         self.cold(servers, path, digest)
         gets = self.site.gets(path)
         servers["nginx"] = nginx
-        ports = {**CACHES, "nginx": NGINX}
+        ports = {**self.site.ports, "nginx": NGINX}
         for streams in (1, 8, 64):
             for number in range(self.rounds if streams < 64 else 1):
                 for who in turned(servers, number):
@@ -121,28 +126,42 @@ class Bench:
         stop(*servers.values())
 
     def cold_blobs(self):
-        """A blob that no cache has, to a client that hashes it, against the same from the upstream itself."""
+        """A blob that no cache has, to a client that hashes it, against the same from the upstream itself.
+
+        Each cache begins with an empty store, and the one before has given its memory back: where a virtual machine gets
+        its pages from its host when they are first touched, new ones cost several times what it costs to write them.
+        """
         nginx = self.site.nginx()
         for upstream, port in {"at 400 MB/s": LIMITED, "unlimited": SOURCE}.items():
-            servers = self.caches(port)
+            if port == LIMITED:
+                limit()
             for number in range(self.rounds):
                 path, digest = self.site.blob(BLOB)
                 read(port, path)
-                direct = read(port, path, verify=digest)
-                self.note(f"cold, {upstream}", "direct", direct["seconds"])
-                for who in turned(servers, number):
-                    before = self.site.gets(path)
-                    cold = read(CACHES[who], path, verify=digest)
-                    self.note(f"cold, {upstream}", who, cold["seconds"])
-                    self.note(f"cold, {upstream}, first byte", who, cold["first_byte"] - direct["first_byte"])
-                    # What one still writes to the disk must not slow the next one.
-                    settled(who, CACHES[who])
-                    self.note(f"cold, {upstream}, GETs", who, self.site.gets(path) - before)
+                for who in turned(["direct", *self.site.ports], number):
+                    # What others have still to write to the disk must not slow this one.
+                    os.sync()
+                    if who == "direct":
+                        found = read(port, path, verify=digest)
+                    else:
+                        found = self.cold_blob(who, port, path, digest, upstream)
+                    self.note(f"cold, {upstream}", who, found["seconds"])
+                    self.note(f"cold, {upstream}, first byte", who, found["first_byte"])
                 self.site.remove(path)
-            for who, process in servers.items():
-                self.note("memory, after cold blobs", who, memory(process))
-            stop(*servers.values())
+            if port == LIMITED:
+                unlimit()
         stop(nginx)
+
+    def cold_blob(self, who, port, path, digest, upstream):
+        self.site.forget()
+        server, before = self.cache(who, port), self.site.gets(path)
+        found = read(self.site.ports[who], path, verify=digest)
+        settled(who, self.site.ports[who])
+        self.note(f"cold, {upstream}, GETs", who, self.site.gets(path) - before)
+        self.note("memory, after a cold blob", who, memory(server))
+        stop(server)
+        self.site.forget()
+        return found
 
     def crowd(self):
         """64 clients at once of a blob that nobody has. docker-registry asks for it 64 times, and is asked but once."""
@@ -155,31 +174,32 @@ class Bench:
             for who in turned(servers, number):
                 if who in KINDS or number == 0:
                     before = self.site.gets(path)
-                    self.note("crowd", who, read(CACHES[who], path, 64)["seconds"])
-                    settled(who, CACHES[who])
+                    self.note("crowd", who, read(self.site.ports[who], path, 64)["seconds"])
+                    settled(who, self.site.ports[who])
                     self.note("crowd, GETs", who, self.site.gets(path) - before)
             self.site.remove(path)
         stop(nginx, *servers.values())
 
     def image(self):
-        """A whole image of thirty layers, by two real clients."""
-        root = images.image("wide", images.AMD64, sizes=(4 << 20,) * 30, compressed=False)
+        """A whole image of thirty layers, by two real clients. It is large, because `ctr` looks each tenth of a second
+        whether it has ended."""
+        root = images.image("wide", images.AMD64, sizes=(12 << 20,) * 30, compressed=False)
         image = images.Image("library/wide", "1", root)
         origin, home = self.origin(image), self.site.work / "clients"
         servers = self.caches(ORIGIN)
         pulls = Pulls(home, image)
         for who in servers:
-            pulls.skopeo(CACHES[who])
-            settled(who, CACHES[who])
+            pulls.skopeo(self.site.ports[who])
+            settled(who, self.site.ports[who])
         # docker-registry tells nobody when it has kept what it sent.
         for who in servers:
             for content in image.walk():
                 kind = "manifests" if content.is_manifest() else "blobs"
-                ask("GET", f"/v2/{image.repository}/{kind}/{content.digest}", CACHES[who], Accept=ACCEPT)
+                ask("GET", f"/v2/{image.repository}/{kind}/{content.digest}", self.site.ports[who], Accept=ACCEPT)
         for client in (pulls.containerd, pulls.skopeo):
             for number in range(self.rounds):
                 for who in turned(servers, number):
-                    self.note(f"image, {client.__name__}", who, client(CACHES[who]))
+                    self.note(f"image, {client.__name__}", who, client(self.site.ports[who]))
         stop(pulls.daemon, origin, *servers.values())
 
     def start(self):
@@ -277,6 +297,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)}")
     parser.add_argument("--larder", default=measured.ROOT / "target/release/larder", type=Path, help="the program to measure")
+    parser.add_argument("--distribution", type=Path, help="a build of distribution 3, to measure it too")
     parser.add_argument("--rounds", default=3, type=int)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser.add_argument("--results", default=cache / "larder-peers.json", type=Path, help="where raw readings go")
@@ -291,7 +312,7 @@ def arguments():
 
 def outside(options, binary, results):
     """Sees to it that all can go well, and goes where there is no network."""
-    needed = ["unshare", "ip", "taskset", "docker-registry", "nginx", "wrk"]
+    needed = ["unshare", "ip", "tc", "taskset", "docker-registry", "nginx", "wrk"]
     needed += ["containerd", "ctr", "skopeo"] if "image" in options.parts else []
     missing = [program for program in needed if not shutil.which(program)]
     if missing or os.geteuid() != 0 or os.cpu_count() < 2 or not os.access(binary, os.X_OK):
@@ -299,7 +320,8 @@ def outside(options, binary, results):
     disk = DISK_TO_START if "start" in options.parts else DISK
     if shutil.disk_usage("/var/tmp").free < disk:
         sys.exit(f"needs {disk >> 30} GiB free in /var/tmp; only the part `start` needs more than {DISK >> 30}")
-    same = ("--larder", binary, "--rounds", options.rounds, "--results", results, *options.parts)
+    newest = ("--distribution", options.distribution.resolve()) if options.distribution else ()
+    same = ("--larder", binary, *newest, "--rounds", options.rounds, "--results", results, *options.parts)
     return in_namespaces("larder-peers-", Path(__file__).resolve(), same)
 
 
@@ -309,7 +331,7 @@ def main():
     if not options.inside:
         return outside(options, binary, results)
     run("ip", "link", "set", "lo", "up")
-    bench, broken = Bench(options.inside, binary, options.rounds), []
+    bench, broken = Bench(Site(options.inside, binary, options.distribution), options.rounds), []
     for part in options.parts:
         began = time.monotonic()
         try:

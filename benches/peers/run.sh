@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# larder beside nginx and docker-registry, on this machine, in one run. Wants root, Debian 12, cargo and a C compiler.
+# larder beside nginx and docker-registry, on this machine, in one run. Wants root, Debian 12, cargo and a C compiler; with
+# Go, the newest release of distribution is measured too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 missing=()
@@ -19,4 +20,11 @@ if ((${#missing[@]})); then
     bash .ci/packages "${missing[@]}"
 fi
 cargo build --release --locked
-exec python3 benches/peers/peers.py --larder "${CARGO_TARGET_DIR:-target}/release/larder" "$@"
+target=$(realpath "${CARGO_TARGET_DIR:-target}")
+newest=()
+if command -v go >/dev/null; then
+    registry=$target/peers/registry
+    [[ -x $registry ]] || GOBIN=${registry%/*} go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+    newest=(--distribution "$registry")
+fi
+exec python3 benches/peers/peers.py --larder "$target/release/larder" "${newest[@]}" "$@"

@@ -2,7 +2,7 @@
 
 import statistics
 
-COLUMNS = ("larder, sled", "larder, files", "larder, request log on", "docker-registry", "nginx")
+COLUMNS = ("larder, sled", "larder, files", "larder, request log on", "docker-registry", "distribution 3", "nginx")
 
 
 def median(values):
@@ -31,7 +31,12 @@ def seconds(value):
 
 
 def milliseconds(value):
-    return f"{value * 1000:+.1f} ms"
+    return f"{value * 1000:.1f} ms"
+
+
+def difference(ours, theirs):
+    """The median of each round's own difference."""
+    return median([a - b for a, b in zip(ours, theirs)])
 
 
 def count(value):
@@ -48,30 +53,32 @@ def rows():
         yield f"processor seconds per GiB, streams: {streams}", f"processor, {streams} streams", seconds, None
     for upstream in ("at 400 MB/s", "unlimited"):
         yield f"cold 512 MiB blob, client hashes, upstream {upstream} (of direct)", f"cold, {upstream}", seconds, "direct"
-        yield f"the same, first byte later than direct", f"cold, {upstream}, first byte", milliseconds, None
+        yield "the same, first byte (after direct)", f"cold, {upstream}, first byte", milliseconds, "direct"
         yield "the same, upstream GETs", f"cold, {upstream}, GETs", count, None
     yield "64 clients, one cold 512 MiB blob (of 64 warm ones of nginx)", "crowd", seconds, "nginx"
     yield "the same, upstream GETs", "crowd, GETs", count, None
     for client in ("containerd", "skopeo"):
         yield f"30 layers, warm, by {client} (of docker-registry)", f"image, {client}", seconds, "docker-registry"
     yield "start with 20 GB in the store", "start", seconds, None
-    for when in ("fresh", "after cold blobs", "64 streams, most", "after 64 streams"):
+    for when in ("fresh", "after a cold blob", "64 streams, most", "after 64 streams"):
         yield f"resident memory, {when}", f"memory, {when}", mib, None
 
 
 def table(raw):
     """The lines of a table in Markdown; rows that nobody measured are left out."""
-    yield "| | " + " | ".join(COLUMNS) + " |"
-    yield "|---|" + "---|" * len(COLUMNS)
+    columns = [who for who in COLUMNS if any(who in readings for readings in raw.values())]
+    yield "| | " + " | ".join(columns) + " |"
+    yield "|---|" + "---|" * len(columns)
     for title, what, show, base in rows():
         readings = raw.get(what)
         if not readings:
             continue
         cells = []
-        for who in COLUMNS:
+        for who in columns:
             values = readings.get(who)
             text = show(median(values)) if values else ""
             if values and base and who != base:
-                text += f" ({ratio(values, readings[base]):.2f})"
+                against = readings[base]
+                text += f" ({milliseconds(difference(values, against))})" if show is milliseconds else f" ({ratio(values, against):.2f})"
             cells.append(text)
         yield f"| {title} | " + " | ".join(cells) + " |"

@@ -271,6 +271,7 @@ impl Coming<'_> {
             return Err(IntakeError::Mismatch((*self.digest).into()));
         };
         let turn = runtime.block_on(store.turn());
+        runtime.block_on(self.shared.room_for(size));
         let now = clock.now();
         if !verified.settle(None, now)? {
             return Err(IntakeError::NotKept);

@@ -251,6 +251,11 @@ impl Shared {
     fn is_crowded(&self, digest: &Digest, size: Option<u64>) -> bool {
         self.eviction.is_crowded(self.fills.coming_beside(digest), size.unwrap_or_default())
     }
+
+    /// Waits until there is room for `size` bytes that are to become content.
+    async fn room_for(&self, size: u64) {
+        self.eviction.room_for(size, || self.store.census().content).await;
+    }
 }
 
 /// Ends `work`, which may ask the upstream more than one question in a row, in the time that a client waits.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tracing::Instrument as _;
 
 use crate::oci::{Digest, Name, Repository};
@@ -247,10 +248,15 @@ impl BlobReader {
                 // Steps end where pages do, so that none is read twice.
                 let range = self.at..end.min((self.at / STEP + 1) * STEP);
                 self.at = range.end;
-                let (cache, blob) = (self.cache.clone(), (blob.clone(), reading.clone()));
-                // A task of its own, so that it goes on while nobody asks how far it is.
-                let step = tokio::spawn(stored(cache, blob, range));
-                Box::pin(async move { step.await.map_err(|_| CacheError::Interrupted)? })
+                let (cache, blob, held) = (self.cache.clone(), blob.clone(), reading.clone());
+                if let Ok(turn) = Arc::clone(&cache.0.reading).try_acquire_owned() {
+                    let step = step(turn, blob.clone(), held, range);
+                    Box::pin(async move { found(&cache, &blob, step.await).await })
+                } else {
+                    // A task of its own, so that it goes on while nobody asks how far it is.
+                    let step = tokio::spawn(step_in_turn(cache, blob, held, range));
+                    Box::pin(async move { step.await.map_err(|_| CacheError::Interrupted)? })
+                }
             }
             // What is passed through has ended, or this would not be asked for.
             Source::Filling(follower) | Source::Passing(_, follower) => {
@@ -262,21 +268,36 @@ impl BlobReader {
     }
 }
 
+/// What a step reads, on a blocking thread.
+type Reads = JoinHandle<Result<Vec<Bytes>, StoreError>>;
+
 /// Reads all of a range, which is one step long at most. It may outlive its client, and the blob must not go before it.
-async fn stored(
+fn step(turn: OwnedSemaphorePermit, blob: OpenBlob, held: Reading, range: Range<u64>) -> Reads {
+    spawn_blocking(move || {
+        let _while = (turn, held);
+        blob.read(range, STEP)
+    })
+}
+
+/// The same once it may, and what becomes of it.
+async fn step_in_turn(
     cache: Cache,
-    (blob, held): (OpenBlob, Reading),
+    blob: OpenBlob,
+    held: Reading,
     range: Range<u64>,
 ) -> Result<VecDeque<Bytes>, CacheError> {
-    let turn = Arc::clone(&cache.0.reading).acquire_owned().await;
-    let reading = tokio::task::spawn_blocking({
-        let blob = blob.clone();
-        move || {
-            let _while = (turn, held);
-            blob.read(range, STEP)
-        }
-    });
-    match reading.await.map_err(|_| CacheError::Interrupted)? {
+    // Nobody closes it.
+    let turn = Arc::clone(&cache.0.reading).acquire_owned().await.map_err(|_| CacheError::Interrupted)?;
+    found(&cache, &blob, step(turn, blob.clone(), held, range).await).await
+}
+
+/// What a step has read. A blob that shows to be damaged is taken out of service.
+async fn found(
+    cache: &Cache,
+    blob: &OpenBlob,
+    read: Result<Result<Vec<Bytes>, StoreError>, JoinError>,
+) -> Result<VecDeque<Bytes>, CacheError> {
+    match read.map_err(|_| CacheError::Interrupted)? {
         Ok(found) => Ok(found.into()),
         Err(error) => {
             if matches!(error, StoreError::Damaged(_)) {

@@ -13,6 +13,7 @@ use crate::oci::Digest;
 
 use super::database::Database;
 use super::files::{FileBody, FileDraft, Files, Found};
+use super::pages::Pages;
 use super::{Drafted, StoreError};
 
 /// The bytes of all blobs and drafts; clones share them.
@@ -67,10 +68,14 @@ impl Bodies {
 
     /// Sees to it that a fact may point at the bytes of a draft, which are all there. sled keeps its own order; a file
     /// must be on the disk, under its name.
-    pub(super) fn settle(&self, draft: &mut FileDraft, stored_at: u64) -> Result<(), StoreError> {
+    pub(super) fn settle(
+        &self,
+        draft: &mut FileDraft,
+        stored_at: u64,
+        pages: &Pages,
+    ) -> Result<(), StoreError> {
         match self {
-            Self::Pages(database, _) => {
-                let pages = database.pages()?;
+            Self::Pages(..) => {
                 let mut writer = pages.writer(draft.digest(), draft.length());
                 draft.copy(|piece| writer.append(piece))?;
                 writer.complete()

@@ -19,6 +19,12 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub(super) struct Database(Arc<RwLock<Option<Trees>>>);
 
 impl Database {
+    /// All of it, for who writes bytes and then the fact that points at them: both must go to the same database, even if
+    /// another one takes its place in between.
+    pub(super) fn trees(&self) -> Result<Trees, StoreError> {
+        self.with(Trees::clone)
+    }
+
     pub(super) fn facts(&self) -> Result<sled::Tree, StoreError> {
         self.with(|trees| trees.facts.clone())
     }

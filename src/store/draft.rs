@@ -452,6 +452,11 @@ impl DraftFile {
 }
 
 impl VerifiedDraft {
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        self.file.draft.progress().received
+    }
+
     /// Makes the draft content, linked to `repository`; without one it is content that nobody has a right to yet. To be
     /// called when it is its [turn](Store::turn). Takes as long as the disk needs, and where content is copied, as the
     /// copy does; until then readers go on with the draft.
@@ -464,18 +469,16 @@ impl VerifiedDraft {
             Growing::Lost(error) => return error.map_or(Ok(false), Err),
         };
         let digest = &draft.digest;
+        let trees = store.database.trees()?;
         if store.bodies.are_copied() {
             // Marked first: pages without their fact must go, should this be interrupted. The draft stays.
-            store
-                .database
-                .facts()?
-                .insert(Key::Draft(digest).to_bytes(), DraftFact { condemned: true }.encode())?;
+            trees.facts.insert(Key::Draft(digest).to_bytes(), DraftFact { condemned: true }.encode())?;
         }
-        store.bodies.settle(&mut growing, now)?;
-        store.commit_blob(repository, digest, growing.length(), now)?;
+        store.bodies.settle(&mut growing, now, &trees.pages)?;
+        store.commit_blob(&trees.facts, repository, digest, growing.length(), now)?;
         if store.bodies.are_copied() && growing.has_file() {
             // It goes when the disk has the copy.
-            store.database.db()?.flush()?;
+            trees.db.flush()?;
             store.bodies.remove_draft(digest)?;
         }
         Ok(true)

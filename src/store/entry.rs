@@ -11,7 +11,7 @@ use crate::oci::{Digest, Repository};
 use super::bodies::{Bodies, Body};
 use super::fact::{BlobFact, DraftFact, Fact as _, LinkFact};
 use super::key::Key;
-use super::{Store, StoreError, readable};
+use super::{Store, StoreError, readable, transact};
 
 /// A blob that is held whole and verified.
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ impl Store {
         let digest = damaged.digest();
         let condemned = DraftFact { condemned: true }.encode();
         let _names = self.bodies.names();
-        let gone = self.transact(|facts| {
+        let gone = transact(&self.database.facts()?, |facts| {
             let held = facts.get(Key::Blob(digest).to_bytes())?;
             if held.as_deref().and_then(readable::<BlobFact>) != Some(damaged.fact) {
                 return Ok(false);
@@ -116,9 +116,11 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the blob of a finished draft visible, together with its link, in one atomic step.
+    /// Makes the blob of a finished draft visible, together with its link, in one atomic step: in the `facts` beside
+    /// which its bytes are.
     pub(super) fn commit_blob(
         &self,
+        facts: &sled::Tree,
         repository: Option<&Repository>,
         digest: &Digest,
         size: u64,
@@ -126,7 +128,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let blob = BlobFact { size, stored_at: now }.encode();
         let link = LinkFact { size: Some(size) }.encode();
-        let new = self.transact(|facts| {
+        let new = transact(facts, |facts| {
             facts.remove(Key::Draft(digest).to_bytes())?;
             if let Some(repository) = repository {
                 facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;

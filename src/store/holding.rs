@@ -7,7 +7,7 @@ use crate::oci::{Digest, Repository};
 
 use super::fact::{AccessFact, BlobFact, DraftFact, Fact, ManifestFact, VerifiedFact};
 use super::key::{self, Key};
-use super::{Store, StoreError, TagFact, readable};
+use super::{Store, StoreError, TagFact, readable, transact};
 
 /// A manifest or blob that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Store {
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         let condemned = DraftFact { condemned: true }.encode();
         let _names = self.bodies.names();
-        let gone = self.transact(|facts| {
+        let gone = transact(&self.database.facts()?, |facts| {
             facts.remove(Key::Access(digest).to_bytes())?;
             facts.remove(Key::Verified(digest).to_bytes())?;
             facts.insert(Key::Draft(digest).to_bytes(), condemned.as_slice())?;

@@ -58,7 +58,7 @@ pub use fact::{LinkFact, TagFact};
 pub use header::Geometry;
 pub use holding::{Drafted, Holding};
 use key::Key;
-use opening::Opening;
+use opening::{Opening, Trees};
 use settling::Settling;
 pub use settling::Turn;
 
@@ -441,7 +441,7 @@ impl Store {
         now: u64,
     ) -> Result<MediaType, StoreError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let documents = self.database.documents()?;
+        let Trees { documents, facts, .. } = self.database.trees()?;
         for (number, page) in manifest.body.chunks(documents.page_size()).enumerate() {
             documents.put(digest, number as u64, page)?;
         }
@@ -449,7 +449,7 @@ impl Store {
         let media_type = manifest.media_type.as_str().to_owned();
         let fact = ManifestFact { media_type, size, stored_at: now }.encode();
         let key = Key::Manifest(digest).to_bytes();
-        match self.database.facts()?.compare_and_swap(key, unreadable, Some(fact))? {
+        match facts.compare_and_swap(key, unreadable, Some(fact))? {
             Ok(()) => {
                 self.counters.manifests.fetch_add(1, Ordering::Relaxed);
                 self.counters.content.fetch_add(size, Ordering::Relaxed);
@@ -477,19 +477,18 @@ impl Store {
         }
         self.database.documents()?.remove(digest)
     }
+}
 
-    /// Changes several facts in one atomic step. The change must be repeatable: sled runs it again on a conflict.
-    fn transact<T>(
-        &self,
-        change: impl Fn(&TransactionalTree) -> Result<T, UnabortableTransactionError>,
-    ) -> Result<T, StoreError> {
-        let facts = self.database.facts()?;
-        let done = facts.transaction(|facts| Ok::<_, ConflictableTransactionError<()>>(change(facts)?));
-        done.map_err(|error| match error {
-            TransactionError::Storage(error) => error.into(),
-            TransactionError::Abort(()) => StoreError::Fact("a change aborted itself".to_owned()),
-        })
-    }
+/// Changes several facts in one atomic step. The change must be repeatable: sled runs it again on a conflict.
+fn transact<T>(
+    facts: &sled::Tree,
+    change: impl Fn(&TransactionalTree) -> Result<T, UnabortableTransactionError>,
+) -> Result<T, StoreError> {
+    let done = facts.transaction(|facts| Ok::<_, ConflictableTransactionError<()>>(change(facts)?));
+    done.map_err(|error| match error {
+        TransactionError::Storage(error) => error.into(),
+        TransactionError::Abort(()) => StoreError::Fact("a change aborted itself".to_owned()),
+    })
 }
 
 fn tag_key<'a>(repository: &'a Repository, tag: &'a Tag, variant: Option<&'a str>) -> Key<'a> {

@@ -115,8 +115,8 @@ class Process:
         self.process.wait()
 
 
-def start_registry(work, name, port, remote=None, prefix=(), log=True):
-    """Debian's docker-registry; with `remote`, as a pull-through cache of it."""
+def start_registry(work, name, port, remote=None, prefix=(), log=True, program="docker-registry"):
+    """Debian's docker-registry, or another build of it; with `remote`, as a pull-through cache of it."""
     config = work / f"{name}.json"  # JSON is YAML
     settings = {
         "version": "0.1",
@@ -131,7 +131,7 @@ def start_registry(work, name, port, remote=None, prefix=(), log=True):
     def ready():
         return ask("GET", "/v2/", port)[0] == 200
 
-    return Process(work, name, *prefix, "docker-registry", "serve", config, ready=ready)
+    return Process(work, name, *prefix, program, "serve", config, ready=ready)
 
 
 def in_namespaces(prefix, script, arguments, keep=False):

@@ -104,15 +104,18 @@ pub(super) fn excess(kind: BlobStore, found: &Measured, limits: &Limits) -> Opti
     let (ceiling, reason) = ceiling(found, limits);
     let (taken, may) = match kind {
         BlobStore::Files => (found.disk.saturating_add(found.left), ceiling),
-        BlobStore::Sled => {
-            let drafts = found.drafts.max(for_drafts(kind, ceiling));
-            let room = ceiling.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
-            (found.content.saturating_add(found.coming), share(room, 100, SLED_OVERHEAD_PERCENT))
-        }
+        BlobStore::Sled => (found.content.saturating_add(found.coming), may_live(found, ceiling)),
     };
     let over = if taken > share(may, HIGH_PERCENT, 100) { taken - share(may, LOW_PERCENT, 100) } else { 0 };
     let bytes = over.max(found.grown.saturating_mul(2));
     (bytes > 0).then_some((bytes, reason))
+}
+
+/// How much content a store of pages may hold that may take `ceiling` on disk.
+pub(super) fn may_live(found: &Measured, ceiling: u64) -> u64 {
+    let drafts = found.drafts.max(for_drafts(BlobStore::Sled, ceiling));
+    let room = ceiling.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
+    share(room, 100, SLED_OVERHEAD_PERCENT)
 }
 
 /// Above what the file of a store of pages must not grow without something going.

@@ -12,9 +12,9 @@ use crate::config::schema::BlobStore;
 use crate::oci::{Digest, Manifest};
 use crate::store::{Census, Drafted, Holding, Store, StoreError};
 
-use super::budget::{Measured, Reason, ceiling, drafts_to_go, excess, for_drafts, high_mark};
+use super::budget::{Measured, Reason, ceiling, drafts_to_go, excess, for_drafts, high_mark, may_live};
 use super::ledger::{Kind, Victim};
-use super::needs;
+use super::{Room, needs};
 use crate::cache::board::Board;
 use crate::cache::scrub::clear_remains;
 use crate::cache::{Cache, CacheError, Shared, blocking};
@@ -131,9 +131,11 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
         let round = blocking(move || {
             let (kind, limits) = (of.eviction.kind, of.eviction.limits());
             let (found, drafts) = measure(&of)?;
+            let ceiling = ceiling(&found, &limits).0;
+            of.eviction.room.send_replace(Room { ceiling, content: Some(may_live(&found, ceiling)) });
             let over = excess(kind, &found, &limits);
             let wanted = over.map_or(0, |(bytes, _)| bytes);
-            if remove_left_drafts(&of, drafts, wanted, for_drafts(kind, ceiling(&found, &limits).0))? {
+            if remove_left_drafts(&of, drafts, wanted, for_drafts(kind, ceiling))? {
                 return Ok(Some(1));
             }
             match over {
@@ -141,11 +143,17 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
                 None => Ok(None),
             }
         });
+        // What waits for room that nobody can make need not wait.
+        let give_up = || shared.eviction.room.send_modify(|room| room.content = None);
         match round.await {
-            Ok(Some(0)) => return true,
+            Ok(Some(0)) => {
+                give_up();
+                return true;
+            }
             Ok(Some(_)) => tell(shared).await,
             Ok(None) => return false,
             Err(error) => {
+                give_up();
                 failed(shared, &error);
                 return false;
             }
@@ -205,6 +213,7 @@ fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreE
     for victim in victims.iter().filter(of(Kind::Blob)) {
         shared.store.remove_blob(&victim.digest)?;
         closed.open(&victim.digest);
+        shared.eviction.room.send_modify(|_| {});
     }
     if freed > 0 {
         let blobs = victims.len() - manifests.len();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::config::schema::{self, BlobStore};
 use crate::oci::{Digest, Manifest};
@@ -41,8 +41,19 @@ pub(super) struct Eviction {
     seen: AtomicU64,
     /// Something came, or is about to: is there room?
     look: Notify,
+    /// What the keeper found, told whenever something has gone.
+    room: watch::Sender<Room>,
     /// What all that is held came to lately, for who looks on.
     figures: Mutex<Option<(Instant, Figures)>>,
+}
+
+/// How much there may be, in bytes, as the keeper found last.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    /// What the store may take on disk.
+    ceiling: u64,
+    /// How much content there may be before more of it is copied; `None` while nothing can go for it.
+    content: Option<u64>,
 }
 
 impl Eviction {
@@ -54,6 +65,7 @@ impl Eviction {
             complete: AtomicBool::new(false),
             seen: AtomicU64::new(0),
             look: Notify::new(),
+            room: watch::Sender::new(Room { ceiling: u64::MAX, content: None }),
             figures: Mutex::default(),
         }
     }
@@ -86,8 +98,20 @@ impl Eviction {
 
     /// Whether what is coming leaves no room for another draft of `size` bytes. One alone may be of any size.
     pub(super) fn is_crowded(&self, coming: u64, size: u64) -> bool {
-        let most = for_drafts(self.kind, self.limits().max_size);
-        coming > 0 && coming.saturating_add(size) > most
+        let ceiling = self.limits().max_size.min(self.room.borrow().ceiling);
+        coming > 0 && coming.saturating_add(size) > for_drafts(self.kind, ceiling)
+    }
+
+    /// Waits until there is room beside what is `held` for `size` bytes that are to be copied, or nothing more can go for
+    /// them. Copies that are faster than removals would take the store over its limits.
+    pub(super) async fn room_for(&self, size: u64, held: impl Fn() -> u64) {
+        if self.kind == BlobStore::Files {
+            return;
+        }
+        self.look();
+        let fits = |room: &Room| room.content.is_none_or(|may| held().saturating_add(size) <= may);
+        // It fails only where nobody tells any more.
+        drop(self.room.subscribe().wait_for(fits).await);
     }
 
     /// Whether something is held, and not on its way out.
@@ -230,4 +254,67 @@ pub(super) struct Taken {
 /// What a manifest cannot be served without.
 pub(super) fn needs(read: &Manifest) -> impl Iterator<Item = Digest> {
     read.children.iter().chain(&read.blobs).filter(|it| !it.foreign).map(|it| it.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    fn of(kind: BlobStore) -> Eviction {
+        Eviction::new(&schema::Store { blobs: kind, ..schema::Store::default() })
+    }
+
+    /// Whether work ends without anything else happening.
+    async fn ends(work: &mut (impl Future<Output = ()> + Unpin)) -> bool {
+        tokio::select! {
+            biased;
+            () = work => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_copy_waits_until_enough_has_gone() {
+        let (eviction, held) = (of(BlobStore::Sled), AtomicU64::new(90));
+        let room = |bytes| eviction.room_for(bytes, || held.load(Ordering::Relaxed));
+        assert!(ends(&mut pin!(room(u64::MAX))).await, "nothing is known yet");
+        eviction.room.send_modify(|room| room.content = Some(100));
+        assert!(ends(&mut pin!(room(10))).await);
+        let mut waiting = pin!(room(20));
+        assert!(!ends(&mut waiting).await);
+        eviction.room.send_modify(|_| {});
+        assert!(!ends(&mut waiting).await, "nothing has gone");
+        held.store(80, Ordering::Relaxed);
+        eviction.room.send_modify(|_| {});
+        assert!(ends(&mut waiting).await);
+    }
+
+    #[tokio::test]
+    async fn a_copy_for_which_nothing_can_go_does_not_wait() {
+        let eviction = of(BlobStore::Sled);
+        eviction.room.send_modify(|room| room.content = Some(100));
+        let mut waiting = pin!(eviction.room_for(1, || 100));
+        assert!(!ends(&mut waiting).await);
+        eviction.room.send_modify(|room| room.content = None);
+        assert!(ends(&mut waiting).await);
+    }
+
+    #[tokio::test]
+    async fn a_file_is_content_as_it_is() {
+        let eviction = of(BlobStore::Files);
+        eviction.room.send_modify(|room| room.content = Some(0));
+        assert!(ends(&mut pin!(eviction.room_for(1, || 100))).await);
+    }
+
+    #[test]
+    fn a_small_disk_is_crowded_sooner() {
+        let eviction = of(BlobStore::Sled);
+        assert!(!eviction.is_crowded(1000, 100));
+        eviction.room.send_modify(|room| room.ceiling = 8000);
+        assert!(eviction.is_crowded(1000, 100) && !eviction.is_crowded(900, 100));
+        // One alone may be of any size.
+        assert!(!eviction.is_crowded(0, 5000));
+    }
 }
