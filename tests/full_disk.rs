@@ -7,7 +7,7 @@ mod support;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use support::{Blob, Fault, Gate, Larder, Registry, Setup, When, eventually};
+use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
 
 const MIB: usize = 1 << 20;
 const KINDS: [&str; 2] = ["sled", "files"];
@@ -23,10 +23,15 @@ fn limited(setup: Setup, mib: usize) -> Larder {
     setup.start_by(&mut command)
 }
 
+/// Changes the limit of a running larder, in bytes.
+fn limit(larder: &Larder, current: Option<u64>) {
+    let pid = Pid::from_raw(i32::try_from(larder.pid()).unwrap());
+    prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+}
+
 /// Lifts the limit of a running larder.
 fn lift(larder: &Larder) {
-    let pid = Pid::from_raw(i32::try_from(larder.pid()).unwrap());
-    prlimit(pid, Resource::Fsize, Rlimit { current: None, maximum: None }).unwrap();
+    limit(larder, None);
 }
 
 fn path(blob: &Blob) -> String {
@@ -116,6 +121,41 @@ fn a_blob_that_the_disk_does_not_take_is_served_all_the_same() {
         assert_eq!(lines(&larder, "the store works again"), 1);
         larder.get(&path(&large)).is_ok_with(&large.bytes);
         eventually("the large one too", || larder.get(&path(&large)).head.outcome() == "larder; hit");
+    }
+}
+
+#[test]
+fn what_came_while_nothing_was_kept_is_kept_when_it_is_asked_for_again() {
+    for kind in KINDS {
+        let registry = Registry::start();
+        let image = Image::oci(1, "linux/amd64", vec![Blob::random(2, MIB)]);
+        registry.add_image("library/app", "v1", &image);
+        let mut larder = limited(Setup::with(&registry).set("store.blobs", kind), 1024);
+        let pull = |larder: &Larder| {
+            larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+            image.blobs().all(|blob| {
+                let answer = larder.get(&path(blob));
+                answer.is_ok_with(&blob.bytes);
+                answer.head.outcome() == "larder; hit"
+            })
+        };
+        limit(&larder, Some(0));
+        // Whatever is written fails, sled's own writing too, which it does after a while.
+        eventually("it is noticed", || {
+            pull(&larder);
+            degraded(&larder)
+        });
+        lift(&larder);
+        eventually("all of it is held", || {
+            let held = pull(&larder);
+            larder.settle();
+            held && !degraded(&larder)
+        });
+        larder.terminate();
+        assert!(larder.wait_exit().success(), "{kind}: {}", larder.log_text());
+        registry.down();
+        larder.restart();
+        assert!(pull(&larder), "{kind}: {}", larder.log_text());
     }
 }
 

@@ -11,7 +11,7 @@ use quick_cache::sync::Cache as Memory;
 
 use crate::clock::Clock;
 use crate::oci::{Digest, MediaType, Repository, Tag};
-use crate::store::{BlobEntry, TagFact};
+use crate::store::{BlobEntry, Store, StoreError, TagFact};
 
 use super::eviction::Stamp;
 use super::{Pointer, freshness};
@@ -106,6 +106,24 @@ impl Hot {
         self.pointers.retain(|_, checked| !gone(&checked.fact.digest));
         self.blobs.retain(|(_, digest), _| !gone(digest));
         self.walked.retain(|(_, digest), ()| !gone(digest));
+    }
+
+    /// Forgets what memory alone has: it came while nothing was kept, or what the store held of it is gone, and it would
+    /// end with this process. Who asks for it next brings it into the store.
+    pub(super) fn forget_unkept(&self, store: &Store) -> Result<(), StoreError> {
+        for ((repository, digest), _) in self.documents.0.iter() {
+            let kept = store.linked(&repository, &digest)?.is_some()
+                && matches!(store.manifest(&digest), Ok(Some(_)));
+            if !kept {
+                self.documents.0.remove(&(repository, digest));
+            }
+        }
+        for (pointer, Checked { fact, .. }) in self.pointers.iter() {
+            if pointer.noted(store)?.is_none_or(|noted| noted.digest != fact.digest) {
+                self.pointers.remove(&pointer);
+            }
+        }
+        Ok(())
     }
 
     /// Remembers a definite 404 until `until`, by a clock that nobody sets.

@@ -41,7 +41,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
 use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, TagFact};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstream, Upstreams};
 
@@ -107,6 +107,14 @@ impl Pointer {
     fn repository(&self) -> &Repository {
         match self {
             Self::Tag(TagKey { repository, .. }) | Self::Referrers(repository, _) => repository,
+        }
+    }
+
+    /// What the store knows of it.
+    fn noted(&self, store: &Store) -> Result<Option<TagFact>, StoreError> {
+        match self {
+            Self::Tag(key) => store.tag(&key.repository, &key.tag, key.variant.as_deref()),
+            Self::Referrers(repository, subject) => store.referrers_list(repository, subject),
         }
     }
 }

@@ -126,11 +126,7 @@ async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<Known>,
         Some(checked)
     } else {
         let (store, owned) = (shared.store.clone(), pointer.clone());
-        let fact = blocking(move || match &owned {
-            Pointer::Tag(key) => store.tag(&key.repository, &key.tag, key.variant.as_deref()),
-            Pointer::Referrers(repository, subject) => store.referrers_list(repository, subject),
-        })
-        .await;
+        let fact = blocking(move || owned.noted(&store)).await;
         let fact = shared.or_nothing("what a tag or a list stands for cannot be found out", fact)?;
         let checked = fact.map(|fact| Checked { fact, at: None });
         if let Some(checked) = checked {

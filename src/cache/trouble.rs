@@ -152,7 +152,7 @@ impl Shared {
         }
     }
 
-    async fn mend_store(&self) {
+    async fn mend_store(self: &Arc<Self>) {
         let (store, broken) = (self.store.clone(), self.trouble.record().broken);
         let mended = blocking(move || store.mend(broken)).await;
         // What was open may hold less now, or nothing.
@@ -160,6 +160,10 @@ impl Shared {
         self.hot.walked.clear();
         match mended {
             Ok(()) => {
+                let of = Arc::clone(self);
+                if let Err(error) = blocking(move || of.hot.forget_unkept(&of.store)).await {
+                    tracing::debug!(%error, "what is in memory alone cannot be told");
+                }
                 self.eviction.take_stock_again();
                 if let Some(time) = self.trouble.record().worked(self.clock.instant()) {
                     self.metrics.store_degraded(false);
