@@ -231,7 +231,9 @@ impl Fill {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
         let now = self.shared.clock.now();
         let turn = store.turn().await;
-        self.shared.room_for(verified.size()).await;
+        if let Some(bytes) = verified.kept() {
+            self.shared.room_for(bytes).await;
+        }
         let entry = blocking(move || {
             let kept = verified.settle(Some(&repository), now)?;
             drop(turn);

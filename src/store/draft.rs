@@ -452,9 +452,9 @@ impl DraftFile {
 }
 
 impl VerifiedDraft {
-    /// Its length in bytes.
-    pub fn size(&self) -> u64 {
-        self.file.draft.progress().received
+    /// How many bytes it has, if they are kept.
+    pub fn kept(&self) -> Option<u64> {
+        matches!(self.file.growing, Growing::File(_)).then(|| self.file.draft.progress().received)
     }
 
     /// Makes the draft content, linked to `repository`; without one it is content that nobody has a right to yet. To be

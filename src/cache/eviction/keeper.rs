@@ -123,7 +123,10 @@ fn measure(shared: &Shared) -> Result<(Measured, Vec<Drafted>), StoreError> {
 
 /// Removes content until the limits hold. Tells whether they do not, because nothing more can go.
 async fn make_room(shared: &Arc<Shared>) -> bool {
+    // What waits for room that nobody can make need not wait.
+    let give_up = || shared.eviction.room.send_modify(|room| room.content = None);
     if !shared.eviction.complete.load(Ordering::Acquire) {
+        give_up();
         return false;
     }
     loop {
@@ -143,8 +146,6 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
                 None => Ok(None),
             }
         });
-        // What waits for room that nobody can make need not wait.
-        let give_up = || shared.eviction.room.send_modify(|room| room.content = None);
         match round.await {
             Ok(Some(0)) => {
                 give_up();

@@ -26,6 +26,8 @@ pub(super) use ledger::Stamp;
 use ledger::{Figures, Kind, Ledger, Victim};
 pub use ledger::{Reached, Reading, Tally};
 
+/// How long a copy waits for room at most.
+const ROOM_WITHIN: Duration = Duration::from_mins(1);
 /// How long it is good enough to know what all that is held comes to.
 const FIGURES_FOR: Duration = Duration::from_secs(5);
 
@@ -110,8 +112,9 @@ impl Eviction {
         }
         self.look();
         let fits = |room: &Room| room.content.is_none_or(|may| held().saturating_add(size) <= may);
-        // It fails only where nobody tells any more.
-        drop(self.room.subscribe().wait_for(fits).await);
+        let mut room = self.room.subscribe();
+        // To wait in vain would be worse than to take too much for once.
+        drop(tokio::time::timeout(ROOM_WITHIN, room.wait_for(fits)).await);
     }
 
     /// Whether something is held, and not on its way out.
