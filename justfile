@@ -48,6 +48,6 @@ bench-peers *parts:
 soak:
     cargo test --release --test soak soak -- --ignored --nocapture
 
-# Twenty times a store's size through it, without trouble: no request fails, disk and memory stay where they are.
+# Twenty times a store's size into it and out again, without trouble: no request fails, disk and memory stay where they are.
 churn:
     cargo test --release --test soak churn -- --ignored --nocapture

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{Admin, Manners, Registry};
@@ -231,7 +231,7 @@ impl App {
 
         shutdown.await;
         systemd::stopping("running transfers may finish");
-        let grace = bounds.borrow().grace;
+        let (asked, grace) = (Instant::now(), bounds.borrow().grace);
         tracing::info!(?grace, "stopping: no new connections, running transfers may finish");
         ready.store(false, Ordering::Relaxed);
         stop.send_replace(true);
@@ -248,7 +248,8 @@ impl App {
         attending.abort();
         watching.iter().for_each(JoinHandle::abort);
         cache.note_times().await;
-        flush(store).await?;
+        flush(store.clone()).await?;
+        close(store, grace.saturating_sub(asked.elapsed())).await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -256,6 +257,22 @@ impl App {
 
 async fn flush(store: Store) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || store.flush()).await?.context("the store could not be flushed")
+}
+
+/// Closes the store, unless that takes longer than the stop may.
+async fn close(store: Store, patience: Duration) {
+    let (tell, told) = oneshot::channel();
+    // No thread of the runtime's, since the end would wait for it.
+    std::thread::spawn(move || tell.send(store.close()));
+    let reason = match tokio::time::timeout(patience, told).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(_)) | Err(_) => "there was no time left".to_owned(),
+    };
+    tracing::info!(
+        reason,
+        "the store was not closed: the next start has to read what was written since this one"
+    );
 }
 
 /// The certificate in these files, if there are any.

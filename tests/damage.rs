@@ -224,3 +224,21 @@ fn bytes_that_change_in_the_database_are_a_miss_or_a_new_store_and_never_wrong()
         }
     }
 }
+
+/// Bytes that the store would give up first, as it tells every ten seconds.
+fn reclaimable(house: &House) -> u64 {
+    house.larder.counter("larder_store_bytes", &[("what", "reclaimable")])
+}
+
+#[test]
+fn what_somebody_has_wiped_is_no_longer_counted() {
+    for kind in KINDS {
+        let house = house(kind);
+        let blob = Blob::random(9, 3 * MIB);
+        house.registry.add_blob("library/app", &blob);
+        house.larder.get(&path(&blob)).is_ok_with(&blob.bytes);
+        eventually("it is counted", || reclaimable(&house) >= 3 * 1024 * 1024);
+        fs::remove_dir_all(house.larder.setup().data()).unwrap();
+        eventually("it is counted no longer", || reclaimable(&house) == 0);
+    }
+}

@@ -256,3 +256,27 @@ fn health_is_asked_for_from_a_program_beside_it() {
     let exit = healthy(larder.setup(), &admin);
     assert!(exit.status.success(), "{exit:?}");
 }
+
+/// What the process has read so far, in bytes, from wherever.
+fn has_read(larder: &Larder) -> usize {
+    let told = std::fs::read_to_string(format!("/proc/{}/io", larder.pid())).unwrap();
+    told.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_start_after_a_stop_does_not_read_what_was_written() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 48 * MIB);
+    registry.add_blob("library/app", &blob);
+    let mut larder = Setup::with(&registry).set("store.blobs", "sled").start();
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    larder.get(&path).is_ok_with(&blob.bytes);
+    larder.settle();
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    larder.restart();
+    let read = has_read(&larder);
+    assert!(read < 24 * MIB, "{read} bytes");
+    assert_eq!(larder.get(&path).head.outcome(), "larder; hit");
+    assert!(has_read(&larder) - read >= 48 * MIB, "it is where it was");
+}

@@ -60,7 +60,7 @@ fn it_tells_what_was_served_and_what_that_cost() {
     assert_eq!(report["upstreams"][0]["fetched"].as_u64(), Some(once as u64));
     let told = verb::online(&larder, &["status"]).ended(0).stdout;
     for part in
-        ["75.0 % of 8 requests (6 hits)", "1 manifests and 1 blobs", "docker.io", "well", "fills      none"]
+        ["75.0 % of 8 requests (6 hits)", "1 manifest and 1 blob", "docker.io", "well", "fills      none"]
     {
         assert!(told.contains(part), "{part} is not in:\n{told}");
     }
@@ -84,7 +84,7 @@ fn a_fill_is_seen_on_its_way() {
     assert_eq!((fill["total"].as_u64(), fill["readers"].as_u64()), (Some(4 << 20), Some(1)), "{fill}");
     assert!(fill["rate"].as_u64() > Some(0) && fill["kept"] == true && fill["settling"] == false, "{fill}");
     let told = verb::online(&larder, &["status"]).ended(0).stdout;
-    assert!(told.contains("3.0 MiB of 4.0 MiB") && told.contains("1 readers"), "{told}");
+    assert!(told.contains("3.0 MiB of 4.0 MiB") && told.contains("1 reader"), "{told}");
     gate.open();
     transfer.finish().unwrap();
     larder.settle();
@@ -137,7 +137,7 @@ fn a_store_that_nobody_serves_tells_what_it_can() {
     larder.wait_exit();
     let setup = larder.into_setup();
     let told = verb::offline(&setup, &["status"]).ended(0).stdout;
-    assert!(told.contains("no larder runs") && told.contains("1 manifests and 0 blobs"), "{told}");
+    assert!(told.contains("no larder runs") && told.contains("1 manifest and 0 blobs"), "{told}");
     assert!(!told.contains("hits") && !told.contains("docker.io"), "{told}");
     let report = verb::offline(&setup, &["status", "--json"]).ended(0).json();
     assert!(report["service"].is_null() && report["store"]["manifests"] == 1, "{report}");

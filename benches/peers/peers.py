@@ -132,6 +132,7 @@ class Bench:
         its pages from its host when they are first touched, new ones cost several times what it costs to write them.
         """
         nginx = self.site.nginx()
+        self.site.forget()
         for upstream, port in {"at 400 MB/s": LIMITED, "unlimited": SOURCE}.items():
             if port == LIMITED:
                 limit()
@@ -153,7 +154,6 @@ class Bench:
         stop(nginx)
 
     def cold_blob(self, who, port, path, digest, upstream):
-        self.site.forget()
         server, before = self.cache(who, port), self.site.gets(path)
         found = read(self.site.ports[who], path, verify=digest)
         settled(who, self.site.ports[who])
@@ -213,12 +213,15 @@ class Bench:
                 read(port, path)
                 settled(who, port)
                 self.site.remove(path)
-            for number in range(self.rounds + 1):
+            for number in range(self.rounds):
+                began = time.monotonic()
                 stop(process)
+                if number == 0:
+                    # sled reads what was written since the last start.
+                    self.note("stop", who, time.monotonic() - began)
                 began = time.monotonic()
                 process = self.site.larder(port, blobs, SOURCE)
-                # sled reads what was written since the start before.
-                self.note("start" if number > 0 else "first start", who, time.monotonic() - began)
+                self.note("start", who, time.monotonic() - began)
             stop(process)
         self.site.forget()
         stop(nginx)

@@ -51,6 +51,11 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// Whether what is held has shown to be damaged.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(self, Self::Store(error) if matches!(**error, StoreError::Damaged(_)))
+    }
+
     /// Nothing came in time.
     pub(super) fn too_late(patience: Duration) -> Self {
         Self::Timeout(format!("none within {patience:?}"))

@@ -230,10 +230,7 @@ impl Fill {
     async fn settle(&self, verified: VerifiedDraft) -> Result<Option<BlobEntry>, CacheError> {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
         let now = self.shared.clock.now();
-        let turn = store.turn().await;
-        if let Some(bytes) = verified.kept() {
-            self.shared.room_for(bytes).await;
-        }
+        let turn = self.shared.turn_of(&verified).await;
         let entry = blocking(move || {
             let kept = verified.settle(Some(&repository), now)?;
             drop(turn);

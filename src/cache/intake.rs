@@ -270,8 +270,7 @@ impl Coming<'_> {
         let Some(verified) = writer.verify(Some(size))? else {
             return Err(IntakeError::Mismatch((*self.digest).into()));
         };
-        let turn = runtime.block_on(store.turn());
-        runtime.block_on(self.shared.room_for(size));
+        let turn = runtime.block_on(self.shared.turn_of(&verified));
         let now = clock.now();
         if !verified.settle(None, now)? {
             return Err(IntakeError::NotKept);

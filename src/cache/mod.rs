@@ -41,7 +41,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
 use crate::oci::{Accept, Digest, Reference, Repository, Tag, UpstreamName};
-use crate::store::{Store, StoreError, TagFact};
+use crate::store::{Store, StoreError, TagFact, Turn, VerifiedDraft};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstream, Upstreams};
 
@@ -260,9 +260,13 @@ impl Shared {
         self.eviction.is_crowded(self.fills.coming_beside(digest), size.unwrap_or_default())
     }
 
-    /// Waits until there is room for `size` bytes that are to become content.
-    async fn room_for(&self, size: u64) {
-        self.eviction.room_for(size, || self.store.census().content).await;
+    /// Waits until it is a verified draft's turn to become content, and there is room for it.
+    async fn turn_of(&self, verified: &VerifiedDraft) -> Turn {
+        let turn = self.store.turn().await;
+        if let Some(size) = verified.kept() {
+            self.eviction.room_for(size, || self.store.census().content).await;
+        }
+        turn
     }
 }
 

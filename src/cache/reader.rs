@@ -1,7 +1,7 @@
 //! Reads a blob for one client at that client's pace, from the store or from the tail of a fill.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -74,7 +74,28 @@ impl Cache {
     /// A range that begins far beyond what a running fill has is fetched from the upstream on its own (`bypass`)
     /// while the fill goes on: lazy-pulling snapshotters read a blob's tail first. What a client gets that way is
     /// as unverified as a part of a blob always is.
+    ///
+    /// Of a blob that is held the first bytes are read here, before anything is promised: if they show it to be damaged
+    /// it is fetched instead.
     pub async fn reader(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        blob: Blob,
+        range: Option<Range<u64>>,
+    ) -> Result<(BlobReader, Outcome), CacheError> {
+        let (mut reader, outcome) = self.begin_reading(repository, digest, blob, range.clone()).await?;
+        match reader.read_first().await {
+            Ok(()) => Ok((reader, outcome)),
+            Err(error) if error.is_damage() => {
+                let blob = self.blob(repository, digest).await?;
+                self.begin_reading(repository, digest, blob, range).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn begin_reading(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -169,6 +190,16 @@ async fn piece(
 }
 
 impl BlobReader {
+    /// Has the first bytes of what is held ready.
+    async fn read_first(&mut self) -> Result<(), CacheError> {
+        if matches!(self.source, Source::Stored(..))
+            && let Some(first) = poll_fn(|cx| self.poll_next(cx)).await
+        {
+            self.ready.push_front(first?);
+        }
+        Ok(())
+    }
+
     /// The next bytes; `None` at the end. An error means that the rest must not be sent.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
         if let Source::Passing(passing, follower) = &mut self.source

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::table::{iec, many};
 use super::{environment, note, print};
 use crate::config::schema::BlobStore;
 use crate::config::{self, Config, Flags};
@@ -78,9 +78,9 @@ pub(super) fn bar(bytes: u64) -> anyhow::Result<ProgressBar> {
 fn told(report: &Report, from: Option<BlobStore>, to: BlobStore, seconds: f64) -> String {
     let Some(from) = from else { return format!("all blobs are in {} already\n", to.as_str()) };
     let ((blobs, bytes), found, dropped) = (report.moved, report.found, report.dropped.len());
-    let bytes = ByteSize(bytes).display().iec();
+    let (blobs, bytes) = (many(blobs, "blob"), iec(bytes));
     let (from, to) = (from.as_str(), to.as_str());
-    let mut text = format!("moved {blobs} blobs ({bytes}) from {from} to {to} in {seconds:.1} s");
+    let mut text = format!("moved {blobs} ({bytes}) from {from} to {to} in {seconds:.1} s");
     // Writing to a String cannot fail.
     if found > 0 {
         let _ = write!(text, "; {found} were there already");

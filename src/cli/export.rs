@@ -14,7 +14,7 @@ use reqwest::{Method, Response};
 use serde_json::Value;
 
 use super::backend::{Backend, Reach};
-use super::table::{fair, iec};
+use super::table::{content, fair};
 use super::{bars, note};
 use crate::ops::export::{self, Ask, Export as Outgoing, REPORT_HEADER, Report};
 use crate::ops::folder;
@@ -210,10 +210,8 @@ fn told(report: &Report, target: &Target) -> String {
         _ => String::new(),
     };
     let Report { reference, manifests, blobs, bytes, fetched, .. } = report;
-    let bytes = iec(*bytes);
-    let mut text = format!(
-        "exported {reference}{of}{name} to {place}: {manifests} manifests and {blobs} blobs ({bytes}), {fetched} of them fetched"
-    );
+    let content = content(*manifests, *blobs, *bytes);
+    let mut text = format!("exported {reference}{of}{name} to {place}: {content}, {fetched} of them fetched");
     if !report.complete {
         text.push_str("\n    the index names more platforms than are in it: what copies all of it (`skopeo copy --all`) needs every one");
     }

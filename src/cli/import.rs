@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::backend::{Answer, Backend, Reach};
 use super::bars;
-use super::table::{bad, good, iec};
+use super::table::{bad, content, good, iec, many};
 use crate::ops::folder::Packing;
 use crate::ops::import::{self, Ask, Report, Row};
 use crate::ops::pipe::{self, Pipe};
@@ -198,7 +198,8 @@ fn copy(
 fn told(report: &Report) -> String {
     let mut text: String = report.images.iter().map(image).collect();
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "{} blobs ({}) were new", report.new_blobs, iec(report.new_bytes));
+    let were = if report.new_blobs == 1 { "was" } else { "were" };
+    let _ = writeln!(text, "{} ({}) {were} new", many(report.new_blobs, "blob"), iec(report.new_bytes));
     text
 }
 
@@ -206,8 +207,8 @@ fn image(row: &Row) -> String {
     let Row { reference, platforms, complete, manifests, blobs, bytes, missing, .. } = row;
     let of = if platforms.is_empty() { String::new() } else { format!(" ({})", platforms.join(", ")) };
     let state = if *complete { good("imported") } else { bad("incomplete") };
-    let bytes = iec(*bytes);
-    let mut text = format!("{state} {reference}{of}: {manifests} manifests and {blobs} blobs ({bytes})\n");
+    let content = content(*manifests, *blobs, *bytes);
+    let mut text = format!("{state} {reference}{of}: {content}\n");
     for it in missing {
         let platform = it.platform.as_deref().map(|platform| format!("{platform} ")).unwrap_or_default();
         // Writing to a String cannot fail.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::Args;
 
 use super::backend::{Answer, Reach};
-use super::table::iec;
+use super::table::{content, many};
 use crate::ops::remove::Report;
 use crate::ops::task::Task;
 
@@ -32,13 +32,9 @@ fn told(report: &Report) -> String {
         let it = row.removed;
         let kept =
             if it.kept > 0 { format!("; {} that something else needs stay", it.kept) } else { String::new() };
-        let (tags, manifests, blobs, bytes) = (it.tags, it.manifests, it.blobs, iec(it.bytes));
+        let (tags, content) = (many(it.tags, "tag"), content(it.manifests, it.blobs, it.bytes));
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{}: removed {tags} tags, {manifests} manifests and {blobs} blobs ({bytes}){kept}",
-            row.reference
-        );
+        let _ = writeln!(text, "{}: removed {tags}, {content}{kept}", row.reference);
     }
     text
 }

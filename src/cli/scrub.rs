@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::backend::{Answer, Reach};
 use super::exit::Verdict;
-use super::table::iec;
+use super::table::{content, iec, many};
 use crate::ops::scrub::Report;
 use crate::ops::task::Task;
 
@@ -43,7 +43,8 @@ pub(super) fn gc(Gc { reach }: Gc) -> anyhow::Result<()> {
 }
 fn verified(report: &Report) -> String {
     let Report { manifests, blobs, bytes, damaged, repaired, .. } = report;
-    let mut text = format!("intact: {manifests} manifests, {blobs} blobs ({} read)\n", iec(*bytes));
+    let (manifests, blobs) = (many(*manifests, "manifest"), many(*blobs, "blob"));
+    let mut text = format!("intact: {manifests}, {blobs} ({} read)\n", iec(*bytes));
     for damage in damaged {
         let kind = if damage.manifest { "manifest" } else { "blob" };
         let end = if repaired.contains(&damage.digest) { "fetched again" } else { "removed" };
@@ -58,9 +59,8 @@ fn collected(report: &Report) -> String {
     for (what, tally) in
         [("a tag leads to", report.reached.reachable), ("no tag leads to", report.reached.unreachable)]
     {
-        let (manifests, blobs, bytes) = (tally.manifests, tally.blobs, iec(tally.bytes));
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{what} {manifests} manifests and {blobs} blobs ({bytes})");
+        let _ = writeln!(text, "{what} {}", content(tally.manifests, tally.blobs, tally.bytes));
     }
     let removed: Vec<String> = report
         .collected

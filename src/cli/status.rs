@@ -7,7 +7,7 @@ use clap::Args;
 use console::{Term, measure_text_width, style, truncate_str};
 
 use super::backend::{Answer, Backend, Reach};
-use super::table::{Table, ago, bad, fair, good, iec};
+use super::table::{Table, ago, bad, fair, good, iec, many};
 use super::{note, print, sentence};
 use crate::ops::question::Question;
 use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState, UpstreamRow};
@@ -134,8 +134,13 @@ fn served(text: &mut String, report: &Report, service: &ServiceReport) {
     let addresses = service.addresses.join(", ");
     line(text, "larder", &format!("{}, {} for {up} on {addresses}", report.version, good("serving")));
     let ServiceReport { requests, hits, connections, .. } = service;
-    let hits =
-        format!("{} of {requests} requests ({hits} hits), {connections} clients", percent(service.hit_ratio));
+    let hits = format!(
+        "{} of {} ({}), {}",
+        percent(service.hit_ratio),
+        many(*requests, "request"),
+        many(*hits, "hit"),
+        many(*connections, "client")
+    );
     line(text, "hits", &hits);
     let traffic = format!(
         "{} served, {} fetched, {} saved ({})",
@@ -173,8 +178,8 @@ fn stored(text: &mut String, now: u64, store: &StoreState) {
         Some(at) => format!(", oldest asked for {} ago", ago(now, Some(at))),
         None => String::new(),
     };
-    let held =
-        format!("{} in {} manifests and {} blobs{oldest}", iec(store.content), store.manifests, store.blobs);
+    let (manifests, blobs) = (many(store.manifests, "manifest"), many(store.blobs, "blob"));
+    let held = format!("{} in {manifests} and {blobs}{oldest}", iec(store.content));
     line(text, "held", &held);
 }
 
@@ -202,7 +207,7 @@ fn filled(fill: &FillState) -> String {
         (false, true) => format!("{}/s", iec(fill.rate)),
         (false, false) => fair(&format!("{}/s, not kept", iec(fill.rate))),
     };
-    format!("{digest} {size} {state}, {} readers  {}", fill.readers, fill.repository)
+    format!("{digest} {size} {state}, {}  {}", many(fill.readers, "reader"), fill.repository)
 }
 
 fn upstreams(text: &mut String, now: u64, rows: &[UpstreamRow]) {
@@ -240,7 +245,7 @@ fn breaker(endpoint: &EndpointState, now: u64) -> String {
         Breaker::HalfOpen => fair("to be tried again"),
         Breaker::Closed => match endpoint.limited_until {
             Some(until) => fair(&format!("limited for {}", left(now, until))),
-            None if health.failures > 0 => fair(&format!("{} failures", health.failures)),
+            None if health.failures > 0 => fair(&many(health.failures, "failure")),
             None => good("well"),
         },
     }

@@ -64,6 +64,19 @@ pub(super) fn iec(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
 
+/// So many of what `noun` names, as English has it.
+pub(super) fn many(count: impl Into<u64>, noun: &str) -> String {
+    match count.into() {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    }
+}
+
+/// Manifests and blobs of so many bytes altogether.
+pub(super) fn content(manifests: u64, blobs: u64, bytes: u64) -> String {
+    format!("{} and {} ({})", many(manifests, "manifest"), many(blobs, "blob"), iec(bytes))
+}
+
 /// How long ago that was, in one unit.
 pub(super) fn ago(now: u64, then: Option<u64>) -> String {
     let Some(then) = then else { return "-".to_owned() };
@@ -87,6 +100,12 @@ mod tests {
         assert_eq!(told, ["0s", "59s", "1m", "59m", "1h", "47h", "2d"]);
         assert_eq!(ago(0, None), "-");
         assert_eq!(ago(0, Some(5000)), "0s");
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0_u64, 1, 2].map(|count| many(count, "blob")), ["0 blobs", "1 blob", "2 blobs"]);
+        assert_eq!(content(1, 2, 1024), "1 manifest and 2 blobs (1.0 KiB)");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use clap::Args;
 use super::backend::{Answer, Reach};
 use super::exit::Verdict;
 use super::platforms::Platforms;
-use super::table::{bad, fair, good, iec};
+use super::table::{bad, fair, good, iec, many};
 use crate::ops::task::Task;
 use crate::ops::warm::{Ask, Report, Row};
 
@@ -66,10 +66,10 @@ fn told(row: &Row) -> String {
     let mut text = match &row.error {
         Some(error) => format!("{} {}{of}: {error}\n", bad("failed"), row.reference),
         None => format!(
-            "{} {}{of}: {} blobs ({}), {} of them fetched\n",
+            "{} {}{of}: {} ({}), {} of them fetched\n",
             good("held"),
             row.reference,
-            row.blobs,
+            many(row.blobs, "blob"),
             iec(row.bytes),
             row.fetched
         ),

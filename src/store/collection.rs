@@ -188,7 +188,8 @@ impl Store {
         Ok(self.database.facts()?.contains_key(Key::Manifest(digest).to_bytes())?)
     }
 
-    fn holds(&self, digest: &Digest) -> Result<bool, StoreError> {
+    /// Whether a manifest or blob is held.
+    pub fn holds(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.holds_manifest(digest)?
             || self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())?)
     }

@@ -231,6 +231,24 @@ impl Store {
         Ok(())
     }
 
+    /// Closes the store for good, and opens its database once more on the way: sled notes where everything is only when
+    /// it opens, and reads what was written since then at the next start, which somebody may wait for. Takes as long as
+    /// that start would have.
+    pub fn close(&self) -> Result<(), StoreError> {
+        if !self.is_there() {
+            return Ok(());
+        }
+        let mut held = self.opening.held();
+        self.database.replace(None);
+        drop(held.take());
+        let path = self.opening.path();
+        let _folder = taken(path, CLOSED_WITHIN)?;
+        if let Some(header) = Header::read(path)? {
+            drop(Trees::open(path, header.geometry, self.opening.cache_memory)?);
+        }
+        Ok(())
+    }
+
     fn open_in(&self, path: &Path) -> Result<(), StoreError> {
         let Opening { blobs, geometry, cache_memory, .. } = *self.opening;
         let mut header = header_of(path, blobs, geometry)?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use rustix::io::Errno;
 
 use crate::oci::Digest;
 
@@ -60,7 +61,7 @@ impl Pages {
     }
 
     pub(super) fn get(&self, digest: &Digest, number: u64) -> Result<Option<Bytes>, StoreError> {
-        let page = self.tree.get(key::page(digest, number)).map_err(damaged(digest))?;
+        let page = self.tree.get(key::page(digest, number)).map_err(lost(digest))?;
         Ok(page.map(|page| Bytes::from_owner(Shared(page))))
     }
 
@@ -119,7 +120,7 @@ impl Pages {
         let mut pages = Vec::with_capacity(usize::try_from(last - first).unwrap_or_default());
         for number in first..last {
             let key = key::page(digest, number);
-            let page = self.touch(&key).and_then(|()| self.tree.get(&key)).map_err(damaged(digest))?;
+            let page = self.touch(&key).and_then(|()| self.tree.get(&key)).map_err(lost(digest))?;
             let page = page.ok_or(StoreError::Damaged(*digest))?;
             pages.push(Bytes::from_owner(Shared(page)));
         }
@@ -192,6 +193,17 @@ fn damaged(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
             StoreError::Damaged(*digest)
         }
         other => StoreError::Sled(other),
+    }
+}
+
+/// The same for who only reads: a bad spot of the disk has taken what was there.
+fn lost(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
+    move |error| match error {
+        sled::Error::Io(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+            tracing::error!(%digest, %error, "a page cannot be read");
+            StoreError::Damaged(*digest)
+        }
+        other => damaged(digest)(other),
     }
 }
 

@@ -24,6 +24,8 @@ use support::Random;
 use world::{World, Zipf};
 
 const MIB: u64 = 1 << 20;
+/// How long a store has for taking in and giving up twenty times its size.
+const CHURN_WITHIN: Duration = Duration::from_mins(10);
 /// Clients of each larder.
 const CLIENTS: u64 = 4;
 
@@ -41,12 +43,12 @@ fn report(house: &House, world: &World) -> Vec<String> {
     let most = |readings: &[u64]| readings.iter().copied().max().unwrap_or_default();
     let bound = house.max_size + world.largest();
     println!(
-        "{}: {} pulls, {} requests, {} MiB to clients, {:.0} MiB evicted, hit ratio {:.2}; {} left on purpose, excused {:?}",
+        "{}: {} pulls, {} requests, {} MiB to clients, {} MiB evicted, hit ratio {:.2}; {} left on purpose, excused {:?}",
         house.kind,
         number(&tally.pulls),
         number(&tally.requests),
         number(&tally.bytes) / MIB,
-        *house.evicted.lock().unwrap() / MIB as f64,
+        *house.evicted.lock().unwrap() / MIB,
         hits / requests,
         number(&tally.left),
         tally.excused.lock().unwrap(),
@@ -143,21 +145,27 @@ fn churn() {
                 // One image after the other, round and round: the store holds none of them when it comes again.
                 let draw = move |_: &mut Random| {
                     let n = next.fetch_add(1, Ordering::Relaxed) % world.images.len() as u64;
-                    (origin.bytes.load(Ordering::Relaxed) < wanted).then(|| usize::try_from(n).unwrap())
+                    usize::try_from(n).ok()
                 };
                 scope.spawn(move || house.pull(world, origin, client, draw, stop, false));
             }
-            while origin.bytes.load(Ordering::Relaxed) < wanted {
+            while house.evicted_bytes() < wanted && begin.elapsed() < CHURN_WITHIN {
                 house.look();
                 std::thread::sleep(Duration::from_millis(200));
             }
+            stop.store(true, Ordering::Relaxed);
         });
+        let (fetched, evicted) = (origin.bytes.load(Ordering::Relaxed), house.evicted_bytes());
         println!(
-            "{kind}: {} MiB written in {:?}",
-            origin.bytes.load(Ordering::Relaxed) / MIB,
+            "{kind}: {} MiB fetched and {} MiB evicted in {:?}",
+            fetched / MIB,
+            evicted / MIB,
             begin.elapsed()
         );
         let mut wrong = report(&house, &world);
+        if evicted < wanted {
+            wrong.push(format!("{kind}: no more than {evicted} bytes were kept and evicted"));
+        }
         let seen = house.seen.lock().unwrap();
         let mean = |part: &[u64]| part.iter().sum::<u64>() / part.len().max(1) as u64;
         let quarter = seen.rss.len() / 4;

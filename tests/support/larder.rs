@@ -367,8 +367,15 @@ impl Larder {
     /// Starts again on the same data folder, on new ports; kills the old one if it still runs.
     #[track_caller]
     pub fn restart(&mut self) {
+        self.restart_by(|_| {});
+    }
+
+    /// The same by a command that the test changes.
+    pub fn restart_by(&mut self, change: impl FnOnce(&mut Command)) {
         self.kill9_if_running();
-        self.running = Running::start(&mut self.setup.command());
+        let mut command = self.setup.command();
+        change(&mut command);
+        self.running = Running::start(&mut command);
     }
 
     /// Starts again with another configuration.

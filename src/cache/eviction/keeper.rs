@@ -76,7 +76,9 @@ impl Cache {
 
 fn take_stock(shared: &Shared) -> Result<(), StoreError> {
     let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now());
+    let mut gone: HashSet<Digest> = eviction.ledger().all().collect();
     for Holding { digest, size, last, .. } in store.held_manifests()? {
+        gone.remove(&digest);
         if eviction.ledger().stamp(&digest).is_none() {
             let needed = needed_by(store, &digest)?;
             let size = eviction.taken(size);
@@ -84,7 +86,16 @@ fn take_stock(shared: &Shared) -> Result<(), StoreError> {
         }
     }
     for Holding { digest, size, last, .. } in store.held_blobs()? {
+        gone.remove(&digest);
         eviction.ledger().admit(Kind::Blob, &digest, eviction.taken(size), last.min(now), []);
+    }
+    // A store that was opened anew may have lost some. What comes is entered after it is held, so that nobody can enter it
+    // while it is looked for.
+    for digest in gone {
+        let mut ledger = eviction.ledger();
+        if !store.holds(&digest)? {
+            ledger.remove(&digest);
+        }
     }
     // They take room and are in no count.
     clear_remains(shared)?;

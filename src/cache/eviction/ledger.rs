@@ -13,11 +13,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
+
+use super::stamp::{Reading, Stamp};
 
 /// What is freed when half of the longest grace is granted, in bytes: about what a round trip to a registry is worth.
 const ROUND_TRIP: u64 = 1 << 20;
@@ -25,54 +26,6 @@ const ROUND_TRIP: u64 = 1 << 20;
 const DEPTH_MAX: u32 = 8;
 /// How long after its manifest a part of an image is asked for by who pulls all of it, in milliseconds.
 const PULL: u64 = 60 * 60 * 1000;
-/// How exactly it is known when something was asked for, in milliseconds.
-const TOUCH: u64 = 1000;
-
-/// The side of an entry that requests touch, without a lock.
-#[derive(Debug, Default)]
-pub(in crate::cache) struct Stamp {
-    /// When it was last asked for, in milliseconds since 1970.
-    last: AtomicU64,
-    /// The same as it was last written down.
-    noted: AtomicU64,
-    /// Who reads it now.
-    readers: AtomicU32,
-}
-
-impl Stamp {
-    /// It is asked for. Requests within one second leave one mark, so that many cores can share what is hot. A clock
-    /// that was set back counts from then on.
-    pub(in crate::cache) fn touch(&self, now: u64) {
-        if self.last.load(Ordering::Relaxed).abs_diff(now) >= TOUCH {
-            self.last.store(now, Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn last(&self) -> u64 {
-        self.last.load(Ordering::Relaxed)
-    }
-
-    fn is_read(&self) -> bool {
-        self.readers.load(Ordering::Acquire) > 0
-    }
-}
-
-/// Somebody reads an entry, which stays until this is dropped.
-#[derive(Debug)]
-pub struct Reading(Arc<Stamp>);
-
-impl Clone for Reading {
-    fn clone(&self) -> Self {
-        self.0.readers.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::AcqRel);
-    }
-}
 
 /// What an entry stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,15 +122,13 @@ impl Ledger {
     /// Keeps an entry while what is returned lives; `None` if there is no such entry.
     pub(super) fn read(&self, digest: &Digest, now: u64) -> Option<Reading> {
         let reading = self.hold(digest)?;
-        reading.0.touch(now);
+        reading.touch(now);
         Some(reading)
     }
 
     /// The same for who is no client, and whose reading says nothing about what clients want.
     pub(super) fn hold(&self, digest: &Digest) -> Option<Reading> {
-        let stamp = self.stamp(digest)?;
-        stamp.readers.fetch_add(1, Ordering::AcqRel);
-        Some(Reading(stamp))
+        Some(Reading::begin(self.stamp(digest)?))
     }
 
     /// Notes that something is held, with what it needs and when it was last asked for. Of what is noted already only
@@ -193,7 +144,7 @@ impl Ledger {
         let place = self.place(digest);
         if let Some(held) = self.held_mut(place) {
             held.size = size;
-            held.stamp.last.fetch_max(last, Ordering::Relaxed);
+            held.stamp.advance(last);
             return Arc::clone(&held.stamp);
         }
         let mut needs: Vec<Place> = needs.into_iter().map(|digest| self.place(&digest)).collect();
@@ -209,7 +160,7 @@ impl Ledger {
                 }
             }
         }
-        let stamp = Arc::new(Stamp { last: last.into(), noted: last.into(), readers: 0.into() });
+        let stamp = Arc::new(Stamp::of(last));
         let held =
             Held { kind, size, stamp: Arc::clone(&stamp), needs: needs.into(), queued: None, follows: None };
         if let Some(slot) = self.slot_mut(place) {
@@ -313,6 +264,11 @@ impl Ledger {
         reached
     }
 
+    /// Everything held.
+    pub(super) fn all(&self) -> impl Iterator<Item = Digest> {
+        self.slots.iter().flatten().filter(|slot| slot.held.is_some()).map(|slot| slot.digest)
+    }
+
     /// What it all comes to. Looks at every entry.
     pub(super) fn figures(&self) -> Figures {
         let loose = self.entries().filter(|(needed, held)| *needed == 0 && held.kind == Kind::Blob);
@@ -333,10 +289,7 @@ impl Ledger {
         let mut touched = Vec::new();
         for slot in self.slots.iter().flatten() {
             let Some(held) = &slot.held else { continue };
-            let last = held.stamp.last();
-            if held.stamp.noted.swap(last, Ordering::Relaxed) != last {
-                touched.push((slot.digest, last));
-            }
+            touched.extend(held.stamp.news().map(|last| (slot.digest, last)));
         }
         touched
     }

@@ -8,6 +8,7 @@
 mod budget;
 mod keeper;
 mod ledger;
+mod stamp;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,9 +23,10 @@ use crate::store::BlobEntry;
 
 use budget::{Limits, for_drafts};
 pub(super) use keeper::Closed;
-pub(super) use ledger::Stamp;
 use ledger::{Figures, Kind, Ledger, Victim};
-pub use ledger::{Reached, Reading, Tally};
+pub use ledger::{Reached, Tally};
+pub use stamp::Reading;
+pub(super) use stamp::Stamp;
 
 /// How long a copy waits for room at most.
 const ROOM_WITHIN: Duration = Duration::from_mins(1);

@@ -173,7 +173,7 @@ impl FileBody {
         match read {
             // What is wrong with a file that ends too early, or was written to, is for `read` to say.
             Ok(length @ 1..) => self.is_unchanged().ok().map(|()| buffer.into_bytes(length)),
-            Ok(0) | Err(Errno::AGAIN | Errno::INTR) => None,
+            Ok(0) | Err(Errno::AGAIN | Errno::INTR | Errno::IO) => None,
             Err(error) => {
                 tracing::debug!(%error, "files are read on threads of their own from here on");
                 files.0.reads_now.store(false, Ordering::Relaxed);
