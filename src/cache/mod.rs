@@ -173,7 +173,7 @@ impl Cache {
             tag_lists: TagLists::new(),
             fills: Board::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
-            ahead: Arc::new(Semaphore::new(reader::AHEAD_MAX)),
+            ahead: Arc::new(Semaphore::new(reader::ahead_max())),
             reading: Arc::new(Semaphore::new(reader::READING_MAX)),
             walks: Walks::default(),
             trouble: Trouble::default(),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::num::NonZero;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,9 +27,6 @@ use super::{Cache, CacheError, blocking};
 const STEP: u64 = 512 << 10;
 /// Steps under way at once for one client, if others leave room for them: pages of sled cost more to read than to send.
 const AHEAD: usize = 3;
-/// Steps under way beside the first one of each client, for all clients together. With many of them the processor is busy
-/// anyway, and each step is memory.
-pub(super) const AHEAD_MAX: usize = 8;
 /// Steps that read from sled at once. Every thread that does keeps some MiB of what sled's cache has let go, so that with
 /// one for each client memory would grow with clients.
 pub(super) const READING_MAX: usize = 8;
@@ -41,6 +39,12 @@ const PIECE: u64 = 4 << 20;
 const STALLED: Duration = Duration::from_secs(30);
 /// Chunks between the upstream and a client that is passed through.
 const QUEUE: usize = 4;
+
+/// Steps under way beside the first one of each client, for all clients together. More than there are processors make
+/// nothing faster: each is memory, and drives from the processors' caches what others are about to send.
+pub(super) fn ahead_max() -> usize {
+    std::thread::available_parallelism().map_or(2, NonZero::get)
+}
 
 /// A part of the blob on its way from the store.
 struct Step {

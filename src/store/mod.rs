@@ -138,7 +138,12 @@ impl StoreError {
 /// Whether a disk is full or broken, in contrast to a folder that nobody set up as it should be.
 fn is_of_the_disk(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
-        || error.raw_os_error() == Some(Errno::IO.raw_os_error())
+        || is_unreadable(error)
+}
+
+/// Whether a device could not read or write what it was asked for (EIO): what was there may be lost.
+fn is_unreadable(error: &std::io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::IO)
 }
 
 /// A manifest as it is kept: bytes and the type they are served under.

@@ -6,12 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use rustix::io::Errno;
 
 use crate::oci::Digest;
 
-use super::StoreError;
-use super::key;
+use super::{StoreError, is_unreadable, key};
 
 /// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of
 /// its 256 shards
@@ -199,7 +197,7 @@ fn damaged(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
 /// The same for who only reads: a bad spot of the disk has taken what was there.
 fn lost(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
     move |error| match error {
-        sled::Error::Io(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+        sled::Error::Io(error) if is_unreadable(&error) => {
             tracing::error!(%digest, %error, "a page cannot be read");
             StoreError::Damaged(*digest)
         }

@@ -16,6 +16,8 @@ use crate::world::{Image, World};
 /// For so long after bad weather an upstream may still be left alone, or an interrupted fill be in trouble.
 const AFTERMATH: Duration = Duration::from_secs(40);
 
+const EVICTED: &str = "larder_evicted_bytes_total";
+
 /// What has been counted.
 #[derive(Default)]
 pub struct Tally {
@@ -47,7 +49,8 @@ pub struct House {
     pub seen: Mutex<Seen>,
     /// Requests and hits of the larders that were killed.
     pub hits: Mutex<(f64, f64)>,
-    pub evicted: Mutex<u64>,
+    /// What was kept and evicted, in bytes.
+    pub evicted: Mutex<f64>,
 }
 
 impl House {
@@ -93,7 +96,7 @@ impl House {
 
     /// What the running larder has kept and evicted, in bytes.
     pub fn evicted_bytes(&self) -> u64 {
-        self.larder.lock().unwrap().counter("larder_evicted_bytes_total", &[])
+        self.larder.lock().unwrap().counter(EVICTED, &[])
     }
 
     /// Adds what the running larder has counted.
@@ -103,7 +106,7 @@ impl House {
         let mut hits = self.hits.lock().unwrap();
         hits.0 += requests(&[("status", "2xx")]);
         hits.1 += requests(&[("status", "2xx"), ("outcome", "hit")]);
-        *self.evicted.lock().unwrap() += self.evicted_bytes();
+        *self.evicted.lock().unwrap() += sum_of(&metrics, EVICTED, &[]);
     }
 
     /// Looks at memory and disk.

@@ -43,12 +43,12 @@ fn report(house: &House, world: &World) -> Vec<String> {
     let most = |readings: &[u64]| readings.iter().copied().max().unwrap_or_default();
     let bound = house.max_size + world.largest();
     println!(
-        "{}: {} pulls, {} requests, {} MiB to clients, {} MiB evicted, hit ratio {:.2}; {} left on purpose, excused {:?}",
+        "{}: {} pulls, {} requests, {} MiB to clients, {:.0} MiB evicted, hit ratio {:.2}; {} left on purpose, excused {:?}",
         house.kind,
         number(&tally.pulls),
         number(&tally.requests),
         number(&tally.bytes) / MIB,
-        *house.evicted.lock().unwrap() / MIB,
+        *house.evicted.lock().unwrap() / f64::from(1 << 20),
         hits / requests,
         number(&tally.left),
         tally.excused.lock().unwrap(),

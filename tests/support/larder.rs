@@ -371,6 +371,7 @@ impl Larder {
     }
 
     /// The same by a command that the test changes.
+    #[track_caller]
     pub fn restart_by(&mut self, change: impl FnOnce(&mut Command)) {
         self.kill9_if_running();
         let mut command = self.setup.command();

@@ -266,12 +266,12 @@ impl Ledger {
 
     /// Everything held.
     pub(super) fn all(&self) -> impl Iterator<Item = Digest> {
-        self.slots.iter().flatten().filter(|slot| slot.held.is_some()).map(|slot| slot.digest)
+        self.entries().map(|(slot, _)| slot.digest)
     }
 
     /// What it all comes to. Looks at every entry.
     pub(super) fn figures(&self) -> Figures {
-        let loose = self.entries().filter(|(needed, held)| *needed == 0 && held.kind == Kind::Blob);
+        let loose = self.entries().filter(|(slot, held)| slot.needed == 0 && held.kind == Kind::Blob);
         Figures { oldest: self.oldest(), loose: loose.map(|(_, held)| held.size).sum() }
     }
 
@@ -279,19 +279,14 @@ impl Ledger {
         self.entries().map(|(_, held)| held.stamp.last()).min()
     }
 
-    /// Everything held, with how much needs it.
-    fn entries(&self) -> impl Iterator<Item = (u32, &Held)> {
-        self.slots.iter().flatten().filter_map(|slot| Some((slot.needed, slot.held.as_ref()?)))
+    /// Every slot whose content is held.
+    fn entries(&self) -> impl Iterator<Item = (&Slot, &Held)> {
+        self.slots.iter().flatten().filter_map(|slot| Some((slot, slot.held.as_ref()?)))
     }
 
     /// The times of entries that were asked for since this was last called.
     pub(super) fn touched(&self) -> Vec<(Digest, u64)> {
-        let mut touched = Vec::new();
-        for slot in self.slots.iter().flatten() {
-            let Some(held) = &slot.held else { continue };
-            touched.extend(held.stamp.news().map(|last| (slot.digest, last)));
-        }
-        touched
+        self.entries().filter_map(|(slot, held)| Some((slot.digest, held.stamp.news()?))).collect()
     }
 
     /// Goes by how long the store remembers now, if that has changed.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::oci::{Digest, Hasher};
+use crate::store::is_unreadable;
 
 use super::buffers::PIECE;
 use super::{Files, StoreError, failed, time_of};
@@ -73,9 +74,7 @@ impl Files {
 
 /// Whether it is not the file that an error is about.
 fn is_busy(error: &std::io::Error) -> bool {
-    [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 impl FileBody {
@@ -152,7 +151,7 @@ impl FileBody {
                 Ok(buffer.into_bytes(length))
             }
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(damaged()),
-            Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+            Err(error) if is_unreadable(&error) => {
                 // A bad spot of the disk: what was there is lost, and can be fetched again.
                 tracing::error!(%digest, %error, "a file cannot be read");
                 Err(damaged())
