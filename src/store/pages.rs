@@ -11,9 +11,8 @@ use crate::oci::Digest;
 
 use super::{StoreError, is_unreadable, key};
 
-/// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of
-/// its 256 shards
-/// and evicts only then, so that with one look-up a page it would keep up to 16 384 pages whatever its capacity.
+/// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of its
+/// 256 shards and evicts only then, so that with one look-up a page it would keep up to 16 384 pages whatever its capacity.
 const TOUCHES: usize = 15;
 
 /// Empty entries behind each page of a blob, put in before the page. A leaf of sled's tree is split when its 17th
