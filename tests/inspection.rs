@@ -151,7 +151,7 @@ fn what_is_not_there_is_named_beside_what_is() {
 fn a_media_type_that_nobody_knows_is_shown_as_it_is() {
     let registry = Registry::start();
     let own = "application/vnd.example.experiment.v1+json";
-    let document = Document::json(own, &json!({ "mediaType": own, "target": { "any": 1 } }));
+    let document = Document::new(own, format!(r#"{{"target": {{"any":1, "also":2}}, "mediaType":"{own}"}}"#));
     registry.add_manifest("org/odd", &document);
     registry.tag("org/odd", "x", &document.digest);
     let larder = Larder::before(&registry);
@@ -159,6 +159,9 @@ fn a_media_type_that_nobody_knows_is_shown_as_it_is() {
     let report = verb::online(&larder, &["inspect", "org/odd:x", "--json"]).ended(0).json();
     assert_eq!(report["media_type"], own);
     assert_eq!(report["document"]["target"]["any"], 1);
+    let text = verb::online(&larder, &["inspect", "org/odd:x"]).ended(0).stdout;
+    let order = ["\"target\"", "\"any\"", "\"also\"", "\"mediaType\""].map(|key| text.find(key).unwrap());
+    assert!(order.is_sorted(), "{text}");
     let text = verb::online(&larder, &["ls"]).ended(0).stdout;
     assert!(text.contains(own), "{text}");
 }
