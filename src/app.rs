@@ -194,7 +194,7 @@ impl App {
             let (bounds, stopped) = (admin_bounds.clone(), admin_stopped.clone());
             tokio::spawn(server::serve(listeners, bounds, None, stopped, move |request, _| {
                 let operator = operator.clone();
-                async move { operator.answer(request).await }
+                async move { Ok(Box::pin(operator.answer(request)).await) }
             }))
         });
         let keeping = tokio::spawn(cache.clone().keep_room());
@@ -224,7 +224,7 @@ impl App {
         let api =
             tokio::spawn(server::serve(api, bounds.clone(), connections, stopped, move |request, client| {
                 let registry = registry.clone();
-                async move { registry.answer(request, client).await }
+                async move { Ok(registry.answer(request, client).await) }
             }));
 
         systemd::ready(&status);

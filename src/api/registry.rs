@@ -149,6 +149,7 @@ impl Registry {
         if record.logged {
             record.reference = route.resource.reference().map(str::to_owned);
         }
+        // Boxed but for manifests: every request moves its future, at the size of its longest way.
         match route.resource {
             Resource::Base => {
                 if let Some(prefix) = &route.prefix {
@@ -156,7 +157,7 @@ impl Registry {
                 }
                 Ok(Content::Ready(json(b"{}".to_vec()), Outcome::None))
             }
-            Resource::Catalog => self.catalog(asked, route.prefix.as_deref()).await,
+            Resource::Catalog => Box::pin(self.catalog(asked, route.prefix.as_deref())).await,
             Resource::Manifest(reference) => {
                 let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 self.manifest(asked, &repository, &reference.parse()?).await
@@ -165,18 +166,18 @@ impl Registry {
                 let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
                 let digest = parse_digest(&digest)?;
                 if asked.head {
-                    self.blob_head(asked, &repository, &digest).await
+                    Box::pin(self.blob_head(asked, &repository, &digest)).await
                 } else {
-                    self.blob(asked, &repository, &digest).await
+                    Box::pin(self.blob(asked, &repository, &digest)).await
                 }
             }
             Resource::Tags => {
                 let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
-                self.tags(asked, &repository).await
+                Box::pin(self.tags(asked, &repository)).await
             }
             Resource::Referrers(digest) => {
                 let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
-                self.referrers(asked, &repository, &parse_digest(&digest)?).await
+                Box::pin(self.referrers(asked, &repository, &parse_digest(&digest)?)).await
             }
         }
     }

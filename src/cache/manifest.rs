@@ -29,10 +29,19 @@ pub(super) async fn by_digest(
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Found, CacheError> {
-    let found = |document, outcome| Found { document, outcome, age: None, stale: None };
     if let Some(document) = shared.hot.documents.get(repository, digest) {
         return Ok(found(document, Outcome::Hit));
     }
+    // Boxed, as is all that few requests come to: every request moves its future, at the size of its longest way.
+    Box::pin(by_digest_elsewhere(shared, repository, digest)).await
+}
+
+/// The same where memory does not have it.
+async fn by_digest_elsewhere(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<Found, CacheError> {
     let held = held(shared, repository, digest).await?;
     shared.try_store();
     match held {
@@ -55,6 +64,11 @@ pub(super) async fn by_digest(
     }
 }
 
+/// What never grows old.
+fn found(document: Arc<Document>, outcome: Outcome) -> Found {
+    Found { document, outcome, age: None, stale: None }
+}
+
 /// A document that the repository may serve and the store holds; from memory if it is there.
 pub(super) async fn stored(
     shared: &Arc<Shared>,
@@ -64,7 +78,7 @@ pub(super) async fn stored(
     if let Some(document) = shared.hot.documents.get(repository, digest) {
         return Ok(Some(document));
     }
-    let held = held(shared, repository, digest).await?;
+    let held = Box::pin(held(shared, repository, digest)).await?;
     let document = held.document.filter(|_| held.linked.is_some());
     if let Some(document) = &document {
         shared.hot.documents.insert(repository, Arc::clone(document));

@@ -56,7 +56,17 @@ pub(super) async fn resolve(
     } else if is_absent(shared, pointer) {
         return Err(CacheError::NotFound);
     }
+    Box::pin(answered(shared, pointer, known, upstream, copy)).await
+}
 
+/// What the upstream says that a pointer stands for; what was known of it stands in where there is no answer.
+async fn answered(
+    shared: &Arc<Shared>,
+    pointer: &Pointer,
+    known: Option<Known>,
+    upstream: Arc<Upstream>,
+    copy: bool,
+) -> Result<Found, CacheError> {
     let patience = Patience::with(&upstream, copy || known.is_some());
     // The question goes on without this request, and tells for the next one whether the upstream is back.
     let ticket = question(shared, pointer, known.clone());

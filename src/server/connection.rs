@@ -47,7 +47,7 @@ pub(super) struct Service<S> {
 impl<S, F, B> Service<S>
 where
     S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<B>> + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
@@ -84,10 +84,7 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { stop, answer, .. } = self;
-        let service = service_fn(move |request| {
-            let answered = answer(request, peer);
-            async move { Ok::<_, Infallible>(answered.await) }
-        });
+        let service = service_fn(move |request| answer(request, peer));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
@@ -107,7 +104,7 @@ where
             let beat = felt.begin();
             let answered = answer(request, peer);
             async move {
-                let answer = answered.await;
+                let Ok(answer) = answered.await;
                 Ok::<_, Infallible>(answer.map(|body| Felt::new(body, beat)))
             }
         });

@@ -92,7 +92,7 @@ pub async fn serve<S, F, B>(
 ) -> bool
 where
     S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<B>> + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
@@ -171,7 +171,7 @@ impl Port {
     async fn accept_all<S, F, B>(self, service: Service<S>)
     where
         S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
-        F: Future<Output = Response<B>> + Send + 'static,
+        F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
@@ -266,7 +266,7 @@ mod tests {
         let held = Arc::new(Mutex::new(Some(held)));
         let server = tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
             let held = held.lock().expect("no panic").take().expect("one request");
-            async move { Response::new(Endless(held)) }
+            async move { Ok(Response::new(Endless(held))) }
         }));
         let mut client = TcpStream::connect(address).await.expect("a connection");
         client.write_all(b"GET / HTTP/1.1\r\nHost: larder\r\n\r\n").await.expect("sent");
@@ -276,6 +276,7 @@ mod tests {
         assert!(server.await.expect("no panic"), "nothing is left that the end would have to wait for");
         drop(client);
     }
+
     /// A larder's port with TLS, a client of it that speaks this version, what ends the port, and what tells that the
     /// answer is given up.
     async fn tls_port(
@@ -298,7 +299,7 @@ mod tests {
         let held = Arc::new(Mutex::new(Some(held)));
         tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
             let held = held.lock().expect("no panic").take().expect("one request");
-            async move { Response::new(Endless(held)) }
+            async move { Ok(Response::new(Endless(held))) }
         }));
         let mut roots = rustls::RootCertStore::empty();
         roots.add(made.cert.der().clone()).expect("a root");
