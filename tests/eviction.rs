@@ -157,10 +157,13 @@ fn a_blob_that_is_read_stays_until_it_was_read() {
         // In narrow buffers, so that most of it is still to be read when everything else has changed.
         let mut reading = larder.api().narrow().open("GET", &blob_path(&slow), &[]).unwrap();
         let head = reading.read_exactly(1000).unwrap();
-        for n in 0..world.images.len() {
-            world.pull(&larder, n);
-        }
-        assert!(evicted(&larder.metrics_text(), "max_size") > 0.0);
+        // A slow disk keeps a part of what comes.
+        eventually("something goes", || {
+            for n in 0..world.images.len() {
+                world.pull(&larder, n);
+            }
+            evicted(&larder.metrics_text(), "max_size") > 0.0
+        });
         let loose = || sum_of(&larder.metrics_text(), "larder_store_bytes", &[("what", "reclaimable")]);
         assert!(loose() >= slow.len() as f64);
         world.registry.down();
@@ -203,18 +206,22 @@ fn clients_notice_nothing_of_what_goes() {
     for (kind, max_size, layer) in KINDS {
         let world = World::new(24, layer);
         let larder = world.setup(kind, max_size).start();
+        // A slow disk keeps a part of what comes, so that more has to come before as much goes.
+        let enough = || evicted(&larder.metrics_text(), "max_size") > 20.0;
         std::thread::scope(|scope| {
             for seed in 0..4 {
-                let (world, larder) = (&world, &larder);
+                let (world, larder, enough) = (&world, &larder, &enough);
                 scope.spawn(move || {
                     let mut random = Random::new(seed);
-                    for _ in 0..25 {
-                        world.pull(larder, usize::try_from(random.below(24)).unwrap());
-                    }
+                    let mut pull = || world.pull(larder, usize::try_from(random.below(24)).unwrap());
+                    (0..25).for_each(|_| pull());
+                    eventually("enough goes", || {
+                        pull();
+                        enough()
+                    });
                 });
             }
         });
-        assert!(evicted(&larder.metrics_text(), "max_size") > 20.0, "{kind}");
         let errors = sum_of(&larder.metrics_text(), "larder_store_errors_total", &[]);
         assert!(errors == 0.0 && !larder.log_text().contains("damaged"), "{kind}: {}", larder.log_text());
     }
