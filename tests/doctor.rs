@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::proxy::Proxy;
 use support::verb::{self, Ran};
 use support::{Auth, Fault, Gate, Image, Larder, Registry, Setup, TlsServer, When};
 
@@ -168,6 +169,60 @@ fn an_authority_that_nobody_knows_is_named() {
     let seen = doctor(&setup.upstream_set("reg.test", "ca_file", ca));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
     assert_eq!(seen.way(), ["connection", "tls", "/v2/"]);
+}
+
+#[test]
+fn the_way_through_a_proxy_is_gone_step_by_step() {
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+    let (server, proxy) = (TlsServer::start(answer.to_owned()), Proxy::start());
+    let setup = Setup::empty();
+    let ca = setup.write("ca.pem", &server.pem).display().to_string();
+    let setup = setup
+        .upstream_set("reg.test", "endpoints", vec![server.url()])
+        .upstream_set("reg.test", "default", true)
+        .upstream_set("reg.test", "ca_file", ca)
+        .upstream_set("reg.test", "proxy", proxy.url());
+    let seen = doctor(&setup);
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    assert_eq!(seen.way(), ["proxy", "connection", "tunnel", "tls", "/v2/"]);
+    assert_eq!(seen.check("upstream", "proxy")["found"], format!("{}, as `proxy` says", proxy.url()));
+    // In the order of what is wrong with it.
+    proxy.demand("Basic bWU6c2VjcmV0");
+    doctor(&setup).is("upstream", "tunnel", "fails", "HTTPS_PROXY=http://user:password@");
+    proxy.refuse(403);
+    doctor(&setup).is("upstream", "tunnel", "fails", "permit CONNECT");
+    proxy.refuse(502);
+    doctor(&setup).is("upstream", "tunnel", "fails", "whether the proxy can reach");
+    drop(proxy);
+    let seen = doctor(&setup);
+    seen.is("upstream", "connection", "fails", "`proxy`");
+    assert_eq!(seen.way(), ["proxy", "connection"]);
+}
+
+#[test]
+fn the_environments_proxy_is_told_from_the_upstreams_own() {
+    let registry = Registry::start();
+    let proxy = Proxy::knowing("registry.test", registry.addr());
+    let setup = Setup::empty()
+        .upstream_set("reg.test", "endpoints", vec!["http://registry.test"])
+        .upstream_set("reg.test", "default", true);
+    let seen = |setup: &Setup| {
+        let config = setup.config_file();
+        let mut command = setup.bare_command();
+        command.args(["doctor", "--json", "--config", config.to_str().unwrap()]);
+        Seen::of(verb::run(setup, command.env("HTTP_PROXY", format!("http://me:secret@{}", proxy.addr()))))
+    };
+    let through = seen(&setup);
+    assert_eq!(through.ran.code, 0, "{}", through.report);
+    assert_eq!(through.way(), ["proxy", "connection", "/v2/"]);
+    let found = &through.check("upstream", "proxy")["found"];
+    assert_eq!(found, &format!("{}, as larder's environment says", proxy.url()));
+    assert!(!through.ran.stdout.contains("secret"), "{}", through.report);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", free.local_addr().unwrap());
+    drop(free);
+    let around = setup.upstream_set("reg.test", "endpoints", vec![url]);
+    seen(&around).is("upstream", "connection", "fails", "`proxy` or NO_PROXY");
 }
 
 #[test]

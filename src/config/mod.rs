@@ -7,6 +7,7 @@ mod endpoint;
 mod keys;
 pub mod load;
 pub mod pem;
+pub mod proxy;
 pub mod schema;
 pub mod validate;
 pub mod watch;

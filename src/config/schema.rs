@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::Addresses;
 pub use super::endpoint::Endpoint;
+pub use super::proxy::Proxy;
 pub use log::{Log, LogFormat, Trace};
 
 /// The whole configuration.
@@ -388,6 +389,9 @@ pub struct Upstream {
     pub deny: Vec<String>,
     /// Whether redirects and token realms may lead to private addresses.
     pub allow_private: bool,
+    /// Through what it is asked; what the environment says (`HTTPS_PROXY` and the like) if not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
     /// Connections to it at once.
     pub max_connections: usize,
     /// How long a body may stand still before it is asked for anew from where it stopped; 30 s if not set.
@@ -433,6 +437,7 @@ impl Default for Upstream {
             allow: Vec::new(),
             deny: Vec::new(),
             allow_private: false,
+            proxy: None,
             max_connections: 64,
             idle_timeout: None,
             tag_ttl: None,

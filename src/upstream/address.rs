@@ -1,7 +1,9 @@
-//! Which addresses may be dialled: the endpoint's own host always, private ones elsewhere only by permission.
+//! Which addresses may be dialled: the endpoint's own host and its proxy always, private ones elsewhere only by
+//! permission.
 //!
 //! Redirects and token realms are words of a stranger. The check for names sits in the resolver, so that what was
-//! checked is what is dialled even if the name's address changes in between.
+//! checked is what is dialled even if the name's address changes in between. A proxy looks names up by itself, so that
+//! they are for it to judge.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,13 +18,20 @@ use super::error::UpstreamError;
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     own: Host<String>,
+    /// What requests go to instead.
+    proxies: Vec<Host<String>>,
     allow_private: bool,
 }
 
 impl Policy {
     /// The policy for an endpoint at `own`; any port of that host counts as the same host.
     pub(super) fn new(own: Host<String>, allow_private: bool) -> Self {
-        Self { own, allow_private }
+        Self { own, proxies: Vec::new(), allow_private }
+    }
+
+    /// The same where requests may go by way of these hosts.
+    pub(super) fn by_way_of(self, proxies: Vec<Host<String>>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// Refuses a URL that must not be requested; names are judged when they are resolved.
@@ -34,26 +43,33 @@ impl Policy {
         if !url.username().is_empty() || url.password().is_some() {
             return refuse("it leads to a URL with credentials in it".to_owned());
         }
-        let literal = match url.host() {
-            Some(Host::Ipv4(address)) => IpAddr::V4(address),
-            Some(Host::Ipv6(address)) => IpAddr::V6(address),
-            Some(Host::Domain(_)) => return Ok(()),
-            None => return refuse("it leads to a URL without a host".to_owned()),
+        let Some(host) = url.host() else {
+            return refuse("it leads to a URL without a host".to_owned());
         };
-        if self.allow_private || !is_private(literal) || url.host().is_some_and(|host| self.is_own(&host)) {
+        let private = match host {
+            Host::Ipv4(address) => is_private(IpAddr::V4(address)),
+            Host::Ipv6(address) => is_private(IpAddr::V6(address)),
+            // The resolver lets the proxy's name pass, wherever it leads to; no stranger may name it.
+            Host::Domain(_) => self.is_proxy(&host),
+        };
+        if self.allow_private || !private || same(&self.own, &host) {
             Ok(())
         } else {
             refuse(PrivateAddress::of(url.host_str().unwrap_or_default()).to_string())
         }
     }
 
-    fn is_own(&self, host: &Host<&str>) -> bool {
-        match (&self.own, host) {
-            (Host::Domain(own), Host::Domain(other)) => own.eq_ignore_ascii_case(other),
-            (Host::Ipv4(own), Host::Ipv4(other)) => own == other,
-            (Host::Ipv6(own), Host::Ipv6(other)) => own == other,
-            _ => false,
-        }
+    fn is_proxy(&self, host: &Host<&str>) -> bool {
+        self.proxies.iter().any(|proxy| same(proxy, host))
+    }
+}
+
+fn same(own: &Host<String>, other: &Host<&str>) -> bool {
+    match (own, other) {
+        (Host::Domain(own), Host::Domain(other)) => own.eq_ignore_ascii_case(other),
+        (Host::Ipv4(own), Host::Ipv4(other)) => own == other,
+        (Host::Ipv6(own), Host::Ipv6(other)) => own == other,
+        _ => false,
     }
 }
 
@@ -86,7 +102,8 @@ impl Resolve for Resolver {
         let policy = Arc::clone(&self.0);
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let free = policy.allow_private || policy.is_own(&Host::Domain(name.as_str()));
+            let host = Host::Domain(name.as_str());
+            let free = policy.allow_private || same(&policy.own, &host) || policy.is_proxy(&host);
             let permitted: Vec<SocketAddr> =
                 found.filter(|address| free || !is_private(address.ip())).collect();
             if permitted.is_empty() && !free {
@@ -198,6 +215,15 @@ mod tests {
     }
 
     #[test]
+    fn nobody_leads_to_the_proxy() {
+        let by_way = |policy: Policy| policy.by_way_of(vec![Host::Domain("proxy.test".to_owned())]);
+        assert!(!may(&by_way(policy("https://ghcr.io", false)), "http://proxy.test:3128/"));
+        assert!(may(&by_way(policy("https://ghcr.io", false)), "https://cdn.test/x"));
+        assert!(may(&by_way(policy("https://ghcr.io", true)), "http://proxy.test/"));
+        assert!(may(&by_way(policy("https://proxy.test", false)), "https://proxy.test/v2/"));
+    }
+
+    #[test]
     fn odd_urls_are_refused() {
         let any = policy("https://ghcr.io", true);
         for bad in ["ftp://ghcr.io/", "https://user@ghcr.io/", "https://:pw@ghcr.io/", "file:///etc/passwd"] {
@@ -217,5 +243,7 @@ mod tests {
         assert!(error.is::<PrivateAddress>() && error.to_string().contains("allow_private"));
         assert!(resolve(policy("https://ghcr.io", true)).await.expect("permitted") > 0);
         assert!(resolve(policy("http://localhost:5000", false)).await.expect("permitted") > 0);
+        let proxied = policy("https://ghcr.io", false).by_way_of(vec![Host::Domain("localhost".to_owned())]);
+        assert!(resolve(proxied).await.expect("permitted") > 0);
     }
 }

@@ -16,6 +16,7 @@ use super::Timeouts;
 use super::address::{Policy, PrivateAddress};
 use super::auth::Auth;
 use super::error::UpstreamError;
+use super::proxy::Proxies;
 use super::quota::Quota;
 use super::retry;
 use crate::clock::Clock;
@@ -32,6 +33,7 @@ const CHALLENGES_MAX: usize = 2;
 pub(super) struct Link {
     pub(super) upstream: UpstreamName,
     pub(super) client: reqwest::Client,
+    pub(super) proxies: Proxies,
     pub(super) policy: Arc<Policy>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) timeouts: Timeouts,
@@ -59,7 +61,7 @@ impl Link {
                 tracing::warn!(upstream = %self.upstream, method, host, path, "no answer in time");
                 Err(UpstreamError::Timeout(format!("nothing came back for {method}")))
             },
-            |answer| answer.map_err(|error| translate(&self.upstream, error)),
+            |answer| answer.map_err(|error| self.by_way(url, translate(&self.upstream, error))),
         );
         let took = started.elapsed();
         trace::called(&span, result.as_ref().ok().map(|response| response.status().as_u16()));
@@ -74,6 +76,16 @@ impl Link {
             "asked"
         );
         result
+    }
+
+    /// What kept a request to `url` from being answered may be its proxy's doing.
+    fn by_way(&self, url: &Url, error: UpstreamError) -> UpstreamError {
+        match error {
+            UpstreamError::Unreachable(reason) if self.proxies.towards(url).is_some() => {
+                UpstreamError::Unreachable(format!("by way of its proxy, {reason}"))
+            }
+            other => other,
+        }
     }
 }
 
@@ -201,6 +213,8 @@ pub(super) fn judge(response: &Response) -> Result<(), UpstreamError> {
     match response.status().as_u16() {
         200..=299 => Ok(()),
         404 => Err(UpstreamError::NotFound),
+        // A word of a proxy's alone (RFC 9110, section 15.5.8).
+        407 => Err(UpstreamError::Unreachable("its proxy asks for credentials".to_owned())),
         status @ (401 | 403) => Err(UpstreamError::Denied { status }),
         416 => Err(UpstreamError::RangeNotSatisfiable),
         429 => Err(UpstreamError::RateLimited { retry_after: retry_after(response) }),

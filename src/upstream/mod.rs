@@ -19,6 +19,7 @@ mod layout;
 mod link;
 mod origin;
 pub mod probe;
+mod proxy;
 mod quota;
 mod realm;
 mod remote;

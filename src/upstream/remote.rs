@@ -21,6 +21,7 @@ use super::encoding::{self, is_gzip};
 use super::endpoint::Surroundings;
 use super::error::{BuildError, UpstreamError};
 use super::exchange::{Call, Link, causes};
+use super::proxy::Proxies;
 use super::quota::Quota;
 use super::{Document, Head, MANIFEST_MAX, tls};
 use crate::config::schema;
@@ -59,20 +60,25 @@ impl Remote {
             return Err(wrong("it has a query or a fragment"));
         }
         let own = url.host().ok_or_else(|| wrong("it has no host"))?.to_owned();
-        let policy = Arc::new(Policy::new(own, upstream.allow_private));
+        let broken = |reason| BuildError::Client { upstream: name.to_string(), reason };
+        let proxies = Proxies::new(upstream.proxy.as_ref(), &own).map_err(broken)?;
+        if let Some(proxy) = proxies.towards(&url) {
+            tracing::info!(upstream = %name, proxy = %proxy.uri(), "asked through a proxy");
+        }
+        let policy = Arc::new(Policy::new(own, upstream.allow_private).by_way_of(proxies.hosts()));
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls::client_config(name.as_str(), upstream)?)
             .user_agent(USER_AGENT)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
-            .no_proxy()
             .connect_timeout(around.timeouts.connect)
-            .dns_resolver(Arc::new(Resolver(Arc::clone(&policy))))
-            .build()
-            .map_err(|error| BuildError::Client { upstream: name.to_string(), reason: causes(&error) })?;
+            .dns_resolver(Arc::new(Resolver(Arc::clone(&policy))));
+        let client = proxies.apply(client).and_then(reqwest::ClientBuilder::build);
+        let client = client.map_err(|error| broken(causes(&error)))?;
         let link = Arc::new(Link {
             upstream: name.clone(),
             client,
+            proxies,
             policy,
             metrics: Arc::clone(&around.metrics),
             timeouts: around.timeouts,

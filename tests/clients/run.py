@@ -3,7 +3,8 @@
 
     python3 tests/clients/run.py [--larder target/release/larder] [--keep]
 
-Needs root, Linux, and Debian's docker-registry, skopeo, podman, buildah, containerd, docker.io, iproute2 and faketime.
+Needs root, Linux, and Debian's docker-registry, skopeo, podman, buildah, containerd, docker.io, iproute2, faketime,
+tinyproxy and openssl.
 All of it runs in network, mount and process namespaces of its own. The network has a loopback device and nothing
 else, so a client that cannot get what it wants from larder gets it nowhere; when the last process of the script
 ends, the kernel ends everything it started.
@@ -26,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.dont_write_bytecode = True
 import images  # noqa: E402
+from proxied import by_proxy  # noqa: E402
 from servers import LARDER, OURSELVES, Failed, Process, ask, in_namespaces, last_lines, require, run  # noqa: E402
 from servers import start_registry, wait_until  # noqa: E402
 
@@ -607,6 +609,7 @@ def story(work, larder_binary, report):
         status = larder.stop()
         require(status == 0, f"exit status {status}: {last_lines(larder.text())}")
     an_hour_later(work, larder_binary, report, docker_io, other)
+    by_proxy(work, larder_binary, report, "upstream", docker_io[0])
     with report.check("larder's log tells of no panic"):
         require("panicked" not in larder.text(), "it does")
 

@@ -115,8 +115,11 @@ class Process:
         self.process.wait()
 
 
-def start_registry(work, name, port, remote=None, prefix=(), log=True, program="docker-registry"):
-    """Debian's docker-registry, or another build of it; with `remote`, as a pull-through cache of it."""
+def start_registry(work, name, port, remote=None, prefix=(), log=True, program="docker-registry", tls=None):
+    """Debian's docker-registry, or another build of it; with `remote`, as a pull-through cache of it.
+
+    `tls` is a certificate and its key, for one that speaks nothing else.
+    """
     config = work / f"{name}.json"  # JSON is YAML
     settings = {
         "version": "0.1",
@@ -126,10 +129,13 @@ def start_registry(work, name, port, remote=None, prefix=(), log=True, program="
     }
     if remote:
         settings["proxy"] = {"remoteurl": remote}
+    if tls:
+        settings["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
     config.write_text(json.dumps(settings))
 
     def ready():
-        return ask("GET", "/v2/", port)[0] == 200
+        # Plain HTTP is answered with a 400 where TLS is spoken.
+        return ask("GET", "/v2/", port)[0] == (400 if tls else 200)
 
     return Process(work, name, *prefix, program, "serve", config, ready=ready)
 
@@ -143,7 +149,8 @@ def in_namespaces(prefix, script, arguments, keep=False):
     namespaces = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     command = (*namespaces, sys.executable, script, *arguments, "--inside", work)
     # Whatever is set for a larder of the caller's own is not meant for ours.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("LARDER_")}
+    alien = lambda name: name.startswith("LARDER_") or name.lower().endswith("_proxy")  # noqa: E731
+    env = {name: value for name, value in os.environ.items() if not alien(name)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
     try:
         return subprocess.run([str(part) for part in command], env=env, stdin=subprocess.DEVNULL).returncode

@@ -15,6 +15,7 @@ pub mod folder;
 pub mod house;
 pub mod larder;
 pub mod lists;
+pub mod proxy;
 pub mod registry;
 pub mod script;
 pub mod secure;

@@ -1,30 +1,24 @@
 //! The way to a registry, step by step: its name, a connection, TLS, an answer, a login, its quota.
 
+mod connection;
 mod remedy;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant as Began, SystemTime};
 
 use http::header::{AUTHORIZATION, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use reqwest::Response;
-use rustls::Error as TlsError;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
-use url::{Host, Url};
+use tokio::time::Instant;
+use url::Url;
 
 use super::super::challenge::{self, Challenge};
 use super::super::error::UpstreamError;
 use super::super::exchange::judge;
 use super::super::probe::{Known, Step, Verdict};
-use super::super::tls;
 use super::Remote;
 use crate::config::schema;
 use crate::oci::{Name, Reference};
-use remedy::{RENEW, clock, distrusted, limited, unmet};
+use remedy::{RENEW, clock, limited, unmet};
 
 /// What Docker keeps to have its quota read from: a HEAD of it is not counted.
 const HUB_PREVIEW: (&str, &str) = ("ratelimitpreview/test", "latest");
@@ -56,121 +50,15 @@ impl Remote {
             steps.push(Step::fails("name", error.to_string(), "correct `endpoints`"));
             End
         })?;
-        let stream = self.connected(&url, steps).await?;
+        let stream = self.reached(&url, settings, steps).await?;
         if url.scheme() == "https" {
-            self.secured(&url, settings, stream, steps).await?;
+            self.secured("tls", &url, settings, stream, steps).await?;
         }
         let answer = self.answered(&url, steps).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
             self.let_in(&url, answer.headers(), known, steps).await?;
         }
         self.counted(known, steps).await
-    }
-
-    /// Name look-up and a connection.
-    async fn connected(&self, url: &Url, steps: &mut Vec<Step>) -> Result<TcpStream, End> {
-        let patience = self.link.timeouts.connect;
-        let port = url.port_or_known_default().unwrap_or_default();
-        let began = Began::now();
-        let addresses: Vec<SocketAddr> = match url.host() {
-            Some(Host::Ipv4(ip)) => vec![(ip, port).into()],
-            Some(Host::Ipv6(ip)) => vec![(ip, port).into()],
-            Some(Host::Domain(name)) => {
-                let found = match timeout(patience, tokio::net::lookup_host((name, port))).await {
-                    Ok(Ok(found)) => Ok(found.collect::<Vec<_>>()),
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(_) => Err(format!("no answer within {}", humantime::format_duration(patience))),
-                };
-                match found {
-                    Ok(found) if !found.is_empty() => {
-                        let listed: Vec<_> = found.iter().map(|it| it.ip().to_string()).collect();
-                        steps.push(Step::ok("name", listed.join(", ")).since(began));
-                        found
-                    }
-                    Ok(_) => return Err(unnamed(name, "it has no address", began, steps)),
-                    Err(error) => return Err(unnamed(name, &error, began, steps)),
-                }
-            }
-            None => return Err(unnamed("", "there is no host in it", began, steps)),
-        };
-        let began = Began::now();
-        let mut last = "there was no address to try".to_owned();
-        // One deadline for all addresses, as for a request.
-        let connecting = timeout(patience, async {
-            for address in &addresses {
-                match TcpStream::connect(address).await {
-                    Ok(stream) => return Some((stream, *address)),
-                    Err(error) => last = format!("{address}: {error}"),
-                }
-            }
-            None
-        });
-        match connecting.await {
-            Ok(Some((stream, address))) => {
-                steps.push(Step::ok("connection", format!("to {address}")).since(began));
-                return Ok(stream);
-            }
-            Ok(None) => {}
-            Err(_) => last = format!("no connection within {}", humantime::format_duration(patience)),
-        }
-        let proxied = ["https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"]
-            .iter()
-            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
-        let remedy = if proxied {
-            "larder connects directly, and the proxy in the environment is not used; let it through the firewall, or name \
-             a registry or mirror that can be reached in `endpoints`"
-        } else {
-            "check the host and port in `endpoints`, the route there and firewalls on it, and whether the registry runs"
-        };
-        steps.push(Step::fails("connection", last, remedy).since(began));
-        Err(End)
-    }
-
-    /// TLS, just as a request would have it.
-    async fn secured(
-        &self,
-        url: &Url,
-        settings: &schema::Upstream,
-        stream: TcpStream,
-        steps: &mut Vec<Step>,
-    ) -> Result<(), End> {
-        let began = Began::now();
-        let mut fail = |found: String, remedy: &str| {
-            steps.push(Step::fails("tls", found, remedy).since(began));
-            End
-        };
-        let config = tls::client_config(self.link.upstream.as_str(), settings)
-            .map_err(|error| fail(error.to_string(), "correct the file or the key that is named"))?;
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|error| fail(error.to_string(), "correct the host in `endpoints`"))?;
-        let patience = self.link.timeouts.connect;
-        let shaken = timeout(patience, TlsConnector::from(Arc::new(config)).connect(name, stream)).await;
-        let stream = match shaken {
-            Err(_) => {
-                let found = format!("no answer within {}", humantime::format_duration(patience));
-                return Err(fail(found, "it may not speak TLS there: check scheme and port in `endpoints`"));
-            }
-            Ok(Err(error)) => {
-                let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
-                return Err(fail(error.to_string(), distrusted(cause)));
-            }
-            Ok(Ok(stream)) => stream,
-        };
-        let (_, connection) = stream.get_ref();
-        let version = match connection.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
-            Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
-            _ => "TLS",
-        };
-        let step = if settings.insecure_skip_verify {
-            let remedy = "name the registry's authority in `ca_file`, and leave `insecure_skip_verify` out";
-            Step::warning("tls", format!("{version}, and nobody checks the certificate"), remedy)
-        } else {
-            Step::ok("tls", format!("{version}, and the certificate is trusted"))
-        };
-        steps.push(step.since(began));
-        Ok(())
     }
 
     /// What is said to `GET /v2/`.
@@ -379,10 +267,4 @@ fn is_hub(base: &Url) -> bool {
 
 fn within(window: Option<Duration>) -> String {
     window.map_or_else(|| "in all".to_owned(), |window| format!("in {}", humantime::format_duration(window)))
-}
-
-fn unnamed(name: &str, found: &str, began: Began, steps: &mut Vec<Step>) -> End {
-    let remedy = "check the host in `endpoints`, and this machine's DNS (/etc/resolv.conf)";
-    steps.push(Step::fails("name", format!("{name}: {found}"), remedy).since(began));
-    End
 }

@@ -1,0 +1,102 @@
+"""A registry that only a proxy reaches: Debian's tinyproxy between larder and a docker-registry behind TLS."""
+
+import contextlib
+import json
+import os
+import subprocess
+
+from servers import LARDER, Process, ask, require, run, start_registry
+
+ADMIN, REGISTRY, PROXY = 5001, 5443, 8888
+NAME = "registry.test"
+
+
+def certificate(work):
+    """A certificate for the registry that vouches for itself, and its key."""
+    cert, key = work / "registry.pem", work / "registry-key.pem"
+    kind = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    names = ("-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}")
+    run("openssl", "req", *kind, *names, "-keyout", key, "-out", cert)
+    return cert, key
+
+
+def start_proxy(work):
+    """It wants credentials, and nobody else knows where the registry is."""
+    config, hosts = work / "tinyproxy.conf", work / "hosts"
+    config.write_text(
+        f"Port {PROXY}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nMaxClients 50\nLogLevel Connect\n"
+        f"BasicAuth me secret\nConnectPort {REGISTRY}\n"
+    )
+    hosts.write_text(f"127.0.0.1 localhost {NAME}\n")
+    within = ("unshare", "--mount", "sh", "-c", f"mount --bind {hosts} /etc/hosts && exec tinyproxy -d -c {config}")
+    # Any answer shows that it listens; without credentials that is a refusal.
+    return Process(work, "tinyproxy", *within, ready=lambda: ask("GET", "/", PROXY)[0] == 407)
+
+
+@contextlib.contextmanager
+def running(work, binary, name, cert, login):
+    """A larder that knows of the proxy from its environment; its configuration and that environment."""
+    config = work / f"{name}.toml"
+    config.write_text(
+        f"""
+builtin_upstreams = false
+
+[server]
+listen = "127.0.0.1:{LARDER}"
+
+[admin]
+listen = "127.0.0.1:{ADMIN}"
+
+[store]
+path = "{work / name}"
+
+[upstream."docker.io"]
+endpoints = ["https://{NAME}:{REGISTRY}"]
+ca_file = "{cert}"
+default = true
+"""
+    )
+    env = {"HTTPS_PROXY": f"http://{login}127.0.0.1:{PROXY}"}
+    ready = lambda: ask("GET", "/readyz", ADMIN)[0] == 200 and ask("GET", "/v2/")[0] == 200  # noqa: E731
+    larder = Process(work, name, binary, "serve", "--config", config, ready=ready, env=env)
+    try:
+        yield config, env
+    finally:
+        larder.stop()
+
+
+def steps(binary, config, env):
+    """How far doctor comes on its way to the registry."""
+    command = (str(binary), "doctor", "--json", "--config", str(config))
+    done = subprocess.run(command, env={**os.environ, **env}, stdout=subprocess.PIPE, timeout=60)
+    checks = json.loads(done.stdout)["checks"]
+    return [(check["step"], check["verdict"]) for check in checks if check["area"] == "upstream"]
+
+
+def by_proxy(work, binary, report, store, image):
+    """Pulls `image` from the registry of this name, which has served it before."""
+    cert, key = certificate(work)
+    registry, proxy = start_registry(work, store, REGISTRY, tls=(cert, key)), start_proxy(work)
+    path = f"/v2/{image.repository}/manifests/{image.tag}"
+    with running(work, binary, "proxied", cert, "me:secret@") as (config, env):
+        with report.check("by proxy: larder pulls what only the proxy reaches"):
+            status, _, body = ask("GET", path, Accept="*/*")
+            require(status == 200 and body == image.root.body, f"GET {path}: {status} {body[:200]!r}")
+            for content in image.walk():
+                kind = "manifests" if content.is_manifest() else "blobs"
+                asked = f"/v2/{image.repository}/{kind}/{content.digest}"
+                status, _, body = ask("GET", asked)
+                require(status == 200 and body == content.body, f"GET {asked}: {status}")
+            require(f"CONNECT {NAME}:{REGISTRY} " in proxy.text(), "the proxy's log names no tunnel to the registry")
+        with report.check("by proxy: doctor goes the same way"):
+            found = steps(binary, config, env)
+            way = [(step, "ok") for step in ("proxy", "connection", "tunnel", "tls", "/v2/")]
+            require(found[: len(way)] == way, f"{found}")
+    with running(work, binary, "unknown", cert, "") as (config, env):
+        with report.check("by proxy: one that wants credentials is said to"):
+            status, _, body = ask("GET", path, Accept="*/*")
+            require(status == 502 and b"by way of its proxy" in body, f"{status} {body[:200]!r}")
+            found = steps(binary, config, env)
+            require(found[-1] == ("tunnel", "fails"), f"{found}")
+    for process in (proxy, registry):
+        process.stop()

@@ -1,0 +1,140 @@
+//! An HTTP proxy that passes plain requests on and tunnels the rest, and notes what it was asked for.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+#[derive(Default)]
+struct State {
+    /// The first lines of requests.
+    asked: Mutex<Vec<String>>,
+    /// The only `Proxy-Authorization` that it lets through.
+    login: Mutex<Option<String>>,
+    /// What every request is refused with.
+    refusal: Mutex<Option<u16>>,
+    /// Where names lead that nobody else knows.
+    names: Vec<(String, SocketAddr)>,
+    over: AtomicBool,
+}
+
+/// The proxy. Dropping it ends it.
+pub struct Proxy {
+    addr: SocketAddr,
+    state: Arc<State>,
+    listening: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    pub fn start() -> Self {
+        Self::with(State::default())
+    }
+
+    /// Knows this name, which nobody else does.
+    pub fn knowing(name: &str, addr: SocketAddr) -> Self {
+        Self::with(State { names: vec![(name.to_owned(), addr)], ..State::default() })
+    }
+
+    fn with(state: State) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (addr, state) = (listener.local_addr().unwrap(), Arc::new(state));
+        let shared = Arc::clone(&state);
+        let listening = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if shared.over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let state = Arc::clone(&shared);
+                std::thread::spawn(move || stream.ok().and_then(|stream| serve(&stream, &state)));
+            }
+        });
+        Self { addr, state, listening: Some(listening) }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Lets nobody through from now on who does not show this.
+    pub fn demand(&self, login: &str) {
+        *self.state.login.lock().unwrap() = Some(login.to_owned());
+    }
+
+    /// Refuses everything from now on.
+    pub fn refuse(&self, status: u16) {
+        *self.state.refusal.lock().unwrap() = Some(status);
+    }
+
+    /// The first lines of all requests so far.
+    pub fn asked(&self) -> Vec<String> {
+        self.state.asked.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.over.store(true, Ordering::SeqCst);
+        // A connection of our own wakes the thread that sits in accept.
+        let _ = TcpStream::connect(self.addr);
+        if let Some(listening) = self.listening.take() {
+            let _ = listening.join();
+        }
+    }
+}
+
+/// One request; plain ones take a connection each.
+fn serve(mut client: &TcpStream, state: &State) -> Option<()> {
+    let mut reader = BufReader::new(client);
+    let (mut first, mut login, mut headers) = (String::new(), None, String::new());
+    reader.read_line(&mut first).ok().filter(|n| *n > 0)?;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
+        if line.trim_end().is_empty() {
+            break;
+        }
+        match line.split_once(": ") {
+            Some((name, value)) if name.eq_ignore_ascii_case("proxy-authorization") => {
+                login = Some(value.trim_end().to_owned());
+            }
+            _ => headers.push_str(&line),
+        }
+    }
+    state.asked.lock().unwrap().push(first.trim_end().to_owned());
+    let refusal = *state.refusal.lock().unwrap();
+    let wanted = state.login.lock().unwrap().clone();
+    if let Some(status) = refusal.or((wanted.is_some() && wanted != login).then_some(407)) {
+        let _ = write!(client, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return None;
+    }
+    let mut words = first.split(' ');
+    let (method, target) = (words.next()?, words.next()?);
+    let (authority, path) = match target.strip_prefix("http://") {
+        Some(rest) => rest.split_at(rest.find('/')?),
+        None => (target, ""),
+    };
+    let known = state.names.iter().find(|(name, _)| name == authority).map(|(_, addr)| *addr);
+    let Some(mut server) =
+        known.or_else(|| authority.parse().ok()).and_then(|addr| TcpStream::connect(addr).ok())
+    else {
+        let _ = client.write_all(b"HTTP/1.1 502 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return None;
+    };
+    if method == "CONNECT" {
+        client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").ok()?;
+        let (mut up, mut up_from) = (server.try_clone().ok()?, client.try_clone().ok()?);
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut up_from, &mut up);
+            let _ = up.shutdown(Shutdown::Write);
+        });
+    } else {
+        write!(server, "{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").ok()?;
+    }
+    let _ = std::io::copy(&mut server, &mut client);
+    client.shutdown(Shutdown::Both).ok()
+}
