@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use reqwest::{Client, Method, RequestBuilder, Response};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
 use super::events::Events;
 use crate::config::address::Address;
-use crate::config::pem;
 use crate::config::schema::Admin;
+use crate::config::trust;
 use crate::ops::Failure;
 use crate::ops::jobs::{State, View};
 use crate::ops::progress::Progress;
@@ -197,16 +197,11 @@ impl Remote {
 
 /// Mozilla's roots, and one of the operator's own.
 pub(super) fn tls(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = ca {
-        let wrong = || format!("the authority in {} cannot be used", path.display());
-        for certificate in pem::certificates(path).map_err(anyhow::Error::msg).with_context(wrong)? {
-            roots.add(certificate).with_context(wrong)?;
-        }
-    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let trust = trust::verifier(ca, Arc::clone(&provider)).map_err(anyhow::Error::msg);
+    let trust = trust.context("authorities that cannot be used")?;
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    Ok(config.dangerous().with_custom_certificate_verifier(trust).with_no_client_auth())
 }
 
 #[cfg(test)]

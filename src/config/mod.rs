@@ -9,6 +9,7 @@ pub mod load;
 pub mod pem;
 pub mod proxy;
 pub mod schema;
+pub mod trust;
 pub mod validate;
 pub mod watch;
 

@@ -6,28 +6,26 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::error::BuildError;
-use crate::config::{pem, schema};
+use crate::config::{pem, schema, trust};
 
 /// The TLS set-up of one upstream.
 pub(super) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<ClientConfig, BuildError> {
     let provider = Arc::new(ring::default_provider());
+    let broken = |reason| BuildError::Client { upstream: name.to_owned(), reason };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| BuildError::Client { upstream: name.to_owned(), reason: error.to_string() })?;
+        .map_err(|error| broken(error.to_string()))?;
     let wrong =
         |path: &Path, reason| BuildError::Pem { upstream: name.to_owned(), path: path.to_owned(), reason };
     let builder = if upstream.insecure_skip_verify {
         tracing::warn!(upstream = name, "certificates are not verified (insecure_skip_verify)");
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate::new(&provider)))
     } else {
-        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        if let Some(path) = &upstream.ca_file {
-            add_authorities(&mut roots, path).map_err(|reason| wrong(path, reason))?;
-        }
-        builder.with_root_certificates(roots)
+        let trust = trust::verifier(upstream.ca_file.as_deref(), provider).map_err(broken)?;
+        builder.dangerous().with_custom_certificate_verifier(trust)
     };
     let mut config = match (&upstream.client_cert, &upstream.client_key) {
         (Some(cert), Some(key)) => {
@@ -47,10 +45,6 @@ pub(super) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<C
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
-}
-
-fn add_authorities(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    pem::certificates(path)?.into_iter().try_for_each(|it| roots.add(it)).map_err(|error| error.to_string())
 }
 
 /// Accepts every certificate but still checks that the peer holds its key, so that only the name and the chain
