@@ -40,6 +40,11 @@ clients:
 page:
     bash .ci/run page
 
+# The systemd unit under a systemd that boots for it (root, Debian 12).
+unit:
+    cargo build --release --locked
+    bash tests/deploy/unit.sh
+
 # larder beside nginx and docker-registry on this machine (root, Debian 12).
 bench-peers *parts:
     bash benches/peers/run.sh {{parts}}
