@@ -58,6 +58,11 @@ fn doctor(setup: &Setup) -> Seen {
     Seen::of(verb::offline(setup, &["doctor", "--json"]))
 }
 
+/// Where nobody listens.
+fn nobody() -> String {
+    format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+}
+
 #[test]
 fn a_healthy_larder_passes_and_its_clients_are_tried() {
     let registry = Registry::start();
@@ -126,11 +131,8 @@ fn what_stands_in_for_larder_is_found_out() {
 
 #[test]
 fn a_refused_port_fails_and_nothing_after_it_is_tried() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", free.local_addr().unwrap());
-    drop(free);
     let setup = Setup::empty()
-        .upstream_set("reg.test", "endpoints", vec![url])
+        .upstream_set("reg.test", "endpoints", vec![nobody()])
         .upstream_set("reg.test", "default", true);
     let seen = doctor(&setup);
     assert_eq!(seen.ran.code, 4);
@@ -218,10 +220,7 @@ fn the_environments_proxy_is_told_from_the_upstreams_own() {
     let found = &through.check("upstream", "proxy")["found"];
     assert_eq!(found, &format!("{}, as larder's environment says", proxy.url()));
     assert!(!through.ran.stdout.contains("secret"), "{}", through.report);
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", free.local_addr().unwrap());
-    drop(free);
-    let around = setup.upstream_set("reg.test", "endpoints", vec![url]);
+    let around = setup.upstream_set("reg.test", "endpoints", vec![nobody()]);
     seen(&around).is("upstream", "connection", "fails", "`proxy` or NO_PROXY");
 }
 

@@ -23,18 +23,20 @@ const TAG: &str = "latest";
 
 /// Pulls twice with the upstream there and once without it, prints what happened, and with `stay` serves on.
 pub(super) fn run(stay: bool) -> anyhow::Result<()> {
-    serve::on_runtime(play(stay))
-}
-
-async fn play(stay: bool) -> anyhow::Result<()> {
-    let signalled = serve::shutdown_signal()?;
     let folder = tempfile::Builder::new()
         .prefix("larder-demo-")
         .tempdir()
         .context("the demonstration needs a temporary folder")?;
-    let layout = folder.path().join("upstream");
+    let played = serve::on_runtime(play(stay, folder.path()));
+    // Only now does nobody write in it any more.
+    played.and(folder.close().context("the demonstration's folder could not be removed"))
+}
+
+async fn play(stay: bool, folder: &Path) -> anyhow::Result<()> {
+    let signalled = serve::shutdown_signal()?;
+    let layout = folder.join("upstream");
     let index = image::write(&layout, &format!("{REPOSITORY}:{TAG}"))?;
-    let config = config(folder.path(), &layout)?;
+    let config = config(folder, &layout)?;
     app::init_log(&config.log)?;
     let app = App::build(config, Passed::none()).await?;
     let addresses = app.api_addr().zip(app.admin_addr());
@@ -76,8 +78,8 @@ fn config(folder: &Path, layout: &Path) -> anyhow::Result<Config> {
     let mut config = Config { builtin_upstreams: false, ..Config::default() };
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     config.server.listen = loopback.into();
-    // The only client is the demonstration itself, and it has gone by then.
-    config.server.grace = Duration::from_secs(1);
+    // Nobody is waited for; a store on a slow disk takes its time to be closed, and what it writes later would be left.
+    config.server.grace = Duration::from_secs(10);
     config.admin.listen = loopback.into();
     config.store.path = folder.join("data");
     // Each pull asks whether the tag has moved, so that the last one finds the upstream gone.

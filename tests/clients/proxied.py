@@ -5,9 +5,9 @@ import json
 import os
 import subprocess
 
-from servers import LARDER, Process, ask, require, run, start_registry
+from servers import Process, ask, require, run, start_larder, start_registry
 
-ADMIN, REGISTRY, PROXY = 5001, 5443, 8888
+REGISTRY, PROXY = 5443, 8888
 NAME = "registry.test"
 
 
@@ -34,33 +34,18 @@ def start_proxy(work):
 
 
 @contextlib.contextmanager
-def running(work, binary, name, cert, login):
+def larder_by(work, binary, name, cert, login):
     """A larder that knows of the proxy from its environment; its configuration and that environment."""
-    config = work / f"{name}.toml"
-    config.write_text(
-        f"""
-builtin_upstreams = false
-
-[server]
-listen = "127.0.0.1:{LARDER}"
-
-[admin]
-listen = "127.0.0.1:{ADMIN}"
-
-[store]
-path = "{work / name}"
-
+    sections = f"""
 [upstream."docker.io"]
 endpoints = ["https://{NAME}:{REGISTRY}"]
 ca_file = "{cert}"
 default = true
 """
-    )
     env = {"HTTPS_PROXY": f"http://{login}127.0.0.1:{PROXY}"}
-    ready = lambda: ask("GET", "/readyz", ADMIN)[0] == 200 and ask("GET", "/v2/")[0] == 200  # noqa: E731
-    larder = Process(work, name, binary, "serve", "--config", config, ready=ready, env=env)
+    larder = start_larder(work, binary, sections, name, env)
     try:
-        yield config, env
+        yield work / f"{name}.toml", env
     finally:
         larder.stop()
 
@@ -78,7 +63,7 @@ def by_proxy(work, binary, report, store, image):
     cert, key = certificate(work)
     registry, proxy = start_registry(work, store, REGISTRY, tls=(cert, key)), start_proxy(work)
     path = f"/v2/{image.repository}/manifests/{image.tag}"
-    with running(work, binary, "proxied", cert, "me:secret@") as (config, env):
+    with larder_by(work, binary, "proxied", cert, "me:secret@") as (config, env):
         with report.check("by proxy: larder pulls what only the proxy reaches"):
             status, _, body = ask("GET", path, Accept="*/*")
             require(status == 200 and body == image.root.body, f"GET {path}: {status} {body[:200]!r}")
@@ -92,7 +77,7 @@ def by_proxy(work, binary, report, store, image):
             found = steps(binary, config, env)
             way = [(step, "ok") for step in ("proxy", "connection", "tunnel", "tls", "/v2/")]
             require(found[: len(way)] == way, f"{found}")
-    with running(work, binary, "unknown", cert, "") as (config, env):
+    with larder_by(work, binary, "unknown", cert, "") as (config, env):
         with report.check("by proxy: one that wants credentials is said to"):
             status, _, body = ask("GET", path, Accept="*/*")
             require(status == 502 and b"by way of its proxy" in body, f"{status} {body[:200]!r}")

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.dont_write_bytecode = True
 import images  # noqa: E402
 from proxied import by_proxy  # noqa: E402
-from servers import LARDER, OURSELVES, Failed, Process, ask, in_namespaces, last_lines, require, run  # noqa: E402
-from servers import start_registry, wait_until  # noqa: E402
+from servers import ADMIN, LARDER, OURSELVES, Failed, Process, ask, in_namespaces, last_lines, require, run  # noqa: E402
+from servers import start_larder, start_registry, wait_until  # noqa: E402
 
-ADMIN, UPSTREAM, OTHER = 5001, 5100, 5101
+UPSTREAM, OTHER = 5100, 5101
 MIRROR = f"127.0.0.1:{LARDER}"
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
 # What a client cannot pull from any registry, in the versions of Debian 12; all the rest it must pull.
@@ -62,21 +62,9 @@ class Report:
             print(f"ok   {name} ({(time.monotonic() - began) * 1000:.0f} ms)", flush=True)
 
 
-def start_larder(work, binary, tag_ttl="1s", env=None):
-    config = work / "larder.toml"
-    config.write_text(
-        f"""
-builtin_upstreams = false
-
-[server]
-listen = "127.0.0.1:{LARDER}"
-
-[admin]
-listen = "127.0.0.1:{ADMIN}"
-
-[store]
-path = "{work / 'larder-data'}"
-
+def larder_of_both(work, binary, tag_ttl="1s", env=None):
+    """A larder before both registries."""
+    sections = f"""
 [cache]
 tag_ttl = "{tag_ttl}"
 
@@ -87,9 +75,7 @@ default = true
 [upstream."quay.io"]
 endpoints = ["http://127.0.0.1:{OTHER}"]
 """
-    )
-    ready = lambda: ask("GET", "/readyz", ADMIN)[0] == 200 and ask("GET", "/v2/")[0] == 200  # noqa: E731
-    return Process(work, "larder", binary, "serve", "--config", config, ready=ready, env=env)
+    return start_larder(work, binary, sections, env=env)
 
 
 # --- what the answers must be ---------------------------------------------------------------------------------
@@ -495,7 +481,7 @@ def an_hour_later(work, binary, report, docker_io, other):
     env = {"LD_PRELOAD": faketime(), "FAKETIME": "+1h", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     with silent(UPSTREAM, OTHER):
         with report.check("an hour later: larder starts"):
-            larder = start_larder(work, binary, "1m", env)
+            larder = larder_of_both(work, binary, "1m", env)
         without_dockerd(Clients(work, binary, report, "hour"), docker_io, other)
         with report.check("an hour later: tags that expired are served stale"):
             status, headers, _ = ask("GET", "/v2/library/multi/manifests/oci", Accept=ACCEPT)
@@ -545,7 +531,7 @@ def story(work, larder_binary, report):
             images.Registry(f"http://127.0.0.1:{registry}").push(image)
     known = {image.name(): upstream_answers(image, UPSTREAM) for image in docker_io}
     known |= {image.name(): upstream_answers(image, OTHER) for image in other}
-    larder = start_larder(work, larder_binary)
+    larder = larder_of_both(work, larder_binary)
 
     def everything_equals(when, without=()):
         for image in (image for image in docker_io if image not in without):
@@ -587,7 +573,7 @@ def story(work, larder_binary, report):
         status = larder.stop()
         require(status == 0, f"exit status {status}: {last_lines(larder.text())}")
     with report.check("larder starts with its registries dead"):
-        larder = start_larder(work, larder_binary)
+        larder = larder_of_both(work, larder_binary)
     larder.alive()
     for port in (UPSTREAM, OTHER):
         with contextlib.suppress(ConnectionRefusedError):

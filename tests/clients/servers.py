@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-LARDER = 5000
+LARDER, ADMIN = 5000, 5001
 OURSELVES = "larder-tests/1"
 
 
@@ -138,6 +138,27 @@ def start_registry(work, name, port, remote=None, prefix=(), log=True, program="
         return ask("GET", "/v2/", port)[0] == (400 if tls else 200)
 
     return Process(work, name, *prefix, program, "serve", config, ready=ready)
+
+
+def start_larder(work, binary, sections, name="larder", env=None):
+    """A larder with its ports, a store of its own, and these sections."""
+    config = work / f"{name}.toml"
+    config.write_text(
+        f"""
+builtin_upstreams = false
+
+[server]
+listen = "127.0.0.1:{LARDER}"
+
+[admin]
+listen = "127.0.0.1:{ADMIN}"
+
+[store]
+path = "{work / f'{name}-data'}"
+{sections}"""
+    )
+    ready = lambda: ask("GET", "/readyz", ADMIN)[0] == 200 and ask("GET", "/v2/")[0] == 200  # noqa: E731
+    return Process(work, name, binary, "serve", "--config", config, ready=ready, env=env)
 
 
 def in_namespaces(prefix, script, arguments, keep=False):

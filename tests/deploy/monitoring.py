@@ -15,11 +15,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "clients"))
 import images  # noqa: E402
-from servers import Failed, Process, ask, require, run, wait_until  # noqa: E402
+from servers import ADMIN, Failed, Process, ask, require, run, start_larder, wait_until  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy/monitoring"
-LARDER, ADMIN, UPSTREAM, PRIVATE, PROMETHEUS = 5000, 5001, 5100, 5101, 9090
+UPSTREAM, PRIVATE, PROMETHEUS = 5100, 5101, 9090
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
 # Rates need two samples, and this has to be over soon.
 EVERY = "1s"
@@ -66,7 +66,7 @@ def with_prometheus(work, binary, report):
     aside.mkdir(parents=True)
     (aside / "reason.txt").write_text("it did not open\n")
 
-    larder = start_larder(work, binary)
+    larder = larder_of_both(work, binary)
     prometheus = start_prometheus(work)
     load(fresh.pop())
     with report.check("monitoring: names, units and labels are as promtool wants them"):
@@ -161,30 +161,23 @@ def start_private_registry():
     return server
 
 
-def start_larder(work, binary):
-    config = work / "larder.toml"
-    config.write_text(
-        f"""
-builtin_upstreams = false
-[server]
-listen = "127.0.0.1:{LARDER}"
-[admin]
-listen = "127.0.0.1:{ADMIN}"
-[store]
-path = "{work / 'larder-data'}"
+def larder_of_both(work, binary):
+    """A larder before both registries, which looks after its content all the time."""
+    sections = f"""
 [cache]
 tag_ttl = "1s"
+
 [scrub]
 every = "5s"
+
 [upstream."docker.io"]
 endpoints = ["http://127.0.0.1:{UPSTREAM}"]
 default = true
+
 [upstream."private.test"]
 endpoints = ["http://127.0.0.1:{PRIVATE}"]
 """
-    )
-    ready = lambda: ask("GET", "/readyz", ADMIN)[0] == 200  # noqa: E731
-    return Process(work, "larder", binary, "serve", "--config", config, ready=ready)
+    return start_larder(work, binary, sections)
 
 
 def start_prometheus(work):

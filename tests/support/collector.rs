@@ -1,15 +1,16 @@
 //! A collector of traces, by OTLP over HTTP.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
+
+use super::listener::Listener;
 
 #[derive(Default)]
 struct State {
@@ -17,35 +18,26 @@ struct State {
     services: Mutex<Vec<String>>,
     silent: AtomicBool,
     asked: AtomicUsize,
-    over: AtomicBool,
 }
 
 /// The collector. Dropping it ends it.
 pub struct Collector {
-    addr: SocketAddr,
+    listener: Listener,
     state: Arc<State>,
-    listening: Option<JoinHandle<()>>,
 }
 
 impl Collector {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (addr, state) = (listener.local_addr().unwrap(), Arc::new(State::default()));
+        let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
-        let listening = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if shared.over.load(Ordering::SeqCst) {
-                    return;
-                }
-                let state = Arc::clone(&shared);
-                std::thread::spawn(move || stream.ok().and_then(|stream| serve(&stream, &state)));
-            }
+        let listener = Listener::start(move |stream, over| {
+            let _ = serve(&stream, &shared, over);
         });
-        Self { addr, state, listening: Some(listening) }
+        Self { listener, state }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("http://{}", self.listener.addr())
     }
 
     /// Takes requests and never answers.
@@ -68,18 +60,7 @@ impl Collector {
     }
 }
 
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.state.over.store(true, Ordering::SeqCst);
-        // A connection of our own wakes the thread that sits in accept.
-        let _ = TcpStream::connect(self.addr);
-        if let Some(listening) = self.listening.take() {
-            let _ = listening.join();
-        }
-    }
-}
-
-fn serve(mut stream: &TcpStream, state: &State) -> Option<()> {
+fn serve(mut stream: &TcpStream, state: &State, over: &AtomicBool) -> Option<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let (mut length, mut first) = (0, String::new());
@@ -100,7 +81,7 @@ fn serve(mut stream: &TcpStream, state: &State) -> Option<()> {
         reader.read_exact(&mut body).ok()?;
         state.asked.fetch_add(1, Ordering::SeqCst);
         while state.silent.load(Ordering::SeqCst) {
-            if state.over.load(Ordering::SeqCst) {
+            if over.load(Ordering::SeqCst) {
                 return None;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));

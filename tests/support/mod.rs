@@ -14,6 +14,7 @@ pub mod docker;
 pub mod folder;
 pub mod house;
 pub mod larder;
+pub mod listener;
 pub mod lists;
 pub mod proxy;
 pub mod registry;

@@ -1,10 +1,10 @@
 //! An HTTP proxy that passes plain requests on and tunnels the rest, and notes what it was asked for.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+
+use super::listener::Listener;
 
 #[derive(Default)]
 struct State {
@@ -16,14 +16,12 @@ struct State {
     refusal: Mutex<Option<u16>>,
     /// Where names lead that nobody else knows.
     names: Vec<(String, SocketAddr)>,
-    over: AtomicBool,
 }
 
 /// The proxy. Dropping it ends it.
 pub struct Proxy {
-    addr: SocketAddr,
+    listener: Listener,
     state: Arc<State>,
-    listening: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -37,27 +35,20 @@ impl Proxy {
     }
 
     fn with(state: State) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (addr, state) = (listener.local_addr().unwrap(), Arc::new(state));
+        let state = Arc::new(state);
         let shared = Arc::clone(&state);
-        let listening = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if shared.over.load(Ordering::SeqCst) {
-                    return;
-                }
-                let state = Arc::clone(&shared);
-                std::thread::spawn(move || stream.ok().and_then(|stream| serve(&stream, &state)));
-            }
+        let listener = Listener::start(move |stream, _| {
+            let _ = serve(&stream, &shared);
         });
-        Self { addr, state, listening: Some(listening) }
+        Self { listener, state }
     }
 
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.listener.addr()
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("http://{}", self.addr())
     }
 
     /// Lets nobody through from now on who does not show this.
@@ -73,17 +64,6 @@ impl Proxy {
     /// The first lines of all requests so far.
     pub fn asked(&self) -> Vec<String> {
         self.state.asked.lock().unwrap().clone()
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.state.over.store(true, Ordering::SeqCst);
-        // A connection of our own wakes the thread that sits in accept.
-        let _ = TcpStream::connect(self.addr);
-        if let Some(listening) = self.listening.take() {
-            let _ = listening.join();
-        }
     }
 }
 

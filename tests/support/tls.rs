@@ -1,22 +1,20 @@
 //! A server behind TLS that has one answer for everybody.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 use rustls::crypto::ring;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, Stream};
 
+use super::listener::Listener;
+
 /// The server. Dropping it ends it.
 pub struct TlsServer {
-    addr: SocketAddr,
+    listener: Listener,
     /// The certificate that vouches for it.
     pub pem: String,
-    over: Arc<AtomicBool>,
-    listening: Option<JoinHandle<()>>,
 }
 
 impl TlsServer {
@@ -30,38 +28,17 @@ impl TlsServer {
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
             .unwrap();
-        let (config, over) = (Arc::new(config), Arc::new(AtomicBool::new(false)));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (addr, stop) = (listener.local_addr().unwrap(), Arc::clone(&over));
-        let listening = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if stop.load(Ordering::SeqCst) {
-                    return;
-                }
-                let (config, answer) = (Arc::clone(&config), answer.clone());
-                std::thread::spawn(move || {
-                    if let (Ok(stream), Ok(connection)) = (stream, ServerConnection::new(config)) {
-                        let _ = serve(stream, connection, &answer);
-                    }
-                });
+        let config = Arc::new(config);
+        let listener = Listener::start(move |stream, _| {
+            if let Ok(connection) = ServerConnection::new(Arc::clone(&config)) {
+                let _ = serve(stream, connection, &answer);
             }
         });
-        Self { addr, pem: made.cert.pem(), over, listening: Some(listening) }
+        Self { listener, pem: made.cert.pem() }
     }
 
     pub fn url(&self) -> String {
-        format!("https://{}", self.addr)
-    }
-}
-
-impl Drop for TlsServer {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
-        // A connection of our own wakes the thread that sits in accept.
-        let _ = TcpStream::connect(self.addr);
-        if let Some(listening) = self.listening.take() {
-            let _ = listening.join();
-        }
+        format!("https://{}", self.listener.addr())
     }
 }
 
