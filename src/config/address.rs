@@ -1,7 +1,7 @@
 //! Where to listen: an address and port, a socket in the file system, or one that the service manager has opened.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -75,6 +75,31 @@ impl fmt::Display for Address {
 }
 
 impl Address {
+    /// Where to connect to it from this machine, if that can be told: on loopback, where it is listened at everywhere.
+    fn reachable(&self) -> Option<Self> {
+        match self {
+            Self::Tcp(address) if address.port() != 0 => {
+                let ip = match address.ip() {
+                    IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+                    IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                    ip => ip,
+                };
+                Some(SocketAddr::new(ip, address.port()).into())
+            }
+            Self::Unix(path) => Some(Self::Unix(path.clone())),
+            Self::Tcp(_) | Self::Named(_) | Self::Descriptor(_) => None,
+        }
+    }
+
+    /// Whether nobody but this machine reaches it.
+    fn is_near(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix(_) => true,
+            Self::Named(_) | Self::Descriptor(_) => false,
+        }
+    }
+
     /// Whether both cannot be listened at, as far as can be told without trying.
     pub fn clashes(&self, other: &Self) -> bool {
         match (self, other) {
@@ -101,6 +126,15 @@ pub struct Addresses(pub Vec<Address>);
 impl<A: Into<Address>> From<A> for Addresses {
     fn from(address: A) -> Self {
         Self(vec![address.into()])
+    }
+}
+
+impl Addresses {
+    /// Where to connect to one of them from this machine, if that can be told: where nobody else does, if there is such
+    /// a place, since no token is asked for there.
+    pub fn reachable(&self) -> Option<Address> {
+        let near = self.0.iter().filter(|address| address.is_near());
+        near.chain(&self.0).find_map(Address::reachable)
     }
 }
 
@@ -144,6 +178,23 @@ impl<'de> Deserialize<'de> for Addresses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_larder_is_asked_where_only_this_machine_asks() {
+        for (listen, asked) in [
+            (&["0.0.0.0:5001"][..], Some("127.0.0.1:5001")),
+            (&["[::]:5001"], Some("[::1]:5001")),
+            (&["10.0.0.7:5001"], Some("10.0.0.7:5001")),
+            (&["unix:/run/admin.sock"], Some("unix:/run/admin.sock")),
+            (&["0.0.0.0:5001", "127.0.0.1:5002"], Some("127.0.0.1:5002")),
+            (&["10.0.0.7:5001", "unix:/run/admin.sock"], Some("unix:/run/admin.sock")),
+            (&["systemd:admin", "0.0.0.0:5001"], Some("127.0.0.1:5001")),
+            (&["127.0.0.1:0", "fd:3"], None),
+        ] {
+            let addresses = Addresses(listen.iter().map(|text| text.parse().expect("an address")).collect());
+            assert_eq!(addresses.reachable().map(|place| place.to_string()).as_deref(), asked, "{listen:?}");
+        }
+    }
 
     #[test]
     fn each_form_is_read_and_written() {

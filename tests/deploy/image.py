@@ -62,6 +62,9 @@ def built_and_run(work, binary, report):
         require(check[:2] == ["CMD", "/usr/bin/larder"], check)
         require(run(*inside, *check[2:]).strip() == "ready", "it says something else")
         run(*podman, "healthcheck", "run", "larder")
+    with report.check("image: the command line asks the larder in it, and needs no more than its verb"):
+        listed = json.loads(run(*podman, "exec", "larder", "larder", "ls", "--json"))
+        require("library/multi" in json.dumps(listed), listed)
     with report.check("image: its health check fails where nobody listens"):
         try:
             run(*podman, "exec", "--env", "LARDER_ADMIN__LISTEN=127.0.0.1:9", "larder", "/usr/bin/larder", *check[2:])
