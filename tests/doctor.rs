@@ -202,6 +202,23 @@ fn the_way_through_a_proxy_is_gone_step_by_step() {
 }
 
 #[test]
+fn a_proxy_behind_tls_is_asked_in_http_1() {
+    let answer = "HTTP/1.1 407 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let proxy = TlsServer::knowing(&["h2"], answer.to_owned());
+    let setup = Setup::empty();
+    let ca = setup.write("ca.pem", &proxy.pem).display().to_string();
+    let setup = setup
+        .upstream_set("reg.test", "endpoints", vec!["https://registry.invalid"])
+        .upstream_set("reg.test", "default", true)
+        .upstream_set("reg.test", "proxy", proxy.url());
+    let seen = doctor(&setup);
+    seen.is("upstream", "proxy tls", "fails", "ca_file");
+    let seen = doctor(&setup.upstream_set("reg.test", "ca_file", ca));
+    assert_eq!(seen.way(), ["proxy", "connection", "proxy tls", "tunnel"]);
+    seen.is("upstream", "tunnel", "fails", "user:password@");
+}
+
+#[test]
 fn the_environments_proxy_is_told_from_the_upstreams_own() {
     let registry = Registry::start();
     let proxy = Proxy::knowing("registry.test", registry.addr());

@@ -78,7 +78,7 @@ fn config(folder: &Path, layout: &Path) -> anyhow::Result<Config> {
     let mut config = Config { builtin_upstreams: false, ..Config::default() };
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     config.server.listen = loopback.into();
-    // Nobody is waited for; a store on a slow disk takes its time to be closed, and what it writes later would be left.
+    // A store on a slow disk takes its time to be closed, and what it writes later would be left.
     config.server.grace = Duration::from_secs(10);
     config.admin.listen = loopback.into();
     config.store.path = folder.join("data");

@@ -623,6 +623,7 @@ def main():
         return 1 if report.failed or not report.passed else 0
 
     needed = ("unshare", "ip", "docker-registry", "skopeo", "podman", "buildah", "containerd", "ctr", "dockerd", "docker")
+    needed += ("tinyproxy", "openssl")
     missing = [program for program in needed if not shutil.which(program)]
     if missing or os.geteuid() != 0 or not os.access(binary, os.X_OK):
         sys.exit(f"needs root, {binary}, and these programs that are missing: {' '.join(missing) or 'none'}")

@@ -20,14 +20,20 @@ pub struct TlsServer {
 impl TlsServer {
     /// Answers each connection's request with these bytes.
     pub fn start(answer: String) -> Self {
+        Self::knowing(&[], answer)
+    }
+
+    /// The same, and agrees on one of these protocols with who offers any; then it has no answer.
+    pub fn knowing(protocols: &[&str], answer: String) -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
             .unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         let config = Arc::new(config);
         let listener = Listener::start(move |stream, _| {
             if let Ok(connection) = ServerConnection::new(Arc::clone(&config)) {
@@ -52,7 +58,9 @@ fn serve(mut stream: TcpStream, mut connection: ServerConnection, answer: &str) 
             n => head.extend_from_slice(&block[..n]),
         }
     }
-    tls.write_all(answer.as_bytes())?;
+    if tls.conn.alpn_protocol().is_none() {
+        tls.write_all(answer.as_bytes())?;
+    }
     tls.conn.send_close_notify();
     tls.flush()
 }

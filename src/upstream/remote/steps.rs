@@ -18,6 +18,7 @@ use super::super::probe::{Known, Step, Verdict};
 use super::Remote;
 use crate::config::schema;
 use crate::oci::{Name, Reference};
+use connection::Peer;
 use remedy::{RENEW, clock, limited, unmet};
 
 /// What Docker keeps to have its quota read from: a HEAD of it is not counted.
@@ -52,7 +53,7 @@ impl Remote {
         })?;
         let stream = self.reached(&url, settings, steps).await?;
         if url.scheme() == "https" {
-            self.secured("tls", &url, settings, stream, steps).await?;
+            self.secured(Peer::Endpoint, &url, settings, stream, steps).await?;
         }
         let answer = self.answered(&url, steps).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {

@@ -30,6 +30,25 @@ const AT_PROXY: &str = "check host and port of the proxy, in `proxy` or in larde
 const AROUND_PROXY: &str = "the environment names a proxy, which `proxy` or NO_PROXY has this registry asked without; \
                             let larder through the firewall, or have it ask through the proxy";
 
+/// Who speaks TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// The registry itself.
+    Endpoint,
+    /// What stands before it, which is asked for a tunnel in HTTP/1.
+    Proxy,
+}
+
+impl Peer {
+    /// What the step is called, and the key that says where it is.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Endpoint => ("tls", "`endpoints`"),
+            Self::Proxy => ("proxy tls", "the proxy's URL"),
+        }
+    }
+}
+
 /// What bytes go through.
 pub(super) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -59,7 +78,7 @@ impl Remote {
         steps.push(Step::ok("proxy", found));
         let stream = self.connected(&proxy, AT_PROXY, steps).await?;
         let stream: Stream = if proxy.scheme() == "https" {
-            self.secured("proxy tls", &proxy, settings, stream, steps).await?
+            self.secured(Peer::Proxy, &proxy, settings, stream, steps).await?
         } else {
             Box::new(stream)
         };
@@ -158,28 +177,33 @@ impl Remote {
     /// TLS, just as a request would have it.
     pub(super) async fn secured(
         &self,
-        step: &str,
+        peer: Peer,
         url: &Url,
         settings: &schema::Upstream,
         stream: impl Bytes + 'static,
         steps: &mut Vec<Step>,
     ) -> Result<Stream, End> {
         let began = Instant::now();
+        let (step, key) = peer.names();
         let mut fail = |found: String, remedy: &str| {
             steps.push(Step::fails(step, found, remedy).since(began));
             End
         };
-        let config = tls::client_config(self.link.upstream.as_str(), settings)
+        let mut config = tls::client_config(self.link.upstream.as_str(), settings)
             .map_err(|error| fail(error.to_string(), "correct the file or the key that is named"))?;
+        if peer == Peer::Proxy {
+            config.alpn_protocols.clear();
+        }
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|error| fail(error.to_string(), "correct the host in `endpoints`"))?;
+            .map_err(|error| fail(error.to_string(), &format!("correct the host in {key}")))?;
         let patience = self.link.timeouts.connect;
         let shaken = timeout(patience, TlsConnector::from(Arc::new(config)).connect(name, stream)).await;
         let stream = match shaken {
             Err(_) => {
                 let found = format!("no answer within {}", humantime::format_duration(patience));
-                return Err(fail(found, "it may not speak TLS there: check scheme and port in `endpoints`"));
+                let remedy = format!("it may not speak TLS there: check scheme and port in {key}");
+                return Err(fail(found, &remedy));
             }
             Ok(Err(error)) => {
                 let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
