@@ -53,7 +53,7 @@ impl Cache {
         // In trouble the store is asked itself: it may not have it any more.
         if !shared.trouble.is_on()
             && let Some(entry) = shared.hot.blobs.get(&key)
-            && let Some(reading) = shared.eviction.read(&entry, shared.clock.now())
+            && let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
             && let Some(blob) = self.stored(entry, reading, Outcome::Hit).await?
         {
             return Ok(blob);
@@ -63,7 +63,7 @@ impl Cache {
             let (linked, entry) = look(shared, repository, digest).await?;
             let right = linked.is_some() || confirmed;
             if let Some(entry) = entry
-                && let Some(reading) = shared.eviction.read(&entry, shared.clock.now())
+                && let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
             {
                 if !right {
                     confirm_blob(shared, repository, digest).await?;
@@ -122,7 +122,7 @@ impl Cache {
                     }
                 }
                 Begun::Stored(entry) => {
-                    if let Some(reading) = shared.eviction.read(&entry, shared.clock.now())
+                    if let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
                         && let Some(blob) = self.stored(entry, reading, outcome).await?
                     {
                         return Ok(blob);
@@ -208,7 +208,7 @@ impl Cache {
     async fn find_blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
         let shared = &self.0;
         let (linked, entry) = look(shared, repository, digest).await?;
-        shared.eviction.touch(digest, shared.clock.now());
+        shared.eviction.touch(digest, shared.clock.now_millis());
         match (linked, entry) {
             (Some(_), Some(entry)) => {
                 Ok(Blob { size: Some(entry.size()), source: None, outcome: Outcome::Hit })

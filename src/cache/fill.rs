@@ -229,7 +229,7 @@ impl Fill {
     /// Makes a draft content. It has been served by then, so that a store that does not take it is no failure to anybody.
     async fn settle(&self, verified: VerifiedDraft) -> Result<Option<BlobEntry>, CacheError> {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
-        let now = self.shared.clock.now();
+        let now = self.shared.clock.now_millis();
         let turn = self.shared.turn_of(&verified).await;
         let entry = blocking(move || {
             let kept = verified.settle(Some(&repository), now)?;

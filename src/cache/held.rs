@@ -42,7 +42,7 @@ impl Cache {
 impl Held<'_> {
     /// What time it is, in milliseconds since 1970.
     pub fn now(&self) -> u64 {
-        self.0.clock.now()
+        self.0.clock.now_millis()
     }
 
     /// How much is held.

@@ -53,7 +53,7 @@ impl Checked {
     /// How old the answer is, where that can be said.
     pub(super) fn age(&self, clock: &Clock) -> Option<Duration> {
         let lived = self.at.map(|at| clock.instant().saturating_duration_since(at));
-        freshness::age(clock.now(), self.fact.checked_at, lived)
+        freshness::age(clock.now_millis(), self.fact.checked_at, lived)
     }
 }
 

@@ -103,7 +103,7 @@ impl Intake {
                         Coming { shared: &shared, digest, phase, draft: None, ending: Phase::Starting };
                     // It may have come in between. While this place is taken nobody removes it either.
                     if let Some(entry) = shared.store.blob(digest)? {
-                        shared.eviction.blob_came(digest, entry.size(), shared.clock.now());
+                        shared.eviction.blob_came(digest, entry.size(), shared.clock.now_millis());
                         continue;
                     }
                     self.bytes = self.bytes.saturating_add(size);
@@ -134,7 +134,7 @@ impl Intake {
             }
             opened => drop(opened?),
         }
-        let reading = shared.eviction.read(&entry, shared.clock.now());
+        let reading = shared.eviction.read(&entry, shared.clock.now_millis());
         let found = reading.is_some();
         self.kept.extend(reading.map(|reading| (*digest, reading)));
         Ok(found)
@@ -186,7 +186,7 @@ impl Intake {
     /// to clients that accept only some types.
     pub fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), IntakeError> {
         let shared = &self.cache.0;
-        let now = shared.clock.now();
+        let now = shared.clock.now_millis();
         let before = shared.store.tag(repository, tag, None)?;
         let moved_at = before.filter(|fact| fact.digest == *digest).map_or(now, |fact| fact.moved_at);
         let fact = TagFact { digest: *digest, checked_at: now, moved_at };
@@ -271,7 +271,7 @@ impl Coming<'_> {
             return Err(IntakeError::Mismatch((*self.digest).into()));
         };
         let turn = runtime.block_on(self.shared.turn_of(&verified));
-        let now = clock.now();
+        let now = clock.now_millis();
         if !verified.settle(None, now)? {
             return Err(IntakeError::NotKept);
         }

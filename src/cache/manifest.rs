@@ -103,7 +103,7 @@ async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) ->
             Err(error) => return Err(error),
         };
         let document = document.map(|StoredManifest { media_type, body }| {
-            let now = owned.clock.now();
+            let now = owned.clock.now_millis();
             let stamp = owned.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
             Arc::new(Document { digest, media_type, body, stamp })
         });
@@ -192,7 +192,7 @@ pub(super) fn put(
     // lies elsewhere: a registry checks neither, so that anybody could claim anything through them.
     let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
     let links = contained.map(|target| (target.digest, target.size));
-    let now = shared.clock.now();
+    let now = shared.clock.now_millis();
     let media_type = shared.store.put_manifest(repository, &digest, &stored, links, now)?;
     if let Some(subject) = read.subject {
         shared.store.put_referrer(repository, &subject, &digest)?;

@@ -217,7 +217,7 @@ impl Cache {
         accept: Accept<'_>,
     ) -> Result<Found, CacheError> {
         let found = in_time(self.find_manifest(repository, reference, accept)).await?;
-        found.document.stamp.touch(self.0.clock.now());
+        found.document.stamp.touch(self.0.clock.now_millis());
         Ok(found)
     }
 

@@ -183,7 +183,7 @@ async fn ask(shared: &Arc<Shared>, pointer: &Pointer, known: Option<&Known>) -> 
         Pointer::Referrers(repository, subject) => list::fetch(shared, repository, subject).await?,
     };
     let unchanged = known.is_some_and(|known| known.checked.fact.digest == document.digest);
-    let now = shared.clock.now();
+    let now = shared.clock.now_millis();
     let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.checked.fact.moved_at);
     put(shared, pointer, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
     // What refers to an image is fetched when it is asked for: most of it is not.

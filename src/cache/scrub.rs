@@ -85,7 +85,7 @@ impl Cache {
             self.verify_blob(&due.digest, rest).await?
         };
         if condition == Condition::Intact {
-            let (store, digest, now) = (self.0.store.clone(), due.digest, self.0.clock.now());
+            let (store, digest, now) = (self.0.store.clone(), due.digest, self.0.clock.now_millis());
             blocking(move || store.note_verified(&digest, now)).await?;
         }
         Ok(condition)
@@ -178,7 +178,7 @@ impl Cache {
 
 fn collect(shared: &Shared) -> Result<Collected, StoreError> {
     let before = |time: Duration| {
-        shared.clock.now().saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+        shared.clock.now_millis().saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
     };
     let mut collected =
         shared.store.collect_facts(|digest| shared.eviction.is_needed(digest), before(COMING))?;

@@ -75,7 +75,7 @@ pub struct DiskState {
 impl Cache {
     /// The fills under way, oldest first.
     pub fn fills(&self) -> Vec<FillState> {
-        let now = self.0.clock.now();
+        let now = self.0.clock.now_millis();
         let mut under_way = self.0.fills.under_way();
         under_way.sort_by_key(|fill| fill.since);
         under_way.into_iter().map(|fill| fill_state(fill, now)).collect()
@@ -124,7 +124,7 @@ fn store_state(shared: &Shared) -> StoreState {
         kind: eviction.kind(),
         degraded_at: shared.trouble.lasts(shared.clock.instant()).map(|time| {
             let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-            shared.clock.now().saturating_sub(millis)
+            shared.clock.now_millis().saturating_sub(millis)
         }),
         content: census.content,
         manifests: census.manifests,

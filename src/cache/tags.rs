@@ -113,7 +113,7 @@ async fn upstreams(
     let known = shared.tag_lists.memory.get(repository);
     let age = |list: &TagList| {
         let lived = shared.clock.instant().saturating_duration_since(list.at);
-        freshness::age(shared.clock.now(), list.checked_at, Some(lived))
+        freshness::age(shared.clock.now_millis(), list.checked_at, Some(lived))
     };
     if let Some(known) = &known {
         let judged = freshness::judge(age(known), known.checked_at, settings);
@@ -170,7 +170,8 @@ fn question(shared: &Arc<Shared>, repository: &Repository) -> Ticket<Arc<TagList
             };
             tags.sort_unstable();
             tags.dedup();
-            let list = Arc::new(TagList { tags, checked_at: shared.clock.now(), at: shared.clock.instant() });
+            let list =
+                Arc::new(TagList { tags, checked_at: shared.clock.now_millis(), at: shared.clock.instant() });
             shared.tag_lists.memory.insert(repository.clone(), Arc::clone(&list));
             Ok(list)
         }

@@ -155,7 +155,7 @@ impl Jobs {
             all.1.remove(id);
         }
         all.0 += 1;
-        let (id, verb, started_at) = (all.0, task.verb(), operations.clock.now());
+        let (id, verb, started_at) = (all.0, task.verb(), operations.clock.now_millis());
         let (reporter, progress) = Reporter::new();
         let (cancel, ending) = watch::channel(Ending::Running);
         let (operations, told) = (operations.clone(), cancel.clone());

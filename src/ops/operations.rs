@@ -45,7 +45,7 @@ impl Operations {
 
     /// What time it is, in milliseconds since 1970.
     pub fn now(&self) -> u64 {
-        self.clock.now()
+        self.clock.now_millis()
     }
 
     /// The configuration that counts now.
@@ -61,7 +61,7 @@ impl Operations {
     /// Notes that clients are served from now on, at these addresses, and what the log warns of.
     pub fn serves(&self, addresses: Vec<String>, warnings: Warnings) {
         // It begins once.
-        let _ = self.service.set(Service { started_at: self.clock.now(), addresses, warnings });
+        let _ = self.service.set(Service { started_at: self.clock.now_millis(), addresses, warnings });
     }
 
     /// What clients are served; none if no larder runs.

@@ -133,7 +133,7 @@ pub async fn attend(cache: Cache, metrics: &Metrics, clock: Clock, mut settings:
             () = tokio::time::sleep(every.min(LOOK_EVERY)), if !every.is_zero() => {}
         }
         let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
-        let now = clock.now();
+        let now = clock.now_millis();
         if let Err(error) = walk(&cache, metrics, (now.saturating_sub(every), now), rate.as_u64()).await {
             tracing::error!(%error, "the scrub broke off; it goes on the next time");
         }

@@ -83,7 +83,7 @@ pub async fn status(operations: &Operations) -> Result<Report, OpsError> {
     let mut jobs = operations.jobs().list();
     jobs.retain(|job| job.state == State::Running);
     Ok(Report {
-        now: clock.now(),
+        now: clock.now_millis(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         service: service(operations),
         store,

@@ -135,7 +135,10 @@ impl Health {
     /// How it has been doing, for who looks on.
     pub(super) fn state(&self) -> HealthState {
         let (state, left) = self.record().state(self.clock.instant());
-        HealthState { open_until: left.map(|left| self.clock.now().saturating_add(millis(left))), ..state }
+        HealthState {
+            open_until: left.map(|left| self.clock.now_millis().saturating_add(millis(left))),
+            ..state
+        }
     }
 
     /// Whether it is left alone, or was and nobody knows yet whether it works again.

@@ -153,7 +153,7 @@ impl Quota {
     pub(super) fn state(&self) -> Option<QuotaState> {
         let reading = (*self.reading.lock().unwrap_or_else(PoisonError::into_inner))?;
         let since = self.clock.instant().saturating_duration_since(reading.at);
-        let seen_at = self.clock.now().saturating_sub(millis(since));
+        let seen_at = self.clock.now_millis().saturating_sub(millis(since));
         Some(QuotaState {
             limit: reading.limit,
             remaining: reading.remaining,
@@ -166,7 +166,7 @@ impl Quota {
     /// Until when manifests are not asked for, for who looks on.
     pub(super) fn limited_until(&self) -> Option<u64> {
         let left = self.rest().left(Counted::Manifest, self.clock.instant())?;
-        Some(self.clock.now().saturating_add(millis(left)))
+        Some(self.clock.now_millis().saturating_add(millis(left)))
     }
 
     /// Refuses what the registry would refuse, without asking it.

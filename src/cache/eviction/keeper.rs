@@ -75,7 +75,7 @@ impl Cache {
 }
 
 fn take_stock(shared: &Shared) -> Result<(), StoreError> {
-    let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now());
+    let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now_millis());
     let mut gone: HashSet<Digest> = eviction.ledger().all().collect();
     for Holding { digest, size, last, .. } in store.held_manifests()? {
         gone.remove(&digest);
@@ -183,7 +183,7 @@ fn remove_left_drafts(
 ) -> Result<bool, StoreError> {
     left.retain(|draft| !shared.fills.has(&draft.digest));
     let (mut closed, mut gone, mut freed) = (Closed::new(&shared.fills), 0, 0);
-    for draft in drafts_to_go(left, wanted, most, shared.clock.now()) {
+    for draft in drafts_to_go(left, wanted, most, shared.clock.now_millis()) {
         // Somebody may have come back to it since.
         if closed.close(&draft.digest) {
             shared.store.remove_draft(&draft.digest)?;
@@ -207,7 +207,7 @@ fn failed(shared: &Shared, error: &CacheError) {
 /// Removes about `bytes` of what may go. Returns how many went.
 fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreError> {
     let mut closed = Closed::new(&shared.fills);
-    let victims = shared.eviction.ledger().victims(bytes, shared.clock.now(), |victim| {
+    let victims = shared.eviction.ledger().victims(bytes, shared.clock.now_millis(), |victim| {
         victim.kind == Kind::Blob && !closed.close(&victim.digest)
     });
     let freed = victims.iter().map(|victim| victim.size).sum();

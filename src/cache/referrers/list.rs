@@ -45,7 +45,7 @@ async fn keep(
     repository: &Repository,
     list: Referrers,
 ) -> Result<Arc<Document>, CacheError> {
-    let (of, owner, now) = (Arc::clone(shared), repository.clone(), shared.clock.now());
+    let (of, owner, now) = (Arc::clone(shared), repository.clone(), shared.clock.now_millis());
     let document = blocking(move || {
         let body = bytes::Bytes::from(list.to_index());
         let digest = Digest::of(Algorithm::Sha256, &body);
