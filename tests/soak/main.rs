@@ -10,7 +10,7 @@
 
 mod house;
 mod origin;
-#[path = "../support/mod.rs"]
+#[path = "../it/support/mod.rs"]
 mod support;
 mod world;
 

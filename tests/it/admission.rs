@@ -1,0 +1,124 @@
+//! `allow` and `deny`: what an upstream's patterns keep out is not there, for anybody, in any way.
+
+use crate::support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::{Image, Larder, Registry, Setup};
+
+const DENIED: &str = "team/secret/app";
+
+fn registry() -> (Registry, Image) {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    for name in ["library/busybox", "org/app", "org/deep/er/app", DENIED] {
+        registry.add_image(name, "v1", &image);
+    }
+    (registry, image)
+}
+
+fn lists(patterns: &[&str]) -> Vec<String> {
+    patterns.iter().map(|pattern| (*pattern).to_owned()).collect()
+}
+
+/// Every way to ask for something of a repository.
+fn paths(name: &str, image: &Image) -> Vec<String> {
+    vec![
+        format!("/v2/{name}/manifests/v1"),
+        format!("/v2/{name}/manifests/{}", image.manifest.digest),
+        format!("/v2/{name}/blobs/{}", image.layers[0].digest),
+        format!("/v2/{name}/tags/list"),
+        format!("/v2/{name}/referrers/{}", image.manifest.digest),
+        format!("/v2/docker.io/{name}/manifests/v1"),
+        format!("/docker.io/v2/{name}/manifests/v1"),
+        format!("/v2/{name}/manifests/v1?ns=docker.io"),
+    ]
+}
+
+#[track_caller]
+fn is_kept_out(larder: &Larder, registry: &Registry, name: &str, image: &Image) {
+    registry.forget_requests();
+    let began = Instant::now();
+    for path in paths(name, image) {
+        larder.get(&path).is_error(404, "NAME_UNKNOWN");
+        let head = larder.head(&path);
+        assert_eq!((head.status(), head.header("www-authenticate")), (404, None), "{path}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(registry.requests().len(), 0, "the upstream was asked for {name}");
+}
+
+#[test]
+fn what_is_denied_is_not_there() {
+    let (registry, image) = registry();
+    let larder = Setup::with(&registry).upstream_set("docker.io", "deny", lists(&["team/secret/**"])).start();
+    is_kept_out(&larder, &registry, DENIED, &image);
+    for name in ["library/busybox", "org/app", "org/deep/er/app"] {
+        larder.get(&format!("/v2/{name}/manifests/v1")).is_ok_with(&image.manifest.bytes);
+    }
+}
+
+#[test]
+fn only_what_is_allowed_is_there_and_deny_wins() {
+    let (registry, image) = registry();
+    let larder = Setup::with(&registry)
+        .upstream_set("docker.io", "allow", lists(&["library/*", "org/**"]))
+        .upstream_set("docker.io", "deny", lists(&["org/deep/**"]))
+        .start();
+    for name in ["/v2/busybox", "/v2/library/busybox", "/v2/org/app"] {
+        larder.get(&format!("{name}/manifests/v1")).is_ok_with(&image.manifest.bytes);
+    }
+    is_kept_out(&larder, &registry, DENIED, &image);
+    is_kept_out(&larder, &registry, "org/deep/er/app", &image);
+}
+
+#[test]
+fn what_is_held_is_kept_out_too_and_not_listed() {
+    let (registry, image) = registry();
+    let mut larder = Setup::with(&registry).start();
+    for name in ["library/busybox", "org/app", "org/deep/er/app", DENIED] {
+        larder.get(&format!("/v2/{name}/manifests/v1")).is_ok_with(&image.manifest.bytes);
+        larder
+            .get(&format!("/v2/{name}/blobs/{}", image.layers[0].digest))
+            .is_ok_with(&image.layers[0].bytes);
+    }
+    larder.settle();
+    // Stopped rather than killed: what was written last is to be there.
+    larder.terminate();
+    larder.wait_exit();
+    let deny = lists(&["library/*", "org/app", "org/deep/**"]);
+    let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "deny", deny));
+    for name in ["library/busybox", "org/app", "org/deep/er/app"] {
+        is_kept_out(&larder, &registry, name, &image);
+    }
+    // A page is filled with what may be named, past any number of names that may not.
+    let catalog = larder.get("/v2/_catalog?n=1");
+    assert_eq!(catalog.json(), json!({ "repositories": [DENIED] }));
+    assert_eq!(catalog.header("link"), None);
+    assert_eq!(larder.get("/v2/_catalog?ns=docker.io").json(), json!({ "repositories": [DENIED] }));
+    // It was not thrown away: the operator may think better of it.
+    let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "deny", lists(&[])));
+    larder.get("/v2/org/app/manifests/v1").is_outcome("larder; hit");
+}
+
+#[test]
+fn patterns_are_each_upstreams_own() {
+    let (registry, image) = registry();
+    let (other, _) = self::registry();
+    let larder = Setup::with(&registry)
+        .upstream("other.test", &other)
+        .upstream_set("other.test", "allow", lists(&["org/*"]))
+        .start();
+    larder.get("/v2/library/busybox/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/other.test/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/other.test/library/busybox/manifests/v1").is_error(404, "NAME_UNKNOWN");
+    larder.get("/v2/library/busybox/manifests/v1?ns=other.test").is_error(404, "NAME_UNKNOWN");
+}
+
+#[test]
+fn a_malformed_pattern_ends_the_start() {
+    let exit = Setup::with(&registry().0).upstream_set("docker.io", "deny", lists(&["org**"])).run_to_exit();
+    assert!(!exit.status.success());
+    assert!(exit.stderr.contains("deny") && exit.stderr.contains("org/**"), "{}", exit.stderr);
+}

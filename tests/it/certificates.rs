@@ -1,0 +1,162 @@
+//! Certificates that are replaced while larder serves: nobody's request fails, and new connections see the new one.
+
+use crate::support;
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use support::house::{MIB, TAG};
+use support::secure::{client, shown};
+use support::{Blob, Image, Issued, Larder, PATIENCE, Registry, Setup};
+
+const ERROR: &str = "the TLS certificate stays the one that was read before";
+const AGAIN: &str = "the TLS certificate was read again";
+
+fn start(registry: &Registry, cert: &Path, key: &Path, setup: Setup) -> Larder {
+    let _ = registry;
+    setup
+        .set("server.tls_listen", "127.0.0.1:0")
+        .set("server.tls_cert", cert.display().to_string())
+        .set("server.tls_key", key.display().to_string())
+        .start()
+}
+
+fn url(larder: &Larder, path: &str) -> String {
+    format!("https://{}{path}", larder.addresses("api_tls")[0])
+}
+
+/// The certificate that a new connection sees.
+async fn seen(larder: &Larder, trusted: &[Issued]) -> Option<Issued> {
+    let answer = client(trusted, "http/1.1").get(url(larder, "/v2/")).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    let der = shown(&answer);
+    trusted.iter().find(|issued| issued.der == der).cloned()
+}
+
+async fn wait_seen(larder: &Larder, wanted: &Issued, trusted: &[Issued]) {
+    let end = Instant::now() + PATIENCE;
+    while seen(larder, trusted).await.is_none_or(|found| found.cert != wanted.cert) {
+        assert!(Instant::now() < end, "the new certificate does not come; the log:\n{}", larder.log_text());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// As Kubernetes mounts a secret: `tls.crt` → `..data/tls.crt`, `..data` → a folder, and a swap replaces `..data`.
+fn swap(mount: &Path, issued: &Issued, number: usize) {
+    issued.write_into(&mount.join(format!("..{number}")));
+    let making = mount.join("..data_tmp");
+    symlink(format!("..{number}"), &making).unwrap();
+    std::fs::rename(&making, mount.join("..data")).unwrap();
+}
+
+/// As certbot leaves it: links in `live` that are replaced one after the other.
+fn renew(live: &Path, issued: &Issued, number: usize) {
+    let archive = live.join(format!("archive{number}"));
+    let (cert, key) = issued.write_into(&archive);
+    for (name, target) in [("tls.key", key), ("tls.crt", cert)] {
+        let link = live.join(name);
+        let _ = std::fs::remove_file(&link);
+        symlink(target, link).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_request_fails_while_certificates_are_replaced() {
+    let registry = Registry::start();
+    let layer = Blob::random(1, 2 * MIB);
+    let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
+    registry.add_image("library/app", "v1", &image);
+    let trusted: Vec<_> = (0..9).map(|_| Issued::new()).collect();
+    let setup = Setup::with(&registry);
+    let mount = setup.folder().join("mount");
+    std::fs::create_dir(&mount).unwrap();
+    swap(&mount, &trusted[0], 0);
+    for name in ["tls.crt", "tls.key"] {
+        symlink(format!("..data/{name}"), mount.join(name)).unwrap();
+    }
+    let larder = start(&registry, &mount.join("tls.crt"), &mount.join("tls.key"), setup);
+    let blob = format!("/v2/library/app/blobs/{}", layer.digest);
+
+    let (over, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut pulling = Vec::new();
+    for (number, version) in ["h2", "http/1.1", "h2", "http/1.1"].into_iter().enumerate() {
+        let (over, done, layer) = (Arc::clone(&over), Arc::clone(&done), layer.clone());
+        let (trusted, manifest) = (trusted.clone(), Arc::clone(&image.manifest.bytes));
+        let (tag, blob) = (url(&larder, TAG), url(&larder, &blob));
+        pulling.push(tokio::spawn(async move {
+            let kept = client(&trusted, version);
+            while !over.load(Ordering::SeqCst) {
+                // Two keep their connections for all the time, two make a new one for each round.
+                let pull = if number < 2 { kept.clone() } else { client(&trusted, version) };
+                let answer = pull.get(&tag).send().await.expect("an answer");
+                assert!(answer.bytes().await.expect("a whole body") == *manifest);
+                let answer = pull.get(&blob).send().await.expect("an answer");
+                assert!(answer.bytes().await.expect("a whole body") == *layer.bytes);
+                done.fetch_add(1, Ordering::SeqCst);
+            }
+        }));
+    }
+    for (number, issued) in trusted.iter().enumerate().skip(1) {
+        swap(&mount, issued, number);
+        // Half of them are found by the look, half are told.
+        if number % 2 == 0 {
+            larder.hang_up();
+        }
+        wait_seen(&larder, issued, &trusted).await;
+        // Each certificate carries some load before the next one comes.
+        let so_far = done.load(Ordering::SeqCst);
+        let end = Instant::now() + PATIENCE;
+        while done.load(Ordering::SeqCst) < so_far + 4 {
+            assert!(Instant::now() < end && !pulling.iter().all(tokio::task::JoinHandle::is_finished));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    over.store(true, Ordering::SeqCst);
+    for pulling in pulling {
+        pulling.await.expect("no request failed");
+    }
+    assert!(!larder.log_text().contains(ERROR), "{}", larder.log_text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pair_that_does_not_fit_changes_nothing_and_is_said_once() {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    let trusted: Vec<_> = (0..3).map(|_| Issued::new()).collect();
+    let folder = setup.folder().join("live");
+    std::fs::create_dir(&folder).unwrap();
+    renew(&folder, &trusted[0], 0);
+    let (cert, key): (PathBuf, PathBuf) = (folder.join("tls.crt"), folder.join("tls.key"));
+    let larder = start(&registry, &cert, &key, setup);
+    let errors = || larder.log_lines().iter().filter(|line| line["message"] == ERROR).count();
+
+    // The new certificate is there and its key is not.
+    std::fs::remove_file(&cert).unwrap();
+    std::fs::write(&cert, &trusted[1].cert).unwrap();
+    let line = larder.wait_for_line("the error", |line| line["message"] == ERROR);
+    assert!(line["error"].as_str().unwrap().contains("tls.key"), "{line}");
+    assert_eq!(line["level"], "ERROR");
+    assert_eq!(seen(&larder, &trusted).await.unwrap().cert, trusted[0].cert);
+
+    // Then its key comes.
+    std::fs::remove_file(&key).unwrap();
+    std::fs::write(&key, &trusted[1].key).unwrap();
+    wait_seen(&larder, &trusted[1], &trusted).await;
+
+    // Half of a file, told at once; and again when it is told again, for whoever asks wants an answer.
+    std::fs::write(&cert, &trusted[2].cert[..trusted[2].cert.len() / 2]).unwrap();
+    let before = errors();
+    larder.hang_up();
+    support::eventually("the error is said", || errors() == before + 1);
+    assert_eq!(seen(&larder, &trusted).await.unwrap().cert, trusted[1].cert);
+    // While nothing changes, no look says it again; a good pair ends it.
+    let said = errors();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(errors(), said);
+    renew(&folder, &trusted[2], 2);
+    wait_seen(&larder, &trusted[2], &trusted).await;
+    assert!(larder.log_lines().iter().any(|line| line["message"] == AGAIN && line["cert"].is_string()));
+}

@@ -1,0 +1,290 @@
+//! What an index names is fetched before anybody asks for it, within bounds.
+
+use crate::support;
+
+use serde_json::json;
+use support::content::{OCI_INDEX, OCI_MANIFEST};
+use support::{Blob, Document, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually};
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+
+#[test]
+fn the_whole_tree_is_there_when_the_upstream_is_gone() {
+    let registry = Registry::start();
+    let nested = Index::over(OCI_INDEX, vec![Image::small(90)], vec![Index::nested(30), Index::docker(60)]);
+    let artifact = Image::artifact(5, &nested.document);
+    let trees = [
+        ("oci", Index::oci(1)),
+        ("docker", Index::docker(10)),
+        ("nested", Index::nested(20)),
+        ("deep", nested),
+    ];
+    for (tag, index) in &trees {
+        registry.add_index("library/app", tag, index);
+    }
+    registry.add_image("library/app", "artifact", &artifact);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+    for (tag, index) in &trees {
+        let answer = larder.get(&format!("/v2/library/app/manifests/{tag}"));
+        answer.is_ok_with(&index.document.bytes);
+    }
+    larder.get("/v2/library/app/manifests/artifact").is_ok_with(&artifact.manifest.bytes);
+    // Every child arrives without any client asking.
+    for (_, index) in &trees {
+        for document in index.documents().into_iter().skip(1) {
+            registry.wait_for(1, "GET", &document.digest);
+        }
+    }
+    larder.settle();
+    registry.down();
+    for (_, index) in &trees {
+        for document in index.documents() {
+            let answer = larder.get(&format!("/v2/library/app/manifests/{}", document.digest));
+            answer.is_ok_with(&document.bytes);
+            answer.is_outcome("larder; hit");
+            assert_eq!(answer.header("content-type"), Some(document.media_type.as_str()));
+            assert_eq!(answer.header("docker-content-digest"), Some(document.digest.as_str()));
+        }
+    }
+}
+
+#[test]
+fn children_survive_a_restart() {
+    let registry = Registry::start();
+    let index = Index::nested(1);
+    registry.add_index("library/app", "v1", &index);
+    let mut larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    for document in &index.documents()[1..] {
+        registry.wait_for(1, "GET", &document.digest);
+    }
+    larder.settle();
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    registry.down();
+    larder.restart();
+    for document in index.documents() {
+        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+}
+
+#[test]
+fn children_can_be_left_to_clients() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("prefetch.children", false).start();
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.settle();
+    assert_eq!(registry.count("GET", "/manifests/sha256:"), 0);
+    let child = &index.images[1].manifest;
+    larder.get(&format!("/v2/library/app/manifests/{}", child.digest)).is_ok_with(&child.bytes);
+}
+
+#[test]
+fn a_missing_child_spoils_nothing() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    registry.script(When::manifests().path(&index.images[0].manifest.digest), Fault::Status(404));
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let other = &index.images[1].manifest;
+    registry.wait_for(1, "GET", &other.digest);
+    larder.settle();
+    registry.down();
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(&format!("/v2/library/app/manifests/{}", other.digest)).is_ok_with(&other.bytes);
+}
+
+#[test]
+fn a_chain_of_indexes_has_an_end_for_us() {
+    let registry = Registry::start();
+    let mut index = Index::oci(1);
+    for _ in 0..30 {
+        index = Index::over(OCI_INDEX, Vec::new(), vec![index]);
+    }
+    registry.add_index("library/app", "v1", &index);
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    registry.wait_for(3, "GET", "/manifests/");
+    larder.settle();
+    let ahead = registry.count("GET", "/manifests/sha256:");
+    assert!((2..30).contains(&ahead), "{ahead} fetched ahead");
+    // What lies deeper is fetched when somebody asks for it.
+    for document in index.documents() {
+        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+    }
+}
+
+#[test]
+fn a_wide_index_of_nothing_does_no_harm() {
+    let registry = Registry::start();
+    let manifests: Vec<_> = (0..500)
+        .map(|n| json!({ "mediaType": OCI_MANIFEST, "size": 10, "digest": Blob::new(format!("{n}")).digest }))
+        .collect();
+    let value = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+    let document = Document::json(OCI_INDEX, &value);
+    registry.add_manifest("library/app", &document);
+    registry.tag("library/app", "v1", &document.digest);
+    let larder = Larder::before(&registry);
+    larder.get(TAG).is_ok_with(&document.bytes);
+    larder.get(TAG).is_ok_with(&document.bytes);
+    larder.settle();
+}
+
+fn child_path(document: &Document) -> String {
+    format!("/v2/library/app/manifests/{}", document.digest)
+}
+
+/// All of an index is there without the upstream.
+fn is_all_there(larder: &Larder, registry: &Registry, index: &Index) {
+    larder.settle();
+    for document in index.documents() {
+        eventually("the child is kept", || larder.get(&child_path(document)).head.outcome() == "larder; hit");
+    }
+    registry.down();
+    for document in index.documents() {
+        larder.get(&child_path(document)).is_ok_with(&document.bytes);
+    }
+}
+
+#[test]
+fn who_leaves_early_takes_nothing_along() {
+    for by_tag in [false, true] {
+        let registry = Registry::start();
+        let index = Index::oci(1);
+        registry.add_index("library/app", "v1", &index);
+        let larder = Larder::before(&registry);
+        let gate = Gate::new();
+        let path = if by_tag { TAG.to_owned() } else { child_path(&index.document) };
+        registry.script(When::manifests().method("GET").path(&path), Fault::HoldHead(gate.clone()));
+        let connection = larder.api().connect().unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        std::io::Write::write_all(&mut &connection, request.as_bytes()).unwrap();
+        gate.wait_reached(1);
+        drop(connection);
+        eventually("the client's end was noticed", || larder.counter("larder_connections", &[]) == 0);
+        gate.open();
+        for document in &index.documents()[1..] {
+            registry.wait_for(1, "GET", &document.digest);
+        }
+        is_all_there(&larder, &registry, &index);
+    }
+}
+
+/// Asks for the tag until each child has been asked for.
+fn are_sought(larder: &Larder, registry: &Registry, index: &Index) {
+    registry.forget_requests();
+    registry.behave();
+    eventually("all children have been sought again", || {
+        larder.get(TAG).is_ok_with(&index.document.bytes);
+        index.documents()[1..].iter().all(|document| registry.count("GET", &document.digest) > 0)
+    });
+}
+
+#[test]
+fn children_that_were_refused_are_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(403));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}
+
+#[test]
+fn children_that_a_restart_cut_off_are_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let mut larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(503));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    registry.wait_for(1, "GET", &index.images[0].manifest.digest);
+    larder.terminate();
+    larder.wait_exit();
+    larder.restart();
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}
+
+#[test]
+#[ignore = "waits for larder's patience to end, half a minute"]
+fn children_that_were_given_up_are_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(503));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}
+
+#[test]
+fn an_index_is_walked_by_one_at_a_time() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    let gate = Gate::new();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest), Fault::HoldHead(gate.clone()));
+    }
+    for _ in 0..50 {
+        larder.get(TAG).is_ok_with(&index.document.bytes);
+    }
+    gate.wait_reached(1);
+    let waiting = larder.counter("larder_children_queued", &[]);
+    assert!((1..=2).contains(&waiting), "{waiting} children wait");
+    gate.open();
+    is_all_there(&larder, &registry, &index);
+    assert_eq!(registry.count("GET", "/manifests/sha256:"), 2);
+}
+
+#[test]
+fn a_child_that_came_damaged_is_sought_again() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    for image in &index.images {
+        registry.script(When::manifests().path(&image.manifest.digest).times(1), Fault::Flip(0));
+    }
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.wait_counter("larder_verify_failures_total", &[("kind", "manifest")], 2);
+    are_sought(&larder, &registry, &index);
+    is_all_there(&larder, &registry, &index);
+}
+
+#[test]
+fn blobs_come_ahead_for_the_platforms_that_are_wanted() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("prefetch.platforms", vec!["linux/arm64".to_owned()]).start();
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let [amd64, arm64] = index.images.as_slice() else { panic!("two platforms") };
+    let held = |blob: &Blob| {
+        let answer = larder.api().send("HEAD", &format!("/v2/library/app/blobs/{}", blob.digest), &[]);
+        answer.header("cache-status") == Some("larder; hit")
+    };
+    eventually("the wanted platform's blobs are held", || arm64.blobs().all(held));
+    for blob in amd64.blobs() {
+        let asked =
+            registry.requests().iter().any(|seen| seen.method == "GET" && seen.path.ends_with(&blob.digest));
+        assert!(!asked, "nobody wanted {}", blob.digest);
+    }
+}

@@ -1,0 +1,254 @@
+//! Stores that do not open: set aside with all that is in them, loudly, and larder serves from an empty one.
+
+use crate::support;
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use support::house::{House, TAG};
+use support::larder::Exit;
+use support::{Larder, Setup, eventually};
+
+const KINDS: [&str; 2] = ["sled", "files"];
+
+/// What is done to a stopped larder's folder.
+type Damage = fn(&Path);
+
+/// Each so that the store cannot open. Damage to sled's own files does not depend on the kind of store.
+const DAMAGES: [(&str, Damage); 11] = [
+    ("a header of garbage", |data| fs::write(data.join("header.toml"), [0xff; 100]).unwrap()),
+    ("half a header", |data| {
+        let text = fs::read(data.join("header.toml")).unwrap();
+        fs::write(data.join("header.toml"), &text[..text.len() / 2]).unwrap();
+    }),
+    ("an empty header", |data| fs::write(data.join("header.toml"), "").unwrap()),
+    ("the header of a newer larder", |data| {
+        let text = fs::read_to_string(data.join("header.toml")).unwrap();
+        fs::write(data.join("header.toml"), text.replace("format = 2", "format = 3")).unwrap();
+    }),
+    ("no header", |data| fs::remove_file(data.join("header.toml")).unwrap()),
+    ("a database whose settings are garbage", |data| fs::write(data.join("tree/conf"), [7; 60]).unwrap()),
+    ("a database whose settings are cut off", |data| cut(&data.join("tree/conf"), 40)),
+    // sled takes these for a new database, or gives up on them with a panic, as long as it has no snapshot.
+    ("a database of nothing", |data| {
+        remove_snapshots(data);
+        cut(&data.join("tree/db"), 0);
+    }),
+    ("a database with wrong bytes", |data| {
+        remove_snapshots(data);
+        let db = OpenOptions::new().write(true).open(data.join("tree/db")).unwrap();
+        db.write_all_at(&[7; 4000], 20).unwrap();
+    }),
+    ("a snapshot of garbage", |data| fs::write(data.join("tree/snap.FFFFFFFFFFFFFFFF"), [1; 100]).unwrap()),
+    ("a file where the database should be", |data| {
+        fs::remove_dir_all(data.join("tree")).unwrap();
+        fs::write(data.join("tree"), "no folder").unwrap();
+    }),
+];
+
+fn cut(path: &Path, length: u64) {
+    OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
+}
+
+fn remove_snapshots(data: &Path) {
+    for path in entries(&data.join("tree")) {
+        if path.file_name().unwrap().to_string_lossy().starts_with("snap.") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+/// Every file below a folder, with what is in it.
+fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    if folder.is_file() {
+        return vec![(PathBuf::new(), fs::read(folder).unwrap())];
+    }
+    let mut found = Vec::new();
+    for path in entries(folder) {
+        let name = path.file_name().unwrap().to_owned();
+        found.extend(contents(&path).into_iter().map(|(below, bytes)| (Path::new(&name).join(below), bytes)));
+    }
+    found
+}
+
+fn set_aside(data: &Path) -> Vec<PathBuf> {
+    let is_aside = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("set-aside-20");
+    entries(data).into_iter().filter(is_aside).collect()
+}
+
+#[track_caller]
+fn pull(house: &House, larder: &Larder) {
+    larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+    for blob in house.image.blobs() {
+        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+    }
+    larder.settle();
+}
+
+/// A larder that has pulled an image, and has stopped.
+fn kept(kind: &str) -> (House, Setup) {
+    let mut house = House::with(|setup| setup.set("store.blobs", kind));
+    pull(&house, &house.larder);
+    house.larder.terminate();
+    assert!(house.larder.wait_exit().success());
+    let data = house.larder.setup().data();
+    let mut setup = Setup::with(&house.registry).set("store.blobs", kind);
+    setup = setup.set("store.path", data.display().to_string());
+    house.registry.forget_requests();
+    (house, setup)
+}
+
+#[track_caller]
+fn is_refused(exit: &Exit, words: &[&str]) {
+    assert_eq!(exit.status.code(), Some(1), "{exit:?}");
+    for word in words {
+        assert!(exit.stderr.contains(word), "no `{word}` in: {}", exit.stderr);
+    }
+}
+
+#[test]
+fn what_does_not_open_is_set_aside_and_larder_goes_on() {
+    for kind in KINDS {
+        for (what, damage) in DAMAGES {
+            let (house, setup) = kept(kind);
+            let data = house.larder.setup().data();
+            damage(&data);
+            let inode = fs::metadata(&data).unwrap().ino();
+            let (header, tree) = (data.join("header.toml"), contents(&data.join("tree")));
+            let header = fs::read(header).ok();
+            let larder = setup.start();
+            let aside = set_aside(&data);
+            assert_eq!(aside.len(), 1, "{kind}, {what}");
+            let line = larder.wait_for_line("the line that says so", |line| line["aside"].is_string());
+            assert_eq!(line["level"], "ERROR");
+            assert_eq!(line["aside"], aside[0].display().to_string(), "{what}");
+            assert_eq!(line["store"], data.display().to_string(), "{what}");
+            assert!(!line["reason"].as_str().unwrap().is_empty(), "{what}");
+            // Nothing is lost but what sled itself may write while it finds out.
+            assert_eq!(fs::read(aside[0].join("header.toml")).ok(), header, "{kind}, {what}");
+            let names =
+                |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+            let kept = contents(&aside[0].join("tree"));
+            for name in names(&tree) {
+                assert!(names(&kept).contains(&name), "{kind}, {what}: {} is gone", name.display());
+            }
+            assert!(fs::read_to_string(aside[0].join("reason.txt")).unwrap().len() > 10);
+            // The folder is the same one: it may be a mount point.
+            assert_eq!(fs::metadata(&data).unwrap().ino(), inode);
+            eventually("the gauge says so", || larder.counter("larder_store_set_aside", &[]) == 1);
+            pull(&house, &larder);
+            // Files are named by what is in them, and need no second download.
+            let fetched = house.registry.count("GET", "/blobs/");
+            assert_eq!(fetched, if kind == "files" { 0 } else { 2 }, "{kind}, {what}");
+            house.registry.down();
+            larder.get(TAG).is_outcome("larder; hit");
+            larder.get(&house.path).is_outcome("larder; hit");
+        }
+    }
+}
+
+#[test]
+fn a_store_that_was_set_aside_stays_so() {
+    let (house, setup) = kept("sled");
+    fs::write(house.larder.setup().data().join("header.toml"), "").unwrap();
+    let mut larder = setup.start();
+    pull(&house, &larder);
+    larder.terminate();
+    larder.wait_exit();
+    larder.restart();
+    larder.get(&house.path).is_outcome("larder; hit");
+    assert!(!larder.log_text().contains("set aside"), "{}", larder.log_text());
+    assert_eq!(set_aside(&house.larder.setup().data()).len(), 1);
+}
+
+#[test]
+fn who_wants_to_look_first_is_asked_first() {
+    for (what, damage) in DAMAGES {
+        let (house, setup) = kept("sled");
+        let data = house.larder.setup().data();
+        damage(&data);
+        let before = entries(&data);
+        let exit = setup.set("store.on_corruption", "refuse").run_to_exit();
+        is_refused(&exit, &[&data.display().to_string(), "does not open", "store.on_corruption"]);
+        assert_eq!(entries(&data), before, "{what}");
+    }
+}
+
+#[test]
+fn a_store_in_use_is_never_set_aside() {
+    let house = House::new();
+    pull(&house, &house.larder);
+    let data = house.larder.setup().data();
+    let second = || Setup::with(&house.registry).set("store.path", data.display().to_string());
+    for (what, damage) in &DAMAGES[..7] {
+        damage(&data);
+        is_refused(&second().run_to_exit(), &["in use by another larder"]);
+        assert_eq!(set_aside(&data).len(), 0, "{what}");
+        // Nor when somebody has tidied up.
+        fs::remove_file(data.join("lock")).unwrap();
+        is_refused(&second().run_to_exit(), &["in use by another larder"]);
+        assert_eq!(set_aside(&data).len(), 0, "{what}");
+        fs::write(data.join("header.toml"), "").unwrap();
+        fs::write(data.join("tree/conf"), [0; 63]).unwrap();
+    }
+    house.larder.get(&house.path).is_outcome("larder; hit");
+}
+
+#[test]
+fn no_more_than_three_pile_up() {
+    let (house, mut setup) = kept("files");
+    let data = house.larder.setup().data();
+    for round in 1..=3 {
+        fs::write(data.join("header.toml"), "").unwrap();
+        let mut larder = setup.start();
+        assert_eq!(set_aside(&data).len(), round);
+        larder.terminate();
+        larder.wait_exit();
+        setup = larder.into_setup();
+    }
+    fs::write(data.join("header.toml"), "").unwrap();
+    let exit = setup.run_to_exit();
+    let aside = set_aside(&data);
+    assert_eq!(aside.len(), 3);
+    is_refused(&exit, &["remove them", &aside[0].display().to_string(), &aside[2].display().to_string()]);
+    fs::remove_dir_all(&aside[0]).unwrap();
+    pull(&house, &setup.start());
+}
+
+#[test]
+fn a_database_that_somebody_removed_is_said_to_be_gone() {
+    for kind in KINDS {
+        let (house, setup) = kept(kind);
+        let data = house.larder.setup().data();
+        fs::remove_dir_all(data.join("tree")).unwrap();
+        let larder = setup.start();
+        let line = larder.wait_for_line("the line that says so", |line| line["level"] == "ERROR");
+        assert!(line["message"].as_str().unwrap().contains("database is gone"), "{line}");
+        assert_eq!(set_aside(&data).len(), 0);
+        pull(&house, &larder);
+    }
+}
+
+#[test]
+fn a_store_of_format_1_is_taken_over() {
+    for kind in KINDS {
+        let (house, setup) = kept(kind);
+        let header = house.larder.setup().data().join("header.toml");
+        let text = fs::read_to_string(&header).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with("identity"));
+        let earlier = lines.collect::<Vec<_>>().join("\n").replace("format = 2", "format = 1");
+        fs::write(&header, earlier + "\n").unwrap();
+        house.registry.down();
+        let larder = setup.start();
+        larder.get(&house.path).is_outcome("larder; hit");
+        let now = fs::read_to_string(&header).unwrap();
+        assert!(now.contains("format = 2") && now.contains("identity"), "{now}");
+    }
+}

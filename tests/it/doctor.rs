@@ -1,0 +1,425 @@
+//! `larder doctor`: what is well, what is worth a look, what fails, and what helps.
+
+use crate::support;
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::proxy::Proxy;
+use support::verb::{self, Ran};
+use support::{Auth, Fault, Gate, Image, Larder, Registry, Setup, TlsServer, When};
+
+/// What `--json` prints, by what each check is about.
+struct Seen {
+    ran: Ran,
+    report: Value,
+}
+
+impl Seen {
+    fn of(ran: Ran) -> Self {
+        let report = ran.json();
+        assert_eq!(report["ok"], ran.code == 0, "{ran:?}");
+        assert_eq!(ran.code, if report["ok"] == true { 0 } else { 4 }, "{ran:?}");
+        Self { ran, report }
+    }
+
+    fn all(&self) -> &[Value] {
+        self.report["checks"].as_array().unwrap()
+    }
+
+    /// The check of this area and step.
+    #[track_caller]
+    fn check(&self, area: &str, step: &str) -> &Value {
+        let found = self.all().iter().find(|it| it["area"] == area && it["step"] == step);
+        found.unwrap_or_else(|| panic!("no {step} of {area}: {}", self.report))
+    }
+
+    /// That check, which must be so and, if it is not well, name this remedy.
+    #[track_caller]
+    fn is(&self, area: &str, step: &str, verdict: &str, remedy: &str) -> &Value {
+        let check = self.check(area, step);
+        assert_eq!(check["verdict"], verdict, "{check}");
+        let text = check["remedy"].as_str().unwrap_or_default();
+        assert!(text.contains(remedy) && (text.is_empty() == (verdict == "ok")), "{check}");
+        check
+    }
+
+    /// The steps on the way to the upstream.
+    fn way(&self) -> Vec<&str> {
+        let steps = self.all().iter().filter(|it| it["area"] == "upstream");
+        steps.map(|it| it["step"].as_str().unwrap()).collect()
+    }
+}
+
+fn doctor(setup: &Setup) -> Seen {
+    Seen::of(verb::offline(setup, &["doctor", "--json"]))
+}
+
+/// Where nobody listens.
+fn nobody() -> String {
+    format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+}
+
+#[test]
+fn a_healthy_larder_passes_and_its_clients_are_tried() {
+    let registry = Registry::start();
+    registry.add_image("library/app", "1", &Image::small(1));
+    let setup = Setup::with(&registry);
+    let socket = format!("unix:{}", setup.folder().join("admin.sock").display());
+    let listen = toml::Value::Array(vec!["127.0.0.1:0".into(), socket.into()]);
+    let larder = setup.set("admin.listen", listen).start();
+    let address = larder.api_addr().to_string();
+    let asked = || {
+        let config = larder.setup().config_file();
+        let arguments = ["doctor", "--json", "--address", &address, "--config", config.to_str().unwrap()];
+        Seen::of(verb::run(larder.setup(), larder.setup().bare_command().args(arguments)))
+    };
+    let empty = asked();
+    assert_eq!(empty.ran.code, 0, "{}", empty.report);
+    let pull = empty.is("client", "pull", "ok", "");
+    assert!(pull["found"].as_str().unwrap().contains("nothing is held yet"), "{pull}");
+
+    verb::run(
+        larder.setup(),
+        larder
+            .setup()
+            .bare_command()
+            .args(["warm", "app:1", "--server"])
+            .arg(format!("http://{}", larder.admin_addr())),
+    )
+    .ended(0);
+    let held = asked();
+    assert_eq!(held.ran.code, 0, "{}", held.report);
+    assert_eq!(held.way(), ["connection", "/v2/", "pull"]);
+    assert_eq!(held.is("store", "store", "ok", "")["found"], "in use by a larder that runs");
+    held.is("larder", "ready", "ok", "");
+    held.is("larder", "version", "ok", "");
+    held.is("client", "TLS on the plain port", "ok", "");
+    let clients = held.all().iter().filter(|it| it["area"] == "client" && it["step"] == "pull");
+    let clients: Vec<_> = clients.map(|it| (it["subject"].as_str().unwrap(), &it["verdict"])).collect();
+    assert_eq!(clients.len(), 4, "{clients:?}");
+    assert!(clients.iter().all(|(_, verdict)| *verdict == "ok"), "{}", held.report);
+
+    // For people: a word, what it is about, what was found.
+    let config = larder.setup().config_file();
+    let arguments = ["doctor", "--address", &address, "--config", config.to_str().unwrap()];
+    let text = verb::run(larder.setup(), larder.setup().bare_command().args(arguments)).ended(0).stdout;
+    assert!(text.contains(&format!("ok      docker.io, {}: connection: to ", registry.url())), "{text}");
+    assert!(text.contains("ok      client podman: pull: docker.io/library/app:1 is there"), "{text}");
+}
+
+#[test]
+fn what_stands_in_for_larder_is_found_out() {
+    let registry = Registry::start();
+    registry.add_image("library/app", "1", &Image::small(1));
+    let larder = Larder::before(&registry);
+    verb::online(&larder, &["warm", "app:1"]).ended(0);
+    // Another server at the address where clients are sent: it knows no image, and closes on TLS.
+    let other = Registry::start();
+    let (config, server) = (larder.setup().config_file(), format!("http://{}", larder.admin_addr()));
+    let address = other.addr().to_string();
+    let arguments = ["doctor", "--json", "--server", &server, "--address", &address, "--config"];
+    let seen = Seen::of(verb::run(larder.setup(), larder.setup().bare_command().args(arguments).arg(config)));
+    assert_eq!(seen.ran.code, 4);
+    let pull = seen.is("client", "pull", "fails", "stands between");
+    assert!(pull["found"].as_str().unwrap().contains("404"), "{pull}");
+    seen.is("client", "TLS on the plain port", "fails", "stands between");
+}
+
+#[test]
+fn a_refused_port_fails_and_nothing_after_it_is_tried() {
+    let setup = Setup::empty()
+        .upstream_set("reg.test", "endpoints", vec![nobody()])
+        .upstream_set("reg.test", "default", true);
+    let seen = doctor(&setup);
+    assert_eq!(seen.ran.code, 4);
+    seen.is("upstream", "connection", "fails", "`endpoints`");
+    assert_eq!(seen.way(), ["connection"]);
+    // Nobody made a store just to look.
+    seen.is("store", "folder", "ok", "");
+    assert!(!setup.data().exists());
+    seen.is("larder", "running", "warning", "--server");
+    assert!(seen.ran.stderr.contains("1 of "), "{:?}", seen.ran);
+}
+
+#[test]
+fn a_name_without_an_address_fails() {
+    // No name below .invalid has one (RFC 6761).
+    let setup = Setup::empty()
+        .upstream_set("reg.test", "endpoints", vec!["http://registry.invalid"])
+        .upstream_set("reg.test", "default", true);
+    let seen = doctor(&setup);
+    seen.is("upstream", "name", "fails", "DNS");
+    assert_eq!(seen.way(), ["name"]);
+}
+
+#[test]
+fn an_authority_that_nobody_knows_is_named() {
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+    let server = TlsServer::start(answer.to_owned());
+    let setup = Setup::empty()
+        .upstream_set("reg.test", "endpoints", vec![server.url()])
+        .upstream_set("reg.test", "default", true);
+    let seen = doctor(&setup);
+    seen.is("upstream", "tls", "fails", "ca_file");
+    assert_eq!(seen.way(), ["connection", "tls"]);
+
+    let ca = setup.write("ca.pem", &server.pem).display().to_string();
+    let seen = doctor(&setup.upstream_set("reg.test", "ca_file", ca));
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    assert_eq!(seen.way(), ["connection", "tls", "/v2/"]);
+}
+
+#[test]
+fn the_way_through_a_proxy_is_gone_step_by_step() {
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+    let (server, proxy) = (TlsServer::start(answer.to_owned()), Proxy::start());
+    let setup = Setup::empty();
+    let ca = setup.write("ca.pem", &server.pem).display().to_string();
+    let setup = setup
+        .upstream_set("reg.test", "endpoints", vec![server.url()])
+        .upstream_set("reg.test", "default", true)
+        .upstream_set("reg.test", "ca_file", ca)
+        .upstream_set("reg.test", "proxy", proxy.url());
+    let seen = doctor(&setup);
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    assert_eq!(seen.way(), ["proxy", "connection", "tunnel", "tls", "/v2/"]);
+    assert_eq!(seen.check("upstream", "proxy")["found"], format!("{}, as `proxy` says", proxy.url()));
+    // In the order of what is wrong with it.
+    proxy.demand("Basic bWU6c2VjcmV0");
+    doctor(&setup).is("upstream", "tunnel", "fails", "HTTPS_PROXY=http://user:password@");
+    proxy.refuse(403);
+    doctor(&setup).is("upstream", "tunnel", "fails", "permit CONNECT");
+    proxy.refuse(502);
+    doctor(&setup).is("upstream", "tunnel", "fails", "whether the proxy can reach");
+    drop(proxy);
+    let seen = doctor(&setup);
+    seen.is("upstream", "connection", "fails", "`proxy`");
+    assert_eq!(seen.way(), ["proxy", "connection"]);
+}
+
+#[test]
+fn a_proxy_behind_tls_is_asked_in_http_1() {
+    let answer = "HTTP/1.1 407 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let proxy = TlsServer::knowing(&["h2"], answer.to_owned());
+    let setup = Setup::empty();
+    let ca = setup.write("ca.pem", &proxy.pem).display().to_string();
+    let setup = setup
+        .upstream_set("reg.test", "endpoints", vec!["https://registry.invalid"])
+        .upstream_set("reg.test", "default", true)
+        .upstream_set("reg.test", "proxy", proxy.url());
+    let seen = doctor(&setup);
+    seen.is("upstream", "proxy tls", "fails", "ca_file");
+    let seen = doctor(&setup.upstream_set("reg.test", "ca_file", ca));
+    assert_eq!(seen.way(), ["proxy", "connection", "proxy tls", "tunnel"]);
+    seen.is("upstream", "tunnel", "fails", "user:password@");
+}
+
+#[test]
+fn the_environments_proxy_is_told_from_the_upstreams_own() {
+    let registry = Registry::start();
+    let proxy = Proxy::knowing("registry.test", registry.addr());
+    let setup = Setup::empty()
+        .upstream_set("reg.test", "endpoints", vec!["http://registry.test"])
+        .upstream_set("reg.test", "default", true);
+    let seen = |setup: &Setup| {
+        let config = setup.config_file();
+        let mut command = setup.bare_command();
+        command.args(["doctor", "--json", "--config", config.to_str().unwrap()]);
+        Seen::of(verb::run(setup, command.env("HTTP_PROXY", format!("http://me:secret@{}", proxy.addr()))))
+    };
+    let through = seen(&setup);
+    assert_eq!(through.ran.code, 0, "{}", through.report);
+    assert_eq!(through.way(), ["proxy", "connection", "/v2/"]);
+    let found = &through.check("upstream", "proxy")["found"];
+    assert_eq!(found, &format!("{}, as larder's environment says", proxy.url()));
+    assert!(!through.ran.stdout.contains("secret"), "{}", through.report);
+    let around = setup.upstream_set("reg.test", "endpoints", vec![nobody()]);
+    seen(&around).is("upstream", "connection", "fails", "`proxy` or NO_PROXY");
+}
+
+#[test]
+fn what_does_not_speak_tls_says_so() {
+    let registry = Registry::start();
+    let url = registry.url().replace("http://", "https://");
+    let setup = Setup::empty()
+        .upstream_set("reg.test", "endpoints", vec![url])
+        .upstream_set("reg.test", "default", true);
+    doctor(&setup).is("upstream", "tls", "fails", "scheme and port");
+}
+
+#[test]
+fn credentials_are_tried_and_never_shown() {
+    let me = || ("me".to_owned(), "rightly-secret".to_owned());
+    let (user, password) = me();
+    for demand in [Auth::Basic(user, password), Auth::Bearer(Some(me()))] {
+        let registry = Registry::start();
+        registry.demand(demand.clone());
+        let setup = Setup::with(&registry);
+        let none = doctor(&setup);
+        match demand {
+            Auth::Basic(..) => none.is("upstream", "login", "fails", "password_file"),
+            _ => none.is("upstream", "login", "warning", "pull something"),
+        };
+        let file = setup.write("password", "wrongly-secret");
+        let setup = setup.upstream_set("docker.io", "username", "me").upstream_set(
+            "docker.io",
+            "password_file",
+            file.display().to_string(),
+        );
+        let wrong = doctor(&setup);
+        assert_eq!(wrong.ran.code, 4);
+        wrong.is("upstream", "login", "fails", "password_file");
+        setup.write("password", "rightly-secret\n");
+        let right = doctor(&setup);
+        assert_eq!(right.ran.code, 0, "{}", right.report);
+        right.is("upstream", "login", "ok", "");
+        for seen in [none, wrong, right] {
+            let all = format!("{}{}", seen.ran.stdout, seen.ran.stderr);
+            assert!(!all.contains("-secret"), "{all}");
+        }
+    }
+    let open = Registry::start();
+    open.demand(Auth::Bearer(None));
+    let seen = doctor(&Setup::with(&open));
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    assert_eq!(seen.way(), ["connection", "/v2/", "login"]);
+    // A service that gives tokens for repositories alone is no fault of anybody's.
+    open.script(When::any().path("/token"), Fault::Status(400));
+    let seen = doctor(&Setup::with(&open));
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    seen.is("upstream", "login", "warning", "pull something");
+}
+
+#[test]
+fn a_login_is_tried_for_what_is_held() {
+    let registry = Registry::start();
+    registry.demand(Auth::Bearer(None));
+    registry.add_image("library/app", "1", &Image::small(1));
+    let setup = Setup::with(&registry);
+    let mut larder = setup.start();
+    verb::online(&larder, &["warm", "app:1"]).ended(0);
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    registry.forget_requests();
+    let seen = doctor(&larder.into_setup());
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    assert_eq!(seen.way(), ["connection", "/v2/", "login", "pull"]);
+    let tokens = registry.seen("GET", "/token");
+    assert!(tokens.iter().all(|seen| seen.query.contains("library%2Fapp")), "{tokens:?}");
+}
+
+#[test]
+fn a_registry_that_hangs_is_given_up_and_holds_up_no_other() {
+    let gates = [Gate::new(), Gate::new()];
+    let registries = [Registry::start(), Registry::start()];
+    for (registry, gate) in registries.iter().zip(&gates) {
+        registry.script(When::any(), Fault::HoldHead(gate.clone()));
+    }
+    let twice = vec![registries[1].url(), format!("{}/", registries[1].url())];
+    let setup = Setup::with(&registries[0]).upstream_set("quay.io", "endpoints", twice);
+    let began = Instant::now();
+    let seen = doctor(&setup);
+    let took = began.elapsed();
+    seen.is("upstream", "/v2/", "fails", "what is held is served meanwhile");
+    // Four seconds for each, at the same time: one after the other they would take twelve.
+    assert!(took >= Duration::from_secs(4) && took < Duration::from_millis(7900), "{took:?}");
+}
+
+#[test]
+fn a_quota_is_told_when_it_is_used_up() {
+    let registry = Registry::start();
+    let headers = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let left = |remaining: &str| {
+        Fault::Answer(
+            200,
+            headers(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", remaining)]),
+            b"{}".to_vec(),
+        )
+    };
+    registry.script(When::any(), left("76;w=21600"));
+    let seen = doctor(&Setup::with(&registry));
+    let found = &seen.is("upstream", "quota", "ok", "")["found"];
+    assert_eq!(found, "76 of 100 requests in 6h are left");
+    registry.behave();
+    registry.script(When::any(), left("0;w=21600"));
+    let seen = doctor(&Setup::with(&registry));
+    assert_eq!(seen.ran.code, 0, "it is worth a look, and does not fail: {}", seen.report);
+    seen.is("upstream", "quota", "warning", "username");
+    registry.behave();
+    registry.script(When::any(), Fault::Answer(429, headers(&[("Retry-After", "300")]), Vec::new()));
+    let seen = doctor(&Setup::with(&registry));
+    assert_eq!(seen.ran.code, 4);
+    let quota = seen.is("upstream", "quota", "fails", "wait");
+    assert!(quota["found"].as_str().unwrap().ends_with("for 5m more"), "{quota}");
+}
+
+#[test]
+fn what_is_no_registry_and_a_clock_that_is_wrong_are_told() {
+    let registry = Registry::start();
+    registry.script(When::any(), Fault::Status(404));
+    doctor(&Setup::with(&registry)).is("upstream", "/v2/", "fails", "`endpoints`");
+    registry.behave();
+    let long_ago = vec![("Date".to_owned(), "Sun, 06 Nov 1994 08:49:37 GMT".to_owned())];
+    registry.script(When::any(), Fault::Answer(200, long_ago, b"{}".to_vec()));
+    doctor(&Setup::with(&registry)).is("upstream", "clock", "fails", "clock");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_all_there_is_to_say() {
+    let seen = doctor(&Setup::empty().set("cache.tag_tll", "1m"));
+    assert_eq!(seen.all().len(), 1);
+    let check = seen.is("configuration", "configuration", "fails", "larder validate");
+    assert!(check["found"].as_str().unwrap().contains("did you mean `tag_ttl`?"), "{check}");
+}
+
+#[test]
+fn what_cannot_be_used_is_a_check_and_no_end() {
+    let setup = Setup::empty();
+    let ca = setup.write("ca.pem", "no certificate").display().to_string();
+    let setup = setup
+        .upstream_set("reg.test", "endpoints", vec!["https://127.0.0.1:1"])
+        .upstream_set("reg.test", "default", true)
+        .upstream_set("reg.test", "ca_file", ca);
+    let seen = doctor(&setup);
+    let check = seen.is("upstream", "configuration", "fails", "does not start");
+    assert!(check["found"].as_str().unwrap().contains("ca.pem"), "{check}");
+    seen.is("store", "folder", "ok", "");
+}
+
+#[test]
+fn an_admin_port_that_hangs_is_given_up() {
+    let (registry, gate) = (Registry::start(), Gate::new());
+    registry.script(When::any(), Fault::HoldHead(gate));
+    let upstream = Registry::start();
+    let setup = Setup::with(&upstream).set("admin.listen", registry.addr().to_string());
+    let seen = doctor(&setup);
+    assert_eq!(seen.ran.code, 0, "{}", seen.report);
+    seen.is("larder", "running", "warning", "larder serve");
+}
+
+#[test]
+fn a_damaged_store_is_told_and_not_touched() {
+    let registry = Registry::start();
+    let mut larder = Larder::before(&registry);
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    let setup = larder.into_setup();
+    let whole = doctor(&setup);
+    assert_eq!(whole.ran.code, 0, "{}", whole.report);
+    whole.is("store", "store", "ok", "");
+    let header = setup.data().join("header.toml");
+    std::fs::write(&header, "nonsense").unwrap();
+    let broken = doctor(&setup);
+    assert_eq!(broken.ran.code, 4);
+    broken.is("store", "store", "fails", "sets it aside");
+    assert_eq!(std::fs::read_to_string(&header).unwrap(), "nonsense");
+    assert!(
+        !std::fs::read_dir(setup.data())
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("set-aside-") })
+    );
+}

@@ -1,0 +1,227 @@
+//! The fault table: what a client gets, what the upstream sees and what is kept, for every fault that upstreams are
+//! known for. The table in `fault_table.md` is what this test finds; `LARDER_BLESS=1` writes it anew.
+//!
+//! Each row has an upstream of its own, so that none feels another's breaker or quota, behind one larder. It goes in
+//! three steps, each for all rows at once: ask, wait until nothing is under way, ask again with the upstreams gone.
+
+use crate::support;
+
+mod cases;
+mod site;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use cases::{Asked, Case};
+use site::Site;
+use support::{Client, Fault, Larder, Setup, When};
+
+/// Rows that are tried at once; most of their time is waiting.
+const AT_ONCE: usize = 32;
+
+/// One row: a case, and what of it is asked for.
+struct Row<'c> {
+    case: &'c Case,
+    asked: Asked,
+    site: Site,
+    got: String,
+    saw: String,
+    kept: String,
+}
+
+impl<'c> Row<'c> {
+    fn new(case: &'c Case, asked: Asked, n: usize) -> Self {
+        let site = Site::new(n, case);
+        Self { case, asked, site, got: String::new(), saw: String::new(), kept: String::new() }
+    }
+
+    fn get(&self, client: Client) -> Result<support::Answer, support::client::Broken> {
+        let path = self.site.path(self.asked);
+        let accept = [("Accept", self.case.accept.unwrap_or("*/*"))];
+        client.try_send("GET", &path, &accept)
+    }
+
+    /// Sees to it that what is to be held is.
+    fn hold(&self, client: Client) {
+        if self.asked.is_held() {
+            let answer = self.get(client).unwrap();
+            assert_eq!(answer.status(), 200, "{}: {answer:?}", self.case.fault);
+        }
+    }
+
+    /// Asks under the fault, and notes what comes.
+    fn ask(&mut self, client: Client) {
+        (self.case.happens)(&self.site);
+        if let Some(byte) = self.case.held_at {
+            let hold = Fault::HoldBody(byte, self.site.head.clone());
+            self.site.first.script(When::blobs(), hold);
+        }
+        for _ in 0..self.case.before {
+            let _ = self.get(client);
+        }
+        self.site.forget_requests();
+        let began = Instant::now();
+        self.got = self.outcome(client);
+        let took = began.elapsed();
+        if let Some(seconds) = self.case.within {
+            let limit = Duration::from_secs(if self.asked.is_held() { seconds.min(3) } else { seconds });
+            assert!(took < limit + Duration::from_secs(3), "{}: {took:?}", self.case.fault);
+            let _ = write!(self.got, ", within {} s", limit.as_secs());
+        }
+    }
+
+    fn outcome(&self, client: Client) -> String {
+        let path = self.site.path(self.asked);
+        let accept = [("Accept", self.case.accept.unwrap_or("*/*"))];
+        let transfer = client.open("GET", &path, &accept).expect("an answer's head");
+        let head = transfer.head.clone();
+        self.site.head.open();
+        let mut text = head.status.to_string();
+        if head.status != 200 {
+            let answer = transfer.finish().unwrap();
+            let _ = write!(text, " {}", answer.json()["errors"][0]["code"].as_str().unwrap());
+            if head.header("retry-after").is_some() {
+                text.push_str(", Retry-After");
+            }
+            assert_eq!(head.header("www-authenticate"), None, "{}", self.case.fault);
+            return text;
+        }
+        let _ = write!(text, " {}", outcome(head.outcome()));
+        match transfer.finish() {
+            Ok(answer) if answer.body == *self.site.right(self.asked) => text.push_str(", whole"),
+            Ok(_) => text.push_str(", WRONG"),
+            Err(_) => text.push_str(", cut"),
+        }
+        if head.header("warning").is_some() {
+            text.push_str(", Warning");
+        }
+        text
+    }
+
+    /// Asks once more without any upstream.
+    fn ask_alone(&mut self, client: Client) {
+        let outcome = self.outcome(client);
+        self.kept = match outcome.strip_prefix("200 ") {
+            Some(rest) => rest.split(',').next().unwrap().to_owned(),
+            None => "nothing".to_owned(),
+        };
+        assert!(!outcome.contains("WRONG") && !outcome.contains("cut"), "{}: {outcome}", self.case.fault);
+    }
+}
+
+/// The word for what the cache did.
+fn outcome(cache_status: &str) -> &str {
+    cache_status.rsplit_once("detail=").map_or("hit", |(_, word)| word)
+}
+
+/// Does something for each row, many at once.
+fn for_each<'c>(rows: &mut [Row<'c>], work: impl Fn(&mut Row<'c>) + Sync) {
+    // Those that wait long begin first.
+    let (long, short): (Vec<_>, Vec<_>) = rows.iter_mut().partition(|row| row.case.within.is_some());
+    let waiting = Mutex::new(long.into_iter().chain(short));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let Some(row) = waiting.lock().unwrap().next() else { return };
+                    work(row);
+                }
+            });
+        }
+    });
+}
+
+fn start(rows: &[Row<'_>], mode: &str) -> Larder {
+    let mut setup = Setup::empty().set("server.mode", mode).set("prefetch.children", false);
+    for (n, row) in rows.iter().enumerate() {
+        let name = &row.site.upstream;
+        setup = setup
+            .upstream_set(name, "endpoints", row.site.endpoints())
+            .upstream_set(name, "default", n == 0)
+            .upstream_set(name, "tag_ttl", "0s")
+            .upstream_set(name, "negative_ttl", "0s")
+            .upstream_set(name, "idle_timeout", "1s");
+        for (key, value) in (row.case.settings)(&row.site, &setup) {
+            setup = setup.upstream_set(name, key, value);
+        }
+    }
+    setup.start()
+}
+
+fn try_all(rows: &mut [Row<'_>], mode: &str) {
+    let larder = start(rows, mode);
+    let client = larder.api();
+    for_each(rows, |row| row.hold(client));
+    larder.settle();
+    for_each(rows, |row| row.ask(client));
+    larder.settle();
+    for row in &mut *rows {
+        row.saw = row.site.saw();
+        row.site.down();
+    }
+    for_each(rows, |row| row.ask_alone(client));
+}
+
+fn render(rows: &[Row<'_>]) -> String {
+    let mut text = String::from(
+        "# What happens when an upstream misbehaves\n\n\
+         Found by `tests/fault_table.rs` with the real binary; `LARDER_BLESS=1 cargo test --test fault_table` writes it \
+         anew.\n`held` was pulled before. All tags are past their time (`tag_ttl = \"0s\"`), `idle_timeout` is 1 s. The \
+         last column is what\nis served when no upstream is left. Bodies are 90 000 bytes long; `@` is where a range \
+         begins.\n\n\
+         | fault | asked for | what the client got | what the upstream saw | kept |\n\
+         |---|---|---|---|---|\n",
+    );
+    let mut last = "";
+    for row in rows {
+        let fault = if row.case.fault == last { "" } else { row.case.fault };
+        last = row.case.fault;
+        let _ = writeln!(text, "| {fault} | {} | {} | {} | {} |", row.asked, row.got, row.saw, row.kept);
+    }
+    text
+}
+
+fn rows<'c>(cases: &[&'c Case], from: usize) -> Vec<Row<'c>> {
+    let asked = cases.iter().flat_map(|case| case.asked.iter().map(|asked| (*case, *asked)));
+    asked.enumerate().map(|(n, (case, asked))| Row::new(case, asked, from + n)).collect()
+}
+
+/// The lines that only one of two texts has.
+fn differences(committed: &str, found: &str) -> String {
+    let mut out = String::new();
+    let (committed, found): (Vec<_>, Vec<_>) = (committed.lines().collect(), found.lines().collect());
+    for line in committed.iter().filter(|line| !found.contains(line)) {
+        let _ = writeln!(out, "- {line}");
+    }
+    for line in found.iter().filter(|line| !committed.contains(line)) {
+        let _ = writeln!(out, "+ {line}");
+    }
+    if out.is_empty() { "the same lines in another order, or more than once".to_owned() } else { out }
+}
+
+#[test]
+fn every_fault_has_the_outcome_that_is_written_down() {
+    let cases = cases::all();
+    let (mirror, gateway): (Vec<_>, Vec<_>) = cases.iter().partition(|case| !case.gateway);
+    let mut rows_of_mirror = rows(&mirror, 0);
+    let mut rows_of_gateway = rows(&gateway, 1000);
+    try_all(&mut rows_of_mirror, "mirror");
+    try_all(&mut rows_of_gateway, "gateway");
+    rows_of_mirror.append(&mut rows_of_gateway);
+    let found = render(&rows_of_mirror);
+    assert!(!found.contains("WRONG"), "a client completed wrong content:\n{found}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fault_table.md");
+    if std::env::var_os("LARDER_BLESS").is_some() {
+        std::fs::write(&path, &found).unwrap();
+        return;
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        committed == found,
+        "the table differs from {} (LARDER_BLESS=1 writes it anew):\n{}",
+        path.display(),
+        differences(&committed, &found)
+    );
+}

@@ -1,0 +1,246 @@
+//! Disks that take nothing more: clients are served straight through, it is said once, and caching resumes by itself.
+
+use crate::support;
+
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
+
+const MIB: usize = 1 << 20;
+const KINDS: [&str; 2] = ["sled", "files"];
+
+/// A larder that may write no file beyond so many MiB; to try is an error instead of a signal.
+fn limited(setup: Setup, mib: usize) -> Larder {
+    let serve = setup.command();
+    let mut command = Command::new("sh");
+    // The unit is 512 bytes.
+    let script = format!("trap '' XFSZ; ulimit -S -f {}; exec \"$@\"", mib * 2048);
+    command.args(["-c", &script, "sh"]).arg(serve.get_program()).args(serve.get_args());
+    command.current_dir(setup.folder()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    setup.start_by(&mut command)
+}
+
+/// Changes the limit of a running larder, in bytes.
+fn limit(larder: &Larder, current: Option<u64>) {
+    let pid = Pid::from_raw(i32::try_from(larder.pid()).unwrap());
+    prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+}
+
+/// Lifts the limit of a running larder.
+fn lift(larder: &Larder) {
+    limit(larder, None);
+}
+
+fn path(blob: &Blob) -> String {
+    format!("/v2/library/app/blobs/{}", blob.digest)
+}
+
+fn lines(larder: &Larder, message: &str) -> usize {
+    larder
+        .log_lines()
+        .iter()
+        .filter(|line| line["message"].as_str().unwrap_or_default().contains(message))
+        .count()
+}
+
+fn degraded(larder: &Larder) -> bool {
+    let degraded = larder.counter("larder_store_degraded", &[]) == 1;
+    let report = larder.admin().get("/api/v1/status").json();
+    assert_eq!(report["store"]["degraded_at"].is_u64(), degraded, "{report}");
+    let page = larder.admin().get("/").text();
+    assert_eq!(page.contains("The store has been failing for"), degraded, "{page}");
+    degraded
+}
+
+#[test]
+fn a_blob_that_the_disk_does_not_take_is_served_all_the_same() {
+    for kind in KINDS {
+        let registry = Registry::start();
+        let (large, small) = (Blob::random(1, 40 * MIB), Blob::random(2, 3 * MIB));
+        registry.add_blob("library/app", &large);
+        registry.add_blob("library/app", &small);
+        let larder = limited(Setup::with(&registry).set("store.blobs", kind), 24);
+        let gate = Gate::new();
+        registry.script(When::blobs().times(1), Fault::HoldBody(30 * MIB, gate.clone()));
+        // Both have come past where the disk is full when the rest is let go, and a third has left at its beginning.
+        std::thread::scope(|scope| {
+            let pulls: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut transfer = larder.api().open("GET", &path(&large), &[]).unwrap();
+                        let start = transfer.read_exactly(29 * MIB).unwrap();
+                        (start, transfer)
+                    })
+                })
+                .collect();
+            let mut third = larder.api().open("GET", &path(&large), &[]).unwrap();
+            third.read_exactly(1000).unwrap();
+            third.hang_up();
+            let pulls: Vec<_> = pulls.into_iter().map(|pull| pull.join().unwrap()).collect();
+            gate.open();
+            for (start, transfer) in pulls {
+                let large = &large;
+                scope.spawn(move || {
+                    assert!(start == large.bytes[..29 * MIB], "{kind}");
+                    assert!(transfer.finish().unwrap().body == large.bytes[29 * MIB..], "{kind}");
+                });
+            }
+        });
+        assert_eq!(registry.count("GET", "/blobs/"), 1, "{kind}");
+        eventually("it is said", || degraded(&larder));
+        larder.wait_for_line("the line that says so", |line| {
+            line["level"] == "ERROR"
+                && line["message"].as_str().unwrap_or_default().contains("straight from the upstreams")
+        });
+        assert!(larder.counter("larder_store_errors_total", &[]) > 0);
+        assert_eq!(larder.admin().get("/readyz").status(), 200);
+        larder.settle();
+        // From the first byte on without a disk now, for whoever asks, by one download.
+        registry.forget_requests();
+        std::thread::scope(|scope| {
+            let pulls: Vec<_> = (0..4).map(|_| scope.spawn(|| larder.get(&path(&small)))).collect();
+            for pull in pulls {
+                pull.join().unwrap().is_ok_with(&small.bytes);
+            }
+        });
+        assert!(registry.count("GET", "/blobs/") >= 1);
+        for round in 0..3 {
+            larder.get(&path(&large)).is_ok_with(&large.bytes);
+            assert_eq!(lines(&larder, "straight from the upstreams"), 1, "round {round}");
+        }
+        lift(&larder);
+        eventually("it is kept again", || {
+            larder.get(&path(&small)).is_ok_with(&small.bytes);
+            larder.settle();
+            larder.get(&path(&small)).head.outcome() == "larder; hit"
+        });
+        assert!(!degraded(&larder));
+        assert_eq!(lines(&larder, "the store works again"), 1);
+        larder.get(&path(&large)).is_ok_with(&large.bytes);
+        eventually("the large one too", || larder.get(&path(&large)).head.outcome() == "larder; hit");
+    }
+}
+
+#[test]
+fn what_came_while_nothing_was_kept_is_kept_when_it_is_asked_for_again() {
+    for kind in KINDS {
+        let registry = Registry::start();
+        let image = Image::oci(1, "linux/amd64", vec![Blob::random(2, MIB)]);
+        registry.add_image("library/app", "v1", &image);
+        let mut larder = limited(Setup::with(&registry).set("store.blobs", kind), 1024);
+        let pull = |larder: &Larder| {
+            larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+            image.blobs().all(|blob| {
+                let answer = larder.get(&path(blob));
+                answer.is_ok_with(&blob.bytes);
+                answer.head.outcome() == "larder; hit"
+            })
+        };
+        limit(&larder, Some(0));
+        // Whatever is written fails, sled's own writing too, which it does after a while.
+        eventually("it is noticed", || {
+            pull(&larder);
+            degraded(&larder)
+        });
+        lift(&larder);
+        eventually("all of it is held", || {
+            let held = pull(&larder);
+            larder.settle();
+            held && !degraded(&larder)
+        });
+        larder.terminate();
+        assert!(larder.wait_exit().success(), "{kind}: {}", larder.log_text());
+        registry.down();
+        larder.restart();
+        assert!(pull(&larder), "{kind}: {}", larder.log_text());
+    }
+}
+
+#[test]
+fn what_is_not_kept_is_verified_all_the_same() {
+    for kind in KINDS {
+        let registry = Registry::start();
+        let blob = Blob::random(1, 20 * MIB);
+        registry.add_blob("library/app", &blob);
+        let larder = limited(Setup::with(&registry).set("store.blobs", kind), 5);
+        registry.script(When::blobs().times(1), Fault::Flip(19 * MIB));
+        larder.api().try_send("GET", &path(&blob), &[]).expect_err("wrong bytes must not look whole");
+        larder.settle();
+        larder.get(&path(&blob)).is_ok_with(&blob.bytes);
+    }
+}
+
+/// Mounts a file system of so many MiB of its own at the data folder. Only where `.ci/stages/full-disk` has given this
+/// process a mount name space of its own, which ends with it.
+fn small_disk(setup: &Setup, mib: usize) {
+    std::fs::create_dir_all(setup.data()).unwrap();
+    let size = format!("size={mib}m");
+    let data = setup.data();
+    let done = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&data).status().unwrap();
+    assert!(done.success(), "root, and `unshare --mount`, are needed: run .ci/stages/full-disk");
+}
+
+#[test]
+#[ignore = "mounts; .ci/stages/full-disk runs it"]
+fn a_real_disk_that_is_full_and_then_is_not() {
+    for kind in KINDS {
+        let registry = Registry::start();
+        let images: Vec<_> = (1..5_u64)
+            .map(|seed| support::Image::oci(seed, "linux/amd64", vec![Blob::random(seed * 7, 30 * MIB)]))
+            .collect();
+        for (n, image) in images.iter().enumerate() {
+            registry.add_image("library/app", &format!("v{n}"), image);
+        }
+        let setup = Setup::with(&registry).set("store.blobs", kind).set("store.min_free", "0B");
+        small_disk(&setup, 100);
+        let larder = setup.start();
+        let data = larder.setup().data();
+        let ballast = data.join("ballast");
+        let pull = |larder: &Larder| {
+            for (n, image) in images.iter().enumerate() {
+                larder.get(&format!("/v2/library/app/manifests/v{n}")).is_ok_with(&image.manifest.bytes);
+                for blob in image.blobs() {
+                    larder.get(&path(blob)).is_ok_with(&blob.bytes);
+                }
+            }
+            larder.settle();
+        };
+        // Somebody else takes the disk.
+        let mut file = std::fs::File::create(&ballast).unwrap();
+        let piece = vec![1; 65_536];
+        while std::io::Write::write_all(&mut file, &piece).is_ok() {}
+        drop(file);
+        for _ in 0..2 {
+            pull(&larder);
+        }
+        assert!(degraded(&larder), "{kind}");
+        assert_eq!(lines(&larder, "straight from the upstreams"), 1, "{kind}");
+        assert_eq!(larder.admin().get("/readyz").status(), 200);
+        // A larder that begins on a full disk serves too.
+        let mut larder = larder;
+        larder.terminate();
+        larder.wait_exit();
+        larder.restart();
+        pull(&larder);
+        assert!(degraded(&larder), "{kind}");
+        std::fs::remove_file(&ballast).unwrap();
+        let image = &images[0];
+        eventually("it is kept again", || {
+            let layer = path(&image.layers[0]);
+            larder.get("/v2/library/app/manifests/v0").is_ok_with(&image.manifest.bytes);
+            larder.get(&layer).is_ok_with(&image.layers[0].bytes);
+            larder.settle();
+            larder.get(&layer).head.outcome() == "larder; hit"
+        });
+        assert!(!degraded(&larder), "{kind}");
+        assert_eq!(lines(&larder, "the store works again"), 1, "{kind}: {}", larder.log_text());
+        larder.terminate();
+        assert!(larder.wait_exit().success());
+        registry.down();
+        larder.restart();
+        larder.get(&path(&image.layers[0])).is_outcome("larder; hit");
+        drop(larder);
+        let _ = Command::new("umount").arg("--lazy").arg(&data).status();
+    }
+}

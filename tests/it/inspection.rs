@@ -1,0 +1,258 @@
+//! What is held is told as it is: by `ls`, `tags`, `inspect` and `check`, over the admin API and over a closed store.
+
+use crate::support;
+
+use serde_json::{Value, json};
+use support::content::{DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use support::house::HalfHeld;
+use support::verb::{self, Ran};
+use support::{Document, Image, Larder, Registry, Setup};
+
+impl HalfHeld {
+    /// Runs a verb against the larder, and then over its store, which must say the same.
+    #[track_caller]
+    fn both(self, arguments: &[&str]) -> Ran {
+        let online = verb::online(&self.larder, arguments);
+        let mut larder = self.larder;
+        larder.terminate();
+        assert!(larder.wait_exit().success());
+        let offline = verb::offline(larder.setup(), arguments);
+        assert_eq!(online.code, offline.code, "{online:?} {offline:?}");
+        if arguments.contains(&"--json") {
+            assert_eq!(timeless(online.json()), timeless(offline.json()));
+        }
+        assert_eq!(self.registry.requests().len(), 0, "nobody is asked");
+        online
+    }
+}
+
+/// A report without what time it is.
+fn timeless(mut report: Value) -> Value {
+    if let Some(table) = report.as_object_mut() {
+        table.remove("now");
+    }
+    report
+}
+
+#[test]
+fn what_is_held_is_listed() {
+    let world = HalfHeld::new();
+    let digest = world.index.document.digest.clone();
+    let report = world.both(&["ls", "--json"]).ended(0).json();
+    let images = report["images"].as_array().unwrap();
+    assert_eq!(images.len(), 2, "{report}");
+    let multi = &images[0];
+    assert_eq!((&multi["repository"], &multi["tag"]), (&json!("docker.io/library/multi"), &json!("v1")));
+    assert_eq!((&multi["digest"], &multi["media_type"]), (&json!(digest), &json!(OCI_INDEX)));
+    assert_eq!((&multi["freshness"], &multi["complete"]), (&json!("fresh"), &json!("some")));
+    let platforms: Vec<_> = multi["platforms"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (it["platform"].clone(), it["complete"].clone()))
+        .collect();
+    assert_eq!(platforms, [(json!("linux/amd64"), json!(true)), (json!("linux/arm64"), json!(false))]);
+    assert!(multi["size"].as_u64().unwrap() > 5000 && multi["last_pull"].is_u64(), "{multi}");
+    let single = &images[1];
+    assert_eq!((&single["media_type"], &single["complete"]), (&json!(DOCKER_MANIFEST), &json!("none")));
+}
+
+#[test]
+fn the_tables_are_for_people() {
+    let world = HalfHeld::new();
+    let text = verb::online(&world.larder, &["ls"]).ended(0).stdout;
+    assert!(text.lines().next().unwrap().starts_with("REPOSITORY"), "{text}");
+    assert!(text.contains("docker.io/library/multi") && text.contains("linux/amd64 (+1)"), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colour where it is no terminal: {text:?}");
+    let text = verb::online(&world.larder, &["tags", "multi"]).ended(0).stdout;
+    assert!(text.starts_with("TAG") && text.lines().count() == 2, "{text}");
+    let none = verb::online(&world.larder, &["tags", "absent"]).ended(5);
+    assert!(none.stderr.contains("nothing is held of docker.io/library/absent"), "{none:?}");
+}
+
+#[test]
+fn a_manifest_pulled_by_digest_has_a_row_of_its_own() {
+    let registry = Registry::start();
+    let image = Image::small(5);
+    registry.add_image("org/app", "v1", &image);
+    let larder = Larder::before(&registry);
+    larder.get(&format!("/v2/org/app/manifests/{}", image.manifest.digest)).is_ok_with(&image.manifest.bytes);
+    let report = verb::online(&larder, &["ls", "org/app", "--json"]).ended(0).json();
+    let row = &report["images"][0];
+    assert_eq!((&row["tag"], &row["freshness"]), (&Value::Null, &json!("immutable")));
+    assert_eq!(row["digest"], image.manifest.digest);
+    verb::online(&larder, &["tags", "org/app"]).ended(5);
+}
+
+#[test]
+fn a_platform_whose_blobs_are_not_held_is_told_exactly_so() {
+    let world = HalfHeld::new();
+    let arm = world.index.images[1].clone();
+    let ran = world.both(&["inspect", "multi:v1", "--platform", "linux/arm64", "--json"]).ended(0);
+    let report = ran.json();
+    assert_eq!(report["digest"], arm.manifest.digest);
+    assert_eq!(report["platform"], "linux/arm64");
+    assert_eq!(report["complete"], false);
+    let says = report["says"].as_str().unwrap();
+    assert!(
+        says.starts_with("linux/arm64: its manifest is held, 2 of its 2 blobs (")
+            && says.ends_with(") are not; held whole: linux/amd64"),
+        "{says}"
+    );
+    let missing: Vec<_> =
+        report["missing"].as_array().unwrap().iter().map(|it| it["digest"].clone()).collect();
+    assert_eq!(missing, arm.blobs().map(|blob| json!(blob.digest)).collect::<Vec<_>>());
+    assert_eq!(report["raw"].as_str().unwrap().as_bytes(), &**arm.manifest.bytes);
+}
+
+#[test]
+fn documents_come_byte_for_byte() {
+    let world = HalfHeld::new();
+    let (larder, index) = (&world.larder, &world.index);
+    let raw = |arguments: &[&str]| verb::online(larder, arguments).ended(0).stdout.into_bytes();
+    assert_eq!(raw(&["inspect", "multi:v1", "--raw"]), **index.document.bytes);
+    assert_eq!(raw(&["inspect", "docker.io/library/multi:v1", "--index", "--raw"]), **index.document.bytes);
+    let amd = &index.images[0];
+    assert_eq!(raw(&["inspect", "multi:v1", "--platform", "linux/x86_64", "--raw"]), **amd.manifest.bytes);
+    let by_digest = format!("multi@{}", amd.manifest.digest);
+    assert_eq!(raw(&["inspect", &by_digest, "--raw"]), **amd.manifest.bytes);
+    assert_eq!(
+        raw(&["inspect", "multi:v1", "--platform", "linux/amd64", "--config", "--raw"]),
+        **amd.config.bytes
+    );
+    assert_eq!(raw(&["inspect", "multi:v1", "--media-type", OCI_INDEX, "--raw"]), **index.document.bytes);
+    let oci = ["inspect", "multi:v1", "--oci", "--platform", "linux/amd64", "--raw"];
+    assert_eq!(raw(&oci), **amd.manifest.bytes);
+}
+
+#[test]
+fn what_is_not_there_is_named_beside_what_is() {
+    let world = HalfHeld::new();
+    let larder = &world.larder;
+    let told = |arguments: &[&str], code: i32| verb::online(larder, arguments).ended(code).stderr;
+    let text = told(&["inspect", "multi:v1", "--platform", "linux/s390x"], 5);
+    assert!(text.contains("no image for linux/s390x; there are: linux/amd64, linux/arm64"), "{text}");
+    let text = told(&["inspect", "org/single:2", "--oci"], 5);
+    assert!(text.contains(DOCKER_MANIFEST) && text.contains("never converts"), "{text}");
+    let text =
+        told(&["inspect", "multi:v1", "--platform", "linux/amd64", "--media-type", DOCKER_MANIFEST], 5);
+    assert!(text.contains(OCI_MANIFEST), "{text}");
+    assert!(told(&["inspect", "multi:v2"], 5).contains("docker.io/library/multi:v2 is not held"));
+    assert!(told(&["inspect", "org/single:2", "--index"], 1).contains("not an index"));
+    assert!(told(&["inspect", "multi:v1", "--config"], 1).contains("linux/amd64, linux/arm64"));
+    assert!(told(&["inspect", "multi:v1", "--platform", "arm64"], 1).contains("write os/arch"));
+    assert!(told(&["inspect", "Multi:v1"], 1).contains("not a repository name"));
+    assert!(told(&["inspect", "multi@sha256:12"], 1).contains("not a digest"));
+}
+
+#[test]
+fn a_media_type_that_nobody_knows_is_shown_as_it_is() {
+    let registry = Registry::start();
+    let own = "application/vnd.example.experiment.v1+json";
+    let document = Document::new(own, format!(r#"{{"target": {{"any":1, "also":2}}, "mediaType":"{own}"}}"#));
+    registry.add_manifest("org/odd", &document);
+    registry.tag("org/odd", "x", &document.digest);
+    let larder = Larder::before(&registry);
+    larder.get("/v2/org/odd/manifests/x").is_ok_with(&document.bytes);
+    let report = verb::online(&larder, &["inspect", "org/odd:x", "--json"]).ended(0).json();
+    assert_eq!(report["media_type"], own);
+    assert_eq!(report["document"]["target"]["any"], 1);
+    let text = verb::online(&larder, &["inspect", "org/odd:x"]).ended(0).stdout;
+    let order = ["\"target\"", "\"any\"", "\"also\"", "\"mediaType\""].map(|key| text.find(key).unwrap());
+    assert!(order.is_sorted(), "{text}");
+    let text = verb::online(&larder, &["ls"]).ended(0).stdout;
+    assert!(text.contains(own), "{text}");
+}
+
+#[test]
+fn a_check_names_what_a_pull_would_lack() {
+    let world = HalfHeld::new();
+    let arm = world.index.images[1].clone();
+    let (larder, index) = (&world.larder, &world.index);
+    let check =
+        |arguments: &[&str]| verb::online(larder, &[&["check", "--offline", "--json"], arguments].concat());
+    let good = check(&["multi:v1", "--platform", "linux/amd64"]).ended(0).json();
+    assert_eq!(good["pullable"], true, "{good}");
+    let bad = check(&["multi:v1", "--platform", "linux/arm64"]).ended(4).json();
+    let missing = bad["images"][0]["missing"].as_array().unwrap();
+    let digests: Vec<_> = missing.iter().map(|it| it["digest"].clone()).collect();
+    assert_eq!(digests, arm.blobs().map(|blob| json!(blob.digest)).collect::<Vec<_>>());
+    assert!(missing.iter().all(|it| it["kind"] == "blob" && it["platform"] == "linux/arm64"), "{bad}");
+    let by_digest = format!("multi:any@{}", index.document.digest);
+    check(&[&by_digest, "--platform", "linux/amd64"]).ended(0);
+    let several = check(&["multi:v1", "gone:1", "--all-platforms"]).ended(4).json();
+    assert_eq!(several["images"][1]["reason"], "the tag is not held");
+    let none = check(&["multi:v1", "--platform", "linux/s390x"]).ended(4).json();
+    assert!(none["images"][0]["reason"].as_str().unwrap().contains("linux/amd64, linux/arm64"), "{none}");
+}
+
+#[test]
+fn a_check_says_what_a_pull_would_do() {
+    let world = HalfHeld::new();
+    world.registry.down();
+    let (larder, index) = (&world.larder, &world.index);
+    for image in &index.images {
+        let config: Value = serde_json::from_slice(&image.config.bytes).unwrap();
+        let platform = format!("linux/{}", config["architecture"].as_str().unwrap());
+        let pulled = image
+            .blobs()
+            .all(|blob| larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).status() == 200);
+        let ran = verb::online(larder, &["check", "--offline", "multi:v1", "--platform", &platform]);
+        assert_eq!(ran.code == 0, pulled, "{platform}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_tag_too_old_to_be_served_without_its_upstream_fails_the_check() {
+    let registry = Registry::start();
+    let image = Image::small(5);
+    registry.add_image("org/app", "v1", &image);
+    let setup = Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s");
+    let larder = setup.start();
+    larder.get("/v2/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    for blob in image.blobs() {
+        larder.get(&format!("/v2/org/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+    }
+    larder.settle();
+    let ran = verb::online(&larder, &["check", "--offline", "org/app:v1"]).ended(4);
+    assert!(ran.stdout.contains("stale_if_error"), "{ran:?}");
+    let by_digest = format!("org/app@{}", image.manifest.digest);
+    verb::online(&larder, &["check", "--offline", &by_digest]).ended(0);
+}
+
+#[test]
+fn the_larder_that_has_the_store_is_found_by_the_configuration() {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    let socket = format!("unix:{}", setup.folder().join("admin.sock").display());
+    let mut larder = setup.set("admin.listen", vec!["127.0.0.1:0".to_owned(), socket.clone()]).start();
+    let image = Image::small(5);
+    registry.add_image("org/app", "v1", &image);
+    larder.get("/v2/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    let found = verb::offline(larder.setup(), &["ls", "--json"]).ended(0).json();
+    assert_eq!(found["images"][0]["tag"], "v1");
+    let named = verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", &socket]));
+    assert!(named.ended(0).stdout.contains("org/app"));
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    let alone = verb::offline(larder.setup(), &["ls", "--json"]).ended(0).json();
+    assert_eq!(alone["images"][0]["tag"], "v1");
+}
+
+#[test]
+fn where_nothing_is_the_remedy_is_named() {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    let ran = verb::offline(&setup, &["ls"]).ended(1);
+    assert!(ran.stderr.contains("there is no store in") && ran.stderr.contains("--server"), "{ran:?}");
+    assert!(!setup.data().exists(), "a question makes no store");
+    let larder = setup.start();
+    let ran = verb::offline(larder.setup(), &["ls"]).ended(1);
+    assert!(ran.stderr.contains("in use") && ran.stderr.contains("--server"), "{ran:?}");
+    let ran =
+        verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", "127.0.0.1:9"]));
+    assert!(ran.ended(1).stderr.contains("no larder answers at http://127.0.0.1:9"));
+    let client = format!("http://{}", larder.api_addr());
+    let ran = verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", &client]));
+    assert!(ran.ended(1).stderr.contains("no larder's admin API"));
+}

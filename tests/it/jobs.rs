@@ -1,0 +1,319 @@
+//! Long work: fetching ahead, removing, verifying and collecting, as jobs of a larder that runs and over a closed store.
+
+use crate::support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+use support::folder::on_disk;
+use support::verb;
+use support::{Blob, Fault, Gate, Image, Index, Larder, Registry, Seen, Setup, When, eventually};
+
+const MIB: usize = 1 << 20;
+
+fn post(larder: &Larder, task: &Value, headers: &[(&str, &str)]) -> (u16, Value) {
+    let body = task.to_string();
+    let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();
+    let mut text = format!("POST /api/v1/jobs HTTP/1.1\r\nHost: {}\r\n", larder.admin_addr());
+    for (name, value) in headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str(&format!("Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()));
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+
+fn house() -> (Registry, Index, Larder) {
+    let registry = Registry::start();
+    let index = Index::oci(7);
+    registry.add_index("library/multi", "v1", &index);
+    registry.add_image("org/app", "1", &Image::small(3));
+    // What is fetched in the background would blur what was fetched for a reason.
+    let larder = Setup::with(&registry).set("prefetch.children", false).set("cache.tag_ttl", "1h").start();
+    (registry, index, larder)
+}
+
+#[test]
+fn what_was_warmed_is_pulled_without_the_registry() {
+    let (registry, index, larder) = house();
+    let ran =
+        verb::online(&larder, &["warm", "multi:v1", "org/app:1", "--platform", "linux/arm64", "--json"]);
+    let report = ran.ended(0).json();
+    assert_eq!(report["complete"], true, "{report}");
+    let first = &report["images"][0];
+    assert_eq!(
+        (&first["reference"], &first["digest"]),
+        (&json!("docker.io/library/multi:v1"), &json!(index.document.digest))
+    );
+    assert_eq!(
+        (&first["platforms"], &first["blobs"], &first["fetched"]),
+        (&json!(["linux/arm64"]), &json!(2), &json!(2))
+    );
+    for blob in index.images[0].blobs() {
+        assert_eq!(registry.count("GET", &blob.digest), 0, "another platform's");
+    }
+    registry.down();
+    verb::online(&larder, &["check", "--offline", "multi:v1", "--platform", "linux/arm64"]).ended(0);
+    larder.get("/v2/library/multi/manifests/v1").is_ok_with(&index.document.bytes);
+    let arm = &index.images[1];
+    larder
+        .get(&format!("/v2/library/multi/manifests/{}", arm.manifest.digest))
+        .is_ok_with(&arm.manifest.bytes);
+    for blob in arm.blobs() {
+        larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+    }
+}
+
+#[test]
+fn all_platforms_come_from_a_list_and_only_once() {
+    let (registry, index, larder) = house();
+    let list =
+        larder.setup().write("list.txt", "# what we use\nmulti:v1\n\norg/app:1 # and this\nmulti:v1\n");
+    let arguments = ["warm", "--file", list.to_str().unwrap(), "--all-platforms", "--json"];
+    let report = verb::online(&larder, &arguments).ended(0).json();
+    assert_eq!(report["images"].as_array().unwrap().len(), 2, "{report}");
+    assert_eq!(report["images"][0]["manifests"], 3);
+    let blobs: Vec<&Blob> = index.images.iter().flat_map(Image::blobs).collect();
+    for blob in &blobs {
+        assert_eq!(registry.count("GET", &blob.digest), 1);
+    }
+    let again = verb::online(&larder, &arguments).ended(0).json();
+    assert_eq!(again["images"][0]["fetched"], 0, "{again}");
+    for blob in &blobs {
+        assert_eq!(registry.count("GET", &blob.digest), 1, "what is held is not fetched again");
+    }
+}
+
+#[test]
+fn a_tag_with_a_digest_is_fetched_by_tag_and_held_against_it() {
+    let (registry, index, larder) = house();
+    let right = format!("multi:v1@{}", index.document.digest);
+    verb::online(&larder, &["warm", &right, "--platform", "linux/amd64"]).ended(0);
+    assert_eq!(registry.count("GET", "/v2/library/multi/manifests/v1"), 1, "by tag");
+    let wrong = format!("multi:v1@{}", index.images[0].manifest.digest);
+    let ran = verb::online(&larder, &["warm", &wrong, "org/app:1"]).ended(4);
+    assert!(ran.stdout.contains(&format!("stands for {}", index.document.digest)), "{ran:?}");
+    assert!(ran.stdout.contains("held docker.io/org/app:1"), "one failure does not stop the others: {ran:?}");
+    let by_digest = format!("org/app@{}", Image::small(3).manifest.digest);
+    verb::online(&larder, &["warm", &by_digest]).ended(0);
+}
+
+#[test]
+fn what_cannot_be_fetched_is_named() {
+    let (_registry, _, larder) = house();
+    let ran = verb::online(&larder, &["warm", "multi:v2", "multi:v1", "--platform", "linux/s390x", "--json"])
+        .ended(4);
+    let report = ran.json();
+    assert_eq!(report["complete"], false);
+    assert!(report["images"][0]["error"].as_str().unwrap().contains("does not have it"), "{report}");
+    assert!(
+        report["images"][1]["error"].as_str().unwrap().contains("there are: linux/amd64, linux/arm64"),
+        "{report}"
+    );
+    assert!(ran.stderr.contains("2 of 2 images"), "{ran:?}");
+    verb::online(&larder, &["warm"]).ended(2);
+}
+
+#[test]
+fn a_store_that_no_larder_has_is_warmed_too() {
+    let (registry, index, mut larder) = house();
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    let setup = larder.into_setup();
+    verb::offline(&setup, &["warm", "multi:v1", "--platform", "linux/amd64"]).ended(0);
+    verb::offline(&setup, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).ended(0);
+    registry.down();
+    let larder = setup.start();
+    for blob in index.images[0].blobs() {
+        larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+    }
+}
+
+#[test]
+fn work_that_was_killed_is_gone_on_with() {
+    let (registry, _, mut larder) = house();
+    let layer = Blob::random(5, 8 * MIB);
+    registry.add_image("org/big", "1", &Image::oci(9, "linux/amd64", vec![layer.clone()]));
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    let setup = larder.into_setup();
+    let gate = Gate::new();
+    registry.script(When::blobs().path(&layer.digest).times(1), Fault::HoldBody(6 * MIB, gate.clone()));
+    let line = ["warm", "org/big:1", "--platform", "linux/amd64", "--json"];
+    let mut killed =
+        setup.bare_command().args(line).arg("--config").arg(setup.config_file()).spawn().unwrap();
+    gate.wait_reached(1);
+    eventually("most of it is written", || on_disk(&setup.data().join("drafts")) > 5 * MIB as u64);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    gate.open();
+    let report = verb::offline(&setup, &line).ended(0).json();
+    assert_eq!(report["complete"], true, "{report}");
+    let starts: Vec<_> = registry.seen("GET", &layer.digest).iter().map(Seen::range_start).collect();
+    assert!(matches!(starts[..], [None, Some(at)] if at > 5 * MIB as u64), "{starts:?}");
+}
+
+#[test]
+fn a_job_is_watched_to_its_end() {
+    let (registry, index, larder) = house();
+    let layer = index.images[0].layers[0].clone();
+    let gate = Gate::new();
+    registry.script(When::blobs().path(&layer.digest), Fault::HoldBody(100, gate.clone()));
+    let task = json!({ "verb": "warm", "references": ["multi:v1"], "platforms": ["linux/amd64"] });
+    let (status, view) = post(&larder, &task, &[JSON]);
+    assert_eq!((status, &view["verb"], &view["state"]), (202, &json!("warm"), &json!("running")), "{view}");
+    let path = format!("/api/v1/jobs/{}", view["id"]);
+    eventually("the layer is on its way", || {
+        let bars = larder.admin().get(&path).json()["progress"]["bars"].clone();
+        bars[0]["total"].as_u64().is_some_and(|total| total > 5000)
+            && bars[0]["name"] == "docker.io/library/multi:v1"
+    });
+    let events = larder.admin().open("GET", &format!("{path}/events"), &[]).unwrap();
+    assert_eq!(events.head.header("content-type"), Some("text/event-stream"));
+    gate.open();
+    let text = events.finish().unwrap().text();
+    assert!(text.starts_with("event: progress\ndata: {"), "{text}");
+    let last = text.trim_end().rsplit_once("event: end\ndata: ").unwrap().1;
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!((&last["state"], &last["report"]["complete"]), (&json!("done"), &json!(true)), "{last}");
+    let all = larder.admin().get("/api/v1/jobs").json();
+    assert_eq!(all[0]["state"], "done");
+}
+
+#[test]
+fn a_job_can_be_ended_and_what_it_began_goes_on() {
+    let (registry, index, larder) = house();
+    let layer = index.images[0].layers[0].clone();
+    let gate = Gate::new();
+    registry.script(When::blobs().path(&layer.digest), Fault::HoldBody(100, gate.clone()));
+    let task = json!({ "verb": "warm", "references": ["multi:v1"], "platforms": ["linux/amd64"] });
+    let (_, view) = post(&larder, &task, &[JSON]);
+    let path = format!("/api/v1/jobs/{}", view["id"]);
+    registry.wait_for(1, "GET", &layer.digest);
+    assert_eq!(larder.admin().send("DELETE", &path, &[]).json()["state"], "cancelled");
+    assert_eq!(larder.admin().get(&path).json()["state"], "cancelled");
+    gate.open();
+    larder.settle();
+    larder.get(&format!("/v2/library/multi/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    assert_eq!(registry.count("GET", &layer.digest), 1);
+}
+
+#[test]
+fn what_is_no_task_is_refused() {
+    let (_registry, _, larder) = house();
+    for (task, headers, status) in [
+        (json!({ "verb": "nothing" }), vec![JSON], 400),
+        (json!({ "verb": "gc", "more": 1 }), vec![JSON], 400),
+        (json!({ "verb": "gc" }), vec![("Content-Type", "text/plain")], 415),
+        (json!({ "verb": "gc" }), vec![("Origin", "http://example.com")], 415),
+    ] {
+        let (found, answer) = post(&larder, &task, &headers);
+        assert_eq!(found, status, "{task} {headers:?}: {answer}");
+    }
+    assert_eq!(larder.admin().send("GET", "/api/v1/images", &[("Host", "example.com")]).status(), 403);
+    assert_eq!(larder.admin().get("/api/v1/jobs/7").status(), 404);
+    assert_eq!(larder.admin().get("/api/v1/jobs/x").status(), 404);
+    assert_eq!(larder.admin().send("PUT", "/api/v1/jobs", &[JSON]).status(), 405);
+    assert_eq!(larder.admin().get("/api/v1/jobs").json(), json!([]));
+}
+
+#[test]
+fn a_removed_tag_takes_with_it_what_only_it_led_to() {
+    for kind in ["files", "sled"] {
+        let registry = Registry::start();
+        let shared = Blob::random(1, 40_000);
+        let own = Blob::random(2, 50_000);
+        let one = Image::oci(1, "linux/amd64", vec![shared.clone(), own.clone()]);
+        let other = Image::oci(2, "linux/amd64", vec![shared.clone()]);
+        registry.add_image("org/app", "1", &one);
+        registry.add_image("org/app", "2", &other);
+        let larder = Setup::with(&registry).set("store.blobs", kind).set("cache.tag_ttl", "1h").start();
+        verb::online(&larder, &["warm", "org/app:1", "org/app:2"]).ended(0);
+        larder.settle();
+        let report = verb::online(&larder, &["rm", "org/app:1", "--json"]).ended(0).json();
+        let row = &report["images"][0];
+        assert_eq!(
+            (&row["tags"], &row["manifests"], &row["blobs"], &row["kept"]),
+            (&json!(1), &json!(1), &json!(2), &json!(1)),
+            "{kind}: {row}"
+        );
+        verb::online(&larder, &["inspect", "org/app:1"]).ended(5);
+        verb::online(&larder, &["check", "--offline", "org/app:2"]).ended(0);
+        // It is fetched again when somebody asks for it, all but what stayed.
+        registry.forget_requests();
+        larder.get("/v2/org/app/manifests/1").is_ok_with(&one.manifest.bytes);
+        for blob in one.blobs() {
+            larder.get(&format!("/v2/org/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        }
+        assert_eq!((registry.count("GET", &own.digest), registry.count("GET", &shared.digest)), (1, 0));
+        verb::online(&larder, &["rm", "org/app:3"]).ended(5);
+    }
+}
+
+#[test]
+fn another_repositorys_content_stays() {
+    let registry = Registry::start();
+    let image = Image::small(4);
+    for repository in ["org/one", "org/other"] {
+        registry.add_image(repository, "1", &image);
+    }
+    let larder = Larder::before(&registry);
+    verb::online(&larder, &["warm", "org/one:1", "org/other:1"]).ended(0);
+    larder.settle();
+    let by_digest = format!("org/one@{}", image.manifest.digest);
+    let row = verb::online(&larder, &["rm", &by_digest, "--json"]).ended(0).json()["images"][0].clone();
+    assert_eq!((&row["tags"], &row["manifests"], &row["blobs"]), (&json!(1), &json!(0), &json!(0)), "{row}");
+    verb::online(&larder, &["check", "--offline", "org/other:1"]).ended(0);
+    verb::online(&larder, &["tags", "org/one"]).ended(5);
+}
+
+#[test]
+fn a_store_in_use_is_verified_and_collected_by_its_larder() {
+    let (_registry, _, larder) = house();
+    verb::online(&larder, &["warm", "multi:v1", "--all-platforms"]).ended(0);
+    larder.settle();
+    let report = verb::online(&larder, &["verify", "--json"]).ended(0).json();
+    assert_eq!(
+        (&report["manifests"], &report["blobs"], &report["damaged"]),
+        (&json!(3), &json!(4), &json!([])),
+        "{report}"
+    );
+    let report = verb::online(&larder, &["gc", "--json"]).ended(0).json();
+    assert_eq!(report["reached"]["reachable"]["manifests"], 3, "{report}");
+}
+
+#[test]
+fn beyond_loopback_the_token_decides() {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    let token = setup.write("token", "a-long-secret\n");
+    let setup = setup.set("admin.listen", "0.0.0.0:0");
+    let closed = setup.start();
+    let answer = closed.admin().get("/api/v1/images");
+    assert_eq!((answer.status(), &answer.json()["error"]["code"]), (403, &json!("token")));
+    assert_eq!(closed.admin().get("/metrics").status(), 200);
+    let larder = closed.restart_with(|setup| setup.set("admin.token_file", token.to_str().unwrap()));
+    let ask = |value: &str| larder.admin().send("GET", "/api/v1/images", &[("Authorization", value)]);
+    assert_eq!(ask("Bearer a-long-secret").status(), 200);
+    for wrong in ["Bearer a-long-secre", "Bearer a-long-secrets", "Basic a-long-secret", "Bearer "] {
+        let answer = ask(wrong);
+        assert_eq!(answer.status(), 401, "{wrong}");
+        assert!(answer.header("www-authenticate").is_some_and(|value| value.starts_with("Bearer")));
+    }
+    assert_eq!(larder.admin().get("/api/v1/images").status(), 401);
+    assert_eq!(larder.admin().get("/livez").status(), 200);
+    let ran = verb::online(&larder, &["ls"]).ended(1);
+    assert!(ran.stderr.contains("token"), "{ran:?}");
+    verb::online(&larder, &["ls", "--token-file", token.to_str().unwrap()]).ended(0);
+    // A new token counts at once.
+    larder.setup().write("token", "another");
+    assert_eq!(ask("Bearer a-long-secret").status(), 401);
+    assert_eq!(ask("Bearer another").status(), 200);
+}

@@ -1,0 +1,331 @@
+//! Manifests: freshness of tags, children of indexes, media types, variants, links, and what is remembered of a 404.
+
+use crate::support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use support::content::DOCKER_MANIFEST;
+use support::{Blob, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When, eventually};
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+const REVALIDATED: &str = "larder; hit; detail=revalidated";
+const MISS: &str = "larder; fwd=uri-miss; stored; detail=miss";
+
+fn with_image() -> (Registry, Image) {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    (registry, image)
+}
+
+/// What the upstream was asked for manifests, such as `["HEAD v1", "GET v1"]`.
+fn asked(registry: &Registry) -> Vec<String> {
+    let manifests = registry.requests().into_iter().filter(|seen| seen.path.contains("/manifests/"));
+    manifests.map(|seen| format!("{} {}", seen.method, seen.path.rsplit('/').next().unwrap())).collect()
+}
+
+#[test]
+fn a_fresh_tag_asks_nobody() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    registry.forget_requests();
+    for _ in 0..3 {
+        larder.get(TAG).is_outcome("larder; hit");
+        larder.head(TAG).is_outcome("larder; hit");
+    }
+    assert_eq!(asked(&registry), Vec::<String>::new());
+}
+
+#[test]
+fn an_unchanged_tag_costs_one_head() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    for n in 1..=3 {
+        registry.forget_requests();
+        let answer = if n == 2 { larder.head(TAG) } else { larder.get(TAG) };
+        answer.is_outcome(REVALIDATED);
+        assert_eq!(asked(&registry), ["HEAD v1"], "round {n}");
+    }
+}
+
+#[test]
+fn a_moved_tag_is_fetched_and_the_old_content_stays() {
+    let (registry, old) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).is_ok_with(&old.manifest.bytes);
+    let new = Image::docker(2, "linux/amd64", vec![Blob::random(2, 100)]);
+    registry.add_image("library/app", "v1", &new);
+    registry.forget_requests();
+    let answer = larder.get(TAG);
+    answer.is_ok_with(&new.manifest.bytes);
+    answer.is_outcome(MISS);
+    assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
+    assert_eq!(asked(&registry)[0], "HEAD v1");
+    assert_eq!(registry.count("GET", "/manifests/"), 1);
+    registry.down();
+    let digest = &old.manifest.digest;
+    larder.get(&format!("/v2/library/app/manifests/{digest}")).is_ok_with(&old.manifest.bytes);
+}
+
+#[test]
+fn a_tag_that_moves_to_known_content_is_believed_when_it_says_so() {
+    let (registry, one) = with_image();
+    let two = Image::small(2);
+    registry.add_image("library/app", "v2", &two);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).is_ok_with(&one.manifest.bytes);
+    larder.get("/v2/library/app/manifests/v2").is_ok_with(&two.manifest.bytes);
+    registry.tag("library/app", "v1", &two.manifest.digest);
+    larder.get(TAG).is_ok_with(&two.manifest.bytes);
+    registry.tag("library/app", "v1", &one.manifest.digest);
+    larder.get(TAG).is_ok_with(&one.manifest.bytes);
+}
+
+#[test]
+fn an_upstream_without_head_or_digest_is_asked_by_get() {
+    for fault in [Fault::Status(405), Fault::Without("Docker-Content-Digest")] {
+        let (registry, image) = with_image();
+        registry.script(When::manifests().method("HEAD"), fault);
+        let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+        for _ in 0..2 {
+            larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        }
+        let new = Image::small(2);
+        registry.add_image("library/app", "v1", &new);
+        larder.get(TAG).is_ok_with(&new.manifest.bytes);
+    }
+}
+
+#[test]
+fn a_head_that_is_not_done_confirms_nothing() {
+    for status in [405, 501] {
+        let (registry, image) = with_image();
+        registry.add_image("library/granted", "v1", &image);
+        registry.add_image("library/other", "v1", &Image::small(2));
+        registry.script(When::manifests().method("HEAD"), Fault::Status(status));
+        let larder = Larder::before(&registry);
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.settle();
+        let ask = |name: &str| larder.get(&format!("/v2/library/{name}/manifests/{}", image.manifest.digest));
+        ask("other").is_error(404, "MANIFEST_UNKNOWN");
+        ask("granted").is_ok_with(&image.manifest.bytes);
+
+        let lie = Arc::new(b"something else".to_vec());
+        registry.add_image("library/lied", "v1", &image);
+        registry.script(When::manifests().method("GET"), Fault::Other(lie));
+        ask("lied").is_error(502, "UNAVAILABLE");
+    }
+}
+
+#[test]
+fn by_digest_nobody_is_asked_again() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
+    larder.get(&path).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    registry.forget_requests();
+    for _ in 0..3 {
+        larder.get(&path).is_outcome("larder; hit");
+    }
+    assert_eq!(registry.requests().len(), 0);
+}
+
+#[test]
+fn one_revalidation_serves_all_who_wait() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG);
+    registry.forget_requests();
+    let gate = Gate::new();
+    registry.script(When::manifests().method("HEAD").times(1), Fault::HoldHead(gate.clone()));
+    let (client, bytes) = (larder.api(), &image.manifest.bytes);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(move || client.get(TAG));
+        gate.wait_reached(1);
+        let others: Vec<_> = (0..8).map(|_| scope.spawn(move || client.get(TAG))).collect();
+        eventually("all nine are connected", || larder.counter("larder_connections", &[]) >= 9);
+        gate.open();
+        first.join().unwrap().is_ok_with(bytes);
+        for other in others {
+            other.join().unwrap().is_ok_with(bytes);
+        }
+    });
+    let heads = registry.count("HEAD", "/manifests/v1");
+    // Who came after the answer asks for himself; nine questions would mean that nobody waited.
+    assert!((1..=3).contains(&heads), "{heads} HEADs");
+    assert_eq!(registry.count("GET", "/manifests/"), 0);
+}
+
+#[test]
+fn many_clients_one_cold_tag_one_get() {
+    let (registry, image) = with_image();
+    let gate = Gate::new();
+    registry.script(When::manifests(), Fault::HoldHead(gate.clone()));
+    let larder = Larder::before(&registry);
+    let client = larder.api();
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..16).map(|_| scope.spawn(move || client.get(TAG))).collect();
+        gate.wait_reached(1);
+        eventually("all are connected", || larder.counter("larder_connections", &[]) >= 16);
+        gate.open();
+        for one in all {
+            one.join().unwrap().is_ok_with(&image.manifest.bytes);
+        }
+    });
+    assert_eq!(registry.count("GET", "/manifests/v1"), 1);
+}
+
+#[test]
+fn a_definite_404_is_remembered_for_a_while() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.negative_ttl", "1h").start();
+    let blob = format!("/v2/library/app/blobs/{}", Blob::new("never there").digest);
+    for (path, code) in [
+        ("/v2/library/app/manifests/none".to_owned(), "MANIFEST_UNKNOWN"),
+        (format!("/v2/library/app/manifests/{}", Blob::new("none").digest), "MANIFEST_UNKNOWN"),
+        (blob, "BLOB_UNKNOWN"),
+    ] {
+        registry.forget_requests();
+        larder.get(&path).is_error(404, code);
+        let first = registry.requests().len();
+        assert!(first >= 1);
+        for _ in 0..3 {
+            larder.get(&path).is_error(404, code);
+            assert_eq!(larder.head(&path).status(), 404);
+        }
+        assert_eq!(registry.requests().len(), first, "{path}");
+    }
+    // The tag that exists is none of that.
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+}
+
+#[test]
+fn a_404_is_forgotten_in_time() {
+    let (registry, image) = with_image();
+    let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
+    let path = "/v2/library/app/manifests/soon";
+    larder.get(path).is_error(404, "MANIFEST_UNKNOWN");
+    registry.tag("library/app", "soon", &image.manifest.digest);
+    larder.get(path).is_ok_with(&image.manifest.bytes);
+}
+
+#[test]
+fn a_tag_that_is_gone_is_gone_after_its_time() {
+    for (setting, status) in [("miss", 404), ("stale", 200)] {
+        let (registry, image) = with_image();
+        let setup = Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s");
+        let larder = setup.set("cache.on_upstream_404", setting).start();
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        registry.untag("library/app", "v1");
+        assert_eq!(larder.get(TAG).status(), status, "{setting}");
+        // No content is lost with it.
+        let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
+        larder.get(&path).is_outcome("larder; hit");
+    }
+}
+
+#[test]
+fn content_is_served_only_where_it_belongs() {
+    let registry = Registry::start();
+    let private = Index::oci(1);
+    registry.add_index("team/private", "v1", &private);
+    registry.add_image("library/public", "v1", &Image::small(3));
+    let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
+    larder.get("/v2/team/private/manifests/v1");
+    let layer = &private.images[0].layers[0];
+    let child = &private.images[0].manifest;
+    larder.get(&format!("/v2/team/private/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    larder.settle();
+    let blob = format!("/v2/library/public/blobs/{}", layer.digest);
+    let manifest = format!("/v2/library/public/manifests/{}", child.digest);
+    for method in ["GET", "HEAD"] {
+        assert_eq!(larder.api().send(method, &blob, &[]).status(), 404);
+        assert_eq!(larder.api().send(method, &manifest, &[]).status(), 404);
+    }
+    // The upstream cannot be asked: still not.
+    registry.down();
+    for path in [&blob, &manifest] {
+        let answer = larder.get(path);
+        assert!([502, 503, 504].contains(&answer.status()), "{answer:?}");
+    }
+    // The upstream says that it belongs there too: no byte of it is fetched again.
+    registry.up();
+    registry.add_blob("library/public", layer);
+    registry.add_manifest("library/public", child);
+    registry.forget_requests();
+    eventually("the upstream is asked again", || larder.get(&blob).status() == 200);
+    larder.get(&blob).is_ok_with(&layer.bytes);
+    larder.get(&manifest).is_ok_with(&child.bytes);
+    assert_eq!(registry.count("HEAD", &layer.digest), 1);
+    assert_eq!(registry.count("GET", &layer.digest), 0);
+    registry.down();
+    larder.get(&blob).is_outcome("larder; hit");
+}
+
+#[test]
+fn a_repositorys_manifests_open_its_blobs_and_no_others() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/one", "v1", &image);
+    registry.add_image("library/two", "v1", &image);
+    let larder = Larder::before(&registry);
+    let layer = &image.layers[0];
+    larder.get("/v2/library/one/manifests/v1");
+    larder.get(&format!("/v2/library/one/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    larder.settle();
+    // Its own manifest says that the layer belongs to it: nobody need be asked.
+    larder.get("/v2/library/two/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    registry.forget_requests();
+    larder.get(&format!("/v2/library/two/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    assert_eq!(registry.count("GET", "/blobs/"), 0);
+}
+
+#[test]
+fn an_expired_tag_is_asked_for_once_whenever_they_come() {
+    const TAGS: usize = 80;
+    const TTL: Duration = Duration::from_secs(4);
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let tags: Vec<_> = (0..TAGS).map(|n| format!("v{n:03}")).collect();
+    for tag in &tags {
+        registry.tag("library/app", tag, &image.manifest.digest);
+    }
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "4s").start();
+    let path = |tag: &str| format!("/v2/library/app/manifests/{tag}");
+    for tag in &tags {
+        larder.get(&path(tag)).is_ok_with(&image.manifest.bytes);
+    }
+    // Only time makes a tag old.
+    std::thread::sleep(TTL);
+    registry.forget_requests();
+    registry.script(When::any().method("HEAD"), Fault::DelayHead(Duration::from_millis(10)));
+    let seed = u64::from(std::process::id());
+    let mut random = Random::new(seed);
+    let mut asked = Vec::new();
+    for tag in &tags {
+        // Some come together, and some about when the answer is there.
+        let delays: Vec<_> = (0..8).map(|n| if n < 2 { 0 } else { 9_000 + random.below(7_000) }).collect();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for delay in delays {
+                let (client, path, bytes) = (larder.api(), path(tag), &image.manifest.bytes);
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_micros(delay));
+                    client.get(&path).is_ok_with(bytes);
+                });
+            }
+        });
+        // On a machine that stood still the tag may have grown old once more.
+        if began.elapsed() < TTL {
+            asked.push((registry.count("HEAD", tag), registry.count("GET", tag)));
+        }
+    }
+    assert!(asked.iter().all(|asked| *asked == (1, 0)), "seed {seed}: {asked:?}");
+}

@@ -1,0 +1,249 @@
+//! Registries that negotiate, convert, lie about digests, or know no HEAD, no lengths and no digests at all.
+
+use crate::support;
+
+use support::content::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use support::house::TAG;
+use support::{Answer, Document, Fault, Image, Index, Larder, Registry, Setup, When, eventually};
+
+const LIST: &str = "/v2/library/app/manifests/v1";
+
+/// A client that has not heard of indexes.
+fn old(larder: &Larder, method: &str) -> Answer {
+    larder.api().send(method, LIST, &[("Accept", DOCKER_MANIFEST)])
+}
+
+fn accepts_index(accept: &str) -> bool {
+    accept.contains(DOCKER_LIST) || accept.contains(OCI_INDEX)
+}
+
+/// A registry that gives the first child to who takes no index, and says `digest` of it where that is given.
+fn converting(digest: Option<&str>) -> (Registry, Index) {
+    let registry = Registry::start();
+    let index = Index::docker(1);
+    registry.add_index("library/app", "v1", &index);
+    let (child, lie) = (index.images[0].manifest.clone(), digest.map(str::to_owned));
+    registry.script(
+        When::manifests().path("/v1"),
+        Fault::rewrite(move |seen, plan| {
+            if !accepts_index(seen.header("accept").unwrap_or_default()) {
+                plan.set("Content-Type", &child.media_type);
+                plan.set("Docker-Content-Digest", lie.as_ref().unwrap_or(&child.digest));
+                plan.to = child.bytes.len();
+                plan.content = child.bytes.clone();
+            }
+        }),
+    );
+    (registry, index)
+}
+
+#[test]
+fn a_conversion_is_kept_and_revalidated_beside_the_index() {
+    let (registry, index) = converting(None);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    let child = &index.images[0].manifest;
+    larder.get(LIST).is_ok_with(&index.document.bytes);
+    old(&larder, "GET").is_ok_with(&child.bytes);
+    larder.settle();
+    registry.forget_requests();
+    // One HEAD for the tag, one for the variant.
+    old(&larder, "GET").is_outcome("larder; hit; detail=revalidated");
+    assert_eq!((registry.count("HEAD", "/v1"), registry.count("GET", "/manifests/")), (2, 0));
+    registry.down();
+    let answer = old(&larder, "GET");
+    answer.is_ok_with(&child.bytes);
+    answer.is_outcome("larder; hit; detail=stale");
+    larder.get(LIST).is_ok_with(&index.document.bytes);
+}
+
+/// As Docker Hub, GHCR and others do: 404 for who takes none of the types that the tag has.
+#[test]
+fn a_refusal_to_convert_is_passed_on_and_touches_nothing() {
+    for first in [true, false] {
+        let registry = Registry::start();
+        let index = Index::oci(1);
+        registry.add_index("library/app", "v1", &index);
+        registry.script(
+            When::manifests().path("/v1"),
+            Fault::rewrite(|seen, plan| {
+                if !accepts_index(seen.header("accept").unwrap_or_default()) {
+                    let text = "OCI index found, but accept header does not support OCI indexes";
+                    let body =
+                        format!("{{\"errors\":[{{\"code\":\"MANIFEST_UNKNOWN\",\"message\":\"{text}\"}}]}}");
+                    plan.status = 404;
+                    plan.set("Content-Type", "application/json");
+                    plan.remove("Docker-Content-Digest");
+                    plan.to = body.len();
+                    plan.content = std::sync::Arc::new(body.into_bytes());
+                }
+            }),
+        );
+        let larder = Setup::with(&registry).set("cache.negative_ttl", "1h").start();
+        if first {
+            larder.get(LIST).is_ok_with(&index.document.bytes);
+        }
+        for method in ["GET", "HEAD", "GET"] {
+            let answer = old(&larder, method);
+            assert_eq!(answer.status(), 404, "{answer:?}");
+        }
+        // It is one answer, and known for a while like any other.
+        let refused = registry
+            .seen("GET", "/v1")
+            .into_iter()
+            .filter(|seen| !accepts_index(seen.header("accept").unwrap_or_default()));
+        assert_eq!(refused.count(), 1);
+        // Who takes the index has it all the same.
+        larder.get(LIST).is_ok_with(&index.document.bytes);
+        registry.down();
+        larder.get(LIST).is_outcome("larder; hit");
+    }
+}
+
+/// As Docker Hub has done: the child's body under the digest of its list.
+#[test]
+fn a_child_under_its_lists_digest_is_given_under_its_own() {
+    let digest = Index::docker(1).document.digest;
+    for index_first in [true, false] {
+        let (registry, index) = converting(Some(&digest));
+        let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+        let child = &index.images[0].manifest;
+        if index_first {
+            larder.get(LIST).is_ok_with(&index.document.bytes);
+        }
+        for _ in 0..3 {
+            let answer = old(&larder, "GET");
+            answer.is_ok_with(&child.bytes);
+            assert_eq!(answer.header("docker-content-digest"), Some(child.digest.as_str()));
+            assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
+            assert_eq!(old(&larder, "HEAD").header("docker-content-digest"), Some(child.digest.as_str()));
+        }
+        larder.get(LIST).is_ok_with(&index.document.bytes);
+        registry.down();
+        old(&larder, "GET").is_ok_with(&child.bytes);
+    }
+}
+
+#[test]
+fn a_wrong_type_gives_way_to_what_the_body_says() {
+    for told in ["text/html", "image/png", "application/octet-stream", "nonsense", OCI_INDEX] {
+        let (registry, image) = (Registry::start(), Image::small(1));
+        registry.add_image("library/app", "v1", &image);
+        registry.script(When::manifests(), Fault::Header("Content-Type", told.to_owned()));
+        let larder = Larder::before(&registry);
+        let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
+        for path in [TAG, &by_digest] {
+            let answer = larder.get(path);
+            answer.is_ok_with(&image.manifest.bytes);
+            assert_eq!(answer.header("content-type"), Some(OCI_MANIFEST), "{told}");
+            assert_eq!(larder.head(path).header("content-type"), Some(OCI_MANIFEST), "{told}");
+        }
+    }
+}
+
+/// HEAD is refused, or denied as behind addresses that are signed for GET; GET works.
+#[test]
+fn a_tag_lives_on_where_head_alone_says_that_it_is_gone() {
+    for status in [400, 401, 403, 404, 405, 501] {
+        let (registry, image) = (Registry::start(), Image::small(1));
+        registry.add_image("library/app", "v1", &image);
+        registry.script(When::any().method("HEAD"), Fault::Status(status));
+        let larder =
+            Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s").start();
+        for _ in 0..2 {
+            let answer = larder.get(TAG);
+            answer.is_ok_with(&image.manifest.bytes);
+            assert!(!answer.head.outcome().contains("stale"), "{status}: {:?}", answer.head);
+            assert_eq!(larder.head(TAG).status(), 200, "{status}");
+        }
+        // It moves, and it goes, by what GET says.
+        let new = Image::small(2);
+        registry.add_image("library/app", "v1", &new);
+        larder.get(TAG).is_ok_with(&new.manifest.bytes);
+        registry.untag("library/app", "v1");
+        larder.get(TAG).is_error(404, "MANIFEST_UNKNOWN");
+    }
+}
+
+#[test]
+fn a_blob_is_there_though_head_says_otherwise() {
+    for status in [400, 403, 405, 501] {
+        let (registry, image) = (Registry::start(), Image::small(1));
+        registry.add_image("library/app", "v1", &image);
+        registry.add_image("library/also", "v1", &image);
+        registry.script(When::blobs().method("HEAD"), Fault::Status(status));
+        let larder = Larder::before(&registry);
+        let layer = &image.layers[0];
+        let at = |name: &str| format!("/v2/library/{name}/blobs/{}", layer.digest);
+        let head = larder.head(&at("app"));
+        assert_eq!((head.status(), head.head.content_length()), (200, Some(layer.len())), "{status}");
+        larder.get(&at("app")).is_ok_with(&layer.bytes);
+        larder.settle();
+        // The right to what is held already can only be asked for.
+        larder.get(&at("also")).is_ok_with(&layer.bytes);
+        larder.get(&at("stranger")).is_error(404, "BLOB_UNKNOWN");
+        let sent: u64 = registry.seen("GET", "/blobs/").iter().map(support::Seen::sent).sum();
+        assert!(sent < 2 * layer.len() as u64, "it was fetched more than once: {sent} bytes");
+    }
+}
+
+#[test]
+fn without_digests_lengths_or_types_everything_is_found_out() {
+    let faults = [
+        vec![Fault::Without("Docker-Content-Digest")],
+        vec![Fault::Chunked],
+        vec![Fault::Untold],
+        vec![Fault::Without("Docker-Content-Digest"), Fault::Without("Content-Type"), Fault::Untold],
+    ];
+    for (n, faults) in faults.into_iter().enumerate() {
+        let (registry, index) = (Registry::start(), Index::oci(1));
+        registry.add_index("library/app", "v1", &index);
+        for fault in faults {
+            registry.script(When::any(), fault);
+        }
+        let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+        let documents: Vec<&Document> = index.documents();
+        for _ in 0..2 {
+            let answer = larder.get(TAG);
+            answer.is_ok_with(&index.document.bytes);
+            assert_eq!(answer.header("docker-content-digest"), Some(index.document.digest.as_str()));
+            assert_eq!(answer.header("content-type"), Some(OCI_INDEX));
+            assert_eq!(answer.head.content_length(), Some(index.document.bytes.len()));
+            assert_eq!(larder.head(TAG).head.content_length(), Some(index.document.bytes.len()), "{n}");
+        }
+        for document in &documents {
+            larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+        }
+        for blob in index.images.iter().flat_map(Image::blobs) {
+            larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        }
+        larder.settle();
+        registry.down();
+        eventually("the tag is served on", || larder.get(TAG).status() == 200);
+        for document in documents {
+            let path = format!("/v2/library/app/manifests/{}", document.digest);
+            larder.get(&path).is_outcome("larder; hit");
+        }
+    }
+}
+
+/// The end of a body without a length is the end of its connection, so an early one looks whole.
+#[test]
+fn a_body_that_ends_early_without_having_told_its_length_is_not_whole() {
+    let (registry, image) = (Registry::start(), Image::small(1));
+    registry.add_image("library/app", "v1", &image);
+    registry.script(When::any().method("GET"), Fault::Untold);
+    registry.script(When::any().method("GET"), Fault::Cut(100));
+    let larder = Larder::before(&registry);
+    let layer = &image.layers[0];
+    let manifest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
+    let blob = format!("/v2/library/app/blobs/{}", layer.digest);
+    for path in [TAG, &manifest, &blob] {
+        if let Ok(answer) = larder.api().try_send("GET", path, &[]) {
+            assert_eq!(answer.status(), 502, "{path}: {answer:?}");
+        }
+    }
+    larder.settle();
+    registry.behave();
+    larder.get(&manifest).is_ok_with(&image.manifest.bytes);
+    larder.get(&blob).is_ok_with(&layer.bytes);
+}

@@ -1,0 +1,152 @@
+//! The admin API's document says what it does: every route is walked, and every answer is held against its schema.
+
+use crate::support;
+
+use serde_json::{Value, json};
+use support::{Image, Index, Larder, Registry, verb};
+
+const ROOT: &str = "/api/v1";
+const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
+
+fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(place) => {
+            document.pointer(place.trim_start_matches('#')).unwrap_or_else(|| panic!("{place} leads nowhere"))
+        }
+        None => schema,
+    }
+}
+
+fn is_of(value: &Value, name: &str) -> bool {
+    match name {
+        "null" => value.is_null(),
+        "string" => value.is_string(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        other => panic!("no type {other}"),
+    }
+}
+
+/// Holds a value against a schema, as far as our document uses the language.
+fn hold(document: &Value, schema: &Value, value: &Value, at: &str) {
+    let schema = resolve(document, schema);
+    if let Some(choices) = schema["anyOf"].as_array() {
+        let fits = choices.iter().any(|choice| {
+            let choice = resolve(document, choice);
+            choice["type"].as_str().is_none_or(|name| is_of(value, name))
+        });
+        return assert!(fits, "{at}: {value}");
+    }
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+        _ => return,
+    };
+    assert!(types.iter().any(|name| is_of(value, name)), "{at} is no {types:?}: {value}");
+    if let (Some(known), Some(text)) = (schema["enum"].as_array(), value.as_str()) {
+        assert!(known.iter().any(|it| it == text), "{at}: {text}");
+    }
+    if let Some(items) = value.as_array() {
+        for (place, item) in items.iter().enumerate() {
+            hold(document, &schema["items"], item, &format!("{at}[{place}]"));
+        }
+    }
+    let (Some(table), Some(properties)) = (value.as_object(), schema["properties"].as_object()) else {
+        return;
+    };
+    for name in schema["required"].as_array().into_iter().flatten() {
+        assert!(table.contains_key(name.as_str().unwrap()), "{at} lacks {name}: {value}");
+    }
+    for (name, value) in table {
+        let property = properties.get(name).unwrap_or_else(|| panic!("{at}.{name} is not in the document"));
+        hold(document, property, value, &format!("{at}.{name}"));
+    }
+}
+
+/// A larder with an index of which one platform is held, a job that has ended, and its document.
+fn house() -> (Registry, Larder, Value) {
+    let registry = Registry::start();
+    registry.add_index("library/multi", "v1", &Index::oci(7));
+    registry.add_image("org/app", "1", &Image::small(3));
+    let larder = Larder::before(&registry);
+    verb::online(&larder, &["warm", "multi:v1", "org/app:1", "--platform", "linux/amd64"]).ended(0);
+    let document = larder.admin().get("/api/v1/openapi.json").json();
+    (registry, larder, document)
+}
+
+/// How each path is asked so that it has something to say.
+fn target(path: &str) -> String {
+    let query = match path {
+        "/tags" => "?repository=multi",
+        "/inspect" => "?reference=multi:v1&platform=linux/arm64",
+        "/check" => "?reference=multi:v1&reference=gone&platform=linux/arm64",
+        "/setup" => "?client=docker",
+        "/export" => "?reference=org/app:1",
+        _ => "",
+    };
+    format!("{ROOT}{}{query}", path.replace("{id}", "1"))
+}
+
+#[test]
+fn every_route_answers_as_the_document_says() {
+    let (_registry, larder, document) = house();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let operations = operations.as_object().unwrap();
+        for method in METHODS {
+            let answer = larder.admin().send(method, &target(path), &[("Content-Type", "application/json")]);
+            let Some(operation) = operations.get(&method.to_lowercase()) else {
+                assert_eq!(answer.status(), 405, "{method} {path}");
+                let allowed = answer.header("allow").unwrap().to_lowercase();
+                assert!(
+                    operations.keys().filter(|it| *it != "parameters").all(|it| allowed.contains(it)),
+                    "{path}: {allowed}"
+                );
+                continue;
+            };
+            let told = &operation["responses"][answer.status().to_string()];
+            assert!(told.is_object(), "{method} {path} answers {}: {}", answer.status(), answer.text());
+            let content = resolve(&document, told)["content"].as_object().unwrap();
+            let media_type = answer.header("content-type").unwrap();
+            let schema =
+                &content.get(media_type).unwrap_or_else(|| panic!("{method} {path}: {media_type}"))["schema"];
+            match media_type {
+                "application/json" => hold(&document, schema, &answer.json(), path),
+                "text/event-stream" => {
+                    let text = answer.text();
+                    let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+                    hold(&document, schema, &serde_json::from_str(data).unwrap(), path);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn the_whole_of_what_is_held_fits_its_schema() {
+    let (_registry, larder, document) = house();
+    let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    for (path, name) in [
+        ("/images", "Images"),
+        ("/inspect?reference=multi:v1", "Inspection"),
+        ("/inspect?reference=multi:v1&platform=linux/amd64&config", "Inspection"),
+        ("/inspect?reference=org/app:1", "Inspection"),
+        ("/check?reference=org/app:1", "Verdicts"),
+        ("/jobs", "Jobs"),
+        ("/status", "Status"),
+    ] {
+        let answer = larder.admin().get(&format!("{ROOT}{path}"));
+        assert_eq!(answer.status(), 200, "{path}: {}", answer.text());
+        hold(&document, &schema(name), &answer.json(), path);
+    }
+    for (path, status) in
+        [("/inspect?reference=gone", 404), ("/inspect", 400), ("/nothing", 404), ("/jobs/99", 404)]
+    {
+        let answer = larder.admin().get(&format!("{ROOT}{path}"));
+        assert_eq!(answer.status(), status, "{path}");
+        hold(&document, &schema("Refusal"), &answer.json(), path);
+    }
+}

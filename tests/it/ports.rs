@@ -1,0 +1,348 @@
+//! Our own port: several sockets at once, in the file system too, passed by a service manager, and behind TLS.
+
+use crate::support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::house::{MIB, TAG};
+use support::larder::run_to_exit;
+use support::secure::{client, shown};
+use support::{
+    Blob, Client, Fault, Gate, Image, Issued, Larder, PATIENCE, Registry, Setup, When, eventually,
+};
+
+/// The whole answer to a GET over a socket in the file system.
+fn get_by(socket: &Path, path: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A registry that nobody asks, and a larder's configuration before it.
+fn setup() -> (Registry, Setup) {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    (registry, setup)
+}
+
+/// The setup with a port for TLS and this certificate.
+fn with_tls(setup: Setup, issued: &Issued) -> Setup {
+    let (cert, key) = issued.write_into(&setup.folder().join("tls"));
+    setup
+        .set("server.tls_listen", "127.0.0.1:0")
+        .set("server.tls_cert", cert.display().to_string())
+        .set("server.tls_key", key.display().to_string())
+}
+
+fn url(larder: &Larder, path: &str) -> String {
+    format!("https://{}{path}", larder.addresses("api_tls")[0])
+}
+
+#[test]
+fn all_sockets_of_a_port_are_served() {
+    let (_registry, setup) = setup();
+    let socket = setup.folder().join("larder.sock");
+    let listen = vec!["127.0.0.1:0".to_owned(), "[::1]:0".to_owned(), format!("unix:{}", socket.display())];
+    let mut larder = setup.set("server.listen", listen).start();
+    let addresses = larder.addresses("api");
+    assert_eq!(addresses.len(), 2);
+    for address in addresses {
+        Client::new(address).get("/v2/").is_ok_with(b"{}");
+    }
+    let answer = get_by(&socket, "/v2/").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("{}"), "{answer}");
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    assert!(!socket.exists(), "what a larder made it takes away");
+}
+
+#[test]
+fn the_limits_hold_for_all_sockets_together() {
+    let (_registry, setup) = setup();
+    let socket = setup.folder().join("larder.sock");
+    let listen = vec!["127.0.0.1:0".to_owned(), format!("unix:{}", socket.display())];
+    let larder = setup
+        .set("server.listen", listen)
+        .set("server.max_connections", 1)
+        .set("server.header_timeout", "700ms")
+        .start();
+    // Silence on one socket keeps the only place, until it has lasted too long.
+    let mut silent = UnixStream::connect(&socket).unwrap();
+    eventually("it is taken in", || larder.counter("larder_connections", &[]) == 1);
+    let hasty = larder.api().patient_for(Duration::from_millis(100));
+    hasty.try_send("GET", "/v2/", &[]).unwrap_err();
+    larder.get("/v2/").is_ok_with(b"{}");
+    let mut rest = Vec::new();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    silent.read_to_end(&mut rest).expect("it was let go");
+}
+
+#[test]
+fn a_socket_file_is_for_owner_and_group_and_survives_a_kill() {
+    let (_registry, setup) = setup();
+    let socket = setup.folder().join("larder.sock");
+    let listen = vec!["127.0.0.1:0".to_owned(), format!("unix:{}", socket.display())];
+    let mut larder = setup.set("server.listen", listen).start();
+    let found = std::fs::metadata(&socket).unwrap();
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o777, 0o660);
+    // Another larder does not take it away from one that listens.
+    let (_other, second) = self::setup();
+    let second = second.set("server.listen", format!("unix:{}", socket.display()));
+    let exit = second.run_to_exit();
+    assert!(!exit.status.success());
+    assert!(exit.stderr.contains("somebody listens there already"), "{}", exit.stderr);
+    get_by(&socket, "/v2/").unwrap();
+    // What a killed one left behind is replaced.
+    larder.kill9();
+    assert!(socket.exists());
+    get_by(&socket, "/v2/").unwrap_err();
+    larder.restart();
+    assert!(get_by(&socket, "/v2/").unwrap().starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_file_that_is_no_socket_stays() {
+    let (_registry, setup) = setup();
+    let precious = setup.write("precious", "mine");
+    let setup = setup.set("server.listen", format!("unix:{}", precious.display()));
+    let exit = setup.run_to_exit();
+    assert!(!exit.status.success());
+    assert!(exit.stderr.contains("no socket") && exit.stderr.contains("precious"), "{}", exit.stderr);
+    assert_eq!(std::fs::read_to_string(precious).unwrap(), "mine");
+}
+
+/// `larder serve` with sockets passed as systemd does it: the first as descriptor 3, the second as 4.
+fn passed(setup: &Setup, names: &str, first: OwnedFd, second: OwnedFd) -> Command {
+    let larder = setup.command();
+    let mut command = setup.bare_command();
+    let program = larder.get_program().to_owned();
+    // The shell's process becomes larder, so it knows larder's number; standard input and output carry the sockets.
+    let line = "export LISTEN_PID=$$; exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null";
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", line])
+        .arg(program)
+        .args(larder.get_args())
+        .envs(command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))));
+    command.get_envs().filter(|(_, value)| value.is_none()).for_each(|(name, _)| {
+        shell.env_remove(name);
+    });
+    command = shell;
+    command.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", names);
+    command.stdin(first).stdout(second).stderr(std::process::Stdio::piped());
+    command.current_dir(setup.folder());
+    command
+}
+
+#[test]
+fn sockets_are_taken_from_a_service_manager() {
+    let (_registry, setup) = setup();
+    let (tcp, address) = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (OwnedFd::from(listener), address)
+    };
+    let socket = setup.folder().join("managed.sock");
+    let unix = OwnedFd::from(UnixListener::bind(&socket).unwrap());
+    // A connection that came before larder did is served too.
+    let mut early = std::net::TcpStream::connect(address).unwrap();
+    early.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let setup = setup.set("server.listen", vec!["systemd:larder.socket", "fd:4"]);
+    let mut command = passed(&setup, "larder.socket:other", tcp, unix);
+    let mut larder = setup.start_by(&mut command);
+    assert_eq!(larder.addresses("api"), [address]);
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    larder.get("/v2/").is_ok_with(b"{}");
+    assert!(get_by(&socket, "/v2/").unwrap().starts_with("HTTP/1.1 200 "));
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    assert!(socket.exists(), "it belongs to who made it");
+}
+
+#[test]
+fn a_socket_that_was_not_passed_is_named() {
+    let (_registry, setup) = setup();
+    let setup = setup.set("server.listen", "systemd:larder.socket");
+    let exit = setup.run_to_exit();
+    assert!(!exit.status.success());
+    assert!(
+        exit.stderr.contains("systemd:larder.socket") && exit.stderr.contains(".socket unit"),
+        "{}",
+        exit.stderr
+    );
+    let sockets = [(), ()].map(|()| OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap()));
+    let [one, two] = sockets;
+    let exit = run_to_exit(&mut passed(&setup, "web:admin", one, two));
+    assert!(exit.stderr.contains("what was: systemd:web, systemd:admin"), "{}", exit.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_carries_both_versions() {
+    let registry = Registry::start();
+    let layer = Blob::random(1, 5 * MIB + 17);
+    let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
+    registry.add_image("library/app", "v1", &image);
+    let issued = Issued::new();
+    let larder = with_tls(Setup::with(&registry), &issued).start();
+    for (name, version) in [("http/1.1", http::Version::HTTP_11), ("h2", http::Version::HTTP_2)] {
+        let client = client([&issued], name);
+        let answer = client.get(url(&larder, TAG)).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
+        assert_eq!(shown(&answer), issued.der);
+        assert!(answer.bytes().await.unwrap() == *image.manifest.bytes);
+        // Cold for the first version, warm for the second; several at once on one connection.
+        let path = format!("/v2/library/app/blobs/{}", layer.digest);
+        let mut pulls = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let pull = client.get(url(&larder, &path)).send();
+            pulls.spawn(async move { pull.await.unwrap().bytes().await.unwrap() });
+        }
+        for body in pulls.join_all().await {
+            assert!(body == *layer.bytes);
+        }
+        let part = client.get(url(&larder, &path)).header("range", "bytes=1000-1999").send().await.unwrap();
+        assert_eq!(part.status().as_u16(), 206);
+        assert!(part.bytes().await.unwrap() == layer.bytes[1000..2000]);
+        let missing = client.get(url(&larder, "/v2/library/none/manifests/v1")).send().await.unwrap();
+        assert_eq!(missing.status().as_u16(), 404);
+    }
+    // The plain port goes on beside it.
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_host_of_http2_selects_the_upstream() {
+    let (hub, other) = (Registry::start(), Registry::start());
+    let image = Image::small(3);
+    other.add_image("org/app", "v1", &image);
+    let issued = Issued::new();
+    let setup = with_tls(Setup::with(&hub).upstream("quay.io", &other), &issued);
+    let larder = setup.upstream_set("quay.io", "hostnames", vec!["127.0.0.1"]).start();
+    for version in ["http/1.1", "h2"] {
+        let answer = client([&issued], version).get(url(&larder, "/v2/org/app/manifests/v1")).send().await;
+        assert_eq!(answer.unwrap().status().as_u16(), 200, "{version}");
+    }
+}
+
+#[test]
+fn a_broken_certificate_is_named_at_the_start() {
+    let (_registry, setup) = setup();
+    let setup = with_tls(setup, &Issued::new());
+    let folder = setup.folder().join("tls");
+    std::fs::write(folder.join("tls.key"), Issued::new().key).unwrap();
+    let exit = setup.run_to_exit();
+    assert!(!exit.status.success());
+    assert!(exit.stderr.contains("tls.key") && exit.stderr.contains("not the key of"), "{}", exit.stderr);
+    std::fs::write(folder.join("tls.crt"), "nothing").unwrap();
+    let exit = setup.run_to_exit();
+    assert!(exit.stderr.contains("tls.crt") && exit.stderr.contains("no certificate"), "{}", exit.stderr);
+}
+
+#[test]
+fn the_operators_port_speaks_tls_too() {
+    let (_registry, setup) = setup();
+    let issued = Issued::new();
+    let larder = with_tls(setup, &issued).set("admin.tls_listen", "127.0.0.1:0").start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let address = larder.addresses("admin_tls")[0];
+    runtime.block_on(async {
+        let answer = client([&issued], "h2").get(format!("https://{address}/livez")).send().await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), "ok\n");
+    });
+}
+
+#[test]
+fn a_handshake_that_never_ends_is_let_go() {
+    let (_registry, setup) = setup();
+    let larder = with_tls(setup, &Issued::new()).set("server.header_timeout", "500ms").start();
+    let port = Client::new(larder.addresses("api_tls")[0]);
+    for start in [&b""[..], &[0x16, 0x03, 0x01, 0x00, 0xc8, 0x01]] {
+        let began = Instant::now();
+        port.raw(start, Duration::from_secs(20));
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+    // Plain HTTP on it is no TLS, and is told so or let go at once.
+    let began = Instant::now();
+    let answer = port.raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", Duration::from_secs(20));
+    assert!(began.elapsed() < Duration::from_secs(10) && !answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
+    larder.get("/v2/").is_ok_with(b"{}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_of_http2_is_let_go() {
+    let (_registry, setup) = setup();
+    let issued = Issued::new();
+    let larder = with_tls(setup, &issued).set("server.header_timeout", "500ms").start();
+    let client = client([&issued], "h2");
+    assert_eq!(client.get(url(&larder, "/v2/")).send().await.unwrap().status().as_u16(), 200);
+    eventually("the idle connection ends", || larder.counter("larder_connections", &[]) == 0);
+    // The client takes another, and is none the wiser.
+    assert_eq!(client.get(url(&larder, "/v2/")).send().await.unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_lets_transfers_of_http2_finish() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 4 * MIB);
+    registry.add_blob("library/app", &blob);
+    let gate = Gate::new();
+    registry.script(When::blobs(), Fault::HoldBody(2 * MIB, gate.clone()));
+    let issued = Issued::new();
+    let mut larder = with_tls(Setup::with(&registry), &issued).start();
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    let mut answer = client([&issued], "h2").get(url(&larder, &path)).send().await.unwrap();
+    let mut body = answer.chunk().await.unwrap().unwrap().to_vec();
+    larder.terminate();
+    eventually("nobody new is let in", || larder.api().try_send("GET", "/v2/", &[]).is_err());
+    assert!(larder.is_running());
+    gate.open();
+    while let Some(more) = answer.chunk().await.unwrap() {
+        body.extend_from_slice(&more);
+    }
+    assert!(body == *blob.bytes);
+    drop(answer);
+    assert_eq!(larder.wait_exit().code(), Some(0), "{}", larder.log_text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_wrong_ends_no_stream_of_http2_properly() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 2 * MIB);
+    registry.add_blob("library/app", &blob);
+    registry.script(When::blobs(), Fault::Flip(MIB));
+    let issued = Issued::new();
+    let larder = with_tls(Setup::with(&registry), &issued).start();
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    let client = client([&issued], "h2");
+    let answer = client.get(url(&larder, &path)).send().await.unwrap();
+    answer.bytes().await.expect_err("a body that was cut must not look whole");
+    // Its connection goes on.
+    assert_eq!(client.get(url(&larder, "/v2/")).send().await.unwrap().status().as_u16(), 200);
+    assert_eq!(larder.counter("larder_connections", &[]), 1);
+}
+
+#[test]
+fn half_a_client_is_no_harm() {
+    let (_registry, setup) = setup();
+    let larder = with_tls(setup, &Issued::new()).start();
+    let port = Client::new(larder.addresses("api_tls")[0]);
+    for _ in 0..20 {
+        let stream = port.connect().unwrap();
+        let _ = (&stream).write_all(&[0x16, 0x03, 0x01]);
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+    larder.get("/v2/").is_ok_with(b"{}");
+}

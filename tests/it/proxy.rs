@@ -1,0 +1,159 @@
+//! Proxies between larder and its upstreams: the configured one, the environment's, none, and what goes wrong with them.
+
+use crate::support;
+
+use support::house::TAG;
+use support::larder::run_to_exit;
+use support::proxy::Proxy;
+use support::{Image, Larder, Registry, Setup, TlsServer};
+
+/// `me:secret`, as it is sent.
+const LOGIN: &str = "Basic bWU6c2VjcmV0";
+/// A name that only a proxy may know (RFC 6761).
+const NAME: &str = "registry.test";
+
+fn registry() -> (Registry, Image) {
+    let (registry, image) = (Registry::start(), Image::small(1));
+    registry.add_image("library/app", "v1", &image);
+    (registry, image)
+}
+
+/// Pulls the image, cold.
+#[track_caller]
+fn pull(larder: &Larder, image: &Image) {
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    for blob in image.blobs() {
+        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+    }
+}
+
+/// A larder whose upstream is one that nobody finds without a proxy, with these variables in its environment.
+fn elsewhere(setup: Setup, variables: &[(&str, &str)]) -> Larder {
+    let setup = setup.upstream_set("docker.io", "endpoints", vec![format!("http://{NAME}")]).upstream_set(
+        "docker.io",
+        "default",
+        true,
+    );
+    let mut command = setup.command();
+    command.envs(variables.iter().copied());
+    setup.start_by(&mut command)
+}
+
+#[test]
+fn the_configured_proxy_is_asked_for_everything() {
+    let ((registry, image), proxy) = (registry(), Proxy::start());
+    let larder = Setup::with(&registry).upstream_set("docker.io", "proxy", proxy.url()).start();
+    pull(&larder, &image);
+    let asked = proxy.asked();
+    assert_eq!(asked.len(), registry.requests().len(), "{asked:?}");
+    assert!(asked.iter().any(|line| *line == format!("GET {}{TAG} HTTP/1.1", registry.url())), "{asked:?}");
+    // Another upstream has nothing to do with it.
+    let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "proxy", "direct"));
+    larder.get("/v2/library/app/manifests/other");
+    assert_eq!(proxy.asked().len(), asked.len());
+}
+
+#[test]
+fn tls_goes_through_a_tunnel() {
+    let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+    let (server, proxy) = (TlsServer::start(answer.to_owned()), Proxy::start());
+    let setup = Setup::empty();
+    let ca = setup.write("ca.pem", &server.pem).display().to_string();
+    let larder = setup
+        .upstream_set("docker.io", "endpoints", vec![server.url()])
+        .upstream_set("docker.io", "default", true)
+        .upstream_set("docker.io", "ca_file", ca)
+        .upstream_set("docker.io", "proxy", proxy.url())
+        .start();
+    larder.get(TAG).is_error(404, "MANIFEST_UNKNOWN");
+    let to = server.url().replace("https://", "CONNECT ") + " HTTP/1.1";
+    assert!(proxy.asked().iter().all(|line| *line == to), "{:?}", proxy.asked());
+    assert!(!proxy.asked().is_empty());
+    // A proxy that refuses is said to have done so, and what it is called is no client's business.
+    proxy.refuse(403);
+    let answer = larder.get("/v2/library/app/manifests/other");
+    assert_eq!(answer.status(), 502, "{answer:?}");
+    assert!(answer.text().contains("by way of its proxy"), "{}", answer.text());
+    assert!(!answer.text().contains(&proxy.addr().to_string()), "{}", answer.text());
+}
+
+#[test]
+fn the_environments_proxy_is_used_unless_the_upstream_is_excepted() {
+    let (registry, image) = registry();
+    let proxy = Proxy::knowing(NAME, registry.addr());
+    for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY"] {
+        let before = proxy.asked().len();
+        pull(&elsewhere(Setup::empty(), &[(name, &proxy.url())]), &image);
+        assert!(proxy.asked().len() > before, "{name}");
+    }
+    let before = proxy.asked().len();
+    for (variables, settings) in [
+        (&[("HTTP_PROXY", proxy.url()), ("NO_PROXY", ".test".to_owned())][..], None),
+        (&[("HTTP_PROXY", proxy.url())], Some("direct")),
+        // For TLS only.
+        (&[("HTTPS_PROXY", proxy.url())], None),
+    ] {
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let setup = Setup::empty();
+        let setup = match settings {
+            Some(proxy) => setup.upstream_set("docker.io", "proxy", proxy),
+            None => setup,
+        };
+        assert_eq!(elsewhere(setup, &variables).get(TAG).status(), 502, "{variables:?}");
+    }
+    assert_eq!(proxy.asked().len(), before);
+    // What is on this machine needs none.
+    let setup = Setup::with(&registry);
+    let mut command = setup.command();
+    command.env("HTTP_PROXY", proxy.url());
+    pull(&setup.start_by(&mut command), &image);
+    assert_eq!(proxy.asked().len(), before);
+}
+
+#[test]
+fn credentials_come_from_the_environment_and_are_never_shown() {
+    let (registry, image) = registry();
+    let proxy = Proxy::knowing(NAME, registry.addr());
+    proxy.demand(LOGIN);
+    let with = |login: &str| format!("http://{login}@{}", proxy.addr());
+    for (login, status) in [("me:secret", 200), ("me:wrong-secret", 502)] {
+        let larder = elsewhere(Setup::empty(), &[("HTTP_PROXY", &with(login))]);
+        let answer = larder.get(TAG);
+        assert_eq!(answer.status(), status, "{answer:?}");
+        if status == 200 {
+            pull(&larder, &image);
+        } else {
+            assert!(answer.text().contains("its proxy asks for credentials"), "{}", answer.text());
+        }
+        let all = format!("{}{}{}", answer.text(), larder.log_text(), larder.metrics_text());
+        assert!(!all.contains("secret"), "{all}");
+    }
+}
+
+#[test]
+fn a_proxy_that_is_none_is_refused() {
+    let registry = Registry::start();
+    for (written, told) in [
+        ("socks5://127.0.0.1:1080", "cannot use a socks5 proxy"),
+        ("http://me:secret@127.0.0.1:3128", "HTTPS_PROXY"),
+        ("http://127.0.0.1:3128/path", "is no proxy"),
+    ] {
+        let exit = Setup::with(&registry).upstream_set("docker.io", "proxy", written).run_to_exit();
+        assert!(!exit.status.success());
+        assert!(exit.stderr.contains(told) && exit.stderr.contains("docker.io"), "{}", exit.stderr);
+        assert!(!exit.stderr.contains("secret"), "{}", exit.stderr);
+    }
+    // What the environment says is held against the same rules, and `direct` does without it.
+    for (value, told) in
+        [("socks5://127.0.0.1:1080", "cannot use a socks5 proxy"), ("me:secret@pro xy", "is no proxy")]
+    {
+        let setup = Setup::empty()
+            .upstream_set("docker.io", "endpoints", vec![format!("http://{NAME}")])
+            .upstream_set("docker.io", "default", true);
+        let exit = run_to_exit(setup.command().env("ALL_PROXY", value));
+        assert!(!exit.status.success());
+        assert!(exit.stderr.contains(told) && exit.stderr.contains("ALL_PROXY"), "{}", exit.stderr);
+        assert!(!exit.stderr.contains("secret"), "{}", exit.stderr);
+        elsewhere(setup.upstream_set("docker.io", "proxy", "direct"), &[("ALL_PROXY", value)]);
+    }
+}

@@ -1,0 +1,182 @@
+//! An upstream's quota: shown, spared for clients below the floor, and a queue for the rest that no restart loses.
+
+use crate::support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use support::{Fault, Index, Larder, Registry, Setup, Timed, When, eventually};
+
+const TAG: &str = "/v2/library/multi/manifests/v1";
+
+/// A registry that tells its quota as Docker Hub does, and counts GETs of manifests against it.
+struct Hub {
+    registry: Registry,
+    left: Arc<AtomicU64>,
+    index: Index,
+}
+
+impl Hub {
+    fn new(left: u64) -> Self {
+        let registry = Registry::start();
+        let index = Index::nested(1);
+        registry.add_index("library/multi", "v1", &index);
+        let left = Arc::new(AtomicU64::new(left));
+        let counter = Arc::clone(&left);
+        let tell = Fault::rewrite(move |seen, plan| {
+            if seen.method == "GET" {
+                let spent =
+                    counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+                if spent.is_err() {
+                    *plan = support::script::Plan::error(429, "TOOMANYREQUESTS");
+                }
+            }
+            plan.set("RateLimit-Limit", "100;w=21600");
+            plan.set("ratelimit-remaining", &format!("{};w=21600", counter.load(Ordering::SeqCst)));
+        });
+        registry.script(When::manifests(), tell);
+        Self { registry, left, index }
+    }
+
+    fn setup(&self) -> Setup {
+        Setup::with(&self.registry).set("prefetch.quota_floor", 0.5).set("prefetch.quota_check", "50ms")
+    }
+
+    /// GETs of manifests by digest: all of them children.
+    fn fetched(&self) -> usize {
+        self.registry.count("GET", "/manifests/sha256:")
+    }
+
+    fn children(&self) -> usize {
+        self.index.documents().len() - 1
+    }
+
+    #[track_caller]
+    fn all_there(&self, larder: &Larder) {
+        for document in &self.index.documents()[1..] {
+            let path = format!("/v2/library/multi/manifests/{}", document.digest);
+            eventually("the child is kept", || larder.get(&path).head.outcome() == "larder; hit");
+        }
+    }
+}
+
+#[test]
+fn the_quota_is_shown() {
+    let hub = Hub::new(90);
+    let larder = hub.setup().start();
+    larder.get(TAG).is_ok_with(&hub.index.document.bytes);
+    larder.settle();
+    let upstream = [("upstream", "docker.io")];
+    assert_eq!(larder.counter("larder_upstream_quota_limit", &upstream), 100);
+    assert_eq!(larder.counter("larder_upstream_quota_remaining", &upstream), hub.left.load(Ordering::SeqCst));
+    assert_eq!(hub.fetched(), hub.children());
+}
+
+#[test]
+fn below_the_floor_children_wait_until_the_quota_returns() {
+    let hub = Hub::new(51);
+    let larder = hub.setup().start();
+    larder.get(TAG).is_ok_with(&hub.index.document.bytes);
+    // It is asked now and then, at no cost, and nothing is fetched.
+    hub.registry.wait_for(3, "HEAD", "/manifests/sha256:");
+    assert_eq!((hub.fetched(), hub.left.load(Ordering::SeqCst)), (0, 50));
+    assert!(larder.counter("larder_children_deferred", &[]) > 0);
+    // Clients have the rest.
+    let child = hub.index.documents()[1];
+    let path = format!("/v2/library/multi/manifests/{}", child.digest);
+    larder.get(&path).is_ok_with(&child.bytes);
+    hub.left.store(100, Ordering::SeqCst);
+    hub.all_there(&larder);
+    larder.settle();
+    assert_eq!(larder.counter("larder_children_deferred", &[]), 0);
+    assert!(hub.fetched() <= hub.children());
+}
+
+#[test]
+fn what_waits_survives_any_end() {
+    for kill in [false, true] {
+        let hub = Hub::new(51);
+        let mut larder = hub.setup().start();
+        larder.get(TAG).is_ok_with(&hub.index.document.bytes);
+        hub.registry.wait_for(1, "HEAD", "/manifests/sha256:");
+        if kill {
+            // What a kill may lose is what came in the last moments before it.
+            std::thread::sleep(Duration::from_secs(1));
+            larder.kill9();
+        } else {
+            larder.terminate();
+            larder.wait_exit();
+        }
+        hub.registry.forget_requests();
+        larder.restart();
+        hub.left.store(100, Ordering::SeqCst);
+        // Nobody asks for anything.
+        hub.registry.wait_for(hub.children(), "GET", "/manifests/sha256:");
+        larder.settle();
+        hub.registry.down();
+        hub.all_there(&larder);
+        // It is not done twice.
+        larder.terminate();
+        larder.wait_exit();
+        hub.registry.up();
+        hub.registry.forget_requests();
+        larder.restart();
+        larder.get(TAG).is_ok_with(&hub.index.document.bytes);
+        larder.settle();
+        assert_eq!(hub.fetched(), 0);
+    }
+}
+
+#[test]
+fn one_asks_for_all_that_wait() {
+    let hub = Hub::new(60);
+    for n in 0..20 {
+        hub.registry.add_index("library/multi", &format!("n{n}"), &Index::oci(1000 + 10 * n));
+    }
+    let larder = hub.setup().set("prefetch.quota_check", "1s").start();
+    for n in 0..20 {
+        assert_eq!(larder.get(&format!("/v2/library/multi/manifests/n{n}")).status(), 200);
+    }
+    let before = hub.registry.count("HEAD", "/manifests/sha256:");
+    hub.registry.wait_for(before + 3, "HEAD", "/manifests/sha256:");
+    let mut times: Vec<_> =
+        hub.registry.seen("HEAD", "/manifests/sha256:").iter().map(|seen| seen.at).collect();
+    times.sort();
+    for pair in times.windows(2) {
+        assert!(pair[1] - pair[0] >= Duration::from_millis(900), "asked twice at once: {times:?}");
+    }
+}
+
+#[test]
+fn a_walk_that_met_trouble_is_taken_up_without_anybody_asking() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/multi", "v1", &index);
+    registry.script(When::manifests().path("sha256:"), Fault::Status(429));
+    let larder = Timed::start(Setup::with(&registry).set("prefetch.quota_check", "50ms"));
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let deferred = || support::larder::sum_of(&larder.metrics_text(), "larder_children_deferred", &[]) > 0.5;
+    eventually("the walk is left for later", || {
+        larder.pass(Duration::from_secs(1));
+        deferred()
+    });
+    registry.behave();
+    registry.forget_requests();
+    eventually("it is taken up and done", || {
+        larder.pass(Duration::from_mins(1));
+        !deferred() && registry.count("GET", "/manifests/sha256:") == index.documents().len() - 1
+    });
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_not_hammered() {
+    let hub = Hub::new(0);
+    let larder = hub.setup().start();
+    for _ in 0..20 {
+        let answer = larder.get(TAG);
+        assert_eq!(answer.status(), 503);
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert!(hub.registry.requests().len() <= 5, "{}", hub.registry.requests().len());
+}

@@ -1,0 +1,298 @@
+//! Ranges of a blob that is not there yet, as containerd, lazy-pulling snapshotters and podman ask for them.
+
+use crate::support;
+
+use std::time::Duration;
+
+use support::house::{Cold, MIB};
+use support::{Answer, Blob, Fault, Gate, Larder, Registry, Seen, When, eventually};
+
+/// What may lie in sockets and queues on the way of one answer that nobody reads to its end, and the piece of a range that
+/// was asked for in the meantime.
+const ON_THE_WAY: u64 = 12 << 20;
+
+impl Cold {
+    fn range(&self, range: &str) -> Answer {
+        let client = self.larder.api().patient_for(Duration::from_secs(15));
+        client.send("GET", &self.path, &[("Range", range)])
+    }
+
+    #[track_caller]
+    fn is_part(&self, range: &str, from: usize, to: usize) -> Answer {
+        let answer = self.range(range);
+        assert_eq!(answer.status(), 206, "{range}: {:?}", answer.head);
+        let told = format!("bytes {from}-{}/{}", to - 1, self.blob.len());
+        assert_eq!(answer.header("content-range"), Some(told.as_str()));
+        assert_eq!(answer.head.content_length(), Some(to - from));
+        assert!(answer.body == self.blob.bytes[from..to], "{range}: wrong bytes");
+        answer
+    }
+
+    fn sent(&self) -> u64 {
+        self.gets().iter().map(Seen::sent).sum()
+    }
+}
+
+/// What containerd 2.1 and later do: each chunk by a connection of its own, whose range is open and which is hung up
+/// on when the chunk has come. The chunks are asked for at once.
+fn in_chunks(cold: &Cold, chunk: usize) {
+    std::thread::scope(|scope| {
+        for from in (0..cold.blob.len()).step_by(chunk) {
+            scope.spawn(move || {
+                let range = format!("bytes={from}-");
+                let client = cold.larder.api().narrow();
+                let mut transfer = client.open("GET", &cold.path, &[("Range", &range)]).unwrap();
+                assert_eq!(transfer.head.status, 206);
+                let length = chunk.min(cold.blob.len() - from);
+                assert!(transfer.read_exactly(length).unwrap() == cold.blob.bytes[from..from + length]);
+                transfer.hang_up();
+            });
+        }
+    });
+}
+
+#[test]
+fn open_ranges_that_are_hung_up_on_cost_little_more_than_the_blob() {
+    const CHUNK: usize = 8 * MIB;
+    let cold = Cold::new(80 * MIB);
+    // Slow enough that the chunks at the end are far from what has come.
+    cold.registry.script(When::blobs().method("GET").times(1), Fault::Throttle(48 * MIB));
+    in_chunks(&cold, CHUNK);
+    cold.wait_filled();
+    // Eight at most go past the fill; each took its chunk, a piece more, and what lies in the sockets.
+    let beside = cold.sent() - cold.blob.len() as u64;
+    assert!(beside > 0, "nothing went past the fill");
+    assert!(beside <= 8 * (CHUNK as u64 + ON_THE_WAY), "{} MiB beside the blob", beside >> 20);
+    // What is held now costs nothing.
+    cold.registry.down();
+    in_chunks(&cold, CHUNK);
+}
+
+#[test]
+fn the_tail_comes_first_and_then_the_rest_in_pieces() {
+    for tail in [format!("bytes=-{}", 50_000), format!("bytes={}-", 24 * MIB - 50_000)] {
+        let cold = Cold::new(24 * MIB);
+        let gate = cold.hold_first_get(MIB);
+        let answer = cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB);
+        answer.is_outcome("larder; fwd=bypass; detail=bypass");
+        let between = format!("bytes={}-{}", 20 * MIB, 20 * MIB + 99_999);
+        cold.is_part(&between, 20 * MIB, 20 * MIB + 100_000);
+        cold.is_part("bytes=1000-1999", 1000, 2000);
+        assert!(cold.sent() <= (MIB + 150_000) as u64, "{} bytes sent", cold.sent());
+        gate.open();
+        cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
+        cold.wait_filled();
+        assert_eq!(cold.gets().len(), 3);
+        assert_eq!(cold.sent(), (24 * MIB + 150_000) as u64);
+        cold.registry.down();
+        cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB).is_outcome("larder; hit");
+    }
+}
+
+#[test]
+fn a_range_just_ahead_of_the_fill_waits_for_it() {
+    let cold = Cold::new(24 * MIB);
+    let gate = cold.hold_first_get(4 * MIB);
+    std::thread::scope(|scope| {
+        let (from, to) = (6 * MIB, 7 * MIB);
+        let cold = &cold;
+        let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-{}", to - 1), from, to));
+        gate.wait_reached(1);
+        eventually("it waits", || cold.larder.counter("larder_connections", &[]) >= 1);
+        gate.open();
+        waiting.join().unwrap();
+    });
+    cold.wait_filled();
+    assert_eq!((cold.gets().len(), cold.sent()), (1, 24 * MIB as u64));
+}
+
+#[test]
+fn more_ranges_than_there_are_ways_past_wait_too() {
+    let cold = Cold::new(40 * MIB);
+    let gate = cold.hold_first_get(MIB);
+    let all_but_one = Gate::new();
+    // Those that go past the fill stand still, so that none makes room for another.
+    cold.registry.script(When::blobs().method("GET").after(1), Fault::HoldHead(all_but_one.clone()));
+    std::thread::scope(|scope| {
+        for n in 0..12 {
+            let (cold, from) = (&cold, (20 + n) * MIB);
+            scope.spawn(move || cold.is_part(&format!("bytes={from}-{}", from + 999), from, from + 1000));
+        }
+        all_but_one.wait_reached(8);
+        gate.open();
+        cold.wait_filled();
+        all_but_one.open();
+    });
+    assert_eq!(cold.gets().len(), 9, "the blob, and eight ranges past it");
+}
+
+#[test]
+fn a_range_past_the_fill_goes_on_from_it_when_it_has_come_that_far() {
+    let cold = Cold::new(48 * MIB);
+    let gate = cold.hold_first_get(MIB);
+    let (from, client) = (16 * MIB, cold.larder.api().narrow());
+    let mut transfer = client.open("GET", &cold.path, &[("Range", "bytes=16777216-")]).unwrap();
+    assert_eq!(transfer.head.outcome(), "larder; fwd=bypass; detail=bypass");
+    assert!(transfer.read_exactly(MIB).unwrap() == cold.blob.bytes[from..from + MIB]);
+    gate.open();
+    cold.wait_filled();
+    assert!(transfer.finish().unwrap().body == cold.blob.bytes[from + MIB..]);
+    let beside = cold.sent() - cold.blob.len() as u64;
+    assert!(beside <= MIB as u64 + ON_THE_WAY, "{} MiB beside the blob", beside >> 20);
+}
+
+#[test]
+fn a_range_past_the_fill_that_breaks_waits_for_the_fill() {
+    for fault in [Fault::Status(503), Fault::IgnoreRange, Fault::Cut(MIB)] {
+        let cold = Cold::new(24 * MIB);
+        let gate = cold.hold_first_get(MIB);
+        // The first piece comes, what follows it does not.
+        cold.registry.script(When::blobs().method("GET").after(2), fault);
+        std::thread::scope(|scope| {
+            let (cold, from) = (&cold, 12 * MIB);
+            let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-"), from, 24 * MIB));
+            cold.registry.wait_for(3, "GET", "/blobs/");
+            gate.open();
+            waiting.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn several_ranges_at_once_get_all_of_it() {
+    let cold = Cold::new(3 * MIB);
+    let gate = cold.hold_first_get(MIB);
+    let several = "bytes=0-99,2000000-2000099";
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| cold.range(several));
+        gate.wait_reached(1);
+        gate.open();
+        let answer = waiting.join().unwrap();
+        answer.is_ok_with(&cold.blob.bytes);
+        assert_eq!(answer.header("content-range"), None);
+    });
+    cold.wait_filled();
+    for range in [several, "bytes=-1,0-0", "bytes=0-0, 2-2, 4-4", "lines=1-2", "bytes=x-y"] {
+        cold.range(range).is_ok_with(&cold.blob.bytes);
+    }
+    assert_eq!(cold.gets().len(), 1);
+}
+
+#[test]
+fn a_blob_of_unknown_length_is_sent_whole() {
+    let cold = Cold::new(3 * MIB);
+    cold.registry.script(When::blobs(), Fault::Chunked);
+    let gate = cold.hold_first_get(MIB);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| cold.range("bytes=1000-1999"));
+        gate.wait_reached(1);
+        let head = cold.larder.head(&cold.path);
+        assert_eq!((head.status(), head.head.content_length()), (200, None));
+        gate.open();
+        let answer = waiting.join().unwrap();
+        answer.is_ok_with(&cold.blob.bytes);
+        assert_eq!((answer.head.content_length(), answer.header("content-range")), (None, None));
+    });
+    cold.wait_filled();
+    cold.is_part("bytes=1000-1999", 1000, 2000);
+    assert_eq!(cold.larder.head(&cold.path).head.content_length(), Some(3 * MIB));
+    assert_eq!(cold.gets().len(), 1);
+}
+
+#[test]
+fn a_length_that_only_the_descriptor_tells_is_enough() {
+    let cold = Cold::new(3 * MIB);
+    cold.larder.get("/v2/library/app/manifests/v1");
+    cold.larder.settle();
+    cold.registry.script(When::blobs(), Fault::Chunked);
+    assert_eq!(cold.larder.head(&cold.path).head.content_length(), Some(3 * MIB));
+    cold.is_part("bytes=-1000", 3 * MIB - 1000, 3 * MIB);
+    cold.is_part("bytes=1000-", 1000, 3 * MIB);
+}
+
+#[test]
+fn an_upstream_that_knows_no_ranges_is_no_obstacle() {
+    let cold = Cold::new(24 * MIB);
+    cold.registry.script(When::blobs(), Fault::IgnoreRange);
+    let gate = cold.hold_first_get(MIB);
+    std::thread::scope(|scope| {
+        let (cold, from) = (&cold, 20 * MIB);
+        let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-"), from, 24 * MIB));
+        // It was asked for the range, and its answer, all of the blob, was let go of.
+        cold.registry.wait_for(2, "GET", "/blobs/");
+        gate.open();
+        waiting.join().unwrap();
+    });
+    cold.wait_filled();
+    assert!(cold.sent() <= 24 * MIB as u64 + ON_THE_WAY);
+}
+
+#[test]
+fn a_range_past_the_end_is_told_the_length() {
+    let cold = Cold::new(100_000);
+    for range in ["bytes=100000-", "bytes=500000-500001", "bytes=500-0", "bytes=-0"] {
+        let answer = cold.range(range);
+        answer.is_error(416, "RANGE_INVALID");
+        assert_eq!(answer.header("content-range"), Some("bytes */100000"), "{range}");
+    }
+    cold.is_part("bytes=99999-200000", 99_999, 100_000);
+    cold.is_part("bytes=-200000", 0, 100_000);
+    cold.wait_filled();
+    assert_eq!(cold.gets().len(), 1);
+}
+
+/// containerd asks for `bytes=0-` of everything; there is no such range of nothing (RFC 9110, 14.1.2), and it takes no
+/// 416 for an answer.
+#[test]
+fn any_range_of_nothing_is_all_of_it() {
+    let registry = Registry::start();
+    let nothing = Blob::new("");
+    registry.add_blob("library/app", &nothing);
+    let larder = Larder::before(&registry);
+    let path = format!("/v2/library/app/blobs/{}", nothing.digest);
+    for _ in 0..2 {
+        let answer = larder.api().send("GET", &path, &[("Range", "bytes=0-")]);
+        answer.is_ok_with(b"");
+        assert_eq!(answer.head.content_length(), Some(0));
+    }
+}
+
+#[test]
+fn a_range_of_other_content_is_all_of_this() {
+    let cold = Cold::new(100_000);
+    let ask = |validator: &str| {
+        let headers = [("Range", "bytes=10-19"), ("If-Range", validator)];
+        cold.larder.api().send("GET", &cold.path, &headers)
+    };
+    let own = format!("\"{}\"", cold.blob.digest);
+    for _ in 0..2 {
+        assert_eq!(ask(&own).status(), 206);
+        // A weak validator never makes a range safe, a date is none that was given, and `*` is no validator
+        // (RFC 9110, 13.1.5).
+        let weak = format!("W/{own}");
+        for other in ["\"sha256:0\"", "Wed, 21 Oct 2015 07:28:00 GMT", weak.as_str(), "*"] {
+            ask(other).is_ok_with(&cold.blob.bytes);
+        }
+        cold.wait_filled();
+    }
+    assert_eq!(cold.gets().len(), 1);
+}
+
+#[test]
+fn a_range_of_a_manifest_is_all_of_it() {
+    let cold = Cold::new(1000);
+    for _ in 0..2 {
+        let answer = cold.larder.api().send("GET", "/v2/library/app/manifests/v1", &[("Range", "bytes=0-")]);
+        assert_eq!((answer.status(), answer.header("content-range")), (200, None));
+    }
+}
+
+#[test]
+fn a_head_has_no_ranges() {
+    let cold = Cold::new(1000);
+    cold.is_part("bytes=1-2", 1, 3);
+    cold.wait_filled();
+    let head = cold.larder.api().send("HEAD", &cold.path, &[("Range", "bytes=1-2")]);
+    assert_eq!((head.status(), head.head.content_length()), (200, Some(1000)));
+    assert_eq!(head.header("accept-ranges"), Some("bytes"));
+}

@@ -1,0 +1,845 @@
+//! What refers to an image: the upstream's list and those held, by API and by tag, and never empty by accident.
+
+use crate::support;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::content::{OCI_INDEX, OCI_MANIFEST};
+use support::house::is_trouble;
+use support::lists::descriptor;
+use support::{Answer, Auth, Document, Fault, Gate, Image, Larder, Registry, Setup, Timed, When};
+
+const SIGNATURE: &str = "application/vnd.example.signature";
+const SBOM: &str = "application/vnd.example.sbom";
+
+/// `library/app:v1` with a signature and an SBOM.
+struct Signed {
+    registry: Registry,
+    larder: Larder,
+    image: Image,
+    signature: Document,
+    sbom: Document,
+}
+
+impl Signed {
+    /// Behind a registry with the referrers API.
+    fn new(change: impl FnOnce(Setup) -> Setup) -> Self {
+        let signed = Self::without_api(change);
+        signed.registry.offer_referrers(true);
+        signed
+    }
+
+    /// Asked again every time.
+    fn impatient() -> Self {
+        Self::new(|setup| setup.set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s"))
+    }
+
+    fn without_api(change: impl FnOnce(Setup) -> Setup) -> Self {
+        let registry = Registry::start();
+        let image = Image::small(1);
+        let signature = Image::statement(SIGNATURE, "signed", &image.manifest);
+        let sbom = Image::statement(SBOM, "listed", &image.manifest);
+        registry.add_image("library/app", "v1", &image);
+        for document in [&signature, &sbom] {
+            registry.add_manifest("library/app", document);
+        }
+        let larder = change(Setup::with(&registry)).start();
+        Self { registry, larder, image, signature, sbom }
+    }
+
+    fn path(&self) -> String {
+        format!("/v2/library/app/referrers/{}", self.image.manifest.digest)
+    }
+
+    fn get(&self) -> Answer {
+        self.larder.get(&self.path())
+    }
+
+    fn get_only(&self, artifact_type: &str) -> Answer {
+        self.larder.get(&format!("{}?artifactType={artifact_type}", self.path()))
+    }
+
+    /// The tag under which a registry without the API has the list.
+    fn fallback(&self) -> String {
+        self.image.manifest.digest.replace(':', "-")
+    }
+
+    /// An index of these under the fall-back tag.
+    fn tag_list(&self, documents: &[&Document]) -> Document {
+        let manifests: Vec<_> = documents.iter().map(|it| self.describe(it)).collect();
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+        let index = Document::json(OCI_INDEX, &index);
+        self.registry.add_manifest("library/app", &index);
+        self.registry.tag("library/app", &self.fallback(), &index.digest);
+        index
+    }
+
+    fn describe(&self, document: &Document) -> Value {
+        descriptor(document, &self.image.manifest.digest).unwrap()
+    }
+
+    /// Has larder hold a manifest.
+    fn hold(&self, document: &Document) {
+        let path = format!("/v2/library/app/manifests/{}", document.digest);
+        self.larder.get(&path).is_ok_with(&document.bytes);
+    }
+
+    /// Checks that an answer lists just these, sorted.
+    #[track_caller]
+    fn lists(&self, answer: &Answer, documents: &[&Document]) {
+        let mut wanted: Vec<_> = documents.iter().map(|it| self.describe(it)).collect();
+        wanted.sort_by_key(|it| it["digest"].to_string());
+        is_list(answer);
+        assert_eq!(answer.json()["manifests"], Value::from(wanted), "{:?}", answer.head);
+    }
+
+    fn asked(&self) -> usize {
+        self.registry.requests().len()
+    }
+}
+
+/// What every list must look like.
+#[track_caller]
+fn is_list(answer: &Answer) {
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some(OCI_INDEX));
+    assert_eq!(answer.head.content_length(), Some(answer.body.len()));
+    assert_eq!(answer.header("cache-control"), Some("no-cache, no-transform"));
+    let document = answer.json();
+    assert_eq!(document["schemaVersion"], 2);
+    assert_eq!(document["mediaType"], OCI_INDEX);
+    assert!(document["manifests"].is_array());
+}
+
+#[track_caller]
+fn is_stale(answer: &Answer) {
+    answer.is_outcome("larder; hit; detail=stale");
+    assert!(answer.header("warning").unwrap().starts_with("299 - \""), "{answer:?}");
+}
+
+#[test]
+fn the_upstreams_list_is_put_together_and_kept() {
+    let signed = Signed::new(|setup| setup);
+    signed.registry.page_lists(1);
+    let answer = signed.get();
+    signed.lists(&answer, &[&signed.signature, &signed.sbom]);
+    answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+    assert_eq!((answer.header("age"), answer.header("warning")), (Some("0"), None));
+    assert_eq!(answer.header("oci-filters-applied"), None);
+    assert_eq!(answer.header("link"), None);
+    let asked = signed.registry.requests();
+    assert_eq!(asked.len(), 2, "a page each");
+    assert!(asked.iter().all(|seen| seen.path == signed.path()), "{asked:?}");
+    assert_eq!(asked[0].query, "");
+    assert_eq!(asked[0].header("accept"), Some(OCI_INDEX));
+    for _ in 0..3 {
+        let again = signed.get();
+        again.is_outcome("larder; hit");
+        assert_eq!(again.body, answer.body);
+    }
+    let head = signed.larder.head(&signed.path());
+    assert_eq!((head.status(), head.head.content_length()), (200, Some(answer.body.len())));
+    assert_eq!(head.header("content-type"), Some(OCI_INDEX));
+    // Nobody asked for what is listed.
+    signed.larder.settle();
+    assert_eq!(signed.asked(), 2);
+    let labels = [("kind", "referrers"), ("outcome", "hit"), ("status", "2xx")];
+    assert_eq!(signed.larder.counter("larder_requests_total", &labels), 4);
+}
+
+#[test]
+fn a_filter_is_applied_here() {
+    let signed = Signed::new(|setup| setup);
+    for (artifact_type, wanted) in
+        [(SIGNATURE, vec![&signed.signature]), (SBOM, vec![&signed.sbom]), ("application/vnd.none", vec![])]
+    {
+        let answer = signed.get_only(&artifact_type.replace('/', "%2F"));
+        signed.lists(&answer, &wanted);
+        assert_eq!(answer.header("oci-filters-applied"), Some("artifactType"));
+    }
+    // No value, no filter.
+    let answer = signed.get_only("");
+    signed.lists(&answer, &[&signed.signature, &signed.sbom]);
+    assert_eq!(answer.header("oci-filters-applied"), None);
+    let asked = signed.registry.requests();
+    assert!(
+        asked.len() == 1 && asked[0].query.is_empty(),
+        "one question for all, without a filter: {asked:?}"
+    );
+}
+
+#[test]
+fn the_artifact_type_may_be_the_configs() {
+    let signed = Signed::new(|setup| setup);
+    let config_type = "application/vnd.example.config";
+    let config = json!({ "mediaType": config_type, "digest": signed.image.config.digest, "size": 2 });
+    let subject = json!({
+        "mediaType": OCI_MANIFEST, "digest": signed.image.manifest.digest,
+        "size": signed.image.manifest.bytes.len(),
+    });
+    let value = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [], "subject": subject,
+    });
+    let document = Document::json(OCI_MANIFEST, &value);
+    signed.registry.add_manifest("library/app", &document);
+    signed.hold(&document);
+    // From the upstream's list, and then from what is held alone.
+    signed.lists(&signed.get_only(config_type), &[&document]);
+    let other = Signed::without_api(|setup| setup);
+    other.registry.add_manifest("library/app", &document);
+    other.hold(&document);
+    other.lists(&other.get_only(config_type), &[&document]);
+}
+
+#[test]
+fn a_list_is_asked_for_again_when_it_is_old() {
+    let signed = Signed::impatient();
+    signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+    signed.get().is_outcome("larder; hit; detail=revalidated");
+    let third = Image::statement(SBOM, "another", &signed.image.manifest);
+    signed.registry.add_manifest("library/app", &third);
+    let answer = signed.get();
+    answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+    signed.lists(&answer, &[&signed.signature, &signed.sbom, &third]);
+    assert_eq!(signed.asked(), 3);
+}
+
+#[test]
+fn many_who_wait_cost_one_question() {
+    let signed = Signed::new(|setup| setup);
+    let gate = Gate::new();
+    signed.registry.script(When::any().path("/referrers/"), Fault::HoldHead(gate.clone()));
+    let (client, path) = (signed.larder.api(), signed.path());
+    let outcomes: BTreeSet<String> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| client.get(&path))).collect();
+        gate.wait_reached(1);
+        gate.open();
+        clients.into_iter().map(|it| it.join().unwrap().head.outcome().to_owned()).collect()
+    });
+    assert_eq!(signed.asked(), 1);
+    assert!(outcomes.contains("larder; fwd=uri-miss; stored; detail=miss"), "{outcomes:?}");
+}
+
+#[test]
+fn without_the_api_the_tag_is_asked_for() {
+    let signed = Signed::without_api(|setup| setup);
+    let index = signed.tag_list(&[&signed.signature, &signed.sbom]);
+    let answer = signed.get();
+    signed.lists(&answer, &[&signed.signature, &signed.sbom]);
+    answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+    assert_eq!(signed.registry.count("GET", "/referrers/"), 1);
+    // Clients that ask for the tag themselves get it as it is.
+    let path = format!("/v2/library/app/manifests/{}", signed.fallback());
+    let tagged = signed.larder.get(&path);
+    tagged.is_ok_with(&index.bytes);
+    tagged.is_outcome("larder; hit");
+    signed.get().is_outcome("larder; hit");
+    // The missing API is remembered: another image costs one question, for its tag.
+    let other = Image::small(2);
+    signed.registry.add_image("library/app", "v2", &other);
+    let answer = signed.larder.get(&format!("/v2/library/app/referrers/{}", other.manifest.digest));
+    signed.lists(&answer, &[]);
+    assert_eq!(signed.registry.count("GET", "/referrers/"), 1);
+}
+
+#[test]
+fn the_tag_of_a_long_digest_is_cut() {
+    let signed = Signed::without_api(|setup| setup);
+    let subject = signed.image.manifest.clone().with_sha512();
+    let statement = Image::statement(SIGNATURE, "long", &subject);
+    let entry = descriptor(&statement, &subject.digest).unwrap();
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] });
+    let index = Document::json(OCI_INDEX, &index);
+    signed.registry.add_manifest("library/app", &index);
+    let hex = subject.digest.strip_prefix("sha512:").unwrap();
+    signed.registry.tag("library/app", &format!("sha512-{}", &hex[..64]), &index.digest);
+    let answer = signed.larder.get(&format!("/v2/library/app/referrers/{}", subject.digest));
+    is_list(&answer);
+    assert_eq!(answer.json()["manifests"], json!([entry]));
+}
+
+#[test]
+fn nothing_refers_to_it_and_that_is_remembered_for_a_moment() {
+    for api in [true, false] {
+        let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "1h").set("cache.tag_ttl", "0s"));
+        signed.registry.offer_referrers(api);
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for repository in ["library/app", "library/none"] {
+            signed.registry.forget_requests();
+            let path = format!("/v2/{repository}/referrers/{digest}");
+            let answer = signed.larder.get(&path);
+            signed.lists(&answer, &[]);
+            answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+            let asked = signed.asked();
+            assert!((1..=2).contains(&asked), "{asked}");
+            for _ in 0..3 {
+                let again = signed.larder.get(&path);
+                signed.lists(&again, &[]);
+                again.is_outcome("larder; hit");
+            }
+            assert_eq!(signed.asked(), asked, "{repository}, with the API: {api}");
+        }
+    }
+    // Who looks just before a signature is pushed does not go on without it for the time of a tag.
+    let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "0s").set("cache.tag_ttl", "1h"));
+    let other = Image::small(2);
+    signed.registry.add_image("library/app", "v2", &other);
+    let path = format!("/v2/library/app/referrers/{}", other.manifest.digest);
+    signed.lists(&signed.larder.get(&path), &[]);
+    let statement = Image::statement(SIGNATURE, "late", &other.manifest);
+    signed.registry.add_manifest("library/app", &statement);
+    let answer = signed.larder.get(&path);
+    assert_eq!(answer.json()["manifests"].as_array().unwrap().len(), 1);
+}
+
+/// A larder in the test's process before a registry with one image, and the path of that image's referrers.
+fn timed(change: impl FnOnce(Setup) -> Setup) -> (Registry, Timed, Image, String) {
+    let (registry, image) = (Registry::start(), Image::small(1));
+    registry.add_image("library/app", "v1", &image);
+    let larder = Timed::start(change(Setup::with(&registry)));
+    let path = format!("/v2/library/app/referrers/{}", image.manifest.digest);
+    (registry, larder, image, path)
+}
+
+/// An SBOM of the image that is listed by the API and under the tag, and its entry there.
+fn listed_both_ways(registry: &Registry, image: &Image) -> (Document, Value) {
+    let sbom = Image::statement(SBOM, "listed", &image.manifest);
+    registry.add_manifest("library/app", &sbom);
+    let entry = descriptor(&sbom, &image.manifest.digest).unwrap();
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] });
+    let index = Document::json(OCI_INDEX, &index);
+    registry.add_manifest("library/app", &index);
+    registry.tag("library/app", &image.manifest.digest.replace(':', "-"), &index.digest);
+    (sbom, entry)
+}
+
+#[test]
+fn the_tags_of_classic_signatures_cost_one_question_each_per_negative_ttl() {
+    let (registry, larder, image, _) = timed(|setup| setup.set("cache.negative_ttl", "10m"));
+    let path =
+        |suffix| format!("/v2/library/app/manifests/{}.{suffix}", image.manifest.digest.replace(':', "-"));
+    for round in 1..=3 {
+        for _ in 0..4 {
+            for suffix in ["sig", "att", "sbom"] {
+                assert_eq!(larder.get(&path(suffix)).status(), 404);
+            }
+            larder.pass(Duration::from_mins(2));
+        }
+        assert_eq!(registry.requests().len(), 3 * round);
+        larder.pass(Duration::from_mins(2));
+    }
+    let signature = Image::statement(SIGNATURE, "late", &image.manifest);
+    registry.add_manifest("library/app", &signature);
+    registry.tag("library/app", path("sig").rsplit('/').next().unwrap(), &signature.digest);
+    larder.get(&path("sig")).is_ok_with(&signature.bytes);
+}
+
+#[test]
+fn lists_are_fresh_for_the_time_of_a_tag() {
+    for api in [true, false] {
+        let (registry, larder, image, path) = timed(|setup| setup.set("cache.tag_ttl", "1h"));
+        registry.offer_referrers(api);
+        let (sbom, entry) = listed_both_ways(&registry, &image);
+        assert_eq!(larder.get(&path).json()["manifests"], json!([entry]));
+        // The child of an index is fetched ahead, what is on a list is not.
+        if !api {
+            registry.wait_for(1, "GET", &sbom.digest);
+        }
+        let asked = registry.requests().len();
+        larder.pass(Duration::from_mins(56));
+        let answer = larder.get(&path);
+        answer.is_outcome("larder; hit");
+        assert!(answer.header("age").unwrap().parse::<u64>().unwrap() >= 56 * 60);
+        assert_eq!(registry.requests().len(), asked);
+        larder.pass(Duration::from_mins(4));
+        let answer = larder.get(&path);
+        answer.is_outcome("larder; hit; detail=revalidated");
+        assert_eq!(answer.header("age"), Some("0"));
+    }
+}
+
+#[test]
+fn what_is_fresh_is_fresh_whatever_becomes_of_the_upstream() {
+    for api in [true, false] {
+        let (registry, larder, image, path) = timed(|setup| setup.set("cache.tag_ttl", "1h"));
+        registry.offer_referrers(api);
+        let (sbom, entry) = listed_both_ways(&registry, &image);
+        assert_eq!(larder.get(&path).json()["manifests"], json!([entry]));
+        assert_eq!(larder.get(&format!("/v2/library/app/manifests/{}", sbom.digest)).status(), 200);
+        registry.down();
+        for n in 0..4 {
+            assert!(is_trouble(larder.get(&format!("/v2/library/app/manifests/none-{n}")).status()));
+        }
+        let answer = larder.get(&path);
+        assert_eq!(answer.json()["manifests"], json!([entry]));
+        answer.is_outcome("larder; hit");
+        assert_eq!(answer.header("warning"), None);
+    }
+}
+
+#[test]
+fn an_upstream_is_asked_now_and_then_whether_it_has_the_api_now() {
+    let (registry, larder, image, path) = timed(|setup| setup.set("cache.negative_ttl", "0s"));
+    let listed = || larder.get(&path).json()["manifests"].as_array().unwrap().len();
+    assert_eq!(listed(), 0);
+    registry.offer_referrers(true);
+    registry.add_manifest("library/app", &Image::statement(SBOM, "listed", &image.manifest));
+    larder.pass(Duration::from_mins(9));
+    assert_eq!((listed(), registry.count("GET", "/referrers/")), (0, 1));
+    larder.pass(Duration::from_mins(1));
+    assert_eq!((listed(), registry.count("GET", "/referrers/")), (1, 2));
+}
+
+/// A registry that says something of the repository or the digest has said nothing of its API.
+#[test]
+fn an_unknown_name_is_no_missing_api() {
+    let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "1h"));
+    let refused = Fault::Status(404);
+    signed.registry.script(When::any().path("/referrers/").times(1), refused);
+    let unknown = format!("/v2/library/app/referrers/sha256:{}", "0".repeat(64));
+    for _ in 0..3 {
+        signed.lists(&signed.larder.get(&unknown), &[]);
+    }
+    assert_eq!(signed.registry.count("GET", "/referrers/"), 1);
+    signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+}
+
+#[test]
+fn what_is_held_is_added() {
+    // Neither the API's list nor the tag's has what a client fetched by its digest.
+    for api in [true, false] {
+        let signed = Signed::impatient();
+        signed.registry.offer_referrers(api);
+        signed.hold(&signed.signature);
+        signed.registry.remove_manifest("library/app", &signed.signature.digest);
+        if api {
+            signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+        } else {
+            signed.lists(&signed.get(), &[&signed.signature]);
+            signed.tag_list(&[&signed.sbom]);
+            signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+        }
+        signed.lists(&signed.get_only(SIGNATURE), &[&signed.signature]);
+    }
+}
+
+/// What an upstream does when it is asked for the list, and what comes of it: with the list under its tag, and without.
+#[test]
+fn upstreams_and_what_clients_get() {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Wanted {
+        /// The tag's list; nothing, for certain, where there is no tag.
+        Tag,
+        /// A status.
+        Status(u16),
+        /// 502, 503 or 504.
+        Trouble,
+    }
+    let answer = |status, content_type: &str, body: &str| {
+        let headers = vec![("Content-Type".to_owned(), content_type.to_owned())];
+        Fault::Answer(status, headers, body.as_bytes().to_vec())
+    };
+    let coded = |status, code: &str| {
+        answer(status, "application/json", &json!({ "errors": [{ "code": code }] }).to_string())
+    };
+    let manifest = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [] });
+    let cases = [
+        (answer(404, "text/plain", "404 page not found"), Wanted::Tag),
+        (coded(404, "NAME_UNKNOWN"), Wanted::Tag),
+        (coded(404, "UNSUPPORTED"), Wanted::Tag),
+        (coded(400, "DIGEST_INVALID"), Wanted::Tag),
+        (coded(405, "UNSUPPORTED"), Wanted::Tag),
+        (answer(406, "text/html", "<p>Not acceptable</p>"), Wanted::Tag),
+        (answer(501, "text/plain", "no"), Wanted::Tag),
+        (answer(200, "text/html", "<html>Welcome</html>"), Wanted::Tag),
+        (answer(200, OCI_INDEX, "not JSON"), Wanted::Tag),
+        (answer(200, OCI_MANIFEST, &manifest.to_string()), Wanted::Tag),
+        (Fault::Status(500), Wanted::Trouble),
+        (Fault::Status(502), Wanted::Trouble),
+        (Fault::Status(503), Wanted::Trouble),
+        (Fault::Status(429), Wanted::Status(503)),
+        (Fault::Status(401), Wanted::Status(403)),
+        (Fault::Status(403), Wanted::Status(403)),
+        (Fault::Close, Wanted::Trouble),
+        (Fault::OneLessThanPromised, Wanted::Trouble),
+        (Fault::Header("Content-Encoding", "br".to_owned()), Wanted::Trouble),
+        // Pages that do not end, or do not come.
+        (Fault::Header("Link", "<?last=x>; rel=\"next\"".to_owned()), Wanted::Trouble),
+        (Fault::Header("Link", "</>; rel=\"next\"".to_owned()), Wanted::Trouble),
+    ];
+    // Mostly they wait, for what is tried again.
+    std::thread::scope(|scope| {
+        for (n, (fault, wanted)) in cases.into_iter().enumerate() {
+            scope.spawn(move || {
+                for tagged in [true, false] {
+                    let signed = Signed::impatient();
+                    if tagged {
+                        signed.tag_list(&[&signed.sbom]);
+                    }
+                    signed.registry.script(When::any().path("/referrers/"), fault.clone());
+                    let answer = signed.get();
+                    match wanted {
+                        Wanted::Tag if tagged => signed.lists(&answer, &[&signed.sbom]),
+                        Wanted::Tag => signed.lists(&answer, &[]),
+                        Wanted::Status(status) => assert_eq!(answer.status(), status, "case {n}: {answer:?}"),
+                        Wanted::Trouble => assert!(is_trouble(answer.status()), "case {n}: {answer:?}"),
+                    }
+                    assert_eq!(answer.header("www-authenticate"), None);
+                    assert_eq!(answer.header("warning"), None, "case {n}");
+                    if wanted != Wanted::Tag {
+                        assert!(answer.json()["errors"][0]["code"].is_string(), "case {n}: {answer:?}");
+                        trouble_hides_nothing(&signed, &fault);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A list cannot be had, and some of what is on it was fetched before, or the list was.
+fn trouble_hides_nothing(signed: &Signed, fault: &Fault) {
+    // After some faults the registry is given a rest.
+    let path = format!("/v2/library/app/manifests/{}", signed.signature.digest);
+    support::eventually("the signature is held", || signed.larder.get(&path).status() == 200);
+    // What is held is better than nothing, and nobody takes it for all there is.
+    let answer = signed.get();
+    signed.lists(&answer, &[&signed.signature]);
+    is_stale(&answer);
+    // A filter that leaves nothing of it does not make "none" of "not known".
+    let answer = signed.get_only(SBOM);
+    assert!(answer.status() == 403 || is_trouble(answer.status()), "{answer:?}");
+    // Once the whole list was there, it is served on.
+    signed.registry.behave();
+    support::eventually("the list is there", || signed.get().head.header("warning").is_none());
+    signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+    signed.registry.script(When::any().path("/referrers/"), fault.clone());
+    let answer = signed.get();
+    signed.lists(&answer, &[&signed.signature, &signed.sbom]);
+    is_stale(&answer);
+    assert!(answer.header("age").is_some(), "{answer:?}");
+}
+
+#[test]
+fn a_list_that_breaks_off_is_no_list() {
+    let signed = Signed::impatient();
+    signed.registry.page_lists(1);
+    for fault in [
+        Fault::Status(500),
+        Fault::Status(404),
+        Fault::Close,
+        Fault::Answer(200, vec![("Content-Type".into(), "text/html".into())], b"<html>".to_vec()),
+        // The first page again, and again.
+        Fault::rewrite(|seen, plan| plan.set("Link", &format!("<?{}>; rel=\"next\"", seen.query))),
+    ] {
+        signed.registry.behave();
+        signed.registry.script(When::any().path("/referrers/").after(1), fault);
+        let answer = signed.get();
+        assert!(is_trouble(answer.status()), "{answer:?}");
+    }
+    signed.registry.behave();
+    signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+}
+
+#[test]
+fn a_list_without_an_end_is_given_up() {
+    let signed = Signed::new(|setup| setup);
+    let gate = Gate::new();
+    let endless = Fault::rewrite(|seen, plan| {
+        let page: usize = seen.query.strip_prefix("page=").map_or(0, |n| n.parse().unwrap());
+        plan.set("Link", &format!("<{}?page={}>; rel=\"next\"", seen.path, page + 1));
+    });
+    signed.registry.script(When::any().path("/referrers/"), endless);
+    signed.registry.script(When::any().path("/referrers/").after(3000), Fault::HoldHead(gate));
+    let answer = signed.get();
+    assert!(is_trouble(answer.status()), "{answer:?}");
+    let asked = signed.registry.count("GET", "/referrers/");
+    assert!(asked <= 1000, "{asked}");
+}
+
+#[test]
+fn a_link_leads_to_no_other_place() {
+    let signed = Signed::new(|setup| setup);
+    let elsewhere = Registry::start();
+    signed.registry.page_lists(1);
+    let base = elsewhere.url();
+    let moved = Fault::rewrite(move |_, plan| {
+        let link = plan.headers.iter().find(|(name, _)| name == "Link").map(|(_, value)| value.clone());
+        if let Some(link) = link {
+            plan.set("Link", &link.replacen('<', &format!("<{base}/somewhere"), 1));
+        }
+    });
+    signed.registry.script(When::any().path("/referrers/"), moved);
+    signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+    assert_eq!(elsewhere.requests().len(), 0);
+}
+
+#[test]
+fn lists_survive_a_restart_and_an_outage() {
+    for api in [true, false] {
+        let mut signed = Signed::impatient();
+        signed.registry.offer_referrers(api);
+        signed.tag_list(&[&signed.signature, &signed.sbom]);
+        let before = signed.get();
+        signed.lists(&before, &[&signed.signature, &signed.sbom]);
+        signed.larder.terminate();
+        signed.larder.wait_exit();
+        signed.registry.down();
+        signed.larder.restart();
+        let began = Instant::now();
+        let answer = signed.get();
+        assert_eq!(answer.body, before.body, "with the API: {api}");
+        is_stale(&answer);
+        assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        signed.lists(&signed.get_only(SBOM), &[&signed.sbom]);
+        // What was not on the list was not there when it was last seen, which is no word on today.
+        assert!(is_trouble(signed.get_only("application/vnd.none").status()));
+        signed.registry.up();
+        support::eventually("the upstream is asked again", || {
+            signed.get().head.outcome() == "larder; hit; detail=revalidated"
+        });
+    }
+}
+
+#[test]
+fn what_is_held_survives_a_restart() {
+    let mut signed = Signed::new(|setup| setup);
+    signed.hold(&signed.signature);
+    signed.larder.terminate();
+    signed.larder.wait_exit();
+    signed.registry.down();
+    signed.larder.restart();
+    let answer = signed.get();
+    signed.lists(&answer, &[&signed.signature]);
+    is_stale(&answer);
+    assert!(is_trouble(signed.get_only(SBOM).status()));
+}
+
+#[test]
+fn an_absence_is_no_answer_while_nobody_can_be_asked() {
+    for api in [true, false] {
+        let signed = Signed::impatient();
+        signed.registry.offer_referrers(api);
+        let other = Image::small(2);
+        let path = format!("/v2/library/app/referrers/{}", other.manifest.digest);
+        signed.lists(&signed.larder.get(&path), &[]);
+        signed.registry.down();
+        for method in ["GET", "HEAD"] {
+            let answer = signed.larder.api().send(method, &path, &[]);
+            assert!(is_trouble(answer.status()), "{method}, with the API: {api}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn an_upstream_that_hangs_holds_nobody_up_for_long() {
+    let signed = Signed::impatient();
+    signed.registry.script(When::any(), Fault::HoldHead(Gate::new()));
+    let began = Instant::now();
+    let answer = signed.get();
+    assert!([502, 504].contains(&answer.status()), "{answer:?}");
+    assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
+    signed.registry.behave();
+    signed.hold(&signed.signature);
+    signed.registry.script(When::any(), Fault::HoldHead(Gate::new()));
+    let began = Instant::now();
+    is_stale(&signed.get());
+    assert!(began.elapsed() < Duration::from_millis(3500), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_list_that_is_gone_upstream_goes_by_the_rules_for_tags() {
+    for (policy, left) in [("miss", 0), ("stale", 2)] {
+        let signed = Signed::new(|setup| {
+            setup
+                .set("cache.tag_ttl", "0s")
+                .set("cache.negative_ttl", "0s")
+                .set("cache.on_upstream_404", policy)
+        });
+        signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+        for document in [&signed.signature, &signed.sbom] {
+            signed.registry.remove_manifest("library/app", &document.digest);
+        }
+        for _ in 0..2 {
+            let answer = signed.get();
+            is_list(&answer);
+            assert_eq!(answer.json()["manifests"].as_array().unwrap().len(), left, "{policy}");
+        }
+    }
+}
+
+#[test]
+fn stale_has_a_limit_if_one_is_set() {
+    let signed = Signed::new(|setup| setup.set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s"));
+    signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+    signed.registry.down();
+    let answer = signed.get();
+    assert!(is_trouble(answer.status()), "{answer:?}");
+}
+
+#[test]
+fn a_tag_that_is_no_list_is_not_taken_for_an_empty_one() {
+    let signed = Signed::without_api(|setup| setup);
+    signed.registry.tag("library/app", &signed.fallback(), &signed.signature.digest);
+    let answer = signed.get();
+    assert_eq!(answer.status(), 502, "{answer:?}");
+}
+
+#[test]
+fn one_repositorys_referrers_are_not_anothers() {
+    let signed = Signed::impatient();
+    let kept = signed.get();
+    signed.lists(&kept, &[&signed.signature, &signed.sbom]);
+    signed.hold(&signed.signature);
+    let there = signed.path().replace("library/app", "evil/x");
+    // A repository of its own upstream's making.
+    signed.registry.add_image("evil/x", "v1", &Image::small(9));
+    let answer = signed.larder.get(&there);
+    signed.lists(&answer, &[]);
+    signed.registry.down();
+    assert!(is_trouble(signed.larder.get(&there).status()));
+    signed.registry.up();
+    // The list has a digest too, and is no manifest of another repository.
+    let digest = support::content::sha256(&kept.body);
+    for repository in ["library/app", "evil/x"] {
+        let path = format!("/v2/{repository}/manifests/{digest}");
+        support::eventually("the upstream is there again", || !is_trouble(signed.larder.get(&path).status()));
+        let status = signed.larder.get(&path).status();
+        assert_eq!(status, if repository == "evil/x" { 404 } else { 200 });
+    }
+}
+
+#[test]
+fn being_listed_gives_no_right() {
+    let signed = Signed::impatient();
+    signed.hold(&signed.image.manifest);
+    // evil/x says of a private manifest that it refers to something.
+    signed.registry.add_image("evil/x", "v1", &Image::small(9));
+    let entry = json!({
+        "mediaType": OCI_MANIFEST, "digest": signed.image.manifest.digest,
+        "size": signed.image.manifest.bytes.len(),
+    });
+    let list = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] });
+    let headers = vec![("Content-Type".to_owned(), OCI_INDEX.to_owned())];
+    let fault = Fault::Answer(200, headers, list.to_string().into_bytes());
+    signed.registry.script(When::any().path("/evil/x/referrers/"), fault);
+    let answer = signed.larder.get(&format!("/v2/evil/x/referrers/sha256:{}", "0".repeat(64)));
+    is_list(&answer);
+    assert_eq!(answer.json()["manifests"], json!([entry]));
+    let path = format!("/v2/evil/x/manifests/{}", signed.image.manifest.digest);
+    for method in ["GET", "HEAD"] {
+        assert_eq!(signed.larder.api().send(method, &path, &[]).status(), 404);
+    }
+}
+
+#[test]
+fn a_referrer_is_held_by_each_repository_that_fetched_it() {
+    let signed = Signed::impatient();
+    signed.registry.offer_referrers(false);
+    signed.hold(&signed.signature);
+    // The bytes are there already: one HEAD gives the other repository its right to them.
+    signed.registry.add_manifest("library/copy", &signed.signature);
+    let path = format!("/v2/library/copy/manifests/{}", signed.signature.digest);
+    signed.larder.get(&path).is_outcome("larder; hit; detail=revalidated");
+    let copy = signed.path().replace("library/app", "library/copy");
+    signed.lists(&signed.larder.get(&copy), &[&signed.signature]);
+}
+
+#[test]
+fn a_long_list_comes_in_documents_that_clients_read() {
+    const MOST: usize = 4 << 20;
+    let signed = Signed::new(|setup| setup);
+    let note = "x".repeat(100_000);
+    let mut wanted = BTreeSet::from([signed.signature.digest.clone(), signed.sbom.digest.clone()]);
+    for n in 0..60 {
+        let document = Image::statement(SIGNATURE, &format!("{n}{note}"), &signed.image.manifest);
+        signed.registry.add_manifest("library/app", &document);
+        wanted.insert(document.digest);
+    }
+    signed.registry.page_lists(10);
+    for query in ["", "?artifactType=application%2Fvnd.example.signature&ns=docker.io"] {
+        let (mut found, mut pages) = (Vec::new(), 0);
+        let mut next = Some(format!("{}{query}", signed.path()));
+        while let Some(path) = next {
+            let answer = signed.larder.get(&path);
+            is_list(&answer);
+            assert!(answer.body.len() <= MOST, "{}", answer.body.len());
+            let filtered = answer.header("oci-filters-applied").is_some();
+            assert_eq!(filtered, !query.is_empty(), "{path}");
+            let document = answer.json();
+            let page = document["manifests"].as_array().unwrap();
+            found.extend(page.iter().map(|it| it["digest"].as_str().unwrap().to_owned()));
+            pages += 1;
+            next = answer.header("link").map(|link| {
+                let (target, parameters) = link.split_once(';').unwrap();
+                assert_eq!(parameters.trim(), "rel=\"next\"");
+                let target = target.strip_prefix('<').unwrap().strip_suffix('>').unwrap();
+                assert!(target.starts_with(&format!("{}?", signed.path())), "{target}");
+                for part in query.trim_start_matches('?').split('&') {
+                    assert!(target.contains(part), "{target} has lost {part}");
+                }
+                target.to_owned()
+            });
+        }
+        assert_eq!(pages, 2);
+        assert!(found.is_sorted());
+        if !query.is_empty() {
+            found.push(signed.sbom.digest.clone());
+        }
+        assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), wanted);
+    }
+}
+
+#[test]
+fn pages_are_asked_for_with_a_token() {
+    let signed = Signed::new(|setup| setup);
+    signed.registry.page_lists(1);
+    signed.registry.demand(Auth::Bearer(None));
+    signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
+    assert_eq!(signed.registry.count("GET", "/token"), 1);
+    assert_eq!(signed.registry.count("GET", "/referrers/"), 3);
+}
+
+#[test]
+fn bad_questions_are_told_so() {
+    let signed = Signed::new(|setup| setup);
+    for digest in ["sha256:bad", "latest", "sha256:", "blake3:00"] {
+        signed.larder.get(&format!("/v2/library/app/referrers/{digest}")).is_error(400, "DIGEST_INVALID");
+    }
+    let nowhere = signed.path() + "?ns=nowhere.test";
+    signed.larder.get(&nowhere).is_error(404, "NAME_UNKNOWN");
+    assert_eq!(signed.asked(), 0);
+}
+
+#[test]
+fn a_layout_lists_what_is_in_it() {
+    let (image, folder) = (Image::small(1), tempfile::tempdir().unwrap());
+    let signature = Image::statement(SIGNATURE, "signed", &image.manifest);
+    let root = folder.path().join("org/app");
+    let blobs = root.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let mut entries = Vec::new();
+    for document in [&image.manifest, &signature] {
+        std::fs::write(blobs.join(document.digest.strip_prefix("sha256:").unwrap()), &*document.bytes)
+            .unwrap();
+        entries.push(json!({
+            "mediaType": OCI_MANIFEST, "digest": document.digest, "size": document.bytes.len(),
+        }));
+    }
+    let index = json!({ "schemaVersion": 2, "manifests": entries });
+    std::fs::write(root.join("index.json"), index.to_string()).unwrap();
+    let larder = Setup::empty()
+        .upstream_set("docker.io", "default", true)
+        .upstream_set("docker.io", "endpoints", vec![format!("oci://{}", folder.path().display())])
+        .start();
+    let list = |digest: &str| {
+        let answer = larder.get(&format!("/v2/org/app/referrers/{digest}"));
+        is_list(&answer);
+        answer.json()["manifests"].clone()
+    };
+    let entry = descriptor(&signature, &image.manifest.digest).unwrap();
+    assert_eq!(list(&image.manifest.digest), json!([entry]));
+    assert_eq!(list(&signature.digest), json!([]));
+}

@@ -1,0 +1,323 @@
+//! A configuration that changes while larder runs: followed where that is safe, said where it takes a restart, and left
+//! where it is wrong.
+
+use crate::support;
+
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use support::house::TAG;
+use support::{Auth, Fault, Image, Issued, Larder, Registry, Setup, TlsServer, When, eventually};
+
+const FOLLOWED: &str = "the configuration was read again and is followed";
+const UNCHANGED: &str = "the configuration was read again, and no key has changed";
+const REFUSED: &str = "the configuration cannot be used and stays as it was";
+const LATER: &str = "these changes need a restart and are not followed until then";
+
+fn house() -> (Registry, Image, Setup) {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let setup = Setup::with(&registry).set("cache.tag_ttl", "1h");
+    (registry, image, setup)
+}
+
+/// The line that says that a change of `key` is followed.
+#[track_caller]
+fn wait_followed(larder: &Larder, key: &str) -> Value {
+    larder.wait_for_line(&format!("the line about {key}"), |line| {
+        line["message"] == FOLLOWED && line["changed"].as_str().is_some_and(|changed| changed.contains(key))
+    })
+}
+
+#[test]
+fn a_changed_file_is_followed_by_itself() {
+    let (registry, image, setup) = house();
+    let mut larder = setup.start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    larder.get(TAG).is_outcome("larder; hit");
+    larder.rewrite(|setup| setup.set("cache.tag_ttl", "0s"));
+    let line = wait_followed(&larder, "cache.tag_ttl");
+    assert_eq!(line["changed"], "cache.tag_ttl: \"1h\" -> \"0s\"");
+    assert_eq!(line["level"], "INFO");
+    let before = registry.requests().len();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    assert_eq!(registry.requests().len(), before + 1, "the tag is asked about");
+}
+
+#[test]
+fn a_signal_is_enough_and_says_that_nothing_has_changed() {
+    let (_registry, _, setup) = house();
+    let mut larder = setup.start();
+    larder.hang_up();
+    larder.wait_for_line("an answer", |line| line["message"] == UNCHANGED);
+    larder.rewrite(|setup| setup.set("log.requests", false));
+    larder.hang_up();
+    wait_followed(&larder, "log.requests");
+    larder.get("/v2/");
+    assert_eq!(larder.count_lines("request"), 0, "{}", larder.log_text());
+}
+
+#[test]
+fn a_broken_file_changes_nothing_and_is_said_once() {
+    let (_registry, image, setup) = house();
+    let mut larder = setup.start();
+    let file = larder.setup().folder().join("larder.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    for (number, (text, words)) in [
+        (good.replace("tag_ttl", "tag_tll"), &["larder.toml:", "tag_tll", "did you mean `tag_ttl`"][..]),
+        (format!("{good}\n[cache"), &["larder.toml:"]),
+        (good.replace("\"1h\"", "\"soon\""), &["larder.toml:", "cache.tag_ttl", "for example"]),
+        (good.replace("default = true", "default = false"), &["upstream", "default = true"]),
+        (format!("{good}\nca_file = \"/nowhere\"\n"), &["ca_file", "/nowhere"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        std::fs::write(&file, text).unwrap();
+        eventually("the error is said", || larder.count_lines(REFUSED) > number);
+        let errors: Vec<_> =
+            larder.log_lines().into_iter().filter(|line| line["message"] == REFUSED).collect();
+        assert_eq!(errors.len(), number + 1, "{errors:?}");
+        let said = errors[number]["error"].as_str().unwrap();
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        assert_eq!(errors[number]["level"], "ERROR");
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    }
+    // It is not said again while the file stays as it is; and a good file ends it.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(larder.count_lines(REFUSED), 5);
+    // Who asks gets an answer, the same one if need be.
+    larder.hang_up();
+    eventually("the error is said", || larder.count_lines(REFUSED) == 6);
+    std::fs::remove_file(&file).unwrap();
+    eventually("the error is said", || larder.count_lines(REFUSED) == 7);
+    larder.rewrite(|setup| setup.set("cache.tag_ttl", "2h"));
+    wait_followed(&larder, "cache.tag_ttl");
+}
+
+#[test]
+fn what_takes_a_restart_is_said_in_one_line() {
+    let (_registry, image, setup) = house();
+    let mut larder = setup.start();
+    larder.rewrite(|setup| {
+        let elsewhere = setup.folder().join("elsewhere").display().to_string();
+        let setup = setup.set("server.listen", "127.0.0.1:1").set("store.path", elsewhere);
+        setup.set("store.max_size", "30GiB").set("log.format", "text").set("cache.negative_ttl", "3s")
+    });
+    let line = larder.wait_for_line("the warning", |line| line["message"] == LATER);
+    assert_eq!(line["level"], "WARN");
+    let keys = line["keys"].as_str().unwrap();
+    for key in ["server.listen", "store.path", "log.format"] {
+        assert!(keys.contains(key), "{keys}");
+    }
+    assert!(!keys.contains("negative_ttl"), "{keys}");
+    wait_followed(&larder, "cache.negative_ttl");
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    assert!(!larder.setup().folder().join("elsewhere").exists());
+    // The next change says it again, because it still waits.
+    larder.rewrite(|setup| setup.set("cache.negative_ttl", "4s"));
+    eventually("it is said again", || larder.count_lines(LATER) == 2);
+}
+
+#[test]
+fn environment_and_flags_still_win() {
+    let (registry, image, setup) = house();
+    let mut command = setup.command();
+    command.env("LARDER_CACHE__TAG_TTL", "2h").args(["--listen", "127.0.0.1:0"]);
+    let mut larder = setup.start_by(&mut command);
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    let before = registry.requests().len();
+    larder.rewrite(|setup| setup.set("cache.tag_ttl", "0s").set("server.listen", "127.0.0.1:1"));
+    larder.wait_for_line("an answer", |line| line["message"] == UNCHANGED);
+    assert_eq!(larder.count_lines(LATER), 0);
+    larder.get(TAG).is_outcome("larder; hit");
+    assert_eq!(registry.requests().len(), before);
+}
+
+#[test]
+fn a_mounted_file_whose_link_is_swapped_is_followed() {
+    // As Kubernetes mounts a ConfigMap.
+    let (_registry, _, setup) = house();
+    let mount = setup.folder().join("mount");
+    let text = std::fs::read_to_string(setup.config_file()).unwrap();
+    let place = |number: usize, text: &str| {
+        let folder = mount.join(format!("..{number}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("larder.toml"), text).unwrap();
+        symlink(format!("..{number}"), mount.join("..new")).unwrap();
+        std::fs::rename(mount.join("..new"), mount.join("..data")).unwrap();
+    };
+    place(1, &text);
+    symlink("..data/larder.toml", mount.join("larder.toml")).unwrap();
+    let mut command = setup.bare_command();
+    command.arg("serve").env("LARDER_CONFIG", mount.join("larder.toml"));
+    let larder = setup.start_by(&mut command);
+    place(2, &text.replace("\"1h\"", "\"3h\""));
+    wait_followed(&larder, "cache.tag_ttl: \"1h\" -> \"3h\"");
+}
+
+#[test]
+fn repositories_can_be_closed_and_opened() {
+    let (_registry, image, setup) = house();
+    let mut larder = setup.start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.rewrite(|setup| setup.upstream_set("docker.io", "deny", vec!["library/*"]));
+    wait_followed(&larder, "upstream.\"docker.io\".deny");
+    assert_eq!(larder.get(TAG).status(), 404);
+    larder.rewrite(|setup| setup.upstream_set("docker.io", "deny", Vec::<String>::new()));
+    wait_followed(&larder, "[\"library/*\"] -> []");
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+}
+
+#[test]
+fn upstreams_come_go_and_move() {
+    let (_registry, _, setup) = house();
+    let (other, moved) = (Registry::start(), Registry::start());
+    let image = Image::small(5);
+    other.add_image("org/app", "v1", &image);
+    moved.add_image("org/app", "v2", &image);
+    let mut larder = setup.start();
+    let path = |tag: &str| format!("/v2/quay.io/org/app/manifests/{tag}");
+    assert_eq!(larder.get(&path("v1")).status(), 404);
+    larder.rewrite(|setup| setup.upstream("quay.io", &other));
+    wait_followed(&larder, "upstream.\"quay.io\"");
+    larder.get(&path("v1")).is_ok_with(&image.manifest.bytes);
+    let series = |url: &str| larder.metrics_text().contains(&format!("endpoint=\"{url}\""));
+    assert!(series(&other.url()));
+    larder.rewrite(|setup| setup.upstream("quay.io", &moved));
+    wait_followed(&larder, &moved.url());
+    larder.get(&path("v2")).is_ok_with(&image.manifest.bytes);
+    let series = |url: &str| larder.metrics_text().contains(&format!("endpoint=\"{url}\""));
+    assert!(series(&moved.url()) && !series(&other.url()), "an endpoint that is gone has no series");
+    larder.rewrite(|setup| {
+        let setup = setup.set("upstream", toml::Table::new());
+        setup.upstream("docker.io", &other).upstream_set("docker.io", "default", true)
+    });
+    wait_followed(&larder, "a table is gone");
+    assert_eq!(larder.get(&path("v2")).status(), 404);
+    larder.get("/v2/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+}
+
+#[test]
+fn an_authority_that_is_replaced_is_read_again() {
+    let image = Image::small(4);
+    let body = String::from_utf8(image.manifest.bytes.to_vec()).unwrap();
+    let media_type = &image.manifest.media_type;
+    let head = format!("Content-Type: {media_type}\r\nContent-Length: {}\r\nConnection: close", body.len());
+    let server = TlsServer::start(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}"));
+    let (_registry, _, setup) = house();
+    let ca = setup.write("ca.pem", &Issued::new().cert);
+    let setup = setup.upstream_set("quay.io", "endpoints", vec![server.url()]);
+    let larder = setup.upstream_set("quay.io", "ca_file", ca.display().to_string()).start();
+    let path = "/v2/quay.io/org/app/manifests/v1";
+    assert_eq!(larder.get(path).status(), 502);
+    std::fs::write(&ca, "half a cert").unwrap();
+    larder.wait_for_line("the error", |line| {
+        line["message"] == REFUSED && line["error"].as_str().unwrap().contains("ca.pem")
+    });
+    std::fs::write(&ca, &server.pem).unwrap();
+    larder.wait_for_line("the change", |line| line["message"] == UNCHANGED);
+    larder.get(path).is_ok_with(&image.manifest.bytes);
+}
+
+#[test]
+fn what_is_known_of_an_unchanged_upstream_stays() {
+    let (dead, _, setup) = house();
+    let guarded = Registry::start();
+    guarded.demand(Auth::Bearer(None));
+    let image = Image::small(6);
+    guarded.add_image("org/app", "v1", &image);
+    guarded.add_image("org/app", "v2", &image);
+    dead.script(When::any(), Fault::Close);
+    let mut larder = setup.upstream("quay.io", &guarded).start();
+    let open =
+        |larder: &Larder| larder.counter("larder_upstream_endpoint_open", &[("upstream", "docker.io")]);
+    for number in 0..3 {
+        assert_eq!(larder.get(&format!("/v2/library/app/manifests/x{number}")).status(), 502);
+    }
+    assert_eq!(open(&larder), 1);
+    larder.get("/v2/quay.io/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    let tokens = |larder: &Larder| larder.counter("larder_upstream_token_requests_total", &[]);
+    let (asked, got) = (dead.requests().len(), tokens(&larder));
+    assert!(got > 0);
+    larder.rewrite(|setup| {
+        let setup = setup.upstream_set("quay.io", "tag_ttl", "5s").set("cache.negative_ttl", "1s");
+        setup.upstream_set("docker.io", "allow", vec!["**"])
+    });
+    wait_followed(&larder, "tag_ttl");
+    assert_eq!(open(&larder), 1);
+    assert_eq!(larder.get("/v2/library/app/manifests/y").status(), 502);
+    assert_eq!(dead.requests().len(), asked, "it is still left alone");
+    larder.get("/v2/quay.io/org/app/manifests/v2").is_ok_with(&image.manifest.bytes);
+    assert_eq!(tokens(&larder), got, "the token is still used");
+    // Another limit is another client: what was known of the old one went with it.
+    larder.rewrite(|setup| setup.upstream_set("docker.io", "max_connections", 7));
+    wait_followed(&larder, "max_connections");
+    assert_eq!(open(&larder), 0);
+}
+
+#[test]
+fn level_mode_and_bounds_are_followed() {
+    let (registry, _, setup) = house();
+    let mut larder = setup.set("server.max_connections", 1).start();
+    registry.script(When::any(), Fault::Status(403));
+    assert_eq!(larder.get("/v2/library/app/manifests/x").status(), 404);
+    larder.rewrite(|setup| setup.set("server.mode", "gateway").set("log.level", "error"));
+    // This change turns off the line that would say it.
+    eventually("it is followed", || larder.get("/v2/library/app/manifests/y").status() == 403);
+    let lines = larder.log_lines().len();
+    larder.get("/v2/");
+    larder.rewrite(|setup| setup.set("log.level", "info").set("server.max_connections", 3));
+    let line = wait_followed(&larder, "server.max_connections: 1 -> 3");
+    assert_eq!(larder.log_lines().len(), lines + 1, "{line}");
+    let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
+    eventually("both are taken in", || larder.counter("larder_connections", &[]) == 2);
+    larder.get("/v2/").is_ok_with(b"{}");
+    larder.rewrite(|setup| setup.set("server.max_connections", 1));
+    wait_followed(&larder, "server.max_connections: 3 -> 1");
+    drop(held);
+    larder.get("/v2/").is_ok_with(b"{}");
+    let held = larder.api().connect().unwrap();
+    eventually("it is taken in", || larder.counter("larder_connections", &[]) == 1);
+    let hasty = larder.api().patient_for(Duration::from_millis(300));
+    hasty.try_send("GET", "/v2/", &[]).unwrap_err();
+    drop(held);
+}
+
+#[test]
+fn no_request_fails_while_the_configuration_changes() {
+    let (_registry, image, setup) = house();
+    let mut larder = setup.set("log.requests", false).start();
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let over = AtomicBool::new(false);
+    let api = larder.api();
+    std::thread::scope(|scope| {
+        let pulling: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut pulls = 0;
+                    while !over.load(Ordering::SeqCst) {
+                        api.get(TAG).is_ok_with(&image.manifest.bytes);
+                        pulls += 1;
+                    }
+                    pulls
+                })
+            })
+            .collect();
+        for number in 2..12 {
+            larder.rewrite(|setup| setup.upstream_set("docker.io", "max_connections", number));
+            larder.hang_up();
+            wait_followed(&larder, &format!("-> {number}"));
+        }
+        over.store(true, Ordering::SeqCst);
+        for pulling in pulling {
+            assert!(pulling.join().expect("no request failed") > 0);
+        }
+    });
+}

@@ -1,0 +1,317 @@
+//! Bytes are shared across repositories, the right to them is not: each repository answers for itself.
+
+use crate::support;
+
+use std::sync::Barrier;
+
+use serde_json::{Value, json};
+use support::client::Broken;
+use support::content::{OCI_INDEX, OCI_MANIFEST};
+use support::{Answer, Blob, Document, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
+
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// `library/app:v1` is a private image as far as `evil/x` is concerned, and larder holds all of it.
+struct Neighbours {
+    registry: Registry,
+    larder: Larder,
+    image: Image,
+}
+
+impl Neighbours {
+    fn new() -> Self {
+        let registry = Registry::start();
+        let image = Image::small(1);
+        registry.add_image("library/app", "v1", &image);
+        // What was asked once is asked again: every answer here is the upstream's own.
+        let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
+        larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+        for blob in image.blobs() {
+            larder.get(&blob_path("library/app", &blob.digest)).is_ok_with(&blob.bytes);
+        }
+        larder.settle();
+        Self { registry, larder, image }
+    }
+
+    /// Everything that larder holds for `library/app`.
+    fn held(&self) -> Vec<(String, usize)> {
+        let manifest = (self.image.manifest.digest.clone(), self.image.manifest.bytes.len());
+        let blobs = self.image.blobs().map(|blob| (blob.digest.clone(), blob.len()));
+        std::iter::once(manifest).chain(blobs).collect()
+    }
+
+    /// Has larder fetch a manifest of `evil/x`.
+    fn plant(&self, document: &Document) {
+        self.registry.add_manifest("evil/x", document);
+        self.registry.tag("evil/x", "v1", &document.digest);
+        let path = manifest_path("evil/x", &document.digest);
+        self.larder.get(&path).is_ok_with(&document.bytes);
+        self.larder.settle();
+    }
+
+    /// `evil/x` has no right to this: its upstream is asked, and says so.
+    fn keeps_to_itself(&self, digest: &str) {
+        for path in [manifest_path("evil/x", digest), blob_path("evil/x", digest)] {
+            for method in ["GET", "HEAD"] {
+                self.registry.forget_requests();
+                let answer = self.larder.api().send(method, &path, &[]);
+                assert_eq!(answer.status(), 404, "{method} {path}: {:?}", answer.head);
+                assert!(!answer.head.outcome().contains("; hit"), "{method} {path}: {:?}", answer.head);
+                let asked = self.registry.requests();
+                assert!(asked.iter().any(|seen| seen.path == path), "{method} {path} was not asked for");
+            }
+        }
+    }
+}
+
+fn blob_path(repository: &str, digest: &str) -> String {
+    format!("/v2/{repository}/blobs/{digest}")
+}
+
+fn manifest_path(repository: &str, digest: &str) -> String {
+    format!("/v2/{repository}/manifests/{digest}")
+}
+
+/// A manifest around one layer of the given descriptor; the config is nobody's.
+fn manifest_over(layer: &Value) -> Document {
+    let config = Blob::new("{}");
+    let config_type = "application/vnd.oci.image.config.v1+json";
+    let value = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": { "mediaType": config_type, "digest": config.digest, "size": config.len() },
+        "layers": [layer],
+    });
+    Document::json(OCI_MANIFEST, &value)
+}
+
+fn layer(blob: &Blob, size: usize) -> Value {
+    json!({ "mediaType": LAYER, "digest": blob.digest, "size": size })
+}
+
+#[test]
+fn a_subject_gives_no_right() {
+    let neighbours = Neighbours::new();
+    for (digest, size) in neighbours.held() {
+        let subject = json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": size });
+        let own = Blob::new(format!("about {digest}"));
+        let mut manifest: Value =
+            serde_json::from_slice(&manifest_over(&layer(&own, own.len())).bytes).unwrap();
+        manifest["artifactType"] = json!("application/vnd.example.statement");
+        manifest["subject"] = subject.clone();
+        let index =
+            json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "subject": subject });
+        for document in [Document::json(OCI_MANIFEST, &manifest), Document::json(OCI_INDEX, &index)] {
+            neighbours.plant(&document);
+            neighbours.keeps_to_itself(&digest);
+        }
+    }
+}
+
+#[test]
+fn a_layer_that_lies_elsewhere_gives_no_right() {
+    let neighbours = Neighbours::new();
+    let types = [
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        LAYER,
+    ];
+    for media_type in types {
+        for (digest, size) in neighbours.held() {
+            let urls = ["https://mirror.example/layer"];
+            let foreign = json!({ "mediaType": media_type, "digest": digest, "size": size, "urls": urls });
+            neighbours.plant(&manifest_over(&foreign));
+            neighbours.keeps_to_itself(&digest);
+        }
+    }
+}
+
+#[test]
+fn a_fill_of_another_repository_is_no_right() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 2 << 20);
+    registry.add_blob("library/app", &blob);
+    let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
+    let (here, there) = (blob_path("library/app", &blob.digest), blob_path("evil/x", &blob.digest));
+    let refused = || {
+        for method in ["GET", "HEAD", "GET"] {
+            let answer = larder.api().send(method, &there, &[]);
+            assert_eq!(answer.status(), 404, "{method}: {:?}", answer.head);
+        }
+    };
+    // Before its first byte, in the middle, and when all of it is there.
+    let (head, body) = (Gate::new(), Gate::new());
+    registry.script(When::blobs().method("GET").path("library/app"), Fault::HoldHead(head.clone()));
+    registry.script(When::blobs().method("GET").path("library/app"), Fault::HoldBody(1 << 20, body.clone()));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| larder.get(&here));
+        head.wait_reached(1);
+        refused();
+        head.open();
+        body.wait_reached(1);
+        refused();
+        body.open();
+        first.join().unwrap().is_ok_with(&blob.bytes);
+    });
+    larder.settle();
+    registry.forget_requests();
+    refused();
+    assert_eq!(registry.requests().iter().filter(|seen| seen.path == there).count(), 3);
+    larder.get(&here).is_outcome("larder; hit");
+}
+
+#[test]
+fn who_asks_at_the_same_time_gets_no_more_and_no_less() {
+    const ROUNDS: u64 = 60;
+    let registry = Registry::start();
+    let blobs: Vec<_> = (0..ROUNDS).map(|n| Blob::random(n, 40_000)).collect();
+    for blob in &blobs {
+        registry.add_blob("library/app", blob);
+    }
+    let larder = Larder::before(&registry);
+    let start = Barrier::new(4);
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (client, blobs, start) = (larder.api(), &blobs, &start);
+            scope.spawn(move || {
+                let mut wrong = Vec::new();
+                for (round, blob) in blobs.iter().enumerate() {
+                    start.wait();
+                    let own = worker % 2 == 0;
+                    let repository = if own { "library/app" } else { "evil/x" };
+                    match client.try_send("GET", &blob_path(repository, &blob.digest), &[]) {
+                        Ok(answer) if own && answer.status() == 200 && answer.body == *blob.bytes => {}
+                        Ok(answer) if !own && answer.status() == 404 => {}
+                        other => wrong.push((round, repository, other.map(|answer| answer.status()))),
+                    }
+                }
+                assert!(wrong.is_empty(), "{wrong:?}");
+            });
+        }
+    });
+}
+
+/// `evil/x` is held up with a fill of the layer when `library/alpine` asks for it, and fails; the other does not.
+fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, Broken> {
+    let registry = Registry::start();
+    let blob = Blob::random(7, 300_000);
+    let image = Image::oci(7, "linux/amd64", vec![blob.clone()]);
+    registry.add_image("library/alpine", "v1", &image);
+    let larder = Larder::before(&registry);
+    larder.get("/v2/library/alpine/manifests/v1").is_ok_with(&image.manifest.bytes);
+    if let Some(size) = size {
+        registry.add_blob("evil/x", &blob);
+        let document = manifest_over(&layer(&blob, size));
+        registry.add_manifest("evil/x", &document);
+        larder.get(&manifest_path("evil/x", &document.digest)).is_ok_with(&document.bytes);
+    }
+    let gate = Gate::new();
+    let evil = When::blobs().path("/evil/x/");
+    for fault in faults {
+        registry.script(evil.clone(), fault);
+    }
+    registry.script(evil.method("GET"), Fault::HoldHead(gate.clone()));
+    let (client, at) = (larder.api(), |repository| blob_path(repository, &blob.digest));
+    let failed = std::thread::scope(|scope| {
+        let failing = scope.spawn(|| client.try_send("GET", &at("evil/x"), &[]));
+        gate.wait_reached(1);
+        let good = scope.spawn(|| client.try_send("GET", &at("library/alpine"), &[]));
+        eventually("the second has joined or asks for itself", || {
+            larder.counter("larder_fills_joined_total", &[]) > 0
+                || registry.requests().iter().any(|seen| seen.path == at("library/alpine"))
+        });
+        gate.open();
+        let failed = failing.join().unwrap();
+        good.join().unwrap().expect("a whole answer").is_ok_with(&blob.bytes);
+        failed
+    });
+    larder.settle();
+    registry.down();
+    let again = larder.get(&at("library/alpine"));
+    again.is_ok_with(&blob.bytes);
+    again.is_outcome("larder; hit");
+    failed
+}
+
+#[test]
+fn one_repositorys_404_is_not_anothers() {
+    let failed = one_fails_alone(None, Vec::new()).unwrap();
+    failed.is_error(404, "BLOB_UNKNOWN");
+}
+
+#[test]
+fn one_repositorys_refusal_is_not_anothers() {
+    for status in [401, 403] {
+        let failed = one_fails_alone(None, vec![Fault::Status(status)]).unwrap();
+        assert!([403, 404].contains(&failed.status()), "{failed:?}");
+    }
+}
+
+#[test]
+fn one_repositorys_wrong_promise_is_not_anothers() {
+    for size in [299_999, 300_001] {
+        let failed = one_fails_alone(Some(size), Vec::new()).unwrap();
+        assert_eq!(failed.status(), 502, "{failed:?}");
+    }
+}
+
+#[test]
+fn one_repositorys_wrong_promise_of_an_untold_length_is_not_anothers() {
+    for size in [299_999, 300_001] {
+        // Its head has gone out before anybody can know: then the body must not come to its end.
+        if let Ok(failed) = one_fails_alone(Some(size), vec![Fault::Chunked]) {
+            assert_eq!(failed.status(), 502, "{failed:?}");
+        }
+    }
+}
+
+#[test]
+fn one_repositorys_wrong_answer_is_not_anothers() {
+    let failed = one_fails_alone(Some(300_000), vec![Fault::OneLess]).unwrap();
+    assert_eq!(failed.status(), 502, "{failed:?}");
+}
+
+#[test]
+fn a_404_is_of_one_kind() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let (manifest, config, layer) = (&image.manifest, &image.config, &image.layers[0]);
+    // Blobs first, as some clients ask.
+    for method in ["GET", "HEAD"] {
+        let larder = Setup::with(&registry).set("cache.negative_ttl", "1h").start();
+        let as_blob = blob_path("library/app", &manifest.digest);
+        for _ in 0..3 {
+            assert_eq!(larder.api().send(method, &as_blob, &[]).status(), 404);
+        }
+        larder.get(&manifest_path("library/app", &manifest.digest)).is_ok_with(&manifest.bytes);
+        for (blob, first) in [(config, "GET"), (layer, "HEAD")] {
+            let as_manifest = manifest_path("library/app", &blob.digest);
+            assert_eq!(larder.api().send(method, &as_manifest, &[]).status(), 404);
+            let path = blob_path("library/app", &blob.digest);
+            assert_eq!(larder.api().send(first, &path, &[]).status(), 200);
+            larder.get(&path).is_ok_with(&blob.bytes);
+        }
+        // And of its own kind it is remembered.
+        assert_eq!(registry.requests().iter().filter(|seen| seen.path == as_blob).count(), 1);
+        registry.forget_requests();
+    }
+}
+
+#[test]
+fn one_repositorys_silence_is_not_anothers() {
+    let registry = Registry::start();
+    let blob = Blob::random(7, 300_000);
+    let image = Image::oci(7, "linux/amd64", vec![blob.clone()]);
+    registry.add_image("library/alpine", "v1", &image);
+    let larder = Larder::before(&registry);
+    larder.get("/v2/library/alpine/manifests/v1").is_ok_with(&image.manifest.bytes);
+    let never = Gate::new();
+    registry.script(When::blobs().path("/evil/x/"), Fault::HoldHead(never.clone()));
+    let (client, at) = (larder.api(), |repository| blob_path(repository, &blob.digest));
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.try_send("GET", &at("evil/x"), &[]));
+        never.wait_reached(1);
+        client.get(&at("library/alpine")).is_ok_with(&blob.bytes);
+        never.open();
+    });
+}

@@ -1,0 +1,237 @@
+//! `larder setup`: what clients are told, and how that gets into files that are there already.
+
+use crate::support;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use support::verb::{self, Ran};
+use support::{Issued, Setup};
+use tempfile::TempDir;
+
+/// A configuration that listens at a port of its own, with two upstreams.
+fn larder() -> Setup {
+    Setup::empty()
+        .set("server.listen", "127.0.0.1:5000")
+        .upstream_set("docker.io", "endpoints", vec!["https://registry-1.docker.io"])
+        .upstream_set("docker.io", "default", true)
+        .upstream_set("quay.io", "endpoints", vec!["https://quay.io"])
+}
+
+fn machine() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Runs it for the machine below a folder.
+fn setup(setup: &Setup, root: &Path, arguments: &[&str]) -> Ran {
+    let root = root.to_str().unwrap();
+    verb::offline(setup, &[&["setup"], arguments, &["--root", root]].concat())
+}
+
+fn put(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn text(root: &Path, path: &str) -> String {
+    fs::read_to_string(root.join(path)).unwrap()
+}
+
+/// All files below a folder but for those that begin with one of these.
+fn beside(root: &Path, folder: &str, known: &[&str]) -> Vec<String> {
+    let entries = fs::read_dir(root.join(folder)).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !known.contains(&name.as_str())).collect()
+}
+
+#[test]
+fn the_readme_shows_what_is_printed() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (larder, root) = (larder(), machine());
+    for client in ["docker", "containerd", "podman", "crio"] {
+        let printed = setup(&larder, root.path(), &[client, "--json"]).ended(0).json();
+        let content = printed[0]["content"].as_str().unwrap();
+        let wanted: Vec<_> = content.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(readme.contains(wanted.join("\n").trim()), "{client}: {content}");
+    }
+    // BuildKit's there has one upstream.
+    let printed = setup(&larder, root.path(), &["buildkit", "--json"]).ended(0).json();
+    for line in printed[0]["content"].as_str().unwrap().lines().filter(|line| !line.contains("quay.io")) {
+        assert!(readme.contains(line), "{line}");
+    }
+}
+
+#[test]
+fn a_file_stands_under_its_path_and_over_what_to_do() {
+    let (larder, root) = (larder(), machine());
+    let printed = setup(&larder, root.path(), &["crio"]).ended(0).stdout;
+    let path = root.path().join("etc/containers/registries.conf.d/larder.conf");
+    assert!(printed.starts_with(&format!("# {}\n# Written by `larder setup`", path.display())), "{printed}");
+    assert!(printed.ends_with("\n# systemctl reload crio\n"), "{printed}");
+    // The whole of it is a file that can be used.
+    let table: toml::Table = printed.parse().unwrap();
+    assert_eq!(table["registry"].as_array().unwrap().len(), 2);
+    assert!(!path.exists(), "nothing is written unasked");
+}
+
+#[test]
+fn every_client_is_told_once_and_then_already_so() {
+    let (larder, root) = (larder(), machine());
+    for (client, file) in [
+        ("docker", "etc/docker/daemon.json"),
+        ("containerd", "etc/containerd/certs.d/_default/hosts.toml"),
+        ("podman", "etc/containers/registries.conf.d/larder.conf"),
+        ("buildkit", "etc/buildkit/buildkitd.toml"),
+        ("k3s", "etc/rancher/k3s/registries.yaml"),
+    ] {
+        let first = setup(&larder, root.path(), &[client, "--write"]).ended(0);
+        assert!(first.stdout.contains(&format!("{file}: written\n")), "{first:?}");
+        let written = text(root.path(), file);
+        assert!(written.contains("127.0.0.1:5000"), "{written}");
+        let again = setup(&larder, root.path(), &[client, "--write"]).ended(0);
+        assert!(again.stdout.ends_with(&format!("{file}: already so\n")), "{again:?}");
+        assert_eq!(text(root.path(), file), written);
+        let folder = Path::new(file).parent().unwrap().to_str().unwrap();
+        let name = Path::new(file).file_name().unwrap().to_str().unwrap();
+        assert_eq!(beside(root.path(), folder, &[name]), Vec::<String>::new(), "no copy without a change");
+    }
+    // CRI-O reads Podman's.
+    let crio = setup(&larder, root.path(), &["crio", "--write", "--json"]).ended(0).json();
+    assert_eq!(crio[0]["outcome"], "unchanged", "{crio}");
+}
+
+#[test]
+fn what_was_there_stays_and_its_copy_too() {
+    let (larder, root) = (larder(), machine());
+    let daemon =
+        "{\n  \"storage-driver\": \"overlay2\",\n  \"registry-mirrors\": [\"https://other.test\"]\n}\n";
+    let hosts = "# by hand\n[host.\"https://other.test\"]\n  capabilities = [\"pull\"]\n";
+    let buildkit = "[worker.oci]\n  gc = true # by hand\n";
+    put(root.path(), "etc/docker/daemon.json", daemon);
+    put(root.path(), "etc/containerd/certs.d/quay.io/hosts.toml", hosts);
+    put(root.path(), "etc/buildkit/buildkitd.toml", buildkit);
+    let docker = setup(&larder, root.path(), &["docker", "--write", "--json"]).ended(0).json();
+    assert_eq!(docker[0]["outcome"], "written");
+    assert_eq!(fs::read_to_string(docker[0]["backup"].as_str().unwrap()).unwrap(), daemon);
+    let now: Value = serde_json::from_str(&text(root.path(), "etc/docker/daemon.json")).unwrap();
+    assert_eq!(
+        now,
+        json!({
+            "storage-driver": "overlay2",
+            "registry-mirrors": ["https://other.test", "http://127.0.0.1:5000"],
+        })
+    );
+    let general = setup(&larder, root.path(), &["containerd"]).ended(0);
+    assert!(general.stderr.contains("quay.io/hosts.toml is there"), "{general:?}");
+    setup(&larder, root.path(), &["containerd", "--per-registry", "--write"]).ended(0);
+    let now = text(root.path(), "etc/containerd/certs.d/quay.io/hosts.toml");
+    assert!(now.starts_with(hosts) && now.contains("[host.\"http://127.0.0.1:5000\"]"), "{now}");
+    assert!(root.path().join("etc/containerd/certs.d/docker.io/hosts.toml").exists());
+    setup(&larder, root.path(), &["buildkit", "--write"]).ended(0);
+    let now = text(root.path(), "etc/buildkit/buildkitd.toml");
+    assert!(now.contains("gc = true # by hand") && now.contains("\"127.0.0.1:5000/quay.io\""), "{now}");
+}
+
+#[test]
+fn what_is_malformed_or_somebody_elses_is_left_alone() {
+    let (larder, root) = (larder(), machine());
+    for (client, file, content, says) in [
+        ("docker", "etc/docker/daemon.json", "{\n  \"debug\": true,\n}\n", "line 3, column 1"),
+        ("docker", "etc/docker/daemon.json", "{\"registry-mirrors\": \"x\"}", "no list"),
+        ("containerd", "etc/containerd/certs.d/_default/hosts.toml", "a = 1\n[host\n", "line 2"),
+        ("podman", "etc/containers/registries.conf.d/larder.conf", "[[registry]\n", "line 1"),
+        ("podman", "etc/containers/registries.conf.d/larder.conf", "[[registry]]\n", "not written by"),
+        ("buildkit", "etc/buildkit/buildkitd.toml", "registry = 5\n", "no table"),
+        ("k3s", "etc/rancher/k3s/registries.yaml", "mirrors: {}\n", "not written by"),
+    ] {
+        put(root.path(), file, content);
+        let ran = setup(&larder, root.path(), &[client, "--write"]).ended(1);
+        assert!(ran.stderr.contains(file) && ran.stderr.contains(says), "{ran:?}");
+        assert_eq!(text(root.path(), file), content);
+        // What there is to add by hand is still to be had.
+        setup(&larder, root.path(), &[client]).ended(0);
+    }
+}
+
+#[test]
+fn tls_comes_with_its_authority() {
+    let (issued, root) = (Issued::new(), machine());
+    let larder = larder();
+    let (cert, key) = issued.write_into(&larder.folder().join("tls"));
+    let ca = cert.to_str().unwrap().to_owned();
+    let larder = larder
+        .set("server.listen", toml::Value::Array(Vec::new()))
+        .set("server.tls_listen", "0.0.0.0:5443")
+        .set("server.tls_cert", ca.clone())
+        .set("server.tls_key", key.to_str().unwrap());
+    let open = setup(&larder, root.path(), &["docker"]).ended(1);
+    assert!(open.stderr.contains("--address HOST:PORT"), "{open:?}");
+    let trusted = setup(&larder, root.path(), &["docker", "--address", "larder.test:5443"]).ended(0);
+    assert!(trusted.stderr.contains("add --ca-file"), "{trusted:?}");
+    let at = ["--address", "larder.test:5443", "--ca-file", &ca];
+    for (client, file, says) in [
+        ("docker", "etc/docker/certs.d/larder.test:5443/ca.crt", "https://larder.test:5443"),
+        (
+            "containerd",
+            "etc/containerd/certs.d/larder-ca.crt",
+            "ca = \"/etc/containerd/certs.d/larder-ca.crt\"",
+        ),
+        ("podman", "etc/containers/certs.d/larder.test:5443/ca.crt", "larder.test:5443/quay.io"),
+        ("buildkit", "etc/buildkit/larder-ca.crt", "ca = [\"/etc/buildkit/larder-ca.crt\"]"),
+        ("k3s", "etc/rancher/k3s/larder-ca.crt", "ca_file: \"/etc/rancher/k3s/larder-ca.crt\""),
+        ("kind", "", "ca = \"/etc/containerd/certs.d/larder-ca.crt\""),
+    ] {
+        let printed = setup(&larder, root.path(), &[&[client][..], &at].concat()).ended(0).stdout;
+        assert!(printed.contains(says), "{printed}");
+        assert!(!printed.contains("http://larder.test") && !printed.contains("insecure"), "{printed}");
+        if client != "kind" {
+            setup(&larder, root.path(), &[&[client, "--write"][..], &at].concat()).ended(0);
+            assert_eq!(text(root.path(), file), issued.cert);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_work_is_said() {
+    let root = machine();
+    let says = |larder: &Setup, arguments: &[&str], word: &str| {
+        let ran = setup(larder, root.path(), arguments).ended(1);
+        assert!(ran.stderr.contains(word), "{ran:?}");
+    };
+    let hidden = larder().set("server.listen", "unix:/run/larder.sock");
+    says(&hidden, &["docker"], "clients need an IP address");
+    says(&larder().set("server.listen", "0.0.0.0:5000"), &["podman"], "all addresses");
+    says(&larder(), &["kind"], "is the node itself");
+    says(&larder(), &["kind", "--write", "--address", "larder:5000"], "no file at a place of its own");
+    says(&larder(), &["docker", "--per-registry"], "containerd alone");
+    let other = larder().upstream_set("docker.io", "default", false).upstream_set("quay.io", "default", true);
+    says(&other, &["docker"], "default = true");
+    let none = Setup::empty()
+        .set("server.listen", "127.0.0.1:5000")
+        .upstream_set("reg.test:5000", "endpoints", vec!["http://reg.test:5000"])
+        .upstream_set("reg.test:5000", "default", true);
+    says(&none, &["docker"], "no upstream `docker.io`");
+    says(&none, &["podman"], "no path has a colon");
+    // Those that name the registry in the query can be told of it.
+    for client in ["containerd", "buildkit", "k3s"] {
+        setup(&none, root.path(), &[client]).ended(0);
+    }
+    let far = setup(&larder(), root.path(), &["docker", "--address", "larder.test:5000", "--json"]).ended(0);
+    let daemon: Value = serde_json::from_str(far.json()[0]["content"].as_str().unwrap()).unwrap();
+    assert_eq!(daemon["insecure-registries"], json!(["larder.test:5000"]));
+}
+
+#[test]
+fn whether_containerd_reads_it_is_looked_up() {
+    let (larder, root) = (larder(), machine());
+    let said = || setup(&larder, root.path(), &["containerd"]).ended(0).stderr;
+    assert!(said().contains("there is no "), "{}", said());
+    put(root.path(), "etc/containerd/config.toml", "version = 2\n");
+    assert!(said().contains("io.containerd.grpc.v1.cri"), "{}", said());
+    let named = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+    put(root.path(), "etc/containerd/config.toml", named);
+    assert_eq!(said(), "");
+    assert_eq!(text(root.path(), "etc/containerd/config.toml"), named);
+}

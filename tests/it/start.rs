@@ -1,0 +1,280 @@
+//! Starting and stopping: what is wrong is said in one sentence, and a stop lets running transfers come to their end.
+
+use crate::support;
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use support::larder::{Exit, run_to_exit};
+use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
+
+const MIB: usize = 1 << 20;
+
+/// Ends with an error, in one sentence that speaks of all `words`.
+#[track_caller]
+fn is_one_sentence(exit: &Exit, words: &[&str]) {
+    assert!(!exit.status.success(), "{exit:?}");
+    assert!(exit.status.code().is_some(), "killed by a signal: {exit:?}");
+    // The log may have begun; what is said to the person is plain text.
+    let said: Vec<_> =
+        exit.stderr.lines().filter(|line| !line.starts_with('{') && !line.is_empty()).collect();
+    assert_eq!(said.len(), 1, "{}", exit.stderr);
+    for word in words {
+        assert!(said[0].contains(word), "no `{word}` in: {}", said[0]);
+    }
+    assert!(!exit.stderr.contains("panicked"), "{}", exit.stderr);
+}
+
+/// A configuration with an upstream that nobody will ask: it starts but for what the test makes of it.
+fn plain() -> Setup {
+    Setup::empty().upstream_set("docker.io", "endpoints", vec!["http://127.0.0.1:1"]).upstream_set(
+        "docker.io",
+        "default",
+        true,
+    )
+}
+
+#[test]
+fn a_start_contacts_nobody() {
+    let registry = Registry::start();
+    registry.script(When::any(), Fault::HoldHead(Gate::new()));
+    let mut larder = Larder::before(&registry);
+    assert_eq!(larder.admin().get("/livez").status(), 200);
+    assert_eq!(larder.admin().get("/readyz").status(), 200);
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    assert_eq!(registry.requests().len(), 0);
+}
+
+#[test]
+fn flags_are_enough_to_start() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let setup = Setup::empty();
+    let mut command = setup.bare_command();
+    let upstream = format!("docker.io={}", registry.url());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream, "--data"]).arg(setup.data());
+    command.env("LARDER_ADMIN__LISTEN", "127.0.0.1:0").env("LARDER_LOG__FORMAT", "json");
+    let larder = setup.start_by(&mut command);
+    larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    assert!(larder.setup().data().is_dir());
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    for key in ["server.listen", "admin.listen"] {
+        let exit = plain().set(key, addr.clone()).run_to_exit();
+        is_one_sentence(&exit, &[&addr]);
+    }
+}
+
+#[test]
+fn a_locked_store_is_named() {
+    let registry = Registry::start();
+    let larder = Larder::before(&registry);
+    let data = larder.setup().data().display().to_string();
+    let exit = Setup::with(&registry).set("store.path", data.clone()).run_to_exit();
+    is_one_sentence(&exit, &[&data]);
+    // The one that holds it is not disturbed.
+    assert_eq!(larder.get("/v2/").status(), 200);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let setup = plain();
+    // Even root cannot make a folder below a file.
+    let path = setup.write("file", "").join("data").display().to_string();
+    is_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
+    let setup = plain();
+    let path = setup.write("plain", "not a store").display().to_string();
+    is_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
+}
+
+#[test]
+fn a_folder_of_something_else_is_left_alone() {
+    let setup = plain();
+    let registry = Registry::start();
+    std::fs::create_dir(setup.data()).unwrap();
+    std::fs::write(setup.data().join("precious.txt"), "mine").unwrap();
+    let data = setup.data();
+    drop(registry);
+    let mut child = setup.command().spawn().unwrap();
+    // Whether it starts there or refuses, what was there stays.
+    eventually("it has decided", || {
+        child.try_wait().unwrap().is_some() || std::fs::read_dir(&data).unwrap().count() > 1
+    });
+    let _ = child.kill();
+    let _ = child.wait();
+    assert_eq!(std::fs::read_to_string(data.join("precious.txt")).unwrap(), "mine");
+}
+
+#[test]
+fn a_wrong_key_is_named_with_the_right_one() {
+    let exit = plain().set("cache.tag_tll", "1m").run_to_exit();
+    is_one_sentence(&exit, &["tag_tll", "tag_ttl"]);
+    let exit = plain().set("servr.listen", "127.0.0.1:0").run_to_exit();
+    is_one_sentence(&exit, &["servr", "server"]);
+}
+
+#[test]
+fn a_wrong_value_and_a_missing_file_are_named() {
+    is_one_sentence(&plain().set("cache.tag_ttl", "soon").run_to_exit(), &["tag_ttl"]);
+    is_one_sentence(&plain().set("server.listen", "nowhere").run_to_exit(), &["listen"]);
+    let setup = plain();
+    let mut command = setup.bare_command();
+    command.args(["serve", "--config", "not-there.toml"]);
+    is_one_sentence(&run_to_exit(&mut command), &["not-there.toml"]);
+}
+
+#[test]
+fn a_bad_flag_is_a_usage_error() {
+    let exit = run_to_exit(plain().bare_command().args(["serve", "--lisen", "x"]));
+    assert_eq!(exit.status.code(), Some(2));
+    assert!(exit.stderr.contains("--listen"), "{}", exit.stderr);
+}
+
+#[test]
+fn both_signals_stop_an_idle_larder_at_once() {
+    for interrupt in [false, true] {
+        let registry = Registry::start();
+        let mut larder = Larder::before(&registry);
+        // A connection that is kept open and does nothing is no running transfer.
+        let idle = larder.api().connect().unwrap();
+        let began = Instant::now();
+        if interrupt {
+            larder.interrupt();
+        } else {
+            larder.terminate();
+        }
+        let status = larder.wait_exit();
+        assert_eq!(status.code(), Some(0), "{}", larder.log_text());
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        drop(idle);
+    }
+}
+
+struct Running {
+    larder: Larder,
+    blob: Blob,
+    gate: Gate,
+    path: String,
+    _registry: Registry,
+}
+
+/// A cold blob whose second half waits at the gate.
+fn running(grace: &str) -> Running {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 4 * MIB);
+    registry.add_blob("library/app", &blob);
+    let gate = Gate::new();
+    registry.script(When::blobs(), Fault::HoldBody(2 * MIB, gate.clone()));
+    let larder = Setup::with(&registry).set("server.grace", grace).start();
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    Running { larder, blob, gate, path, _registry: registry }
+}
+
+#[test]
+fn a_stop_lets_running_transfers_finish() {
+    let mut running = running("30s");
+    let mut transfer = running.larder.api().open("GET", &running.path, &[]).unwrap();
+    let start = transfer.read_exactly(MIB).unwrap();
+    assert!(start == running.blob.bytes[..MIB]);
+    running.larder.terminate();
+    eventually("nobody new is let in", || running.larder.api().try_send("GET", "/v2/", &[]).is_err());
+    assert!(running.larder.is_running());
+    running.gate.open();
+    assert!(transfer.finish().unwrap().body == running.blob.bytes[MIB..]);
+    assert_eq!(running.larder.wait_exit().code(), Some(0), "{}", running.larder.log_text());
+    // And what was transferred was kept.
+    running.larder.restart();
+    running.larder.get(&running.path).is_outcome("larder; hit");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever() {
+    let mut running = running("1s");
+    let mut transfer = running.larder.api().open("GET", &running.path, &[]).unwrap();
+    transfer.read_exactly(MIB).unwrap();
+    let began = Instant::now();
+    running.larder.terminate();
+    running.larder.wait_exit();
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    transfer.finish().expect_err("a body that was cut must not look whole");
+}
+
+#[test]
+fn a_warm_transfer_is_finished_too() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 24 * MIB);
+    registry.add_blob("library/app", &blob);
+    let mut larder = Larder::before(&registry);
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    larder.get(&path).is_ok_with(&blob.bytes);
+    let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
+    transfer.read_exactly(MIB).unwrap();
+    larder.terminate();
+    eventually("nobody new is let in", || larder.api().try_send("GET", "/v2/", &[]).is_err());
+    assert!(transfer.finish().unwrap().body == blob.bytes[MIB..]);
+    assert_eq!(larder.wait_exit().code(), Some(0));
+}
+
+/// What `larder healthy` says where the operator's port is `admin`.
+fn healthy(setup: &Setup, admin: &str) -> Exit {
+    let file = setup.config_file();
+    run_to_exit(
+        setup.bare_command().arg("healthy").arg("--config").arg(file).env("LARDER_ADMIN__LISTEN", admin),
+    )
+}
+
+#[test]
+fn health_is_asked_for_from_a_program_beside_it() {
+    let mut larder = plain().start();
+    let admin = larder.admin_addr().to_string();
+    let exit = healthy(larder.setup(), &admin);
+    assert!(exit.status.success(), "{exit:?}");
+
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    is_one_sentence(&healthy(larder.setup(), &admin), &["nobody answers", &admin]);
+    is_one_sentence(&healthy(larder.setup(), "systemd:admin"), &["admin.listen"]);
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap().to_string();
+    let began = Instant::now();
+    is_one_sentence(&healthy(larder.setup(), &silent), &["nobody answers", &silent]);
+    assert!(began.elapsed() < Duration::from_secs(20), "a health check must end");
+
+    let socket = larder.setup().folder().join("admin.sock");
+    let admin = format!("unix:{}", socket.display());
+    let larder =
+        larder.into_setup().set("admin.listen", vec![admin.clone(), "127.0.0.1:0".to_owned()]).start();
+    let exit = healthy(larder.setup(), &admin);
+    assert!(exit.status.success(), "{exit:?}");
+}
+
+/// What the process has read so far, in bytes, from wherever.
+fn has_read(larder: &Larder) -> usize {
+    let told = std::fs::read_to_string(format!("/proc/{}/io", larder.pid())).unwrap();
+    told.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_start_after_a_stop_does_not_read_what_was_written() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 48 * MIB);
+    registry.add_blob("library/app", &blob);
+    let mut larder = Setup::with(&registry).set("store.blobs", "sled").start();
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    larder.get(&path).is_ok_with(&blob.bytes);
+    larder.settle();
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    larder.restart();
+    let read = has_read(&larder);
+    assert!(read < 24 * MIB, "{read} bytes");
+    assert_eq!(larder.get(&path).head.outcome(), "larder; hit");
+    assert!(has_read(&larder) - read >= 48 * MIB, "it is where it was");
+}

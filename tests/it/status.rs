@@ -1,0 +1,165 @@
+//! `larder status`: what it shows of a larder that works, fills, is refused and fails, and of a store that nobody serves.
+
+use crate::support;
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::Value;
+use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually, verb};
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+
+fn house(layer: usize) -> (Registry, Larder, Image) {
+    let registry = Registry::start();
+    let image = Image::oci(1, "linux/amd64", vec![Blob::random(2, layer)]);
+    registry.add_image("library/app", "v1", &image);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+    (registry, larder, image)
+}
+
+fn blob(image: &Image) -> String {
+    format!("/v2/library/app/blobs/{}", image.layers[0].digest)
+}
+
+fn status(larder: &Larder) -> Value {
+    larder.admin().get("/api/v1/status").json()
+}
+
+#[test]
+fn it_tells_what_was_served_and_what_that_cost() {
+    let (_registry, larder, image) = house(1 << 20);
+    for _ in 0..4 {
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(&blob(&image)).is_ok_with(&image.layers[0].bytes);
+    }
+    larder.settle();
+    let report = status(&larder);
+    let service = &report["service"];
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((service["requests"].as_u64(), service["hits"].as_u64()), (Some(8), Some(6)), "{report}");
+    assert_eq!(service["hit_ratio"], 0.75);
+    let (once, bytes) =
+        (image.manifest.bytes.len() + image.layers[0].len(), |key| service[key].as_u64().unwrap());
+    assert_eq!(
+        (bytes("served"), bytes("fetched"), bytes("saved")),
+        (once as u64 * 4, once as u64, once as u64 * 3)
+    );
+    assert_eq!(service["byte_hit_ratio"], 0.75);
+    assert_eq!(service["addresses"], serde_json::json!([format!("http://{}", larder.api_addr())]));
+    assert!(service["started_at"].as_u64().unwrap() <= report["now"].as_u64().unwrap());
+    let store = &report["store"];
+    assert_eq!((store["manifests"].as_u64(), store["blobs"].as_u64()), (Some(1), Some(1)), "{store}");
+    assert_eq!(store["content"].as_u64(), Some(once as u64));
+    assert!(
+        store["disk"]["taken"].as_u64() >= Some(once as u64) && store["degraded_at"].is_null(),
+        "{store}"
+    );
+    assert_eq!(report["upstreams"][0]["fetched"].as_u64(), Some(once as u64));
+    let told = verb::online(&larder, &["status"]).ended(0).stdout;
+    for part in
+        ["75.0 % of 8 requests (6 hits)", "1 manifest and 1 blob", "docker.io", "well", "fills      none"]
+    {
+        assert!(told.contains(part), "{part} is not in:\n{told}");
+    }
+}
+
+#[test]
+fn a_fill_is_seen_on_its_way() {
+    let (registry, larder, image) = house(4 << 20);
+    let gate = Gate::default();
+    registry.script(When::blobs(), Fault::HoldBody(3 << 20, gate.clone()));
+    let mut transfer = larder.api().open("GET", &blob(&image), &[]).unwrap();
+    transfer.read_exactly(2 << 20).unwrap();
+    gate.wait_reached(1);
+    eventually("the fill has come as far as the gate", || {
+        status(&larder)["fills"][0]["received"].as_u64() == Some(3 << 20)
+    });
+    let report = status(&larder);
+    let fill = &report["fills"][0];
+    assert_eq!(fill["digest"], image.layers[0].digest);
+    assert_eq!(fill["repository"], "docker.io/library/app");
+    assert_eq!((fill["total"].as_u64(), fill["readers"].as_u64()), (Some(4 << 20), Some(1)), "{fill}");
+    assert!(fill["rate"].as_u64() > Some(0) && fill["kept"] == true && fill["settling"] == false, "{fill}");
+    let told = verb::online(&larder, &["status"]).ended(0).stdout;
+    assert!(told.contains("3.0 MiB of 4.0 MiB") && told.contains("1 reader"), "{told}");
+    gate.open();
+    transfer.finish().unwrap();
+    larder.settle();
+    assert_eq!(status(&larder)["fills"], serde_json::json!([]));
+}
+
+#[test]
+fn an_upstream_that_fails_and_its_quota_are_shown() {
+    let (registry, larder, image) = house(1000);
+    registry.script(
+        When::manifests(),
+        Fault::rewrite(|_, plan| {
+            plan.set("RateLimit-Limit", "100;w=21600");
+            plan.set("RateLimit-Remaining", "7;w=21600");
+        }),
+    );
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    let endpoint = &status(&larder)["upstreams"][0]["endpoints"][0];
+    assert_eq!((endpoint["breaker"].as_str(), endpoint["failures"].as_u64()), (Some("closed"), Some(0)));
+    let quota = &endpoint["quota"];
+    assert_eq!((quota["limit"].as_u64(), quota["remaining"].as_u64()), (Some(100), Some(7)));
+    assert_eq!(quota["resets_at"].as_u64().unwrap() - quota["seen_at"].as_u64().unwrap(), 21_600_000);
+    registry.down();
+    for number in 0..3 {
+        assert_eq!(larder.get(&format!("/v2/library/app/manifests/gone-{number}")).status(), 502);
+    }
+    let report = status(&larder);
+    let endpoint = &report["upstreams"][0]["endpoints"][0];
+    assert_eq!(endpoint["breaker"], "open", "{endpoint}");
+    assert!(endpoint["open_until"].as_u64() > report["now"].as_u64() && endpoint["error"].is_string());
+    let warned = &report["warnings"][0];
+    assert!(warned["message"].as_str().unwrap().contains("left alone"), "{report}");
+    assert!(warned["detail"].as_str().unwrap().contains("docker.io"), "{warned}");
+    let told = verb::online(&larder, &["status"]).ended(0).stdout;
+    assert!(
+        told.contains("warning")
+            && told.contains("left alone for")
+            && told.contains("7 of 100, resets within"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_store_that_nobody_serves_tells_what_it_can() {
+    let (_registry, mut larder, image) = house(1000);
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.settle();
+    larder.terminate();
+    larder.wait_exit();
+    let setup = larder.into_setup();
+    let told = verb::offline(&setup, &["status"]).ended(0).stdout;
+    assert!(told.contains("no larder runs") && told.contains("1 manifest and 0 blobs"), "{told}");
+    assert!(!told.contains("hits") && !told.contains("docker.io"), "{told}");
+    let report = verb::offline(&setup, &["status", "--json"]).ended(0).json();
+    assert!(report["service"].is_null() && report["store"]["manifests"] == 1, "{report}");
+    let watched = verb::offline(&setup, &["status", "--watch"]).ended(0);
+    assert!(watched.stderr.contains("nothing to watch"), "{watched:?}");
+}
+
+#[test]
+fn to_watch_is_one_line_of_json_after_another() {
+    let (_registry, mut larder, image) = house(1000);
+    let server = format!("http://{}", larder.admin_addr());
+    let mut command = larder.setup().bare_command();
+    command.args(["status", "--json", "--watch", "1", "--server", &server]).stdout(Stdio::piped());
+    let mut watching = command.spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(next()["service"]["requests"].as_u64(), Some(0));
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    while next()["service"]["requests"].as_u64() != Some(1) {}
+    // It goes on while nobody answers.
+    larder.kill9();
+    let mut complaints = BufReader::new(watching.stderr.take().unwrap()).lines();
+    assert!(complaints.next().unwrap().unwrap().contains("no larder answers"));
+    assert!(watching.try_wait().unwrap().is_none());
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+}

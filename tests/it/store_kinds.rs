@@ -1,0 +1,414 @@
+//! Blobs in sled and blobs in files: the same for clients, moved from one to the other without loss, and safe from
+//! whoever changes files.
+
+use crate::support;
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use support::folder::files_below;
+use support::larder::{Exit, run_to_exit};
+use support::{Blob, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When, eventually};
+
+const MIB: usize = 1 << 20;
+const KINDS: [&str; 2] = ["sled", "files"];
+
+/// A registry with images whose layers are small, large and empty, and a path for everything in it.
+struct World {
+    registry: Registry,
+    entries: Vec<(String, std::sync::Arc<Vec<u8>>)>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self { registry: Registry::start(), entries: Vec::new() };
+        world.add(0);
+        world
+    }
+
+    /// One more image, with blobs of its own, and a list of all that can be asked for.
+    fn add(&mut self, seed: u64) {
+        let lengths = [0, 1, 70_000, 256 << 10, 3 * MIB + 17];
+        let layers = (0..).zip(lengths).map(|(n, length)| match length {
+            // There is only one empty blob.
+            0 => Blob::new(Vec::new()),
+            length => Blob::random(seed * 10 + n, length),
+        });
+        let image = Image::oci(seed, "linux/amd64", layers.collect());
+        let long = Blob::sha512(Random::new(seed + 999).bytes(100_000));
+        let index = Index::over(support::content::OCI_INDEX, vec![image.clone()], Vec::new());
+        self.registry.add_index("library/app", &format!("v{seed}"), &index);
+        self.registry.add_blob("library/app", &long);
+        let manifest = |reference: &str| format!("/v2/library/app/manifests/{reference}");
+        self.entries.push((manifest(&format!("v{seed}")), index.document.bytes.clone()));
+        self.entries.push((manifest(&image.manifest.digest), image.manifest.bytes.clone()));
+        for blob in image.blobs().chain([&long]) {
+            self.entries.push((format!("/v2/library/app/blobs/{}", blob.digest), blob.bytes.clone()));
+        }
+    }
+
+    fn larder(&self, kind: &str) -> Larder {
+        Setup::with(&self.registry).set("store.blobs", kind).start()
+    }
+
+    #[track_caller]
+    fn pull(&self, larder: &Larder) {
+        for (path, bytes) in &self.entries {
+            larder.get(path).is_ok_with(bytes);
+        }
+        larder.settle();
+    }
+
+    /// Everything is held, and served without the registry.
+    #[track_caller]
+    fn is_held(&self, larder: &Larder) {
+        self.registry.down();
+        for (path, bytes) in &self.entries {
+            let answer = larder.get(path);
+            answer.is_ok_with(bytes);
+            if path.contains("/blobs/") {
+                answer.is_outcome("larder; hit");
+            }
+        }
+        self.registry.up();
+    }
+}
+
+fn stop(mut larder: Larder) -> Setup {
+    larder.terminate();
+    assert!(larder.wait_exit().success(), "{}", larder.log_text());
+    larder.into_setup()
+}
+
+fn convert_command(setup: &Setup, to: &str) -> Command {
+    let mut command = setup.bare_command();
+    command.args(["store", "convert", "--to", to, "--data"]).arg(setup.data());
+    command
+}
+
+#[track_caller]
+fn convert(setup: &Setup, to: &str) {
+    let exit = run_to_exit(&mut convert_command(setup, to));
+    assert!(exit.status.success(), "{exit:?}");
+    assert!(!exit.stderr.contains("panicked"), "{exit:?}");
+}
+
+/// Ends with one sentence that speaks of all `words`.
+#[track_caller]
+fn is_refused(exit: &Exit, words: &[&str]) {
+    assert_eq!(exit.status.code(), Some(1), "{exit:?}");
+    for word in words {
+        assert!(exit.stderr.contains(word), "no `{word}` in: {}", exit.stderr);
+    }
+}
+
+#[test]
+fn both_serve_the_same() {
+    for kind in KINDS {
+        let world = World::new();
+        let mut larder = world.larder(kind);
+        world.pull(&larder);
+        world.is_held(&larder);
+        let path = &world.entries.last().unwrap().0;
+        let part = larder.api().send("GET", path, &[("Range", "bytes=99000-")]);
+        assert_eq!((part.status(), &part.body[..]), (206, &world.entries.last().unwrap().1[99_000..]));
+        larder.terminate();
+        assert!(larder.wait_exit().success());
+        larder.restart();
+        world.is_held(&larder);
+        let content: usize = world.entries.iter().skip(1).map(|(_, bytes)| bytes.len()).sum();
+        let gauge = |what| usize::try_from(larder.counter("larder_store_bytes", &[("what", what)])).unwrap();
+        eventually("the store is measured", || gauge("content") >= content && gauge("disk") >= content);
+    }
+}
+
+#[test]
+fn files_are_named_by_their_digest_and_measured_as_they_lie_on_disk() {
+    let world = World::new();
+    let larder = world.larder("files");
+    world.pull(&larder);
+    let files = files_below(&larder.setup().data().join("blobs"));
+    assert_eq!(files.len(), world.entries.len() - 2);
+    for (path, bytes) in world.entries.iter().filter(|(path, _)| path.contains("/blobs/")) {
+        let (algorithm, hex) = path.rsplit('/').next().unwrap().split_once(':').unwrap();
+        let file = larder.setup().data().join("blobs").join(algorithm).join(&hex[..2]).join(hex);
+        assert!(fs::read(&file).unwrap() == **bytes, "{}", file.display());
+    }
+    assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
+    let larder = stop(larder).start();
+    let blocks: u64 = files.iter().map(|file| fs::metadata(file).unwrap().blocks() * 512).sum();
+    let sled: u64 =
+        files_below(&larder.setup().data().join("tree")).iter().map(|f| fs::metadata(f).unwrap().len()).sum();
+    let disk = || larder.counter("larder_store_bytes", &[("what", "disk")]);
+    eventually("the store is measured", || disk() > 0);
+    let all = blocks..=blocks + sled;
+    assert!(all.contains(&disk()), "{} is not {blocks} and sled's at most {sled}", disk());
+}
+
+#[test]
+fn a_store_is_not_opened_as_the_other_kind() {
+    for (kind, other) in [("sled", "files"), ("files", "sled")] {
+        let world = World::new();
+        let larder = world.larder(kind);
+        world.pull(&larder);
+        let setup = stop(larder).set("store.blobs", other);
+        let exit = setup.run_to_exit();
+        is_refused(&exit, &[&format!("larder store convert --to {other}"), &format!("\"{kind}\"")]);
+        world.is_held(&setup.set("store.blobs", kind).start());
+    }
+}
+
+#[test]
+fn blobs_move_there_and_back() {
+    let mut world = World::new();
+    let larder = world.larder("sled");
+    world.pull(&larder);
+    let busy = run_to_exit(&mut convert_command(larder.setup(), "files"));
+    is_refused(&busy, &["in use by another larder"]);
+    let mut setup = stop(larder);
+    for (round, to) in ["files", "sled", "files", "files"].into_iter().enumerate() {
+        convert(&setup, to);
+        let blobs = files_below(&setup.data().join("blobs")).len();
+        assert_eq!(blobs > 0, to == "files", "round {round}: {blobs} files");
+        let larder = setup.set("store.blobs", to).start();
+        world.is_held(&larder);
+        world.add(round as u64 + 1);
+        world.pull(&larder);
+        setup = stop(larder);
+    }
+    // sled never gives disk back by itself.
+    let left: u64 =
+        files_below(&setup.data().join("tree")).iter().map(|f| fs::metadata(f).unwrap().blocks() * 512).sum();
+    assert!(left < 8 * MIB as u64, "{left} bytes of sled are left");
+    assert!(!setup.data().join("tree.old").exists() && !setup.data().join("tree.new").exists());
+}
+
+#[test]
+fn a_folder_without_a_store_is_not_converted() {
+    let setup = Setup::empty();
+    let exit = run_to_exit(&mut convert_command(&setup, "files"));
+    is_refused(&exit, &[&setup.data().display().to_string(), "--data"]);
+    assert!(!setup.data().exists());
+}
+
+#[test]
+fn a_conversion_that_is_killed_is_gone_on_with() {
+    let seed = u64::from(std::process::id());
+    let mut random = Random::new(seed);
+    let mut world = World::new();
+    (1..6).for_each(|seed| world.add(seed));
+    let larder = world.larder("sled");
+    world.pull(&larder);
+    let mut setup = stop(larder);
+    let mut kills = 0;
+    for round in 0..6 {
+        let to = KINDS[(round + 1) % 2];
+        // Now and then the operator changes their mind.
+        for attempt in 0..4 {
+            let to = if attempt % 3 == 2 { KINDS[round % 2] } else { to };
+            let mut child = convert_command(&setup, to).spawn().unwrap();
+            // Not a wait for something: the random moment itself.
+            std::thread::sleep(Duration::from_micros(500 + random.below(300_000)));
+            let ended = child.try_wait().unwrap();
+            child.kill().unwrap();
+            let _ = child.wait().unwrap();
+            if ended.is_some() {
+                continue;
+            }
+            kills += 1;
+            // Whatever is there now, nobody takes it for whole unless it is.
+            setup = setup.set("store.blobs", to);
+            let header = fs::read_to_string(setup.data().join("header.toml")).unwrap();
+            if header.contains("moving_from") {
+                is_refused(&setup.run_to_exit(), &["larder store convert --to"]);
+            }
+        }
+        convert(&setup, to);
+        let larder = setup.set("store.blobs", to).start();
+        world.is_held(&larder);
+        setup = stop(larder);
+    }
+    assert!(kills > 4, "seed {seed}: only {kills} conversions were killed");
+}
+
+#[test]
+fn a_damaged_blob_is_dropped_by_a_conversion_and_fetched_again() {
+    let world = World::new();
+    let larder = world.larder("files");
+    world.pull(&larder);
+    let setup = stop(larder);
+    let largest = files_below(&setup.data().join("blobs"))
+        .into_iter()
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
+    OpenOptions::new().write(true).open(&largest).unwrap().write_all_at(b"x", 77).unwrap();
+    convert(&setup, "sled");
+    world.registry.forget_requests();
+    let larder = setup.set("store.blobs", "sled").start();
+    world.pull(&larder);
+    assert_eq!(world.registry.count("GET", "/blobs/"), 1);
+    world.is_held(&larder);
+}
+
+/// A larder with one blob in a file.
+struct Kept {
+    registry: Registry,
+    larder: Larder,
+    blob: Blob,
+    path: String,
+    file: PathBuf,
+}
+
+fn kept() -> Kept {
+    let registry = Registry::start();
+    let blob = Blob::random(4, 24 * MIB);
+    registry.add_blob("library/app", &blob);
+    let larder = Setup::with(&registry).set("store.blobs", "files").start();
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    larder.get(&path).is_ok_with(&blob.bytes);
+    larder.settle();
+    let file = files_below(&larder.setup().data().join("blobs")).remove(0);
+    Kept { registry, larder, blob, path, file }
+}
+
+fn write(file: &Path) -> fs::File {
+    OpenOptions::new().write(true).open(file).unwrap()
+}
+
+type Change = fn(&Path);
+
+#[test]
+fn files_that_somebody_changed_are_a_miss() {
+    let changes: [Change; 4] = [
+        |file| fs::remove_file(file).unwrap(),
+        |file| write(file).set_len(5).unwrap(),
+        |file| write(file).write_all_at(b"wrong", 20_000_000).unwrap(),
+        |file| fs::write(file, "other").unwrap(),
+    ];
+    let kept = kept();
+    for (n, change) in changes.into_iter().enumerate() {
+        kept.larder.get(&kept.path).is_outcome("larder; hit");
+        change(&kept.file);
+        kept.registry.forget_requests();
+        // Nobody sees more of it than that the registry was asked again.
+        let answer = kept.larder.get(&kept.path);
+        answer.is_ok_with(&kept.blob.bytes);
+        assert!(answer.head.outcome().contains("detail=miss"), "change {n}: {:?}", answer.head);
+        assert_eq!(kept.registry.count("GET", "/blobs/"), 1, "change {n}");
+        kept.larder.settle();
+        assert!(fs::read(&kept.file).unwrap() == *kept.blob.bytes, "change {n}");
+    }
+    assert_eq!(kept.larder.counter("larder_store_errors_total", &[]), 4);
+}
+
+#[test]
+fn files_that_change_under_a_reader_cut_it_off() {
+    let changes: [Change; 2] = [
+        |file| write(file).set_len(23 << 20).unwrap(),
+        |file| write(file).write_all_at(b"wrong", 24_000_000).unwrap(),
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        let kept = kept();
+        let mut transfer = kept.larder.api().open("GET", &kept.path, &[]).unwrap();
+        transfer.read_exactly(1000).unwrap();
+        change(&kept.file);
+        transfer.finish().expect_err("a body that was cut must not look whole");
+        kept.larder.settle();
+        kept.larder.get(&kept.path).is_ok_with(&kept.blob.bytes);
+        kept.larder.settle();
+        kept.larder.get(&kept.path).is_outcome("larder; hit");
+        assert_eq!(kept.registry.count("GET", "/blobs/"), 2, "change {n}");
+    }
+}
+
+#[test]
+fn a_file_that_goes_under_a_reader_is_read_to_its_end() {
+    let kept = kept();
+    let mut transfer = kept.larder.api().open("GET", &kept.path, &[]).unwrap();
+    let start = transfer.read_exactly(1000).unwrap();
+    fs::remove_file(&kept.file).unwrap();
+    assert!(start == kept.blob.bytes[..1000]);
+    assert!(transfer.finish().unwrap().body == kept.blob.bytes[1000..]);
+}
+
+#[test]
+fn a_folder_whose_times_were_lost_is_not_fetched_again() {
+    let kept = kept();
+    write(&kept.file).set_modified(std::time::SystemTime::now()).unwrap();
+    kept.registry.forget_requests();
+    kept.larder.get(&kept.path).is_outcome("larder; hit");
+    assert_eq!(kept.registry.count("GET", "/blobs/"), 0);
+}
+
+#[test]
+fn a_draft_of_a_stopped_larder_is_gone_on_with_byte_for_byte() {
+    let registry = Registry::start();
+    let blob = Blob::random(5, 8 * MIB);
+    registry.add_blob("library/app", &blob);
+    let gate = Gate::new();
+    registry.script(When::blobs().method("GET").times(1), Fault::HoldBody(6 * MIB + 123, gate.clone()));
+    let setup = Setup::with(&registry).set("store.blobs", "files").set("server.grace", "0s");
+    let mut larder = setup.start();
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
+    transfer.read_exactly(6 * MIB).unwrap();
+    // The registry's end is the end of the fill, which writes what it has.
+    registry.script(When::blobs(), Fault::Status(503));
+    registry.down();
+    larder.wait_counter("larder_fills_total", &[("result", "upstream")], 1);
+    transfer.hang_up();
+    registry.behave();
+    registry.up();
+    registry.forget_requests();
+    larder.terminate();
+    larder.wait_exit();
+    larder.restart();
+    larder.get(&path).is_ok_with(&blob.bytes);
+    let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();
+    assert_eq!(starts, [Some(6 * MIB as u64 + 123)]);
+}
+
+/// A larder that knows an image, and before which somebody put a draft of its layer that has the layer's length.
+fn with_whole_draft(kind: &str, bytes: &[u8], blob: &Blob) -> (Registry, Larder, String) {
+    let registry = Registry::start();
+    let image = Image::oci(9, "linux/amd64", vec![blob.clone()]);
+    registry.add_image("library/app", "v1", &image);
+    let larder = Setup::with(&registry).set("store.blobs", kind).start();
+    larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    let setup = stop(larder);
+    let (algorithm, hex) = blob.digest.split_once(':').unwrap();
+    fs::write(setup.data().join("drafts").join(algorithm).join(hex), bytes).unwrap();
+    (registry, setup.start(), format!("/v2/library/app/blobs/{}", blob.digest))
+}
+
+#[test]
+fn a_draft_that_has_all_its_bytes_needs_no_upstream() {
+    for kind in KINDS {
+        let blob = Blob::random(8, 5 * MIB);
+        let (registry, larder, path) = with_whole_draft(kind, &blob.bytes, &blob);
+        registry.down();
+        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.settle();
+        larder.get(&path).is_outcome("larder; hit");
+        assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_draft_that_has_only_the_right_length_is_fetched_anew() {
+    for kind in KINDS {
+        let blob = Blob::random(8, 5 * MIB);
+        let (registry, larder, path) = with_whole_draft(kind, &vec![7; 5 * MIB], &blob);
+        // Who was shown some of it is cut off; who came a moment later gets the right one.
+        if let Ok(answer) = larder.api().try_send("GET", &path, &[]) {
+            answer.is_ok_with(&blob.bytes);
+        }
+        larder.settle();
+        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.get(&path).is_outcome("larder; hit");
+        assert_eq!(registry.count("GET", "/blobs/"), 1);
+    }
+}

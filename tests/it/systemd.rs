@@ -1,0 +1,88 @@
+//! What a service manager is told, by a socket that stands for systemd's.
+
+use crate::support;
+
+use std::os::unix::net::UnixDatagram;
+
+use support::{Larder, PATIENCE, Registry, Setup};
+
+struct Manager(UnixDatagram);
+
+impl Manager {
+    /// The next message.
+    #[track_caller]
+    fn next(&self) -> String {
+        let mut buffer = [0; 4096];
+        let length = self.0.recv(&mut buffer).expect("a message");
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    /// The next message of which a line begins like this.
+    #[track_caller]
+    fn wait(&self, start: &str) -> String {
+        loop {
+            let message = self.next();
+            if message.lines().any(|line| line.starts_with(start)) {
+                return message;
+            }
+        }
+    }
+}
+
+fn managed(watchdog: Option<&str>) -> (Manager, Larder, Registry) {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    let path = setup.folder().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = setup.command();
+    command.env("NOTIFY_SOCKET", &path);
+    if let Some(time) = watchdog {
+        command.env("WATCHDOG_USEC", time);
+    }
+    (Manager(socket), setup.start_by(&mut command), registry)
+}
+
+#[test]
+fn each_step_is_told() {
+    let (manager, mut larder, _registry) = managed(None);
+    let ready = manager.next();
+    assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
+    let status = format!("STATUS=serving on {}", larder.api_addr());
+    assert!(ready.lines().any(|line| line == status), "{ready}");
+    // Ready means that requests are answered.
+    larder.get("/v2/").is_ok_with(b"{}");
+    larder.hang_up();
+    let reloading = manager.next();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert!(manager.next().starts_with("READY=1"));
+    // So is a change that nobody asked for.
+    larder.rewrite(|setup| setup.set("cache.tag_ttl", "9s"));
+    manager.wait("RELOADING=1");
+    manager.wait("READY=1");
+    larder.terminate();
+    assert!(manager.next().starts_with("STOPPING=1\nSTATUS="));
+    assert!(larder.wait_exit().success());
+}
+
+#[test]
+fn the_watchdog_is_told_again_and_again() {
+    let (manager, _larder, _registry) = managed(Some("200000"));
+    for _ in 0..5 {
+        manager.wait("WATCHDOG=1");
+    }
+}
+
+#[test]
+fn a_manager_that_has_gone_disturbs_nobody() {
+    let (manager, mut larder, _registry) = managed(Some("100000"));
+    manager.wait("READY=1");
+    drop(manager);
+    larder.get("/v2/").is_ok_with(b"{}");
+    larder.hang_up();
+    larder.wait_for_line("the reload", |line| {
+        line["message"].as_str().is_some_and(|m| m.contains("read again"))
+    });
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+}

@@ -1,0 +1,251 @@
+//! Traces as a collector receives them, and collectors that fail.
+
+use crate::support;
+
+use std::time::{Duration, Instant};
+
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use support::collector::attribute;
+use support::house::{MIB, TAG};
+use support::{Blob, Collector, Fault, Gate, Image, Larder, Registry, Setup, When};
+
+const FAILED: &str = "traces could not be sent to the collector and are lost";
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+
+fn start(registry: &Registry, collector: &Collector) -> Larder {
+    Setup::with(registry).set("trace.endpoint", collector.url()).set("trace.service", "pantry").start()
+}
+
+/// All spans, once the larder has ended.
+fn spans(mut larder: Larder, collector: &Collector) -> Vec<Span> {
+    larder.settle();
+    larder.terminate();
+    assert!(larder.wait_exit().success(), "{}", larder.log_text());
+    collector.spans()
+}
+
+#[track_caller]
+fn one<'s>(spans: &'s [Span], what: &str, fits: impl Fn(&Span) -> bool) -> &'s Span {
+    let found: Vec<_> = spans.iter().filter(|span| fits(span)).collect();
+    assert_eq!(
+        found.len(),
+        1,
+        "{what}: {found:#?} among {:?}",
+        spans.iter().map(|s| &s.name).collect::<Vec<_>>()
+    );
+    found[0]
+}
+
+fn is(span: &Span, key: &str, value: &str) -> bool {
+    attribute(span, key).as_deref() == Some(value)
+}
+
+fn links(span: &Span, to: &Span) -> bool {
+    span.links.iter().any(|link| link.span_id == to.span_id && link.trace_id == to.trace_id)
+}
+
+#[test]
+fn a_cold_pull_is_one_trace() {
+    let registry = Registry::start();
+    let layer = Blob::random(1, MIB);
+    let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
+    registry.add_image("library/app", "v1", &image);
+    let collector = Collector::start();
+    let larder = start(&registry, &collector);
+    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let path = format!("/v2/library/app/blobs/{}", layer.digest);
+    let answer = larder.api().send("GET", &path, &[("X-Request-Id", "cold")]);
+    answer.is_ok_with(&layer.bytes);
+    assert_eq!(larder.get("/v2/library/app/manifests/none").status(), 404);
+    // The end of a fill follows the last byte that its clients get.
+    larder.settle();
+    larder.get(&path).is_outcome("larder; hit");
+    let spans = spans(larder, &collector);
+    assert_eq!(collector.services()[0], "pantry");
+
+    let request = one(&spans, "the cold blob", |span| is(span, "larder.request_id", "cold"));
+    assert_eq!((request.name.as_str(), request.kind()), ("GET blob", SpanKind::Server));
+    assert!(request.parent_span_id.is_empty());
+    for (key, value) in [
+        ("http.request.method", "GET"),
+        ("url.path", path.as_str()),
+        ("http.response.status_code", "200"),
+        ("larder.upstream", "docker.io"),
+        ("larder.repository", "library/app"),
+        ("larder.outcome", "miss"),
+        ("larder.bytes", &MIB.to_string()),
+        ("larder.complete", "true"),
+    ] {
+        assert!(is(request, key, value), "{key}: {request:#?}");
+    }
+    let fill = one(&spans, "the fill", |span| span.name == "fill");
+    assert_eq!((&fill.parent_span_id, &fill.trace_id), (&request.span_id, &request.trace_id));
+    assert!(is(fill, "larder.digest", layer.digest.as_str()) && is(fill, "larder.result", "ok"), "{fill:#?}");
+    let call = one(&spans, "the fill's call", |span| span.parent_span_id == fill.span_id);
+    assert_eq!(
+        (call.name.as_str(), call.kind(), &call.trace_id),
+        ("GET", SpanKind::Client, &request.trace_id)
+    );
+    assert!(is(call, "url.path", &path) && is(call, "http.response.status_code", "200"), "{call:#?}");
+    assert!(fill.start_time_unix_nano <= call.start_time_unix_nano);
+    assert!(call.end_time_unix_nano <= fill.end_time_unix_nano);
+
+    // A tag goes by a flight; what is not found is no failure of larder's.
+    let tag = one(&spans, "the tag", |span| is(span, "url.path", TAG) && span.kind() == SpanKind::Server);
+    let flight = one(&spans, "its flight", |span| span.parent_span_id == tag.span_id);
+    assert_eq!(flight.name, "flight");
+    assert!(
+        spans.iter().any(|span| span.parent_span_id == flight.span_id && span.kind() == SpanKind::Client)
+    );
+    let missing = one(&spans, "the missing tag", |span| {
+        span.kind() == SpanKind::Server && is(span, "http.response.status_code", "404")
+    });
+    assert_eq!(missing.status.as_ref().map_or(0, |status| status.code), 0);
+    let hit = one(&spans, "the hit", |span| is(span, "larder.outcome", "hit"));
+    assert!(!spans.iter().any(|span| span.parent_span_id == hit.span_id), "a hit asks nobody");
+}
+
+#[test]
+fn who_joins_a_fill_is_linked_to_it() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 2 * MIB);
+    registry.add_blob("library/app", &blob);
+    let gate = Gate::new();
+    registry.script(When::blobs(), Fault::HoldBody(MIB, gate.clone()));
+    let collector = Collector::start();
+    let larder = start(&registry, &collector);
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    let mut first = larder.api().open("GET", &path, &[("X-Request-Id", "first")]).unwrap();
+    first.read_exactly(1000).unwrap();
+    let second = larder.api().open("GET", &path, &[("X-Request-Id", "second")]).unwrap();
+    // One leaves before the fill has come to its end, and its span ends with it.
+    drop(second);
+    let third = larder.api().open("GET", &path, &[("X-Request-Id", "third")]).unwrap();
+    gate.open();
+    first.finish().unwrap();
+    third.finish().unwrap();
+    let spans = spans(larder, &collector);
+    let named = |name| one(&spans, name, |span| is(span, "larder.request_id", name));
+    let fill = one(&spans, "the fill", |span| span.name == "fill");
+    assert_eq!(fill.parent_span_id, named("first").span_id);
+    for joined in [named("second"), named("third")] {
+        assert!(links(joined, fill) && links(fill, joined), "{joined:#?} {fill:#?}");
+        assert_ne!(joined.trace_id, fill.trace_id);
+        assert!(is(joined, "larder.outcome", "join"));
+    }
+    let second = named("second");
+    assert!(is(second, "larder.complete", "false"), "{second:#?}");
+    assert!(second.end_time_unix_nano < fill.end_time_unix_nano);
+}
+
+#[test]
+fn a_clients_trace_goes_on_here_and_no_further() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let collector = Collector::start();
+    let setup = Setup::with(&registry).set("trace.endpoint", collector.url());
+    // Only what a client decided is traced.
+    let larder = setup.set("trace.sample", 0.0).start();
+    let sampled = format!("00-{TRACE}-{PARENT}-01");
+    larder.api().send("GET", TAG, &[("traceparent", &sampled)]).is_ok_with(&image.manifest.bytes);
+    let unsampled = format!("00-{TRACE}-{PARENT}-00");
+    larder.api().send("GET", "/v2/", &[("traceparent", &unsampled)]);
+    larder.api().send("GET", "/v2/", &[("traceparent", "nonsense")]);
+    larder.get("/v2/");
+    let seen = registry.requests();
+    assert!(!seen.is_empty() && seen.iter().all(|seen| seen.header("traceparent").is_none()));
+    let spans = spans(larder, &collector);
+    let request = one(&spans, "the request", |span| span.kind() == SpanKind::Server);
+    assert_eq!(request.trace_id, u128::from_str_radix(TRACE, 16).unwrap().to_be_bytes());
+    assert_eq!(request.parent_span_id, u64::from_str_radix(PARENT, 16).unwrap().to_be_bytes());
+    assert!(spans.iter().all(|span| span.trace_id == request.trace_id));
+}
+
+#[test]
+fn failures_are_marked() {
+    let registry = Registry::start();
+    registry.script(When::any(), Fault::Close);
+    let collector = Collector::start();
+    let larder = start(&registry, &collector);
+    assert_eq!(larder.get(TAG).status(), 502);
+    let spans = spans(larder, &collector);
+    let failed = |span: &Span| span.status.as_ref().is_some_and(|status| status.code == 2);
+    assert!(failed(one(&spans, "the request", |span| span.kind() == SpanKind::Server)));
+    let calls: Vec<_> = spans.iter().filter(|span| span.kind() == SpanKind::Client).collect();
+    assert!(calls.len() > 1, "each attempt is a call");
+    assert!(calls.iter().all(|call| failed(call) && is(call, "error.type", "no answer")));
+}
+
+#[test]
+fn a_collector_that_is_gone_or_silent_holds_nobody() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    for silent in [false, true] {
+        let collector = Collector::start();
+        collector.fall_silent();
+        let url = if silent { collector.url() } else { "http://127.0.0.1:1".to_owned() };
+        let mut larder = Setup::with(&registry).set("trace.endpoint", url).start();
+        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        if silent {
+            support::eventually("the collector is asked", || collector.asked() > 0);
+        } else {
+            larder.wait_for_line("the warning", |line| line["message"] == FAILED && line["level"] == "WARN");
+        }
+        // More than the queue of spans that wait.
+        let began = Instant::now();
+        let mut connection = Keep::new(&larder);
+        for _ in 0..3000 {
+            connection.get("/v2/");
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(larder.count_lines(FAILED) <= 1, "{}", larder.count_lines(FAILED));
+        let began = Instant::now();
+        larder.terminate();
+        assert!(larder.wait_exit().success());
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+}
+
+/// A connection that is kept, for many small requests.
+struct Keep(std::io::BufReader<std::net::TcpStream>);
+
+impl Keep {
+    fn new(larder: &Larder) -> Self {
+        Self(std::io::BufReader::new(larder.api().connect().unwrap()))
+    }
+
+    fn get(&mut self, path: &str) {
+        use std::io::{BufRead as _, Read as _, Write as _};
+        write!(self.0.get_mut(), "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            self.0.read_line(&mut line).unwrap();
+        }
+        self.0.read_exact(&mut [0; 2]).unwrap();
+    }
+}
+
+#[test]
+fn without_an_endpoint_nothing_is_sent_and_lines_are_as_ever() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let collector = Collector::start();
+    for traced in [true, false] {
+        let setup = Setup::with(&registry).set("log.level", "debug");
+        let setup = if traced { setup.set("trace.endpoint", collector.url()) } else { setup };
+        let larder = setup.start();
+        let id = larder.get(TAG).header("x-request-id").unwrap().to_owned();
+        let line = larder.wait_for_line("the line", |line| line["message"] == "request" && line["id"] == id);
+        let keys: Vec<_> = line.as_object().unwrap().keys().collect();
+        assert!(!keys.iter().any(|key| key.contains("span")), "{keys:?}");
+        let before = collector.asked();
+        drop(spans(larder, &collector));
+        assert_eq!(collector.asked() > before, traced);
+    }
+}

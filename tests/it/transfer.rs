@@ -1,0 +1,740 @@
+//! Images out of a larder and into another: what leaves is what came, what comes in is what was sent, and nothing that an
+//! archive says is believed.
+
+use crate::support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use support::content::{DOCKER_LIST, OCI_INDEX, OCI_MANIFEST};
+use support::folder::files_below;
+use support::verb::{self, Ran};
+use support::{Answer, Blob, Document, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually};
+
+const IMAGE_NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// A registry with an index and an image, and a larder before it that has pulled nothing.
+fn house() -> (Registry, Index, Image, Larder) {
+    let registry = Registry::start();
+    let (index, image) = (Index::oci(7), Image::docker(3, "linux/amd64", vec![Blob::random(3, 40_000)]));
+    registry.add_index("library/multi", "v1", &index);
+    registry.add_image("org/app", "1", &image);
+    let larder = Setup::with(&registry).set("prefetch.children", false).set("cache.tag_ttl", "1h").start();
+    (registry, index, image, larder)
+}
+
+/// A larder that has nothing, and whose registry is gone.
+fn island() -> Larder {
+    let registry = Registry::start();
+    let larder = Setup::with(&registry).start();
+    registry.down();
+    larder
+}
+
+fn path(folder: &Path, name: &str) -> String {
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+fn blob_path(digest: &str) -> String {
+    format!("blobs/{}", digest.replace(':', "/"))
+}
+
+fn json_in(path: impl AsRef<Path>) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// All files of a tar, in order.
+fn untar(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut tar = tar::Archive::new(bytes);
+    tar.entries()
+        .unwrap()
+        .map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            (entry.path().unwrap().to_str().unwrap().to_owned(), content)
+        })
+        .collect()
+}
+
+/// A tar with these files.
+fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, content.as_slice()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// The files of a layout, the index last, as other tools write them.
+fn layout(entries: &[Value], documents: &[&Document], blobs: &[&Blob]) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = blobs.iter().map(|it| (blob_path(&it.digest), it.bytes.to_vec())).collect();
+    files.extend(documents.iter().map(|it| (blob_path(&it.digest), it.bytes.to_vec())));
+    let index = json!({ "schemaVersion": 2, "manifests": entries });
+    files.push(("index.json".to_owned(), index.to_string().into_bytes()));
+    files.push(("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()));
+    files
+}
+
+fn entry(document: &Document, annotations: &[(&str, &str)]) -> Value {
+    let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
+    json!({
+        "mediaType": document.media_type, "digest": document.digest, "size": document.bytes.len(),
+        "annotations": annotations,
+    })
+}
+
+fn of_image(image: &Image, name: &str) -> Vec<(String, Vec<u8>)> {
+    let blobs: Vec<&Blob> = image.blobs().collect();
+    layout(&[entry(&image.manifest, &[(IMAGE_NAME, name)])], &[&image.manifest], &blobs)
+}
+
+/// Imports these bytes into a larder that runs.
+fn import(larder: &Larder, tar: &[u8], more: &[&str]) -> Ran {
+    let file = larder.setup().folder().join("import.tar");
+    fs::write(&file, tar).unwrap();
+    let mut arguments = vec!["import", file.to_str().unwrap()];
+    arguments.extend(more);
+    verb::online(larder, &arguments)
+}
+
+fn serves(larder: &Larder, repository: &str, tag: &str, root: &Document) -> Answer {
+    let answer = larder.get(&format!("/v2/{repository}/manifests/{tag}"));
+    answer.is_ok_with(&root.bytes);
+    assert_eq!(answer.header("content-type"), Some(root.media_type.as_str()));
+    answer
+}
+
+fn serves_all(larder: &Larder, repository: &str, documents: &[&Document], images: &[&Image]) {
+    for document in documents {
+        serves(larder, repository, &document.digest, document);
+    }
+    for blob in images.iter().flat_map(|image| image.blobs()) {
+        larder.get(&format!("/v2/{repository}/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+    }
+}
+
+/// How many manifests and blobs are held, whoever may have them.
+fn holds(larder: &Larder) -> (u64, u64) {
+    let report = verb::online(larder, &["verify", "--json"]).ended(0).json();
+    (report["manifests"].as_u64().unwrap(), report["blobs"].as_u64().unwrap())
+}
+
+#[test]
+fn a_folder_gets_a_layout_with_every_byte_as_it_was() {
+    let (registry, index, _, larder) = house();
+    let folder = larder.setup().folder().join("layout");
+    let target = folder.to_str().unwrap();
+    let ran = verb::online(&larder, &["export", "multi:v1", target]).ended(0);
+    assert!(ran.stdout.contains("docker.io/library/multi:v1 (linux/amd64, linux/arm64)"), "{ran:?}");
+    assert_eq!(json_in(folder.join("oci-layout")), json!({ "imageLayoutVersion": "1.0.0" }));
+    let entry = &json_in(folder.join("index.json"))["manifests"][0];
+    assert_eq!(
+        (&entry["digest"], &entry["mediaType"], &entry["size"]),
+        (&json!(index.document.digest), &json!(OCI_INDEX), &json!(index.document.bytes.len()))
+    );
+    assert_eq!(entry["annotations"], json!({ IMAGE_NAME: "docker.io/library/multi:v1", REF_NAME: "v1" }));
+    for document in index.documents() {
+        assert_eq!(fs::read(folder.join(blob_path(&document.digest))).unwrap(), *document.bytes);
+    }
+    let blobs: Vec<&Blob> = index.images.iter().flat_map(Image::blobs).collect();
+    for blob in &blobs {
+        assert_eq!(fs::read(folder.join(blob_path(&blob.digest))).unwrap(), *blob.bytes);
+        assert_eq!(registry.count("GET", &blob.digest), 1, "fetched once");
+    }
+    assert_eq!(files_below(&folder).len(), 2 + 3 + blobs.len());
+}
+
+#[test]
+fn a_layout_is_added_to_and_a_tag_replaced() {
+    let (registry, index, image, larder) = house();
+    let folder = larder.setup().folder().join("layout");
+    let target = folder.to_str().unwrap();
+    verb::online(&larder, &["export", "multi:v1", target]).ended(0);
+    verb::online(&larder, &["export", "org/app:1", target]).ended(0);
+    verb::online(&larder, &["export", "multi:v1", target, "--platform", "linux/arm64"]).ended(0);
+    let entries = json_in(folder.join("index.json"))["manifests"].clone();
+    let digests: Vec<_> = entries.as_array().unwrap().iter().map(|it| it["digest"].clone()).collect();
+    assert_eq!(digests, [json!(image.manifest.digest), json!(index.images[1].manifest.digest)]);
+    assert_eq!(entries[1]["platform"], json!({ "os": "linux", "architecture": "arm64" }));
+
+    registry.add_image("org/other", "1", &Image::small(9));
+    let ran = verb::online(&larder, &["export", "org/other:1", target]).ended(1);
+    assert!(ran.stderr.contains("docker.io/org/app:1 under the tag 1 already"), "{ran:?}");
+    verb::online(&larder, &["export", "org/other:1", target, "--name", "quay.io/org/other:2"]).ended(0);
+    let entry = json_in(folder.join("index.json"))["manifests"][2].clone();
+    assert_eq!(entry["annotations"], json!({ IMAGE_NAME: "quay.io/org/other:2", REF_NAME: "2" }));
+
+    let foreign = larder.setup().folder().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("letter.txt"), "dear").unwrap();
+    let ran = verb::online(&larder, &["export", "org/app:1", foreign.to_str().unwrap()]).ended(1);
+    assert!(ran.stderr.contains("`letter.txt`, which is no part of an OCI layout"), "{ran:?}");
+    assert_eq!(files_below(&foreign).len(), 1);
+}
+
+#[test]
+fn a_tar_is_made_for_dockers_older_versions_too() {
+    let (_registry, index, image, larder) = house();
+    let file = larder.setup().folder().join("app.tar");
+    let ran = verb::online(&larder, &["export", "org/app:1", file.to_str().unwrap(), "--json"]).ended(0);
+    let report = ran.json();
+    assert_eq!(
+        (&report["digest"], &report["manifests"], &report["blobs"], &report["fetched"]),
+        (&json!(image.manifest.digest), &json!(1), &json!(2), &json!(2))
+    );
+    let files: BTreeMap<_, _> = untar(&fs::read(&file).unwrap()).into_iter().collect();
+    let docker: Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
+    assert_eq!(
+        docker,
+        json!([{
+            "Config": blob_path(&image.config.digest), "RepoTags": ["org/app:1"],
+            "Layers": [blob_path(&image.layers[0].digest)],
+        }])
+    );
+    assert_eq!(files[&blob_path(&image.layers[0].digest)], *image.layers[0].bytes);
+
+    let one = verb::online(
+        &larder,
+        &["export", "multi:v1", &path(larder.setup().folder(), "one.tar"), "--platform", "linux/amd64"],
+    );
+    assert!(one.ended(0).stdout.contains("(linux/amd64)"));
+    let files: BTreeMap<_, _> =
+        untar(&fs::read(larder.setup().folder().join("one.tar")).unwrap()).into_iter().collect();
+    assert!(files.contains_key("manifest.json") && !files.contains_key(&blob_path(&index.document.digest)));
+    let all = verb::online(&larder, &["export", "multi:v1", &path(larder.setup().folder(), "all.tar")]);
+    all.ended(0);
+    let files = untar(&fs::read(larder.setup().folder().join("all.tar")).unwrap());
+    assert!(files.iter().all(|(path, _)| path != "manifest.json"), "it has no place for two platforms");
+    let names: Vec<&str> = files.iter().take(2).map(|(path, _)| path.as_str()).collect();
+    assert_eq!(names, ["oci-layout", "index.json"]);
+}
+
+#[test]
+fn platforms_are_chosen_and_a_wrong_one_is_told() {
+    let (registry, _, _, larder) = house();
+    let folder = larder.setup().folder().to_owned();
+    let ran =
+        verb::online(&larder, &["export", "multi:v1", &path(&folder, "a.tar"), "--platform", "linux/s390x"]);
+    assert!(ran.ended(5).stderr.contains("there are: linux/amd64, linux/arm64"));
+    let ran =
+        verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar"), "--platform", "linux/arm64"]);
+    assert!(ran.ended(5).stderr.contains("there are: linux/amd64"));
+    verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar"), "--platform", "linux/amd64"])
+        .ended(0);
+    registry.add_index(
+        "library/three",
+        "v1",
+        &Index::over(
+            OCI_INDEX,
+            [("linux/amd64", 31), ("linux/arm64", 32), ("linux/s390x", 33)]
+                .map(|(platform, seed)| Image::oci(seed, platform, vec![Blob::random(seed, 900)]))
+                .to_vec(),
+            Vec::new(),
+        ),
+    );
+    let two = [
+        "export",
+        "three:v1",
+        &path(&folder, "two"),
+        "--platform",
+        "linux/arm64",
+        "--platform",
+        "linux/amd64",
+    ];
+    let ran = verb::online(&larder, &two).ended(0);
+    assert!(ran.stdout.contains("names more platforms than are in it"), "{ran:?}");
+    // The index stands as it is, for the tools that take what there is for them.
+    assert_eq!(files_below(&folder.join("two")).len(), 2 + 1 + 2 * 3);
+}
+
+#[test]
+fn what_is_not_held_is_fetched_unless_nothing_may_be() {
+    let (registry, index, _, larder) = house();
+    let folder = larder.setup().folder().to_owned();
+    let export = |more: &[&str]| {
+        let target = path(&folder, "a.tar");
+        let mut arguments = vec!["export", "multi:v1", &target];
+        arguments.extend(more);
+        verb::online(&larder, &arguments)
+    };
+    let ran = export(&["--offline"]).ended(5);
+    assert!(ran.stderr.contains("docker.io/library/multi:v1 is not held"), "{ran:?}");
+    verb::online(&larder, &["warm", "multi:v1", "--platform", "linux/amd64"]).ended(0);
+    export(&["--offline", "--platform", "linux/amd64"]).ended(0);
+    let ran = export(&["--offline"]).ended(4);
+    assert!(ran.stderr.contains(&index.images[1].manifest.digest), "{ran:?}");
+    serves(&larder, "library/multi", &index.images[1].manifest.digest, &index.images[1].manifest);
+    let ran = export(&["--offline"]).ended(4);
+    assert!(ran.stderr.contains("2 things are missing") && ran.stderr.contains("larder warm"), "{ran:?}");
+    for blob in index.images[1].blobs() {
+        assert!(ran.stderr.contains(&blob.digest), "{ran:?}");
+        assert_eq!(registry.count("GET", &blob.digest), 0);
+    }
+    let report = export(&["--json"]).ended(0).json();
+    assert_eq!((&report["blobs"], &report["fetched"]), (&json!(4), &json!(2)), "{report}");
+}
+
+#[test]
+fn what_breaks_off_leaves_nothing() {
+    let (registry, _, image, larder) = house();
+    registry.script(When::blobs().path(&image.layers[0].digest), Fault::Status(404));
+    let folder = larder.setup().folder().join("out");
+    fs::create_dir(&folder).unwrap();
+    let ran = verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar")]).ended(1);
+    assert!(ran.stderr.contains("broke off"), "{ran:?}");
+    assert_eq!(files_below(&folder), Vec::<PathBuf>::new());
+    verb::online(&larder, &["export", "org/app:1", &path(&folder, "layout")]).ended(1);
+    assert!(!folder.join("layout/index.json").exists());
+    // A program gets less than was promised.
+    let cut = larder.admin().try_send("GET", "/api/v1/export?reference=org/app:1", &[]);
+    assert!(cut.is_err(), "{cut:?}");
+}
+
+#[test]
+fn an_export_whose_client_left_ends() {
+    let (registry, _, image, larder) = house();
+    let gate = Gate::new();
+    registry.script(When::blobs().path(&image.layers[0].digest), Fault::HoldBody(100, gate.clone()));
+    let mut transfer = larder.admin().open("GET", "/api/v1/export?reference=org/app:1", &[]).unwrap();
+    transfer.read_exactly(1024).unwrap();
+    gate.wait_reached(1);
+    transfer.hang_up();
+    gate.open();
+    larder.settle();
+    // The fill is the cache's own and has come to its end.
+    larder.get(&format!("/v2/org/app/blobs/{}", image.layers[0].digest)).is_ok_with(&image.layers[0].bytes);
+    assert_eq!(registry.count("GET", &image.layers[0].digest), 1);
+}
+
+#[test]
+fn an_archive_is_pulled_from_another_larder_without_a_registry() {
+    let (_registry, index, image, larder) = house();
+    let folder = larder.setup().folder().to_owned();
+    verb::online(&larder, &["export", "multi:v1", &path(&folder, "both")]).ended(0);
+    verb::online(&larder, &["export", "org/app:1", &path(&folder, "both")]).ended(0);
+
+    let island = island();
+    let ran = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).ended(0);
+    let report = ran.json();
+    assert_eq!((&report["complete"], &report["new_blobs"]), (&json!(true), &json!(6)), "{report}");
+    let row = &report["images"][0];
+    assert_eq!(
+        (&row["reference"], &row["digest"], &row["platforms"], &row["manifests"], &row["blobs"]),
+        (
+            &json!("docker.io/library/multi:v1"),
+            &json!(index.document.digest),
+            &json!(["linux/amd64", "linux/arm64"]),
+            &json!(3),
+            &json!(4)
+        )
+    );
+    serves(&island, "library/multi", "v1", &index.document);
+    serves_all(&island, "library/multi", &index.documents(), &index.all_images());
+    serves(&island, "org/app", "1", &image.manifest);
+    serves_all(&island, "org/app", &[&image.manifest], &[&image]);
+    verb::online(&island, &["check", "--offline", "multi:v1", "org/app:1", "--all-platforms"]).ended(0);
+
+    // Once more is the same again.
+    let again = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).ended(0).json();
+    assert_eq!((&again["complete"], &again["new_blobs"]), (&json!(true), &json!(0)), "{again}");
+}
+
+#[test]
+fn nested_indexes_and_digests_travel_too() {
+    let (registry, _, image, larder) = house();
+    let nested = Index::nested(60);
+    registry.add_index("library/nested", "v1", &nested);
+    let folder = larder.setup().folder().to_owned();
+    verb::online(&larder, &["export", "nested:v1", &path(&folder, "images")]).ended(0);
+    let by_digest = format!("org/app@{}", image.manifest.digest);
+    verb::online(&larder, &["export", &by_digest, &path(&folder, "images")]).ended(0);
+    let entries = json_in(folder.join("images/index.json"))["manifests"].clone();
+    assert!(entries[1].get("annotations").is_none(), "a digest is no name: {entries}");
+    let island = island();
+    let ran = verb::online(&island, &["import", &path(&folder, "images")]).ended(1);
+    assert!(ran.stderr.contains(&image.manifest.digest), "{ran:?}");
+    verb::online(&island, &["import", &path(&folder, "images"), "--as", "docker.io/all/of-it"]).ended(0);
+    serves(&island, "all/of-it", "v1", &nested.document);
+    serves_all(&island, "all/of-it", &nested.documents(), &nested.all_images());
+    serves_all(&island, "all/of-it", &[&image.manifest], &[&image]);
+}
+
+#[test]
+fn an_index_of_which_the_upstream_lacks_a_child_is_exported_by_platform() {
+    let (registry, _, _, larder) = house();
+    let index = Index::oci(80);
+    let [amd, arm] = [&index.images[0], &index.images[1]];
+    registry.add_image("library/pruned", "v1", arm);
+    registry.add_manifest("library/pruned", &index.document);
+    registry.tag("library/pruned", "v1", &index.document.digest);
+    let target = path(larder.setup().folder(), "a.tar");
+    let ran = verb::online(&larder, &["export", "pruned:v1", &target]).ended(1);
+    assert!(ran.stderr.contains(&amd.manifest.digest) && ran.stderr.contains("--platform"), "{ran:?}");
+    assert!(!Path::new(&target).exists());
+    verb::online(&larder, &["export", "pruned:v1", &target, "--platform", "linux/arm64"]).ended(0);
+}
+
+#[test]
+fn a_blob_that_is_damaged_is_mended_by_an_import() {
+    let registry = Registry::start();
+    let larder = Setup::with(&registry).set("store.blobs", "files").start();
+    registry.down();
+    let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 700_000)]);
+    let tar = tar_of(&of_image(&image, "docker.io/org/app:1"));
+    import(&larder, &tar, &[]).ended(0);
+    let hex = image.layers[0].digest.strip_prefix("sha256:").unwrap();
+    let files = files_below(&larder.setup().data());
+    let file = files.iter().find(|it| it.to_string_lossy().ends_with(hex)).unwrap();
+    fs::write(file, b"rot").unwrap();
+    let report = import(&larder, &tar, &["--json"]).ended(0).json();
+    assert_eq!((&report["complete"], &report["new_blobs"]), (&json!(true), &json!(1)), "{report}");
+    serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
+}
+
+#[test]
+fn both_work_on_a_store_that_no_larder_has() {
+    let (_registry, index, _, mut larder) = house();
+    larder.terminate();
+    assert!(larder.wait_exit().success());
+    let setup = larder.into_setup();
+    let file = path(setup.folder(), "multi.tar");
+    verb::offline(&setup, &["export", "multi:v1", &file]).ended(0);
+    let mut island = island();
+    island.terminate();
+    assert!(island.wait_exit().success());
+    let setup = island.into_setup();
+    let ran = verb::offline(&setup, &["import", &file]).ended(0);
+    assert!(ran.stdout.contains("imported docker.io/library/multi:v1"), "{ran:?}");
+    let island = setup.start();
+    serves(&island, "library/multi", "v1", &index.document);
+    serves_all(&island, "library/multi", &index.documents(), &index.all_images());
+}
+
+#[test]
+fn an_archive_goes_through_standard_output_and_input() {
+    let (_registry, _, image, larder) = house();
+    let server = format!("http://{}", larder.admin_addr());
+    let out = larder
+        .setup()
+        .bare_command()
+        .args(["export", "org/app:1", "-", "--server", &server])
+        .stdout(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(untar(&out.stdout)[0].0, "oci-layout");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("exported docker.io/org/app:1"));
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&out.stdout).unwrap();
+    let island = island();
+    let file = island.setup().folder().join("app.tar.gz");
+    fs::write(&file, gzip.finish().unwrap()).unwrap();
+    let server = format!("http://{}", island.admin_addr());
+    let ran = verb::run(
+        island.setup(),
+        island
+            .setup()
+            .bare_command()
+            .args(["import", "-", "--server", &server])
+            .stdin(fs::File::open(&file).unwrap()),
+    );
+    ran.ended(0);
+    serves_all(&island, "org/app", &[&image.manifest], &[&image]);
+}
+
+#[test]
+fn a_name_is_found_or_has_to_be_said() {
+    let (bare, image) = (island(), Image::small(5));
+    let blobs: Vec<&Blob> = image.blobs().collect();
+    let of = |annotations: &[(&str, &str)]| {
+        tar_of(&layout(&[entry(&image.manifest, annotations)], &[&image.manifest], &blobs))
+    };
+    let ran = import(&bare, &of(&[(REF_NAME, "v1")]), &[]).ended(1);
+    assert!(ran.stderr.contains("the tag v1") && ran.stderr.contains("--as REPOSITORY"), "{ran:?}");
+    let ran = import(&bare, &of(&[(IMAGE_NAME, "registry.test/app:1")]), &[]).ended(1);
+    assert!(ran.stderr.contains("registry.test") && ran.stderr.contains("--as"), "{ran:?}");
+    let ran = import(&bare, &of(&[]), &["--as", "registry.test/app"]).ended(1);
+    assert!(ran.stderr.contains("no upstream `registry.test`"), "{ran:?}");
+    assert_eq!(holds(&bare), (0, 0));
+
+    import(&bare, &of(&[(REF_NAME, "v1")]), &["--as", "docker.io/team/app"]).ended(0);
+    serves(&bare, "team/app", "v1", &image.manifest);
+    import(&bare, &of(&[(REF_NAME, "docker.io/whole/name:2")]), &[]).ended(0);
+    serves(&bare, "whole/name", "2", &image.manifest);
+    import(&bare, &of(&[(IMAGE_NAME, "registry.test/app:3"), (REF_NAME, "3")]), &["--as", "team/app"])
+        .ended(0);
+    serves(&bare, "team/app", "3", &image.manifest);
+    let ran = import(&bare, &of(&[]), &["--as", "loose"]).ended(0);
+    assert!(ran.stdout.contains(&format!("docker.io/library/loose@{}", image.manifest.digest)), "{ran:?}");
+    serves(&bare, "library/loose", &image.manifest.digest, &image.manifest);
+    // Bytes are shared, access is not.
+    assert_ne!(bare.get(&format!("/v2/other/app/blobs/{}", image.config.digest)).status(), 200);
+}
+
+#[test]
+fn an_imported_tag_is_as_fresh_as_one_that_was_pulled() {
+    let registry = Registry::start();
+    let (old, new) = (Image::small(5), Image::small(6));
+    registry.add_image("org/app", "1", &new);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+    import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).ended(0);
+    serves(&larder, "org/app", "1", &old.manifest).is_outcome("larder; hit");
+    serves_all(&larder, "org/app", &[], &[&old]);
+    assert_eq!(registry.count("GET", "/v2/"), 0, "nobody was asked");
+    let larder = larder.restart_with(|setup| setup.set("cache.tag_ttl", "0s"));
+    serves(&larder, "org/app", "1", &new.manifest);
+    // And the other way round.
+    import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).ended(0);
+    registry.down();
+    serves(&larder, "org/app", "1", &old.manifest);
+}
+
+#[test]
+fn what_is_no_image_is_taken_as_it_is() {
+    let larder = island();
+    let subject = Image::small(5);
+    let artifact = Image::artifact(6, &subject.manifest);
+    let odd = Document::new(
+        "application/vnd.example.thing.v1+json",
+        r#"{"mediaType":"application/vnd.example.thing.v1+json","anything":[1,2]}"#,
+    );
+    let long = Image::small(8);
+    let long = Image { manifest: long.manifest.clone().with_sha512(), ..long };
+    let list = Index::docker(40);
+    let mut blobs: Vec<&Blob> = artifact.blobs().chain(long.blobs()).collect();
+    blobs.extend(list.images.iter().flat_map(Image::blobs));
+    let mut documents = vec![&artifact.manifest, &odd, &long.manifest];
+    documents.extend(list.documents());
+    let entries = [
+        entry(&artifact.manifest, &[(REF_NAME, "art")]),
+        entry(&odd, &[(REF_NAME, "odd")]),
+        entry(&long.manifest, &[(REF_NAME, "long")]),
+        entry(&list.document, &[(REF_NAME, "list")]),
+    ];
+    import(&larder, &tar_of(&layout(&entries, &documents, &blobs)), &["--as", "org/things"]).ended(0);
+    for (tag, document) in
+        [("art", &artifact.manifest), ("odd", &odd), ("long", &long.manifest), ("list", &list.document)]
+    {
+        let answer = larder.api().send(
+            "GET",
+            &format!("/v2/org/things/manifests/{tag}"),
+            &[("Accept", &format!("{}, {OCI_MANIFEST}", document.media_type))],
+        );
+        answer.is_ok_with(&document.bytes);
+        assert_eq!(answer.header("content-type"), Some(document.media_type.as_str()));
+    }
+    assert_eq!(list.document.media_type, DOCKER_LIST);
+    serves_all(&larder, "org/things", &documents, &[&artifact, &long]);
+    let referrers = larder.get(&format!("/v2/org/things/referrers/{}", subject.manifest.digest));
+    assert_eq!(referrers.json()["manifests"][0]["digest"], artifact.manifest.digest, "{}", referrers.text());
+}
+
+#[test]
+fn children_that_were_left_out_are_told() {
+    let (registry, index, _, larder) = house();
+    let island = island();
+    let arm = &index.images[1];
+    let blobs: Vec<&Blob> = arm.blobs().collect();
+    let files = layout(
+        &[entry(&index.document, &[(IMAGE_NAME, "docker.io/library/multi:v1")])],
+        &[&index.document, &arm.manifest],
+        &blobs,
+    );
+    let ran = import(&island, &tar_of(&files), &[]).ended(0);
+    let amd = &index.images[0].manifest.digest;
+    assert!(ran.stdout.contains("incomplete docker.io/library/multi:v1 (linux/arm64)"), "{ran:?}");
+    assert!(ran.stdout.contains(&format!("not there: linux/amd64 manifest {amd}")), "{ran:?}");
+    serves_all(&island, "library/multi", &[&index.document, &arm.manifest], &[arm]);
+    verb::online(&island, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).ended(4);
+    // Where there is a registry, the rest comes from there.
+    import(&larder, &tar_of(&files), &[]).ended(0);
+    serves_all(&larder, "library/multi", &[&index.images[0].manifest], &[&index.images[0]]);
+    assert_eq!(registry.count("GET", &arm.manifest.digest), 0);
+}
+
+#[test]
+fn what_is_wrong_with_an_archive_is_told_and_nothing_stays() {
+    let larder = island();
+    let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 5 << 20), Blob::random(6, 3000)]);
+    let whole = of_image(&image, "docker.io/org/app:1");
+    let layer = blob_path(&image.layers[0].digest);
+    let change = |path: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut files = whole.clone();
+        files.iter_mut().filter(|(name, _)| name == path).for_each(|(_, content)| change(content));
+        tar_of(&files)
+    };
+    let without =
+        |path: &str| tar_of(&whole.iter().filter(|(name, _)| name != path).cloned().collect::<Vec<_>>());
+    let manifest = blob_path(&image.manifest.digest);
+    let good = tar_of(&whole);
+    let twice: Vec<_> =
+        whole.iter().chain(whole.iter().filter(|(name, _)| name == "index.json")).cloned().collect();
+    let docker =
+        tar_of(&[("manifest.json".to_owned(), b"[]".to_vec()), ("repositories".to_owned(), b"{}".to_vec())]);
+    let mut out = raw_header("../../escape", b'0', 3);
+    out.extend(b"abc");
+    out.resize(2048, 0);
+    let mut link = raw_header(&blob_path(&image.config.digest), b'2', 0);
+    link.extend(&good);
+    let mut sized = of_image(&image, "docker.io/org/app:1");
+    let said = entry(&image.manifest, &[(REF_NAME, "a:1")]);
+    let mut said_wrong = said.clone();
+    said_wrong["size"] = json!(7);
+    sized.iter_mut().filter(|(name, _)| name == "index.json").for_each(|(_, content)| {
+        *content = json!({ "manifests": [said_wrong.clone()] }).to_string().into_bytes();
+    });
+    for (archive, reason) in [
+        (change(&layer, &|content| content[7] ^= 1), "are others"),
+        (change(&manifest, &|content| *content.last_mut().unwrap() = b' '), "are others"),
+        (change("index.json", &|content| *content = b"{}".to_vec()), "is no image index"),
+        (change("oci-layout", &|content| *content = b"{}".to_vec()), "names no version"),
+        (without(&layer), "lacks"),
+        (without(&manifest), "which is not in it"),
+        (without("index.json"), "no index.json at its top"),
+        (good[..good.len() / 2].to_vec(), "cut off"),
+        (good[..good.len() - 1024].to_vec(), "cut off"),
+        (tar_of(&twice), "twice"),
+        (docker, "skopeo copy docker-archive:"),
+        (out, "would lead out of it"),
+        (link, "is no file"),
+        (tar_of(&sized), "its descriptor says 7"),
+        (raw_header("x", b'L', 8 << 30), "claims 8589934592 bytes"),
+        (b"no tar at all".to_vec(), "is no tar"),
+        (b"\x28\xb5\x2f\xfd and so on".to_vec(), "zstd"),
+    ] {
+        let ran = import(&larder, &archive, &[]).ended(1);
+        assert!(ran.stderr.contains(reason), "{reason}: {ran:?}");
+    }
+    let listed = verb::online(&larder, &["ls", "--json"]).ended(0).json();
+    assert_eq!(listed["images"], json!([]));
+    assert_eq!(holds(&larder), (0, 0));
+    assert!(!larder.setup().folder().parent().unwrap().join("escape").exists());
+    assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
+    // And the whole one is still as welcome.
+    import(&larder, &good, &[]).ended(0);
+    serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
+}
+
+/// A header of a tar, with whatever in it.
+fn raw_header(path: &str, kind: u8, size: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+    header.as_old_mut().linkflag = [kind];
+    header.set_size(size);
+    header.set_cksum();
+    header.as_bytes().to_vec()
+}
+
+#[test]
+fn what_nothing_needs_is_not_kept() {
+    let larder = island();
+    let image = Image::small(5);
+    let loose = Blob::random(77, 5 << 20);
+    let mut files = vec![(blob_path(&loose.digest), loose.bytes.to_vec())];
+    files.extend(of_image(&image, "docker.io/org/app:1"));
+    import(&larder, &tar_of(&files), &[]).ended(0);
+    assert_eq!(holds(&larder), (1, 2), "and not the third blob");
+    serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
+}
+
+#[test]
+fn a_larger_archive_than_the_store_may_hold_is_refused() {
+    let registry = Registry::start();
+    let larder = Setup::with(&registry).set("store.blobs", "files").set("store.max_size", "8MiB").start();
+    let layers = (0..4).map(|seed| Blob::random(seed, 3 << 20)).collect();
+    let image = Image::oci(5, "linux/amd64", layers);
+    let ran = import(&larder, &tar_of(&of_image(&image, "docker.io/org/app:1")), &[]).ended(1);
+    assert!(ran.stderr.contains("store.max_size (8.0 MiB)"), "{ran:?}");
+}
+
+#[test]
+fn only_archives_are_taken_and_from_nobodys_page() {
+    let larder = island();
+    let post = |headers: &[(&str, &str)], body: &[u8]| {
+        let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();
+        let mut text = "POST /api/v1/import?as=a HTTP/1.1\r\n".to_owned();
+        if !headers.iter().any(|(name, _)| *name == "Host") {
+            text.push_str(&format!("Host: {}\r\n", larder.admin_addr()));
+        }
+        for (name, value) in headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str(&format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len()));
+        stream.write_all(text.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let tar = tar_of(&of_image(&Image::small(5), "docker.io/org/app:1"));
+    for (headers, status) in [
+        (&[("Content-Type", "text/plain")][..], "415"),
+        (&[("Content-Type", "application/json")], "415"),
+        (&[("Origin", "http://page.test")], "415"),
+        (&[("Content-Type", "application/x-tar"), ("Host", "larder.test")], "403"),
+        (&[("Content-Type", "application/x-tar")], "200"),
+    ] {
+        let answer = post(headers, &tar);
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{headers:?}: {answer}");
+    }
+    serves(&larder, "library/a", "1", &Image::small(5).manifest);
+}
+
+#[test]
+fn who_hangs_up_while_sending_leaves_nothing() {
+    let larder = island();
+    let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 6 << 20)]);
+    let tar = tar_of(&of_image(&image, "docker.io/org/app:1"));
+    let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();
+    let head = format!(
+        "POST /api/v1/import HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        larder.admin_addr(),
+        tar.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&tar[..5 << 20]).unwrap();
+    larder.wait_counter("larder_fills_running", &[], 1);
+    drop(stream);
+    larder.settle();
+    eventually("its draft is gone", || files_below(&larder.setup().data().join("drafts")).is_empty());
+    import(&larder, &tar, &[]).ended(0);
+    serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
+}
+
+#[test]
+fn a_client_waits_for_a_blob_that_is_being_imported() {
+    let registry = Registry::start();
+    let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 6 << 20)]);
+    registry.add_image("org/app", "1", &image);
+    let larder = Setup::with(&registry).start();
+    let tar = tar_of(&of_image(&image, "docker.io/org/app:1"));
+    let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();
+    let head = format!(
+        "POST /api/v1/import HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        larder.admin_addr(),
+        tar.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&tar[..5 << 20]).unwrap();
+    larder.wait_counter("larder_fills_running", &[], 1);
+    // It has a right of its own, by its registry, and reads along.
+    let layer = &image.layers[0];
+    let transfer = larder.api().open("GET", &format!("/v2/org/app/blobs/{}", layer.digest), &[]).unwrap();
+    stream.write_all(&tar[5 << 20..]).unwrap();
+    assert_eq!(transfer.compare(&layer.bytes).unwrap(), layer.len());
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(registry.count("GET", &layer.digest), 0);
+}

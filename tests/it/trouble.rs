@@ -1,0 +1,255 @@
+//! Upstreams that refuse, hang or are gone: old tags are served, and what is not there is not called absent.
+
+use crate::support;
+
+use std::time::{Duration, Instant};
+
+use support::house::{House, TAG, is_trouble};
+use support::{Auth, Fault, Gate, Registry, Setup, When, eventually};
+
+#[test]
+fn a_tag_is_served_stale_after_a_restart() {
+    let mut house = House::impatient();
+    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+    house.larder.terminate();
+    house.larder.wait_exit();
+    house.registry.down();
+    house.larder.restart();
+    let answer = house.larder.get(TAG);
+    answer.is_ok_with(&house.image.manifest.bytes);
+    answer.is_outcome("larder; hit; detail=stale");
+}
+
+#[test]
+fn the_last_known_tag_is_served_in_all_kinds_of_trouble() {
+    let faults = [
+        None,
+        Some(Fault::Status(500)),
+        Some(Fault::Status(503)),
+        Some(Fault::Status(429)),
+        Some(Fault::Close),
+    ];
+    for fault in faults {
+        let house = House::impatient();
+        house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+        match fault {
+            Some(fault) => house.registry.script(When::any(), fault),
+            None => house.registry.down(),
+        }
+        for method in ["GET", "HEAD"] {
+            let answer = house.larder.api().send(method, TAG, &[]);
+            assert_eq!(answer.status(), 200);
+            answer.is_outcome("larder; hit; detail=stale");
+            let warning = answer.header("warning").unwrap();
+            assert!(warning.starts_with("299 - \"") && warning.ends_with('"'), "{warning}");
+            assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
+            assert_eq!(answer.header("docker-content-digest"), Some(house.image.manifest.digest.as_str()));
+        }
+        house.registry.behave();
+        house.registry.up();
+        eventually("the upstream is asked again", || {
+            house.larder.get(TAG).head.outcome() == "larder; hit; detail=revalidated"
+        });
+    }
+}
+
+#[test]
+fn a_hanging_upstream_holds_nobody_up_who_can_be_served() {
+    let house = House::impatient();
+    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+    house.registry.script(When::any(), Fault::HoldHead(Gate::new()));
+    let began = Instant::now();
+    house.larder.get(TAG).is_outcome("larder; hit; detail=stale");
+    assert!(began.elapsed() < Duration::from_millis(3500), "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_upstream_that_failed_often_is_left_alone_for_a_while() {
+    let house = House::with(|s| s.set("cache.tag_ttl", "0s").set("cache.revalidate_timeout", "100ms"));
+    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+    house.registry.forget_requests();
+    house.registry.script(When::any(), Fault::Status(500));
+    for _ in 0..40 {
+        house.larder.get(TAG).is_outcome("larder; hit; detail=stale");
+    }
+    let asked = house.registry.requests().len();
+    assert!((1..40).contains(&asked), "{asked} questions for 40 answers");
+}
+
+#[test]
+fn stale_has_a_limit_if_one_is_set() {
+    let house = House::with(|setup| setup.set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s"));
+    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+    house.registry.down();
+    let answer = house.larder.get(TAG);
+    assert!(is_trouble(answer.status()), "{answer:?}");
+    // By digest nothing ever grows old.
+    let path = format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
+    house.larder.get(&path).is_outcome("larder; hit");
+}
+
+#[test]
+fn nothing_cached_and_nobody_there_is_not_a_404() {
+    let house = House::new();
+    house.registry.down();
+    let manifest = format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
+    for path in [TAG, &manifest, &house.path] {
+        for method in ["GET", "HEAD"] {
+            let began = Instant::now();
+            let answer = house.larder.api().send(method, path, &[]);
+            assert!(is_trouble(answer.status()), "{method} {path}: {answer:?}");
+            assert!(began.elapsed() < Duration::from_secs(10));
+            if method == "GET" {
+                assert!(answer.json()["errors"][0]["message"].is_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_cached_and_an_upstream_that_hangs_ends_in_time() {
+    let house = House::new();
+    house.registry.script(When::any(), Fault::HoldHead(Gate::new()));
+    let client = house.larder.api();
+    std::thread::scope(|scope| {
+        for path in [TAG, &house.path] {
+            scope.spawn(move || {
+                let began = Instant::now();
+                let answer = client.get(path);
+                assert!([502, 504].contains(&answer.status()), "{answer:?}");
+                assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
+            });
+        }
+    });
+}
+
+#[test]
+fn an_upstreams_error_is_a_bad_gateway() {
+    for status in [500, 502, 503] {
+        let house = House::new();
+        house.registry.script(When::any(), Fault::Status(status));
+        for path in [TAG, &house.path] {
+            let answer = house.larder.get(path);
+            assert!(is_trouble(answer.status()), "{status}: {answer:?}");
+        }
+        house.registry.behave();
+        eventually("it is not remembered", || house.larder.get(TAG).status() == 200);
+    }
+}
+
+#[test]
+fn too_many_requests_are_passed_on_as_the_mode_wants() {
+    for (mode, status) in [("mirror", 503), ("gateway", 429)] {
+        let house = House::with(|setup| setup.set("server.mode", mode));
+        let headers = vec![("Retry-After".to_owned(), "17".to_owned())];
+        // Docker Hub says some of its refusals in plain text.
+        let body = b"Too Many Requests (HAP429)".to_vec();
+        house.registry.script(When::any(), Fault::Answer(429, headers, body));
+        for path in [TAG, &house.path] {
+            let answer = house.larder.get(path);
+            assert_eq!(answer.status(), status, "{answer:?}");
+            let wait = answer.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
+            assert!(wait.is_some_and(|seconds| (1..=17).contains(&seconds)), "{answer:?}");
+            assert!(answer.json()["errors"][0]["code"].is_string());
+        }
+    }
+}
+
+#[test]
+fn a_refusal_makes_no_challenge() {
+    for (mode, wanted) in [("mirror", 404), ("gateway", 403)] {
+        for status in [401, 403] {
+            let house = House::with(|setup| setup.set("server.mode", mode));
+            let challenge = ("WWW-Authenticate".to_owned(), "Basic realm=\"upstream\"".to_owned());
+            house.registry.script(When::any(), Fault::Answer(status, vec![challenge], Vec::new()));
+            for path in [TAG, &house.path] {
+                for method in ["GET", "HEAD"] {
+                    let answer = house.larder.api().send(method, path, &[]);
+                    assert_eq!(answer.status(), wanted, "{method} {path} after {status}: {answer:?}");
+                    assert_eq!(answer.header("www-authenticate"), None);
+                }
+            }
+            // Credentials may be mended any moment: no memory of it.
+            house.registry.behave();
+            house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+        }
+    }
+}
+
+#[test]
+fn broken_credentials_do_not_take_away_what_is_there() {
+    let house = House::impatient();
+    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+    house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
+    house.larder.settle();
+    house.registry.demand(Auth::Basic("someone".into(), "else".into()));
+    let by_digest = format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
+    house.larder.get(&by_digest).is_outcome("larder; hit");
+    house.larder.get(&house.path).is_outcome("larder; hit");
+    let answer = house.larder.get(TAG);
+    assert!([200, 404].contains(&answer.status()), "{answer:?}");
+    assert_eq!(answer.header("www-authenticate"), None);
+}
+
+#[test]
+fn a_proxys_login_page_is_no_registry() {
+    let house = House::new();
+    let html = vec![("Content-Type".to_owned(), "text/html".to_owned())];
+    house.registry.script(When::any(), Fault::Answer(200, html, b"<html>Please log in</html>".to_vec()));
+    let answer = house.larder.get(TAG);
+    assert!(is_trouble(answer.status()), "{answer:?}");
+    if let Ok(answer) = house.larder.api().try_send("GET", &house.path, &[]) {
+        assert!(is_trouble(answer.status()), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_tag_that_was_never_there_is_asked_for_once() {
+    for policy in ["stale", "miss"] {
+        let house = House::with(|setup| {
+            let setup = setup.set("cache.tag_ttl", "0s").set("cache.negative_ttl", "1h");
+            setup.set("cache.on_upstream_404", policy)
+        });
+        for method in ["GET", "GET", "HEAD", "GET"] {
+            let answer = house.larder.api().send(method, "/v2/library/app/manifests/none", &[]);
+            assert_eq!(answer.status(), 404, "{policy}: {answer:?}");
+        }
+        let asked = house.registry.requests().iter().filter(|seen| seen.path.ends_with("/none")).count();
+        assert_eq!(asked, 1, "{policy}");
+        // One that was there is another matter.
+        house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+        house.registry.untag("library/app", "v1");
+        for _ in 0..2 {
+            let answer = house.larder.get(TAG);
+            assert_eq!(answer.status(), if policy == "stale" { 200 } else { 404 }, "{policy}: {answer:?}");
+        }
+    }
+}
+
+/// What is wrong inside is the operator's to know: clients get what it is, the log says where.
+#[test]
+fn clients_learn_nothing_of_the_inside() {
+    let registry = Registry::start();
+    registry.script(
+        When::any(),
+        Fault::Answer(401, vec![("WWW-Authenticate".into(), "Basic realm=\"x\"".into())], Vec::new()),
+    );
+    let setup = Setup::with(&registry);
+    let (password, layout) = (setup.write("password", "hush"), setup.folder().join("no-layout"));
+    let larder = setup
+        .upstream_set("docker.io", "username", "somebody")
+        .upstream_set("docker.io", "password_file", password.to_str().unwrap())
+        .upstream_set("layout.test", "endpoints", vec![format!("oci://{}", layout.display())])
+        .start();
+    std::fs::remove_file(&password).unwrap();
+    for (path, place) in
+        [("/v2/org/app/manifests/v1", &password), ("/v2/layout.test/org/app/manifests/v1", &layout)]
+    {
+        let place = place.to_str().unwrap();
+        let answer = larder.get(path);
+        assert!(is_trouble(answer.status()), "{answer:?}");
+        let said = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(said.contains("the log says") && !said.contains(place), "{said}");
+        larder.wait_for_line(place, |line| line.to_string().contains(place));
+    }
+}

@@ -1,0 +1,212 @@
+//! Media types: which one a document is served with, which documents are refused, and what the upstream is asked for.
+
+use crate::support;
+
+use serde_json::json;
+use support::content::{DOCKER_LIST, DOCKER_MANIFEST, DOCKER_SCHEMA1, OCI_INDEX, OCI_MANIFEST};
+use support::{Document, Fault, Image, Index, Larder, Registry, When};
+
+const TAG: &str = "/v2/library/app/manifests/v1";
+
+fn with_image() -> (Registry, Image) {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    (registry, image)
+}
+
+#[test]
+fn the_upstream_sees_our_accept_and_not_the_clients() {
+    let (registry, image) = with_image();
+    let larder = Larder::before(&registry);
+    let headers =
+        [("Accept", OCI_MANIFEST), ("Accept", "application/json;q=0.5, */*"), ("User-Agent", "x/1")];
+    larder.api().send("GET", TAG, &headers).is_ok_with(&image.manifest.bytes);
+    let seen = registry.seen("GET", "/manifests/");
+    let accept = seen[0].header("accept").unwrap();
+    for wanted in [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST] {
+        assert!(accept.contains(wanted), "{accept}");
+    }
+    assert!(!accept.contains("*/*") && !accept.contains("docker.distribution.manifest.v1+"), "{accept}");
+    assert!(seen[0].header("user-agent").is_some_and(|agent| agent.starts_with("larder/")), "{seen:?}");
+}
+
+/// A registry that gives the linux/amd64 child to a client that takes no index, as Docker Hub does.
+fn converting() -> (Registry, Index) {
+    let registry = Registry::start();
+    let index = Index::docker(1);
+    registry.add_index("library/app", "v1", &index);
+    let child = index.images[0].manifest.clone();
+    registry.script(
+        When::manifests().path("/v1"),
+        Fault::rewrite(move |seen, plan| {
+            if !seen.header("accept").unwrap_or_default().contains(DOCKER_LIST) {
+                plan.set("Content-Type", &child.media_type);
+                plan.set("Docker-Content-Digest", &child.digest);
+                plan.to = child.bytes.len();
+                plan.content = child.bytes.clone();
+            }
+        }),
+    );
+    (registry, index)
+}
+
+#[test]
+fn a_client_that_takes_no_index_gets_the_upstreams_variant() {
+    let (registry, index) = converting();
+    let larder = Larder::before(&registry);
+    let old = || larder.api().send("GET", TAG, &[("Accept", DOCKER_MANIFEST)]);
+    let child = &index.images[0].manifest;
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let answer = old();
+    answer.is_ok_with(&child.bytes);
+    assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
+    assert_eq!(answer.header("docker-content-digest"), Some(child.digest.as_str()));
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+    registry.forget_requests();
+    old().is_ok_with(&child.bytes);
+    assert_eq!(registry.count("GET", "/v1"), 0, "the variant is kept");
+    let by_digest = format!("/v2/library/app/manifests/{}", index.document.digest);
+    larder.api().send("GET", &by_digest, &[("Accept", OCI_MANIFEST)]).is_ok_with(&index.document.bytes);
+}
+
+#[test]
+fn the_variant_comes_first_without_harm() {
+    let (registry, index) = converting();
+    let larder = Larder::before(&registry);
+    let answer = larder.api().send("GET", TAG, &[("Accept", DOCKER_MANIFEST)]);
+    answer.is_ok_with(&index.images[0].manifest.bytes);
+    larder.get(TAG).is_ok_with(&index.document.bytes);
+}
+
+#[test]
+fn types_are_stored_as_the_rules_say() {
+    let image = |media_type: Option<&str>| {
+        let mut value = json!({ "schemaVersion": 2, "config": {}, "layers": [] });
+        if let Some(media_type) = media_type {
+            value["mediaType"] = json!(media_type);
+        }
+        value
+    };
+    let docker = json!({ "schemaVersion": 2, "layers": [],
+        "config": { "mediaType": "application/vnd.docker.container.image.v1+json" } });
+    let index = json!({ "schemaVersion": 2, "manifests": [] });
+    let parameterised = format!("{OCI_INDEX}; charset=utf-8");
+    let cases = [
+        (OCI_MANIFEST, image(None), OCI_MANIFEST),
+        (DOCKER_MANIFEST, image(None), DOCKER_MANIFEST),
+        (&parameterised, index.clone(), OCI_INDEX),
+        ("application/json", image(None), OCI_MANIFEST),
+        ("application/octet-stream", docker, DOCKER_MANIFEST),
+        ("text/plain", index.clone(), OCI_INDEX),
+        ("application/json; charset=utf-8", image(Some(DOCKER_MANIFEST)), DOCKER_MANIFEST),
+        (DOCKER_MANIFEST, index.clone(), OCI_INDEX),
+        (DOCKER_LIST, index, DOCKER_LIST),
+    ];
+    let registry = Registry::start();
+    for (n, (told, value, _)) in cases.iter().enumerate() {
+        let document = Document::json(told, value);
+        registry.add_manifest("library/app", &document);
+        registry.add_manifest(&format!("library/app{n}"), &document);
+        registry.tag(&format!("library/app{n}"), "v1", &document.digest);
+    }
+    for (n, (told, value, wanted)) in cases.iter().enumerate() {
+        // Each in a larder of its own: the same bytes have one type for ever.
+        let larder = Larder::before(&registry);
+        for _ in 0..2 {
+            let answer = larder.get(&format!("/v2/library/app{n}/manifests/v1"));
+            answer.is_ok_with(&Document::json(told, value).bytes);
+            assert_eq!(answer.header("content-type"), Some(*wanted), "told {told}: {value}");
+        }
+    }
+}
+
+#[test]
+fn a_type_that_is_not_told_is_detected() {
+    let (registry, image) = with_image();
+    registry.script(When::manifests(), Fault::Without("Content-Type"));
+    let larder = Larder::before(&registry);
+    let answer = larder.get(TAG);
+    answer.is_ok_with(&image.manifest.bytes);
+    assert_eq!(answer.header("content-type"), Some(OCI_MANIFEST));
+}
+
+#[test]
+fn what_can_be_read_in_two_ways_is_refused() {
+    let texts = [
+        (OCI_MANIFEST, r#"{"schemaVersion":2,"mediaType":"IMG","config":{},"layers":[],"manifests":[{}]}"#),
+        (OCI_INDEX, r#"{"schemaVersion":2,"mediaType":"IDX","manifests":[],"layers":[{}]}"#),
+        (OCI_INDEX, r#"{"schemaVersion":2,"mediaType":"IDX","manifests":[],"config":{}}"#),
+        (OCI_MANIFEST, r#"{"schemaVersion":2,"config":{},"layers":[],"manifests":[{}]}"#),
+        (OCI_MANIFEST, r#"{"schemaVersion":2,"mediaType":"IMG","mediaType":"IDX","config":{},"layers":[]}"#),
+        (OCI_MANIFEST, r#"{"schemaVersion":2,"MediaType":"IDX","mediaType":"IMG","config":{},"layers":[]}"#),
+        (OCI_MANIFEST, r#"{"schemaVersion":2}"#),
+        (OCI_MANIFEST, "not a document at all"),
+        (OCI_MANIFEST, "[]"),
+        ("text/html", "<html>please log in</html>"),
+        (OCI_MANIFEST, ""),
+    ];
+    let registry = Registry::start();
+    let larder = Larder::before(&registry);
+    for (n, (media_type, text)) in texts.iter().enumerate() {
+        let text = text.replace("IMG", OCI_MANIFEST).replace("IDX", OCI_INDEX);
+        let document = Document::new(media_type, text.clone());
+        registry.add_manifest("library/app", &document);
+        registry.tag("library/app", &format!("t{n}"), &document.digest);
+        let tag = format!("/v2/library/app/manifests/t{n}");
+        registry.forget_requests();
+        for path in [tag, format!("/v2/library/app/manifests/{}", document.digest)] {
+            for _ in 0..2 {
+                let answer = larder.get(&path);
+                assert_eq!(answer.status(), 502, "{text}: {}", answer.text());
+                assert!(answer.json()["errors"][0]["message"].as_str().is_some());
+            }
+        }
+        // Nothing of it was kept: the upstream was asked each time.
+        assert_eq!(registry.count("GET", "/manifests/"), 4, "{text}");
+    }
+}
+
+#[test]
+fn schema1_is_refused_in_plain_words() {
+    let registry = Registry::start();
+    let signed =
+        r#"{"schemaVersion":1,"name":"library/app","tag":"v1","fsLayers":[],"history":[],"signatures":[{}]}"#;
+    let document = Document::new(DOCKER_SCHEMA1, signed);
+    registry.add_manifest("library/app", &document);
+    registry.tag("library/app", "v1", &document.digest);
+    let larder = Larder::before(&registry);
+    let answer = larder.get(TAG);
+    assert!([404, 502].contains(&answer.status()), "{answer:?}");
+    assert!(answer.text().contains("schema 1"), "{}", answer.text());
+}
+
+#[test]
+fn a_manifest_too_large_is_refused() {
+    let registry = Registry::start();
+    let padding = "x".repeat(9 << 20);
+    let text = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [],
+        "annotations": { "padding": padding } });
+    let document = Document::new(OCI_MANIFEST, text.to_string());
+    registry.add_manifest("library/app", &document);
+    registry.tag("library/app", "v1", &document.digest);
+    let larder = Larder::before(&registry);
+    assert_eq!(larder.get(TAG).status(), 502);
+    registry.script(When::manifests(), Fault::Chunked);
+    assert_eq!(larder.get(TAG).status(), 502);
+}
+
+#[test]
+fn a_manifest_of_four_mebibytes_is_served() {
+    let registry = Registry::start();
+    let padding = "x".repeat((4 << 20) - 1000);
+    let text = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [],
+        "annotations": { "padding": padding } });
+    let document = Document::new(OCI_MANIFEST, text.to_string());
+    registry.add_manifest("library/app", &document);
+    registry.tag("library/app", "v1", &document.digest);
+    let larder = Larder::before(&registry);
+    for _ in 0..2 {
+        larder.get(TAG).is_ok_with(&document.bytes);
+    }
+}

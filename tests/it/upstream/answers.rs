@@ -1,0 +1,273 @@
+//! What is asked of a registry, and what its answers are taken for, good and bad.
+
+use std::io::Write as _;
+use std::time::{Duration, SystemTime};
+
+use larder::config::schema::Upstream as Settings;
+use larder::oci::content::media::CANONICAL_ACCEPT;
+use larder::upstream::{MANIFEST_MAX, Timeouts, UpstreamError};
+use tokio::net::TcpListener;
+
+use crate::upstream::registry::{
+    PATIENT, Piece, Registry, Reply, SHORT, answer, at, counted, digest, name, open, read, tag, upstream,
+};
+
+#[tokio::test]
+async fn a_manifest_is_fetched_as_it_is() {
+    let registry = Registry::start(|_, _| {
+        let digest = digest().to_string();
+        let headers = [("content-type", "text/odd; charset=x"), ("docker-content-digest", &digest)];
+        answer(200, &headers, b"{}")
+    })
+    .await;
+    let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+    let document = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a document");
+    assert_eq!(document.body, "{}");
+    assert_eq!(document.content_type.as_deref(), Some("text/odd; charset=x"));
+    assert_eq!(document.digest, Some(digest()));
+
+    let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a head");
+    let head = head.expect("an answer");
+    assert_eq!(head.digest, Some(digest()));
+    assert_eq!(head.size, Some(2));
+
+    let seen = registry.seen();
+    assert_eq!(seen[0].target, "/v2/org/app/manifests/latest");
+    assert_eq!(seen[0].header("accept"), Some(CANONICAL_ACCEPT));
+    assert_eq!(seen[0].header("accept-encoding"), Some("identity"));
+    assert!(seen[0].header("user-agent").is_some_and(|agent| agent.starts_with("larder/")));
+    assert_eq!(seen[0].header("authorization"), None);
+    assert_eq!(seen[1].method, "HEAD");
+
+    let get = r#"larder_upstream_requests_total{method="GET",status="200",upstream="reg.test"}"#;
+    assert_eq!(counted(&metrics, get).as_deref(), Some("1"));
+    let fetched = r#"larder_fetched_bytes_total{kind="manifest",upstream="reg.test"}"#;
+    assert_eq!(counted(&metrics, fetched).as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn a_path_in_the_endpoint_is_kept() {
+    let registry = Registry::start(|_, _| answer(200, &[], b"{}")).await;
+    let (upstream, _) = upstream(at(&format!("{}/proxy/hub/", registry.url())), PATIENT);
+    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    assert_eq!(registry.seen()[0].target, format!("/proxy/hub/v2/org/app/blobs/{}", digest()));
+}
+
+#[tokio::test]
+async fn an_oversized_manifest_is_refused_with_and_without_its_length() {
+    let registry = Registry::start(|_, before| {
+        let body = vec![b' '; MANIFEST_MAX + 1];
+        if before == 0 {
+            return answer(200, &[], &body);
+        }
+        let (first, second) = body.split_at(MANIFEST_MAX);
+        let pieces = vec![Piece::Data(first.to_vec()), Piece::Data(second.to_vec())];
+        Reply::Answer { status: 200, headers: Vec::new(), pieces }
+    })
+    .await;
+    let upstream = open(&registry);
+    for _ in 0..2 {
+        let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("refused");
+        assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("larger")), "{error}");
+    }
+    assert_eq!(registry.seen().len(), 2, "it is not asked for again");
+}
+
+#[tokio::test]
+async fn an_encoded_body_is_refused_by_name() {
+    let registry = Registry::start(|_, _| answer(200, &[("content-encoding", "br")], b"x")).await;
+    let upstream = open(&registry);
+    let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("refused");
+    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("br")), "{error}");
+    let error = upstream.get_blob(&name(), &digest(), 0, None).await.expect_err("refused");
+    assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+}
+
+#[tokio::test]
+async fn gzip_is_undone_where_that_is_wanted() {
+    let registry = Registry::start(|_, _| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(b"{\"a\": 1}").expect("written");
+        let headers = [("content-encoding", "gzip"), ("docker-content-digest", "sha256:nonsense")];
+        answer(200, &headers, &encoder.finish().expect("finished"))
+    })
+    .await;
+    let upstream = open(&registry);
+    let document = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a document");
+    assert_eq!(document.body, "{\"a\": 1}");
+    let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a head");
+    assert_eq!(head.expect("an answer").size, None, "it would be the encoded one");
+    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(None));
+    for decoded in [false, true] {
+        let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+        assert!(body.gzip && body.total.is_some());
+        if decoded {
+            body = body.decoded();
+            assert_eq!(body.total, None);
+        }
+        let bytes = read(&mut body).await.expect("the bytes");
+        assert_eq!(bytes == b"{\"a\": 1}", decoded);
+        assert_eq!(body.chunk().await, Ok(None), "an end stays an end");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_without_head_says_nothing() {
+    let registry = Registry::start(|_, before| match before {
+        0 => answer(405, &[], b""),
+        1 => answer(501, &[], b""),
+        _ => answer(200, &[("docker-content-digest", "sha256:nonsense")], b""),
+    })
+    .await;
+    let upstream = open(&registry);
+    for _ in 0..2 {
+        let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await;
+        assert_eq!(head, Ok(None));
+    }
+    let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a head");
+    assert_eq!(head.expect("an answer").digest, None);
+    // A blob's length cannot be had otherwise, so there it is no answer at all.
+    let registry = Registry::start(|_, _| answer(405, &[], b"")).await;
+    assert_eq!(open(&registry).head_blob(&name(), &digest()).await, Err(UpstreamError::Status(405)));
+}
+
+#[tokio::test]
+async fn statuses_keep_their_meaning() {
+    for (status, expected) in [
+        (404, UpstreamError::NotFound),
+        (403, UpstreamError::Denied { status: 403 }),
+        (401, UpstreamError::Denied { status: 401 }),
+        (410, UpstreamError::Status(410)),
+        (416, UpstreamError::RangeNotSatisfiable),
+        (304, UpstreamError::Status(304)),
+    ] {
+        let registry = Registry::start(move |_, _| answer(status, &[], b"")).await;
+        let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("an error");
+        assert_eq!(error, expected);
+        assert_eq!(registry.seen().len(), 1, "{status} is final");
+    }
+}
+
+#[tokio::test]
+async fn a_quota_says_when_to_come_back() {
+    let registry = Registry::start(|_, before| match before {
+        0 => answer(429, &[("retry-after", "30")], b"slow down"),
+        1 => {
+            let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_mins(10));
+            answer(429, &[("retry-after", &date)], b"")
+        }
+        _ => answer(429, &[], b""),
+    })
+    .await;
+    // A new one each time: an upstream that was told to wait does not ask.
+    let ask = async || open(&registry).head_blob(&name(), &digest()).await.expect_err("refused");
+    let after = |seconds| UpstreamError::RateLimited { retry_after: Some(Duration::from_secs(seconds)) };
+    assert_eq!(ask().await, after(30));
+    let UpstreamError::RateLimited { retry_after: Some(dated) } = ask().await else { panic!("no date") };
+    assert!(dated > Duration::from_mins(9) && dated <= Duration::from_mins(10), "{dated:?}");
+    assert_eq!(ask().await, UpstreamError::RateLimited { retry_after: None });
+    assert_eq!(registry.seen().len(), 3, "a quota is never hammered");
+}
+
+#[tokio::test]
+async fn what_may_pass_is_asked_again() {
+    let registry = Registry::start(|_, before| match before {
+        0 => answer(503, &[], b""),
+        1 => Reply::Reset,
+        _ => answer(200, &[], b"content"),
+    })
+    .await;
+    let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(registry.seen().len(), 3);
+    let broken = r#"larder_upstream_requests_total{method="HEAD",status="error",upstream="reg.test"}"#;
+    assert_eq!(counted(&metrics, broken).as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn but_no_more_than_twice() {
+    let registry = Registry::start(|_, _| answer(502, &[], b"")).await;
+    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("an error");
+    assert_eq!(error, UpstreamError::Status(502));
+    assert_eq!(registry.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn a_silent_registry_is_not_asked_twice() {
+    let registry = Registry::start(|_, _| Reply::Hang).await;
+    let error =
+        upstream(at(&registry.url()), SHORT).0.head_blob(&name(), &digest()).await.expect_err("an error");
+    assert!(matches!(error, UpstreamError::Timeout(_)), "{error}");
+    assert_eq!(registry.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn nobody_listening_is_unreachable() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    drop(listener);
+    let (upstream, _) = upstream(at(&url), PATIENT);
+    let error = upstream.head_blob(&name(), &digest()).await.expect_err("an error");
+    assert!(matches!(&error, UpstreamError::Unreachable(text) if text.contains("refused")), "{error}");
+    assert!(!error.to_string().contains("127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cut_body_is_no_end() {
+    let registry = Registry::start(|_, _| Reply::Answer {
+        status: 200,
+        headers: vec![("content-length", "10".to_owned())],
+        pieces: vec![Piece::Data(b"01234".to_vec()), Piece::Flush, Piece::Cut],
+    })
+    .await;
+    let upstream = open(&registry);
+    let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+    assert_eq!(body.total, Some(10));
+    let (got, error) = read(&mut body).await.expect_err("cut");
+    assert_eq!(got, b"01234");
+    assert!(matches!(error, UpstreamError::Interrupted(_)), "{error}");
+
+    let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("cut");
+    assert!(matches!(error, UpstreamError::Interrupted(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_given_up() {
+    let registry = Registry::start(|_, _| Reply::Answer {
+        status: 200,
+        headers: vec![("content-length", "10".to_owned())],
+        pieces: vec![Piece::Data(b"01234".to_vec()), Piece::Stall],
+    })
+    .await;
+    let (upstream, _) = upstream(at(&registry.url()), SHORT);
+    let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+    let (got, error) = read(&mut body).await.expect_err("stalled");
+    assert_eq!(got, b"01234");
+    assert!(matches!(error, UpstreamError::Interrupted(_)), "{error}");
+}
+
+#[tokio::test]
+async fn running_blobs_leave_room_for_manifests() {
+    let registry = Registry::start(|seen, _| {
+        if seen.target.contains("/blobs/") {
+            let pieces = vec![Piece::Data(b"0".to_vec()), Piece::Stall];
+            Reply::Answer { status: 200, headers: Vec::new(), pieces }
+        } else {
+            answer(200, &[], b"{}")
+        }
+    })
+    .await;
+    let settings = Settings { max_connections: 2, ..at(&registry.url()) };
+    // Who waits for a place is told as soon as who waits for an answer; a running blob may take its time.
+    let timeouts = Timeouts { total: Duration::from_secs(1), idle: Duration::from_hours(1), ..PATIENT };
+    let (upstream, _) = upstream(settings, timeouts);
+    let body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+    let (repository, blob) = (name(), digest());
+    let refused = upstream.get_blob(&repository, &blob, 0, None);
+    let refused = tokio::time::timeout(Duration::from_secs(30), refused).await.expect("told in time");
+    let error = refused.expect_err("no room");
+    assert_eq!(error, UpstreamError::Busy);
+    upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("room for a manifest");
+    drop(body);
+    upstream.get_blob(&name(), &digest(), 0, None).await.expect("room again");
+}

@@ -1,0 +1,106 @@
+//! Lists that come in pages.
+
+use larder::oci::Tag;
+use larder::upstream::{LIST_MAX, UpstreamError};
+
+use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, upstream};
+
+#[tokio::test]
+async fn pages_are_asked_of_the_same_place() {
+    // A proxy before the registry has a path that the registry knows nothing of.
+    let registry = Registry::start(|seen, before| {
+        let link = ("link", "</v2/org/app/tags/list?last=b%2Bc&n=1000>; rel=\"next\"");
+        match before {
+            0 => answer(200, &[link], br#"{"tags":["b"]}"#),
+            1 if seen.target.ends_with("/tags/list?last=b%2Bc&n=1000") => {
+                answer(200, &[], br#"{"tags":["a"]}"#)
+            }
+            _ => answer(500, &[], b""),
+        }
+    })
+    .await;
+    let (upstream, metrics) = upstream(at(&format!("{}/proxy/hub/", registry.url())), PATIENT);
+    let tags = upstream.tags(&name()).await.expect("a list");
+    assert_eq!(tags.iter().map(Tag::as_str).collect::<Vec<_>>(), ["b", "a"]);
+    let targets: Vec<_> = registry.seen().into_iter().map(|seen| seen.target).collect();
+    let list = "/proxy/hub/v2/org/app/tags/list";
+    assert_eq!(targets, [format!("{list}?n=1000"), format!("{list}?last=b%2Bc&n=1000")]);
+    let fetched = r#"larder_fetched_bytes_total{kind="list",upstream="reg.test"}"#;
+    assert_eq!(counted(&metrics, fetched).as_deref(), Some("28"));
+}
+
+#[tokio::test]
+async fn a_redirected_page_is_followed_and_the_next_one_asked_of_the_registry() {
+    let elsewhere = Registry::start(|seen, _| {
+        let link = ("link", "</other/place?token=x%2Fy>; rel=next");
+        let links = if seen.target.contains("token") { &[][..] } else { &[link][..] };
+        answer(200, links, br#"{"tags":["a"]}"#)
+    })
+    .await;
+    let base = elsewhere.url();
+    let registry =
+        Registry::start(move |seen, _| answer(307, &[("location", &format!("{base}{}", seen.target))], b""))
+            .await;
+    assert_eq!(open(&registry).tags(&name()).await.expect("a list").len(), 2);
+    let asked: Vec<_> = registry.seen().into_iter().map(|seen| seen.target).collect();
+    assert_eq!(asked[1], "/v2/org/app/tags/list?token=x%2Fy");
+}
+
+#[tokio::test]
+async fn all_pages_together_have_a_bound() {
+    for referrers in [false, true] {
+        let registry = Registry::start(|seen, before| {
+            let link = format!("<?page={before}>; rel=\"next\"");
+            let mut body = if seen.target.contains("tags") {
+                br#"{"tags":["a"]}"#.to_vec()
+            } else {
+                br#"{"manifests":[]}"#.to_vec()
+            };
+            body.resize(LIST_MAX / 3, b' ');
+            answer(200, &[("link", &link)], &body)
+        })
+        .await;
+        let upstream = open(&registry);
+        let error = if referrers {
+            upstream.referrers(&name(), &digest()).await.map(drop).expect_err("too long")
+        } else {
+            upstream.tags(&name()).await.map(drop).expect_err("too long")
+        };
+        assert!(
+            matches!(&error, UpstreamError::Invalid(text) if text.contains(&format!("larger than {LIST_MAX} "))),
+            "{error}"
+        );
+        assert_eq!(registry.seen().len(), 4);
+    }
+}
+
+#[tokio::test]
+async fn only_what_is_said_of_the_api_lasts() {
+    let html = ("content-type", "text/html");
+    for (status, header, body, lasting) in [
+        (404, ("content-type", "text/plain"), "404 page not found", true),
+        (404, html, "<h1>Not found</h1>", true),
+        (404, html, r#"{"errors":[{"code":"UNSUPPORTED"}]}"#, true),
+        (404, html, r#"{"errors":[{"code":"NAME_UNKNOWN","message":"x"}]}"#, false),
+        (404, html, r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#, false),
+        (400, html, r#"{"errors":[{"code":"DIGEST_INVALID"}]}"#, false),
+        (405, html, "", true),
+        (406, html, "", true),
+        (501, html, "", true),
+        (200, html, "<html>", false),
+        (200, ("content-type", "application/json"), "{}", false),
+    ] {
+        let registry = Registry::start(move |_, _| answer(status, &[header], body.as_bytes())).await;
+        let error = open(&registry).referrers(&name(), &digest()).await.expect_err("no list");
+        assert_eq!(error, UpstreamError::NoReferrers { lasting }, "{status} {body}");
+    }
+    let registry = Registry::start(|_, _| {
+        answer(
+            200,
+            &[("content-type", "application/json; charset=utf-8")],
+            br#"{"schemaVersion":2,"manifests":null}"#,
+        )
+    })
+    .await;
+    assert!(open(&registry).referrers(&name(), &digest()).await.expect("a list").is_empty());
+}

@@ -1,0 +1,62 @@
+//! Blobs that are fetched in part.
+
+use larder::upstream::UpstreamError;
+
+use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, read, upstream};
+
+#[tokio::test]
+async fn a_blob_goes_on_where_it_was_left() {
+    let registry = Registry::start(|seen, _| match seen.header("range") {
+        Some("bytes=4-") => answer(206, &[("content-range", "bytes 4-9/10")], b"456789"),
+        Some("bytes=4-5") => answer(206, &[("content-range", "bytes 4-5/10")], b"45"),
+        Some("bytes=10-") => answer(416, &[("content-range", "bytes */10")], b""),
+        Some(_) => answer(400, &[], b""),
+        None => answer(200, &[], b"0123456789"),
+    })
+    .await;
+    let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+    for (from, to, bytes) in
+        [(4, None, &b"456789"[..]), (4, Some(5), &b"45"[..]), (0, None, &b"0123456789"[..])]
+    {
+        let mut body = upstream.get_blob(&name(), &digest(), from, to).await.expect("a body");
+        assert_eq!((body.offset, body.total), (from, Some(10)));
+        assert_eq!(read(&mut body).await.expect("the range"), bytes);
+        assert_eq!(body.chunk().await, Ok(None), "an end stays an end");
+    }
+    let error = upstream.get_blob(&name(), &digest(), 10, None).await.expect_err("beyond");
+    assert_eq!(error, UpstreamError::RangeNotSatisfiable);
+    let fetched = r#"larder_fetched_bytes_total{kind="blob",upstream="reg.test"}"#;
+    assert_eq!(counted(&metrics, fetched).as_deref(), Some("18"));
+}
+
+#[tokio::test]
+async fn an_ignored_range_starts_at_zero() {
+    let registry = Registry::start(|_, _| answer(200, &[], b"0123456789")).await;
+    let mut body = open(&registry).get_blob(&name(), &digest(), 4, None).await.expect("a body");
+    assert_eq!((body.offset, body.total), (0, Some(10)));
+    assert_eq!(read(&mut body).await.expect("all of it"), b"0123456789");
+}
+
+#[tokio::test]
+async fn a_wrong_range_is_refused() {
+    for (range, body) in [
+        (Some("bytes 5-9/10"), &b"56789"[..]),
+        (Some("bytes 4-9/9"), b"456789"),
+        (Some("bytes 4-9/10"), b"45678"),
+        (Some("nonsense"), b"456789"),
+        (None, b"456789"),
+    ] {
+        let registry = Registry::start(move |_, _| {
+            let headers: Vec<_> = range.into_iter().map(|range| ("content-range", range)).collect();
+            answer(206, &headers, body)
+        })
+        .await;
+        let error = open(&registry).get_blob(&name(), &digest(), 4, None).await.expect_err("refused");
+        assert!(matches!(error, UpstreamError::Invalid(_)), "{range:?}: {error}");
+    }
+    let registry =
+        Registry::start(|_, _| answer(206, &[("content-range", "bytes 0-9/10")], b"0123456789")).await;
+    let error =
+        open(&registry).get_blob(&name(), &digest(), 0, None).await.expect_err("nobody asked for a part");
+    assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+}
