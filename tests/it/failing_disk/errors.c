@@ -1,4 +1,4 @@
-/* Loaded before the C library by tests/failing_disk.rs: a disk that fails. While there is a file of the name in FAIL_WRITES,
+/* Loaded before the C library by tests/it/failing_disk/mod.rs: a disk that fails. While there is a file of the name in FAIL_WRITES,
    whatever is written below the folder in FAIL_BELOW, or is to reach its disk, is an I/O error; FAIL_READS likewise. */
 
 #define _GNU_SOURCE

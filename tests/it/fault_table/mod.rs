@@ -167,7 +167,7 @@ fn try_all(rows: &mut [Row<'_>], mode: &str) {
 fn render(rows: &[Row<'_>]) -> String {
     let mut text = String::from(
         "# What happens when an upstream misbehaves\n\n\
-         Found by `tests/fault_table.rs` with the real binary; `LARDER_BLESS=1 cargo test --test fault_table` writes it \
+         Found by `tests/it/fault_table/` with the real binary; `LARDER_BLESS=1 cargo test --test it fault_table::` writes it \
          anew.\n`held` was pulled before. All tags are past their time (`tag_ttl = \"0s\"`), `idle_timeout` is 1 s. The \
          last column is what\nis served when no upstream is left. Bodies are 90 000 bytes long; `@` is where a range \
          begins.\n\n\
