@@ -7,7 +7,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::cache::{CacheError, Found, Listing, RouteError};
+use crate::cache::{CacheError, Listing, ManifestAnswer, RouteError};
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, MediaType};
@@ -212,7 +212,7 @@ pub(super) fn insert_content(headers: &mut HeaderMap, digest: &Digest) {
 }
 
 /// The headers of a manifest.
-pub(super) fn insert_manifest(headers: &mut HeaderMap, found: &Found) {
+pub(super) fn insert_manifest(headers: &mut HeaderMap, found: &ManifestAnswer) {
     insert_content(headers, &found.document.digest);
     insert_media_type(headers, &found.document.media_type);
     if found.age.is_some() {

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
-use super::CacheError;
+use crate::cache::error::CacheError;
 use crate::telemetry::trace;
 
 type Ending<T> = Option<Result<T, CacheError>>;
 
 /// The flights under way, by key. The work belongs to the cache: it goes on when everybody who waits has left.
 #[derive(Debug)]
-pub(super) struct Flights<K, T> {
+pub(in crate::cache) struct Flights<K, T> {
     running: Running<K, T>,
 }
 
@@ -24,9 +24,9 @@ type Running<K, T> = Arc<Mutex<HashMap<K, (watch::Receiver<Ending<T>>, Span)>>>;
 
 /// A place in a flight.
 #[derive(Debug)]
-pub(super) struct Ticket<T> {
+pub(in crate::cache) struct Ticket<T> {
     /// Whether this request started the work.
-    pub(super) leader: bool,
+    pub(in crate::cache) leader: bool,
     ending: watch::Receiver<Ending<T>>,
 }
 
@@ -42,7 +42,7 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// Joins the flight for `key`; the first to ask starts `work`.
-    pub(super) fn join<F>(&self, key: &K, work: impl FnOnce() -> F) -> Ticket<T>
+    pub(in crate::cache) fn join<F>(&self, key: &K, work: impl FnOnce() -> F) -> Ticket<T>
     where
         F: Future<Output = Result<T, CacheError>> + Send + 'static,
     {
@@ -69,7 +69,7 @@ where
 
 impl<T: Clone> Ticket<T> {
     /// Waits for the end; the same one for everybody in the flight.
-    pub(super) async fn wait(mut self) -> Result<T, CacheError> {
+    pub(in crate::cache) async fn wait(mut self) -> Result<T, CacheError> {
         match self.ending.wait_for(Option::is_some).await {
             Ok(ending) => ending.clone().unwrap_or(Err(CacheError::Interrupted)),
             Err(_) => Err(CacheError::Interrupted),

@@ -9,8 +9,9 @@ use crate::oci::{Digest, Referrers, Repository, Tag};
 use crate::store::{Census, StoreError, StoredManifest, TagFact};
 
 use super::freshness::{self, Freshness};
-use super::hot::Checked;
-use super::{Cache, CacheError, Pointer, Shared, TagKey, blocking, referrers};
+use super::lists::referrers;
+use super::memory::CheckedPointer;
+use super::{Cache, CacheError, Pointer, Shared, TagKey, blocking};
 
 /// A view of what is held. All of it may touch the disk.
 #[derive(Debug)]
@@ -140,8 +141,8 @@ impl Held<'_> {
         let settings = rules.upstreams.get(&repository.upstream)?.settings();
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
         // What memory has knows also by a clock that nobody sets.
-        let known = self.0.hot.pointers.peek(&Pointer::Tag(key)).filter(|known| known.fact == *fact);
-        let age = known.unwrap_or(Checked { fact: *fact, at: None }).age(&self.0.clock);
+        let known = self.0.memory.pointers.peek(&Pointer::Tag(key)).filter(|known| known.fact == *fact);
+        let age = known.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.0.clock);
         Some(Standing {
             freshness: freshness::judge(age, fact.checked_at, settings),
             age,

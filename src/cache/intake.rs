@@ -15,10 +15,11 @@ use crate::oci::manifest::ManifestError;
 use crate::oci::{Digest, Hasher, Manifest, Repository, Tag};
 use crate::store::{Draft, DraftWriter, StoreError, StoredManifest, TagFact};
 
-use super::board::{Phase, ended};
+use super::blob::fills::{FillPhase, fill_ended};
 use super::eviction::{Closed, Reading, needs};
-use super::hot::Checked;
-use super::{Cache, CacheError, Pointer, Shared, TagKey, manifest};
+use super::manifest::by_digest;
+use super::memory::CheckedPointer;
+use super::{Cache, CacheError, Pointer, Shared, TagKey};
 
 /// How much of a blob is in memory at a time.
 const STEP: usize = 256 << 10;
@@ -95,12 +96,12 @@ impl Intake {
                 return compare(digest, size, content);
             }
             // As with all that no client waits for.
-            self.runtime.block_on(shared.fills.until(|| !shared.is_crowded(digest, Some(size))));
-            match shared.fills.take_in(digest) {
+            self.runtime.block_on(shared.fills.wait_until(|| !shared.is_crowded(digest, Some(size))));
+            match shared.fills.start_import(digest) {
                 Ok(phase) => {
                     shared.metrics.fills_running.inc();
                     let coming =
-                        Coming { shared: &shared, digest, phase, draft: None, ending: Phase::Starting };
+                        Coming { shared: &shared, digest, phase, draft: None, ending: FillPhase::Starting };
                     // It may have come in between. While this place is taken nobody removes it either.
                     if let Some(entry) = shared.store.blob(digest)? {
                         shared.eviction.blob_came(digest, entry.size(), shared.clock.now_millis());
@@ -115,7 +116,7 @@ impl Intake {
                     self.came.insert(*digest, reading);
                     return Ok(());
                 }
-                Err(phase) => self.runtime.block_on(ended(phase)),
+                Err(phase) => self.runtime.block_on(fill_ended(phase)),
             }
         }
     }
@@ -176,7 +177,7 @@ impl Intake {
             shared.store.remove_manifest(digest)?;
             shared.eviction.left(digest);
         }
-        manifest::put(shared, repository, *digest, read, body)?;
+        by_digest::put(shared, repository, *digest, read, body)?;
         self.manifests.extend(shared.eviction.hold(digest));
         self.needed.extend(needs(read));
         Ok(())
@@ -194,13 +195,13 @@ impl Intake {
         for (types, _) in shared.store.variants(repository, tag)? {
             shared.store.remove_tag(repository, tag, Some(&types))?;
         }
-        shared.hot.pointers.retain(|pointer, _| match pointer {
+        shared.memory.pointers.retain(|pointer, _| match pointer {
             Pointer::Tag(key) => key.repository != *repository || key.tag != *tag,
             Pointer::Referrers(..) => true,
         });
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
         let at = Some(shared.clock.instant());
-        shared.hot.pointers.insert(Pointer::Tag(key), Checked { fact, at });
+        shared.memory.pointers.insert(Pointer::Tag(key), CheckedPointer { fact, at });
         Ok(())
     }
 }
@@ -217,7 +218,7 @@ impl Drop for Intake {
             .filter(|digest| closed.close(digest) && shared.eviction.take(digest).is_some())
             .collect();
         if !gone.is_empty() {
-            shared.hot.forget(|digest| gone.contains(digest));
+            shared.memory.remove_content(|digest| gone.contains(digest));
         }
         for digest in &gone {
             if let Err(error) = shared.store.remove_blob(digest) {
@@ -232,21 +233,21 @@ impl Drop for Intake {
 struct Coming<'a> {
     shared: &'a Arc<Shared>,
     digest: &'a Digest,
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<FillPhase>,
     draft: Option<Arc<Draft>>,
-    ending: Phase,
+    ending: FillPhase,
 }
 
 impl Drop for Coming<'_> {
     /// Off the board first, so that who asks again begins anew, and only then are readers told.
     fn drop(&mut self) {
-        self.shared.fills.leave(self.digest, &self.phase);
+        self.shared.fills.remove(self.digest, &self.phase);
         self.shared.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
         }
-        if matches!(self.ending, Phase::Starting) {
-            self.ending = Phase::Failed(CacheError::Interrupted);
+        if matches!(self.ending, FillPhase::Starting) {
+            self.ending = FillPhase::Failed(CacheError::Interrupted);
         }
         self.phase.send_replace(self.ending.clone());
     }
@@ -261,7 +262,7 @@ impl Coming<'_> {
         let draft = Arc::clone(writer.draft());
         draft.announce(size);
         self.draft = Some(Arc::clone(&draft));
-        self.phase.send_replace(Phase::Running(draft));
+        self.phase.send_replace(FillPhase::Running(draft));
         eviction.look();
         if let Err(error) = fill(&mut writer, size, content) {
             writer.condemn()?;
@@ -279,7 +280,7 @@ impl Coming<'_> {
         let entry = store.blob(self.digest)?.ok_or(IntakeError::NotKept)?;
         eviction.blob_came(self.digest, entry.size(), now);
         let reading = eviction.hold(self.digest).ok_or(IntakeError::NotKept)?;
-        self.ending = Phase::Stored(entry);
+        self.ending = FillPhase::Stored(entry);
         Ok(reading)
     }
 }

@@ -90,7 +90,7 @@ fn remove(shared: &Shared, repository: &Repository, target: &Target) -> Result<R
             removed.kept += u64::from(shared.eviction.last(&digest).is_some());
         }
     }
-    shared.hot.forget(|digest| manifests.contains(digest) || blobs.contains(digest));
+    shared.memory.remove_content(|digest| manifests.contains(digest) || blobs.contains(digest));
     if !manifests.is_empty() {
         shared.store.forget_pointers(&manifests)?;
         for digest in &manifests {
@@ -136,7 +136,7 @@ fn forget(
             count += 1;
         }
     }
-    shared.hot.pointers.retain(|pointer, _| match pointer {
+    shared.memory.pointers.retain(|pointer, _| match pointer {
         Pointer::Tag(key) => key.repository != *repository || !tags.contains(&key.tag),
         Pointer::Referrers(..) => true,
     });

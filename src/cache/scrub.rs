@@ -10,7 +10,7 @@ use crate::oci::{Digest, Hasher};
 use crate::store::{Collected, Drafted, OpenBlob, StoreError};
 
 use super::eviction::{Closed, Reached};
-use super::manifest::by_digest;
+use super::manifest::by_digest::by_digest;
 use super::{Cache, CacheError, Shared, blocking};
 
 /// How much of a blob is read at a time.
@@ -132,7 +132,7 @@ impl Cache {
             shared.store_failed("a manifest is damaged and will be fetched again", &error);
             shared.store.remove_manifest(&wanted)?;
             shared.eviction.left(&wanted);
-            shared.hot.forget(|digest| *digest == wanted);
+            shared.memory.remove_content(|digest| *digest == wanted);
             Ok((Condition::Damaged, 0))
         })
         .await?;

@@ -10,7 +10,7 @@ use crate::oci::Digest;
 use crate::store::{Draft, StoreError};
 use crate::upstream::UpstreamState;
 
-use super::board::UnderWay;
+use super::blob::fills::RunningFill;
 use super::{Cache, CacheError, Shared, blocking};
 
 /// How far a fill is.
@@ -76,7 +76,7 @@ impl Cache {
     /// The fills under way, oldest first.
     pub fn fills(&self) -> Vec<FillState> {
         let now = self.0.clock.now_millis();
-        let mut under_way = self.0.fills.under_way();
+        let mut under_way = self.0.fills.running();
         under_way.sort_by_key(|fill| fill.since);
         under_way.into_iter().map(|fill| fill_state(fill, now)).collect()
     }
@@ -93,7 +93,7 @@ impl Cache {
     }
 }
 
-fn fill_state(UnderWay { digest, repository, since, draft }: UnderWay, now: u64) -> FillState {
+fn fill_state(RunningFill { digest, repository, since, draft }: RunningFill, now: u64) -> FillState {
     let elapsed = Instant::now().saturating_duration_since(since);
     let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let draft: Option<&Draft> = draft.as_deref();

@@ -156,12 +156,12 @@ impl Shared {
         let (store, broken) = (self.store.clone(), self.trouble.record().broken);
         let mended = blocking(move || store.mend(broken)).await;
         // What was open may hold less now, or nothing.
-        self.hot.blobs.clear();
-        self.hot.walked.clear();
+        self.memory.blobs.clear();
+        self.memory.prefetched.clear();
         match mended {
             Ok(()) => {
                 let of = Arc::clone(self);
-                if let Err(error) = blocking(move || of.hot.forget_unkept(&of.store)).await {
+                if let Err(error) = blocking(move || of.memory.remove_unstored(&of.store)).await {
                     tracing::debug!(%error, "what is in memory alone cannot be told");
                 }
                 self.eviction.take_stock_again();

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, CacheError, Document, Found};
+use crate::cache::{Cache, CacheError, CachedManifest, ManifestAnswer};
 use crate::oci::media::Kind;
 use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
@@ -171,7 +171,7 @@ impl Image {
     }
 
     /// The document that the reference stands for. Where it names both, the tag is asked for, and held against the digest.
-    async fn root(&self) -> Result<Found, OpsError> {
+    async fn root(&self) -> Result<ManifestAnswer, OpsError> {
         let Named { repository, tag, digest } = &self.named;
         let reference = match (tag, digest) {
             (Some(tag), _) => Reference::Tag(tag.clone()),
@@ -189,7 +189,11 @@ impl Image {
     }
 
     /// The manifests of the wanted platforms.
-    async fn manifests(&self, root: &Arc<Document>, row: &mut Row) -> Result<Vec<Arc<Document>>, OpsError> {
+    async fn manifests(
+        &self,
+        root: &Arc<CachedManifest>,
+        row: &mut Row,
+    ) -> Result<Vec<Arc<CachedManifest>>, OpsError> {
         if root.media_type.kind() != Some(Kind::Index) {
             return Ok(vec![Arc::clone(root)]);
         }
@@ -206,7 +210,7 @@ impl Image {
     }
 
     /// All that an index points at and that is no index, those in nested ones included.
-    async fn children(&self, root: &Arc<Document>, row: &mut Row) -> Result<Vec<Descriptor>, OpsError> {
+    async fn children(&self, root: &Arc<CachedManifest>, row: &mut Row) -> Result<Vec<Descriptor>, OpsError> {
         let (mut found, mut seen) = (Vec::new(), HashSet::from([root.digest]));
         let mut left = vec![(Arc::clone(root), 1)];
         while let Some((index, depth)) = left.pop() {
@@ -253,7 +257,7 @@ impl Image {
     }
 }
 
-fn read(document: &Document) -> Option<Manifest> {
+fn read(document: &CachedManifest) -> Option<Manifest> {
     Manifest::read(&document.body, Some(document.media_type.as_str())).ok()
 }
 
@@ -275,7 +279,7 @@ pub(super) async fn manifest(
     cache: &Cache,
     repository: &Repository,
     reference: &Reference,
-) -> Result<Found, CacheError> {
+) -> Result<ManifestAnswer, CacheError> {
     let anything = HeaderMap::new();
     let attempt = || cache.manifest(repository, reference, Accept::from_headers(&anything));
     attempt.retry(patience()).when(may_pass).await

@@ -15,7 +15,7 @@ use crate::store::{Census, Drafted, Holding, Store, StoreError};
 use super::budget::{Measured, Reason, ceiling, drafts_to_go, excess, for_drafts, high_mark, may_live};
 use super::ledger::{Kind, Victim};
 use super::{Room, needs};
-use crate::cache::board::Board;
+use crate::cache::blob::fills::Fills;
 use crate::cache::scrub::clear_remains;
 use crate::cache::{Cache, CacheError, Shared, blocking};
 
@@ -117,7 +117,7 @@ fn needed_by(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> 
 /// How things are, and the drafts there are.
 fn measure(shared: &Shared) -> Result<(Measured, Vec<Drafted>), StoreError> {
     let Shared { store, fills, eviction, .. } = shared;
-    let (coming, left) = fills.coming();
+    let (coming, left) = fills.pending();
     let (disk, drafted) = (store.size_on_disk()?, store.drafts()?);
     let drafts = drafted.iter().map(|draft| draft.bytes).sum();
     let (content, free) = (store.census().content, store.free_on_disk().ok());
@@ -181,7 +181,7 @@ fn remove_left_drafts(
     wanted: u64,
     most: u64,
 ) -> Result<bool, StoreError> {
-    left.retain(|draft| !shared.fills.has(&draft.digest));
+    left.retain(|draft| !shared.fills.contains(&draft.digest));
     let (mut closed, mut gone, mut freed) = (Closed::new(&shared.fills), 0, 0);
     for draft in drafts_to_go(left, wanted, most, shared.clock.now_millis()) {
         // Somebody may have come back to it since.
@@ -214,7 +214,7 @@ fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreE
     let of = |kind| move |victim: &&Victim| victim.kind == kind;
     let manifests: HashSet<Digest> =
         victims.iter().filter(of(Kind::Manifest)).map(|victim| victim.digest).collect();
-    shared.hot.forget(|digest| manifests.contains(digest) || closed.digests.contains(digest));
+    shared.memory.remove_content(|digest| manifests.contains(digest) || closed.digests.contains(digest));
     if !manifests.is_empty() {
         // What leads to a document goes before it.
         shared.store.forget_pointers(&manifests)?;
@@ -243,24 +243,24 @@ fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreE
 
 /// Blobs that no fill may bring while they are being removed.
 pub(in crate::cache) struct Closed<'a> {
-    board: &'a Board,
+    board: &'a Fills,
     digests: HashSet<Digest>,
 }
 
 impl<'a> Closed<'a> {
-    pub(in crate::cache) fn new(board: &'a Board) -> Self {
+    pub(in crate::cache) fn new(board: &'a Fills) -> Self {
         Self { board, digests: HashSet::new() }
     }
 
     /// Keeps fills of a blob away, unless one is running: then this is false.
     pub(in crate::cache) fn close(&mut self, digest: &Digest) -> bool {
-        self.board.close(digest) && self.digests.insert(*digest)
+        self.board.block(digest) && self.digests.insert(*digest)
     }
 
     /// Lets fills of a blob come again.
     pub(in crate::cache) fn open(&mut self, digest: &Digest) {
         if self.digests.remove(digest) {
-            self.board.open(digest);
+            self.board.unblock(digest);
         }
     }
 }
@@ -268,7 +268,7 @@ impl<'a> Closed<'a> {
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
         for digest in &self.digests {
-            self.board.open(digest);
+            self.board.unblock(digest);
         }
     }
 }

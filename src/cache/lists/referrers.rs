@@ -4,23 +4,30 @@
 //! by the rules for tags. Manifests that were kept here and refer to the same subject are added to it. A list without
 //! an entry tells a client that an image is not signed, so no trouble of an upstream may ever make one.
 
-pub(super) mod list;
-
 use std::sync::Arc;
 
 use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Outcome;
 
-use super::resolve::{is_absent, is_known, last_known, resolve};
-use super::{Cache, CacheError, Document, Found, Listing, Pointer, Shared, TagKey, blocking, in_time};
+use crate::cache::Cache;
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::deadline::in_time;
+use crate::cache::error::CacheError;
+use crate::cache::listing::Listing;
+use crate::cache::manifest::answer::ManifestAnswer;
+use crate::cache::manifest::resolve::{is_absent, is_known, last_known, resolve};
+use crate::cache::memory::CachedManifest;
+use crate::cache::pointer::Pointer;
+use crate::cache::pointer::TagKey;
 
 /// Manifests held that are added to one list.
 const HELD_MAX: usize = 1000;
 
 /// A definite answer, or the last known one.
-enum Answer {
-    Listed(Found),
+enum ReferrersAnswer {
+    Listed(ManifestAnswer),
     /// There is no list; what the cache did to know that.
     Absent(Outcome),
 }
@@ -39,10 +46,10 @@ impl Cache {
         let held = blocking(move || store.referrers(&owner, &of, HELD_MAX)).await;
         let held = shared.or_nothing("the referrers held cannot be found out", held)?;
         let (document, outcome, age, stale) = match answer(shared, repository, subject, &held).await {
-            Ok(Answer::Listed(Found { document, outcome, age, stale })) => {
+            Ok(ReferrersAnswer::Listed(ManifestAnswer { document, outcome, age, stale })) => {
                 (Some(document), outcome, age, stale)
             }
-            Ok(Answer::Absent(outcome)) => (None, outcome, None, None),
+            Ok(ReferrersAnswer::Absent(outcome)) => (None, outcome, None, None),
             Err(error) => (None, Outcome::Stale, None, Some(error)),
         };
         let mut content = together(shared, repository, document, held).await?;
@@ -62,13 +69,13 @@ async fn answer(
     repository: &Repository,
     subject: &Digest,
     held: &[Digest],
-) -> Result<Answer, CacheError> {
+) -> Result<ReferrersAnswer, CacheError> {
     let list = Pointer::Referrers(repository.clone(), *subject);
     let tag = Tag::of_referrers(subject);
     let fallback = Pointer::Tag(TagKey { repository: repository.clone(), tag, variant: None });
     let copy = !held.is_empty() || is_known(shared, &fallback).await?;
     let asking = async {
-        if !shared.hot.is_without_api(repository, subject, shared.clock.instant()) {
+        if !shared.memory.is_without_api(repository, subject, shared.clock.instant()) {
             match ask(shared, &list, copy).await {
                 Err(CacheError::NoReferrers) => {}
                 other => return other,
@@ -82,7 +89,7 @@ async fn answer(
     };
     for pointer in [&list, &fallback] {
         match last_known(shared, pointer, error).await {
-            Ok(found) => return Ok(Answer::Listed(found)),
+            Ok(found) => return Ok(ReferrersAnswer::Listed(found)),
             Err(same) => error = same,
         }
     }
@@ -90,12 +97,12 @@ async fn answer(
 }
 
 /// Resolves one of the two. Who has a `copy` to serve does not wait long.
-async fn ask(shared: &Arc<Shared>, pointer: &Pointer, copy: bool) -> Result<Answer, CacheError> {
+async fn ask(shared: &Arc<Shared>, pointer: &Pointer, copy: bool) -> Result<ReferrersAnswer, CacheError> {
     let remembered = is_absent(shared, pointer);
     match resolve(shared, pointer, copy).await {
-        Ok(found) => Ok(Answer::Listed(found)),
-        Err(CacheError::NotFound) if remembered => Ok(Answer::Absent(Outcome::Hit)),
-        Err(CacheError::NotFound) => Ok(Answer::Absent(Outcome::Miss)),
+        Ok(found) => Ok(ReferrersAnswer::Listed(found)),
+        Err(CacheError::NotFound) if remembered => Ok(ReferrersAnswer::Absent(Outcome::Hit)),
+        Err(CacheError::NotFound) => Ok(ReferrersAnswer::Absent(Outcome::Miss)),
         Err(error) => Err(error),
     }
 }
@@ -104,7 +111,7 @@ async fn ask(shared: &Arc<Shared>, pointer: &Pointer, copy: bool) -> Result<Answ
 async fn together(
     shared: &Arc<Shared>,
     repository: &Repository,
-    document: Option<Arc<Document>>,
+    document: Option<Arc<CachedManifest>>,
     held: Vec<Digest>,
 ) -> Result<Referrers, CacheError> {
     let (store, repository) = (shared.store.clone(), repository.clone());
@@ -119,7 +126,7 @@ async fn together(
 
 /// What is known here of what refers to a manifest: the last list that its upstream gave, and the manifests held. Asks
 /// nobody; that nothing is known does not mean that nothing refers.
-pub(super) fn known(
+pub(in crate::cache) fn known(
     shared: &Shared,
     repository: &Repository,
     subject: &Digest,

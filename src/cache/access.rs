@@ -7,18 +7,20 @@ use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::upstream::{Upstream, UpstreamError};
 
-use super::hot::Wanted;
-use super::verify::check;
-use super::{CacheError, Shared, blocking};
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
+use crate::cache::manifest::verify::check;
+use crate::cache::memory::AbsenceKey;
 
 /// Asks the upstream whether this repository has what another one brought in.
-pub(super) async fn confirm_manifest(
+pub(in crate::cache) async fn confirm_manifest(
     shared: &Shared,
     repository: &Repository,
     digest: &Digest,
 ) -> Result<(), CacheError> {
-    let wanted = Wanted::Manifest(*digest);
-    if shared.hot.is_absent(repository, &wanted, shared.clock.instant()) {
+    let wanted = AbsenceKey::Manifest(*digest);
+    if shared.memory.is_absent(repository, &wanted, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
@@ -40,13 +42,13 @@ pub(super) async fn confirm_manifest(
 }
 
 /// Asks the upstream whether this repository has a blob; a yes is kept as a link.
-pub(super) async fn confirm_blob(
+pub(in crate::cache) async fn confirm_blob(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Option<u64>, CacheError> {
-    let wanted = Wanted::Blob(*digest);
-    if shared.hot.is_absent(repository, &wanted, shared.clock.instant()) {
+    let wanted = AbsenceKey::Blob(*digest);
+    if shared.memory.is_absent(repository, &wanted, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
@@ -81,7 +83,7 @@ async fn first_byte(
 }
 
 /// Links a repository to a digest; a link that is lost costs another question, so failure is only noted.
-pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
+pub(in crate::cache) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
     if let Err(error) = blocking(move || store.link(&repository, &digest)).await {
         shared.failed("a link could not be kept", &error);
@@ -89,17 +91,17 @@ pub(super) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: 
 }
 
 /// Remembers a definite 404, and only that.
-pub(super) fn remember(
+pub(in crate::cache) fn remember(
     shared: &Shared,
     repository: &Repository,
-    wanted: Wanted,
+    wanted: AbsenceKey,
     error: CacheError,
 ) -> CacheError {
     if matches!(error, CacheError::NotFound)
         && let Ok(upstream) = shared.upstream(repository)
     {
         let until = shared.clock.instant() + upstream.settings().negative_ttl;
-        shared.hot.remember_absence(repository, wanted, until);
+        shared.memory.remember_absence(repository, wanted, until);
     }
     error
 }

@@ -11,32 +11,34 @@ use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
 use crate::telemetry::trace;
 use crate::upstream::Sender;
 
-use super::board::Phase;
-use super::download::{Download, Ending, Received};
-use super::hot::Wanted;
-use super::right::{confirm_blob, remember};
-use super::{CacheError, Shared, blocking};
+use crate::cache::access::{confirm_blob, remember};
+use crate::cache::blob::download::{Download, DownloadEnd, Downloaded};
+use crate::cache::blob::fills::FillPhase;
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
+use crate::cache::memory::AbsenceKey;
 
 /// What a fill is to bring, and whom it tells.
-pub(super) struct Fill {
+pub(in crate::cache) struct Fill {
     shared: Arc<Shared>,
     repository: Repository,
     digest: Digest,
     /// What a descriptor promised of the size.
     size: Option<u64>,
     /// Whether the repository is linked to the digest already.
-    right: bool,
-    phase: watch::Sender<Phase>,
+    has_access: bool,
+    phase: watch::Sender<FillPhase>,
     draft: Option<Arc<Draft>>,
     /// What waiting requests are told in the end.
-    ending: Phase,
+    ending: FillPhase,
 }
 
 impl Drop for Fill {
     /// However it ends, also by a panic: off the board first, so that who asks again starts anew, and only then are
     /// readers told.
     fn drop(&mut self) {
-        self.shared.fills.leave(&self.digest, &self.phase);
+        self.shared.fills.remove(&self.digest, &self.phase);
         self.shared.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
@@ -45,30 +47,30 @@ impl Drop for Fill {
     }
 }
 
-enum Opened {
+enum OpenedFill {
     Stored(BlobEntry),
     Draft(Box<DraftWriter>),
 }
 
 impl Fill {
     /// Starts a fill for a place on the board.
-    pub(super) fn start(
+    pub(in crate::cache) fn start(
         shared: &Arc<Shared>,
         repository: &Repository,
         digest: &Digest,
         size: Option<u64>,
-        right: bool,
-        (phase, span): (watch::Sender<Phase>, Span),
+        has_access: bool,
+        (phase, span): (watch::Sender<FillPhase>, Span),
     ) {
         let fill = Self {
             shared: Arc::clone(shared),
             repository: repository.clone(),
             digest: *digest,
             size,
-            right,
+            has_access,
             phase,
             draft: None,
-            ending: Phase::Failed(CacheError::Interrupted),
+            ending: FillPhase::Failed(CacheError::Interrupted),
         };
         shared.metrics.fills_running.inc();
         tokio::spawn(fill.run().instrument(span));
@@ -89,13 +91,13 @@ impl Fill {
         self.ending = match result {
             // Who comes too late to be told earlier finds all of it, if it still is in memory.
             Ok(None) => match &self.draft {
-                Some(draft) => Phase::Running(Arc::clone(draft)),
-                None => Phase::Failed(CacheError::Interrupted),
+                Some(draft) => FillPhase::Running(Arc::clone(draft)),
+                None => FillPhase::Failed(CacheError::Interrupted),
             },
             Ok(Some(entry)) => {
                 let (bytes, ms) = (entry.size(), begin.elapsed().as_millis());
                 tracing::debug!(repository = %self.repository, digest = %self.digest, bytes, ms, "filled");
-                Phase::Stored(entry)
+                FillPhase::Stored(entry)
             }
             Err(error) => {
                 if matches!(error, CacheError::Mismatch(_)) {
@@ -104,7 +106,7 @@ impl Fill {
                 if !matches!(error, CacheError::NotFound) {
                     tracing::warn!(repository = %self.repository, digest = %self.digest, %error, "a fill failed");
                 }
-                Phase::Failed(error)
+                FillPhase::Failed(error)
             }
         };
     }
@@ -114,30 +116,30 @@ impl Fill {
         let mut mislabelled = false;
         loop {
             let writer = match self.open().await? {
-                Opened::Draft(writer) => writer,
-                Opened::Stored(entry) => {
+                OpenedFill::Draft(writer) => writer,
+                OpenedFill::Stored(entry) => {
                     // It came in through another repository since the store was asked.
-                    if !self.right {
+                    if !self.has_access {
                         confirm_blob(&self.shared, &self.repository, &self.digest).await?;
                     }
                     return Ok(Some(entry));
                 }
             };
-            let Received { writer, senders, ending, decoded } = self.download(*writer, mislabelled).await?;
+            let Downloaded { writer, senders, ending, decoded } = self.download(*writer, mislabelled).await?;
             let reason = match ending {
-                Ending::Complete => match self.verify(writer, self.size).await? {
+                DownloadEnd::Complete => match self.verify(writer, self.size).await? {
                     Some(verified) => return self.settle(verified).await,
                     None => "the bytes do not match their digest or size".to_owned(),
                 },
-                Ending::Wrong(reason) => {
+                DownloadEnd::Wrong(reason) => {
                     blocking(move || writer.condemn()).await?;
                     reason
                 }
-                Ending::Unwanted => return Ok(None),
-                // Somebody's promise is broken; the draft may be right all the same.
-                Ending::Unlike(reason) => return Err(self.mismatch(&senders, &reason)),
+                DownloadEnd::Unwanted => return Ok(None),
+                // Somebody's promise is broken; the draft may be has_access all the same.
+                DownloadEnd::Unlike(reason) => return Err(self.mismatch(&senders, &reason)),
                 // If what an earlier run left does not verify, that is nobody's fault: start over.
-                Ending::Left => {
+                DownloadEnd::Left => {
                     if let Some(verified) = self.verify(writer, None).await? {
                         return self.settle(verified).await;
                     }
@@ -158,7 +160,7 @@ impl Fill {
 
     /// Cuts who reads the draft, and lets who asks again wait for the next one.
     fn start_over(&mut self) {
-        self.phase.send_replace(Phase::Starting);
+        self.phase.send_replace(FillPhase::Starting);
         if let Some(draft) = self.draft.take() {
             draft.close();
         }
@@ -174,41 +176,42 @@ impl Fill {
         CacheError::Mismatch(format!("{}: {reason}", self.digest))
     }
 
-    async fn open(&self) -> Result<Opened, CacheError> {
+    async fn open(&self) -> Result<OpenedFill, CacheError> {
         let (store, digest) = (self.shared.store.clone(), self.digest);
         if self.shared.trouble.is_on() {
             self.shared.try_store();
-            return Ok(Opened::Draft(Box::new(store.unkept_draft(&digest))));
+            return Ok(OpenedFill::Draft(Box::new(store.unkept_draft(&digest))));
         }
         let crowded = self.shared.is_crowded(&digest, self.size);
         let opened = blocking(move || match store.blob(&digest)? {
-            Some(entry) => Ok(Opened::Stored(entry)),
+            Some(entry) => Ok(OpenedFill::Stored(entry)),
             // Clients need not wait until the disk has caught up.
-            None if crowded => Ok(Opened::Draft(Box::new(store.unkept_draft(&digest)))),
-            None => Ok(Opened::Draft(Box::new(store.open_draft(&digest)?))),
+            None if crowded => Ok(OpenedFill::Draft(Box::new(store.unkept_draft(&digest)))),
+            None => Ok(OpenedFill::Draft(Box::new(store.open_draft(&digest)?))),
         });
         match opened.await {
             Err(CacheError::Store(error)) => {
                 self.shared.store_failed("a draft cannot be opened", &error);
-                Ok(Opened::Draft(Box::new(self.shared.store.unkept_draft(&digest))))
+                Ok(OpenedFill::Draft(Box::new(self.shared.store.unkept_draft(&digest))))
             }
             opened => opened,
         }
     }
 
-    async fn download(&mut self, writer: DraftWriter, mislabelled: bool) -> Result<Received, CacheError> {
+    async fn download(&mut self, writer: DraftWriter, mislabelled: bool) -> Result<Downloaded, CacheError> {
         self.draft = Some(Arc::clone(writer.draft()));
         let upstream = self.shared.upstream(&self.repository)?;
         let (name, digest, size) = (&self.repository.name, &self.digest, self.size);
-        let leaving = || self.shared.fills.leave(&self.digest, &self.phase);
+        let leaving = || self.shared.fills.remove(&self.digest, &self.phase);
         let download = Download { upstream: &upstream, name, digest, size, mislabelled, leaving: &leaving };
         let received = download.run(writer, |draft| self.begins(draft)).await;
-        received.map_err(|error| remember(&self.shared, &self.repository, Wanted::Blob(self.digest), error))
+        received
+            .map_err(|error| remember(&self.shared, &self.repository, AbsenceKey::Blob(self.digest), error))
     }
 
     /// Bytes are coming: there should be room for them.
     fn begins(&self, draft: Arc<Draft>) {
-        self.phase.send_replace(Phase::Running(draft));
+        self.phase.send_replace(FillPhase::Running(draft));
         self.shared.eviction.look();
     }
 
@@ -221,7 +224,7 @@ impl Fill {
         let draft = Arc::clone(writer.draft());
         let verified = blocking(move || writer.verify(size)).await?;
         if verified.is_some() {
-            self.phase.send_replace(Phase::Running(draft));
+            self.phase.send_replace(FillPhase::Running(draft));
         }
         Ok(verified)
     }

@@ -19,9 +19,11 @@ use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
 use crate::telemetry::{Outcome, trace};
 use crate::upstream::{BlobBody, Upstream};
 
-use super::blob::{Blob, Source};
-use super::eviction::Reading;
-use super::{Cache, CacheError, blocking};
+use crate::cache::Cache;
+use crate::cache::blob::find::{BlobAnswer, BlobSource};
+use crate::cache::blocking::blocking;
+use crate::cache::error::CacheError;
+use crate::cache::eviction::Reading;
 
 /// How much is read from the store per step, off the async threads. The next step is under way while one is sent.
 const STEP: u64 = 512 << 10;
@@ -29,7 +31,7 @@ const STEP: u64 = 512 << 10;
 const AHEAD: usize = 3;
 /// Steps that read from sled at once. Every thread that does keeps some MiB of what sled's cache has let go, so that with
 /// one for each client memory would grow with clients.
-pub(super) const READING_MAX: usize = 8;
+pub(in crate::cache) const READING_MAX: usize = 8;
 /// How far beyond a fill's frontier a range must begin to be worth a request of its own to the upstream.
 const FAR: u64 = 8 << 20;
 /// How much of such a range is asked for at a time. Clients that want one chunk ask for all that follows and hang up when
@@ -42,7 +44,7 @@ const QUEUE: usize = 4;
 
 /// Steps under way beside the first one of each client, for all clients together. More than there are processors make
 /// nothing faster: each is memory, and drives from the processors' caches what others are about to send.
-pub(super) fn ahead_max() -> usize {
+pub(in crate::cache) fn ahead_max() -> usize {
     std::thread::available_parallelism().map_or(2, NonZero::get)
 }
 
@@ -56,7 +58,7 @@ struct Step {
 /// A blob's bytes in order.
 pub struct BlobReader {
     cache: Cache,
-    source: Source,
+    source: BlobSource,
     /// Where the next step begins.
     at: u64,
     /// Where the reading ends; `None` where nobody knows yet.
@@ -85,7 +87,7 @@ impl Cache {
         &self,
         repository: &Repository,
         digest: &Digest,
-        blob: Blob,
+        blob: BlobAnswer,
         range: Option<Range<u64>>,
     ) -> Result<(BlobReader, Outcome), CacheError> {
         let (mut reader, outcome) = self.begin_reading(repository, digest, blob, range.clone()).await?;
@@ -103,13 +105,13 @@ impl Cache {
         &self,
         repository: &Repository,
         digest: &Digest,
-        blob: Blob,
+        blob: BlobAnswer,
         range: Option<Range<u64>>,
     ) -> Result<(BlobReader, Outcome), CacheError> {
         let mut source = blob.source.ok_or(CacheError::Interrupted)?;
         let mut outcome = blob.outcome;
         source = match (source, &range) {
-            (Source::Filling(follower), Some(range)) => {
+            (BlobSource::Filling(follower), Some(range)) => {
                 follower.moved(range.start);
                 let draft = follower.draft();
                 let far = range.start > draft.progress().readable().saturating_add(FAR);
@@ -117,16 +119,16 @@ impl Cache {
                 match passing {
                     Some(passing) => {
                         outcome = Outcome::Bypass;
-                        Source::Passing(passing, follower)
+                        BlobSource::Passing(passing, follower)
                     }
-                    None => Source::Filling(follower),
+                    None => BlobSource::Filling(follower),
                 }
             }
             (source, _) => source,
         };
         let whole = match &source {
-            Source::Stored(blob, _) => Some(blob.entry().size()),
-            Source::Filling(_) | Source::Passing(..) => None,
+            BlobSource::Stored(blob, _) => Some(blob.entry().size()),
+            BlobSource::Filling(_) | BlobSource::Passing(..) => None,
         };
         let at = range.as_ref().map_or(0, |range| range.start);
         let end = range.map(|range| range.end).or(whole);
@@ -196,7 +198,7 @@ async fn piece(
 impl BlobReader {
     /// Has the first bytes of what is held ready.
     async fn read_first(&mut self) -> Result<(), CacheError> {
-        if matches!(self.source, Source::Stored(..))
+        if matches!(self.source, BlobSource::Stored(..))
             && let Some(first) = poll_fn(|cx| self.poll_next(cx)).await
         {
             self.ready.push_front(first?);
@@ -206,7 +208,7 @@ impl BlobReader {
 
     /// The next bytes; `None` at the end. An error means that the rest must not be sent.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
-        if let Source::Passing(passing, follower) = &mut self.source
+        if let BlobSource::Passing(passing, follower) = &mut self.source
             && let Some(bytes) = ready!(passing.poll_recv(cx))
         {
             self.at += bytes.len() as u64;
@@ -234,7 +236,7 @@ impl BlobReader {
             match found {
                 Ok(found) if found.is_empty() => return Poll::Ready(None),
                 Ok(found) => {
-                    if let Source::Filling(follower) | Source::Passing(_, follower) = &self.source {
+                    if let BlobSource::Filling(follower) | BlobSource::Passing(_, follower) = &self.source {
                         self.at += found.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
                         follower.moved(self.at);
                     }
@@ -248,14 +250,14 @@ impl BlobReader {
     /// Begins what will be needed, so that it is under way while what is ready goes out.
     fn read_ahead(&mut self) {
         match &self.source {
-            Source::Stored(blob, _) if blob.comes_by_itself() => {}
+            BlobSource::Stored(blob, _) if blob.comes_by_itself() => {}
             // What comes after the tail of a draft is not known before it is there.
-            Source::Filling(_) | Source::Passing(..) => {
+            BlobSource::Filling(_) | BlobSource::Passing(..) => {
                 if self.steps.is_empty() && self.end.is_none_or(|end| self.at < end) {
                     self.begin_step(None);
                 }
             }
-            Source::Stored(..) => {
+            BlobSource::Stored(..) => {
                 while self.steps.len() < AHEAD && self.end.is_none_or(|end| self.at < end) {
                     let first = self.steps.is_empty();
                     let room = Arc::clone(&self.cache.0.ahead).try_acquire_owned().ok();
@@ -271,14 +273,14 @@ impl BlobReader {
     /// What needs no thread of its own because the system has it in memory.
     fn read_now(&self) -> Option<Bytes> {
         match &self.source {
-            Source::Stored(blob, _) => blob.read_now(self.at..self.end.unwrap_or(blob.entry().size())),
-            Source::Filling(_) | Source::Passing(..) => None,
+            BlobSource::Stored(blob, _) => blob.read_now(self.at..self.end.unwrap_or(blob.entry().size())),
+            BlobSource::Filling(_) | BlobSource::Passing(..) => None,
         }
     }
 
     fn begin_step(&mut self, room: Option<OwnedSemaphorePermit>) {
         let bytes: Pin<Box<dyn Future<Output = _> + Send>> = match &self.source {
-            Source::Stored(blob, reading) => {
+            BlobSource::Stored(blob, reading) => {
                 let end = self.end.unwrap_or(blob.entry().size());
                 // Steps end where pages do, so that none is read twice.
                 let range = self.at..end.min((self.at / STEP + 1) * STEP);
@@ -294,7 +296,7 @@ impl BlobReader {
                 }
             }
             // What is passed through has ended, or this would not be asked for.
-            Source::Filling(follower) | Source::Passing(_, follower) => {
+            BlobSource::Filling(follower) | BlobSource::Passing(_, follower) => {
                 let draft = follower.draft();
                 Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end))
             }

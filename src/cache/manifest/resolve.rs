@@ -9,37 +9,44 @@ use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::TagFact;
 use crate::telemetry::Outcome;
-use crate::upstream::{Document as Answer, Upstream};
+use crate::upstream::{Document as UpstreamManifest, Upstream};
 
-use super::freshness::{self, Freshness};
-use super::hot::{Checked, Wanted};
-use super::manifest::{fetch, keep, stored};
-use super::patience::Patience;
-use super::referrers::list;
-use super::right::remember;
-use super::verify::{check, digest_of};
-use super::{CacheError, Document, Found, Pointer, Shared, TagKey, blocking, walks};
+use crate::cache::access::remember;
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::deadline::Deadline;
+use crate::cache::error::CacheError;
+use crate::cache::freshness::{self, Freshness};
+use crate::cache::manifest::answer::ManifestAnswer;
+use crate::cache::manifest::by_digest::{fetch, keep, stored};
+use crate::cache::manifest::referrers_index;
+use crate::cache::manifest::verify::{check, digest_of};
+use crate::cache::memory::CachedManifest;
+use crate::cache::memory::{AbsenceKey, CheckedPointer};
+use crate::cache::pointer::Pointer;
+use crate::cache::pointer::TagKey;
+use crate::cache::prefetch::queue;
 
 /// How a question to the upstream about a pointer ended.
 #[derive(Clone, Debug)]
-pub(super) struct Resolved {
-    document: Arc<Document>,
+pub(in crate::cache) struct ResolvedPointer {
+    document: Arc<CachedManifest>,
     outcome: Outcome,
 }
 
 /// The last known state of a pointer, with the document it stands for.
 #[derive(Clone, Debug)]
-struct Known {
-    checked: Checked,
-    document: Arc<Document>,
+struct KnownPointer {
+    checked: CheckedPointer,
+    document: Arc<CachedManifest>,
 }
 
 /// Resolves a pointer, for who may have a `copy` of something else to serve in its place.
-pub(super) async fn resolve(
+pub(in crate::cache) async fn resolve(
     shared: &Arc<Shared>,
     pointer: &Pointer,
     copy: bool,
-) -> Result<Found, CacheError> {
+) -> Result<ManifestAnswer, CacheError> {
     let upstream = shared.upstream(pointer.repository())?;
     let settings = upstream.settings();
     let known = known(shared, pointer).await?;
@@ -51,7 +58,7 @@ pub(super) async fn resolve(
         }
         if judged != Freshness::Expired {
             let document = Arc::clone(&known.document);
-            return Ok(Found { document, outcome: Outcome::Hit, age, stale: None });
+            return Ok(ManifestAnswer { document, outcome: Outcome::Hit, age, stale: None });
         }
     } else if is_absent(shared, pointer) {
         return Err(CacheError::NotFound);
@@ -63,19 +70,19 @@ pub(super) async fn resolve(
 async fn answered(
     shared: &Arc<Shared>,
     pointer: &Pointer,
-    known: Option<Known>,
+    known: Option<KnownPointer>,
     upstream: Arc<Upstream>,
     copy: bool,
-) -> Result<Found, CacheError> {
-    let patience = Patience::with(&upstream, copy || known.is_some());
+) -> Result<ManifestAnswer, CacheError> {
+    let patience = Deadline::with(&upstream, copy || known.is_some());
     // The question goes on without this request, and tells for the next one whether the upstream is back.
     let ticket = question(shared, pointer, known.clone());
     let leader = ticket.leader;
     let answer = patience.wait(ticket.wait()).await;
     match (answer, known) {
-        (Ok(Resolved { document, outcome }), _) => {
+        (Ok(ResolvedPointer { document, outcome }), _) => {
             let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
-            Ok(Found { document, outcome, age: Some(Duration::ZERO), stale: None })
+            Ok(ManifestAnswer { document, outcome, age: Some(Duration::ZERO), stale: None })
         }
         (Err(error), Some(known)) => stale(shared, known, upstream.settings(), error),
         (Err(error), None) => Err(error),
@@ -83,28 +90,28 @@ async fn answered(
 }
 
 /// Whether the upstream said lately that there is no such thing.
-pub(super) fn is_absent(shared: &Shared, pointer: &Pointer) -> bool {
-    shared.hot.is_absent(pointer.repository(), &wanted(pointer), shared.clock.instant())
+pub(in crate::cache) fn is_absent(shared: &Shared, pointer: &Pointer) -> bool {
+    shared.memory.is_absent(pointer.repository(), &wanted(pointer), shared.clock.instant())
 }
 
-fn wanted(pointer: &Pointer) -> Wanted {
+fn wanted(pointer: &Pointer) -> AbsenceKey {
     match pointer {
-        Pointer::Tag(key) => Wanted::Tag(key.tag.clone(), key.variant.clone()),
-        Pointer::Referrers(_, subject) => Wanted::Referrers(*subject),
+        Pointer::Tag(key) => AbsenceKey::Tag(key.tag.clone(), key.variant.clone()),
+        Pointer::Referrers(_, subject) => AbsenceKey::Referrers(*subject),
     }
 }
 
 /// Whether it is known what the pointer last stood for.
-pub(super) async fn is_known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<bool, CacheError> {
+pub(in crate::cache) async fn is_known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<bool, CacheError> {
     Ok(known(shared, pointer).await?.is_some())
 }
 
 /// What a pointer last stood for, for who was not answered because of `error`; the error where nothing may be served.
-pub(super) async fn last_known(
+pub(in crate::cache) async fn last_known(
     shared: &Arc<Shared>,
     pointer: &Pointer,
     error: CacheError,
-) -> Result<Found, CacheError> {
+) -> Result<ManifestAnswer, CacheError> {
     let upstream = shared.upstream(pointer.repository())?;
     match known(shared, pointer).await? {
         Some(known) => stale(shared, known, upstream.settings(), error),
@@ -112,17 +119,22 @@ pub(super) async fn last_known(
     }
 }
 
-fn stale(shared: &Shared, known: Known, settings: &Settings, error: CacheError) -> Result<Found, CacheError> {
+fn stale(
+    shared: &Shared,
+    known: KnownPointer,
+    settings: &Settings,
+    error: CacheError,
+) -> Result<ManifestAnswer, CacheError> {
     let age = known.checked.age(&shared.clock);
     if !serves_stale(&error, age, settings) {
         return Err(error);
     }
     let age = Some(age.unwrap_or_default());
-    Ok(Found { document: known.document, outcome: Outcome::Stale, age, stale: Some(error) })
+    Ok(ManifestAnswer { document: known.document, outcome: Outcome::Stale, age, stale: Some(error) })
 }
 
 /// Whether what was last confirmed so long ago may be served although the upstream answered with `error`.
-pub(super) fn serves_stale(error: &CacheError, age: Option<Duration>, settings: &Settings) -> bool {
+pub(in crate::cache) fn serves_stale(error: &CacheError, age: Option<Duration>, settings: &Settings) -> bool {
     if error.is_trouble() {
         freshness::may_serve_stale(age, settings)
     } else {
@@ -131,30 +143,30 @@ pub(super) fn serves_stale(error: &CacheError, age: Option<Duration>, settings: 
 }
 
 /// What memory or the store knows of a pointer; one whose document is gone is not known.
-async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<Known>, CacheError> {
-    let checked = if let Some(checked) = shared.hot.pointers.get(pointer) {
+async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<KnownPointer>, CacheError> {
+    let checked = if let Some(checked) = shared.memory.pointers.get(pointer) {
         Some(checked)
     } else {
         let (store, owned) = (shared.store.clone(), pointer.clone());
         let fact = blocking(move || owned.noted(&store)).await;
         let fact = shared.or_nothing("what a tag or a list stands for cannot be found out", fact)?;
-        let checked = fact.map(|fact| Checked { fact, at: None });
+        let checked = fact.map(|fact| CheckedPointer { fact, at: None });
         if let Some(checked) = checked {
-            shared.hot.pointers.insert(pointer.clone(), checked);
+            shared.memory.pointers.insert(pointer.clone(), checked);
         }
         checked
     };
     let Some(checked) = checked else { return Ok(None) };
     let document = stored(shared, pointer.repository(), &checked.fact.digest).await?;
-    Ok(document.map(|document| Known { checked, document }))
+    Ok(document.map(|document| KnownPointer { checked, document }))
 }
 
 /// Puts the question to the upstream, once for all who wait for the same pointer.
 fn question(
     shared: &Arc<Shared>,
     pointer: &Pointer,
-    known: Option<Known>,
-) -> super::flight::Ticket<Resolved> {
+    known: Option<KnownPointer>,
+) -> crate::cache::flight::Ticket<ResolvedPointer> {
     shared.pointer_flights.join(pointer, || {
         let (shared, pointer) = (Arc::clone(shared), pointer.clone());
         async move {
@@ -168,19 +180,25 @@ fn question(
 }
 
 /// Asks the upstream and keeps its answer.
-async fn ask(shared: &Arc<Shared>, pointer: &Pointer, known: Option<&Known>) -> Result<Resolved, CacheError> {
+async fn ask(
+    shared: &Arc<Shared>,
+    pointer: &Pointer,
+    known: Option<&KnownPointer>,
+) -> Result<ResolvedPointer, CacheError> {
     // Another flight may have landed between the judgement and this one. What it found is newer whatever its time: the
     // clock may have been set back.
     if let Some(known) = known
-        && let Some(newer) = shared.hot.pointers.get(pointer)
+        && let Some(newer) = shared.memory.pointers.get(pointer)
         && newer.fact.checked_at != known.checked.fact.checked_at
         && let Some(document) = stored(shared, pointer.repository(), &newer.fact.digest).await?
     {
-        return Ok(Resolved { document, outcome: Outcome::Revalidated });
+        return Ok(ResolvedPointer { document, outcome: Outcome::Revalidated });
     }
     let document = match pointer {
         Pointer::Tag(key) => ask_for_tag(shared, key, known).await?,
-        Pointer::Referrers(repository, subject) => list::fetch(shared, repository, subject).await?,
+        Pointer::Referrers(repository, subject) => {
+            referrers_index::fetch(shared, repository, subject).await?
+        }
     };
     let unchanged = known.is_some_and(|known| known.checked.fact.digest == document.digest);
     let now = shared.clock.now_millis();
@@ -188,17 +206,17 @@ async fn ask(shared: &Arc<Shared>, pointer: &Pointer, known: Option<&Known>) -> 
     put(shared, pointer, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
     // What refers to an image is fetched when it is asked for: most of it is not.
     if let Pointer::Tag(key) = pointer {
-        walks::seek(shared, &key.repository, &document);
+        queue::seek(shared, &key.repository, &document);
     }
-    Ok(Resolved { document, outcome: if unchanged { Outcome::Revalidated } else { Outcome::Miss } })
+    Ok(ResolvedPointer { document, outcome: if unchanged { Outcome::Revalidated } else { Outcome::Miss } })
 }
 
 /// One HEAD if something is known, and a GET by tag only if it moved.
 async fn ask_for_tag(
     shared: &Arc<Shared>,
     key: &TagKey,
-    known: Option<&Known>,
-) -> Result<Arc<Document>, CacheError> {
+    known: Option<&KnownPointer>,
+) -> Result<Arc<CachedManifest>, CacheError> {
     let upstream = shared.upstream(&key.repository)?;
     let reference = Reference::Tag(key.tag.clone());
     let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
@@ -227,7 +245,7 @@ async fn fetch_by_tag(
     upstream: &Upstream,
     accept: &str,
     announced: Option<Digest>,
-) -> Result<Arc<Document>, CacheError> {
+) -> Result<Arc<CachedManifest>, CacheError> {
     let repository = &key.repository;
     let reference = Reference::Tag(key.tag.clone());
     let answer = upstream.get_manifest(&repository.name, &reference, accept).await?;
@@ -263,7 +281,7 @@ async fn knows(
     repository: &Repository,
     digest: &Digest,
     accept: &str,
-    answer: &Answer,
+    answer: &UpstreamManifest,
 ) -> bool {
     let known = upstream.get_manifest(&repository.name, &Reference::Digest(*digest), accept).await;
     known.is_ok_and(|known| known.body == answer.body)
@@ -272,7 +290,7 @@ async fn knows(
 /// Keeps a pointer. Facts that cannot be kept cost a revalidation after the next start, never a wrong answer.
 async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
     let at = Some(shared.clock.instant());
-    shared.hot.pointers.insert(pointer.clone(), Checked { fact, at });
+    shared.memory.pointers.insert(pointer.clone(), CheckedPointer { fact, at });
     let (store, owned) = (shared.store.clone(), pointer.clone());
     let kept = blocking(move || match &owned {
         Pointer::Tag(key) => store.put_tag(&key.repository, &key.tag, key.variant.as_deref(), &fact),
@@ -308,6 +326,6 @@ async fn gone(shared: &Arc<Shared>, pointer: &Pointer, error: &CacheError) {
     if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
         return;
     }
-    shared.hot.pointers.remove(pointer);
+    shared.memory.pointers.remove(pointer);
     remove_from_store(shared, pointer).await;
 }

@@ -13,14 +13,18 @@ use crate::config::schema::{OnUpstream404, TagsList};
 use crate::oci::{Repository, Tag};
 use crate::telemetry::Outcome;
 
-use super::flight::{Flights, Ticket};
-use super::freshness::{self, Freshness};
-use super::hot::Wanted;
-use super::listing::held_tags;
-use super::patience::Patience;
-use super::resolve::serves_stale;
-use super::right::remember;
-use super::{Cache, CacheError, Listing, Page, Shared};
+use crate::cache::Cache;
+use crate::cache::access::remember;
+use crate::cache::core::Shared;
+use crate::cache::deadline::Deadline;
+use crate::cache::error::CacheError;
+use crate::cache::flight::{Flights, Ticket};
+use crate::cache::freshness::{self, Freshness};
+use crate::cache::listing::Listing;
+use crate::cache::listing::Page;
+use crate::cache::listing::held_tags;
+use crate::cache::manifest::resolve::serves_stale;
+use crate::cache::memory::AbsenceKey;
 
 /// Bytes of lists kept in memory.
 const LIST_BYTES: u64 = 64 << 20;
@@ -48,13 +52,13 @@ impl Weighter<Repository, Arc<TagList>> for ByLength {
 
 /// The lists in memory, and the questions under way.
 #[derive(Debug)]
-pub(super) struct TagLists {
+pub(in crate::cache) struct TagLists {
     memory: Memory<Repository, Arc<TagList>, ByLength>,
     flights: Flights<Repository, Arc<TagList>>,
 }
 
 impl TagLists {
-    pub(super) fn new() -> Self {
+    pub(in crate::cache) fn new() -> Self {
         Self { memory: Memory::with_weighter(LISTS, LIST_BYTES, ByLength), flights: Flights::default() }
     }
 }
@@ -124,10 +128,10 @@ async fn upstreams(
             let (content, age) = (Arc::clone(known), age(known));
             return Ok(Listing { content, outcome: Outcome::Hit, age, stale: None });
         }
-    } else if shared.hot.is_absent(repository, &Wanted::Tags, shared.clock.instant()) {
+    } else if shared.memory.is_absent(repository, &AbsenceKey::Tags, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
-    let patience = Patience::with(&upstream, copy || known.is_some());
+    let patience = Deadline::with(&upstream, copy || known.is_some());
     let ticket = question(shared, repository);
     let leader = ticket.leader;
     let answer = patience.wait(ticket.wait()).await;
@@ -160,7 +164,7 @@ fn question(shared: &Arc<Shared>, repository: &Repository) -> Ticket<Arc<TagList
             let mut tags = match upstream.tags(&repository.name).await {
                 Ok(tags) => tags,
                 Err(error) => {
-                    let error = remember(&shared, &repository, Wanted::Tags, error.into());
+                    let error = remember(&shared, &repository, AbsenceKey::Tags, error.into());
                     let gone = !error.is_trouble();
                     if gone && upstream.settings().on_upstream_404 == OnUpstream404::Miss {
                         shared.tag_lists.memory.remove(&repository);

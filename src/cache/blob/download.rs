@@ -9,8 +9,8 @@ use crate::oci::{Digest, Name};
 use crate::store::{Draft, DraftWriter};
 use crate::upstream::{BlobBody, Sender, Upstream, UpstreamError};
 
-use super::CacheError;
-use super::writing::Writing;
+use crate::cache::blob::write_pipeline::WritePipeline;
+use crate::cache::error::CacheError;
 
 /// Attempts in a row that bring nothing before a fill gives up: enough to outlast a registry's restart, because some
 /// clients that hold a part of an image cannot go elsewhere for the rest.
@@ -24,17 +24,17 @@ const ATTEMPTS_MAX: usize = 100;
 const STALLED: Duration = Duration::from_secs(30);
 
 /// A draft after its download.
-pub(super) struct Received {
-    pub(super) writer: DraftWriter,
+pub(in crate::cache) struct Downloaded {
+    pub(in crate::cache) writer: DraftWriter,
     /// The endpoints that sent a part of it.
-    pub(super) senders: Vec<Sender>,
-    pub(super) ending: Ending,
+    pub(in crate::cache) senders: Vec<Sender>,
+    pub(in crate::cache) ending: DownloadEnd,
     /// Whether the bytes are what an answer labelled as gzip decoded to: if they are wrong, the label may be.
-    pub(super) decoded: bool,
+    pub(in crate::cache) decoded: bool,
 }
 
 /// How a download ended.
-pub(super) enum Ending {
+pub(in crate::cache) enum DownloadEnd {
     /// All bytes are there, as far as lengths tell.
     Complete,
     /// The upstream's answer contradicts itself, or an earlier one.
@@ -48,19 +48,19 @@ pub(super) enum Ending {
 }
 
 /// What is asked for.
-pub(super) struct Download<'a> {
-    pub(super) upstream: &'a Upstream,
-    pub(super) name: &'a Name,
-    pub(super) digest: &'a Digest,
+pub(in crate::cache) struct Download<'a> {
+    pub(in crate::cache) upstream: &'a Upstream,
+    pub(in crate::cache) name: &'a Name,
+    pub(in crate::cache) digest: &'a Digest,
     /// What a descriptor said of the size.
-    pub(super) size: Option<u64>,
+    pub(in crate::cache) size: Option<u64>,
     /// Whether the bytes of an answer labelled as gzip are known to be the blob itself.
-    pub(super) mislabelled: bool,
+    pub(in crate::cache) mislabelled: bool,
     /// Called when nobody can begin to read the draft any more.
-    pub(super) leaving: &'a (dyn Fn() + Send + Sync),
+    pub(in crate::cache) leaving: &'a (dyn Fn() + Send + Sync),
 }
 
-enum Pumped {
+enum PumpEnd {
     End,
     Broken(UpstreamError),
     /// It ended in good order before the length that is known.
@@ -73,28 +73,28 @@ enum Pumped {
 impl Download<'_> {
     /// Brings everything after what the draft has. `running` is called once there is something to read: the upstream has
     /// begun to send, or need not be asked.
-    pub(super) async fn run(
+    pub(in crate::cache) async fn run(
         &self,
         writer: DraftWriter,
         running: impl FnOnce(Arc<Draft>),
-    ) -> Result<Received, CacheError> {
+    ) -> Result<Downloaded, CacheError> {
         let draft = Arc::clone(writer.draft());
-        let mut writing = Writing::new(writer);
+        let mut writing = WritePipeline::new(writer);
         let (mut senders, mut decoded) = (Vec::new(), false);
         let ended = self.attempts(&draft, &mut writing, &mut senders, &mut decoded, running).await;
         // The writer comes back in any case: nothing may still be writing when the fill leaves the board.
         let writer = writing.end().await;
-        Ok(Received { ending: ended?, writer: writer?, senders, decoded })
+        Ok(Downloaded { ending: ended?, writer: writer?, senders, decoded })
     }
 
     async fn attempts(
         &self,
         draft: &Arc<Draft>,
-        writing: &mut Writing,
+        writing: &mut WritePipeline,
         senders: &mut Vec<Sender>,
         decoded: &mut bool,
         running: impl FnOnce(Arc<Draft>),
-    ) -> Result<Ending, CacheError> {
+    ) -> Result<DownloadEnd, CacheError> {
         let mut running = Some(running);
         let patience = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
@@ -105,12 +105,12 @@ impl Download<'_> {
         let mut last = draft.progress().received;
         if self.size == Some(last) {
             if last == 0 {
-                return Ok(Ending::Complete);
+                return Ok(DownloadEnd::Complete);
             }
             // To hash it may take long; readers need not wait for more than its last byte.
             draft.announce(last);
             running.take().into_iter().for_each(|running| running(Arc::clone(draft)));
-            return Ok(Ending::Left);
+            return Ok(DownloadEnd::Left);
         }
         let (mut ranged, mut told) = (true, false);
         for _ in 0..ATTEMPTS_MAX {
@@ -131,28 +131,30 @@ impl Download<'_> {
                         running(Arc::clone(draft));
                     }
                     match pump(draft, writing, body, self.leaving).await {
-                        Pumped::End => return Ok(Ending::Complete),
-                        Pumped::Unwanted => return Ok(Ending::Unwanted),
-                        Pumped::TooLong => {
-                            return Ok(Ending::Wrong("the upstream sends more than it announced".into()));
+                        PumpEnd::End => return Ok(DownloadEnd::Complete),
+                        PumpEnd::Unwanted => return Ok(DownloadEnd::Unwanted),
+                        PumpEnd::TooLong => {
+                            return Ok(DownloadEnd::Wrong(
+                                "the upstream sends more than it announced".into(),
+                            ));
                         }
-                        Pumped::NotKept(error) => return Err(error),
-                        Pumped::Broken(error @ UpstreamError::Undecodable) => {
-                            return Ok(Ending::Wrong(error.to_string()));
+                        PumpEnd::NotKept(error) => return Err(error),
+                        PumpEnd::Broken(error @ UpstreamError::Undecodable) => {
+                            return Ok(DownloadEnd::Wrong(error.to_string()));
                         }
-                        Pumped::Short if *decoded => {
-                            return Ok(Ending::Wrong("what the upstream sends decodes to less".into()));
+                        PumpEnd::Short if *decoded => {
+                            return Ok(DownloadEnd::Wrong("what the upstream sends decodes to less".into()));
                         }
-                        Pumped::Short => UpstreamError::Interrupted("it ended before its length".to_owned()),
-                        Pumped::Broken(error) => error,
+                        PumpEnd::Short => UpstreamError::Interrupted("it ended before its length".to_owned()),
+                        PumpEnd::Broken(error) => error,
                     }
                 }
                 Err(UpstreamError::RangeNotSatisfiable) if running.is_some() && from > 0 => {
-                    return Ok(Ending::Left);
+                    return Ok(DownloadEnd::Left);
                 }
                 // The length was only promised, and all that there is has come.
                 Err(UpstreamError::RangeNotSatisfiable) if from > 0 && !told => {
-                    return Ok(Ending::Unlike(format!(
+                    return Ok(DownloadEnd::Unlike(format!(
                         "its descriptor promises more than the {from} bytes there are"
                     )));
                 }
@@ -205,14 +207,14 @@ impl Download<'_> {
     }
 
     /// Notes the length that an answer announces; one that contradicts what is known ends the download.
-    fn announce(&self, draft: &Draft, body: &BlobBody) -> Option<Ending> {
+    fn announce(&self, draft: &Draft, body: &BlobBody) -> Option<DownloadEnd> {
         let before = draft.progress().total;
         match (self.size, before, body.total) {
             (Some(size), _, Some(total)) if size != total => {
-                Some(Ending::Unlike(format!("its descriptor says {size} bytes, the upstream {total}")))
+                Some(DownloadEnd::Unlike(format!("its descriptor says {size} bytes, the upstream {total}")))
             }
             (_, Some(before), Some(total)) if before != total => {
-                Some(Ending::Wrong(format!("the upstream announced {before} bytes, and now {total}")))
+                Some(DownloadEnd::Wrong(format!("the upstream announced {before} bytes, and now {total}")))
             }
             (size, _, total) => {
                 if let Some(total) = total.or(size) {
@@ -227,17 +229,17 @@ impl Download<'_> {
 /// Moves one answer's body into the draft, leaving out what the draft has already.
 async fn pump(
     draft: &Draft,
-    writing: &mut Writing,
+    writing: &mut WritePipeline,
     mut body: BlobBody,
     leaving: &(dyn Fn() + Send + Sync),
-) -> Pumped {
+) -> PumpEnd {
     // An upstream that ignores ranges sends the same prefix again; the digest will tell if it is not the same.
     let mut surplus = draft.progress().received.saturating_sub(body.offset);
     loop {
         let mut chunk = match body.chunk().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
-            Err(error) => return Pumped::Broken(error),
+            Err(error) => return PumpEnd::Broken(error),
         };
         let skipped = usize::try_from(surplus).unwrap_or(usize::MAX).min(chunk.len());
         surplus -= skipped as u64;
@@ -247,19 +249,19 @@ async fn pump(
         }
         let progress = draft.progress();
         if progress.total.is_some_and(|total| progress.received + chunk.len() as u64 > total) {
-            return Pumped::TooLong;
+            return PumpEnd::TooLong;
         }
         if !draft.is_kept() && !draft.make_room(STALLED, leaving).await {
-            return Pumped::Unwanted;
+            return PumpEnd::Unwanted;
         }
         draft.receive(chunk.clone());
         if let Err(error) = writing.take(chunk).await {
-            return Pumped::NotKept(error);
+            return PumpEnd::NotKept(error);
         }
     }
     let progress = draft.progress();
     match progress.total {
-        Some(total) if progress.received < total => Pumped::Short,
-        _ => Pumped::End,
+        Some(total) if progress.received < total => PumpEnd::Short,
+        _ => PumpEnd::End,
     }
 }

@@ -7,21 +7,22 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::store::{DraftFile, DraftHasher, DraftWriter, StoreError};
 
-use super::{CacheError, blocking};
+use crate::cache::blocking::blocking;
+use crate::cache::error::CacheError;
 
 /// How much is gathered for one step: few enough steps to cost nothing, and little enough to be still in the processor's
 /// cache.
 const STEP: usize = 512 << 10;
 
 /// The writer of a draft, and what it has not been given yet.
-pub(super) struct Writing {
-    state: State,
+pub(in crate::cache) struct WritePipeline {
+    state: PipelineState,
     gathered: Vec<Bytes>,
     bytes: usize,
 }
 
 #[expect(clippy::large_enum_variant, reason = "there is one per fill, and it is moved for every half MiB")]
-enum State {
+enum PipelineState {
     Idle(DraftHasher, DraftFile),
     /// One step.
     Busy(Half<DraftHasher>, Half<DraftFile>),
@@ -31,22 +32,22 @@ enum State {
 
 type Half<T> = JoinHandle<Result<T, StoreError>>;
 
-impl Writing {
-    pub(super) fn new(writer: DraftWriter) -> Self {
+impl WritePipeline {
+    pub(in crate::cache) fn new(writer: DraftWriter) -> Self {
         let (hasher, file) = writer.split();
-        Self { state: State::Idle(hasher, file), gathered: Vec::new(), bytes: 0 }
+        Self { state: PipelineState::Idle(hasher, file), gathered: Vec::new(), bytes: 0 }
     }
 
     /// Takes what the draft has received next. Waits while the step before the next one is under way, and so bounds what
     /// is in memory.
-    pub(super) async fn take(&mut self, chunk: Bytes) -> Result<(), CacheError> {
+    pub(in crate::cache) async fn take(&mut self, chunk: Bytes) -> Result<(), CacheError> {
         self.bytes += chunk.len();
         self.gathered.push(chunk);
         if self.bytes < STEP { Ok(()) } else { self.step().await }
     }
 
     /// Waits until everything is written that the next fill could go on from.
-    pub(super) async fn end(mut self) -> Result<DraftWriter, CacheError> {
+    pub(in crate::cache) async fn end(mut self) -> Result<DraftWriter, CacheError> {
         if !self.gathered.is_empty() {
             self.step().await?;
         }
@@ -76,21 +77,21 @@ impl Writing {
             }
             Ok(file)
         });
-        self.state = State::Busy(hashing, writing);
+        self.state = PipelineState::Busy(hashing, writing);
         Ok(())
     }
 
     async fn halves(&mut self) -> Result<(DraftHasher, DraftFile), CacheError> {
-        match std::mem::replace(&mut self.state, State::Lost) {
-            State::Idle(hasher, file) => Ok((hasher, file)),
-            State::Busy(hashing, writing) => {
+        match std::mem::replace(&mut self.state, PipelineState::Lost) {
+            PipelineState::Idle(hasher, file) => Ok((hasher, file)),
+            PipelineState::Busy(hashing, writing) => {
                 // Both are waited for: nothing may still be writing when the fill leaves the board.
                 let (hasher, file) = (hashing.await, writing.await);
                 let file = file.map_err(|_| CacheError::Interrupted)??;
                 let hasher = hasher.map_err(|_| CacheError::Interrupted)??;
                 Ok((hasher, file))
             }
-            State::Lost => Err(CacheError::Interrupted),
+            PipelineState::Lost => Err(CacheError::Interrupted),
         }
     }
 }

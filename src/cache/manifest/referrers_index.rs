@@ -7,7 +7,10 @@ use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
 use crate::store::StoredManifest;
 use crate::upstream::UpstreamError;
 
-use crate::cache::{CacheError, Document, Shared, blocking};
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
+use crate::cache::memory::CachedManifest;
 
 /// How long it is believed that there is no referrers API, unless tags live longer. It is a repository that has none,
 /// not an upstream: behind one name there may be registries of several makes.
@@ -19,7 +22,7 @@ pub(in crate::cache) async fn fetch(
     shared: &Arc<Shared>,
     repository: &Repository,
     subject: &Digest,
-) -> Result<Arc<Document>, CacheError> {
+) -> Result<Arc<CachedManifest>, CacheError> {
     let upstream = shared.upstream(repository)?;
     match upstream.referrers(&repository.name, subject).await {
         Ok(list) if list.is_empty() => Err(CacheError::NotFound),
@@ -31,7 +34,7 @@ pub(in crate::cache) async fn fetch(
                 (Some(*subject), upstream.settings().negative_ttl)
             };
             let until = shared.clock.instant() + time;
-            shared.hot.remember_without_api(repository, of, until);
+            shared.memory.remember_without_api(repository, of, until);
             Err(CacheError::NoReferrers)
         }
         Err(error) => Err(error.into()),
@@ -44,7 +47,7 @@ async fn keep(
     shared: &Arc<Shared>,
     repository: &Repository,
     list: Referrers,
-) -> Result<Arc<Document>, CacheError> {
+) -> Result<Arc<CachedManifest>, CacheError> {
     let (of, owner, now) = (Arc::clone(shared), repository.clone(), shared.clock.now_millis());
     let document = blocking(move || {
         let body = bytes::Bytes::from(list.to_index());
@@ -58,9 +61,9 @@ async fn keep(
                 Arc::default()
             }
         };
-        Ok(Arc::new(Document { digest, media_type, body, stamp }))
+        Ok(Arc::new(CachedManifest { digest, media_type, body, stamp }))
     })
     .await?;
-    shared.hot.documents.insert(repository, Arc::clone(&document));
+    shared.memory.manifests.insert(repository, Arc::clone(&document));
     Ok(document)
 }

@@ -15,9 +15,12 @@ use crate::oci::media::Kind;
 use crate::oci::{Repository, UpstreamName};
 use crate::telemetry::trace;
 
-use super::children::{self, End, Root};
-use super::manifest::stored;
-use super::{Cache, Document, Shared, blocking};
+use crate::cache::Cache;
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::manifest::by_digest::stored;
+use crate::cache::memory::CachedManifest;
+use crate::cache::prefetch::walk::{self, PrefetchEnd, PrefetchRoot};
 
 /// Fetches of children at once, over all walks: clients come first.
 const AT_ONCE: usize = 4;
@@ -27,41 +30,41 @@ const LONGEST: Duration = Duration::from_hours(1);
 
 /// What all walks share.
 #[derive(Debug)]
-pub(super) struct Walks {
-    pub(super) turns: Semaphore,
-    record: Mutex<Record>,
+pub(in crate::cache) struct PrefetchQueue {
+    pub(in crate::cache) turns: Semaphore,
+    record: Mutex<QueueState>,
     /// One walk per upstream at a time finds out whether its quota has returned.
     gates: Mutex<HashMap<UpstreamName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Debug, Default)]
-struct Record {
-    under_way: HashSet<Root>,
-    later: HashMap<Root, Later>,
+struct QueueState {
+    under_way: HashSet<PrefetchRoot>,
+    later: HashMap<PrefetchRoot, DeferredWalk>,
 }
 
 /// A walk that met trouble.
 #[derive(Debug)]
-struct Later {
+struct DeferredWalk {
     times: u32,
     due: Instant,
     /// Children not yet there.
     waiting: usize,
 }
 
-impl Default for Walks {
+impl Default for PrefetchQueue {
     fn default() -> Self {
         Self { turns: Semaphore::new(AT_ONCE), record: Mutex::default(), gates: Mutex::default() }
     }
 }
 
-impl Walks {
-    fn record(&self) -> MutexGuard<'_, Record> {
+impl PrefetchQueue {
+    fn record(&self) -> MutexGuard<'_, QueueState> {
         // Nothing under this lock can panic halfway through a change.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn gate(&self, upstream: &UpstreamName) -> Arc<tokio::sync::Mutex<()>> {
+    pub(in crate::cache) fn gate(&self, upstream: &UpstreamName) -> Arc<tokio::sync::Mutex<()>> {
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(gates.entry(upstream.clone()).or_default())
     }
@@ -73,17 +76,17 @@ fn pause(times: u32) -> Duration {
 }
 
 /// A walk under way; there is one at a time below an index.
-struct UnderWay {
+struct ActiveWalk {
     shared: Arc<Shared>,
-    root: Root,
+    root: PrefetchRoot,
     /// How often it met trouble before.
     times: u32,
 }
 
-impl UnderWay {
+impl ActiveWalk {
     /// Enters the walk; `None` if it is under way already.
-    fn begin(shared: &Arc<Shared>, root: Root) -> Option<Self> {
-        let mut record = shared.walks.record();
+    fn begin(shared: &Arc<Shared>, root: PrefetchRoot) -> Option<Self> {
+        let mut record = shared.prefetch_queue.record();
         if !record.under_way.insert(root.clone()) {
             return None;
         }
@@ -97,45 +100,45 @@ impl UnderWay {
 
     fn leave_for_later(&self, waiting: usize) {
         let due = self.shared.clock.instant() + pause(self.times);
-        let later = Later { times: self.times.saturating_add(1), due, waiting };
-        self.shared.walks.record().later.insert(self.root.clone(), later);
+        let later = DeferredWalk { times: self.times.saturating_add(1), due, waiting };
+        self.shared.prefetch_queue.record().later.insert(self.root.clone(), later);
         self.shared.metrics.children_deferred(0, waiting);
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for ActiveWalk {
     fn drop(&mut self) {
-        self.shared.walks.record().under_way.remove(&self.root);
+        self.shared.prefetch_queue.record().under_way.remove(&self.root);
     }
 }
 
 /// Starts the walk below `document` in the background, if it is an index that was not walked to its end before.
-pub(super) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<Document>) {
+pub(in crate::cache) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<CachedManifest>) {
     let index = document.media_type.kind() == Some(Kind::Index);
     let root = (repository.clone(), document.digest);
-    if !index || !shared.rules().prefetch.children || shared.hot.walked.get(&root).is_some() {
+    if !index || !shared.rules().prefetch.children || shared.memory.prefetched.get(&root).is_some() {
         return;
     }
-    let Some(under_way) = UnderWay::begin(shared, root) else { return };
+    let Some(under_way) = ActiveWalk::begin(shared, root) else { return };
     let document = Arc::clone(document);
     let span = trace::background("children");
     tokio::spawn(async move { run(&under_way, &document).await }.instrument(span));
 }
 
-async fn run(under_way: &UnderWay, index: &Document) {
-    let UnderWay { shared, root, .. } = under_way;
-    match children::walk(shared, root, index).await {
-        End::Complete => {
+async fn run(under_way: &ActiveWalk, index: &CachedManifest) {
+    let ActiveWalk { shared, root, .. } = under_way;
+    match walk::walk(shared, root, index).await {
+        PrefetchEnd::Complete => {
             forget(shared, root).await;
-            shared.hot.walked.insert(root.clone(), ());
+            shared.memory.prefetched.insert(root.clone(), ());
         }
         // The index is walked again when its tag is next confirmed: then the upstream may have mended it.
-        End::Flawed => forget(shared, root).await,
-        End::Later { waiting } => under_way.leave_for_later(waiting),
+        PrefetchEnd::Flawed => forget(shared, root).await,
+        PrefetchEnd::Deferred { waiting } => under_way.leave_for_later(waiting),
     }
 }
 
-async fn forget(shared: &Shared, root: &Root) {
+async fn forget(shared: &Shared, root: &PrefetchRoot) {
     let (store, (repository, digest)) = (shared.store.clone(), root.clone());
     if let Err(error) = blocking(move || store.forget_walk(&repository, &digest)).await {
         shared.failed("the end of a walk below an index could not be noted", &error);
@@ -180,18 +183,18 @@ async fn take_up_earlier(shared: &Arc<Shared>) {
 }
 
 /// The walks that were left for later and whose time has come. An upstream that keeps failing is left alone.
-fn due(shared: &Shared) -> Vec<Root> {
+fn due(shared: &Shared) -> Vec<PrefetchRoot> {
     let now = shared.clock.instant();
-    let record = shared.walks.record();
+    let record = shared.prefetch_queue.record();
     let due = record.later.iter().filter(|(_, later)| later.due <= now).map(|(root, _)| root);
-    let well = |root: &&Root| shared.upstream(&root.0).is_ok_and(|upstream| !upstream.is_suspect());
+    let well = |root: &&PrefetchRoot| shared.upstream(&root.0).is_ok_and(|upstream| !upstream.is_suspect());
     due.filter(well).cloned().collect()
 }
 
-async fn take_up(shared: &Arc<Shared>, root: Root) {
+async fn take_up(shared: &Arc<Shared>, root: PrefetchRoot) {
     match stored(shared, &root.0, &root.1).await {
         Ok(Some(index)) => {
-            if let Some(under_way) = UnderWay::begin(shared, root) {
+            if let Some(under_way) = ActiveWalk::begin(shared, root) {
                 let span = trace::background("children");
                 tokio::spawn(async move { run(&under_way, &index).await }.instrument(span));
             }
@@ -199,7 +202,7 @@ async fn take_up(shared: &Arc<Shared>, root: Root) {
         // What is no longer held, or whose upstream is no longer configured, needs no children.
         Ok(None) => {
             forget(shared, &root).await;
-            if let Some(later) = shared.walks.record().later.remove(&root) {
+            if let Some(later) = shared.prefetch_queue.record().later.remove(&root) {
                 shared.metrics.children_deferred(later.waiting, 0);
             }
         }

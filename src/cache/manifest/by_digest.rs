@@ -8,28 +8,34 @@ use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::store::{LinkFact, StoreError, StoredManifest};
 use crate::telemetry::Outcome;
-use crate::upstream::Document as Answer;
+use crate::upstream::Document as UpstreamManifest;
 
-use super::eviction::needs;
-use super::hot::Wanted;
-use super::right::{confirm_manifest, link, remember};
-use super::verify::check;
-use super::{CacheError, Document, Found, Shared, blocking, in_time, walks};
+use crate::cache::access::{confirm_manifest, link, remember};
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::deadline::in_time;
+use crate::cache::error::CacheError;
+use crate::cache::eviction::needs;
+use crate::cache::manifest::answer::ManifestAnswer;
+use crate::cache::manifest::verify::check;
+use crate::cache::memory::AbsenceKey;
+use crate::cache::memory::CachedManifest;
+use crate::cache::prefetch::queue;
 
 /// What the store knows of a digest in a repository.
 #[derive(Default)]
-struct Held {
+struct StoredState {
     linked: Option<LinkFact>,
-    document: Option<Arc<Document>>,
+    document: Option<Arc<CachedManifest>>,
 }
 
 /// A manifest by digest: immutable, so freshness plays no part.
-pub(super) async fn by_digest(
+pub(in crate::cache) async fn by_digest(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Found, CacheError> {
-    if let Some(document) = shared.hot.documents.get(repository, digest) {
+) -> Result<ManifestAnswer, CacheError> {
+    if let Some(document) = shared.memory.manifests.get(repository, digest) {
         return Ok(found(document, Outcome::Hit));
     }
     // Boxed, as is all that few requests come to: every request moves its future, at the size of its longest way.
@@ -41,22 +47,22 @@ async fn by_digest_elsewhere(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Found, CacheError> {
+) -> Result<ManifestAnswer, CacheError> {
     let held = held(shared, repository, digest).await?;
     shared.try_store();
     match held {
-        Held { linked: Some(_), document: Some(document) } => {
-            shared.hot.documents.insert(repository, Arc::clone(&document));
+        StoredState { linked: Some(_), document: Some(document) } => {
+            shared.memory.manifests.insert(repository, Arc::clone(&document));
             Ok(found(document, Outcome::Hit))
         }
-        Held { linked: None, document: Some(document) } => {
+        StoredState { linked: None, document: Some(document) } => {
             confirm_manifest(shared, repository, digest).await?;
             link(shared, repository, digest).await;
             note_subject(shared, repository, &document).await;
-            shared.hot.documents.insert(repository, Arc::clone(&document));
+            shared.memory.manifests.insert(repository, Arc::clone(&document));
             Ok(found(document, Outcome::Revalidated))
         }
-        Held { linked, document: None } => {
+        StoredState { linked, document: None } => {
             let (document, leader) =
                 fetch(shared, repository, digest, linked.and_then(|link| link.size), true).await?;
             Ok(found(document, if leader { Outcome::Miss } else { Outcome::Join }))
@@ -65,28 +71,32 @@ async fn by_digest_elsewhere(
 }
 
 /// What never grows old.
-fn found(document: Arc<Document>, outcome: Outcome) -> Found {
-    Found { document, outcome, age: None, stale: None }
+fn found(document: Arc<CachedManifest>, outcome: Outcome) -> ManifestAnswer {
+    ManifestAnswer { document, outcome, age: None, stale: None }
 }
 
 /// A document that the repository may serve and the store holds; from memory if it is there.
-pub(super) async fn stored(
+pub(in crate::cache) async fn stored(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Option<Arc<Document>>, CacheError> {
-    if let Some(document) = shared.hot.documents.get(repository, digest) {
+) -> Result<Option<Arc<CachedManifest>>, CacheError> {
+    if let Some(document) = shared.memory.manifests.get(repository, digest) {
         return Ok(Some(document));
     }
     let held = Box::pin(held(shared, repository, digest)).await?;
     let document = held.document.filter(|_| held.linked.is_some());
     if let Some(document) = &document {
-        shared.hot.documents.insert(repository, Arc::clone(document));
+        shared.memory.manifests.insert(repository, Arc::clone(document));
     }
     Ok(document)
 }
 
-async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) -> Result<Held, CacheError> {
+async fn held(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<StoredState, CacheError> {
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
     let owned = Arc::clone(shared);
     let held = blocking(move || {
@@ -105,9 +115,9 @@ async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) ->
         let document = document.map(|StoredManifest { media_type, body }| {
             let now = owned.clock.now_millis();
             let stamp = owned.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
-            Arc::new(Document { digest, media_type, body, stamp })
+            Arc::new(CachedManifest { digest, media_type, body, stamp })
         });
-        Ok(Held { linked, document })
+        Ok(StoredState { linked, document })
     })
     .await;
     shared.or_nothing("what is held cannot be found out", held)
@@ -117,15 +127,15 @@ async fn held(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) ->
 ///
 /// The request waits a bounded time; the flight goes on, and then, where `seek` says so, seeks the children. A walk
 /// that fetches children itself must not, or no bound on its depth would hold.
-pub(super) async fn fetch(
+pub(in crate::cache) async fn fetch(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: &Digest,
     size: Option<u64>,
     seek: bool,
-) -> Result<(Arc<Document>, bool), CacheError> {
-    let wanted = Wanted::Manifest(*digest);
-    if shared.hot.is_absent(repository, &wanted, shared.clock.instant()) {
+) -> Result<(Arc<CachedManifest>, bool), CacheError> {
+    let wanted = AbsenceKey::Manifest(*digest);
+    if shared.memory.is_absent(repository, &wanted, shared.clock.instant()) {
         return Err(CacheError::NotFound);
     }
     let ticket = shared.manifest_flights.join(&(repository.clone(), *digest), || {
@@ -144,7 +154,7 @@ pub(super) async fn fetch(
             check(&shared, &repository, &answer, &digest, size)?;
             let document = keep(&shared, &repository, digest, answer).await?;
             if seek {
-                walks::seek(&shared, &repository, &document);
+                queue::seek(&shared, &repository, &document);
             }
             Ok(document)
         }
@@ -154,12 +164,12 @@ pub(super) async fn fetch(
 }
 
 /// Keeps a verified body: decides its type, stores it with its links, puts it into memory.
-pub(super) async fn keep(
+pub(in crate::cache) async fn keep(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: Digest,
-    answer: Answer,
-) -> Result<Arc<Document>, CacheError> {
+    answer: UpstreamManifest,
+) -> Result<Arc<CachedManifest>, CacheError> {
     let read = Manifest::read(&answer.body, answer.content_type.as_deref())
         .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;
     let media_type = read.media_type.clone();
@@ -172,21 +182,21 @@ pub(super) async fn keep(
         Err(error) => {
             shared.failed("a manifest could not be kept; it is served all the same", &error);
             let document =
-                Arc::new(Document { digest, media_type, body: answer.body, stamp: Arc::default() });
-            shared.hot.documents.insert(repository, Arc::clone(&document));
+                Arc::new(CachedManifest { digest, media_type, body: answer.body, stamp: Arc::default() });
+            shared.memory.manifests.insert(repository, Arc::clone(&document));
             Ok(document)
         }
     }
 }
 
 /// Stores a verified body as what it was read as, with its links, and puts it into memory. Blocks.
-pub(super) fn put(
+pub(in crate::cache) fn put(
     shared: &Shared,
     repository: &Repository,
     digest: Digest,
     read: &Manifest,
     body: Bytes,
-) -> Result<Arc<Document>, StoreError> {
+) -> Result<Arc<CachedManifest>, StoreError> {
     let stored = StoredManifest { media_type: read.media_type.clone(), body: body.clone() };
     // What a manifest contains gives its repository a right to it. A subject is only pointed at, and a foreign layer
     // lies elsewhere: a registry checks neither, so that anybody could claim anything through them.
@@ -198,14 +208,14 @@ pub(super) fn put(
         shared.store.put_referrer(repository, &subject, &digest)?;
     }
     let stamp = shared.eviction.manifest_came(&digest, &body, needs(read), now);
-    let document = Arc::new(Document { digest, media_type, body, stamp });
-    shared.hot.documents.insert(repository, Arc::clone(&document));
+    let document = Arc::new(CachedManifest { digest, media_type, body, stamp });
+    shared.memory.manifests.insert(repository, Arc::clone(&document));
     Ok(document)
 }
 
 /// Notes what a manifest that came in through another repository refers to in this one. One that is not noted is still
 /// in the upstream's list.
-async fn note_subject(shared: &Arc<Shared>, repository: &Repository, document: &Document) {
+async fn note_subject(shared: &Arc<Shared>, repository: &Repository, document: &CachedManifest) {
     let Ok(Manifest { subject: Some(subject), .. }) =
         Manifest::read(&document.body, Some(document.media_type.as_str()))
     else {

@@ -1,15 +1,16 @@
 //! Holds a document against what was promised of it.
 
 use crate::oci::{Algorithm, Digest, Repository};
-use crate::upstream::Document as Answer;
+use crate::upstream::Document as UpstreamManifest;
 
-use super::{CacheError, Shared};
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
 
 /// Holds a body against the digest, and the size, that were promised.
-pub(super) fn check(
+pub(in crate::cache) fn check(
     shared: &Shared,
     repository: &Repository,
-    answer: &Answer,
+    answer: &UpstreamManifest,
     digest: &Digest,
     size: Option<u64>,
 ) -> Result<(), CacheError> {
@@ -28,7 +29,7 @@ pub(super) fn check(
 }
 
 /// The digest that a body is kept under when no digest was asked for.
-pub(super) fn digest_of(answer: &Answer) -> Digest {
+pub(in crate::cache) fn digest_of(answer: &UpstreamManifest) -> Digest {
     let algorithm = answer.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
     Digest::of(algorithm, &answer.body)
 }

@@ -13,8 +13,13 @@ use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::telemetry::Metrics;
 
-use super::manifest::{fetch, stored};
-use super::{Cache, CacheError, Document, Shared, blocking, room};
+use crate::cache::Cache;
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
+use crate::cache::manifest::by_digest::{fetch, stored};
+use crate::cache::memory::CachedManifest;
+use crate::cache::prefetch::quota_wait;
 
 /// Nested indexes below the one that was asked for.
 const DEPTH_MAX: u32 = 4;
@@ -23,29 +28,33 @@ const COUNT_MAX: usize = 1024;
 /// Bytes of manifests that one walk may bring in.
 const BYTES_MAX: u64 = 64 << 20;
 /// Below which index, in which repository.
-pub(super) type Root = (Repository, Digest);
+pub(in crate::cache) type PrefetchRoot = (Repository, Digest);
 
 /// How a walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(in crate::cache) enum PrefetchEnd {
     /// Everything within the bounds is there, or is nowhere.
     Complete,
     /// Something came that is not kept; it may come right another time.
     Flawed,
     /// The upstream was in trouble; this many children were still waiting.
-    Later {
+    Deferred {
         /// Children not yet there.
         waiting: usize,
     },
 }
 
 /// Fetches what is missing below an index. Noted in the store as soon as there is something to fetch.
-pub(super) async fn walk(shared: &Arc<Shared>, root: &Root, index: &Document) -> End {
+pub(in crate::cache) async fn walk(
+    shared: &Arc<Shared>,
+    root: &PrefetchRoot,
+    index: &CachedManifest,
+) -> PrefetchEnd {
     let repository = &root.0;
     let mut seen = HashSet::from([index.digest]);
     let mut queue = VecDeque::new();
     let mut waiting = Waiting::new(&shared.metrics);
-    let (mut bytes, mut noted, mut end) = (0, false, End::Complete);
+    let (mut bytes, mut noted, mut end) = (0, false, PrefetchEnd::Complete);
     push_children(&mut queue, &mut seen, index, 1);
     while let Some((child, depth)) = queue.pop_front() {
         if bytes > BYTES_MAX {
@@ -60,9 +69,9 @@ pub(super) async fn walk(shared: &Arc<Shared>, root: &Root, index: &Document) ->
                 bytes += document.body.len() as u64;
                 if child.platform.as_deref().is_some_and(|platform| is_wanted(shared, platform)) {
                     match blobs_of(shared, repository, &document).await {
-                        End::Complete => {}
-                        End::Flawed => end = End::Flawed,
-                        End::Later { .. } => return End::Later { waiting: left },
+                        PrefetchEnd::Complete => {}
+                        PrefetchEnd::Flawed => end = PrefetchEnd::Flawed,
+                        PrefetchEnd::Deferred { .. } => return PrefetchEnd::Deferred { waiting: left },
                     }
                 }
                 if depth < DEPTH_MAX && document.media_type.kind() == Some(Kind::Index) {
@@ -76,11 +85,11 @@ pub(super) async fn walk(shared: &Arc<Shared>, root: &Root, index: &Document) ->
             // What came is not kept; the next time it may be right.
             Err(error @ (CacheError::Invalid(_) | CacheError::Mismatch(_))) => {
                 tracing::info!(%repository, child = %child.digest, %error, "a child of an index came wrong");
-                end = End::Flawed;
+                end = PrefetchEnd::Flawed;
             }
             Err(error) => {
                 tracing::info!(%repository, index = %index.digest, child = %child.digest, %error, "the index's children are left for later");
-                return End::Later { waiting: left };
+                return PrefetchEnd::Deferred { waiting: left };
             }
         }
     }
@@ -88,7 +97,7 @@ pub(super) async fn walk(shared: &Arc<Shared>, root: &Root, index: &Document) ->
 }
 
 /// Notes in the store that the walk has something to fetch.
-async fn note(shared: &Shared, root: &Root) {
+async fn note(shared: &Shared, root: &PrefetchRoot) {
     let (store, (repository, digest)) = (shared.store.clone(), root.clone());
     if let Err(error) = blocking(move || store.note_walk(&repository, &digest)).await {
         shared.failed("a walk below an index could not be noted; a restart would forget it", &error);
@@ -136,15 +145,19 @@ fn is_wanted(shared: &Shared, platform: &str) -> bool {
 }
 
 /// Fetches the blobs of an image, one after the other.
-async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Document) -> End {
-    let Ok(read) = Manifest::read(&image.body, Some(image.media_type.as_str())) else { return End::Complete };
+async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &CachedManifest) -> PrefetchEnd {
+    let Ok(read) = Manifest::read(&image.body, Some(image.media_type.as_str())) else {
+        return PrefetchEnd::Complete;
+    };
     let cache = Cache(Arc::clone(shared));
-    let mut end = End::Complete;
+    let mut end = PrefetchEnd::Complete;
     for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
-        let Ok(_turn) = shared.walks.turns.acquire().await else { return End::Later { waiting: 0 } };
+        let Ok(_turn) = shared.prefetch_queue.turns.acquire().await else {
+            return PrefetchEnd::Deferred { waiting: 0 };
+        };
         if shared.trouble.is_on() {
             // It could not be kept.
-            return End::Later { waiting: 0 };
+            return PrefetchEnd::Deferred { waiting: 0 };
         }
         match cache.fetch_blob(repository, &blob.digest).await {
             // Only the end of one fill makes room for the next.
@@ -153,9 +166,9 @@ async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Documen
                 tracing::info!(%repository, blob = %blob.digest, %error, "a blob could not be fetched ahead");
                 match error {
                     CacheError::NotFound | CacheError::Invalid(_) | CacheError::Mismatch(_) => {
-                        end = End::Flawed;
+                        end = PrefetchEnd::Flawed;
                     }
-                    _ => return End::Later { waiting: 0 },
+                    _ => return PrefetchEnd::Deferred { waiting: 0 },
                 }
             }
         }
@@ -166,7 +179,7 @@ async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &Documen
 fn push_children(
     waiting: &mut VecDeque<(Descriptor, u32)>,
     seen: &mut HashSet<Digest>,
-    index: &Document,
+    index: &CachedManifest,
     depth: u32,
 ) {
     let Ok(read) = Manifest::read(&index.body, Some(index.media_type.as_str())) else { return };
@@ -181,11 +194,11 @@ fn push_children(
 /// wait for the upstream's quota.
 async fn obtain(
     shared: &Arc<Shared>,
-    root: &Root,
+    root: &PrefetchRoot,
     child: &Descriptor,
     noted: &mut bool,
     defer: impl FnOnce(),
-) -> Result<Arc<Document>, CacheError> {
+) -> Result<Arc<CachedManifest>, CacheError> {
     let repository = &root.0;
     if let Some(document) = stored(shared, repository, &child.digest).await? {
         return Ok(document);
@@ -193,7 +206,7 @@ async fn obtain(
     if !std::mem::replace(noted, true) {
         note(shared, root).await;
     }
-    if !room::is_there(shared, repository) {
+    if !quota_wait::is_there(shared, repository) {
         defer();
     }
     let patience = ExponentialBuilder::default()
@@ -202,9 +215,9 @@ async fn obtain(
         .with_max_times(5)
         .with_jitter();
     let attempt = || async {
-        room::wait(shared, repository, &child.digest).await?;
+        quota_wait::wait(shared, repository, &child.digest).await?;
         // Held while asking, not while waiting to ask again: one upstream in trouble must not hold up the others.
-        let _turn = shared.walks.turns.acquire().await.map_err(|_| CacheError::Interrupted)?;
+        let _turn = shared.prefetch_queue.turns.acquire().await.map_err(|_| CacheError::Interrupted)?;
         fetch(shared, repository, &child.digest, child.size, false).await
     };
     let (document, _) = attempt

@@ -1,4 +1,4 @@
-//! Blobs by digest: from memory, from the store, or from a fill, for repositories that have a right to them.
+//! Blobs by digest: from memory, from the store, or from a fill, for repositories that have access to them.
 
 use std::sync::Arc;
 
@@ -9,27 +9,31 @@ use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft, DraftEnd, Follower, LinkFact, OpenBlob, StoreError};
 use crate::telemetry::Outcome;
 
-use super::board::{Phase, Place, ended};
-use super::eviction::Reading;
-use super::fill::Fill;
-use super::hot::Wanted;
-use super::right::confirm_blob;
-use super::{Cache, CacheError, Shared, blocking, in_time};
+use crate::cache::Cache;
+use crate::cache::access::confirm_blob;
+use crate::cache::blob::fill::Fill;
+use crate::cache::blob::fills::{Admission, FillPhase, fill_ended};
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::deadline::in_time;
+use crate::cache::error::CacheError;
+use crate::cache::eviction::Reading;
+use crate::cache::memory::AbsenceKey;
 
 /// A blob to serve, and how the cache came by it.
 #[derive(Debug)]
-pub struct Blob {
+pub struct BlobAnswer {
     /// Its length, where known.
     pub size: Option<u64>,
     /// Where its bytes come from; `None` for a blob that was only asked about.
-    pub source: Option<Source>,
+    pub source: Option<BlobSource>,
     /// What the cache did.
     pub outcome: Outcome,
 }
 
 /// Where a blob's bytes come from.
 #[derive(Debug)]
-pub enum Source {
+pub enum BlobSource {
     /// The store has it, whole and verified, and keeps it while it is read.
     Stored(OpenBlob, Reading),
     /// A fill is bringing it.
@@ -43,16 +47,16 @@ const ROUNDS: usize = 4;
 
 impl Cache {
     /// A blob, to be read.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
         in_time(self.find_blob(repository, digest)).await
     }
 
-    async fn find_blob(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+    async fn find_blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
         let shared = &self.0;
         let key = (repository.clone(), *digest);
         // In trouble the store is asked itself: it may not have it any more.
         if !shared.trouble.is_on()
-            && let Some(entry) = shared.hot.blobs.get(&key)
+            && let Some(entry) = shared.memory.blobs.get(&key)
             && let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
             && let Some(blob) = self.stored(entry, reading, Outcome::Hit).await?
         {
@@ -61,46 +65,46 @@ impl Cache {
         let mut confirmed = false;
         for _ in 0..ROUNDS {
             let (linked, entry) = look(shared, repository, digest).await?;
-            let right = linked.is_some() || confirmed;
+            let has_access = linked.is_some() || confirmed;
             if let Some(entry) = entry
                 && let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
             {
-                if !right {
+                if !has_access {
                     confirm_blob(shared, repository, digest).await?;
                 }
                 let outcome = if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated };
                 let Some(blob) = self.stored(entry.clone(), reading, outcome).await? else { continue };
-                shared.hot.blobs.insert(key, entry);
+                shared.memory.blobs.insert(key, entry);
                 return Ok(blob);
             }
-            if shared.hot.is_absent(repository, &Wanted::Blob(*digest), shared.clock.instant()) {
+            if shared.memory.is_absent(repository, &AbsenceKey::Blob(*digest), shared.clock.instant()) {
                 return Err(CacheError::NotFound);
             }
             let size = linked.and_then(|link| link.size);
-            let (phase, own, outcome) = match shared.fills.place(repository, digest, size, right) {
-                Place::Fills(sender, phase, span) => {
-                    Fill::start(shared, repository, digest, size, right, (sender, span));
+            let (phase, own, outcome) = match shared.fills.admit(repository, digest, size, has_access) {
+                Admission::Start(sender, phase, span) => {
+                    Fill::start(shared, repository, digest, size, has_access, (sender, span));
                     (phase, true, Outcome::Miss)
                 }
                 // All of it is here, and on its way to where it stays.
-                Place::Joins(phase, own) if phase.borrow().is_verified() => (phase, own, Outcome::Hit),
-                Place::Joins(phase, own) => {
+                Admission::Join(phase, own) if phase.borrow().is_verified() => (phase, own, Outcome::Hit),
+                Admission::Join(phase, own) => {
                     shared.metrics.fills_joined.inc();
                     (phase, own, Outcome::Join)
                 }
-                Place::Waits(mut phase) => {
+                Admission::WaitForRemoval(mut phase) => {
                     // Ended by the sender's going.
                     let _ = phase.changed().await;
                     continue;
                 }
-                Place::NeedsRight => {
+                Admission::NeedsAccess => {
                     confirm_blob(shared, repository, digest).await?;
                     confirmed = true;
                     continue;
                 }
             };
             match begun(phase.clone()).await {
-                Begun::Filling(draft) => {
+                FillStart::Filling(draft) => {
                     let total = draft.progress().total;
                     match (size, total) {
                         (Some(size), Some(total)) if size != total && own => {
@@ -108,36 +112,36 @@ impl Cache {
                             return Err(CacheError::Mismatch(reason));
                         }
                         // Two repositories' descriptors differ: the end of the other one's fill will tell.
-                        (Some(size), Some(total)) if size != total => ended(phase).await,
+                        (Some(size), Some(total)) if size != total => fill_ended(phase).await,
                         _ => {
                             // Too late for one that is not kept: it has left the board, and the next round begins another.
                             let Some(follower) = draft.follow(0) else { continue };
                             let outcome = if draft.is_kept() { outcome } else { Outcome::Bypass };
-                            return Ok(Blob {
+                            return Ok(BlobAnswer {
                                 size: total,
-                                source: Some(Source::Filling(follower)),
+                                source: Some(BlobSource::Filling(follower)),
                                 outcome,
                             });
                         }
                     }
                 }
-                Begun::Stored(entry) => {
+                FillStart::Stored(entry) => {
                     if let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
                         && let Some(blob) = self.stored(entry, reading, outcome).await?
                     {
                         return Ok(blob);
                     }
                 }
-                Begun::Failed(error) if own => return Err(error),
+                FillStart::Failed(error) if own => return Err(error),
                 // Another repository's failure is no answer for this one.
-                Begun::Failed(_) => {}
+                FillStart::Failed(_) => {}
             }
         }
         Err(CacheError::Interrupted)
     }
 
     /// Sees to it that a blob is held, for nobody who reads it. Waits until all of it has come.
-    pub(super) async fn fetch_blob(
+    pub(in crate::cache) async fn fetch_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -158,7 +162,7 @@ impl Cache {
         let size = linked.and_then(|link| link.size);
         loop {
             // What no client waits for waits until the disk has caught up.
-            shared.fills.until(|| !shared.is_crowded(digest, size)).await;
+            shared.fills.wait_until(|| !shared.is_crowded(digest, size)).await;
             match self.bring(repository, digest, &mut tell).await? {
                 Some(fetched) => return Ok(fetched),
                 // It came past a store that fails, for those who read it alone.
@@ -177,7 +181,7 @@ impl Cache {
         tell: &mut (impl FnMut(u64) + Send),
     ) -> Result<Option<bool>, CacheError> {
         let blob = self.blob(repository, digest).await?;
-        let Some(Source::Filling(follower)) = blob.source else {
+        let Some(BlobSource::Filling(follower)) = blob.source else {
             tell(blob.size.unwrap_or_default());
             return Ok(Some(matches!(blob.outcome, Outcome::Miss | Outcome::Join)));
         };
@@ -201,24 +205,32 @@ impl Cache {
     }
 
     /// A blob's size. Downloads nothing.
-    pub async fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+    pub async fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<BlobAnswer, CacheError> {
         in_time(self.find_blob_size(repository, digest)).await
     }
 
-    async fn find_blob_size(&self, repository: &Repository, digest: &Digest) -> Result<Blob, CacheError> {
+    async fn find_blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<BlobAnswer, CacheError> {
         let shared = &self.0;
         let (linked, entry) = look(shared, repository, digest).await?;
         shared.eviction.touch(digest, shared.clock.now_millis());
         match (linked, entry) {
             (Some(_), Some(entry)) => {
-                Ok(Blob { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
+                Ok(BlobAnswer { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
             }
             (linked, entry) => {
                 let told = confirm_blob(shared, repository, digest).await?;
                 let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
                 // An upstream that tells no length may have told it in a manifest.
                 let size = entry.map(|entry| entry.size()).or(told).or(linked.and_then(|link| link.size));
-                Ok(Blob { size, source: None, outcome })
+                Ok(BlobAnswer { size, source: None, outcome })
             }
         }
     }
@@ -230,7 +242,7 @@ impl Cache {
         entry: BlobEntry,
         reading: Reading,
         outcome: Outcome,
-    ) -> Result<Option<Blob>, CacheError> {
+    ) -> Result<Option<BlobAnswer>, CacheError> {
         let opened = if let Some(open) = entry.open_now() {
             Ok(open)
         } else {
@@ -239,8 +251,8 @@ impl Cache {
         };
         match opened {
             Ok(open) => {
-                let source = Some(Source::Stored(open, reading));
-                Ok(Some(Blob { size: Some(entry.size()), source, outcome }))
+                let source = Some(BlobSource::Stored(open, reading));
+                Ok(Some(BlobAnswer { size: Some(entry.size()), source, outcome }))
             }
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
                 self.heal(&entry, &error).await;
@@ -251,7 +263,7 @@ impl Cache {
     }
 
     /// A blob turned out to be damaged: it leaves the store, and is fetched again when asked for.
-    pub(super) async fn heal(&self, entry: &BlobEntry, error: &StoreError) {
+    pub(in crate::cache) async fn heal(&self, entry: &BlobEntry, error: &StoreError) {
         let shared = &self.0;
         shared.store_failed("a blob is damaged and will be fetched again", error);
         let (store, damaged) = (shared.store.clone(), entry.clone());
@@ -259,7 +271,7 @@ impl Cache {
             shared.failed("a damaged blob could not be taken out of service", &error);
         }
         shared.eviction.left(entry.digest());
-        shared.hot.blobs.retain(|(_, held), _| held != entry.digest());
+        shared.memory.blobs.retain(|(_, held), _| held != entry.digest());
     }
 }
 
@@ -273,7 +285,7 @@ async fn look(
     shared.or_nothing("what is held cannot be found out", told)
 }
 
-enum Begun {
+enum FillStart {
     Filling(Arc<Draft>),
     Stored(BlobEntry),
     Failed(CacheError),
@@ -282,19 +294,19 @@ enum Begun {
 /// Waits until a fill has begun to bring bytes, or has ended. The request's own bound ends the waiting; the fill goes on.
 ///
 /// Of an empty body no byte can be withheld until it is verified, so there that is waited for.
-async fn begun(mut phase: watch::Receiver<Phase>) -> Begun {
+async fn begun(mut phase: watch::Receiver<FillPhase>) -> FillStart {
     let phase = phase.wait_for(|phase| match phase {
-        Phase::Starting => false,
-        Phase::Running(draft) => {
+        FillPhase::Starting => false,
+        FillPhase::Running(draft) => {
             let progress = draft.progress();
             progress.total != Some(0) || progress.end.is_some()
         }
-        Phase::Stored(_) | Phase::Failed(_) => true,
+        FillPhase::Stored(_) | FillPhase::Failed(_) => true,
     });
     match phase.await.as_deref() {
-        Ok(Phase::Running(draft)) => Begun::Filling(Arc::clone(draft)),
-        Ok(Phase::Stored(entry)) => Begun::Stored(entry.clone()),
-        Ok(Phase::Failed(error)) => Begun::Failed(error.clone()),
-        Ok(Phase::Starting) | Err(_) => Begun::Failed(CacheError::Interrupted),
+        Ok(FillPhase::Running(draft)) => FillStart::Filling(Arc::clone(draft)),
+        Ok(FillPhase::Stored(entry)) => FillStart::Stored(entry.clone()),
+        Ok(FillPhase::Failed(error)) => FillStart::Failed(error.clone()),
+        Ok(FillPhase::Starting) | Err(_) => FillStart::Failed(CacheError::Interrupted),
     }
 }

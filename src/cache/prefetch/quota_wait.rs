@@ -3,20 +3,25 @@
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 
-use super::{CacheError, Shared};
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
 
 /// Whether the upstream's quota leaves room for what nobody asked for.
-pub(super) fn is_there(shared: &Shared, repository: &Repository) -> bool {
+pub(in crate::cache) fn is_there(shared: &Shared, repository: &Repository) -> bool {
     let upstream = shared.upstream(repository);
     upstream.is_ok_and(|upstream| upstream.quota_is_above(shared.rules().prefetch.quota_floor))
 }
 
 /// Waits until the upstream's quota leaves room. One waiter asks for `child` by HEAD now and then, which Docker Hub
 /// does not count and answers with the quota; any other answer that tells it ends the waiting too.
-pub(super) async fn wait(shared: &Shared, repository: &Repository, child: &Digest) -> Result<(), CacheError> {
+pub(in crate::cache) async fn wait(
+    shared: &Shared,
+    repository: &Repository,
+    child: &Digest,
+) -> Result<(), CacheError> {
     let upstream = shared.upstream(repository)?;
     while !is_there(shared, repository) {
-        let gate = shared.walks.gate(upstream.name());
+        let gate = shared.prefetch_queue.gate(upstream.name());
         let _finding_out = gate.lock().await;
         let told = upstream.quota_told();
         if is_there(shared, repository) {

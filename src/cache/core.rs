@@ -1,0 +1,77 @@
+//! State that all parts of the cache share.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::config::schema::Prefetch;
+use crate::oci::{Digest, Repository};
+use crate::store::{Store, Turn, VerifiedDraft};
+use crate::telemetry::Metrics;
+use crate::upstream::{Upstream, Upstreams};
+
+use super::blob::fills::Fills;
+use super::error::CacheError;
+use super::eviction::Eviction;
+use super::flight::Flights;
+use super::lists::tags::TagLists;
+use super::manifest::resolve::ResolvedPointer;
+use super::memory::{CachedManifest, MemoryCache};
+use super::pointer::Pointer;
+use super::prefetch::queue::PrefetchQueue;
+use super::trouble::Trouble;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) store: Store,
+    pub(super) rules: RwLock<Arc<Rules>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+    pub(super) memory: MemoryCache,
+    pub(super) eviction: Eviction,
+    pub(super) pointer_flights: Flights<Pointer, ResolvedPointer>,
+    pub(super) manifest_flights: Flights<(Repository, Digest), Arc<CachedManifest>>,
+    pub(super) tag_lists: TagLists,
+    pub(super) fills: Fills,
+    /// Ranges passed through at once; each holds a connection of its upstream.
+    pub(super) passing: Arc<Semaphore>,
+    /// Room for reading further ahead than one step.
+    pub(super) ahead: Arc<Semaphore>,
+    /// Turns to read from the store.
+    pub(super) reading: Arc<Semaphore>,
+    pub(super) prefetch_queue: PrefetchQueue,
+    pub(super) trouble: Trouble,
+}
+
+/// What the configuration says, as long as it says it: replaced as a whole, so that no request sees a half of it.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) upstreams: Upstreams,
+    pub(super) prefetch: Prefetch,
+}
+
+impl Shared {
+    /// What counts now.
+    pub(super) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn upstream(&self, repository: &Repository) -> Result<Arc<Upstream>, CacheError> {
+        self.rules().upstreams.get(&repository.upstream).cloned().ok_or(CacheError::NotFound)
+    }
+
+    /// Whether what is coming already leaves no room for another draft, of `size` bytes as far as is known.
+    pub(super) fn is_crowded(&self, digest: &Digest, size: Option<u64>) -> bool {
+        self.eviction.is_crowded(self.fills.pending_except(digest), size.unwrap_or_default())
+    }
+
+    /// Waits until it is a verified draft's turn to become content, and there is room for it.
+    pub(super) async fn turn_of(&self, verified: &VerifiedDraft) -> Turn {
+        let turn = self.store.turn().await;
+        if let Some(size) = verified.kept() {
+            self.eviction.room_for(size, || self.store.census().content).await;
+        }
+        turn
+    }
+}
