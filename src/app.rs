@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::api::{Admin, Manners, Registry};
+use crate::api::{AdminApi, RegistryApi, RegistryOptions};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -87,7 +87,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     cache: Cache,
     operations: Operations,
-    registry: Registry,
+    registry: RegistryApi,
     clock: Clock,
     api: Vec<Listener>,
     admin: Vec<Listener>,
@@ -128,7 +128,7 @@ impl App {
         }
         let Offline { store, metrics, cache, operations } =
             Offline::open_with(&config, clock.clone()).await?;
-        let registry = Registry::new(cache.clone(), Arc::clone(&metrics), manners(&config));
+        let registry = RegistryApi::new(cache.clone(), Arc::clone(&metrics), registry_options(&config));
         let certificates = own.into_iter().chain(admins).collect();
         Ok(Self {
             config,
@@ -184,7 +184,7 @@ impl App {
         let status = format!("serving on {}", places.join(", "));
         let warnings = reload.as_ref().map(|reload| reload.level.warnings()).unwrap_or_default();
         operations.serves(api.iter().map(served_at).collect(), warnings);
-        let operator = Admin::new(Arc::clone(&metrics), Arc::clone(&ready), operations.clone());
+        let operator = AdminApi::new(Arc::clone(&metrics), Arc::clone(&ready), operations.clone());
         // The operator's port outlives the clients': it must tell how the stop goes.
         let (stop_admin, admin_stopped) = watch::channel(false);
         // A socket that only this machine reaches asks for no token.
@@ -298,8 +298,8 @@ fn served_at(listener: &Listener) -> String {
     if listener.local().is_some() { format!("{scheme}{listener}") } else { listener.to_string() }
 }
 
-fn manners(config: &Config) -> Manners {
-    Manners { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests }
+fn registry_options(config: &Config) -> RegistryOptions {
+    RegistryOptions { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests }
 }
 
 fn limits(config: &Config) -> Limits {

@@ -9,43 +9,43 @@ use crate::oci::{Digest, RangeRequest, Repository};
 use crate::telemetry::Outcome;
 
 use super::body::Body;
-use super::registry::{Asked, Content, Registry};
+use super::registry::{RegistryAnswer, RegistryApi, RequestHead};
 use super::response::{self, Refusal};
 
-impl Registry {
+impl RegistryApi {
     pub(super) async fn blob_head(
         &self,
-        asked: &Asked<'_>,
+        request: &RequestHead<'_>,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Content, Refusal> {
+    ) -> Result<RegistryAnswer, Refusal> {
         let blob = self.cache.blob_size(repository, digest).await?;
         let mut answer = Response::new(Body::Empty);
         insert_blob(answer.headers_mut(), digest, blob.outcome);
-        if response::is_match(asked.headers, IF_NONE_MATCH, digest) == Some(true) {
+        if response::is_match(request.headers, IF_NONE_MATCH, digest) == Some(true) {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(Content::Ready(answer, blob.outcome));
+            return Ok(RegistryAnswer::Whole(answer, blob.outcome));
         }
         if let Some(size) = blob.size {
             answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
         }
-        Ok(Content::Ready(answer, blob.outcome))
+        Ok(RegistryAnswer::Whole(answer, blob.outcome))
     }
 
     pub(super) async fn blob(
         &self,
-        asked: &Asked<'_>,
+        request: &RequestHead<'_>,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Content, Refusal> {
+    ) -> Result<RegistryAnswer, Refusal> {
         let blob = self.cache.blob(repository, digest).await?;
         let mut answer = Response::new(Body::Empty);
         insert_blob(answer.headers_mut(), digest, blob.outcome);
-        if response::is_match(asked.headers, IF_NONE_MATCH, digest) == Some(true) {
+        if response::is_match(request.headers, IF_NONE_MATCH, digest) == Some(true) {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(Content::Ready(answer, blob.outcome));
+            return Ok(RegistryAnswer::Whole(answer, blob.outcome));
         }
-        let range = match (RangeRequest::parse(range_header(asked, digest)), blob.size) {
+        let range = match (RangeRequest::parse(range_header(request, digest)), blob.size) {
             // Without a length there is no Content-Range to write; all of it is always allowed (RFC 9110, 14.2). Of
             // nothing there is no range, and containerd, which asks for `bytes=0-` of everything, takes no 416 for it.
             (RangeRequest::Whole, _) | (_, None | Some(0)) => None,
@@ -63,7 +63,7 @@ impl Registry {
         }
         let (reader, outcome) = self.cache.reader(repository, digest, blob, range).await?;
         response::insert_outcome(answer.headers_mut(), outcome);
-        Ok(Content::Reading(answer, outcome, reader, length))
+        Ok(RegistryAnswer::Blob(answer, outcome, reader, length))
     }
 }
 
@@ -75,12 +75,12 @@ fn insert_blob(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome) {
 }
 
 /// The Range header, unless an If-Range names anything but this content, strongly (RFC 9110, 13.1.5).
-fn range_header<'a>(asked: &Asked<'a>, digest: &Digest) -> Option<&'a str> {
-    if let Some(validator) = asked.headers.get(IF_RANGE) {
+fn range_header<'a>(request: &RequestHead<'a>, digest: &Digest) -> Option<&'a str> {
+    if let Some(validator) = request.headers.get(IF_RANGE) {
         let tag = validator.to_str().ok()?.trim();
         if tag.trim_matches('"') != digest.to_string() {
             return None;
         }
     }
-    asked.headers.get(RANGE)?.to_str().ok()
+    request.headers.get(RANGE)?.to_str().ok()
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::cache::{BlobReader, CacheError};
 
-use super::access::Record;
+use super::request_log::RequestLog;
 
 /// What hyper sends after the head.
 #[derive(Debug)]
@@ -21,12 +21,12 @@ pub enum Body {
     /// A blob, read while it is sent.
     Blob(Box<BlobBody>),
     /// What a task makes while it is sent.
-    Stream(Stream),
+    Stream(BodyStream),
 }
 
 /// Bytes that a task makes.
 #[derive(Debug)]
-pub struct Stream {
+pub struct BodyStream {
     pieces: mpsc::Receiver<Result<Bytes, CacheError>>,
     /// Bytes still to come, where known.
     left: Option<u64>,
@@ -39,16 +39,16 @@ pub struct BlobBody {
     /// Bytes still to come, where known.
     left: Option<u64>,
     sent: u64,
-    record: Record,
+    record: RequestLog,
 }
 
 impl Body {
-    pub(super) fn blob(reader: BlobReader, length: Option<u64>, record: Record) -> Self {
+    pub(super) fn blob(reader: BlobReader, length: Option<u64>, record: RequestLog) -> Self {
         Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, record }))
     }
 
     pub(super) fn stream(pieces: mpsc::Receiver<Result<Bytes, CacheError>>, length: Option<u64>) -> Self {
-        Self::Stream(Stream { pieces, left: length })
+        Self::Stream(BodyStream { pieces, left: length })
     }
 }
 

@@ -10,9 +10,9 @@ use crate::oci::{Digest, Repository, media};
 use crate::telemetry::Outcome;
 
 use super::body::Body;
-use super::registry::{Asked, Content, Registry, json};
+use super::registry::{RegistryAnswer, RegistryApi, RequestHead, json};
 use super::response::{self, Refusal};
-use super::route::Query;
+use super::route::RegistryQuery;
 
 /// Names on a page of `_catalog` if the client names no number.
 const CATALOG_PAGE: usize = 100;
@@ -21,40 +21,48 @@ const PAGE_MAX: usize = 10_000;
 /// Bytes of a page of referrers: several clients read no larger document.
 const REFERRERS_BYTES: usize = 4 * 1024 * 1024;
 
-impl Registry {
-    pub(super) async fn tags(&self, asked: &Asked<'_>, repository: &Repository) -> Result<Content, Refusal> {
-        let limit = page_size(&asked.query)?.unwrap_or(PAGE_MAX).min(PAGE_MAX);
-        let listing = self.cache.tags(repository, asked.query.last.clone(), limit).await?;
+impl RegistryApi {
+    pub(super) async fn tags(
+        &self,
+        request: &RequestHead<'_>,
+        repository: &Repository,
+    ) -> Result<RegistryAnswer, Refusal> {
+        let limit = page_size(&request.query)?.unwrap_or(PAGE_MAX).min(PAGE_MAX);
+        let listing = self.cache.tags(repository, request.query.last.clone(), limit).await?;
         let listing = listing.ok_or(Refusal::NoTags)?;
         let page = &listing.content;
         let list = TagListBuilder::default().name(repository.name.as_str()).tags(page.names.clone()).build();
-        let mut answer = named(asked, page, limit, list.ok());
+        let mut answer = named(request, page, limit, list.ok());
         response::insert_listing(answer.headers_mut(), &listing);
-        Ok(Content::Ready(answer, listing.outcome))
+        Ok(RegistryAnswer::Whole(answer, listing.outcome))
     }
 
-    pub(super) async fn catalog(&self, asked: &Asked<'_>, prefix: Option<&str>) -> Result<Content, Refusal> {
+    pub(super) async fn catalog(
+        &self,
+        request: &RequestHead<'_>,
+        prefix: Option<&str>,
+    ) -> Result<RegistryAnswer, Refusal> {
         // As distribution does, which had to (CVE-2023-2253).
-        let limit = page_size(&asked.query)?.unwrap_or(CATALOG_PAGE);
+        let limit = page_size(&request.query)?.unwrap_or(CATALOG_PAGE);
         if limit > PAGE_MAX {
             return Err(Refusal::PageSize(Some(PAGE_MAX)));
         }
         let only =
-            asked.query.ns.as_deref().or(prefix).map(|name| self.cache.upstream_named(name)).transpose()?;
-        let page = self.cache.repositories(only, asked.query.last.clone(), limit).await?;
+            request.query.ns.as_deref().or(prefix).map(|name| self.cache.upstream_named(name)).transpose()?;
+        let page = self.cache.repositories(only, request.query.last.clone(), limit).await?;
         let list = RepositoryListBuilder::default().repositories(page.names.clone()).build();
-        Ok(Content::Ready(named(asked, &page, limit, list.ok()), Outcome::None))
+        Ok(RegistryAnswer::Whole(named(request, &page, limit, list.ok()), Outcome::None))
     }
 
     pub(super) async fn referrers(
         &self,
-        asked: &Asked<'_>,
+        request: &RequestHead<'_>,
         repository: &Repository,
         subject: &Digest,
-    ) -> Result<Content, Refusal> {
-        let artifact_type = asked.query.artifact_type.as_deref().filter(|text| !text.is_empty());
+    ) -> Result<RegistryAnswer, Refusal> {
+        let artifact_type = request.query.artifact_type.as_deref().filter(|text| !text.is_empty());
         let listing: Listing<_> = self.cache.referrers(repository, subject, artifact_type).await?;
-        let page = listing.content.page(asked.query.last.as_deref(), REFERRERS_BYTES);
+        let page = listing.content.page(request.query.last.as_deref(), REFERRERS_BYTES);
         let mut answer = json(page.body);
         let headers = answer.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(media::OCI_INDEX));
@@ -64,14 +72,14 @@ impl Registry {
         response::insert_listing(headers, &listing);
         if let Some(last) = &page.next {
             let filter = artifact_type.map(|artifact_type| ("artifactType", artifact_type));
-            link_next(&mut answer, asked, filter, last);
+            link_next(&mut answer, request, filter, last);
         }
-        Ok(Content::Ready(answer, listing.outcome))
+        Ok(RegistryAnswer::Whole(answer, listing.outcome))
     }
 }
 
 /// The number of names that the client wants on a page.
-fn page_size(query: &Query) -> Result<Option<usize>, Refusal> {
+fn page_size(query: &RegistryQuery) -> Result<Option<usize>, Refusal> {
     match &query.n {
         None => Ok(None),
         Some(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
@@ -83,7 +91,7 @@ fn page_size(query: &Query) -> Result<Option<usize>, Refusal> {
 
 /// A page of names.
 fn named(
-    asked: &Asked<'_>,
+    request: &RequestHead<'_>,
     page: &Page,
     limit: usize,
     list: Option<impl serde::Serialize>,
@@ -91,18 +99,23 @@ fn named(
     // Both kinds of list have all they need, and are plain data.
     let mut answer = json(list.and_then(|list| serde_json::to_vec(&list).ok()).unwrap_or_default());
     if let (true, Some(last)) = (page.more, page.names.last()) {
-        link_next(&mut answer, asked, Some(("n", &limit.to_string())), last);
+        link_next(&mut answer, request, Some(("n", &limit.to_string())), last);
     }
     answer
 }
 
-/// A link to the next page, on the path that the client asked for (RFC 8288).
-fn link_next(answer: &mut Response<Body>, asked: &Asked<'_>, parameter: Option<(&str, &str)>, last: &str) {
+/// A link to the next page, on the path that of the request (RFC 8288).
+fn link_next(
+    answer: &mut Response<Body>,
+    request: &RequestHead<'_>,
+    parameter: Option<(&str, &str)>,
+    last: &str,
+) {
     let mut next = form_urlencoded::Serializer::new(String::new());
     next.extend_pairs(parameter).append_pair("last", last);
-    if let Some(ns) = &asked.query.ns {
+    if let Some(ns) = &request.query.ns {
         next.append_pair("ns", ns);
     }
-    let link = format!("<{}?{}>; rel=\"next\"", asked.path, next.finish());
+    let link = format!("<{}?{}>; rel=\"next\"", request.path, next.finish());
     response::insert_text(answer.headers_mut(), LINK, &link);
 }

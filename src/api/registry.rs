@@ -14,22 +14,22 @@ use crate::oci::name::NameError;
 use crate::oci::{Accept, Digest, Reference, Repository};
 use crate::telemetry::{Kind, Metrics, Outcome, trace};
 
-use super::access::{self, Record};
 use super::body::Body;
+use super::request_log::{self, RequestLog};
 use super::response::{self, Refusal};
-use super::route::{Query, Resource, Route};
+use super::route::{RegistryQuery, Resource, Route};
 
 /// The API on the port that clients pull from; clones share it.
 #[derive(Clone, Debug)]
-pub struct Registry {
+pub struct RegistryApi {
     pub(super) cache: Cache,
     metrics: Arc<Metrics>,
-    manners: Arc<RwLock<Manners>>,
+    options: Arc<RwLock<RegistryOptions>>,
 }
 
 /// How the API behaves beyond its protocol.
 #[derive(Clone, Copy, Debug)]
-pub struct Manners {
+pub struct RegistryOptions {
     /// Clients have no origin to fall back on: refusals and rate limits are passed on as such.
     pub gateway: bool,
     /// Each request gets a line in the log.
@@ -37,42 +37,42 @@ pub struct Manners {
 }
 
 /// What the head of a request says, beside its headers.
-pub(super) struct Asked<'a> {
+pub(super) struct RequestHead<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) path: &'a str,
     /// The host that the client means us to be.
     host: Option<&'a str>,
-    pub(super) query: Query,
+    pub(super) query: RegistryQuery,
     /// Whether only the head of the answer is wanted.
     head: bool,
 }
 
 /// An answer whose body is not yet put together.
-pub(super) enum Content {
-    Ready(Response<Body>, Outcome),
-    Reading(Response<Body>, Outcome, BlobReader, Option<u64>),
+pub(super) enum RegistryAnswer {
+    Whole(Response<Body>, Outcome),
+    Blob(Response<Body>, Outcome, BlobReader, Option<u64>),
 }
 
-impl Registry {
+impl RegistryApi {
     /// The API over `cache`.
-    pub fn new(cache: Cache, metrics: Arc<Metrics>, manners: Manners) -> Self {
-        Self { cache, metrics, manners: Arc::new(RwLock::new(manners)) }
+    pub fn new(cache: Cache, metrics: Arc<Metrics>, options: RegistryOptions) -> Self {
+        Self { cache, metrics, options: Arc::new(RwLock::new(options)) }
     }
 
     /// Behaves in another manner from now on.
-    pub fn follow(&self, manners: Manners) {
-        *self.manners.write().unwrap_or_else(PoisonError::into_inner) = manners;
+    pub fn follow(&self, options: RegistryOptions) {
+        *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
     /// Answers a request. The request's body is never read: nothing here takes one.
     /// `client` is where it is, unless it came by a socket in the file system.
     pub async fn answer<B>(&self, request: Request<B>, client: Option<SocketAddr>) -> Response<Body> {
         let begin = Instant::now();
-        let manners = *self.manners.read().unwrap_or_else(PoisonError::into_inner);
+        let options = *self.options.read().unwrap_or_else(PoisonError::into_inner);
         let (head, _) = request.into_parts();
         let route = Route::parse(head.uri.path());
         let kind = route.as_ref().map_or(Kind::Other, |route| kind_of(&route.resource));
-        let asked = Asked {
+        let request = RequestHead {
             headers: &head.headers,
             path: head.uri.path(),
             // HTTP/2 has it in the target, as has HTTP/1.1 in the absolute form, where it wins (RFC 9112, section 3.2.2).
@@ -80,18 +80,18 @@ impl Registry {
                 Some(authority) => Some(authority.as_str()),
                 None => head.headers.get(HOST).and_then(|host| host.to_str().ok()),
             },
-            query: Query::parse(head.uri.query()),
+            query: RegistryQuery::parse(head.uri.query()),
             head: head.method == Method::HEAD,
         };
-        let id = access::request_id(asked.headers);
+        let id = request_log::request_id(request.headers);
         let name = id.to_str().unwrap_or_default();
-        let span = trace::request(kind, head.method.as_str(), asked.path, name, asked.headers);
-        let mut record = Record {
+        let span = trace::request(kind, head.method.as_str(), request.path, name, request.headers);
+        let mut record = RequestLog {
             metrics: Arc::clone(&self.metrics),
-            logged: manners.log_requests,
+            logged: options.log_requests,
             begin,
             method: head.method.clone(),
-            path: asked.path.to_owned(),
+            path: request.path.to_owned(),
             client,
             id,
             repository: None,
@@ -105,16 +105,16 @@ impl Registry {
             span: span.clone(),
         };
         let result = match route {
-            _ if head.method != Method::GET && !asked.head => Err(Refusal::Write),
-            _ if asked.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
-            Some(route) => self.content(&asked, route, &mut record).instrument(span).await,
+            _ if head.method != Method::GET && !request.head => Err(Refusal::Write),
+            _ if request.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
+            Some(route) => self.content(&request, route, &mut record).instrument(span).await,
             None => Err(Refusal::NoSuchPath),
         };
-        let finish = |record: &mut Record, answer: &mut Response<Body>, outcome| {
+        let finish = |record: &mut RequestLog, answer: &mut Response<Body>, outcome| {
             let headers = answer.headers_mut();
             headers.insert(response::API_VERSION, HeaderValue::from_static("registry/2.0"));
-            headers.insert(access::REQUEST_ID, record.id.clone());
-            if let (Some(ns), Some(_)) = (&asked.query.ns, &record.upstream) {
+            headers.insert(request_log::REQUEST_ID, record.id.clone());
+            if let (Some(ns), Some(_)) = (&request.query.ns, &record.upstream) {
                 response::insert_text(headers, response::NAMESPACE, ns);
             }
             record.outcome = outcome;
@@ -122,30 +122,30 @@ impl Registry {
             record.answered();
         };
         match result {
-            Ok(Content::Reading(mut answer, outcome, reader, length)) => {
+            Ok(RegistryAnswer::Blob(mut answer, outcome, reader, length)) => {
                 finish(&mut record, &mut answer, outcome);
                 *answer.body_mut() = Body::blob(reader, length, record);
                 answer
             }
-            Ok(Content::Ready(mut answer, outcome)) => {
+            Ok(RegistryAnswer::Whole(mut answer, outcome)) => {
                 finish(&mut record, &mut answer, outcome);
-                ended(&mut record, &mut answer, asked.head)
+                ended(&mut record, &mut answer, request.head)
             }
             Err(refusal) => {
-                let (mut answer, message) = refusal.answer(kind, manners.gateway);
+                let (mut answer, message) = refusal.answer(kind, options.gateway);
                 finish(&mut record, &mut answer, Outcome::None);
                 record.reason = Some(message);
-                ended(&mut record, &mut answer, asked.head)
+                ended(&mut record, &mut answer, request.head)
             }
         }
     }
 
     async fn content(
         &self,
-        asked: &Asked<'_>,
+        request: &RequestHead<'_>,
         route: Route,
-        record: &mut Record,
-    ) -> Result<Content, Refusal> {
+        record: &mut RequestLog,
+    ) -> Result<RegistryAnswer, Refusal> {
         if record.logged {
             record.reference = route.resource.reference().map(str::to_owned);
         }
@@ -155,41 +155,41 @@ impl Registry {
                 if let Some(prefix) = &route.prefix {
                     self.cache.upstream_named(prefix)?;
                 }
-                Ok(Content::Ready(json(b"{}".to_vec()), Outcome::None))
+                Ok(RegistryAnswer::Whole(json(b"{}".to_vec()), Outcome::None))
             }
-            Resource::Catalog => Box::pin(self.catalog(asked, route.prefix.as_deref())).await,
+            Resource::Catalog => Box::pin(self.catalog(request, route.prefix.as_deref())).await,
             Resource::Manifest(reference) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
-                self.manifest(asked, &repository, &reference.parse()?).await
+                let repository = self.repository(request, route.prefix.as_deref(), &route.name, record)?;
+                self.manifest(request, &repository, &reference.parse()?).await
             }
             Resource::Blob(digest) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
+                let repository = self.repository(request, route.prefix.as_deref(), &route.name, record)?;
                 let digest = parse_digest(&digest)?;
-                if asked.head {
-                    Box::pin(self.blob_head(asked, &repository, &digest)).await
+                if request.head {
+                    Box::pin(self.blob_head(request, &repository, &digest)).await
                 } else {
-                    Box::pin(self.blob(asked, &repository, &digest)).await
+                    Box::pin(self.blob(request, &repository, &digest)).await
                 }
             }
             Resource::Tags => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
-                Box::pin(self.tags(asked, &repository)).await
+                let repository = self.repository(request, route.prefix.as_deref(), &route.name, record)?;
+                Box::pin(self.tags(request, &repository)).await
             }
             Resource::Referrers(digest) => {
-                let repository = self.repository(asked, route.prefix.as_deref(), &route.name, record)?;
-                Box::pin(self.referrers(asked, &repository, &parse_digest(&digest)?)).await
+                let repository = self.repository(request, route.prefix.as_deref(), &route.name, record)?;
+                Box::pin(self.referrers(request, &repository, &parse_digest(&digest)?)).await
             }
         }
     }
 
     fn repository(
         &self,
-        asked: &Asked<'_>,
+        request: &RequestHead<'_>,
         prefix: Option<&str>,
         name: &str,
-        record: &mut Record,
+        record: &mut RequestLog,
     ) -> Result<Repository, Refusal> {
-        let repository = self.cache.route(asked.query.ns.as_deref(), prefix, asked.host, name)?;
+        let repository = self.cache.route(request.query.ns.as_deref(), prefix, request.host, name)?;
         record.upstream = Some(repository.upstream.as_str().into());
         record.repository = Some(repository.name.clone());
         Ok(repository)
@@ -197,21 +197,21 @@ impl Registry {
 
     async fn manifest(
         &self,
-        asked: &Asked<'_>,
+        request: &RequestHead<'_>,
         repository: &Repository,
         reference: &Reference,
-    ) -> Result<Content, Refusal> {
-        let found = self.cache.manifest(repository, reference, Accept::from_headers(asked.headers)).await?;
+    ) -> Result<RegistryAnswer, Refusal> {
+        let found = self.cache.manifest(repository, reference, Accept::from_headers(request.headers)).await?;
         let mut answer = Response::new(Body::Empty);
         response::insert_manifest(answer.headers_mut(), &found);
-        if response::is_match(asked.headers, IF_NONE_MATCH, &found.document.digest) == Some(true) {
+        if response::is_match(request.headers, IF_NONE_MATCH, &found.document.digest) == Some(true) {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(Content::Ready(answer, found.outcome));
+            return Ok(RegistryAnswer::Whole(answer, found.outcome));
         }
         let body = found.document.body.clone();
         answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         *answer.body_mut() = Body::Whole(body);
-        Ok(Content::Ready(answer, found.outcome))
+        Ok(RegistryAnswer::Whole(answer, found.outcome))
     }
 }
 
@@ -228,7 +228,7 @@ fn kind_of(resource: &Resource) -> Kind {
 }
 
 /// Notes the end of an answer whose body, if it has one, is in memory.
-fn ended(record: &mut Record, answer: &mut Response<Body>, head: bool) -> Response<Body> {
+fn ended(record: &mut RequestLog, answer: &mut Response<Body>, head: bool) -> Response<Body> {
     if head {
         *answer.body_mut() = Body::Empty;
     }

@@ -89,7 +89,7 @@ fn split_version(path: &str) -> Option<(Option<&str>, &str)> {
 
 /// The query parameters that mean something here, decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Query {
+pub(super) struct RegistryQuery {
     /// The registry that the client means.
     pub(super) ns: Option<String>,
     /// Page size.
@@ -100,7 +100,7 @@ pub(super) struct Query {
     pub(super) artifact_type: Option<String>,
 }
 
-impl Query {
+impl RegistryQuery {
     /// Reads a raw query; the first of repeated parameters counts, unknown ones do not.
     pub(super) fn parse(query: Option<&str>) -> Self {
         let mut found = Self::default();
@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn queries_are_decoded() {
-        let query = Query::parse(Some("ns=myreg.io%3A5000&n=3&last=a%2Bb&x=y&n=9&artifactType=a%2Fb"));
+        let query =
+            RegistryQuery::parse(Some("ns=myreg.io%3A5000&n=3&last=a%2Bb&x=y&n=9&artifactType=a%2Fb"));
         assert_eq!(query.ns.as_deref(), Some("myreg.io:5000"));
         assert_eq!(query.n.as_deref(), Some("3"));
         assert_eq!(query.last.as_deref(), Some("a+b"));

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::api::Registry;
+use crate::api::RegistryApi;
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::config::change::{self, Change};
@@ -46,7 +46,7 @@ pub(super) struct Running {
     pub(super) config: Config,
     pub(super) cache: Cache,
     pub(super) operations: Operations,
-    pub(super) registry: Registry,
+    pub(super) registry: RegistryApi,
     pub(super) limits: watch::Sender<Limits>,
     pub(super) admin_limits: watch::Sender<Limits>,
     pub(super) scrub: watch::Sender<Scrub>,
@@ -163,7 +163,7 @@ impl Running {
             let _ = level.follow(&self.config.log.level);
             return Err(error.to_string());
         }
-        self.registry.follow(super::manners(&next));
+        self.registry.follow(super::registry_options(&next));
         self.limits.send_replace(super::limits(&next));
         self.admin_limits.send_replace(super::admin_limits(&next));
         self.scrub.send_replace(next.scrub.clone());

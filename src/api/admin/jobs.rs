@@ -13,7 +13,7 @@ use crate::ops::jobs::Job;
 use crate::ops::question::ROOT;
 use crate::ops::task::Task;
 
-use super::request;
+use super::request_body;
 use super::{Body, failed, json, no_such_path, not_allowed, refused};
 
 /// How often at most a job's progress is told.
@@ -29,7 +29,7 @@ where
     match head.method {
         Method::GET | Method::HEAD => json(StatusCode::OK, &operations.jobs().list()),
         Method::POST => {
-            let begun = match request::document::<Task, B>(body).await {
+            let begun = match request_body::read_json::<Task, B>(body).await {
                 Ok(task) => operations.jobs().begin(operations, task),
                 Err(error) => Err(error),
             };

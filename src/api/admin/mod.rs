@@ -1,9 +1,9 @@
 //! The operator's port: is it alive, is it ready, what does it count; below `/api/v1` everything that the command line
 //! does, and elsewhere pages for people.
 
-mod gate;
+mod authorize;
 mod jobs;
-mod request;
+mod request_body;
 mod transfer;
 
 use std::sync::Arc;
@@ -30,14 +30,14 @@ const OPENAPI: &str = include_str!("openapi.json");
 
 /// The operator's API; clones share it.
 #[derive(Clone, Debug)]
-pub struct Admin {
+pub struct AdminApi {
     metrics: Arc<Metrics>,
     ready: Arc<AtomicBool>,
     operations: Operations,
     trusting: bool,
 }
 
-impl Admin {
+impl AdminApi {
     /// `ready` says whether clients should be sent here: false while stopping.
     pub fn new(metrics: Arc<Metrics>, ready: Arc<AtomicBool>, operations: Operations) -> Self {
         Self { metrics, ready, operations, trusting: false }
@@ -87,9 +87,9 @@ impl Admin {
         if let Some(file) = ui::file(head) {
             return file;
         }
-        match gate::pass(head, self.trusting, &self.operations).await {
+        match authorize::authorize(head, self.trusting, &self.operations).await {
             Ok(()) => ui::answer(&self.operations, head, status_of).await,
-            Err(refusal) => refusal.page(),
+            Err(denial) => denial.page(),
         }
     }
 
@@ -99,8 +99,8 @@ impl Admin {
         B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     {
         let (head, body) = request.into_parts();
-        if let Err(refusal) = gate::pass(&head, self.trusting, &self.operations).await {
-            return refusal.answer();
+        if let Err(denial) = authorize::authorize(&head, self.trusting, &self.operations).await {
+            return denial.answer();
         }
         let path = head.uri.path().strip_prefix(ROOT).unwrap_or_default();
         let reads = head.method == Method::GET || head.method == Method::HEAD;
@@ -129,7 +129,7 @@ impl Admin {
 
 /// Why a request is not even looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
+enum Denial {
     /// The token is missing or wrong.
     Token,
     /// No token is configured, so that nobody can have it.
@@ -140,7 +140,7 @@ enum Refusal {
     MediaType,
 }
 
-impl Refusal {
+impl Denial {
     fn told(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Token => (
@@ -200,7 +200,7 @@ fn answered(result: Result<impl Serialize, OpsError>) -> Response<Body> {
 
 /// From meanings to statuses.
 fn failed(error: &OpsError) -> Response<Body> {
-    json(status_of(error), &Refused { error: error.failure() })
+    json(status_of(error), &ErrorBody { error: error.failure() })
 }
 
 fn status_of(error: &OpsError) -> StatusCode {
@@ -217,14 +217,14 @@ fn status_of(error: &OpsError) -> StatusCode {
     }
 }
 
-/// The document of every refusal.
+/// The document of every denial.
 #[derive(Serialize)]
-struct Refused {
+struct ErrorBody {
     error: Failure,
 }
 
 fn refused(status: StatusCode, code: &str, message: &str) -> Response<Body> {
-    json(status, &Refused { error: Failure { code: code.to_owned(), message: message.to_owned() } })
+    json(status, &ErrorBody { error: Failure { code: code.to_owned(), message: message.to_owned() } })
 }
 
 fn no_such_path() -> Response<Body> {

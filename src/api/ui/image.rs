@@ -9,12 +9,12 @@ use crate::ops::platform::{NO_IMAGE, Platform};
 use crate::ops::tree::Part;
 use crate::ops::{Operations, OpsError, check, reference};
 
-use super::figures::Badge;
-use super::images::{Chip, chips, fresh};
-use super::pull::{Command, Place};
+use super::format::{self, ByteCount, RelativeTime, plural, short_digest};
+use super::images::{PlatformChip, chips, fresh};
+use super::pull_commands::{PullAddress, PullCommand};
 use super::raw::asked;
-use super::words::{self, Size, When, of, short};
-use super::{Page, render};
+use super::status_view::Badge;
+use super::{PageFrame, render};
 
 /// Entries of a list in somebody's document that are shown; the raw document has all.
 const SHOWN: usize = 200;
@@ -24,7 +24,7 @@ const READABLE: usize = 256 << 10;
 #[derive(Template)]
 #[template(path = "image.html", config = "src/api/ui/askama.toml")]
 struct ImagePage {
-    page: Page,
+    page: PageFrame,
     reference: String,
     repository: String,
     /// What stands behind the repository: tag, digest, or both.
@@ -33,9 +33,9 @@ struct ImagePage {
     tabs: Vec<Tab>,
     digest: String,
     media_type: String,
-    size: Option<Size>,
+    size: Option<ByteCount>,
     index: Option<(String, String)>,
-    checked: Option<When>,
+    checked: Option<RelativeTime>,
     fresh: Badge,
     /// What is held, in a sentence.
     says: String,
@@ -43,17 +43,17 @@ struct ImagePage {
     offline: Badge,
     reason: Option<String>,
     platforms: Vec<ManifestRow>,
-    chips: Vec<Chip>,
-    parts: Vec<PartRow>,
-    total: Size,
-    config: Option<ConfigFacts>,
+    chips: Vec<PlatformChip>,
+    parts: Vec<BlobRow>,
+    total: ByteCount,
+    config: Option<ConfigView>,
     /// Whether there is a config that is not held.
     config_missing: bool,
     annotations: Vec<(String, String)>,
-    referrers: Vec<ReferrerLine>,
-    documents: Vec<Shown>,
-    place: Option<Place>,
-    commands: Vec<Command>,
+    referrers: Vec<ReferrerLink>,
+    documents: Vec<DocumentView>,
+    place: Option<PullAddress>,
+    commands: Vec<PullCommand>,
 }
 
 /// One of the documents that a reference leads to.
@@ -70,31 +70,31 @@ struct ManifestRow {
     link: String,
     digest: String,
     short: String,
-    size: Size,
+    size: ByteCount,
     held: Badge,
 }
 
 /// A config, layer, or whatever else a manifest needs.
-struct PartRow {
+struct BlobRow {
     role: String,
     digest: String,
     short: String,
     media_type: String,
-    size: Option<Size>,
+    size: Option<ByteCount>,
     held: Badge,
 }
 
-struct ReferrerLine {
+struct ReferrerLink {
     digest: String,
     short: String,
     link: Option<String>,
     artifact_type: String,
-    size: Option<Size>,
+    size: Option<ByteCount>,
     held: Badge,
 }
 
 /// A document to be read.
-struct Shown {
+struct DocumentView {
     name: &'static str,
     digest: String,
     link: String,
@@ -104,17 +104,17 @@ struct Shown {
 
 /// What a config says of the containers that are made of its image.
 #[derive(Default)]
-struct ConfigFacts {
+struct ConfigView {
     created: Option<String>,
     author: Option<String>,
     rows: Vec<(&'static str, String)>,
     env: Vec<String>,
     labels: Vec<(String, String)>,
-    history: Vec<Step>,
+    history: Vec<HistoryStep>,
 }
 
 /// A step of an image's history.
-struct Step {
+struct HistoryStep {
     command: String,
     created: Option<String>,
     /// Whether it changed no file.
@@ -134,7 +134,7 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
     let verdict = check.images.into_iter().next();
     let offline = offline(&report, verdict.as_ref());
     let reason = verdict.and_then(|verdict| verdict.reason);
-    let place = Place::of(operations.service());
+    let place = PullAddress::of(operations.service());
     let named = reference::parse(cache, &report.reference)?;
     let rest = report.reference.strip_prefix(&named.repository.to_string()).unwrap_or_default().to_owned();
     // Not all clients take a tag and a digest at once, and the digest is what is meant.
@@ -150,15 +150,15 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
     documents.extend(config.as_ref().map(|config| shown("Config", config, &ask, true)));
     let is_index = is_index(&report);
     render(&ImagePage {
-        page: Page::new(report.reference.clone(), "images"),
+        page: PageFrame::new(report.reference.clone(), "images"),
         rest,
         platform: ask.platform.clone().or_else(|| report.platform.clone()),
         tabs: if report.index.is_some() || is_index { tabs(&report, &ask, &repository) } else { Vec::new() },
         digest: report.digest.to_string(),
         media_type: report.media_type.clone().unwrap_or_else(|| "not stated".to_owned()),
-        size: report.size.map(Size),
-        index: report.index.map(|index| (index.to_string(), short(&index.to_string()))),
-        checked: report.checked_at.map(|at| When { at, now: operations.now() }),
+        size: report.size.map(ByteCount),
+        index: report.index.map(|index| (index.to_string(), short_digest(&index.to_string()))),
+        checked: report.checked_at.map(|at| RelativeTime { at, now: operations.now() }),
         fresh: fresh(report.freshness),
         says: sentence(&report.says),
         complete: report.complete,
@@ -167,7 +167,7 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
         platforms: if is_index { manifests(&report, &repository) } else { Vec::new() },
         chips: chips(&report.platforms),
         parts: parts(&report),
-        total: Size(report.blobs.iter().filter_map(|part| part.size).fold(0, u64::saturating_add)),
+        total: ByteCount(report.blobs.iter().filter_map(|part| part.size).fold(0, u64::saturating_add)),
         config_missing: has_config && config.is_none(),
         config: config.and_then(|config| config.document).map(|document| facts(&document)),
         annotations: report.document.as_ref().map(|it| pairs(&it["annotations"])).unwrap_or_default(),
@@ -189,7 +189,7 @@ fn offline(report: &Report, verdict: Option<&check::Verdict>) -> Badge {
     let whole = chips(&report.platforms).iter().filter(|chip| chip.complete).count();
     match whole {
         1.. if is_index(report) && !stale => {
-            Badge::new("fair", format!("{} pullable without the upstream", of(whole as u64, "platform")))
+            Badge::new("fair", format!("{} pullable without the upstream", plural(whole as u64, "platform")))
         }
         _ => Badge::new("bad", "not pullable without the upstream"),
     }
@@ -225,8 +225,8 @@ fn link(report: &Report, repository: &str, row: &PlatformRow) -> String {
         place.and_then(|place| report.platforms.get(place)).is_some_and(|found| found.digest == row.digest)
     };
     match row.platform.as_deref().filter(leads) {
-        Some(platform) => words::image("/image", &report.reference, &[("platform", platform)]),
-        None => words::image("/image", &format!("{repository}@{}", row.digest), &[]),
+        Some(platform) => format::image_url("/image", &report.reference, &[("platform", platform)]),
+        None => format::image_url("/image", &format!("{repository}@{}", row.digest), &[]),
     }
 }
 
@@ -235,7 +235,7 @@ fn tabs(report: &Report, ask: &Ask, repository: &str) -> Vec<Tab> {
     let whole = report.platforms.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
     let mut tabs = vec![Tab {
         name: "Index".to_owned(),
-        link: words::image("/image", &report.reference, &[]),
+        link: format::image_url("/image", &report.reference, &[]),
         current: report.index.is_none(),
         complete: whole.clone().all(|row| row.complete),
     }];
@@ -266,9 +266,9 @@ fn manifests(report: &Report, repository: &str) -> Vec<ManifestRow> {
         ManifestRow {
             name: image.unwrap_or("not an image: an attestation, for example").to_owned(),
             link: link(report, repository, row),
-            short: short(&digest),
+            short: short_digest(&digest),
             digest,
-            size: Size(row.size),
+            size: ByteCount(row.size),
             held: match (row.complete, row.manifest) {
                 (true, _) => Badge::new("good", "held whole"),
                 (false, true) => Badge::new("fair", "manifest only"),
@@ -279,7 +279,7 @@ fn manifests(report: &Report, repository: &str) -> Vec<ManifestRow> {
     rows.take(SHOWN).collect()
 }
 
-fn parts(report: &Report) -> Vec<PartRow> {
+fn parts(report: &Report) -> Vec<BlobRow> {
     let document = report.document.as_ref();
     let config = document.and_then(|document| document["config"]["digest"].as_str());
     let mut layers = 0;
@@ -291,12 +291,12 @@ fn parts(report: &Report) -> Vec<PartRow> {
             layers += 1;
             format!("layer {layers}")
         };
-        PartRow {
+        BlobRow {
             role,
-            short: short(&digest),
+            short: short_digest(&digest),
             digest,
             media_type: part.media_type.clone().unwrap_or_else(|| "not stated".to_owned()),
-            size: part.size.map(Size),
+            size: part.size.map(ByteCount),
             held: if part.foreign && !part.held {
                 Badge::new("fair", "lies elsewhere")
             } else {
@@ -307,19 +307,19 @@ fn parts(report: &Report) -> Vec<PartRow> {
     report.blobs.iter().map(&mut row).collect()
 }
 
-fn referrers(report: &Report, repository: &str) -> Vec<ReferrerLine> {
-    let line = |row: &inspect::ReferrerRow| ReferrerLine {
+fn referrers(report: &Report, repository: &str) -> Vec<ReferrerLink> {
+    let line = |row: &inspect::ReferrerRow| ReferrerLink {
         digest: row.digest.clone(),
-        short: short(&row.digest),
-        link: row.held.then(|| words::image("/image", &format!("{repository}@{}", row.digest), &[])),
+        short: short_digest(&row.digest),
+        link: row.held.then(|| format::image_url("/image", &format!("{repository}@{}", row.digest), &[])),
         artifact_type: row.artifact_type.clone().unwrap_or_else(|| "not stated".to_owned()),
-        size: row.size.map(Size),
+        size: row.size.map(ByteCount),
         held: held(row.held),
     };
     report.referrers.iter().take(SHOWN).map(line).collect()
 }
 
-fn shown(name: &'static str, report: &Report, ask: &Ask, config: bool) -> Shown {
+fn shown(name: &'static str, report: &Report, ask: &Ask, config: bool) -> DocumentView {
     let mut more: Vec<(&str, &str)> = Vec::new();
     more.extend(ask.platform.as_deref().map(|platform| ("platform", platform)));
     if config {
@@ -329,11 +329,11 @@ fn shown(name: &'static str, report: &Report, ask: &Ask, config: bool) -> Shown 
         Some(document) => serde_json::to_string_pretty(document).ok(),
         None => report.raw.clone(),
     };
-    Shown {
+    DocumentView {
         name: if is_index(report) && !config { "Index" } else { name },
         digest: report.digest.to_string(),
         link: if report.raw.is_some() {
-            words::image("/raw", &report.reference, &more)
+            format::image_url("/raw", &report.reference, &more)
         } else {
             String::new()
         },
@@ -361,7 +361,7 @@ fn list(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().take(SHOWN).map(text).collect()
 }
 
-fn facts(document: &Value) -> ConfigFacts {
+fn facts(document: &Value) -> ConfigView {
     let config = &document["config"];
     // A list of words as a shell would be told it, so that it shows where one ends.
     let words = |key: &str| {
@@ -387,14 +387,14 @@ fn facts(document: &Value) -> ConfigFacts {
         ("Platform", (!platform.is_empty()).then_some(platform)),
     ];
     let steps = document["history"].as_array().into_iter().flatten().take(SHOWN);
-    ConfigFacts {
+    ConfigView {
         created: one(&document["created"]),
         author: one(&document["author"]),
         rows: rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
         env: list(&config["Env"]),
         labels: pairs(&config["Labels"]),
         history: steps
-            .map(|step| Step {
+            .map(|step| HistoryStep {
                 command: one(&step["created_by"]).or_else(|| one(&step["comment"])).unwrap_or_default(),
                 created: one(&step["created"]),
                 empty: step["empty_layer"].as_bool().unwrap_or_default(),

@@ -8,9 +8,9 @@ use crate::ops::list::{self, Complete, Fresh, PlatformRow, Row};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::{Operations, OpsError};
 
-use super::figures::Badge;
-use super::words::{self, Size, When, of, short};
-use super::{Page, render};
+use super::format::{self, ByteCount, RelativeTime, plural, short_digest};
+use super::status_view::Badge;
+use super::{PageFrame, render};
 
 /// Rows on a page: more are nothing to read, and a search finds them.
 const SHOWN: usize = 1000;
@@ -18,7 +18,7 @@ const SHOWN: usize = 1000;
 #[derive(Template)]
 #[template(path = "images.html", config = "src/api/ui/askama.toml")]
 struct Repositories {
-    page: Page,
+    page: PageFrame,
     rows: Vec<RepositoryRow>,
     /// Whether nothing at all is held.
     is_empty: bool,
@@ -31,7 +31,7 @@ struct Repositories {
 #[derive(Template)]
 #[template(path = "repository.html", config = "src/api/ui/askama.toml")]
 struct RepositoryPage {
-    page: Page,
+    page: PageFrame,
     repository: String,
     rows: Vec<TagRow>,
     more: usize,
@@ -43,7 +43,7 @@ struct RepositoryRow {
     /// What is held without a tag, in words.
     untagged: Option<String>,
     complete: Badge,
-    last_pull: Option<When>,
+    last_pull: Option<RelativeTime>,
 }
 
 struct TagRow {
@@ -52,17 +52,17 @@ struct TagRow {
     link: String,
     digest: String,
     short: String,
-    platforms: Vec<Chip>,
-    size: Size,
-    moved: Option<When>,
-    checked: Option<When>,
-    last_pull: Option<When>,
+    platforms: Vec<PlatformChip>,
+    size: ByteCount,
+    moved: Option<RelativeTime>,
+    checked: Option<RelativeTime>,
+    last_pull: Option<RelativeTime>,
     fresh: Badge,
     complete: Badge,
 }
 
 /// A platform, and whether all of it is held.
-pub(super) struct Chip {
+pub(super) struct PlatformChip {
     pub(super) name: String,
     pub(super) complete: bool,
 }
@@ -71,7 +71,7 @@ pub(super) struct Chip {
 pub(super) async fn all(operations: &Operations, query: &str) -> Result<String, OpsError> {
     let report = list::list(operations.cache(), None, true).await?;
     let is_empty = report.images.is_empty();
-    let mut page = Page::new("Images", "images");
+    let mut page = PageFrame::new("Images", "images");
     query.clone_into(&mut page.query);
     if query.is_empty() {
         let mut rows = repositories(&report.images, report.now);
@@ -96,7 +96,7 @@ pub(super) async fn repository(operations: &Operations, name: &str) -> Result<St
     let repository = first.repository.clone();
     let more = report.images.len().saturating_sub(SHOWN);
     let rows = report.images.iter().take(SHOWN).map(|row| tag_row(row, report.now)).collect();
-    render(&RepositoryPage { page: Page::new(repository.clone(), "images"), repository, rows, more })
+    render(&RepositoryPage { page: PageFrame::new(repository.clone(), "images"), repository, rows, more })
 }
 
 /// Whether a row has all words somewhere in its name, tag or digest.
@@ -118,14 +118,14 @@ fn repositories(images: &[Row], now: u64) -> Vec<RepositoryRow> {
         let some = rows.iter().any(|row| row.complete != Complete::None);
         RepositoryRow {
             name: name.to_owned(),
-            tags: of(tags as u64, "tag"),
+            tags: plural(tags as u64, "tag"),
             untagged: (untagged > 0).then(|| format!("{untagged} by digest")),
             complete: match (whole == rows.len(), some) {
                 (true, _) => Badge::new("good", "all held whole"),
                 (false, true) => Badge::new("fair", format!("{whole} of {} held whole", rows.len())),
                 (false, false) => Badge::new("bad", "none can be pulled offline"),
             },
-            last_pull: rows.iter().filter_map(|row| row.last_pull).max().map(|at| When { at, now }),
+            last_pull: rows.iter().filter_map(|row| row.last_pull).max().map(|at| RelativeTime { at, now }),
         }
     };
     by_name.into_iter().map(row).collect()
@@ -137,15 +137,15 @@ fn tag_row(row: &Row, now: u64) -> TagRow {
         Some(tag) => format!("{}:{tag}", row.repository),
         None => format!("{}@{digest}", row.repository),
     };
-    let when = |at: Option<u64>| at.map(|at| When { at, now });
+    let when = |at: Option<u64>| at.map(|at| RelativeTime { at, now });
     TagRow {
         repository: row.repository.clone(),
         tag: row.tag.clone(),
-        link: words::image("/image", &reference, &[]),
-        short: short(&digest),
+        link: format::image_url("/image", &reference, &[]),
+        short: short_digest(&digest),
         digest,
         platforms: chips(&row.platforms),
-        size: Size(row.size),
+        size: ByteCount(row.size),
         moved: when(row.moved_at),
         checked: when(row.checked_at),
         last_pull: when(row.last_pull),
@@ -159,9 +159,10 @@ fn tag_row(row: &Row, now: u64) -> TagRow {
 }
 
 /// The platforms, without what is no image.
-pub(super) fn chips(rows: &[PlatformRow]) -> Vec<Chip> {
+pub(super) fn chips(rows: &[PlatformRow]) -> Vec<PlatformChip> {
     let images = rows.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
-    let named = images.filter_map(|row| Some(Chip { name: row.platform.clone()?, complete: row.complete }));
+    let named =
+        images.filter_map(|row| Some(PlatformChip { name: row.platform.clone()?, complete: row.complete }));
     named.collect()
 }
 

@@ -4,13 +4,13 @@
 //! and the policy that goes out with every page lets nothing run or load but our own two files.
 
 mod assets;
-mod figures;
+mod format;
 mod image;
 mod images;
 mod overview;
-mod pull;
+mod pull_commands;
 mod raw;
-mod words;
+mod status_view;
 
 use askama::Template;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
@@ -31,7 +31,7 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; c
 
 /// What the frame around every page says.
 #[derive(Debug)]
-struct Page {
+struct PageFrame {
     title: String,
     /// The word of its place in the navigation.
     place: &'static str,
@@ -44,7 +44,7 @@ struct Page {
     version: &'static str,
 }
 
-impl Page {
+impl PageFrame {
     fn new(title: impl Into<String>, place: &'static str) -> Self {
         Self {
             title: title.into(),
@@ -66,7 +66,7 @@ impl Page {
 #[derive(Template)]
 #[template(path = "failure.html", config = "src/api/ui/askama.toml")]
 struct FailurePage<'a> {
-    page: Page,
+    page: PageFrame,
     status: u16,
     reason: &'a str,
     message: &'a str,
@@ -117,7 +117,7 @@ fn searched(query: &str) -> String {
 /// A page that says what is wrong.
 pub(super) fn failure(status: StatusCode, message: &str) -> Response<Body> {
     let reason = status.canonical_reason().unwrap_or("Error");
-    let page = FailurePage { page: Page::new(reason, ""), status: status.as_u16(), reason, message };
+    let page = FailurePage { page: PageFrame::new(reason, ""), status: status.as_u16(), reason, message };
     match render(&page) {
         Ok(text) => html(status, text),
         Err(error) => html(status, error.to_string()),

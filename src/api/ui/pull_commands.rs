@@ -4,7 +4,7 @@ use crate::ops::Service;
 
 /// Where clients find this larder, as its own sockets tell; a name that a request came with is not to be trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct PullAddress {
     /// Address and port.
     pub(super) host: String,
     /// Whether TLS is spoken there.
@@ -15,12 +15,12 @@ pub(super) struct Place {
 
 /// A command for one client.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Command {
+pub(super) struct PullCommand {
     pub(super) client: &'static str,
     pub(super) line: String,
 }
 
-impl Place {
+impl PullAddress {
     /// The first one that clients reach over a network.
     pub(super) fn of(service: Option<&Service>) -> Option<Self> {
         service?.addresses.iter().find_map(|address| {
@@ -38,7 +38,7 @@ impl Place {
     }
 
     /// How each client pulls `image`, a repository with its upstream in front and a tag or digest.
-    pub(super) fn commands(&self, image: &str, platform: Option<&str>) -> Vec<Command> {
+    pub(super) fn commands(&self, image: &str, platform: Option<&str>) -> Vec<PullCommand> {
         let Self { host, tls, .. } = self;
         let plain = |flag: &str| if *tls { String::new() } else { format!(" {flag}") };
         // An index can call a platform anything; what a shell would take apart is left out.
@@ -64,7 +64,7 @@ impl Place {
             ),
             ("crane", format!("crane pull{}{wanted} {host}/{image} {name}.tar", plain("--insecure"))),
         ]
-        .map(|(client, line)| Command { client, line })
+        .map(|(client, line)| PullCommand { client, line })
         .into()
     }
 }
@@ -73,9 +73,9 @@ impl Place {
 mod tests {
     use super::*;
 
-    fn place(addresses: &[&str]) -> Option<Place> {
+    fn place(addresses: &[&str]) -> Option<PullAddress> {
         let addresses = addresses.iter().map(|it| (*it).to_owned()).collect();
-        Place::of(Some(&Service { addresses, ..Service::default() }))
+        PullAddress::of(Some(&Service { addresses, ..Service::default() }))
     }
 
     #[test]
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(found(&["http://0.0.0.0:80"]), own("127.0.0.1:80", false, true));
         assert_eq!(found(&["https://[::]:443"]), own("[::1]:443", true, true));
         assert_eq!(found(&["unix:/run/a"]), None);
-        assert_eq!(Place::of(None), None);
+        assert_eq!(PullAddress::of(None), None);
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use crate::ops::jobs::{State, View};
 use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState, Warning};
 
-use super::words::{Size, Span, When, count, of, percent, short};
+use super::format::{ByteCount, HumanDuration, RelativeTime, percent, plural, short_digest, thousands};
 
 /// What changes while somebody looks on.
 #[derive(Debug)]
-pub(super) struct Live {
-    pub(super) when: When,
-    pub(super) serving: Option<Serving>,
-    pub(super) store: Kept,
+pub(super) struct StatusView {
+    pub(super) when: RelativeTime,
+    pub(super) serving: Option<ServerView>,
+    pub(super) store: StoreView,
     pub(super) upstreams: Vec<EndpointRow>,
     pub(super) fills: Vec<FillRow>,
     /// Child manifests that wait, in words.
@@ -21,34 +21,34 @@ pub(super) struct Live {
 
 /// What was served since the start.
 #[derive(Debug)]
-pub(super) struct Serving {
-    pub(super) since: When,
+pub(super) struct ServerView {
+    pub(super) since: RelativeTime,
     pub(super) addresses: Vec<String>,
     pub(super) clients: String,
     pub(super) hit_ratio: String,
     pub(super) hit_share: Option<f64>,
     pub(super) hits: String,
     pub(super) requests: String,
-    pub(super) saved: Size,
+    pub(super) saved: ByteCount,
     pub(super) saved_ratio: String,
     pub(super) saved_share: Option<f64>,
-    pub(super) served: Size,
-    pub(super) fetched: Size,
+    pub(super) served: ByteCount,
+    pub(super) fetched: ByteCount,
 }
 
 /// The store.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct StoreView {
     pub(super) kind: &'static str,
-    pub(super) fails_for: Option<Span>,
-    pub(super) content: Size,
+    pub(super) fails_for: Option<HumanDuration>,
+    pub(super) content: ByteCount,
     pub(super) manifests: String,
     pub(super) blobs: String,
     pub(super) is_empty: bool,
-    pub(super) oldest: Option<When>,
-    pub(super) limit: Size,
-    pub(super) taken: Option<Size>,
-    pub(super) free: Option<Size>,
+    pub(super) oldest: Option<RelativeTime>,
+    pub(super) limit: ByteCount,
+    pub(super) taken: Option<ByteCount>,
+    pub(super) free: Option<ByteCount>,
 }
 
 /// A state in a word or two, and how it is coloured.
@@ -73,17 +73,17 @@ pub(super) struct EndpointRow {
     pub(super) mirror: bool,
     pub(super) state: Badge,
     pub(super) error: Option<String>,
-    pub(super) quota: Option<Quota>,
-    pub(super) fetched: Option<Size>,
+    pub(super) quota: Option<QuotaView>,
+    pub(super) fetched: Option<ByteCount>,
 }
 
 /// What is left of a quota.
 #[derive(Debug)]
-pub(super) struct Quota {
+pub(super) struct QuotaView {
     pub(super) remaining: u64,
     pub(super) limit: u64,
-    pub(super) seen: When,
-    pub(super) resets: Option<When>,
+    pub(super) seen: RelativeTime,
+    pub(super) resets: Option<RelativeTime>,
 }
 
 /// A fill under way.
@@ -92,12 +92,12 @@ pub(super) struct FillRow {
     pub(super) digest: String,
     pub(super) short: String,
     pub(super) repository: String,
-    pub(super) received: Size,
-    pub(super) total: Option<Size>,
+    pub(super) received: ByteCount,
+    pub(super) total: Option<ByteCount>,
     pub(super) percent: String,
-    pub(super) rate: Size,
+    pub(super) rate: ByteCount,
     pub(super) readers: String,
-    pub(super) since: When,
+    pub(super) since: RelativeTime,
     pub(super) state: Option<Badge>,
 }
 
@@ -107,10 +107,10 @@ pub(super) struct JobRow {
     pub(super) id: u64,
     pub(super) verb: String,
     pub(super) state: Badge,
-    pub(super) since: When,
+    pub(super) since: RelativeTime,
     pub(super) running: bool,
-    pub(super) done: Size,
-    pub(super) total: Size,
+    pub(super) done: ByteCount,
+    pub(super) total: ByteCount,
     pub(super) pieces: Option<String>,
     pub(super) error: Option<String>,
 }
@@ -118,7 +118,7 @@ pub(super) struct JobRow {
 /// Something that the log warned of.
 #[derive(Debug)]
 pub(super) struct WarningRow {
-    pub(super) when: When,
+    pub(super) when: RelativeTime,
     pub(super) level: Badge,
     pub(super) message: String,
     pub(super) detail: String,
@@ -126,26 +126,26 @@ pub(super) struct WarningRow {
     pub(super) times: Option<String>,
 }
 
-impl Live {
+impl StatusView {
     pub(super) fn new(report: Report) -> Self {
         let now = report.now;
         let children = (report.children_queued + report.children_deferred > 0).then(|| {
             format!(
                 "{} waiting to be fetched, {} left for later until the quota allows it",
-                of(report.children_queued, "child manifest"),
-                count(report.children_deferred)
+                plural(report.children_queued, "child manifest"),
+                thousands(report.children_deferred)
             )
         });
         let upstreams = report.upstreams.iter().flat_map(|row| {
             row.state.endpoints.iter().enumerate().map(|(place, endpoint)| EndpointRow {
                 upstream: (place == 0).then(|| row.state.name.clone()),
                 default: row.state.default,
-                fetched: (place == 0).then_some(Size(row.fetched)),
+                fetched: (place == 0).then_some(ByteCount(row.fetched)),
                 ..endpoint_row(endpoint, now)
             })
         });
         Self {
-            when: When { at: now, now },
+            when: RelativeTime { at: now, now },
             upstreams: upstreams.collect(),
             serving: report.service.map(|service| serving(service, now)),
             store: kept(&report.store, now),
@@ -157,40 +157,40 @@ impl Live {
     }
 }
 
-fn serving(service: ServiceReport, now: u64) -> Serving {
-    Serving {
-        since: When { at: service.started_at, now },
+fn serving(service: ServiceReport, now: u64) -> ServerView {
+    ServerView {
+        since: RelativeTime { at: service.started_at, now },
         addresses: service.addresses,
-        clients: of(service.connections, "client connection"),
+        clients: plural(service.connections, "client connection"),
         hit_ratio: percent(service.hit_ratio),
         hit_share: service.hit_ratio,
-        hits: count(service.hits),
-        requests: of(service.requests, "request"),
-        saved: Size(service.saved),
+        hits: thousands(service.hits),
+        requests: plural(service.requests, "request"),
+        saved: ByteCount(service.saved),
         saved_ratio: percent(service.byte_hit_ratio),
         saved_share: service.byte_hit_ratio,
-        served: Size(service.served),
-        fetched: Size(service.fetched),
+        served: ByteCount(service.served),
+        fetched: ByteCount(service.fetched),
     }
 }
 
-fn kept(store: &StoreState, now: u64) -> Kept {
-    Kept {
+fn kept(store: &StoreState, now: u64) -> StoreView {
+    StoreView {
         kind: store.kind.as_str(),
-        fails_for: store.degraded_at.map(|at| Span(now.saturating_sub(at))),
-        content: Size(store.content),
-        manifests: of(store.manifests, "manifest"),
-        blobs: of(store.blobs, "blob"),
+        fails_for: store.degraded_at.map(|at| HumanDuration(now.saturating_sub(at))),
+        content: ByteCount(store.content),
+        manifests: plural(store.manifests, "manifest"),
+        blobs: plural(store.blobs, "blob"),
         is_empty: store.manifests + store.blobs == 0,
-        oldest: store.oldest_access.map(|at| When { at, now }),
-        limit: Size(store.max_size),
-        taken: store.disk.map(|disk| Size(disk.taken)),
-        free: store.disk.and_then(|disk| disk.free).map(Size),
+        oldest: store.oldest_access.map(|at| RelativeTime { at, now }),
+        limit: ByteCount(store.max_size),
+        taken: store.disk.map(|disk| ByteCount(disk.taken)),
+        free: store.disk.and_then(|disk| disk.free).map(ByteCount),
     }
 }
 
 fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
-    let left = |until: Option<u64>| Span(until.unwrap_or(now).saturating_sub(now).max(1000));
+    let left = |until: Option<u64>| HumanDuration(until.unwrap_or(now).saturating_sub(now).max(1000));
     let health = &endpoint.health;
     let state = match health.breaker {
         Breaker::Open => Badge::new("bad", format!("left alone for {}", left(health.open_until))),
@@ -198,14 +198,16 @@ fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
         Breaker::Closed if endpoint.limited_until.is_some() => {
             Badge::new("fair", format!("limited for {}", left(endpoint.limited_until)))
         }
-        Breaker::Closed if health.failures > 0 => Badge::new("fair", of(health.failures.into(), "failure")),
+        Breaker::Closed if health.failures > 0 => {
+            Badge::new("fair", plural(health.failures.into(), "failure"))
+        }
         Breaker::Closed => Badge::new("good", "well"),
     };
-    let quota = endpoint.quota.as_ref().map(|quota| Quota {
+    let quota = endpoint.quota.as_ref().map(|quota| QuotaView {
         remaining: quota.remaining,
         limit: quota.limit,
-        seen: When { at: quota.seen_at, now },
-        resets: quota.resets_at.filter(|at| *at > now).map(|at| When { at, now }),
+        seen: RelativeTime { at: quota.seen_at, now },
+        resets: quota.resets_at.filter(|at| *at > now).map(|at| RelativeTime { at, now }),
     });
     EndpointRow {
         upstream: None,
@@ -225,15 +227,15 @@ fn fill_row(fill: &FillState, now: u64) -> FillRow {
     #[allow(clippy::cast_precision_loss)]
     let share = fill.total.filter(|total| *total > 0).map(|total| fill.received as f64 / total as f64);
     FillRow {
-        short: short(&digest),
+        short: short_digest(&digest),
         digest,
         repository: fill.repository.clone(),
-        received: Size(fill.received),
-        total: fill.total.map(Size),
+        received: ByteCount(fill.received),
+        total: fill.total.map(ByteCount),
         percent: percent(share),
-        rate: Size(fill.rate),
-        readers: of(fill.readers, "reader"),
-        since: When { at: fill.started_at, now },
+        rate: ByteCount(fill.rate),
+        readers: plural(fill.readers, "reader"),
+        since: RelativeTime { at: fill.started_at, now },
         state: match (fill.settling, fill.kept) {
             (true, _) => Some(Badge::new("good", "verified")),
             (false, false) => Some(Badge::new("fair", "not kept")),
@@ -244,11 +246,11 @@ fn fill_row(fill: &FillState, now: u64) -> FillRow {
 
 fn warning_row(warning: Warning, now: u64) -> WarningRow {
     WarningRow {
-        when: When { at: warning.at, now },
+        when: RelativeTime { at: warning.at, now },
         level: if warning.error { Badge::new("bad", "error") } else { Badge::new("fair", "warning") },
         message: warning.message,
         detail: warning.detail,
-        times: (warning.times > 1).then(|| of(warning.times, "time")),
+        times: (warning.times > 1).then(|| plural(warning.times, "time")),
     }
 }
 
@@ -265,10 +267,10 @@ pub(super) fn job_row(job: &View, now: u64) -> JobRow {
             State::Failed => Badge::new("bad", "failed"),
             State::Cancelled => Badge::new("fair", "cancelled"),
         },
-        since: When { at: job.started_at, now },
+        since: RelativeTime { at: job.started_at, now },
         running: job.state == State::Running,
-        done: Size(sum(|bar| bar.done)),
-        total: Size(sum(|bar| bar.total)),
+        done: ByteCount(sum(|bar| bar.done)),
+        total: ByteCount(sum(|bar| bar.total)),
         pieces: (job.progress.all > 1).then(|| format!("{} of {}", job.progress.ended, job.progress.all)),
         error: job.error.as_ref().map(|error| error.message.clone()),
     }

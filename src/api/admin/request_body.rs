@@ -13,7 +13,7 @@ use crate::ops::OpsError;
 const LONGEST: usize = 4 << 20;
 
 /// Reads a document.
-pub(super) async fn document<T: DeserializeOwned, B>(mut body: B) -> Result<T, OpsError>
+pub(super) async fn read_json<T: DeserializeOwned, B>(mut body: B) -> Result<T, OpsError>
 where
     B: Body<Data = Bytes> + Unpin,
 {

@@ -12,7 +12,7 @@ use crate::telemetry::{Kind, Metrics, Outcome, trace};
 
 /// What is known of a request when its answer begins.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct RequestLog {
     pub(super) metrics: Arc<Metrics>,
     pub(super) logged: bool,
     pub(super) begin: Instant,
@@ -41,7 +41,7 @@ pub(super) struct Record {
 /// What a request counts as whose client left before there was an answer; no client ever sees it.
 const CLIENT_LEFT: u16 = 499;
 
-impl Drop for Record {
+impl Drop for RequestLog {
     fn drop(&mut self) {
         if self.over {
             return;
@@ -55,7 +55,7 @@ impl Drop for Record {
     }
 }
 
-impl Record {
+impl RequestLog {
     /// Counts the head of the answer.
     pub(super) fn answered(&self) {
         self.metrics.request(self.kind, self.outcome, self.status, self.begin.elapsed());

@@ -10,26 +10,26 @@ use http::{HeaderMap, Method};
 use crate::oci::{Algorithm, Digest};
 use crate::ops::Operations;
 
-use super::Refusal;
+use super::Denial;
 
 /// A longer file holds no token.
 const TOKEN_MAX: usize = 4096;
 
 /// Lets a request pass or says why not. `trusting` is for sockets that only this machine reaches.
-pub(super) async fn pass(head: &Parts, trusting: bool, operations: &Operations) -> Result<(), Refusal> {
+pub(super) async fn authorize(head: &Parts, trusting: bool, operations: &Operations) -> Result<(), Denial> {
     if !trusting {
-        let token = token(operations).await.ok_or(Refusal::NoToken)?;
-        if !given(&head.headers).is_some_and(|given| same(&given, &token)) {
-            return Err(Refusal::Token);
+        let token = token(operations).await.ok_or(Denial::NoToken)?;
+        if !sent_token(&head.headers).is_some_and(|given| is_equal(&given, &token)) {
+            return Err(Denial::Token);
         }
     } else if !is_own_host(head) {
         // Where no token is asked for, a name that somebody else's DNS lets point here must not open the door.
-        return Err(Refusal::Host);
+        return Err(Denial::Host);
     }
     let reads = head.method == Method::GET || head.method == Method::HEAD;
-    let foreign = !reads && !is_fit(&head.headers);
+    let foreign = !reads && !is_not_a_form(&head.headers);
     // A browser sends JSON to a foreign place only after asking, and this API never says yes.
-    if foreign { Err(Refusal::MediaType) } else { Ok(()) }
+    if foreign { Err(Denial::MediaType) } else { Ok(()) }
 }
 
 /// Read whenever it is needed, so that a new one counts at once.
@@ -49,7 +49,7 @@ async fn token(operations: &Operations) -> Option<Vec<u8>> {
 }
 
 /// The token as it was sent: as `Bearer`, or as the password of `Basic`, which is what browsers ask people for.
-fn given(headers: &HeaderMap) -> Option<Vec<u8>> {
+fn sent_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -62,7 +62,7 @@ fn given(headers: &HeaderMap) -> Option<Vec<u8>> {
 }
 
 /// Compares in a time that tells nothing of where they differ, nor of their lengths.
-fn same(given: &[u8], token: &[u8]) -> bool {
+fn is_equal(given: &[u8], token: &[u8]) -> bool {
     let (given, token) = (Digest::of(Algorithm::Sha256, given), Digest::of(Algorithm::Sha256, token));
     let pairs = given.as_bytes().iter().zip(token.as_bytes());
     std::hint::black_box(pairs.fold(0_u8, |differ, (one, other)| differ | (one ^ other))) == 0
@@ -79,7 +79,7 @@ fn is_own_host(head: &Parts) -> bool {
 }
 
 /// Whether a request that changes something cannot be a form of a page somewhere.
-fn is_fit(headers: &HeaderMap) -> bool {
+fn is_not_a_form(headers: &HeaderMap) -> bool {
     let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = media_type.map(|text| text.split(';').next().unwrap_or_default().trim());
     match media_type {
@@ -112,24 +112,24 @@ mod tests {
 
     #[test]
     fn a_token_is_a_bearers_or_a_password() {
-        let given = |text: &str| {
+        let sent = |text: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, text.parse().expect("a value"));
-            given(&headers).map(|token| String::from_utf8_lossy(&token).into_owned())
+            sent_token(&headers).map(|token| String::from_utf8_lossy(&token).into_owned())
         };
-        assert_eq!(given("Bearer  a-token ").as_deref(), Some("a-token"));
-        assert_eq!(given(&format!("basic {}", BASE64.encode("me:a:token"))).as_deref(), Some("a:token"));
-        assert_eq!(given(&format!("Basic {}", BASE64.encode(":t"))).as_deref(), Some("t"));
+        assert_eq!(sent("Bearer  a-token ").as_deref(), Some("a-token"));
+        assert_eq!(sent(&format!("basic {}", BASE64.encode("me:a:token"))).as_deref(), Some("a:token"));
+        assert_eq!(sent(&format!("Basic {}", BASE64.encode(":t"))).as_deref(), Some("t"));
         for none in ["Basic", "Basic ???", "Digest x", &format!("Basic {}", BASE64.encode("token"))] {
-            assert_eq!(given(none), None, "{none}");
+            assert_eq!(sent(none), None, "{none}");
         }
     }
 
     #[test]
     fn tokens_are_compared_whole() {
-        assert!(same(b"secret", b"secret"));
+        assert!(is_equal(b"secret", b"secret"));
         for other in ["", "secre", "secrets", "Secret"] {
-            assert!(!same(other.as_bytes(), b"secret"), "{other}");
+            assert!(!is_equal(other.as_bytes(), b"secret"), "{other}");
         }
     }
 }

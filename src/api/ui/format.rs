@@ -3,36 +3,35 @@
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytesize::ByteSize;
 use url::form_urlencoded;
 
 /// Bytes: rounded where it is shown, exact where somebody looks closer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size(pub(super) u64);
+pub(super) struct ByteCount(pub(super) u64);
 
-impl fmt::Display for Size {
+impl fmt::Display for ByteCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        ByteSize(self.0).display().iec().fmt(f)
+        bytesize::ByteSize(self.0).display().iec().fmt(f)
     }
 }
 
-impl Size {
+impl ByteCount {
     pub(super) fn exact(self) -> String {
-        format!("{} bytes", count(self.0))
+        format!("{} bytes", thousands(self.0))
     }
 }
 
 /// A time, seen from now; both in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct When {
+pub(super) struct RelativeTime {
     pub(super) at: u64,
     pub(super) now: u64,
 }
 
-impl fmt::Display for When {
+impl fmt::Display for RelativeTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { at, now } = *self;
-        let span = Span(at.abs_diff(now));
+        let span = HumanDuration(at.abs_diff(now));
         if span.0 < 1000 {
             return f.write_str("just now");
         }
@@ -40,7 +39,7 @@ impl fmt::Display for When {
     }
 }
 
-impl When {
+impl RelativeTime {
     /// As RFC 3339 has it, in UTC.
     pub(super) fn exact(self) -> String {
         // Beyond the year 9999 no clock is right.
@@ -51,9 +50,9 @@ impl When {
 
 /// A length of time in milliseconds, in one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span(pub(super) u64);
+pub(super) struct HumanDuration(pub(super) u64);
 
-impl fmt::Display for Span {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0 / 1000;
         let (number, unit) = match seconds {
@@ -67,7 +66,7 @@ impl fmt::Display for Span {
 }
 
 /// A number with its thousands apart.
-pub(super) fn count(number: u64) -> String {
+pub(super) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -80,8 +79,8 @@ pub(super) fn count(number: u64) -> String {
 }
 
 /// So many of a thing.
-pub(super) fn of(number: u64, one: &str) -> String {
-    format!("{} {one}{}", count(number), if number == 1 { "" } else { "s" })
+pub(super) fn plural(number: u64, one: &str) -> String {
+    format!("{} {one}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 
 /// A share between 0 and 1.
@@ -90,7 +89,7 @@ pub(super) fn percent(share: Option<f64>) -> String {
 }
 
 /// As much of a digest as tells it from others at a glance.
-pub(super) fn short(digest: &str) -> String {
+pub(super) fn short_digest(digest: &str) -> String {
     match digest.split_once(':') {
         Some((algorithm, rest)) => format!("{algorithm}:{}", rest.chars().take(12).collect::<String>()),
         None => digest.chars().take(19).collect(),
@@ -98,7 +97,7 @@ pub(super) fn short(digest: &str) -> String {
 }
 
 /// Where an image has its page.
-pub(super) fn image(path: &str, reference: &str, more: &[(&str, &str)]) -> String {
+pub(super) fn image_url(path: &str, reference: &str, more: &[(&str, &str)]) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("reference", reference).extend_pairs(more);
     format!("{path}?{}", query.finish())
@@ -110,30 +109,30 @@ mod tests {
 
     #[test]
     fn numbers_are_readable_and_exact() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!(Size(1 << 20).to_string(), "1.0 MiB");
-        assert_eq!(Size(1 << 20).exact(), "1,048,576 bytes");
-        assert_eq!((of(1, "tag"), of(2000, "tag")), ("1 tag".to_owned(), "2,000 tags".to_owned()));
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(ByteCount(1 << 20).to_string(), "1.0 MiB");
+        assert_eq!(ByteCount(1 << 20).exact(), "1,048,576 bytes");
+        assert_eq!((plural(1, "tag"), plural(2000, "tag")), ("1 tag".to_owned(), "2,000 tags".to_owned()));
         assert_eq!((percent(None), percent(Some(0.5))), ("–".to_owned(), "50.0 %".to_owned()));
     }
 
     #[test]
     fn times_are_told_from_now() {
-        let when = |at, now| When { at, now }.to_string();
+        let when = |at, now| RelativeTime { at, now }.to_string();
         assert_eq!(when(0, 500), "just now");
         assert_eq!(when(0, 1000), "1 second ago");
         assert_eq!(when(0, 7_200_000), "2 hours ago");
         assert_eq!(when(120_000, 0), "in 2 minutes");
-        assert_eq!(When { at: 0, now: 0 }.exact(), "1970-01-01T00:00:00Z");
-        assert_eq!(When { at: u64::MAX, now: 0 }.exact(), "9999-12-31T23:59:59Z");
+        assert_eq!(RelativeTime { at: 0, now: 0 }.exact(), "1970-01-01T00:00:00Z");
+        assert_eq!(RelativeTime { at: u64::MAX, now: 0 }.exact(), "9999-12-31T23:59:59Z");
     }
 
     #[test]
     fn digests_and_links_are_cut_and_written() {
-        assert_eq!(short("sha256:0123456789abcdef"), "sha256:0123456789ab");
-        assert_eq!(short("nothing"), "nothing");
+        assert_eq!(short_digest("sha256:0123456789abcdef"), "sha256:0123456789ab");
+        assert_eq!(short_digest("nothing"), "nothing");
         assert_eq!(
-            image("/image", "a/b:1", &[("platform", "linux/arm64")]),
+            image_url("/image", "a/b:1", &[("platform", "linux/arm64")]),
             "/image?reference=a%2Fb%3A1&platform=linux%2Farm64"
         );
     }
