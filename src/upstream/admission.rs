@@ -5,14 +5,14 @@ use crate::oci::{Name, NamePattern, PatternError};
 
 /// The patterns of one upstream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Admission {
+pub(crate) struct Admission {
     allow: Vec<NamePattern>,
     deny: Vec<NamePattern>,
 }
 
 impl Admission {
     /// Reads an upstream's patterns. One that is malformed is an error: left out it would let everybody in.
-    pub(super) fn new(upstream: &schema::Upstream) -> Result<Self, PatternError> {
+    pub(crate) fn new(upstream: &schema::Upstream) -> Result<Self, PatternError> {
         let read = |texts: &[String]| -> Result<Vec<NamePattern>, PatternError> {
             texts.iter().map(|text| text.parse()).collect()
         };
@@ -20,7 +20,7 @@ impl Admission {
     }
 
     /// Whether a repository of this name may be pulled: none that is denied, and if some are allowed, no other.
-    pub(super) fn admits(&self, name: &Name) -> bool {
+    pub(crate) fn admits(&self, name: &Name) -> bool {
         let any = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.matches(name));
         !any(&self.deny) && (self.allow.is_empty() || any(&self.allow))
     }

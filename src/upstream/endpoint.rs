@@ -10,27 +10,25 @@ use quick_cache::sync::Cache;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::clock::Clock;
 use crate::config::schema;
 use crate::oci::{Digest, UpstreamName};
-use crate::telemetry::Metrics;
 
-use super::Timeouts;
+use super::context::Context;
 use super::error::{BuildError, UpstreamError};
 use super::health::{Health, Permit};
 use super::layout::Layout;
 use super::quota::{Counted, Quota};
-use super::remote::Remote;
+use super::registry::Registry;
 
 /// Digests remembered per endpoint for which it sent something else.
 const DISTRUSTED: usize = 256;
 
 /// One way to reach an upstream.
 #[derive(Debug)]
-pub(super) struct Endpoint {
-    pub(super) place: Place,
-    pub(super) health: Arc<Health>,
-    pub(super) quota: Arc<Quota>,
+pub(crate) struct Endpoint {
+    pub(crate) place: Place,
+    pub(crate) health: Arc<Health>,
+    pub(crate) quota: Arc<Quota>,
     /// What it is in the configuration.
     configured: schema::Endpoint,
     /// How often it sent something that was not what its digest promised.
@@ -39,45 +37,37 @@ pub(super) struct Endpoint {
 
 /// Where an endpoint's content is.
 #[derive(Debug)]
-pub(super) enum Place {
-    Remote(Box<Remote>),
+pub(crate) enum Place {
+    Registry(Box<Registry>),
     Layout(Layout),
 }
 
-/// What the layers above hand to every endpoint.
-#[derive(Clone, Debug)]
-pub(super) struct Surroundings {
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) clock: Clock,
-    pub(super) timeouts: Timeouts,
-}
-
 impl Endpoint {
-    pub(super) fn build(
+    pub(crate) fn build(
         name: &UpstreamName,
         upstream: &schema::Upstream,
         endpoint: &schema::Endpoint,
         told: &Arc<Notify>,
-        around: &Surroundings,
+        context: &Context,
     ) -> Result<Self, BuildError> {
         let wrong =
             |reason: &str| BuildError::Endpoint { upstream: name.to_string(), reason: reason.to_owned() };
         let url = url::Url::parse(&endpoint.url).map_err(|error| {
             wrong(&format!("{error}; write it as https://host, http://host or oci:///folder"))
         })?;
-        let Surroundings { metrics, clock, .. } = around;
-        let quota = Arc::new(Quota::new(name.clone(), Arc::clone(told), around));
+        let Context { metrics, clock, .. } = context;
+        let quota = Arc::new(Quota::new(name.clone(), Arc::clone(told), context));
         let place = match url.scheme() {
             "http" | "https" => {
-                let remote = if endpoint.authoritative {
-                    Remote::build(name, url, upstream, &quota, around)
+                let registry = if endpoint.authoritative {
+                    Registry::build(name, url, upstream, &quota, context)
                 } else {
                     // The credentials are for the registry itself, not for whoever mirrors it.
                     let anonymous =
                         schema::Upstream { username: None, password_file: None, ..upstream.clone() };
-                    Remote::build(name, url, &anonymous, &quota, around)
+                    Registry::build(name, url, &anonymous, &quota, context)
                 };
-                Place::Remote(Box::new(remote?))
+                Place::Registry(Box::new(registry?))
             }
             "oci" => {
                 if url.host_str().is_some_and(|host| !host.is_empty()) {
@@ -99,17 +89,17 @@ impl Endpoint {
     }
 
     /// Whether it may say which digest a tag stands for.
-    pub(super) fn is_authoritative(&self) -> bool {
+    pub(crate) fn is_authoritative(&self) -> bool {
         self.configured.authoritative
     }
 
     /// Whether it is this one of the configuration.
-    pub(super) fn is_built_from(&self, endpoint: &schema::Endpoint) -> bool {
+    pub(crate) fn is_built_from(&self, endpoint: &schema::Endpoint) -> bool {
         self.configured == *endpoint
     }
 
     /// It sent something else than `digest` promises: others come before it the next time.
-    pub(super) fn distrust(&self, digest: &Digest) {
+    pub(crate) fn distrust(&self, digest: &Digest) {
         self.distrusted.insert(*digest, self.distrust_of(digest).saturating_add(1));
     }
 
@@ -119,7 +109,7 @@ impl Endpoint {
 }
 
 /// One question on its way through the endpoints.
-pub(super) struct Round<'u> {
+pub(crate) struct EndpointIter<'u> {
     /// With their places in the upstream's list.
     order: Vec<(usize, &'u Endpoint)>,
     at: usize,
@@ -132,19 +122,19 @@ pub(super) struct Round<'u> {
 }
 
 /// One endpoint's turn.
-pub(super) struct Turn<'u> {
-    pub(super) endpoint: &'u Endpoint,
+pub(crate) struct Attempt<'u> {
+    pub(crate) endpoint: &'u Endpoint,
     /// Its place in the upstream's list.
-    pub(super) place: usize,
+    pub(crate) place: usize,
     /// Until when it has to have answered, so that time is left for those after it.
-    pub(super) deadline: Instant,
+    pub(crate) deadline: Instant,
     _permit: Permit,
 }
 
-impl<'u> Round<'u> {
+impl<'u> EndpointIter<'u> {
     /// A round for `digest`, or for something that only authoritative endpoints may answer. It takes no longer than
     /// `patience` to the head of the last answer.
-    pub(super) fn new(
+    pub(crate) fn new(
         endpoints: &'u [Arc<Endpoint>],
         digest: Option<&Digest>,
         counted: Counted,
@@ -161,12 +151,12 @@ impl<'u> Round<'u> {
 
     /// The same round for a list. A registry may fail at a long one, or at an API that it hardly has, and serve images
     /// well: unless it cannot be reached at all, that is not held against the endpoint.
-    pub(super) fn of_lists(self) -> Self {
+    pub(crate) fn of_lists(self) -> Self {
         Self { lists: true, ..self }
     }
 
     /// The next endpoint that may be asked.
-    pub(super) fn next(&mut self) -> Option<Turn<'u>> {
+    pub(crate) fn next(&mut self) -> Option<Attempt<'u>> {
         loop {
             let (place, endpoint) = *self.order.get(self.at)?;
             // Those that follow count whether they may be asked or not; it is only about sharing time.
@@ -176,7 +166,7 @@ impl<'u> Round<'u> {
                 Ok(permit) => {
                     let now = Instant::now();
                     let deadline = now + self.deadline.saturating_duration_since(now) / sharers;
-                    return Some(Turn { endpoint, place, deadline, _permit: permit });
+                    return Some(Attempt { endpoint, place, deadline, _permit: permit });
                 }
                 Err(error) => self.keep(error),
             }
@@ -184,8 +174,8 @@ impl<'u> Round<'u> {
     }
 
     /// Notes how an endpoint did. `None`: the next one is to be asked.
-    pub(super) fn settle<T>(&mut self, turn: &Turn<'u>, result: Result<T, UpstreamError>) -> Option<T> {
-        let endpoint = turn.endpoint;
+    pub(crate) fn settle<T>(&mut self, attempt: &Attempt<'u>, result: Result<T, UpstreamError>) -> Option<T> {
+        let endpoint = attempt.endpoint;
         match result {
             Ok(answer) => {
                 endpoint.health.worked();
@@ -221,7 +211,7 @@ impl<'u> Round<'u> {
     }
 
     /// No endpoint had the answer.
-    pub(super) fn over<T>(self) -> Result<T, UpstreamError> {
+    pub(crate) fn over<T>(self) -> Result<T, UpstreamError> {
         Err(self.error.unwrap_or_else(|| {
             UpstreamError::Local(
                 "none of its endpoints is authoritative, so none may be asked for a tag".into(),

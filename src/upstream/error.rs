@@ -70,7 +70,7 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     /// Whether a second attempt at once, within the same request, is worth its delay.
-    pub(super) fn transient(&self) -> bool {
+    pub(crate) fn transient(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Status(500 | 502 | 503 | 504))
     }
 
@@ -94,7 +94,7 @@ impl UpstreamError {
     }
 
     /// Whether the endpoint failed as such, whatever it was asked for.
-    pub(super) fn is_outage(&self) -> bool {
+    pub(crate) fn is_outage(&self) -> bool {
         match self {
             Self::Timeout(_) | Self::Unreachable(_) | Self::Interrupted(_) => true,
             Self::Status(status) => *status >= 500,
@@ -103,7 +103,7 @@ impl UpstreamError {
     }
 
     /// How far this is from a definite "not there". Of several endpoints' errors the most doubtful one counts.
-    pub(super) fn doubt(&self) -> u8 {
+    pub(crate) fn doubt(&self) -> u8 {
         match self {
             Self::NotFound | Self::NoReferrers { lasting: true } => 0,
             Self::RangeNotSatisfiable | Self::NoReferrers { lasting: false } => 1,

@@ -9,7 +9,7 @@ use crate::oci::UpstreamName;
 use crate::telemetry::Metrics;
 
 use super::error::UpstreamError;
-use super::state::{Breaker, HealthState, millis};
+use super::status::{Breaker, HealthState, millis};
 
 /// Failures in a row after which an endpoint is left alone. Each is a whole request, repetitions included.
 const FAILURES: u32 = 3;
@@ -83,7 +83,7 @@ impl Record {
 
 /// The health of one endpoint.
 #[derive(Debug)]
-pub(super) struct Health {
+pub(crate) struct Health {
     record: Mutex<Record>,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -94,7 +94,7 @@ pub(super) struct Health {
 
 /// A permission to ask. Who was to find out for all and leaves without a word makes room for the next.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(crate) struct Permit {
     health: Arc<Health>,
     probe: bool,
 }
@@ -108,13 +108,13 @@ impl Drop for Permit {
 }
 
 impl Health {
-    pub(super) fn new(upstream: UpstreamName, endpoint: String, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(upstream: UpstreamName, endpoint: String, clock: Clock, metrics: Arc<Metrics>) -> Self {
         metrics.endpoint_open(upstream.as_str(), &endpoint, false);
         Self { record: Mutex::default(), clock, metrics, upstream, endpoint }
     }
 
     /// The endpoint as it is configured.
-    pub(super) fn endpoint(&self) -> &str {
+    pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
@@ -124,7 +124,7 @@ impl Health {
     }
 
     /// Whether the endpoint may be asked now; else what to say instead of its answer.
-    pub(super) fn permit(self: &Arc<Self>) -> Result<Permit, UpstreamError> {
+    pub(crate) fn permit(self: &Arc<Self>) -> Result<Permit, UpstreamError> {
         let mut record = self.record();
         match record.permit(self.clock.instant()) {
             Ok(probe) => Ok(Permit { health: Arc::clone(self), probe }),
@@ -133,7 +133,7 @@ impl Health {
     }
 
     /// How it has been doing, for who looks on.
-    pub(super) fn state(&self) -> HealthState {
+    pub(crate) fn state(&self) -> HealthState {
         let (state, left) = self.record().state(self.clock.instant());
         HealthState {
             open_until: left.map(|left| self.clock.now_millis().saturating_add(millis(left))),
@@ -142,12 +142,12 @@ impl Health {
     }
 
     /// Whether it is left alone, or was and nobody knows yet whether it works again.
-    pub(super) fn is_suspect(&self) -> bool {
+    pub(crate) fn is_suspect(&self) -> bool {
         self.record().until.is_some()
     }
 
     /// It answered.
-    pub(super) fn worked(&self) {
+    pub(crate) fn worked(&self) {
         let before = std::mem::take(&mut *self.record());
         if before.until.is_some() {
             self.metrics.endpoint_open(self.upstream.as_str(), &self.endpoint, false);
@@ -156,7 +156,7 @@ impl Health {
     }
 
     /// It did not answer, or not to the end.
-    pub(super) fn failed(&self, error: &UpstreamError) {
+    pub(crate) fn failed(&self, error: &UpstreamError) {
         let opened = self.record().failed(self.clock.instant(), error, fastrand::f64());
         if let Some(time) = opened {
             self.metrics.endpoint_open(self.upstream.as_str(), &self.endpoint, true);

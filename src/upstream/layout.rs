@@ -34,7 +34,7 @@ const DOCKER_HUB: &str = "docker.io";
 
 /// A folder of images.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     upstream: UpstreamName,
     root: PathBuf,
     metrics: Arc<Metrics>,
@@ -50,15 +50,15 @@ struct Found {
 }
 
 impl Layout {
-    pub(super) fn new(upstream: UpstreamName, root: PathBuf, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(upstream: UpstreamName, root: PathBuf, metrics: Arc<Metrics>) -> Self {
         Self { upstream, root, metrics }
     }
 
-    pub(super) fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    pub(super) async fn head_manifest(
+    pub(crate) async fn head_manifest(
         &self,
         name: &Name,
         reference: &Reference,
@@ -68,7 +68,7 @@ impl Layout {
         Ok(Head { digest: Some(found.digest), size: Some(found.size), content_type: found.content_type })
     }
 
-    pub(super) async fn get_manifest(
+    pub(crate) async fn get_manifest(
         &self,
         name: &Name,
         reference: &Reference,
@@ -94,13 +94,13 @@ impl Layout {
         .await
     }
 
-    pub(super) async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<u64, UpstreamError> {
+    pub(crate) async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<u64, UpstreamError> {
         let (name, digest) = (name.clone(), *digest);
         self.run("HEAD", move |layout| Ok(open(&layout.folder(&name)?.path, digest, None)?.size)).await
     }
 
     /// The blob's length, and its bytes between `from` and `to`.
-    pub(super) async fn get_blob(
+    pub(crate) async fn get_blob(
         &self,
         name: &Name,
         digest: &Digest,
@@ -269,7 +269,7 @@ async fn blocking<T: Send + 'static>(
 
 /// The bytes of a blob in a file. Each piece is read at its own position, so that giving up on one loses nothing.
 #[derive(Debug)]
-pub(super) struct Body {
+pub(crate) struct Body {
     file: Arc<File>,
     path: Arc<Path>,
     at: u64,
@@ -279,7 +279,7 @@ pub(super) struct Body {
 }
 
 impl Body {
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let left = self.end.saturating_sub(self.at);
         if left == 0 {
             return Ok(None);

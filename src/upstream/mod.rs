@@ -3,57 +3,49 @@
 //! Nothing here keeps content or judges it: a digest that an upstream announces is a hint, and what it sends is
 //! verified by whoever asked. Only what the configuration names is ever dialled.
 
-mod address;
 mod admission;
 mod auth;
-mod authorization;
-mod challenge;
-mod credentials;
-mod credhelper;
-mod encoding;
+mod context;
+mod diagnose;
 mod endpoint;
 mod error;
-mod exchange;
+mod fingerprint;
 mod health;
 mod layout;
-mod link;
-mod origin;
 pub mod probe;
-mod proxy;
 mod quota;
-mod realm;
-mod remote;
-mod retry;
+mod registry;
 mod router;
-mod state;
+mod status;
 mod tls;
-mod tokens;
+mod transport;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+pub use context::Timeouts;
 pub use error::{BuildError, UpstreamError};
-pub use origin::files;
+pub use fingerprint::files;
 pub use router::{RouteError, Router};
-pub use state::{Breaker, EndpointState, HealthState, QuotaState, UpstreamState};
+pub use status::{Breaker, EndpointState, HealthState, QuotaState, UpstreamState};
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::telemetry::Metrics;
-use encoding::Gunzip;
-use endpoint::{Endpoint, Place, Round, Surroundings};
+use context::Context;
+use endpoint::{Endpoint, EndpointIter, Place};
+use fingerprint::EndpointFingerprint;
 use health::Health;
-use origin::Origin;
 use quota::Counted;
-use remote::Opened;
+use registry::encoding::Gunzip;
+use registry::{Body as RegistryBody, OpenedBlob};
 
 /// No manifest is larger; several clients refuse larger ones too.
 pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
@@ -64,37 +56,12 @@ pub const LIST_MAX: usize = 16 * 1024 * 1024;
 /// No repository has more tags, as far as its list is passed on.
 pub const TAGS_MAX: usize = 100_000;
 
-/// How long an upstream is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For a connection, including name look-up and TLS.
-    pub connect: Duration,
-    /// For the head of one answer.
-    pub head: Duration,
-    /// For all it takes to get the head of the final answer: a free connection, tokens, redirects and repetitions.
-    /// Clients in the field wait without a limit of their own, so it stays below ten seconds.
-    pub total: Duration,
-    /// Between two pieces of a blob, and for the whole body of a manifest.
-    pub idle: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(3),
-            head: Duration::from_secs(8),
-            total: Duration::from_secs(9),
-            idle: Duration::from_secs(30),
-        }
-    }
-}
-
 /// All configured upstreams and the router over them.
 #[derive(Debug)]
 pub struct Upstreams {
     by_name: BTreeMap<UpstreamName, Arc<Upstream>>,
     router: Router,
-    around: Surroundings,
+    context: Context,
 }
 
 impl Upstreams {
@@ -110,18 +77,18 @@ impl Upstreams {
         clock: Clock,
         timeouts: Timeouts,
     ) -> Result<Self, BuildError> {
-        Self::build_over(&BTreeMap::new(), config, Surroundings { metrics, clock, timeouts })
+        Self::build_over(&BTreeMap::new(), config, Context { metrics, clock, timeouts })
     }
 
     /// The upstreams of another configuration. Endpoints whose settings, and the files that these name, are what they
     /// were are taken over with all that is known of them: their health, quota, tokens and connections.
     pub fn rebuilt(&self, config: &Config) -> Result<Self, BuildError> {
-        let built = Self::build_over(&self.by_name, config, self.around.clone())?;
+        let built = Self::build_over(&self.by_name, config, self.context.clone())?;
         for (name, upstream) in &self.by_name {
             let kept = built.get(name).map_or(&[][..], |upstream| &upstream.endpoints);
             for endpoint in upstream.endpoints.iter().map(|endpoint| endpoint.health.endpoint()) {
                 if !kept.iter().any(|kept| kept.health.endpoint() == endpoint) {
-                    self.around.metrics.endpoint_gone(name.as_str(), endpoint);
+                    self.context.metrics.endpoint_gone(name.as_str(), endpoint);
                 }
             }
         }
@@ -131,16 +98,16 @@ impl Upstreams {
     fn build_over(
         earlier: &BTreeMap<UpstreamName, Arc<Upstream>>,
         config: &Config,
-        around: Surroundings,
+        context: Context,
     ) -> Result<Self, BuildError> {
         let mut by_name = BTreeMap::new();
         for (text, upstream) in &config.upstream {
             let name: UpstreamName = text.parse().map_err(|_| BuildError::Name(text.clone()))?;
-            around.metrics.declare_upstream(text);
-            let built = Upstream::build(name.clone(), upstream, config, earlier.get(&name), &around)?;
+            context.metrics.declare_upstream(text);
+            let built = Upstream::build(name.clone(), upstream, config, earlier.get(&name), &context)?;
             by_name.insert(name, Arc::new(built));
         }
-        Ok(Self { by_name, router: Router::new(&config.upstream)?, around })
+        Ok(Self { by_name, router: Router::new(&config.upstream)?, context })
     }
 
     /// The upstream of that name.
@@ -167,7 +134,7 @@ pub struct Upstream {
     /// At least one, in the order in which they are asked.
     endpoints: Vec<Arc<Endpoint>>,
     /// What they were built from.
-    origin: Origin,
+    fingerprint: EndpointFingerprint,
     /// Wakes who waits for the quota.
     told: Arc<Notify>,
     timeouts: Timeouts,
@@ -179,27 +146,27 @@ impl Upstream {
         upstream: &schema::Upstream,
         config: &Config,
         earlier: Option<&Arc<Self>>,
-        around: &Surroundings,
+        context: &Context,
     ) -> Result<Self, BuildError> {
         let timeouts =
-            Timeouts { idle: upstream.idle_timeout.unwrap_or(around.timeouts.idle), ..around.timeouts };
-        let around = Surroundings { timeouts, ..around.clone() };
-        let origin = Origin::of(upstream);
-        let earlier = earlier.filter(|earlier| earlier.origin == origin);
+            Timeouts { idle: upstream.idle_timeout.unwrap_or(context.timeouts.idle), ..context.timeouts };
+        let context = Context { timeouts, ..context.clone() };
+        let fingerprint = EndpointFingerprint::of(upstream);
+        let earlier = earlier.filter(|earlier| earlier.fingerprint == fingerprint);
         let told = earlier.map_or_else(Arc::default, |earlier| Arc::clone(&earlier.told));
         let mut endpoints = Vec::new();
         for endpoint in &upstream.endpoints {
             let kept = earlier.into_iter().flat_map(|earlier| &earlier.endpoints);
             endpoints.push(match kept.into_iter().find(|kept| kept.is_built_from(endpoint)) {
                 Some(kept) => Arc::clone(kept),
-                None => Arc::new(Endpoint::build(&name, upstream, endpoint, &told, &around)?),
+                None => Arc::new(Endpoint::build(&name, upstream, endpoint, &told, &context)?),
             });
         }
         if endpoints.is_empty() {
             return Err(BuildError::Endpoints(name.to_string()));
         }
         let settings = upstream.cache(&config.cache);
-        Ok(Self { name, settings, endpoints, origin, told, timeouts })
+        Ok(Self { name, settings, endpoints, fingerprint, told, timeouts })
     }
 
     /// Its configured name.
@@ -236,8 +203,8 @@ impl Upstream {
         }
     }
 
-    fn round(&self, digest: Option<&Digest>, counted: Counted) -> Round<'_> {
-        Round::new(&self.endpoints, digest, counted, self.timeouts.total)
+    fn attempts(&self, digest: Option<&Digest>, counted: Counted) -> EndpointIter<'_> {
+        EndpointIter::new(&self.endpoints, digest, counted, self.timeouts.total)
     }
 
     /// Asks what a reference stands for. `None` is no answer at all: this upstream does not do HEAD, and whether it
@@ -248,17 +215,19 @@ impl Upstream {
         reference: &Reference,
         accept: &str,
     ) -> Result<Option<Head>, UpstreamError> {
-        let mut round = self.round(reference.digest(), Counted::Free);
-        while let Some(turn) = round.next() {
-            let answer = match &turn.endpoint.place {
-                Place::Remote(remote) => remote.head_manifest(name, reference, accept, turn.deadline).await,
+        let mut attempts = self.attempts(reference.digest(), Counted::Free);
+        while let Some(attempt) = attempts.next() {
+            let answer = match &attempt.endpoint.place {
+                Place::Registry(registry) => {
+                    registry.head_manifest(name, reference, accept, attempt.deadline).await
+                }
                 Place::Layout(layout) => layout.head_manifest(name, reference).await.map(Some),
             };
-            if let Some(answer) = round.settle(&turn, answer) {
+            if let Some(answer) = attempts.settle(&attempt, answer) {
                 return Ok(answer);
             }
         }
-        round.over()
+        attempts.over()
     }
 
     /// Fetches a whole manifest of at most [`MANIFEST_MAX`] bytes.
@@ -272,73 +241,75 @@ impl Upstream {
         accept: &str,
     ) -> Result<Document, UpstreamError> {
         let digest = reference.digest();
-        let mut round = self.round(digest, Counted::Manifest);
+        let mut attempts = self.attempts(digest, Counted::Manifest);
         let mut wrong = None;
-        while let Some(turn) = round.next() {
-            let answer = match &turn.endpoint.place {
-                Place::Remote(remote) => remote.get_manifest(name, reference, accept, turn.deadline).await,
+        while let Some(attempt) = attempts.next() {
+            let answer = match &attempt.endpoint.place {
+                Place::Registry(registry) => {
+                    registry.get_manifest(name, reference, accept, attempt.deadline).await
+                }
                 Place::Layout(layout) => layout.get_manifest(name, reference).await,
             };
-            let Some(document) = round.settle(&turn, answer) else { continue };
+            let Some(document) = attempts.settle(&attempt, answer) else { continue };
             match digest {
                 Some(digest)
                     if self.endpoints.len() > 1
                         && Digest::of(digest.algorithm(), &document.body) != *digest =>
                 {
-                    turn.endpoint.distrust(digest);
+                    attempt.endpoint.distrust(digest);
                     wrong = Some(document);
                 }
                 _ => return Ok(document),
             }
         }
-        wrong.map_or_else(|| round.over(), Ok)
+        wrong.map_or_else(|| attempts.over(), Ok)
     }
 
     /// All tags of a repository, in no particular order, at most [`TAGS_MAX`].
     pub async fn tags(&self, name: &Name) -> Result<Vec<Tag>, UpstreamError> {
-        let mut round = self.round(None, Counted::Free).of_lists();
-        while let Some(turn) = round.next() {
-            let answer = match &turn.endpoint.place {
-                Place::Remote(remote) => remote.tags(name, turn.deadline).await,
+        let mut attempts = self.attempts(None, Counted::Free).of_lists();
+        while let Some(attempt) = attempts.next() {
+            let answer = match &attempt.endpoint.place {
+                Place::Registry(registry) => registry.tags(name, attempt.deadline).await,
                 Place::Layout(layout) => layout.tags(name).await,
             };
-            if let Some(tags) = round.settle(&turn, answer) {
+            if let Some(tags) = attempts.settle(&attempt, answer) {
                 return Ok(tags);
             }
         }
-        round.over()
+        attempts.over()
     }
 
     /// All that refers to a manifest, of any type. Without the API it fails with [`UpstreamError::NoReferrers`].
     ///
     /// What refers to a digest changes, as what a tag stands for does: only authoritative endpoints are asked.
     pub async fn referrers(&self, name: &Name, subject: &Digest) -> Result<Referrers, UpstreamError> {
-        let mut round = self.round(None, Counted::Free).of_lists();
-        while let Some(turn) = round.next() {
-            let answer = match &turn.endpoint.place {
-                Place::Remote(remote) => remote.referrers(name, subject, turn.deadline).await,
+        let mut attempts = self.attempts(None, Counted::Free).of_lists();
+        while let Some(attempt) = attempts.next() {
+            let answer = match &attempt.endpoint.place {
+                Place::Registry(registry) => registry.referrers(name, subject, attempt.deadline).await,
                 Place::Layout(layout) => layout.referrers(name, subject).await,
             };
-            if let Some(list) = round.settle(&turn, answer) {
+            if let Some(list) = attempts.settle(&attempt, answer) {
                 return Ok(list);
             }
         }
-        round.over()
+        attempts.over()
     }
 
     /// Asks whether a blob is there; its size, if the upstream tells.
     pub async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
-        let mut round = self.round(Some(digest), Counted::Free);
-        while let Some(turn) = round.next() {
-            let answer = match &turn.endpoint.place {
-                Place::Remote(remote) => remote.head_blob(name, digest, turn.deadline).await,
+        let mut attempts = self.attempts(Some(digest), Counted::Free);
+        while let Some(attempt) = attempts.next() {
+            let answer = match &attempt.endpoint.place {
+                Place::Registry(registry) => registry.head_blob(name, digest, attempt.deadline).await,
                 Place::Layout(layout) => layout.head_blob(name, digest).await.map(Some),
             };
-            if let Some(answer) = round.settle(&turn, answer) {
+            if let Some(answer) = attempts.settle(&attempt, answer) {
                 return Ok(answer);
             }
         }
-        round.over()
+        attempts.over()
     }
 
     /// Opens a blob at byte `from`, up to and including byte `to` if given.
@@ -352,13 +323,13 @@ impl Upstream {
         from: u64,
         to: Option<u64>,
     ) -> Result<BlobBody, UpstreamError> {
-        let mut round = self.round(Some(digest), Counted::Free);
-        while let Some(turn) = round.next() {
-            let answer = match &turn.endpoint.place {
-                Place::Remote(remote) => {
-                    let opened = remote.get_blob(name, digest, from, to, turn.deadline).await;
-                    opened.map(|Opened { offset, total, gzip, body }| {
-                        (offset, total, gzip, Source::Remote(Box::new(body)))
+        let mut attempts = self.attempts(Some(digest), Counted::Free);
+        while let Some(attempt) = attempts.next() {
+            let answer = match &attempt.endpoint.place {
+                Place::Registry(registry) => {
+                    let opened = registry.get_blob(name, digest, from, to, attempt.deadline).await;
+                    opened.map(|OpenedBlob { offset, total, gzip, body }| {
+                        (offset, total, gzip, Source::Registry(Box::new(body)))
                     })
                 }
                 Place::Layout(layout) => layout
@@ -366,13 +337,13 @@ impl Upstream {
                     .await
                     .map(|(total, body)| (from, Some(total), false, Source::Layout(body))),
             };
-            if let Some((offset, total, gzip, source)) = round.settle(&turn, answer) {
-                let sender = Sender(turn.place);
-                let health = Arc::clone(&turn.endpoint.health);
+            if let Some((offset, total, gzip, source)) = attempts.settle(&attempt, answer) {
+                let sender = Sender(attempt.place);
+                let health = Arc::clone(&attempt.endpoint.health);
                 return Ok(BlobBody { offset, total, gzip, sender, gunzip: None, source, health });
             }
         }
-        round.over()
+        attempts.over()
     }
 }
 
@@ -419,7 +390,7 @@ pub struct BlobBody {
 }
 
 enum Source {
-    Remote(Box<remote::Body>),
+    Registry(Box<RegistryBody>),
     Layout(layout::Body),
 }
 
@@ -448,7 +419,7 @@ impl BlobBody {
 
     async fn encoded_chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let chunk = match &mut self.source {
-            Source::Remote(body) => body.chunk().await,
+            Source::Registry(body) => body.chunk().await,
             Source::Layout(body) => body.chunk().await,
         };
         if let Err(error) = &chunk

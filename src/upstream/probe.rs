@@ -101,7 +101,7 @@ impl Endpoint {
     async fn probe(&self, settings: &schema::Upstream, known: Option<&Known>) -> Way {
         let endpoint = self.health.endpoint().to_owned();
         let steps = match &self.place {
-            Place::Remote(remote) => remote.steps(settings, known).await,
+            Place::Registry(registry) => registry.steps(settings, known).await,
             Place::Layout(layout) => vec![folder(layout).await],
         };
         Way { endpoint, steps }

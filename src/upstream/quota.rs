@@ -13,9 +13,9 @@ use crate::clock::Clock;
 use crate::oci::UpstreamName;
 use crate::telemetry::Metrics;
 
-use super::endpoint::Surroundings;
+use super::context::Context;
 use super::error::UpstreamError;
-use super::state::{QuotaState, millis};
+use super::status::{QuotaState, millis};
 
 /// How long a registry is left alone that refuses for its rate and does not say how long: the first time, doubled
 /// with every refusal after it.
@@ -65,7 +65,7 @@ impl Reading {
 
 /// What a request is counted as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Counted {
+pub(crate) enum Counted {
     /// A manifest's GET, which Docker Hub's quota counts.
     Manifest,
     /// Anything else. That it is refused means that everything is.
@@ -111,7 +111,7 @@ impl Rest {
 
 /// The quota of one endpoint.
 #[derive(Debug)]
-pub(super) struct Quota {
+pub(crate) struct Quota {
     reading: Mutex<Option<Reading>>,
     told: Arc<Notify>,
     rest: Mutex<Rest>,
@@ -122,14 +122,14 @@ pub(super) struct Quota {
 
 impl Quota {
     /// Nothing known yet. Whoever waits for `told` is woken with every telling.
-    pub(super) fn new(upstream: UpstreamName, told: Arc<Notify>, around: &Surroundings) -> Self {
-        let (clock, metrics) = (around.clock.clone(), Arc::clone(&around.metrics));
+    pub(crate) fn new(upstream: UpstreamName, told: Arc<Notify>, context: &Context) -> Self {
+        let (clock, metrics) = (context.clock.clone(), Arc::clone(&context.metrics));
         Self { reading: Mutex::default(), told, rest: Mutex::default(), clock, metrics, upstream }
     }
 
     /// Notes what the headers of an answer tell. An answer that tells nothing takes back nothing: not every image
     /// is counted.
-    pub(super) fn note(&self, headers: &HeaderMap) {
+    pub(crate) fn note(&self, headers: &HeaderMap) {
         if let Some(reading) = Reading::parse(headers, self.clock.instant()) {
             self.metrics.quota(self.upstream.as_str(), reading.limit, reading.remaining);
             *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
@@ -138,19 +138,19 @@ impl Quota {
     }
 
     /// How many requests are left of how many, in which time, as it was last told.
-    pub(super) fn told(&self) -> Option<(u64, u64, Option<Duration>)> {
+    pub(crate) fn told(&self) -> Option<(u64, u64, Option<Duration>)> {
         let reading = *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         reading.map(|reading| (reading.remaining, reading.limit, reading.window))
     }
 
     /// Whether more than this share of the quota is left, as far as is known.
-    pub(super) fn is_above(&self, floor: f64) -> bool {
+    pub(crate) fn is_above(&self, floor: f64) -> bool {
         let reading = *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         reading.is_none_or(|reading| reading.is_above(floor, self.clock.instant()))
     }
 
     /// What was last told, for who looks on.
-    pub(super) fn state(&self) -> Option<QuotaState> {
+    pub(crate) fn state(&self) -> Option<QuotaState> {
         let reading = (*self.reading.lock().unwrap_or_else(PoisonError::into_inner))?;
         let since = self.clock.instant().saturating_duration_since(reading.at);
         let seen_at = self.clock.now_millis().saturating_sub(millis(since));
@@ -164,13 +164,13 @@ impl Quota {
     }
 
     /// Until when manifests are not asked for, for who looks on.
-    pub(super) fn limited_until(&self) -> Option<u64> {
+    pub(crate) fn limited_until(&self) -> Option<u64> {
         let left = self.rest().left(Counted::Manifest, self.clock.instant())?;
         Some(self.clock.now_millis().saturating_add(millis(left)))
     }
 
     /// Refuses what the registry would refuse, without asking it.
-    pub(super) fn check(&self, counted: Counted) -> Result<(), UpstreamError> {
+    pub(crate) fn check(&self, counted: Counted) -> Result<(), UpstreamError> {
         let rest = self.rest();
         match rest.left(counted, self.clock.instant()) {
             Some(left) if rest.overloaded => Err(UpstreamError::Overloaded { retry_after: left }),
@@ -180,7 +180,7 @@ impl Quota {
     }
 
     /// The registry refused a request of this kind for its rate.
-    pub(super) fn refused(&self, counted: Counted, retry_after: Option<Duration>) {
+    pub(crate) fn refused(&self, counted: Counted, retry_after: Option<Duration>) {
         let mut rest = self.rest();
         let time = rest.heed(retry_after);
         rest.begin(counted, self.clock.instant() + time);
@@ -190,7 +190,7 @@ impl Quota {
     }
 
     /// The registry is overloaded, whatever it is asked for.
-    pub(super) fn overloaded(&self, retry_after: Duration) {
+    pub(crate) fn overloaded(&self, retry_after: Duration) {
         let mut rest = self.rest();
         let time = rest.heed(Some(retry_after));
         rest.begin(Counted::Free, self.clock.instant() + time);
@@ -200,7 +200,7 @@ impl Quota {
     }
 
     /// The registry answered as it should.
-    pub(super) fn granted(&self) {
+    pub(crate) fn granted(&self) {
         self.rest().unsaid = 0;
     }
 

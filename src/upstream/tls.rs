@@ -12,7 +12,7 @@ use super::error::BuildError;
 use crate::config::{pem, schema, trust};
 
 /// The TLS set-up of one upstream.
-pub(super) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<ClientConfig, BuildError> {
+pub(crate) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<ClientConfig, BuildError> {
     let provider = Arc::new(ring::default_provider());
     let broken = |reason| BuildError::Client { upstream: name.to_owned(), reason };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))

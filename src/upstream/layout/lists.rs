@@ -14,7 +14,7 @@ use crate::upstream::error::UpstreamError;
 const READ_MAX: u64 = 64 * 1024 * 1024;
 
 impl Layout {
-    pub(in crate::upstream) async fn tags(&self, name: &Name) -> Result<Vec<Tag>, UpstreamError> {
+    pub(crate) async fn tags(&self, name: &Name) -> Result<Vec<Tag>, UpstreamError> {
         let name = name.clone();
         self.run("GET", move |layout| {
             let folder = layout.folder(&name)?;
@@ -41,11 +41,7 @@ impl Layout {
 
     /// What of the manifests that index.json names refers to `subject`. A layout has no API of its own: where nothing
     /// does, the list may still be there under its tag.
-    pub(in crate::upstream) async fn referrers(
-        &self,
-        name: &Name,
-        subject: &Digest,
-    ) -> Result<Referrers, UpstreamError> {
+    pub(crate) async fn referrers(&self, name: &Name, subject: &Digest) -> Result<Referrers, UpstreamError> {
         let (name, subject) = (name.clone(), *subject);
         self.run("GET", move |layout| {
             let folder = layout.folder(&name)?;

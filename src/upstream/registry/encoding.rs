@@ -11,13 +11,13 @@ use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 
-use super::error::UpstreamError;
+use crate::upstream::error::UpstreamError;
 
 /// What every gzip file begins with (RFC 1952, section 2.3.1).
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Whether an answer is labelled as gzip. Any other encoding is an error: its bytes are not the content's.
-pub(super) fn is_gzip(headers: &HeaderMap) -> Result<bool, UpstreamError> {
+pub(crate) fn is_gzip(headers: &HeaderMap) -> Result<bool, UpstreamError> {
     let mut gzip = false;
     for value in headers.get_all(CONTENT_ENCODING) {
         let value = value.to_str().unwrap_or("unprintable");
@@ -38,7 +38,7 @@ pub(super) fn is_gzip(headers: &HeaderMap) -> Result<bool, UpstreamError> {
 }
 
 /// The document of at most `most` bytes that a body labelled as gzip holds.
-pub(super) fn document(body: Bytes, most: usize) -> Result<Bytes, UpstreamError> {
+pub(crate) fn document(body: Bytes, most: usize) -> Result<Bytes, UpstreamError> {
     let mut gunzip = Gunzip::new();
     gunzip.feed(body);
     let mut document = BytesMut::new();
@@ -58,7 +58,7 @@ pub(super) fn document(body: Bytes, most: usize) -> Result<Bytes, UpstreamError>
 }
 
 /// Undoes gzip piece by piece; what does not begin as gzip passes as it is.
-pub(super) struct Gunzip {
+pub(crate) struct Gunzip {
     state: State,
     waiting: Bytes,
 }
@@ -71,12 +71,12 @@ enum State {
 }
 
 impl Gunzip {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { state: State::Beginning(BytesMut::new()), waiting: Bytes::new() }
     }
 
     /// Takes the next bytes; those before must have been used up.
-    pub(super) fn feed(&mut self, bytes: Bytes) {
+    pub(crate) fn feed(&mut self, bytes: Bytes) {
         self.waiting = bytes;
         if let State::Beginning(first) = &mut self.state {
             first.extend_from_slice(&self.waiting);
@@ -93,7 +93,7 @@ impl Gunzip {
     }
 
     /// The next piece, of some ten KiB at most however much a byte stands for; `None`: more bytes are needed.
-    pub(super) fn piece(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+    pub(crate) fn piece(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         match &mut self.state {
             State::Beginning(_) => Ok(None),
             State::Plain => Ok(Some(std::mem::take(&mut self.waiting)).filter(|bytes| !bytes.is_empty())),
@@ -115,7 +115,7 @@ impl Gunzip {
     }
 
     /// The last piece, after the last byte was fed.
-    pub(super) fn end(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+    pub(crate) fn end(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let last = match &mut self.state {
             State::Beginning(first) => first.split().freeze(),
             State::Plain => Bytes::new(),

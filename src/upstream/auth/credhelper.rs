@@ -15,10 +15,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::authorization::Identity;
-use super::error::UpstreamError;
 use crate::clock::Clock;
 use crate::config::docker::Credential;
 use crate::oci::UpstreamName;
+use crate::upstream::error::UpstreamError;
 
 /// How long an answer is believed, so that not every request starts a program.
 const KEPT: Duration = Duration::from_mins(1);
@@ -35,7 +35,7 @@ const REMEMBERED: usize = 64;
 
 /// The helpers of one upstream and what they last said.
 #[derive(Debug)]
-pub(super) struct CredHelpers {
+pub(crate) struct CredHelpers {
     upstream: UpstreamName,
     limit: Duration,
     clock: Clock,
@@ -72,12 +72,12 @@ impl Answer {
 
 impl CredHelpers {
     /// `limit` bounds each run of a program.
-    pub(super) fn new(upstream: UpstreamName, limit: Duration, clock: Clock) -> Self {
+    pub(crate) fn new(upstream: UpstreamName, limit: Duration, clock: Clock) -> Self {
         Self { upstream, limit, clock, slots: Cache::new(REMEMBERED) }
     }
 
     /// What the helper `name` knows for `server`, asked anew if the last answer is too old or is what was `refused`.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         name: &str,
         server: &str,

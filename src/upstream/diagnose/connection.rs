@@ -17,9 +17,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
-use super::super::super::probe::Step;
-use super::super::super::{proxy, tls};
-use super::super::Remote;
+use super::super::probe::Step;
+use super::super::registry::Registry;
+use super::super::tls;
+use super::super::transport::proxy;
 use super::End;
 use super::remedy::distrusted;
 use crate::config::schema;
@@ -32,7 +33,7 @@ const AROUND_PROXY: &str = "the environment names a proxy, which `proxy` or NO_P
 
 /// Who speaks TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     /// The registry itself.
     Endpoint,
     /// What stands before it, which is asked for a tunnel in HTTP/1.
@@ -50,14 +51,14 @@ impl Peer {
 }
 
 /// What bytes go through.
-pub(super) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
 
 /// Anything that bytes go through.
-pub(super) type Stream = Box<dyn Bytes>;
+pub(crate) type Stream = Box<dyn Bytes>;
 
-impl Remote {
+impl Registry {
     /// A connection to an endpoint, or to what its proxy leads on to.
     pub(super) async fn reached(
         &self,
@@ -65,7 +66,7 @@ impl Remote {
         settings: &schema::Upstream,
         steps: &mut Vec<Step>,
     ) -> Result<Stream, End> {
-        let Some(by_way) = self.link.proxies.towards(url) else {
+        let Some(by_way) = self.http.proxies.towards(url) else {
             let remedy = if proxy::named().next().is_some() { AROUND_PROXY } else { AT_ENDPOINT };
             return Ok(Box::new(self.connected(url, remedy, steps).await?));
         };
@@ -73,7 +74,7 @@ impl Remote {
             steps.push(Step::fails("proxy", error.to_string(), AT_PROXY));
             End
         })?;
-        let who = if self.link.proxies.of_environment() { "larder's environment" } else { "`proxy`" };
+        let who = if self.http.proxies.of_environment() { "larder's environment" } else { "`proxy`" };
         let found = format!("{}, as {who} says", proxy.as_str().trim_end_matches('/'));
         steps.push(Step::ok("proxy", found));
         let stream = self.connected(&proxy, AT_PROXY, steps).await?;
@@ -88,7 +89,7 @@ impl Remote {
 
     /// Name look-up and a connection.
     async fn connected(&self, url: &Url, remedy: &str, steps: &mut Vec<Step>) -> Result<TcpStream, End> {
-        let patience = self.link.timeouts.connect;
+        let patience = self.http.timeouts.connect;
         let port = url.port_or_known_default().unwrap_or_default();
         let began = Instant::now();
         let addresses: Vec<SocketAddr> = match url.host() {
@@ -147,7 +148,7 @@ impl Remote {
         let began = Instant::now();
         let port = url.port_or_known_default().unwrap_or_default();
         let to = format!("{}:{port}", url.host_str().unwrap_or_default());
-        let patience = self.link.timeouts.connect;
+        let patience = self.http.timeouts.connect;
         let asked = timeout(patience, connect(proxy, &to, stream)).await;
         let asked = asked
             .unwrap_or_else(|_| Err(format!("no answer within {}", humantime::format_duration(patience))));
@@ -189,7 +190,7 @@ impl Remote {
             steps.push(Step::fails(step, found, remedy).since(began));
             End
         };
-        let mut config = tls::client_config(self.link.upstream.as_str(), settings)
+        let mut config = tls::client_config(self.http.upstream.as_str(), settings)
             .map_err(|error| fail(error.to_string(), "correct the file or the key that is named"))?;
         if peer == Peer::Proxy {
             config.alpn_protocols.clear();
@@ -197,7 +198,7 @@ impl Remote {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| fail(error.to_string(), &format!("correct the host in {key}")))?;
-        let patience = self.link.timeouts.connect;
+        let patience = self.http.timeouts.connect;
         let shaken = timeout(patience, TlsConnector::from(Arc::new(config)).connect(name, stream)).await;
         let stream = match shaken {
             Err(_) => {

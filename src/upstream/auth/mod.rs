@@ -3,6 +3,13 @@
 //! Nothing is sent ahead of a challenge but what an earlier challenge for the same repository led to. Nothing of it is
 //! in any log, error or `Debug`.
 
+mod authorization;
+pub(crate) mod challenge;
+mod credentials;
+mod credhelper;
+mod token_trust;
+mod tokens;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,25 +18,25 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use url::Url;
 
-use super::authorization::{Identity, basic, bearer};
-use super::challenge::{self, Challenge};
-use super::credentials::Credentials;
 use super::error::UpstreamError;
-use super::exchange::Link;
-use super::realm::Realms;
-use super::tokens::{Key, Tokens};
+use super::transport::client::HttpClient;
 use crate::config::docker::Credential;
 use crate::config::schema;
 use crate::oci::Name;
+use authorization::{Identity, basic, bearer};
+use challenge::Challenge;
+use credentials::Credentials;
+use token_trust::TokenTrust;
+use tokens::{Key, Tokens};
 
 /// Repositories remembered at once; further ones push out the least used and cost a challenge more.
 const REMEMBERED: usize = 1024;
 
 /// What larder knows of itself at one endpoint.
-pub(super) struct Auth {
-    link: Arc<Link>,
+pub(crate) struct Auth {
+    http: Arc<HttpClient>,
     endpoint: Url,
-    realms: Realms,
+    token_trust: TokenTrust,
     credentials: Credentials,
     /// How each repository wanted to be asked the last time it challenged.
     known: Cache<Name, Known>,
@@ -57,19 +64,19 @@ fn registry_token(credential: &Credential) -> Option<HeaderValue> {
 
 impl Auth {
     /// Nothing known yet about the registry at `endpoint`.
-    pub(super) fn new(link: Arc<Link>, endpoint: Url, settings: &schema::Upstream) -> Self {
+    pub(crate) fn new(http: Arc<HttpClient>, endpoint: Url, settings: &schema::Upstream) -> Self {
         Self {
-            realms: Realms::new(endpoint.clone(), &settings.realm_hosts),
-            credentials: Credentials::new(&link, &endpoint, settings),
+            token_trust: TokenTrust::new(endpoint.clone(), &settings.realm_hosts),
+            credentials: Credentials::new(&http, &endpoint, settings),
             known: Cache::new(REMEMBERED),
-            tokens: Tokens::new(Arc::clone(&link)),
-            link,
+            tokens: Tokens::new(Arc::clone(&http)),
+            http,
             endpoint,
         }
     }
 
     /// What can be sent along for a repository without asking anybody.
-    pub(super) async fn ahead(
+    pub(crate) async fn ahead(
         &self,
         name: &Name,
         deadline: Instant,
@@ -86,7 +93,7 @@ impl Auth {
     /// Meets the challenge in the headers of a 401 that came from `at`, where `refused` was sent along.
     ///
     /// Credentials are for the endpoint alone: whoever it redirects to is asked as anybody would.
-    pub(super) async fn answer(
+    pub(crate) async fn answer(
         &self,
         headers: &HeaderMap,
         at: &Url,
@@ -99,7 +106,7 @@ impl Auth {
 
     /// Meets a challenge of the endpoint's own as a login does: for no repository. `name` is for whose sake credentials
     /// are looked up.
-    pub(super) async fn login(
+    pub(crate) async fn login(
         &self,
         headers: &HeaderMap,
         at: &Url,
@@ -110,13 +117,13 @@ impl Auth {
     }
 
     /// Whether there is a credential for a repository.
-    pub(super) async fn has_credential(&self, name: &Name, deadline: Instant) -> Result<bool, UpstreamError> {
+    pub(crate) async fn has_credential(&self, name: &Name, deadline: Instant) -> Result<bool, UpstreamError> {
         Ok(self.credentials.current(name, None, deadline).await?.is_some())
     }
 
     /// Whether a token service may see the credentials.
-    pub(super) fn trusts(&self, realm: &Url) -> bool {
-        self.realms.trust(realm)
+    pub(crate) fn trusts(&self, realm: &Url) -> bool {
+        self.token_trust.trust(realm)
     }
 
     /// `scope` is what a token is asked for where the challenge does not say.
@@ -152,11 +159,11 @@ impl Auth {
         let realm = at
             .join(&realm)
             .map_err(|error| UpstreamError::Invalid(format!("its token realm is no URL: {error}")))?;
-        self.link.policy.check(&realm)?;
-        let trusted = home && self.realms.trust(&realm);
+        self.http.policy.check(&realm)?;
+        let trusted = home && self.token_trust.trust(&realm);
         if credential.is_some() && !trusted {
             tracing::warn!(
-                upstream = %self.link.upstream,
+                upstream = %self.http.upstream,
                 realm = realm.host_str(),
                 "the registry names a token service elsewhere, which is asked without credentials; if it may have \
                  them, name its host in realm_hosts"
@@ -174,7 +181,7 @@ impl Auth {
 
     /// Whether what was `sent` for a repository is out of date: another credential would be used now. If so, it is
     /// forgotten.
-    pub(super) async fn outdated(
+    pub(crate) async fn outdated(
         &self,
         name: &Name,
         sent: &HeaderValue,
@@ -187,7 +194,7 @@ impl Auth {
             Known::Basic => credential.and_then(basic).as_ref() == Some(sent),
             Known::Registry => credential.and_then(registry_token).as_ref() == Some(sent),
             Known::Bearer(key) => {
-                !self.realms.trust(&key.realm) || credential.map(Identity::of) == key.credential
+                !self.token_trust.trust(&key.realm) || credential.map(Identity::of) == key.credential
             }
         };
         let outdated = !same(credential.as_ref())

@@ -15,9 +15,10 @@ use tokio::time::{Instant, timeout_at};
 use url::{Url, form_urlencoded};
 
 use super::authorization::{Identity, basic, bearer};
-use super::error::UpstreamError;
-use super::exchange::{Link, judge, translate};
 use crate::config::docker::Credential;
+use crate::upstream::error::UpstreamError;
+use crate::upstream::transport::client::{HttpClient, translate};
+use crate::upstream::transport::status::check_status;
 
 /// Tokens remembered at once; further ones push out the least used and cost a question more.
 const REMEMBERED: usize = 1024;
@@ -34,17 +35,17 @@ const EARLY: Duration = Duration::from_secs(5);
 
 /// What a token is good for, and on whose word.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    pub(super) realm: Url,
-    pub(super) service: Option<String>,
-    pub(super) scope: String,
+pub(crate) struct Key {
+    pub(crate) realm: Url,
+    pub(crate) service: Option<String>,
+    pub(crate) scope: String,
     /// `None` for a token that anybody gets.
-    pub(super) credential: Option<Identity>,
+    pub(crate) credential: Option<Identity>,
 }
 
 /// All tokens for one endpoint. No `Debug`: they are secrets.
-pub(super) struct Tokens {
-    link: Arc<Link>,
+pub(crate) struct Tokens {
+    http: Arc<HttpClient>,
     slots: Cache<Key, Arc<Slot>>,
     /// By the key without its scope: an identity token is for all scopes.
     sessions: Cache<Key, Arc<Mutex<Session>>>,
@@ -94,23 +95,23 @@ impl Slot {
 }
 
 impl Tokens {
-    pub(super) fn new(link: Arc<Link>) -> Self {
-        Self { link, slots: Cache::new(REMEMBERED), sessions: Cache::new(REMEMBERED) }
+    pub(crate) fn new(http: Arc<HttpClient>) -> Self {
+        Self { http, slots: Cache::new(REMEMBERED), sessions: Cache::new(REMEMBERED) }
     }
 
     /// The time by which tokens age.
     fn now(&self) -> Instant {
-        self.link.clock.instant().into()
+        self.http.clock.instant().into()
     }
 
     /// A token that can be used without asking anybody.
-    pub(super) fn kept(&self, key: &Key) -> Option<HeaderValue> {
+    pub(crate) fn kept(&self, key: &Key) -> Option<HeaderValue> {
         self.slots.get(key)?.valid(self.now())
     }
 
     /// A valid token that is not the refused one: kept, or fetched once for all who want it now. `credential` is the
     /// one whose identity is in the key.
-    pub(super) async fn get(
+    pub(crate) async fn get(
         &self,
         key: &Key,
         credential: Option<&Credential>,
@@ -134,8 +135,8 @@ impl Tokens {
             return Err(error);
         }
         let result = self.fetch(key, credential, deadline).await;
-        self.link.metrics.token_request(
-            self.link.upstream.as_str(),
+        self.http.metrics.token_request(
+            self.http.upstream.as_str(),
             match &result {
                 Ok(_) => "ok",
                 Err(UpstreamError::Denied { .. }) => "denied",
@@ -212,7 +213,7 @@ impl Tokens {
 
     /// `POST` of OAuth 2.0 (`oauth.md`).
     async fn post(&self, key: &Key, token: &str, deadline: Instant) -> Result<Answer, UpstreamError> {
-        let request = self.link.client.post(key.realm.clone());
+        let request = self.http.client.post(key.realm.clone());
         let request =
             request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form(key, token));
         self.send(request, &key.realm, "POST", deadline).await
@@ -237,7 +238,7 @@ impl Tokens {
                 query.append_pair("scope", &key.scope);
             }
         }
-        let mut request = self.link.client.get(url.clone());
+        let mut request = self.http.client.get(url.clone());
         if let Some(basic) = basic {
             request = request.header(AUTHORIZATION, basic);
         }
@@ -251,12 +252,12 @@ impl Tokens {
         method: &str,
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
-        let mut response = self.link.send(request, url, method, deadline).await?;
-        judge_service(&response)?;
+        let mut response = self.http.send(request, url, method, deadline).await?;
+        check_service_status(&response)?;
         let mut body = Vec::new();
         loop {
             let chunk = timeout_at(deadline, response.chunk()).await.map_err(|_| late())?;
-            let Some(chunk) = chunk.map_err(|error| translate(&self.link.upstream, error))? else { break };
+            let Some(chunk) = chunk.map_err(|error| translate(&self.http.upstream, error))? else { break };
             if body.len() + chunk.len() > ANSWER_MAX {
                 return Err(invalid(format!("sent more than {ANSWER_MAX} bytes")));
             }
@@ -294,12 +295,14 @@ fn no_word_on_post(error: &UpstreamError) -> bool {
 
 /// What a token service's status means. Nothing that it says is a word on what was asked of the registry: its 404 is
 /// no missing image, and its 501 no registry without HEAD.
-fn judge_service(response: &Response) -> Result<(), UpstreamError> {
+fn check_service_status(response: &Response) -> Result<(), UpstreamError> {
     match response.status() {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => judge(response),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+            check_status(response)
+        }
         status if status.is_success() => Ok(()),
         status if status.is_redirection() => Err(invalid("redirects")),
-        status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => judge(response),
+        status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => check_status(response),
         status => Err(invalid(format!("answered with status {}", status.as_u16()))),
     }
 }

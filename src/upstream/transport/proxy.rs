@@ -13,7 +13,7 @@ const VARIABLES: [&str; 6] =
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// Through what the requests for one endpoint go.
-pub(super) enum Proxies {
+pub(crate) enum Proxies {
     /// Through nothing.
     None,
     /// All through this one.
@@ -24,7 +24,7 @@ pub(super) enum Proxies {
 
 impl Proxies {
     /// Those for an endpoint at `own`. What runs on this machine is asked directly, unless `setting` says otherwise.
-    pub(super) fn new(setting: Option<&Proxy>, own: &Host) -> Result<Self, String> {
+    pub(crate) fn new(setting: Option<&Proxy>, own: &Host) -> Result<Self, String> {
         match setting {
             Some(Proxy::Direct) => Ok(Self::None),
             Some(Proxy::At(url)) => {
@@ -44,7 +44,7 @@ impl Proxies {
     }
 
     /// What is connected to instead, for a request to `url`.
-    pub(super) fn towards(&self, url: &Url) -> Option<Intercept> {
+    pub(crate) fn towards(&self, url: &Url) -> Option<Intercept> {
         match self {
             Self::None => None,
             Self::One(matcher, _) | Self::Environment(matcher) => {
@@ -54,7 +54,7 @@ impl Proxies {
     }
 
     /// The hosts of all that may be connected to instead.
-    pub(super) fn hosts(&self) -> Vec<Host> {
+    pub(crate) fn hosts(&self) -> Vec<Host> {
         let urls = match self {
             Self::None => Vec::new(),
             Self::One(_, url) => vec![url.clone()],
@@ -64,7 +64,7 @@ impl Proxies {
     }
 
     /// Has a client do the same.
-    pub(super) fn apply(&self, client: ClientBuilder) -> reqwest::Result<ClientBuilder> {
+    pub(crate) fn apply(&self, client: ClientBuilder) -> reqwest::Result<ClientBuilder> {
         Ok(match self {
             Self::None => client.no_proxy(),
             Self::One(_, url) => client.proxy(reqwest::Proxy::all(url.clone())?),
@@ -74,7 +74,7 @@ impl Proxies {
     }
 
     /// Whether the environment decides.
-    pub(super) fn of_environment(&self) -> bool {
+    pub(crate) fn of_environment(&self) -> bool {
         matches!(self, Self::Environment(_))
     }
 }
@@ -87,7 +87,7 @@ impl fmt::Debug for Proxies {
 }
 
 /// What the environment names.
-pub(super) fn named() -> impl Iterator<Item = (&'static str, String)> {
+pub(crate) fn named() -> impl Iterator<Item = (&'static str, String)> {
     VARIABLES
         .into_iter()
         .filter_map(|name| Some((name, std::env::var(name).ok()?)))

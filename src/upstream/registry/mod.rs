@@ -1,7 +1,9 @@
 //! A registry over HTTP: what is asked of it, and what its answers must look like.
 
+pub(crate) mod encoding;
+mod link_header;
 mod lists;
-mod steps;
+mod request;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,41 +17,42 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use super::address::{Policy, Resolver};
 use super::auth::Auth;
-use super::encoding::{self, is_gzip};
-use super::endpoint::Surroundings;
+use super::context::Context;
 use super::error::{BuildError, UpstreamError};
-use super::exchange::{Call, Link, causes};
-use super::proxy::Proxies;
 use super::quota::Quota;
+use super::transport::address::{Policy, Resolver};
+use super::transport::client::{HttpClient, causes};
+use super::transport::proxy::Proxies;
 use super::{Document, Head, MANIFEST_MAX, tls};
 use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, UpstreamName};
+use encoding::is_gzip;
+use request::RegistryRequest;
 
 const DIGEST: &str = "docker-content-digest";
 const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 
 /// A registry behind one URL.
 #[derive(Debug)]
-pub(super) struct Remote {
+pub(crate) struct Registry {
     /// Without a slash at the end.
-    base: String,
-    link: Arc<Link>,
-    auth: Auth,
+    pub(crate) base: String,
+    pub(crate) http: Arc<HttpClient>,
+    pub(crate) auth: Auth,
     /// Requests for bodies that may take long.
     blobs: Arc<Semaphore>,
     /// Requests that must not wait behind those.
     small: Arc<Semaphore>,
 }
 
-impl Remote {
-    pub(super) fn build(
+impl Registry {
+    pub(crate) fn build(
         name: &UpstreamName,
         url: Url,
         upstream: &schema::Upstream,
         quota: &Arc<Quota>,
-        around: &Surroundings,
+        context: &Context,
     ) -> Result<Self, BuildError> {
         let wrong =
             |reason: &str| BuildError::Endpoint { upstream: name.to_string(), reason: reason.to_owned() };
@@ -71,33 +74,33 @@ impl Remote {
             .user_agent(USER_AGENT)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
-            .connect_timeout(around.timeouts.connect)
+            .connect_timeout(context.timeouts.connect)
             .dns_resolver(Arc::new(Resolver(Arc::clone(&policy))));
         let client = proxies.apply(client).and_then(reqwest::ClientBuilder::build);
         let client = client.map_err(|error| broken(causes(&error)))?;
-        let link = Arc::new(Link {
+        let http = Arc::new(HttpClient {
             upstream: name.clone(),
             client,
             proxies,
             policy,
-            metrics: Arc::clone(&around.metrics),
-            timeouts: around.timeouts,
-            clock: around.clock.clone(),
+            metrics: Arc::clone(&context.metrics),
+            timeouts: context.timeouts,
+            clock: context.clock.clone(),
             quota: Arc::clone(quota),
         });
         let base = url.as_str().trim_end_matches('/').to_owned();
-        let auth = Auth::new(Arc::clone(&link), url, upstream);
+        let auth = Auth::new(Arc::clone(&http), url, upstream);
         let (small, blobs) = shares(upstream.max_connections);
         Ok(Self {
             base,
-            link,
+            http,
             auth,
             blobs: Arc::new(Semaphore::new(blobs)),
             small: Arc::new(Semaphore::new(small)),
         })
     }
 
-    pub(super) async fn head_manifest(
+    pub(crate) async fn head_manifest(
         &self,
         name: &Name,
         reference: &Reference,
@@ -105,8 +108,8 @@ impl Remote {
         deadline: Instant,
     ) -> Result<Option<Head>, UpstreamError> {
         let _permit = permit(&self.small, deadline).await?;
-        let call = self.call(Method::HEAD, name, "manifests", reference, Some(accept))?;
-        match call.send(&self.link, &self.auth, deadline).await {
+        let request = self.request(Method::HEAD, name, "manifests", reference, Some(accept))?;
+        match request.send(&self.http, &self.auth, deadline).await {
             Ok(response) => {
                 let encoded = is_gzip(response.headers())?;
                 let head = head(response.headers());
@@ -120,7 +123,7 @@ impl Remote {
         }
     }
 
-    pub(super) async fn get_manifest(
+    pub(crate) async fn get_manifest(
         &self,
         name: &Name,
         reference: &Reference,
@@ -128,18 +131,22 @@ impl Remote {
         deadline: Instant,
     ) -> Result<Document, UpstreamError> {
         let _permit = permit(&self.small, deadline).await?;
-        let call = self.call(Method::GET, name, "manifests", reference, Some(accept))?;
-        match self.document(&call, deadline).await {
+        let request = self.request(Method::GET, name, "manifests", reference, Some(accept))?;
+        match self.document(&request, deadline).await {
             Err(error @ UpstreamError::Interrupted(_)) if Instant::now() < deadline => {
                 tracing::debug!(%error, "asking for the manifest again");
-                self.document(&call, deadline).await
+                self.document(&request, deadline).await
             }
             answer => answer,
         }
     }
 
-    async fn document(&self, call: &Call<'_>, deadline: Instant) -> Result<Document, UpstreamError> {
-        let mut response = call.send(&self.link, &self.auth, deadline).await?;
+    async fn document(
+        &self,
+        request: &RegistryRequest<'_>,
+        deadline: Instant,
+    ) -> Result<Document, UpstreamError> {
+        let mut response = request.send(&self.http, &self.auth, deadline).await?;
         only(&response, StatusCode::OK)?;
         let encoded = is_gzip(response.headers())?;
         let Head { digest, size, content_type } = head(response.headers());
@@ -164,11 +171,11 @@ impl Remote {
             return Err(too_large());
         }
         let mut body = BytesMut::new();
-        let idle = self.link.timeouts.idle;
+        let idle = self.http.timeouts.idle;
         // The bound on the whole keeps a document that trickles in from holding its place for ever.
         let whole = timeout(idle, async {
             while let Some(chunk) = response.chunk().await.map_err(interrupted)? {
-                self.link.metrics.fetched(self.link.upstream.as_str(), kind, chunk.len() as u64);
+                self.http.metrics.fetched(self.http.upstream.as_str(), kind, chunk.len() as u64);
                 if body.len() + chunk.len() > room {
                     return Err(too_large());
                 }
@@ -183,40 +190,40 @@ impl Remote {
         Ok(body.freeze())
     }
 
-    pub(super) async fn head_blob(
+    pub(crate) async fn head_blob(
         &self,
         name: &Name,
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Option<u64>, UpstreamError> {
         let _permit = permit(&self.small, deadline).await?;
-        let call = self.call(Method::HEAD, name, "blobs", digest, None)?;
-        let response = call.send(&self.link, &self.auth, deadline).await?;
+        let request = self.request(Method::HEAD, name, "blobs", digest, None)?;
+        let response = request.send(&self.http, &self.auth, deadline).await?;
         let encoded = is_gzip(response.headers())?;
         Ok(length(response.headers()).filter(|_| !encoded))
     }
 
     /// The bytes as they come, and what the head says of them.
-    pub(super) async fn get_blob(
+    pub(crate) async fn get_blob(
         &self,
         name: &Name,
         digest: &Digest,
         from: u64,
         to: Option<u64>,
         deadline: Instant,
-    ) -> Result<Opened, UpstreamError> {
+    ) -> Result<OpenedBlob, UpstreamError> {
         let permit = permit(&self.blobs, deadline).await?;
-        let mut call = self.call(Method::GET, name, "blobs", digest, None)?;
-        call.range = match to {
+        let mut request = self.request(Method::GET, name, "blobs", digest, None)?;
+        request.range = match to {
             Some(to) => Some(format!("bytes={from}-{to}")),
             None if from > 0 => Some(format!("bytes={from}-")),
             None => None,
         };
-        let response = call.send(&self.link, &self.auth, deadline).await?;
+        let response = request.send(&self.http, &self.auth, deadline).await?;
         let gzip = is_gzip(response.headers())?;
         let length = length(response.headers());
         let (offset, total, expected) =
-            if call.range.is_some() && response.status() == StatusCode::PARTIAL_CONTENT {
+            if request.range.is_some() && response.status() == StatusCode::PARTIAL_CONTENT {
                 let value = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
                 let part =
                     value.and_then(Part::parse).filter(|part| part.answers(from, to)).ok_or_else(|| {
@@ -232,21 +239,21 @@ impl Remote {
                 only(&response, StatusCode::OK)?;
                 (0, length, length)
             };
-        let body = Body { response, left: expected, link: Arc::clone(&self.link), _permit: permit };
-        Ok(Opened { offset, total, gzip, body })
+        let body = Body { response, left: expected, http: Arc::clone(&self.http), _permit: permit };
+        Ok(OpenedBlob { offset, total, gzip, body })
     }
 
-    fn call<'c>(
+    fn request<'c>(
         &self,
         method: Method,
         name: &'c Name,
         kind: &str,
         reference: &impl fmt::Display,
         accept: Option<&'c str>,
-    ) -> Result<Call<'c>, UpstreamError> {
+    ) -> Result<RegistryRequest<'c>, UpstreamError> {
         let url = Url::parse(&format!("{}/v2/{name}/{kind}/{reference}", self.base))
             .map_err(|error| UpstreamError::Local(format!("no URL can be made for {name}: {error}")))?;
-        Ok(Call { method, url, name, accept, range: None, read_too: &[] })
+        Ok(RegistryRequest { method, url, name, accept, range: None, read_too: &[] })
     }
 }
 
@@ -334,28 +341,28 @@ impl Part {
 }
 
 /// A blob whose head has come.
-pub(super) struct Opened {
+pub(crate) struct OpenedBlob {
     /// The first byte's offset.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// The length of all of it, if known.
-    pub(super) total: Option<u64>,
+    pub(crate) total: Option<u64>,
     /// Whether it is labelled as gzip.
-    pub(super) gzip: bool,
-    pub(super) body: Body,
+    pub(crate) gzip: bool,
+    pub(crate) body: Body,
 }
 
 /// The bytes of a blob on their way. No `Debug`: the answer knows the signed URL it came from.
-pub(super) struct Body {
+pub(crate) struct Body {
     response: Response,
     /// What is still to come, if that is known.
     left: Option<u64>,
-    link: Arc<Link>,
+    http: Arc<HttpClient>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Body {
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        let idle = self.link.timeouts.idle;
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let idle = self.http.timeouts.idle;
         loop {
             let chunk = timeout(idle, self.response.chunk()).await.map_err(|_| stalled(idle))?;
             let Some(chunk) = chunk.map_err(interrupted)? else { break };
@@ -363,7 +370,7 @@ impl Body {
                 continue;
             }
             let size = chunk.len() as u64;
-            self.link.metrics.fetched(self.link.upstream.as_str(), "blob", size);
+            self.http.metrics.fetched(self.http.upstream.as_str(), "blob", size);
             if let Some(left) = &mut self.left {
                 *left = left.checked_sub(size).ok_or_else(|| {
                     UpstreamError::Invalid("the blob is longer than it was announced".to_owned())

@@ -11,13 +11,13 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Remote, length, only, permit};
+use super::encoding::{self, is_gzip};
+use super::request::RegistryRequest;
+use super::{Registry, length, link_header, only, permit};
 use crate::oci::media::OCI_INDEX;
 use crate::oci::{Digest, MediaType, Name, Referrers, Tag};
-use crate::upstream::encoding::{self, is_gzip};
 use crate::upstream::error::UpstreamError;
-use crate::upstream::exchange::Call;
-use crate::upstream::{LIST_MAX, TAGS_MAX, link};
+use crate::upstream::{LIST_MAX, TAGS_MAX};
 
 /// Pages of one list.
 const PAGES_MAX: usize = 1000;
@@ -44,8 +44,8 @@ struct Page {
 
 /// A list being followed.
 struct Walk<'w> {
-    remote: &'w Remote,
-    call: Call<'w>,
+    registry: &'w Registry,
+    request: RegistryRequest<'w>,
     /// The queries of the pages that have been asked for.
     asked: HashSet<String>,
     /// Until when the head of the page must have come; counts from one page to the next.
@@ -72,16 +72,12 @@ struct CodedError {
     code: String,
 }
 
-impl Remote {
+impl Registry {
     /// All tags, in no particular order. What is no tag by the grammar is left out: nobody could pull it.
-    pub(in crate::upstream) async fn tags(
-        &self,
-        name: &Name,
-        deadline: Instant,
-    ) -> Result<Vec<Tag>, UpstreamError> {
-        let mut call = self.call(Method::GET, name, "tags", &"list", None)?;
-        call.url.set_query(Some(TAGS_PER_PAGE));
-        let mut walk = Walk::new(self, call, deadline);
+    pub(crate) async fn tags(&self, name: &Name, deadline: Instant) -> Result<Vec<Tag>, UpstreamError> {
+        let mut request = self.request(Method::GET, name, "tags", &"list", None)?;
+        request.url.set_query(Some(TAGS_PER_PAGE));
+        let mut walk = Walk::new(self, request, deadline);
         let mut tags = Vec::new();
         while let Some(page) = walk.page().await? {
             let list: TagList = serde_json::from_slice(&page.body)
@@ -95,15 +91,15 @@ impl Remote {
     }
 
     /// All that refers to `subject`.
-    pub(in crate::upstream) async fn referrers(
+    pub(crate) async fn referrers(
         &self,
         name: &Name,
         subject: &Digest,
         deadline: Instant,
     ) -> Result<Referrers, UpstreamError> {
-        let mut call = self.call(Method::GET, name, "referrers", subject, Some(OCI_INDEX))?;
-        call.read_too = WITHOUT_API;
-        let mut walk = Walk::new(self, call, deadline);
+        let mut request = self.request(Method::GET, name, "referrers", subject, Some(OCI_INDEX))?;
+        request.read_too = WITHOUT_API;
+        let mut walk = Walk::new(self, request, deadline);
         let mut list = Referrers::default();
         let mut first = true;
         while let Some(page) = walk.page().await? {
@@ -122,9 +118,9 @@ impl Remote {
 }
 
 impl<'w> Walk<'w> {
-    fn new(remote: &'w Remote, call: Call<'w>, deadline: Instant) -> Self {
-        let asked = HashSet::from([call.url.query().unwrap_or_default().to_owned()]);
-        Self { remote, call, asked, deadline, bytes: 0, ended: false }
+    fn new(registry: &'w Registry, request: RegistryRequest<'w>, deadline: Instant) -> Self {
+        let asked = HashSet::from([request.url.query().unwrap_or_default().to_owned()]);
+        Self { registry, request, asked, deadline, bytes: 0, ended: false }
     }
 
     /// The next page; `None` after the last.
@@ -132,8 +128,8 @@ impl<'w> Walk<'w> {
         if self.ended {
             return Ok(None);
         }
-        let page = self.remote.page(&self.call, self.deadline, self.bytes).await?;
-        self.deadline = Instant::now() + self.remote.link.timeouts.total;
+        let page = self.registry.page(&self.request, self.deadline, self.bytes).await?;
+        self.deadline = Instant::now() + self.registry.http.timeouts.total;
         self.bytes += page.body.len();
         match &page.next {
             Some(target) => self.turn_to(target)?,
@@ -146,7 +142,8 @@ impl<'w> Walk<'w> {
     /// known, and registries behind proxies are often wrong about their own.
     fn turn_to(&mut self, target: &str) -> Result<(), UpstreamError> {
         let invalid = |reason: &str| UpstreamError::Invalid(reason.to_owned());
-        let next = self.call.url.join(target).map_err(|_| invalid("its Link to the next page is no URL"))?;
+        let next =
+            self.request.url.join(target).map_err(|_| invalid("its Link to the next page is no URL"))?;
         let query = next.query().unwrap_or_default();
         if !self.asked.insert(query.to_owned()) {
             return Err(invalid("the pages of its list go in a circle"));
@@ -154,22 +151,28 @@ impl<'w> Walk<'w> {
         if self.asked.len() > PAGES_MAX {
             return Err(UpstreamError::Invalid(format!("its list has more than {PAGES_MAX} pages")));
         }
-        self.call.url.set_query(Some(query));
+        self.request.url.set_query(Some(query));
         Ok(())
     }
 }
 
-impl Remote {
-    async fn page(&self, call: &Call<'_>, deadline: Instant, before: usize) -> Result<Page, UpstreamError> {
+impl Registry {
+    async fn page(
+        &self,
+        request: &RegistryRequest<'_>,
+        deadline: Instant,
+        before: usize,
+    ) -> Result<Page, UpstreamError> {
         let _permit = permit(&self.small, deadline).await?;
-        let mut response = call.send(&self.link, &self.auth, deadline).await?;
+        let mut response = request.send(&self.http, &self.auth, deadline).await?;
         if response.status().is_success() {
             only(&response, StatusCode::OK)?;
         }
         let headers = response.headers();
         let encoded = is_gzip(headers)?;
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let (content_type, next) = (content_type.and_then(MediaType::from_header), link::next(headers));
+        let (content_type, next) =
+            (content_type.and_then(MediaType::from_header), link_header::next(headers));
         let size = length(headers);
         let status = response.status();
         let body = self.body(&mut response, size, "list", before, LIST_MAX).await?;

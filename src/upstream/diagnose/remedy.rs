@@ -6,8 +6,8 @@ use http::HeaderMap;
 use http::header::DATE;
 use rustls::{CertificateError, Error as TlsError};
 
-use super::super::super::error::UpstreamError;
-use super::super::super::probe::Step;
+use super::super::error::UpstreamError;
+use super::super::probe::Step;
 
 /// What helps where credentials are refused.
 pub(super) const RENEW: &str =
@@ -99,7 +99,7 @@ pub(super) fn clock(headers: &HeaderMap, now: SystemTime) -> Option<Step> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::super::probe::Verdict;
+    use super::super::super::probe::Verdict;
     use super::*;
 
     #[test]

@@ -7,13 +7,13 @@ use crate::config::watch::Fingerprint;
 
 /// The settings that endpoints are built from, and what the files hold that were read for them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Origin {
+pub(crate) struct EndpointFingerprint {
     settings: Upstream,
     files: Fingerprint,
 }
 
-impl Origin {
-    pub(super) fn of(upstream: &Upstream) -> Self {
+impl EndpointFingerprint {
+    pub(crate) fn of(upstream: &Upstream) -> Self {
         let settings = Upstream {
             // Each endpoint is compared by itself.
             endpoints: Vec::new(),
@@ -52,11 +52,11 @@ mod tests {
         let one = Upstream { username: Some("me".to_owned()), ..Upstream::default() };
         let ttl = Some(Duration::from_secs(7));
         let same = Upstream { tag_ttl: ttl, deny: vec!["a/**".to_owned()], default: true, ..one.clone() };
-        assert_eq!(Origin::of(&one), Origin::of(&same));
+        assert_eq!(EndpointFingerprint::of(&one), EndpointFingerprint::of(&same));
         let other = Upstream { username: Some("you".to_owned()), ..one.clone() };
-        assert_ne!(Origin::of(&one), Origin::of(&other));
+        assert_ne!(EndpointFingerprint::of(&one), EndpointFingerprint::of(&other));
         let other = Upstream { idle_timeout: ttl, ..one.clone() };
-        assert_ne!(Origin::of(&one), Origin::of(&other));
+        assert_ne!(EndpointFingerprint::of(&one), EndpointFingerprint::of(&other));
     }
 
     #[test]
@@ -65,9 +65,9 @@ mod tests {
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, "one").expect("a file");
         let upstream = Upstream { ca_file: Some(file.clone()), ..Upstream::default() };
-        let before = Origin::of(&upstream);
-        assert_eq!(before, Origin::of(&upstream));
+        let before = EndpointFingerprint::of(&upstream);
+        assert_eq!(before, EndpointFingerprint::of(&upstream));
         std::fs::write(&file, "two").expect("a file");
-        assert_ne!(before, Origin::of(&upstream));
+        assert_ne!(before, EndpointFingerprint::of(&upstream));
     }
 }

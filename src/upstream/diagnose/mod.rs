@@ -11,11 +11,11 @@ use reqwest::Response;
 use tokio::time::Instant;
 use url::Url;
 
-use super::super::challenge::{self, Challenge};
-use super::super::error::UpstreamError;
-use super::super::exchange::judge;
-use super::super::probe::{Known, Step, Verdict};
-use super::Remote;
+use super::auth::challenge::{self, Challenge};
+use super::error::UpstreamError;
+use super::probe::{Known, Step, Verdict};
+use super::registry::Registry;
+use super::transport::status::check_status;
 use crate::config::schema;
 use crate::oci::{Name, Reference};
 use connection::Peer;
@@ -28,13 +28,9 @@ const NOBODYS: &str = "larder/doctor";
 /// Nothing further can be tried.
 struct End;
 
-impl Remote {
+impl Registry {
     /// Tries all of it, up to the first step that fails.
-    pub(in crate::upstream) async fn steps(
-        &self,
-        settings: &schema::Upstream,
-        known: Option<&Known>,
-    ) -> Vec<Step> {
+    pub(crate) async fn steps(&self, settings: &schema::Upstream, known: Option<&Known>) -> Vec<Step> {
         let mut steps = Vec::new();
         // How far it came is what the steps say.
         let _ = self.walk(settings, known, &mut steps).await;
@@ -78,7 +74,7 @@ impl Remote {
         let step = match status {
             200 => Step::ok("/v2/", "200, open to everybody"),
             401 => Step::ok("/v2/", "401, wants a login"),
-            429 => limited(judge(&answer).err()),
+            429 => limited(check_status(&answer).err()),
             301 | 302 | 303 | 307 | 308 => {
                 let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
                 let to = to.and_then(|to| url.join(to).ok());
@@ -106,18 +102,18 @@ impl Remote {
     }
 
     async fn get(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Response, UpstreamError> {
-        self.link.policy.check(url)?;
-        let mut request = self.link.client.get(url.clone());
+        self.http.policy.check(url)?;
+        let mut request = self.http.client.get(url.clone());
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let answer = self.link.send(request, url, "GET", self.deadline()).await?;
-        self.link.quota.note(answer.headers());
+        let answer = self.http.send(request, url, "GET", self.deadline()).await?;
+        self.http.quota.note(answer.headers());
         Ok(answer)
     }
 
     fn deadline(&self) -> Instant {
-        Instant::now() + self.link.timeouts.total
+        Instant::now() + self.http.timeouts.total
     }
 
     /// A login, or the token that anybody gets.
@@ -234,7 +230,7 @@ impl Remote {
             }
             None => Ok(()),
         };
-        let step = match (answer, self.link.quota.told(), &asked) {
+        let step = match (answer, self.http.quota.told(), &asked) {
             (Err(error @ UpstreamError::RateLimited { .. }), _, _) => {
                 steps.push(limited(Some(error)).since(began));
                 return Err(End);

@@ -17,15 +17,15 @@ const RENTED_SUFFIXES: [&str; 8] = [
 
 /// The token services that may see the credentials for one endpoint.
 #[derive(Clone, Debug)]
-pub(super) struct Realms {
+pub(crate) struct TokenTrust {
     endpoint: Url,
     /// Hosts that the operator named, each for one port or, without one, for all.
     named: Vec<(String, Option<u16>)>,
 }
 
-impl Realms {
+impl TokenTrust {
     /// `named` are host names with a port if need be; what is none names nobody.
-    pub(super) fn new(endpoint: Url, named: &[String]) -> Self {
+    pub(crate) fn new(endpoint: Url, named: &[String]) -> Self {
         let named = named.iter().filter_map(|text| {
             // Spelt by the same rules as the realm that it is compared with.
             let url = Url::parse(&format!("https://{text}")).ok()?;
@@ -37,7 +37,7 @@ impl Realms {
 
     /// Whether credentials for the endpoint may be sent to the realm it named: over TLS unless the endpoint itself has
     /// none, and only to the same host, the same owner's domain, or a host that the operator named.
-    pub(super) fn trust(&self, realm: &Url) -> bool {
+    pub(crate) fn trust(&self, realm: &Url) -> bool {
         let safe =
             realm.scheme() == "https" || (realm.scheme() == "http" && self.endpoint.scheme() == "http");
         safe && (self.own(realm) || self.named(realm))
@@ -78,7 +78,8 @@ mod tests {
 
     fn named(endpoint: &str, hosts: &[&str], realm: &str) -> bool {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        Realms::new(Url::parse(endpoint).expect("a URL"), &hosts).trust(&Url::parse(realm).expect("a URL"))
+        TokenTrust::new(Url::parse(endpoint).expect("a URL"), &hosts)
+            .trust(&Url::parse(realm).expect("a URL"))
     }
 
     fn may(endpoint: &str, realm: &str) -> bool {

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use super::error::UpstreamError;
+use crate::upstream::error::UpstreamError;
 
 /// Where the requests for one upstream may go.
 #[derive(Clone, Debug)]
-pub(super) struct Policy {
+pub(crate) struct Policy {
     own: Host<String>,
     /// What requests go to instead.
     proxies: Vec<Host<String>>,
@@ -25,17 +25,17 @@ pub(super) struct Policy {
 
 impl Policy {
     /// The policy for an endpoint at `own`; any port of that host counts as the same host.
-    pub(super) fn new(own: Host<String>, allow_private: bool) -> Self {
+    pub(crate) fn new(own: Host<String>, allow_private: bool) -> Self {
         Self { own, proxies: Vec::new(), allow_private }
     }
 
     /// The same where requests may go by way of these hosts.
-    pub(super) fn by_way_of(self, proxies: Vec<Host<String>>) -> Self {
+    pub(crate) fn by_way_of(self, proxies: Vec<Host<String>>) -> Self {
         Self { proxies, ..self }
     }
 
     /// Refuses a URL that must not be requested; names are judged when they are resolved.
-    pub(super) fn check(&self, url: &Url) -> Result<(), UpstreamError> {
+    pub(crate) fn check(&self, url: &Url) -> Result<(), UpstreamError> {
         let refuse = |reason: String| Err(UpstreamError::Invalid(reason));
         if !matches!(url.scheme(), "http" | "https") {
             return refuse(format!("it leads to a {} URL", url.scheme()));
@@ -75,7 +75,7 @@ fn same(own: &Host<String>, other: &Host<&str>) -> bool {
 
 /// A name from outside that leads inside.
 #[derive(Debug)]
-pub(super) struct PrivateAddress;
+pub(crate) struct PrivateAddress;
 
 impl PrivateAddress {
     /// The place goes into the log alone: who asks for an image has no need to know what the inside is called.
@@ -95,7 +95,7 @@ impl std::error::Error for PrivateAddress {}
 
 /// The system's resolver under a [`Policy`].
 #[derive(Debug)]
-pub(super) struct Resolver(pub(super) Arc<Policy>);
+pub(crate) struct Resolver(pub(crate) Arc<Policy>);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {

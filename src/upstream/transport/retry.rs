@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use backon::{ExponentialBuilder, Retryable};
 use tokio::time::Instant;
 
-use super::error::UpstreamError;
+use crate::upstream::error::UpstreamError;
 
 /// Two more attempts after about 50 and 200 ms, each up to doubled at random so that many waiters spread out.
 const DELAYS: ExponentialBuilder = ExponentialBuilder::new()
@@ -16,7 +16,7 @@ const DELAYS: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter();
 
 /// Runs `attempt` until it succeeds, fails for good, or no time is left before `deadline`.
-pub(super) async fn run<T, F, A>(deadline: Instant, attempt: A) -> Result<T, UpstreamError>
+pub(crate) async fn run<T, F, A>(deadline: Instant, attempt: A) -> Result<T, UpstreamError>
 where
     F: Future<Output = Result<T, UpstreamError>>,
     A: FnMut() -> F,
@@ -33,7 +33,7 @@ where
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
 
 /// Reads `Retry-After`: seconds, or a date, which counts from `now`. A date that has passed means "at once".
-pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+pub(crate) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         return value.parse().ok().map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));

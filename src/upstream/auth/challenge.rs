@@ -7,7 +7,7 @@ use http_auth::parser::ChallengeParser;
 
 /// A challenge that can be met.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(crate) enum Challenge {
     /// A token from a token service.
     Bearer {
         /// Where the token is to be had; may be relative.
@@ -24,7 +24,7 @@ pub(super) enum Challenge {
 /// The challenge to meet, Bearer before Basic: the first of its kind in any of the headers.
 ///
 /// What cannot be parsed ends its own header line only; unknown schemes are passed over.
-pub(super) fn choose(headers: &HeaderMap) -> Option<Challenge> {
+pub(crate) fn choose(headers: &HeaderMap) -> Option<Challenge> {
     let lines = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|line| line.to_str().ok());
     let challenges = lines.flat_map(|line| ChallengeParser::new(line).map_while(Result::ok));
     let mut basic = None;

@@ -8,15 +8,15 @@ use url::Url;
 
 use super::authorization::Identity;
 use super::credhelper::CredHelpers;
-use super::error::UpstreamError;
-use super::exchange::Link;
 use crate::config::docker::{Credential, DockerConfig, Found, Server, read_secret};
 use crate::config::schema;
 use crate::oci::{Name, UpstreamName};
+use crate::upstream::error::UpstreamError;
+use crate::upstream::transport::client::HttpClient;
 
 /// The credentials for one endpoint of an upstream.
 #[derive(Debug)]
-pub(super) struct Credentials {
+pub(crate) struct Credentials {
     upstream: UpstreamName,
     source: Source,
 }
@@ -39,11 +39,11 @@ enum Source {
 
 impl Credentials {
     /// As the upstream's settings say for one of its endpoints.
-    pub(super) fn new(link: &Link, endpoint: &Url, settings: &schema::Upstream) -> Self {
+    pub(crate) fn new(http: &HttpClient, endpoint: &Url, settings: &schema::Upstream) -> Self {
         let source = match settings {
             schema::Upstream { docker_config: Some(file), .. } => {
-                let helpers = CredHelpers::new(link.upstream.clone(), link.timeouts.head, link.clock.clone());
-                let servers = servers(&link.upstream, endpoint, settings);
+                let helpers = CredHelpers::new(http.upstream.clone(), http.timeouts.head, http.clock.clone());
+                let servers = servers(&http.upstream, endpoint, settings);
                 Source::Docker { file: file.clone(), servers, helpers }
             }
             schema::Upstream { username: Some(username), password_file: Some(file), .. } => {
@@ -51,12 +51,12 @@ impl Credentials {
             }
             _ => Source::Nobody,
         };
-        Self { upstream: link.upstream.clone(), source }
+        Self { upstream: http.upstream.clone(), source }
     }
 
     /// The credential for a repository, as it is now. With what was `refused` named, a credential helper's last answer
     /// is not believed if it is that one; what is returned may still be the same.
-    pub(super) async fn current(
+    pub(crate) async fn current(
         &self,
         repository: &Name,
         refused: Option<Identity>,

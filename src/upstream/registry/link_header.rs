@@ -4,7 +4,7 @@ use http::HeaderMap;
 use http::header::LINK;
 
 /// The target of the link to the next page, as it is written; `None` on the last page.
-pub(super) fn next(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn next(headers: &HeaderMap) -> Option<String> {
     let lines = headers.get_all(LINK).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(links).find(|(_, parameters)| is_next(parameters)).map(|(target, _)| target.to_owned())
 }

@@ -75,7 +75,7 @@ pub struct EndpointState {
 }
 
 /// A length of time in milliseconds.
-pub(super) fn millis(time: Duration) -> u64 {
+pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -9,10 +9,10 @@ use crate::config::docker::Credential;
 
 /// What a credential is recognised by: the same for the same, another for any other, and of no use to a thief.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Identity([u8; 32]);
+pub(crate) struct Identity([u8; 32]);
 
 impl Identity {
-    pub(super) fn of(credential: &Credential) -> Self {
+    pub(crate) fn of(credential: &Credential) -> Self {
         let Credential { username, password, identity_token, registry_token } = credential;
         let text = |text: &Option<String>| text.as_deref().unwrap_or_default().to_owned().into_bytes();
         let mut hash = Sha256::new();
@@ -26,7 +26,7 @@ impl Identity {
 }
 
 /// User name and password as Basic; an identity token stands in for a password that is not there.
-pub(super) fn basic(credential: &Credential) -> Option<HeaderValue> {
+pub(crate) fn basic(credential: &Credential) -> Option<HeaderValue> {
     let password = match (credential.password.as_slice(), &credential.identity_token) {
         ([], Some(token)) => token.as_bytes(),
         (password, _) => password,
@@ -40,7 +40,7 @@ pub(super) fn basic(credential: &Credential) -> Option<HeaderValue> {
 }
 
 /// A token as Bearer; `None` if it is of a form that no header can hold.
-pub(super) fn bearer(token: &str) -> Option<HeaderValue> {
+pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("Bearer {token}")).ok().map(secret)
 }
 

@@ -1,0 +1,7 @@
+//! HTTP towards upstreams: which addresses may be dialled, proxies, TLS, single requests, and when to retry.
+
+pub(crate) mod address;
+pub(crate) mod client;
+pub(crate) mod proxy;
+pub(crate) mod retry;
+pub(crate) mod status;
