@@ -47,19 +47,19 @@ fn beside(root: &Path, folder: &str, known: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn the_readme_shows_what_is_printed() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn the_manual_shows_what_is_printed() {
+    let manual = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/README.md")).unwrap();
     let (larder, root) = (larder(), machine());
     for client in ["docker", "containerd", "podman", "crio"] {
         let printed = setup(&larder, root.path(), &[client, "--json"]).ended(0).json();
         let content = printed[0]["content"].as_str().unwrap();
         let wanted: Vec<_> = content.lines().filter(|line| !line.starts_with('#')).collect();
-        assert!(readme.contains(wanted.join("\n").trim()), "{client}: {content}");
+        assert!(manual.contains(wanted.join("\n").trim()), "{client}: {content}");
     }
     // BuildKit's there has one upstream.
     let printed = setup(&larder, root.path(), &["buildkit", "--json"]).ended(0).json();
     for line in printed[0]["content"].as_str().unwrap().lines().filter(|line| !line.contains("quay.io")) {
-        assert!(readme.contains(line), "{line}");
+        assert!(manual.contains(line), "{line}");
     }
 }
 

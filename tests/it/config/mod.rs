@@ -5,6 +5,7 @@ mod environment;
 mod examples;
 mod layering;
 mod program;
+mod reference;
 mod refusals;
 
 use std::fs;
