@@ -51,7 +51,7 @@ impl Offline {
     /// Opens the store and takes stock of it; contacts no upstream.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let opened = Self::open_with(config, Clock::default()).await?;
-        opened.cache.take_stock().await?;
+        opened.cache.rebuild_index().await?;
         Ok(opened)
     }
 
@@ -74,7 +74,7 @@ impl Offline {
 
     /// Waits until everything is on the disk.
     pub async fn close(self) -> anyhow::Result<()> {
-        self.cache.note_times().await;
+        self.cache.save_access_times().await;
         flush(self.store).await
     }
 }
@@ -197,7 +197,7 @@ impl App {
                 async move { Ok(Box::pin(operator.answer(request)).await) }
             }))
         });
-        let keeping = tokio::spawn(cache.clone().keep_room());
+        let keeping = tokio::spawn(cache.clone().run_evictor());
         let (scrub, scrub_settings) = watch::channel(config.scrub.clone());
         let scrubbing = tokio::spawn({
             let (cache, metrics) = (cache.clone(), Arc::clone(&metrics));
@@ -247,7 +247,7 @@ impl App {
         scrubbing.abort();
         attending.abort();
         watching.iter().for_each(JoinHandle::abort);
-        cache.note_times().await;
+        cache.save_access_times().await;
         flush(store.clone()).await?;
         close(store, grace.saturating_sub(asked.elapsed())).await;
         tracing::info!("stopped");

@@ -65,12 +65,12 @@
 //! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::condemn_blob`]), so that the next
 //! request is a miss. A file goes at once; pages are removed by the fill which that starts, and so are those that a crash
 //! left of a copy: they are condemned before the first of them is written. Eviction goes the same way. A ledger in memory
-//! knows what is held, what needs it and when it was last asked for; a [keeper](cache::Cache::keep_room) measures the disk
+//! knows what is held, what needs it and when it was last asked for; a [keeper](cache::Cache::run_evictor) measures the disk
 //! whenever something comes, takes from the ledger what has to go, closes it to fills, and removes first what leads to a
 //! document, then the document, then blobs that no document needs. A request that reads a blob holds it in the ledger.
 //!
 //! **An archive comes in** ([`ops::import`]). A tar is read once, as it is sent. Its blobs go into drafts and have a place on
-//! the board, but are nobody's ([`cache::Intake`]): who asks for one meanwhile needs a right of their own and reads along.
+//! the board, but are nobody's ([`cache::Importer`]): who asks for one meanwhile needs a right of their own and reads along.
 //! What may be a manifest waits until the archive's index says what it is. Then manifests are kept, each after what it
 //! points at, with the links that they give their repository, and at last the tag is set, as if its upstream had just
 //! confirmed it. The way out ([`ops::export`]) finds out first what an archive will consist of, so that its length is known,

@@ -5,7 +5,7 @@ use http::{HeaderValue, Response};
 use oci_spec::distribution::{RepositoryListBuilder, TagListBuilder};
 use url::form_urlencoded;
 
-use crate::cache::{Listing, Page};
+use crate::cache::{ListResult, NamePage};
 use crate::oci::{Digest, Repository, media};
 use crate::telemetry::Outcome;
 
@@ -61,7 +61,7 @@ impl RegistryApi {
         subject: &Digest,
     ) -> Result<RegistryAnswer, Refusal> {
         let artifact_type = request.query.artifact_type.as_deref().filter(|text| !text.is_empty());
-        let listing: Listing<_> = self.cache.referrers(repository, subject, artifact_type).await?;
+        let listing: ListResult<_> = self.cache.referrers(repository, subject, artifact_type).await?;
         let page = listing.content.page(request.query.last.as_deref(), REFERRERS_BYTES);
         let mut answer = json(page.body);
         let headers = answer.headers_mut();
@@ -92,7 +92,7 @@ fn page_size(query: &RegistryQuery) -> Result<Option<usize>, Refusal> {
 /// A page of names.
 fn named(
     request: &RequestHead<'_>,
-    page: &Page,
+    page: &NamePage,
     limit: usize,
     list: Option<impl serde::Serialize>,
 ) -> Response<Body> {

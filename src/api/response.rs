@@ -7,7 +7,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::cache::{CacheError, Listing, ManifestAnswer, RouteError};
+use crate::cache::{CacheError, ListResult, ManifestAnswer, RouteError};
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, MediaType};
@@ -223,7 +223,7 @@ pub(super) fn insert_manifest(headers: &mut HeaderMap, found: &ManifestAnswer) {
 }
 
 /// The headers of a list, beside those of its document.
-pub(super) fn insert_listing<T>(headers: &mut HeaderMap, listing: &Listing<T>) {
+pub(super) fn insert_listing<T>(headers: &mut HeaderMap, listing: &ListResult<T>) {
     headers.insert(CACHE_CONTROL, NO_CACHE);
     insert_age(headers, listing.age, listing.stale.as_ref());
     insert_outcome(headers, listing.outcome);

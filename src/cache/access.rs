@@ -86,7 +86,7 @@ async fn first_byte(
 pub(in crate::cache) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
     if let Err(error) = blocking(move || store.link(&repository, &digest)).await {
-        shared.failed("a link could not be kept", &error);
+        shared.report_error("a link could not be kept", &error);
     }
 }
 

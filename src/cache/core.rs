@@ -20,7 +20,7 @@ use super::manifest::resolve::ResolvedPointer;
 use super::memory::{CachedManifest, MemoryCache};
 use super::pointer::Pointer;
 use super::prefetch::queue::PrefetchQueue;
-use super::trouble::Trouble;
+use super::store_health::StoreHealth;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -41,7 +41,7 @@ pub(super) struct Shared {
     /// Turns to read from the store.
     pub(super) reading: Arc<Semaphore>,
     pub(super) prefetch_queue: PrefetchQueue,
-    pub(super) trouble: Trouble,
+    pub(super) store_health: StoreHealth,
 }
 
 /// What the configuration says, as long as it says it: replaced as a whole, so that no request sees a half of it.

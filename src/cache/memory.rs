@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::oci::{Digest, MediaType, Repository, Tag};
 use crate::store::{BlobEntry, Store, StoreError, TagFact};
 
-use crate::cache::eviction::Stamp;
+use crate::cache::eviction::Usage;
 use crate::cache::freshness;
 use crate::cache::pointer::Pointer;
 
@@ -27,7 +27,7 @@ pub struct CachedManifest {
     /// The document, byte for byte.
     pub body: Bytes,
     /// When it was last asked for.
-    pub(in crate::cache) stamp: Arc<Stamp>,
+    pub(in crate::cache) usage: Arc<Usage>,
 }
 
 /// What an upstream was asked for. A blob that is not there says nothing about a manifest of the same digest.

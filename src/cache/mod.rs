@@ -12,18 +12,13 @@ mod error;
 mod eviction;
 mod flight;
 pub mod freshness;
-mod held;
-mod intake;
-mod listing;
 mod lists;
+mod maintenance;
 mod manifest;
 mod memory;
 mod pointer;
 mod prefetch;
-mod removal;
-mod scrub;
-mod state;
-mod trouble;
+mod store_health;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -40,15 +35,14 @@ use crate::upstream::{BuildError, Upstreams};
 pub use blob::find::{BlobAnswer, BlobSource};
 pub use blob::reader::BlobReader;
 pub use error::CacheError;
-pub use eviction::{Reached, Reading, Tally};
-pub use held::{Held, Standing};
-pub use intake::{Intake, IntakeError};
-pub use listing::{Listing, Page};
+pub use eviction::{ContentPin, Reachability, Totals};
+pub use lists::catalog::{ListResult, NamePage};
+pub use maintenance::{
+    CacheView, DamagedContent, DiskUsage, FillStatus, ImportError, Importer, Integrity, RemovalReport,
+    RemovalTarget, ScrubItem, StoreStatus, TagStatus, Throttle,
+};
 pub use manifest::answer::ManifestAnswer;
 pub use memory::CachedManifest;
-pub use removal::{Removed, Target};
-pub use scrub::{Condition, Damaged, Due, Rest};
-pub use state::{DiskState, FillState, StoreState};
 
 pub use crate::upstream::{Breaker, EndpointState, HealthState, QuotaState, RouteError, UpstreamState};
 
@@ -64,7 +58,7 @@ use manifest::{by_digest, resolve};
 use memory::MemoryCache;
 use pointer::{Pointer, TagKey};
 use prefetch::queue::PrefetchQueue;
-use trouble::Trouble;
+use store_health::StoreHealth;
 
 /// Ranges passed through at once.
 const PASSING_MAX: usize = 8;
@@ -97,7 +91,7 @@ impl Cache {
             ahead: Arc::new(Semaphore::new(reader::ahead_max())),
             reading: Arc::new(Semaphore::new(reader::READING_MAX)),
             prefetch_queue: PrefetchQueue::default(),
-            trouble: Trouble::default(),
+            store_health: StoreHealth::default(),
         }))
     }
 
@@ -138,7 +132,7 @@ impl Cache {
         accept: Accept<'_>,
     ) -> Result<ManifestAnswer, CacheError> {
         let answer = in_time(self.find_manifest(repository, reference, accept)).await?;
-        answer.document.stamp.touch(self.0.clock.now_millis());
+        answer.document.usage.touch(self.0.clock.now_millis());
         Ok(answer)
     }
 

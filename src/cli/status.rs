@@ -10,7 +10,9 @@ use super::backend::{Answer, Backend, Reach};
 use super::table::{Table, ago, bad, fair, good, iec, many};
 use super::{note, print, sentence};
 use crate::ops::question::Question;
-use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState, UpstreamRow};
+use crate::ops::status::{
+    Breaker, EndpointState, FillStatus, Report, ServiceReport, StoreStatus, UpstreamRow,
+};
 
 /// Warnings that are shown.
 const WARNINGS: usize = 5;
@@ -152,7 +154,7 @@ fn served(text: &mut String, report: &Report, service: &ServiceReport) {
     line(text, "traffic", &traffic);
 }
 
-fn stored(text: &mut String, now: u64, store: &StoreState) {
+fn stored(text: &mut String, now: u64, store: &StoreStatus) {
     let state = match store.degraded_at {
         Some(at) => bad(&format!(
             "it has been failing for {}; clients are served straight through",
@@ -196,7 +198,7 @@ fn filling(text: &mut String, report: &Report) {
     }
 }
 
-fn filled(fill: &FillState) -> String {
+fn filled(fill: &FillStatus) -> String {
     let digest: String = fill.digest.to_string().chars().take(19).collect();
     let size = match fill.total {
         Some(total) => format!("{} {} of {}", bar(fill.received, total), iec(fill.received), iec(total)),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, Held};
+use crate::cache::{Cache, CacheView};
 use crate::oci::Digest;
 use crate::store::StoreError;
 
@@ -72,14 +72,18 @@ pub async fn check(cache: &Cache, ask: Ask) -> Result<Report, OpsError> {
         .map(|text| Ok((text.clone(), Platform::parse(text)?)))
         .collect::<Result<_, OpsError>>()?;
     let images = cache
-        .look(move |held| {
+        .view(move |held| {
             named.iter().map(|named| verdict(&held, named, &platforms)).collect::<Result<Vec<_>, _>>()
         })
         .await?;
     Ok(Report { pullable: images.iter().all(|verdict| verdict.pullable), images })
 }
 
-fn verdict(held: &Held<'_>, named: &Named, platforms: &[(String, Platform)]) -> Result<Verdict, StoreError> {
+fn verdict(
+    held: &CacheView<'_>,
+    named: &Named,
+    platforms: &[(String, Platform)],
+) -> Result<Verdict, StoreError> {
     let mut verdict = Verdict {
         reference: named.to_string(),
         digest: named.digest,
@@ -94,7 +98,7 @@ fn verdict(held: &Held<'_>, named: &Named, platforms: &[(String, Platform)]) -> 
             return Ok(verdict);
         };
         verdict.digest = Some(fact.digest);
-        if held.standing(&named.repository, tag, &fact).is_none_or(|standing| !standing.served_offline) {
+        if held.tag_status(&named.repository, tag, &fact).is_none_or(|standing| !standing.served_offline) {
             verdict.reason =
                 Some("the tag is too old to be served without its upstream (stale_if_error)".to_owned());
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{CacheError, IntakeError, RouteError};
+use crate::cache::{CacheError, ImportError, RouteError};
 use crate::oci::Digest;
 use crate::oci::name::NameError;
 
@@ -93,10 +93,10 @@ impl OpsError {
     }
 }
 
-impl From<IntakeError> for OpsError {
-    fn from(error: IntakeError) -> Self {
+impl From<ImportError> for OpsError {
+    fn from(error: ImportError) -> Self {
         match error {
-            IntakeError::Store(error) => Self::Cache(error.into()),
+            ImportError::Store(error) => Self::Cache(error.into()),
             other => Self::Content(other.to_string()),
         }
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cache::{Cache, Held};
+use crate::cache::{Cache, CacheView};
 use crate::oci::Digest;
 use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
 use crate::store::StoreError;
@@ -116,7 +116,7 @@ pub async fn inspect(cache: &Cache, ask: Ask) -> Result<Report, OpsError> {
                 .to_owned(),
         ));
     }
-    cache.look(move |held| Ok(found(&held, &named, &ask, platform.as_ref()))).await?
+    cache.view(move |held| Ok(found(&held, &named, &ask, platform.as_ref()))).await?
 }
 
 fn store(error: StoreError) -> OpsError {
@@ -127,7 +127,12 @@ fn not_held(what: impl std::fmt::Display) -> OpsError {
     OpsError::NotHeld(format!("{what} is not held; `larder warm` fetches it"))
 }
 
-fn found(held: &Held<'_>, named: &Named, ask: &Ask, platform: Option<&Platform>) -> Result<Report, OpsError> {
+fn found(
+    held: &CacheView<'_>,
+    named: &Named,
+    ask: &Ask,
+    platform: Option<&Platform>,
+) -> Result<Report, OpsError> {
     let (tree, digest, wanted_image) = root(held, named, ask)?;
     let image = match platform {
         Some(platform) => {
@@ -172,7 +177,7 @@ fn found(held: &Held<'_>, named: &Named, ask: &Ask, platform: Option<&Platform>)
 /// index, they are for the image to have.
 type Root<'a> = (Tree, Digest, Option<Vec<&'a str>>);
 
-fn root<'a>(held: &Held<'_>, named: &Named, ask: &'a Ask) -> Result<Root<'a>, OpsError> {
+fn root<'a>(held: &CacheView<'_>, named: &Named, ask: &'a Ask) -> Result<Root<'a>, OpsError> {
     let Named { repository, tag, digest } = named;
     let mut digests = Vec::new();
     match (digest, tag) {
@@ -206,7 +211,7 @@ fn root<'a>(held: &Held<'_>, named: &Named, ask: &'a Ask) -> Result<Root<'a>, Op
 }
 
 fn shown(
-    held: &Held<'_>,
+    held: &CacheView<'_>,
     named: &Named,
     ask: &Ask,
     tree: &Tree,
@@ -237,7 +242,7 @@ fn shown(
     Ok(Shown { digest, media_type, size, body })
 }
 
-fn referrers(held: &Held<'_>, named: &Named, subject: &Digest) -> Result<Vec<ReferrerRow>, OpsError> {
+fn referrers(held: &CacheView<'_>, named: &Named, subject: &Digest) -> Result<Vec<ReferrerRow>, OpsError> {
     let known = held.referrers(&named.repository, subject).map_err(store)?;
     let rows = known.iter().map(|referrer| {
         let there = match referrer.digest().parse::<Digest>() {
@@ -255,7 +260,7 @@ fn referrers(held: &Held<'_>, named: &Named, subject: &Digest) -> Result<Vec<Ref
 }
 
 fn report(
-    held: &Held<'_>,
+    held: &CacheView<'_>,
     named: &Named,
     tree: &Tree,
     root: Digest,
@@ -266,7 +271,7 @@ fn report(
         (Some(tag), None) => held.tag(&named.repository, tag).map_err(store)?.map(|fact| (tag, fact)),
         _ => None,
     };
-    let standing = fact.and_then(|(tag, fact)| held.standing(&named.repository, tag, &fact));
+    let standing = fact.and_then(|(tag, fact)| held.tag_status(&named.repository, tag, &fact));
     let missing: Vec<Part> = match image {
         Some(image) => image.missing().cloned().collect(),
         None => {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::freshness::Freshness;
-use crate::cache::{Cache, Held};
+use crate::cache::{Cache, CacheView};
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{StoreError, TagFact};
 
@@ -117,7 +117,7 @@ pub struct Report {
 pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Result<Report, OpsError> {
     let only = repository.map(|name| reference::repository(cache, name)).transpose()?;
     let report = cache
-        .look({
+        .view({
             let only = only.clone();
             move |held| {
                 let images = rows(&held, only.as_ref(), untagged)?;
@@ -133,7 +133,7 @@ pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Re
     }
 }
 
-fn rows(held: &Held<'_>, only: Option<&Repository>, untagged: bool) -> Result<Vec<Row>, StoreError> {
+fn rows(held: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Result<Vec<Row>, StoreError> {
     let (mut rows, mut led_to) = (Vec::new(), HashSet::new());
     for (repository, tag, fact) in held.tagged(only)? {
         let tree = Tree::below(held, &repository, &fact.digest)?;
@@ -175,16 +175,16 @@ fn rows(held: &Held<'_>, only: Option<&Repository>, untagged: bool) -> Result<Ve
 }
 
 fn row(
-    held: &Held<'_>,
+    held: &CacheView<'_>,
     repository: &Repository,
     tagged: Option<(&Tag, &TagFact)>,
     digest: Digest,
     tree: Option<&Tree>,
 ) -> Row {
     let freshness = match tagged {
-        Some((tag, fact)) => {
-            held.standing(repository, tag, fact).map_or(Fresh::Expired, |standing| standing.freshness.into())
-        }
+        Some((tag, fact)) => held
+            .tag_status(repository, tag, fact)
+            .map_or(Fresh::Expired, |standing| standing.freshness.into()),
         None => Fresh::Immutable,
     };
     Row {
@@ -196,7 +196,7 @@ fn row(
         size: tree.map(Tree::held_bytes).unwrap_or_default(),
         moved_at: tagged.map(|(_, fact)| fact.moved_at),
         checked_at: tagged.map(|(_, fact)| fact.checked_at),
-        last_pull: held.last_asked(&digest),
+        last_pull: held.last_access(&digest),
         freshness,
         complete: tree.map_or(Complete::None, completeness),
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, Removed, Target};
+use crate::cache::{Cache, RemovalReport, RemovalTarget};
 
 use super::OpsError;
 use super::reference::{self, Named};
@@ -14,7 +14,7 @@ pub struct Row {
     pub reference: String,
     /// What went.
     #[serde(flatten)]
-    pub removed: Removed,
+    pub removed: RemovalReport,
 }
 
 /// What was removed.
@@ -44,11 +44,11 @@ pub async fn remove(cache: &Cache, references: &[String]) -> Result<Report, OpsE
     Ok(report)
 }
 
-async fn target(cache: &Cache, named: &Named) -> Result<Target, OpsError> {
+async fn target(cache: &Cache, named: &Named) -> Result<RemovalTarget, OpsError> {
     let not_held = || OpsError::NotHeld(format!("{named} is not held"));
     let Named { repository, tag, digest } = named.clone();
     let (fact, held) = cache
-        .look(move |held| {
+        .view(move |held| {
             let fact = tag.map(|tag| held.tag(&repository, &tag)).transpose()?.flatten();
             let is_held =
                 digest.map(|digest| held.manifest(&repository, &digest)).transpose()?.flatten().is_some();
@@ -56,13 +56,13 @@ async fn target(cache: &Cache, named: &Named) -> Result<Target, OpsError> {
         })
         .await?;
     match (&named.tag, named.digest) {
-        (Some(tag), None) => fact.map(|_| Target::Tag(tag.clone())).ok_or_else(not_held),
+        (Some(tag), None) => fact.map(|_| RemovalTarget::Tag(tag.clone())).ok_or_else(not_held),
         // Both are named, so the tag has to stand for the digest.
         (Some(tag), Some(digest)) => {
             let stands = fact.is_some_and(|fact| fact.digest == digest);
-            if stands { Ok(Target::Tag(tag.clone())) } else { Err(not_held()) }
+            if stands { Ok(RemovalTarget::Tag(tag.clone())) } else { Err(not_held()) }
         }
-        (None, Some(digest)) if held => Ok(Target::Manifest(digest)),
+        (None, Some(digest)) if held => Ok(RemovalTarget::Manifest(digest)),
         (None, _) => Err(not_held()),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::cache::{Cache, CacheError, Condition, Damaged, Due, Reached};
+use crate::cache::{Cache, CacheError, DamagedContent, Integrity, Reachability, ScrubItem};
 use crate::clock::Clock;
 use crate::config::schema::Scrub as Settings;
 use crate::oci::Digest;
@@ -26,11 +26,11 @@ pub struct Report {
     /// Bytes that were held against their digests.
     pub bytes: u64,
     /// What was damaged, and has left the store.
-    pub damaged: Vec<Damaged>,
+    pub damaged: Vec<DamagedContent>,
     /// What of that was fetched again.
     pub repaired: Vec<Digest>,
     /// Whether a tag leads to what is held.
-    pub reached: Reached,
+    pub reached: Reachability,
     /// What was removed because it led to nothing.
     pub collected: Collected,
 }
@@ -88,7 +88,7 @@ pub async fn verify(
             .await?;
         count(&mut report, &due, condition);
         let kind = if due.manifest { "manifest" } else { "blob" };
-        metrics.scrubbed(kind, condition != Condition::Damaged);
+        metrics.scrubbed(kind, condition != Integrity::Corrupt);
     }
     Ok(report)
 }
@@ -102,14 +102,14 @@ pub enum Progress {
     Read(u64),
 }
 
-fn count(report: &mut Report, due: &Due, condition: Condition) {
+fn count(report: &mut Report, due: &ScrubItem, condition: Integrity) {
     match condition {
-        Condition::Intact if due.manifest => report.manifests += 1,
-        Condition::Intact => report.blobs += 1,
-        Condition::Damaged => {
-            report.damaged.push(Damaged { digest: due.digest, manifest: due.manifest });
+        Integrity::Intact if due.manifest => report.manifests += 1,
+        Integrity::Intact => report.blobs += 1,
+        Integrity::Corrupt => {
+            report.damaged.push(DamagedContent { digest: due.digest, manifest: due.manifest });
         }
-        Condition::Gone => {}
+        Integrity::Gone => {}
     }
 }
 

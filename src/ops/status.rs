@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::cache::{
-    Breaker, DiskState, EndpointState, FillState, HealthState, QuotaState, StoreState, UpstreamState,
+    Breaker, DiskUsage, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
 };
 
 use super::jobs::{State, View};
@@ -20,11 +20,11 @@ pub struct Report {
     /// What it does for whom; none if no larder runs, and only the store was looked at.
     pub service: Option<ServiceReport>,
     /// The store.
-    pub store: StoreState,
+    pub store: StoreStatus,
     /// The upstreams, by name.
     pub upstreams: Vec<UpstreamRow>,
     /// Fills under way, oldest first.
-    pub fills: Vec<FillState>,
+    pub fills: Vec<FillStatus>,
     /// Child manifests that wait to be fetched.
     pub children_queued: u64,
     /// Child manifests that are left for later: the upstream's quota is low, or it is in trouble.
@@ -73,7 +73,7 @@ pub struct UpstreamRow {
 /// Tells how a larder is doing. Asks no upstream.
 pub async fn status(operations: &Operations) -> Result<Report, OpsError> {
     let Operations { cache, metrics, clock, .. } = operations;
-    let store = cache.store_state().await?;
+    let store = cache.store_status().await?;
     let fetched = metrics.fetched_by_upstream();
     let upstreams = cache
         .upstreams()

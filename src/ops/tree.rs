@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cache::Held;
+use crate::cache::CacheView;
 use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::{StoreError, StoredManifest};
@@ -79,7 +79,7 @@ pub struct Tree {
 impl Tree {
     /// The tree below a manifest or index that a repository may serve; `None` if it is not held.
     pub fn below(
-        held: &Held<'_>,
+        held: &CacheView<'_>,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Self>, StoreError> {
@@ -102,7 +102,7 @@ impl Tree {
 
     fn descend(
         &mut self,
-        held: &Held<'_>,
+        held: &CacheView<'_>,
         repository: &Repository,
         index: &StoredManifest,
         seen: &mut HashSet<Digest>,
@@ -173,7 +173,7 @@ fn read(document: &StoredManifest) -> Option<Manifest> {
 }
 
 fn blobs_of(
-    held: &Held<'_>,
+    held: &CacheView<'_>,
     repository: &Repository,
     document: &StoredManifest,
 ) -> Result<Vec<Part>, StoreError> {
@@ -190,7 +190,7 @@ fn blobs_of(
 
 /// What the config of an image says that it is for.
 fn platform_of(
-    held: &Held<'_>,
+    held: &CacheView<'_>,
     repository: &Repository,
     blobs: &[Part],
 ) -> Result<Option<String>, StoreError> {

@@ -1,7 +1,7 @@
 //! What `status` reports, as the overview shows it.
 
 use crate::ops::jobs::{State, View};
-use crate::ops::status::{Breaker, EndpointState, FillState, Report, ServiceReport, StoreState, Warning};
+use crate::ops::status::{Breaker, EndpointState, FillStatus, Report, ServiceReport, StoreStatus, Warning};
 
 use super::format::{ByteCount, HumanDuration, RelativeTime, percent, plural, short_digest, thousands};
 
@@ -174,7 +174,7 @@ fn serving(service: ServiceReport, now: u64) -> ServerView {
     }
 }
 
-fn kept(store: &StoreState, now: u64) -> StoreView {
+fn kept(store: &StoreStatus, now: u64) -> StoreView {
     StoreView {
         kind: store.kind.as_str(),
         fails_for: store.degraded_at.map(|at| HumanDuration(now.saturating_sub(at))),
@@ -221,7 +221,7 @@ fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
     }
 }
 
-fn fill_row(fill: &FillState, now: u64) -> FillRow {
+fn fill_row(fill: &FillStatus, now: u64) -> FillRow {
     let digest = fill.digest.to_string();
     // A ratio for people; what a float cannot tell apart does not show.
     #[allow(clippy::cast_precision_loss)]

@@ -178,8 +178,8 @@ impl Fill {
 
     async fn open(&self) -> Result<OpenedFill, CacheError> {
         let (store, digest) = (self.shared.store.clone(), self.digest);
-        if self.shared.trouble.is_on() {
-            self.shared.try_store();
+        if self.shared.store_health.is_degraded() {
+            self.shared.retry_store();
             return Ok(OpenedFill::Draft(Box::new(store.unkept_draft(&digest))));
         }
         let crowded = self.shared.is_crowded(&digest, self.size);
@@ -191,7 +191,7 @@ impl Fill {
         });
         match opened.await {
             Err(CacheError::Store(error)) => {
-                self.shared.store_failed("a draft cannot be opened", &error);
+                self.shared.report_store_error("a draft cannot be opened", &error);
                 Ok(OpenedFill::Draft(Box::new(self.shared.store.unkept_draft(&digest))))
             }
             opened => opened,
@@ -241,13 +241,13 @@ impl Fill {
         });
         let entry = match entry.await {
             Err(CacheError::Store(error)) => {
-                self.shared.store_failed("a blob could not be kept; it is served all the same", &error);
+                self.shared.report_store_error("a blob could not be kept; it is served all the same", &error);
                 None
             }
             entry => entry?,
         };
         if let Some(entry) = &entry {
-            self.shared.eviction.blob_came(&digest, entry.size(), now);
+            self.shared.eviction.blob_added(&digest, entry.size(), now);
         }
         Ok(entry)
     }

@@ -17,7 +17,7 @@ use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
-use crate::cache::eviction::Reading;
+use crate::cache::eviction::ContentPin;
 use crate::cache::memory::AbsenceKey;
 
 /// A blob to serve, and how the cache came by it.
@@ -35,7 +35,7 @@ pub struct BlobAnswer {
 #[derive(Debug)]
 pub enum BlobSource {
     /// The store has it, whole and verified, and keeps it while it is read.
-    Stored(OpenBlob, Reading),
+    Stored(OpenBlob, ContentPin),
     /// A fill is bringing it.
     Filling(Follower),
     /// The upstream sends what the draft does not have yet, past the store.
@@ -55,10 +55,10 @@ impl Cache {
         let shared = &self.0;
         let key = (repository.clone(), *digest);
         // In trouble the store is asked itself: it may not have it any more.
-        if !shared.trouble.is_on()
+        if !shared.store_health.is_degraded()
             && let Some(entry) = shared.memory.blobs.get(&key)
-            && let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
-            && let Some(blob) = self.stored(entry, reading, Outcome::Hit).await?
+            && let Some(pin) = shared.eviction.read(&entry, shared.clock.now_millis())
+            && let Some(blob) = self.stored(entry, pin, Outcome::Hit).await?
         {
             return Ok(blob);
         }
@@ -67,13 +67,13 @@ impl Cache {
             let (linked, entry) = look(shared, repository, digest).await?;
             let has_access = linked.is_some() || confirmed;
             if let Some(entry) = entry
-                && let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
+                && let Some(pin) = shared.eviction.read(&entry, shared.clock.now_millis())
             {
                 if !has_access {
                     confirm_blob(shared, repository, digest).await?;
                 }
                 let outcome = if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated };
-                let Some(blob) = self.stored(entry.clone(), reading, outcome).await? else { continue };
+                let Some(blob) = self.stored(entry.clone(), pin, outcome).await? else { continue };
                 shared.memory.blobs.insert(key, entry);
                 return Ok(blob);
             }
@@ -126,8 +126,8 @@ impl Cache {
                     }
                 }
                 FillStart::Stored(entry) => {
-                    if let Some(reading) = shared.eviction.read(&entry, shared.clock.now_millis())
-                        && let Some(blob) = self.stored(entry, reading, outcome).await?
+                    if let Some(pin) = shared.eviction.read(&entry, shared.clock.now_millis())
+                        && let Some(blob) = self.stored(entry, pin, outcome).await?
                     {
                         return Ok(blob);
                     }
@@ -166,7 +166,7 @@ impl Cache {
             match self.bring(repository, digest, &mut tell).await? {
                 Some(fetched) => return Ok(fetched),
                 // It came past a store that fails, for those who read it alone.
-                None if shared.trouble.is_on() => return Err(StoreError::Closed.into()),
+                None if shared.store_health.is_degraded() => return Err(StoreError::Closed.into()),
                 // Others were quicker to take the room.
                 None => {}
             }
@@ -240,7 +240,7 @@ impl Cache {
     async fn stored(
         &self,
         entry: BlobEntry,
-        reading: Reading,
+        pin: ContentPin,
         outcome: Outcome,
     ) -> Result<Option<BlobAnswer>, CacheError> {
         let opened = if let Some(open) = entry.open_now() {
@@ -251,7 +251,7 @@ impl Cache {
         };
         match opened {
             Ok(open) => {
-                let source = Some(BlobSource::Stored(open, reading));
+                let source = Some(BlobSource::Stored(open, pin));
                 Ok(Some(BlobAnswer { size: Some(entry.size()), source, outcome }))
             }
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
@@ -265,12 +265,12 @@ impl Cache {
     /// A blob turned out to be damaged: it leaves the store, and is fetched again when asked for.
     pub(in crate::cache) async fn heal(&self, entry: &BlobEntry, error: &StoreError) {
         let shared = &self.0;
-        shared.store_failed("a blob is damaged and will be fetched again", error);
+        shared.report_store_error("a blob is damaged and will be fetched again", error);
         let (store, damaged) = (shared.store.clone(), entry.clone());
         if let Err(error) = blocking(move || store.condemn_blob(&damaged)).await {
-            shared.failed("a damaged blob could not be taken out of service", &error);
+            shared.report_error("a damaged blob could not be taken out of service", &error);
         }
-        shared.eviction.left(entry.digest());
+        shared.eviction.removed(entry.digest());
         shared.memory.blobs.retain(|(_, held), _| held != entry.digest());
     }
 }
@@ -282,7 +282,7 @@ async fn look(
 ) -> Result<(Option<LinkFact>, Option<BlobEntry>), CacheError> {
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
     let told = blocking(move || Ok((store.linked(&repository, &digest)?, store.blob(&digest)?))).await;
-    shared.or_nothing("what is held cannot be found out", told)
+    shared.or_default("what is held cannot be found out", told)
 }
 
 enum FillStart {

@@ -23,7 +23,7 @@ use crate::cache::Cache;
 use crate::cache::blob::find::{BlobAnswer, BlobSource};
 use crate::cache::blocking::blocking;
 use crate::cache::error::CacheError;
-use crate::cache::eviction::Reading;
+use crate::cache::eviction::ContentPin;
 
 /// How much is read from the store per step, off the async threads. The next step is under way while one is sent.
 const STEP: u64 = 512 << 10;
@@ -280,12 +280,12 @@ impl BlobReader {
 
     fn begin_step(&mut self, room: Option<OwnedSemaphorePermit>) {
         let bytes: Pin<Box<dyn Future<Output = _> + Send>> = match &self.source {
-            BlobSource::Stored(blob, reading) => {
+            BlobSource::Stored(blob, pin) => {
                 let end = self.end.unwrap_or(blob.entry().size());
                 // Steps end where pages do, so that none is read twice.
                 let range = self.at..end.min((self.at / STEP + 1) * STEP);
                 self.at = range.end;
-                let (cache, blob, held) = (self.cache.clone(), blob.clone(), reading.clone());
+                let (cache, blob, held) = (self.cache.clone(), blob.clone(), pin.clone());
                 if let Ok(turn) = Arc::clone(&cache.0.reading).try_acquire_owned() {
                     let step = step(turn, blob.clone(), held, range);
                     Box::pin(async move { found(&cache, &blob, step.await).await })
@@ -309,7 +309,7 @@ impl BlobReader {
 type Reads = JoinHandle<Result<Vec<Bytes>, StoreError>>;
 
 /// Reads all of a range, which is one step long at most. It may outlive its client, and the blob must not go before it.
-fn step(turn: OwnedSemaphorePermit, blob: OpenBlob, held: Reading, range: Range<u64>) -> Reads {
+fn step(turn: OwnedSemaphorePermit, blob: OpenBlob, held: ContentPin, range: Range<u64>) -> Reads {
     spawn_blocking(move || {
         let _while = (turn, held);
         blob.read(range, STEP)
@@ -320,7 +320,7 @@ fn step(turn: OwnedSemaphorePermit, blob: OpenBlob, held: Reading, range: Range<
 async fn step_in_turn(
     cache: Cache,
     blob: OpenBlob,
-    held: Reading,
+    held: ContentPin,
     range: Range<u64>,
 ) -> Result<VecDeque<Bytes>, CacheError> {
     // Nobody closes it.

@@ -22,14 +22,14 @@ const GONE_ON_WITH: u64 = 10 * 60 * 1000;
 
 /// What the operator set, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cache) struct Limits {
+pub(in crate::cache) struct StoreLimits {
     /// What the store may take on disk.
     pub(in crate::cache) max_size: u64,
     /// What stays free on its disk.
     pub(in crate::cache) min_free: u64,
 }
 
-impl Limits {
+impl StoreLimits {
     pub(super) fn of(options: &Store) -> Self {
         Self { max_size: options.max_size.as_u64(), min_free: options.min_free.as_u64() }
     }
@@ -37,33 +37,33 @@ impl Limits {
 
 /// How things are, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Measured {
+pub(super) struct Measurement {
     /// What the store takes on disk, drafts included.
     pub(super) disk: u64,
     /// Of that, drafts.
     pub(super) drafts: u64,
-    /// By how much sled's file has grown, beyond the high mark, since this was last asked.
-    pub(super) grown: u64,
+    /// By how much sled's file has growth, beyond the high mark, since this was last asked.
+    pub(super) growth: u64,
     /// Content: manifests and blobs, without overhead.
     pub(super) content: u64,
     /// What running fills make content of in the end.
-    pub(super) coming: u64,
+    pub(super) pending: u64,
     /// Of that, what is not on the disk yet.
-    pub(super) left: u64,
+    pub(super) pending_unwritten: u64,
     /// What is free on the disk; `None` if the system does not tell.
     pub(super) free: Option<u64>,
 }
 
 /// Why something goes: the label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(super) enum EvictionReason {
     /// `store.max_size`.
     MaxSize,
     /// `store.min_free`.
     MinFree,
 }
 
-impl Reason {
+impl EvictionReason {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::MaxSize => "max_size",
@@ -74,7 +74,7 @@ impl Reason {
 
 /// How much of what a store may take its drafts may, before what else comes is served and not kept. Files become content
 /// as they are, and only have to find room.
-pub(super) fn for_drafts(kind: BlobStore, ceiling: u64) -> u64 {
+pub(super) fn draft_budget(kind: BlobStore, ceiling: u64) -> u64 {
     match kind {
         BlobStore::Files => ceiling / 2,
         BlobStore::Sled => (ceiling / 8).min(SLED_DRAFTS),
@@ -83,7 +83,7 @@ pub(super) fn for_drafts(kind: BlobStore, ceiling: u64) -> u64 {
 
 /// Of drafts that nobody fills any more, those that must go, in that order: what was added to longest ago first. Some go
 /// for `wanted` bytes of room, unless something was added to them lately, and any while all of them take more than `most`.
-pub(super) fn drafts_to_go(mut left: Vec<Drafted>, wanted: u64, most: u64, now: u64) -> Vec<Drafted> {
+pub(super) fn drafts_to_evict(mut left: Vec<Drafted>, wanted: u64, most: u64, now: u64) -> Vec<Drafted> {
     left.sort_unstable_by_key(|draft| draft.changed);
     let mut all: u64 = left.iter().map(|draft| draft.bytes).sum();
     let mut freed = 0;
@@ -100,34 +100,42 @@ pub(super) fn drafts_to_go(mut left: Vec<Drafted>, wanted: u64, most: u64, now: 
 }
 
 /// How many bytes of content must go; `None` if there is room enough.
-pub(super) fn excess(kind: BlobStore, found: &Measured, limits: &Limits) -> Option<(u64, Reason)> {
+pub(super) fn excess(
+    kind: BlobStore,
+    found: &Measurement,
+    limits: &StoreLimits,
+) -> Option<(u64, EvictionReason)> {
     let (ceiling, reason) = ceiling(found, limits);
     let (taken, may) = match kind {
-        BlobStore::Files => (found.disk.saturating_add(found.left), ceiling),
-        BlobStore::Sled => (found.content.saturating_add(found.coming), may_live(found, ceiling)),
+        BlobStore::Files => (found.disk.saturating_add(found.pending_unwritten), ceiling),
+        BlobStore::Sled => (found.content.saturating_add(found.pending), content_budget(found, ceiling)),
     };
     let over = if taken > share(may, HIGH_PERCENT, 100) { taken - share(may, LOW_PERCENT, 100) } else { 0 };
-    let bytes = over.max(found.grown.saturating_mul(2));
+    let bytes = over.max(found.growth.saturating_mul(2));
     (bytes > 0).then_some((bytes, reason))
 }
 
 /// How much content a store of pages may hold that may take `ceiling` on disk.
-pub(super) fn may_live(found: &Measured, ceiling: u64) -> u64 {
-    let drafts = found.drafts.max(for_drafts(BlobStore::Sled, ceiling));
+pub(super) fn content_budget(found: &Measurement, ceiling: u64) -> u64 {
+    let drafts = found.drafts.max(draft_budget(BlobStore::Sled, ceiling));
     let room = ceiling.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
     share(room, 100, SLED_OVERHEAD_PERCENT)
 }
 
 /// Above what the file of a store of pages must not grow without something going.
-pub(super) fn high_mark(found: &Measured, limits: &Limits) -> u64 {
+pub(super) fn file_high_watermark(found: &Measurement, limits: &StoreLimits) -> u64 {
     let ceiling = ceiling(found, limits).0;
-    share(ceiling.saturating_sub(for_drafts(BlobStore::Sled, ceiling)), HIGH_PERCENT, 100)
+    share(ceiling.saturating_sub(draft_budget(BlobStore::Sled, ceiling)), HIGH_PERCENT, 100)
 }
 
 /// What the store may take, so that its disk keeps its free room too, and which of the two limits that is.
-pub(super) fn ceiling(found: &Measured, limits: &Limits) -> (u64, Reason) {
+pub(super) fn ceiling(found: &Measurement, limits: &StoreLimits) -> (u64, EvictionReason) {
     let beside = found.free.map_or(u64::MAX, |free| (found.disk + free).saturating_sub(limits.min_free));
-    if beside < limits.max_size { (beside, Reason::MinFree) } else { (limits.max_size, Reason::MaxSize) }
+    if beside < limits.max_size {
+        (beside, EvictionReason::MinFree)
+    } else {
+        (limits.max_size, EvictionReason::MaxSize)
+    }
 }
 
 fn share(bytes: u64, part: u64, of: u64) -> u64 {
@@ -139,41 +147,50 @@ mod tests {
     use super::*;
     use crate::oci::{Algorithm, Digest};
 
-    const LIMITS: Limits = Limits { max_size: 1000, min_free: 100 };
-    const CALM: Measured =
-        Measured { disk: 500, drafts: 0, grown: 0, content: 300, coming: 0, left: 0, free: Some(10_000) };
+    const LIMITS: StoreLimits = StoreLimits { max_size: 1000, min_free: 100 };
+    const CALM: Measurement = Measurement {
+        disk: 500,
+        drafts: 0,
+        growth: 0,
+        content: 300,
+        pending: 0,
+        pending_unwritten: 0,
+        free: Some(10_000),
+    };
 
     #[test]
     fn files_are_held_to_what_they_take() {
-        let with = |disk, left| excess(BlobStore::Files, &Measured { disk, left, ..CALM }, &LIMITS);
+        let with = |disk, pending_unwritten| {
+            excess(BlobStore::Files, &Measurement { disk, pending_unwritten, ..CALM }, &LIMITS)
+        };
         assert_eq!(with(950, 0), None);
-        assert_eq!(with(951, 0), Some((51, Reason::MaxSize)));
-        assert_eq!(with(500, 451), Some((51, Reason::MaxSize)));
-        assert_eq!(with(5000, 0), Some((4100, Reason::MaxSize)));
+        assert_eq!(with(951, 0), Some((51, EvictionReason::MaxSize)));
+        assert_eq!(with(500, 451), Some((51, EvictionReason::MaxSize)));
+        assert_eq!(with(5000, 0), Some((4100, EvictionReason::MaxSize)));
     }
 
     #[test]
     fn the_disk_keeps_its_free_room() {
         let with =
-            |disk, free| excess(BlobStore::Files, &Measured { disk, free: Some(free), ..CALM }, &LIMITS);
+            |disk, free| excess(BlobStore::Files, &Measurement { disk, free: Some(free), ..CALM }, &LIMITS);
         assert_eq!(with(500, 600), None);
         // 600 may be taken at most.
-        assert_eq!(with(590, 110), Some((50, Reason::MinFree)));
+        assert_eq!(with(590, 110), Some((50, EvictionReason::MinFree)));
         // Somebody else filled the disk.
-        assert_eq!(with(500, 0), Some((140, Reason::MinFree)));
-        assert_eq!(with(50, 0), Some((50, Reason::MinFree)));
-        let untold = Measured { disk: 960, free: None, ..CALM };
-        assert_eq!(excess(BlobStore::Files, &untold, &LIMITS), Some((60, Reason::MaxSize)));
+        assert_eq!(with(500, 0), Some((140, EvictionReason::MinFree)));
+        assert_eq!(with(50, 0), Some((50, EvictionReason::MinFree)));
+        let untold = Measurement { disk: 960, free: None, ..CALM };
+        assert_eq!(excess(BlobStore::Files, &untold, &LIMITS), Some((60, EvictionReason::MaxSize)));
     }
 
     #[test]
     fn what_lives_in_sled_is_held_to_a_part_of_its_file() {
-        const LIMITS: Limits = Limits { max_size: 1216 << 20, min_free: 0 };
-        let with = |content: u64, drafts: u64, grown: u64| {
-            let found = Measured {
+        const LIMITS: StoreLimits = StoreLimits { max_size: 1216 << 20, min_free: 0 };
+        let with = |content: u64, drafts: u64, growth: u64| {
+            let found = Measurement {
                 content: content << 20,
                 drafts: drafts << 20,
-                grown: grown << 20,
+                growth: growth << 20,
                 free: None,
                 ..CALM
             };
@@ -201,7 +218,7 @@ mod tests {
                 bytes: 100,
                 changed,
             };
-            let go = drafts_to_go(times.iter().map(draft).collect(), wanted, most, NOW);
+            let go = drafts_to_evict(times.iter().map(draft).collect(), wanted, most, NOW);
             go.iter().map(|draft| draft.changed).collect::<Vec<_>>()
         };
         assert!(go(0, 400).is_empty());
@@ -215,12 +232,12 @@ mod tests {
 
     #[test]
     fn drafts_may_take_a_part() {
-        assert_eq!(for_drafts(BlobStore::Files, 1000), 500);
-        assert_eq!(for_drafts(BlobStore::Sled, 256 << 20), 32 << 20);
-        assert_eq!(for_drafts(BlobStore::Sled, 1 << 40), SLED_DRAFTS);
+        assert_eq!(draft_budget(BlobStore::Files, 1000), 500);
+        assert_eq!(draft_budget(BlobStore::Sled, 256 << 20), 32 << 20);
+        assert_eq!(draft_budget(BlobStore::Sled, 1 << 40), SLED_DRAFTS);
         // On a disk that is smaller than `store.max_size` it is a part of that disk, and content has room.
-        let limits = Limits { max_size: 20 << 30, min_free: 0 };
-        let found = Measured { disk: 40 << 20, free: Some(60 << 20), content: 30 << 20, ..CALM };
+        let limits = StoreLimits { max_size: 20 << 30, min_free: 0 };
+        let found = Measurement { disk: 40 << 20, free: Some(60 << 20), content: 30 << 20, ..CALM };
         assert_eq!(excess(BlobStore::Sled, &found, &limits), None);
     }
 }

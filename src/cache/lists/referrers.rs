@@ -15,7 +15,7 @@ use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
-use crate::cache::listing::Listing;
+use crate::cache::lists::catalog::ListResult;
 use crate::cache::manifest::answer::ManifestAnswer;
 use crate::cache::manifest::resolve::{is_absent, is_known, last_known, resolve};
 use crate::cache::memory::CachedManifest;
@@ -40,11 +40,11 @@ impl Cache {
         repository: &Repository,
         subject: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<Listing<Referrers>, CacheError> {
+    ) -> Result<ListResult<Referrers>, CacheError> {
         let shared = &self.0;
         let (store, owner, of) = (shared.store.clone(), repository.clone(), *subject);
         let held = blocking(move || store.referrers(&owner, &of, HELD_MAX)).await;
-        let held = shared.or_nothing("the referrers held cannot be found out", held)?;
+        let held = shared.or_default("the referrers held cannot be found out", held)?;
         let (document, outcome, age, stale) = match answer(shared, repository, subject, &held).await {
             Ok(ReferrersAnswer::Listed(ManifestAnswer { document, outcome, age, stale })) => {
                 (Some(document), outcome, age, stale)
@@ -58,7 +58,7 @@ impl Cache {
         }
         match stale {
             Some(error) if content.is_empty() && error.is_trouble() => Err(error),
-            stale => Ok(Listing { content, outcome, age, stale }),
+            stale => Ok(ListResult { content, outcome, age, stale }),
         }
     }
 }

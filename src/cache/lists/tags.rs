@@ -20,9 +20,9 @@ use crate::cache::deadline::Deadline;
 use crate::cache::error::CacheError;
 use crate::cache::flight::{Flights, Ticket};
 use crate::cache::freshness::{self, Freshness};
-use crate::cache::listing::Listing;
-use crate::cache::listing::Page;
-use crate::cache::listing::held_tags;
+use crate::cache::lists::catalog::ListResult;
+use crate::cache::lists::catalog::NamePage;
+use crate::cache::lists::catalog::cached_tags;
 use crate::cache::manifest::resolve::serves_stale;
 use crate::cache::memory::AbsenceKey;
 
@@ -71,7 +71,7 @@ impl Cache {
         repository: &Repository,
         last: Option<String>,
         limit: usize,
-    ) -> Result<Option<Listing<Page>>, CacheError> {
+    ) -> Result<Option<ListResult<NamePage>>, CacheError> {
         let shared = &self.0;
         let wanted = shared.upstream(repository)?.settings().tags_list;
         // One more than wanted tells whether there are more.
@@ -79,26 +79,31 @@ impl Cache {
         let held = match wanted {
             TagsList::Upstream => None,
             TagsList::Cached | TagsList::Merged => {
-                held_tags(shared, repository, last.clone(), one_more).await?
+                cached_tags(shared, repository, last.clone(), one_more).await?
             }
         };
         if wanted == TagsList::Cached {
             let (outcome, age, stale) = (Outcome::Hit, None, None);
-            return Ok(held.map(|held| Listing { content: Page::cut(held, limit), outcome, age, stale }));
+            return Ok(held.map(|held| ListResult {
+                content: NamePage::cut(held, limit),
+                outcome,
+                age,
+                stale,
+            }));
         }
         let listing = match (upstreams(shared, repository, held.is_some()).await, held) {
-            (Ok(Listing { content, outcome, age, stale }), held) => {
+            (Ok(ListResult { content, outcome, age, stale }), held) => {
                 let from = last.map_or(0, |last| content.tags.partition_point(|tag| tag.as_str() <= &*last));
                 let mut names = held.unwrap_or_default();
                 names.extend(content.tags[from..].iter().take(one_more).map(|tag| tag.as_str().to_owned()));
                 names.sort_unstable();
                 names.dedup();
-                Listing { content: Page::cut(names, limit), outcome, age, stale }
+                ListResult { content: NamePage::cut(names, limit), outcome, age, stale }
             }
             (Err(error), Some(held)) => {
                 let stale = Some(error).filter(CacheError::is_trouble);
                 let outcome = if stale.is_some() { Outcome::Stale } else { Outcome::Hit };
-                Listing { content: Page::cut(held, limit), outcome, age: None, stale }
+                ListResult { content: NamePage::cut(held, limit), outcome, age: None, stale }
             }
             (Err(error), None) => return Err(error),
         };
@@ -111,7 +116,7 @@ async fn upstreams(
     shared: &Arc<Shared>,
     repository: &Repository,
     copy: bool,
-) -> Result<Listing<Arc<TagList>>, CacheError> {
+) -> Result<ListResult<Arc<TagList>>, CacheError> {
     let upstream = shared.upstream(repository)?;
     let settings = upstream.settings();
     let known = shared.tag_lists.memory.get(repository);
@@ -126,7 +131,7 @@ async fn upstreams(
         }
         if judged != Freshness::Expired {
             let (content, age) = (Arc::clone(known), age(known));
-            return Ok(Listing { content, outcome: Outcome::Hit, age, stale: None });
+            return Ok(ListResult { content, outcome: Outcome::Hit, age, stale: None });
         }
     } else if shared.memory.is_absent(repository, &AbsenceKey::Tags, shared.clock.instant()) {
         return Err(CacheError::NotFound);
@@ -142,14 +147,14 @@ async fn upstreams(
                 _ if leader => Outcome::Miss,
                 _ => Outcome::Join,
             };
-            Ok(Listing { content, outcome, age: Some(Duration::ZERO), stale: None })
+            Ok(ListResult { content, outcome, age: Some(Duration::ZERO), stale: None })
         }
         // That there was nothing is no answer while nobody can be asked.
         (Err(error), Some(known))
             if serves_stale(&error, age(&known), settings) && !known.tags.is_empty() =>
         {
             let age = age(&known);
-            Ok(Listing { content: known, outcome: Outcome::Stale, age, stale: Some(error) })
+            Ok(ListResult { content: known, outcome: Outcome::Stale, age, stale: Some(error) })
         }
         (Err(error), _) => Err(error),
     }

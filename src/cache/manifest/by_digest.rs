@@ -49,7 +49,7 @@ async fn by_digest_elsewhere(
     digest: &Digest,
 ) -> Result<ManifestAnswer, CacheError> {
     let held = held(shared, repository, digest).await?;
-    shared.try_store();
+    shared.retry_store();
     match held {
         StoredState { linked: Some(_), document: Some(document) } => {
             shared.memory.manifests.insert(repository, Arc::clone(&document));
@@ -105,22 +105,22 @@ async fn held(
             Ok(stored) => stored,
             Err(error @ StoreError::Damaged(_)) => {
                 // A miss that heals itself: what is left is dropped, and fetched again.
-                owned.store_failed("a manifest is damaged and will be fetched again", &error);
+                owned.report_store_error("a manifest is damaged and will be fetched again", &error);
                 store.remove_manifest(&digest)?;
-                owned.eviction.left(&digest);
+                owned.eviction.removed(&digest);
                 None
             }
             Err(error) => return Err(error),
         };
         let document = document.map(|StoredManifest { media_type, body }| {
             let now = owned.clock.now_millis();
-            let stamp = owned.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
-            Arc::new(CachedManifest { digest, media_type, body, stamp })
+            let usage = owned.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
+            Arc::new(CachedManifest { digest, media_type, body, usage })
         });
         Ok(StoredState { linked, document })
     })
     .await;
-    shared.or_nothing("what is held cannot be found out", held)
+    shared.or_default("what is held cannot be found out", held)
 }
 
 /// Fetches a manifest by digest, once for all who ask. Tells whether this caller was the first.
@@ -180,9 +180,9 @@ pub(in crate::cache) async fn keep(
     match kept.await {
         Ok(document) => Ok(document),
         Err(error) => {
-            shared.failed("a manifest could not be kept; it is served all the same", &error);
+            shared.report_error("a manifest could not be kept; it is served all the same", &error);
             let document =
-                Arc::new(CachedManifest { digest, media_type, body: answer.body, stamp: Arc::default() });
+                Arc::new(CachedManifest { digest, media_type, body: answer.body, usage: Arc::default() });
             shared.memory.manifests.insert(repository, Arc::clone(&document));
             Ok(document)
         }
@@ -207,8 +207,8 @@ pub(in crate::cache) fn put(
     if let Some(subject) = read.subject {
         shared.store.put_referrer(repository, &subject, &digest)?;
     }
-    let stamp = shared.eviction.manifest_came(&digest, &body, needs(read), now);
-    let document = Arc::new(CachedManifest { digest, media_type, body, stamp });
+    let usage = shared.eviction.manifest_added(&digest, &body, needs(read), now);
+    let document = Arc::new(CachedManifest { digest, media_type, body, usage });
     shared.memory.manifests.insert(repository, Arc::clone(&document));
     Ok(document)
 }
@@ -223,6 +223,6 @@ async fn note_subject(shared: &Arc<Shared>, repository: &Repository, document: &
     };
     let (store, repository, digest) = (shared.store.clone(), repository.clone(), document.digest);
     if let Err(error) = blocking(move || store.put_referrer(&repository, &subject, &digest)).await {
-        shared.failed("a referrer could not be noted", &error);
+        shared.report_error("a referrer could not be noted", &error);
     }
 }

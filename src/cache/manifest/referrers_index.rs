@@ -54,14 +54,17 @@ async fn keep(
         let digest = Digest::of(Algorithm::Sha256, &body);
         let media_type = MediaType::oci_index();
         let stored = StoredManifest { media_type: media_type.clone(), body: body.clone() };
-        let stamp = match of.store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now) {
-            Ok(_) => of.eviction.manifest_came(&digest, &body, std::iter::empty(), now),
+        let usage = match of.store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now) {
+            Ok(_) => of.eviction.manifest_added(&digest, &body, std::iter::empty(), now),
             Err(error) => {
-                of.store_failed("a list of referrers could not be kept; it is served all the same", &error);
+                of.report_store_error(
+                    "a list of referrers could not be kept; it is served all the same",
+                    &error,
+                );
                 Arc::default()
             }
         };
-        Ok(Arc::new(CachedManifest { digest, media_type, body, stamp }))
+        Ok(Arc::new(CachedManifest { digest, media_type, body, usage }))
     })
     .await?;
     shared.memory.manifests.insert(repository, Arc::clone(&document));

@@ -149,7 +149,7 @@ async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<KnownPo
     } else {
         let (store, owned) = (shared.store.clone(), pointer.clone());
         let fact = blocking(move || owned.noted(&store)).await;
-        let fact = shared.or_nothing("what a tag or a list stands for cannot be found out", fact)?;
+        let fact = shared.or_default("what a tag or a list stands for cannot be found out", fact)?;
         let checked = fact.map(|fact| CheckedPointer { fact, at: None });
         if let Some(checked) = checked {
             shared.memory.pointers.insert(pointer.clone(), checked);
@@ -298,7 +298,7 @@ async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
     })
     .await;
     if let Err(error) = kept {
-        shared.failed("what a tag or a list stands for could not be kept", &error);
+        shared.report_error("what a tag or a list stands for could not be kept", &error);
     }
     // What it stands for may have gone between its coming and this, and its pointers with it.
     if !shared.eviction.is_held(&fact.digest) {
@@ -314,7 +314,7 @@ async fn remove_from_store(shared: &Arc<Shared>, pointer: &Pointer) {
     })
     .await;
     if let Err(error) = removed {
-        shared.failed("a tag or a list that is gone could not be removed", &error);
+        shared.report_error("a tag or a list that is gone could not be removed", &error);
     }
 }
 

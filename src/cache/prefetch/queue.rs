@@ -141,7 +141,7 @@ async fn run(under_way: &ActiveWalk, index: &CachedManifest) {
 async fn forget(shared: &Shared, root: &PrefetchRoot) {
     let (store, (repository, digest)) = (shared.store.clone(), root.clone());
     if let Err(error) = blocking(move || store.forget_walk(&repository, &digest)).await {
-        shared.failed("the end of a walk below an index could not be noted", &error);
+        shared.report_error("the end of a walk below an index could not be noted", &error);
     }
 }
 
@@ -178,7 +178,7 @@ async fn take_up_earlier(shared: &Arc<Shared>) {
                 take_up(shared, root).await;
             }
         }
-        Err(error) => shared.failed("the walks of an earlier run cannot be read", &error),
+        Err(error) => shared.report_error("the walks of an earlier run cannot be read", &error),
     }
 }
 
@@ -206,7 +206,7 @@ async fn take_up(shared: &Arc<Shared>, root: PrefetchRoot) {
                 shared.metrics.children_deferred(later.waiting, 0);
             }
         }
-        Err(error) => shared.failed("an index whose children are missing cannot be read", &error),
+        Err(error) => shared.report_error("an index whose children are missing cannot be read", &error),
     }
 }
 

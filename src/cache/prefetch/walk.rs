@@ -100,7 +100,7 @@ pub(in crate::cache) async fn walk(
 async fn note(shared: &Shared, root: &PrefetchRoot) {
     let (store, (repository, digest)) = (shared.store.clone(), root.clone());
     if let Err(error) = blocking(move || store.note_walk(&repository, &digest)).await {
-        shared.failed("a walk below an index could not be noted; a restart would forget it", &error);
+        shared.report_error("a walk below an index could not be noted; a restart would forget it", &error);
     }
 }
 
@@ -155,7 +155,7 @@ async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &CachedM
         let Ok(_turn) = shared.prefetch_queue.turns.acquire().await else {
             return PrefetchEnd::Deferred { waiting: 0 };
         };
-        if shared.trouble.is_on() {
+        if shared.store_health.is_degraded() {
             // It could not be kept.
             return PrefetchEnd::Deferred { waiting: 0 };
         }

@@ -115,7 +115,7 @@ impl Search<'_> {
                 Reference::Digest(digest) => Some(*digest),
                 Reference::Tag(tag) => {
                     let (repository, tag) = (repository.clone(), tag.clone());
-                    let fact = self.cache.look(move |held| held.tag(&repository, &tag)).await?;
+                    let fact = self.cache.view(move |held| held.tag(&repository, &tag)).await?;
                     fact.map(|fact| fact.digest)
                 }
             };
@@ -138,7 +138,7 @@ impl Search<'_> {
 
     async fn held(&self, digest: &Digest, platform: Option<String>) -> Result<Option<Document>, OpsError> {
         let (repository, digest) = (self.named.repository.clone(), *digest);
-        let found = self.cache.look(move |held| held.manifest(&repository, &digest)).await?;
+        let found = self.cache.view(move |held| held.manifest(&repository, &digest)).await?;
         Ok(found.map(|found| Document { digest, media_type: found.media_type, body: found.body, platform }))
     }
 
@@ -273,7 +273,7 @@ impl Search<'_> {
     async fn sizes(&self, wanted: &[Descriptor]) -> Result<Vec<Option<u64>>, OpsError> {
         let (repository, digests) = (self.named.repository.clone(), wanted.iter().map(|it| it.digest));
         let digests: Vec<Digest> = digests.collect();
-        let sizes = self.cache.look(move |held| {
+        let sizes = self.cache.view(move |held| {
             digests.iter().map(|digest| held.blob(&repository, digest)).collect::<Result<_, StoreError>>()
         });
         Ok(sizes.await?)
@@ -296,7 +296,7 @@ impl Search<'_> {
     async fn config(&self, digest: &Digest) -> Result<Option<Vec<u8>>, OpsError> {
         let (repository, wanted) = (self.named.repository.clone(), *digest);
         if self.offline {
-            let held = self.cache.look(move |held| held.read_blob(&repository, &wanted, CONFIG_MAX)).await?;
+            let held = self.cache.view(move |held| held.read_blob(&repository, &wanted, CONFIG_MAX)).await?;
             return Ok(held.map(Into::into));
         }
         let attempt = || self.cache.blob(&repository, &wanted);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::names::Wanted;
 use super::spool::Spool;
 use super::{Taken, spoiled};
-use crate::cache::{Intake, IntakeError};
+use crate::cache::{ImportError, Importer};
 use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository};
 use crate::ops::OpsError;
 
@@ -18,7 +18,7 @@ const COUNT_MAX: usize = 4096;
 
 /// What came in, and where what may be a manifest is.
 pub(super) struct Images<'a> {
-    pub(super) intake: &'a mut Intake,
+    pub(super) intake: &'a mut Importer,
     pub(super) spool: &'a Spool,
 }
 
@@ -72,7 +72,7 @@ impl Images<'_> {
                 return Ok(true);
             }
             Err(reason) => {
-                return Err(IntakeError::Document { digest: (*digest).into(), reason }.into());
+                return Err(ImportError::Document { digest: (*digest).into(), reason }.into());
             }
         };
         for child in read.children.iter().filter(|child| !child.foreign) {

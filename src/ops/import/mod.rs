@@ -15,7 +15,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cache::{Cache, Held, Intake};
+use crate::cache::{Cache, CacheView, Importer};
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::StoreError;
 
@@ -109,7 +109,7 @@ pub async fn import(operations: &Operations, ask: Ask, pipe: Pipe) -> Result<Rep
         Ok(taken) => taken?,
         Err(_) => return Err(OpsError::Cache(StoreError::GaveUp.into())),
     };
-    let images = cache.look(move |held| taken.iter().map(|taken| row(&held, taken)).collect()).await?;
+    let images = cache.view(move |held| taken.iter().map(|taken| row(&held, taken)).collect()).await?;
     let images: Vec<Row> = images;
     for image in &images {
         tracing::info!(reference = image.reference, digest = %image.digest, complete = image.complete, "imported");
@@ -131,7 +131,7 @@ struct Reading<'a> {
     cache: &'a Cache,
     into: Option<&'a Repository>,
     archive: Archive,
-    intake: Intake,
+    intake: Importer,
     spool: Spool,
     index: Option<Vec<Wanted>>,
     /// Whether it has what docker's older versions write.
@@ -144,7 +144,7 @@ fn take(
     folder: &Path,
     pipe: Pipe,
 ) -> Result<(Vec<Taken>, (u64, u64)), OpsError> {
-    let intake = cache.intake()?;
+    let intake = cache.importer()?;
     let spool = Spool::in_folder(folder).map_err(|error| {
         OpsError::Content(format!("a file for manifests cannot be made in {}: {error}", folder.display()))
     })?;
@@ -232,7 +232,7 @@ impl Reading<'_> {
             return Ok(self.intake.blob(digest, size, &mut &*body)?);
         }
         if Digest::of(digest.algorithm(), &body) != *digest {
-            return Err(crate::cache::IntakeError::Mismatch((*digest).into()).into());
+            return Err(crate::cache::ImportError::Mismatch((*digest).into()).into());
         }
         self.spool.keep(digest, &body).map_err(|error| spoiled(&error))
     }
@@ -249,7 +249,7 @@ impl From<ArchiveError> for OpsError {
 }
 
 /// What is held of something that came in.
-fn row(held: &Held<'_>, taken: &Taken) -> Result<Row, StoreError> {
+fn row(held: &CacheView<'_>, taken: &Taken) -> Result<Row, StoreError> {
     let Taken { repository, tag, digest } = taken;
     let reference = match tag {
         Some(tag) => format!("{repository}:{tag}"),

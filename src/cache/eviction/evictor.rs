@@ -1,4 +1,4 @@
-//! The keeper: takes stock after a start, looks for room whenever something comes, removes what must go, and writes
+//! The evictor: takes stock after a start, looks for room whenever something comes, removes what must go, and writes
 //! down what was asked for.
 
 use std::collections::HashSet;
@@ -12,23 +12,25 @@ use crate::config::schema::BlobStore;
 use crate::oci::{Digest, Manifest};
 use crate::store::{Census, Drafted, Holding, Store, StoreError};
 
-use super::budget::{Measured, Reason, ceiling, drafts_to_go, excess, for_drafts, high_mark, may_live};
-use super::ledger::{Kind, Victim};
-use super::{Room, needs};
-use crate::cache::blob::fills::Fills;
-use crate::cache::scrub::clear_remains;
+use super::budget::{
+    EvictionReason, Measurement, ceiling, content_budget, draft_budget, drafts_to_evict, excess,
+    file_high_watermark,
+};
+use super::delete::{BlockedFills, clear_leftovers};
+use super::index::{ContentKind, Victim};
+use super::{Budget, needs};
 use crate::cache::{Cache, CacheError, Shared, blocking};
 
 /// How often everything is measured, whatever happens.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// How often it is written down what was asked for: so much of it a crash forgets.
 const NOTE_EVERY: u64 = 6;
-/// How much goes at a time, so that what is about to go is closed for moments only.
+/// How much goes at a time, so that what is about to go is blocked for moments only.
 const ROUND: u64 = 256 << 20;
 
 impl Cache {
     /// Keeps the store within its limits. Never ends.
-    pub async fn keep_room(self) {
+    pub async fn run_evictor(self) {
         let shared = &self.0;
         let mut ticks = tokio::time::interval(MEASURE_EVERY);
         let (mut turn, mut short) = (0_u64, false);
@@ -37,18 +39,18 @@ impl Cache {
                 _ = ticks.tick() => {
                     turn += 1;
                     if turn.is_multiple_of(NOTE_EVERY) {
-                        self.note_times().await;
+                        self.save_access_times().await;
                     }
                     tell(shared).await;
                 }
                 () = shared.eviction.look.notified() => {}
             }
             if !shared.eviction.complete.load(Ordering::Acquire)
-                && let Err(error) = self.take_stock().await
+                && let Err(error) = self.rebuild_index().await
             {
-                shared.failed("what is held cannot be listed; nothing is evicted until it can", &error);
+                shared.report_error("what is held cannot be listed; nothing is evicted until it can", &error);
             }
-            let was_short = std::mem::replace(&mut short, make_room(shared).await);
+            let was_short = std::mem::replace(&mut short, enforce_limits(shared).await);
             if short && !was_short {
                 tracing::warn!(
                     "there is less room than store.max_size and store.min_free ask for, and all that is held is in use"
@@ -58,47 +60,47 @@ impl Cache {
     }
 
     /// Writes down what was asked for lately, so that the next start knows.
-    pub async fn note_times(&self) {
-        let (store, touched) = (self.0.store.clone(), self.0.eviction.ledger().touched());
+    pub async fn save_access_times(&self) {
+        let (store, touched) = (self.0.store.clone(), self.0.eviction.index().touched());
         if !touched.is_empty()
             && let Err(error) = blocking(move || store.note_access(&touched)).await
         {
-            self.0.failed("when content was last asked for could not be noted", &error);
+            self.0.report_error("when content was last asked for could not be noted", &error);
         }
     }
 
-    /// Enters all that is held into the ledger.
-    pub async fn take_stock(&self) -> Result<(), CacheError> {
+    /// Enters all that is held into the index.
+    pub async fn rebuild_index(&self) -> Result<(), CacheError> {
         let shared = Arc::clone(&self.0);
-        blocking(move || take_stock(&shared)).await
+        blocking(move || rebuild_index(&shared)).await
     }
 }
 
-fn take_stock(shared: &Shared) -> Result<(), StoreError> {
+fn rebuild_index(shared: &Shared) -> Result<(), StoreError> {
     let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now_millis());
-    let mut gone: HashSet<Digest> = eviction.ledger().all().collect();
+    let mut gone: HashSet<Digest> = eviction.index().all().collect();
     for Holding { digest, size, last, .. } in store.held_manifests()? {
         gone.remove(&digest);
-        if eviction.ledger().stamp(&digest).is_none() {
+        if eviction.index().usage(&digest).is_none() {
             let needed = needed_by(store, &digest)?;
             let size = eviction.taken(size);
-            eviction.ledger().admit(Kind::Manifest, &digest, size, last.min(now), needed);
+            eviction.index().admit(ContentKind::Manifest, &digest, size, last.min(now), needed);
         }
     }
     for Holding { digest, size, last, .. } in store.held_blobs()? {
         gone.remove(&digest);
-        eviction.ledger().admit(Kind::Blob, &digest, eviction.taken(size), last.min(now), []);
+        eviction.index().admit(ContentKind::Blob, &digest, eviction.taken(size), last.min(now), []);
     }
     // A store that was opened anew may have lost some. What comes is entered after it is held, so that nobody can enter it
     // while it is looked for.
     for digest in gone {
-        let mut ledger = eviction.ledger();
+        let mut index = eviction.index();
         if !store.holds(&digest)? {
-            ledger.remove(&digest);
+            index.remove(&digest);
         }
     }
     // They take room and are in no count.
-    clear_remains(shared)?;
+    clear_leftovers(shared)?;
     eviction.complete.store(true, Ordering::Release);
     Ok(())
 }
@@ -115,25 +117,25 @@ fn needed_by(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> 
 }
 
 /// How things are, and the drafts there are.
-fn measure(shared: &Shared) -> Result<(Measured, Vec<Drafted>), StoreError> {
+fn measure(shared: &Shared) -> Result<(Measurement, Vec<Drafted>), StoreError> {
     let Shared { store, fills, eviction, .. } = shared;
-    let (coming, left) = fills.pending();
+    let (pending, pending_unwritten) = fills.pending();
     let (disk, drafted) = (store.size_on_disk()?, store.drafts()?);
     let drafts = drafted.iter().map(|draft| draft.bytes).sum();
     let (content, free) = (store.census().content, store.free_on_disk().ok());
-    let mut found = Measured { disk, drafts, grown: 0, content, coming, left, free };
+    let mut found = Measurement { disk, drafts, growth: 0, content, pending, pending_unwritten, free };
     if eviction.kind == BlobStore::Sled {
         let file = disk.saturating_sub(drafts);
-        let mark = high_mark(&found, &eviction.limits());
+        let mark = file_high_watermark(&found, &eviction.limits());
         let seen = eviction.seen.swap(file.max(mark), Ordering::Relaxed);
         // The first time there is nothing to compare with.
-        found.grown = if seen == 0 { 0 } else { file.saturating_sub(seen.max(mark)) };
+        found.growth = if seen == 0 { 0 } else { file.saturating_sub(seen.max(mark)) };
     }
     Ok((found, drafted))
 }
 
 /// Removes content until the limits hold. Tells whether they do not, because nothing more can go.
-async fn make_room(shared: &Arc<Shared>) -> bool {
+async fn enforce_limits(shared: &Arc<Shared>) -> bool {
     // What waits for room that nobody can make need not wait.
     let give_up = || shared.eviction.room.send_modify(|room| room.content = None);
     if !shared.eviction.complete.load(Ordering::Acquire) {
@@ -146,10 +148,10 @@ async fn make_room(shared: &Arc<Shared>) -> bool {
             let (kind, limits) = (of.eviction.kind, of.eviction.limits());
             let (found, drafts) = measure(&of)?;
             let ceiling = ceiling(&found, &limits).0;
-            of.eviction.room.send_replace(Room { ceiling, content: Some(may_live(&found, ceiling)) });
+            of.eviction.room.send_replace(Budget { ceiling, content: Some(content_budget(&found, ceiling)) });
             let over = excess(kind, &found, &limits);
             let wanted = over.map_or(0, |(bytes, _)| bytes);
-            if remove_left_drafts(&of, drafts, wanted, for_drafts(kind, ceiling))? {
+            if remove_left_drafts(&of, drafts, wanted, draft_budget(kind, ceiling))? {
                 return Ok(Some(1));
             }
             match over {
@@ -182,12 +184,12 @@ fn remove_left_drafts(
     most: u64,
 ) -> Result<bool, StoreError> {
     left.retain(|draft| !shared.fills.contains(&draft.digest));
-    let (mut closed, mut gone, mut freed) = (Closed::new(&shared.fills), 0, 0);
-    for draft in drafts_to_go(left, wanted, most, shared.clock.now_millis()) {
+    let (mut blocked, mut gone, mut freed) = (BlockedFills::new(&shared.fills), 0, 0);
+    for draft in drafts_to_evict(left, wanted, most, shared.clock.now_millis()) {
         // Somebody may have come back to it since.
-        if closed.close(&draft.digest) {
+        if blocked.block(&draft.digest) {
             shared.store.remove_draft(&draft.digest)?;
-            closed.open(&draft.digest);
+            blocked.unblock(&draft.digest);
             gone += 1;
             freed += draft.bytes;
         }
@@ -198,23 +200,23 @@ fn remove_left_drafts(
     Ok(gone > 0)
 }
 
-/// What could not be removed is still held: the ledger has to find it again.
+/// What could not be removed is still held: the index has to find it again.
 fn failed(shared: &Shared, error: &CacheError) {
     shared.eviction.complete.store(false, Ordering::Release);
-    shared.failed("room could not be made", error);
+    shared.report_error("room could not be made", error);
 }
 
 /// Removes about `bytes` of what may go. Returns how many went.
-fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreError> {
-    let mut closed = Closed::new(&shared.fills);
-    let victims = shared.eviction.ledger().victims(bytes, shared.clock.now_millis(), |victim| {
-        victim.kind == Kind::Blob && !closed.close(&victim.digest)
+fn evict(shared: &Arc<Shared>, bytes: u64, reason: EvictionReason) -> Result<u64, StoreError> {
+    let mut blocked = BlockedFills::new(&shared.fills);
+    let victims = shared.eviction.index().victims(bytes, shared.clock.now_millis(), |victim| {
+        victim.kind == ContentKind::Blob && !blocked.block(&victim.digest)
     });
     let freed = victims.iter().map(|victim| victim.size).sum();
     let of = |kind| move |victim: &&Victim| victim.kind == kind;
     let manifests: HashSet<Digest> =
-        victims.iter().filter(of(Kind::Manifest)).map(|victim| victim.digest).collect();
-    shared.memory.remove_content(|digest| manifests.contains(digest) || closed.digests.contains(digest));
+        victims.iter().filter(of(ContentKind::Manifest)).map(|victim| victim.digest).collect();
+    shared.memory.remove_content(|digest| manifests.contains(digest) || blocked.digests.contains(digest));
     if !manifests.is_empty() {
         // What leads to a document goes before it.
         shared.store.forget_pointers(&manifests)?;
@@ -222,9 +224,9 @@ fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreE
             shared.store.remove_manifest(digest)?;
         }
     }
-    for victim in victims.iter().filter(of(Kind::Blob)) {
+    for victim in victims.iter().filter(of(ContentKind::Blob)) {
         shared.store.remove_blob(&victim.digest)?;
-        closed.open(&victim.digest);
+        blocked.unblock(&victim.digest);
         shared.eviction.room.send_modify(|_| {});
     }
     if freed > 0 {
@@ -241,38 +243,6 @@ fn evict(shared: &Arc<Shared>, bytes: u64, reason: Reason) -> Result<u64, StoreE
     Ok(freed)
 }
 
-/// Blobs that no fill may bring while they are being removed.
-pub(in crate::cache) struct Closed<'a> {
-    board: &'a Fills,
-    digests: HashSet<Digest>,
-}
-
-impl<'a> Closed<'a> {
-    pub(in crate::cache) fn new(board: &'a Fills) -> Self {
-        Self { board, digests: HashSet::new() }
-    }
-
-    /// Keeps fills of a blob away, unless one is running: then this is false.
-    pub(in crate::cache) fn close(&mut self, digest: &Digest) -> bool {
-        self.board.block(digest) && self.digests.insert(*digest)
-    }
-
-    /// Lets fills of a blob come again.
-    pub(in crate::cache) fn open(&mut self, digest: &Digest) {
-        if self.digests.remove(digest) {
-            self.board.unblock(digest);
-        }
-    }
-}
-
-impl Drop for Closed<'_> {
-    fn drop(&mut self) {
-        for digest in &self.digests {
-            self.board.unblock(digest);
-        }
-    }
-}
-
 /// Sets the store's gauges.
 async fn tell(shared: &Arc<Shared>) {
     let of = Arc::clone(shared);
@@ -282,9 +252,9 @@ async fn tell(shared: &Arc<Shared>) {
         Ok((disk, Census { content, manifests, blobs }, aside)) => {
             shared.metrics.store_set_aside(aside);
             shared.metrics.store_holds(disk, content, manifests, blobs);
-            let figures = shared.eviction.ledger().figures();
-            shared.metrics.store_may_free(figures.loose, figures.oldest, shared.eviction.limits().max_size);
+            let stats = shared.eviction.index().stats();
+            shared.metrics.store_may_free(stats.loose, stats.oldest, shared.eviction.limits().max_size);
         }
-        Err(error) => shared.failed("the store cannot be measured", &error),
+        Err(error) => shared.report_error("the store cannot be measured", &error),
     }
 }

@@ -8,18 +8,18 @@ use bytes::Bytes;
 use crate::oci::{Digest, Referrers, Repository, Tag};
 use crate::store::{Census, StoreError, StoredManifest, TagFact};
 
-use super::freshness::{self, Freshness};
-use super::lists::referrers;
-use super::memory::CheckedPointer;
-use super::{Cache, CacheError, Pointer, Shared, TagKey, blocking};
+use crate::cache::freshness::{self, Freshness};
+use crate::cache::lists::referrers;
+use crate::cache::memory::CheckedPointer;
+use crate::cache::{Cache, CacheError, Pointer, Shared, TagKey, blocking};
 
 /// A view of what is held. All of it may touch the disk.
 #[derive(Debug)]
-pub struct Held<'a>(&'a Shared);
+pub struct CacheView<'a>(&'a Shared);
 
 /// How a tag stands with its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct TagStatus {
     /// What its age calls for.
     pub freshness: Freshness,
     /// How long ago the upstream confirmed it, where that can be said.
@@ -30,17 +30,17 @@ pub struct Standing {
 
 impl Cache {
     /// Looks at what is held, off the async threads.
-    pub async fn look<T, F>(&self, look: F) -> Result<T, CacheError>
+    pub async fn view<T, F>(&self, view: F) -> Result<T, CacheError>
     where
         T: Send + 'static,
-        F: FnOnce(Held<'_>) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(CacheView<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         let shared = Arc::clone(&self.0);
-        blocking(move || look(Held(&shared))).await
+        blocking(move || view(CacheView(&shared))).await
     }
 }
 
-impl Held<'_> {
+impl CacheView<'_> {
     /// What time it is, in milliseconds since 1970.
     pub fn now(&self) -> u64 {
         self.0.clock.now_millis()
@@ -131,19 +131,19 @@ impl Held<'_> {
     }
 
     /// When content was last asked for, or came in, in milliseconds since 1970.
-    pub fn last_asked(&self, digest: &Digest) -> Option<u64> {
+    pub fn last_access(&self, digest: &Digest) -> Option<u64> {
         self.0.eviction.last(digest)
     }
 
     /// How a tag stands now.
-    pub fn standing(&self, repository: &Repository, tag: &Tag, fact: &TagFact) -> Option<Standing> {
+    pub fn tag_status(&self, repository: &Repository, tag: &Tag, fact: &TagFact) -> Option<TagStatus> {
         let rules = self.0.rules();
         let settings = rules.upstreams.get(&repository.upstream)?.settings();
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
         // What memory has knows also by a clock that nobody sets.
         let known = self.0.memory.pointers.peek(&Pointer::Tag(key)).filter(|known| known.fact == *fact);
         let age = known.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.0.clock);
-        Some(Standing {
+        Some(TagStatus {
             freshness: freshness::judge(age, fact.checked_at, settings),
             age,
             served_offline: freshness::judge(age, fact.checked_at, settings) != Freshness::Expired

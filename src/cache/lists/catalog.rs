@@ -7,11 +7,11 @@ use crate::oci::{Name, Repository, UpstreamName};
 use crate::store::StoreError;
 use crate::telemetry::Outcome;
 
-use super::{Cache, CacheError, Shared, blocking};
+use crate::cache::{Cache, CacheError, Shared, blocking};
 
 /// A list to serve, or a part of one, and how the cache came by it.
 #[derive(Clone, Debug)]
-pub struct Listing<T> {
+pub struct ListResult<T> {
     /// What is listed.
     pub content: T,
     /// What the cache did.
@@ -24,7 +24,7 @@ pub struct Listing<T> {
 
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct NamePage {
     /// The names, in byte order.
     pub names: Vec<String>,
     /// Whether there are more after them.
@@ -32,7 +32,7 @@ pub struct Page {
 }
 
 /// Up to `limit` tags held of a repository that sort after `last`. `None` if it holds none at all.
-pub(super) async fn held_tags(
+pub(in crate::cache) async fn cached_tags(
     shared: &Shared,
     repository: &Repository,
     last: Option<String>,
@@ -58,7 +58,7 @@ impl Cache {
         only: Option<UpstreamName>,
         last: Option<String>,
         limit: usize,
-    ) -> Result<Page, CacheError> {
+    ) -> Result<NamePage, CacheError> {
         let rules = self.0.rules();
         let default = rules.upstreams.router().default_upstream().cloned();
         let upstreams: Vec<UpstreamName> = match &only {
@@ -81,7 +81,7 @@ impl Cache {
             }
             names.sort_unstable();
             names.dedup();
-            Ok(Page::cut(names, limit))
+            Ok(NamePage::cut(names, limit))
         })
         .await
     }
@@ -115,9 +115,9 @@ fn admitted(
     }
 }
 
-impl Page {
+impl NamePage {
     /// The first `limit` of `names`.
-    pub(super) fn cut(mut names: Vec<String>, limit: usize) -> Self {
+    pub(in crate::cache) fn cut(mut names: Vec<String>, limit: usize) -> Self {
         let more = names.len() > limit;
         names.truncate(limit);
         Self { names, more }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_page_knows_whether_more_follow() {
         let names = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>();
-        assert_eq!(Page::cut(names(3), 2), Page { names: names(2), more: true });
-        assert_eq!(Page::cut(names(2), 2), Page { names: names(2), more: false });
+        assert_eq!(NamePage::cut(names(3), 2), NamePage { names: names(2), more: true });
+        assert_eq!(NamePage::cut(names(2), 2), NamePage { names: names(2), more: false });
     }
 }

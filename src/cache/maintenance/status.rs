@@ -10,12 +10,12 @@ use crate::oci::Digest;
 use crate::store::{Draft, StoreError};
 use crate::upstream::UpstreamState;
 
-use super::blob::fills::RunningFill;
-use super::{Cache, CacheError, Shared, blocking};
+use crate::cache::blob::fills::RunningFill;
+use crate::cache::{Cache, CacheError, Shared, blocking};
 
 /// How far a fill is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FillState {
+pub struct FillStatus {
     /// What it brings.
     pub digest: Digest,
     /// For which repository, with its upstream in front.
@@ -38,7 +38,7 @@ pub struct FillState {
 
 /// How the store stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreState {
+pub struct StoreStatus {
     /// Where the bytes of blobs are.
     pub kind: BlobStore,
     /// Since when it fails and clients are served straight from the upstreams, in milliseconds since 1970.
@@ -58,12 +58,12 @@ pub struct StoreState {
     /// What stays free on its disk.
     pub min_free: u64,
     /// What it takes; none if it cannot be measured.
-    pub disk: Option<DiskState>,
+    pub disk: Option<DiskUsage>,
 }
 
 /// What the store takes of its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskState {
+pub struct DiskUsage {
     /// Bytes that it takes, of content and of the database's own.
     pub taken: u64,
     /// Of that, what has not been verified yet.
@@ -74,11 +74,11 @@ pub struct DiskState {
 
 impl Cache {
     /// The fills under way, oldest first.
-    pub fn fills(&self) -> Vec<FillState> {
+    pub fn fills(&self) -> Vec<FillStatus> {
         let now = self.0.clock.now_millis();
         let mut under_way = self.0.fills.running();
         under_way.sort_by_key(|fill| fill.since);
-        under_way.into_iter().map(|fill| fill_state(fill, now)).collect()
+        under_way.into_iter().map(|fill| fill_status(fill, now)).collect()
     }
 
     /// How the upstreams stand, by name.
@@ -87,20 +87,20 @@ impl Cache {
     }
 
     /// How the store stands. Touches the disk.
-    pub async fn store_state(&self) -> Result<StoreState, CacheError> {
+    pub async fn store_status(&self) -> Result<StoreStatus, CacheError> {
         let shared = Arc::clone(&self.0);
-        blocking(move || Ok(store_state(&shared))).await
+        blocking(move || Ok(store_status(&shared))).await
     }
 }
 
-fn fill_state(RunningFill { digest, repository, since, draft }: RunningFill, now: u64) -> FillState {
+fn fill_status(RunningFill { digest, repository, since, draft }: RunningFill, now: u64) -> FillStatus {
     let elapsed = Instant::now().saturating_duration_since(since);
     let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let draft: Option<&Draft> = draft.as_deref();
     let progress = draft.map(Draft::progress);
     let received = progress.map_or(0, |progress| progress.received);
     let came = received.saturating_sub(draft.map_or(0, Draft::left));
-    FillState {
+    FillStatus {
         digest,
         repository: repository.to_string(),
         received,
@@ -113,24 +113,24 @@ fn fill_state(RunningFill { digest, repository, since, draft }: RunningFill, now
     }
 }
 
-fn store_state(shared: &Shared) -> StoreState {
+fn store_status(shared: &Shared) -> StoreStatus {
     let Shared { store, eviction, .. } = shared;
-    let (census, figures, limits) = (store.census(), eviction.figures(), eviction.limits());
+    let (census, stats, limits) = (store.census(), eviction.stats(), eviction.limits());
     let measured = || {
         let (taken, drafts) = (store.size_on_disk()?, store.size_of_drafts()?);
-        Ok::<_, StoreError>(DiskState { taken, drafts, free: store.free_on_disk().ok() })
+        Ok::<_, StoreError>(DiskUsage { taken, drafts, free: store.free_on_disk().ok() })
     };
-    StoreState {
+    StoreStatus {
         kind: eviction.kind(),
-        degraded_at: shared.trouble.lasts(shared.clock.instant()).map(|time| {
+        degraded_at: shared.store_health.degraded_for(shared.clock.instant()).map(|time| {
             let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             shared.clock.now_millis().saturating_sub(millis)
         }),
         content: census.content,
         manifests: census.manifests,
         blobs: census.blobs,
-        reclaimable: figures.loose,
-        oldest_access: figures.oldest,
+        reclaimable: stats.loose,
+        oldest_access: stats.oldest,
         max_size: limits.max_size,
         min_free: limits.min_free,
         disk: measured().ok(),

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::StoreError;
 
-use super::eviction::{Closed, Taken};
-use super::{Cache, CacheError, Pointer, Shared, blocking};
+use crate::cache::eviction::{BlockedFills, Taken};
+use crate::cache::{Cache, CacheError, Pointer, Shared, blocking};
 
 /// What went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Removed {
+pub struct RemovalReport {
     /// Tags, with what they stood for to clients that accept only some types.
     pub tags: u64,
     /// Manifests and indexes.
@@ -29,7 +29,7 @@ pub struct Removed {
 
 /// What is to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum RemovalTarget {
     /// A tag.
     Tag(Tag),
     /// A manifest, and all tags of its repository that stand for it.
@@ -39,9 +39,13 @@ pub enum Target {
 impl Cache {
     /// Removes something of a repository, and what nothing else leads to or needs then. What another repository has
     /// pulled stays, and so does what is being read.
-    pub async fn remove(&self, repository: &Repository, target: Target) -> Result<Removed, CacheError> {
+    pub async fn remove(
+        &self,
+        repository: &Repository,
+        target: RemovalTarget,
+    ) -> Result<RemovalReport, CacheError> {
         if !self.0.eviction.is_complete() {
-            self.take_stock().await?;
+            self.rebuild_index().await?;
         }
         let (shared, repository) = (Arc::clone(&self.0), repository.clone());
         blocking(move || {
@@ -56,12 +60,16 @@ impl Cache {
     }
 }
 
-fn remove(shared: &Shared, repository: &Repository, target: &Target) -> Result<Removed, StoreError> {
+fn remove(
+    shared: &Shared,
+    repository: &Repository,
+    target: &RemovalTarget,
+) -> Result<RemovalReport, StoreError> {
     let (roots, tags) = forget(shared, repository, target)?;
-    let mut removed = Removed { tags, ..Removed::default() };
+    let mut removed = RemovalReport { tags, ..RemovalReport::default() };
     let mut pointed = shared.store.pointed_at()?;
     pointed.extend(shared.store.linked_elsewhere(repository)?);
-    let mut closed = Closed::new(&shared.fills);
+    let mut blocked = BlockedFills::new(&shared.fills);
     let (mut left, mut seen) = (roots, HashSet::new());
     let (mut manifests, mut blobs) = (HashSet::new(), Vec::new());
     while let Some(digest) = left.pop() {
@@ -72,20 +80,20 @@ fn remove(shared: &Shared, repository: &Repository, target: &Target) -> Result<R
             removed.kept += 1;
             continue;
         }
-        // Closed first: a fill that begins in between would write what is being removed.
-        let free = closed.close(&digest);
+        // Blocked first: a fill that begins in between would write what is being removed.
+        let free = blocked.block(&digest);
         let needs = shared.eviction.needs_of(&digest);
         if let Some(Taken { manifest, size }) = free.then(|| shared.eviction.take(&digest)).flatten() {
             removed.bytes += size;
             left.extend(needs);
             if manifest {
-                closed.open(&digest);
+                blocked.unblock(&digest);
                 manifests.insert(digest);
             } else {
                 blobs.push(digest);
             }
         } else {
-            closed.open(&digest);
+            blocked.unblock(&digest);
             // What was never fetched is not kept either.
             removed.kept += u64::from(shared.eviction.last(&digest).is_some());
         }
@@ -100,7 +108,7 @@ fn remove(shared: &Shared, repository: &Repository, target: &Target) -> Result<R
     }
     for digest in &blobs {
         shared.store.remove_blob(digest)?;
-        closed.open(digest);
+        blocked.unblock(digest);
     }
     shared.store.unlink(repository, manifests.iter().chain(&blobs))?;
     removed.manifests = manifests.len() as u64;
@@ -112,13 +120,13 @@ fn remove(shared: &Shared, repository: &Repository, target: &Target) -> Result<R
 fn forget(
     shared: &Shared,
     repository: &Repository,
-    target: &Target,
+    target: &RemovalTarget,
 ) -> Result<(Vec<Digest>, u64), StoreError> {
     let store = &shared.store;
     let (mut roots, mut count) = (Vec::new(), 0);
     let tags: Vec<Tag> = match target {
-        Target::Tag(tag) => vec![tag.clone()],
-        Target::Manifest(digest) => {
+        RemovalTarget::Tag(tag) => vec![tag.clone()],
+        RemovalTarget::Manifest(digest) => {
             roots.push(*digest);
             let tagged = store.tagged(Some(repository))?.into_iter();
             tagged.filter(|(_, _, fact)| fact.digest == *digest).map(|(_, tag, _)| tag).collect()

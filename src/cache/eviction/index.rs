@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
 
-use super::stamp::{Reading, Stamp};
+use super::usage::{ContentPin, Usage};
 
 /// What is freed when half of the longest grace is granted, in bytes: about what a round trip to a registry is worth.
 const ROUND_TRIP: u64 = 1 << 20;
@@ -29,19 +29,19 @@ const PULL: u64 = 60 * 60 * 1000;
 
 /// What an entry stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(super) enum ContentKind {
     Manifest,
     Blob,
 }
 
 #[derive(Debug)]
-struct Held {
-    kind: Kind,
+struct IndexEntry {
+    kind: ContentKind,
     /// Bytes that it takes.
     size: u64,
-    stamp: Arc<Stamp>,
+    usage: Arc<Usage>,
     /// What it needs: a manifest's config and layers, an index's children.
-    needs: Box<[Place]>,
+    needs: Box<[SlotId]>,
     /// Where it stands in the frontier, if it does: perhaps earlier than it should.
     queued: Option<u64>,
     /// The priority of the victim that needed it last: it follows that at once, unless it is asked for by itself.
@@ -52,28 +52,28 @@ struct Held {
 #[derive(Debug)]
 struct Slot {
     digest: Digest,
-    held: Option<Held>,
+    held: Option<IndexEntry>,
     /// How many held entries need it.
     needed: u32,
     /// The places of these, combined by exclusive or: if it is one, its place.
-    needers: Place,
+    needers: SlotId,
 }
 
 /// Where a slot is; shorter than its digest by far.
-type Place = u32;
+type SlotId = u32;
 
 /// Something that is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Victim {
     pub(super) digest: Digest,
-    pub(super) kind: Kind,
+    pub(super) kind: ContentKind,
     /// Bytes that it takes.
     pub(super) size: u64,
 }
 
-/// What the ledger tells of all it holds.
+/// What the index tells of all it holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::cache) struct Figures {
+pub(in crate::cache) struct IndexStats {
     /// When the entry was asked for that was not asked for longest, in milliseconds since 1970.
     pub(in crate::cache) oldest: Option<u64>,
     /// Bytes of blobs that no manifest held needs.
@@ -82,7 +82,7 @@ pub(in crate::cache) struct Figures {
 
 /// So much of what is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tally {
+pub struct Totals {
     /// Manifests and indexes.
     pub manifests: u64,
     /// Blobs.
@@ -93,61 +93,61 @@ pub struct Tally {
 
 /// What tags lead to, and what they do not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reached {
+pub struct Reachability {
     /// What a tag, or a list of referrers, leads to.
-    pub reachable: Tally,
+    pub reachable: Totals,
     /// What was asked for by digest, or what a tag stood for before it moved.
-    pub unreachable: Tally,
+    pub unreachable: Totals,
 }
 
 /// Everything that is held.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
-    places: HashMap<Digest, Place>,
+pub(super) struct EvictionIndex {
+    places: HashMap<Digest, SlotId>,
     slots: Vec<Option<Slot>>,
-    vacant: Vec<Place>,
+    vacant: Vec<SlotId>,
     /// What nobody needs, by what goes first. A touched entry stands too early and is put right when it comes up.
-    frontier: BTreeSet<(u64, Place)>,
+    frontier: BTreeSet<(u64, SlotId)>,
     /// How much longer the smallest things stay than the largest, in milliseconds.
     grace: u64,
 }
 
-impl Ledger {
-    /// The stamp of an entry.
-    pub(super) fn stamp(&self, digest: &Digest) -> Option<Arc<Stamp>> {
+impl EvictionIndex {
+    /// The usage of an entry.
+    pub(super) fn usage(&self, digest: &Digest) -> Option<Arc<Usage>> {
         let held = self.held(*self.places.get(digest)?)?;
-        Some(Arc::clone(&held.stamp))
+        Some(Arc::clone(&held.usage))
     }
 
     /// Keeps an entry while what is returned lives; `None` if there is no such entry.
-    pub(super) fn read(&self, digest: &Digest, now: u64) -> Option<Reading> {
-        let reading = self.hold(digest)?;
-        reading.touch(now);
-        Some(reading)
+    pub(super) fn read(&self, digest: &Digest, now: u64) -> Option<ContentPin> {
+        let pin = self.hold(digest)?;
+        pin.touch(now);
+        Some(pin)
     }
 
-    /// The same for who is no client, and whose reading says nothing about what clients want.
-    pub(super) fn hold(&self, digest: &Digest) -> Option<Reading> {
-        Some(Reading::begin(self.stamp(digest)?))
+    /// The same for who is no client, and whose pin says nothing about what clients want.
+    pub(super) fn hold(&self, digest: &Digest) -> Option<ContentPin> {
+        Some(ContentPin::begin(self.usage(digest)?))
     }
 
     /// Notes that something is held, with what it needs and when it was last asked for. Of what is noted already only
     /// the size and the time can change.
     pub(super) fn admit(
         &mut self,
-        kind: Kind,
+        kind: ContentKind,
         digest: &Digest,
         size: u64,
         last: u64,
         needs: impl IntoIterator<Item = Digest>,
-    ) -> Arc<Stamp> {
+    ) -> Arc<Usage> {
         let place = self.place(digest);
         if let Some(held) = self.held_mut(place) {
             held.size = size;
-            held.stamp.advance(last);
-            return Arc::clone(&held.stamp);
+            held.usage.advance(last);
+            return Arc::clone(&held.usage);
         }
-        let mut needs: Vec<Place> = needs.into_iter().map(|digest| self.place(&digest)).collect();
+        let mut needs: Vec<SlotId> = needs.into_iter().map(|digest| self.place(&digest)).collect();
         needs.sort_unstable();
         needs.dedup();
         for need in &needs {
@@ -160,15 +160,21 @@ impl Ledger {
                 }
             }
         }
-        let stamp = Arc::new(Stamp::of(last));
-        let held =
-            Held { kind, size, stamp: Arc::clone(&stamp), needs: needs.into(), queued: None, follows: None };
+        let usage = Arc::new(Usage::of(last));
+        let held = IndexEntry {
+            kind,
+            size,
+            usage: Arc::clone(&usage),
+            needs: needs.into(),
+            queued: None,
+            follows: None,
+        };
         if let Some(slot) = self.slot_mut(place) {
             slot.held = Some(held);
         }
         self.queue(place);
         self.weigh_needers(place);
-        stamp
+        usage
     }
 
     /// Notes that something is held no longer.
@@ -192,7 +198,7 @@ impl Ledger {
             let Some((priority, place)) = self.frontier.pop_first() else { break };
             let Some(held) = self.held_mut(place) else { continue };
             held.queued = None;
-            if held.stamp.is_read() {
+            if held.usage.is_read() {
                 kept.push(place);
                 continue;
             }
@@ -218,14 +224,14 @@ impl Ledger {
     /// What something held needs.
     pub(super) fn needs_of(&self, digest: &Digest) -> Vec<Digest> {
         let held = self.places.get(digest).and_then(|place| self.held(*place));
-        let slot = |place: &Place| self.slots.get(*place as usize)?.as_ref();
+        let slot = |place: &SlotId| self.slots.get(*place as usize)?.as_ref();
         held.into_iter().flat_map(|held| &held.needs).filter_map(slot).map(|slot| slot.digest).collect()
     }
 
     /// Takes out an entry that nobody needs or reads, out of its turn.
     pub(super) fn take_free(&mut self, digest: &Digest) -> Option<Victim> {
         let place = *self.places.get(digest)?;
-        if self.needed(place) > 0 || self.held(place)?.stamp.is_read() {
+        if self.needed(place) > 0 || self.held(place)?.usage.is_read() {
             return None;
         }
         let victim = self.victim(place);
@@ -239,10 +245,10 @@ impl Ledger {
     }
 
     /// What can be reached from `roots`, and what cannot.
-    pub(super) fn reached(&self, roots: &HashSet<Digest>) -> Reached {
+    pub(super) fn reached(&self, roots: &HashSet<Digest>) -> Reachability {
         let mut seen = vec![false; self.slots.len()];
-        let mut left: Vec<Place> = roots.iter().filter_map(|root| self.places.get(root)).copied().collect();
-        let mut reached = Reached::default();
+        let mut left: Vec<SlotId> = roots.iter().filter_map(|root| self.places.get(root)).copied().collect();
+        let mut reached = Reachability::default();
         while let Some(place) = left.pop() {
             if seen.get_mut(place as usize).is_none_or(|seen| std::mem::replace(seen, true)) {
                 continue;
@@ -253,12 +259,12 @@ impl Ledger {
         }
         for (slot, seen) in self.slots.iter().zip(seen) {
             if let Some(held) = slot.as_ref().and_then(|slot| slot.held.as_ref()) {
-                let tally = if seen { &mut reached.reachable } else { &mut reached.unreachable };
+                let totals = if seen { &mut reached.reachable } else { &mut reached.unreachable };
                 match held.kind {
-                    Kind::Manifest => tally.manifests += 1,
-                    Kind::Blob => tally.blobs += 1,
+                    ContentKind::Manifest => totals.manifests += 1,
+                    ContentKind::Blob => totals.blobs += 1,
                 }
-                tally.bytes += held.size;
+                totals.bytes += held.size;
             }
         }
         reached
@@ -270,23 +276,23 @@ impl Ledger {
     }
 
     /// What it all comes to. Looks at every entry.
-    pub(super) fn figures(&self) -> Figures {
-        let loose = self.entries().filter(|(slot, held)| slot.needed == 0 && held.kind == Kind::Blob);
-        Figures { oldest: self.oldest(), loose: loose.map(|(_, held)| held.size).sum() }
+    pub(super) fn stats(&self) -> IndexStats {
+        let loose = self.entries().filter(|(slot, held)| slot.needed == 0 && held.kind == ContentKind::Blob);
+        IndexStats { oldest: self.oldest(), loose: loose.map(|(_, held)| held.size).sum() }
     }
 
     fn oldest(&self) -> Option<u64> {
-        self.entries().map(|(_, held)| held.stamp.last()).min()
+        self.entries().map(|(_, held)| held.usage.last()).min()
     }
 
     /// Every slot whose content is held.
-    fn entries(&self) -> impl Iterator<Item = (&Slot, &Held)> {
+    fn entries(&self) -> impl Iterator<Item = (&Slot, &IndexEntry)> {
         self.slots.iter().flatten().filter_map(|slot| Some((slot, slot.held.as_ref()?)))
     }
 
     /// The times of entries that were asked for since this was last called.
     pub(super) fn touched(&self) -> Vec<(Digest, u64)> {
-        self.entries().filter_map(|(slot, held)| Some((slot.digest, held.stamp.news()?))).collect()
+        self.entries().filter_map(|(slot, held)| Some((slot.digest, held.usage.news()?))).collect()
     }
 
     /// Goes by how long the store remembers now, if that has changed.
@@ -305,30 +311,30 @@ impl Ledger {
         }
     }
 
-    fn slot_mut(&mut self, place: Place) -> Option<&mut Slot> {
+    fn slot_mut(&mut self, place: SlotId) -> Option<&mut Slot> {
         self.slots.get_mut(place as usize)?.as_mut()
     }
 
-    fn held(&self, place: Place) -> Option<&Held> {
+    fn held(&self, place: SlotId) -> Option<&IndexEntry> {
         self.slots.get(place as usize)?.as_ref()?.held.as_ref()
     }
 
-    fn held_mut(&mut self, place: Place) -> Option<&mut Held> {
+    fn held_mut(&mut self, place: SlotId) -> Option<&mut IndexEntry> {
         self.slot_mut(place)?.held.as_mut()
     }
 
-    fn needed(&self, place: Place) -> u32 {
+    fn needed(&self, place: SlotId) -> u32 {
         self.slots.get(place as usize).and_then(Option::as_ref).map_or(0, |slot| slot.needed)
     }
 
-    fn victim(&self, place: Place) -> Option<Victim> {
+    fn victim(&self, place: SlotId) -> Option<Victim> {
         let slot = self.slots.get(place as usize)?.as_ref()?;
         let held = slot.held.as_ref()?;
         Some(Victim { digest: slot.digest, kind: held.kind, size: held.size })
     }
 
     /// The place of a digest, which is given one if it has none.
-    fn place(&mut self, digest: &Digest) -> Place {
+    fn place(&mut self, digest: &Digest) -> SlotId {
         if let Some(place) = self.places.get(digest) {
             return *place;
         }
@@ -339,23 +345,23 @@ impl Ledger {
         } else {
             self.slots.push(slot);
             // Four thousand million digests would not fit into any memory.
-            Place::try_from(self.slots.len() - 1).unwrap_or(Place::MAX)
+            SlotId::try_from(self.slots.len() - 1).unwrap_or(SlotId::MAX)
         };
         self.places.insert(*digest, place);
         place
     }
 
     /// Removes what is held at a place, and the place if nothing needs it. What it alone needed follows at `priority`.
-    fn take(&mut self, place: Place, priority: Option<u64>) {
+    fn take(&mut self, place: SlotId, priority: Option<u64>) {
         self.unqueue(place);
         let Some(held) = self.slot_mut(place).and_then(|slot| slot.held.take()) else { return };
-        let last = held.stamp.last();
+        let last = held.usage.last();
         for need in held.needs {
             if let Some(slot) = self.slot_mut(need) {
                 slot.needed -= 1;
                 slot.needers ^= place;
                 if let Some(part) = &mut slot.held {
-                    part.follows = priority.filter(|_| part.stamp.last() <= last.saturating_add(PULL));
+                    part.follows = priority.filter(|_| part.usage.last() <= last.saturating_add(PULL));
                 }
             }
             self.queue(need);
@@ -365,7 +371,7 @@ impl Ledger {
         self.vacate(place);
     }
 
-    fn vacate(&mut self, place: Place) {
+    fn vacate(&mut self, place: SlotId) {
         if let Some(entry) = self.slots.get_mut(place as usize)
             && let Some(slot) = entry.take_if(|slot| slot.held.is_none() && slot.needed == 0)
         {
@@ -374,7 +380,7 @@ impl Ledger {
         }
     }
 
-    fn queue(&mut self, place: Place) {
+    fn queue(&mut self, place: SlotId) {
         if self.needed(place) > 0 {
             return;
         }
@@ -388,7 +394,7 @@ impl Ledger {
     }
 
     /// More becomes free now with what alone needs this, so that it may have to go sooner.
-    fn weigh_needers(&mut self, mut place: Place) {
+    fn weigh_needers(&mut self, mut place: SlotId) {
         for _ in 0..DEPTH_MAX {
             let slot = self.slots.get(place as usize).and_then(Option::as_ref);
             let Some(needer) = slot.filter(|slot| slot.needed == 1).map(|slot| slot.needers) else { return };
@@ -398,21 +404,21 @@ impl Ledger {
         }
     }
 
-    fn unqueue(&mut self, place: Place) {
+    fn unqueue(&mut self, place: SlotId) {
         if let Some(priority) = self.held_mut(place).and_then(|held| held.queued.take()) {
             self.frontier.remove(&(priority, place));
         }
     }
 
     /// The lower, the sooner it goes.
-    fn priority(&self, place: Place) -> u64 {
+    fn priority(&self, place: SlotId) -> u64 {
         let Some(held) = self.held(place) else { return 0 };
-        let own = held.stamp.last().saturating_add(share(self.grace, self.frees(place, 0)));
+        let own = held.usage.last().saturating_add(share(self.grace, self.frees(place, 0)));
         held.follows.map_or(own, |before| before.min(own))
     }
 
     /// Bytes that become free with an entry: its own and those of what nobody else needs.
-    fn frees(&self, place: Place, depth: u32) -> u64 {
+    fn frees(&self, place: SlotId, depth: u32) -> u64 {
         let Some(held) = self.held(place) else { return 0 };
         let alone = held.needs.iter().filter(|need| depth < DEPTH_MAX && self.needed(**need) == 1);
         held.size.saturating_add(alone.map(|need| self.frees(*need, depth + 1)).sum())
@@ -438,176 +444,176 @@ mod tests {
         Digest::of(Algorithm::Sha256, text.as_bytes())
     }
 
-    fn blob(ledger: &mut Ledger, text: &str, size: u64, last: u64) -> Arc<Stamp> {
-        ledger.admit(Kind::Blob, &name(text), size, last, [])
+    fn blob(index: &mut EvictionIndex, text: &str, size: u64, last: u64) -> Arc<Usage> {
+        index.admit(ContentKind::Blob, &name(text), size, last, [])
     }
 
-    fn manifest(ledger: &mut Ledger, text: &str, last: u64, needs: &[&str]) {
-        ledger.admit(Kind::Manifest, &name(text), 1000, last, needs.iter().map(|text| name(text)));
+    fn manifest(index: &mut EvictionIndex, text: &str, last: u64, needs: &[&str]) {
+        index.admit(ContentKind::Manifest, &name(text), 1000, last, needs.iter().map(|text| name(text)));
     }
 
     /// Everything in the order in which it would go.
-    fn order(ledger: &mut Ledger, names: &[&'static str]) -> Vec<&'static str> {
+    fn order(index: &mut EvictionIndex, names: &[&'static str]) -> Vec<&'static str> {
         let known: HashMap<_, _> = names.iter().map(|text| (name(text), *text)).collect();
-        let gone = ledger.victims(u64::MAX, 100 * HOUR, |_| false);
+        let gone = index.victims(u64::MAX, 100 * HOUR, |_| false);
         gone.iter().map(|victim| known[&victim.digest]).collect()
     }
 
-    fn is_empty(ledger: &Ledger) -> bool {
-        ledger.places.is_empty() && ledger.frontier.is_empty() && ledger.slots.iter().all(Option::is_none)
+    fn is_empty(index: &EvictionIndex) -> bool {
+        index.places.is_empty() && index.frontier.is_empty() && index.slots.iter().all(Option::is_none)
     }
 
     #[test]
     fn the_oldest_goes_first_and_of_equals_the_larger() {
-        let mut ledger = Ledger::default();
-        blob(&mut ledger, "new", GIB, 100 * HOUR);
-        blob(&mut ledger, "old", GIB, HOUR);
-        blob(&mut ledger, "small", 1 << 10, 100 * HOUR);
+        let mut index = EvictionIndex::default();
+        blob(&mut index, "new", GIB, 100 * HOUR);
+        blob(&mut index, "old", GIB, HOUR);
+        blob(&mut index, "small", 1 << 10, 100 * HOUR);
         // Half of the time since the oldest was asked for is not enough.
-        blob(&mut ledger, "tiny and older", 1 << 10, 90 * HOUR);
-        blob(&mut ledger, "tiny and old", 1 << 10, 40 * HOUR);
+        blob(&mut index, "tiny and older", 1 << 10, 90 * HOUR);
+        blob(&mut index, "tiny and old", 1 << 10, 40 * HOUR);
         let names = ["new", "old", "small", "tiny and older", "tiny and old"];
-        assert_eq!(order(&mut ledger, &names), ["old", "tiny and old", "new", "tiny and older", "small"]);
-        assert!(is_empty(&ledger));
+        assert_eq!(order(&mut index, &names), ["old", "tiny and old", "new", "tiny and older", "small"]);
+        assert!(is_empty(&index));
     }
 
     #[test]
     fn only_as_much_as_is_asked_for() {
-        let mut ledger = Ledger::default();
+        let mut index = EvictionIndex::default();
         for n in 1..=10 {
-            blob(&mut ledger, &n.to_string(), 100, n * HOUR);
+            blob(&mut index, &n.to_string(), 100, n * HOUR);
         }
-        let gone = ledger.victims(250, 100 * HOUR, |_| false);
+        let gone = index.victims(250, 100 * HOUR, |_| false);
         assert_eq!(gone.iter().map(|it| it.digest).collect::<Vec<_>>(), ["1", "2", "3"].map(name));
-        assert!(ledger.victims(0, 100 * HOUR, |_| false).is_empty());
-        assert_eq!(ledger.figures(), Figures { oldest: Some(4 * HOUR), loose: 700 });
+        assert!(index.victims(0, 100 * HOUR, |_| false).is_empty());
+        assert_eq!(index.stats(), IndexStats { oldest: Some(4 * HOUR), loose: 700 });
     }
 
     #[test]
     fn an_image_goes_from_its_top_and_shared_layers_go_last() {
-        let mut ledger = Ledger::default();
+        let mut index = EvictionIndex::default();
         // Blobs come in after the manifest that needs them.
-        manifest(&mut ledger, "old image", HOUR, &["base", "old layer"]);
-        blob(&mut ledger, "base", GIB, HOUR);
-        blob(&mut ledger, "old layer", GIB, HOUR);
-        manifest(&mut ledger, "image", 100 * HOUR, &["base", "layer", "layer"]);
-        blob(&mut ledger, "layer", GIB, 100 * HOUR);
-        blob(&mut ledger, "nobody's", GIB, 50 * HOUR);
-        assert_eq!(ledger.figures().loose, GIB);
+        manifest(&mut index, "old image", HOUR, &["base", "old layer"]);
+        blob(&mut index, "base", GIB, HOUR);
+        blob(&mut index, "old layer", GIB, HOUR);
+        manifest(&mut index, "image", 100 * HOUR, &["base", "layer", "layer"]);
+        blob(&mut index, "layer", GIB, 100 * HOUR);
+        blob(&mut index, "nobody's", GIB, 50 * HOUR);
+        assert_eq!(index.stats().loose, GIB);
         let names = ["old image", "base", "old layer", "image", "layer", "nobody's"];
-        let order = order(&mut ledger, &names);
+        let order = order(&mut index, &names);
         assert_eq!(order[..4], ["old image", "old layer", "nobody's", "image"]);
         assert_eq!(order.len(), 6);
-        assert!(is_empty(&ledger));
+        assert!(is_empty(&index));
     }
 
     #[test]
     fn an_index_counts_as_much_as_it_frees() {
-        let mut ledger = Ledger::default();
+        let mut index = EvictionIndex::default();
         // A tiny document over a large image does not outlive one that was asked for an hour later.
-        manifest(&mut ledger, "index", HOUR, &["child"]);
-        manifest(&mut ledger, "child", HOUR, &["layer"]);
-        blob(&mut ledger, "layer", GIB, HOUR);
-        blob(&mut ledger, "blob", GIB, 2 * HOUR);
+        manifest(&mut index, "index", HOUR, &["child"]);
+        manifest(&mut index, "child", HOUR, &["layer"]);
+        blob(&mut index, "layer", GIB, HOUR);
+        blob(&mut index, "blob", GIB, 2 * HOUR);
         assert_eq!(
-            order(&mut ledger, &["index", "child", "layer", "blob"]),
+            order(&mut index, &["index", "child", "layer", "blob"]),
             ["index", "child", "layer", "blob"]
         );
-        assert!(is_empty(&ledger));
+        assert!(is_empty(&index));
     }
 
     #[test]
     fn an_image_goes_whole_before_the_next() {
-        let mut ledger = Ledger::default();
+        let mut index = EvictionIndex::default();
         for (n, image, layer) in
             [(1, "image 1", "layer 1"), (2, "image 2", "layer 2"), (3, "image 3", "layer 3")]
         {
-            manifest(&mut ledger, image, n * HOUR, &[layer]);
-            blob(&mut ledger, layer, 1000, n * HOUR);
+            manifest(&mut index, image, n * HOUR, &[layer]);
+            blob(&mut index, layer, 1000, n * HOUR);
         }
         let names = ["image 1", "layer 1", "image 2", "layer 2", "image 3", "layer 3"];
-        assert_eq!(order(&mut ledger, &names), names);
+        assert_eq!(order(&mut index, &names), names);
         // A layer that was asked for by itself, long after its image, stays for that.
-        let mut ledger = Ledger::default();
-        manifest(&mut ledger, "image", HOUR, &["layer"]);
-        blob(&mut ledger, "layer", GIB, 10 * HOUR);
-        blob(&mut ledger, "blob", GIB, 5 * HOUR);
-        assert_eq!(order(&mut ledger, &["image", "layer", "blob"]), ["image", "blob", "layer"]);
+        let mut index = EvictionIndex::default();
+        manifest(&mut index, "image", HOUR, &["layer"]);
+        blob(&mut index, "layer", GIB, 10 * HOUR);
+        blob(&mut index, "blob", GIB, 5 * HOUR);
+        assert_eq!(order(&mut index, &["image", "layer", "blob"]), ["image", "blob", "layer"]);
     }
 
     #[test]
     fn what_was_touched_is_put_right_when_it_comes_up() {
-        let mut ledger = Ledger::default();
-        let stamp = blob(&mut ledger, "a", GIB, HOUR);
-        blob(&mut ledger, "b", GIB, 2 * HOUR);
-        assert!(ledger.touched().is_empty());
-        stamp.touch(3 * HOUR);
-        assert_eq!(ledger.touched(), [(name("a"), 3 * HOUR)]);
-        assert!(ledger.touched().is_empty());
-        assert_eq!(order(&mut ledger, &["a", "b"]), ["b", "a"]);
+        let mut index = EvictionIndex::default();
+        let usage = blob(&mut index, "a", GIB, HOUR);
+        blob(&mut index, "b", GIB, 2 * HOUR);
+        assert!(index.touched().is_empty());
+        usage.touch(3 * HOUR);
+        assert_eq!(index.touched(), [(name("a"), 3 * HOUR)]);
+        assert!(index.touched().is_empty());
+        assert_eq!(order(&mut index, &["a", "b"]), ["b", "a"]);
     }
 
     #[test]
     fn a_clock_that_was_set_back_counts() {
-        let mut ledger = Ledger::default();
-        let stamp = blob(&mut ledger, "a", GIB, 1000 * HOUR);
-        stamp.touch(HOUR);
-        blob(&mut ledger, "b", GIB, 2 * HOUR);
-        assert_eq!(ledger.figures().oldest, Some(HOUR));
+        let mut index = EvictionIndex::default();
+        let usage = blob(&mut index, "a", GIB, 1000 * HOUR);
+        usage.touch(HOUR);
+        blob(&mut index, "b", GIB, 2 * HOUR);
+        assert_eq!(index.stats().oldest, Some(HOUR));
     }
 
     #[test]
     fn what_is_read_or_busy_stays() {
-        let mut ledger = Ledger::default();
-        blob(&mut ledger, "a", GIB, HOUR);
-        blob(&mut ledger, "b", GIB, 2 * HOUR);
-        let reading = ledger.read(&name("a"), 3 * HOUR).expect("held").clone();
-        assert!(ledger.read(&name("c"), HOUR).is_none());
+        let mut index = EvictionIndex::default();
+        blob(&mut index, "a", GIB, HOUR);
+        blob(&mut index, "b", GIB, 2 * HOUR);
+        let pin = index.read(&name("a"), 3 * HOUR).expect("held").clone();
+        assert!(index.read(&name("c"), HOUR).is_none());
         let busy = name("b");
-        assert!(ledger.victims(u64::MAX, 100 * HOUR, |victim| victim.digest == busy).is_empty());
-        drop(reading);
-        assert_eq!(order(&mut ledger, &["a", "b"]), ["b", "a"]);
+        assert!(index.victims(u64::MAX, 100 * HOUR, |victim| victim.digest == busy).is_empty());
+        drop(pin);
+        assert_eq!(order(&mut index, &["a", "b"]), ["b", "a"]);
     }
 
     #[test]
     fn removed_and_admitted_anew() {
-        let mut ledger = Ledger::default();
-        manifest(&mut ledger, "image", HOUR, &["layer"]);
-        blob(&mut ledger, "layer", GIB, HOUR);
-        ledger.remove(&name("layer"));
-        ledger.remove(&name("layer"));
-        assert!(ledger.stamp(&name("layer")).is_none());
+        let mut index = EvictionIndex::default();
+        manifest(&mut index, "image", HOUR, &["layer"]);
+        blob(&mut index, "layer", GIB, HOUR);
+        index.remove(&name("layer"));
+        index.remove(&name("layer"));
+        assert!(index.usage(&name("layer")).is_none());
         // Still needed when it comes back.
-        blob(&mut ledger, "layer", GIB, HOUR);
-        assert_eq!(order(&mut ledger, &["image", "layer"]), ["image", "layer"]);
+        blob(&mut index, "layer", GIB, HOUR);
+        assert_eq!(order(&mut index, &["image", "layer"]), ["image", "layer"]);
     }
 
     #[test]
     fn what_is_reached_is_told_from_what_is_not() {
-        let mut ledger = Ledger::default();
-        manifest(&mut ledger, "index", HOUR, &["child", "not held"]);
-        manifest(&mut ledger, "child", HOUR, &["layer", "index"]);
-        blob(&mut ledger, "layer", 500, HOUR);
-        manifest(&mut ledger, "old", HOUR, &["layer", "old layer"]);
-        blob(&mut ledger, "old layer", 70, HOUR);
-        let tally = |manifests, blobs, bytes| Tally { manifests, blobs, bytes };
+        let mut index = EvictionIndex::default();
+        manifest(&mut index, "index", HOUR, &["child", "not held"]);
+        manifest(&mut index, "child", HOUR, &["layer", "index"]);
+        blob(&mut index, "layer", 500, HOUR);
+        manifest(&mut index, "old", HOUR, &["layer", "old layer"]);
+        blob(&mut index, "old layer", 70, HOUR);
+        let totals = |manifests, blobs, bytes| Totals { manifests, blobs, bytes };
         let roots = HashSet::from([name("index"), name("gone")]);
-        let found = ledger.reached(&roots);
-        assert_eq!(found, Reached { reachable: tally(2, 1, 2500), unreachable: tally(1, 1, 1070) });
-        assert!(ledger.is_needed(&name("not held")) && !ledger.is_needed(&name("old")));
+        let found = index.reached(&roots);
+        assert_eq!(found, Reachability { reachable: totals(2, 1, 2500), unreachable: totals(1, 1, 1070) });
+        assert!(index.is_needed(&name("not held")) && !index.is_needed(&name("old")));
     }
 
     #[test]
     fn a_circle_of_needs_ends() {
-        let mut ledger = Ledger::default();
-        manifest(&mut ledger, "a", HOUR, &["b"]);
-        manifest(&mut ledger, "b", HOUR, &["a"]);
-        manifest(&mut ledger, "itself", HOUR, &["itself"]);
-        assert!(ledger.victims(u64::MAX, 100 * HOUR, |_| false).is_empty());
-        assert!(ledger.frees(ledger.places[&name("a")], 0) > 0);
+        let mut index = EvictionIndex::default();
+        manifest(&mut index, "a", HOUR, &["b"]);
+        manifest(&mut index, "b", HOUR, &["a"]);
+        manifest(&mut index, "itself", HOUR, &["itself"]);
+        assert!(index.victims(u64::MAX, 100 * HOUR, |_| false).is_empty());
+        assert!(index.frees(index.places[&name("a")], 0) > 0);
         for text in ["a", "b", "itself"] {
-            ledger.remove(&name(text));
+            index.remove(&name(text));
         }
-        assert!(is_empty(&ledger));
+        assert!(is_empty(&index));
     }
 }

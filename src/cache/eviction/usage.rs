@@ -1,4 +1,4 @@
-//! When an entry of the ledger was last asked for, and who reads it: what requests touch, without a lock.
+//! When an entry of the index was last asked for, and who reads it: what requests touch, without a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ const TOUCH: u64 = 1000;
 
 /// The side of an entry that requests touch, without a lock.
 #[derive(Debug, Default)]
-pub(in crate::cache) struct Stamp {
+pub(in crate::cache) struct Usage {
     /// When it was last asked for, in milliseconds since 1970.
     last: AtomicU64,
     /// The same as it was last written down.
@@ -17,8 +17,8 @@ pub(in crate::cache) struct Stamp {
     readers: AtomicU32,
 }
 
-impl Stamp {
-    /// The stamp of what came in, or was asked for, at `last`.
+impl Usage {
+    /// The usage of what came in, or was asked for, at `last`.
     pub(super) fn of(last: u64) -> Self {
         Self { last: last.into(), noted: last.into(), readers: 0.into() }
     }
@@ -53,13 +53,13 @@ impl Stamp {
 
 /// Somebody reads an entry, which stays until this is dropped.
 #[derive(Debug)]
-pub struct Reading(Arc<Stamp>);
+pub struct ContentPin(Arc<Usage>);
 
-impl Reading {
+impl ContentPin {
     /// One more reader, which by itself says nothing about what clients want.
-    pub(super) fn begin(stamp: Arc<Stamp>) -> Self {
-        stamp.readers.fetch_add(1, Ordering::AcqRel);
-        Self(stamp)
+    pub(super) fn begin(usage: Arc<Usage>) -> Self {
+        usage.readers.fetch_add(1, Ordering::AcqRel);
+        Self(usage)
     }
 
     /// A client is the reader.
@@ -68,13 +68,13 @@ impl Reading {
     }
 }
 
-impl Clone for Reading {
+impl Clone for ContentPin {
     fn clone(&self) -> Self {
         Self::begin(Arc::clone(&self.0))
     }
 }
 
-impl Drop for Reading {
+impl Drop for ContentPin {
     fn drop(&mut self) {
         self.0.readers.fetch_sub(1, Ordering::AcqRel);
     }
@@ -86,28 +86,28 @@ mod tests {
 
     #[test]
     fn a_touch_is_news_once() {
-        let stamp = Stamp::of(5000);
-        assert_eq!(stamp.news(), None);
-        stamp.touch(5000 + TOUCH - 1);
-        assert_eq!(stamp.news(), None, "within a second");
-        stamp.touch(9000);
-        assert_eq!((stamp.news(), stamp.news()), (Some(9000), None));
+        let usage = Usage::of(5000);
+        assert_eq!(usage.news(), None);
+        usage.touch(5000 + TOUCH - 1);
+        assert_eq!(usage.news(), None, "within a second");
+        usage.touch(9000);
+        assert_eq!((usage.news(), usage.news()), (Some(9000), None));
         // A clock that was set back counts; what a listing says does only if it is later.
-        stamp.touch(1000);
-        stamp.advance(500);
-        assert_eq!(stamp.last(), 1000);
-        stamp.advance(2000);
-        assert_eq!(stamp.last(), 2000);
+        usage.touch(1000);
+        usage.advance(500);
+        assert_eq!(usage.last(), 1000);
+        usage.advance(2000);
+        assert_eq!(usage.last(), 2000);
     }
 
     #[test]
     fn every_copy_of_a_reading_counts() {
-        let stamp = Arc::new(Stamp::of(0));
-        let first = Reading::begin(Arc::clone(&stamp));
+        let usage = Arc::new(Usage::of(0));
+        let first = ContentPin::begin(Arc::clone(&usage));
         let second = first.clone();
         drop(first);
-        assert!(stamp.is_read());
+        assert!(usage.is_read());
         drop(second);
-        assert!(!stamp.is_read());
+        assert!(!usage.is_read());
     }
 }

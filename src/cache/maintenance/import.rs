@@ -15,18 +15,18 @@ use crate::oci::manifest::ManifestError;
 use crate::oci::{Digest, Hasher, Manifest, Repository, Tag};
 use crate::store::{Draft, DraftWriter, StoreError, StoredManifest, TagFact};
 
-use super::blob::fills::{FillPhase, fill_ended};
-use super::eviction::{Closed, Reading, needs};
-use super::manifest::by_digest;
-use super::memory::CheckedPointer;
-use super::{Cache, CacheError, Pointer, Shared, TagKey};
+use crate::cache::blob::fills::{FillPhase, fill_ended};
+use crate::cache::eviction::{BlockedFills, ContentPin, needs};
+use crate::cache::manifest::by_digest;
+use crate::cache::memory::CheckedPointer;
+use crate::cache::{Cache, CacheError, Pointer, Shared, TagKey};
 
 /// How much of a blob is in memory at a time.
 const STEP: usize = 256 << 10;
 
 /// Why something does not come in.
 #[derive(Debug, thiserror::Error)]
-pub enum IntakeError {
+pub enum ImportError {
     /// The source gave up.
     #[error(transparent)]
     Source(#[from] io::Error),
@@ -54,12 +54,12 @@ pub enum IntakeError {
 
 impl Cache {
     /// Begins to take content in. Its methods block; to be called on a runtime's thread for what blocks.
-    pub fn intake(&self) -> Result<Intake, IntakeError> {
-        if self.0.trouble.is_on() {
-            self.0.try_store();
-            return Err(IntakeError::NotKept);
+    pub fn importer(&self) -> Result<Importer, ImportError> {
+        if self.0.store_health.is_degraded() {
+            self.0.retry_store();
+            return Err(ImportError::NotKept);
         }
-        Ok(Intake {
+        Ok(Importer {
             cache: self.clone(),
             runtime: Handle::current(),
             came: HashMap::new(),
@@ -73,23 +73,23 @@ impl Cache {
 
 /// Content on its way in. What it has taken in stays at least as long as this does.
 #[derive(Debug)]
-pub struct Intake {
+pub struct Importer {
     cache: Cache,
     runtime: Handle,
     /// Blobs that were not held before.
-    came: HashMap<Digest, Reading>,
+    came: HashMap<Digest, ContentPin>,
     /// Blobs that were held before, and stay because of this.
-    kept: HashMap<Digest, Reading>,
+    kept: HashMap<Digest, ContentPin>,
     /// What keeps the manifests that came in.
-    manifests: Vec<Reading>,
+    manifests: Vec<ContentPin>,
     /// What the manifests that came in need.
     needed: HashSet<Digest>,
     bytes: u64,
 }
 
-impl Intake {
+impl Importer {
     /// Takes in a blob of `size` bytes, which `content` gives. What is held already is compared and not written again.
-    pub fn blob(&mut self, digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), IntakeError> {
+    pub fn blob(&mut self, digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), ImportError> {
         let shared = Arc::clone(&self.cache.0);
         loop {
             if self.finds(digest)? {
@@ -100,20 +100,25 @@ impl Intake {
             match shared.fills.start_import(digest) {
                 Ok(phase) => {
                     shared.metrics.fills_running.inc();
-                    let coming =
-                        Coming { shared: &shared, digest, phase, draft: None, ending: FillPhase::Starting };
+                    let coming = BlobImport {
+                        shared: &shared,
+                        digest,
+                        phase,
+                        draft: None,
+                        ending: FillPhase::Starting,
+                    };
                     // It may have come in between. While this place is taken nobody removes it either.
                     if let Some(entry) = shared.store.blob(digest)? {
-                        shared.eviction.blob_came(digest, entry.size(), shared.clock.now_millis());
+                        shared.eviction.blob_added(digest, entry.size(), shared.clock.now_millis());
                         continue;
                     }
                     self.bytes = self.bytes.saturating_add(size);
                     let most = shared.eviction.limits().max_size;
                     if self.bytes > most {
-                        return Err(IntakeError::TooMuch(most));
+                        return Err(ImportError::TooMuch(most));
                     }
-                    let reading = coming.bring(&self.runtime, size, content)?;
-                    self.came.insert(*digest, reading);
+                    let pin = coming.bring(&self.runtime, size, content)?;
+                    self.came.insert(*digest, pin);
                     return Ok(());
                 }
                 Err(phase) => self.runtime.block_on(fill_ended(phase)),
@@ -122,7 +127,7 @@ impl Intake {
     }
 
     /// Whether a blob is held, which then stays. One that shows to be damaged is not.
-    fn finds(&mut self, digest: &Digest) -> Result<bool, IntakeError> {
+    fn finds(&mut self, digest: &Digest) -> Result<bool, ImportError> {
         if self.came.contains_key(digest) || self.kept.contains_key(digest) {
             return Ok(true);
         }
@@ -135,14 +140,14 @@ impl Intake {
             }
             opened => drop(opened?),
         }
-        let reading = shared.eviction.read(&entry, shared.clock.now_millis());
-        let found = reading.is_some();
-        self.kept.extend(reading.map(|reading| (*digest, reading)));
+        let pin = shared.eviction.read(&entry, shared.clock.now_millis());
+        let found = pin.is_some();
+        self.kept.extend(pin.map(|pin| (*digest, pin)));
         Ok(found)
     }
 
     /// The length of a blob that is held, or came in.
-    pub fn blob_size(&mut self, digest: &Digest) -> Result<Option<u64>, IntakeError> {
+    pub fn blob_size(&mut self, digest: &Digest) -> Result<Option<u64>, ImportError> {
         if !self.finds(digest)? {
             return Ok(None);
         }
@@ -155,7 +160,7 @@ impl Intake {
     }
 
     /// A manifest that is held, for whichever repository.
-    pub fn document(&self, digest: &Digest) -> Result<Option<StoredManifest>, IntakeError> {
+    pub fn document(&self, digest: &Digest) -> Result<Option<StoredManifest>, ImportError> {
         match self.cache.0.store.manifest(digest) {
             Err(StoreError::Damaged(_)) => Ok(None),
             found => Ok(found?),
@@ -170,12 +175,12 @@ impl Intake {
         digest: &Digest,
         read: &Manifest,
         body: Bytes,
-    ) -> Result<(), IntakeError> {
+    ) -> Result<(), ImportError> {
         let shared = &self.cache.0;
         verify(digest, &body)?;
         if let Err(StoreError::Damaged(_)) = shared.store.manifest(digest) {
             shared.store.remove_manifest(digest)?;
-            shared.eviction.left(digest);
+            shared.eviction.removed(digest);
         }
         by_digest::put(shared, repository, *digest, read, body)?;
         self.manifests.extend(shared.eviction.hold(digest));
@@ -185,7 +190,7 @@ impl Intake {
 
     /// Points a tag at a manifest that came in, as if its upstream had just said so, and forgets what the tag stood for
     /// to clients that accept only some types.
-    pub fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), IntakeError> {
+    pub fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), ImportError> {
         let shared = &self.cache.0;
         let now = shared.clock.now_millis();
         let before = shared.store.tag(repository, tag, None)?;
@@ -206,31 +211,31 @@ impl Intake {
     }
 }
 
-impl Drop for Intake {
+impl Drop for Importer {
     /// What no manifest needs goes again, however this ended.
     fn drop(&mut self) {
         let shared = &self.cache.0;
         let loose: Vec<Digest> =
             self.came.drain().map(|(digest, _)| digest).filter(|it| !self.needed.contains(it)).collect();
-        let mut closed = Closed::new(&shared.fills);
+        let mut blocked = BlockedFills::new(&shared.fills);
         let gone: HashSet<Digest> = loose
             .into_iter()
-            .filter(|digest| closed.close(digest) && shared.eviction.take(digest).is_some())
+            .filter(|digest| blocked.block(digest) && shared.eviction.take(digest).is_some())
             .collect();
         if !gone.is_empty() {
             shared.memory.remove_content(|digest| gone.contains(digest));
         }
         for digest in &gone {
             if let Err(error) = shared.store.remove_blob(digest) {
-                shared.store_failed("a blob that came in for nothing could not be removed", &error);
-                shared.eviction.take_stock_again();
+                shared.report_store_error("a blob that came in for nothing could not be removed", &error);
+                shared.eviction.invalidate_index();
             }
         }
     }
 }
 
 /// A blob on its way in.
-struct Coming<'a> {
+struct BlobImport<'a> {
     shared: &'a Arc<Shared>,
     digest: &'a Digest,
     phase: watch::Sender<FillPhase>,
@@ -238,7 +243,7 @@ struct Coming<'a> {
     ending: FillPhase,
 }
 
-impl Drop for Coming<'_> {
+impl Drop for BlobImport<'_> {
     /// Off the board first, so that who asks again begins anew, and only then are readers told.
     fn drop(&mut self) {
         self.shared.fills.remove(self.digest, &self.phase);
@@ -253,8 +258,13 @@ impl Drop for Coming<'_> {
     }
 }
 
-impl Coming<'_> {
-    fn bring(mut self, runtime: &Handle, size: u64, content: &mut impl Read) -> Result<Reading, IntakeError> {
+impl BlobImport<'_> {
+    fn bring(
+        mut self,
+        runtime: &Handle,
+        size: u64,
+        content: &mut impl Read,
+    ) -> Result<ContentPin, ImportError> {
         let Shared { store, eviction, clock, .. } = &**self.shared;
         // What an interrupted fill left may be wrong, and here comes all of it.
         store.remove_draft(self.digest)?;
@@ -269,24 +279,24 @@ impl Coming<'_> {
             return Err(error);
         }
         let Some(verified) = writer.verify(Some(size))? else {
-            return Err(IntakeError::Mismatch((*self.digest).into()));
+            return Err(ImportError::Mismatch((*self.digest).into()));
         };
         let turn = runtime.block_on(self.shared.turn_of(&verified));
         let now = clock.now_millis();
         if !verified.settle(None, now)? {
-            return Err(IntakeError::NotKept);
+            return Err(ImportError::NotKept);
         }
         drop(turn);
-        let entry = store.blob(self.digest)?.ok_or(IntakeError::NotKept)?;
-        eviction.blob_came(self.digest, entry.size(), now);
-        let reading = eviction.hold(self.digest).ok_or(IntakeError::NotKept)?;
+        let entry = store.blob(self.digest)?.ok_or(ImportError::NotKept)?;
+        eviction.blob_added(self.digest, entry.size(), now);
+        let pin = eviction.hold(self.digest).ok_or(ImportError::NotKept)?;
         self.ending = FillPhase::Stored(entry);
-        Ok(reading)
+        Ok(pin)
     }
 }
 
 /// Moves all of `content` into a draft.
-fn fill(writer: &mut DraftWriter, size: u64, content: &mut impl Read) -> Result<(), IntakeError> {
+fn fill(writer: &mut DraftWriter, size: u64, content: &mut impl Read) -> Result<(), ImportError> {
     let draft = Arc::clone(writer.draft());
     let mut left = size;
     while left > 0 {
@@ -297,14 +307,14 @@ fn fill(writer: &mut DraftWriter, size: u64, content: &mut impl Read) -> Result<
         draft.receive(bytes.clone());
         writer.append(bytes)?;
         if !draft.is_kept() {
-            return Err(IntakeError::NotKept);
+            return Err(ImportError::NotKept);
         }
     }
     Ok(())
 }
 
 /// Reads what is held already, and holds it against its digest all the same: an archive that lies is refused.
-fn compare(digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), IntakeError> {
+fn compare(digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), ImportError> {
     let mut hasher = Hasher::new(digest.algorithm());
     let (mut left, mut step) = (size, vec![0; STEP]);
     while left > 0 {
@@ -313,14 +323,14 @@ fn compare(digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), In
         left -= piece.len() as u64;
         hasher.update(piece);
     }
-    if hasher.finish() == *digest { Ok(()) } else { Err(IntakeError::Mismatch((*digest).into())) }
+    if hasher.finish() == *digest { Ok(()) } else { Err(ImportError::Mismatch((*digest).into())) }
 }
 
 /// Holds a document against its digest.
-fn verify(digest: &Digest, body: &[u8]) -> Result<(), IntakeError> {
+fn verify(digest: &Digest, body: &[u8]) -> Result<(), ImportError> {
     if Digest::of(digest.algorithm(), body) == *digest {
         Ok(())
     } else {
-        Err(IntakeError::Mismatch((*digest).into()))
+        Err(ImportError::Mismatch((*digest).into()))
     }
 }

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Digest, Hasher};
 use crate::store::{Collected, Drafted, OpenBlob, StoreError};
 
-use super::eviction::{Closed, Reached};
-use super::manifest::by_digest::by_digest;
-use super::{Cache, CacheError, Shared, blocking};
+use crate::cache::eviction::{BlockedFills, Reachability, clear_leftovers};
+use crate::cache::manifest::by_digest::by_digest;
+use crate::cache::{Cache, CacheError, Shared, blocking};
 
 /// How much of a blob is read at a time.
 const STEP: u64 = 1 << 20;
@@ -22,18 +22,18 @@ const ABANDONED: Duration = Duration::from_hours(24);
 
 /// What holding content against its digest showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum Integrity {
     /// It is what its digest says.
     Intact,
     /// It was not, and has left the store.
-    Damaged,
+    Corrupt,
     /// It left meanwhile.
     Gone,
 }
 
 /// Something that is to be verified again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Due {
+pub struct ScrubItem {
     /// What.
     pub digest: Digest,
     /// Its length in bytes.
@@ -46,7 +46,7 @@ pub struct Due {
 
 /// Something that was damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Damaged {
+pub struct DamagedContent {
     /// What.
     pub digest: Digest,
     /// Whether it was a manifest, not a blob.
@@ -54,11 +54,11 @@ pub struct Damaged {
 }
 
 /// Tells after a number of bytes read how long to wait.
-pub type Rest<'a> = &'a mut (dyn FnMut(u64) -> Duration + Send);
+pub type Throttle<'a> = &'a mut (dyn FnMut(u64) -> Duration + Send);
 
 impl Cache {
     /// What was last verified before `before` (milliseconds since 1970), what was so longest ago first.
-    pub async fn due(&self, before: u64) -> Result<Vec<Due>, CacheError> {
+    pub async fn due(&self, before: u64) -> Result<Vec<ScrubItem>, CacheError> {
         let store = self.0.store.clone();
         blocking(move || {
             let mut due = Vec::new();
@@ -66,7 +66,12 @@ impl Cache {
             for (held, manifest) in manifests.chain(store.held_blobs()?.into_iter().map(|held| (held, false)))
             {
                 if held.verified < before {
-                    due.push(Due { digest: held.digest, size: held.size, manifest, verified: held.verified });
+                    due.push(ScrubItem {
+                        digest: held.digest,
+                        size: held.size,
+                        manifest,
+                        verified: held.verified,
+                    });
                 }
             }
             due.sort_unstable_by_key(|due| due.verified);
@@ -78,23 +83,23 @@ impl Cache {
     /// Holds content against its digest. `rest` is told every number of bytes read,
     /// and tells how long to wait before the next.
     /// Damaged content leaves the store.
-    pub async fn verify(&self, due: &Due, rest: Rest<'_>) -> Result<Condition, CacheError> {
+    pub async fn verify(&self, due: &ScrubItem, rest: Throttle<'_>) -> Result<Integrity, CacheError> {
         let condition = if due.manifest {
             self.verify_manifest(&due.digest, rest).await?
         } else {
             self.verify_blob(&due.digest, rest).await?
         };
-        if condition == Condition::Intact {
+        if condition == Integrity::Intact {
             let (store, digest, now) = (self.0.store.clone(), due.digest, self.0.clock.now_millis());
             blocking(move || store.note_verified(&digest, now)).await?;
         }
         Ok(condition)
     }
 
-    async fn verify_blob(&self, digest: &Digest, rest: Rest<'_>) -> Result<Condition, CacheError> {
+    async fn verify_blob(&self, digest: &Digest, rest: Throttle<'_>) -> Result<Integrity, CacheError> {
         let (store, wanted) = (self.0.store.clone(), *digest);
-        let Some(entry) = blocking(move || store.blob(&wanted)).await? else { return Ok(Condition::Gone) };
-        let Some(_reading) = self.0.eviction.hold(digest) else { return Ok(Condition::Gone) };
+        let Some(entry) = blocking(move || store.blob(&wanted)).await? else { return Ok(Integrity::Gone) };
+        let Some(_reading) = self.0.eviction.hold(digest) else { return Ok(Integrity::Gone) };
         let opened = {
             let entry = entry.clone();
             blocking(move || entry.open()).await
@@ -104,36 +109,36 @@ impl Cache {
             Err(error) => Err(error),
         };
         match found {
-            Ok(found) if found == *digest => Ok(Condition::Intact),
+            Ok(found) if found == *digest => Ok(Integrity::Intact),
             Ok(_) => {
                 self.heal(&entry, &StoreError::Damaged(*digest)).await;
-                Ok(Condition::Damaged)
+                Ok(Integrity::Corrupt)
             }
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
                 self.heal(&entry, &error).await;
-                Ok(Condition::Damaged)
+                Ok(Integrity::Corrupt)
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn verify_manifest(&self, digest: &Digest, rest: Rest<'_>) -> Result<Condition, CacheError> {
+    async fn verify_manifest(&self, digest: &Digest, rest: Throttle<'_>) -> Result<Integrity, CacheError> {
         let (shared, wanted) = (Arc::clone(&self.0), *digest);
         let (condition, length) = blocking(move || {
             let error = match shared.store.manifest(&wanted) {
-                Ok(None) => return Ok((Condition::Gone, 0)),
+                Ok(None) => return Ok((Integrity::Gone, 0)),
                 Ok(Some(found)) if Digest::of(wanted.algorithm(), &found.body) == wanted => {
-                    return Ok((Condition::Intact, found.body.len() as u64));
+                    return Ok((Integrity::Intact, found.body.len() as u64));
                 }
                 Ok(Some(_)) => StoreError::Damaged(wanted),
                 Err(error @ StoreError::Damaged(_)) => error,
                 Err(error) => return Err(error),
             };
-            shared.store_failed("a manifest is damaged and will be fetched again", &error);
+            shared.report_store_error("a manifest is damaged and will be fetched again", &error);
             shared.store.remove_manifest(&wanted)?;
-            shared.eviction.left(&wanted);
+            shared.eviction.removed(&wanted);
             shared.memory.remove_content(|digest| *digest == wanted);
-            Ok((Condition::Damaged, 0))
+            Ok((Integrity::Corrupt, 0))
         })
         .await?;
         tokio::time::sleep(rest(length)).await;
@@ -141,12 +146,12 @@ impl Cache {
     }
 
     /// Fetches again what was damaged, for a repository that is linked to it. Returns what has come, or is coming.
-    pub async fn repair(&self, damaged: &[Damaged]) -> Result<Vec<Digest>, CacheError> {
+    pub async fn repair(&self, damaged: &[DamagedContent]) -> Result<Vec<Digest>, CacheError> {
         let store = self.0.store.clone();
         let wanted: HashSet<_> = damaged.iter().map(|damaged| damaged.digest).collect();
         let linked = blocking(move || store.linked_from(&wanted)).await?;
         let mut repaired = Vec::new();
-        for Damaged { digest, manifest } in damaged {
+        for DamagedContent { digest, manifest } in damaged {
             let Some(repository) = linked.get(digest) else { continue };
             let fetched = if *manifest {
                 by_digest(&self.0, repository, digest).await.map(drop)
@@ -164,7 +169,7 @@ impl Cache {
     }
 
     /// What tags lead to and what they do not: manifests, blobs and bytes.
-    pub async fn reach(&self) -> Result<Reached, CacheError> {
+    pub async fn reach(&self) -> Result<Reachability, CacheError> {
         let shared = Arc::clone(&self.0);
         blocking(move || Ok(shared.eviction.reached(&shared.store.pointed_at()?))).await
     }
@@ -182,33 +187,20 @@ fn collect(shared: &Shared) -> Result<Collected, StoreError> {
     };
     let mut collected =
         shared.store.collect_facts(|digest| shared.eviction.is_needed(digest), before(COMING))?;
-    collected.remains += clear_remains(shared)?;
-    let mut closed = Closed::new(&shared.fills);
+    collected.remains += clear_leftovers(shared)?;
+    let mut blocked = BlockedFills::new(&shared.fills);
     for Drafted { digest, changed, .. } in shared.store.drafts()? {
-        if changed < before(ABANDONED) && closed.close(&digest) {
+        if changed < before(ABANDONED) && blocked.block(&digest) {
             shared.store.remove_draft(&digest)?;
-            closed.open(&digest);
+            blocked.unblock(&digest);
             collected.drafts += 1;
         }
     }
     Ok(collected)
 }
 
-/// Removes what interrupted copies left. Returns of how many blobs.
-pub(super) fn clear_remains(shared: &Shared) -> Result<u64, StoreError> {
-    let (mut closed, mut cleared) = (Closed::new(&shared.fills), 0);
-    for digest in shared.store.remains()? {
-        if closed.close(&digest) {
-            shared.store.clear_remains(&digest)?;
-            closed.open(&digest);
-            cleared += 1;
-        }
-    }
-    Ok(cleared)
-}
-
 /// The digest that a blob really has.
-async fn hash(blob: OpenBlob, rest: Rest<'_>) -> Result<Digest, CacheError> {
+async fn hash(blob: OpenBlob, rest: Throttle<'_>) -> Result<Digest, CacheError> {
     let size = blob.entry().size();
     let mut hasher = Hasher::new(blob.entry().digest().algorithm());
     let mut at = 0;

@@ -19,7 +19,7 @@ const WATCHED_EVERY: Duration = Duration::from_secs(2);
 
 /// What is known of the store's trouble. Pure: the time is an argument.
 #[derive(Debug)]
-struct Record {
+struct StoreHealthState {
     since: Option<Instant>,
     tried: Option<Instant>,
     ended: Option<Instant>,
@@ -28,13 +28,13 @@ struct Record {
     broken: bool,
 }
 
-impl Default for Record {
+impl Default for StoreHealthState {
     fn default() -> Self {
         Self { since: None, tried: None, ended: None, pause: PAUSE, broken: false }
     }
 }
 
-impl Record {
+impl StoreHealthState {
     /// Notes a failure. Returns whether that is news.
     fn failed(&mut self, now: Instant, broken: bool) -> bool {
         self.broken |= broken;
@@ -68,40 +68,40 @@ impl Record {
 
 /// The trouble of one store.
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
-    record: Mutex<Record>,
+pub(super) struct StoreHealth {
+    state: Mutex<StoreHealthState>,
     /// Held while the store is tried.
     trying: tokio::sync::Mutex<()>,
 }
 
-impl Trouble {
+impl StoreHealth {
     /// Whether the store is in trouble, and had better be left alone.
-    pub(super) fn is_on(&self) -> bool {
-        self.record().since.is_some()
+    pub(super) fn is_degraded(&self) -> bool {
+        self.state().since.is_some()
     }
 
     /// How long it has been in trouble.
-    pub(super) fn lasts(&self, now: Instant) -> Option<Duration> {
-        self.record().since.map(|since| now.saturating_duration_since(since))
+    pub(super) fn degraded_for(&self, now: Instant) -> Option<Duration> {
+        self.state().since.map(|since| now.saturating_duration_since(since))
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
+    fn state(&self) -> MutexGuard<'_, StoreHealthState> {
         // Nothing under this lock can panic halfway through a change.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Shared {
     /// Notes that the store failed, and goes on: what was verified can be served all the same. A disk that is full or
     /// broken is spoken of once, not for every request.
-    pub(super) fn store_failed(&self, what: &str, error: &StoreError) {
+    pub(super) fn report_store_error(&self, what: &str, error: &StoreError) {
         self.metrics.store_error();
         if !error.is_of_the_disk() {
             tracing::error!(%error, "{what}");
             return;
         }
         let broken = matches!(error, StoreError::Sled(_) | StoreError::Closed | StoreError::GaveUp);
-        if self.trouble.record().failed(self.clock.instant(), broken) {
+        if self.store_health.state().failed(self.clock.instant(), broken) {
             self.metrics.store_degraded(true);
             // What is missing may be room.
             self.eviction.look();
@@ -116,23 +116,23 @@ impl Shared {
     }
 
     /// The same for an error that has been through the cache.
-    pub(super) fn failed(&self, what: &str, error: &CacheError) {
+    pub(super) fn report_error(&self, what: &str, error: &CacheError) {
         if let CacheError::Store(error) = error {
-            return self.store_failed(what, error);
+            return self.report_store_error(what, error);
         }
         self.metrics.store_error();
         tracing::error!(%error, "{what}");
     }
 
     /// What the store says; nothing where it fails, so that the upstream is asked.
-    pub(super) fn or_nothing<T: Default>(
+    pub(super) fn or_default<T: Default>(
         &self,
         what: &str,
         told: Result<T, CacheError>,
     ) -> Result<T, CacheError> {
         match told {
             Err(CacheError::Store(error)) if error.is_of_the_disk() => {
-                self.store_failed(what, &error);
+                self.report_store_error(what, &error);
                 Ok(T::default())
             }
             told => told,
@@ -140,12 +140,12 @@ impl Shared {
     }
 
     /// Tries a store that is in trouble again, in the background, if it is time.
-    pub(super) fn try_store(self: &Arc<Self>) {
-        if self.trouble.record().try_now(self.clock.instant()) {
+    pub(super) fn retry_store(self: &Arc<Self>) {
+        if self.store_health.state().try_now(self.clock.instant()) {
             let shared = Arc::clone(self);
             tokio::spawn(async move {
                 // A slow disk is not tried twice at once.
-                if let Ok(_turn) = shared.trouble.trying.try_lock() {
+                if let Ok(_turn) = shared.store_health.trying.try_lock() {
                     shared.mend_store().await;
                 }
             });
@@ -153,7 +153,7 @@ impl Shared {
     }
 
     async fn mend_store(self: &Arc<Self>) {
-        let (store, broken) = (self.store.clone(), self.trouble.record().broken);
+        let (store, broken) = (self.store.clone(), self.store_health.state().broken);
         let mended = blocking(move || store.mend(broken)).await;
         // What was open may hold less now, or nothing.
         self.memory.blobs.clear();
@@ -164,8 +164,8 @@ impl Shared {
                 if let Err(error) = blocking(move || of.memory.remove_unstored(&of.store)).await {
                     tracing::debug!(%error, "what is in memory alone cannot be told");
                 }
-                self.eviction.take_stock_again();
-                if let Some(time) = self.trouble.record().worked(self.clock.instant()) {
+                self.eviction.invalidate_index();
+                if let Some(time) = self.store_health.state().worked(self.clock.instant()) {
                     self.metrics.store_degraded(false);
                     tracing::info!(?time, "the store works again: what comes is kept");
                 }
@@ -184,12 +184,14 @@ impl Cache {
         loop {
             ticks.tick().await;
             let store = shared.store.clone();
-            if !shared.trouble.is_on() && !blocking(move || Ok(store.is_there())).await.unwrap_or(true) {
-                shared.store_failed("its folder is not there", &StoreError::Closed);
+            if !shared.store_health.is_degraded()
+                && !blocking(move || Ok(store.is_there())).await.unwrap_or(true)
+            {
+                shared.report_store_error("its folder is not there", &StoreError::Closed);
                 // Nothing can be waited for.
                 shared.mend_store().await;
             }
-            shared.try_store();
+            shared.retry_store();
         }
     }
 }
@@ -200,29 +202,29 @@ mod tests {
 
     #[test]
     fn trouble_is_news_once_and_tried_now_and_then() {
-        let (mut record, mut now) = (Record::default(), Instant::now());
-        assert!(!record.try_now(now));
-        assert!(record.failed(now, false) && !record.failed(now, true));
-        assert!(!record.try_now(now));
+        let (mut state, mut now) = (StoreHealthState::default(), Instant::now());
+        assert!(!state.try_now(now));
+        assert!(state.failed(now, false) && !state.failed(now, true));
+        assert!(!state.try_now(now));
         now += PAUSE;
-        assert!(record.try_now(now) && !record.try_now(now));
-        assert!(record.broken);
-        assert_eq!(record.worked(now + PAUSE), Some(PAUSE * 2));
-        assert_eq!(record.worked(now + PAUSE), None);
-        assert!(!record.broken);
+        assert!(state.try_now(now) && !state.try_now(now));
+        assert!(state.broken);
+        assert_eq!(state.worked(now + PAUSE), Some(PAUSE * 2));
+        assert_eq!(state.worked(now + PAUSE), None);
+        assert!(!state.broken);
     }
 
     #[test]
     fn what_soon_fails_again_is_tried_less_often() {
-        let (mut record, mut now) = (Record::default(), Instant::now());
+        let (mut state, mut now) = (StoreHealthState::default(), Instant::now());
         for pause in [5, 10, 20, 40, 60, 60].map(Duration::from_secs) {
-            assert!(record.failed(now, false));
-            assert!(!record.try_now(now + pause / 2));
+            assert!(state.failed(now, false));
+            assert!(!state.try_now(now + pause / 2));
             now += pause;
-            assert!(record.try_now(now));
-            record.worked(now);
+            assert!(state.try_now(now));
+            state.worked(now);
         }
         now += RELAPSE;
-        assert!(record.failed(now, false) && record.try_now(now + PAUSE));
+        assert!(state.failed(now, false) && state.try_now(now + PAUSE));
     }
 }
