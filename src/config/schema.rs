@@ -206,8 +206,9 @@ impl Default for Scrub {
 }
 
 /// Where the bytes of blobs live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = BlobStoreKind)]
 pub enum BlobStore {
     /// In sled, with everything else.
     #[default]
