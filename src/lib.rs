@@ -59,10 +59,10 @@
 //! [follow](store::Follower) it, at the pace of the slowest, verified before its last byte, and forgotten. Who comes too late
 //! for the window gets a fill of their own. Where the store cannot be asked, nothing is held and the upstream is asked. One
 //! probe every few seconds finds out whether the disk takes something again, and opens the store anew
-//! ([`store::Store::mend`]): nobody keeps a handle of sled's beyond one operation, so that it can be closed at any time.
+//! ([`store::Store::recover`]): nobody keeps a handle of sled's beyond one operation, so that it can be closed at any time.
 //!
 //! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
-//! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::condemn_blob`]), so that the next
+//! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::mark_corrupt`]), so that the next
 //! request is a miss. A file goes at once; pages are removed by the fill which that starts, and so are those that a crash
 //! left of a copy: they are condemned before the first of them is written. Eviction goes the same way. A ledger in memory
 //! knows what is held, what needs it and when it was last asked for; a [keeper](cache::Cache::run_evictor) measures the disk

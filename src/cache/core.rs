@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use crate::clock::Clock;
 use crate::config::schema::Prefetch;
 use crate::oci::{Digest, Repository};
-use crate::store::{Store, Turn, VerifiedDraft};
+use crate::store::{CommitPermit, Store, VerifiedDraft};
 use crate::telemetry::Metrics;
 use crate::upstream::{Upstream, Upstreams};
 
@@ -67,10 +67,10 @@ impl Shared {
     }
 
     /// Waits until it is a verified draft's turn to become content, and there is room for it.
-    pub(super) async fn turn_of(&self, verified: &VerifiedDraft) -> Turn {
-        let turn = self.store.turn().await;
+    pub(super) async fn turn_of(&self, verified: &VerifiedDraft) -> CommitPermit {
+        let turn = self.store.commit_permit().await;
         if let Some(size) = verified.kept() {
-            self.eviction.room_for(size, || self.store.census().content).await;
+            self.eviction.room_for(size, || self.store.counts().content).await;
         }
         turn
     }

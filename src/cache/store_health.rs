@@ -96,7 +96,7 @@ impl Shared {
     /// broken is spoken of once, not for every request.
     pub(super) fn report_store_error(&self, what: &str, error: &StoreError) {
         self.metrics.store_error();
-        if !error.is_of_the_disk() {
+        if !error.is_disk_failure() {
             tracing::error!(%error, "{what}");
             return;
         }
@@ -131,7 +131,7 @@ impl Shared {
         told: Result<T, CacheError>,
     ) -> Result<T, CacheError> {
         match told {
-            Err(CacheError::Store(error)) if error.is_of_the_disk() => {
+            Err(CacheError::Store(error)) if error.is_disk_failure() => {
                 self.report_store_error(what, &error);
                 Ok(T::default())
             }
@@ -154,7 +154,7 @@ impl Shared {
 
     async fn mend_store(self: &Arc<Self>) {
         let (store, broken) = (self.store.clone(), self.store_health.state().broken);
-        let mended = blocking(move || store.mend(broken)).await;
+        let mended = blocking(move || store.recover(broken)).await;
         // What was open may hold less now, or nothing.
         self.memory.blobs.clear();
         self.memory.prefetched.clear();
@@ -185,7 +185,7 @@ impl Cache {
             ticks.tick().await;
             let store = shared.store.clone();
             if !shared.store_health.is_degraded()
-                && !blocking(move || Ok(store.is_there())).await.unwrap_or(true)
+                && !blocking(move || Ok(store.is_available())).await.unwrap_or(true)
             {
                 shared.report_store_error("its folder is not there", &StoreError::Closed);
                 // Nothing can be waited for.

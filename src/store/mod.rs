@@ -10,31 +10,14 @@
 //! Every method here may touch the disk and must run off the async threads, except where its documentation says
 //! otherwise.
 
-mod aside;
-mod bodies;
-mod catalog;
-mod collection;
-mod convert;
-mod database;
+mod blobs;
 mod draft;
-mod entry;
-mod fact;
-mod files;
-mod folder;
-mod header;
-mod holding;
-mod key;
-mod opening;
-mod pages;
-mod rebuild;
-mod referrers;
-mod settling;
+mod error;
+mod index;
+mod lifecycle;
 #[cfg(test)]
 mod tests;
-mod window;
 
-use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -47,104 +30,23 @@ use sled::transaction::{
 
 use crate::oci::{Digest, MediaType, Name, Repository, Tag, UpstreamName};
 
-use bodies::Bodies;
-pub use collection::Collected;
-pub use convert::{Conversion, Step, StepEnd};
-use database::Database;
+pub use blobs::entry::{BlobEntry, OpenBlob};
+pub use draft::commit_queue::CommitPermit;
 pub use draft::{Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Follower, Progress, VerifiedDraft};
-pub use entry::{BlobEntry, OpenBlob};
-use fact::{Fact, ManifestFact};
-pub use fact::{LinkFact, TagFact};
-pub use header::Geometry;
-pub use holding::{Drafted, Holding};
-use key::Key;
-use opening::{Opening, Trees};
-use settling::Settling;
-pub use settling::Turn;
+pub use error::StoreError;
+pub use index::fact::{LinkFact, TagFact};
+pub use index::inventory::{ContentEntry, DraftUsage};
+pub use lifecycle::convert::{Conversion, Step, StepEnd};
+pub use lifecycle::gc::Collected;
+pub use lifecycle::header::Geometry;
 
-/// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process has the folder.
-    #[error("the store in {} is in use by another larder; stop it or choose another folder with --data", .0.display())]
-    Locked(PathBuf),
-    /// The folder cannot be made or written.
-    #[error("the store's folder {} cannot be used: {source}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The folder holds a store of another make.
-    #[error("the store in {} cannot be opened: {reason}", path.display())]
-    Foreign {
-        /// The folder.
-        path: PathBuf,
-        /// What differs, and the remedy.
-        reason: String,
-    },
-    /// The folder holds a store whose files are not as they were written, or of a format that nobody here knows.
-    #[error(
-        "the store in {} does not open: {reason}; restore it, move it away, or set store.on_corruption = \"set-aside\"",
-        path.display()
-    )]
-    Corrupt {
-        /// The folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Something that a fact promises is not there, or does not read.
-    #[error("stored content {0} is damaged")]
-    Damaged(Digest),
-    /// The store could not be opened, or is being opened anew.
-    #[error("the store is not open")]
-    Closed,
-    /// sled met something that it takes to be impossible, and panicked over it.
-    #[error("the store gave up in the middle of its work")]
-    GaveUp,
-    /// A file of a blob cannot be read or written.
-    #[error("the store's file {} cannot be used: {source}", path.display())]
-    File {
-        /// The file, or its folder.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// A fact does not decode.
-    #[error("a stored fact does not decode: {0}")]
-    Fact(String),
-    /// sled failed.
-    #[error("the store failed: {0}")]
-    Sled(#[from] sled::Error),
-}
-
-impl StoreError {
-    /// Whether the disk, or what lies on it, keeps the store from working, and not what it was asked.
-    pub fn is_of_the_disk(&self) -> bool {
-        match self {
-            Self::Folder { source, .. } => is_of_the_disk(source),
-            Self::File { .. } | Self::Sled(_) | Self::Closed | Self::GaveUp => true,
-            Self::Locked(_)
-            | Self::Foreign { .. }
-            | Self::Corrupt { .. }
-            | Self::Damaged(_)
-            | Self::Fact(_) => false,
-        }
-    }
-}
-
-/// Whether a disk is full or broken, in contrast to a folder that nobody set up as it should be.
-fn is_of_the_disk(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
-        || is_unreadable(error)
-}
-
-/// Whether a device could not read or write what it was asked for (EIO): what was there may be lost.
-fn is_unreadable(error: &std::io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::IO)
-}
+use blobs::Blobs;
+use draft::commit_queue::CommitQueue;
+use index::database::{Database, Trees};
+use index::fact::{Fact, ManifestFact};
+use index::key::Key;
+use lifecycle::open::Opening;
+use lifecycle::quarantine;
 
 /// A manifest as it is kept: bytes and the type they are served under.
 #[derive(Clone, Debug)]
@@ -157,7 +59,7 @@ pub struct StoredManifest {
 
 /// What the store holds, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
+pub struct Counts {
     /// Bytes of content: manifests and blobs, without overhead.
     pub content: u64,
     /// Manifests held.
@@ -180,8 +82,8 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
-    bodies: Bodies,
-    settling: Settling,
+    blobs: Blobs,
+    commit_queue: CommitQueue,
     counters: Arc<Counters>,
     opening: Arc<Opening>,
     /// Held while a document is kept or removed: neither may come between the other's pages and fact.
@@ -190,8 +92,8 @@ pub struct Store {
 
 impl Store {
     /// What is held now. Touches no disk.
-    pub fn census(&self) -> Census {
-        Census {
+    pub fn counts(&self) -> Counts {
+        Counts {
             content: self.counters.content.load(Ordering::Relaxed),
             manifests: self.counters.manifests.load(Ordering::Relaxed),
             blobs: self.counters.blobs.load(Ordering::Relaxed),
@@ -200,17 +102,17 @@ impl Store {
 
     /// Bytes the store takes on disk.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
-        Ok(self.database.db()?.size_on_disk()? + self.bodies.size_on_disk()?)
+        Ok(self.database.db()?.size_on_disk()? + self.blobs.size_on_disk()?)
     }
 
     /// How many stores that did not open lie aside in the folder.
-    pub fn set_aside(&self) -> Result<usize, StoreError> {
-        Ok(aside::in_folder(self.opening.path())?.len())
+    pub fn quarantined(&self) -> Result<usize, StoreError> {
+        Ok(quarantine::in_folder(self.opening.path())?.len())
     }
 
     /// Of the bytes on disk, those of files of drafts.
     pub fn size_of_drafts(&self) -> Result<u64, StoreError> {
-        self.bodies.size_of_drafts()
+        self.blobs.size_of_drafts()
     }
 
     /// Bytes that are free on the store's disk for whoever larder runs as.
@@ -224,7 +126,7 @@ impl Store {
     /// Waits until everything written so far is on disk. Blobs that have been verified are waited for too, as long as a
     /// stop may take: what is left of them are drafts with all their bytes, which the next fill makes content.
     pub fn flush(&self) -> Result<(), StoreError> {
-        let left = self.settling.wait(SETTLED_WITHIN);
+        let left = self.commit_queue.wait(SETTLED_WITHIN);
         if left > 0 {
             tracing::warn!(left, "blobs are kept as drafts until they are asked for again");
         }
@@ -349,22 +251,22 @@ impl Store {
     // ---- walks ----
 
     /// Notes that something below an index is still to be fetched.
-    pub fn note_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
-        self.database.facts()?.insert(Key::Walk(repository, index).to_bytes(), &[][..])?;
+    pub fn enqueue_prefetch(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
+        self.database.facts()?.insert(Key::Prefetch(repository, index).to_bytes(), &[][..])?;
         Ok(())
     }
 
     /// Notes that nothing below an index is to be fetched any more.
-    pub fn forget_walk(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
-        self.database.facts()?.remove(Key::Walk(repository, index).to_bytes())?;
+    pub fn dequeue_prefetch(&self, repository: &Repository, index: &Digest) -> Result<(), StoreError> {
+        self.database.facts()?.remove(Key::Prefetch(repository, index).to_bytes())?;
         Ok(())
     }
 
     /// All indexes below which something is still to be fetched.
-    pub fn walks(&self) -> Result<Vec<(Repository, Digest)>, StoreError> {
+    pub fn prefetch_queue(&self) -> Result<Vec<(Repository, Digest)>, StoreError> {
         let mut found = Vec::new();
-        for item in self.database.facts()?.scan_prefix(Key::walks()) {
-            found.extend(Key::read_walk(&item?.0));
+        for item in self.database.facts()?.scan_prefix(Key::prefetches()) {
+            found.extend(Key::read_prefetch(&item?.0));
         }
         Ok(found)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::bodies::Bodies;
+use super::blobs::Blobs;
 use super::*;
 use crate::config::schema::BlobStore;
 use crate::oci::Algorithm;
@@ -25,7 +25,7 @@ macro_rules! over_both_kinds {
     };
 }
 
-mod settling;
+mod commit;
 
 over_both_kinds! {
     a_blob_reads_as_it_was_written
@@ -78,22 +78,22 @@ fn files_below(folder: &TempDir, below: &str) -> Vec<PathBuf> {
 
 /// Whether any byte of the digest is kept.
 fn is_kept(store: &Store, folder: &TempDir, digest: &Digest) -> bool {
-    let held = match &store.bodies {
-        Bodies::Pages(database, _) => {
+    let held = match &store.blobs {
+        Blobs::Pages(database, _) => {
             database.pages().expect("open").get(digest, 0).expect("a look").is_some()
         }
-        Bodies::Files(_) => !files_below(folder, "blobs").is_empty(),
+        Blobs::Files(_) => !files_below(folder, "blobs").is_empty(),
     };
     held || !files_below(folder, "drafts").is_empty()
 }
 
 /// Spoils the middle of a blob.
 fn spoil(store: &Store, folder: &TempDir, digest: &Digest) {
-    match &store.bodies {
-        Bodies::Pages(database, _) => {
+    match &store.blobs {
+        Blobs::Pages(database, _) => {
             database.pages().expect("open").put(digest, 2, b"short").expect("written");
         }
-        Bodies::Files(_) => {
+        Blobs::Files(_) => {
             let path = &files_below(folder, "blobs")[0];
             let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file");
             file.write_all_at(b"short", 2048).expect("written");
@@ -183,7 +183,7 @@ fn a_draft_is_never_content(kind: BlobStore) {
     assert_eq!(received, 4500);
     append(&mut writer, content.slice(usize::try_from(received).expect("a length")..));
     assert_eq!(writer.finish(&repository("a"), Some(5000), 1).expect("finished"), DraftEnd::Verified);
-    assert_eq!(store.census(), Census { content: 5000, manifests: 0, blobs: 1 });
+    assert_eq!(store.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
 fn wrong_bytes_leave_nothing(kind: BlobStore) {
@@ -227,9 +227,9 @@ fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStore) {
     assert!(store.blob(&digest).expect("a look").is_none());
     drop(store);
     let store = open(&folder, kind).expect("opens again");
-    assert_eq!(store.census(), Census::default());
+    assert_eq!(store.counts(), Counts::default());
     assert_eq!(fill(&store, &body(10), 10), digest);
-    assert_eq!(store.census(), Census { content: 10, manifests: 0, blobs: 1 });
+    assert_eq!(store.counts(), Counts { content: 10, manifests: 0, blobs: 1 });
 }
 
 fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStore) {
@@ -290,30 +290,30 @@ fn damage_is_never_content(kind: BlobStore) {
     spoil(&store, &folder, &digest);
     let read = entry.open().and_then(|open| open.read(0..5000, 5000));
     assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
-    store.condemn_blob(&entry).expect("condemned");
+    store.mark_corrupt(&entry).expect("condemned");
     assert!(store.blob(&digest).expect("a look").is_none());
-    assert_eq!(store.census(), Census::default());
+    assert_eq!(store.counts(), Counts::default());
 
     // The next fill begins with nothing of it, and who still holds the damaged entry cannot harm the new blob.
     assert_eq!(store.open_draft(&digest).expect("a draft").draft().progress().received, 0);
     let mut writer = store.open_draft(&digest).expect("a draft");
     append(&mut writer, content.clone());
     assert_eq!(writer.finish(&repository("a"), None, 2).expect("finished"), DraftEnd::Verified);
-    store.condemn_blob(&entry).expect("passed over");
+    store.mark_corrupt(&entry).expect("passed over");
     let open = blob(&store, &digest).open().expect("a blob");
     assert_eq!(read_all(&open, 0..5000), content);
-    assert_eq!(store.census(), Census { content: 5000, manifests: 0, blobs: 1 });
+    assert_eq!(store.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
 fn bytes_that_are_gone_are_damage(kind: BlobStore) {
     let (store, _folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
-    store.bodies.remove_content(&digest).expect("removed");
+    store.blobs.remove_content(&digest).expect("removed");
     let entry = blob(&store, &digest);
     let read = entry.open().and_then(|open| open.read(0..5000, 5000));
     assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
-    store.condemn_blob(&entry).expect("condemned");
+    store.mark_corrupt(&entry).expect("condemned");
     assert_eq!(fill(&store, &content, 5000), digest);
     assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
 }
@@ -323,10 +323,10 @@ fn what_was_flushed_is_there_after_the_next_start(kind: BlobStore) {
     let content = body(5000);
     let digests = [fill(&store, &content, 5000), fill(&store, &body(0), 1), fill(&store, &body(1), 1)];
     store.flush().expect("flushed");
-    let census = store.census();
+    let counts = store.counts();
     drop(store);
     let store = open(&folder, kind).expect("opens again");
-    assert_eq!(store.census(), census);
+    assert_eq!(store.counts(), counts);
     for digest in digests {
         let open = blob(&store, &digest).open().expect("a blob");
         let size = open.entry().size();
@@ -364,7 +364,7 @@ fn a_manifest_keeps_its_first_type_and_links_what_it_points_at(kind: BlobStore) 
         let link = store.linked(&repository(name), &child).expect("a look").expect("a link");
         assert_eq!(link.size, Some(5));
     }
-    assert_eq!(store.census(), Census { content: 3000, manifests: 1, blobs: 0 });
+    assert_eq!(store.counts(), Counts { content: 3000, manifests: 1, blobs: 0 });
 }
 
 fn names_come_in_byte_order_page_by_page(kind: BlobStore) {

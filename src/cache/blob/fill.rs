@@ -132,7 +132,7 @@ impl Fill {
                     None => "the bytes do not match their digest or size".to_owned(),
                 },
                 DownloadEnd::Wrong(reason) => {
-                    blocking(move || writer.condemn()).await?;
+                    blocking(move || writer.discard()).await?;
                     reason
                 }
                 DownloadEnd::Unwanted => return Ok(None),
@@ -180,19 +180,19 @@ impl Fill {
         let (store, digest) = (self.shared.store.clone(), self.digest);
         if self.shared.store_health.is_degraded() {
             self.shared.retry_store();
-            return Ok(OpenedFill::Draft(Box::new(store.unkept_draft(&digest))));
+            return Ok(OpenedFill::Draft(Box::new(store.memory_draft(&digest))));
         }
         let crowded = self.shared.is_crowded(&digest, self.size);
         let opened = blocking(move || match store.blob(&digest)? {
             Some(entry) => Ok(OpenedFill::Stored(entry)),
             // Clients need not wait until the disk has caught up.
-            None if crowded => Ok(OpenedFill::Draft(Box::new(store.unkept_draft(&digest)))),
+            None if crowded => Ok(OpenedFill::Draft(Box::new(store.memory_draft(&digest)))),
             None => Ok(OpenedFill::Draft(Box::new(store.open_draft(&digest)?))),
         });
         match opened.await {
             Err(CacheError::Store(error)) => {
                 self.shared.report_store_error("a draft cannot be opened", &error);
-                Ok(OpenedFill::Draft(Box::new(self.shared.store.unkept_draft(&digest))))
+                Ok(OpenedFill::Draft(Box::new(self.shared.store.memory_draft(&digest))))
             }
             opened => opened,
         }
@@ -235,7 +235,7 @@ impl Fill {
         let now = self.shared.clock.now_millis();
         let turn = self.shared.turn_of(&verified).await;
         let entry = blocking(move || {
-            let kept = verified.settle(Some(&repository), now)?;
+            let kept = verified.commit(Some(&repository), now)?;
             drop(turn);
             if kept { store.blob(&digest) } else { Ok(None) }
         });

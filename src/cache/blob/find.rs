@@ -267,7 +267,7 @@ impl Cache {
         let shared = &self.0;
         shared.report_store_error("a blob is damaged and will be fetched again", error);
         let (store, damaged) = (shared.store.clone(), entry.clone());
-        if let Err(error) = blocking(move || store.condemn_blob(&damaged)).await {
+        if let Err(error) = blocking(move || store.mark_corrupt(&damaged)).await {
             shared.report_error("a damaged blob could not be taken out of service", &error);
         }
         shared.eviction.removed(entry.digest());

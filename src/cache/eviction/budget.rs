@@ -1,7 +1,7 @@
 //! How much has to go, and why: pure arithmetic over what was measured.
 
 use crate::config::schema::{BlobStore, Store};
-use crate::store::Drafted;
+use crate::store::DraftUsage;
 
 /// Bytes that sled's file takes per live byte while content comes and goes, and beside that: measured, see
 /// CONTRIBUTING.md. sled gives little of its file back but writes into what became free, so what is bounded is what lives
@@ -83,7 +83,12 @@ pub(super) fn draft_budget(kind: BlobStore, ceiling: u64) -> u64 {
 
 /// Of drafts that nobody fills any more, those that must go, in that order: what was added to longest ago first. Some go
 /// for `wanted` bytes of room, unless something was added to them lately, and any while all of them take more than `most`.
-pub(super) fn drafts_to_evict(mut left: Vec<Drafted>, wanted: u64, most: u64, now: u64) -> Vec<Drafted> {
+pub(super) fn drafts_to_evict(
+    mut left: Vec<DraftUsage>,
+    wanted: u64,
+    most: u64,
+    now: u64,
+) -> Vec<DraftUsage> {
     left.sort_unstable_by_key(|draft| draft.changed);
     let mut all: u64 = left.iter().map(|draft| draft.bytes).sum();
     let mut freed = 0;
@@ -213,7 +218,7 @@ mod tests {
         let old = NOW - GONE_ON_WITH - 1;
         let times = [NOW, old, old - 1, NOW - 1];
         let go = |wanted, most| {
-            let draft = |&changed: &u64| Drafted {
+            let draft = |&changed: &u64| DraftUsage {
                 digest: Digest::of(Algorithm::Sha256, b"any"),
                 bytes: 100,
                 changed,

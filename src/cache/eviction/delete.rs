@@ -42,9 +42,9 @@ impl Drop for BlockedFills<'_> {
 /// Removes what interrupted copies left. Returns of how many blobs.
 pub(in crate::cache) fn clear_leftovers(shared: &Shared) -> Result<u64, StoreError> {
     let (mut blocked, mut cleared) = (BlockedFills::new(&shared.fills), 0);
-    for digest in shared.store.remains()? {
+    for digest in shared.store.leftovers()? {
         if blocked.block(&digest) {
-            shared.store.clear_remains(&digest)?;
+            shared.store.remove_leftovers(&digest)?;
             blocked.unblock(&digest);
             cleared += 1;
         }

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 
 use crate::config::schema::BlobStore;
 use crate::oci::{Digest, Manifest};
-use crate::store::{Census, Drafted, Holding, Store, StoreError};
+use crate::store::{ContentEntry, Counts, DraftUsage, Store, StoreError};
 
 use super::budget::{
     EvictionReason, Measurement, ceiling, content_budget, draft_budget, drafts_to_evict, excess,
@@ -79,7 +79,7 @@ impl Cache {
 fn rebuild_index(shared: &Shared) -> Result<(), StoreError> {
     let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now_millis());
     let mut gone: HashSet<Digest> = eviction.index().all().collect();
-    for Holding { digest, size, last, .. } in store.held_manifests()? {
+    for ContentEntry { digest, size, last, .. } in store.held_manifests()? {
         gone.remove(&digest);
         if eviction.index().usage(&digest).is_none() {
             let needed = needed_by(store, &digest)?;
@@ -87,7 +87,7 @@ fn rebuild_index(shared: &Shared) -> Result<(), StoreError> {
             eviction.index().admit(ContentKind::Manifest, &digest, size, last.min(now), needed);
         }
     }
-    for Holding { digest, size, last, .. } in store.held_blobs()? {
+    for ContentEntry { digest, size, last, .. } in store.held_blobs()? {
         gone.remove(&digest);
         eviction.index().admit(ContentKind::Blob, &digest, eviction.taken(size), last.min(now), []);
     }
@@ -117,12 +117,12 @@ fn needed_by(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> 
 }
 
 /// How things are, and the drafts there are.
-fn measure(shared: &Shared) -> Result<(Measurement, Vec<Drafted>), StoreError> {
+fn measure(shared: &Shared) -> Result<(Measurement, Vec<DraftUsage>), StoreError> {
     let Shared { store, fills, eviction, .. } = shared;
     let (pending, pending_unwritten) = fills.pending();
     let (disk, drafted) = (store.size_on_disk()?, store.drafts()?);
     let drafts = drafted.iter().map(|draft| draft.bytes).sum();
-    let (content, free) = (store.census().content, store.free_on_disk().ok());
+    let (content, free) = (store.counts().content, store.free_on_disk().ok());
     let mut found = Measurement { disk, drafts, growth: 0, content, pending, pending_unwritten, free };
     if eviction.kind == BlobStore::Sled {
         let file = disk.saturating_sub(drafts);
@@ -179,7 +179,7 @@ async fn enforce_limits(shared: &Arc<Shared>) -> bool {
 /// whether any went.
 fn remove_left_drafts(
     shared: &Shared,
-    mut left: Vec<Drafted>,
+    mut left: Vec<DraftUsage>,
     wanted: u64,
     most: u64,
 ) -> Result<bool, StoreError> {
@@ -247,9 +247,9 @@ fn evict(shared: &Arc<Shared>, bytes: u64, reason: EvictionReason) -> Result<u64
 async fn tell(shared: &Arc<Shared>) {
     let of = Arc::clone(shared);
     let measured =
-        blocking(move || Ok((of.store.size_on_disk()?, of.store.census(), of.store.set_aside()?))).await;
+        blocking(move || Ok((of.store.size_on_disk()?, of.store.counts(), of.store.quarantined()?))).await;
     match measured {
-        Ok((disk, Census { content, manifests, blobs }, aside)) => {
+        Ok((disk, Counts { content, manifests, blobs }, aside)) => {
             shared.metrics.store_set_aside(aside);
             shared.metrics.store_holds(disk, content, manifests, blobs);
             let stats = shared.eviction.index().stats();

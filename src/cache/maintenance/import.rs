@@ -275,7 +275,7 @@ impl BlobImport<'_> {
         self.phase.send_replace(FillPhase::Running(draft));
         eviction.look();
         if let Err(error) = fill(&mut writer, size, content) {
-            writer.condemn()?;
+            writer.discard()?;
             return Err(error);
         }
         let Some(verified) = writer.verify(Some(size))? else {
@@ -283,7 +283,7 @@ impl BlobImport<'_> {
         };
         let turn = runtime.block_on(self.shared.turn_of(&verified));
         let now = clock.now_millis();
-        if !verified.settle(None, now)? {
+        if !verified.commit(None, now)? {
             return Err(ImportError::NotKept);
         }
         drop(turn);

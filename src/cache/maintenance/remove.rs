@@ -102,7 +102,7 @@ fn remove(
     if !manifests.is_empty() {
         shared.store.forget_pointers(&manifests)?;
         for digest in &manifests {
-            shared.store.forget_walk(repository, digest)?;
+            shared.store.dequeue_prefetch(repository, digest)?;
             shared.store.remove_manifest(digest)?;
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Hasher};
-use crate::store::{Collected, Drafted, OpenBlob, StoreError};
+use crate::store::{Collected, DraftUsage, OpenBlob, StoreError};
 
 use crate::cache::eviction::{BlockedFills, Reachability, clear_leftovers};
 use crate::cache::manifest::by_digest::by_digest;
@@ -187,9 +187,9 @@ fn collect(shared: &Shared) -> Result<Collected, StoreError> {
     };
     let mut collected =
         shared.store.collect_facts(|digest| shared.eviction.is_needed(digest), before(COMING))?;
-    collected.remains += clear_leftovers(shared)?;
+    collected.leftovers += clear_leftovers(shared)?;
     let mut blocked = BlockedFills::new(&shared.fills);
-    for Drafted { digest, changed, .. } in shared.store.drafts()? {
+    for DraftUsage { digest, changed, .. } in shared.store.drafts()? {
         if changed < before(ABANDONED) && blocked.block(&digest) {
             shared.store.remove_draft(&digest)?;
             blocked.unblock(&digest);

@@ -118,7 +118,7 @@ fn fill_status(RunningFill { digest, repository, since, draft }: RunningFill, no
 
 fn store_status(shared: &Shared) -> StoreStatus {
     let Shared { store, eviction, .. } = shared;
-    let (census, stats, limits) = (store.census(), eviction.stats(), eviction.limits());
+    let (census, stats, limits) = (store.counts(), eviction.stats(), eviction.limits());
     let measured = || {
         let (taken, drafts) = (store.size_on_disk()?, store.size_of_drafts()?);
         Ok::<_, StoreError>(DiskUsage { taken, drafts, free: store.free_on_disk().ok() })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::oci::{Digest, Referrers, Repository, Tag};
-use crate::store::{Census, StoreError, StoredManifest, TagFact};
+use crate::store::{Counts, StoreError, StoredManifest, TagFact};
 
 use crate::cache::freshness::{self, Freshness};
 use crate::cache::lists::referrers;
@@ -47,8 +47,8 @@ impl CacheView<'_> {
     }
 
     /// How much is held.
-    pub fn census(&self) -> Census {
-        self.0.store.census()
+    pub fn census(&self) -> Counts {
+        self.0.store.counts()
     }
 
     /// Every tag held, of one repository or of all that may be pulled.

@@ -140,7 +140,7 @@ async fn run(under_way: &ActiveWalk, index: &CachedManifest) {
 
 async fn forget(shared: &Shared, root: &PrefetchRoot) {
     let (store, (repository, digest)) = (shared.store.clone(), root.clone());
-    if let Err(error) = blocking(move || store.forget_walk(&repository, &digest)).await {
+    if let Err(error) = blocking(move || store.dequeue_prefetch(&repository, &digest)).await {
         shared.report_error("the end of a walk below an index could not be noted", &error);
     }
 }
@@ -169,7 +169,7 @@ impl Cache {
 /// Takes up the walks that an earlier run left.
 async fn take_up_earlier(shared: &Arc<Shared>) {
     let store = shared.store.clone();
-    match blocking(move || store.walks()).await {
+    match blocking(move || store.prefetch_queue()).await {
         Ok(roots) => {
             if !roots.is_empty() {
                 tracing::info!(indexes = roots.len(), "taking up what an earlier run had still to fetch");

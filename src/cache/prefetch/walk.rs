@@ -99,7 +99,7 @@ pub(in crate::cache) async fn walk(
 /// Notes in the store that the walk has something to fetch.
 async fn note(shared: &Shared, root: &PrefetchRoot) {
     let (store, (repository, digest)) = (shared.store.clone(), root.clone());
-    if let Err(error) = blocking(move || store.note_walk(&repository, &digest)).await {
+    if let Err(error) = blocking(move || store.enqueue_prefetch(&repository, &digest)).await {
         shared.report_error("a walk below an index could not be noted; a restart would forget it", &error);
     }
 }

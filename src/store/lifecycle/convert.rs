@@ -12,15 +12,16 @@ use bytes::Bytes;
 use crate::config::schema::{self, BlobStore};
 use crate::oci::{Digest, Hasher};
 
-use super::bodies::Body;
-use super::database::Database;
-use super::fact::BlobFact;
-use super::files::Files;
-use super::folder::Folder;
-use super::header::Header;
-use super::key::{self, Key};
-use super::opening::{PAGES, Trees};
-use super::{StoreError, readable, rebuild};
+use crate::store::blobs::BlobBody;
+use crate::store::blobs::files::Files;
+use crate::store::index::database::Database;
+use crate::store::index::database::{PAGES, Trees};
+use crate::store::index::fact::BlobFact;
+use crate::store::index::key::{self, Key};
+use crate::store::lifecycle::compact;
+use crate::store::lifecycle::header::Header;
+use crate::store::lifecycle::lock::Folder;
+use crate::store::{StoreError, readable};
 
 /// How much is read at a time.
 const STEP: u64 = 1 << 20;
@@ -74,7 +75,7 @@ impl Conversion {
             return Err(none());
         }
         let taken = Folder::take_existing(&folder)?;
-        rebuild::recover(&folder)?;
+        compact::recover(&folder)?;
         // Read once more, now that nobody else can write it.
         let mut header = Header::read(&folder)?.ok_or_else(none)?;
         let trees = Trees::open(&folder, header.geometry, options.cache_memory.as_u64())?;
@@ -145,9 +146,9 @@ impl Conversion {
             self.files.remove_content(digest)?;
             self.files.remove_draft(digest)?;
             let mut file = self.files.draft(digest)?;
-            let pages = Body::Pages(self.database.clone(), *digest);
+            let pages = BlobBody::Pages(self.database.clone(), *digest);
             if copy(&pages, digest, fact.size, |piece| file.append(piece))? {
-                file.settle(fact.stored_at)?;
+                file.commit(fact.stored_at)?;
                 end = StepEnd::Moved;
             } else {
                 self.files.remove_draft(digest)?;
@@ -162,7 +163,7 @@ impl Conversion {
             Ok(file) => {
                 self.trees.pages.remove(digest)?;
                 let mut pages = self.trees.pages.writer(digest, fact.size);
-                if copy(&Body::File(file), digest, fact.size, |piece| pages.append(piece))? {
+                if copy(&BlobBody::File(file), digest, fact.size, |piece| pages.append(piece))? {
                     pages.complete()?;
                     end = StepEnd::Moved;
                 } else {
@@ -171,7 +172,7 @@ impl Conversion {
             }
             // A file goes only when its pages are whole and on the disk.
             Err(StoreError::Damaged(_)) => {
-                if is_whole(&Body::Pages(self.database.clone(), *digest), digest, fact.size)? {
+                if is_whole(&BlobBody::Pages(self.database.clone(), *digest), digest, fact.size)? {
                     end = StepEnd::Found;
                 }
             }
@@ -198,7 +199,7 @@ impl Conversion {
         }
         database.replace(None);
         match header.blobs {
-            BlobStore::Files => rebuild::rebuild(&folder, header.geometry, trees, &[PAGES])?,
+            BlobStore::Files => compact::compact(&folder, header.geometry, trees, &[PAGES])?,
             BlobStore::Sled => {
                 trees.db.flush()?;
                 files.remove_all_content()?;
@@ -220,7 +221,7 @@ impl Iterator for Conversion {
 
 /// Copies a blob, and tells whether what was copied is the blob.
 fn copy(
-    from: &Body,
+    from: &BlobBody,
     digest: &Digest,
     size: u64,
     mut to: impl FnMut(Bytes) -> Result<(), StoreError>,
@@ -243,7 +244,7 @@ fn copy(
 }
 
 /// Whether all bytes of a blob are there, and right.
-fn is_whole(body: &Body, digest: &Digest, size: u64) -> Result<bool, StoreError> {
+fn is_whole(body: &BlobBody, digest: &Digest, size: u64) -> Result<bool, StoreError> {
     let mut hasher = Hasher::new(digest.algorithm());
     let mut at = 0;
     while at < size {

@@ -4,16 +4,16 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::StoreError;
-use super::header::Geometry;
-use super::opening::{TREE, Trees};
+use crate::store::StoreError;
+use crate::store::index::database::{TREE, Trees};
+use crate::store::lifecycle::header::Geometry;
 
-pub(super) const NEW: &str = "tree.new";
-pub(super) const OLD: &str = "tree.old";
+pub(in crate::store) const NEW: &str = "tree.new";
+pub(in crate::store) const OLD: &str = "tree.old";
 
 /// Copies every tree but those that `left_out` names into a new sled, and puts that in the place of `trees`, which
 /// nobody else may hold.
-pub(super) fn rebuild(
+pub(in crate::store) fn compact(
     folder: &Path,
     geometry: Geometry,
     trees: Trees,
@@ -45,7 +45,7 @@ pub(super) fn rebuild(
 }
 
 /// Ends what was interrupted between the two renames: without it an empty sled would come into being.
-pub(super) fn recover(folder: &Path) -> Result<(), StoreError> {
+pub(in crate::store) fn recover(folder: &Path) -> Result<(), StoreError> {
     let failed = |source| StoreError::Folder { path: folder.to_owned(), source };
     let (new, tree) = (folder.join(NEW), folder.join(TREE));
     if !tree.try_exists().map_err(failed)? && new.try_exists().map_err(failed)? {

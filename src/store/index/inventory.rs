@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 
 use crate::oci::{Digest, Repository};
 
-use super::fact::{AccessFact, BlobFact, DraftFact, Fact, ManifestFact, VerifiedFact};
-use super::key::{self, Key};
-use super::{Store, StoreError, TagFact, readable, transact};
+use crate::store::index::fact::{AccessFact, BlobFact, DraftFact, Fact, ManifestFact, VerifiedFact};
+use crate::store::index::key::{self, Key};
+use crate::store::{Store, StoreError, TagFact, readable, transact};
 
 /// A manifest or blob that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holding {
+pub struct ContentEntry {
     /// Its digest.
     pub digest: Digest,
     /// Its length in bytes.
@@ -24,7 +24,7 @@ pub struct Holding {
 
 /// A draft that has a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drafted {
+pub struct DraftUsage {
     /// Its digest.
     pub digest: Digest,
     /// Bytes that it takes on disk.
@@ -35,12 +35,12 @@ pub struct Drafted {
 
 impl Store {
     /// Every manifest held.
-    pub fn held_manifests(&self) -> Result<Vec<Holding>, StoreError> {
+    pub fn held_manifests(&self) -> Result<Vec<ContentEntry>, StoreError> {
         self.holdings(Key::manifests(), |fact: &ManifestFact| (fact.size, fact.stored_at))
     }
 
     /// Every blob held.
-    pub fn held_blobs(&self) -> Result<Vec<Holding>, StoreError> {
+    pub fn held_blobs(&self) -> Result<Vec<ContentEntry>, StoreError> {
         self.holdings(Key::blobs(), |fact: &BlobFact| (fact.size, fact.stored_at))
     }
 
@@ -48,7 +48,7 @@ impl Store {
         &self,
         prefix: &[u8],
         tell: impl Fn(&F) -> (u64, u64),
-    ) -> Result<Vec<Holding>, StoreError> {
+    ) -> Result<Vec<ContentEntry>, StoreError> {
         let mut found = Vec::new();
         for item in self.database.facts()?.scan_prefix(prefix) {
             let (key, value) = item?;
@@ -57,7 +57,7 @@ impl Store {
             let (size, stored_at) = tell(&fact);
             let access = self.fact::<AccessFact>(&Key::Access(&digest))?;
             let verified = self.fact::<VerifiedFact>(&Key::Verified(&digest))?;
-            found.push(Holding {
+            found.push(ContentEntry {
                 digest,
                 size,
                 last: access.map_or(stored_at, |access| access.last.max(stored_at)),
@@ -106,7 +106,7 @@ impl Store {
     }
 
     /// Removes repositories from the catalog that hold no tag any more.
-    pub(super) fn forget_bare(&self, repositories: HashSet<Repository>) -> Result<(), StoreError> {
+    pub(in crate::store) fn forget_bare(&self, repositories: HashSet<Repository>) -> Result<(), StoreError> {
         for repository in repositories {
             if self.tags(&repository, None, 1)?.is_empty() {
                 let key = Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes();
@@ -119,7 +119,7 @@ impl Store {
     /// Removes a blob that nobody reads or fills. Its fact goes first, so that a crash leaves no half of it.
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         let condemned = DraftFact { condemned: true }.encode();
-        let _names = self.bodies.names();
+        let _names = self.blobs.names();
         let gone = transact(&self.database.facts()?, |facts| {
             facts.remove(Key::Access(digest).to_bytes())?;
             facts.remove(Key::Verified(digest).to_bytes())?;
@@ -130,7 +130,7 @@ impl Store {
             self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
             self.counters.content.fetch_sub(fact.size, Ordering::Relaxed);
         }
-        self.bodies.remove_content(digest)?;
+        self.blobs.remove_content(digest)?;
         self.database.facts()?.remove(Key::Draft(digest).to_bytes())?;
         Ok(())
     }

@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 use crate::oci::{Digest, Repository};
 
-use super::bodies::{Bodies, Body};
-use super::fact::{BlobFact, DraftFact, Fact as _, LinkFact};
-use super::key::Key;
-use super::{Store, StoreError, readable, transact};
+use crate::store::blobs::{BlobBody, Blobs};
+use crate::store::index::fact::{BlobFact, DraftFact, Fact as _, LinkFact};
+use crate::store::index::key::Key;
+use crate::store::{Store, StoreError, readable, transact};
 
 /// A blob that is held whole and verified.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct BlobEntry {
     digest: Digest,
     /// As it was looked up: another fill of the same digest makes another fact.
     fact: BlobFact,
-    bodies: Bodies,
+    blobs: Blobs,
 }
 
 impl BlobEntry {
@@ -36,13 +36,13 @@ impl BlobEntry {
     /// Opens the blob for reading. One whose bytes are missing, or are not as they were kept as far as that shows from
     /// outside, is [`StoreError::Damaged`].
     pub fn open(&self) -> Result<OpenBlob, StoreError> {
-        let body = self.bodies.open(&self.digest, self.fact.size, self.fact.stored_at)?;
+        let body = self.blobs.open(&self.digest, self.fact.size, self.fact.stored_at)?;
         Ok(OpenBlob(Arc::new(Opened { entry: self.clone(), body })))
     }
 
     /// As `open`, where that needs no disk. Needs no blocking thread.
     pub fn open_now(&self) -> Option<OpenBlob> {
-        let body = self.bodies.open_now(&self.digest)?;
+        let body = self.blobs.open_now(&self.digest)?;
         Some(OpenBlob(Arc::new(Opened { entry: self.clone(), body })))
     }
 }
@@ -55,7 +55,7 @@ pub struct OpenBlob(Arc<Opened>);
 #[derive(Debug)]
 struct Opened {
     entry: BlobEntry,
-    body: Body,
+    body: BlobBody,
 }
 
 impl OpenBlob {
@@ -87,16 +87,16 @@ impl Store {
     /// A blob by digest: something to read from.
     pub fn blob(&self, digest: &Digest) -> Result<Option<BlobEntry>, StoreError> {
         let fact = self.fact::<BlobFact>(&Key::Blob(digest))?;
-        Ok(fact.map(|fact| BlobEntry { digest: *digest, fact, bodies: self.bodies.clone() }))
+        Ok(fact.map(|fact| BlobEntry { digest: *digest, fact, blobs: self.blobs.clone() }))
     }
 
     /// Takes a blob that turned out to be damaged out of service, in one atomic step: its fact goes, and what is left
     /// of its bytes is condemned, to be removed before the next fill begins. A blob that was filled anew since
     /// `damaged` was looked up stays.
-    pub fn condemn_blob(&self, damaged: &BlobEntry) -> Result<(), StoreError> {
+    pub fn mark_corrupt(&self, damaged: &BlobEntry) -> Result<(), StoreError> {
         let digest = damaged.digest();
         let condemned = DraftFact { condemned: true }.encode();
-        let _names = self.bodies.names();
+        let _names = self.blobs.names();
         let gone = transact(&self.database.facts()?, |facts| {
             let held = facts.get(Key::Blob(digest).to_bytes())?;
             if held.as_deref().and_then(readable::<BlobFact>) != Some(damaged.fact) {
@@ -109,7 +109,7 @@ impl Store {
         if gone {
             self.counters.blobs.fetch_sub(1, Ordering::Relaxed);
             self.counters.content.fetch_sub(damaged.size(), Ordering::Relaxed);
-            if self.bodies.remove_damaged(digest)? {
+            if self.blobs.remove_damaged(digest)? {
                 self.database.facts()?.remove(Key::Draft(digest).to_bytes())?;
             }
         }
@@ -118,7 +118,7 @@ impl Store {
 
     /// Makes the blob of a finished draft visible, together with its link, in one atomic step: in the `facts` beside
     /// which its bytes are.
-    pub(super) fn commit_blob(
+    pub(in crate::store) fn commit_blob(
         &self,
         facts: &sled::Tree,
         repository: Option<&Repository>,

@@ -4,6 +4,9 @@
 //! Everything in which the two kinds of store differ stands behind these two enums; facts, links, tags and manifests
 //! are in sled in both.
 
+pub(in crate::store) mod entry;
+pub(in crate::store) mod files;
+
 use std::ops::Range;
 use std::sync::MutexGuard;
 
@@ -11,64 +14,69 @@ use bytes::Bytes;
 
 use crate::oci::Digest;
 
-use super::database::Database;
-use super::files::{FileBody, FileDraft, Files, Found};
-use super::pages::Pages;
-use super::{Drafted, StoreError};
+use crate::store::blobs::files::{FileBody, FileDraft, Files, Found};
+use crate::store::index::database::Database;
+use crate::store::index::page_tree::Pages;
+use crate::store::{DraftUsage, StoreError};
 
 /// The bytes of all blobs and drafts; clones share them.
 #[derive(Clone, Debug)]
-pub(super) enum Bodies {
+pub(in crate::store) enum Blobs {
     /// `store.blobs = "sled"`: content is in pages, drafts are files.
     Pages(Database, Files),
     /// `store.blobs = "files"`.
     Files(Files),
 }
 
-impl Bodies {
+impl Blobs {
     /// Held while content is taken over, kept or removed under its name, so that none of these comes between the steps
     /// of another. Pages have no names: they are written and removed by the one fill there is of a digest.
-    pub(super) fn names(&self) -> Option<MutexGuard<'_, ()>> {
+    pub(in crate::store) fn names(&self) -> Option<MutexGuard<'_, ()>> {
         match self {
             Self::Pages(..) => None,
             Self::Files(files) => Some(files.names()),
         }
     }
 
-    pub(super) fn files(&self) -> &Files {
+    pub(in crate::store) fn files(&self) -> &Files {
         let (Self::Pages(_, files) | Self::Files(files)) = self;
         files
     }
 
     /// Whether a draft must be copied to become content.
-    pub(super) fn are_copied(&self) -> bool {
+    pub(in crate::store) fn are_copied(&self) -> bool {
         matches!(self, Self::Pages(..))
     }
 
     /// The bytes of a blob, to be read. For a file this looks whether it is still the one that was kept.
-    pub(super) fn open(&self, digest: &Digest, size: u64, stored_at: u64) -> Result<Body, StoreError> {
+    pub(in crate::store) fn open(
+        &self,
+        digest: &Digest,
+        size: u64,
+        stored_at: u64,
+    ) -> Result<BlobBody, StoreError> {
         match self {
-            Self::Pages(database, _) => Ok(Body::Pages(database.clone(), *digest)),
-            Self::Files(files) => Ok(Body::File(files.open(digest, size, stored_at)?)),
+            Self::Pages(database, _) => Ok(BlobBody::Pages(database.clone(), *digest)),
+            Self::Files(files) => Ok(BlobBody::File(files.open(digest, size, stored_at)?)),
         }
     }
 
     /// As `open`, where that needs no disk.
-    pub(super) fn open_now(&self, digest: &Digest) -> Option<Body> {
+    pub(in crate::store) fn open_now(&self, digest: &Digest) -> Option<BlobBody> {
         match self {
-            Self::Pages(database, _) => Some(Body::Pages(database.clone(), *digest)),
+            Self::Pages(database, _) => Some(BlobBody::Pages(database.clone(), *digest)),
             Self::Files(_) => None,
         }
     }
 
     /// The bytes of a draft, to be added to. Whoever calls this holds the names.
-    pub(super) fn draft(&self, digest: &Digest) -> Result<FileDraft, StoreError> {
+    pub(in crate::store) fn draft(&self, digest: &Digest) -> Result<FileDraft, StoreError> {
         self.files().draft(digest)
     }
 
     /// Sees to it that a fact may point at the bytes of a draft, which are all there. sled keeps its own order; a file
     /// must be on the disk, under its name.
-    pub(super) fn settle(
+    pub(in crate::store) fn commit(
         &self,
         draft: &mut FileDraft,
         stored_at: u64,
@@ -80,12 +88,12 @@ impl Bodies {
                 draft.copy(|piece| writer.append(piece))?;
                 writer.complete()
             }
-            Self::Files(_) => draft.settle(stored_at),
+            Self::Files(_) => draft.commit(stored_at),
         }
     }
 
     /// Removes the bytes of content. Whoever calls this holds the names.
-    pub(super) fn remove_content(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_content(&self, digest: &Digest) -> Result<(), StoreError> {
         match self {
             Self::Pages(database, _) => database.pages()?.remove(digest),
             Self::Files(files) => files.remove_content(digest),
@@ -94,7 +102,7 @@ impl Bodies {
 
     /// Removes damaged content if that is quickly done, and tells whether it was: many pages take their time. Whoever
     /// calls this holds the names.
-    pub(super) fn remove_damaged(&self, digest: &Digest) -> Result<bool, StoreError> {
+    pub(in crate::store) fn remove_damaged(&self, digest: &Digest) -> Result<bool, StoreError> {
         match self {
             Self::Pages(..) => Ok(false),
             Self::Files(files) => files.remove_damaged(digest).map(|()| true),
@@ -102,38 +110,38 @@ impl Bodies {
     }
 
     /// Bytes on disk of drafts.
-    pub(super) fn size_of_drafts(&self) -> Result<u64, StoreError> {
+    pub(in crate::store) fn size_of_drafts(&self) -> Result<u64, StoreError> {
         self.files().size_of_drafts()
     }
 
     /// Removes the bytes of a draft.
-    pub(super) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
         self.files().remove_draft(digest)
     }
 
     /// All drafts.
-    pub(super) fn drafts(&self) -> Result<Vec<Drafted>, StoreError> {
+    pub(in crate::store) fn drafts(&self) -> Result<Vec<DraftUsage>, StoreError> {
         let drafted =
-            |found: &Found| Drafted { digest: found.digest, bytes: found.disk, changed: found.changed };
+            |found: &Found| DraftUsage { digest: found.digest, bytes: found.disk, changed: found.changed };
         Ok(self.files().drafts()?.iter().map(drafted).collect())
     }
 
     /// Bytes on disk beside sled's own.
-    pub(super) fn size_on_disk(&self) -> Result<u64, StoreError> {
+    pub(in crate::store) fn size_on_disk(&self) -> Result<u64, StoreError> {
         self.files().size_on_disk()
     }
 }
 
 /// Bytes to be read: a blob's, or those of a draft that are written. Clones share what is open.
 #[derive(Clone, Debug)]
-pub(super) enum Body {
+pub(in crate::store) enum BlobBody {
     Pages(Database, Digest),
     File(FileBody),
 }
 
-impl Body {
+impl BlobBody {
     /// Reads from `range.start` up to about `step` bytes, and never past `range.end`.
-    pub(super) fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
+    pub(in crate::store) fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
         if range.start >= range.end {
             return Ok(Vec::new());
         }
@@ -144,7 +152,7 @@ impl Body {
     }
 
     /// What the system has in memory of the start of `range`. Needs no blocking thread.
-    pub(super) fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
+    pub(in crate::store) fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
         match self {
             Self::Pages(..) => None,
             Self::File(file) => file.read_now(range),
@@ -152,7 +160,7 @@ impl Body {
     }
 
     /// Whether `read_now` is likely to find what comes next, so that nobody need read it ahead.
-    pub(super) fn comes_by_itself(&self) -> bool {
+    pub(in crate::store) fn comes_by_itself(&self) -> bool {
         match self {
             Self::Pages(..) => false,
             Self::File(file) => file.comes_by_itself(),

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Repository};
 
-use super::fact::DraftFact;
-use super::key::{self, Key};
-use super::{Drafted, Store, StoreError, TagFact, readable};
+use crate::store::index::fact::DraftFact;
+use crate::store::index::key::{self, Key};
+use crate::store::{DraftUsage, Store, StoreError, TagFact, readable};
 
 /// What was removed, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +24,8 @@ pub struct Collected {
     /// Bytes of manifests without the fact that makes them one.
     pub documents: u64,
     /// Blobs of which a removal left bytes.
-    pub remains: u64,
+    #[serde(rename = "remains")]
+    pub leftovers: u64,
     /// Drafts that nobody has gone on with.
     pub drafts: u64,
 }
@@ -37,7 +38,7 @@ impl Collected {
             ("links", self.links),
             ("remarks", self.remarks),
             ("documents", self.documents),
-            ("remains", self.remains),
+            ("remains", self.leftovers),
             ("drafts", self.drafts),
         ]
         .into_iter()
@@ -50,7 +51,7 @@ impl AddAssign for Collected {
         self.links += other.links;
         self.remarks += other.remarks;
         self.documents += other.documents;
-        self.remains += other.remains;
+        self.leftovers += other.leftovers;
         self.drafts += other.drafts;
     }
 }
@@ -128,7 +129,7 @@ impl Store {
     }
 
     /// The blobs of which bytes are left that must go.
-    pub fn remains(&self) -> Result<Vec<Digest>, StoreError> {
+    pub fn leftovers(&self) -> Result<Vec<Digest>, StoreError> {
         let mut found = Vec::new();
         for item in self.database.facts()?.scan_prefix(Key::drafts()) {
             let (key, value) = item?;
@@ -140,24 +141,24 @@ impl Store {
     }
 
     /// Removes what is left of a blob that is not held and that nobody fills.
-    pub fn clear_remains(&self, digest: &Digest) -> Result<(), StoreError> {
-        let _names = self.bodies.names();
+    pub fn remove_leftovers(&self, digest: &Digest) -> Result<(), StoreError> {
+        let _names = self.blobs.names();
         if self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())? {
             return Ok(());
         }
-        self.bodies.remove_content(digest)?;
+        self.blobs.remove_content(digest)?;
         self.database.facts()?.remove(Key::Draft(digest).to_bytes())?;
         Ok(())
     }
 
     /// The drafts that have files, also those of running fills.
-    pub fn drafts(&self) -> Result<Vec<Drafted>, StoreError> {
-        self.bodies.drafts()
+    pub fn drafts(&self) -> Result<Vec<DraftUsage>, StoreError> {
+        self.blobs.drafts()
     }
 
     /// Removes a draft that nobody fills.
     pub fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.bodies.remove_draft(digest)
+        self.blobs.remove_draft(digest)
     }
 
     /// What tags and lists of referrers lead to.

@@ -7,22 +7,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::draft::Progress;
+use crate::store::draft::Progress;
 
 /// The newest bytes, by offset, without gaps up to what was received.
 #[derive(Debug, Default)]
-pub(super) struct Window {
+pub(in crate::store) struct Window {
     chunks: VecDeque<(u64, Bytes)>,
     /// Where each reader stands.
     followers: HashMap<u64, u64>,
     next_id: u64,
     /// Told whenever a reader moves on or leaves.
-    pub(super) moved: Arc<Notify>,
+    pub(in crate::store) moved: Arc<Notify>,
 }
 
 impl Window {
     /// Adds what comes after `received` bytes.
-    pub(super) fn push(&mut self, received: u64, bytes: Bytes) {
+    pub(in crate::store) fn push(&mut self, received: u64, bytes: Bytes) {
         let at = self.newest().unwrap_or(received);
         self.chunks.push_back((at, bytes));
     }
@@ -32,13 +32,13 @@ impl Window {
     }
 
     /// Bytes held.
-    pub(super) fn held(&self) -> u64 {
+    pub(in crate::store) fn held(&self) -> u64 {
         let oldest = self.chunks.front().map_or(0, |(at, _)| *at);
         self.newest().unwrap_or_default() - oldest
     }
 
     /// What is held of `range`, from its start.
-    pub(super) fn get(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
+    pub(in crate::store) fn get(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
         let first = self.chunks.partition_point(|(at, bytes)| at + bytes.len() as u64 <= range.start);
         if self.chunks.get(first).is_none_or(|(at, _)| *at > range.start) {
             return None;
@@ -61,7 +61,7 @@ impl Window {
     }
 
     /// Drops what is written, up to `keep` bytes behind the newest.
-    pub(super) fn trim(&mut self, written: u64, keep: u64) {
+    pub(in crate::store) fn trim(&mut self, written: u64, keep: u64) {
         let newest = self.newest().unwrap_or_default();
         self.drop_before(written.min(newest.saturating_sub(keep)));
     }
@@ -73,26 +73,26 @@ impl Window {
     }
 
     /// Whether everything from `at` on is held or written.
-    pub(super) fn reaches(&self, at: u64, progress: &Progress) -> bool {
+    pub(in crate::store) fn reaches(&self, at: u64, progress: &Progress) -> bool {
         let oldest = self.chunks.front().map_or(progress.received, |(at, _)| *at);
         at >= oldest || (at < progress.written && oldest <= progress.written)
     }
 
-    pub(super) fn follow(&mut self, at: u64) -> u64 {
+    pub(in crate::store) fn follow(&mut self, at: u64) -> u64 {
         self.next_id += 1;
         self.followers.insert(self.next_id, at);
         self.next_id
     }
 
-    pub(super) fn is_followed(&self) -> bool {
+    pub(in crate::store) fn is_followed(&self) -> bool {
         !self.followers.is_empty()
     }
 
-    pub(super) fn followers(&self) -> usize {
+    pub(in crate::store) fn followers(&self) -> usize {
         self.followers.len()
     }
 
-    pub(super) fn moved_to(&mut self, id: u64, at: u64) {
+    pub(in crate::store) fn moved_to(&mut self, id: u64, at: u64) {
         // Whoever was lost stays so.
         if let Some(before) = self.followers.get_mut(&id) {
             *before = at;
@@ -100,13 +100,13 @@ impl Window {
         }
     }
 
-    pub(super) fn leave(&mut self, id: u64) {
+    pub(in crate::store) fn leave(&mut self, id: u64) {
         self.followers.remove(&id);
         self.moved.notify_one();
     }
 
     /// Drops what all have taken of what is not written. Returns whether anything went.
-    pub(super) fn pass(&mut self, written: u64) -> bool {
+    pub(in crate::store) fn pass(&mut self, written: u64) -> bool {
         let before = self.chunks.len();
         let last = self.last(written);
         self.drop_before(last);
@@ -114,7 +114,7 @@ impl Window {
     }
 
     /// Waits no longer for those who are the furthest behind.
-    pub(super) fn lose_the_last(&mut self, written: u64) {
+    pub(in crate::store) fn lose_the_last(&mut self, written: u64) {
         let last = self.last(written);
         self.followers.retain(|_, at| (*at).max(written) > last);
     }

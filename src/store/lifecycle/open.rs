@@ -1,7 +1,6 @@
 //! Opening a store: its header, its trees, and what a crash or somebody else has left to be put right.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -11,86 +10,49 @@ use std::time::{Duration, Instant};
 use crate::config::schema::{self, BlobStore, OnCorruption};
 use crate::oci::Digest;
 
-use super::bodies::Bodies;
-use super::database::Database;
-use super::fact::{BlobFact, ManifestFact};
-use super::files::{Files, Found};
-use super::folder::{self, Folder};
-use super::header::{self, Geometry, Header};
-use super::key::{self, Key};
-use super::pages::Pages;
-use super::settling::Settling;
-use super::{Census, Counters, Drafted, Store, StoreError, aside, readable};
+use crate::store::blobs::Blobs;
+use crate::store::blobs::files::{Files, Found};
+use crate::store::draft::commit_queue::CommitQueue;
+use crate::store::index::database::Database;
+use crate::store::index::database::{TREE, Trees, contained};
+use crate::store::index::fact::{BlobFact, ManifestFact};
+use crate::store::index::key::{self, Key};
+use crate::store::lifecycle::header::{self, Geometry, Header};
+use crate::store::lifecycle::lock::{self, Folder};
+use crate::store::lifecycle::quarantine;
+use crate::store::{Counters, Counts, DraftUsage, Store, StoreError, readable};
 
-/// sled, as every store has it.
-#[derive(Clone, Debug)]
-pub(super) struct Trees {
-    pub(super) db: sled::Db,
-    pub(super) facts: sled::Tree,
-    pub(super) documents: Pages,
-    /// The pages of blobs.
-    pub(super) pages: Pages,
-    pub(super) cache_memory: u64,
-}
-
-impl Trees {
-    /// Opens sled below `folder`, which nobody else may use.
-    pub(super) fn open(folder: &Path, geometry: Geometry, cache_memory: u64) -> Result<Self, StoreError> {
-        contained(folder, || Self::open_at(&folder.join(TREE), geometry, cache_memory))
-    }
-
-    /// Opens sled in just this folder.
-    pub(super) fn open_at(path: &Path, geometry: Geometry, cache_memory: u64) -> Result<Self, StoreError> {
-        let db = sled::Config::new()
-            .path(path)
-            .cache_capacity(cache_memory)
-            .segment_size(geometry.segment_size)
-            .mode(sled::Mode::HighThroughput)
-            .flush_every_ms(Some(500))
-            .open()?;
-        let facts = db.open_tree("facts")?;
-        let spare = db.open_tree("spare")?;
-        let documents = Pages::new(db.open_tree("documents")?, spare.clone(), geometry.page_size);
-        let pages = Pages::new(db.open_tree(PAGES)?, spare, geometry.page_size);
-        Ok(Self { db, facts, documents, pages, cache_memory })
-    }
-
-    /// Holds sled against the store's header, which is written anew if it is of an earlier format or has no identity
-    /// yet: sled takes an empty or foreign file for a new database, and would be as good as new with it.
-    fn identify(&self, folder: &Path, header: &mut Header) -> Result<(), StoreError> {
-        let held = self.db.get(IDENTITY)?;
-        if let Some(identity) = header.identity {
-            if held.as_deref() != Some(&identity.to_be_bytes()) {
-                let reason = "the database has lost what it held".to_owned();
-                return Err(StoreError::Corrupt { path: folder.to_owned(), reason });
-            }
-            if !header.was_earlier() {
-                return Ok(());
-            }
-        } else {
-            let held = held.as_deref().and_then(|held| Some(u32::from_be_bytes(held.try_into().ok()?)));
-            let identity = held.unwrap_or_else(|| fastrand::u32(..));
-            self.db.insert(IDENTITY, &identity.to_be_bytes())?;
-            // Before the header promises it.
-            self.db.flush()?;
-            header.identity = Some(identity);
+/// Holds sled against the store's header, which is written anew if it is of an earlier format or has no identity
+/// yet: sled takes an empty or foreign file for a new database, and would be as good as new with it.
+fn identify(db: &sled::Db, folder: &Path, header: &mut Header) -> Result<(), StoreError> {
+    let held = db.get(IDENTITY)?;
+    if let Some(identity) = header.identity {
+        if held.as_deref() != Some(&identity.to_be_bytes()) {
+            let reason = "the database has lost what it held".to_owned();
+            return Err(StoreError::Corrupt { path: folder.to_owned(), reason });
         }
-        header.write(folder)
+        if !header.was_earlier() {
+            return Ok(());
+        }
+    } else {
+        let held = held.as_deref().and_then(|held| Some(u32::from_be_bytes(held.try_into().ok()?)));
+        let identity = held.unwrap_or_else(|| fastrand::u32(..));
+        db.insert(IDENTITY, &identity.to_be_bytes())?;
+        // Before the header promises it.
+        db.flush()?;
+        header.identity = Some(identity);
     }
+    header.write(folder)
 }
 
 /// Where sled keeps the store's identity, in a tree of its own.
 const IDENTITY: &[u8] = b"identity";
 /// Something to write there.
 const PROBE: &[u8] = b"probe";
-/// sled's folder below the store's.
-pub(super) const TREE: &str = "tree";
-/// The tree of the pages of blobs.
-pub(super) const PAGES: &str = "pages";
 
 /// How a store is opened, the first time and again.
 #[derive(Debug)]
-pub(super) struct Opening {
+pub(in crate::store) struct Opening {
     path: PathBuf,
     blobs: BlobStore,
     /// For a store that is new.
@@ -109,7 +71,7 @@ struct Held {
 }
 
 impl Opening {
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::store) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -140,7 +102,7 @@ impl Store {
             held: Mutex::default(),
         });
         match store.reopen() {
-            Err(error) if error.is_of_the_disk() => {
+            Err(error) if error.is_disk_failure() => {
                 tracing::error!(%error, "larder starts without its store");
                 Ok(store)
             }
@@ -162,13 +124,13 @@ impl Store {
 
     fn closed(opening: Opening) -> Self {
         let (database, files) = (Database::default(), Files::new(&opening.path));
-        let bodies = match opening.blobs {
-            BlobStore::Sled => Bodies::Pages(database.clone(), files),
-            BlobStore::Files => Bodies::Files(files),
+        let blobs = match opening.blobs {
+            BlobStore::Sled => Blobs::Pages(database.clone(), files),
+            BlobStore::Files => Blobs::Files(files),
         };
-        let (settling, counters) = (Settling::new(), Arc::new(Counters::default()));
+        let (commit_queue, counters) = (CommitQueue::new(), Arc::new(Counters::default()));
         let (opening, changing) = (Arc::new(opening), Arc::default());
-        Self { database, bodies, settling, counters, opening, changing }
+        Self { database, blobs, commit_queue, counters, opening, changing }
     }
 
     /// Whether there is a store in a folder, in whatever state it may be.
@@ -177,7 +139,7 @@ impl Store {
     }
 
     /// Whether the store is open, and lies where it was opened.
-    pub fn is_there(&self) -> bool {
+    pub fn is_available(&self) -> bool {
         let held = self.opening.held();
         let now = file_id(&self.opening.database_file()).ok();
         held.as_ref().is_some_and(|held| now == Some(held.database))
@@ -185,11 +147,11 @@ impl Store {
 
     /// Finds out whether the disk takes something again, and then whether the store does. One that does not, or that is
     /// known to be `broken`, is opened anew, from what lies in its folder.
-    pub fn mend(&self, broken: bool) -> Result<(), StoreError> {
+    pub fn recover(&self, broken: bool) -> Result<(), StoreError> {
         let path = self.opening.path();
         // Before anything is closed: what is open can still be read.
-        folder::probe(path).map_err(folder_error(path))?;
-        if !broken && self.is_there() && self.takes_facts().is_ok() {
+        lock::probe(path).map_err(folder_error(path))?;
+        if !broken && self.is_available() && self.takes_facts().is_ok() {
             return Ok(());
         }
         self.reopen()
@@ -212,7 +174,7 @@ impl Store {
         let folder = taken(path, patience)?;
         match self.open_in(path) {
             Err(StoreError::Corrupt { reason, .. }) if *on_corruption == OnCorruption::SetAside => {
-                let aside = aside::set_aside(path, *blobs, &reason)?;
+                let aside = quarantine::quarantine(path, *blobs, &reason)?;
                 tracing::error!(
                     store = %path.display(),
                     aside = %aside.display(),
@@ -235,7 +197,7 @@ impl Store {
     /// it opens, and reads what was written since then at the next start, which somebody may wait for. Takes as long as
     /// that start would have.
     pub fn close(&self) -> Result<(), StoreError> {
-        if !self.is_there() {
+        if !self.is_available() {
             return Ok(());
         }
         let mut held = self.opening.held();
@@ -254,12 +216,12 @@ impl Store {
         let mut header = header_of(path, blobs, geometry)?;
         let trees = contained(path, || {
             let trees = Trees::open_at(&path.join(TREE), header.geometry, cache_memory)?;
-            trees.identify(path, &mut header)?;
+            identify(&trees.db, path, &mut header)?;
             match blobs {
-                BlobStore::Sled => self.bodies.files().make_ready()?,
-                BlobStore::Files => self.bodies.files().make_ready_for_content()?,
+                BlobStore::Sled => self.blobs.files().make_ready()?,
+                BlobStore::Files => self.blobs.files().make_ready_for_content()?,
             }
-            self.take_census(&trees.facts)?;
+            self.count_content(&trees.facts)?;
             Ok(trees)
         })?;
         self.database.replace(Some(trees));
@@ -268,33 +230,33 @@ impl Store {
 
     /// Counts what is there; once, on opening. Every fact is read: one that cannot be would fail whoever asks for it
     /// or its neighbours, from now on and for ever.
-    fn take_census(&self, facts: &sled::Tree) -> Result<(), StoreError> {
+    fn count_content(&self, facts: &sled::Tree) -> Result<(), StoreError> {
         for item in facts {
             item?;
         }
-        let mut census = Census::default();
+        let mut counts = Counts::default();
         for item in facts.scan_prefix(Key::manifests()) {
             let Some(fact) = readable::<ManifestFact>(&item?.1) else { continue };
-            census.manifests += 1;
-            census.content += fact.size;
+            counts.manifests += 1;
+            counts.content += fact.size;
         }
-        if let Bodies::Files(files) = &self.bodies {
+        if let Blobs::Files(files) = &self.blobs {
             reconcile(facts, files)?;
         }
-        for Drafted { digest, .. } in self.bodies.drafts()? {
+        for DraftUsage { digest, .. } in self.blobs.drafts()? {
             // Content is there already: a crash kept its draft from going.
             if facts.contains_key(Key::Blob(&digest).to_bytes())? {
-                self.bodies.remove_draft(&digest)?;
+                self.blobs.remove_draft(&digest)?;
             }
         }
         for item in facts.scan_prefix(Key::blobs()) {
             let Some(fact) = readable::<BlobFact>(&item?.1) else { continue };
-            census.blobs += 1;
-            census.content += fact.size;
+            counts.blobs += 1;
+            counts.content += fact.size;
         }
-        self.counters.manifests.store(census.manifests, Ordering::Relaxed);
-        self.counters.blobs.store(census.blobs, Ordering::Relaxed);
-        self.counters.content.store(census.content, Ordering::Relaxed);
+        self.counters.manifests.store(counts.manifests, Ordering::Relaxed);
+        self.counters.blobs.store(counts.blobs, Ordering::Relaxed);
+        self.counters.content.store(counts.content, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -375,71 +337,6 @@ fn header_of(path: &Path, blobs: BlobStore, geometry: Geometry) -> Result<Header
     }
 }
 
-/// Opens something of sled's in a thread of its own. sled asserts what it expects of its files, so that wrong bytes may be
-/// a panic as well as an error; a panic there is the end of the thread, and what it says the reason.
-fn contained<T: Send>(
-    path: &Path,
-    open: impl FnOnce() -> Result<T, StoreError> + Send,
-) -> Result<T, StoreError> {
-    let opened = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("opening".to_owned()).spawn_scoped(scope, open);
-        thread.map(std::thread::ScopedJoinHandle::join)
-    });
-    match opened.map_err(folder_error(path))? {
-        Ok(Err(StoreError::Sled(error))) => Err(opening_error(path, error)),
-        Ok(opened) => opened,
-        Err(panic) => {
-            let said = panic.downcast_ref::<String>().map(String::as_str);
-            let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("nothing");
-            // What it says may hold a whole page.
-            let said: String = said.chars().take(200).collect();
-            let reason = format!("sled gave up on it, saying: {said}");
-            Err(StoreError::Corrupt { path: path.to_owned(), reason })
-        }
-    }
-}
-
-/// What sled's errors mean while it opens: files that are not as it wrote them, or a folder that cannot be used.
-fn opening_error(path: &Path, error: sled::Error) -> StoreError {
-    let corrupt = |reason| StoreError::Corrupt { path: path.to_owned(), reason };
-    match error {
-        error if is_locked(&error) => StoreError::Locked(path.to_owned()),
-        sled::Error::Io(source) => match source.kind() {
-            ErrorKind::NotADirectory
-            | ErrorKind::IsADirectory
-            | ErrorKind::InvalidData
-            | ErrorKind::UnexpectedEof => corrupt(source.to_string()),
-            _ => folder_error(path)(source),
-        },
-        sled::Error::Unsupported(reason) => corrupt(reason),
-        other => corrupt(other.to_string()),
-    }
-}
-
-/// sled tells a lock that is held only by what its I/O error says.
-fn is_locked(error: &sled::Error) -> bool {
-    matches!(error, sled::Error::Io(source) if source.to_string().contains("could not acquire lock"))
-}
-
 fn folder_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
     |source| StoreError::Folder { path: path.to_owned(), source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_sled_gives_up_on_is_corrupt() {
-        let error = contained(Path::new("/x"), || -> Result<(), _> { panic!("no {}", "page") });
-        let said = error.expect_err("corrupt").to_string();
-        assert!(said.contains("/x") && said.contains("no page"), "{said}");
-        let error = contained(Path::new("/x"), || -> Result<(), _> { panic!("{}", "a".repeat(9000)) });
-        assert!(error.expect_err("corrupt").to_string().len() < 1000);
-        let io = |kind: ErrorKind| opening_error(Path::new("/x"), sled::Error::Io(kind.into()));
-        assert!(matches!(io(ErrorKind::UnexpectedEof), StoreError::Corrupt { .. }));
-        for kind in [ErrorKind::PermissionDenied, ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem] {
-            assert!(matches!(io(kind), StoreError::Folder { .. }), "{kind}");
-        }
-    }
 }

@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::super::bodies::Bodies;
-use super::super::{BlobEntry, Census, DraftEnd, DraftWriter, Store, StoreError};
 use crate::config::schema::BlobStore;
 use crate::oci::{Algorithm, Digest, Repository};
+use crate::store::blobs::Blobs;
+use crate::store::{BlobEntry, Counts, DraftEnd, DraftWriter, Store, StoreError};
 
 /// Longer than one step of writing and several pieces of reading.
 const LENGTH: usize = 1_300_000;
@@ -93,9 +93,9 @@ impl House {
 
     /// What the cache does with damage, and that all is well after it.
     fn heals(&self) {
-        self.store.condemn_blob(&self.blob().expect("a fact")).expect("condemned");
+        self.store.mark_corrupt(&self.blob().expect("a fact")).expect("condemned");
         assert!(self.blob().is_none() && !self.path().exists() && !self.draft_path().exists());
-        assert_eq!(self.store.census(), Census::default());
+        assert_eq!(self.store.counts(), Counts::default());
         self.fill();
         assert!(self.read().expect("read") == self.content);
         self.is_measured_exactly();
@@ -103,7 +103,7 @@ impl House {
 
     #[track_caller]
     fn is_measured_exactly(&self) {
-        let Bodies::Files(files) = &self.store.bodies else { panic!("another kind") };
+        let Blobs::Files(files) = &self.store.blobs else { panic!("another kind") };
         let mut exact = 0;
         for path in [self.path(), self.draft_path()] {
             exact += fs::metadata(path).map_or(0, |file| file.blocks() * 512);
@@ -187,7 +187,7 @@ fn a_file_that_is_open_is_read_to_its_end_and_takes_no_room_any_more() {
     let house = House::filled();
     house.is_measured_exactly();
     let blob = house.blob().expect("a fact").open().expect("open");
-    house.store.condemn_blob(blob.entry()).expect("condemned");
+    house.store.mark_corrupt(blob.entry()).expect("condemned");
     assert!(!house.path().exists());
     let read: Vec<_> = blob.read(0..u64::MAX, u64::MAX).expect("read").concat();
     assert!(read == house.content);
@@ -225,7 +225,7 @@ fn facts_without_their_file_are_gone_after_a_start() {
         change(&house.path());
         let house = house.reopen();
         assert!(house.blob().is_none());
-        assert_eq!(house.store.census(), Census::default());
+        assert_eq!(house.store.counts(), Counts::default());
         assert!(!house.path().exists());
         house.fill();
         assert!(house.read().expect("read") == house.content);
@@ -304,7 +304,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
     // What is not written stays in memory for those who read already.
     assert_eq!(draft.recent(5..10).expect("in memory").concat(), house.content[5..10]);
     let verified = writer.verify(None).expect("looked at").expect("right");
-    match verified.settle(Some(&repository()), 1) {
+    match verified.commit(Some(&repository()), 1) {
         Err(StoreError::File { path, source }) => {
             assert_eq!((path, source.kind()), (house.draft_path(), ErrorKind::StorageFull));
         }

@@ -7,7 +7,7 @@ use crate::oci::{Algorithm, Digest, Repository, UpstreamName};
 
 /// A fact's key.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Key<'a> {
+pub(in crate::store) enum Key<'a> {
     /// A tag of a repository.
     Tag(&'a Repository, &'a str),
     /// A tag of a repository for clients that accept only these types.
@@ -27,7 +27,7 @@ pub(super) enum Key<'a> {
     /// A blob whose bytes must go, because they are wrong or were not copied to their end.
     Draft(&'a Digest),
     /// An index below which something is still to be fetched.
-    Walk(&'a Repository, &'a Digest),
+    Prefetch(&'a Repository, &'a Digest),
     /// The list of what refers to a manifest of a repository.
     Referrers(&'a Repository, &'a Digest),
     /// That a repository's manifest is referred to by another that was kept for it.
@@ -36,63 +36,63 @@ pub(super) enum Key<'a> {
 
 impl Key<'_> {
     /// The prefix of all manifest facts.
-    pub(super) const fn manifests() -> &'static [u8] {
+    pub(in crate::store) const fn manifests() -> &'static [u8] {
         b"m"
     }
 
     /// The prefix of all blob facts.
-    pub(super) const fn blobs() -> &'static [u8] {
+    pub(in crate::store) const fn blobs() -> &'static [u8] {
         b"b"
     }
 
     /// The prefixes of all facts that stand for a manifest: tags, their variants, lists of referrers.
-    pub(super) const fn pointers() -> [&'static [u8]; 3] {
+    pub(in crate::store) const fn pointers() -> [&'static [u8]; 3] {
         [b"t", b"v", b"f"]
     }
 
     /// The prefix of all facts of the kind [`Key::Referrer`].
-    pub(super) const fn referrers() -> &'static [u8] {
+    pub(in crate::store) const fn referrers() -> &'static [u8] {
         b"s"
     }
 
     /// The prefixes of all facts about content that say nothing without it.
-    pub(super) const fn remarks() -> [&'static [u8]; 2] {
+    pub(in crate::store) const fn remarks() -> [&'static [u8]; 2] {
         [b"a", b"c"]
     }
 
     /// The prefix of all links.
-    pub(super) const fn links() -> &'static [u8] {
+    pub(in crate::store) const fn links() -> &'static [u8] {
         b"l"
     }
 
     /// Reads the key of a link.
-    pub(super) fn read_link(key: &[u8]) -> Option<(Repository, Digest)> {
+    pub(in crate::store) fn read_link(key: &[u8]) -> Option<(Repository, Digest)> {
         let (repository, target) = read_repository(key.strip_prefix(Self::links())?)?;
         Some((repository, digest(target)?))
     }
 
     /// Reads the key of a tag: its repository and its name.
-    pub(super) fn read_tag(key: &[u8]) -> Option<(Repository, &str)> {
+    pub(in crate::store) fn read_tag(key: &[u8]) -> Option<(Repository, &str)> {
         let (repository, tag) = read_repository(key.strip_prefix(b"t")?)?;
         Some((repository, std::str::from_utf8(tag).ok()?))
     }
 
     /// Reads the key of the kind [`Key::Referrer`]: what refers.
-    pub(super) fn read_referrer(key: &[u8]) -> Option<Digest> {
+    pub(in crate::store) fn read_referrer(key: &[u8]) -> Option<Digest> {
         let (_, digests) = read_repository(key.strip_prefix(Self::referrers())?)?;
         let (_, referrer) = split_digest(digests)?;
         digest(referrer)
     }
 
     /// The prefix of all links of a repository.
-    pub(super) fn links_of(repository: &Repository) -> Vec<u8> {
+    pub(in crate::store) fn links_of(repository: &Repository) -> Vec<u8> {
         let mut key = Self::links().to_vec();
         push_repository(&mut key, repository);
         key
     }
 
     /// The prefix of all variants of a tag.
-    pub(super) fn variants_of(repository: &Repository, tag: &str) -> Vec<u8> {
+    pub(in crate::store) fn variants_of(repository: &Repository, tag: &str) -> Vec<u8> {
         let mut key = vec![b'v'];
         push_repository(&mut key, repository);
         push_text(&mut key, tag);
@@ -100,18 +100,18 @@ impl Key<'_> {
     }
 
     /// The prefix of all walks.
-    pub(super) const fn walks() -> &'static [u8] {
+    pub(in crate::store) const fn prefetches() -> &'static [u8] {
         b"w"
     }
 
     /// Reads the key of a walk.
-    pub(super) fn read_walk(key: &[u8]) -> Option<(Repository, Digest)> {
-        let (repository, index) = read_repository(key.strip_prefix(Self::walks())?)?;
+    pub(in crate::store) fn read_prefetch(key: &[u8]) -> Option<(Repository, Digest)> {
+        let (repository, index) = read_repository(key.strip_prefix(Self::prefetches())?)?;
         Some((repository, digest(index)?))
     }
 
     /// The prefix of all facts of the kind [`Key::Referrer`] about one manifest.
-    pub(super) fn referrers_of(repository: &Repository, subject: &Digest) -> Vec<u8> {
+    pub(in crate::store) fn referrers_of(repository: &Repository, subject: &Digest) -> Vec<u8> {
         let mut key = vec![b's'];
         push_repository(&mut key, repository);
         push_digest(&mut key, subject);
@@ -119,11 +119,11 @@ impl Key<'_> {
     }
 
     /// The prefix of all facts of drafts.
-    pub(super) const fn drafts() -> &'static [u8] {
+    pub(in crate::store) const fn drafts() -> &'static [u8] {
         b"d"
     }
 
-    pub(super) fn to_bytes(self) -> Vec<u8> {
+    pub(in crate::store) fn to_bytes(self) -> Vec<u8> {
         let mut key = Vec::with_capacity(128);
         match self {
             Self::Tag(repository, tag) => {
@@ -167,8 +167,8 @@ impl Key<'_> {
                 key.extend_from_slice(Self::drafts());
                 push_digest(&mut key, digest);
             }
-            Self::Walk(repository, digest) => {
-                key.extend_from_slice(Self::walks());
+            Self::Prefetch(repository, digest) => {
+                key.extend_from_slice(Self::prefetches());
                 push_repository(&mut key, repository);
                 push_digest(&mut key, digest);
             }
@@ -187,26 +187,26 @@ impl Key<'_> {
 }
 
 /// The digest of a blob's fact, from its key.
-pub(super) fn blob_of(key: &[u8]) -> Option<Digest> {
+pub(in crate::store) fn blob_of(key: &[u8]) -> Option<Digest> {
     digest(key.strip_prefix(Key::blobs())?)
 }
 
 /// The prefix of all pages of a digest.
-pub(super) fn pages_of(digest: &Digest) -> Vec<u8> {
+pub(in crate::store) fn pages_of(digest: &Digest) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + 64 + 8);
     push_digest(&mut key, digest);
     key
 }
 
 /// The key of one page.
-pub(super) fn page(digest: &Digest, number: u64) -> Vec<u8> {
+pub(in crate::store) fn page(digest: &Digest, number: u64) -> Vec<u8> {
     let mut key = pages_of(digest);
     key.extend_from_slice(&number.to_be_bytes());
     key
 }
 
 /// Whose page a key is.
-pub(super) fn page_of(key: &[u8]) -> Option<Digest> {
+pub(in crate::store) fn page_of(key: &[u8]) -> Option<Digest> {
     digest(split_digest(key)?.0)
 }
 
@@ -246,7 +246,7 @@ fn split_digest(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Reads what `push_digest` wrote.
-pub(super) fn digest(bytes: &[u8]) -> Option<Digest> {
+pub(in crate::store) fn digest(bytes: &[u8]) -> Option<Digest> {
     let (algorithm, raw) = bytes.split_first()?;
     let algorithm = match algorithm {
         1 => Algorithm::Sha256,
@@ -268,11 +268,11 @@ mod tests {
         };
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::of(algorithm, b"x");
-            let key = Key::Walk(&repository, &digest).to_bytes();
-            assert_eq!(Key::read_walk(&key), Some((repository.clone(), digest)));
-            assert_eq!(Key::read_walk(&key[..key.len() - 1]), None);
+            let key = Key::Prefetch(&repository, &digest).to_bytes();
+            assert_eq!(Key::read_prefetch(&key), Some((repository.clone(), digest)));
+            assert_eq!(Key::read_prefetch(&key[..key.len() - 1]), None);
         }
-        assert_eq!(Key::read_walk(b"w"), None);
+        assert_eq!(Key::read_prefetch(b"w"), None);
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use crate::oci::{Digest, Repository, Tag};
 
-use super::fact::ManifestFact;
-use super::key::Key;
-use super::{Store, StoreError, TagFact, readable};
+use crate::store::index::fact::ManifestFact;
+use crate::store::index::key::Key;
+use crate::store::{Store, StoreError, TagFact, readable};
 
 impl Store {
     /// Every tag held, of one repository or of all, with what it stands for; in byte order.

@@ -5,9 +5,9 @@
 
 use crate::oci::{Digest, Repository};
 
-use super::fact::Fact as _;
-use super::key::{self, Key};
-use super::{Store, StoreError, TagFact};
+use crate::store::index::fact::Fact as _;
+use crate::store::index::key::{self, Key};
+use crate::store::{Store, StoreError, TagFact};
 
 impl Store {
     /// What is known of the list of a manifest's referrers.

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
 
-use super::StoreError;
+use crate::store::StoreError;
 
 /// A record that knows its version. A new version gets a new number and a branch in `decode`.
-pub(super) trait Fact: Serialize + DeserializeOwned {
+pub(in crate::store) trait Fact: Serialize + DeserializeOwned {
     const VERSION: u8 = 1;
 
     fn encode(&self) -> Vec<u8> {
@@ -50,35 +50,35 @@ pub struct LinkFact {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ManifestFact {
-    pub(super) media_type: String,
-    pub(super) size: u64,
-    pub(super) stored_at: u64,
+pub(in crate::store) struct ManifestFact {
+    pub(in crate::store) media_type: String,
+    pub(in crate::store) size: u64,
+    pub(in crate::store) stored_at: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct BlobFact {
-    pub(super) size: u64,
-    pub(super) stored_at: u64,
+pub(in crate::store) struct BlobFact {
+    pub(in crate::store) size: u64,
+    pub(in crate::store) stored_at: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct DraftFact {
+pub(in crate::store) struct DraftFact {
     /// What lies in the place of content, with no fact that points at it, must go before anything else: it is known to
     /// be wrong, or a part of what was to be copied there. A draft of the same digest is not meant.
-    pub(super) condemned: bool,
+    pub(in crate::store) condemned: bool,
 }
 
 /// When content was last asked for, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct AccessFact {
-    pub(super) last: u64,
+pub(in crate::store) struct AccessFact {
+    pub(in crate::store) last: u64,
 }
 
 /// When content was last held against its digest, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct VerifiedFact {
-    pub(super) at: u64,
+pub(in crate::store) struct VerifiedFact {
+    pub(in crate::store) at: u64,
 }
 
 impl Fact for TagFact {}
@@ -96,11 +96,16 @@ mod digest {
 
     use crate::oci::{Algorithm, Digest};
 
-    pub(super) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::store) fn serialize<S: Serializer>(
+        digest: &Digest,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         (digest.algorithm() == Algorithm::Sha512, digest.as_bytes()).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+    pub(in crate::store) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Digest, D::Error> {
         let (long, raw) = <(bool, Vec<u8>)>::deserialize(deserializer)?;
         let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
         Digest::from_bytes(algorithm, &raw)

@@ -6,6 +6,9 @@
 //! A draft that the disk does not take goes on in memory alone: hashed, shown to those who follow it, at the pace of the
 //! slowest of them, and forgotten.
 
+pub(in crate::store) mod commit_queue;
+pub(in crate::store) mod window;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,13 +19,13 @@ use tokio::sync::watch;
 
 use crate::oci::{Digest, Hasher, Repository};
 
-use super::bodies::Body;
-use super::fact::{DraftFact, Fact as _};
-use super::files::{FileBody, FileDraft};
-use super::key::Key;
-use super::settling::{Settler, Turn};
-use super::window::Window;
-use super::{Store, StoreError};
+use crate::store::blobs::BlobBody;
+use crate::store::blobs::files::{FileBody, FileDraft};
+use crate::store::draft::commit_queue::{CommitPermit, PendingCommit};
+use crate::store::draft::window::Window;
+use crate::store::index::fact::{DraftFact, Fact as _};
+use crate::store::index::key::Key;
+use crate::store::{Store, StoreError};
 
 /// How far a draft has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,7 +67,7 @@ pub enum DraftEnd {
 pub struct Draft {
     digest: Digest,
     /// `None` if nothing of it was ever to be written.
-    body: Option<Body>,
+    body: Option<BlobBody>,
     progress: watch::Sender<Progress>,
     /// Bytes that an earlier draft left.
     left: u64,
@@ -256,20 +259,20 @@ enum Growing {
 pub struct VerifiedDraft {
     file: DraftFile,
     /// A stop waits for what readers have been told of.
-    _settler: Settler,
+    _settler: PendingCommit,
 }
 
 impl Store {
     /// Opens the draft of a digest, taking over what an interrupted fill left.
     pub fn open_draft(&self, digest: &Digest) -> Result<DraftWriter, StoreError> {
         let growing = {
-            let _names = self.bodies.names();
+            let _names = self.blobs.names();
             let key = Key::Draft(digest).to_bytes();
             if self.database.facts()?.contains_key(&key)? {
-                self.bodies.remove_content(digest)?;
+                self.blobs.remove_content(digest)?;
                 self.database.facts()?.remove(&key)?;
             }
-            self.bodies.draft(digest)?
+            self.blobs.draft(digest)?
         };
         let left = growing.written();
         let body = growing.body();
@@ -277,7 +280,7 @@ impl Store {
     }
 
     /// A draft of which nothing is written. Needs no blocking thread.
-    pub fn unkept_draft(&self, digest: &Digest) -> DraftWriter {
+    pub fn memory_draft(&self, digest: &Digest) -> DraftWriter {
         self.draft_writer(digest, 0, None, Growing::Lost(None))
     }
 
@@ -290,7 +293,7 @@ impl Store {
     ) -> DraftWriter {
         let draft = Draft {
             kept: AtomicBool::new(body.is_some()),
-            body: body.clone().map(Body::File),
+            body: body.clone().map(BlobBody::File),
             digest: *digest,
             progress: watch::Sender::new(Progress { received: left, written: left, total: None, end: None }),
             left,
@@ -303,8 +306,8 @@ impl Store {
 
     /// Waits until it is a verified draft's turn to settle: where content is copied, that is done for a few at a time.
     /// Needs no blocking thread.
-    pub async fn turn(&self) -> Turn {
-        if self.bodies.are_copied() { self.settling.turn().await } else { Turn::free() }
+    pub async fn commit_permit(&self) -> CommitPermit {
+        if self.blobs.are_copied() { self.commit_queue.commit_permit().await } else { CommitPermit::free() }
     }
 }
 
@@ -345,7 +348,7 @@ impl DraftWriter {
         now: u64,
     ) -> Result<DraftEnd, StoreError> {
         match self.verify(expected)? {
-            Some(verified) => verified.settle(Some(repository), now).map(|_| DraftEnd::Verified),
+            Some(verified) => verified.commit(Some(repository), now).map(|_| DraftEnd::Verified),
             None => Ok(DraftEnd::Mismatch),
         }
     }
@@ -369,7 +372,7 @@ impl DraftWriter {
             // Some readers had it from the file.
             growing.is_ours()?;
         }
-        let settler = file.store.settling.begin();
+        let settler = file.store.commit_queue.begin();
         file.draft.progress.send_modify(|progress| {
             progress.total = Some(size);
             progress.end = Some(DraftEnd::Verified);
@@ -378,7 +381,7 @@ impl DraftWriter {
     }
 
     /// Drops the draft's bytes.
-    pub fn condemn(self) -> Result<(), StoreError> {
+    pub fn discard(self) -> Result<(), StoreError> {
         self.file.remove()
     }
 }
@@ -423,7 +426,7 @@ impl DraftFile {
                 self.is_written(written);
                 Ok(())
             }
-            Err(error) if error.is_of_the_disk() => {
+            Err(error) if error.is_disk_failure() => {
                 self.draft.kept.store(false, Ordering::Release);
                 self.growing = Growing::Lost(Some(error));
                 Ok(())
@@ -434,7 +437,7 @@ impl DraftFile {
 
     fn remove(&self) -> Result<(), StoreError> {
         match self.growing {
-            Growing::File(_) => self.store.bodies.remove_draft(&self.draft.digest),
+            Growing::File(_) => self.store.blobs.remove_draft(&self.draft.digest),
             Growing::Lost(_) => Ok(()),
         }
     }
@@ -462,7 +465,7 @@ impl VerifiedDraft {
     /// copy does; until then readers go on with the draft.
     ///
     /// Returns whether it was kept; why the disk did not take it is told here, once.
-    pub fn settle(self, repository: Option<&Repository>, now: u64) -> Result<bool, StoreError> {
+    pub fn commit(self, repository: Option<&Repository>, now: u64) -> Result<bool, StoreError> {
         let DraftFile { store, draft, growing } = self.file;
         let mut growing = match growing {
             Growing::File(growing) => growing,
@@ -470,16 +473,16 @@ impl VerifiedDraft {
         };
         let digest = &draft.digest;
         let trees = store.database.trees()?;
-        if store.bodies.are_copied() {
+        if store.blobs.are_copied() {
             // Marked first: pages without their fact must go, should this be interrupted. The draft stays.
             trees.facts.insert(Key::Draft(digest).to_bytes(), DraftFact { condemned: true }.encode())?;
         }
-        store.bodies.settle(&mut growing, now, &trees.pages)?;
+        store.blobs.commit(&mut growing, now, &trees.pages)?;
         store.commit_blob(&trees.facts, repository, digest, growing.length(), now)?;
-        if store.bodies.are_copied() && growing.has_file() {
+        if store.blobs.are_copied() && growing.has_file() {
             // It goes when the disk has the copy.
             trees.db.flush()?;
-            store.bodies.remove_draft(digest)?;
+            store.blobs.remove_draft(digest)?;
         }
         Ok(true)
     }

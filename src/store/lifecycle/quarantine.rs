@@ -11,11 +11,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::schema::BlobStore;
 
-use super::StoreError;
-use super::files::CONTENT;
-use super::header;
-use super::opening::TREE;
-use super::rebuild::{NEW, OLD};
+use crate::store::StoreError;
+use crate::store::blobs::files::CONTENT;
+use crate::store::index::database::TREE;
+use crate::store::lifecycle::compact::{NEW, OLD};
+use crate::store::lifecycle::header;
 
 /// What such a folder's name begins with.
 const PREFIX: &str = "set-aside-";
@@ -28,7 +28,11 @@ const REASON: &str = "reason.txt";
 ///
 /// Files of blobs stay for a store that keeps them so: they are named by their digest, and one that no fact speaks of is
 /// a draft, which is not believed before it is hashed.
-pub(super) fn set_aside(folder: &Path, blobs: BlobStore, reason: &str) -> Result<PathBuf, StoreError> {
+pub(in crate::store) fn quarantine(
+    folder: &Path,
+    blobs: BlobStore,
+    reason: &str,
+) -> Result<PathBuf, StoreError> {
     let corrupt = |reason| StoreError::Corrupt { path: folder.to_owned(), reason };
     let failed = |error| corrupt(format!("{reason}; and it cannot be set aside ({error})"));
     let earlier = in_folder(folder)?;
@@ -40,9 +44,9 @@ pub(super) fn set_aside(folder: &Path, blobs: BlobStore, reason: &str) -> Result
         )));
     }
     let aside = new_folder(folder, SystemTime::now()).map_err(failed)?;
-    let bodies = (blobs == BlobStore::Sled).then_some(CONTENT);
+    let blobs = (blobs == BlobStore::Sled).then_some(CONTENT);
     // The header last: what is left by a crash in between is a store without its database, or none at all.
-    for name in [TREE, NEW, OLD].into_iter().chain(bodies).chain([header::FILE]) {
+    for name in [TREE, NEW, OLD].into_iter().chain(blobs).chain([header::FILE]) {
         match fs::rename(folder.join(name), aside.join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -55,7 +59,7 @@ pub(super) fn set_aside(folder: &Path, blobs: BlobStore, reason: &str) -> Result
 }
 
 /// The stores that lie aside in `folder`, the oldest first.
-pub(super) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+pub(in crate::store) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let failed = |source| StoreError::Folder { path: folder.to_owned(), source };
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {

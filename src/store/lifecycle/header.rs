@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::schema::BlobStore;
 
-use super::StoreError;
+use crate::store::StoreError;
 
-pub(super) const FILE: &str = "header.toml";
+pub(in crate::store) const FILE: &str = "header.toml";
 const FORMAT: u32 = 2;
 
 /// What makes a header of one format one of the next; the first makes format 2 of format 1.
@@ -51,31 +51,31 @@ impl Geometry {
 /// What a store's folder says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Header {
+pub(in crate::store) struct Header {
     format: u32,
     /// The format in which it was found.
     #[serde(skip)]
     found: u32,
     /// What sled was told that it holds, if it was told: one that does not know it has lost what it held.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) identity: Option<u32>,
+    pub(in crate::store) identity: Option<u32>,
     /// Where the bytes of blobs are.
-    pub(super) blobs: BlobStore,
+    pub(in crate::store) blobs: BlobStore,
     /// Where some of them may still be: they are being moved, or somebody was interrupted at it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) moving_from: Option<BlobStore>,
+    pub(in crate::store) moving_from: Option<BlobStore>,
     #[serde(flatten)]
-    pub(super) geometry: Geometry,
+    pub(in crate::store) geometry: Geometry,
 }
 
 impl Header {
     /// The header of a new store.
-    pub(super) fn new(blobs: BlobStore, geometry: Geometry) -> Self {
+    pub(in crate::store) fn new(blobs: BlobStore, geometry: Geometry) -> Self {
         Self { format: FORMAT, found: FORMAT, identity: None, blobs, moving_from: None, geometry }
     }
 
     /// The header in `folder`, brought to the present format; `None` where no store is.
-    pub(super) fn read(folder: &Path) -> Result<Option<Self>, StoreError> {
+    pub(in crate::store) fn read(folder: &Path) -> Result<Option<Self>, StoreError> {
         let corrupt = |reason: String| StoreError::Corrupt { path: folder.to_owned(), reason };
         let text = match fs::read_to_string(folder.join(FILE)) {
             Ok(text) => text,
@@ -112,12 +112,12 @@ impl Header {
     }
 
     /// Whether the header on the disk is of an earlier format.
-    pub(super) fn was_earlier(&self) -> bool {
+    pub(in crate::store) fn was_earlier(&self) -> bool {
         self.found < self.format
     }
 
     /// Writes the header of the store in `folder`.
-    pub(super) fn write(&self, folder: &Path) -> Result<(), StoreError> {
+    pub(in crate::store) fn write(&self, folder: &Path) -> Result<(), StoreError> {
         let text = toml::to_string(self)
             .map_err(|error| StoreError::Foreign { path: folder.to_owned(), reason: error.to_string() })?;
         write_whole(&folder.join(FILE), &text)
@@ -125,7 +125,7 @@ impl Header {
     }
 
     /// Refuses a store whose bytes are not all where `wanted` says.
-    pub(super) fn require(&self, wanted: BlobStore, folder: &Path) -> Result<(), StoreError> {
+    pub(in crate::store) fn require(&self, wanted: BlobStore, folder: &Path) -> Result<(), StoreError> {
         let (held, wanted) = (self.blobs.as_str(), wanted.as_str());
         let reason = if let Some(from) = self.moving_from {
             let from = from.as_str();

@@ -18,14 +18,14 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStore) {
     let verified = writer.verify(Some(600_000)).expect("verified").expect("the right bytes");
     drop(verified);
     // As a crash in the middle of copying leaves it, or one before content was renamed.
-    let condemned = fact::DraftFact { condemned: true };
+    let condemned = crate::store::index::fact::DraftFact { condemned: true };
     store
         .database
         .facts()
         .expect("open")
         .insert(Key::Draft(&digest).to_bytes(), condemned.encode())
         .expect("written");
-    if let Bodies::Pages(database, _) = &store.bodies {
+    if let Blobs::Pages(database, _) = &store.blobs {
         let pages = database.pages().expect("open");
         pages.put(&digest, 0, b"a part").expect("written");
     }
@@ -35,7 +35,7 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStore) {
     assert!(store.blob(&digest).expect("a look").is_none());
     let writer = store.open_draft(&digest).expect("a draft");
     assert_eq!(writer.draft().progress().received, 600_000);
-    if let Bodies::Pages(database, _) = &store.bodies {
+    if let Blobs::Pages(database, _) = &store.blobs {
         let pages = database.pages().expect("open");
         assert!(pages.get(&digest, 0).expect("a look").is_none());
     }
@@ -85,9 +85,9 @@ fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobSto
         assert!(all(&draft) == content);
         // A few bytes are written once, where they are to stay.
         assert_eq!(files_below(&folder, "drafts").is_empty(), length < 500_000);
-        verified.settle(Some(&repository("a")), 1).expect("settled");
+        verified.commit(Some(&repository("a")), 1).expect("settled");
         assert!(all(&draft) == content);
         assert!(files_below(&folder, "drafts").is_empty());
-        assert_eq!(store.census(), Census { content: length as u64, manifests: 0, blobs: 1 });
+        assert_eq!(store.counts(), Counts { content: length as u64, manifests: 0, blobs: 1 });
     }
 }

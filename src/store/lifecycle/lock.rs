@@ -4,27 +4,27 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
-use super::StoreError;
-use super::opening::TREE;
+use crate::store::StoreError;
+use crate::store::index::database::TREE;
 
 const LOCK: &str = "lock";
 
 /// A folder that nobody else uses for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(in crate::store) struct Folder {
     /// Locked, which ends with the process, however that ends.
     _lock: File,
 }
 
 impl Folder {
     /// Takes a folder, making it if it is not there.
-    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+    pub(in crate::store) fn take(path: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(path).map_err(failed(path))?;
         Self::take_existing(path)
     }
 
     /// Takes a folder that is there.
-    pub(super) fn take_existing(path: &Path) -> Result<Self, StoreError> {
+    pub(in crate::store) fn take_existing(path: &Path) -> Result<Self, StoreError> {
         let file = path.join(LOCK);
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&file);
         let lock = lock.map_err(failed(path))?;
@@ -47,7 +47,7 @@ const ROOM: usize = 16 << 20;
 const PIECE: usize = 1 << 20;
 
 /// Writes something into a folder and removes it again. Waits for the disk.
-pub(super) fn probe(path: &Path) -> std::io::Result<()> {
+pub(in crate::store) fn probe(path: &Path) -> std::io::Result<()> {
     fs::create_dir_all(path)?;
     let name = path.join("probe");
     let probed = File::create(&name).and_then(|mut file| {

@@ -11,7 +11,7 @@ const COPIED: usize = 2;
 
 /// What is known of all drafts that settle; clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Settling(Arc<Shared>);
+pub(in crate::store) struct CommitQueue(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -22,32 +22,32 @@ struct Shared {
 
 /// One draft that is to settle, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Settler(Settling);
+pub(in crate::store) struct PendingCommit(CommitQueue);
 
 /// Leave to settle now. To be held until it is done.
 #[derive(Debug)]
-pub struct Turn(#[allow(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
+pub struct CommitPermit(#[allow(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
-impl Settling {
-    pub(super) fn new() -> Self {
+impl CommitQueue {
+    pub(in crate::store) fn new() -> Self {
         let copied = Arc::new(Semaphore::new(COPIED));
         Self(Arc::new(Shared { under_way: Mutex::default(), ended: Condvar::new(), copied }))
     }
 
     /// One more draft is to settle.
-    pub(super) fn begin(&self) -> Settler {
+    pub(in crate::store) fn begin(&self) -> PendingCommit {
         *self.under_way() += 1;
-        Settler(self.clone())
+        PendingCommit(self.clone())
     }
 
     /// Waits until it is a draft's turn to be copied. Needs no blocking thread.
-    pub(super) async fn turn(&self) -> Turn {
+    pub(in crate::store) async fn commit_permit(&self) -> CommitPermit {
         // Nobody closes it; without it a copy would only be in more company.
-        Turn(Arc::clone(&self.0.copied).acquire_owned().await.ok())
+        CommitPermit(Arc::clone(&self.0.copied).acquire_owned().await.ok())
     }
 
     /// Waits until no draft is to settle, but no longer than `patience`. Returns how many are left.
-    pub(super) fn wait(&self, patience: Duration) -> usize {
+    pub(in crate::store) fn wait(&self, patience: Duration) -> usize {
         let waited = self.0.ended.wait_timeout_while(self.under_way(), patience, |left| *left > 0);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
@@ -58,14 +58,14 @@ impl Settling {
     }
 }
 
-impl Turn {
+impl CommitPermit {
     /// Where nothing is copied it is always one's turn.
-    pub(super) const fn free() -> Self {
+    pub(in crate::store) const fn free() -> Self {
         Self(None)
     }
 }
 
-impl Drop for Settler {
+impl Drop for PendingCommit {
     fn drop(&mut self) {
         *self.0.under_way() -= 1;
         self.0.0.ended.notify_all();
@@ -78,14 +78,14 @@ mod tests {
 
     #[test]
     fn a_stop_waits_for_what_settles_and_not_for_ever() {
-        let settling = Settling::new();
-        assert_eq!(settling.wait(Duration::ZERO), 0);
-        let (first, second) = (settling.begin(), settling.begin());
-        assert_eq!(settling.wait(Duration::ZERO), 2);
+        let commit_queue = CommitQueue::new();
+        assert_eq!(commit_queue.wait(Duration::ZERO), 0);
+        let (first, second) = (commit_queue.begin(), commit_queue.begin());
+        assert_eq!(commit_queue.wait(Duration::ZERO), 2);
         drop(first);
         let waiting = std::thread::spawn({
-            let settling = settling.clone();
-            move || settling.wait(Duration::from_mins(1))
+            let commit_queue = commit_queue.clone();
+            move || commit_queue.wait(Duration::from_mins(1))
         });
         drop(second);
         assert_eq!(waiting.join().expect("it ends"), 0);
@@ -93,14 +93,14 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_few_are_copied_at_once() {
-        let settling = Settling::new();
+        let commit_queue = CommitQueue::new();
         let mut turns = Vec::new();
         for _ in 0..COPIED {
-            turns.push(settling.turn().await);
+            turns.push(commit_queue.commit_permit().await);
         }
         let next = tokio::spawn({
-            let settling = settling.clone();
-            async move { drop(settling.turn().await) }
+            let commit_queue = commit_queue.clone();
+            async move { drop(commit_queue.commit_permit().await) }
         });
         tokio::task::yield_now().await;
         assert!(!next.is_finished());

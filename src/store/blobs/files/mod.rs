@@ -22,19 +22,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::oci::{Algorithm, Digest};
 
-use super::StoreError;
-pub(super) use body::FileBody;
+use crate::store::StoreError;
+pub(in crate::store) use body::FileBody;
 use buffers::Buffers;
-pub(super) use draft::FileDraft;
+pub(in crate::store) use draft::FileDraft;
 
 /// The folder of content.
-pub(super) const CONTENT: &str = "blobs";
+pub(in crate::store) const CONTENT: &str = "blobs";
 const DRAFTS: &str = "drafts";
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
 /// The files of one store; clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Files(Arc<Shared>);
+pub(in crate::store) struct Files(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -59,19 +59,19 @@ struct Disk {
 
 /// Content that is there.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
-    pub(super) digest: Digest,
+pub(in crate::store) struct Found {
+    pub(in crate::store) digest: Digest,
     /// Its length.
-    pub(super) size: u64,
+    pub(in crate::store) size: u64,
     /// Bytes on disk.
-    pub(super) disk: u64,
+    pub(in crate::store) disk: u64,
     /// When its bytes last changed, in milliseconds since 1970.
-    pub(super) changed: u64,
+    pub(in crate::store) changed: u64,
 }
 
 impl Files {
     /// Drafts, and perhaps content, in the store's `folder`, which is to be made ready.
-    pub(super) fn new(folder: &Path) -> Self {
+    pub(in crate::store) fn new(folder: &Path) -> Self {
         Self(Arc::new(Shared {
             folder: folder.to_owned(),
             names: Mutex::default(),
@@ -84,7 +84,7 @@ impl Files {
     }
 
     /// Makes the folder ready for drafts.
-    pub(super) fn make_ready(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn make_ready(&self) -> Result<(), StoreError> {
         make_folders(&self.0.folder, DRAFTS)?;
         let probe = self.0.folder.join(DRAFTS).join("time");
         let keeps_times = keeps_times(&probe).map_err(failed(&probe))?;
@@ -93,7 +93,7 @@ impl Files {
     }
 
     /// Makes the folder ready for drafts and content.
-    pub(super) fn make_ready_for_content(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn make_ready_for_content(&self) -> Result<(), StoreError> {
         make_folders(&self.0.folder, CONTENT)?;
         self.make_ready()
     }
@@ -103,7 +103,7 @@ impl Files {
     }
 
     /// Held while a file gets its name, changes or loses it.
-    pub(super) fn names(&self) -> MutexGuard<'_, ()> {
+    pub(in crate::store) fn names(&self) -> MutexGuard<'_, ()> {
         // What stands under a name is decided by the file system; there is nothing to be left halfway.
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,7 +133,7 @@ impl Files {
     }
 
     /// Removes content. Readers that have it open read on.
-    pub(super) fn remove_content(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_content(&self, digest: &Digest) -> Result<(), StoreError> {
         let path = self.content(digest);
         match fs::symlink_metadata(&path) {
             Ok(found) => {
@@ -147,19 +147,19 @@ impl Files {
     }
 
     /// As `remove_content`, for content that is not as it was counted.
-    pub(super) fn remove_damaged(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_damaged(&self, digest: &Digest) -> Result<(), StoreError> {
         self.0.disk.is_unsure();
         self.remove_content(digest)
     }
 
     /// Removes a draft. Readers that have it open read on.
-    pub(super) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
         let _names = self.names();
         remove(&self.growing(digest))
     }
 
     /// Makes content a draft again.
-    pub(super) fn demote(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn demote(&self, digest: &Digest) -> Result<(), StoreError> {
         let (content, draft) = (self.content(digest), self.growing(digest));
         let found = match fs::symlink_metadata(&content) {
             Ok(found) => found,
@@ -172,7 +172,7 @@ impl Files {
     }
 
     /// All content, in no order. Counts on the way what it takes on disk.
-    pub(super) fn walk(&self) -> Result<Vec<Found>, StoreError> {
+    pub(in crate::store) fn walk(&self) -> Result<Vec<Found>, StoreError> {
         let mut found = Vec::new();
         for algorithm in ALGORITHMS {
             let top = self.0.folder.join(CONTENT).join(algorithm.as_str());
@@ -188,7 +188,7 @@ impl Files {
     }
 
     /// All drafts, in no order.
-    pub(super) fn drafts(&self) -> Result<Vec<Found>, StoreError> {
+    pub(in crate::store) fn drafts(&self) -> Result<Vec<Found>, StoreError> {
         let mut found = Vec::new();
         for algorithm in ALGORITHMS {
             files_in(&self.0.folder.join(DRAFTS).join(algorithm.as_str()), algorithm, &mut found)?;
@@ -197,12 +197,12 @@ impl Files {
     }
 
     /// Bytes on disk, of drafts.
-    pub(super) fn size_of_drafts(&self) -> Result<u64, StoreError> {
+    pub(in crate::store) fn size_of_drafts(&self) -> Result<u64, StoreError> {
         Ok(self.drafts()?.iter().map(|draft| draft.disk).sum())
     }
 
     /// Bytes on disk, of content and of drafts.
-    pub(super) fn size_on_disk(&self) -> Result<u64, StoreError> {
+    pub(in crate::store) fn size_on_disk(&self) -> Result<u64, StoreError> {
         if self.0.disk.unsure.swap(false, Ordering::Relaxed) {
             let _names = self.names();
             self.walk()?;
@@ -211,7 +211,7 @@ impl Files {
     }
 
     /// Removes all content and its folder; for a store that keeps it elsewhere from now on.
-    pub(super) fn remove_all_content(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_all_content(&self) -> Result<(), StoreError> {
         let path = self.0.folder.join(CONTENT);
         fs::remove_dir_all(&path).map_err(failed(&path))
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::oci::{Digest, Hasher};
-use crate::store::is_unreadable;
+use crate::store::error::is_unreadable;
 
 use super::buffers::PIECE;
 use super::{Files, StoreError, failed, time_of};

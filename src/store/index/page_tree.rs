@@ -9,7 +9,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::oci::Digest;
 
-use super::{StoreError, is_unreadable, key};
+use crate::store::error::{StoreError, is_unreadable};
+use crate::store::index::key;
 
 /// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of its
 /// 256 shards and evicts only then, so that with one look-up a page it would keep up to 16 384 pages whatever its capacity.
@@ -30,7 +31,7 @@ const CHANGES: u8 = 10;
 
 /// One tree of pages; clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Pages {
+pub(in crate::store) struct Pages {
     tree: sled::Tree,
     /// A tree of the same database with one entry that says nothing, see `collect`.
     spare: sled::Tree,
@@ -49,20 +50,20 @@ impl AsRef<[u8]> for Shared {
 }
 
 impl Pages {
-    pub(super) fn new(tree: sled::Tree, spare: sled::Tree, page_size: usize) -> Self {
+    pub(in crate::store) fn new(tree: sled::Tree, spare: sled::Tree, page_size: usize) -> Self {
         Self { tree, spare, least: Arc::new(AtomicU64::new(u64::MAX)), page_size }
     }
 
-    pub(super) fn page_size(&self) -> usize {
+    pub(in crate::store) fn page_size(&self) -> usize {
         self.page_size
     }
 
-    pub(super) fn get(&self, digest: &Digest, number: u64) -> Result<Option<Bytes>, StoreError> {
+    pub(in crate::store) fn get(&self, digest: &Digest, number: u64) -> Result<Option<Bytes>, StoreError> {
         let page = self.tree.get(key::page(digest, number)).map_err(lost(digest))?;
         Ok(page.map(|page| Bytes::from_owner(Shared(page))))
     }
 
-    pub(super) fn put(&self, digest: &Digest, number: u64, page: &[u8]) -> Result<(), StoreError> {
+    pub(in crate::store) fn put(&self, digest: &Digest, number: u64, page: &[u8]) -> Result<(), StoreError> {
         let key = key::page(digest, number);
         self.tree.insert(&key, page).and_then(|_| self.touch(&key)).map_err(damaged(digest))?;
         self.collect()
@@ -93,7 +94,7 @@ impl Pages {
     }
 
     /// Makes room in the tree for pages `first..last`, which come next.
-    pub(super) fn prepare(&self, digest: &Digest, first: u64, last: u64) -> Result<(), StoreError> {
+    pub(in crate::store) fn prepare(&self, digest: &Digest, first: u64, last: u64) -> Result<(), StoreError> {
         for number in first..last {
             let mut key = key::page(digest, number);
             for spacer in 0..SPACERS {
@@ -125,7 +126,7 @@ impl Pages {
     }
 
     /// Reads whole pages that cover the start of `range`, cut to it: page by page, uncopied.
-    pub(super) fn read(
+    pub(in crate::store) fn read(
         &self,
         digest: &Digest,
         range: Range<u64>,
@@ -155,18 +156,18 @@ impl Pages {
     }
 
     /// Takes the `total` bytes of a blob, from the first page on.
-    pub(super) fn writer<'a>(&'a self, digest: &'a Digest, total: u64) -> PageWriter<'a> {
+    pub(in crate::store) fn writer<'a>(&'a self, digest: &'a Digest, total: u64) -> PageWriter<'a> {
         let last = total.div_ceil(self.page_size as u64);
         PageWriter { pages: self, digest, last, rest: BytesMut::new(), next: 0 }
     }
 
     /// The keys of all pages.
-    pub(super) fn keys(&self) -> impl Iterator<Item = Result<sled::IVec, StoreError>> {
+    pub(in crate::store) fn keys(&self) -> impl Iterator<Item = Result<sled::IVec, StoreError>> {
         self.tree.iter().keys().map(|key| Ok(key?))
     }
 
     /// Removes every page of a digest, in their order: against it sled writes twice as much.
-    pub(super) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
         let each = usize::from(SPACERS) + 1;
         for (place, item) in self.tree.scan_prefix(key::pages_of(digest)).keys().enumerate() {
             match item.and_then(|key| self.tree.remove(key)) {
@@ -209,7 +210,7 @@ const PREPARED: u64 = 32;
 
 /// Cuts a blob's bytes into pages.
 #[derive(Debug)]
-pub(super) struct PageWriter<'a> {
+pub(in crate::store) struct PageWriter<'a> {
     pages: &'a Pages,
     digest: &'a Digest,
     last: u64,
@@ -220,7 +221,7 @@ pub(super) struct PageWriter<'a> {
 
 impl PageWriter<'_> {
     /// Writes the pages that `bytes` fill.
-    pub(super) fn append(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
+    pub(in crate::store) fn append(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
         let page_size = self.pages.page_size;
         while self.rest.len() + bytes.len() >= page_size {
             let needed = page_size - self.rest.len();
@@ -240,7 +241,7 @@ impl PageWriter<'_> {
     }
 
     /// Writes what fills no page.
-    pub(super) fn complete(mut self) -> Result<(), StoreError> {
+    pub(in crate::store) fn complete(mut self) -> Result<(), StoreError> {
         if !self.rest.is_empty() {
             let page = std::mem::take(&mut self.rest);
             self.write(&page)?;
