@@ -1,6 +1,7 @@
 //! What every store must do, whatever it keeps its bytes in.
 
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
