@@ -13,9 +13,9 @@ use super::serve::on_runtime;
 use super::{Settings, print};
 use crate::app::{self, Offline};
 use crate::config::Config;
-use crate::ops::progress::Reporter;
-use crate::ops::question::Question;
-use crate::ops::task::Task;
+use crate::ops::job_spec::JobSpec;
+use crate::ops::progress::ProgressReporter;
+use crate::ops::query::Query;
 
 /// Which larder is meant, and how it answers; shared by all verbs that ask one.
 #[derive(Args, Clone, Debug)]
@@ -142,7 +142,7 @@ fn read<T: DeserializeOwned>(value: Value) -> anyhow::Result<Answer<T>> {
 
 impl Backend {
     /// Asks a question.
-    pub(super) async fn ask<T: DeserializeOwned>(&self, question: Question) -> anyhow::Result<Answer<T>> {
+    pub(super) async fn ask<T: DeserializeOwned>(&self, question: Query) -> anyhow::Result<Answer<T>> {
         read(match self {
             Self::Running(remote) => remote.ask(&question).await?,
             Self::Here(offline) => {
@@ -152,12 +152,12 @@ impl Backend {
     }
 
     /// Has long work done, and shows how far it is to whoever looks on.
-    pub(super) async fn run<T: DeserializeOwned>(&self, task: Task) -> anyhow::Result<Answer<T>> {
+    pub(super) async fn run<T: DeserializeOwned>(&self, task: JobSpec) -> anyhow::Result<Answer<T>> {
         let mut bars = Bars::new();
         let value = match self {
             Self::Running(remote) => remote.run(&task, |progress| bars.show(progress)).await?,
             Self::Here(offline) => {
-                let (reporter, mut progress) = Reporter::new();
+                let (reporter, mut progress) = ProgressReporter::new();
                 let work = task.run(offline.operations(), &reporter);
                 tokio::pin!(work);
                 loop {

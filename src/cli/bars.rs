@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::ops::progress::{Bar, Progress};
+use crate::ops::progress::{Progress, ProgressItem};
 
 /// More bars than this fit no screen.
 const SHOWN: usize = 12;
@@ -59,7 +59,7 @@ impl Bars {
     }
 }
 
-fn update(shown: &ProgressBar, bar: &Bar) {
+fn update(shown: &ProgressBar, bar: &ProgressItem) {
     shown.set_length(bar.total.max(bar.done));
     shown.set_position(bar.done);
 }

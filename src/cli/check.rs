@@ -8,8 +8,8 @@ use super::backend::{Answer, Reach};
 use super::exit::Verdict;
 use super::platforms::Platforms;
 use super::table::{bad, good, iec};
-use crate::ops::check::{Ask, Report, Verdict as Checked};
-use crate::ops::question::Question;
+use crate::ops::check::{CheckQuery, CheckReport, CheckVerdict};
+use crate::ops::query::Query;
 
 /// What `larder check` is told.
 #[derive(Args, Debug)]
@@ -29,9 +29,9 @@ pub(super) struct Check {
 /// Tells whether pulls would succeed.
 pub(super) fn run(arguments: Check) -> anyhow::Result<()> {
     let Check { references, platforms, reach, .. } = arguments;
-    let ask = Ask { references, platforms: platforms.wanted() };
+    let ask = CheckQuery { references, platforms: platforms.wanted() };
     let Answer { value, report } =
-        reach.with(async |backend| backend.ask::<Report>(Question::Check(ask)).await)?;
+        reach.with(async |backend| backend.ask::<CheckReport>(Query::Check(ask)).await)?;
     reach.print(&value, || report.images.iter().map(told).collect())?;
     if report.pullable {
         return Ok(());
@@ -44,8 +44,8 @@ pub(super) fn run(arguments: Check) -> anyhow::Result<()> {
     .into())
 }
 
-fn told(image: &Checked) -> String {
-    let Checked { reference, platforms, pullable, reason, missing, .. } = image;
+fn told(image: &CheckVerdict) -> String {
+    let CheckVerdict { reference, platforms, pullable, reason, missing, .. } = image;
     let of = if platforms.is_empty() { String::new() } else { format!(" ({})", platforms.join(", ")) };
     let mut text = format!("{} {reference}{of}\n", if *pullable { good("yes") } else { bad("no ") });
     // Writing to a String cannot fail.

@@ -11,7 +11,7 @@ use super::table::{iec, many};
 use super::{environment, note, print};
 use crate::config::schema::BlobStore;
 use crate::config::{self, Config, Flags};
-use crate::ops::convert::{Convert, Report};
+use crate::ops::convert::{Convert, ConvertReport};
 
 /// What can be done with a store that no larder has open.
 #[derive(Debug, Subcommand)]
@@ -75,7 +75,7 @@ pub(super) fn bar(bytes: u64) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(bytes).with_style(style))
 }
 
-fn told(report: &Report, from: Option<BlobStore>, to: BlobStore, seconds: f64) -> String {
+fn told(report: &ConvertReport, from: Option<BlobStore>, to: BlobStore, seconds: f64) -> String {
     let Some(from) = from else { return format!("all blobs are in {} already\n", to.as_str()) };
     let ((blobs, bytes), found, dropped) = (report.moved, report.found, report.dropped.len());
     let (blobs, bytes) = (many(blobs, "blob"), iec(bytes));

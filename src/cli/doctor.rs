@@ -21,8 +21,8 @@ use super::table::{bad, fair, good};
 use crate::app::Offline;
 use crate::app::examine::{self, Sample, Step, Verdict};
 use crate::config::Config;
-use crate::ops::list::{Complete, Report as Images, Row};
-use crate::ops::question::Question;
+use crate::ops::list::{Completeness, ListReport as Images, ListRow};
+use crate::ops::query::Query;
 
 /// How long a larder that runs is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -145,8 +145,8 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut Report) -
 }
 
 /// What is held, those images first that can be pulled whole.
-async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<Row>, Option<Step>) {
-    let question = Question::List { repository: None };
+async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListRow>, Option<Step>) {
+    let question = Query::List { repository: None };
     let answer = match (running, offline) {
         (Some(remote), _) => match timeout(PATIENCE, remote.ask(&question)).await {
             Ok(answer) => answer.map_err(|error| sentence(&error)),
@@ -163,9 +163,9 @@ async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<Row>,
         Ok(Images { mut images, .. }) => {
             images.retain(|image| image.tag.is_some());
             images.sort_by_key(|image| match image.complete {
-                Complete::All => 0,
-                Complete::Some => 1,
-                Complete::None => 2,
+                Completeness::All => 0,
+                Completeness::Some => 1,
+                Completeness::None => 2,
             });
             (images, None)
         }
@@ -177,7 +177,7 @@ async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<Row>,
 }
 
 /// One image of each upstream.
-fn samples(images: &[Row]) -> Vec<Sample> {
+fn samples(images: &[ListRow]) -> Vec<Sample> {
     let mut found: Vec<Sample> = Vec::new();
     for image in images {
         let Some((upstream, name)) = image.repository.split_once('/') else { continue };

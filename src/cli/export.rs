@@ -16,9 +16,9 @@ use serde_json::Value;
 use super::backend::{Backend, Reach};
 use super::table::{content, fair};
 use super::{bars, note};
-use crate::ops::export::{self, Ask, Export as Outgoing, REPORT_HEADER, Report};
+use crate::ops::channel_reader::ChannelReader;
+use crate::ops::export::{self, Export as Outgoing, ExportReport, ExportRequest, REPORT_HEADER};
 use crate::ops::folder;
-use crate::ops::pipe::Pipe;
 
 /// What `larder export` is told.
 #[derive(Args, Debug)]
@@ -45,7 +45,7 @@ pub(super) struct Export {
 pub(super) fn run(arguments: Export) -> anyhow::Result<()> {
     let Export { reference, target, platform, name, offline, reach } = arguments;
     let target = Target::of(&target)?;
-    let ask = Ask { reference, platforms: platform, name, offline };
+    let ask = ExportRequest { reference, platforms: platform, name, offline };
     let (value, report) = reach.with(async |backend| {
         // What was begun under another name goes away again.
         tokio::select! {
@@ -58,9 +58,13 @@ pub(super) fn run(arguments: Export) -> anyhow::Result<()> {
     if matches!(target, Target::Stdout) { note(&text) } else { super::print(&(text + "\n")) }
 }
 
-async fn fetch(backend: &Backend, ask: Ask, target: &Target) -> anyhow::Result<(Value, Report)> {
+async fn fetch(
+    backend: &Backend,
+    ask: ExportRequest,
+    target: &Target,
+) -> anyhow::Result<(Value, ExportReport)> {
     let Coming { value, report, length, mut source } = begin(backend, ask).await?;
-    let (sender, pipe) = Pipe::new();
+    let (sender, pipe) = ChannelReader::new();
     let writing = tokio::task::spawn_blocking({
         let target = target.clone();
         move || target.write(pipe, length)
@@ -97,7 +101,7 @@ async fn fetch(backend: &Backend, ask: Ask, target: &Target) -> anyhow::Result<(
 /// An archive on its way here.
 struct Coming {
     value: Value,
-    report: Report,
+    report: ExportReport,
     length: u64,
     source: Source,
 }
@@ -107,7 +111,7 @@ enum Source {
     Running(Response),
 }
 
-async fn begin(backend: &Backend, ask: Ask) -> anyhow::Result<Coming> {
+async fn begin(backend: &Backend, ask: ExportRequest) -> anyhow::Result<Coming> {
     match backend {
         Backend::Here(offline) => {
             let begun = export::export(offline.operations(), ask).await.map_err(|error| error.failure())?;
@@ -169,7 +173,7 @@ impl Target {
     }
 
     /// Writes what comes, if it comes whole.
-    fn write(&self, mut pipe: Pipe, length: u64) -> anyhow::Result<()> {
+    fn write(&self, mut pipe: ChannelReader, length: u64) -> anyhow::Result<()> {
         match self {
             Self::Folder(path) => Ok(folder::unpack(path, pipe)?),
             Self::Stdout => {
@@ -195,7 +199,7 @@ impl Target {
     }
 }
 
-fn told(report: &Report, target: &Target) -> String {
+fn told(report: &ExportReport, target: &Target) -> String {
     let of = if report.platforms.is_empty() {
         String::new()
     } else {
@@ -209,7 +213,7 @@ fn told(report: &Report, target: &Target) -> String {
         Some(name) if *name != report.reference => format!(" as {name}"),
         _ => String::new(),
     };
-    let Report { reference, manifests, blobs, bytes, fetched, .. } = report;
+    let ExportReport { reference, manifests, blobs, bytes, fetched, .. } = report;
     let content = content(*manifests, *blobs, *bytes);
     let mut text = format!("exported {reference}{of}{name} to {place}: {content}, {fetched} of them fetched");
     if !report.complete {
@@ -243,7 +247,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let target = Target::File(folder.path().join("a.tar"));
         let write = |length| {
-            let (sender, pipe) = Pipe::new();
+            let (sender, pipe) = ChannelReader::new();
             sender.blocking_send(Ok(Bytes::from_static(b"abc"))).expect("sent");
             drop(sender);
             target.write(pipe, length)

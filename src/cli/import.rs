@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 use super::backend::{Answer, Backend, Reach};
 use super::bars;
 use super::table::{bad, content, good, iec, many};
-use crate::ops::folder::Packing;
-use crate::ops::import::{self, Ask, Report, Row};
-use crate::ops::pipe::{self, Pipe};
+use crate::ops::channel_reader::{self, ChannelReader};
+use crate::ops::folder::LayoutTar;
+use crate::ops::import::{self, ImportReport, ImportRequest, ImportedImage};
 
 /// How much of a file is in memory at a time.
 const STEP: usize = 256 << 10;
@@ -45,12 +45,12 @@ pub(super) struct Import {
 /// Takes images in.
 pub(super) fn run(Import { source, repository, reach }: Import) -> anyhow::Result<()> {
     let parcel = Parcel::open(&source)?;
-    let ask = Ask { repository };
+    let ask = ImportRequest { repository };
     let Answer { value, report } = reach.with(async |backend| send(backend, ask, parcel).await)?;
     reach.print(&value, || told(&report))
 }
 
-async fn send(backend: &Backend, ask: Ask, parcel: Parcel) -> anyhow::Result<Answer<Report>> {
+async fn send(backend: &Backend, ask: ImportRequest, parcel: Parcel) -> anyhow::Result<Answer<ImportReport>> {
     let length = parcel.length();
     let bar = match length {
         Some(length) => ProgressBar::new(length).with_style(bars::bytes()),
@@ -58,7 +58,7 @@ async fn send(backend: &Backend, ask: Ask, parcel: Parcel) -> anyhow::Result<Ans
             .with_style(ProgressStyle::with_template("{prefix} {bytes} {binary_bytes_per_sec} {elapsed}")?),
     }
     .with_prefix("importing");
-    let (sender, pieces) = mpsc::channel(pipe::QUEUE);
+    let (sender, pieces) = mpsc::channel(channel_reader::QUEUE);
     let mut sending = tokio::task::spawn_blocking({
         let bar = bar.clone();
         move || parcel.send(&sender, |bytes| bar.inc(bytes))
@@ -78,13 +78,13 @@ async fn send(backend: &Backend, ask: Ask, parcel: Parcel) -> anyhow::Result<Ans
 
 async fn take(
     backend: &Backend,
-    ask: Ask,
+    ask: ImportRequest,
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     length: Option<u64>,
 ) -> anyhow::Result<Value> {
     match backend {
         Backend::Here(offline) => {
-            let taken = import::import(offline.operations(), ask, Pipe::over(pieces)).await;
+            let taken = import::import(offline.operations(), ask, ChannelReader::over(pieces)).await;
             Ok(serde_json::to_value(taken.map_err(|error| error.failure())?)?)
         }
         Backend::Running(remote) => {
@@ -127,7 +127,7 @@ impl http_body::Body for Upload {
 
 /// What is imported.
 enum Parcel {
-    Folder(Packing),
+    Folder(LayoutTar),
     File(File, PathBuf, u64),
     Stdin,
 }
@@ -138,7 +138,7 @@ impl Parcel {
             return Ok(Self::Stdin);
         }
         if path.is_dir() {
-            return Ok(Self::Folder(Packing::of(path)?));
+            return Ok(Self::Folder(LayoutTar::of(path)?));
         }
         let wrong = || format!("{} cannot be read", path.display());
         let file = File::open(path).with_context(wrong)?;
@@ -195,7 +195,7 @@ fn copy(
     }
 }
 
-fn told(report: &Report) -> String {
+fn told(report: &ImportReport) -> String {
     let mut text: String = report.images.iter().map(image).collect();
     // Writing to a String cannot fail.
     let were = if report.new_blobs == 1 { "was" } else { "were" };
@@ -203,8 +203,8 @@ fn told(report: &Report) -> String {
     text
 }
 
-fn image(row: &Row) -> String {
-    let Row { reference, platforms, complete, manifests, blobs, bytes, missing, .. } = row;
+fn image(row: &ImportedImage) -> String {
+    let ImportedImage { reference, platforms, complete, manifests, blobs, bytes, missing, .. } = row;
     let of = if platforms.is_empty() { String::new() } else { format!(" ({})", platforms.join(", ")) };
     let state = if *complete { good("imported") } else { bad("incomplete") };
     let content = content(*manifests, *blobs, *bytes);

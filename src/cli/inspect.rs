@@ -9,8 +9,8 @@ use super::exit::Verdict;
 use super::list::fresh;
 use super::print;
 use super::table::{Table, bad, good, iec};
-use crate::ops::inspect::{Ask, Report};
-use crate::ops::question::Question;
+use crate::ops::inspect::{InspectQuery, InspectReport};
+use crate::ops::query::Query;
 
 /// What `larder inspect` is told.
 // Each flag is one on the command line.
@@ -44,9 +44,9 @@ pub(super) struct Inspect {
 /// Shows what is held of a reference.
 pub(super) fn run(arguments: Inspect) -> anyhow::Result<()> {
     let Inspect { reference, platform, index, oci, media_type, raw, config, reach } = arguments;
-    let ask = Ask { reference, platform, index, oci, media_type, config };
+    let ask = InspectQuery { reference, platform, index, oci, media_type, config };
     let Answer { value, report } =
-        reach.with(async |backend| backend.ask::<Report>(Question::Inspect(ask)).await)?;
+        reach.with(async |backend| backend.ask::<InspectReport>(Query::Inspect(ask)).await)?;
     if raw {
         return match &report.raw {
             Some(text) => print(text),
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: Inspect) -> anyhow::Result<()> {
     if report.raw.is_none() { Err(Verdict::NotHeld(report.says).into()) } else { Ok(()) }
 }
 
-fn told(report: &Report) -> String {
+fn told(report: &InspectReport) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         // Writing to a String cannot fail.

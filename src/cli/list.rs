@@ -4,8 +4,8 @@ use clap::Args;
 
 use super::backend::{Answer, Reach};
 use super::table::{Table, ago, bad, fair, good, iec};
-use crate::ops::list::{Complete, Fresh, Report, Row};
-use crate::ops::question::Question;
+use crate::ops::list::{Completeness, ListReport, ListRow, TagFreshness};
+use crate::ops::query::Query;
 
 /// What `larder ls` is told.
 #[derive(Args, Debug)]
@@ -27,22 +27,22 @@ pub(super) struct Tags {
 
 /// Lists what is held.
 pub(super) fn list(List { repository, reach }: List) -> anyhow::Result<()> {
-    show(&reach, Question::List { repository })
+    show(&reach, Query::List { repository })
 }
 
 /// Lists the tags held of a repository.
 pub(super) fn tags(Tags { repository, reach }: Tags) -> anyhow::Result<()> {
-    show(&reach, Question::Tags { repository })
+    show(&reach, Query::Tags { repository })
 }
 
-fn show(reach: &Reach, question: Question) -> anyhow::Result<()> {
-    let whole = matches!(question, Question::List { .. });
-    let Answer { value, report } = reach.with(async |backend| backend.ask::<Report>(question).await)?;
+fn show(reach: &Reach, question: Query) -> anyhow::Result<()> {
+    let whole = matches!(question, Query::List { .. });
+    let Answer { value, report } = reach.with(async |backend| backend.ask::<ListReport>(question).await)?;
     reach.print(&value, || told(&report, whole))
 }
 
-fn told(report: &Report, repositories: bool) -> String {
-    let Report { now, images } = report;
+fn told(report: &ListReport, repositories: bool) -> String {
+    let ListReport { now, images } = report;
     if images.is_empty() {
         return "nothing is held yet\n".to_owned();
     }
@@ -98,7 +98,7 @@ fn kind(media_type: Option<&str>) -> String {
 }
 
 /// The platforms that are held whole, and how many more there are.
-fn platforms(row: &Row) -> String {
+fn platforms(row: &ListRow) -> String {
     let images: Vec<_> =
         row.platforms.iter().filter(|it| it.platform.as_deref() != Some("unknown/unknown")).collect();
     let whole: Vec<&str> =
@@ -112,19 +112,19 @@ fn platforms(row: &Row) -> String {
     }
 }
 
-pub(super) fn fresh(freshness: Fresh) -> String {
+pub(super) fn fresh(freshness: TagFreshness) -> String {
     match freshness {
-        Fresh::Fresh => good("fresh"),
-        Fresh::Immutable => good("immutable"),
-        Fresh::Revalidate => fair("revalidate"),
-        Fresh::Expired => fair("expired"),
+        TagFreshness::Fresh => good("fresh"),
+        TagFreshness::Immutable => good("immutable"),
+        TagFreshness::Revalidate => fair("revalidate"),
+        TagFreshness::Expired => fair("expired"),
     }
 }
 
-fn complete(row: &Row) -> String {
+fn complete(row: &ListRow) -> String {
     match row.complete {
-        Complete::All => good("yes"),
-        Complete::Some => fair("some"),
-        Complete::None => bad("no"),
+        Completeness::All => good("yes"),
+        Completeness::Some => fair("some"),
+        Completeness::None => bad("no"),
     }
 }

@@ -18,10 +18,10 @@ use crate::config::address::Address;
 use crate::config::schema::Admin;
 use crate::config::trust;
 use crate::ops::Failure;
-use crate::ops::jobs::{State, View};
+use crate::ops::job_spec::JobSpec;
+use crate::ops::jobs::{JobState, JobView};
 use crate::ops::progress::Progress;
-use crate::ops::question::{Question, ROOT};
-use crate::ops::task::Task;
+use crate::ops::query::{Query, ROOT};
 
 /// How long a larder may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -144,7 +144,7 @@ impl Remote {
     }
 
     /// Asks a question.
-    pub(super) async fn ask(&self, question: &Question) -> anyhow::Result<Value> {
+    pub(super) async fn ask(&self, question: &Query) -> anyhow::Result<Value> {
         let answer = self.send(self.request(Method::GET, &question.target())?).await?;
         self.document(answer).await
     }
@@ -156,10 +156,10 @@ impl Remote {
     }
 
     /// Begins a job, tells how far it is, and waits for its end.
-    pub(super) async fn run(&self, task: &Task, mut tell: impl FnMut(&Progress)) -> anyhow::Result<Value> {
+    pub(super) async fn run(&self, task: &JobSpec, mut tell: impl FnMut(&Progress)) -> anyhow::Result<Value> {
         let request = self.request(Method::POST, &format!("{ROOT}/jobs"))?;
         let request = request.header("content-type", "application/json").body(serde_json::to_vec(task)?);
-        let begun: View = serde_json::from_value(self.document(self.send(request).await?).await?)?;
+        let begun: JobView = serde_json::from_value(self.document(self.send(request).await?).await?)?;
         let target = format!("{ROOT}/jobs/{}/events", begun.id);
         let mut answer = self.send(self.request(Method::GET, &target)?).await?;
         let mut events = Events::default();
@@ -169,15 +169,15 @@ impl Remote {
             .with_context(|| format!("job {} goes on, but its events broke off", begun.id))?
         {
             for event in events.feed(&piece) {
-                let view: View = serde_json::from_str(&event.data)?;
+                let view: JobView = serde_json::from_str(&event.data)?;
                 tell(&view.progress);
                 match view.state {
-                    State::Running => {}
-                    State::Done => return view.report.context("the job ended without a report"),
-                    State::Failed => {
+                    JobState::Running => {}
+                    JobState::Done => return view.report.context("the job ended without a report"),
+                    JobState::Failed => {
                         return Err(view.error.map_or_else(|| anyhow::anyhow!("the job failed"), Into::into));
                     }
-                    State::Cancelled => anyhow::bail!("the job was ended before it was done"),
+                    JobState::Cancelled => anyhow::bail!("the job was ended before it was done"),
                 }
             }
         }

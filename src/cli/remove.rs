@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::backend::{Answer, Reach};
 use super::table::{content, many};
-use crate::ops::remove::Report;
-use crate::ops::task::Task;
+use crate::ops::job_spec::JobSpec;
+use crate::ops::remove::RemoveReport;
 
 /// What `larder rm` is told.
 #[derive(Args, Debug)]
@@ -22,11 +22,11 @@ pub(super) struct Remove {
 /// Removes images.
 pub(super) fn run(Remove { references, reach }: Remove) -> anyhow::Result<()> {
     let Answer { value, report } =
-        reach.with(async |backend| backend.run::<Report>(Task::Rm { references }).await)?;
+        reach.with(async |backend| backend.run::<RemoveReport>(JobSpec::Rm { references }).await)?;
     reach.print(&value, || told(&report))
 }
 
-fn told(report: &Report) -> String {
+fn told(report: &RemoveReport) -> String {
     let mut text = String::new();
     for row in &report.images {
         let it = row.removed;

@@ -7,8 +7,8 @@ use clap::Args;
 use super::backend::{Answer, Reach};
 use super::exit::Verdict;
 use super::table::{content, iec, many};
-use crate::ops::scrub::Report;
-use crate::ops::task::Task;
+use crate::ops::job_spec::JobSpec;
+use crate::ops::scrub::ScrubReport;
 
 /// What `larder verify` is told.
 #[derive(Args, Debug)]
@@ -30,7 +30,7 @@ pub(super) struct Gc {
 /// Verifies everything.
 pub(super) fn verify(Verify { repair, reach }: Verify) -> anyhow::Result<()> {
     let Answer { value, report } =
-        reach.with(async |backend| backend.run::<Report>(Task::Verify { repair }).await)?;
+        reach.with(async |backend| backend.run::<ScrubReport>(JobSpec::Verify { repair }).await)?;
     reach.print(&value, || verified(&report))?;
     let left = report.damaged.len() - report.repaired.len();
     if left > 0 { Err(Verdict::Damage(left).into()) } else { Ok(()) }
@@ -38,11 +38,12 @@ pub(super) fn verify(Verify { repair, reach }: Verify) -> anyhow::Result<()> {
 
 /// Removes what leads to nothing.
 pub(super) fn gc(Gc { reach }: Gc) -> anyhow::Result<()> {
-    let Answer { value, report } = reach.with(async |backend| backend.run::<Report>(Task::Gc {}).await)?;
+    let Answer { value, report } =
+        reach.with(async |backend| backend.run::<ScrubReport>(JobSpec::Gc {}).await)?;
     reach.print(&value, || collected(&report))
 }
-fn verified(report: &Report) -> String {
-    let Report { manifests, blobs, bytes, damaged, repaired, .. } = report;
+fn verified(report: &ScrubReport) -> String {
+    let ScrubReport { manifests, blobs, bytes, damaged, repaired, .. } = report;
     let (manifests, blobs) = (many(*manifests, "manifest"), many(*blobs, "blob"));
     let mut text = format!("intact: {manifests}, {blobs} ({} read)\n", iec(*bytes));
     for damage in damaged {
@@ -54,7 +55,7 @@ fn verified(report: &Report) -> String {
     text
 }
 
-fn collected(report: &Report) -> String {
+fn collected(report: &ScrubReport) -> String {
     let mut text = String::new();
     for (what, tally) in
         [("a tag leads to", report.reached.reachable), ("no tag leads to", report.reached.unreachable)]

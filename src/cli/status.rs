@@ -9,9 +9,9 @@ use console::{Term, measure_text_width, style, truncate_str};
 use super::backend::{Answer, Backend, Reach};
 use super::table::{Table, ago, bad, fair, good, iec, many};
 use super::{note, print, sentence};
-use crate::ops::question::Question;
+use crate::ops::query::Query;
 use crate::ops::status::{
-    Breaker, EndpointState, FillStatus, Report, ServiceReport, StoreStatus, UpstreamRow,
+    Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, UpstreamRow,
 };
 
 /// Warnings that are shown.
@@ -32,7 +32,7 @@ pub(super) struct Status {
 /// Shows how a larder is doing.
 pub(super) fn run(Status { watch, reach }: Status) -> anyhow::Result<()> {
     reach.with(async |backend| {
-        let Answer { value, report } = backend.ask::<Report>(Question::Status).await?;
+        let Answer { value, report } = backend.ask::<StatusReport>(Query::Status).await?;
         let Some(seconds) = watch else { return reach.print(&value, || told(&report)) };
         if matches!(backend, Backend::Here(_)) {
             reach.print(&value, || told(&report))?;
@@ -42,7 +42,7 @@ pub(super) fn run(Status { watch, reach }: Status) -> anyhow::Result<()> {
         screen.show(&if reach.json { format!("{value}\n") } else { told(&report) })?;
         loop {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
-            match backend.ask::<Report>(Question::Status).await {
+            match backend.ask::<StatusReport>(Query::Status).await {
                 Ok(Answer { value, .. }) if reach.json => screen.show(&format!("{value}\n"))?,
                 Ok(Answer { report, .. }) => screen.show(&told(&report))?,
                 // It may be starting anew; whoever watches wants to see it come back.
@@ -87,7 +87,7 @@ impl Screen {
     }
 }
 
-fn told(report: &Report) -> String {
+fn told(report: &StatusReport) -> String {
     let mut text = String::new();
     match &report.service {
         Some(service) => served(&mut text, report, service),
@@ -131,7 +131,7 @@ fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0))
 }
 
-fn served(text: &mut String, report: &Report, service: &ServiceReport) {
+fn served(text: &mut String, report: &StatusReport, service: &ServiceReport) {
     let up = ago(report.now, Some(service.started_at));
     let addresses = service.addresses.join(", ");
     line(text, "larder", &format!("{}, {} for {up} on {addresses}", report.version, good("serving")));
@@ -185,7 +185,7 @@ fn stored(text: &mut String, now: u64, store: &StoreStatus) {
     line(text, "held", &held);
 }
 
-fn filling(text: &mut String, report: &Report) {
+fn filling(text: &mut String, report: &StatusReport) {
     if report.fills.is_empty() {
         line(text, "fills", "none");
     }

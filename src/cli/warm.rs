@@ -11,8 +11,8 @@ use super::backend::{Answer, Reach};
 use super::exit::Verdict;
 use super::platforms::Platforms;
 use super::table::{bad, fair, good, iec, many};
-use crate::ops::task::Task;
-use crate::ops::warm::{Ask, Report, Row};
+use crate::ops::job_spec::JobSpec;
+use crate::ops::warm::{WarmReport, WarmSpec, WarmedImage};
 
 /// What `larder warm` is told.
 #[derive(Args, Debug)]
@@ -35,8 +35,8 @@ pub(super) fn run(arguments: Warm) -> anyhow::Result<()> {
     if let Some(file) = file {
         references.extend(listed(&read(&file)?));
     }
-    let task = Task::Warm(Ask { references, platforms: platforms.wanted() });
-    let Answer { value, report } = reach.with(async |backend| backend.run::<Report>(task).await)?;
+    let task = JobSpec::Warm(WarmSpec { references, platforms: platforms.wanted() });
+    let Answer { value, report } = reach.with(async |backend| backend.run::<WarmReport>(task).await)?;
     reach.print(&value, || report.images.iter().map(told).collect())?;
     if report.complete {
         return Ok(());
@@ -60,7 +60,7 @@ fn listed(text: &str) -> impl Iterator<Item = String> {
     lines.filter(|line| !line.is_empty()).map(str::to_owned)
 }
 
-fn told(row: &Row) -> String {
+fn told(row: &WarmedImage) -> String {
     let of =
         if row.platforms.is_empty() { String::new() } else { format!(" ({})", row.platforms.join(", ")) };
     let mut text = match &row.error {

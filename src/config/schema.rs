@@ -206,9 +206,8 @@ impl Default for Scrub {
 }
 
 /// Where the bytes of blobs live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[schema(as = BlobStoreKind)]
 pub enum BlobStore {
     /// In sled, with everything else.
     #[default]

@@ -7,26 +7,23 @@ use crate::oci::Digest;
 use crate::store::StoreError;
 
 use super::OpsError;
+use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::platform::Platform;
-use super::reference::{self, Named};
-use super::tree::{Image, Part, Tree};
+use super::reference::{self, ImageReference};
 
 /// What is to be checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Ask {
+pub struct CheckQuery {
     /// The references.
-    #[param(rename = "reference", required = true)]
     pub references: Vec<String>,
     /// The platforms that would be pulled; none is all that an index has.
-    #[param(rename = "platform")]
     pub platforms: Vec<String>,
 }
 
 /// What a pull of one reference would meet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Verdict {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckVerdict {
     /// The reference, in full.
     pub reference: String,
     /// What it stands for.
@@ -38,38 +35,36 @@ pub struct Verdict {
     /// Why it would not, other than for what is missing.
     pub reason: Option<String>,
     /// What is missing.
-    pub missing: Vec<Missing>,
+    pub missing: Vec<MissingPart>,
 }
 
 /// Something that a pull would lack.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Missing {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingPart {
     /// For which platform, as far as that is stated.
     pub platform: Option<String>,
     /// `manifest` or `blob`.
-    #[schema(pattern = "^(manifest|blob)$")]
     pub kind: String,
     /// What.
     #[serde(flatten)]
-    pub part: Part,
+    pub part: ContentPart,
 }
 
 /// What pulls would meet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Verdicts)]
-pub struct Report {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
     /// Whether all would succeed.
     pub pullable: bool,
     /// One for each reference, in their order.
-    pub images: Vec<Verdict>,
+    pub images: Vec<CheckVerdict>,
 }
 
 /// Checks whether everything is held that pulls need. Asks no upstream.
-pub async fn check(cache: &Cache, ask: Ask) -> Result<Report, OpsError> {
+pub async fn check(cache: &Cache, ask: CheckQuery) -> Result<CheckReport, OpsError> {
     if ask.references.is_empty() {
         return Err(OpsError::Invalid("no reference is named".to_owned()));
     }
-    let named: Vec<Named> =
+    let named: Vec<ImageReference> =
         ask.references.iter().map(|text| reference::parse(cache, text)).collect::<Result<_, _>>()?;
     let platforms: Vec<(String, Platform)> = ask
         .platforms
@@ -81,15 +76,15 @@ pub async fn check(cache: &Cache, ask: Ask) -> Result<Report, OpsError> {
             named.iter().map(|named| verdict(&held, named, &platforms)).collect::<Result<Vec<_>, _>>()
         })
         .await?;
-    Ok(Report { pullable: images.iter().all(|verdict| verdict.pullable), images })
+    Ok(CheckReport { pullable: images.iter().all(|verdict| verdict.pullable), images })
 }
 
 fn verdict(
     held: &CacheView<'_>,
-    named: &Named,
+    named: &ImageReference,
     platforms: &[(String, Platform)],
-) -> Result<Verdict, StoreError> {
-    let mut verdict = Verdict {
+) -> Result<CheckVerdict, StoreError> {
+    let mut verdict = CheckVerdict {
         reference: named.to_string(),
         digest: named.digest,
         platforms: Vec::new(),
@@ -109,21 +104,21 @@ fn verdict(
         }
     }
     let Some(digest) = verdict.digest else { return Ok(verdict) };
-    let Some(tree) = Tree::below(held, &named.repository, &digest)? else {
-        let part = Part { digest, size: None, media_type: None, held: false, foreign: false };
-        verdict.missing.push(Missing { platform: None, kind: "manifest".to_owned(), part });
+    let Some(tree) = ImageTree::below(held, &named.repository, &digest)? else {
+        let part = ContentPart { digest, size: None, media_type: None, held: false, foreign: false };
+        verdict.missing.push(MissingPart { platform: None, kind: "manifest".to_owned(), part });
         return Ok(verdict);
     };
     for image in wanted(&tree, platforms, &mut verdict) {
         verdict.platforms.extend(image.platform.clone());
-        verdict.missing.extend(image.missing().map(|part| Missing {
+        verdict.missing.extend(image.missing().map(|part| MissingPart {
             platform: image.platform.clone(),
             kind: if part.digest == image.manifest.digest { "manifest" } else { "blob" }.to_owned(),
             part: part.clone(),
         }));
     }
     if platforms.is_empty() {
-        verdict.missing.extend(tree.indexes.iter().filter(|index| !index.held).map(|index| Missing {
+        verdict.missing.extend(tree.indexes.iter().filter(|index| !index.held).map(|index| MissingPart {
             platform: None,
             kind: "manifest".to_owned(),
             part: index.clone(),
@@ -134,12 +129,16 @@ fn verdict(
 }
 
 /// The images of a tree that would be pulled.
-fn wanted<'a>(tree: &'a Tree, platforms: &[(String, Platform)], verdict: &mut Verdict) -> Vec<&'a Image> {
+fn wanted<'a>(
+    tree: &'a ImageTree,
+    platforms: &[(String, Platform)],
+    verdict: &mut CheckVerdict,
+) -> Vec<&'a PlatformImage> {
     // A single image is pulled whatever platform it is for; clients only warn.
     if platforms.is_empty() || !tree.is_index {
         return tree.images.iter().filter(|image| image.is_image()).collect();
     }
-    let mut found: Vec<&Image> = Vec::new();
+    let mut found: Vec<&PlatformImage> = Vec::new();
     for (text, platform) in platforms {
         if let Some(place) = platform.choose(tree.images.iter().map(|image| image.platform.as_deref())) {
             found.extend(tree.images.get(place));

@@ -8,12 +8,12 @@ use crate::store::{Conversion, StepEnd, StoreError};
 #[derive(Debug)]
 pub struct Convert {
     conversion: Conversion,
-    report: Report,
+    report: ConvertReport,
 }
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct ConvertReport {
     /// Blobs moved, and their length in bytes.
     pub moved: (u64, u64),
     /// Blobs that were in their new place already.
@@ -25,7 +25,7 @@ pub struct Report {
 impl Convert {
     /// Opens the store in `options.path` to move its blobs to `to`. Work that was interrupted is gone on with.
     pub fn begin(options: &schema::Store, to: BlobStore) -> Result<Self, StoreError> {
-        Ok(Self { conversion: Conversion::begin(options, to)?, report: Report::default() })
+        Ok(Self { conversion: Conversion::begin(options, to)?, report: ConvertReport::default() })
     }
 
     /// Where the blobs come from; `None` if all of them were where they should be.
@@ -39,7 +39,7 @@ impl Convert {
     }
 
     /// Ends the work, after the last blob: the store can be opened again.
-    pub fn finish(self) -> Result<Report, StoreError> {
+    pub fn finish(self) -> Result<ConvertReport, StoreError> {
         self.conversion.finish()?;
         Ok(self.report)
     }

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use crate::oci::{Descriptor, Digest, Manifest};
 
 use super::layout::{LayoutError, LayoutWriter};
-use super::pack::{self, END, INDEX, MARKER};
-use super::unpack::{Archive, ArchiveError, Kind};
+use super::tar_reader::{ArchiveError, EntryKind, TarReader};
+use super::tar_writer::{self, END, INDEX, MARKER};
 
 /// No manifest is larger.
 const DOCUMENT_MAX: u64 = 4 << 20;
@@ -47,7 +47,7 @@ pub enum FolderError {
     Write(#[from] LayoutError),
     /// The archive cannot be read.
     #[error(transparent)]
-    Archive(#[from] ArchiveError),
+    TarReader(#[from] ArchiveError),
     /// The archive is not one that a layout can be made of.
     #[error("what came is no OCI layout: {0}")]
     Content(String),
@@ -55,14 +55,14 @@ pub enum FolderError {
 
 /// A layout that is to be sent.
 #[derive(Debug)]
-pub struct Packing {
+pub struct LayoutTar {
     folder: PathBuf,
     index: Bytes,
     /// All that its index leads to and that is there, each before what it points at.
     files: Vec<(Digest, u64)>,
 }
 
-impl Packing {
+impl LayoutTar {
     /// Looks at what is there.
     pub fn of(folder: &Path) -> Result<Self, FolderError> {
         let folder = folder.to_owned();
@@ -114,14 +114,15 @@ impl Packing {
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
-        self.folder.join(pack::path_of(digest))
+        self.folder.join(tar_writer::path_of(digest))
     }
 
     /// Bytes of the archive.
     pub fn length(&self) -> u64 {
-        let files = self.files.iter().map(|(digest, size)| pack::length(&pack::path_of(digest), *size));
+        let files =
+            self.files.iter().map(|(digest, size)| tar_writer::length(&tar_writer::path_of(digest), *size));
         let heads = [(MARKER.0, MARKER.1.len()), (INDEX, self.index.len())]
-            .map(|(path, size)| pack::length(path, size as u64));
+            .map(|(path, size)| tar_writer::length(path, size as u64));
         heads.into_iter().chain(files).fold(END.len() as u64, u64::saturating_add)
     }
 
@@ -139,9 +140,9 @@ impl Packing {
             [(MARKER.0, Bytes::from_static(MARKER.1.as_bytes())), (INDEX, self.index.clone())]
         {
             let size = content.len() as u64;
-            if !(send(pack::file(path, size))
+            if !(send(tar_writer::file(path, size))
                 && send(content)
-                && send(Bytes::from_static(pack::filling(size))))
+                && send(Bytes::from_static(tar_writer::filling(size))))
             {
                 return Ok(());
             }
@@ -150,7 +151,7 @@ impl Packing {
             let path = self.path(digest);
             let failed = |source| FolderError::Read { path: path.clone(), source };
             let mut file = File::open(&path).map_err(failed)?;
-            if !send(pack::file(&pack::path_of(digest), *size)) {
+            if !send(tar_writer::file(&tar_writer::path_of(digest), *size)) {
                 return Ok(());
             }
             let mut left = *size;
@@ -162,7 +163,7 @@ impl Packing {
                     return Ok(());
                 }
             }
-            if !send(Bytes::from_static(pack::filling(*size))) {
+            if !send(Bytes::from_static(tar_writer::filling(*size))) {
                 return Ok(());
             }
         }
@@ -192,13 +193,13 @@ fn length(path: &Path) -> Result<Option<u64>, FolderError> {
 /// Unpacks an archive that larder made into a folder, adding to the layout that is there. `index.json` comes last.
 pub fn unpack(folder: &Path, source: impl io::Read + Send + 'static) -> Result<(), FolderError> {
     let mut writer = LayoutWriter::open(folder)?;
-    let mut archive = Archive::open(source)?;
+    let mut archive = TarReader::open(source)?;
     let mut named = false;
     while let Some(entry) = archive.entry()? {
-        if entry.kind != Kind::File {
+        if entry.kind != EntryKind::File {
             continue;
         }
-        if let Some(digest) = pack::digest_at(&entry.path) {
+        if let Some(digest) = tar_writer::digest_at(&entry.path) {
             writer.stream(MediaType::Other(String::new()), digest, &mut archive)?;
         } else if entry.path == INDEX && entry.size <= INDEX_MAX {
             let mut text = Vec::new();
@@ -222,7 +223,7 @@ pub fn unpack(folder: &Path, source: impl io::Read + Send + 'static) -> Result<(
 mod tests {
     use super::*;
     use crate::oci::media::OCI_MANIFEST;
-    use crate::ops::pipe::Pipe;
+    use crate::ops::channel_reader::ChannelReader;
 
     /// A layout with one image that has one layer.
     fn layout(folder: &Path) -> [Digest; 3] {
@@ -241,12 +242,13 @@ mod tests {
     fn a_layout_goes_through_a_tar_unchanged() {
         let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let digests = layout(from.path());
-        let loose = from.path().join(pack::path_of(&Digest::of(crate::oci::Algorithm::Sha256, b"loose")));
+        let loose =
+            from.path().join(tar_writer::path_of(&Digest::of(crate::oci::Algorithm::Sha256, b"loose")));
         fs::write(loose, "loose").expect("written");
-        let packing = Packing::of(from.path()).expect("a layout");
+        let packing = LayoutTar::of(from.path()).expect("a layout");
         assert_eq!(packing.files.iter().map(|(digest, _)| *digest).collect::<Vec<_>>(), digests);
         let length = packing.length();
-        let (sender, pipe) = Pipe::new();
+        let (sender, pipe) = ChannelReader::new();
         let sending = std::thread::spawn(move || {
             let mut sent = 0;
             packing.send(&sender, |bytes| sent += bytes).expect("sent");
@@ -256,15 +258,15 @@ mod tests {
         unpack(&folder, pipe).expect("unpacked");
         assert_eq!(sending.join().expect("it ends"), length);
         for digest in &digests {
-            let path = pack::path_of(digest);
+            let path = tar_writer::path_of(digest);
             assert_eq!(
                 fs::read(folder.join(&path)).expect("a file"),
                 fs::read(from.path().join(path)).expect("a file")
             );
         }
         assert_eq!(
-            Packing::of(&folder).expect("a layout").files,
-            Packing::of(from.path()).expect("a layout").files
+            LayoutTar::of(&folder).expect("a layout").files,
+            LayoutTar::of(from.path()).expect("a layout").files
         );
     }
 
@@ -272,8 +274,8 @@ mod tests {
     fn what_is_cut_off_becomes_no_layout() {
         let from = tempfile::tempdir().expect("a folder");
         layout(from.path());
-        let (sender, mut pipe) = Pipe::new();
-        let packing = Packing::of(from.path()).expect("a layout");
+        let (sender, mut pipe) = ChannelReader::new();
+        let packing = LayoutTar::of(from.path()).expect("a layout");
         let sending = std::thread::spawn(move || packing.send(&sender, |_| {}));
         let mut whole = Vec::new();
         pipe.read_to_end(&mut whole).expect("read");
@@ -292,7 +294,7 @@ mod tests {
     #[test]
     fn what_is_no_layout_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
-        let refused = || Packing::of(folder.path()).expect_err("refused").to_string();
+        let refused = || LayoutTar::of(folder.path()).expect_err("refused").to_string();
         assert!(refused().contains("there is no index.json in it"), "{}", refused());
         fs::write(folder.path().join(INDEX), "[]").expect("written");
         assert!(refused().contains("its index.json is none"), "{}", refused());

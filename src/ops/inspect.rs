@@ -10,21 +10,19 @@ use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
 use crate::store::StoreError;
 
 use super::OpsError;
-use super::list::{Fresh, PlatformRow};
+use super::image_tree::{ContentPart, ImageTree, PlatformImage};
+use super::list::{PlatformRow, TagFreshness};
 use super::platform::Platform;
-use super::reference::{self, Named};
-use super::tree::{Image, Part, Tree};
+use super::reference::{self, ImageReference};
 
 /// A larger config is no image's.
 const CONFIG_MAX: u64 = 4 << 20;
 
 /// What is to be shown of a reference.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Ask {
+pub struct InspectQuery {
     /// The reference.
-    #[param(required = true)]
     pub reference: String,
     /// The platform whose manifest is wanted.
     pub platform: Option<String>,
@@ -38,7 +36,7 @@ pub struct Ask {
     pub config: bool,
 }
 
-impl Ask {
+impl InspectQuery {
     /// The media types that will do; none if all do.
     fn types(&self) -> Vec<&str> {
         match (&self.media_type, self.oci) {
@@ -50,9 +48,8 @@ impl Ask {
 }
 
 /// What is held of a reference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Inspection)]
-pub struct Report {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InspectReport {
     /// The reference, in full.
     pub reference: String,
     /// The digest of what is shown.
@@ -68,7 +65,7 @@ pub struct Report {
     /// When the upstream last confirmed the tag, in milliseconds since 1970.
     pub checked_at: Option<u64>,
     /// Whether the tag has to be asked for again.
-    pub freshness: Fresh,
+    pub freshness: TagFreshness,
     /// Whether a pull of what is shown needs nothing from the upstream.
     pub complete: bool,
     /// What is held and what is not, in a sentence.
@@ -76,23 +73,20 @@ pub struct Report {
     /// What there is for which platform.
     pub platforms: Vec<PlatformRow>,
     /// What the manifest shown points at.
-    pub blobs: Vec<Part>,
+    pub blobs: Vec<ContentPart>,
     /// What a pull of what is shown lacks.
-    pub missing: Vec<Part>,
+    pub missing: Vec<ContentPart>,
     /// What is known here of what refers to what is shown: signatures, attestations.
     #[serde(default)]
-    #[schema(required = true)]
     pub referrers: Vec<ReferrerRow>,
     /// What is shown, as JSON; none if it is not held, or no JSON.
-    #[schema(required = true)]
     pub document: Option<Value>,
     /// The same, byte for byte.
     pub raw: Option<String>,
 }
 
 /// Something that refers to a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Referrer)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReferrerRow {
     /// Its digest.
     pub digest: String,
@@ -113,7 +107,7 @@ struct Shown {
 }
 
 /// Shows what is held of a reference. Nothing is fetched, and nothing converted.
-pub async fn inspect(cache: &Cache, ask: Ask) -> Result<Report, OpsError> {
+pub async fn inspect(cache: &Cache, ask: InspectQuery) -> Result<InspectReport, OpsError> {
     let named = reference::parse(cache, &ask.reference)?;
     let platform = ask.platform.as_deref().map(Platform::parse).transpose()?;
     if ask.index && (platform.is_some() || ask.config) {
@@ -135,10 +129,10 @@ fn not_held(what: impl std::fmt::Display) -> OpsError {
 
 fn found(
     held: &CacheView<'_>,
-    named: &Named,
-    ask: &Ask,
+    named: &ImageReference,
+    ask: &InspectQuery,
     platform: Option<&Platform>,
-) -> Result<Report, OpsError> {
+) -> Result<InspectReport, OpsError> {
     let (tree, digest, wanted_image) = root(held, named, ask)?;
     let image = match platform {
         Some(platform) => {
@@ -176,15 +170,19 @@ fn found(
         });
     }
     let referrers = if ask.config { Vec::new() } else { referrers(held, named, &shown.digest)? };
-    Ok(Report { referrers, ..report(held, named, &tree, digest, image, shown)? })
+    Ok(InspectReport { referrers, ..report(held, named, &tree, digest, image, shown)? })
 }
 
 /// The document that a reference stands for to who wants these types. If the types are those of images, and it is an
 /// index, they are for the image to have.
-type Root<'a> = (Tree, Digest, Option<Vec<&'a str>>);
+type Root<'a> = (ImageTree, Digest, Option<Vec<&'a str>>);
 
-fn root<'a>(held: &CacheView<'_>, named: &Named, ask: &'a Ask) -> Result<Root<'a>, OpsError> {
-    let Named { repository, tag, digest } = named;
+fn root<'a>(
+    held: &CacheView<'_>,
+    named: &ImageReference,
+    ask: &'a InspectQuery,
+) -> Result<Root<'a>, OpsError> {
+    let ImageReference { repository, tag, digest } = named;
     let mut digests = Vec::new();
     match (digest, tag) {
         (Some(digest), _) => digests.push(*digest),
@@ -199,7 +197,7 @@ fn root<'a>(held: &CacheView<'_>, named: &Named, ask: &'a Ask) -> Result<Root<'a
     let mut there = Vec::new();
     let through_index = ask.platform.is_some();
     for digest in digests {
-        let Some(tree) = Tree::below(held, repository, &digest).map_err(store)? else { continue };
+        let Some(tree) = ImageTree::below(held, repository, &digest).map_err(store)? else { continue };
         let own = tree.document.media_type.to_string();
         let fits = types.is_empty() || types.iter().any(|it| it.eq_ignore_ascii_case(&own));
         // With a platform the types are those of its manifest, and a config's type is its own affair.
@@ -218,11 +216,11 @@ fn root<'a>(held: &CacheView<'_>, named: &Named, ask: &'a Ask) -> Result<Root<'a
 
 fn shown(
     held: &CacheView<'_>,
-    named: &Named,
-    ask: &Ask,
-    tree: &Tree,
+    named: &ImageReference,
+    ask: &InspectQuery,
+    tree: &ImageTree,
     digest: Digest,
-    image: Option<&Image>,
+    image: Option<&PlatformImage>,
 ) -> Result<Shown, OpsError> {
     let Some(image) = image else {
         let document = &tree.document;
@@ -243,12 +241,16 @@ fn shown(
         let (digest, media_type, size) = (config.digest, config.media_type.clone(), config.size);
         return Ok(Shown { digest, media_type, size, body: Some(body) });
     }
-    let Part { digest, media_type, size, .. } = image.manifest.clone();
+    let ContentPart { digest, media_type, size, .. } = image.manifest.clone();
     let body = held.manifest(&named.repository, &digest).map_err(store)?.map(|document| document.body);
     Ok(Shown { digest, media_type, size, body })
 }
 
-fn referrers(held: &CacheView<'_>, named: &Named, subject: &Digest) -> Result<Vec<ReferrerRow>, OpsError> {
+fn referrers(
+    held: &CacheView<'_>,
+    named: &ImageReference,
+    subject: &Digest,
+) -> Result<Vec<ReferrerRow>, OpsError> {
     let known = held.referrers(&named.repository, subject).map_err(store)?;
     let rows = known.iter().map(|referrer| {
         let there = match referrer.digest().parse::<Digest>() {
@@ -267,25 +269,29 @@ fn referrers(held: &CacheView<'_>, named: &Named, subject: &Digest) -> Result<Ve
 
 fn report(
     held: &CacheView<'_>,
-    named: &Named,
-    tree: &Tree,
+    named: &ImageReference,
+    tree: &ImageTree,
     root: Digest,
-    image: Option<&Image>,
+    image: Option<&PlatformImage>,
     shown: Shown,
-) -> Result<Report, OpsError> {
+) -> Result<InspectReport, OpsError> {
     let fact = match (&named.tag, &named.digest) {
         (Some(tag), None) => held.tag(&named.repository, tag).map_err(store)?.map(|fact| (tag, fact)),
         _ => None,
     };
     let standing = fact.and_then(|(tag, fact)| held.tag_status(&named.repository, tag, &fact));
-    let missing: Vec<Part> = match image {
+    let missing: Vec<ContentPart> = match image {
         Some(image) => image.missing().cloned().collect(),
-        None => {
-            tree.images.iter().filter(|image| image.is_image()).flat_map(Image::missing).cloned().collect()
-        }
+        None => tree
+            .images
+            .iter()
+            .filter(|image| image.is_image())
+            .flat_map(PlatformImage::missing)
+            .cloned()
+            .collect(),
     };
     let text = shown.body.as_deref().and_then(|body| std::str::from_utf8(body).ok());
-    Ok(Report {
+    Ok(InspectReport {
         reference: named.to_string(),
         digest: shown.digest,
         media_type: shown.media_type,
@@ -294,9 +300,9 @@ fn report(
         platform: image.and_then(|image| image.platform.clone()),
         checked_at: fact.map(|(_, fact)| fact.checked_at),
         freshness: match (named.digest.is_some(), standing) {
-            (true, _) => Fresh::Immutable,
+            (true, _) => TagFreshness::Immutable,
             (false, Some(standing)) => standing.freshness.into(),
-            (false, None) => Fresh::Expired,
+            (false, None) => TagFreshness::Expired,
         },
         complete: missing.is_empty(),
         says: says(tree, image),
@@ -310,9 +316,9 @@ fn report(
 }
 
 /// What is held and what is not.
-fn says(tree: &Tree, image: Option<&Image>) -> String {
+fn says(tree: &ImageTree, image: Option<&PlatformImage>) -> String {
     let Some(image) = image else {
-        let images: Vec<&Image> = tree.images.iter().filter(|image| image.is_image()).collect();
+        let images: Vec<&PlatformImage> = tree.images.iter().filter(|image| image.is_image()).collect();
         let complete = images.iter().filter(|image| image.is_complete()).count();
         let manifests = images.iter().filter(|image| image.manifest.held).count();
         return format!(
@@ -323,7 +329,8 @@ fn says(tree: &Tree, image: Option<&Image>) -> String {
     };
     let own = name(image);
     let state = state(image);
-    let whole: Vec<&Image> = tree.images.iter().filter(|it| it.is_image() && it.is_complete()).collect();
+    let whole: Vec<&PlatformImage> =
+        tree.images.iter().filter(|it| it.is_image() && it.is_complete()).collect();
     if image.is_complete() || !tree.is_index {
         return format!("{own}: {state}");
     }
@@ -332,11 +339,11 @@ fn says(tree: &Tree, image: Option<&Image>) -> String {
     format!("{own}: {state}; held whole: {others}")
 }
 
-fn name(image: &Image) -> &str {
+fn name(image: &PlatformImage) -> &str {
     image.platform.as_deref().unwrap_or("the image")
 }
 
-fn names(images: &[&Image], complete: usize, all: usize) -> String {
+fn names(images: &[&PlatformImage], complete: usize, all: usize) -> String {
     if complete == all {
         return "all".to_owned();
     }
@@ -346,11 +353,11 @@ fn names(images: &[&Image], complete: usize, all: usize) -> String {
 }
 
 /// What is held of one image.
-pub fn state(image: &Image) -> String {
+pub fn state(image: &PlatformImage) -> String {
     if !image.manifest.held {
         return "its manifest is not held".to_owned();
     }
-    let missing: Vec<&Part> = image.blobs.iter().filter(|blob| !blob.held).collect();
+    let missing: Vec<&ContentPart> = image.blobs.iter().filter(|blob| !blob.held).collect();
     if missing.is_empty() {
         return "held whole".to_owned();
     }

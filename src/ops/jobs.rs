@@ -8,8 +8,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::progress::{Progress, Reporter};
-use super::task::Task;
+use super::job_spec::JobSpec;
+use super::progress::{Progress, ProgressReporter};
 use super::{Failure, Operations, OpsError};
 
 /// Jobs under way at once.
@@ -18,10 +18,9 @@ const RUNNING_MAX: usize = 16;
 const ENDED_MAX: usize = 64;
 
 /// How a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[schema(as = JobState)]
-pub enum State {
+pub enum JobState {
     /// It is under way.
     Running,
     /// It has a report.
@@ -33,21 +32,19 @@ pub enum State {
 }
 
 /// A job as it is told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Job)]
-pub struct View {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
     /// Its number.
     pub id: u64,
     /// What it does.
     pub verb: String,
     /// How it stands.
-    pub state: State,
+    pub state: JobState,
     /// When it began, in milliseconds since 1970.
     pub started_at: u64,
     /// How far it has come.
     pub progress: Progress,
     /// What came of it.
-    #[schema(required = true)]
     pub report: Option<Value>,
     /// Why nothing came of it.
     pub error: Option<Failure>,
@@ -55,7 +52,7 @@ pub struct View {
 
 /// How a job ended.
 #[derive(Clone, Debug)]
-enum Ending {
+enum JobEnd {
     Running,
     Cancelled,
     Ended(Result<Value, Failure>),
@@ -68,22 +65,22 @@ pub struct Job {
     verb: &'static str,
     started_at: u64,
     progress: watch::Receiver<Progress>,
-    ending: watch::Receiver<Ending>,
-    cancel: watch::Sender<Ending>,
+    ending: watch::Receiver<JobEnd>,
+    cancel: watch::Sender<JobEnd>,
     work: AbortHandle,
 }
 
 impl Job {
     /// As it is now.
-    pub fn view(&self) -> View {
+    pub fn view(&self) -> JobView {
         let (state, report, error) = match &*self.ending.borrow() {
-            Ending::Running => (State::Running, None, None),
-            Ending::Cancelled => (State::Cancelled, None, None),
-            Ending::Ended(Ok(report)) => (State::Done, Some(report.clone()), None),
-            Ending::Ended(Err(error)) => (State::Failed, None, Some(error.clone())),
+            JobEnd::Running => (JobState::Running, None, None),
+            JobEnd::Cancelled => (JobState::Cancelled, None, None),
+            JobEnd::Ended(Ok(report)) => (JobState::Done, Some(report.clone()), None),
+            JobEnd::Ended(Err(error)) => (JobState::Failed, None, Some(error.clone())),
         };
         let progress = self.progress.borrow().clone();
-        View {
+        JobView {
             id: self.id,
             verb: self.verb.to_owned(),
             state,
@@ -112,20 +109,20 @@ impl Job {
     }
 
     fn has_ended(&self) -> bool {
-        !matches!(&*self.ending.borrow(), Ending::Running)
+        !matches!(&*self.ending.borrow(), JobEnd::Running)
     }
 
     /// Ends it. What it has done stays; a fill that it began goes on.
     pub fn cancel(&self) {
-        end(&self.cancel, Ending::Cancelled);
+        end(&self.cancel, JobEnd::Cancelled);
         self.work.abort();
     }
 }
 
 /// Ends a job, unless it has ended.
-fn end(job: &watch::Sender<Ending>, how: Ending) {
+fn end(job: &watch::Sender<JobEnd>, how: JobEnd) {
     job.send_if_modified(|ending| {
-        let running = matches!(ending, Ending::Running);
+        let running = matches!(ending, JobEnd::Running);
         if running {
             *ending = how;
         }
@@ -144,7 +141,7 @@ impl Jobs {
     }
 
     /// Begins a job. What walks over the whole store is done by one at a time.
-    pub fn begin(&self, operations: &Operations, task: Task) -> Result<Job, OpsError> {
+    pub fn begin(&self, operations: &Operations, task: JobSpec) -> Result<Job, OpsError> {
         let mut all = self.lock();
         let running: Vec<&Job> = all.1.values().filter(|job| !job.has_ended()).collect();
         if running.len() >= RUNNING_MAX {
@@ -159,22 +156,22 @@ impl Jobs {
         }
         all.0 += 1;
         let (id, verb, started_at) = (all.0, task.verb(), operations.clock.now_millis());
-        let (reporter, progress) = Reporter::new();
-        let (cancel, ending) = watch::channel(Ending::Running);
+        let (reporter, progress) = ProgressReporter::new();
+        let (cancel, ending) = watch::channel(JobEnd::Running);
         let (operations, told) = (operations.clone(), cancel.clone());
         let work = tokio::spawn(async move {
             let result = task.run(&operations, &reporter).await;
             if let Err(error) = &result {
                 tracing::warn!(job = id, verb, %error, "a job failed");
             }
-            end(&told, Ending::Ended(result.map_err(|error| error.failure())));
+            end(&told, JobEnd::Ended(result.map_err(|error| error.failure())));
         });
         let (handle, told) = (work.abort_handle(), cancel.clone());
         tokio::spawn(async move {
             // Only a panic leaves work without an ending.
             if work.await.is_err() {
                 let message = "the job was lost; the log tells more".to_owned();
-                end(&told, Ending::Ended(Err(Failure { code: "lost".to_owned(), message })));
+                end(&told, JobEnd::Ended(Err(Failure { code: "lost".to_owned(), message })));
             }
         });
         let job = Job { id, verb, started_at, progress, ending, cancel, work: handle };
@@ -188,7 +185,7 @@ impl Jobs {
     }
 
     /// All of them, newest last.
-    pub fn list(&self) -> Vec<View> {
+    pub fn list(&self) -> Vec<JobView> {
         self.lock().1.values().map(Job::view).collect()
     }
 

@@ -15,7 +15,7 @@ use tempfile::{Builder, NamedTempFile};
 
 use crate::oci::{Algorithm, Digest, Hasher, media};
 
-use super::pack::{INDEX, MARKER};
+use super::tar_writer::{INDEX, MARKER};
 
 /// containerd's annotation with an image's whole name.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";

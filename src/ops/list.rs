@@ -10,13 +10,13 @@ use crate::oci::{Digest, Repository, Tag};
 use crate::store::{StoreError, TagFact};
 
 use super::OpsError;
+use super::image_tree::{ImageTree, PlatformImage};
 use super::reference;
-use super::tree::{Image, Tree};
 
 /// How much is held of what a reference stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Complete {
+pub enum Completeness {
     /// Everything for every platform.
     All,
     /// Everything for some platforms.
@@ -26,9 +26,9 @@ pub enum Complete {
 }
 
 /// Whether a tag has to be asked for again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Fresh {
+pub enum TagFreshness {
     /// It is served without asking.
     Fresh,
     /// It is served, and asked for in the background.
@@ -39,7 +39,7 @@ pub enum Fresh {
     Immutable,
 }
 
-impl From<Freshness> for Fresh {
+impl From<Freshness> for TagFreshness {
     fn from(freshness: Freshness) -> Self {
         match freshness {
             Freshness::Fresh => Self::Fresh,
@@ -50,8 +50,7 @@ impl From<Freshness> for Fresh {
 }
 
 /// One platform of an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Platform)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformRow {
     /// `os/arch[/variant]`, as far as it is stated.
     pub platform: Option<String>,
@@ -65,8 +64,8 @@ pub struct PlatformRow {
     pub size: u64,
 }
 
-impl From<&Image> for PlatformRow {
-    fn from(image: &Image) -> Self {
+impl From<&PlatformImage> for PlatformRow {
+    fn from(image: &PlatformImage) -> Self {
         let parts = std::iter::once(&image.manifest).chain(&image.blobs);
         Self {
             platform: image.platform.clone(),
@@ -79,9 +78,8 @@ impl From<&Image> for PlatformRow {
 }
 
 /// Something that is held under a name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Image)]
-pub struct Row {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRow {
     /// The repository, with its upstream in front.
     pub repository: String,
     /// The tag; none for what is held by digest alone.
@@ -101,30 +99,29 @@ pub struct Row {
     /// When it was last pulled, or came in, in milliseconds since 1970.
     pub last_pull: Option<u64>,
     /// Whether it has to be asked for again.
-    pub freshness: Fresh,
+    pub freshness: TagFreshness,
     /// How much of it is held.
-    pub complete: Complete,
+    pub complete: Completeness,
 }
 
 /// What is held.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Images)]
-pub struct Report {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListReport {
     /// What time it is, in milliseconds since 1970.
     pub now: u64,
     /// In the order of their names; digests after tags.
-    pub images: Vec<Row>,
+    pub images: Vec<ListRow>,
 }
 
 /// Lists what is held, of one repository or of all. With `untagged` also what no tag leads to.
-pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Result<Report, OpsError> {
+pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Result<ListReport, OpsError> {
     let only = repository.map(|name| reference::repository(cache, name)).transpose()?;
     let report = cache
         .view({
             let only = only.clone();
             move |held| {
                 let images = rows(&held, only.as_ref(), untagged)?;
-                Ok(Report { now: held.now(), images })
+                Ok(ListReport { now: held.now(), images })
             }
         })
         .await?;
@@ -136,10 +133,10 @@ pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Re
     }
 }
 
-fn rows(held: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Result<Vec<Row>, StoreError> {
+fn rows(held: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Result<Vec<ListRow>, StoreError> {
     let (mut rows, mut led_to) = (Vec::new(), HashSet::new());
     for (repository, tag, fact) in held.tagged(only)? {
-        let tree = Tree::below(held, &repository, &fact.digest)?;
+        let tree = ImageTree::below(held, &repository, &fact.digest)?;
         if let Some(tree) = &tree {
             let below = tree.images.iter().map(|image| image.manifest.digest);
             let indexes = tree.indexes.iter().map(|index| index.digest);
@@ -154,7 +151,7 @@ fn rows(held: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Resu
     let mut loose = Vec::new();
     for (repository, digest) in held.linked_manifests(only)? {
         if !led_to.contains(&(repository.clone(), digest)) {
-            let Some(tree) = Tree::below(held, &repository, &digest)? else { continue };
+            let Some(tree) = ImageTree::below(held, &repository, &digest)? else { continue };
             loose.push((repository, digest, tree));
         }
     }
@@ -182,40 +179,44 @@ fn row(
     repository: &Repository,
     tagged: Option<(&Tag, &TagFact)>,
     digest: Digest,
-    tree: Option<&Tree>,
-) -> Row {
+    tree: Option<&ImageTree>,
+) -> ListRow {
     let freshness = match tagged {
         Some((tag, fact)) => held
             .tag_status(repository, tag, fact)
-            .map_or(Fresh::Expired, |standing| standing.freshness.into()),
-        None => Fresh::Immutable,
+            .map_or(TagFreshness::Expired, |standing| standing.freshness.into()),
+        None => TagFreshness::Immutable,
     };
-    Row {
+    ListRow {
         repository: repository.to_string(),
         tag: tagged.map(|(tag, _)| tag.to_string()),
         digest,
         media_type: tree.map(|tree| tree.document.media_type.to_string()),
         platforms: tree.map(|tree| tree.images.iter().map(PlatformRow::from).collect()).unwrap_or_default(),
-        size: tree.map(Tree::held_bytes).unwrap_or_default(),
+        size: tree.map(ImageTree::held_bytes).unwrap_or_default(),
         moved_at: tagged.map(|(_, fact)| fact.moved_at),
         checked_at: tagged.map(|(_, fact)| fact.checked_at),
         last_pull: held.last_access(&digest),
         freshness,
-        complete: tree.map_or(Complete::None, completeness),
+        complete: tree.map_or(Completeness::None, completeness),
     }
 }
 
-fn completeness(tree: &Tree) -> Complete {
+fn completeness(tree: &ImageTree) -> Completeness {
     let mut images = tree.images.iter().filter(|image| image.is_image()).peekable();
     if images.peek().is_none() {
         // Attestations alone, or nothing at all: then there is nothing else that could be lacking.
-        return if tree.images.iter().all(Image::is_complete) { Complete::All } else { Complete::None };
+        return if tree.images.iter().all(PlatformImage::is_complete) {
+            Completeness::All
+        } else {
+            Completeness::None
+        };
     }
     let (complete, all) =
         images.fold((0, 0), |(complete, all), image| (complete + usize::from(image.is_complete()), all + 1));
     match complete {
-        0 => Complete::None,
-        complete if complete == all => Complete::All,
-        _ => Complete::Some,
+        0 => Completeness::None,
+        complete if complete == all => Completeness::All,
+        _ => Completeness::Some,
     }
 }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// One piece of long work that is under way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Bar {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressItem {
     /// Tells it from others.
     pub id: u64,
     /// What it is.
@@ -17,10 +17,10 @@ pub struct Bar {
 }
 
 /// All that is under way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// What is under way now.
-    pub bars: Vec<Bar>,
+    pub bars: Vec<ProgressItem>,
     /// Pieces that have ended.
     pub ended: u64,
     /// Pieces in all, as far as they are known.
@@ -32,9 +32,9 @@ pub struct Progress {
 
 /// Tells how far work has come. Clones tell the same.
 #[derive(Clone, Debug)]
-pub struct Reporter(watch::Sender<Progress>);
+pub struct ProgressReporter(watch::Sender<Progress>);
 
-impl Reporter {
+impl ProgressReporter {
     /// A reporter, and what looks on.
     pub fn new() -> (Self, watch::Receiver<Progress>) {
         let (sender, receiver) = watch::channel(Progress::default());
@@ -47,17 +47,17 @@ impl Reporter {
     }
 
     /// A piece of work begins; it ends when what is returned is dropped.
-    pub fn begin(&self, name: impl Into<String>) -> Piece {
+    pub fn begin(&self, name: impl Into<String>) -> ProgressPiece {
         let mut id = 0;
         self.0.send_modify(|progress| {
             id = progress.next;
             progress.next += 1;
-            progress.bars.push(Bar { id, name: name.into(), done: 0, total: 0 });
+            progress.bars.push(ProgressItem { id, name: name.into(), done: 0, total: 0 });
         });
-        Piece { reporter: self.clone(), id }
+        ProgressPiece { reporter: self.clone(), id }
     }
 
-    fn change(&self, id: u64, change: impl FnOnce(&mut Bar)) {
+    fn change(&self, id: u64, change: impl FnOnce(&mut ProgressItem)) {
         self.0.send_modify(|progress| {
             if let Some(bar) = progress.bars.iter_mut().find(|bar| bar.id == id) {
                 change(bar);
@@ -68,12 +68,12 @@ impl Reporter {
 
 /// One piece of work.
 #[derive(Debug)]
-pub struct Piece {
-    reporter: Reporter,
+pub struct ProgressPiece {
+    reporter: ProgressReporter,
     id: u64,
 }
 
-impl Piece {
+impl ProgressPiece {
     /// So many bytes more are to be done.
     pub fn expect(&self, bytes: u64) {
         self.reporter.change(self.id, |bar| bar.total = bar.total.saturating_add(bytes));
@@ -85,7 +85,7 @@ impl Piece {
     }
 }
 
-impl Drop for Piece {
+impl Drop for ProgressPiece {
     fn drop(&mut self) {
         self.reporter.0.send_modify(|progress| {
             progress.bars.retain(|bar| bar.id != self.id);
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn pieces_come_and_go() {
-        let (reporter, seen) = Reporter::new();
+        let (reporter, seen) = ProgressReporter::new();
         reporter.expect(2);
         let (one, other) = (reporter.begin("one"), reporter.begin("other"));
         one.expect(10);
@@ -109,6 +109,6 @@ mod tests {
         drop(other);
         let progress = seen.borrow().clone();
         assert_eq!((progress.ended, progress.all), (1, 2));
-        assert_eq!(progress.bars, [Bar { id: 0, name: "one".to_owned(), done: 4, total: 10 }]);
+        assert_eq!(progress.bars, [ProgressItem { id: 0, name: "one".to_owned(), done: 4, total: 10 }]);
     }
 }

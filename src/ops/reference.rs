@@ -15,7 +15,7 @@ const DOCKER_HUB: &str = "docker.io";
 
 /// An image as it was named; it has a tag, a digest, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct ImageReference {
     /// Whose it is.
     pub repository: Repository,
     /// The tag, where one was named, or nothing was.
@@ -24,7 +24,7 @@ pub struct Named {
     pub digest: Option<Digest>,
 }
 
-impl fmt::Display for Named {
+impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.repository.fmt(f)?;
         if let Some(tag) = &self.tag {
@@ -38,7 +38,7 @@ impl fmt::Display for Named {
 }
 
 /// Reads a reference.
-pub fn parse(cache: &Cache, text: &str) -> Result<Named, OpsError> {
+pub fn parse(cache: &Cache, text: &str) -> Result<ImageReference, OpsError> {
     let (name, tag, digest) = split(text);
     let repository = repository(cache, name)?;
     let tag = match (tag, digest) {
@@ -50,7 +50,7 @@ pub fn parse(cache: &Cache, text: &str) -> Result<Named, OpsError> {
         let error: crate::oci::digest::DigestError = error;
         OpsError::Invalid(error.to_string())
     })?;
-    Ok(Named { repository, tag, digest })
+    Ok(ImageReference { repository, tag, digest })
 }
 
 /// Reads the name of a repository.
@@ -60,7 +60,7 @@ pub fn repository(cache: &Cache, name: &str) -> Result<Repository, OpsError> {
 
 /// Reads a reference that was written elsewhere. A registry that is not configured here is never taken for the beginning
 /// of a name at the default one.
-pub fn parse_foreign(cache: &Cache, text: &str) -> Result<Named, OpsError> {
+pub fn parse_foreign(cache: &Cache, text: &str) -> Result<ImageReference, OpsError> {
     if let Some((host, _)) = host(text) {
         cache.upstream_named(host)?;
     }

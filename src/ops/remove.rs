@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{Cache, RemovalReport, RemovalTarget};
 
 use super::OpsError;
-use super::reference::{self, Named};
+use super::reference::{self, ImageReference};
 
 /// What became of one reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
+pub struct RemovedImage {
     /// The reference, in full.
     pub reference: String,
     /// What went.
@@ -19,13 +19,13 @@ pub struct Row {
 
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct RemoveReport {
     /// One for each reference, in their order.
-    pub images: Vec<Row>,
+    pub images: Vec<RemovedImage>,
 }
 
 /// Removes images. All must be held, or none goes.
-pub async fn remove(cache: &Cache, references: &[String]) -> Result<Report, OpsError> {
+pub async fn remove(cache: &Cache, references: &[String]) -> Result<RemoveReport, OpsError> {
     if references.is_empty() {
         return Err(OpsError::Invalid("no reference is named".to_owned()));
     }
@@ -35,18 +35,18 @@ pub async fn remove(cache: &Cache, references: &[String]) -> Result<Report, OpsE
         let target = target(cache, &named).await?;
         targets.push((named, target));
     }
-    let mut report = Report::default();
+    let mut report = RemoveReport::default();
     for (named, target) in targets {
         let removed = cache.remove(&named.repository, target).await?;
         tracing::info!(reference = %named, bytes = removed.bytes, "removed by the operator");
-        report.images.push(Row { reference: named.to_string(), removed });
+        report.images.push(RemovedImage { reference: named.to_string(), removed });
     }
     Ok(report)
 }
 
-async fn target(cache: &Cache, named: &Named) -> Result<RemovalTarget, OpsError> {
+async fn target(cache: &Cache, named: &ImageReference) -> Result<RemovalTarget, OpsError> {
     let not_held = || OpsError::NotHeld(format!("{named} is not held"));
-    let Named { repository, tag, digest } = named.clone();
+    let ImageReference { repository, tag, digest } = named.clone();
     let (fact, held) = cache
         .view(move |held| {
             let fact = tag.map(|tag| held.tag(&repository, &tag)).transpose()?.flatten();

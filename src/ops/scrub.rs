@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_hours(1);
 
 /// What a walk found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct ScrubReport {
     /// Manifests that are intact.
     pub manifests: u64,
     /// Blobs that are intact.
@@ -72,17 +72,17 @@ pub async fn verify(
     metrics: &Metrics,
     before: u64,
     pace: &mut Pace,
-    mut step: impl FnMut(Progress) + Send,
-) -> Result<Report, CacheError> {
+    mut step: impl FnMut(ScrubProgress) + Send,
+) -> Result<ScrubReport, CacheError> {
     let due = cache.due(before).await?;
-    step(Progress::Due(due.iter().map(|due| due.size).sum()));
-    let mut report = Report::default();
+    step(ScrubProgress::Due(due.iter().map(|due| due.size).sum()));
+    let mut report = ScrubReport::default();
     for due in due {
         let condition = cache
             .verify(&due, &mut |bytes| {
                 report.bytes += bytes;
                 metrics.scrubbed_bytes(bytes);
-                step(Progress::Read(bytes));
+                step(ScrubProgress::Read(bytes));
                 pace.rest(bytes, Instant::now())
             })
             .await?;
@@ -95,14 +95,14 @@ pub async fn verify(
 
 /// How far a walk has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum ScrubProgress {
     /// So many bytes are to be read.
     Due(u64),
     /// So many more were read.
     Read(u64),
 }
 
-fn count(report: &mut Report, due: &ScrubItem, condition: Integrity) {
+fn count(report: &mut ScrubReport, due: &ScrubItem, condition: Integrity) {
     match condition {
         Integrity::Intact if due.manifest => report.manifests += 1,
         Integrity::Intact => report.blobs += 1,
@@ -114,7 +114,7 @@ fn count(report: &mut Report, due: &ScrubItem, condition: Integrity) {
 }
 
 /// Tells what tags lead to, and removes what leads to nothing.
-pub async fn collect(cache: &Cache, metrics: &Metrics, report: &mut Report) -> Result<(), CacheError> {
+pub async fn collect(cache: &Cache, metrics: &Metrics, report: &mut ScrubReport) -> Result<(), CacheError> {
     report.collected = cache.collect().await?;
     report.reached = cache.reach().await?;
     metrics.unreachable(report.reached.unreachable.bytes);

@@ -6,14 +6,13 @@ pub use crate::cache::{
     Breaker, DiskUsage, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
 };
 
-use super::jobs::{State, View};
+use super::jobs::{JobState, JobView};
 use super::{Operations, OpsError};
 pub use crate::telemetry::Warning;
 
 /// How a larder is doing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Status)]
-pub struct Report {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
     /// What time it is, in milliseconds since 1970.
     pub now: u64,
     /// Its version.
@@ -31,14 +30,13 @@ pub struct Report {
     /// Child manifests that are left for later: the upstream's quota is low, or it is in trouble.
     pub children_deferred: u64,
     /// Jobs under way.
-    pub jobs: Vec<View>,
+    pub jobs: Vec<JobView>,
     /// What the log warned of lately, newest first.
     pub warnings: Vec<Warning>,
 }
 
 /// What a larder that runs has done since its start.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Service)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceReport {
     /// When it began to serve, in milliseconds since 1970; all figures here count from then on.
     pub started_at: u64,
@@ -63,8 +61,7 @@ pub struct ServiceReport {
 }
 
 /// One upstream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Upstream)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamRow {
     /// How it stands.
     #[serde(flatten)]
@@ -74,7 +71,7 @@ pub struct UpstreamRow {
 }
 
 /// Tells how a larder is doing. Asks no upstream.
-pub async fn status(operations: &Operations) -> Result<Report, OpsError> {
+pub async fn status(operations: &Operations) -> Result<StatusReport, OpsError> {
     let Operations { cache, metrics, clock, .. } = operations;
     let store = cache.store_status().await?;
     let fetched = metrics.fetched_by_upstream();
@@ -84,8 +81,8 @@ pub async fn status(operations: &Operations) -> Result<Report, OpsError> {
         .map(|state| UpstreamRow { fetched: fetched.get(&state.name).copied().unwrap_or_default(), state });
     let (children_queued, children_deferred) = metrics.children();
     let mut jobs = operations.jobs().list();
-    jobs.retain(|job| job.state == State::Running);
-    Ok(Report {
+    jobs.retain(|job| job.state == JobState::Running);
+    Ok(StatusReport {
         now: clock.now_millis(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         service: service(operations),

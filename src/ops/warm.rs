@@ -17,8 +17,8 @@ use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
 use super::OpsError;
 use super::platform::{NO_IMAGE, Platform};
-use super::progress::{Piece, Reporter};
-use super::reference::{self, Named};
+use super::progress::{ProgressPiece, ProgressReporter};
+use super::reference::{self, ImageReference};
 
 /// Images at once.
 const IMAGES: usize = 4;
@@ -30,10 +30,9 @@ const DEPTH_MAX: u32 = 8;
 const COUNT_MAX: usize = 1024;
 
 /// What is to be fetched.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[schema(as = Warm)]
-pub struct Ask {
+pub struct WarmSpec {
     /// The references.
     pub references: Vec<String>,
     /// Of an index the platforms that are wanted; none is all of them.
@@ -42,7 +41,7 @@ pub struct Ask {
 
 /// What became of one reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
+pub struct WarmedImage {
     /// The reference, in full.
     pub reference: String,
     /// What it stands for.
@@ -65,16 +64,16 @@ pub struct Row {
 
 /// What became of all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct WarmReport {
     /// Whether everything is held.
     pub complete: bool,
     /// One for each reference, in their order.
-    pub images: Vec<Row>,
+    pub images: Vec<WarmedImage>,
 }
 
 /// Fetches images, several at once.
-pub async fn warm(cache: &Cache, ask: Ask, reporter: &Reporter) -> Result<Report, OpsError> {
-    let mut named: Vec<Named> = Vec::new();
+pub async fn warm(cache: &Cache, ask: WarmSpec, reporter: &ProgressReporter) -> Result<WarmReport, OpsError> {
+    let mut named: Vec<ImageReference> = Vec::new();
     for text in &ask.references {
         let next = reference::parse(cache, text)?;
         if !named.contains(&next) {
@@ -94,7 +93,7 @@ pub async fn warm(cache: &Cache, ask: Ask, reporter: &Reporter) -> Result<Report
     let (images, blobs) = (Arc::new(Semaphore::new(IMAGES)), Arc::new(Semaphore::new(BLOBS)));
     let mut work = JoinSet::new();
     for (place, named) in named.into_iter().enumerate() {
-        let image = Image {
+        let image = ImageWarmer {
             cache: cache.clone(),
             named,
             platforms: Arc::clone(&platforms),
@@ -108,21 +107,21 @@ pub async fn warm(cache: &Cache, ask: Ask, reporter: &Reporter) -> Result<Report
     }
     let mut rows = work.join_all().await;
     rows.sort_by_key(|(place, _)| *place);
-    let images: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
-    Ok(Report { complete: images.iter().all(|row| row.error.is_none()), images })
+    let images: Vec<WarmedImage> = rows.into_iter().map(|(_, row)| row).collect();
+    Ok(WarmReport { complete: images.iter().all(|row| row.error.is_none()), images })
 }
 
 /// One reference on its way in.
-struct Image {
+struct ImageWarmer {
     cache: Cache,
-    named: Named,
+    named: ImageReference,
     platforms: Arc<Vec<(String, Platform)>>,
     blobs: Arc<Semaphore>,
 }
 
-impl Image {
-    async fn warm(&self, reporter: &Reporter) -> Row {
-        let mut row = Row { reference: self.named.to_string(), ..Row::default() };
+impl ImageWarmer {
+    async fn warm(&self, reporter: &ProgressReporter) -> WarmedImage {
+        let mut row = WarmedImage { reference: self.named.to_string(), ..WarmedImage::default() };
         let piece = Arc::new(reporter.begin(row.reference.clone()));
         if let Err(error) = self.bring(&mut row, &piece).await {
             tracing::warn!(reference = row.reference, %error, "an image could not be fetched ahead");
@@ -131,7 +130,7 @@ impl Image {
         row
     }
 
-    async fn bring(&self, row: &mut Row, piece: &Arc<Piece>) -> Result<(), OpsError> {
+    async fn bring(&self, row: &mut WarmedImage, piece: &Arc<ProgressPiece>) -> Result<(), OpsError> {
         let found = self.root().await?;
         row.stale = found.stale.as_ref().map(ToString::to_string);
         row.digest = Some(found.document.digest);
@@ -173,7 +172,7 @@ impl Image {
 
     /// The document that the reference stands for. Where it names both, the tag is asked for, and held against the digest.
     async fn root(&self) -> Result<ManifestAnswer, OpsError> {
-        let Named { repository, tag, digest } = &self.named;
+        let ImageReference { repository, tag, digest } = &self.named;
         let reference = match (tag, digest) {
             (Some(tag), _) => Reference::Tag(tag.clone()),
             (None, Some(digest)) => Reference::Digest(*digest),
@@ -193,7 +192,7 @@ impl Image {
     async fn manifests(
         &self,
         root: &Arc<CachedManifest>,
-        row: &mut Row,
+        row: &mut WarmedImage,
     ) -> Result<Vec<Arc<CachedManifest>>, OpsError> {
         if root.media_type.kind() != Some(Kind::Index) {
             return Ok(vec![Arc::clone(root)]);
@@ -211,7 +210,11 @@ impl Image {
     }
 
     /// All that an index points at and that is no index, those in nested ones included.
-    async fn children(&self, root: &Arc<CachedManifest>, row: &mut Row) -> Result<Vec<Descriptor>, OpsError> {
+    async fn children(
+        &self,
+        root: &Arc<CachedManifest>,
+        row: &mut WarmedImage,
+    ) -> Result<Vec<Descriptor>, OpsError> {
         let (mut found, mut seen) = (Vec::new(), HashSet::from([root.digest]));
         let mut left = vec![(Arc::clone(root), 1)];
         while let Some((index, depth)) = left.pop() {
@@ -291,7 +294,7 @@ async fn bring(
     cache: &Cache,
     repository: &Repository,
     blob: &Descriptor,
-    piece: &Piece,
+    piece: &ProgressPiece,
 ) -> Result<bool, CacheError> {
     let told = std::sync::atomic::AtomicU64::new(0);
     let attempt = || {

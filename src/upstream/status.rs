@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Upstream, Upstreams};
 
 /// How an upstream stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamState {
     /// Its configured name.
     pub name: String,
@@ -18,7 +18,7 @@ pub struct UpstreamState {
 }
 
 /// Whether an endpoint is asked: the states of a circuit breaker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Breaker {
     /// It is asked whenever something is wanted of it.
@@ -31,8 +31,7 @@ pub enum Breaker {
 }
 
 /// How an endpoint has been doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = EndpointHealth)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthState {
     /// Whether it is asked.
     pub breaker: Breaker,
@@ -45,8 +44,7 @@ pub struct HealthState {
 }
 
 /// What an endpoint last told of its quota.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Quota)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuotaState {
     /// Requests per window.
     pub limit: u64,
@@ -61,8 +59,7 @@ pub struct QuotaState {
 }
 
 /// How an endpoint stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Endpoint)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointState {
     /// As it is configured.
     pub url: String,

@@ -9,9 +9,9 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use tokio::sync::mpsc;
 
 use crate::ops::Operations;
+use crate::ops::job_spec::JobSpec;
 use crate::ops::jobs::Job;
-use crate::ops::question::ROOT;
-use crate::ops::task::Task;
+use crate::ops::query::ROOT;
 
 use super::request_body;
 use super::{Body, failed, json, no_such_path, not_allowed, refused};
@@ -29,7 +29,7 @@ where
     match head.method {
         Method::GET | Method::HEAD => json(StatusCode::OK, &operations.jobs().list()),
         Method::POST => {
-            let begun = match request_body::read_json::<Task, B>(body).await {
+            let begun = match request_body::read_json::<JobSpec, B>(body).await {
                 Ok(task) => operations.jobs().begin(operations, task),
                 Err(error) => Err(error),
             };
@@ -76,7 +76,7 @@ fn watched(mut job: Job) -> Response<Body> {
     tokio::spawn(async move {
         loop {
             let view = job.view();
-            let ended = view.state != crate::ops::jobs::State::Running;
+            let ended = view.state != crate::ops::jobs::JobState::Running;
             let event = if ended { "end" } else { "progress" };
             let Ok(data) = serde_json::to_string(&view) else { return };
             let text = format!("event: {event}\ndata: {data}\n\n");

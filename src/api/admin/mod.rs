@@ -16,7 +16,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use serde::Serialize;
 
 use crate::cache::CacheError;
-use crate::ops::question::{Question, ROOT};
+use crate::ops::query::{Query, ROOT};
 use crate::ops::{Failure, Operations, OpsError, export, import};
 use crate::telemetry::Metrics;
 
@@ -104,7 +104,7 @@ impl AdminApi {
         }
         let path = head.uri.path().strip_prefix(ROOT).unwrap_or_default();
         let reads = head.method == Method::GET || head.method == Method::HEAD;
-        if let Some(question) = Question::read(path, head.uri.query().unwrap_or_default()) {
+        if let Some(question) = Query::read(path, head.uri.query().unwrap_or_default()) {
             if !reads {
                 return not_allowed("GET, HEAD");
             }
@@ -117,8 +117,8 @@ impl AdminApi {
             "" | "/" | "/openapi.json" if reads => plain(StatusCode::OK, JSON, OPENAPI),
             "" | "/" | "/openapi.json" => not_allowed("GET, HEAD"),
             "/jobs" => jobs::all(&self.operations, &head, body).await,
-            export::Ask::PATH => transfer::out(&self.operations, &head).await,
-            import::Ask::PATH => transfer::take(&self.operations, &head, body).await,
+            export::ExportRequest::PATH => transfer::out(&self.operations, &head).await,
+            import::ImportRequest::PATH => transfer::take(&self.operations, &head, body).await,
             _ => match path.strip_prefix("/jobs/") {
                 Some(rest) => jobs::one(&self.operations, &head.method, rest),
                 None => no_such_path(),

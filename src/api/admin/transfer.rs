@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::ops::pipe::Pipe;
+use crate::ops::channel_reader::ChannelReader;
 use crate::ops::{Operations, export, import};
 
 use super::{Body, answered, failed, not_allowed, refused};
@@ -29,7 +29,7 @@ pub(super) async fn out(operations: &Operations, head: &Parts) -> Response<Body>
     if head.method != Method::GET {
         return not_allowed("GET");
     }
-    let begun = match export::Ask::read(head.uri.query().unwrap_or_default()) {
+    let begun = match export::ExportRequest::read(head.uri.query().unwrap_or_default()) {
         Ok(ask) => export::export(operations, ask).await,
         Err(error) => Err(error),
     };
@@ -65,11 +65,11 @@ where
             "send an archive, with `Content-Type: application/x-tar`",
         );
     }
-    let ask = match import::Ask::read(head.uri.query().unwrap_or_default()) {
+    let ask = match import::ImportRequest::read(head.uri.query().unwrap_or_default()) {
         Ok(ask) => ask,
         Err(error) => return failed(&error),
     };
-    let (sender, pipe) = Pipe::new();
+    let (sender, pipe) = ChannelReader::new();
     tokio::spawn(pump(body, sender));
     answered(import::import(operations, ask, pipe).await)
 }

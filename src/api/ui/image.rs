@@ -3,10 +3,10 @@
 use askama::Template;
 use serde_json::Value;
 
-use crate::ops::inspect::{self, Ask, Report};
+use crate::ops::image_tree::ContentPart;
+use crate::ops::inspect::{self, InspectQuery, InspectReport};
 use crate::ops::list::PlatformRow;
 use crate::ops::platform::{NO_IMAGE, Platform};
-use crate::ops::tree::Part;
 use crate::ops::{Operations, OpsError, check, reference};
 
 use super::format::{self, ByteCount, RelativeTime, plural, short_digest};
@@ -123,12 +123,12 @@ struct HistoryStep {
 
 /// The page of what the query asks for.
 pub(super) async fn page(operations: &Operations, query: &str) -> Result<String, OpsError> {
-    let ask = Ask { config: false, ..asked(query)? };
+    let ask = InspectQuery { config: false, ..asked(query)? };
     let cache = operations.cache();
     let report = inspect::inspect(cache, ask.clone()).await?;
     let platforms = ask.platform.clone().into_iter().collect();
     let references = vec![ask.reference.clone()];
-    let check = check::check(cache, check::Ask { references, platforms }).await?;
+    let check = check::check(cache, check::CheckQuery { references, platforms }).await?;
     let has_config = report.document.as_ref().is_some_and(|document| document.get("config").is_some());
     let config = if has_config { config_of(operations, &ask).await? } else { None };
     let verdict = check.images.into_iter().next();
@@ -181,7 +181,7 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
 }
 
 /// Whether clients could go on pulling it with the upstream gone.
-fn offline(report: &Report, verdict: Option<&check::Verdict>) -> Badge {
+fn offline(report: &InspectReport, verdict: Option<&check::CheckVerdict>) -> Badge {
     let stale = match verdict {
         Some(verdict) if verdict.pullable => return Badge::new("good", "pullable without the upstream"),
         verdict => verdict.is_none_or(|verdict| verdict.reason.is_some()),
@@ -204,8 +204,8 @@ fn sentence(says: &str) -> String {
 }
 
 /// The config of the image that is shown, if it is held.
-async fn config_of(operations: &Operations, ask: &Ask) -> Result<Option<Report>, OpsError> {
-    let ask = Ask { config: true, index: false, oci: false, media_type: None, ..ask.clone() };
+async fn config_of(operations: &Operations, ask: &InspectQuery) -> Result<Option<InspectReport>, OpsError> {
+    let ask = InspectQuery { config: true, index: false, oci: false, media_type: None, ..ask.clone() };
     match inspect::inspect(operations.cache(), ask).await {
         Ok(config) => Ok(Some(config)),
         Err(OpsError::NotHeld(_)) => Ok(None),
@@ -213,12 +213,12 @@ async fn config_of(operations: &Operations, ask: &Ask) -> Result<Option<Report>,
     }
 }
 
-fn is_index(report: &Report) -> bool {
+fn is_index(report: &InspectReport) -> bool {
     report.document.as_ref().is_some_and(|document| document.get("manifests").is_some())
 }
 
 /// Where a manifest of an index has its page: by its platform, if that leads to it and to no other, else by its digest.
-fn link(report: &Report, repository: &str, row: &PlatformRow) -> String {
+fn link(report: &InspectReport, repository: &str, row: &PlatformRow) -> String {
     let there = || report.platforms.iter().map(|row| row.platform.as_deref());
     let leads = |platform: &&str| {
         let place = Platform::parse(platform).ok().and_then(|platform| platform.choose(there()));
@@ -231,7 +231,7 @@ fn link(report: &Report, repository: &str, row: &PlatformRow) -> String {
 }
 
 /// The index, and one tab for each platform; what has no platform of its own is reached by its digest.
-fn tabs(report: &Report, ask: &Ask, repository: &str) -> Vec<Tab> {
+fn tabs(report: &InspectReport, ask: &InspectQuery, repository: &str) -> Vec<Tab> {
     let whole = report.platforms.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
     let mut tabs = vec![Tab {
         name: "Index".to_owned(),
@@ -259,7 +259,7 @@ fn held(there: bool) -> Badge {
     if there { Badge::new("good", "held") } else { Badge::new("bad", "not held") }
 }
 
-fn manifests(report: &Report, repository: &str) -> Vec<ManifestRow> {
+fn manifests(report: &InspectReport, repository: &str) -> Vec<ManifestRow> {
     let rows = report.platforms.iter().map(|row| {
         let digest = row.digest.to_string();
         let image = row.platform.as_deref().filter(|platform| *platform != NO_IMAGE);
@@ -279,11 +279,11 @@ fn manifests(report: &Report, repository: &str) -> Vec<ManifestRow> {
     rows.take(SHOWN).collect()
 }
 
-fn parts(report: &Report) -> Vec<BlobRow> {
+fn parts(report: &InspectReport) -> Vec<BlobRow> {
     let document = report.document.as_ref();
     let config = document.and_then(|document| document["config"]["digest"].as_str());
     let mut layers = 0;
-    let mut row = |part: &Part| {
+    let mut row = |part: &ContentPart| {
         let digest = part.digest.to_string();
         let role = if config == Some(digest.as_str()) {
             "config".to_owned()
@@ -307,7 +307,7 @@ fn parts(report: &Report) -> Vec<BlobRow> {
     report.blobs.iter().map(&mut row).collect()
 }
 
-fn referrers(report: &Report, repository: &str) -> Vec<ReferrerLink> {
+fn referrers(report: &InspectReport, repository: &str) -> Vec<ReferrerLink> {
     let line = |row: &inspect::ReferrerRow| ReferrerLink {
         digest: row.digest.clone(),
         short: short_digest(&row.digest),
@@ -319,7 +319,7 @@ fn referrers(report: &Report, repository: &str) -> Vec<ReferrerLink> {
     report.referrers.iter().take(SHOWN).map(line).collect()
 }
 
-fn shown(name: &'static str, report: &Report, ask: &Ask, config: bool) -> DocumentView {
+fn shown(name: &'static str, report: &InspectReport, ask: &InspectQuery, config: bool) -> DocumentView {
     let mut more: Vec<(&str, &str)> = Vec::new();
     more.extend(ask.platform.as_deref().map(|platform| ("platform", platform)));
     if config {

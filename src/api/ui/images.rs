@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 
-use crate::ops::list::{self, Complete, Fresh, PlatformRow, Row};
+use crate::ops::list::{self, Completeness, ListRow, PlatformRow, TagFreshness};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::{Operations, OpsError};
 
@@ -81,7 +81,7 @@ pub(super) async fn all(operations: &Operations, query: &str) -> Result<String, 
     }
     page.title = format!("Images with “{query}”");
     let words: Vec<String> = query.to_lowercase().split_whitespace().map(str::to_owned).collect();
-    let hits: Vec<&Row> = report.images.iter().filter(|row| is_meant(row, &words)).collect();
+    let hits: Vec<&ListRow> = report.images.iter().filter(|row| is_meant(row, &words)).collect();
     let more = hits.len().saturating_sub(SHOWN);
     let found = hits.into_iter().take(SHOWN).map(|row| tag_row(row, report.now)).collect();
     render(&Repositories { page, rows: Vec::new(), is_empty, found: Some(found), more })
@@ -100,22 +100,22 @@ pub(super) async fn repository(operations: &Operations, name: &str) -> Result<St
 }
 
 /// Whether a row has all words somewhere in its name, tag or digest.
-fn is_meant(row: &Row, words: &[String]) -> bool {
+fn is_meant(row: &ListRow, words: &[String]) -> bool {
     let tag = row.tag.as_deref().unwrap_or_default();
     let whole = format!("{}:{tag} {}", row.repository, row.digest).to_lowercase();
     words.iter().all(|word| whole.contains(word))
 }
 
-fn repositories(images: &[Row], now: u64) -> Vec<RepositoryRow> {
-    let mut by_name: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+fn repositories(images: &[ListRow], now: u64) -> Vec<RepositoryRow> {
+    let mut by_name: BTreeMap<&str, Vec<&ListRow>> = BTreeMap::new();
     for row in images {
         by_name.entry(&row.repository).or_default().push(row);
     }
-    let row = |(name, rows): (&str, Vec<&Row>)| {
+    let row = |(name, rows): (&str, Vec<&ListRow>)| {
         let tags = rows.iter().filter(|row| row.tag.is_some()).count();
         let untagged = rows.len() - tags;
-        let whole = rows.iter().filter(|row| row.complete == Complete::All).count();
-        let some = rows.iter().any(|row| row.complete != Complete::None);
+        let whole = rows.iter().filter(|row| row.complete == Completeness::All).count();
+        let some = rows.iter().any(|row| row.complete != Completeness::None);
         RepositoryRow {
             name: name.to_owned(),
             tags: plural(tags as u64, "tag"),
@@ -131,7 +131,7 @@ fn repositories(images: &[Row], now: u64) -> Vec<RepositoryRow> {
     by_name.into_iter().map(row).collect()
 }
 
-fn tag_row(row: &Row, now: u64) -> TagRow {
+fn tag_row(row: &ListRow, now: u64) -> TagRow {
     let digest = row.digest.to_string();
     let reference = match &row.tag {
         Some(tag) => format!("{}:{tag}", row.repository),
@@ -151,9 +151,9 @@ fn tag_row(row: &Row, now: u64) -> TagRow {
         last_pull: when(row.last_pull),
         fresh: fresh(row.freshness),
         complete: match row.complete {
-            Complete::All => Badge::new("good", "whole"),
-            Complete::Some => Badge::new("fair", "some platforms"),
-            Complete::None => Badge::new("bad", "not pullable offline"),
+            Completeness::All => Badge::new("good", "whole"),
+            Completeness::Some => Badge::new("fair", "some platforms"),
+            Completeness::None => Badge::new("bad", "not pullable offline"),
         },
     }
 }
@@ -167,12 +167,12 @@ pub(super) fn chips(rows: &[PlatformRow]) -> Vec<PlatformChip> {
 }
 
 /// Whether a tag has to be asked for again.
-pub(super) fn fresh(freshness: Fresh) -> Badge {
+pub(super) fn fresh(freshness: TagFreshness) -> Badge {
     match freshness {
-        Fresh::Fresh => Badge::new("good", "fresh"),
-        Fresh::Immutable => Badge::new("good", "by digest"),
-        Fresh::Revalidate => Badge::new("fair", "to be confirmed"),
-        Fresh::Expired => Badge::new("fair", "expired"),
+        TagFreshness::Fresh => Badge::new("good", "fresh"),
+        TagFreshness::Immutable => Badge::new("good", "by digest"),
+        TagFreshness::Revalidate => Badge::new("fair", "to be confirmed"),
+        TagFreshness::Expired => Badge::new("fair", "expired"),
     }
 }
 
@@ -181,8 +181,8 @@ mod tests {
     use super::*;
     use crate::oci::{Algorithm, Digest};
 
-    fn row(repository: &str, tag: Option<&str>, complete: Complete) -> Row {
-        Row {
+    fn row(repository: &str, tag: Option<&str>, complete: Completeness) -> ListRow {
+        ListRow {
             repository: repository.to_owned(),
             tag: tag.map(str::to_owned),
             digest: Digest::of(Algorithm::Sha256, b"x"),
@@ -192,14 +192,14 @@ mod tests {
             moved_at: None,
             checked_at: None,
             last_pull: Some(5),
-            freshness: Fresh::Fresh,
+            freshness: TagFreshness::Fresh,
             complete,
         }
     }
 
     #[test]
     fn all_words_are_looked_for_everywhere() {
-        let row = row("docker.io/library/BusyBox", Some("1.36"), Complete::All);
+        let row = row("docker.io/library/BusyBox", Some("1.36"), Completeness::All);
         let meant = |text: &str| is_meant(&row, &text.split(' ').map(str::to_lowercase).collect::<Vec<_>>());
         assert!(meant("busy") && meant("box 1.3") && meant("busybox:1") && meant("sha256:2d71"));
         assert!(!meant("busy alpine"));
@@ -208,9 +208,9 @@ mod tests {
     #[test]
     fn repositories_are_summed_up() {
         let rows = [
-            row("a", Some("1"), Complete::All),
-            row("a", None, Complete::None),
-            row("b", Some("1"), Complete::None),
+            row("a", Some("1"), Completeness::All),
+            row("a", None, Completeness::None),
+            row("b", Some("1"), Completeness::None),
         ];
         let rows = repositories(&rows, 10);
         assert_eq!((rows[0].tags.as_str(), rows[0].untagged.as_deref()), ("1 tag", Some("1 by digest")));

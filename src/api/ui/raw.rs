@@ -3,7 +3,7 @@
 use http::header::ETAG;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::ops::question::Question;
+use crate::ops::query::Query;
 use crate::ops::{Operations, OpsError, inspect};
 
 use super::{Body, answered};
@@ -13,9 +13,9 @@ const POLICY: &str =
     "default-src 'none'; sandbox; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// What the query asks to inspect.
-pub(super) fn asked(query: &str) -> Result<inspect::Ask, OpsError> {
-    match Question::read("/inspect", query) {
-        Some(Ok(Question::Inspect(ask))) => Ok(ask),
+pub(super) fn asked(query: &str) -> Result<inspect::InspectQuery, OpsError> {
+    match Query::read("/inspect", query) {
+        Some(Ok(Query::Inspect(ask))) => Ok(ask),
         Some(Err(error)) => Err(error),
         _ => Err(OpsError::Invalid("no reference is named".to_owned())),
     }

@@ -1,7 +1,9 @@
 //! What `status` reports, as the overview shows it.
 
-use crate::ops::jobs::{State, View};
-use crate::ops::status::{Breaker, EndpointState, FillStatus, Report, ServiceReport, StoreStatus, Warning};
+use crate::ops::jobs::{JobState, JobView};
+use crate::ops::status::{
+    Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, Warning,
+};
 
 use super::format::{ByteCount, HumanDuration, RelativeTime, percent, plural, short_digest, thousands};
 
@@ -127,7 +129,7 @@ pub(super) struct WarningRow {
 }
 
 impl StatusView {
-    pub(super) fn new(report: Report) -> Self {
+    pub(super) fn new(report: StatusReport) -> Self {
         let now = report.now;
         let children = (report.children_queued + report.children_deferred > 0).then(|| {
             format!(
@@ -254,21 +256,22 @@ fn warning_row(warning: Warning, now: u64) -> WarningRow {
     }
 }
 
-pub(super) fn job_row(job: &View, now: u64) -> JobRow {
+pub(super) fn job_row(job: &JobView, now: u64) -> JobRow {
     let bars = &job.progress.bars;
-    let sum =
-        |of: fn(&crate::ops::progress::Bar) -> u64| bars.iter().map(of).fold(0_u64, u64::saturating_add);
+    let sum = |of: fn(&crate::ops::progress::ProgressItem) -> u64| {
+        bars.iter().map(of).fold(0_u64, u64::saturating_add)
+    };
     JobRow {
         id: job.id,
         verb: job.verb.clone(),
         state: match job.state {
-            State::Running => Badge::new("plain", "running"),
-            State::Done => Badge::new("good", "done"),
-            State::Failed => Badge::new("bad", "failed"),
-            State::Cancelled => Badge::new("fair", "cancelled"),
+            JobState::Running => Badge::new("plain", "running"),
+            JobState::Done => Badge::new("good", "done"),
+            JobState::Failed => Badge::new("bad", "failed"),
+            JobState::Cancelled => Badge::new("fair", "cancelled"),
         },
         since: RelativeTime { at: job.started_at, now },
-        running: job.state == State::Running,
+        running: job.state == JobState::Running,
         done: ByteCount(sum(|bar| bar.done)),
         total: ByteCount(sum(|bar| bar.total)),
         pieces: (job.progress.all > 1).then(|| format!("{} of {}", job.progress.ended, job.progress.all)),

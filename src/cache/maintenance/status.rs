@@ -14,8 +14,7 @@ use crate::cache::blob::fills::RunningFill;
 use crate::cache::{Cache, CacheError, Shared, blocking};
 
 /// How far a fill is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Fill)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FillStatus {
     /// What it brings.
     pub digest: Digest,
@@ -38,8 +37,7 @@ pub struct FillStatus {
 }
 
 /// How the store stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Store)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
     /// Where the bytes of blobs are.
     pub kind: BlobStore,
@@ -64,8 +62,7 @@ pub struct StoreStatus {
 }
 
 /// What the store takes of its disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Disk)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUsage {
     /// Bytes that it takes, of content and of the database's own.
     pub taken: u64,

@@ -13,7 +13,7 @@ use super::super::setup::{Instance, Scheme};
 use super::Doctor;
 use crate::app::examine::Step;
 use crate::config::Config;
-use crate::ops::list::Row;
+use crate::ops::list::ListRow;
 
 /// For one request. What is held comes at once; a tag that has to be asked for again takes a little longer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ impl Request {
 pub(super) async fn steps(
     arguments: &Doctor,
     config: &Config,
-    image: Option<&Row>,
+    image: Option<&ListRow>,
 ) -> Vec<(&'static str, Vec<Step>)> {
     if arguments.reach.is_elsewhere() && arguments.address.is_none() {
         let found = "where clients reach the larder that was named is not known";
@@ -122,7 +122,7 @@ fn client(arguments: &Doctor) -> anyhow::Result<Client> {
 }
 
 /// The requests of each client, as traces of it show them.
-fn shapes(config: &Config, image: Option<&Row>) -> Vec<(&'static str, Vec<Request>)> {
+fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Request>)> {
     let named = image.and_then(|image| {
         let (upstream, name) = image.repository.split_once('/')?;
         Some((upstream, name, image.tag.as_deref()?, image))

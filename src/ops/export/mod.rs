@@ -18,12 +18,12 @@ use crate::cache::{Cache, CacheError};
 use crate::oci::{Digest, Repository};
 use crate::store::StoreError;
 
-use self::plan::{Blob, Part};
+use self::plan::{ArchivePart, PlannedBlob};
 use self::search::Search;
 use super::platform::Platform;
-use super::question::{Pairs, target};
+use super::query::{Pairs, target};
 use super::warm::{may_pass, patience};
-use super::{Operations, OpsError, pack, reference};
+use super::{Operations, OpsError, reference, tar_writer};
 
 /// Pieces that may wait for whoever reads.
 const QUEUE: usize = 4;
@@ -33,22 +33,19 @@ const AHEAD: usize = 4;
 const ATTEMPTS: usize = 3;
 
 /// What is to be exported.
-#[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct Ask {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportRequest {
     /// The reference.
     pub reference: String,
     /// Of an index the platforms that are wanted; none is all of them.
-    #[param(rename = "platform", required = false)]
     pub platforms: Vec<String>,
     /// The name that it gets in the archive, if it is another.
     pub name: Option<String>,
     /// Whether nothing may be fetched.
-    #[param(required = false)]
     pub offline: bool,
 }
 
-impl Ask {
+impl ExportRequest {
     /// Where this is, as a path and a query of the admin API.
     pub const PATH: &str = "/export";
 
@@ -78,9 +75,8 @@ impl Ask {
 pub const REPORT_HEADER: &str = "larder-report";
 
 /// What is exported.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Export)]
-pub struct Report {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportReport {
     /// The reference, in full.
     pub reference: String,
     /// The whole name that the archive gives it; none for what has no tag.
@@ -109,7 +105,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Export {
     /// What is in it.
-    pub report: Report,
+    pub report: ExportReport,
     /// Its length in bytes.
     pub length: u64,
     /// Its bytes, in order. An error means that the rest does not come.
@@ -117,7 +113,7 @@ pub struct Export {
 }
 
 /// Begins an export.
-pub async fn export(operations: &Operations, ask: Ask) -> Result<Export, OpsError> {
+pub async fn export(operations: &Operations, ask: ExportRequest) -> Result<Export, OpsError> {
     let cache = operations.cache();
     let named = reference::parse(cache, &ask.reference)?;
     let platforms: Vec<(String, Platform)> = ask
@@ -133,7 +129,8 @@ pub async fn export(operations: &Operations, ask: Ask) -> Result<Export, OpsErro
     let search = Search { cache, named: &named, platforms: &platforms, offline: ask.offline };
     let plan = search.plan().await?;
     let parts = plan.parts(name.as_ref());
-    let length = parts.iter().map(Part::length).fold(pack::END.len() as u64, u64::saturating_add);
+    let length =
+        parts.iter().map(ArchivePart::length).fold(tar_writer::END.len() as u64, u64::saturating_add);
     let report = plan.report(&named, name);
     let (sender, pieces) = mpsc::channel(QUEUE);
     let sending =
@@ -170,35 +167,35 @@ struct Sending {
 }
 
 impl Sending {
-    async fn run(&self, parts: &[Part]) -> Result<(), Stop> {
+    async fn run(&self, parts: &[ArchivePart]) -> Result<(), Stop> {
         // What it has begun ends with it, but for the fills, which are the cache's own.
         let (mut ahead, mut begun) = (JoinSet::new(), 0);
         for (place, part) in parts.iter().enumerate() {
             for next in parts.iter().take(place + 1 + AHEAD).skip(begun.max(place + 1)) {
-                if let Part::Blob(Blob { digest, held: false, .. }) = next {
+                if let ArchivePart::Blob(PlannedBlob { digest, held: false, .. }) = next {
                     ahead.spawn(fetch(self.cache.clone(), self.repository.clone(), *digest));
                 }
             }
             begun = place + 1 + AHEAD;
             match part {
-                Part::File(path, content) => {
-                    let mut bytes = BytesMut::from(&*pack::file(path, content.len() as u64));
+                ArchivePart::File(path, content) => {
+                    let mut bytes = BytesMut::from(&*tar_writer::file(path, content.len() as u64));
                     bytes.extend_from_slice(content);
-                    bytes.extend_from_slice(pack::filling(content.len() as u64));
+                    bytes.extend_from_slice(tar_writer::filling(content.len() as u64));
                     self.send(bytes.freeze()).await?;
                 }
-                Part::Blob(blob) => {
-                    self.send(pack::file(&pack::path_of(&blob.digest), blob.size)).await?;
+                ArchivePart::Blob(blob) => {
+                    self.send(tar_writer::file(&tar_writer::path_of(&blob.digest), blob.size)).await?;
                     self.blob(blob).await?;
-                    self.send(Bytes::from_static(pack::filling(blob.size))).await?;
+                    self.send(Bytes::from_static(tar_writer::filling(blob.size))).await?;
                 }
             }
         }
-        self.send(Bytes::from_static(&pack::END)).await
+        self.send(Bytes::from_static(&tar_writer::END)).await
     }
 
     /// Sends a blob. What turns out to be damaged has left the store, and its rest is fetched, if it may be.
-    async fn blob(&self, blob: &Blob) -> Result<(), Stop> {
+    async fn blob(&self, blob: &PlannedBlob) -> Result<(), Stop> {
         let mut at = 0;
         for _ in 1..ATTEMPTS {
             match self.rest(blob, &mut at).await {
@@ -211,8 +208,8 @@ impl Sending {
         self.rest(blob, &mut at).await
     }
 
-    async fn rest(&self, blob: &Blob, at: &mut u64) -> Result<(), Stop> {
-        let Blob { digest, size, .. } = blob;
+    async fn rest(&self, blob: &PlannedBlob, at: &mut u64) -> Result<(), Stop> {
+        let PlannedBlob { digest, size, .. } = blob;
         let attempt = || self.cache.blob(&self.repository, digest);
         let found = attempt.retry(patience()).when(may_pass).await?;
         let range = (*at > 0).then_some(*at..*size);
@@ -256,8 +253,8 @@ mod tests {
     #[test]
     fn a_wish_comes_back_as_it_went() {
         for ask in [
-            Ask { reference: "a:1".to_owned(), ..Ask::default() },
-            Ask {
+            ExportRequest { reference: "a:1".to_owned(), ..ExportRequest::default() },
+            ExportRequest {
                 reference: "ghcr.io/a/b@sha256:0".to_owned(),
                 platforms: vec!["linux/arm/v7".to_owned(), "linux/amd64".to_owned()],
                 name: Some("c:2".to_owned()),
@@ -266,10 +263,10 @@ mod tests {
         ] {
             let target = ask.target();
             let (_, query) = target.split_once('?').expect("a query");
-            assert_eq!(Ask::read(query).expect("well written"), ask);
+            assert_eq!(ExportRequest::read(query).expect("well written"), ask);
         }
         for query in ["", "reference=a&platfrom=b", "reference=a&reference=b", "reference=a&offline=maybe"] {
-            assert!(Ask::read(query).is_err(), "{query}");
+            assert!(ExportRequest::read(query).is_err(), "{query}");
         }
     }
 }

@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 use crate::oci::media::{DOCKER_CONFIG, Kind, OCI_INDEX};
 use crate::oci::{Digest, Manifest, MediaType};
 
-use super::Report;
+use super::ExportReport;
 use crate::ops::layout::IMAGE_NAME;
-use crate::ops::pack;
 use crate::ops::platform::NO_IMAGE;
-use crate::ops::reference::{self, Named};
+use crate::ops::reference::{self, ImageReference};
+use crate::ops::tar_writer;
 
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// A manifest or an index.
 #[derive(Clone, Debug)]
-pub(super) struct Document {
+pub(super) struct PlannedDocument {
     pub(super) digest: Digest,
     pub(super) media_type: MediaType,
     pub(super) body: Bytes,
@@ -25,7 +25,7 @@ pub(super) struct Document {
     pub(super) platform: Option<String>,
 }
 
-impl Document {
+impl PlannedDocument {
     pub(super) fn is_index(&self) -> bool {
         self.media_type.kind() == Some(Kind::Index)
     }
@@ -37,7 +37,7 @@ impl Document {
 
 /// A blob, and whether it is held already.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Blob {
+pub(super) struct PlannedBlob {
     pub(super) digest: Digest,
     pub(super) size: u64,
     pub(super) held: bool,
@@ -47,10 +47,10 @@ pub(super) struct Blob {
 #[derive(Debug)]
 pub(super) struct Plan {
     /// What its index points at.
-    pub(super) root: Document,
+    pub(super) root: PlannedDocument,
     /// Everything below that.
-    pub(super) below: Vec<Document>,
-    pub(super) blobs: Vec<Blob>,
+    pub(super) below: Vec<PlannedDocument>,
+    pub(super) blobs: Vec<PlannedBlob>,
     /// Whether that is all there is below an index of it.
     pub(super) complete: bool,
     /// Why the tag could not be confirmed.
@@ -59,45 +59,47 @@ pub(super) struct Plan {
 
 /// A part of an archive.
 #[derive(Clone, Debug)]
-pub(super) enum Part {
+pub(super) enum ArchivePart {
     /// A file that is at hand.
     File(String, Bytes),
     /// One that the cache has, or fetches.
-    Blob(Blob),
+    Blob(PlannedBlob),
 }
 
-impl Part {
+impl ArchivePart {
     /// Bytes that it takes in the archive.
     pub(super) fn length(&self) -> u64 {
         match self {
-            Self::File(path, content) => pack::length(path, content.len() as u64),
-            Self::Blob(blob) => pack::length(&pack::path_of(&blob.digest), blob.size),
+            Self::File(path, content) => tar_writer::length(path, content.len() as u64),
+            Self::Blob(blob) => tar_writer::length(&tar_writer::path_of(&blob.digest), blob.size),
         }
     }
 }
 
 /// The whole name that an image gets, and its tag.
-pub(super) type Name = (String, String);
+pub(super) type ArchiveName = (String, String);
 
 impl Plan {
-    fn documents(&self) -> impl Iterator<Item = &Document> {
+    fn documents(&self) -> impl Iterator<Item = &PlannedDocument> {
         std::iter::once(&self.root).chain(&self.below)
     }
 
     /// All of it, in order.
-    pub(super) fn parts(&self, name: Option<&Name>) -> Vec<Part> {
-        let file = |path: &str, content: String| Part::File(path.to_owned(), content.into());
+    pub(super) fn parts(&self, name: Option<&ArchiveName>) -> Vec<ArchivePart> {
+        let file = |path: &str, content: String| ArchivePart::File(path.to_owned(), content.into());
         let mut parts = vec![
-            file(pack::MARKER.0, pack::MARKER.1.to_owned()),
-            file(pack::INDEX, self.index(name).to_string()),
+            file(tar_writer::MARKER.0, tar_writer::MARKER.1.to_owned()),
+            file(tar_writer::INDEX, self.index(name).to_string()),
         ];
-        parts.extend(self.docker(name).map(|docker| file(pack::DOCKER, docker.to_string())));
-        parts.extend(self.documents().map(|it| Part::File(pack::path_of(&it.digest), it.body.clone())));
-        parts.extend(self.blobs.iter().map(|blob| Part::Blob(*blob)));
+        parts.extend(self.docker(name).map(|docker| file(tar_writer::DOCKER, docker.to_string())));
+        parts.extend(
+            self.documents().map(|it| ArchivePart::File(tar_writer::path_of(&it.digest), it.body.clone())),
+        );
+        parts.extend(self.blobs.iter().map(|blob| ArchivePart::Blob(*blob)));
         parts
     }
 
-    fn index(&self, name: Option<&Name>) -> Value {
+    fn index(&self, name: Option<&ArchiveName>) -> Value {
         let root = &self.root;
         let mut entry = json!({
             "mediaType": root.media_type.as_str(),
@@ -114,8 +116,8 @@ impl Plan {
     }
 
     /// What docker's older versions read, if there is just one image for them.
-    fn docker(&self, name: Option<&Name>) -> Option<Value> {
-        let is_image = |it: &&Document| !it.is_index() && it.platform.as_deref() != Some(NO_IMAGE);
+    fn docker(&self, name: Option<&ArchiveName>) -> Option<Value> {
+        let is_image = |it: &&PlannedDocument| !it.is_index() && it.platform.as_deref() != Some(NO_IMAGE);
         let mut images = self.documents().filter(is_image);
         let (image, None) = (images.next()?, images.next()) else { return None };
         let read = image.read()?;
@@ -125,16 +127,16 @@ impl Plan {
         {
             return None;
         }
-        let layers: Vec<String> = layers.iter().map(|layer| pack::path_of(&layer.digest)).collect();
+        let layers: Vec<String> = layers.iter().map(|layer| tar_writer::path_of(&layer.digest)).collect();
         let tags = name.map(|(whole, _)| [reference::familiar(whole)]);
-        Some(json!([{ "Config": pack::path_of(&config.digest), "RepoTags": tags, "Layers": layers }]))
+        Some(json!([{ "Config": tar_writer::path_of(&config.digest), "RepoTags": tags, "Layers": layers }]))
     }
 
     /// The same for people.
-    pub(super) fn report(&self, named: &Named, name: Option<Name>) -> Report {
+    pub(super) fn report(&self, named: &ImageReference, name: Option<ArchiveName>) -> ExportReport {
         let documents = self.documents().map(|it| it.body.len() as u64);
         let platforms = self.documents().filter_map(|it| it.platform.clone());
-        Report {
+        ExportReport {
             reference: named.to_string(),
             name: name.map(|(whole, _)| whole),
             digest: self.root.digest,
@@ -166,8 +168,8 @@ mod tests {
     use crate::oci::Algorithm;
     use crate::oci::media::{DOCKER_LIST, OCI_MANIFEST};
 
-    fn document(media_type: &str, text: String, platform: Option<&str>) -> Document {
-        Document {
+    fn document(media_type: &str, text: String, platform: Option<&str>) -> PlannedDocument {
+        PlannedDocument {
             digest: Digest::of(Algorithm::Sha256, text.as_bytes()),
             media_type: MediaType::new(media_type).expect("a type"),
             body: text.into(),
@@ -175,7 +177,7 @@ mod tests {
         }
     }
 
-    fn image(config: &str, platform: Option<&str>) -> Document {
+    fn image(config: &str, platform: Option<&str>) -> PlannedDocument {
         let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
         let config = json!({ "mediaType": config, "digest": digest(config), "size": 1 });
         let layer = json!({ "mediaType": "application/x", "digest": digest("layer"), "size": 1 });
@@ -183,7 +185,7 @@ mod tests {
         document(OCI_MANIFEST, value.to_string(), platform)
     }
 
-    fn plan(root: Document, below: Vec<Document>) -> Plan {
+    fn plan(root: PlannedDocument, below: Vec<PlannedDocument>) -> Plan {
         Plan { root, below, blobs: Vec::new(), complete: true, stale: None }
     }
 

@@ -10,11 +10,11 @@ use crate::oci::media::Kind;
 use crate::oci::{Descriptor, Digest, Reference};
 use crate::store::StoreError;
 
-use super::plan::{Blob, Document, Plan};
+use super::plan::{Plan, PlannedBlob, PlannedDocument};
 use crate::ops::OpsError;
+use crate::ops::image_tree::{CONFIG_MAX, platform_in};
 use crate::ops::platform::{NO_IMAGE, Platform};
-use crate::ops::reference::Named;
-use crate::ops::tree::{CONFIG_MAX, platform_in};
+use crate::ops::reference::ImageReference;
 use crate::ops::warm::{manifest, may_pass, patience};
 
 /// Deeper than any walk below an index goes.
@@ -27,7 +27,7 @@ const BYTES_MAX: usize = 64 << 20;
 /// Finds out what there is.
 pub(super) struct Search<'a> {
     pub(super) cache: &'a Cache,
-    pub(super) named: &'a Named,
+    pub(super) named: &'a ImageReference,
     pub(super) platforms: &'a [(String, Platform)],
     pub(super) offline: bool,
 }
@@ -35,7 +35,7 @@ pub(super) struct Search<'a> {
 /// What is below an index.
 #[derive(Default)]
 struct Below {
-    indexes: Vec<Document>,
+    indexes: Vec<PlannedDocument>,
     children: Vec<Descriptor>,
 }
 
@@ -67,7 +67,7 @@ impl Search<'_> {
     async fn documents(
         &self,
         wanted: Vec<Descriptor>,
-        documents: &mut Vec<Document>,
+        documents: &mut Vec<PlannedDocument>,
     ) -> Result<Vec<Descriptor>, OpsError> {
         let (mut loose, mut missing) = (Vec::new(), Vec::new());
         let mut bytes = documents.iter().map(|it| it.body.len()).sum::<usize>();
@@ -97,8 +97,8 @@ impl Search<'_> {
     }
 
     /// What the reference stands for. Where it names both, the tag is asked for, and held against the digest.
-    async fn root(&self) -> Result<(Document, Option<String>), OpsError> {
-        let Named { repository, tag, digest } = self.named;
+    async fn root(&self) -> Result<(PlannedDocument, Option<String>), OpsError> {
+        let ImageReference { repository, tag, digest } = self.named;
         let wanted = match (tag, digest) {
             (Some(tag), _) => Reference::Tag(tag.clone()),
             (None, Some(digest)) => Reference::Digest(*digest),
@@ -126,7 +126,7 @@ impl Search<'_> {
             let stale = found.stale.as_ref().map(ToString::to_string);
             let document = &found.document;
             let (digest, media_type) = (document.digest, document.media_type.clone());
-            (Document { digest, media_type, body: document.body.clone(), platform: None }, stale)
+            (PlannedDocument { digest, media_type, body: document.body.clone(), platform: None }, stale)
         };
         match digest {
             Some(wanted) if document.digest != *wanted => {
@@ -136,14 +136,23 @@ impl Search<'_> {
         }
     }
 
-    async fn held(&self, digest: &Digest, platform: Option<String>) -> Result<Option<Document>, OpsError> {
+    async fn held(
+        &self,
+        digest: &Digest,
+        platform: Option<String>,
+    ) -> Result<Option<PlannedDocument>, OpsError> {
         let (repository, digest) = (self.named.repository.clone(), *digest);
         let found = self.cache.view(move |held| held.manifest(&repository, &digest)).await?;
-        Ok(found.map(|found| Document { digest, media_type: found.media_type, body: found.body, platform }))
+        Ok(found.map(|found| PlannedDocument {
+            digest,
+            media_type: found.media_type,
+            body: found.body,
+            platform,
+        }))
     }
 
     /// Something that an index points at; `None` for what is no manifest.
-    async fn child(&self, child: &Descriptor) -> Result<Option<Document>, OpsError> {
+    async fn child(&self, child: &Descriptor) -> Result<Option<PlannedDocument>, OpsError> {
         let Descriptor { digest, platform, .. } = child.clone();
         let known = child.media_type.as_ref().is_some_and(|it| it.kind().is_some());
         if let Some(document) = self.held(&digest, platform.clone()).await? {
@@ -155,7 +164,7 @@ impl Search<'_> {
         match manifest(self.cache, &self.named.repository, &Reference::Digest(digest)).await {
             Ok(found) => {
                 let (media_type, body) = (found.document.media_type.clone(), found.document.body.clone());
-                Ok(Some(Document { digest, media_type, body, platform }))
+                Ok(Some(PlannedDocument { digest, media_type, body, platform }))
             }
             // Some caches of builders are indexes of blobs.
             Err(CacheError::NotFound) if !known => Ok(None),
@@ -173,7 +182,7 @@ impl Search<'_> {
     }
 
     /// All that is below an index: nested ones, and what none of them is.
-    async fn below(&self, root: &Document) -> Result<Below, OpsError> {
+    async fn below(&self, root: &PlannedDocument) -> Result<Below, OpsError> {
         let (mut below, mut seen) = (Below::default(), HashSet::from([root.digest]));
         let (mut left, mut bytes) = (vec![(root.clone(), 1)], 0);
         while let Some((index, depth)) = left.pop() {
@@ -232,10 +241,10 @@ impl Search<'_> {
     /// The blobs of these documents, with their sizes.
     async fn blobs(
         &self,
-        root: &Document,
-        below: &[Document],
+        root: &PlannedDocument,
+        below: &[PlannedDocument],
         loose: Vec<Descriptor>,
-    ) -> Result<Vec<Blob>, OpsError> {
+    ) -> Result<Vec<PlannedBlob>, OpsError> {
         let (mut wanted, mut seen) = (loose, HashSet::new());
         for document in std::iter::once(root).chain(below) {
             seen.insert(document.digest);
@@ -264,7 +273,7 @@ impl Search<'_> {
                 let found = self.cache.blob(&self.named.repository, &digest).await?;
                 found.size.ok_or(CacheError::Interrupted)?
             };
-            blobs.push(Blob { digest, size, held: held.is_some() });
+            blobs.push(PlannedBlob { digest, size, held: held.is_some() });
         }
         Ok(blobs)
     }
@@ -280,7 +289,7 @@ impl Search<'_> {
     }
 
     /// Holds a single image against the platforms that were asked for. It tells its own in its config.
-    async fn hold_single(&self, image: &Document) -> Result<(), OpsError> {
+    async fn hold_single(&self, image: &PlannedDocument) -> Result<(), OpsError> {
         let config = image.read().and_then(|read| read.blobs.first().map(|config| config.digest));
         let (Some(config), Some((text, _))) = (config, self.platforms.first()) else { return Ok(()) };
         let Some(there) = self.config(&config).await?.as_deref().and_then(platform_in) else { return Ok(()) };

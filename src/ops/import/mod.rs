@@ -22,12 +22,12 @@ use crate::store::StoreError;
 use self::images::Images;
 use self::names::Wanted;
 use self::spool::Spool;
-use super::check::Missing;
-use super::pack::{self, DOCKER, INDEX, MARKER};
-use super::pipe::Pipe;
-use super::question::{Pairs, target};
-use super::tree::{Part, Tree};
-use super::unpack::{Archive, ArchiveError, Entry, Kind};
+use super::channel_reader::ChannelReader;
+use super::check::MissingPart;
+use super::image_tree::{ContentPart, ImageTree};
+use super::query::{Pairs, target};
+use super::tar_reader::{ArchiveError, EntryKind, TarEntry, TarReader};
+use super::tar_writer::{self, DOCKER, INDEX, MARKER};
 use super::{Operations, OpsError, reference};
 
 /// No manifest is larger.
@@ -38,15 +38,13 @@ const INDEX_MAX: u64 = 16 << 20;
 const MARKER_MAX: u64 = 4096;
 
 /// How an archive is to be taken in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct Ask {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportRequest {
     /// The repository that its images go to, whatever they are called in it.
-    #[param(rename = "as")]
     pub repository: Option<String>,
 }
 
-impl Ask {
+impl ImportRequest {
     /// Where this is, as a path of the admin API.
     pub const PATH: &str = "/import";
 
@@ -64,9 +62,8 @@ impl Ask {
 }
 
 /// What became of one image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Imported)]
-pub struct Row {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedImage {
     /// The reference, in full.
     pub reference: String,
     /// What it stands for.
@@ -84,13 +81,12 @@ pub struct Row {
     /// Bytes of both.
     pub bytes: u64,
     /// What was not in the archive, and is not held either.
-    pub missing: Vec<Missing>,
+    pub missing: Vec<MissingPart>,
 }
 
 /// What became of an archive.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Import)]
-pub struct Report {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
     /// Whether everything of all images is held.
     pub complete: bool,
     /// Blobs that were not held before, and their bytes.
@@ -98,11 +94,15 @@ pub struct Report {
     /// Bytes of them.
     pub new_bytes: u64,
     /// One for each, in the order of the archive's index.
-    pub images: Vec<Row>,
+    pub images: Vec<ImportedImage>,
 }
 
 /// Takes an archive in, as it is read from `pipe`.
-pub async fn import(operations: &Operations, ask: Ask, pipe: Pipe) -> Result<Report, OpsError> {
+pub async fn import(
+    operations: &Operations,
+    ask: ImportRequest,
+    pipe: ChannelReader,
+) -> Result<ImportReport, OpsError> {
     let cache = operations.cache();
     let into =
         ask.repository.as_deref().map(|name| reference::repository_foreign(cache, name)).transpose()?;
@@ -114,12 +114,12 @@ pub async fn import(operations: &Operations, ask: Ask, pipe: Pipe) -> Result<Rep
         Err(_) => return Err(OpsError::Cache(StoreError::GaveUp.into())),
     };
     let images = cache.view(move |held| taken.iter().map(|taken| row(&held, taken)).collect()).await?;
-    let images: Vec<Row> = images;
+    let images: Vec<ImportedImage> = images;
     for image in &images {
         tracing::info!(reference = image.reference, digest = %image.digest, complete = image.complete, "imported");
     }
     let complete = images.iter().all(|image| image.complete);
-    Ok(Report { complete, new_blobs: new.0, new_bytes: new.1, images })
+    Ok(ImportReport { complete, new_blobs: new.0, new_bytes: new.1, images })
 }
 
 /// Something that came in.
@@ -134,7 +134,7 @@ struct Taken {
 struct Reading<'a> {
     cache: &'a Cache,
     into: Option<&'a Repository>,
-    archive: Archive,
+    archive: TarReader,
     intake: Importer,
     spool: Spool,
     index: Option<Vec<Wanted>>,
@@ -146,13 +146,13 @@ fn take(
     cache: &Cache,
     into: Option<&Repository>,
     folder: &Path,
-    pipe: Pipe,
+    pipe: ChannelReader,
 ) -> Result<(Vec<Taken>, (u64, u64)), OpsError> {
     let intake = cache.importer()?;
     let spool = Spool::in_folder(folder).map_err(|error| {
         OpsError::Content(format!("a file for manifests cannot be made in {}: {error}", folder.display()))
     })?;
-    let archive = Archive::open(pipe)?;
+    let archive = TarReader::open(pipe)?;
     let mut reading = Reading { cache, into, archive, intake, spool, index: None, docker: false };
     while let Some(entry) = reading.archive.entry()? {
         reading.entry(&entry)?;
@@ -177,13 +177,13 @@ fn take(
 }
 
 impl Reading<'_> {
-    fn entry(&mut self, entry: &Entry) -> Result<(), OpsError> {
-        let content = pack::digest_at(&entry.path);
+    fn entry(&mut self, entry: &TarEntry) -> Result<(), OpsError> {
+        let content = tar_writer::digest_at(&entry.path);
         if content.is_none() && ![INDEX, MARKER.0, DOCKER].contains(&&*entry.path) {
             // Whatever else somebody put into it is never looked at.
             return Ok(());
         }
-        if entry.kind != Kind::File {
+        if entry.kind != EntryKind::File {
             return Err(OpsError::Content(format!("`{}` in the archive is no file", entry.path)));
         }
         match (content, &*entry.path) {
@@ -214,8 +214,8 @@ impl Reading<'_> {
         }
     }
 
-    fn whole(&mut self, entry: &Entry, most: u64) -> Result<Vec<u8>, OpsError> {
-        let Entry { path, size, .. } = entry;
+    fn whole(&mut self, entry: &TarEntry, most: u64) -> Result<Vec<u8>, OpsError> {
+        let TarEntry { path, size, .. } = entry;
         if *size > most {
             return Err(OpsError::Content(format!(
                 "{path} in the archive has {size} bytes; {most} are the most"
@@ -253,13 +253,13 @@ impl From<ArchiveError> for OpsError {
 }
 
 /// What is held of something that came in.
-fn row(held: &CacheView<'_>, taken: &Taken) -> Result<Row, StoreError> {
+fn row(held: &CacheView<'_>, taken: &Taken) -> Result<ImportedImage, StoreError> {
     let Taken { repository, tag, digest } = taken;
     let reference = match tag {
         Some(tag) => format!("{repository}:{tag}"),
         None => format!("{repository}@{digest}"),
     };
-    let mut row = Row {
+    let mut row = ImportedImage {
         reference,
         digest: *digest,
         media_type: None,
@@ -270,18 +270,18 @@ fn row(held: &CacheView<'_>, taken: &Taken) -> Result<Row, StoreError> {
         bytes: 0,
         missing: Vec::new(),
     };
-    let Some(tree) = Tree::below(held, repository, digest)? else { return Ok(row) };
+    let Some(tree) = ImageTree::below(held, repository, digest)? else { return Ok(row) };
     row.media_type = Some(tree.document.media_type.to_string());
     let whole = tree.images.iter().filter(|image| image.is_image() && image.is_complete());
     row.platforms = whole.filter_map(|image| image.platform.clone()).collect();
-    let root = Part {
+    let root = ContentPart {
         digest: *digest,
         size: Some(tree.document.body.len() as u64),
         media_type: row.media_type.clone(),
         held: true,
         foreign: false,
     };
-    let mut parts: HashMap<Digest, (&str, Option<&str>, &Part)> =
+    let mut parts: HashMap<Digest, (&str, Option<&str>, &ContentPart)> =
         HashMap::from([(*digest, ("manifest", None, &root))]);
     for image in &tree.images {
         let platform = image.platform.as_deref();
@@ -298,7 +298,7 @@ fn row(held: &CacheView<'_>, taken: &Taken) -> Result<Row, StoreError> {
         let blob = if part.held { None } else { held.blob(repository, &part.digest)? };
         if !part.held && blob.is_none() {
             let (platform, kind) = (platform.map(str::to_owned), kind.to_owned());
-            row.missing.push(Missing { platform, kind, part: part.clone() });
+            row.missing.push(MissingPart { platform, kind, part: part.clone() });
             continue;
         }
         row.bytes += blob.or(part.size).unwrap_or_default();

@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::oci::{Digest, Repository, Tag};
 use crate::ops::OpsError;
 use crate::ops::layout::{IMAGE_NAME, annotation};
-use crate::ops::reference::{self, Named};
+use crate::ops::reference::{self, ImageReference};
 
 /// More than any archive has.
 const ENTRIES_MAX: usize = 4096;
@@ -83,7 +83,7 @@ fn name(
             "the archive does not say which repository {what} belongs to; say it with --as REPOSITORY"
         )));
     };
-    let Named { repository, tag, digest: wanted } = reference::parse_foreign(cache, whole).map_err(|error| {
+    let ImageReference { repository, tag, digest: wanted } = reference::parse_foreign(cache, whole).map_err(|error| {
         OpsError::Invalid(format!(
             "the archive has `{}`, which cannot be kept here: {error}; say with --as REPOSITORY where it belongs",
             whole.chars().filter(|c| !c.is_control()).take(255).collect::<String>()

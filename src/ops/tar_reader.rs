@@ -42,7 +42,7 @@ pub enum ArchiveError {
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     /// A file; its content is read from the archive.
     File,
     /// A folder.
@@ -53,17 +53,17 @@ pub enum Kind {
 
 /// Something in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct TarEntry {
     /// Its path, without `./` in front; never absolute, and never out of the archive.
     pub path: String,
     /// What it is.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Bytes of its content.
     pub size: u64,
 }
 
 /// A tar that is being read. Reading gives the content of the entry that came last.
-pub struct Archive {
+pub struct TarReader {
     source: Box<dyn Read + Send>,
     /// Bytes of content not read yet, and of what fills up the last block.
     left: u64,
@@ -71,13 +71,13 @@ pub struct Archive {
     begun: bool,
 }
 
-impl std::fmt::Debug for Archive {
+impl std::fmt::Debug for TarReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Archive").field("left", &self.left).finish_non_exhaustive()
+        f.debug_struct("TarReader").field("left", &self.left).finish_non_exhaustive()
     }
 }
 
-impl Archive {
+impl TarReader {
     /// Looks at how it begins.
     pub fn open(mut source: impl Read + Send + 'static) -> Result<Self, ArchiveError> {
         let mut start = Vec::new();
@@ -98,7 +98,7 @@ impl Archive {
     }
 
     /// The next entry; `None` at the end.
-    pub fn entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+    pub fn entry(&mut self) -> Result<Option<TarEntry>, ArchiveError> {
         let (mut path, mut size) = (None, None);
         loop {
             self.skip()?;
@@ -131,14 +131,14 @@ impl Archive {
                     let path = inside(&String::from_utf8_lossy(&path))?;
                     let size = size.take().unwrap_or(told);
                     let kind = match kind {
-                        EntryType::Regular | EntryType::Continuous => Kind::File,
-                        EntryType::Directory => Kind::Folder,
-                        _ => Kind::Other,
+                        EntryType::Regular | EntryType::Continuous => EntryKind::File,
+                        EntryType::Directory => EntryKind::Folder,
+                        _ => EntryKind::Other,
                     };
                     // Links have the size of what they point at in some programs' archives, and never content.
                     let content = !matches!(header.entry_type(), EntryType::Link | EntryType::Symlink);
                     self.enter(if content { size } else { 0 })?;
-                    return Ok(Some(Entry { path, kind, size }));
+                    return Ok(Some(TarEntry { path, kind, size }));
                 }
             }
         }
@@ -200,7 +200,7 @@ impl Archive {
     }
 }
 
-impl Read for Archive {
+impl Read for TarReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         if most == 0 {
@@ -261,8 +261,8 @@ mod tests {
         header.as_bytes().to_vec()
     }
 
-    fn read(bytes: Vec<u8>) -> Result<Vec<(String, Kind, Vec<u8>)>, ArchiveError> {
-        let mut archive = Archive::open(Cursor::new(bytes))?;
+    fn read(bytes: Vec<u8>) -> Result<Vec<(String, EntryKind, Vec<u8>)>, ArchiveError> {
+        let mut archive = TarReader::open(Cursor::new(bytes))?;
         let mut found = Vec::new();
         while let Some(entry) = archive.entry()? {
             let mut content = Vec::new();
@@ -283,9 +283,9 @@ mod tests {
         let long = "a/".repeat(80) + "b";
         let bytes = tar(&[("./x", b"one"), (&long, &[7; 1000]), ("empty", b"")]);
         let wanted = vec![
-            ("x".to_owned(), Kind::File, b"one".to_vec()),
-            (long, Kind::File, vec![7; 1000]),
-            ("empty".to_owned(), Kind::File, Vec::new()),
+            ("x".to_owned(), EntryKind::File, b"one".to_vec()),
+            (long, EntryKind::File, vec![7; 1000]),
+            ("empty".to_owned(), EntryKind::File, Vec::new()),
         ];
         assert_eq!(read(bytes.clone()).expect("read"), wanted);
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -295,7 +295,8 @@ mod tests {
 
     #[test]
     fn what_is_not_read_is_passed_over() {
-        let mut archive = Archive::open(Cursor::new(tar(&[("a", &[1; 700]), ("b", b"two")]))).expect("a tar");
+        let mut archive =
+            TarReader::open(Cursor::new(tar(&[("a", &[1; 700]), ("b", b"two")]))).expect("a tar");
         archive.entry().expect("read").expect("a");
         let mut some = [0; 10];
         archive.read_exact(&mut some).expect("read");
@@ -326,7 +327,7 @@ mod tests {
         bytes.extend(b"abc");
         bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
         let found = read(bytes).expect("read");
-        assert_eq!(found, [("blobs/sha512/long".to_owned(), Kind::File, b"abc".to_vec())]);
+        assert_eq!(found, [("blobs/sha512/long".to_owned(), EntryKind::File, b"abc".to_vec())]);
     }
 
     #[test]
@@ -365,6 +366,6 @@ mod tests {
         bytes.extend(header("dir/", EntryType::Directory, 0));
         bytes.resize(bytes.len() + 1024, 0);
         let found = read(bytes).expect("read");
-        assert_eq!((found[0].1, found[1].1), (Kind::Other, Kind::Folder));
+        assert_eq!((found[0].1, found[1].1), (EntryKind::Other, EntryKind::Folder));
     }
 }

@@ -20,8 +20,8 @@ const COUNT_MAX: usize = 4096;
 pub(super) const CONFIG_MAX: u64 = 4 << 20;
 
 /// Something that a manifest or index points at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Part {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentPart {
     /// Its digest.
     pub digest: Digest,
     /// Its length in bytes, as far as it is known.
@@ -37,16 +37,16 @@ pub struct Part {
 
 /// An image for one platform, or whatever else an index points at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Image {
+pub struct PlatformImage {
     /// `os/arch[/variant]`, as far as it is stated.
     pub platform: Option<String>,
     /// The manifest.
-    pub manifest: Part,
+    pub manifest: ContentPart,
     /// What the manifest points at; empty while it is not held.
-    pub blobs: Vec<Part>,
+    pub blobs: Vec<ContentPart>,
 }
 
-impl Image {
+impl PlatformImage {
     /// Whether all that a pull needs is held.
     pub fn is_complete(&self) -> bool {
         self.manifest.held && self.blobs.iter().all(|blob| blob.held)
@@ -58,25 +58,25 @@ impl Image {
     }
 
     /// What is not held of it.
-    pub fn missing(&self) -> impl Iterator<Item = &Part> {
+    pub fn missing(&self) -> impl Iterator<Item = &ContentPart> {
         std::iter::once(&self.manifest).chain(&self.blobs).filter(|part| !part.held)
     }
 }
 
 /// A document with all that lies below it.
 #[derive(Clone, Debug)]
-pub struct Tree {
+pub struct ImageTree {
     /// The document itself.
     pub document: StoredManifest,
     /// Whether it is an index.
     pub is_index: bool,
     /// Images, in the order of the index; one for a document that is none.
-    pub images: Vec<Image>,
+    pub images: Vec<PlatformImage>,
     /// Indexes below it.
-    pub indexes: Vec<Part>,
+    pub indexes: Vec<ContentPart>,
 }
 
-impl Tree {
+impl ImageTree {
     /// The tree below a manifest or index that a repository may serve; `None` if it is not held.
     pub fn below(
         held: &CacheView<'_>,
@@ -92,10 +92,10 @@ impl Tree {
         } else {
             let size = Some(tree.document.body.len() as u64);
             let media_type = Some(tree.document.media_type.to_string());
-            let manifest = Part { digest: *digest, size, media_type, held: true, foreign: false };
+            let manifest = ContentPart { digest: *digest, size, media_type, held: true, foreign: false };
             let blobs = blobs_of(held, repository, &tree.document)?;
             let platform = platform_of(held, repository, &blobs)?;
-            tree.images.push(Image { platform, manifest, blobs });
+            tree.images.push(PlatformImage { platform, manifest, blobs });
         }
         Ok(Some(tree))
     }
@@ -119,7 +119,7 @@ impl Tree {
                 Some(document) => document.media_type.kind(),
                 None => child.media_type.as_ref().and_then(crate::oci::MediaType::kind),
             };
-            let manifest = Part {
+            let manifest = ContentPart {
                 size: document.as_ref().map(|document| document.body.len() as u64).or(child.size),
                 media_type: document
                     .as_ref()
@@ -142,7 +142,7 @@ impl Tree {
                 Some(document) => blobs_of(held, repository, document)?,
                 None => Vec::new(),
             };
-            self.images.push(Image { platform: child.platform, manifest, blobs });
+            self.images.push(PlatformImage { platform: child.platform, manifest, blobs });
         }
         Ok(())
     }
@@ -176,14 +176,14 @@ fn blobs_of(
     held: &CacheView<'_>,
     repository: &Repository,
     document: &StoredManifest,
-) -> Result<Vec<Part>, StoreError> {
+) -> Result<Vec<ContentPart>, StoreError> {
     let blobs = read(document).map(|read| read.blobs).unwrap_or_default();
     blobs
         .into_iter()
         .map(|Descriptor { digest, size, media_type, foreign, .. }| {
             let found = held.blob(repository, &digest)?;
             let media_type = media_type.map(|it| it.to_string());
-            Ok(Part { digest, size: found.or(size), media_type, held: found.is_some(), foreign })
+            Ok(ContentPart { digest, size: found.or(size), media_type, held: found.is_some(), foreign })
         })
         .collect()
 }
@@ -192,7 +192,7 @@ fn blobs_of(
 fn platform_of(
     held: &CacheView<'_>,
     repository: &Repository,
-    blobs: &[Part],
+    blobs: &[ContentPart],
 ) -> Result<Option<String>, StoreError> {
     let Some(config) = blobs.first() else { return Ok(None) };
     let is_config =

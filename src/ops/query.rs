@@ -13,7 +13,7 @@ pub const ROOT: &str = "/api/v1";
 
 /// Something that is answered at once and changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum Query {
     /// What is held, of one repository or of all.
     List {
         /// The only repository.
@@ -25,14 +25,14 @@ pub enum Question {
         repository: String,
     },
     /// A manifest, index or config.
-    Inspect(inspect::Ask),
+    Inspect(inspect::InspectQuery),
     /// Whether pulls would succeed without the upstream.
-    Check(check::Ask),
+    Check(check::CheckQuery),
     /// How the larder is doing.
     Status,
 }
 
-impl Question {
+impl Query {
     /// Path and query.
     pub fn target(&self) -> String {
         let (path, pairs) = self.written();
@@ -78,7 +78,7 @@ impl Question {
             "/inspect" => inspect_ask(&mut pairs).map(Self::Inspect),
             "/check" => {
                 let (references, platforms) = (pairs.all("reference"), pairs.all("platform"));
-                Ok(Self::Check(check::Ask { references, platforms }))
+                Ok(Self::Check(check::CheckQuery { references, platforms }))
             }
             "/status" => Ok(Self::Status),
             _ => return None,
@@ -107,8 +107,8 @@ pub(super) fn target(path: &str, pairs: Vec<(&'static str, String)>) -> String {
     if query.is_empty() { format!("{ROOT}{path}") } else { format!("{ROOT}{path}?{query}") }
 }
 
-fn inspect_ask(pairs: &mut Pairs) -> Result<inspect::Ask, OpsError> {
-    Ok(inspect::Ask {
+fn inspect_ask(pairs: &mut Pairs) -> Result<inspect::InspectQuery, OpsError> {
+    Ok(inspect::InspectQuery {
         reference: pairs.needed("reference")?,
         platform: pairs.one("platform")?,
         index: pairs.flag("index")?,
@@ -178,10 +178,10 @@ mod tests {
     fn questions_come_back_as_they_went() {
         let (text, other) = (|text: &str| text.to_owned(), |text: &str| Some(text.to_owned()));
         for question in [
-            Question::List { repository: None },
-            Question::List { repository: other("a/b&c=d") },
-            Question::Tags { repository: text("busybox") },
-            Question::Inspect(inspect::Ask {
+            Query::List { repository: None },
+            Query::List { repository: other("a/b&c=d") },
+            Query::Tags { repository: text("busybox") },
+            Query::Inspect(inspect::InspectQuery {
                 reference: text("a:1@sha256:0"),
                 platform: other("linux/arm/v7"),
                 media_type: other("application/vnd.x+json"),
@@ -189,22 +189,22 @@ mod tests {
                 config: true,
                 index: false,
             }),
-            Question::Status,
-            Question::Check(check::Ask {
+            Query::Status,
+            Query::Check(check::CheckQuery {
                 references: vec![text("a"), text("b")],
                 platforms: vec![text("linux/amd64")],
             }),
         ] {
             let target = question.target();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-            let read = Question::read(path.strip_prefix(ROOT).expect("below the root"), query);
+            let read = Query::read(path.strip_prefix(ROOT).expect("below the root"), query);
             assert_eq!(read.expect("a question").expect("well written"), question);
         }
     }
 
     #[test]
     fn what_is_no_question_is_refused() {
-        assert!(Question::read("/nothing", "").is_none());
+        assert!(Query::read("/nothing", "").is_none());
         for (path, query) in [
             ("/tags", ""),
             ("/images", "repository=a&repository=b"),
@@ -212,7 +212,7 @@ mod tests {
             ("/status", "verbose"),
             ("/inspect", "reference=a&oci=maybe"),
         ] {
-            assert!(Question::read(path, query).is_some_and(|read| read.is_err()), "{path}?{query}");
+            assert!(Query::read(path, query).is_some_and(|read| read.is_err()), "{path}?{query}");
         }
     }
 }

@@ -3,15 +3,15 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::progress::Reporter;
-use super::question::json;
+use super::progress::ProgressReporter;
+use super::query::json;
 use super::scrub::{self, Pace};
 use super::{Operations, OpsError, remove, warm};
 
 /// Something that takes its time or changes what is held; in JSON an object with a `verb`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Task {
+pub enum JobSpec {
     /// Hold everything against its digest.
     Verify {
         /// Whether what is damaged is fetched again at once.
@@ -21,7 +21,7 @@ pub enum Task {
     /// Remove what is left of content that has gone.
     Gc {},
     /// Fetch images before anybody asks for them.
-    Warm(warm::Ask),
+    Warm(warm::WarmSpec),
     /// Take images out of the cache.
     Rm {
         /// Which.
@@ -29,7 +29,7 @@ pub enum Task {
     },
 }
 
-impl Task {
+impl JobSpec {
     /// Its word.
     pub fn verb(&self) -> &'static str {
         match self {
@@ -46,15 +46,15 @@ impl Task {
     }
 
     /// Does it, and tells what came of it.
-    pub async fn run(self, operations: &Operations, reporter: &Reporter) -> Result<Value, OpsError> {
+    pub async fn run(self, operations: &Operations, reporter: &ProgressReporter) -> Result<Value, OpsError> {
         let Operations { cache, metrics, .. } = operations;
         match self {
             Self::Verify { repair } => {
                 reporter.expect(1);
                 let piece = reporter.begin("all that is held");
                 let step = |step| match step {
-                    scrub::Progress::Due(bytes) => piece.expect(bytes),
-                    scrub::Progress::Read(bytes) => piece.done(bytes),
+                    scrub::ScrubProgress::Due(bytes) => piece.expect(bytes),
+                    scrub::ScrubProgress::Read(bytes) => piece.done(bytes),
                 };
                 let mut report = scrub::verify(cache, metrics, u64::MAX, &mut Pace::new(0), step).await?;
                 if repair && !report.damaged.is_empty() {
@@ -63,7 +63,7 @@ impl Task {
                 json(&report)
             }
             Self::Gc {} => {
-                let mut report = scrub::Report::default();
+                let mut report = scrub::ScrubReport::default();
                 scrub::collect(cache, metrics, &mut report).await?;
                 json(&report)
             }

@@ -10,13 +10,13 @@ pub const QUEUE: usize = 4;
 
 /// The reading side. Never to be read on an async thread.
 #[derive(Debug)]
-pub struct Pipe {
+pub struct ChannelReader {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     /// What is left of the newest one.
     rest: Bytes,
 }
 
-impl Pipe {
+impl ChannelReader {
     /// Both sides. An error that is sent is what the reader meets; without one, it ends when the sender goes.
     pub fn new() -> (mpsc::Sender<io::Result<Bytes>>, Self) {
         let (sender, pieces) = mpsc::channel(QUEUE);
@@ -29,7 +29,7 @@ impl Pipe {
     }
 }
 
-impl Read for Pipe {
+impl Read for ChannelReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.rest.is_empty() {
             match self.pieces.blocking_recv() {
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn pieces_are_read_in_order_up_to_the_end_or_an_error() {
-        let (sender, mut pipe) = Pipe::new();
+        let (sender, mut pipe) = ChannelReader::new();
         for piece in [&b"ab"[..], b"", b"cde"] {
             sender.blocking_send(Ok(Bytes::from_static(piece))).expect("sent");
         }

@@ -6,7 +6,7 @@ use tar::{EntryType, Header};
 
 use crate::oci::Digest;
 
-use super::unpack::BLOCK;
+use super::tar_reader::BLOCK;
 
 /// The marker of a layout, and what is in it.
 pub const MARKER: (&str, &str) = ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#);
