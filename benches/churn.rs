@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use larder::config::schema::BlobStore;
+use larder::config::schema::BlobStoreKind;
 use larder::oci::{Algorithm, Digest, Repository};
 use larder::store::{DraftEnd, Geometry, Store};
 use process::{bytes, resident, written};
@@ -26,8 +26,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let number = |n: usize, default: u64| arguments.get(n).map_or(default, |text| text.parse().unwrap());
     let kind = match arguments.first().map(String::as_str) {
-        Some("files") => BlobStore::Files,
-        Some("sled") | None => BlobStore::Sled,
+        Some("files") => BlobStoreKind::Files,
+        Some("sled") | None => BlobStoreKind::Sled,
         Some(other) => panic!("{other}: the kinds are sled and files"),
     };
     let (live, all, writers) = (number(1, 64) * MIB, number(2, 4096) * MIB, number(3, 2));

@@ -11,7 +11,7 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::process::Command;
 use std::time::Instant;
 
-use larder::config::schema::{self, BlobStore};
+use larder::config::schema::{self, BlobStoreKind};
 use larder::oci::{Algorithm, Digest, Repository};
 use larder::store::{DraftEnd, Geometry, Store};
 use process::{bytes, resident, written};
@@ -29,10 +29,10 @@ fn main() {
     {
         let [page, segment, cache, live] = [page, segment, cache, live].map(|text| text.parse().unwrap());
         if kind == "files" {
-            measure(BlobStore::Files, "files | |", page, segment, cache, live);
+            measure(BlobStoreKind::Files, "files | |", page, segment, cache, live);
         } else {
             let title = format!("{page} KiB | {segment} KiB | {cache} MiB");
-            measure(BlobStore::Sled, &title, page, segment, cache, live);
+            measure(BlobStoreKind::Sled, &title, page, segment, cache, live);
         }
         return;
     }
@@ -66,7 +66,7 @@ fn plain_file(live: usize) {
     println!("| plain file | | | | {read:.1} | | | | | |");
 }
 
-fn measure(kind: BlobStore, title: &str, page: usize, segment: usize, cache: usize, live: usize) {
+fn measure(kind: BlobStoreKind, title: &str, page: usize, segment: usize, cache: usize, live: usize) {
     let folder = tempfile::tempdir().unwrap();
     let geometry = Geometry { page_size: page << 10, segment_size: segment << 10 };
     let cache_memory = (cache as u64) << 20;

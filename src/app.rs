@@ -19,11 +19,11 @@ use crate::api::{AdminApi, RegistryApi, RegistryOptions};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::config::schema::Mode;
-use crate::config::watch::Fingerprint;
+use crate::config::file_watch::FileFingerprint;
+use crate::config::schema::ServerMode;
 use crate::ops::{self, Operations};
-pub use crate::server::Passed;
-use crate::server::{self, Certificate, CertificateFiles, Limits, Listener};
+pub use crate::server::InheritedSockets;
+use crate::server::{self, Certificate, CertificateFiles, ConnectionLimits, Listener};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 pub use crate::telemetry::{init as init_telemetry, init_log};
@@ -94,23 +94,23 @@ pub struct App {
     certificates: Vec<Certificate>,
     reload: Option<Reload>,
     /// What the files that the configuration names held before they were read.
-    read: Fingerprint,
+    read: FileFingerprint,
 }
 
 impl App {
     /// Opens the store and binds the listeners; contacts no upstream. `passed` are the service manager's sockets.
-    pub async fn build(config: Config, passed: Passed) -> anyhow::Result<Self> {
+    pub async fn build(config: Config, passed: InheritedSockets) -> anyhow::Result<Self> {
         Self::assemble(config, passed, Clock::default()).await
     }
 
     /// The same with a clock of the caller's own, and without a service manager.
     pub async fn build_with(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        Self::assemble(config, Passed::none(), clock).await
+        Self::assemble(config, InheritedSockets::none(), clock).await
     }
 
-    async fn assemble(config: Config, mut passed: Passed, clock: Clock) -> anyhow::Result<Self> {
+    async fn assemble(config: Config, mut passed: InheritedSockets, clock: Clock) -> anyhow::Result<Self> {
         let files = reload::named(&config);
-        let read = tokio::task::spawn_blocking(move || Fingerprint::of(&files)).await?;
+        let read = tokio::task::spawn_blocking(move || FileFingerprint::of(&files)).await?;
         let Config { server, admin, .. } = &config;
         let own = certificate(server.tls_cert.as_deref(), server.tls_key.as_deref()).await?;
         let admins = certificate(admin.tls_cert.as_deref(), admin.tls_key.as_deref()).await?;
@@ -299,11 +299,11 @@ fn served_at(listener: &Listener) -> String {
 }
 
 fn registry_options(config: &Config) -> RegistryOptions {
-    RegistryOptions { gateway: config.server.mode == Mode::Gateway, log_requests: config.log.requests }
+    RegistryOptions { gateway: config.server.mode == ServerMode::Gateway, log_requests: config.log.requests }
 }
 
-fn limits(config: &Config) -> Limits {
-    Limits {
+fn limits(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
         connections: config.server.max_connections,
         head: config.server.header_timeout,
         write: WRITE_PATIENCE,
@@ -312,6 +312,6 @@ fn limits(config: &Config) -> Limits {
 }
 
 /// The operator's port: few connections, and nothing on it that the end would have to wait for.
-fn admin_limits(config: &Config) -> Limits {
-    Limits { connections: 64, grace: Duration::from_secs(1), ..limits(config) }
+fn admin_limits(config: &Config) -> ConnectionLimits {
+    ConnectionLimits { connections: 64, grace: Duration::from_secs(1), ..limits(config) }
 }

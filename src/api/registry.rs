@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use crate::cache::{BlobReader, Cache};
 use crate::oci::name::NameError;
 use crate::oci::{Accept, Digest, Reference, Repository};
-use crate::telemetry::{Kind, Metrics, Outcome, trace};
+use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 
 use super::body::Body;
 use super::request_log::{self, RequestLog};
@@ -71,7 +71,7 @@ impl RegistryApi {
         let options = *self.options.read().unwrap_or_else(PoisonError::into_inner);
         let (head, _) = request.into_parts();
         let route = Route::parse(head.uri.path());
-        let kind = route.as_ref().map_or(Kind::Other, |route| kind_of(&route.resource));
+        let kind = route.as_ref().map_or(RequestKind::Other, |route| kind_of(&route.resource));
         let request = RequestHead {
             headers: &head.headers,
             path: head.uri.path(),
@@ -215,15 +215,15 @@ impl RegistryApi {
     }
 }
 
-fn kind_of(resource: &Resource) -> Kind {
+fn kind_of(resource: &Resource) -> RequestKind {
     match resource {
-        Resource::Base => Kind::Base,
-        Resource::Catalog => Kind::Catalog,
-        Resource::Manifest(reference) if reference.contains(':') => Kind::ManifestDigest,
-        Resource::Manifest(_) => Kind::ManifestTag,
-        Resource::Blob(_) => Kind::Blob,
-        Resource::Tags => Kind::Tags,
-        Resource::Referrers(_) => Kind::Referrers,
+        Resource::Base => RequestKind::Base,
+        Resource::Catalog => RequestKind::Catalog,
+        Resource::Manifest(reference) if reference.contains(':') => RequestKind::ManifestDigest,
+        Resource::Manifest(_) => RequestKind::ManifestTag,
+        Resource::Blob(_) => RequestKind::Blob,
+        Resource::Tags => RequestKind::Tags,
+        Resource::Referrers(_) => RequestKind::Referrers,
     }
 }
 

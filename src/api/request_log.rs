@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Span;
 
 use crate::oci::Name;
-use crate::telemetry::{Kind, Metrics, Outcome, trace};
+use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 
 /// What is known of a request when its answer begins.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct RequestLog {
     /// The tag or digest, as it was asked for.
     pub(super) reference: Option<String>,
     pub(super) upstream: Option<Arc<str>>,
-    pub(super) kind: Kind,
+    pub(super) kind: RequestKind,
     pub(super) outcome: Outcome,
     pub(super) status: u16,
     /// Why there is no content, if there is none.

@@ -11,7 +11,7 @@ use crate::cache::{CacheError, ListResult, ManifestAnswer, RouteError};
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, MediaType};
-use crate::telemetry::{Kind, Outcome};
+use crate::telemetry::{Outcome, RequestKind};
 
 use super::body::Body;
 
@@ -74,10 +74,10 @@ impl From<RouteError> for Refusal {
 impl Refusal {
     /// Status, code and message. Clients of a mirror fall back to the origin on every one of these, so none may
     /// say "does not exist" when nobody knows, and none may challenge.
-    fn meaning(&self, kind: Kind, gateway: bool) -> (StatusCode, Code, String) {
+    fn meaning(&self, kind: RequestKind, gateway: bool) -> (StatusCode, Code, String) {
         let unknown = match kind {
-            Kind::Blob => Code::BLOB_UNKNOWN,
-            Kind::ManifestTag | Kind::ManifestDigest => Code::MANIFEST_UNKNOWN,
+            RequestKind::Blob => Code::BLOB_UNKNOWN,
+            RequestKind::ManifestTag | RequestKind::ManifestDigest => Code::MANIFEST_UNKNOWN,
             _ => Code::NAME_UNKNOWN,
         };
         let not_found = StatusCode::NOT_FOUND;
@@ -119,7 +119,7 @@ impl Refusal {
                 let message = error.to_string();
                 match (error, gateway) {
                     // A 404 to a question about referrers reads as "none".
-                    (CacheError::Denied, false) if kind == Kind::Referrers => {
+                    (CacheError::Denied, false) if kind == RequestKind::Referrers => {
                         (StatusCode::FORBIDDEN, Code::DENIED, message)
                     }
                     (CacheError::NoReferrers, _) => (not_found, Code::UNSUPPORTED, message),
@@ -144,7 +144,7 @@ impl Refusal {
     }
 
     /// The answer, and its message for the log.
-    pub(super) fn answer(&self, kind: Kind, gateway: bool) -> (Response<Body>, String) {
+    pub(super) fn answer(&self, kind: RequestKind, gateway: bool) -> (Response<Body>, String) {
         let (status, code, message) = self.meaning(kind, gateway);
         let body = document(code, &message);
         let mut answer = Response::new(Body::Empty);
@@ -285,7 +285,7 @@ mod tests {
     use http::header::IF_NONE_MATCH;
 
     fn status(error: CacheError, gateway: bool) -> u16 {
-        Refusal::Cache(error).answer(Kind::ManifestTag, gateway).0.status().as_u16()
+        Refusal::Cache(error).answer(RequestKind::ManifestTag, gateway).0.status().as_u16()
     }
 
     #[test]

@@ -10,12 +10,12 @@ use tokio::time::MissedTickBehavior;
 use crate::api::RegistryApi;
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::config::change::{self, Change};
+use crate::config::change::{self, KeyChange};
+use crate::config::file_watch::{FileFingerprint, FileWatch, POLL_INTERVAL};
 use crate::config::schema::Scrub;
-use crate::config::watch::{Fingerprint, LOOK_EVERY, Watch};
 use crate::ops::Operations;
-use crate::server::{Certificate, Limits};
-use crate::telemetry::{ALWAYS, LogLevel};
+use crate::server::{Certificate, ConnectionLimits};
+use crate::telemetry::{LogLevel, NO_DEDUP};
 use crate::upstream;
 
 /// Puts the configuration together again, checked; the error is one sentence for people.
@@ -30,7 +30,7 @@ pub struct Reload {
     /// The file that is watched, if there is one.
     pub file: Option<PathBuf>,
     /// What it held before it was read: what has changed since then is found.
-    pub read: Fingerprint,
+    pub read: FileFingerprint,
     /// The log's level, to be changed.
     pub level: LogLevel,
 }
@@ -47,8 +47,8 @@ pub(super) struct Running {
     pub(super) cache: Cache,
     pub(super) operations: Operations,
     pub(super) registry: RegistryApi,
-    pub(super) limits: watch::Sender<Limits>,
-    pub(super) admin_limits: watch::Sender<Limits>,
+    pub(super) limits: watch::Sender<ConnectionLimits>,
+    pub(super) admin_limits: watch::Sender<ConnectionLimits>,
     pub(super) scrub: watch::Sender<Scrub>,
     pub(super) certificates: Vec<Certificate>,
     /// What the service manager shows.
@@ -59,17 +59,17 @@ pub(super) struct Running {
 struct Watched {
     file: Vec<PathBuf>,
     named: Vec<PathBuf>,
-    watches: [Watch; 2],
+    watches: [FileWatch; 2],
 }
 
 impl Watched {
     /// What has been read of both is what was there before it was read.
-    fn new(file: Option<PathBuf>, read: [Fingerprint; 2], config: &Config) -> Self {
-        Self { file: file.into_iter().collect(), named: named(config), watches: read.map(Watch::new) }
+    fn new(file: Option<PathBuf>, read: [FileFingerprint; 2], config: &Config) -> Self {
+        Self { file: file.into_iter().collect(), named: named(config), watches: read.map(FileWatch::new) }
     }
 
-    fn look(&self) -> [Fingerprint; 2] {
-        [Fingerprint::of(&self.file), Fingerprint::of(&self.named)]
+    fn look(&self) -> [FileFingerprint; 2] {
+        [FileFingerprint::of(&self.file), FileFingerprint::of(&self.named)]
     }
 
     /// Whether all is to be read again: because somebody `told` so, or because something has changed and come to rest.
@@ -79,9 +79,9 @@ impl Watched {
         let mut due = told;
         for (watch, found) in self.watches.iter_mut().zip(found) {
             if told {
-                watch.use_now(found);
+                watch.set_current(found);
             } else {
-                due |= watch.has_settled(found);
+                due |= watch.is_new_and_stable(found);
             }
         }
         due
@@ -92,7 +92,7 @@ impl Watched {
         let now = named(config);
         if now != self.named {
             self.named = now;
-            self.watches[1].use_now(Fingerprint::of(&self.named));
+            self.watches[1].set_current(FileFingerprint::of(&self.named));
         }
     }
 }
@@ -104,11 +104,11 @@ pub(super) fn named(config: &Config) -> Vec<PathBuf> {
 }
 
 /// Follows the configuration until nobody can ask for it any more. `read` is what the named files held before.
-pub(super) async fn attend(mut running: Running, reload: Reload, read: Fingerprint) {
+pub(super) async fn attend(mut running: Running, reload: Reload, read: FileFingerprint) {
     let Reload { mut asked, load, file, read: file_read, level } = reload;
     let mut watched = Watched::new(file, [file_read, read], &running.config);
     let load = Arc::new(load);
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let told = tokio::select! {
@@ -118,7 +118,7 @@ pub(super) async fn attend(mut running: Running, reload: Reload, read: Fingerpri
             },
             _ = ticks.tick() => false,
         };
-        level.tell_left_out(Instant::now());
+        level.report_suppressed(Instant::now());
         let (load, level) = (Arc::clone(&load), level.clone());
         let turn = tokio::task::spawn_blocking(move || {
             if watched.is_due(told) {
@@ -146,12 +146,12 @@ impl Running {
         match load().and_then(|config| self.follow(&config, level)) {
             Ok(changes) => report(&changes),
             Err(error) => {
-                tracing::error!(target: ALWAYS, error, "the configuration cannot be used and stays as it was");
+                tracing::error!(target: NO_DEDUP, error, "the configuration cannot be used and stays as it was");
             }
         }
     }
 
-    fn follow(&mut self, config: &Config, level: &LogLevel) -> Result<Vec<Change>, String> {
+    fn follow(&mut self, config: &Config, level: &LogLevel) -> Result<Vec<KeyChange>, String> {
         let turn = change::compare(&self.config, config).map_err(|error| error.to_string())?;
         let next = turn.next;
         // First what may fail, so that it can be taken back.
@@ -174,14 +174,15 @@ impl Running {
 }
 
 /// Says what is different now, and what will only be after a restart.
-fn report(changes: &[Change]) {
+fn report(changes: &[KeyChange]) {
     let (later, now): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.needs_restart());
-    let listed = |changes: &[&Change]| changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let listed =
+        |changes: &[&KeyChange]| changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     match now.as_slice() {
         [] => tracing::info!("the configuration was read again, and no key has changed"),
         now => tracing::info!(changed = listed(now), "the configuration was read again and is followed"),
     }
     if !later.is_empty() {
-        tracing::warn!(target: ALWAYS, keys = listed(&later), "these changes need a restart and are not followed until then");
+        tracing::warn!(target: NO_DEDUP, keys = listed(&later), "these changes need a restart and are not followed until then");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::schema::{Cache, Limit};
+use crate::config::schema::{Cache, StaleLimit};
 
 /// What the age of a tag's last check calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ fn spread(seed: u64, width: u64) -> u64 {
 /// Whether a tag of that age that could not be checked may be served all the same (RFC 5861, section 4).
 pub fn may_serve_stale(age: Option<Duration>, settings: &Cache) -> bool {
     match settings.stale_if_error {
-        Limit::Forever => true,
-        Limit::For(limit) => age.unwrap_or_default() < settings.tag_ttl.saturating_add(limit),
+        StaleLimit::Forever => true,
+        StaleLimit::For(limit) => age.unwrap_or_default() < settings.tag_ttl.saturating_add(limit),
     }
 }
 
@@ -64,7 +64,7 @@ pub fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn settings(ttl: u64, revalidate: u64, error: Limit) -> Cache {
+    fn settings(ttl: u64, revalidate: u64, error: StaleLimit) -> Cache {
         Cache {
             tag_ttl: Duration::from_millis(ttl),
             stale_while_revalidate: Duration::from_millis(revalidate),
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_three_ages_of_a_tag() {
-        let settings = settings(10, 50, Limit::Forever);
+        let settings = settings(10, 50, StaleLimit::Forever);
         assert_eq!(judge(1000, 1000, &settings), Freshness::Fresh);
         assert_eq!(judge(1009, 1000, &settings), Freshness::Fresh);
         assert_eq!(judge(1010, 1000, &settings), Freshness::ServeAndRevalidate);
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn no_clock_keeps_a_tag_fresh_for_ever() {
-        let settings = settings(10, 50, Limit::For(Duration::from_millis(5)));
+        let settings = settings(10, 50, StaleLimit::For(Duration::from_millis(5)));
         for (now, checked_at) in [(0, 0), (0, 1), (0, u64::MAX), (5, u64::MAX), (u64::MAX, 0), (u64::MAX, 1)]
         {
             assert_eq!(judge(now, checked_at, &settings), Freshness::Expired, "{now}, {checked_at}");
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn what_came_together_does_not_expire_together() {
-        let settings = settings(60_000, 0, Limit::Forever);
+        let settings = settings(60_000, 0, StaleLimit::Forever);
         let lives = |checked_at| {
             (0..60_001).find(|age| judge(checked_at + age, checked_at, &settings) != Freshness::Fresh)
         };
@@ -129,13 +129,13 @@ mod tests {
 
     #[test]
     fn no_ttl_means_always_ask() {
-        assert_eq!(judge(5, 5, &settings(0, 0, Limit::Forever)), Freshness::Expired);
+        assert_eq!(judge(5, 5, &settings(0, 0, StaleLimit::Forever)), Freshness::Expired);
     }
 
     #[test]
     fn stale_has_a_limit_only_if_one_is_set() {
-        assert!(may_serve_stale(u64::MAX, 0, &settings(1, 0, Limit::Forever)));
-        let limited = settings(100, 0, Limit::For(Duration::from_millis(50)));
+        assert!(may_serve_stale(u64::MAX, 0, &settings(1, 0, StaleLimit::Forever)));
+        let limited = settings(100, 0, StaleLimit::For(Duration::from_millis(50)));
         assert!(may_serve_stale(1149, 1000, &limited));
         assert!(!may_serve_stale(1150, 1000, &limited));
     }

@@ -102,7 +102,7 @@ impl Shared {
         }
         let broken = matches!(error, StoreError::Sled(_) | StoreError::Closed | StoreError::GaveUp);
         if self.store_health.state().failed(self.clock.instant(), broken) {
-            self.metrics.store_degraded(true);
+            self.metrics.set_store_degraded(true);
             // What is missing may be room.
             self.eviction.look();
             tracing::error!(
@@ -166,7 +166,7 @@ impl Shared {
                 }
                 self.eviction.invalidate_index();
                 if let Some(time) = self.store_health.state().worked(self.clock.instant()) {
-                    self.metrics.store_degraded(false);
+                    self.metrics.set_store_degraded(false);
                     tracing::info!(?time, "the store works again: what comes is kept");
                 }
             }

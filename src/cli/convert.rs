@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::table::{iec, many};
 use super::{environment, note, print};
-use crate::config::schema::BlobStore;
+use crate::config::schema::BlobStoreKind;
 use crate::config::{self, Config, Flags};
 use crate::ops::convert::{Convert, ConvertReport};
 
@@ -39,7 +39,7 @@ enum Kind {
     Files,
 }
 
-impl From<Kind> for BlobStore {
+impl From<Kind> for BlobStoreKind {
     fn from(kind: Kind) -> Self {
         match kind {
             Kind::Sled => Self::Sled,
@@ -75,7 +75,7 @@ pub(super) fn bar(bytes: u64) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(bytes).with_style(style))
 }
 
-fn told(report: &ConvertReport, from: Option<BlobStore>, to: BlobStore, seconds: f64) -> String {
+fn told(report: &ConvertReport, from: Option<BlobStoreKind>, to: BlobStoreKind, seconds: f64) -> String {
     let Some(from) = from else { return format!("all blobs are in {} already\n", to.as_str()) };
     let ((blobs, bytes), found, dropped) = (report.moved, report.found, report.dropped.len());
     let (blobs, bytes) = (many(blobs, "blob"), iec(bytes));
@@ -93,7 +93,7 @@ fn told(report: &ConvertReport, from: Option<BlobStore>, to: BlobStore, seconds:
 }
 
 /// Says so if the configuration still asks for the other place: larder would not start with it.
-fn remember(config: &Config, to: BlobStore) -> anyhow::Result<()> {
+fn remember(config: &Config, to: BlobStoreKind) -> anyhow::Result<()> {
     if config.store.blobs == to {
         return Ok(());
     }

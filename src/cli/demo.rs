@@ -14,7 +14,7 @@ use url::Url;
 
 use self::pull::{Client, Pull};
 use super::{print, serve};
-use crate::app::{self, App, Passed};
+use crate::app::{self, App, InheritedSockets};
 use crate::config::Config;
 use crate::config::schema::{Endpoint, Upstream, builtin_upstreams};
 
@@ -38,7 +38,7 @@ async fn play(stay: bool, folder: &Path) -> anyhow::Result<()> {
     let index = image::write(&layout, &format!("{REPOSITORY}:{TAG}"))?;
     let config = config(folder, &layout)?;
     app::init_log(&config.log)?;
-    let app = App::build(config, Passed::none()).await?;
+    let app = App::build(config, InheritedSockets::none()).await?;
     let addresses = app.api_addr().zip(app.admin_addr());
     let (api, admin) = addresses.context("the demonstration has no port")?;
     let client = Client::new(api, admin)?;

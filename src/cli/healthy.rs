@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::config::Config;
-use crate::config::address::Address;
+use crate::config::address::ListenAddress;
 
 /// For each step. A healthy larder answers within milliseconds, and whoever asks gives up soon.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,13 +22,13 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
         "admin.listen has no place that can be asked without TLS; add IP:PORT or unix:/PATH to it",
     )?;
     let answer = match &place {
-        Address::Tcp(address) => over_tcp(*address),
-        Address::Unix(path) => UnixStream::connect(path).and_then(|stream| {
+        ListenAddress::Tcp(address) => over_tcp(*address),
+        ListenAddress::Unix(path) => UnixStream::connect(path).and_then(|stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             ask(stream)
         }),
-        Address::Named(_) | Address::Descriptor(_) => bail!("{place} cannot be asked"),
+        ListenAddress::Named(_) | ListenAddress::Descriptor(_) => bail!("{place} cannot be asked"),
     };
     let answer = answer.with_context(|| format!("nobody answers at {place}"))?;
     match status(&answer) {

@@ -34,7 +34,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use exit::code as exit_code;
 
-use crate::config::address::Address;
+use crate::config::address::ListenAddress;
 use crate::config::{self, Config, Flags};
 
 /// A pull-through cache for container images.
@@ -104,7 +104,7 @@ struct Settings {
     config: Option<PathBuf>,
     /// Where clients pull from, without TLS: `IP:PORT`, `unix:/PATH` or `systemd:NAME` (server.listen); may be repeated
     #[arg(long, value_name = "ADDR")]
-    listen: Vec<Address>,
+    listen: Vec<ListenAddress>,
     /// The folder that content is kept in (store.path)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,

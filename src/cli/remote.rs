@@ -14,7 +14,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::events::Events;
-use crate::config::address::Address;
+use crate::config::address::ListenAddress;
 use crate::config::schema::Admin;
 use crate::config::trust;
 use crate::ops::Failure;
@@ -66,7 +66,7 @@ impl Place {
     /// Where a larder with this configuration can be asked from here, if that can be told.
     pub(super) fn of(admin: &Admin) -> Option<Self> {
         match admin.listen.reachable()? {
-            Address::Unix(path) => Some(Self::Unix(path)),
+            ListenAddress::Unix(path) => Some(Self::Unix(path)),
             address => Url::parse(&format!("http://{address}")).ok().map(Self::Url),
         }
     }
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_larder_of_a_configuration_is_asked_where_it_listens() {
         let of = |text: &str| {
-            let listen = text.parse::<Address>().expect("an address").into();
+            let listen = text.parse::<ListenAddress>().expect("an address").into();
             Place::of(&Admin { listen, ..Admin::default() }).map(|place| place.to_string())
         };
         assert_eq!(of("0.0.0.0:5001").as_deref(), Some("http://127.0.0.1:5001"));

@@ -9,8 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{Settings, sentence};
-use crate::app::{self, App, Passed, Reload};
-use crate::config::watch::Fingerprint;
+use crate::app::{self, App, InheritedSockets, Reload};
+use crate::config::file_watch::FileFingerprint;
 
 /// How long work that blocks a thread may go on after the application has stopped.
 const LAST_WORK: Duration = Duration::from_secs(5);
@@ -18,10 +18,10 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 /// Serves until a signal asks for the end.
 pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
     let file = settings.file()?;
-    let read = Fingerprint::of(file.as_slice());
+    let read = FileFingerprint::of(file.as_slice());
     let config = settings.load()?;
     // Before any thread: it takes what it finds out of the environment.
-    let passed = Passed::from_environment();
+    let passed = InheritedSockets::from_environment();
     on_runtime(async {
         let (level, traces) = app::init_telemetry(&config.log, &config.trace)?;
         let shutdown = shutdown_signal()?;
@@ -54,7 +54,7 @@ pub(super) fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> an
 ///
 /// The signals are watched from the call on, so one that comes during start-up is not lost.
 pub(super) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
-    let mut watch = Watch {
+    let mut watch = FileWatch {
         terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?,
         interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?,
     };
@@ -86,12 +86,12 @@ fn reload_signal() -> anyhow::Result<mpsc::Receiver<()>> {
     Ok(told)
 }
 
-struct Watch {
+struct FileWatch {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Watch {
+impl FileWatch {
     /// Waits for a signal and gives its number.
     async fn next(&mut self) -> i32 {
         tokio::select! {

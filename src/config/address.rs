@@ -13,7 +13,7 @@ const LONGEST_PATH: usize = 106;
 
 /// One place to listen at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum ListenAddress {
     /// `127.0.0.1:5000` or `[::1]:5000`.
     Tcp(SocketAddr),
     /// `unix:/run/larder.sock`.
@@ -26,7 +26,7 @@ pub enum Address {
 
 /// What is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AddressError {
+pub enum ListenAddressError {
     /// None of the forms.
     #[error("`{0}` is no address; write IP:PORT, unix:/PATH, systemd:NAME or fd:NUMBER")]
     Form(String),
@@ -38,14 +38,18 @@ pub enum AddressError {
     Descriptor(u16),
 }
 
-impl FromStr for Address {
-    type Err = AddressError;
+impl FromStr for ListenAddress {
+    type Err = ListenAddressError;
 
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let form = || AddressError::Form(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, ListenAddressError> {
+        let form = || ListenAddressError::Form(text.to_owned());
         if let Some(path) = text.strip_prefix("unix:") {
             let fine = path.starts_with('/') && !path.ends_with('/') && path.len() <= LONGEST_PATH;
-            return if fine { Ok(Self::Unix(path.into())) } else { Err(AddressError::Path(path.to_owned())) };
+            return if fine {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(ListenAddressError::Path(path.to_owned()))
+            };
         }
         if let Some(name) = text.strip_prefix("systemd:") {
             // As systemd names descriptors: printable, and separated by colons where several are passed.
@@ -54,7 +58,7 @@ impl FromStr for Address {
         }
         if let Some(number) = text.strip_prefix("fd:") {
             return match number.parse() {
-                Ok(number @ 0..3) => Err(AddressError::Descriptor(number)),
+                Ok(number @ 0..3) => Err(ListenAddressError::Descriptor(number)),
                 Ok(number) => Ok(Self::Descriptor(number)),
                 Err(_) => Err(form()),
             };
@@ -63,7 +67,7 @@ impl FromStr for Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -74,7 +78,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl Address {
+impl ListenAddress {
     /// Where to connect to it from this machine, if that can be told: on loopback, where it is listened at everywhere.
     fn reachable(&self) -> Option<Self> {
         match self {
@@ -113,7 +117,7 @@ impl Address {
     }
 }
 
-impl From<SocketAddr> for Address {
+impl From<SocketAddr> for ListenAddress {
     fn from(address: SocketAddr) -> Self {
         Self::Tcp(address)
     }
@@ -121,24 +125,24 @@ impl From<SocketAddr> for Address {
 
 /// Places to listen at; in the configuration one, or a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Addresses(pub Vec<Address>);
+pub struct ListenAddresses(pub Vec<ListenAddress>);
 
-impl<A: Into<Address>> From<A> for Addresses {
+impl<A: Into<ListenAddress>> From<A> for ListenAddresses {
     fn from(address: A) -> Self {
         Self(vec![address.into()])
     }
 }
 
-impl Addresses {
+impl ListenAddresses {
     /// Where to connect to one of them from this machine, if that can be told: where nobody else does, if there is such
     /// a place, since no token is asked for there.
-    pub fn reachable(&self) -> Option<Address> {
+    pub fn reachable(&self) -> Option<ListenAddress> {
         let near = self.0.iter().filter(|address| address.is_near());
-        near.chain(&self.0).find_map(Address::reachable)
+        near.chain(&self.0).find_map(ListenAddress::reachable)
     }
 }
 
-impl Serialize for Addresses {
+impl Serialize for ListenAddresses {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0.as_slice() {
             [one] => serializer.collect_str(one),
@@ -147,27 +151,27 @@ impl Serialize for Addresses {
     }
 }
 
-impl<'de> Deserialize<'de> for Addresses {
+impl<'de> Deserialize<'de> for ListenAddresses {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct OneOrMore;
 
         impl<'de> Visitor<'de> for OneOrMore {
-            type Value = Addresses;
+            type Value = ListenAddresses;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an address, or a list of them")
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Addresses, E> {
-                text.parse::<Address>().map(Addresses::from).map_err(E::custom)
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ListenAddresses, E> {
+                text.parse::<ListenAddress>().map(ListenAddresses::from).map_err(E::custom)
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Addresses, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ListenAddresses, A::Error> {
                 let mut found = Vec::new();
                 while let Some(text) = list.next_element::<String>()? {
                     found.push(text.parse().map_err(A::Error::custom)?);
                 }
-                Ok(Addresses(found))
+                Ok(ListenAddresses(found))
             }
         }
 
@@ -191,7 +195,8 @@ mod tests {
             (&["systemd:admin", "0.0.0.0:5001"], Some("127.0.0.1:5001")),
             (&["127.0.0.1:0", "fd:3"], None),
         ] {
-            let addresses = Addresses(listen.iter().map(|text| text.parse().expect("an address")).collect());
+            let addresses =
+                ListenAddresses(listen.iter().map(|text| text.parse().expect("an address")).collect());
             assert_eq!(addresses.reachable().map(|place| place.to_string()).as_deref(), asked, "{listen:?}");
         }
     }
@@ -200,7 +205,7 @@ mod tests {
     fn each_form_is_read_and_written() {
         for text in ["127.0.0.1:5000", "[::1]:5000", "unix:/run/larder.sock", "systemd:larder.socket", "fd:3"]
         {
-            assert_eq!(text.parse::<Address>().expect(text).to_string(), text);
+            assert_eq!(text.parse::<ListenAddress>().expect(text).to_string(), text);
         }
         let long = format!("unix:/{}", "x".repeat(LONGEST_PATH));
         for text in [
@@ -218,14 +223,14 @@ mod tests {
             "fd:70000",
             "",
         ] {
-            text.parse::<Address>().expect_err(text);
+            text.parse::<ListenAddress>().expect_err(text);
         }
     }
 
     #[test]
     fn what_cannot_both_be_had_clashes() {
         let clash = |one: &str, other: &str| {
-            let [one, other] = [one, other].map(|text| text.parse::<Address>().expect(text));
+            let [one, other] = [one, other].map(|text| text.parse::<ListenAddress>().expect(text));
             assert_eq!(one.clashes(&other), other.clashes(&one));
             one.clashes(&other)
         };

@@ -28,13 +28,13 @@ const AT_START: [&[&str]; 11] = [
 
 /// One key that differs.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
+pub struct KeyChange {
     path: Vec<String>,
     from: Option<Value>,
     to: Option<Value>,
 }
 
-impl Change {
+impl KeyChange {
     /// Whether it takes a restart.
     pub fn needs_restart(&self) -> bool {
         AT_START
@@ -48,22 +48,22 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for KeyChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.key();
         match (&self.from, &self.to) {
-            (Some(from), Some(to)) => write!(f, "{key}: {} -> {}", Short(from), Short(to)),
-            (None, Some(to)) => write!(f, "{key}: {} is new", Short(to)),
-            (Some(from), None) => write!(f, "{key}: {} is gone", Short(from)),
+            (Some(from), Some(to)) => write!(f, "{key}: {} -> {}", Shortened(from), Shortened(to)),
+            (None, Some(to)) => write!(f, "{key}: {} is new", Shortened(to)),
+            (Some(from), None) => write!(f, "{key}: {} is gone", Shortened(from)),
             (None, None) => f.write_str(&key),
         }
     }
 }
 
 /// A value as TOML, on one line. The configuration names files with secrets and holds none.
-struct Short<'a>(&'a Value);
+struct Shortened<'a>(&'a Value);
 
-impl fmt::Display for Short<'_> {
+impl fmt::Display for Shortened<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_table() {
             return f.write_str("a table");
@@ -77,15 +77,15 @@ impl fmt::Display for Short<'_> {
 
 /// Where a configuration goes from here.
 #[derive(Clone, Debug)]
-pub struct Turn {
+pub struct ConfigDiff {
     /// Every key that differs.
-    pub changes: Vec<Change>,
+    pub changes: Vec<KeyChange>,
     /// The other configuration, except for what takes a restart: that is as it runs.
     pub next: Config,
 }
 
 /// Compares the configuration that runs with another one.
-pub fn compare(running: &Config, other: &Config) -> Result<Turn, LoadError> {
+pub fn compare(running: &Config, other: &Config) -> Result<ConfigDiff, LoadError> {
     let table = |config| Table::try_from(config).map_err(|error| LoadError::Whole(error.to_string()));
     let (running, mut other) = (table(running)?, table(other)?);
     let mut changes = Vec::new();
@@ -96,10 +96,10 @@ pub fn compare(running: &Config, other: &Config) -> Result<Turn, LoadError> {
     // Both are configurations, and each key stands alone: so is what is put together from them.
     let whole = |error: toml::de::Error| LoadError::Whole(error.message().to_owned());
     let next = other.try_into().map_err(whole)?;
-    Ok(Turn { changes, next })
+    Ok(ConfigDiff { changes, next })
 }
 
-fn differences(running: &Table, other: &Table, at: &[String], found: &mut Vec<Change>) {
+fn differences(running: &Table, other: &Table, at: &[String], found: &mut Vec<KeyChange>) {
     let mut keys: Vec<&String> = running.keys().chain(other.keys()).collect();
     keys.sort_unstable();
     keys.dedup();
@@ -108,7 +108,7 @@ fn differences(running: &Table, other: &Table, at: &[String], found: &mut Vec<Ch
         match (running.get(key), other.get(key)) {
             (Some(Value::Table(from)), Some(Value::Table(to))) => differences(from, to, &path, found),
             (from, to) if from == to => {}
-            (from, to) => found.push(Change { path, from: from.cloned(), to: to.cloned() }),
+            (from, to) => found.push(KeyChange { path, from: from.cloned(), to: to.cloned() }),
         }
     }
 }
@@ -133,7 +133,7 @@ mod tests {
     use crate::config::schema::{LogFormat, Upstream};
     use std::time::Duration;
 
-    fn shown(turn: &Turn, restart: bool) -> Vec<String> {
+    fn shown(turn: &ConfigDiff, restart: bool) -> Vec<String> {
         let fitting = turn.changes.iter().filter(|change| change.needs_restart() == restart);
         fitting.map(ToString::to_string).collect()
     }

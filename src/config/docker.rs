@@ -82,14 +82,14 @@ pub enum DockerConfigError {
 /// What a `config.json` says about credentials.
 #[derive(Clone, Debug, Default)]
 pub struct DockerConfig {
-    helpers: Vec<(Key, String)>,
+    helpers: Vec<(AuthKey, String)>,
     store: Option<String>,
-    auths: Vec<(Key, Credential)>,
+    auths: Vec<(AuthKey, Credential)>,
 }
 
 /// Where the credential for a request is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum CredentialLocation {
     /// The program `docker-credential-NAME` knows.
     Helper {
         /// What comes after `docker-credential-`.
@@ -120,7 +120,7 @@ impl DockerConfig {
             let at = || format!("credHelpers.{key:?}");
             // An empty name is docker's way to except a registry from credsStore.
             let name = if name.is_empty() { name } else { helper_name(name, at)? };
-            config.helpers.extend(Key::parse(&key).map(|key| (key, name)));
+            config.helpers.extend(AuthKey::parse(&key).map(|key| (key, name)));
         }
         if let Some(name) = file.creds_store.filter(|name| !name.is_empty()) {
             config.store = Some(helper_name(name, || "credsStore".to_owned())?);
@@ -128,7 +128,7 @@ impl DockerConfig {
         for (key, entry) in file.auths.unwrap_or_default() {
             let credential = entry.credential().ok_or_else(|| DockerConfigError::Auth(key.clone()))?;
             if credential != Credential::default() {
-                config.auths.extend(Key::parse(&key).map(|key| (key, credential)));
+                config.auths.extend(AuthKey::parse(&key).map(|key| (key, credential)));
             }
         }
         Ok(config)
@@ -136,18 +136,18 @@ impl DockerConfig {
 
     /// Where the credential is for a repository of a registry that has these names, the best one first. A helper of the
     /// registry's own comes before the common one, and that before what is written down, whatever is found there.
-    pub fn find(&self, names: &[Server], repository: &Name) -> Option<Found> {
+    pub fn find(&self, names: &[RegistryHost], repository: &Name) -> Option<CredentialLocation> {
         let own = names.iter().find_map(|server| Some((best(&self.helpers, server, repository)?, server)));
         let helper = match (own, &self.store) {
             (Some((name, server)), _) => Some((name, vec![server.login()])),
-            (None, Some(store)) => Some((store, names.iter().map(Server::login).collect())),
+            (None, Some(store)) => Some((store, names.iter().map(RegistryHost::login).collect())),
             (None, None) => None,
         };
         if let Some((name, logins)) = helper.filter(|(name, _)| !name.is_empty()) {
-            return Some(Found::Helper { name: name.clone(), logins });
+            return Some(CredentialLocation::Helper { name: name.clone(), logins });
         }
         let written = names.iter().find_map(|server| best(&self.auths, server, repository));
-        written.cloned().map(Found::Credential)
+        written.cloned().map(CredentialLocation::Credential)
     }
 }
 
@@ -181,11 +181,11 @@ struct ConfigFile {
     cred_helpers: Option<BTreeMap<String, String>>,
     #[serde(rename = "credsStore")]
     creds_store: Option<String>,
-    auths: Option<BTreeMap<String, Entry>>,
+    auths: Option<BTreeMap<String, AuthEntry>>,
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct AuthEntry {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
@@ -193,7 +193,7 @@ struct Entry {
     registrytoken: Option<String>,
 }
 
-impl Entry {
+impl AuthEntry {
     /// What the entry says; `auth` wins over the fields beside it. `None` if `auth` cannot be read.
     fn credential(self) -> Option<Credential> {
         let filled = |text: &String| !text.is_empty();
@@ -225,14 +225,14 @@ fn pair(auth: &str) -> Option<(String, Vec<u8>)> {
 
 /// A registry under the name that it has in `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
+pub struct RegistryHost {
     host: String,
     port: u16,
     /// Whether the port is the scheme's own, which is left out.
     implied: bool,
 }
 
-impl Server {
+impl RegistryHost {
     /// The registry at an endpoint; `None` if the URL has no host or port.
     pub fn at(endpoint: &Url) -> Option<Self> {
         let (host, port) = (endpoint.host_str()?, endpoint.port_or_known_default()?);
@@ -259,17 +259,17 @@ impl Server {
 
 /// A key of `auths` or `credHelpers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Key {
+struct AuthKey {
     host: String,
     port: Option<u16>,
     /// The part of the registry's repositories that it is for; empty for all.
     namespace: String,
     /// Of two keys for the same, the one that says nothing more goes first.
-    plain: Plain,
+    plain: KeyForm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Plain {
+enum KeyForm {
     /// A URL with a path that is no API's: docker takes it for the whole registry.
     Url,
     /// `https://host/v1/`.
@@ -278,7 +278,7 @@ enum Plain {
     Host,
 }
 
-impl Key {
+impl AuthKey {
     /// Reads a key in any of its forms; `None` for one that is for something else than a registry.
     fn parse(key: &str) -> Option<Self> {
         let lower = key.to_ascii_lowercase();
@@ -288,18 +288,18 @@ impl Key {
             None => (bare.unwrap_or(&lower), ""),
         };
         let (namespace, plain) = match (path, bare.is_some()) {
-            ("", false) => ("", Plain::Host),
-            ("" | "v1" | "v2", _) => ("", Plain::Api),
-            (namespace, false) => (namespace, Plain::Host),
+            ("", false) => ("", KeyForm::Host),
+            ("" | "v1" | "v2", _) => ("", KeyForm::Api),
+            (namespace, false) => (namespace, KeyForm::Host),
             // What docker keeps of a login in the browser; it is not for the registry.
             (_, true) if path.ends_with("/access-token") || path.ends_with("/refresh-token") => return None,
-            (_, true) => ("", Plain::Url),
+            (_, true) => ("", KeyForm::Url),
         };
         let (host, port) = split_port(host);
         (!host.is_empty()).then(|| Self { host: hub(host), port, namespace: namespace.to_owned(), plain })
     }
 
-    fn fits(&self, server: &Server, repository: &Name) -> bool {
+    fn fits(&self, server: &RegistryHost, repository: &Name) -> bool {
         let port = self.port.map_or(server.implied, |port| port == server.port);
         let inside = self.namespace.is_empty()
             || repository
@@ -311,7 +311,7 @@ impl Key {
 }
 
 /// The value under the most specific key that fits.
-fn best<'c, T>(entries: &'c [(Key, T)], server: &Server, repository: &Name) -> Option<&'c T> {
+fn best<'c, T>(entries: &'c [(AuthKey, T)], server: &RegistryHost, repository: &Name) -> Option<&'c T> {
     let fitting = entries.iter().filter(|(key, _)| key.fits(server, repository));
     fitting.max_by_key(|(key, _)| (key.namespace.len(), key.plain)).map(|(_, value)| value)
 }
@@ -344,23 +344,25 @@ mod tests {
         DockerConfig::parse(text.as_bytes()).expect_err(text).to_string()
     }
 
-    fn at(url: &str) -> Server {
-        Server::at(&Url::parse(url).expect("a URL")).expect("a server")
+    fn at(url: &str) -> RegistryHost {
+        RegistryHost::at(&Url::parse(url).expect("a URL")).expect("a server")
     }
 
-    fn named(name: &str) -> Server {
-        Server::named(&name.parse().expect("a name"))
+    fn named(name: &str) -> RegistryHost {
+        RegistryHost::named(&name.parse().expect("a name"))
     }
 
     /// The user name, or the helper, for a repository.
-    fn who(config: &DockerConfig, server: &Server, repository: &str) -> String {
+    fn who(config: &DockerConfig, server: &RegistryHost, repository: &str) -> String {
         whose(config, std::slice::from_ref(server), repository)
     }
 
-    fn whose(config: &DockerConfig, names: &[Server], repository: &str) -> String {
+    fn whose(config: &DockerConfig, names: &[RegistryHost], repository: &str) -> String {
         match config.find(names, &repository.parse().expect("a name")) {
-            Some(Found::Credential(credential)) => credential.username,
-            Some(Found::Helper { name, logins }) => format!("{name} about {}", logins.join(" and ")),
+            Some(CredentialLocation::Credential(credential)) => credential.username,
+            Some(CredentialLocation::Helper { name, logins }) => {
+                format!("{name} about {}", logins.join(" and "))
+            }
             None => "nobody".to_owned(),
         }
     }
@@ -368,7 +370,7 @@ mod tests {
     fn entry(text: &str) -> Credential {
         let config = config(&format!(r#"{{"auths":{{"reg.test":{text}}}}}"#));
         match config.find(&[named("reg.test")], &"a".parse().expect("a name")) {
-            Some(Found::Credential(credential)) => credential,
+            Some(CredentialLocation::Credential(credential)) => credential,
             other => panic!("{text}: {}", other.is_some()),
         }
     }

@@ -43,16 +43,16 @@ impl Shape {
 
 /// The table that a key stands in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ConfigTable {
     /// No table: the top of the file.
     Root,
-    /// A section, which is one that `Place::section` found.
+    /// A section, which is one that `ConfigTable::section` found.
     Section(&'static str),
     /// `[upstream."name"]`.
     Upstream(String),
 }
 
-impl Place {
+impl ConfigTable {
     /// The section of this name.
     pub(super) fn section(name: &str) -> Option<Self> {
         SECTIONS.iter().find(|(section, _)| *section == name).map(|(section, _)| Self::Section(section))
@@ -139,31 +139,31 @@ pub(super) fn endpoint_keys() -> &'static [&'static str] {
 
 /// The environment variable of every key, for the built-in upstreams and for those named here.
 pub fn variables<'a>(upstreams: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut places = vec![Place::Root];
-    places.extend(SECTIONS.iter().map(|(section, _)| Place::Section(section)));
+    let mut tables = vec![ConfigTable::Root];
+    tables.extend(SECTIONS.iter().map(|(section, _)| ConfigTable::Section(section)));
     let mut names: Vec<_> = builtin_upstreams().into_keys().collect();
     names.extend(upstreams.into_iter().map(str::to_owned));
     names.sort_unstable();
     names.dedup();
-    places.extend(names.into_iter().map(Place::Upstream));
-    places
+    tables.extend(names.into_iter().map(ConfigTable::Upstream));
+    tables
         .iter()
-        .flat_map(|place| place.keys().iter().map(move |key| (place, *key)))
-        .filter(|(place, key)| **place != Place::Root || !is_table(key))
-        .map(|(place, key)| variable(place, key))
+        .flat_map(|table| table.keys().iter().map(move |key| (table, *key)))
+        .filter(|(table, key)| **table != ConfigTable::Root || !is_table(key))
+        .map(|(table, key)| variable(table, key))
         .collect()
 }
 
 /// Whether a key of the root is a table rather than a value.
 pub(super) fn is_table(key: &str) -> bool {
-    key == UPSTREAM || Place::section(key).is_some()
+    key == UPSTREAM || ConfigTable::section(key).is_some()
 }
 
-fn variable(place: &Place, key: &str) -> String {
-    let twin = match place {
-        Place::Root => format!("LARDER_{key}"),
-        Place::Section(section) => format!("LARDER_{section}__{key}"),
-        Place::Upstream(name) => format!("LARDER_{UPSTREAM}__{}__{key}", plain(name)),
+fn variable(table: &ConfigTable, key: &str) -> String {
+    let twin = match table {
+        ConfigTable::Root => format!("LARDER_{key}"),
+        ConfigTable::Section(section) => format!("LARDER_{section}__{key}"),
+        ConfigTable::Upstream(name) => format!("LARDER_{UPSTREAM}__{}__{key}", plain(name)),
     };
     twin.to_ascii_uppercase()
 }
@@ -234,13 +234,13 @@ mod tests {
 
     #[test]
     fn every_table_of_the_schema_is_known() {
-        let tables: Vec<_> = Place::Root.keys().iter().filter(|key| is_table(key)).collect();
+        let tables: Vec<_> = ConfigTable::Root.keys().iter().filter(|key| is_table(key)).collect();
         assert_eq!(tables.len(), SECTIONS.len() + 1);
         let default = toml::Table::try_from(Config::default()).expect("a table");
         for (key, value) in &default {
             assert_eq!(is_table(key), value.is_table(), "{key}");
-            if let (Some(place), Some(section)) = (Place::section(key), value.as_table()) {
-                assert!(section.keys().all(|key| place.keys().contains(&key.as_str())), "{key}");
+            if let (Some(table), Some(section)) = (ConfigTable::section(key), value.as_table()) {
+                assert!(section.keys().all(|key| table.keys().contains(&key.as_str())), "{key}");
             }
         }
         assert_eq!(endpoint_keys(), ["url", "authoritative"]);
@@ -248,16 +248,19 @@ mod tests {
 
     #[test]
     fn near_means_near() {
-        assert_eq!(nearest("tag_tll", Place::Section("cache").keys().iter().copied()), Some("tag_ttl"));
-        assert_eq!(nearest("colour", Place::Section("cache").keys().iter().copied()), None);
+        assert_eq!(nearest("tag_tll", ConfigTable::Section("cache").keys().iter().copied()), Some("tag_ttl"));
+        assert_eq!(nearest("colour", ConfigTable::Section("cache").keys().iter().copied()), None);
         assert_eq!(nearest("x", ["y", "abc"].into_iter()), Some("y"));
-        assert_eq!(Place::Section("server").hint("tag_ttl").to_string(), "; did you mean `cache.tag_ttl`?");
-        assert!(Place::Section("admin").hint("colour").to_string().contains("; known here: listen, "));
+        assert_eq!(
+            ConfigTable::Section("server").hint("tag_ttl").to_string(),
+            "; did you mean `cache.tag_ttl`?"
+        );
+        assert!(ConfigTable::Section("admin").hint("colour").to_string().contains("; known here: listen, "));
     }
 
     #[test]
     fn paths_are_written_as_toml() {
-        assert_eq!(Place::Upstream("docker.io".into()).path("a b"), r#"upstream."docker.io"."a b""#);
-        assert_eq!(Place::Root.path("builtin_upstreams"), "builtin_upstreams");
+        assert_eq!(ConfigTable::Upstream("docker.io".into()).path("a b"), r#"upstream."docker.io"."a b""#);
+        assert_eq!(ConfigTable::Root.path("builtin_upstreams"), "builtin_upstreams");
     }
 }

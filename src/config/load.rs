@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-use super::address::{Address, Addresses};
-use super::keys::{self, Hint, Place, UPSTREAM};
+use super::address::{ListenAddress, ListenAddresses};
+use super::keys::{self, ConfigTable, Hint, UPSTREAM};
 use super::schema::{Config, Upstream, builtin_upstreams};
 
 /// The variable that names the file.
@@ -18,7 +18,7 @@ const VARIABLE: &str = "LARDER_CONFIG";
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--listen`: where clients pull from, without TLS; may be repeated.
-    pub listen: Vec<Address>,
+    pub listen: Vec<ListenAddress>,
     /// `--data`: the store's folder.
     pub data: Option<PathBuf>,
     /// `--upstream NAME=URL`, in order: the endpoints of the upstreams it names.
@@ -27,12 +27,12 @@ pub struct Flags {
 
 /// A place in a file: its path, and the line where that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct At {
+pub struct FileLocation {
     path: PathBuf,
     line: Option<usize>,
 }
 
-impl fmt::Display for At {
+impl fmt::Display for FileLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())?;
         self.line.map_or(Ok(()), |line| write!(f, ":{line}"))
@@ -54,7 +54,7 @@ pub enum LoadError {
     #[error("{at}: {message}")]
     Syntax {
         /// Where.
-        at: At,
+        at: FileLocation,
         /// What the parser says.
         message: String,
     },
@@ -62,7 +62,7 @@ pub enum LoadError {
     #[error("{at}: unknown key `{key}`{hint}")]
     UnknownKey {
         /// Where.
-        at: At,
+        at: FileLocation,
         /// The key with its tables.
         key: String,
         /// What was meant.
@@ -72,7 +72,7 @@ pub enum LoadError {
     #[error("{at}: `{key}`: {message}")]
     Value {
         /// Where.
-        at: At,
+        at: FileLocation,
         /// The key with its tables.
         key: String,
         /// What is wrong with the value.
@@ -119,7 +119,7 @@ pub fn load(
     layers.endpoints(flags.upstreams);
     let mut config = layers.finish()?;
     if !flags.listen.is_empty() {
-        config.server.listen = Addresses(flags.listen);
+        config.server.listen = ListenAddresses(flags.listen);
     }
     if let Some(data) = flags.data {
         config.store.path = data;
@@ -152,11 +152,11 @@ struct Layers {
 }
 
 impl Layers {
-    fn set(&mut self, place: &Place, key: &str, value: Value) {
+    fn set(&mut self, place: &ConfigTable, key: &str, value: Value) {
         let table = match place {
-            Place::Root => &mut self.said,
-            Place::Upstream(name) => self.upstreams.entry(name.clone()).or_default(),
-            Place::Section(section) => {
+            ConfigTable::Root => &mut self.said,
+            ConfigTable::Upstream(name) => self.upstreams.entry(name.clone()).or_default(),
+            ConfigTable::Section(section) => {
                 let entry = self.said.entry(*section).or_insert_with(|| Value::Table(Table::new()));
                 match entry {
                     Value::Table(table) => table,
@@ -169,7 +169,7 @@ impl Layers {
     }
 
     fn file(&mut self, path: &Path, text: &str) -> Result<(), LoadError> {
-        let source = Source { path, text };
+        let source = SourceFile { path, text };
         let spans = DeTable::parse(text).map_err(|error| source.syntax(&error))?;
         let spans = spans.get_ref();
         let document: Table = toml::from_str(text).map_err(|error| source.syntax(&error))?;
@@ -178,20 +178,20 @@ impl Layers {
                 for (upstream, value) in source.table(spans, &[&name], value)? {
                     let keys = source.table(spans, &[&name, &upstream], value)?;
                     self.upstreams.entry(upstream.clone()).or_default();
-                    let place = Place::Upstream(upstream.clone());
+                    let place = ConfigTable::Upstream(upstream.clone());
                     for (key, value) in keys {
                         source.check(spans, &[&name, &upstream, &key], &place, &value)?;
                         self.set(&place, &key, value);
                     }
                 }
-            } else if let Some(place) = Place::section(&name) {
+            } else if let Some(place) = ConfigTable::section(&name) {
                 for (key, value) in source.table(spans, &[&name], value)? {
                     source.check(spans, &[&name, &key], &place, &value)?;
                     self.set(&place, &key, value);
                 }
             } else {
-                source.check(spans, &[&name], &Place::Root, &value)?;
-                self.set(&Place::Root, &name, value);
+                source.check(spans, &[&name], &ConfigTable::Root, &value)?;
+                self.set(&ConfigTable::Root, &name, value);
             }
         }
         Ok(())
@@ -207,7 +207,7 @@ impl Layers {
         upstreams.sort_unstable();
         upstreams.dedup();
         for (name, text) in variables {
-            let Some((place, key)) = twin(&name, &upstreams)? else {
+            let Some((place, key)) = resolve_variable(&name, &upstreams)? else {
                 let known = keys::variables(upstreams.iter().map(String::as_str));
                 let hint = match keys::nearest(&name, known.iter().map(String::as_str)) {
                     Some(near) => format!("; did you mean {near}?"),
@@ -228,7 +228,7 @@ impl Layers {
             endpoints.entry(name).or_default().push(Value::String(url));
         }
         for (name, urls) in endpoints {
-            self.set(&Place::Upstream(name), "endpoints", Value::Array(urls));
+            self.set(&ConfigTable::Upstream(name), "endpoints", Value::Array(urls));
         }
     }
 
@@ -260,16 +260,16 @@ impl Layers {
 }
 
 /// A file's text, for errors that say where.
-struct Source<'a> {
+struct SourceFile<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
-impl Source<'_> {
-    fn at(&self, offset: Option<usize>) -> At {
+impl SourceFile<'_> {
+    fn at(&self, offset: Option<usize>) -> FileLocation {
         let line =
             offset.and_then(|offset| self.text.get(..offset)).map(|before| 1 + before.matches('\n').count());
-        At { path: self.path.to_owned(), line }
+        FileLocation { path: self.path.to_owned(), line }
     }
 
     fn syntax(&self, error: &toml::de::Error) -> LoadError {
@@ -278,7 +278,7 @@ impl Source<'_> {
     }
 
     /// Where the last name of a path stands.
-    fn find(&self, root: &DeTable<'_>, path: &[&str]) -> At {
+    fn find(&self, root: &DeTable<'_>, path: &[&str]) -> FileLocation {
         let mut table = Some(root);
         let mut offset = None;
         for name in path {
@@ -311,7 +311,7 @@ impl Source<'_> {
         &self,
         spans: &DeTable<'_>,
         path: &[&str],
-        place: &Place,
+        place: &ConfigTable,
         value: &Value,
     ) -> Result<(), LoadError> {
         let key = path.last().copied().unwrap_or_default();
@@ -336,15 +336,18 @@ impl Source<'_> {
 }
 
 /// The key that an environment variable stands for; `None` if there is no such key.
-fn twin(variable: &str, upstreams: &[String]) -> Result<Option<(Place, String)>, LoadError> {
+fn resolve_variable(
+    variable: &str,
+    upstreams: &[String],
+) -> Result<Option<(ConfigTable, String)>, LoadError> {
     let Some(rest) = variable.strip_prefix("LARDER_") else { return Ok(None) };
     let rest = rest.to_ascii_lowercase();
     let Some((table, key)) = rest.rsplit_once("__") else {
-        let known = Place::Root.keys().contains(&rest.as_str()) && !keys::is_table(&rest);
-        return Ok(known.then_some((Place::Root, rest)));
+        let known = ConfigTable::Root.keys().contains(&rest.as_str()) && !keys::is_table(&rest);
+        return Ok(known.then_some((ConfigTable::Root, rest)));
     };
     let place = match table.strip_prefix("upstream__") {
-        None => Place::section(table),
+        None => ConfigTable::section(table),
         Some(name) => {
             let mut fitting = upstreams.iter().filter(|known| keys::plain(known) == keys::plain(name));
             let found = fitting.next();
@@ -356,14 +359,14 @@ fn twin(variable: &str, upstreams: &[String]) -> Result<Option<(Place, String)>,
                 let message = "no upstream has this name; name it in the file or with --upstream".to_owned();
                 return Err(LoadError::Variable { name: variable.to_owned(), message });
             }
-            found.map(|name| Place::Upstream(name.clone()))
+            found.map(|name| ConfigTable::Upstream(name.clone()))
         }
     };
     Ok(place.filter(|place| place.keys().contains(&key)).map(|place| (place, key.to_owned())))
 }
 
 /// The value that a variable's text stands for: the first reading that its key takes.
-fn typed(place: &Place, key: &str, text: &str) -> Result<Value, String> {
+fn typed(place: &ConfigTable, key: &str, text: &str) -> Result<Value, String> {
     let string = Value::String(text.to_owned());
     let Err(message) = place.fits(key, &string) else { return Ok(string) };
     let number = text.parse().ok().map(Value::Integer);

@@ -4,6 +4,7 @@ pub mod address;
 pub mod change;
 pub mod docker;
 mod endpoint;
+pub mod file_watch;
 mod keys;
 pub mod load;
 pub mod pem;
@@ -11,9 +12,8 @@ pub mod proxy;
 pub mod schema;
 pub mod trust;
 pub mod validate;
-pub mod watch;
 
 pub use keys::{Hint, variables};
 pub use load::{Flags, LoadError, file, load};
 pub use schema::Config;
-pub use validate::{Invalid, Problem, validate};
+pub use validate::{ConfigProblem, InvalidConfig, validate};

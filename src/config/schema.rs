@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::address::Addresses;
+use super::address::ListenAddresses;
 pub use super::endpoint::Endpoint;
 pub use super::proxy::Proxy;
 pub use log::{Log, LogFormat, Trace};
@@ -64,9 +64,9 @@ impl Default for Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Where plain HTTP is spoken.
-    pub listen: Addresses,
+    pub listen: ListenAddresses,
     /// Where TLS is spoken.
-    pub tls_listen: Addresses,
+    pub tls_listen: ListenAddresses,
     /// PEM file with the certificate and what leads from it to an authority; read again when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_cert: Option<PathBuf>,
@@ -74,7 +74,7 @@ pub struct Server {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
     /// How refusals and trouble are worded: for clients with an origin to fall back on, or without.
-    pub mode: Mode,
+    pub mode: ServerMode,
     /// How long running transfers may go on after a stop signal.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -89,10 +89,10 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 5000)).into(),
-            tls_listen: Addresses::default(),
+            tls_listen: ListenAddresses::default(),
             tls_cert: None,
             tls_key: None,
-            mode: Mode::Mirror,
+            mode: ServerMode::Mirror,
             grace: Duration::from_secs(30),
             max_connections: 10_000,
             header_timeout: Duration::from_mins(1),
@@ -103,7 +103,7 @@ impl Default for Server {
 /// Which statuses clients see when there is nothing to serve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum ServerMode {
     /// Clients fall back to the origin: 404 for what is refused, 503 for an upstream's 429.
     #[default]
     Mirror,
@@ -116,9 +116,9 @@ pub enum Mode {
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     /// Where the pages, `/livez`, `/readyz`, `/metrics` and `/api/v1` are, as plain HTTP.
-    pub listen: Addresses,
+    pub listen: ListenAddresses,
     /// Where TLS is spoken.
-    pub tls_listen: Addresses,
+    pub tls_listen: ListenAddresses,
     /// PEM file with the certificate; the server's if neither this nor the key is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_cert: Option<PathBuf>,
@@ -134,7 +134,7 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 5001)).into(),
-            tls_listen: Addresses::default(),
+            tls_listen: ListenAddresses::default(),
             tls_cert: None,
             tls_key: None,
             token_file: None,
@@ -149,7 +149,7 @@ pub struct Store {
     /// The folder; made if it is not there.
     pub path: PathBuf,
     /// Where the bytes of blobs live.
-    pub blobs: BlobStore,
+    pub blobs: BlobStoreKind,
     /// What becomes of a store that does not open because its files are not as they were written.
     pub on_corruption: OnCorruption,
     /// Upper bound for bytes on disk, of content and of the database's own.
@@ -167,7 +167,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             path: PathBuf::from("larder-data"),
-            blobs: BlobStore::Sled,
+            blobs: BlobStoreKind::Sled,
             on_corruption: OnCorruption::SetAside,
             max_size: ByteSize::gib(20),
             min_free: ByteSize::gib(1),
@@ -208,7 +208,7 @@ impl Default for Scrub {
 /// Where the bytes of blobs live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum BlobStore {
+pub enum BlobStoreKind {
     /// In sled, with everything else.
     #[default]
     Sled,
@@ -216,7 +216,7 @@ pub enum BlobStore {
     Files,
 }
 
-impl BlobStore {
+impl BlobStoreKind {
     /// The word in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -248,7 +248,7 @@ pub struct Cache {
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
     /// How long past its freshness a tag may be served when the upstream cannot be asked.
-    pub stale_if_error: Limit,
+    pub stale_if_error: StaleLimit,
     /// How long past its freshness a tag is served at once while it is revalidated in the background.
     #[serde(with = "humantime_serde")]
     pub stale_while_revalidate: Duration,
@@ -266,7 +266,7 @@ impl Default for Cache {
         Self {
             tag_ttl: Duration::from_mins(1),
             negative_ttl: Duration::from_secs(10),
-            stale_if_error: Limit::Forever,
+            stale_if_error: StaleLimit::Forever,
             stale_while_revalidate: Duration::ZERO,
             revalidate_timeout: Duration::from_secs(2),
             tags_list: TagsList::Cached,
@@ -277,14 +277,14 @@ impl Default for Cache {
 
 /// A duration, or no bound at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub enum StaleLimit {
     /// Written `"forever"`.
     Forever,
     /// At most this long.
     For(Duration),
 }
 
-impl Serialize for Limit {
+impl Serialize for StaleLimit {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Forever => serializer.serialize_str("forever"),
@@ -293,7 +293,7 @@ impl Serialize for Limit {
     }
 }
 
-impl<'de> Deserialize<'de> for Limit {
+impl<'de> Deserialize<'de> for StaleLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         if text == "forever" {
@@ -405,7 +405,7 @@ pub struct Upstream {
     pub negative_ttl: Option<Duration>,
     /// Overrides `cache.stale_if_error`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stale_if_error: Option<Limit>,
+    pub stale_if_error: Option<StaleLimit>,
     /// Overrides `cache.stale_while_revalidate`.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub stale_while_revalidate: Option<Duration>,

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use url::Url;
 
-use super::address::{Address, Addresses};
+use super::address::{ListenAddress, ListenAddresses};
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
-use super::schema::{BlobStore, Cache, Config, Endpoint, Limit, Trace, Upstream};
+use super::schema::{BlobStoreKind, Cache, Config, Endpoint, StaleLimit, Trace, Upstream};
 use crate::oci::{NamePattern, UpstreamName};
 
 /// Beyond this a deadline may not be computable on every clock.
@@ -30,14 +30,14 @@ const LARGEST: u64 = 1 << 60;
 
 /// One thing that is wrong: the key and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// The key with its tables, as it would be written in TOML.
     pub key: String,
     /// What is wrong and what to do.
     pub message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`: {}", self.key, self.message)
     }
@@ -45,11 +45,11 @@ impl fmt::Display for Problem {
 
 /// All problems found, in the order of the sections.
 #[derive(Default)]
-struct Problems(Vec<Problem>);
+struct ProblemList(Vec<ConfigProblem>);
 
-impl Problems {
+impl ProblemList {
     fn add(&mut self, path: &[&str], message: impl Into<String>) {
-        self.0.push(Problem { key: dotted(path), message: message.into() });
+        self.0.push(ConfigProblem { key: dotted(path), message: message.into() });
     }
 
     fn require(&mut self, fine: bool, path: &[&str], message: &str) {
@@ -82,21 +82,21 @@ impl Problems {
 /// A configuration that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration cannot be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-pub struct Invalid(pub Vec<Problem>);
+pub struct InvalidConfig(pub Vec<ConfigProblem>);
 
 /// Checks everything that can be known without contacting anybody. Only whether named files are readable, and a
 /// `config.json` is one, is asked of the world.
-pub fn validate(config: &Config) -> Result<(), Invalid> {
-    let mut problems = Problems::default();
+pub fn validate(config: &Config) -> Result<(), InvalidConfig> {
+    let mut problems = ProblemList::default();
     sections(config, &mut problems);
     for (name, upstream) in &config.upstream {
         one_upstream(name, upstream, &mut problems);
     }
     across_upstreams(config, &mut problems);
-    if problems.0.is_empty() { Ok(()) } else { Err(Invalid(problems.0)) }
+    if problems.0.is_empty() { Ok(()) } else { Err(InvalidConfig(problems.0)) }
 }
 
-fn sections(config: &Config, problems: &mut Problems) {
+fn sections(config: &Config, problems: &mut ProblemList) {
     let Config { server, store, scrub, cache, log, .. } = config;
     ports(config, problems);
     problems.connections(server.max_connections, &["server", "max_connections"]);
@@ -108,7 +108,7 @@ fn sections(config: &Config, problems: &mut Problems) {
         "it must name a folder, such as \"larder-data\"",
     );
     for (key, size, least) in [
-        ("max_size", store.max_size, if store.blobs == BlobStore::Sled { LEAST_SLED } else { 1 }),
+        ("max_size", store.max_size, if store.blobs == BlobStoreKind::Sled { LEAST_SLED } else { 1 }),
         ("min_free", store.min_free, 0),
         ("cache_memory", store.cache_memory, LEAST_MEMORY),
     ] {
@@ -141,9 +141,9 @@ fn sections(config: &Config, problems: &mut Problems) {
 }
 
 /// Where to listen, and with which certificates.
-fn ports(config: &Config, problems: &mut Problems) {
+fn ports(config: &Config, problems: &mut ProblemList) {
     let Config { server, admin, .. } = config;
-    let mut places: Vec<([&str; 2], &Address)> = Vec::new();
+    let mut places: Vec<([&str; 2], &ListenAddress)> = Vec::new();
     for (section, key, addresses) in [
         ("server", "listen", &server.listen),
         ("server", "tls_listen", &server.tls_listen),
@@ -177,7 +177,7 @@ fn ports(config: &Config, problems: &mut Problems) {
     problems.readable(admin.token_file.as_deref(), &["admin", "token_file"]);
     let wanting = "it needs a certificate; set `tls_cert` and `tls_key`";
     let idle = "nothing would use it; name the addresses that speak TLS in `tls_listen`";
-    let speaks = |addresses: &Addresses| !addresses.0.is_empty();
+    let speaks = |addresses: &ListenAddresses| !addresses.0.is_empty();
     let (own, other) = (server.tls_cert.is_some(), admin.tls_cert.is_some());
     problems.require(own || !speaks(&server.tls_listen), &["server", "tls_listen"], wanting);
     problems.require(own || other || !speaks(&admin.tls_listen), &["admin", "tls_listen"], wanting);
@@ -187,7 +187,7 @@ fn ports(config: &Config, problems: &mut Problems) {
 }
 
 /// Where traces go.
-fn trace(trace: &Trace, problems: &mut Problems) {
+fn trace(trace: &Trace, problems: &mut ProblemList) {
     if let Some(endpoint) = &trace.endpoint {
         let fine = Url::parse(endpoint).is_ok_and(|url| {
             matches!(url.scheme(), "http" | "https")
@@ -209,12 +209,12 @@ fn trace(trace: &Trace, problems: &mut Problems) {
     );
 }
 
-fn freshness(cache: &Cache, table: &[&str], problems: &mut Problems) {
+fn freshness(cache: &Cache, table: &[&str], problems: &mut ProblemList) {
     let under = |key| [table, &[key]].concat();
     problems.duration(cache.tag_ttl, true, &under("tag_ttl"));
     problems.duration(cache.negative_ttl, true, &under("negative_ttl"));
     problems.duration(cache.stale_while_revalidate, true, &under("stale_while_revalidate"));
-    if let Limit::For(time) = cache.stale_if_error {
+    if let StaleLimit::For(time) = cache.stale_if_error {
         problems.duration(time, true, &under("stale_if_error"));
     }
     problems.duration(cache.revalidate_timeout, false, &under("revalidate_timeout"));
@@ -234,7 +234,7 @@ fn level(text: &str) -> Result<(), String> {
         .map_err(|error| format!("{error}; use a level, or a filter such as \"info,larder::upstream=debug\""))
 }
 
-fn one_upstream(name: &str, upstream: &Upstream, problems: &mut Problems) {
+fn one_upstream(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
     let at = |key| [UPSTREAM, name, key];
     if name.parse::<UpstreamName>().is_err() {
         problems.add(&[UPSTREAM, name], "its name must be a lower-case host name, such as \"ghcr.io\"");
@@ -298,7 +298,7 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut Problems) {
 }
 
 /// What is wrong with the `config.json` that credentials are taken from.
-fn docker_config(name: &str, upstream: &Upstream, problems: &mut Problems) {
+fn docker_config(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
     let Some(path) = &upstream.docker_config else { return };
     let at = [UPSTREAM, name, "docker_config"];
     if upstream.username.is_some() || upstream.password_file.is_some() {
@@ -345,7 +345,7 @@ fn endpoint_url(endpoint: &Endpoint) -> Result<(), String> {
     }
 }
 
-fn across_upstreams(config: &Config, problems: &mut Problems) {
+fn across_upstreams(config: &Config, problems: &mut ProblemList) {
     let defaults: Vec<_> = config.upstream.iter().filter(|(_, upstream)| upstream.default).collect();
     match defaults.as_slice() {
         [] if config.upstream.is_empty() => {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::content::media::{self, Kind, MediaType};
+use super::content::media::{self, ManifestKind, MediaType};
 use super::digest::Digest;
 
 /// What a descriptor says of the content it points at.
@@ -175,9 +175,9 @@ impl Document {
     fn named_type(&self, named: MediaType, header: Option<MediaType>) -> Result<MediaType, ManifestError> {
         let clash = |keys: &[&str]| keys.iter().find(|key| self.has(key)).map(|key| (*key).to_owned());
         let wrong = match named.kind() {
-            Some(Kind::Schema1) => return Err(ManifestError::Schema1),
-            Some(Kind::Image) => clash(&["manifests", "fsLayers"]),
-            Some(Kind::Index) => clash(&["config", "layers", "fsLayers"]),
+            Some(ManifestKind::Schema1) => return Err(ManifestError::Schema1),
+            Some(ManifestKind::Image) => clash(&["manifests", "fsLayers"]),
+            Some(ManifestKind::Index) => clash(&["config", "layers", "fsLayers"]),
             None if is_generic(&named) => {
                 return Err(ManifestError::Ambiguous(format!(
                     "its `mediaType` is {named}, which is no manifest's type"
@@ -216,10 +216,10 @@ impl Document {
                 ));
             }
             (true, false) if config_type == Some(media::DOCKER_CONFIG) => {
-                (Kind::Image, media::DOCKER_MANIFEST)
+                (ManifestKind::Image, media::DOCKER_MANIFEST)
             }
-            (true, false) => (Kind::Image, media::OCI_MANIFEST),
-            (false, true) => (Kind::Index, media::OCI_INDEX),
+            (true, false) => (ManifestKind::Image, media::OCI_MANIFEST),
+            (false, true) => (ManifestKind::Index, media::OCI_INDEX),
             (false, false) => return Err(ManifestError::Unknown),
         };
         match header {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::content::media::{Kind, MediaType, OCI_INDEX};
+use super::content::media::{ManifestKind, MediaType, OCI_INDEX};
 use super::digest::{Digest, DigestError};
 
 /// One entry: a manifest that refers to another, or an index.
@@ -26,7 +26,7 @@ impl Referrer {
         let text = |value: Option<&Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         let config = || text(manifest.get("config").and_then(|config| config.get("mediaType")));
         let artifact_type = text(manifest.get("artifactType"))
-            .or_else(|| if media_type.kind() == Some(Kind::Index) { None } else { config() });
+            .or_else(|| if media_type.kind() == Some(ManifestKind::Index) { None } else { config() });
         let mut descriptor = Map::new();
         descriptor.insert("mediaType".to_owned(), media_type.as_str().into());
         descriptor.insert("digest".to_owned(), digest.to_string().into());

@@ -1,6 +1,6 @@
 //! Moves the blobs of a store that no larder has open to the other place: from sled into files, or back.
 
-use crate::config::schema::{self, BlobStore};
+use crate::config::schema::{self, BlobStoreKind};
 use crate::oci::Digest;
 use crate::store::{Conversion, StepEnd, StoreError};
 
@@ -24,12 +24,12 @@ pub struct ConvertReport {
 
 impl Convert {
     /// Opens the store in `options.path` to move its blobs to `to`. Work that was interrupted is gone on with.
-    pub fn begin(options: &schema::Store, to: BlobStore) -> Result<Self, StoreError> {
+    pub fn begin(options: &schema::Store, to: BlobStoreKind) -> Result<Self, StoreError> {
         Ok(Self { conversion: Conversion::begin(options, to)?, report: ConvertReport::default() })
     }
 
     /// Where the blobs come from; `None` if all of them were where they should be.
-    pub fn from(&self) -> Option<BlobStore> {
+    pub fn from(&self) -> Option<BlobStoreKind> {
         self.conversion.from()
     }
 

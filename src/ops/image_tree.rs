@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cache::CacheView;
-use crate::oci::media::Kind;
+use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::{StoreError, StoredManifest};
 
@@ -84,7 +84,7 @@ impl ImageTree {
         digest: &Digest,
     ) -> Result<Option<Self>, StoreError> {
         let Some(document) = held.manifest(repository, digest)? else { return Ok(None) };
-        let is_index = document.media_type.kind() == Some(Kind::Index);
+        let is_index = document.media_type.kind() == Some(ManifestKind::Index);
         let mut tree = Self { document, is_index, images: Vec::new(), indexes: Vec::new() };
         if is_index {
             let root = tree.document.clone();
@@ -129,7 +129,7 @@ impl ImageTree {
                 digest: child.digest,
                 foreign: child.foreign,
             };
-            if kind == Some(Kind::Index) {
+            if kind == Some(ManifestKind::Index) {
                 if !known {
                     self.indexes.push(manifest);
                     if let Some(document) = document.filter(|_| depth < DEPTH_MAX) {

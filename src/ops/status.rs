@@ -98,7 +98,7 @@ pub async fn status(operations: &Operations) -> Result<StatusReport, OpsError> {
 
 fn service(operations: &Operations) -> Option<ServiceReport> {
     let service = operations.service()?;
-    let traffic = operations.metrics.traffic();
+    let traffic = operations.metrics.totals();
     let saved = traffic.served.saturating_sub(traffic.fetched);
     Some(ServiceReport {
         started_at: service.started_at,

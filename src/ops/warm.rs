@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::cache::{Cache, CacheError, CachedManifest, ManifestAnswer};
-use crate::oci::media::Kind;
+use crate::oci::media::ManifestKind;
 use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
 use super::OpsError;
@@ -194,7 +194,7 @@ impl ImageWarmer {
         root: &Arc<CachedManifest>,
         row: &mut WarmedImage,
     ) -> Result<Vec<Arc<CachedManifest>>, OpsError> {
-        if root.media_type.kind() != Some(Kind::Index) {
+        if root.media_type.kind() != Some(ManifestKind::Index) {
             return Ok(vec![Arc::clone(root)]);
         }
         let children = self.children(root, row).await?;
@@ -222,7 +222,8 @@ impl ImageWarmer {
                 if !seen.insert(child.digest) && child.platform.is_none() || found.len() >= COUNT_MAX {
                     continue;
                 }
-                let nested = child.media_type.as_ref().is_some_and(|it| it.kind() == Some(Kind::Index));
+                let nested =
+                    child.media_type.as_ref().is_some_and(|it| it.kind() == Some(ManifestKind::Index));
                 if nested && depth < DEPTH_MAX {
                     let reference = Reference::Digest(child.digest);
                     let document = manifest(&self.cache, &self.named.repository, &reference).await?.document;

@@ -21,10 +21,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use super::Limits;
-use super::lingering::Lingering;
-use super::pulse::{Felt, Pulse, Verdict};
-use super::stalled::Stalled;
+use super::ConnectionLimits;
+use super::h2_keepalive::{Keepalive, KeepaliveBody, Verdict};
+use super::lingering_close::LingeringClose;
+use super::write_timeout::WriteTimeout;
 
 /// The largest request head, and about as much of an answer is gathered for one write: hyper has one number for both,
 /// and with a smaller one large blobs would go out in more and smaller writes.
@@ -38,13 +38,13 @@ const STREAMS: u32 = 128;
 
 /// What each connection of a port is served with.
 #[derive(Clone, Debug)]
-pub(super) struct Service<S> {
-    pub(super) limits: watch::Receiver<Limits>,
+pub(super) struct ConnectionService<S> {
+    pub(super) limits: watch::Receiver<ConnectionLimits>,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) answer: S,
 }
 
-impl<S, F, B> Service<S>
+impl<S, F, B> ConnectionService<S>
 where
     S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
@@ -61,7 +61,7 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = *self.limits.borrow();
-        let stream = Lingering::new(Stalled::new(stream, limits.write));
+        let stream = LingeringClose::new(WriteTimeout::new(stream, limits.write));
         let Some(tls) = tls else { return self.http1(stream, peer, limits).await };
         let shaking = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
         let shaken = tokio::select! {
@@ -79,7 +79,7 @@ where
         }
     }
 
-    async fn http1<T>(self, stream: T, peer: Option<SocketAddr>, limits: Limits)
+    async fn http1<T>(self, stream: T, peer: Option<SocketAddr>, limits: ConnectionLimits)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -93,19 +93,19 @@ where
         attend(connection, stop, None).await;
     }
 
-    async fn http2<T>(self, stream: T, peer: Option<SocketAddr>, limits: Limits)
+    async fn http2<T>(self, stream: T, peer: Option<SocketAddr>, limits: ConnectionLimits)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { stop, answer, .. } = self;
-        let pulse = Pulse::new(Instant::now());
+        let pulse = Keepalive::new(Instant::now());
         let felt = pulse.clone();
         let service = service_fn(move |request| {
             let beat = felt.begin();
             let answered = answer(request, peer);
             async move {
                 let Ok(answer) = answered.await;
-                Ok::<_, Infallible>(answer.map(|body| Felt::new(body, beat)))
+                Ok::<_, Infallible>(answer.map(|body| KeepaliveBody::new(body, beat)))
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -119,8 +119,11 @@ where
 }
 
 /// Drives a connection to its end, which comes after the answers that run when the port stops.
-async fn attend<C>(connection: C, mut stop: watch::Receiver<bool>, pulse: Option<(Pulse, Limits)>)
-where
+async fn attend<C>(
+    connection: C,
+    mut stop: watch::Receiver<bool>,
+    pulse: Option<(Keepalive, ConnectionLimits)>,
+) where
     C: GracefulConnection<Error = hyper::Error>,
 {
     let mut connection = pin!(connection);
@@ -151,7 +154,7 @@ where
 }
 
 /// Ends when a connection has stood still for too long.
-async fn given_up(pulse: Option<&(Pulse, Limits)>) -> Verdict {
+async fn given_up(pulse: Option<&(Keepalive, ConnectionLimits)>) -> Verdict {
     let Some((pulse, limits)) = pulse else { return std::future::pending().await };
     loop {
         let now = Instant::now();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use listenfd::ListenFd;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::config::address::{Address, Addresses};
+use crate::config::address::{ListenAddress, ListenAddresses};
 
 /// The first descriptor that is passed (`sd_listen_fds(3)`).
 const FIRST: u16 = 3;
@@ -25,7 +25,7 @@ pub enum ListenError {
     #[error("cannot listen on {address} ({key}); {remedy}")]
     Bind {
         /// What was asked for.
-        address: Address,
+        address: ListenAddress,
         /// The configuration's key.
         key: &'static str,
         /// What may help.
@@ -37,7 +37,7 @@ pub enum ListenError {
     #[error("cannot listen on {address} ({key}): {reason}")]
     Occupied {
         /// What was asked for.
-        address: Address,
+        address: ListenAddress,
         /// The configuration's key.
         key: &'static str,
         /// What is there, and what to do.
@@ -47,7 +47,7 @@ pub enum ListenError {
     #[error("{address} ({key}) was not passed to this process; {passed}")]
     NotPassed {
         /// What was asked for.
-        address: Address,
+        address: ListenAddress,
         /// The configuration's key.
         key: &'static str,
         /// What was.
@@ -56,23 +56,23 @@ pub enum ListenError {
 }
 
 /// Sockets passed by the service manager (`sd_listen_fds(3)`), until they are taken.
-pub struct Passed {
+pub struct InheritedSockets {
     sockets: ListenFd,
     /// The name of each, in their order.
     names: Vec<String>,
     taken: BTreeSet<usize>,
 }
 
-impl fmt::Debug for Passed {
+impl fmt::Debug for InheritedSockets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Passed")
+        f.debug_struct("InheritedSockets")
             .field("names", &self.names)
             .field("taken", &self.taken)
             .finish_non_exhaustive()
     }
 }
 
-impl Passed {
+impl InheritedSockets {
     /// None at all.
     pub fn none() -> Self {
         Self { sockets: ListenFd::empty(), names: Vec::new(), taken: BTreeSet::new() }
@@ -95,17 +95,17 @@ impl Passed {
     }
 
     /// The places of the sockets that an address stands for.
-    fn places(&self, address: &Address) -> Vec<usize> {
+    fn places(&self, address: &ListenAddress) -> Vec<usize> {
         let fits = |place: usize, name: &str| match address {
-            Address::Named(wanted) => name == wanted,
-            Address::Descriptor(number) => usize::from(*number) == place + usize::from(FIRST),
-            Address::Tcp(_) | Address::Unix(_) => false,
+            ListenAddress::Named(wanted) => name == wanted,
+            ListenAddress::Descriptor(number) => usize::from(*number) == place + usize::from(FIRST),
+            ListenAddress::Tcp(_) | ListenAddress::Unix(_) => false,
         };
         let named = self.names.iter().enumerate().filter(|(place, name)| fits(*place, name));
         named.map(|(place, _)| place).filter(|place| !self.taken.contains(place)).collect()
     }
 
-    fn take(&mut self, address: &Address, key: &'static str) -> Result<Vec<Socket>, ListenError> {
+    fn take(&mut self, address: &ListenAddress, key: &'static str) -> Result<Vec<Socket>, ListenError> {
         let places = self.places(address);
         if places.is_empty() {
             let passed = match self.left() {
@@ -178,14 +178,14 @@ impl fmt::Display for Socket {
 
 /// Listens at all of these places.
 pub(super) async fn open(
-    addresses: &Addresses,
+    addresses: &ListenAddresses,
     key: &'static str,
-    passed: &mut Passed,
+    passed: &mut InheritedSockets,
 ) -> Result<Vec<Socket>, ListenError> {
     let mut sockets = Vec::new();
     for address in &addresses.0 {
         match address {
-            Address::Tcp(at) => {
+            ListenAddress::Tcp(at) => {
                 let listener = TcpListener::bind(at).await.map_err(|source| ListenError::Bind {
                     address: address.clone(),
                     key,
@@ -194,15 +194,17 @@ pub(super) async fn open(
                 })?;
                 sockets.push(Socket::Tcp(listener));
             }
-            Address::Unix(path) => sockets.push(unix(path, address, key)?),
-            Address::Named(_) | Address::Descriptor(_) => sockets.extend(passed.take(address, key)?),
+            ListenAddress::Unix(path) => sockets.push(unix(path, address, key)?),
+            ListenAddress::Named(_) | ListenAddress::Descriptor(_) => {
+                sockets.extend(passed.take(address, key)?);
+            }
         }
     }
     Ok(sockets)
 }
 
 /// A socket in the file system. One that a larder left behind when it was killed is replaced.
-fn unix(path: &Path, address: &Address, key: &'static str) -> Result<Socket, ListenError> {
+fn unix(path: &Path, address: &ListenAddress, key: &'static str) -> Result<Socket, ListenError> {
     let occupied = |reason| ListenError::Occupied { address: address.clone(), key, reason };
     let remedy = "its folder must exist and be writable";
     let bind = |source| ListenError::Bind { address: address.clone(), key, remedy, source };

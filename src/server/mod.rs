@@ -2,11 +2,11 @@
 //! registry.
 
 mod connection;
-mod lingering;
+mod h2_keepalive;
+mod lingering_close;
 mod listen;
-mod pulse;
-mod stalled;
 mod tls;
+mod write_timeout;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -23,16 +23,16 @@ use prometheus::IntGauge;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-pub use listen::{ListenError, Passed};
+pub use listen::{InheritedSockets, ListenError};
 pub use tls::{Certificate, CertificateError, CertificateFiles};
 
-use crate::config::address::Addresses;
-use connection::Service;
+use crate::config::address::ListenAddresses;
+use connection::ConnectionService;
 use listen::Socket;
 
 /// Bounds of one port.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Connections served at once, on all its sockets together.
     pub connections: usize,
     /// How long a client may take over a TLS handshake and over a request's head, and sit idle between requests.
@@ -51,12 +51,12 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at all of these places; with TLS if there is a certificate. `key` is what named them, for errors.
+    /// Listens at all of these slots; with TLS if there is a certificate. `key` is what named them, for errors.
     pub async fn open(
-        addresses: &Addresses,
+        addresses: &ListenAddresses,
         key: &'static str,
         tls: Option<&Certificate>,
-        passed: &mut Passed,
+        passed: &mut InheritedSockets,
     ) -> Result<Vec<Self>, ListenError> {
         let sockets = listen::open(addresses, key, passed).await?;
         Ok(sockets.into_iter().map(|socket| Self { socket, tls: tls.cloned() }).collect())
@@ -85,7 +85,7 @@ impl fmt::Display for Listener {
 /// connections that begin after that, and for the end. Returns whether all answers came to their end.
 pub async fn serve<S, F, B>(
     listeners: Vec<Listener>,
-    limits: watch::Receiver<Limits>,
+    limits: watch::Receiver<ConnectionLimits>,
     open: Option<IntGauge>,
     stop: watch::Receiver<bool>,
     answer: S,
@@ -98,12 +98,11 @@ where
 {
     // Never sent on: that nobody holds a sender any more is the message.
     let (working, mut done) = mpsc::channel::<Infallible>(1);
-    let places = Arc::new(Semaphore::new(limits.borrow().connections));
-    let resizing = tokio::spawn(resize(Arc::clone(&places), limits.clone()));
+    let slots = Arc::new(Semaphore::new(limits.borrow().connections));
+    let resizing = tokio::spawn(resize(Arc::clone(&slots), limits.clone()));
     let accepting = listeners.into_iter().map(|listener| {
-        let port =
-            Port { listener, places: Arc::clone(&places), open: open.clone(), working: working.clone() };
-        tokio::spawn(port.accept_all(Service {
+        let port = Port { listener, slots: Arc::clone(&slots), open: open.clone(), working: working.clone() };
+        tokio::spawn(port.accept_all(ConnectionService {
             limits: limits.clone(),
             stop: stop.clone(),
             answer: answer.clone(),
@@ -122,16 +121,16 @@ where
     tokio::time::timeout(grace, done.recv()).await.is_ok()
 }
 
-/// Makes as many places as the limits allow, whenever these change. Places that are to go and are taken go once they
+/// Makes as many slots as the limits allow, whenever these change. Places that are to go and are taken go once they
 /// are given back.
-async fn resize(places: Arc<Semaphore>, mut limits: watch::Receiver<Limits>) {
+async fn resize(slots: Arc<Semaphore>, mut limits: watch::Receiver<ConnectionLimits>) {
     let mut now = limits.borrow_and_update().connections;
     while limits.changed().await.is_ok() {
         let wanted = limits.borrow_and_update().connections;
-        places.add_permits(wanted.saturating_sub(now));
+        slots.add_permits(wanted.saturating_sub(now));
         for _ in wanted..now {
-            if let Ok(place) = places.acquire().await {
-                place.forget();
+            if let Ok(slot) = slots.acquire().await {
+                slot.forget();
             }
         }
         now = wanted;
@@ -141,7 +140,7 @@ async fn resize(places: Arc<Semaphore>, mut limits: watch::Receiver<Limits>) {
 /// One socket at work.
 struct Port {
     listener: Listener,
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     open: Option<IntGauge>,
     working: mpsc::Sender<Infallible>,
 }
@@ -152,14 +151,14 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// A place among the connections of a port, given back when it is dropped.
-struct Place {
+/// A slot among the connections of a port, given back when it is dropped.
+struct ConnectionSlot {
     _permit: OwnedSemaphorePermit,
     _working: mpsc::Sender<Infallible>,
     open: Option<IntGauge>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         if let Some(open) = &self.open {
             open.dec();
@@ -168,7 +167,7 @@ impl Drop for Place {
 }
 
 impl Port {
-    async fn accept_all<S, F, B>(self, service: Service<S>)
+    async fn accept_all<S, F, B>(self, service: ConnectionService<S>)
     where
         S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
         F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
@@ -182,7 +181,7 @@ impl Port {
                 _ = stop.wait_for(|stop| *stop) => return,
                 accepted = self.accept() => accepted,
             };
-            let Some((stream, place)) = accepted else { continue };
+            let Some((stream, slot)) = accepted else { continue };
             let service = service.clone();
             let tls = self.listener.tls.as_ref().map(Certificate::newest);
             tokio::spawn(async move {
@@ -190,15 +189,15 @@ impl Port {
                     Stream::Tcp(stream, peer) => service.serve(stream, Some(peer), tls).await,
                     Stream::Unix(stream) => service.serve(stream, None, tls).await,
                 }
-                drop(place);
+                drop(slot);
             });
         }
     }
 
-    /// The next connection, once there is a place for it.
+    /// The next connection, once there is a slot for it.
     ///
-    /// It is taken in before there is: a socket that waits with a place in its hand would keep it from the port's others.
-    async fn accept(&self) -> Option<(Stream, Place)> {
+    /// It is taken in before there is: a socket that waits with a slot in its hand would keep it from the port's others.
+    async fn accept(&self) -> Option<(Stream, ConnectionSlot)> {
         let accepted = match &self.listener.socket {
             Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 if let Err(error) = stream.set_nodelay(true) {
@@ -210,12 +209,12 @@ impl Port {
         };
         match accepted {
             Ok(stream) => {
-                let permit = Arc::clone(&self.places).acquire_owned().await.ok()?;
+                let permit = Arc::clone(&self.slots).acquire_owned().await.ok()?;
                 if let Some(open) = &self.open {
                     open.inc();
                 }
                 let open = self.open.clone();
-                Some((stream, Place { _permit: permit, _working: self.working.clone(), open }))
+                Some((stream, ConnectionSlot { _permit: permit, _working: self.working.clone(), open }))
             }
             Err(error) => {
                 // Too many open files, mostly: others must close before it gets better.
@@ -255,10 +254,14 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_stops_reading_loses_its_place() {
         let patient = Duration::from_mins(10);
-        let limits =
-            Limits { connections: 1, head: patient, write: Duration::from_millis(50), grace: patient };
+        let limits = ConnectionLimits {
+            connections: 1,
+            head: patient,
+            write: Duration::from_millis(50),
+            grace: patient,
+        };
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0)).into();
-        let listeners = Listener::open(&loopback, "server.listen", None, &mut Passed::none()).await;
+        let listeners = Listener::open(&loopback, "server.listen", None, &mut InheritedSockets::none()).await;
         let listeners = listeners.expect("a port");
         let address = listeners[0].local().expect("an address");
         let (stop, stopped) = watch::channel(false);
@@ -281,7 +284,7 @@ mod tests {
     /// answer is given up.
     async fn tls_port(
         version: &str,
-        limits: Limits,
+        limits: ConnectionLimits,
     ) -> (reqwest::Client, String, watch::Sender<bool>, oneshot::Receiver<()>) {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
         let folder = tempfile::tempdir().expect("a folder");
@@ -291,7 +294,8 @@ mod tests {
         let certificate = Certificate::load(files).expect("a certificate");
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0)).into();
         let key = "server.tls_listen";
-        let listeners = Listener::open(&loopback, key, Some(&certificate), &mut Passed::none()).await;
+        let listeners =
+            Listener::open(&loopback, key, Some(&certificate), &mut InheritedSockets::none()).await;
         let listeners = listeners.expect("a port");
         let address = listeners[0].local().expect("an address");
         let (stop, stopped) = watch::channel(false);
@@ -317,8 +321,12 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_client_behind_tls_that_takes_nothing_loses_its_connection() {
         let patient = Duration::from_mins(10);
-        let limits =
-            Limits { connections: 1, head: patient, write: Duration::from_millis(200), grace: patient };
+        let limits = ConnectionLimits {
+            connections: 1,
+            head: patient,
+            write: Duration::from_millis(200),
+            grace: patient,
+        };
         for (name, version) in [("http/1.1", http::Version::HTTP_11), ("h2", http::Version::HTTP_2)] {
             let (client, url, _stop, dropped) = tls_port(name, limits).await;
             let mut answer = client.get(url).send().await.expect("an answer");

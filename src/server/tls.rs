@@ -7,9 +7,9 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use tokio::sync::watch;
 
+use crate::config::file_watch::{FileFingerprint, FileWatch, POLL_INTERVAL};
 use crate::config::pem;
-use crate::config::watch::{Fingerprint, LOOK_EVERY, Watch};
-use crate::telemetry::ALWAYS;
+use crate::telemetry::NO_DEDUP;
 
 /// The files of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +38,14 @@ pub struct CertificateError {
 pub struct Certificate {
     files: CertificateFiles,
     used: watch::Sender<Arc<ServerConfig>>,
-    seen: Arc<Mutex<Watch>>,
+    seen: Arc<Mutex<FileWatch>>,
 }
 
 impl Certificate {
     /// Reads the files; blocks.
     pub fn load(files: CertificateFiles) -> Result<Self, CertificateError> {
         // Taken before they are read: what changes in between is found by the next look.
-        let seen = Watch::new(files.fingerprint());
+        let seen = FileWatch::new(files.fingerprint());
         let used = watch::Sender::new(files.server_config()?);
         Ok(Self { files, used, seen: Arc::new(Mutex::new(seen)) })
     }
@@ -57,20 +57,20 @@ impl Certificate {
 
     /// Reads the files again, whether or not they have changed. Blocks.
     pub fn reload(&self) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).use_now(self.files.fingerprint());
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).set_current(self.files.fingerprint());
         self.use_files();
     }
 
     /// Looks at the files now and then and uses what has changed, until it is dropped.
     pub async fn attend(self) {
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        let mut ticks = tokio::time::interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let this = self.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 let found = this.files.fingerprint();
-                if this.seen.lock().unwrap_or_else(PoisonError::into_inner).has_settled(found) {
+                if this.seen.lock().unwrap_or_else(PoisonError::into_inner).is_new_and_stable(found) {
                     this.use_files();
                 }
             });
@@ -88,15 +88,15 @@ impl Certificate {
                 tracing::info!(cert = %self.files.cert.display(), "the TLS certificate was read again");
             }
             Err(error) => {
-                tracing::error!(target: ALWAYS, %error, "the TLS certificate stays the one that was read before");
+                tracing::error!(target: NO_DEDUP, %error, "the TLS certificate stays the one that was read before");
             }
         }
     }
 }
 
 impl CertificateFiles {
-    fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&[self.cert.clone(), self.key.clone()])
+    fn fingerprint(&self) -> FileFingerprint {
+        FileFingerprint::of(&[self.cert.clone(), self.key.clone()])
     }
 
     fn server_config(&self) -> Result<Arc<ServerConfig>, CertificateError> {

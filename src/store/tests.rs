@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::blobs::Blobs;
 use super::*;
-use crate::config::schema::BlobStore;
+use crate::config::schema::BlobStoreKind;
 use crate::oci::Algorithm;
 
 const SMALL: Geometry = Geometry { page_size: 1024, segment_size: 512 << 10 };
@@ -18,10 +18,10 @@ const SMALL: Geometry = Geometry { page_size: 1024, segment_size: 512 << 10 };
 macro_rules! over_both_kinds {
     ($($name:ident)*) => {
         mod sled {
-            $(#[test] fn $name() { super::$name(super::BlobStore::Sled); })*
+            $(#[test] fn $name() { super::$name(super::BlobStoreKind::Sled); })*
         }
         mod files {
-            $(#[test] fn $name() { super::$name(super::BlobStore::Files); })*
+            $(#[test] fn $name() { super::$name(super::BlobStoreKind::Files); })*
         }
     };
 }
@@ -48,7 +48,7 @@ over_both_kinds! {
 
 /// Opens the store in a folder, perhaps again after its last handle was dropped. A process that another test starts at
 /// that moment has the lock's file too until it becomes another program.
-pub(super) fn open(folder: &TempDir, kind: BlobStore) -> Result<Store, StoreError> {
+pub(super) fn open(folder: &TempDir, kind: BlobStoreKind) -> Result<Store, StoreError> {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         match Store::open_with(folder.path(), kind, SMALL, 8 << 20) {
@@ -58,7 +58,7 @@ pub(super) fn open(folder: &TempDir, kind: BlobStore) -> Result<Store, StoreErro
     }
 }
 
-fn store(kind: BlobStore) -> (Store, TempDir) {
+fn store(kind: BlobStoreKind) -> (Store, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let store = open(&folder, kind).expect("a store");
     (store, folder)
@@ -145,7 +145,7 @@ fn read_all(blob: &OpenBlob, range: std::ops::Range<u64>) -> Vec<u8> {
     found
 }
 
-fn a_blob_reads_as_it_was_written(kind: BlobStore) {
+fn a_blob_reads_as_it_was_written(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     for (length, chunk) in
         [(0, 1), (1, 1), (1023, 100), (1024, 1024), (1025, 5), (10_000, 3000), (70_000, 70_000)]
@@ -164,7 +164,7 @@ fn a_blob_reads_as_it_was_written(kind: BlobStore) {
     }
 }
 
-fn a_draft_is_never_content(kind: BlobStore) {
+fn a_draft_is_never_content(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, &content);
@@ -187,7 +187,7 @@ fn a_draft_is_never_content(kind: BlobStore) {
     assert_eq!(store.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
-fn wrong_bytes_leave_nothing(kind: BlobStore) {
+fn wrong_bytes_leave_nothing(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, b"something else");
@@ -207,7 +207,7 @@ fn wrong_bytes_leave_nothing(kind: BlobStore) {
     assert_eq!(writer.finish(&repository("a"), Some(4999), 1).expect("finished"), DraftEnd::Mismatch);
 }
 
-fn a_draft_of_nothing_leaves_nothing(kind: BlobStore) {
+fn a_draft_of_nothing_leaves_nothing(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let digest = Digest::of(Algorithm::Sha256, b"never comes");
     drop(store.open_draft(&digest).expect("a draft"));
@@ -215,7 +215,7 @@ fn a_draft_of_nothing_leaves_nothing(kind: BlobStore) {
     assert!(!is_kept(&store, &folder, &digest));
 }
 
-fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStore) {
+fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let digest = fill(&store, &body(10), 10);
     store
@@ -233,7 +233,7 @@ fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStore) {
     assert_eq!(store.counts(), Counts { content: 10, manifests: 0, blobs: 1 });
 }
 
-fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStore) {
+fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let kept = StoredManifest { media_type: MediaType::new("a/b").expect("a type"), body: body(10) };
     let digest = Digest::of(Algorithm::Sha256, &kept.body);
@@ -263,7 +263,7 @@ fn the_last_byte_waits_for_verification() {
     assert_eq!(at(0, Some(0), false), 0);
 }
 
-fn readers_find_the_newest_in_memory_and_the_rest_where_it_was_written(kind: BlobStore) {
+fn readers_find_the_newest_in_memory_and_the_rest_where_it_was_written(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let content = body(3 << 20);
     let digest = Digest::of(Algorithm::Sha256, &content);
@@ -283,7 +283,7 @@ fn readers_find_the_newest_in_memory_and_the_rest_where_it_was_written(kind: Blo
     assert!(draft.recent(length..length + 1).is_none());
 }
 
-fn damage_is_never_content(kind: BlobStore) {
+fn damage_is_never_content(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
@@ -306,7 +306,7 @@ fn damage_is_never_content(kind: BlobStore) {
     assert_eq!(store.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
-fn bytes_that_are_gone_are_damage(kind: BlobStore) {
+fn bytes_that_are_gone_are_damage(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
@@ -319,7 +319,7 @@ fn bytes_that_are_gone_are_damage(kind: BlobStore) {
     assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
 }
 
-fn what_was_flushed_is_there_after_the_next_start(kind: BlobStore) {
+fn what_was_flushed_is_there_after_the_next_start(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digests = [fill(&store, &content, 5000), fill(&store, &body(0), 1), fill(&store, &body(1), 1)];
@@ -338,16 +338,16 @@ fn what_was_flushed_is_there_after_the_next_start(kind: BlobStore) {
     }
 }
 
-fn the_other_kind_is_refused(kind: BlobStore) {
+fn the_other_kind_is_refused(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     drop(store);
-    let other = if kind == BlobStore::Sled { BlobStore::Files } else { BlobStore::Sled };
+    let other = if kind == BlobStoreKind::Sled { BlobStoreKind::Files } else { BlobStoreKind::Sled };
     let error = open(&folder, other).expect_err("refused").to_string();
     assert!(error.contains(&format!("larder store convert --to {}", other.as_str())), "{error}");
     open(&folder, kind).expect("opens again");
 }
 
-fn a_manifest_keeps_its_first_type_and_links_what_it_points_at(kind: BlobStore) {
+fn a_manifest_keeps_its_first_type_and_links_what_it_points_at(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let kept = |text: &str, body: &Bytes| StoredManifest {
         media_type: MediaType::new(text).expect("a type"),
@@ -368,7 +368,7 @@ fn a_manifest_keeps_its_first_type_and_links_what_it_points_at(kind: BlobStore) 
     assert_eq!(store.counts(), Counts { content: 3000, manifests: 1, blobs: 0 });
 }
 
-fn names_come_in_byte_order_page_by_page(kind: BlobStore) {
+fn names_come_in_byte_order_page_by_page(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let fact = TagFact { digest: Digest::of(Algorithm::Sha256, b""), checked_at: 1, moved_at: 1 };
     for tag in ["b", "B", "a", "10", "9", "_"] {
@@ -387,13 +387,13 @@ fn names_come_in_byte_order_page_by_page(kind: BlobStore) {
     assert_eq!(store.repositories(&upstream, None, 10).expect("names").len(), 1);
 }
 
-fn a_second_larder_is_told_so(kind: BlobStore) {
+fn a_second_larder_is_told_so(kind: BlobStoreKind) {
     let (_store, folder) = store(kind);
     let error = Store::open_with(folder.path(), kind, SMALL, 8 << 20).expect_err("locked");
     assert!(matches!(error, StoreError::Locked(_)), "{error:?}");
 }
 
-fn referrers_belong_to_one_repository_and_one_subject(kind: BlobStore) {
+fn referrers_belong_to_one_repository_and_one_subject(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let (a, ab) = (repository("a"), repository("a/b"));
     let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());

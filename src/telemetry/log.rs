@@ -9,7 +9,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
-use super::repeats::{Repeats, Sparing};
+use super::log_dedup::{DedupFormat, LogDedup};
 use super::trace::{self, TraceError, Traces};
 use super::warnings::Warnings;
 use crate::config::schema::{self, Log, LogFormat};
@@ -29,7 +29,7 @@ pub enum LogError {
 #[derive(Clone, Debug)]
 pub struct LogLevel {
     filter: reload::Handle<EnvFilter, Registry>,
-    repeats: Repeats,
+    dedup: LogDedup,
     warnings: Warnings,
 }
 
@@ -47,8 +47,8 @@ impl LogLevel {
     }
 
     /// Says how often failures were left out that had been said before. To be called every few seconds.
-    pub fn tell_left_out(&self, now: Instant) {
-        self.repeats.tell(now);
+    pub fn report_suppressed(&self, now: Instant) {
+        self.dedup.report_suppressed(now);
     }
 }
 
@@ -65,17 +65,17 @@ pub fn init_log(log: &Log) -> Result<LogLevel, LogError> {
 pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces>), LogError> {
     let (filter, level) = reload::Layer::new(filter(&log.level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-    let repeats = Repeats::default();
+    let dedup = LogDedup::default();
     let lines = match log.format {
         LogFormat::Text => lines
             .with_ansi(console::colors_enabled_stderr())
-            .map_event_format(|lines| Sparing { lines, repeats: repeats.clone() })
+            .map_event_format(|lines| DedupFormat { lines, dedup: dedup.clone() })
             .boxed(),
         LogFormat::Json => lines
             .json()
             .flatten_event(true)
             .with_current_span(false)
-            .map_event_format(|lines| Sparing { lines, repeats: repeats.clone() })
+            .map_event_format(|lines| DedupFormat { lines, dedup: dedup.clone() })
             .boxed(),
     };
     // Lines do not speak of spans, and the level is not theirs.
@@ -97,5 +97,5 @@ pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces
     let kept = warnings.clone().with_filter(LevelFilter::WARN);
     let lines = lines.with_filter(filter.and(events));
     let _ = tracing_subscriber::registry().with(lines).with(spans).with(kept).try_init();
-    Ok((LogLevel { filter: level, repeats, warnings }, traces))
+    Ok((LogLevel { filter: level, dedup, warnings }, traces))
 }

@@ -97,7 +97,7 @@ impl Metrics {
     }
 
     /// Notes whether the store fails.
-    pub fn store_degraded(&self, fails: bool) {
+    pub fn set_store_degraded(&self, fails: bool) {
         self.store.degraded.set(i64::from(fails));
     }
 
@@ -107,7 +107,7 @@ impl Metrics {
     }
 
     /// Sets what was measured of the store: bytes on disk and of content, manifests and blobs held.
-    pub fn store_holds(&self, disk: u64, content: u64, manifests: u64, blobs: u64) {
+    pub fn set_store_usage(&self, disk: u64, content: u64, manifests: u64, blobs: u64) {
         self.store.bytes.with_label_values(&["disk"]).set(signed(disk));
         self.store.bytes.with_label_values(&["content"]).set(signed(content));
         self.store.objects.with_label_values(&["manifest"]).set(signed(manifests));
@@ -115,13 +115,13 @@ impl Metrics {
     }
 
     /// Sets how many stores that did not open lie aside.
-    pub fn store_set_aside(&self, stores: usize) {
+    pub fn set_quarantined_stores(&self, stores: usize) {
         self.store.set_aside.set(signed(stores as u64));
     }
 
     /// Sets bytes of blobs that no manifest held needs, when (milliseconds since 1970) that was last asked for which was
     /// not asked for longest, and how many bytes the store may take.
-    pub fn store_may_free(&self, reclaimable: u64, oldest: Option<u64>, limit: u64) {
+    pub fn set_store_limits(&self, reclaimable: u64, oldest: Option<u64>, limit: u64) {
         self.store.bytes.with_label_values(&["reclaimable"]).set(signed(reclaimable));
         self.store.oldest.set(signed(oldest.unwrap_or_default() / 1000));
         self.store.limit.set(signed(limit));

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use tracing::{Span, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::Kind;
+use super::RequestKind;
 use crate::config::schema;
 use crate::oci::{Digest, Repository};
 
@@ -141,7 +141,7 @@ impl Extractor for Sent<'_> {
 }
 
 /// A request's span. It lasts until it is dropped, which is when the answer's body has ended.
-pub fn request(kind: Kind, method: &str, path: &str, id: &str, headers: &HeaderMap) -> Span {
+pub fn request(kind: RequestKind, method: &str, path: &str, id: &str, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         target: TARGET,
         parent: None,

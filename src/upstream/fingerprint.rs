@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::config::file_watch::FileFingerprint;
 use crate::config::schema::Upstream;
-use crate::config::watch::Fingerprint;
 
 /// The settings that endpoints are built from, and what the files hold that were read for them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct EndpointFingerprint {
     settings: Upstream,
-    files: Fingerprint,
+    files: FileFingerprint,
 }
 
 impl EndpointFingerprint {
@@ -32,7 +32,7 @@ impl EndpointFingerprint {
             on_upstream_404: None,
             ..upstream.clone()
         };
-        Self { settings, files: Fingerprint::of(&files(upstream)) }
+        Self { settings, files: FileFingerprint::of(&files(upstream)) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How much has to go, and why: pure arithmetic over what was measured.
 
-use crate::config::schema::{BlobStore, Store};
+use crate::config::schema::{BlobStoreKind, Store};
 use crate::store::DraftUsage;
 
 /// Bytes that sled's file takes per live byte while content comes and goes, and beside that: measured, see
@@ -74,10 +74,10 @@ impl EvictionReason {
 
 /// How much of what a store may take its drafts may, before what else comes is served and not kept. Files become content
 /// as they are, and only have to find room.
-pub(super) fn draft_budget(kind: BlobStore, ceiling: u64) -> u64 {
+pub(super) fn draft_budget(kind: BlobStoreKind, ceiling: u64) -> u64 {
     match kind {
-        BlobStore::Files => ceiling / 2,
-        BlobStore::Sled => (ceiling / 8).min(SLED_DRAFTS),
+        BlobStoreKind::Files => ceiling / 2,
+        BlobStoreKind::Sled => (ceiling / 8).min(SLED_DRAFTS),
     }
 }
 
@@ -106,14 +106,14 @@ pub(super) fn drafts_to_evict(
 
 /// How many bytes of content must go; `None` if there is room enough.
 pub(super) fn excess(
-    kind: BlobStore,
+    kind: BlobStoreKind,
     found: &Measurement,
     limits: &StoreLimits,
 ) -> Option<(u64, EvictionReason)> {
     let (ceiling, reason) = ceiling(found, limits);
     let (taken, may) = match kind {
-        BlobStore::Files => (found.disk.saturating_add(found.pending_unwritten), ceiling),
-        BlobStore::Sled => (found.content.saturating_add(found.pending), content_budget(found, ceiling)),
+        BlobStoreKind::Files => (found.disk.saturating_add(found.pending_unwritten), ceiling),
+        BlobStoreKind::Sled => (found.content.saturating_add(found.pending), content_budget(found, ceiling)),
     };
     let over = if taken > share(may, HIGH_PERCENT, 100) { taken - share(may, LOW_PERCENT, 100) } else { 0 };
     let bytes = over.max(found.growth.saturating_mul(2));
@@ -122,7 +122,7 @@ pub(super) fn excess(
 
 /// How much content a store of pages may hold that may take `ceiling` on disk.
 pub(super) fn content_budget(found: &Measurement, ceiling: u64) -> u64 {
-    let drafts = found.drafts.max(draft_budget(BlobStore::Sled, ceiling));
+    let drafts = found.drafts.max(draft_budget(BlobStoreKind::Sled, ceiling));
     let room = ceiling.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
     share(room, 100, SLED_OVERHEAD_PERCENT)
 }
@@ -130,7 +130,7 @@ pub(super) fn content_budget(found: &Measurement, ceiling: u64) -> u64 {
 /// Above what the file of a store of pages must not grow without something going.
 pub(super) fn file_high_watermark(found: &Measurement, limits: &StoreLimits) -> u64 {
     let ceiling = ceiling(found, limits).0;
-    share(ceiling.saturating_sub(draft_budget(BlobStore::Sled, ceiling)), HIGH_PERCENT, 100)
+    share(ceiling.saturating_sub(draft_budget(BlobStoreKind::Sled, ceiling)), HIGH_PERCENT, 100)
 }
 
 /// What the store may take, so that its disk keeps its free room too, and which of the two limits that is.
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn files_are_held_to_what_they_take() {
         let with = |disk, pending_unwritten| {
-            excess(BlobStore::Files, &Measurement { disk, pending_unwritten, ..CALM }, &LIMITS)
+            excess(BlobStoreKind::Files, &Measurement { disk, pending_unwritten, ..CALM }, &LIMITS)
         };
         assert_eq!(with(950, 0), None);
         assert_eq!(with(951, 0), Some((51, EvictionReason::MaxSize)));
@@ -176,8 +176,9 @@ mod tests {
 
     #[test]
     fn the_disk_keeps_its_free_room() {
-        let with =
-            |disk, free| excess(BlobStore::Files, &Measurement { disk, free: Some(free), ..CALM }, &LIMITS);
+        let with = |disk, free| {
+            excess(BlobStoreKind::Files, &Measurement { disk, free: Some(free), ..CALM }, &LIMITS)
+        };
         assert_eq!(with(500, 600), None);
         // 600 may be taken at most.
         assert_eq!(with(590, 110), Some((50, EvictionReason::MinFree)));
@@ -185,7 +186,7 @@ mod tests {
         assert_eq!(with(500, 0), Some((140, EvictionReason::MinFree)));
         assert_eq!(with(50, 0), Some((50, EvictionReason::MinFree)));
         let untold = Measurement { disk: 960, free: None, ..CALM };
-        assert_eq!(excess(BlobStore::Files, &untold, &LIMITS), Some((60, EvictionReason::MaxSize)));
+        assert_eq!(excess(BlobStoreKind::Files, &untold, &LIMITS), Some((60, EvictionReason::MaxSize)));
     }
 
     #[test]
@@ -199,7 +200,7 @@ mod tests {
                 free: None,
                 ..CALM
             };
-            excess(BlobStore::Sled, &found, &LIMITS).map(|(bytes, _)| bytes >> 20)
+            excess(BlobStoreKind::Sled, &found, &LIMITS).map(|(bytes, _)| bytes >> 20)
         };
         // 606 MiB may live in 1000, beside the tree's 64 and 152 for drafts.
         assert_eq!(with(575, 0, 0), None);
@@ -237,12 +238,12 @@ mod tests {
 
     #[test]
     fn drafts_may_take_a_part() {
-        assert_eq!(draft_budget(BlobStore::Files, 1000), 500);
-        assert_eq!(draft_budget(BlobStore::Sled, 256 << 20), 32 << 20);
-        assert_eq!(draft_budget(BlobStore::Sled, 1 << 40), SLED_DRAFTS);
+        assert_eq!(draft_budget(BlobStoreKind::Files, 1000), 500);
+        assert_eq!(draft_budget(BlobStoreKind::Sled, 256 << 20), 32 << 20);
+        assert_eq!(draft_budget(BlobStoreKind::Sled, 1 << 40), SLED_DRAFTS);
         // On a disk that is smaller than `store.max_size` it is a part of that disk, and content has room.
         let limits = StoreLimits { max_size: 20 << 30, min_free: 0 };
         let found = Measurement { disk: 40 << 20, free: Some(60 << 20), content: 30 << 20, ..CALM };
-        assert_eq!(excess(BlobStore::Sled, &found, &limits), None);
+        assert_eq!(excess(BlobStoreKind::Sled, &found, &limits), None);
     }
 }

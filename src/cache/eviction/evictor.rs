@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::config::schema::BlobStore;
+use crate::config::schema::BlobStoreKind;
 use crate::oci::{Digest, Manifest};
 use crate::store::{ContentEntry, Counts, DraftUsage, Store, StoreError};
 
@@ -124,7 +124,7 @@ fn measure(shared: &Shared) -> Result<(Measurement, Vec<DraftUsage>), StoreError
     let drafts = drafted.iter().map(|draft| draft.bytes).sum();
     let (content, free) = (store.counts().content, store.free_on_disk().ok());
     let mut found = Measurement { disk, drafts, growth: 0, content, pending, pending_unwritten, free };
-    if eviction.kind == BlobStore::Sled {
+    if eviction.kind == BlobStoreKind::Sled {
         let file = disk.saturating_sub(drafts);
         let mark = file_high_watermark(&found, &eviction.limits());
         let seen = eviction.seen.swap(file.max(mark), Ordering::Relaxed);
@@ -250,10 +250,10 @@ async fn tell(shared: &Arc<Shared>) {
         blocking(move || Ok((of.store.size_on_disk()?, of.store.counts(), of.store.quarantined()?))).await;
     match measured {
         Ok((disk, Counts { content, manifests, blobs }, aside)) => {
-            shared.metrics.store_set_aside(aside);
-            shared.metrics.store_holds(disk, content, manifests, blobs);
+            shared.metrics.set_quarantined_stores(aside);
+            shared.metrics.set_store_usage(disk, content, manifests, blobs);
             let stats = shared.eviction.index().stats();
-            shared.metrics.store_may_free(stats.loose, stats.oldest, shared.eviction.limits().max_size);
+            shared.metrics.set_store_limits(stats.loose, stats.oldest, shared.eviction.limits().max_size);
         }
         Err(error) => shared.report_error("the store cannot be measured", &error),
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
-use crate::config::schema::{self, BlobStore};
+use crate::config::schema::{self, BlobStoreKind};
 use crate::oci::{Digest, Manifest};
 use crate::store::BlobEntry;
 
@@ -37,7 +37,7 @@ const STATS_MAX_AGE: Duration = Duration::from_secs(5);
 /// What all requests and the evictor share.
 #[derive(Debug)]
 pub(super) struct Eviction {
-    kind: BlobStore,
+    kind: BlobStoreKind,
     limits: Mutex<StoreLimits>,
     index: Mutex<EvictionIndex>,
     /// Whether the index knows all that is held. Until then nothing goes.
@@ -110,7 +110,7 @@ impl Eviction {
     /// Waits until there is room beside what is `held` for `size` bytes that are to be copied, or nothing more can go for
     /// them. Copies that are faster than removals would take the store over its limits.
     pub(super) async fn room_for(&self, size: u64, held: impl Fn() -> u64) {
-        if self.kind == BlobStore::Files {
+        if self.kind == BlobStoreKind::Files {
             return;
         }
         self.look();
@@ -190,7 +190,7 @@ impl Eviction {
     }
 
     /// Where the bytes of blobs are.
-    pub(super) fn kind(&self) -> BlobStore {
+    pub(super) fn kind(&self) -> BlobStoreKind {
         self.kind
     }
 
@@ -232,9 +232,9 @@ impl Eviction {
     /// Bytes that content of a length takes on disk, where that can be told.
     fn taken(&self, size: u64) -> u64 {
         match self.kind {
-            BlobStore::Sled => size,
+            BlobStoreKind::Sled => size,
             // What file systems give out is blocks of this size.
-            BlobStore::Files => size.next_multiple_of(4096),
+            BlobStoreKind::Files => size.next_multiple_of(4096),
         }
     }
 
@@ -268,7 +268,7 @@ mod tests {
 
     use super::*;
 
-    fn of(kind: BlobStore) -> Eviction {
+    fn of(kind: BlobStoreKind) -> Eviction {
         Eviction::new(&schema::Store { blobs: kind, ..schema::Store::default() })
     }
 
@@ -283,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_copy_waits_until_enough_has_gone() {
-        let (eviction, held) = (of(BlobStore::Sled), AtomicU64::new(90));
+        let (eviction, held) = (of(BlobStoreKind::Sled), AtomicU64::new(90));
         let room = |bytes| eviction.room_for(bytes, || held.load(Ordering::Relaxed));
         assert!(ends(&mut pin!(room(u64::MAX))).await, "nothing is known yet");
         eviction.room.send_modify(|room| room.content = Some(100));
@@ -299,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_copy_for_which_nothing_can_go_does_not_wait() {
-        let eviction = of(BlobStore::Sled);
+        let eviction = of(BlobStoreKind::Sled);
         eviction.room.send_modify(|room| room.content = Some(100));
         let mut waiting = pin!(eviction.room_for(1, || 100));
         assert!(!ends(&mut waiting).await);
@@ -309,14 +309,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_is_content_as_it_is() {
-        let eviction = of(BlobStore::Files);
+        let eviction = of(BlobStoreKind::Files);
         eviction.room.send_modify(|room| room.content = Some(0));
         assert!(ends(&mut pin!(eviction.room_for(1, || 100))).await);
     }
 
     #[test]
     fn a_small_disk_is_crowded_sooner() {
-        let eviction = of(BlobStore::Sled);
+        let eviction = of(BlobStoreKind::Sled);
         assert!(!eviction.is_crowded(1000, 100));
         eviction.room.send_modify(|room| room.ceiling = 8000);
         assert!(eviction.is_crowded(1000, 100) && !eviction.is_crowded(900, 100));

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::schema::BlobStore;
+use crate::config::schema::BlobStoreKind;
 use crate::oci::Digest;
 use crate::store::{Draft, StoreError};
 use crate::upstream::UpstreamState;
@@ -40,7 +40,7 @@ pub struct FillStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
     /// Where the bytes of blobs are.
-    pub kind: BlobStore,
+    pub kind: BlobStoreKind,
     /// Since when it fails and clients are served straight from the upstreams, in milliseconds since 1970.
     pub degraded_at: Option<u64>,
     /// Bytes of content: manifests and blobs, without overhead.

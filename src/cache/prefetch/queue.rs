@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::config::schema::Prefetch;
-use crate::oci::media::Kind;
+use crate::oci::media::ManifestKind;
 use crate::oci::{Repository, UpstreamName};
 use crate::telemetry::trace;
 
@@ -114,7 +114,7 @@ impl Drop for ActiveWalk {
 
 /// Starts the walk below `document` in the background, if it is an index that was not walked to its end before.
 pub(in crate::cache) fn seek(shared: &Arc<Shared>, repository: &Repository, document: &Arc<CachedManifest>) {
-    let index = document.media_type.kind() == Some(Kind::Index);
+    let index = document.media_type.kind() == Some(ManifestKind::Index);
     let root = (repository.clone(), document.digest);
     if !index || !shared.rules().prefetch.children || shared.memory.prefetched.get(&root).is_some() {
         return;

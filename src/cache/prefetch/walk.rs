@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 
-use crate::oci::media::Kind;
+use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::telemetry::Metrics;
 
@@ -74,7 +74,7 @@ pub(in crate::cache) async fn walk(
                         PrefetchEnd::Deferred { .. } => return PrefetchEnd::Deferred { waiting: left },
                     }
                 }
-                if depth < DEPTH_MAX && document.media_type.kind() == Some(Kind::Index) {
+                if depth < DEPTH_MAX && document.media_type.kind() == Some(ManifestKind::Index) {
                     push_children(&mut queue, &mut seen, &document, depth + 1);
                 }
             }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use url::Host;
 
-use crate::config::address::{Address, Addresses};
+use crate::config::address::{ListenAddress, ListenAddresses};
 use crate::config::{Config, pem};
 
 /// How a port is spoken to.
@@ -106,7 +106,7 @@ impl Instance {
         }
         let mut here = config.clone();
         for address in here.server.listen.0.iter_mut().chain(&mut here.server.tls_listen.0) {
-            if let Address::Tcp(address) = address {
+            if let ListenAddress::Tcp(address) = address {
                 match address.ip() {
                     IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
                     IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -148,11 +148,11 @@ impl Instance {
 /// How an address is spoken to that is reached by another name than larder listens at.
 fn scheme(config: &Config, given: &Given) -> anyhow::Result<Scheme> {
     let Config { server, .. } = config;
-    let has = |addresses: &Addresses| {
+    let has = |addresses: &ListenAddresses| {
         addresses
             .0
             .iter()
-            .any(|address| matches!(address, Address::Tcp(address) if address.port() == given.port))
+            .any(|address| matches!(address, ListenAddress::Tcp(address) if address.port() == given.port))
     };
     Ok(match (given.scheme, has(&server.tls_listen), has(&server.listen)) {
         (Some(scheme), _, _) => scheme,
@@ -176,7 +176,7 @@ fn listened(config: &Config) -> anyhow::Result<(Scheme, Host, u16)> {
     let places: Vec<_> =
         plain.chain(config.server.tls_listen.0.iter().map(|address| (Scheme::Https, address))).collect();
     for (scheme, address) in &places {
-        if let Address::Tcp(address) = address
+        if let ListenAddress::Tcp(address) = address
             && !address.ip().is_unspecified()
             && address.port() != 0
         {
@@ -188,7 +188,7 @@ fn listened(config: &Config) -> anyhow::Result<(Scheme, Host, u16)> {
         }
     }
     let open = places.iter().find_map(|(_, address)| match address {
-        Address::Tcp(address) if address.ip().is_unspecified() => Some(address),
+        ListenAddress::Tcp(address) if address.ip().is_unspecified() => Some(address),
         _ => None,
     });
     if let Some(address) = open {
@@ -197,7 +197,7 @@ fn listened(config: &Config) -> anyhow::Result<(Scheme, Host, u16)> {
              --address HOST:PORT"
         );
     }
-    if places.iter().any(|(_, address)| matches!(address, Address::Tcp(_))) {
+    if places.iter().any(|(_, address)| matches!(address, ListenAddress::Tcp(_))) {
         bail!(
             "the system chooses larder's port (0); say where its clients reach it, with --address HOST:PORT"
         );
@@ -216,7 +216,7 @@ mod tests {
 
     fn config(listen: &[&str], tls: &[&str]) -> Config {
         let read = |texts: &[&str]| {
-            Addresses(texts.iter().map(|text| text.parse().expect("an address")).collect::<Vec<_>>())
+            ListenAddresses(texts.iter().map(|text| text.parse().expect("an address")).collect::<Vec<_>>())
         };
         let mut config = Config::default();
         (config.server.listen, config.server.tls_listen) = (read(listen), read(tls));

@@ -26,7 +26,7 @@ application/vnd.docker.distribution.manifest.v2+json";
 
 /// Which of the four shapes a media type names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum ManifestKind {
     /// Points at other manifests.
     Index,
     /// Points at a config and layers.
@@ -64,20 +64,20 @@ impl MediaType {
     }
 
     /// The shape that this type stands for; `None` for a type that is no manifest's.
-    pub fn kind(&self) -> Option<Kind> {
+    pub fn kind(&self) -> Option<ManifestKind> {
         kind_of(&self.0)
     }
 }
 
 /// The shape of a known manifest type. Types are compared without regard to case (RFC 9110, 8.3.1).
-pub fn kind_of(media_type: &str) -> Option<Kind> {
+pub fn kind_of(media_type: &str) -> Option<ManifestKind> {
     let is = |known: &str| media_type.eq_ignore_ascii_case(known);
     if is(OCI_INDEX) || is(DOCKER_LIST) {
-        Some(Kind::Index)
+        Some(ManifestKind::Index)
     } else if is(OCI_MANIFEST) || is(DOCKER_MANIFEST) {
-        Some(Kind::Image)
+        Some(ManifestKind::Image)
     } else if is(DOCKER_SCHEMA1) || is(DOCKER_SCHEMA1_SIGNED) {
-        Some(Kind::Schema1)
+        Some(ManifestKind::Schema1)
     } else {
         None
     }
@@ -104,7 +104,7 @@ mod tests {
         let kept =
             MediaType::from_header("application/vnd.oci.image.index.v1+json; charset=utf-8").expect("a type");
         assert_eq!(kept.as_str(), OCI_INDEX);
-        assert_eq!(kept.kind(), Some(Kind::Index));
+        assert_eq!(kept.kind(), Some(ManifestKind::Index));
         assert!(MediaType::from_header("").is_none());
         assert!(MediaType::from_header("nonsense").is_none());
         assert!(MediaType::from_header("a/b\r\nx: y").is_none());

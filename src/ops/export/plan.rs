@@ -4,7 +4,7 @@ use bytes::Bytes;
 use oci_spec::image::ANNOTATION_REF_NAME;
 use serde_json::{Value, json};
 
-use crate::oci::media::{DOCKER_CONFIG, Kind, OCI_INDEX};
+use crate::oci::media::{DOCKER_CONFIG, ManifestKind, OCI_INDEX};
 use crate::oci::{Digest, Manifest, MediaType};
 
 use super::ExportReport;
@@ -27,7 +27,7 @@ pub(super) struct PlannedDocument {
 
 impl PlannedDocument {
     pub(super) fn is_index(&self) -> bool {
-        self.media_type.kind() == Some(Kind::Index)
+        self.media_type.kind() == Some(ManifestKind::Index)
     }
 
     pub(super) fn read(&self) -> Option<Manifest> {
@@ -123,7 +123,8 @@ impl Plan {
         let read = image.read()?;
         let (config, layers) = read.blobs.split_first()?;
         let config_type = config.media_type.as_ref().map(MediaType::as_str)?;
-        if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config_type) || image.media_type.kind() != Some(Kind::Image)
+        if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config_type)
+            || image.media_type.kind() != Some(ManifestKind::Image)
         {
             return None;
         }

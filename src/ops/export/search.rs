@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use backon::Retryable as _;
 
 use crate::cache::{Cache, CacheError};
-use crate::oci::media::Kind;
+use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Reference};
 use crate::store::StoreError;
 
@@ -196,7 +196,8 @@ impl Search<'_> {
                     let named = self.named;
                     return Err(OpsError::Content(format!("{named} has more than {COUNT_MAX} manifests")));
                 }
-                let nested = child.media_type.as_ref().is_some_and(|it| it.kind() == Some(Kind::Index));
+                let nested =
+                    child.media_type.as_ref().is_some_and(|it| it.kind() == Some(ManifestKind::Index));
                 match nested.then_some(depth < DEPTH_MAX) {
                     Some(true) if !known => {
                         let index =

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-use crate::config::schema::{self, BlobStore};
+use crate::config::schema::{self, BlobStoreKind};
 use crate::oci::{Digest, Hasher};
 
 use crate::store::blobs::BlobBody;
@@ -65,7 +65,7 @@ pub enum StepEnd {
 
 impl Conversion {
     /// Opens the store in `options.path` to move its blobs to `to`.
-    pub fn begin(options: &schema::Store, to: BlobStore) -> Result<Self, StoreError> {
+    pub fn begin(options: &schema::Store, to: BlobStoreKind) -> Result<Self, StoreError> {
         let folder = options.path.clone();
         let none = || StoreError::Foreign {
             path: folder.clone(),
@@ -119,14 +119,14 @@ impl Conversion {
     }
 
     /// Where the blobs come from; `None` if all of them were where they should be.
-    pub fn from(&self) -> Option<BlobStore> {
+    pub fn from(&self) -> Option<BlobStoreKind> {
         self.header.moving_from
     }
 
     fn step(&self, digest: &Digest, fact: &BlobFact) -> Result<StepEnd, StoreError> {
         let end = match self.header.blobs {
-            BlobStore::Files => self.to_file(digest, fact)?,
-            BlobStore::Sled => self.to_pages(digest, fact)?,
+            BlobStoreKind::Files => self.to_file(digest, fact)?,
+            BlobStoreKind::Sled => self.to_pages(digest, fact)?,
         };
         if end == StepEnd::Dropped {
             self.trees.facts.remove(Key::Blob(digest).to_bytes())?;
@@ -199,8 +199,8 @@ impl Conversion {
         }
         database.replace(None);
         match header.blobs {
-            BlobStore::Files => compact::compact(&folder, header.geometry, trees, &[PAGES])?,
-            BlobStore::Sled => {
+            BlobStoreKind::Files => compact::compact(&folder, header.geometry, trees, &[PAGES])?,
+            BlobStoreKind::Sled => {
                 trees.db.flush()?;
                 files.remove_all_content()?;
             }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::schema::BlobStore;
+use crate::config::schema::BlobStoreKind;
 
 use crate::store::StoreError;
 
@@ -60,17 +60,17 @@ pub(in crate::store) struct Header {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::store) identity: Option<u32>,
     /// Where the bytes of blobs are.
-    pub(in crate::store) blobs: BlobStore,
+    pub(in crate::store) blobs: BlobStoreKind,
     /// Where some of them may still be: they are being moved, or somebody was interrupted at it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(in crate::store) moving_from: Option<BlobStore>,
+    pub(in crate::store) moving_from: Option<BlobStoreKind>,
     #[serde(flatten)]
     pub(in crate::store) geometry: Geometry,
 }
 
 impl Header {
     /// The header of a new store.
-    pub(in crate::store) fn new(blobs: BlobStore, geometry: Geometry) -> Self {
+    pub(in crate::store) fn new(blobs: BlobStoreKind, geometry: Geometry) -> Self {
         Self { format: FORMAT, found: FORMAT, identity: None, blobs, moving_from: None, geometry }
     }
 
@@ -125,7 +125,7 @@ impl Header {
     }
 
     /// Refuses a store whose bytes are not all where `wanted` says.
-    pub(in crate::store) fn require(&self, wanted: BlobStore, folder: &Path) -> Result<(), StoreError> {
+    pub(in crate::store) fn require(&self, wanted: BlobStoreKind, folder: &Path) -> Result<(), StoreError> {
         let (held, wanted) = (self.blobs.as_str(), wanted.as_str());
         let reason = if let Some(from) = self.moving_from {
             let from = from.as_str();
@@ -162,7 +162,7 @@ mod tests {
         format: FORMAT,
         found: FORMAT,
         identity: None,
-        blobs: BlobStore::Files,
+        blobs: BlobStoreKind::Files,
         moving_from: None,
         geometry: Geometry { page_size: 8192, segment_size: 524_288 },
     };
@@ -171,7 +171,7 @@ mod tests {
     fn a_header_reads_as_it_was_written() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(Header::read(folder.path()).expect("a look"), None);
-        let halfway = Header { moving_from: Some(BlobStore::Sled), ..HEADER };
+        let halfway = Header { moving_from: Some(BlobStoreKind::Sled), ..HEADER };
         for header in [HEADER, halfway, Header { identity: Some(u32::MAX), ..HEADER }] {
             header.write(folder.path()).expect("written");
             assert_eq!(Header::read(folder.path()).expect("a look"), Some(header));
@@ -245,11 +245,11 @@ mod tests {
         let refused = |header: Header, wanted| {
             header.require(wanted, Path::new("/x")).err().map(|error| error.to_string()).unwrap_or_default()
         };
-        assert_eq!(refused(HEADER, BlobStore::Files), "");
-        let error = refused(HEADER, BlobStore::Sled);
+        assert_eq!(refused(HEADER, BlobStoreKind::Files), "");
+        let error = refused(HEADER, BlobStoreKind::Sled);
         assert!(error.contains("store.blobs = \"files\"") && error.contains("convert --to sled"), "{error}");
-        let halfway = Header { moving_from: Some(BlobStore::Sled), ..HEADER };
-        for wanted in [BlobStore::Sled, BlobStore::Files] {
+        let halfway = Header { moving_from: Some(BlobStoreKind::Sled), ..HEADER };
+        for wanted in [BlobStoreKind::Sled, BlobStoreKind::Files] {
             let error = refused(halfway, wanted);
             assert!(error.contains("larder store convert --to files"), "{error}");
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::schema::{self, BlobStore, OnCorruption};
+use crate::config::schema::{self, BlobStoreKind, OnCorruption};
 use crate::oci::Digest;
 
 use crate::store::blobs::Blobs;
@@ -54,7 +54,7 @@ const PROBE: &[u8] = b"probe";
 #[derive(Debug)]
 pub(in crate::store) struct Opening {
     path: PathBuf,
-    blobs: BlobStore,
+    blobs: BlobStoreKind,
     /// For a store that is new.
     geometry: Geometry,
     cache_memory: u64,
@@ -113,7 +113,7 @@ impl Store {
     /// Opens a store whose geometry, if it is new, is `geometry`. For the bench that chooses one.
     pub fn open_with(
         path: &Path,
-        blobs: BlobStore,
+        blobs: BlobStoreKind,
         geometry: Geometry,
         cache_memory: u64,
     ) -> Result<Self, StoreError> {
@@ -125,8 +125,8 @@ impl Store {
     fn closed(opening: Opening) -> Self {
         let (database, files) = (Database::default(), Files::new(&opening.path));
         let blobs = match opening.blobs {
-            BlobStore::Sled => Blobs::Pages(database.clone(), files),
-            BlobStore::Files => Blobs::Files(files),
+            BlobStoreKind::Sled => Blobs::Pages(database.clone(), files),
+            BlobStoreKind::Files => Blobs::Files(files),
         };
         let (commit_queue, counters) = (CommitQueue::new(), Arc::new(Counters::default()));
         let (opening, changing) = (Arc::new(opening), Arc::default());
@@ -218,8 +218,8 @@ impl Store {
             let trees = Trees::open_at(&path.join(TREE), header.geometry, cache_memory)?;
             identify(&trees.db, path, &mut header)?;
             match blobs {
-                BlobStore::Sled => self.blobs.files().make_ready()?,
-                BlobStore::Files => self.blobs.files().make_ready_for_content()?,
+                BlobStoreKind::Sled => self.blobs.files().make_ready()?,
+                BlobStoreKind::Files => self.blobs.files().make_ready_for_content()?,
             }
             self.count_content(&trees.facts)?;
             Ok(trees)
@@ -312,7 +312,7 @@ fn file_id(path: &Path) -> std::io::Result<FileId> {
 }
 
 /// The header of the store in a folder, made if there is no store.
-fn header_of(path: &Path, blobs: BlobStore, geometry: Geometry) -> Result<Header, StoreError> {
+fn header_of(path: &Path, blobs: BlobStoreKind, geometry: Geometry) -> Result<Header, StoreError> {
     let held = Header::read(path)?;
     let tree = path.join(TREE).try_exists().map_err(folder_error(path))?;
     match held {

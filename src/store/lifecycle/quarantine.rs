@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::schema::BlobStore;
+use crate::config::schema::BlobStoreKind;
 
 use crate::store::StoreError;
 use crate::store::blobs::files::CONTENT;
@@ -30,7 +30,7 @@ const REASON: &str = "reason.txt";
 /// a draft, which is not believed before it is hashed.
 pub(in crate::store) fn quarantine(
     folder: &Path,
-    blobs: BlobStore,
+    blobs: BlobStoreKind,
     reason: &str,
 ) -> Result<PathBuf, StoreError> {
     let corrupt = |reason| StoreError::Corrupt { path: folder.to_owned(), reason };
@@ -44,7 +44,7 @@ pub(in crate::store) fn quarantine(
         )));
     }
     let aside = new_folder(folder, SystemTime::now()).map_err(failed)?;
-    let blobs = (blobs == BlobStore::Sled).then_some(CONTENT);
+    let blobs = (blobs == BlobStoreKind::Sled).then_some(CONTENT);
     // The header last: what is left by a crash in between is a store without its database, or none at all.
     for name in [TREE, NEW, OLD].into_iter().chain(blobs).chain([header::FILE]) {
         match fs::rename(folder.join(name), aside.join(name)) {

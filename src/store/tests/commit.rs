@@ -8,7 +8,7 @@ over_both_kinds! {
     a_verified_draft_is_read_to_its_end_before_and_after_it_settles
 }
 
-fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStore) {
+fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     // Longer than what is gathered for one write, so that it has a file in either kind.
     let content = body(600_000);
@@ -44,7 +44,7 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStore) {
     assert!(files_below(&folder, "drafts").is_empty());
 }
 
-fn a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start(kind: BlobStore) {
+fn a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
@@ -57,7 +57,7 @@ fn a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start(kind: Blob
     assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
 }
 
-fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobStore) {
+fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobStoreKind) {
     for length in [5000, 3 << 20] {
         let (store, folder) = store(kind);
         let content = body(length);

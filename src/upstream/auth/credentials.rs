@@ -8,7 +8,7 @@ use url::Url;
 
 use super::authorization::Identity;
 use super::credhelper::CredHelpers;
-use crate::config::docker::{Credential, DockerConfig, Found, Server, read_secret};
+use crate::config::docker::{Credential, CredentialLocation, DockerConfig, RegistryHost, read_secret};
 use crate::config::schema;
 use crate::oci::{Name, UpstreamName};
 use crate::upstream::error::UpstreamError;
@@ -32,7 +32,7 @@ enum Source {
     Docker {
         file: PathBuf,
         /// The registry's names in the file, the best one first.
-        servers: Vec<Server>,
+        servers: Vec<RegistryHost>,
         helpers: CredHelpers,
     },
 }
@@ -74,8 +74,8 @@ impl Credentials {
             Source::Docker { file, servers, helpers } => {
                 let config = self.read("docker_config", file, deadline, DockerConfig::load).await?;
                 let (name, logins) = match config.find(servers, repository) {
-                    Some(Found::Helper { name, logins }) => (name, logins),
-                    Some(Found::Credential(credential)) => return Ok(Some(credential)),
+                    Some(CredentialLocation::Helper { name, logins }) => (name, logins),
+                    Some(CredentialLocation::Credential(credential)) => return Ok(Some(credential)),
                     None => return Ok(None),
                 };
                 for login in logins {
@@ -116,15 +116,15 @@ impl Credentials {
 }
 
 /// What the registry at an endpoint may be called in `config.json`, the best name first.
-fn servers(upstream: &UpstreamName, endpoint: &Url, settings: &schema::Upstream) -> Vec<Server> {
-    let mut servers: Vec<Server> = Server::at(endpoint).into_iter().collect();
+fn servers(upstream: &UpstreamName, endpoint: &Url, settings: &schema::Upstream) -> Vec<RegistryHost> {
+    let mut servers: Vec<RegistryHost> = RegistryHost::at(endpoint).into_iter().collect();
     let mut authoritative = settings.endpoints.iter().filter(|endpoint| endpoint.authoritative);
     // The only endpoint that speaks for the registry is the registry, wherever it is. Of several, some may be
     // mirrors of somebody else's, which the registry's login is not for.
     if let (Some(only), None) = (authoritative.next(), authoritative.next())
         && Url::parse(&only.url).as_ref() == Ok(endpoint)
     {
-        servers.push(Server::named(upstream));
+        servers.push(RegistryHost::named(upstream));
     }
     servers.dedup();
     servers

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use larder::config::schema::{Limit, OnUpstream404};
+use larder::config::schema::{OnUpstream404, StaleLimit};
 use larder::config::{self, Config, Flags};
 use toml::{Table, Value};
 
@@ -94,7 +94,7 @@ fn variables_are_read_by_the_type_of_their_key() {
     assert_eq!(config.upstream.keys().collect::<Vec<_>>(), ["docker.io", "reg.example-test:5000"]);
     assert_eq!(config.upstream["docker.io"].username.as_deref(), Some("123"));
     let named = &config.upstream["reg.example-test:5000"];
-    assert_eq!(named.stale_if_error, Some(Limit::For(Duration::from_hours(1))));
+    assert_eq!(named.stale_if_error, Some(StaleLimit::For(Duration::from_hours(1))));
     assert_eq!(named.on_upstream_404, Some(OnUpstream404::Stale));
 }
 

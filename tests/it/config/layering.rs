@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use larder::config::schema::{Endpoint, Mode, Upstream};
+use larder::config::schema::{Endpoint, ServerMode, Upstream};
 use larder::config::{Config, Flags};
 
 use crate::config::{Env, load, load_text, problem_keys, problems};
@@ -39,7 +39,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
     let config = load(Some(&file), env, flags).expect("loads");
     assert_eq!(config.server.listen, loopback(3).into());
     assert_eq!(config.server.grace, Duration::from_secs(2));
-    assert_eq!(config.server.mode, Mode::Gateway);
+    assert_eq!(config.server.mode, ServerMode::Gateway);
     assert_eq!(config.server.header_timeout, Config::default().server.header_timeout);
     assert_eq!(config.store.path, Path::new("d"));
     assert_eq!(load(Some(&file), env, Flags::default()).expect("loads").server.listen, loopback(2).into());

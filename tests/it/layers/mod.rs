@@ -42,8 +42,8 @@ const STORE_METHODS_MAX: usize = 25;
 const RESERVED: [(&str, &[&str]); 4] = [
     ("anyhow", &["main", "cli", "app"]),
     ("sled", &["store/index", "store/blobs/pages"]),
-    ("BlobStore::Sled", &["store", "config"]),
-    ("BlobStore::Files", &["store", "config"]),
+    ("BlobStoreKind::Sled", &["store", "config"]),
+    ("BlobStoreKind::Files", &["store", "config"]),
 ];
 
 /// Everything that is counted, with a sentence for each breach.
@@ -310,8 +310,9 @@ fn reserved_crates_and_types_are_found() {
     expect(&[Source::new("cli/a.rs", "//! A.\nuse anyhow::Result;\n")], &[]);
     expect(&[Source::new("store/open.rs", "//! A.\nfn f(db: sled::Db) {}\n")], &["names `sled`"]);
     expect(&[Source::new("store/blobs/pages.rs", "//! A.\nfn f(db: sled::Db) {}\n")], &[]);
-    let kind = "//! A.\nfn f(kind: K) -> bool { matches!(kind, crate::config::schema::BlobStore::Files) }\n";
-    expect(&[Source::new("cache/a.rs", kind)], &["names `BlobStore::Files`"]);
+    let kind =
+        "//! A.\nfn f(kind: K) -> bool { matches!(kind, crate::config::schema::BlobStoreKind::Files) }\n";
+    expect(&[Source::new("cache/a.rs", kind)], &["names `BlobStoreKind::Files`"]);
 }
 
 #[test]

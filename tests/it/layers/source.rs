@@ -25,7 +25,7 @@ pub(super) struct Source {
     pub(super) openings: Vec<String>,
     /// Paths that the file names, from the crate's root: `crate::oci::Digest` is `["oci", "Digest"]`.
     pub(super) imports: BTreeSet<Vec<String>>,
-    /// First segments of all paths, and all pairs of segments: `sled`, `sled::Db`, `BlobStore::Files`.
+    /// First segments of all paths, and all pairs of segments: `sled`, `sled::Db`, `BlobStoreKind::Files`.
     pub(super) named: BTreeSet<String>,
     /// Names of public methods in `impl Store`, with the type's name.
     pub(super) methods: Vec<(String, String)>,

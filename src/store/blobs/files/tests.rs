@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use crate::config::schema::BlobStore;
+use crate::config::schema::BlobStoreKind;
 use crate::oci::{Algorithm, Digest, Repository};
 use crate::store::blobs::Blobs;
 use crate::store::{BlobEntry, Counts, DraftEnd, DraftWriter, Store, StoreError};
@@ -113,7 +113,7 @@ impl House {
 }
 
 fn open(folder: &TempDir) -> Store {
-    crate::store::tests::open(folder, BlobStore::Files).expect("a store")
+    crate::store::tests::open(folder, BlobStoreKind::Files).expect("a store")
 }
 
 fn append(writer: &mut DraftWriter, bytes: Bytes) {

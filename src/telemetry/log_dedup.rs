@@ -20,7 +20,7 @@ const WINDOW: Duration = Duration::from_mins(1);
 const KINDS: usize = 512;
 
 /// The target of what is never left out, however often it is said: it answers somebody who asked.
-pub const ALWAYS: &str = "larder::always";
+pub const NO_DEDUP: &str = "larder::always";
 
 /// No more of a message is kept, in characters.
 const MESSAGE: usize = 200;
@@ -28,7 +28,7 @@ const MESSAGE: usize = 200;
 /// What makes two failures alike: the same message about the same upstream and endpoint, for the same reason but for
 /// numbers, names and digests in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Kind {
+struct FailureKey {
     hash: u64,
     /// For failures beyond those that are known.
     coarse: u64,
@@ -38,7 +38,7 @@ struct Kind {
 
 /// A failure that was said.
 #[derive(Debug)]
-struct Said {
+struct LoggedFailure {
     at: Instant,
     left_out: u64,
     message: String,
@@ -47,7 +47,7 @@ struct Said {
 
 /// What was left out of the log since it was last said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct LeftOut {
+struct Suppressed {
     times: u64,
     message: String,
     upstream: Option<String>,
@@ -55,13 +55,13 @@ struct LeftOut {
 
 /// What was said lately. Pure: the time is an argument.
 #[derive(Debug, Default)]
-struct Record(HashMap<u64, Said>);
+struct SeenFailures(HashMap<u64, LoggedFailure>);
 
-impl Record {
+impl SeenFailures {
     /// Whether a failure is to be said now.
-    fn admits(&mut self, kind: Kind, now: Instant) -> bool {
+    fn admits(&mut self, kind: FailureKey, now: Instant) -> bool {
         let full = self.0.len() >= KINDS && !self.0.contains_key(&kind.hash);
-        let Kind { hash, coarse, message, upstream } = kind;
+        let FailureKey { hash, coarse, message, upstream } = kind;
         // The coarse kinds are few: there is one for each message in the program.
         let key = if full { coarse } else { hash };
         match self.0.get_mut(&key) {
@@ -74,14 +74,14 @@ impl Record {
                 true
             }
             None => {
-                self.0.insert(key, Said { at: now, left_out: 0, message, upstream });
+                self.0.insert(key, LoggedFailure { at: now, left_out: 0, message, upstream });
                 true
             }
         }
     }
 
     /// What was left out and is to be told now; forgets what was not said again.
-    fn due(&mut self, now: Instant) -> Vec<LeftOut> {
+    fn take_due(&mut self, now: Instant) -> Vec<Suppressed> {
         let mut due = Vec::new();
         self.0.retain(|_, said| {
             if now.saturating_duration_since(said.at) < WINDOW {
@@ -93,7 +93,7 @@ impl Record {
             // It is still going on, or just was: what comes next is counted on.
             let times = std::mem::take(&mut said.left_out);
             said.at = now;
-            due.push(LeftOut { times, message: said.message.clone(), upstream: said.upstream.clone() });
+            due.push(Suppressed { times, message: said.message.clone(), upstream: said.upstream.clone() });
             true
         });
         due
@@ -102,19 +102,19 @@ impl Record {
 
 /// Keeps the log from being flooded; clones share what was said.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Repeats(Arc<Mutex<Record>>);
+pub(super) struct LogDedup(Arc<Mutex<SeenFailures>>);
 
-impl Repeats {
-    fn record(&self) -> MutexGuard<'_, Record> {
+impl LogDedup {
+    fn record(&self) -> MutexGuard<'_, SeenFailures> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says what was left out for a while.
-    pub(super) fn tell(&self, now: Instant) {
+    pub(super) fn report_suppressed(&self, now: Instant) {
         // Collected first: saying it comes back here.
-        let due = self.record().due(now);
-        for LeftOut { times, message, upstream } in due {
-            tracing::warn!(target: ALWAYS, times, of = message, upstream, "left out of the log");
+        let due = self.record().take_due(now);
+        for Suppressed { times, message, upstream } in due {
+            tracing::warn!(target: NO_DEDUP, times, of = message, upstream, "left out of the log");
         }
     }
 }
@@ -123,12 +123,12 @@ impl Repeats {
 ///
 /// Not a filter of the subscriber: one that judges by an event's fields makes it lose the event after it.
 #[derive(Debug)]
-pub(super) struct Sparing<F> {
+pub(super) struct DedupFormat<F> {
     pub(super) lines: F,
-    pub(super) repeats: Repeats,
+    pub(super) dedup: LogDedup,
 }
 
-impl<S, N, F> FormatEvent<S, N> for Sparing<F>
+impl<S, N, F> FormatEvent<S, N> for DedupFormat<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -142,16 +142,16 @@ where
     ) -> fmt::Result {
         let of = event.metadata();
         // The more severe levels are the smaller ones.
-        let spared = *of.level() <= Level::WARN && of.target() != ALWAYS;
-        if spared && !self.repeats.record().admits(kind_of(event), Instant::now()) {
+        let spared = *of.level() <= Level::WARN && of.target() != NO_DEDUP;
+        if spared && !self.dedup.record().admits(failure_key(event), Instant::now()) {
             return Ok(());
         }
         self.lines.format_event(context, writer, event)
     }
 }
 
-fn kind_of(event: &Event<'_>) -> Kind {
-    let mut seen = Seen::default();
+fn failure_key(event: &Event<'_>) -> FailureKey {
+    let mut seen = FailureFields::default();
     event.record(&mut seen);
     let hash = |parts: &[&str]| {
         let mut hasher = DefaultHasher::new();
@@ -161,7 +161,7 @@ fn kind_of(event: &Event<'_>) -> Kind {
     };
     let place = seen.upstream.as_deref().unwrap_or_default();
     let fine = hash(&[&seen.message, place, &seen.rest, &reason(&seen.error)]);
-    Kind { hash: fine, coarse: hash(&[]), message: seen.message, upstream: seen.upstream }
+    FailureKey { hash: fine, coarse: hash(&[]), message: seen.message, upstream: seen.upstream }
 }
 
 /// An error without what differs from one failure of its kind to the next.
@@ -171,7 +171,7 @@ fn reason(error: &str) -> String {
 
 /// The fields of a failure that tell its kind.
 #[derive(Debug, Default)]
-struct Seen {
+struct FailureFields {
     message: String,
     upstream: Option<String>,
     error: String,
@@ -179,7 +179,7 @@ struct Seen {
     rest: String,
 }
 
-impl Visit for Seen {
+impl Visit for FailureFields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let text = format!("{value:?}");
         match field.name() {
@@ -203,45 +203,45 @@ impl Visit for Seen {
 mod tests {
     use super::*;
 
-    fn kind(hash: u64) -> Kind {
-        Kind { hash, coarse: u64::MAX, message: format!("message {hash}"), upstream: None }
+    fn kind(hash: u64) -> FailureKey {
+        FailureKey { hash, coarse: u64::MAX, message: format!("message {hash}"), upstream: None }
     }
 
     #[test]
     fn the_first_is_said_and_the_others_are_counted() {
-        let (mut record, begin) = (Record::default(), Instant::now());
+        let (mut record, begin) = (SeenFailures::default(), Instant::now());
         let at = |seconds| begin + Duration::from_secs(seconds);
         assert!(record.admits(kind(1), at(0)));
         assert!(!record.admits(kind(1), at(0)));
         assert!(record.admits(kind(2), at(10)), "another kind");
         assert!(!record.admits(kind(1), at(59)));
-        assert_eq!(record.due(at(59)), []);
-        let left_out = LeftOut { times: 2, message: "message 1".to_owned(), upstream: None };
-        assert_eq!(record.due(at(60)), [left_out]);
+        assert_eq!(record.take_due(at(59)), []);
+        let left_out = Suppressed { times: 2, message: "message 1".to_owned(), upstream: None };
+        assert_eq!(record.take_due(at(60)), [left_out]);
         // What went on is counted on; what was not said again is forgotten, and said when it comes again.
         assert!(!record.admits(kind(1), at(61)));
-        assert_eq!(record.due(at(100)), []);
+        assert_eq!(record.take_due(at(100)), []);
         assert!(record.admits(kind(2), at(101)));
-        assert_eq!(record.due(at(120)).len(), 1);
-        assert_eq!(record.due(at(180)), []);
+        assert_eq!(record.take_due(at(120)).len(), 1);
+        assert_eq!(record.take_due(at(180)), []);
         assert!(record.admits(kind(1), at(181)));
     }
 
     #[test]
     fn without_anybody_who_tells_it_is_said_once_a_window() {
-        let (mut record, begin) = (Record::default(), Instant::now());
+        let (mut record, begin) = (SeenFailures::default(), Instant::now());
         let said = (0..300).filter(|second| record.admits(kind(1), begin + Duration::from_secs(*second)));
         assert_eq!(said.count(), 5);
     }
 
     #[test]
     fn kinds_are_bounded() {
-        let (mut record, now) = (Record::default(), Instant::now());
+        let (mut record, now) = (SeenFailures::default(), Instant::now());
         let said = (0..10_000).filter(|number| record.admits(kind(*number), now)).count();
         assert_eq!(said, KINDS + 1, "beyond the bound all are of one kind");
         assert!(record.0.len() <= KINDS + 1);
         assert!(!record.admits(kind(3), now), "those that are known stay known");
-        assert_eq!(record.due(now + WINDOW).len(), 2);
+        assert_eq!(record.take_due(now + WINDOW).len(), 2);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 /// A stream whose writes may stay pending no longer than a limit.
 #[derive(Debug)]
-pub(super) struct Stalled<S> {
+pub(super) struct WriteTimeout<S> {
     stream: S,
     limit: Duration,
     timer: Pin<Box<Sleep>>,
@@ -21,7 +21,7 @@ pub(super) struct Stalled<S> {
     pending: bool,
 }
 
-impl<S> Stalled<S> {
+impl<S> WriteTimeout<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, timer: Box::pin(tokio::time::sleep(limit)), pending: false }
     }
@@ -41,7 +41,7 @@ impl<S> Stalled<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Stalled<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -51,7 +51,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stalled<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Stalled<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -103,7 +103,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_stops_reading_is_given_up() {
         let (near, far) = connection().await;
-        let mut near = Stalled::new(near, Duration::from_millis(50));
+        let mut near = WriteTimeout::new(near, Duration::from_millis(50));
         assert!(near.is_write_vectored());
         let endless = async {
             loop {
@@ -136,7 +136,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_byte_that_goes_starts_the_time_anew() {
-        let mut near = Stalled::new(Hesitant(false), Duration::from_hours(1));
+        let mut near = WriteTimeout::new(Hesitant(false), Duration::from_hours(1));
         let mut last = None;
         for _ in 0..3 {
             let pending = poll_fn(|context| {

@@ -1,10 +1,10 @@
 //! Every metric series larder has, in one struct, and the set-up of its log.
 
 mod log;
-mod repeats;
+mod log_dedup;
 mod store;
+mod totals;
 pub mod trace;
-mod traffic;
 mod warnings;
 
 use std::time::Duration;
@@ -16,15 +16,15 @@ use prometheus::{
 };
 
 pub use log::{LogError, LogLevel, init, init_log};
-pub use repeats::ALWAYS;
-pub use traffic::Traffic;
+pub use log_dedup::NO_DEDUP;
+pub use totals::TrafficTotals;
 pub use warnings::{Warning, Warnings};
 
 use store::StoreSeries;
 
 /// What kind of request a client made: the `kind` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RequestKind {
     /// A manifest by tag.
     ManifestTag,
     /// A manifest by digest.
@@ -43,7 +43,7 @@ pub enum Kind {
     Other,
 }
 
-impl Kind {
+impl RequestKind {
     const ALL: [Self; 8] = [
         Self::ManifestTag,
         Self::ManifestDigest,
@@ -244,7 +244,7 @@ impl Metrics {
         let served = series.counters("larder_served_bytes_total", "Body bytes sent to clients.", &["kind"]);
         let build = series.gauges("larder_build_info", "1, labelled with the version.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let of = |kind: &Kind, outcome: &Outcome, status: &&str| {
+        let of = |kind: &RequestKind, outcome: &Outcome, status: &&str| {
             requests.with_label_values(&[kind.as_str(), outcome.as_str(), status])
         };
         #[cfg(target_os = "linux")]
@@ -254,14 +254,14 @@ impl Metrics {
             let _ = series.0.register(Box::new(process));
         }
         Self {
-            requests: Kind::ALL
+            requests: RequestKind::ALL
                 .iter()
                 .flat_map(|k| {
                     Outcome::ALL.iter().flat_map(move |o| STATUS_CLASSES.iter().map(move |s| (k, o, s)))
                 })
                 .map(|(kind, outcome, status)| of(kind, outcome, status))
                 .collect(),
-            durations: Kind::ALL
+            durations: RequestKind::ALL
                 .iter()
                 .flat_map(|k| Outcome::ALL.iter().map(move |o| (k, o)))
                 .map(|(kind, outcome)| durations.with_label_values(&[kind.as_str(), outcome.as_str()]))
@@ -284,7 +284,7 @@ impl Metrics {
     }
 
     /// Counts an answered request and the time to its head.
-    pub fn request(&self, kind: Kind, outcome: Outcome, status: u16, took: Duration) {
+    pub fn request(&self, kind: RequestKind, outcome: Outcome, status: u16, took: Duration) {
         let pair = kind as usize * Outcome::ALL.len() + outcome as usize;
         let class = usize::from(status / 100).saturating_sub(1).min(STATUS_CLASSES.len() - 1);
         if let Some(counter) = self.requests.get(pair * STATUS_CLASSES.len() + class) {
@@ -296,11 +296,11 @@ impl Metrics {
     }
 
     /// Counts body bytes sent to a client.
-    pub fn served(&self, kind: Kind, bytes: u64) {
+    pub fn served(&self, kind: RequestKind, bytes: u64) {
         let [manifest, blob, other] = &self.served;
         let counter = match kind {
-            Kind::ManifestTag | Kind::ManifestDigest => manifest,
-            Kind::Blob => blob,
+            RequestKind::ManifestTag | RequestKind::ManifestDigest => manifest,
+            RequestKind::Blob => blob,
             _ => other,
         };
         counter.inc_by(bytes);
@@ -398,8 +398,8 @@ mod tests {
     #[test]
     fn the_hot_path_finds_its_series() {
         let metrics = Metrics::new();
-        metrics.request(Kind::Other, Outcome::None, 599, Duration::from_millis(1));
-        metrics.request(Kind::ManifestTag, Outcome::Hit, 200, Duration::from_millis(1));
+        metrics.request(RequestKind::Other, Outcome::None, 599, Duration::from_millis(1));
+        metrics.request(RequestKind::ManifestTag, Outcome::Hit, 200, Duration::from_millis(1));
         let text = String::from_utf8(metrics.render()).expect("text");
         assert!(
             text.contains(r#"larder_requests_total{kind="other",outcome="none",status="5xx"} 1"#),

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use prometheus::core::Collector as _;
 
-use super::{Kind, Metrics, Outcome, STATUS_CLASSES};
+use super::{Metrics, Outcome, RequestKind, STATUS_CLASSES};
 
 /// What all requests came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct TrafficTotals {
     /// Requests that the cache took part in.
     pub requests: u64,
     /// Of these, those that cost no transfer of their own.
@@ -21,13 +21,14 @@ pub struct Traffic {
 
 impl Metrics {
     /// What all requests came to so far, by the rules of the dashboard.
-    pub fn traffic(&self) -> Traffic {
-        let mut traffic = Traffic {
+    pub fn totals(&self) -> TrafficTotals {
+        let mut totals = TrafficTotals {
             served: self.served.iter().map(prometheus::IntCounter::get).sum(),
             fetched: self.fetched_by_upstream().values().sum(),
-            ..Traffic::default()
+            ..TrafficTotals::default()
         };
-        for (kind, outcome) in Kind::ALL.iter().flat_map(|kind| Outcome::ALL.map(|outcome| (*kind, outcome)))
+        for (kind, outcome) in
+            RequestKind::ALL.iter().flat_map(|kind| Outcome::ALL.map(|outcome| (*kind, outcome)))
         {
             let pair = kind as usize * Outcome::ALL.len() + outcome as usize;
             let first = pair * STATUS_CLASSES.len();
@@ -36,13 +37,13 @@ impl Metrics {
             match outcome {
                 Outcome::None => {}
                 Outcome::Hit | Outcome::Join | Outcome::Revalidated | Outcome::Stale => {
-                    traffic.requests += count;
-                    traffic.hits += count;
+                    totals.requests += count;
+                    totals.hits += count;
                 }
-                Outcome::Miss | Outcome::Bypass => traffic.requests += count,
+                Outcome::Miss | Outcome::Bypass => totals.requests += count,
             }
         }
-        traffic
+        totals
     }
 
     /// Body bytes received so far, by upstream.
@@ -79,15 +80,15 @@ mod tests {
         let metrics = Metrics::new();
         let took = Duration::from_millis(1);
         for outcome in Outcome::ALL {
-            metrics.request(Kind::Blob, outcome, 200, took);
-            metrics.request(Kind::ManifestTag, outcome, 404, took);
+            metrics.request(RequestKind::Blob, outcome, 200, took);
+            metrics.request(RequestKind::ManifestTag, outcome, 404, took);
         }
-        metrics.served(Kind::Blob, 5);
-        metrics.served(Kind::Tags, 2);
+        metrics.served(RequestKind::Blob, 5);
+        metrics.served(RequestKind::Tags, 2);
         metrics.fetched("a", "blob", 3);
         metrics.fetched("a", "list", 1);
         metrics.fetched("b", "blob", 10);
-        assert_eq!(metrics.traffic(), Traffic { requests: 12, hits: 8, served: 7, fetched: 14 });
+        assert_eq!(metrics.totals(), TrafficTotals { requests: 12, hits: 8, served: 7, fetched: 14 });
         let fetched = metrics.fetched_by_upstream();
         assert_eq!((fetched.get("a"), fetched.get("b")), (Some(&4), Some(&10)));
     }

@@ -19,20 +19,20 @@ const DISCARDED_MAX: usize = 256 << 10;
 
 /// A stream that lingers.
 #[derive(Debug)]
-pub(super) struct Lingering<S> {
+pub(super) struct LingeringClose<S> {
     stream: S,
     /// Runs since our side was shut down.
     timer: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
 
-impl<S> Lingering<S> {
+impl<S> LingeringClose<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, timer: None, discarded: 0 }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LingeringClose<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -42,7 +42,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LingeringClose<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -98,7 +98,7 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let (near, far) = tokio::join!(listener.accept(), TcpStream::connect(address));
         let (near, mut far) = (near.expect("a connection").0, far.expect("a connection"));
-        let mut near = Lingering::new(near);
+        let mut near = LingeringClose::new(near);
         near.write_all(&vec![7; 100_000]).await.expect("written");
         far.write_all(b"there is room for more").await.expect("written");
         let closing = tokio::spawn(async move { near.shutdown().await });

@@ -1,6 +1,6 @@
 //! What moves on a connection that carries many answers at once, and when to give one up on which nothing does.
 //!
-//! HTTP/1.1 is watched by its header timer and by [`Stalled`](super::stalled::Stalled) writes. On HTTP/2 neither tells:
+//! HTTP/1.1 is watched by its header timer and by [`Stalled`](super::write_timeout::WriteTimeout) writes. On HTTP/2 neither tells:
 //! an idle connection has no header to wait for, and a client that opens no flow-control window leaves the socket
 //! writable for ever.
 
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::Limits;
+use super::ConnectionLimits;
 
 /// A client opens its windows in large steps, many megabytes with some, so one that takes little at a time needs longer to
 /// show it than on HTTP/1.1, where any byte does.
@@ -56,14 +56,14 @@ impl State {
 
 /// One connection's pulse; clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Pulse(Arc<Mutex<State>>);
+pub(super) struct Keepalive(Arc<Mutex<State>>);
 
-impl Pulse {
+impl Keepalive {
     pub(super) fn new(now: Instant) -> Self {
         Self(Arc::new(Mutex::new(State { answers: 0, ours: 0, moved: now })))
     }
 
-    pub(super) fn verdict(&self, now: Instant, limits: &Limits) -> Verdict {
+    pub(super) fn verdict(&self, now: Instant, limits: &ConnectionLimits) -> Verdict {
         self.with(|state| state.verdict(now, limits.head, limits.write))
     }
 
@@ -77,24 +77,24 @@ impl Pulse {
     }
 
     /// A request has come.
-    pub(super) fn begin(&self) -> Beat {
+    pub(super) fn begin(&self) -> RequestActivity {
         self.with(|state| {
             state.answers += 1;
             state.ours += 1;
             state.moved = Instant::now();
         });
-        Beat { pulse: self.clone(), ours: true }
+        RequestActivity { pulse: self.clone(), ours: true }
     }
 }
 
 /// One request's part in the pulse, from its coming to the end of its answer.
 #[derive(Debug)]
-pub(super) struct Beat {
-    pulse: Pulse,
+pub(super) struct RequestActivity {
+    pulse: Keepalive,
     ours: bool,
 }
 
-impl Beat {
+impl RequestActivity {
     /// Something moved; what comes next is `ours` to bring, or the client's to take.
     pub(super) fn moved(&mut self, ours: bool) {
         let before = std::mem::replace(&mut self.ours, ours);
@@ -105,7 +105,7 @@ impl Beat {
     }
 }
 
-impl Drop for Beat {
+impl Drop for RequestActivity {
     fn drop(&mut self) {
         self.moved(false);
         self.pulse.with(|state| state.answers -= 1);
@@ -114,20 +114,20 @@ impl Drop for Beat {
 
 /// A body that tells the pulse of its connection.
 #[derive(Debug)]
-pub(super) struct Felt<B> {
+pub(super) struct KeepaliveBody<B> {
     /// Pinned by its box: bodies are few and large.
     body: Pin<Box<B>>,
-    beat: Beat,
+    beat: RequestActivity,
 }
 
-impl<B> Felt<B> {
-    pub(super) fn new(body: B, mut beat: Beat) -> Self {
+impl<B> KeepaliveBody<B> {
+    pub(super) fn new(body: B, mut beat: RequestActivity) -> Self {
         beat.moved(false);
         Self { body: Box::pin(body), beat }
     }
 }
 
-impl<B> Body for Felt<B>
+impl<B> Body for KeepaliveBody<B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn requests_are_counted_to_their_end() {
-        let pulse = Pulse::new(Instant::now());
+        let pulse = Keepalive::new(Instant::now());
         let counts = || pulse.with(|state| (state.answers, state.ours));
         let (mut one, two) = (pulse.begin(), pulse.begin());
         assert_eq!(counts(), (2, 2));
