@@ -35,11 +35,11 @@ impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tag => "tag",
-            Self::HeldTag => "tag, held",
+            Self::HeldTag => "tag, cached",
             Self::Digest => "digest",
-            Self::HeldDigest => "digest, held",
+            Self::HeldDigest => "digest, cached",
             Self::Blob => "blob",
-            Self::HeldBlob => "blob, held",
+            Self::HeldBlob => "blob, cached",
         })
     }
 }
@@ -199,12 +199,12 @@ fn connections() -> Vec<Case> {
             site.first.script(When::any(), Fault::HoldHead(Gate::new()));
         })
         .within(10),
-        once("body stands still, once", &COLD, Fault::HoldBody(CUT, Gate::new())),
+        once("body stalls, once", &COLD, Fault::HoldBody(CUT, Gate::new())),
         once("body cut, once", &COLD, Fault::Cut(CUT)),
         case("body cut every time after a third", &[Blob], |site| {
             site.first.script(When::any(), Fault::Cut(CUT));
         }),
-        always("body cut, no length told", &COLD, vec![Fault::Untold, Fault::Cut(CUT)]).held_at(CUT - 1),
+        always("body cut, no length announced", &COLD, vec![Fault::Untold, Fault::Cut(CUT)]).held_at(CUT - 1),
     ]
 }
 
@@ -228,8 +228,8 @@ fn statuses() -> Vec<Case> {
             .setting("on_upstream_404", "stale"),
         always("400", &ALL, vec![Fault::Status(400)]),
         always("204", &ALL, vec![status(204, &[])]),
-        always("206 that nobody asked for", &COLD, vec![Fault::rewrite(|_, plan| plan.status = 206)]),
-        always("304 that nobody asked for", &ALL, vec![status(304, &[])]),
+        always("unsolicited 206", &COLD, vec![Fault::rewrite(|_, plan| plan.status = 206)]),
+        always("unsolicited 304", &ALL, vec![status(304, &[])]),
     ]
 }
 
@@ -241,19 +241,19 @@ fn bodies() -> Vec<Case> {
         once("one bit flipped, once", &COLD, Fault::Flip(CUT)).held_at(END),
         always("one byte short", &COLD, vec![Fault::OneLess]).held_at(END),
         always("one byte long", &COLD, vec![Fault::OneMore]).held_at(END),
-        always("one byte long, no length told", &COLD, vec![Fault::OneMoreUntold]).held_at(END),
-        once("one byte less than promised, once", &COLD, Fault::OneLessThanPromised),
+        always("one byte long, no length announced", &COLD, vec![Fault::OneMoreUntold]).held_at(END),
+        once("one byte less than announced, once", &COLD, Fault::OneLessThanPromised),
         always(
             "Content-Length one short",
             &COLD,
             vec![Fault::rewrite(|_, plan| plan.told_length = Some(plan.to - plan.from - 1))],
         )
         .held_at(END),
-        always("Content-Length is no number", &COLD, vec![header("Content-Length", "many")]),
+        always("Content-Length is not a number", &COLD, vec![header("Content-Length", "many")]),
         always("empty body", &COLD, vec![Fault::Other(Arc::default())]),
         always("login page", &COLD, vec![answer("text/html", "<html>Please log in</html>")]).held_at(10),
         always("chunked", &COLD, vec![Fault::Chunked]),
-        always("no length told", &COLD, vec![Fault::Untold]),
+        always("no length announced", &COLD, vec![Fault::Untold]),
     ]
 }
 
@@ -266,7 +266,7 @@ fn ranges() -> Vec<Case> {
         })
     };
     vec![
-        resumed("cut, then the range ignored", Fault::IgnoreRange),
+        resumed("cut, then the range is ignored", Fault::IgnoreRange),
         resumed("cut, then another Content-Range", Fault::WrongContentRange),
         resumed("cut, then no Content-Range", Fault::Without("Content-Range")),
         resumed("cut, then 416", Fault::Status(416)),
@@ -300,7 +300,7 @@ fn redirects() -> Vec<Case> {
             site.first.script(When::any(), Fault::Redirect(307, site.first.url()));
         }),
         always("redirect without Location", &COLD, vec![status(307, &[])]),
-        always("redirect to no URL", &COLD, nowhere("http://[")),
+        always("redirect to an invalid URL", &COLD, nowhere("http://[")),
         always("redirect to another scheme", &COLD, nowhere("ftp://127.0.0.1/x")),
         always("redirect to a private address", &COLD, nowhere("http://127.0.0.2:9/x")),
         always("redirect to credentials", &COLD, nowhere("http://user:password@127.0.0.1:9/x")),
@@ -317,8 +317,8 @@ fn labels() -> Vec<Case> {
     let types = |fault, told: &str| always(fault, &MANIFEST, vec![header("Content-Type", told)]);
     vec![
         always("gzip-encoded", &COLD, vec![Fault::Gzip]),
-        always("labelled gzip, and is not", &COLD, vec![header("Content-Encoding", "gzip")]),
-        always("labelled br", &COLD, vec![header("Content-Encoding", "br")]),
+        always("Content-Encoding gzip without compression", &COLD, vec![header("Content-Encoding", "gzip")]),
+        always("Content-Encoding br without compression", &COLD, vec![header("Content-Encoding", "br")]),
         always("no Content-Type", &MANIFEST, vec![Fault::Without("Content-Type")]),
         types("Content-Type application/octet-stream", "application/octet-stream"),
         types("Content-Type application/json", "application/json"),
@@ -345,13 +345,13 @@ fn documents() -> Vec<Case> {
             r#"{"schemaVersion":1,"name":"ROW","tag":"v1","fsLayers":[],"history":[],"signatures":[{}]}"#
                 .into(),
         ),
-        document("keys twice", OCI_MANIFEST, format!(r#"{{{image},"mediaType":"{OCI_INDEX}"}}"#)),
-        document("keys in other letters", OCI_MANIFEST, format!(r#"{{{image},"Manifests":[{{}}]}}"#)),
+        document("duplicate keys", OCI_MANIFEST, format!(r#"{{{image},"mediaType":"{OCI_INDEX}"}}"#)),
+        document("keys in other case", OCI_MANIFEST, format!(r#"{{{image},"Manifests":[{{}}]}}"#)),
         document("image and index in one", OCI_MANIFEST, format!(r#"{{{image},"manifests":[{{}}]}}"#)),
-        document("JSON that is no manifest", OCI_MANIFEST, r#"{"schemaVersion":2,"row":ROW}"#.into()),
-        document("no JSON", OCI_MANIFEST, "row ROW".into()),
+        document("JSON that is not a manifest", OCI_MANIFEST, r#"{"schemaVersion":2,"row":ROW}"#.into()),
+        document("not JSON", OCI_MANIFEST, "row ROW".into()),
         document("manifest of 5 MiB", OCI_MANIFEST, large.clone()),
-        always("manifest of 5 MiB, no length told", &MANIFEST, vec![Fault::Chunked])
+        always("manifest of 5 MiB, no length announced", &MANIFEST, vec![Fault::Chunked])
             .content(move |n| Content::document(n, OCI_MANIFEST, large.clone())),
     ]
 }
@@ -369,12 +369,12 @@ fn heads_and_digests() -> Vec<Case> {
         on_head("HEAD alone answered with 503", 503),
         always("no digest header", &[Tag, HeldTag, Digest], vec![Fault::Without("Docker-Content-Digest")]),
         always(
-            "digest header is no digest",
+            "digest header is not a digest",
             &[Tag, HeldTag, Digest],
             vec![header("Docker-Content-Digest", "sha256:nonsense")],
         ),
         always(
-            "digest header of something unknown",
+            "digest header with another digest",
             &[Tag, HeldTag, Digest],
             vec![header("Docker-Content-Digest", &sha256(b"something else"))],
         ),
@@ -403,7 +403,7 @@ fn tokens() -> Vec<Case> {
         vec![("username", "user".into()), ("password_file", file.to_str().unwrap().into())]
     };
     vec![
-        case("wants a token", &ALL, |site| site.first.demand(Auth::Bearer(None))),
+        case("requires a token", &ALL, |site| site.first.demand(Auth::Bearer(None))),
         case("token server down", &COLD, move |site| {
             // It is the registry's own host, and nobody listens there.
             site.other.down();
@@ -414,16 +414,16 @@ fn tokens() -> Vec<Case> {
             site.first.script(When::any().path("/token"), Fault::HoldHead(Gate::new()));
         })
         .within(10),
-        asks_for_token("token server answers with garbage", answer("application/json", "no JSON")),
+        asks_for_token("token server answers with garbage", answer("application/json", "not JSON")),
         asks_for_token("token server answers without a token", answer("application/json", "{}")),
         asks_for_token("token server answers with 401", Fault::Status(401)),
         asks_for_token("token server answers with 500", Fault::Status(500)),
         asks_for_token("token server answers with 429", Fault::Status(429)),
-        asks_for_token("token server sends elsewhere", status(302, &[("Location", "/elsewhere")])),
+        asks_for_token("token server redirects elsewhere", status(302, &[("Location", "/elsewhere")])),
         case("realm at a private address", &COLD, move |site| {
             site.first.script(When::any(), bearer("http://127.0.0.2:9/token"));
         }),
-        case("foreign realm, and larder has a password", &COLD, move |site| {
+        case("foreign realm, larder has a password", &COLD, move |site| {
             let realm = format!("http://localhost:{}/token", site.other.addr().port());
             site.first.script(When::any(), bearer(&realm));
             site.other.demand(Auth::Bearer(None));
@@ -432,7 +432,7 @@ fn tokens() -> Vec<Case> {
         .settings(move |site, setup| {
             [with_password(site, setup), vec![("allow_private", true.into())]].concat()
         }),
-        case("wants a password, and larder has another", &COLD, |site| {
+        case("requires a password, larder has a wrong one", &COLD, |site| {
             site.first.demand(Auth::Basic("user".into(), "other".into()));
         })
         .settings(with_password),
@@ -464,7 +464,7 @@ fn conversions() -> Vec<Case> {
         });
         Case { accept: Some(DOCKER_MANIFEST), ..converted }
     };
-    let refusing = case("takes no index: refused", &[Tag], |site| {
+    let refusing = case("client accepts no index: refused", &[Tag], |site| {
         site.first.script(
             When::manifests().path("/v1"),
             Fault::rewrite(|seen, plan| {
@@ -476,8 +476,8 @@ fn conversions() -> Vec<Case> {
     })
     .content(|n| Content { document: Index::oci(n * 10).document, ..Content::image(n) });
     vec![
-        converting("takes no index: converted", false),
-        converting("takes no index: converted, under the list's digest", true),
+        converting("client accepts no index: converted", false),
+        converting("client accepts no index: converted, under the list's digest", true),
         Case { accept: Some(DOCKER_MANIFEST), ..refusing },
     ]
 }
@@ -502,7 +502,7 @@ fn endpoints() -> Vec<Case> {
             site.other.down();
         })
         .beside(Beside::Endpoint),
-        case("two endpoints, the first down, the second may not tell tags", &ALL, |site| site.first.down())
+        case("two endpoints, the first down, the second not authoritative", &ALL, |site| site.first.down())
             .beside(Beside::Endpoint)
             .settings(|site, _| {
                 let mut mirror = toml::toml! { authoritative = false };

@@ -166,12 +166,14 @@ fn try_all(rows: &mut [Row<'_>], mode: &str) {
 
 fn render(rows: &[Row<'_>]) -> String {
     let mut text = String::from(
-        "# What happens when an upstream misbehaves\n\n\
-         Found by `tests/it/fault_table/` with the real binary; `LARDER_BLESS=1 cargo test --test it fault_table::` writes it \
-         anew.\n`held` was pulled before. All tags are past their time (`tag_ttl = \"0s\"`), `idle_timeout` is 1 s. The \
-         last column is what\nis served when no upstream is left. Bodies are 90 000 bytes long; `@` is where a range \
-         begins.\n\n\
-         | fault | asked for | what the client got | what the upstream saw | kept |\n\
+        "# Responses when an upstream fails\n\n\
+         Result of `tests/it/fault_table/` with the real program. Update it with\n\
+         `LARDER_BLESS=1 cargo test --test it fault_table::`.\n\n\
+         * cached: the content was pulled before the fault.\n\
+         * cached afterwards: the outcome of the same request when no upstream is left.\n\
+         * All tags are older than `tag_ttl` (`\"0s\"`); `idle_timeout` is 1 s. Bodies have 90,000 bytes.\n\
+         * `@` is the start of a range; `×3` means three requests.\n\n\
+         | fault of the upstream | request | response to the client | requests to the upstream | cached afterwards |\n\
          |---|---|---|---|---|\n",
     );
     let mut last = "";
