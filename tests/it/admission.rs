@@ -50,7 +50,7 @@ fn is_kept_out(larder: &Larder, registry: &Registry, name: &str, image: &Image) 
 }
 
 #[test]
-fn what_is_denied_is_not_there() {
+fn denied_repository_is_not_found() {
     let (registry, image) = registry();
     let larder = Setup::with(&registry).upstream_set("docker.io", "deny", lists(&["team/secret/**"])).start();
     is_kept_out(&larder, &registry, DENIED, &image);
@@ -60,7 +60,7 @@ fn what_is_denied_is_not_there() {
 }
 
 #[test]
-fn only_what_is_allowed_is_there_and_deny_wins() {
+fn repository_must_be_allowed_and_deny_wins() {
     let (registry, image) = registry();
     let larder = Setup::with(&registry)
         .upstream_set("docker.io", "allow", lists(&["library/*", "org/**"]))
@@ -74,7 +74,7 @@ fn only_what_is_allowed_is_there_and_deny_wins() {
 }
 
 #[test]
-fn what_is_held_is_kept_out_too_and_not_listed() {
+fn denied_repository_is_hidden_even_if_cached() {
     let (registry, image) = registry();
     let mut larder = Setup::with(&registry).start();
     for name in ["library/busybox", "org/app", "org/deep/er/app", DENIED] {
@@ -103,7 +103,7 @@ fn what_is_held_is_kept_out_too_and_not_listed() {
 }
 
 #[test]
-fn patterns_are_each_upstreams_own() {
+fn patterns_apply_to_their_own_upstream() {
     let (registry, image) = registry();
     let (other, _) = self::registry();
     let larder = Setup::with(&registry)
@@ -117,7 +117,7 @@ fn patterns_are_each_upstreams_own() {
 }
 
 #[test]
-fn a_malformed_pattern_ends_the_start() {
+fn malformed_pattern_refuses_to_start() {
     let exit = Setup::with(&registry().0).upstream_set("docker.io", "deny", lists(&["org**"])).run_to_exit();
     assert!(!exit.status.success());
     assert!(exit.stderr.contains("deny") && exit.stderr.contains("org/**"), "{}", exit.stderr);

@@ -10,7 +10,7 @@ use support::{Answer, Blob, Document, Image, Larder, Registry};
 const SILENCE: Duration = Duration::from_secs(5);
 
 #[test]
-fn the_base_answers_without_the_upstream() {
+fn base_endpoint_answers_without_the_upstream() {
     let (registry, larder, _) = cold();
     for path in ["/v2/", "/v2"] {
         let answer = larder.get(path);
@@ -25,7 +25,7 @@ fn the_base_answers_without_the_upstream() {
 }
 
 #[test]
-fn writes_are_refused_with_what_is_allowed() {
+fn writes_answer_405_with_allow() {
     let (registry, larder, image) = cold();
     let manifest = "/v2/library/app/manifests/v1";
     let blob = format!("/v2/library/app/blobs/{}", image.config.digest);
@@ -46,7 +46,7 @@ fn writes_are_refused_with_what_is_allowed() {
 }
 
 #[test]
-fn a_manifest_carries_all_that_clients_need() {
+fn manifest_answer_has_all_required_headers() {
     let (_registry, larder, image) = cold();
     let digest = &image.manifest.digest;
     let by_digest = format!("/v2/library/app/manifests/{digest}");
@@ -63,7 +63,7 @@ fn a_manifest_carries_all_that_clients_need() {
 }
 
 #[test]
-fn the_outcome_is_told() {
+fn answers_carry_the_outcome() {
     let (_registry, larder, image) = cold();
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
     for path in ["/v2/library/app/manifests/v1", &blob] {
@@ -92,7 +92,7 @@ fn lasting(answer: &Answer) -> Vec<(String, String)> {
 }
 
 #[test]
-fn head_is_get_without_the_body() {
+fn head_equals_get_without_body() {
     let (_registry, larder, image) = cold();
     let digest = &image.manifest.digest;
     for path in [
@@ -115,7 +115,7 @@ fn head_is_get_without_the_body() {
 }
 
 #[test]
-fn a_cold_head_tells_the_truth_too() {
+fn head_of_uncached_content_has_correct_headers() {
     let (registry, larder, image) = cold();
     let head = larder.head("/v2/library/app/manifests/v1");
     assert_eq!((head.status(), head.head.content_length()), (200, Some(image.manifest.bytes.len())));
@@ -132,7 +132,7 @@ fn a_cold_head_tells_the_truth_too() {
 }
 
 #[test]
-fn what_the_client_has_is_not_sent_again() {
+fn conditional_get_answers_304() {
     let (_registry, larder, image) = cold();
     let layer = &image.layers[0];
     for (path, digest) in [
@@ -172,7 +172,7 @@ fn is_part(answer: &Answer, blob: &Blob, from: usize, to: usize) {
 }
 
 #[test]
-fn ranges_of_a_warm_blob() {
+fn ranges_of_a_cached_blob() {
     let registry = Registry::start();
     let blob = Blob::random(3, 300_000);
     registry.add_blob("library/app", &blob);
@@ -212,7 +212,7 @@ fn ranges_of_a_warm_blob() {
 }
 
 #[test]
-fn ranges_of_a_cold_blob() {
+fn ranges_of_an_uncached_blob() {
     for (value, from, to) in
         [("bytes=0-99", 0, 100), ("bytes=150000-", 150_000, 300_000), ("bytes=-7", 299_993, 300_000)]
     {
@@ -234,7 +234,7 @@ fn ranges_of_a_cold_blob() {
 }
 
 #[test]
-fn a_range_on_a_manifest_is_no_error() {
+fn range_on_a_manifest_is_ignored() {
     let (_registry, larder, image) = cold();
     for _ in 0..2 {
         let answer = range(&larder, "/v2/library/app/manifests/v1", "bytes=0-");
@@ -244,7 +244,7 @@ fn a_range_on_a_manifest_is_no_error() {
 }
 
 #[test]
-fn if_range_only_holds_for_the_same_content() {
+fn if_range_applies_only_to_the_same_content() {
     let (_registry, larder, image) = cold();
     let layer = &image.layers[0];
     let path = format!("/v2/library/app/blobs/{}", layer.digest);
@@ -257,7 +257,7 @@ fn if_range_only_holds_for_the_same_content() {
 }
 
 #[test]
-fn sha512_and_empty_content() {
+fn sha512_and_empty_content_are_served() {
     let registry = Registry::start();
     let blob = Blob::sha512(vec![7; 100_000]);
     let empty = Blob::new(Vec::new());
@@ -282,7 +282,7 @@ fn sha512_and_empty_content() {
 }
 
 #[test]
-fn bad_references_and_names() {
+fn malformed_references_and_names_are_rejected() {
     let (registry, larder, image) = cold();
     for tag in [".INVALID", "-x", &"t".repeat(129), "a%20b", "a+b"] {
         larder.get(&format!("/v2/library/app/manifests/{tag}")).is_error(404, "MANIFEST_UNKNOWN");
@@ -313,7 +313,7 @@ fn bad_references_and_names() {
 }
 
 #[test]
-fn keywords_are_allowed_in_names() {
+fn names_may_contain_path_keywords() {
     let registry = Registry::start();
     let image = Image::small(5);
     let names = ["blobs/blobs", "manifests/manifests", "a/blobs/b", "a/tags/list", "a/manifests/v1", "v2/v2"];
@@ -331,7 +331,7 @@ fn keywords_are_allowed_in_names() {
 }
 
 #[test]
-fn one_connection_serves_many_requests() {
+fn connection_serves_many_requests() {
     let (_registry, larder, image) = cold();
     let request = format!("GET /v2/library/app/manifests/v1 HTTP/1.1\r\nHost: {}\r\n", larder.api_addr());
     let last = format!("{request}Connection: close\r\n\r\n");
@@ -344,7 +344,7 @@ fn one_connection_serves_many_requests() {
 }
 
 #[test]
-fn documents_keep_their_bytes_whatever_they_are() {
+fn documents_are_served_byte_for_byte() {
     let registry = Registry::start();
     let larder_side = [
         (

@@ -64,7 +64,7 @@ fn renew(live: &Path, issued: &Issued, number: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_request_fails_while_certificates_are_replaced() {
+async fn certificate_replacement_fails_no_request() {
     let registry = Registry::start();
     let layer = Blob::random(1, 2 * MIB);
     let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
@@ -122,7 +122,7 @@ async fn no_request_fails_while_certificates_are_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_that_does_not_fit_changes_nothing_and_is_said_once() {
+async fn mismatched_pair_is_ignored_and_logged_once() {
     let registry = Registry::start();
     let setup = Setup::with(&registry);
     let trusted: Vec<_> = (0..3).map(|_| Issued::new()).collect();

@@ -9,7 +9,7 @@ use support::{Blob, Document, Fault, Gate, Image, Index, Larder, Registry, Setup
 const TAG: &str = "/v2/library/app/manifests/v1";
 
 #[test]
-fn the_whole_tree_is_there_when_the_upstream_is_gone() {
+fn index_tree_is_complete_in_an_outage() {
     let registry = Registry::start();
     let nested = Index::over(OCI_INDEX, vec![Image::small(90)], vec![Index::nested(30), Index::docker(60)]);
     let artifact = Image::artifact(5, &nested.document);
@@ -49,7 +49,7 @@ fn the_whole_tree_is_there_when_the_upstream_is_gone() {
 }
 
 #[test]
-fn children_survive_a_restart() {
+fn children_are_served_after_a_restart() {
     let registry = Registry::start();
     let index = Index::nested(1);
     registry.add_index("library/app", "v1", &index);
@@ -70,7 +70,7 @@ fn children_survive_a_restart() {
 }
 
 #[test]
-fn children_can_be_left_to_clients() {
+fn children_prefetch_can_be_disabled() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
@@ -83,7 +83,7 @@ fn children_can_be_left_to_clients() {
 }
 
 #[test]
-fn a_missing_child_spoils_nothing() {
+fn missing_child_does_not_affect_the_others() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
@@ -99,7 +99,7 @@ fn a_missing_child_spoils_nothing() {
 }
 
 #[test]
-fn a_chain_of_indexes_has_an_end_for_us() {
+fn index_chain_depth_is_bounded() {
     let registry = Registry::start();
     let mut index = Index::oci(1);
     for _ in 0..30 {
@@ -119,7 +119,7 @@ fn a_chain_of_indexes_has_an_end_for_us() {
 }
 
 #[test]
-fn a_wide_index_of_nothing_does_no_harm() {
+fn wide_index_without_content_is_harmless() {
     let registry = Registry::start();
     let manifests: Vec<_> = (0..500)
         .map(|n| json!({ "mediaType": OCI_MANIFEST, "size": 10, "digest": Blob::new(format!("{n}")).digest }))
@@ -151,7 +151,7 @@ fn is_all_there(larder: &Larder, registry: &Registry, index: &Index) {
 }
 
 #[test]
-fn who_leaves_early_takes_nothing_along() {
+fn prefetch_continues_after_the_client_disconnects() {
     for by_tag in [false, true] {
         let registry = Registry::start();
         let index = Index::oci(1);
@@ -185,7 +185,7 @@ fn are_sought(larder: &Larder, registry: &Registry, index: &Index) {
 }
 
 #[test]
-fn children_that_were_refused_are_sought_again() {
+fn children_are_retried_after_a_refusal() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
@@ -200,7 +200,7 @@ fn children_that_were_refused_are_sought_again() {
 }
 
 #[test]
-fn children_that_a_restart_cut_off_are_sought_again() {
+fn children_prefetch_resumes_after_a_restart() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
@@ -219,7 +219,7 @@ fn children_that_a_restart_cut_off_are_sought_again() {
 
 #[test]
 #[ignore = "waits for larder's patience to end, half a minute"]
-fn children_that_were_given_up_are_sought_again() {
+fn children_are_retried_after_giving_up() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
@@ -234,7 +234,7 @@ fn children_that_were_given_up_are_sought_again() {
 }
 
 #[test]
-fn an_index_is_walked_by_one_at_a_time() {
+fn index_is_prefetched_once_at_a_time() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
@@ -255,7 +255,7 @@ fn an_index_is_walked_by_one_at_a_time() {
 }
 
 #[test]
-fn a_child_that_came_damaged_is_sought_again() {
+fn damaged_child_is_fetched_again() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
@@ -270,7 +270,7 @@ fn a_child_that_came_damaged_is_sought_again() {
 }
 
 #[test]
-fn blobs_come_ahead_for_the_platforms_that_are_wanted() {
+fn blobs_are_prefetched_for_configured_platforms() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);

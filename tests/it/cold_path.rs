@@ -9,7 +9,7 @@ use support::house::{Cold, MIB};
 use support::{Blob, Fault, Gate, Image, Larder, Registry, When, eventually};
 
 #[test]
-fn the_first_byte_does_not_wait_for_the_last() {
+fn first_byte_does_not_wait_for_the_last() {
     let cold = Cold::new(10 * MIB);
     let gate = cold.hold_every_get(MIB / 2);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
@@ -24,7 +24,7 @@ fn the_first_byte_does_not_wait_for_the_last() {
 }
 
 #[test]
-fn the_end_waits_until_all_of_it_is_verified() {
+fn last_byte_waits_for_verification() {
     // The upstream withholds nothing but the very end of its answer: what a client has by then is not a whole body.
     let cold = Cold::new(MIB);
     let gate = cold.hold_every_get(MIB - 1);
@@ -38,14 +38,14 @@ fn the_end_waits_until_all_of_it_is_verified() {
 }
 
 #[test]
-fn many_clients_one_download_and_the_dead_disturb_nobody() {
+fn many_clients_share_one_download_despite_disconnects() {
     many_clients(64 * MIB, |_| ());
 }
 
 /// The same at the size of a real layer, with an eye on memory.
 #[test]
 #[ignore = "half a gibibyte for each of 32 clients; for a release build"]
-fn many_clients_of_a_large_blob_cost_little_memory() {
+fn memory_is_bounded_for_many_clients_of_a_large_blob() {
     let idle = AtomicU64::new(0);
     let most = AtomicU64::new(0);
     many_clients(512 * MIB, |larder| {
@@ -114,7 +114,7 @@ fn many_clients(length: usize, watch: impl Fn(&Larder) + Sync) {
 }
 
 #[test]
-fn a_client_that_crawls_slows_nobody() {
+fn slow_client_does_not_slow_others() {
     let cold = Cold::new(24 * MIB);
     let mut crawler = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     assert!(crawler.read_exactly(10).unwrap() == cold.blob.bytes[..10]);
@@ -129,7 +129,7 @@ fn a_client_that_crawls_slows_nobody() {
 }
 
 #[test]
-fn a_fill_goes_on_when_the_last_client_has_left() {
+fn fill_continues_when_the_last_client_has_left() {
     let cold = Cold::new(4 * MIB);
     let gate = cold.hold_every_get(MIB);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
@@ -145,7 +145,7 @@ fn a_fill_goes_on_when_the_last_client_has_left() {
 }
 
 #[test]
-fn a_client_that_leaves_before_the_answer_leaves_the_fill() {
+fn fill_continues_when_the_client_leaves_before_the_answer() {
     let cold = Cold::new(MIB);
     let gate = Gate::new();
     cold.registry.script(When::blobs(), Fault::HoldHead(gate.clone()));
@@ -162,7 +162,7 @@ fn a_client_that_leaves_before_the_answer_leaves_the_fill() {
 }
 
 #[test]
-fn a_range_that_has_come_is_served_from_the_draft() {
+fn range_that_has_arrived_is_served_from_the_draft() {
     let cold = Cold::new(16 * MIB);
     let gate = cold.hold_every_get(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
@@ -178,7 +178,7 @@ fn a_range_that_has_come_is_served_from_the_draft() {
 }
 
 #[test]
-fn a_range_far_ahead_of_the_fill_goes_past_it() {
+fn range_far_ahead_of_the_fill_bypasses_it() {
     let cold = Cold::new(16 * MIB);
     let gate = cold.hold_every_get(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
@@ -195,7 +195,7 @@ fn a_range_far_ahead_of_the_fill_goes_past_it() {
 }
 
 #[test]
-fn another_repository_joins_by_its_own_right_only() {
+fn fill_is_joined_by_another_repository_only_with_its_own_link() {
     let cold = Cold::new(4 * MIB);
     cold.registry.add_blob("library/also", &cold.blob);
     let gate = cold.hold_every_get(2 * MIB);
@@ -213,7 +213,7 @@ fn another_repository_joins_by_its_own_right_only() {
 }
 
 #[test]
-fn a_length_that_is_not_told_is_no_obstacle() {
+fn body_of_unknown_length_is_served_and_stored() {
     let cold = Cold::new(3 * MIB + 17);
     cold.registry.script(When::blobs(), Fault::Chunked);
     cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
@@ -225,7 +225,7 @@ fn a_length_that_is_not_told_is_no_obstacle() {
 }
 
 #[test]
-fn a_slow_upstream_is_passed_on_as_it_comes() {
+fn slow_upstream_is_streamed_as_it_arrives() {
     let cold = Cold::new(MIB);
     cold.registry.script(When::blobs(), Fault::Throttle(2 * MIB));
     cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
@@ -233,7 +233,7 @@ fn a_slow_upstream_is_passed_on_as_it_comes() {
 }
 
 #[test]
-fn whole_images_are_pulled_by_many_at_once() {
+fn images_are_pulled_by_many_clients_at_once() {
     let registry = Registry::start();
     let layers = |n: u64| (0..4).map(|k| Blob::random(n * 10 + k, 200_000)).collect();
     let images: Vec<Image> = (0..4).map(|n| Image::oci(n, "linux/amd64", layers(n))).collect();

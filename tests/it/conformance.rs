@@ -102,7 +102,7 @@ fn base_empty_referrers() {
 }
 
 #[test]
-fn discovery_tags_are_all_listed_in_order() {
+fn discovery_tags_are_listed_in_order() {
     let (tags, _) = Suite::new().tags("");
     assert_eq!(tags, ["A", "b", "tag1", "tag2", "tag3", "zz"]);
 }
@@ -131,7 +131,7 @@ fn discovery_n_and_last() {
 }
 
 #[test]
-fn pull_heads_have_every_header_and_no_body() {
+fn pull_head_has_every_header_and_no_body() {
     let suite = Suite::new();
     for (reference, document) in suite.manifests() {
         let answer = suite.ask("HEAD", &format!("manifests/{reference}"));
@@ -193,7 +193,7 @@ fn pull_ranges_of_blobs() {
 }
 
 #[test]
-fn pull_what_is_not_there_is_a_404() {
+fn pull_missing_content_is_404() {
     let suite = Suite::new();
     let digest = Blob::new("nobody pushed this").digest;
     for method in ["HEAD", "GET"] {
@@ -215,7 +215,7 @@ fn pull_what_is_not_there_is_a_404() {
 }
 
 #[test]
-fn pull_a_digest_that_is_none() {
+fn pull_malformed_digest() {
     let suite = Suite::new();
     for path in ["manifests/sha256:baddigeststring", "blobs/sha256:baddigeststring", "referrers/sha256:bad"] {
         let answer = suite.ask("GET", path);
@@ -259,7 +259,7 @@ fn discovery_referrers_are_filtered() {
 }
 
 #[test]
-fn what_would_write_is_not_supported() {
+fn write_requests_are_unsupported() {
     let suite = Suite::new();
     let (manifest, blob) = (&suite.image.manifest.digest, &suite.image.layers[0].digest);
     for (method, path) in [

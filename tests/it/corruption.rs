@@ -114,7 +114,7 @@ fn is_refused(exit: &Exit, words: &[&str]) {
 }
 
 #[test]
-fn what_does_not_open_is_set_aside_and_larder_goes_on() {
+fn unreadable_store_is_quarantined_and_the_server_starts() {
     for kind in KINDS {
         for (what, damage) in DAMAGES {
             let (house, setup) = kept(kind);
@@ -155,7 +155,7 @@ fn what_does_not_open_is_set_aside_and_larder_goes_on() {
 }
 
 #[test]
-fn a_store_that_was_set_aside_stays_so() {
+fn quarantined_store_stays_quarantined() {
     let (house, setup) = kept("sled");
     fs::write(house.larder.setup().data().join("header.toml"), "").unwrap();
     let mut larder = setup.start();
@@ -169,7 +169,7 @@ fn a_store_that_was_set_aside_stays_so() {
 }
 
 #[test]
-fn who_wants_to_look_first_is_asked_first() {
+fn unreadable_store_refuses_to_start_if_configured() {
     for (what, damage) in DAMAGES {
         let (house, setup) = kept("sled");
         let data = house.larder.setup().data();
@@ -182,7 +182,7 @@ fn who_wants_to_look_first_is_asked_first() {
 }
 
 #[test]
-fn a_store_in_use_is_never_set_aside() {
+fn store_in_use_is_never_quarantined() {
     let house = House::new();
     pull(&house, &house.larder);
     let data = house.larder.setup().data();
@@ -202,7 +202,7 @@ fn a_store_in_use_is_never_set_aside() {
 }
 
 #[test]
-fn no_more_than_three_pile_up() {
+fn quarantine_keeps_at_most_three_stores() {
     let (house, mut setup) = kept("files");
     let data = house.larder.setup().data();
     for round in 1..=3 {
@@ -223,7 +223,7 @@ fn no_more_than_three_pile_up() {
 }
 
 #[test]
-fn a_database_that_somebody_removed_is_said_to_be_gone() {
+fn removed_database_is_reported() {
     for kind in KINDS {
         let (house, setup) = kept(kind);
         let data = house.larder.setup().data();
@@ -237,7 +237,7 @@ fn a_database_that_somebody_removed_is_said_to_be_gone() {
 }
 
 #[test]
-fn a_store_of_format_1_is_taken_over() {
+fn store_of_format_1_is_migrated() {
     for kind in KINDS {
         let (house, setup) = kept(kind);
         let header = house.larder.setup().data().join("header.toml");

@@ -55,12 +55,12 @@ fn pull(client: Client, path: &str, expected: &[u8]) -> Result<bool, String> {
 }
 
 #[test]
-fn killed_at_twenty_random_moments_over_sled() {
+fn sled_store_survives_twenty_random_kills() {
     killed_at_random_moments("sled");
 }
 
 #[test]
-fn killed_at_twenty_random_moments_over_files() {
+fn files_store_survives_twenty_random_kills() {
     killed_at_random_moments("files");
 }
 
@@ -164,7 +164,7 @@ fn goes_on(half: &Half) {
 }
 
 #[test]
-fn a_draft_survives_kill_9() {
+fn draft_survives_sigkill() {
     for blobs in KINDS {
         let mut half = half(blobs, None);
         // The store writes its log behind the scenes twice a second; nothing outside tells when it did.
@@ -213,19 +213,19 @@ fn killed_at_sixty_percent(length: usize, flushed: Duration) {
 }
 
 #[test]
-fn a_killed_larder_costs_the_upstream_only_the_rest() {
+fn killed_server_downloads_only_the_rest() {
     killed_at_sixty_percent(48 * MIB, Duration::from_secs(2));
 }
 
 /// The same at the size of a large layer.
 #[test]
 #[ignore = "a gibibyte, twice; for a release build"]
-fn a_killed_larder_costs_the_upstream_only_the_rest_of_a_gibibyte() {
+fn killed_server_downloads_only_the_rest_of_a_gibibyte() {
     killed_at_sixty_percent(1024 * MIB, Duration::from_secs(5));
 }
 
 #[test]
-fn a_draft_survives_a_stop() {
+fn draft_survives_a_stop() {
     for blobs in KINDS {
         let half = half(blobs, None);
         half.larder.terminate();
@@ -240,7 +240,7 @@ fn a_draft_survives_a_stop() {
 }
 
 #[test]
-fn a_draft_goes_on_over_an_upstream_that_answers_ranges_wrongly() {
+fn draft_survives_wrong_range_answers() {
     let faults = [Fault::WrongContentRange, Fault::IgnoreRange, Fault::Gzip];
     for (blobs, fault) in KINDS.into_iter().cycle().zip(faults.iter().cloned().chain(faults.clone())) {
         let mut half = half(blobs, None);
@@ -256,7 +256,7 @@ fn a_draft_goes_on_over_an_upstream_that_answers_ranges_wrongly() {
 }
 
 #[test]
-fn a_draft_that_is_wrong_does_not_poison_what_follows() {
+fn corrupt_draft_does_not_affect_the_next_fill() {
     for blobs in KINDS {
         let mut half = half(blobs, Some(Fault::Flip(1000)));
         std::thread::sleep(Duration::from_secs(2));
@@ -273,7 +273,7 @@ fn a_draft_that_is_wrong_does_not_poison_what_follows() {
 }
 
 #[test]
-fn what_was_filled_a_moment_ago_is_there_after_kill_9() {
+fn committed_content_survives_sigkill() {
     for blobs in KINDS {
         let registry = Registry::start();
         let blob = Blob::random(6, 2 * MIB);

@@ -79,7 +79,7 @@ const WIPES: [(&str, Change); 6] = [
 ];
 
 #[test]
-fn folders_that_somebody_wipes_cost_downloads_and_no_answers() {
+fn wiped_folders_cost_downloads_but_no_failures() {
     for kind in KINDS {
         for (what, wipe) in WIPES {
             let mut house = house(kind);
@@ -121,7 +121,7 @@ fn folders_that_somebody_wipes_cost_downloads_and_no_answers() {
 }
 
 #[test]
-fn a_draft_that_somebody_touches_never_becomes_wrong_content() {
+fn modified_draft_never_becomes_content() {
     let changes: [(&str, Change); 4] = [
         ("removed", |file| fs::remove_file(file).unwrap()),
         ("cut off", |file| fs::File::options().write(true).open(file).unwrap().set_len(1000).unwrap()),
@@ -176,7 +176,7 @@ fn a_draft_that_somebody_touches_never_becomes_wrong_content() {
 }
 
 #[test]
-fn bytes_that_change_in_the_database_are_a_miss_or_a_new_store_and_never_wrong() {
+fn modified_database_bytes_are_never_served() {
     for kind in KINDS {
         for seed in 0..6_u64 {
             let mut house = house(kind);
@@ -229,7 +229,7 @@ fn reclaimable(house: &House) -> u64 {
 }
 
 #[test]
-fn what_somebody_has_wiped_is_no_longer_counted() {
+fn wiped_content_is_no_longer_counted() {
     for kind in KINDS {
         let house = house(kind);
         let blob = Blob::random(9, 3 * MIB);

@@ -30,7 +30,7 @@ fn count(outcomes: &str, word: &str) -> usize {
 }
 
 #[test]
-fn three_pulls_of_which_the_last_needs_no_upstream() {
+fn demo_pulls_three_times_and_the_last_needs_no_upstream() {
     let temporary = tempfile::tempdir().expect("a folder");
     let out = demo(temporary.path()).output().expect("the program runs");
     let said = String::from_utf8(out.stdout).expect("text");
@@ -57,7 +57,7 @@ fn three_pulls_of_which_the_last_needs_no_upstream() {
 }
 
 #[test]
-fn stay_serves_on_until_a_signal_comes() {
+fn stay_serves_until_a_signal() {
     let temporary = tempfile::tempdir().expect("a folder");
     let mut child =
         demo(temporary.path()).arg("--stay").stdout(Stdio::piped()).spawn().expect("the program runs");

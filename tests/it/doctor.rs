@@ -62,7 +62,7 @@ fn nobody() -> String {
 }
 
 #[test]
-fn a_healthy_larder_passes_and_its_clients_are_tried() {
+fn healthy_server_passes_and_clients_are_checked() {
     let registry = Registry::start();
     registry.add_image("library/app", "1", &Image::small(1));
     let setup = Setup::with(&registry);
@@ -110,7 +110,7 @@ fn a_healthy_larder_passes_and_its_clients_are_tried() {
 }
 
 #[test]
-fn what_stands_in_for_larder_is_found_out() {
+fn other_server_on_our_port_is_detected() {
     let registry = Registry::start();
     registry.add_image("library/app", "1", &Image::small(1));
     let larder = Larder::before(&registry);
@@ -128,7 +128,7 @@ fn what_stands_in_for_larder_is_found_out() {
 }
 
 #[test]
-fn a_refused_port_fails_and_nothing_after_it_is_tried() {
+fn refused_port_fails_and_skips_later_steps() {
     let setup = Setup::empty()
         .upstream_set("reg.test", "endpoints", vec![nobody()])
         .upstream_set("reg.test", "default", true);
@@ -144,7 +144,7 @@ fn a_refused_port_fails_and_nothing_after_it_is_tried() {
 }
 
 #[test]
-fn a_name_without_an_address_fails() {
+fn unresolvable_name_fails() {
     // No name below .invalid has one (RFC 6761).
     let setup = Setup::empty()
         .upstream_set("reg.test", "endpoints", vec!["http://registry.invalid"])
@@ -155,7 +155,7 @@ fn a_name_without_an_address_fails() {
 }
 
 #[test]
-fn an_authority_that_nobody_knows_is_named() {
+fn unknown_certificate_authority_is_named() {
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
     let server = TlsServer::start(answer.to_owned());
     let setup = Setup::empty()
@@ -172,7 +172,7 @@ fn an_authority_that_nobody_knows_is_named() {
 }
 
 #[test]
-fn the_way_through_a_proxy_is_gone_step_by_step() {
+fn proxy_is_checked_step_by_step() {
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
     let (server, proxy) = (TlsServer::start(answer.to_owned()), Proxy::start());
     let setup = Setup::empty();
@@ -200,7 +200,7 @@ fn the_way_through_a_proxy_is_gone_step_by_step() {
 }
 
 #[test]
-fn a_proxy_behind_tls_is_asked_in_http_1() {
+fn proxy_behind_tls_is_asked_in_http_1() {
     let answer = "HTTP/1.1 407 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let proxy = TlsServer::knowing(&["h2"], answer.to_owned());
     let setup = Setup::empty();
@@ -217,7 +217,7 @@ fn a_proxy_behind_tls_is_asked_in_http_1() {
 }
 
 #[test]
-fn the_environments_proxy_is_told_from_the_upstreams_own() {
+fn proxy_source_is_reported() {
     let registry = Registry::start();
     let proxy = Proxy::knowing("registry.test", registry.addr());
     let setup = Setup::empty()
@@ -240,7 +240,7 @@ fn the_environments_proxy_is_told_from_the_upstreams_own() {
 }
 
 #[test]
-fn what_does_not_speak_tls_says_so() {
+fn endpoint_without_tls_is_reported() {
     let registry = Registry::start();
     let url = registry.url().replace("http://", "https://");
     let setup = Setup::empty()
@@ -250,7 +250,7 @@ fn what_does_not_speak_tls_says_so() {
 }
 
 #[test]
-fn credentials_are_tried_and_never_shown() {
+fn credentials_are_tried_and_never_printed() {
     let me = || ("me".to_owned(), "rightly-secret".to_owned());
     let (user, password) = me();
     for demand in [Auth::Basic(user, password), Auth::Bearer(Some(me()))] {
@@ -293,7 +293,7 @@ fn credentials_are_tried_and_never_shown() {
 }
 
 #[test]
-fn a_login_is_tried_for_what_is_held() {
+fn login_is_tried_with_a_cached_repository() {
     let registry = Registry::start();
     registry.demand(Auth::Bearer(None));
     registry.add_image("library/app", "1", &Image::small(1));
@@ -311,7 +311,7 @@ fn a_login_is_tried_for_what_is_held() {
 }
 
 #[test]
-fn a_registry_that_hangs_is_given_up_and_holds_up_no_other() {
+fn hanging_registry_times_out_without_delaying_others() {
     let gates = [Gate::new(), Gate::new()];
     let registries = [Registry::start(), Registry::start()];
     for (registry, gate) in registries.iter().zip(&gates) {
@@ -328,7 +328,7 @@ fn a_registry_that_hangs_is_given_up_and_holds_up_no_other() {
 }
 
 #[test]
-fn a_quota_is_told_when_it_is_used_up() {
+fn exhausted_quota_is_reported() {
     let registry = Registry::start();
     let headers = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -358,7 +358,7 @@ fn a_quota_is_told_when_it_is_used_up() {
 }
 
 #[test]
-fn what_is_no_registry_and_a_clock_that_is_wrong_are_told() {
+fn non_registry_and_wrong_clock_are_reported() {
     let registry = Registry::start();
     registry.script(When::any(), Fault::Status(404));
     doctor(&Setup::with(&registry)).is("upstream", "/v2/", "fails", "`endpoints`");
@@ -369,7 +369,7 @@ fn what_is_no_registry_and_a_clock_that_is_wrong_are_told() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used_is_all_there_is_to_say() {
+fn unusable_configuration_ends_the_diagnosis() {
     let seen = doctor(&Setup::empty().set("cache.tag_tll", "1m"));
     assert_eq!(seen.all().len(), 1);
     let check = seen.is("configuration", "configuration", "fails", "larder validate");
@@ -377,7 +377,7 @@ fn a_configuration_that_cannot_be_used_is_all_there_is_to_say() {
 }
 
 #[test]
-fn what_cannot_be_used_is_a_check_and_no_end() {
+fn unusable_parts_fail_their_check_only() {
     let setup = Setup::empty();
     let ca = setup.write("ca.pem", "no certificate").display().to_string();
     let setup = setup
@@ -391,7 +391,7 @@ fn what_cannot_be_used_is_a_check_and_no_end() {
 }
 
 #[test]
-fn an_admin_port_that_hangs_is_given_up() {
+fn hanging_admin_port_times_out() {
     let (registry, gate) = (Registry::start(), Gate::new());
     registry.script(When::any(), Fault::HoldHead(gate));
     let upstream = Registry::start();
@@ -402,7 +402,7 @@ fn an_admin_port_that_hangs_is_given_up() {
 }
 
 #[test]
-fn a_damaged_store_is_told_and_not_touched() {
+fn damaged_store_is_reported_and_not_modified() {
     let registry = Registry::start();
     let mut larder = Larder::before(&registry);
     larder.terminate();

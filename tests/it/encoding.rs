@@ -32,7 +32,7 @@ fn with_layer(layer: &Blob, known: bool) -> (Registry, Larder, String) {
 }
 
 #[test]
-fn an_encoded_manifest_is_decoded_before_it_is_held_against_its_digest() {
+fn encoded_manifest_is_decoded_before_verification() {
     for fault in [Fault::Gzip, label("gzip"), label("x-gzip")] {
         let house = House::impatient();
         house.registry.script(When::manifests(), fault);
@@ -49,7 +49,7 @@ fn an_encoded_manifest_is_decoded_before_it_is_held_against_its_digest() {
 }
 
 #[test]
-fn an_encoded_manifest_has_the_bound_of_every_other() {
+fn encoded_manifest_has_the_same_size_limit() {
     let house = House::new();
     let bomb = Arc::new(vec![b' '; 64 * MIB]);
     house.registry.script(When::manifests(), Fault::Other(bomb));
@@ -62,7 +62,7 @@ fn an_encoded_manifest_has_the_bound_of_every_other() {
 }
 
 #[test]
-fn an_encoded_blob_is_decoded_on_its_way() {
+fn encoded_blob_is_decoded() {
     for known in [true, false] {
         let layer = text(3 * MIB);
         let (registry, larder, path) = with_layer(&layer, known);
@@ -82,7 +82,7 @@ fn an_encoded_blob_is_decoded_on_its_way() {
 }
 
 #[test]
-fn the_length_of_encoded_bytes_is_not_the_blobs() {
+fn encoded_length_is_not_the_blob_size() {
     for known in [true, false] {
         let layer = text(100_000);
         let (registry, larder, path) = with_layer(&layer, known);
@@ -93,7 +93,7 @@ fn the_length_of_encoded_bytes_is_not_the_blobs() {
 }
 
 #[test]
-fn a_layer_that_is_a_gzip_file_and_labelled_so_is_taken_as_it_is() {
+fn gzip_layer_labelled_as_encoded_is_stored_unchanged() {
     let layer = Blob::new(gzip(&text(3 * MIB).bytes));
     let (registry, larder, path) = with_layer(&layer, true);
     registry.script(When::blobs(), label("gzip"));
@@ -106,7 +106,7 @@ fn a_layer_that_is_a_gzip_file_and_labelled_so_is_taken_as_it_is() {
 }
 
 #[test]
-fn where_no_length_decides_the_digest_does() {
+fn digest_decides_if_the_length_is_unknown() {
     let layer = Blob::new(gzip(&text(3 * MIB).bytes));
     let (registry, larder, path) = with_layer(&layer, false);
     registry.script(When::blobs(), label("gzip"));
@@ -122,7 +122,7 @@ fn where_no_length_decides_the_digest_does() {
 }
 
 #[test]
-fn what_does_not_even_begin_as_gzip_is_taken_as_it_is() {
+fn body_without_gzip_header_is_taken_unchanged() {
     for layer in [text(100_000), Blob::new(*b"\x1f"), Blob::new(*b"")] {
         let (registry, larder, path) = with_layer(&layer, false);
         registry.script(When::blobs(), label("gzip"));
@@ -132,7 +132,7 @@ fn what_does_not_even_begin_as_gzip_is_taken_as_it_is() {
 }
 
 #[test]
-fn what_only_begins_as_gzip_is_taken_as_it_is_in_the_end() {
+fn body_with_only_a_gzip_header_is_taken_unchanged() {
     let layer = Blob::new([&b"\x1f\x8b"[..], &[7; 5_000]].concat());
     let (registry, larder, path) = with_layer(&layer, false);
     registry.script(When::blobs(), label("gzip"));
@@ -141,7 +141,7 @@ fn what_only_begins_as_gzip_is_taken_as_it_is_in_the_end() {
 }
 
 #[test]
-fn an_encoded_body_is_never_resumed_by_range() {
+fn encoded_body_is_never_resumed_by_range() {
     for known in [true, false] {
         let layer = text(3 * MIB);
         let (registry, larder, path) = with_layer(&layer, known);
@@ -155,7 +155,7 @@ fn an_encoded_body_is_never_resumed_by_range() {
 }
 
 #[test]
-fn a_cut_body_may_go_on_encoded() {
+fn cut_body_may_resume_encoded() {
     // The first half came as it is; the answer to the Range is a part of something else.
     let layer = text(3 * MIB);
     let (registry, larder, path) = with_layer(&layer, true);
@@ -167,7 +167,7 @@ fn a_cut_body_may_go_on_encoded() {
 }
 
 #[test]
-fn wrong_bytes_do_not_get_right_by_being_encoded() {
+fn encoded_wrong_bytes_fail_verification() {
     for known in [true, false] {
         let layer = text(MIB);
         let (registry, larder, path) = with_layer(&layer, known);
@@ -188,7 +188,7 @@ fn wrong_bytes_do_not_get_right_by_being_encoded() {
 }
 
 #[test]
-fn a_range_far_ahead_of_an_encoded_fill_gets_the_blobs_bytes() {
+fn range_ahead_of_an_encoded_fill_has_decoded_bytes() {
     let layer = Blob::random(1, 12 * MIB);
     let (registry, larder, path) = with_layer(&layer, true);
     registry.script(When::blobs(), Fault::Gzip);
@@ -198,7 +198,7 @@ fn a_range_far_ahead_of_an_encoded_fill_gets_the_blobs_bytes() {
 }
 
 #[test]
-fn every_other_encoding_is_refused_by_name() {
+fn unsupported_encoding_is_refused_by_name() {
     for coding in ["br", "zstd", "deflate", "gzip, gzip", "br, gzip"] {
         let house = House::new();
         house.registry.script(When::any(), label(coding));

@@ -29,7 +29,7 @@ fn layer_path(image: &Image) -> String {
 }
 
 #[test]
-fn the_first_that_is_well_is_asked() {
+fn first_healthy_endpoint_is_asked() {
     let (first, second, larder, image) = pair(|setup| setup);
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
     larder.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
@@ -37,7 +37,7 @@ fn the_first_that_is_well_is_asked() {
 }
 
 #[test]
-fn an_endpoint_may_be_another_larder() {
+fn endpoint_may_be_another_larder_server() {
     let (hub, quay, image) = (Registry::start(), Registry::start(), image());
     hub.add_image("library/app", "v1", &image);
     quay.add_image("org/tool", "v1", &image);
@@ -55,7 +55,7 @@ fn an_endpoint_may_be_another_larder() {
 }
 
 #[test]
-fn the_next_one_answers_in_every_kind_of_trouble() {
+fn next_endpoint_answers_for_every_kind_of_failure() {
     let faults = [
         None,
         Some(Fault::Close),
@@ -82,14 +82,14 @@ fn the_next_one_answers_in_every_kind_of_trouble() {
 }
 
 #[test]
-fn one_that_hangs_leaves_time_for_the_next() {
+fn hanging_endpoint_leaves_time_for_the_next() {
     let (first, _second, larder, image) = pair(|setup| setup);
     first.script(When::any(), Fault::HoldHead(Gate::new()));
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
 }
 
 #[test]
-fn an_absence_is_definite_only_if_all_say_so() {
+fn absence_is_definite_only_if_all_endpoints_agree() {
     let (first, second, larder, _) = pair(|setup| setup.set("cache.negative_ttl", "0s"));
     let path = "/v2/library/app/manifests/none";
     assert_eq!(larder.get(path).status(), 404);
@@ -104,7 +104,7 @@ fn an_absence_is_definite_only_if_all_say_so() {
 }
 
 #[test]
-fn a_blob_goes_on_from_the_next_endpoint() {
+fn blob_resumes_from_the_next_endpoint() {
     let (first, second, larder, image) = pair(|setup| setup);
     let layer = &image.layers[0];
     let gate = Gate::new();
@@ -124,7 +124,7 @@ fn a_blob_goes_on_from_the_next_endpoint() {
 }
 
 #[test]
-fn a_mirror_is_asked_by_digest_and_not_for_tags() {
+fn mirror_is_asked_by_digest_but_not_for_tags() {
     let (origin, other, image) = (Registry::start(), Registry::start(), image());
     origin.add_image("library/app", "v1", &image);
     other.add_image("library/app", "v1", &image);
@@ -143,7 +143,7 @@ fn a_mirror_is_asked_by_digest_and_not_for_tags() {
 }
 
 #[test]
-fn a_mirror_that_lies_does_no_harm() {
+fn lying_mirror_is_harmless() {
     let (origin, other, image) = (Registry::start(), Registry::start(), image());
     origin.add_image("library/app", "v1", &image);
     other.add_image("library/app", "v1", &image);
@@ -161,7 +161,7 @@ fn a_mirror_that_lies_does_no_harm() {
 }
 
 #[test]
-fn a_mirror_never_sees_the_password() {
+fn mirror_never_receives_the_password() {
     let (origin, other, image) = (Registry::start(), Registry::start(), image());
     origin.add_image("library/app", "v1", &image);
     for registry in [&origin, &other] {
@@ -182,7 +182,7 @@ fn a_mirror_never_sees_the_password() {
 }
 
 #[test]
-fn a_layout_can_stand_before_a_registry() {
+fn layout_can_precede_a_registry() {
     let (registry, image) = (Registry::start(), image());
     registry.add_image("library/app", "v1", &image);
     let other = Image::small(4);
@@ -211,7 +211,7 @@ fn a_layout_can_stand_before_a_registry() {
 }
 
 #[test]
-fn an_endpoint_that_came_back_is_asked_again() {
+fn recovered_endpoint_is_asked_again() {
     let (first, second, larder, image) = pair(|setup| setup.set("cache.tag_ttl", "0s"));
     first.down();
     for _ in 0..10 {
@@ -228,7 +228,7 @@ fn an_endpoint_that_came_back_is_asked_again() {
 }
 
 #[test]
-fn lists_are_a_matter_for_those_who_may_tell() {
+fn lists_come_from_authoritative_endpoints() {
     let (first, second, image) = (Registry::start(), Registry::start(), image());
     let (mirrored, statement) = (Registry::start(), Image::artifact(1, &image.manifest));
     for registry in [&mirrored, &first, &second] {
@@ -261,7 +261,7 @@ fn lists_are_a_matter_for_those_who_may_tell() {
 }
 
 #[test]
-fn a_list_that_fails_is_not_held_against_the_images() {
+fn failed_list_does_not_affect_images() {
     let (first, second, larder, image) = pair(|setup| setup.set("cache.tags_list", "upstream"));
     for registry in [&first, &second] {
         registry.script(When::any().path("/tags/list"), Fault::Status(500));

@@ -86,7 +86,7 @@ fn evicted(metrics: &str, reason: &str) -> f64 {
 }
 
 #[test]
-fn the_store_stays_within_its_size_and_shared_layers_stay() {
+fn store_stays_within_max_size_and_keeps_shared_layers() {
     for (kind, max_size, layer) in KINDS {
         let world = World::new(30, layer);
         let larder = world.setup(kind, max_size).start();
@@ -113,7 +113,7 @@ fn the_store_stays_within_its_size_and_shared_layers_stay() {
 }
 
 #[test]
-fn what_was_asked_for_lately_stays_over_restarts_and_a_smaller_size_acts_at_once() {
+fn recently_used_content_stays_across_restarts_and_smaller_sizes() {
     let world = World::new(4, 8 * MIB);
     let larder = Timed::start(world.setup("files", 1 << 30));
     let pull = |larder: &Timed, n: usize| {
@@ -144,7 +144,7 @@ fn what_was_asked_for_lately_stays_over_restarts_and_a_smaller_size_acts_at_once
 }
 
 #[test]
-fn a_blob_that_is_read_stays_until_it_was_read() {
+fn blob_in_use_is_not_evicted() {
     for (kind, max_size, layer) in KINDS {
         let world = World::new(24, layer);
         let slow = Blob::random(7, 5 << 20);
@@ -179,7 +179,7 @@ fn a_blob_that_is_read_stays_until_it_was_read() {
 }
 
 #[test]
-fn a_disk_that_others_fill_is_left_to_them() {
+fn disk_filled_by_others_stops_storing() {
     for (kind, max_size, layer) in KINDS {
         let world = World::new(2, layer);
         let setup = world.setup(kind, max_size).set("store.min_free", "1PiB");
@@ -200,7 +200,7 @@ fn a_disk_that_others_fill_is_left_to_them() {
 }
 
 #[test]
-fn clients_notice_nothing_of_what_goes() {
+fn clients_do_not_notice_eviction() {
     for (kind, max_size, layer) in KINDS {
         let world = World::new(24, layer);
         let larder = world.setup(kind, max_size).start();
@@ -227,7 +227,7 @@ fn clients_notice_nothing_of_what_goes() {
 
 /// Downloads that queue for the disk take a part of the store and no more: what comes beyond that is served, and not kept.
 #[test]
-fn what_comes_faster_than_it_can_be_kept_is_served_all_the_same() {
+fn content_arriving_too_fast_to_store_is_served() {
     let (registry, gate) = (Registry::start(), Gate::new());
     let blobs = [40, 10, 12].map(|length| Blob::random(length, usize::try_from(length << 20).unwrap()));
     for blob in &blobs {

@@ -12,7 +12,7 @@ use support::{Auth, Blob, Document, Fault, Image, Larder, Random, Registry, Setu
 const FAILURES: &str = "larder_verify_failures_total";
 
 #[test]
-fn no_client_completes_a_wrong_body() {
+fn wrong_body_is_never_completed() {
     let other = Arc::new(Random::new(77).bytes(3 * MIB + 1000));
     let last = 3 * MIB + 999;
     let faults = [
@@ -59,7 +59,7 @@ fn no_client_completes_a_wrong_body() {
 }
 
 #[test]
-fn a_retry_right_after_a_failure_starts_anew() {
+fn retry_after_a_failure_starts_a_new_fill() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
     let client = larder.api();
@@ -80,7 +80,7 @@ fn a_retry_right_after_a_failure_starts_anew() {
 }
 
 #[test]
-fn a_head_that_lies_about_the_size_spoils_nothing() {
+fn wrong_size_in_head_is_harmless() {
     let house = House::new();
     house.registry.script(When::blobs().method("HEAD"), Fault::OneLess);
     assert_eq!(house.larder.head(&house.path).status(), 200);
@@ -90,7 +90,7 @@ fn a_head_that_lies_about_the_size_spoils_nothing() {
 }
 
 #[test]
-fn a_descriptor_with_another_size_is_held_against_the_blob() {
+fn descriptor_size_mismatch_fails_the_blob() {
     let house = House::new();
     let text = String::from_utf8(house.image.manifest.bytes.to_vec()).unwrap();
     let (length, wrong) = (house.layer.len().to_string(), (house.layer.len() - 1).to_string());
@@ -103,7 +103,7 @@ fn a_descriptor_with_another_size_is_held_against_the_blob() {
 }
 
 #[test]
-fn a_wrong_manifest_is_never_served() {
+fn wrong_manifest_is_never_served() {
     let other = Image::small(9).manifest;
     for fault in [Fault::Flip(3), Fault::OneLess, Fault::OneMore, Fault::Other(other.bytes)] {
         let house = House::new();
@@ -118,7 +118,7 @@ fn a_wrong_manifest_is_never_served() {
 }
 
 #[test]
-fn nothing_is_no_blob() {
+fn empty_body_is_not_a_blob() {
     // There is no last byte to withhold: who gets an empty body to its end has taken it for the blob.
     for fault in [Fault::Other(Arc::default()), Fault::Answer(200, Vec::new(), Vec::new())] {
         let house = House::new();
@@ -142,7 +142,7 @@ fn nothing_is_no_blob() {
 }
 
 #[test]
-fn a_manifest_that_is_cut_is_fetched_once_more() {
+fn cut_manifest_is_fetched_again() {
     let by_digest = |house: &House| format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
     for tag in [true, false] {
         let house = House::new();
@@ -158,7 +158,7 @@ fn a_manifest_that_is_cut_is_fetched_once_more() {
 }
 
 #[test]
-fn a_digest_header_that_lies_is_not_passed_on() {
+fn wrong_digest_header_is_not_forwarded() {
     let house = House::new();
     let lie = sha256(b"something else");
     house.registry.script(When::manifests(), Fault::Header("Docker-Content-Digest", lie.clone()));
@@ -174,7 +174,7 @@ fn a_digest_header_that_lies_is_not_passed_on() {
 }
 
 #[test]
-fn three_cuts_are_mended_without_anybody_noticing() {
+fn three_cuts_are_resumed_transparently() {
     let house = House::new();
     house.registry.script(When::blobs().method("GET").times(3), Fault::Cut(700_001));
     let answer = house.larder.get(&house.path);
@@ -193,7 +193,7 @@ fn three_cuts_are_mended_without_anybody_noticing() {
 }
 
 #[test]
-fn a_byte_that_never_comes_is_fetched_again() {
+fn stalled_last_byte_is_fetched_again() {
     let house = House::new();
     house.registry.script(When::blobs().times(1), Fault::OneLessThanPromised);
     house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
@@ -202,7 +202,7 @@ fn a_byte_that_never_comes_is_fetched_again() {
 }
 
 #[test]
-fn a_cut_without_end_ends() {
+fn repeated_cuts_end() {
     let house = House::new();
     house.registry.script(When::blobs().method("GET"), Fault::Cut(0));
     let began = Instant::now();
@@ -230,29 +230,29 @@ fn resumes_over(fault: Fault) {
 }
 
 #[test]
-fn a_resume_that_begins_at_zero_is_used() {
+fn resume_answered_from_zero_is_used() {
     resumes_over(Fault::IgnoreRange);
 }
 
 #[test]
-fn a_resume_with_another_content_range_is_started_over() {
+fn resume_with_another_content_range_starts_over() {
     resumes_over(Fault::WrongContentRange);
 }
 
 #[test]
-fn a_resume_that_is_said_to_be_out_of_range_is_started_over() {
+fn resume_answered_with_416_starts_over() {
     resumes_over(Fault::Status(416));
 }
 
 #[test]
-fn a_resume_that_meets_an_error_is_tried_again() {
+fn resume_answered_with_an_error_is_retried() {
     resumes_over(Fault::Status(503));
     resumes_over(Fault::Status(429));
     resumes_over(Fault::Close);
 }
 
 #[test]
-fn a_blob_that_is_said_to_be_out_of_range_whole_ends() {
+fn blob_answered_with_416_fails() {
     let house = House::new();
     house.registry.script(When::blobs().method("GET"), Fault::Status(416));
     let began = Instant::now();
@@ -268,7 +268,7 @@ fn a_blob_that_is_said_to_be_out_of_range_whole_ends() {
 }
 
 #[test]
-fn content_that_changes_in_between_is_never_mixed() {
+fn content_that_changes_during_a_fill_is_never_mixed() {
     let house = House::new();
     // The first half of one body and the whole of another, and the Range is not understood.
     house.registry.script(When::blobs().times(1), Fault::Flip(100));
@@ -296,7 +296,7 @@ fn anonymous_tokens_are_fetched_once() {
 }
 
 #[test]
-fn redirects_are_followed_without_the_credentials() {
+fn redirects_are_followed_without_credentials() {
     let (registry, cdn) = (Registry::start(), Registry::start());
     let image = image();
     registry.add_image("library/app", "v1", &image);
@@ -315,7 +315,7 @@ fn redirects_are_followed_without_the_credentials() {
 }
 
 #[test]
-fn a_cut_behind_a_redirect_goes_back_to_the_registry() {
+fn cut_after_a_redirect_restarts_at_the_registry() {
     let (registry, cdn) = (Registry::start(), Registry::start());
     let image = image();
     let layer = &image.layers[0];
@@ -333,7 +333,7 @@ fn a_cut_behind_a_redirect_goes_back_to_the_registry() {
 }
 
 #[test]
-fn a_redirect_that_leads_nowhere_ends() {
+fn dead_redirect_fails() {
     let house = House::with(|setup| setup.upstream_set("docker.io", "allow_private", true));
     let round = house.registry.url();
     house.registry.script(When::any(), Fault::Redirect(307, round));

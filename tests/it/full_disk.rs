@@ -54,7 +54,7 @@ fn degraded(larder: &Larder) -> bool {
 }
 
 #[test]
-fn a_blob_that_the_disk_does_not_take_is_served_all_the_same() {
+fn blob_that_cannot_be_written_is_served() {
     for kind in KINDS {
         let registry = Registry::start();
         let (large, small) = (Blob::random(1, 40 * MIB), Blob::random(2, 3 * MIB));
@@ -123,7 +123,7 @@ fn a_blob_that_the_disk_does_not_take_is_served_all_the_same() {
 }
 
 #[test]
-fn what_came_while_nothing_was_kept_is_kept_when_it_is_asked_for_again() {
+fn unstored_content_is_stored_on_the_next_request() {
     for kind in KINDS {
         let registry = Registry::start();
         let image = Image::oci(1, "linux/amd64", vec![Blob::random(2, MIB)]);
@@ -158,7 +158,7 @@ fn what_came_while_nothing_was_kept_is_kept_when_it_is_asked_for_again() {
 }
 
 #[test]
-fn what_is_not_kept_is_verified_all_the_same() {
+fn unstored_content_is_verified() {
     for kind in KINDS {
         let registry = Registry::start();
         let blob = Blob::random(1, 20 * MIB);
@@ -183,7 +183,7 @@ fn small_disk(setup: &Setup, mib: usize) {
 
 #[test]
 #[ignore = "mounts; .ci/stages/full-disk runs it"]
-fn a_real_disk_that_is_full_and_then_is_not() {
+fn full_disk_recovers_when_space_returns() {
     for kind in KINDS {
         let registry = Registry::start();
         let images: Vec<_> = (1..5_u64)

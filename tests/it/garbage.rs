@@ -10,7 +10,7 @@ use support::{Registry, Setup};
 const SILENCE: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_tls_hello_on_the_plain_port_is_answered() {
+fn tls_hello_on_the_plain_port_is_answered() {
     let (_registry, larder, _) = cold();
     // The start of a TLS 1.2 record with a ClientHello, as podman sends it before it falls back to HTTP.
     let mut hello = vec![0x16, 0x03, 0x01, 0x00, 0xc8, 0x01, 0x00, 0x00, 0xc4, 0x03, 0x03];
@@ -20,7 +20,7 @@ fn a_tls_hello_on_the_plain_port_is_answered() {
 }
 
 #[test]
-fn garbage_disturbs_nobody() {
+fn garbage_does_not_affect_other_clients() {
     let (_registry, larder, image) = cold();
     let host = larder.api_addr();
     let long_path = format!("GET /v2/{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(100_000));
@@ -51,7 +51,7 @@ fn garbage_disturbs_nobody() {
 }
 
 #[test]
-fn two_ways_of_framing_are_one_too_many() {
+fn conflicting_framing_is_rejected() {
     let (_registry, larder, _) = cold();
     let both =
         "GET /v2/ HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
@@ -60,7 +60,7 @@ fn two_ways_of_framing_are_one_too_many() {
 }
 
 #[test]
-fn strange_headers_do_no_harm() {
+fn strange_headers_are_harmless() {
     let (_registry, larder, image) = cold();
     let path = "/v2/library/app/manifests/v1";
     for (name, value) in [
@@ -81,7 +81,7 @@ fn strange_headers_do_no_harm() {
 }
 
 #[test]
-fn clients_credentials_and_headers_stop_here() {
+fn client_credentials_and_headers_are_not_forwarded() {
     let (registry, larder, _) = cold();
     let headers = [
         ("Authorization", "Bearer clients-own-secret"),
@@ -101,7 +101,7 @@ fn clients_credentials_and_headers_stop_here() {
 }
 
 #[test]
-fn a_client_that_never_ends_its_head_is_let_go() {
+fn unfinished_request_head_times_out() {
     let registry = Registry::start();
     let larder = Setup::with(&registry).set("server.header_timeout", "500ms").start();
     for start in [&b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow: "[..], b""] {
@@ -113,7 +113,7 @@ fn a_client_that_never_ends_its_head_is_let_go() {
 }
 
 #[test]
-fn connections_beyond_the_limit_wait_their_turn() {
+fn connections_beyond_the_limit_wait() {
     let registry = Registry::start();
     let larder = Setup::with(&registry).set("server.max_connections", 2).start();
     let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];

@@ -16,7 +16,7 @@ fn house(change: impl FnOnce(Setup) -> Setup) -> (Registry, Timed, Image) {
 }
 
 #[test]
-fn ten_thousand_pulls_in_ten_minutes_cost_ten_questions() {
+fn ten_thousand_pulls_cost_ten_revalidations() {
     let (registry, larder, image) = house(|setup| setup);
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
     registry.forget_requests();
@@ -30,7 +30,7 @@ fn ten_thousand_pulls_in_ten_minutes_cost_ten_questions() {
 }
 
 #[test]
-fn an_hour_without_the_upstream_goes_unnoticed() {
+fn hour_without_the_upstream_goes_unnoticed() {
     for hangs in [false, true] {
         let registry = Registry::start();
         let images: Vec<_> = (0..12).map(Image::small).collect();
@@ -78,7 +78,7 @@ fn an_hour_without_the_upstream_goes_unnoticed() {
 }
 
 #[test]
-fn an_upstream_that_is_away_is_asked_ever_less() {
+fn unreachable_upstream_is_asked_less_and_less() {
     let (registry, larder, image) = house(|setup| setup.set("cache.tag_ttl", "1s"));
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
     registry.script(When::any(), Fault::Status(500));
@@ -94,7 +94,7 @@ fn an_upstream_that_is_away_is_asked_ever_less() {
 }
 
 #[test]
-fn nothing_held_and_the_upstream_away_is_told_at_once() {
+fn uncached_content_fails_at_once_in_an_outage() {
     let (registry, larder, image) = house(|setup| setup);
     registry.down();
     eventually("it is left alone", || {
@@ -109,7 +109,7 @@ fn nothing_held_and_the_upstream_away_is_told_at_once() {
 }
 
 #[test]
-fn a_refusal_for_the_rate_is_heeded_for_as_long_as_it_says() {
+fn rate_limit_is_respected_for_its_duration() {
     let headers = vec![("Retry-After".to_owned(), "600".to_owned())];
     let (registry, larder, image) = house(|setup| setup.set("cache.tag_ttl", "1s"));
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
@@ -137,7 +137,7 @@ fn a_refusal_for_the_rate_is_heeded_for_as_long_as_it_says() {
 }
 
 #[test]
-fn an_absence_is_remembered_for_its_time() {
+fn absence_is_cached_for_negative_ttl() {
     let (registry, larder, _) = house(|setup| setup.set("cache.negative_ttl", "10s"));
     let (tag, digest) = ("/v2/library/app/manifests/none", format!("sha256:{:064}", 1));
     let blob = format!("/v2/library/app/blobs/{digest}");
@@ -158,7 +158,7 @@ fn an_absence_is_remembered_for_its_time() {
 }
 
 #[test]
-fn an_overloaded_registry_is_left_alone() {
+fn overloaded_registry_is_not_asked() {
     for mode in ["mirror", "gateway"] {
         let (registry, larder, image) = house(|setup| setup.set("server.mode", mode));
         let headers = vec![("Retry-After".to_owned(), "120".to_owned())];
@@ -176,7 +176,7 @@ fn an_overloaded_registry_is_left_alone() {
 }
 
 #[test]
-fn stale_while_revalidating_costs_nobody_a_wait() {
+fn stale_while_revalidate_does_not_delay_clients() {
     let (registry, larder, image) =
         house(|setup| setup.set("cache.tag_ttl", "1m").set("cache.stale_while_revalidate", "1h"));
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
@@ -194,7 +194,7 @@ fn stale_while_revalidating_costs_nobody_a_wait() {
 }
 
 #[test]
-fn a_clock_that_jumps_costs_questions_and_no_answers() {
+fn clock_jumps_cost_revalidations_but_no_failures() {
     let (registry, larder, image) = house(|setup| setup);
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
     // Ten years ahead, and by the restart back again: the check then lies in the future.
@@ -209,7 +209,7 @@ fn a_clock_that_jumps_costs_questions_and_no_answers() {
 }
 
 #[test]
-fn several_slow_answers_do_not_add_up() {
+fn slow_answers_do_not_add_up() {
     let (registry, larder, image) = house(|setup| setup);
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
     // Another repository has the same layer: its right is asked for by HEAD, and here both HEAD and GET take long.
@@ -236,7 +236,7 @@ const YEAR: i64 = 365 * 24 * 3600 * 1000;
 const JUMPS: [i64; 4] = [YEAR, -YEAR, -100 * YEAR, 100 * YEAR];
 
 #[test]
-fn no_clock_that_is_set_keeps_a_tag_fresh_or_asks_at_every_pull() {
+fn clock_changes_do_not_affect_tag_freshness() {
     for jump in JUMPS {
         let (registry, larder, image) = house(|setup| setup.set("cache.tags_list", "upstream"));
         let list = "/v2/library/app/tags/list";
@@ -267,7 +267,7 @@ fn no_clock_that_is_set_keeps_a_tag_fresh_or_asks_at_every_pull() {
 }
 
 #[test]
-fn no_clock_that_is_set_keeps_anything_absent_or_an_upstream_alone() {
+fn clock_changes_do_not_affect_absence_or_back_off() {
     for jump in JUMPS {
         let (registry, larder, image) = house(|setup| setup.set("cache.negative_ttl", "10s"));
         let (tag, blob) = ("/v2/library/app/manifests/late", Blob::random(9, 1000));
@@ -297,7 +297,7 @@ fn no_clock_that_is_set_keeps_anything_absent_or_an_upstream_alone() {
 }
 
 #[test]
-fn what_came_under_any_clock_is_held_under_every_other() {
+fn content_stored_under_any_clock_is_usable_under_any_other() {
     for kind in ["sled", "files"] {
         for jump in JUMPS {
             let (registry, larder, image) = house(|setup| setup.set("store.blobs", kind));
@@ -321,7 +321,7 @@ fn what_came_under_any_clock_is_held_under_every_other() {
 }
 
 #[test]
-fn a_date_until_which_to_wait_counts_by_the_clock_of_who_wrote_it() {
+fn retry_after_date_uses_the_servers_date() {
     let (registry, larder, image) = house(|setup| setup);
     // Their clock is a year behind ours, or ours ahead.
     let date = |second: u32| format!("Tue, 03 Jun 2008 11:05:{second:02} GMT");

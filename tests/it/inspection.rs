@@ -35,7 +35,7 @@ fn timeless(mut report: Value) -> Value {
 }
 
 #[test]
-fn what_is_held_is_listed() {
+fn cached_content_is_listed() {
     let world = HalfHeld::new();
     let digest = world.index.document.digest.clone();
     let report = world.both(&["ls", "--json"]).ended(0).json();
@@ -58,7 +58,7 @@ fn what_is_held_is_listed() {
 }
 
 #[test]
-fn the_tables_are_for_people() {
+fn tables_are_readable() {
     let world = HalfHeld::new();
     let text = verb::online(&world.larder, &["ls"]).ended(0).stdout;
     assert!(text.lines().next().unwrap().starts_with("REPOSITORY"), "{text}");
@@ -71,7 +71,7 @@ fn the_tables_are_for_people() {
 }
 
 #[test]
-fn a_manifest_pulled_by_digest_has_a_row_of_its_own() {
+fn manifest_pulled_by_digest_has_its_own_row() {
     let registry = Registry::start();
     let image = Image::small(5);
     registry.add_image("org/app", "v1", &image);
@@ -85,7 +85,7 @@ fn a_manifest_pulled_by_digest_has_a_row_of_its_own() {
 }
 
 #[test]
-fn a_platform_whose_blobs_are_not_held_is_told_exactly_so() {
+fn platform_without_blobs_is_reported() {
     let world = HalfHeld::new();
     let arm = world.index.images[1].clone();
     let ran = world.both(&["inspect", "multi:v1", "--platform", "linux/arm64", "--json"]).ended(0);
@@ -106,7 +106,7 @@ fn a_platform_whose_blobs_are_not_held_is_told_exactly_so() {
 }
 
 #[test]
-fn documents_come_byte_for_byte() {
+fn inspect_prints_documents_byte_for_byte() {
     let world = HalfHeld::new();
     let (larder, index) = (&world.larder, &world.index);
     let raw = |arguments: &[&str]| verb::online(larder, arguments).ended(0).stdout.into_bytes();
@@ -126,7 +126,7 @@ fn documents_come_byte_for_byte() {
 }
 
 #[test]
-fn what_is_not_there_is_named_beside_what_is() {
+fn missing_platform_error_lists_the_available_ones() {
     let world = HalfHeld::new();
     let larder = &world.larder;
     let told = |arguments: &[&str], code: i32| verb::online(larder, arguments).ended(code).stderr;
@@ -146,7 +146,7 @@ fn what_is_not_there_is_named_beside_what_is() {
 }
 
 #[test]
-fn a_media_type_that_nobody_knows_is_shown_as_it_is() {
+fn unknown_media_type_is_shown_unchanged() {
     let registry = Registry::start();
     let own = "application/vnd.example.experiment.v1+json";
     let document = Document::new(own, format!(r#"{{"target": {{"any":1, "also":2}}, "mediaType":"{own}"}}"#));
@@ -165,7 +165,7 @@ fn a_media_type_that_nobody_knows_is_shown_as_it_is() {
 }
 
 #[test]
-fn a_check_names_what_a_pull_would_lack() {
+fn check_names_missing_content() {
     let world = HalfHeld::new();
     let arm = world.index.images[1].clone();
     let (larder, index) = (&world.larder, &world.index);
@@ -187,7 +187,7 @@ fn a_check_names_what_a_pull_would_lack() {
 }
 
 #[test]
-fn a_check_says_what_a_pull_would_do() {
+fn check_predicts_the_pull() {
     let world = HalfHeld::new();
     world.registry.down();
     let (larder, index) = (&world.larder, &world.index);
@@ -203,7 +203,7 @@ fn a_check_says_what_a_pull_would_do() {
 }
 
 #[test]
-fn a_tag_too_old_to_be_served_without_its_upstream_fails_the_check() {
+fn check_fails_for_a_tag_past_stale_if_error() {
     let registry = Registry::start();
     let image = Image::small(5);
     registry.add_image("org/app", "v1", &image);
@@ -221,7 +221,7 @@ fn a_tag_too_old_to_be_served_without_its_upstream_fails_the_check() {
 }
 
 #[test]
-fn the_larder_that_has_the_store_is_found_by_the_configuration() {
+fn running_server_is_found_by_the_configuration() {
     let registry = Registry::start();
     let setup = Setup::with(&registry);
     let socket = format!("unix:{}", setup.folder().join("admin.sock").display());
@@ -240,7 +240,7 @@ fn the_larder_that_has_the_store_is_found_by_the_configuration() {
 }
 
 #[test]
-fn where_nothing_is_the_remedy_is_named() {
+fn empty_store_error_names_the_remedy() {
     let registry = Registry::start();
     let setup = Setup::with(&registry);
     let ran = verb::offline(&setup, &["ls"]).ended(1);

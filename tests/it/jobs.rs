@@ -41,7 +41,7 @@ fn house() -> (Registry, Index, Larder) {
 }
 
 #[test]
-fn what_was_warmed_is_pulled_without_the_registry() {
+fn warmed_image_is_pulled_without_the_registry() {
     let (registry, index, larder) = house();
     let ran =
         verb::online(&larder, &["warm", "multi:v1", "org/app:1", "--platform", "linux/arm64", "--json"]);
@@ -72,7 +72,7 @@ fn what_was_warmed_is_pulled_without_the_registry() {
 }
 
 #[test]
-fn all_platforms_come_from_a_list_and_only_once() {
+fn all_platforms_are_fetched_once() {
     let (registry, index, larder) = house();
     let list =
         larder.setup().write("list.txt", "# what we use\nmulti:v1\n\norg/app:1 # and this\nmulti:v1\n");
@@ -92,7 +92,7 @@ fn all_platforms_come_from_a_list_and_only_once() {
 }
 
 #[test]
-fn a_tag_with_a_digest_is_fetched_by_tag_and_held_against_it() {
+fn tag_with_digest_is_fetched_by_tag_and_verified() {
     let (registry, index, larder) = house();
     let right = format!("multi:v1@{}", index.document.digest);
     verb::online(&larder, &["warm", &right, "--platform", "linux/amd64"]).ended(0);
@@ -106,7 +106,7 @@ fn a_tag_with_a_digest_is_fetched_by_tag_and_held_against_it() {
 }
 
 #[test]
-fn what_cannot_be_fetched_is_named() {
+fn unfetchable_content_is_named() {
     let (_registry, _, larder) = house();
     let ran = verb::online(&larder, &["warm", "multi:v2", "multi:v1", "--platform", "linux/s390x", "--json"])
         .ended(4);
@@ -122,7 +122,7 @@ fn what_cannot_be_fetched_is_named() {
 }
 
 #[test]
-fn a_store_that_no_larder_has_is_warmed_too() {
+fn store_without_a_server_is_warmed() {
     let (registry, index, mut larder) = house();
     larder.terminate();
     assert!(larder.wait_exit().success());
@@ -137,7 +137,7 @@ fn a_store_that_no_larder_has_is_warmed_too() {
 }
 
 #[test]
-fn work_that_was_killed_is_gone_on_with() {
+fn killed_job_is_resumed() {
     let (registry, _, mut larder) = house();
     let layer = Blob::random(5, 8 * MIB);
     registry.add_image("org/big", "1", &Image::oci(9, "linux/amd64", vec![layer.clone()]));
@@ -161,7 +161,7 @@ fn work_that_was_killed_is_gone_on_with() {
 }
 
 #[test]
-fn a_job_is_watched_to_its_end() {
+fn job_is_watched_to_its_end() {
     let (registry, index, larder) = house();
     let layer = index.images[0].layers[0].clone();
     let gate = Gate::new();
@@ -188,7 +188,7 @@ fn a_job_is_watched_to_its_end() {
 }
 
 #[test]
-fn a_job_can_be_ended_and_what_it_began_goes_on() {
+fn job_can_be_cancelled_and_its_fills_continue() {
     let (registry, index, larder) = house();
     let layer = index.images[0].layers[0].clone();
     let gate = Gate::new();
@@ -206,7 +206,7 @@ fn a_job_can_be_ended_and_what_it_began_goes_on() {
 }
 
 #[test]
-fn what_is_no_task_is_refused() {
+fn malformed_job_is_refused() {
     let (_registry, _, larder) = house();
     for (task, headers, status) in [
         (json!({ "verb": "nothing" }), vec![JSON], 400),
@@ -225,7 +225,7 @@ fn what_is_no_task_is_refused() {
 }
 
 #[test]
-fn a_removed_tag_takes_with_it_what_only_it_led_to() {
+fn removed_tag_removes_unshared_content() {
     for kind in ["files", "sled"] {
         let registry = Registry::start();
         let shared = Blob::random(1, 40_000);
@@ -258,7 +258,7 @@ fn a_removed_tag_takes_with_it_what_only_it_led_to() {
 }
 
 #[test]
-fn another_repositorys_content_stays() {
+fn removal_keeps_content_of_other_repositories() {
     let registry = Registry::start();
     let image = Image::small(4);
     for repository in ["org/one", "org/other"] {
@@ -275,7 +275,7 @@ fn another_repositorys_content_stays() {
 }
 
 #[test]
-fn a_store_in_use_is_verified_and_collected_by_its_larder() {
+fn store_in_use_is_verified_and_collected_by_the_server() {
     let (_registry, _, larder) = house();
     verb::online(&larder, &["warm", "multi:v1", "--all-platforms"]).ended(0);
     larder.settle();
@@ -290,7 +290,7 @@ fn a_store_in_use_is_verified_and_collected_by_its_larder() {
 }
 
 #[test]
-fn beyond_loopback_the_token_decides() {
+fn token_is_required_beyond_loopback() {
     let registry = Registry::start();
     let setup = Setup::with(&registry);
     let token = setup.write("token", "a-long-secret\n");

@@ -29,7 +29,7 @@ fn pages(larder: &Larder, path: &str, key: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn tags_come_in_pages_sorted_by_bytes() {
+fn tags_are_paginated_and_sorted_by_bytes() {
     let registry = Registry::start();
     let image = Image::small(6);
     // In the order of their bytes.
@@ -68,7 +68,7 @@ fn tags_come_in_pages_sorted_by_bytes() {
 }
 
 #[test]
-fn the_catalog_names_what_can_be_pulled() {
+fn catalog_lists_pullable_repositories() {
     let registry = Registry::start();
     let other = Registry::start();
     for name in ["library/c", "library/a", "org/b", "org-x/b"] {
@@ -114,7 +114,7 @@ fn the_catalog_names_what_can_be_pulled() {
 }
 
 #[test]
-fn a_repository_that_nobody_pulled_has_no_empty_list() {
+fn unknown_repository_is_404_not_an_empty_list() {
     let (_registry, larder, _) = cold();
     larder.get("/v2/library/never/tags/list").is_error(404, "NAME_UNKNOWN");
 }
@@ -158,7 +158,7 @@ fn is_stale(answer: &Answer) {
 }
 
 #[test]
-fn the_upstreams_tags_are_fetched_whole_and_kept() {
+fn upstream_tags_are_fetched_completely_and_cached() {
     for which in ["upstream", "merged"] {
         let (registry, _, tags) = full();
         let larder = listing(Setup::with(&registry), which).start();
@@ -189,7 +189,7 @@ fn the_upstreams_tags_are_fetched_whole_and_kept() {
 }
 
 #[test]
-fn an_upstream_may_list_otherwise_than_the_others() {
+fn tags_list_can_be_set_per_upstream() {
     let (registry, _, tags) = full();
     let larder = Setup::with(&registry)
         .upstream("other.test", &registry)
@@ -200,7 +200,7 @@ fn an_upstream_may_list_otherwise_than_the_others() {
 }
 
 #[test]
-fn a_list_of_tags_grows_old() {
+fn tag_list_expires() {
     let (registry, image, mut tags) = full();
     let larder = impatient(Setup::with(&registry), "upstream").start();
     lists(&larder.get(LIST), &tags);
@@ -211,7 +211,7 @@ fn a_list_of_tags_grows_old() {
 }
 
 #[test]
-fn a_list_of_tags_is_fresh_for_the_time_of_a_tag() {
+fn tag_list_is_fresh_for_tag_ttl() {
     let (registry, image, mut tags) = full();
     let larder = Timed::start(listing(Setup::with(&registry), "upstream").set("cache.tag_ttl", "1h"));
     lists(&larder.get(LIST), &tags);
@@ -226,7 +226,7 @@ fn a_list_of_tags_is_fresh_for_the_time_of_a_tag() {
 }
 
 #[test]
-fn many_who_wait_for_a_list_cost_one_walk() {
+fn concurrent_list_requests_are_coalesced() {
     let (registry, _, tags) = full();
     let larder = listing(Setup::with(&registry), "upstream").start();
     let gate = Gate::new();
@@ -244,7 +244,7 @@ fn many_who_wait_for_a_list_cost_one_walk() {
 }
 
 #[test]
-fn what_is_no_tag_is_left_out_and_each_comes_once() {
+fn invalid_and_duplicate_tags_are_skipped() {
     let registry = Registry::start();
     let larder = listing(Setup::with(&registry), "upstream").start();
     let body =
@@ -261,7 +261,7 @@ fn what_is_no_tag_is_left_out_and_each_comes_once() {
 }
 
 #[test]
-fn the_last_known_tags_are_served_in_all_kinds_of_trouble() {
+fn last_known_tags_are_served_for_every_kind_of_failure() {
     for fault in [
         None,
         Some(Fault::Status(500)),
@@ -289,7 +289,7 @@ fn the_last_known_tags_are_served_in_all_kinds_of_trouble() {
 }
 
 #[test]
-fn no_list_of_tags_is_empty_for_an_outage() {
+fn outage_never_gives_an_empty_tag_list() {
     for which in ["upstream", "merged"] {
         let (registry, image, _) = full();
         let mut larder = impatient(Setup::with(&registry), which).start();
@@ -321,7 +321,7 @@ fn no_list_of_tags_is_empty_for_an_outage() {
 }
 
 #[test]
-fn a_hanging_upstream_holds_nobody_up_who_lists_what_is_held() {
+fn hanging_upstream_does_not_delay_cached_lists() {
     let (registry, _, _) = full();
     let larder = impatient(Setup::with(&registry), "merged").start();
     assert_eq!(larder.get("/v2/library/app/manifests/v7").status(), 200);
@@ -335,7 +335,7 @@ fn a_hanging_upstream_holds_nobody_up_who_lists_what_is_held() {
 }
 
 #[test]
-fn an_upstreams_404_is_one() {
+fn upstream_404_is_forwarded() {
     for which in ["upstream", "merged"] {
         let (registry, _, tags) = full();
         let larder = listing(Setup::with(&registry), which).set("cache.negative_ttl", "1h").start();
@@ -360,7 +360,7 @@ fn an_upstreams_404_is_one() {
 }
 
 #[test]
-fn merged_is_both() {
+fn merged_list_has_cached_and_upstream_tags() {
     let (registry, image, mut tags) = full();
     registry.add_image("library/app", "gone", &image);
     let larder = listing(Setup::with(&registry), "merged").start();
@@ -375,7 +375,7 @@ fn merged_is_both() {
 }
 
 #[test]
-fn what_the_upstream_refuses_is_said_as_everywhere() {
+fn refused_list_has_the_usual_status() {
     for (fault, mirror, gateway) in
         [(Fault::Status(429), 503, 429), (Fault::Status(401), 404, 403), (Fault::Status(403), 404, 403)]
     {
@@ -391,7 +391,7 @@ fn what_the_upstream_refuses_is_said_as_everywhere() {
 }
 
 #[test]
-fn a_list_without_an_end_is_given_up() {
+fn endless_list_is_abandoned() {
     let (registry, _, _) = full();
     let larder = listing(Setup::with(&registry), "upstream").start();
     let endless = Fault::rewrite(|seen, plan| {
@@ -406,7 +406,7 @@ fn a_list_without_an_end_is_given_up() {
 }
 
 #[test]
-fn a_list_of_too_many_tags_is_no_list() {
+fn tag_list_over_the_limit_is_rejected() {
     let (registry, _, _) = full();
     let larder = listing(Setup::with(&registry), "upstream").start();
     let most: Vec<_> = (0..100_000).map(|n| format!("v{n}")).collect();

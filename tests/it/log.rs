@@ -20,7 +20,7 @@ fn id_of(answer: &Answer) -> String {
 }
 
 #[test]
-fn a_line_says_who_asked_for_what_and_what_became_of_it() {
+fn request_line_has_client_request_and_outcome() {
     let (_registry, larder, image) = cold();
     let answer = larder.get(TAG);
     let line = line_of(&larder, &id_of(&answer));
@@ -58,7 +58,7 @@ fn a_line_says_who_asked_for_what_and_what_became_of_it() {
 }
 
 #[test]
-fn text_says_the_same() {
+fn text_format_has_the_same_fields() {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
@@ -94,7 +94,7 @@ fn text_says_the_same() {
 }
 
 #[test]
-fn a_request_goes_by_its_clients_name_here_and_nowhere_else() {
+fn request_id_of_the_client_is_logged_and_not_forwarded() {
     let (registry, larder, _) = cold();
     let answer = larder.api().send("GET", TAG, &[("X-Request-Id", "of-the-client")]);
     assert_eq!(id_of(&answer), "of-the-client");
@@ -113,7 +113,7 @@ fn a_request_goes_by_its_clients_name_here_and_nowhere_else() {
 }
 
 #[test]
-fn a_dead_upstream_does_not_flood_the_log() {
+fn dead_upstream_does_not_flood_the_log() {
     let registry = Registry::start();
     let other = Registry::start();
     let setup = Setup::with(&registry).upstream("quay.io", &other).set("cache.negative_ttl", "0s");

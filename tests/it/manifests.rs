@@ -26,7 +26,7 @@ fn asked(registry: &Registry) -> Vec<String> {
 }
 
 #[test]
-fn a_fresh_tag_asks_nobody() {
+fn fresh_tag_needs_no_upstream_request() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
@@ -40,7 +40,7 @@ fn a_fresh_tag_asks_nobody() {
 }
 
 #[test]
-fn an_unchanged_tag_costs_one_head() {
+fn unchanged_tag_costs_one_head() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
@@ -53,7 +53,7 @@ fn an_unchanged_tag_costs_one_head() {
 }
 
 #[test]
-fn a_moved_tag_is_fetched_and_the_old_content_stays() {
+fn moved_tag_is_fetched_and_old_content_stays() {
     let (registry, old) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     larder.get(TAG).is_ok_with(&old.manifest.bytes);
@@ -72,7 +72,7 @@ fn a_moved_tag_is_fetched_and_the_old_content_stays() {
 }
 
 #[test]
-fn a_tag_that_moves_to_known_content_is_believed_when_it_says_so() {
+fn tag_moved_to_cached_content_needs_no_get() {
     let (registry, one) = with_image();
     let two = Image::small(2);
     registry.add_image("library/app", "v2", &two);
@@ -86,7 +86,7 @@ fn a_tag_that_moves_to_known_content_is_believed_when_it_says_so() {
 }
 
 #[test]
-fn an_upstream_without_head_or_digest_is_asked_by_get() {
+fn upstream_without_head_or_digest_is_asked_by_get() {
     for fault in [Fault::Status(405), Fault::Without("Docker-Content-Digest")] {
         let (registry, image) = with_image();
         registry.script(When::manifests().method("HEAD"), fault);
@@ -101,7 +101,7 @@ fn an_upstream_without_head_or_digest_is_asked_by_get() {
 }
 
 #[test]
-fn a_head_that_is_not_done_confirms_nothing() {
+fn unfinished_head_confirms_nothing() {
     for status in [405, 501] {
         let (registry, image) = with_image();
         registry.add_image("library/granted", "v1", &image);
@@ -122,7 +122,7 @@ fn a_head_that_is_not_done_confirms_nothing() {
 }
 
 #[test]
-fn by_digest_nobody_is_asked_again() {
+fn digest_is_never_revalidated() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
@@ -136,7 +136,7 @@ fn by_digest_nobody_is_asked_again() {
 }
 
 #[test]
-fn one_revalidation_serves_all_who_wait() {
+fn revalidation_is_shared_by_waiting_clients() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     larder.get(TAG);
@@ -162,7 +162,7 @@ fn one_revalidation_serves_all_who_wait() {
 }
 
 #[test]
-fn many_clients_one_cold_tag_one_get() {
+fn uncached_tag_costs_one_get_for_many_clients() {
     let (registry, image) = with_image();
     let gate = Gate::new();
     registry.script(When::manifests(), Fault::HoldHead(gate.clone()));
@@ -181,7 +181,7 @@ fn many_clients_one_cold_tag_one_get() {
 }
 
 #[test]
-fn a_definite_404_is_remembered_for_a_while() {
+fn absence_is_cached() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.negative_ttl", "1h").start();
     let blob = format!("/v2/library/app/blobs/{}", Blob::new("never there").digest);
@@ -205,7 +205,7 @@ fn a_definite_404_is_remembered_for_a_while() {
 }
 
 #[test]
-fn a_404_is_forgotten_in_time() {
+fn absence_expires() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
     let path = "/v2/library/app/manifests/soon";
@@ -215,7 +215,7 @@ fn a_404_is_forgotten_in_time() {
 }
 
 #[test]
-fn a_tag_that_is_gone_is_gone_after_its_time() {
+fn deleted_tag_is_404_after_its_ttl() {
     for (setting, status) in [("miss", 404), ("stale", 200)] {
         let (registry, image) = with_image();
         let setup = Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s");
@@ -230,7 +230,7 @@ fn a_tag_that_is_gone_is_gone_after_its_time() {
 }
 
 #[test]
-fn content_is_served_only_where_it_belongs() {
+fn content_is_served_only_to_linked_repositories() {
     let registry = Registry::start();
     let private = Index::oci(1);
     registry.add_index("team/private", "v1", &private);
@@ -268,7 +268,7 @@ fn content_is_served_only_where_it_belongs() {
 }
 
 #[test]
-fn a_repositorys_manifests_open_its_blobs_and_no_others() {
+fn manifest_links_its_blobs_only() {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/one", "v1", &image);
@@ -287,7 +287,7 @@ fn a_repositorys_manifests_open_its_blobs_and_no_others() {
 }
 
 #[test]
-fn an_expired_tag_is_asked_for_once_whenever_they_come() {
+fn expired_tag_is_revalidated_once() {
     const TAGS: usize = 80;
     const TTL: Duration = Duration::from_secs(4);
     let registry = Registry::start();

@@ -19,7 +19,7 @@ fn is_there(program: &str) -> bool {
 }
 
 #[test]
-fn shells_get_something_to_read() {
+fn completions_exist_for_every_shell() {
     let setup = Setup::empty();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = larder(&setup, &["completions", shell]).ended(0).stdout;
@@ -37,7 +37,7 @@ fn shells_get_something_to_read() {
 }
 
 #[test]
-fn bash_completes_verbs_and_clients() {
+fn bash_completion_has_verbs_and_clients() {
     if !is_there("bash") {
         return;
     }
@@ -58,7 +58,7 @@ fn bash_completes_verbs_and_clients() {
 }
 
 #[test]
-fn every_verb_has_a_page() {
+fn manual_page_exists_for_every_verb() {
     let setup = Setup::empty();
     let folder = setup.folder().join("man1");
     let told = larder(&setup, &["man", "--dir", folder.to_str().unwrap()]).ended(0).stdout;
@@ -94,7 +94,7 @@ fn every_verb_has_a_page() {
 }
 
 #[test]
-fn colours_are_for_terminals_and_those_who_ask() {
+fn colours_need_a_terminal_or_a_request() {
     let registry = Registry::start();
     registry.add_image("library/app", "1", &Image::small(1));
     let larder = Larder::before(&registry);
@@ -135,7 +135,7 @@ fn colours_are_for_terminals_and_those_who_ask() {
 }
 
 #[test]
-fn the_log_has_colours_where_they_are_wanted() {
+fn log_colours_follow_the_environment() {
     let setup = Setup::empty().set("log.format", "text").set("store.path", "/dev/null/nowhere");
     let setup = setup
         .upstream_set("reg.test", "endpoints", vec!["http://127.0.0.1:1"])

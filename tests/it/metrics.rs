@@ -18,7 +18,7 @@ fn house() -> (Registry, Larder, Image) {
 }
 
 #[test]
-fn the_admin_port_answers_without_the_upstream() {
+fn admin_port_answers_without_the_upstream() {
     let (registry, larder, _) = house();
     registry.down();
     for path in ["/livez", "/readyz"] {
@@ -102,7 +102,7 @@ fn requests_are_counted_by_kind_and_outcome() {
 }
 
 #[test]
-fn an_upstream_that_does_not_answer_is_counted() {
+fn unanswered_upstream_request_is_counted() {
     let (registry, larder, _) = house();
     registry.down();
     larder.get(TAG);
@@ -120,7 +120,7 @@ fn series(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_exposition_keeps_the_conventions() {
+fn exposition_follows_prometheus_conventions() {
     let (_registry, larder, _) = house();
     larder.get(TAG);
     let text = larder.metrics_text();
@@ -148,7 +148,7 @@ fn the_exposition_keeps_the_conventions() {
 }
 
 #[test]
-fn no_request_makes_a_new_series() {
+fn requests_create_no_new_series() {
     let (_registry, larder, _) = house();
     let ask = |n: u32| {
         larder.get(&format!("/v2/library/none{n}/manifests/v{n}"));
@@ -170,7 +170,7 @@ fn request_lines(larder: &Larder) -> Vec<Value> {
 }
 
 #[test]
-fn every_request_has_one_line() {
+fn request_is_logged_in_one_line() {
     let (_registry, larder, image) = house();
     larder.get(TAG);
     larder.settle();
@@ -204,7 +204,7 @@ fn every_request_has_one_line() {
 }
 
 #[test]
-fn lines_can_be_turned_off() {
+fn request_log_can_be_disabled() {
     let (registry, _, _) = house();
     let larder = Setup::with(&registry).set("log.requests", false).start();
     larder.get(TAG);
@@ -216,7 +216,7 @@ fn lines_can_be_turned_off() {
 }
 
 #[test]
-fn a_request_cannot_write_into_the_log() {
+fn request_cannot_inject_log_lines() {
     let (_registry, larder, _) = house();
     let forged = "%0a{%22message%22:%22request%22,%22forged%22:true}";
     larder.get(&format!("/v2/library/app/manifests/{forged}"));
@@ -232,7 +232,7 @@ fn a_request_cannot_write_into_the_log() {
 }
 
 #[test]
-fn secrets_stay_secret_even_when_everything_is_logged() {
+fn secrets_are_not_logged_at_trace_level() {
     const PASSWORD: &str = "correct-horse-battery";
     // base64 of `someone:correct-horse-battery`.
     const BASIC: &str = "c29tZW9uZTpjb3JyZWN0LWhvcnNlLWJhdHRlcnk=";
@@ -302,7 +302,7 @@ fn secrets_stay_secret_even_when_everything_is_logged() {
 }
 
 #[test]
-fn only_what_does_not_verify_is_a_verify_failure() {
+fn verify_failures_count_only_verification() {
     let registry = Registry::start();
     let blob = Blob::random(1, 100_000);
     registry.add_blob("library/app", &blob);
@@ -334,7 +334,7 @@ fn only_what_does_not_verify_is_a_verify_failure() {
 }
 
 #[test]
-fn a_request_whose_client_has_left_is_counted_once() {
+fn aborted_request_is_counted_once() {
     let (registry, larder, image) = house();
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
     let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);

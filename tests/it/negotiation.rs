@@ -38,7 +38,7 @@ fn converting(digest: Option<&str>) -> (Registry, Index) {
 }
 
 #[test]
-fn a_conversion_is_kept_and_revalidated_beside_the_index() {
+fn variant_is_stored_and_revalidated_beside_the_index() {
     let (registry, index) = converting(None);
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     let child = &index.images[0].manifest;
@@ -58,7 +58,7 @@ fn a_conversion_is_kept_and_revalidated_beside_the_index() {
 
 /// As Docker Hub, GHCR and others do: 404 for who takes none of the types that the tag has.
 #[test]
-fn a_refusal_to_convert_is_passed_on_and_touches_nothing() {
+fn refused_variant_is_forwarded_and_changes_nothing() {
     for first in [true, false] {
         let registry = Registry::start();
         let index = Index::oci(1);
@@ -101,7 +101,7 @@ fn a_refusal_to_convert_is_passed_on_and_touches_nothing() {
 
 /// As Docker Hub has done: the child's body under the digest of its list.
 #[test]
-fn a_child_under_its_lists_digest_is_given_under_its_own() {
+fn child_answered_under_the_index_digest_is_corrected() {
     let digest = Index::docker(1).document.digest;
     for index_first in [true, false] {
         let (registry, index) = converting(Some(&digest));
@@ -124,7 +124,7 @@ fn a_child_under_its_lists_digest_is_given_under_its_own() {
 }
 
 #[test]
-fn a_wrong_type_gives_way_to_what_the_body_says() {
+fn wrong_content_type_is_replaced_by_the_body_type() {
     for told in ["text/html", "image/png", "application/octet-stream", "nonsense", OCI_INDEX] {
         let (registry, image) = (Registry::start(), Image::small(1));
         registry.add_image("library/app", "v1", &image);
@@ -142,7 +142,7 @@ fn a_wrong_type_gives_way_to_what_the_body_says() {
 
 /// HEAD is refused, or denied as behind addresses that are signed for GET; GET works.
 #[test]
-fn a_tag_lives_on_where_head_alone_says_that_it_is_gone() {
+fn tag_is_kept_if_only_head_says_404() {
     for status in [400, 401, 403, 404, 405, 501] {
         let (registry, image) = (Registry::start(), Image::small(1));
         registry.add_image("library/app", "v1", &image);
@@ -165,7 +165,7 @@ fn a_tag_lives_on_where_head_alone_says_that_it_is_gone() {
 }
 
 #[test]
-fn a_blob_is_there_though_head_says_otherwise() {
+fn blob_is_found_although_head_says_404() {
     for status in [400, 403, 405, 501] {
         let (registry, image) = (Registry::start(), Image::small(1));
         registry.add_image("library/app", "v1", &image);
@@ -187,7 +187,7 @@ fn a_blob_is_there_though_head_says_otherwise() {
 }
 
 #[test]
-fn without_digests_lengths_or_types_everything_is_found_out() {
+fn missing_digest_length_and_type_are_determined() {
     let faults = [
         vec![Fault::Without("Docker-Content-Digest")],
         vec![Fault::Chunked],
@@ -228,7 +228,7 @@ fn without_digests_lengths_or_types_everything_is_found_out() {
 
 /// The end of a body without a length is the end of its connection, so an early one looks whole.
 #[test]
-fn a_body_that_ends_early_without_having_told_its_length_is_not_whole() {
+fn short_body_without_length_is_incomplete() {
     let (registry, image) = (Registry::start(), Image::small(1));
     registry.add_image("library/app", "v1", &image);
     registry.script(When::any().method("GET"), Fault::Untold);

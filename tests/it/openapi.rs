@@ -91,7 +91,7 @@ fn target(path: &str) -> String {
 }
 
 #[test]
-fn every_route_answers_as_the_document_says() {
+fn routes_answer_as_documented() {
     let (_registry, larder, document) = house();
     for (path, operations) in document["paths"].as_object().unwrap() {
         let operations = operations.as_object().unwrap();
@@ -126,7 +126,7 @@ fn every_route_answers_as_the_document_says() {
 }
 
 #[test]
-fn the_whole_of_what_is_held_fits_its_schema() {
+fn inventory_matches_its_schema() {
     let (_registry, larder, document) = house();
     let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
     for (path, name) in [

@@ -49,7 +49,7 @@ fn url(larder: &Larder, path: &str) -> String {
 }
 
 #[test]
-fn all_sockets_of_a_port_are_served() {
+fn every_socket_of_a_port_is_served() {
     let (_registry, setup) = setup();
     let socket = setup.folder().join("larder.sock");
     let listen = vec!["127.0.0.1:0".to_owned(), "[::1]:0".to_owned(), format!("unix:{}", socket.display())];
@@ -67,7 +67,7 @@ fn all_sockets_of_a_port_are_served() {
 }
 
 #[test]
-fn the_limits_hold_for_all_sockets_together() {
+fn connection_limit_is_shared_by_all_sockets() {
     let (_registry, setup) = setup();
     let socket = setup.folder().join("larder.sock");
     let listen = vec!["127.0.0.1:0".to_owned(), format!("unix:{}", socket.display())];
@@ -88,7 +88,7 @@ fn the_limits_hold_for_all_sockets_together() {
 }
 
 #[test]
-fn a_socket_file_is_for_owner_and_group_and_survives_a_kill() {
+fn socket_file_mode_and_reuse_after_a_kill() {
     let (_registry, setup) = setup();
     let socket = setup.folder().join("larder.sock");
     let listen = vec!["127.0.0.1:0".to_owned(), format!("unix:{}", socket.display())];
@@ -112,7 +112,7 @@ fn a_socket_file_is_for_owner_and_group_and_survives_a_kill() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_stays() {
+fn file_that_is_not_a_socket_is_kept() {
     let (_registry, setup) = setup();
     let precious = setup.write("precious", "mine");
     let setup = setup.set("server.listen", format!("unix:{}", precious.display()));
@@ -146,7 +146,7 @@ fn passed(setup: &Setup, names: &str, first: OwnedFd, second: OwnedFd) -> Comman
 }
 
 #[test]
-fn sockets_are_taken_from_a_service_manager() {
+fn sockets_are_inherited_from_the_service_manager() {
     let (_registry, setup) = setup();
     let (tcp, address) = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -173,7 +173,7 @@ fn sockets_are_taken_from_a_service_manager() {
 }
 
 #[test]
-fn a_socket_that_was_not_passed_is_named() {
+fn missing_inherited_socket_is_named() {
     let (_registry, setup) = setup();
     let setup = setup.set("server.listen", "systemd:larder.socket");
     let exit = setup.run_to_exit();
@@ -190,7 +190,7 @@ fn a_socket_that_was_not_passed_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_carries_both_versions() {
+async fn tls_negotiates_http1_and_http2() {
     let registry = Registry::start();
     let layer = Blob::random(1, 5 * MIB + 17);
     let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
@@ -224,7 +224,7 @@ async fn tls_carries_both_versions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_host_of_http2_selects_the_upstream() {
+async fn http2_authority_selects_the_upstream() {
     let (hub, other) = (Registry::start(), Registry::start());
     let image = Image::small(3);
     other.add_image("org/app", "v1", &image);
@@ -238,7 +238,7 @@ async fn the_host_of_http2_selects_the_upstream() {
 }
 
 #[test]
-fn a_broken_certificate_is_named_at_the_start() {
+fn broken_certificate_is_named_at_start() {
     let (_registry, setup) = setup();
     let setup = with_tls(setup, &Issued::new());
     let folder = setup.folder().join("tls");
@@ -252,7 +252,7 @@ fn a_broken_certificate_is_named_at_the_start() {
 }
 
 #[test]
-fn the_operators_port_speaks_tls_too() {
+fn admin_port_supports_tls() {
     let (_registry, setup) = setup();
     let issued = Issued::new();
     let larder = with_tls(setup, &issued).set("admin.tls_listen", "127.0.0.1:0").start();
@@ -265,7 +265,7 @@ fn the_operators_port_speaks_tls_too() {
 }
 
 #[test]
-fn a_handshake_that_never_ends_is_let_go() {
+fn unfinished_tls_handshake_times_out() {
     let (_registry, setup) = setup();
     let larder = with_tls(setup, &Issued::new()).set("server.header_timeout", "500ms").start();
     let port = Client::new(larder.addresses("api_tls")[0]);
@@ -282,7 +282,7 @@ fn a_handshake_that_never_ends_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_connection_of_http2_is_let_go() {
+async fn idle_http2_connection_is_closed() {
     let (_registry, setup) = setup();
     let issued = Issued::new();
     let larder = with_tls(setup, &issued).set("server.header_timeout", "500ms").start();
@@ -294,7 +294,7 @@ async fn an_idle_connection_of_http2_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_lets_transfers_of_http2_finish() {
+async fn stop_lets_http2_transfers_finish() {
     let registry = Registry::start();
     let blob = Blob::random(1, 4 * MIB);
     registry.add_blob("library/app", &blob);
@@ -318,7 +318,7 @@ async fn a_stop_lets_transfers_of_http2_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_is_wrong_ends_no_stream_of_http2_properly() {
+async fn http2_stream_of_a_wrong_body_is_reset() {
     let registry = Registry::start();
     let blob = Blob::random(1, 2 * MIB);
     registry.add_blob("library/app", &blob);
@@ -335,7 +335,7 @@ async fn a_body_that_is_wrong_ends_no_stream_of_http2_properly() {
 }
 
 #[test]
-fn half_a_client_is_no_harm() {
+fn half_open_clients_are_harmless() {
     let (_registry, setup) = setup();
     let larder = with_tls(setup, &Issued::new()).start();
     let port = Client::new(larder.addresses("api_tls")[0]);

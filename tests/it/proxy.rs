@@ -40,7 +40,7 @@ fn elsewhere(setup: Setup, variables: &[(&str, &str)]) -> Larder {
 }
 
 #[test]
-fn the_configured_proxy_is_asked_for_everything() {
+fn configured_proxy_is_used_for_everything() {
     let ((registry, image), proxy) = (registry(), Proxy::start());
     let larder = Setup::with(&registry).upstream_set("docker.io", "proxy", proxy.url()).start();
     pull(&larder, &image);
@@ -54,7 +54,7 @@ fn the_configured_proxy_is_asked_for_everything() {
 }
 
 #[test]
-fn tls_goes_through_a_tunnel() {
+fn tls_uses_a_tunnel() {
     let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
     let (server, proxy) = (TlsServer::start(answer.to_owned()), Proxy::start());
     let setup = Setup::empty();
@@ -78,7 +78,7 @@ fn tls_goes_through_a_tunnel() {
 }
 
 #[test]
-fn the_environments_proxy_is_used_unless_the_upstream_is_excepted() {
+fn environment_proxy_is_used_unless_excluded() {
     let (registry, image) = registry();
     let proxy = Proxy::knowing(NAME, registry.addr());
     for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY"] {
@@ -111,7 +111,7 @@ fn the_environments_proxy_is_used_unless_the_upstream_is_excepted() {
 }
 
 #[test]
-fn credentials_come_from_the_environment_and_are_never_shown() {
+fn proxy_credentials_come_from_the_environment_and_are_never_printed() {
     let (registry, image) = registry();
     let proxy = Proxy::knowing(NAME, registry.addr());
     proxy.demand(LOGIN);
@@ -131,7 +131,7 @@ fn credentials_come_from_the_environment_and_are_never_shown() {
 }
 
 #[test]
-fn a_proxy_that_is_none_is_refused() {
+fn malformed_proxy_is_refused() {
     let registry = Registry::start();
     for (written, told) in [
         ("socks5://127.0.0.1:1080", "cannot use a socks5 proxy"),

@@ -62,7 +62,7 @@ impl Hub {
 }
 
 #[test]
-fn the_quota_is_shown() {
+fn quota_is_shown() {
     let hub = Hub::new(90);
     let larder = hub.setup().start();
     larder.get(TAG).is_ok_with(&hub.index.document.bytes);
@@ -74,7 +74,7 @@ fn the_quota_is_shown() {
 }
 
 #[test]
-fn below_the_floor_children_wait_until_the_quota_returns() {
+fn children_wait_below_the_quota_floor() {
     let hub = Hub::new(51);
     let larder = hub.setup().start();
     larder.get(TAG).is_ok_with(&hub.index.document.bytes);
@@ -94,7 +94,7 @@ fn below_the_floor_children_wait_until_the_quota_returns() {
 }
 
 #[test]
-fn what_waits_survives_any_end() {
+fn prefetch_queue_survives_stop_and_kill() {
     for kill in [false, true] {
         let hub = Hub::new(51);
         let mut larder = hub.setup().start();
@@ -129,7 +129,7 @@ fn what_waits_survives_any_end() {
 }
 
 #[test]
-fn one_asks_for_all_that_wait() {
+fn one_request_probes_the_quota_for_all() {
     let hub = Hub::new(60);
     for n in 0..20 {
         hub.registry.add_index("library/multi", &format!("n{n}"), &Index::oci(1000 + 10 * n));
@@ -149,7 +149,7 @@ fn one_asks_for_all_that_wait() {
 }
 
 #[test]
-fn a_walk_that_met_trouble_is_taken_up_without_anybody_asking() {
+fn interrupted_prefetch_is_resumed_without_a_request() {
     let registry = Registry::start();
     let index = Index::oci(1);
     registry.add_index("library/multi", "v1", &index);
@@ -170,7 +170,7 @@ fn a_walk_that_met_trouble_is_taken_up_without_anybody_asking() {
 }
 
 #[test]
-fn a_quota_that_is_used_up_is_not_hammered() {
+fn exhausted_quota_stops_requests() {
     let hub = Hub::new(0);
     let larder = hub.setup().start();
     for _ in 0..20 {

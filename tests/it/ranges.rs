@@ -52,7 +52,7 @@ fn in_chunks(cold: &Cold, chunk: usize) {
 }
 
 #[test]
-fn open_ranges_that_are_hung_up_on_cost_little_more_than_the_blob() {
+fn aborted_open_ranges_cost_little_extra() {
     const CHUNK: usize = 8 * MIB;
     let cold = Cold::new(80 * MIB);
     // Slow enough that the chunks at the end are far from what has come.
@@ -69,7 +69,7 @@ fn open_ranges_that_are_hung_up_on_cost_little_more_than_the_blob() {
 }
 
 #[test]
-fn the_tail_comes_first_and_then_the_rest_in_pieces() {
+fn tail_first_then_chunks() {
     for tail in [format!("bytes=-{}", 50_000), format!("bytes={}-", 24 * MIB - 50_000)] {
         let cold = Cold::new(24 * MIB);
         let gate = cold.hold_first_get(MIB);
@@ -90,7 +90,7 @@ fn the_tail_comes_first_and_then_the_rest_in_pieces() {
 }
 
 #[test]
-fn a_range_just_ahead_of_the_fill_waits_for_it() {
+fn range_just_ahead_of_the_fill_waits() {
     let cold = Cold::new(24 * MIB);
     let gate = cold.hold_first_get(4 * MIB);
     std::thread::scope(|scope| {
@@ -107,7 +107,7 @@ fn a_range_just_ahead_of_the_fill_waits_for_it() {
 }
 
 #[test]
-fn more_ranges_than_there_are_ways_past_wait_too() {
+fn bypass_ranges_are_limited() {
     let cold = Cold::new(40 * MIB);
     let gate = cold.hold_first_get(MIB);
     let all_but_one = Gate::new();
@@ -127,7 +127,7 @@ fn more_ranges_than_there_are_ways_past_wait_too() {
 }
 
 #[test]
-fn a_range_past_the_fill_goes_on_from_it_when_it_has_come_that_far() {
+fn bypass_range_continues_from_the_draft() {
     let cold = Cold::new(48 * MIB);
     let gate = cold.hold_first_get(MIB);
     let (from, client) = (16 * MIB, cold.larder.api().narrow());
@@ -142,7 +142,7 @@ fn a_range_past_the_fill_goes_on_from_it_when_it_has_come_that_far() {
 }
 
 #[test]
-fn a_range_past_the_fill_that_breaks_waits_for_the_fill() {
+fn broken_bypass_range_waits_for_the_fill() {
     for fault in [Fault::Status(503), Fault::IgnoreRange, Fault::Cut(MIB)] {
         let cold = Cold::new(24 * MIB);
         let gate = cold.hold_first_get(MIB);
@@ -159,7 +159,7 @@ fn a_range_past_the_fill_that_breaks_waits_for_the_fill() {
 }
 
 #[test]
-fn several_ranges_at_once_get_all_of_it() {
+fn multiple_ranges_send_everything() {
     let cold = Cold::new(3 * MIB);
     let gate = cold.hold_first_get(MIB);
     let several = "bytes=0-99,2000000-2000099";
@@ -179,7 +179,7 @@ fn several_ranges_at_once_get_all_of_it() {
 }
 
 #[test]
-fn a_blob_of_unknown_length_is_sent_whole() {
+fn blob_of_unknown_length_is_sent_completely() {
     let cold = Cold::new(3 * MIB);
     cold.registry.script(When::blobs(), Fault::Chunked);
     let gate = cold.hold_first_get(MIB);
@@ -200,7 +200,7 @@ fn a_blob_of_unknown_length_is_sent_whole() {
 }
 
 #[test]
-fn a_length_that_only_the_descriptor_tells_is_enough() {
+fn descriptor_size_suffices_for_ranges() {
     let cold = Cold::new(3 * MIB);
     cold.larder.get("/v2/library/app/manifests/v1");
     cold.larder.settle();
@@ -211,7 +211,7 @@ fn a_length_that_only_the_descriptor_tells_is_enough() {
 }
 
 #[test]
-fn an_upstream_that_knows_no_ranges_is_no_obstacle() {
+fn upstream_without_ranges_is_supported() {
     let cold = Cold::new(24 * MIB);
     cold.registry.script(When::blobs(), Fault::IgnoreRange);
     let gate = cold.hold_first_get(MIB);
@@ -228,7 +228,7 @@ fn an_upstream_that_knows_no_ranges_is_no_obstacle() {
 }
 
 #[test]
-fn a_range_past_the_end_is_told_the_length() {
+fn range_past_the_end_is_416_with_the_length() {
     let cold = Cold::new(100_000);
     for range in ["bytes=100000-", "bytes=500000-500001", "bytes=500-0", "bytes=-0"] {
         let answer = cold.range(range);
@@ -244,7 +244,7 @@ fn a_range_past_the_end_is_told_the_length() {
 /// containerd asks for `bytes=0-` of everything; there is no such range of nothing (RFC 9110, 14.1.2), and it takes no
 /// 416 for an answer.
 #[test]
-fn any_range_of_nothing_is_all_of_it() {
+fn range_of_an_empty_blob_sends_everything() {
     let registry = Registry::start();
     let nothing = Blob::new("");
     registry.add_blob("library/app", &nothing);
@@ -258,7 +258,7 @@ fn any_range_of_nothing_is_all_of_it() {
 }
 
 #[test]
-fn a_range_of_other_content_is_all_of_this() {
+fn if_range_mismatch_sends_everything() {
     let cold = Cold::new(100_000);
     let ask = |validator: &str| {
         let headers = [("Range", "bytes=10-19"), ("If-Range", validator)];
@@ -279,7 +279,7 @@ fn a_range_of_other_content_is_all_of_this() {
 }
 
 #[test]
-fn a_range_of_a_manifest_is_all_of_it() {
+fn range_of_a_manifest_is_ignored() {
     let cold = Cold::new(1000);
     for _ in 0..2 {
         let answer = cold.larder.api().send("GET", "/v2/library/app/manifests/v1", &[("Range", "bytes=0-")]);
@@ -288,7 +288,7 @@ fn a_range_of_a_manifest_is_all_of_it() {
 }
 
 #[test]
-fn a_head_has_no_ranges() {
+fn head_ignores_ranges() {
     let cold = Cold::new(1000);
     cold.is_part("bytes=1-2", 1, 3);
     cold.wait_filled();

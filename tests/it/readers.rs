@@ -43,7 +43,7 @@ impl Filling {
 }
 
 #[test]
-fn a_reader_that_stops_finds_everything_when_it_goes_on() {
+fn paused_reader_continues_correctly() {
     // With a length that is told to readers, and without.
     for untold in [true, false] {
         // The fill stands still near its end while the reader comes after it out of what has left memory.
@@ -71,7 +71,7 @@ fn a_reader_that_stops_finds_everything_when_it_goes_on() {
 }
 
 #[test]
-fn readers_that_pause_at_random_get_everything() {
+fn randomly_pausing_readers_get_everything() {
     let seed = u64::from(std::process::id());
     for round in 0..4 {
         let mut faults = Vec::new();

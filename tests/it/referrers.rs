@@ -120,7 +120,7 @@ fn is_stale(answer: &Answer) {
 }
 
 #[test]
-fn the_upstreams_list_is_put_together_and_kept() {
+fn upstream_pages_are_merged_and_cached() {
     let signed = Signed::new(|setup| setup);
     signed.registry.page_lists(1);
     let answer = signed.get();
@@ -150,7 +150,7 @@ fn the_upstreams_list_is_put_together_and_kept() {
 }
 
 #[test]
-fn a_filter_is_applied_here() {
+fn filter_is_applied_by_the_server() {
     let signed = Signed::new(|setup| setup);
     for (artifact_type, wanted) in
         [(SIGNATURE, vec![&signed.signature]), (SBOM, vec![&signed.sbom]), ("application/vnd.none", vec![])]
@@ -171,7 +171,7 @@ fn a_filter_is_applied_here() {
 }
 
 #[test]
-fn the_artifact_type_may_be_the_configs() {
+fn artifact_type_falls_back_to_the_config_type() {
     let signed = Signed::new(|setup| setup);
     let config_type = "application/vnd.example.config";
     let config = json!({ "mediaType": config_type, "digest": signed.image.config.digest, "size": 2 });
@@ -194,7 +194,7 @@ fn the_artifact_type_may_be_the_configs() {
 }
 
 #[test]
-fn a_list_is_asked_for_again_when_it_is_old() {
+fn list_is_revalidated_after_its_ttl() {
     let signed = Signed::impatient();
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
     signed.get().is_outcome("larder; hit; detail=revalidated");
@@ -207,7 +207,7 @@ fn a_list_is_asked_for_again_when_it_is_old() {
 }
 
 #[test]
-fn many_who_wait_cost_one_question() {
+fn concurrent_requests_are_coalesced() {
     let signed = Signed::new(|setup| setup);
     let gate = Gate::new();
     signed.registry.script(When::any().path("/referrers/"), Fault::HoldHead(gate.clone()));
@@ -223,7 +223,7 @@ fn many_who_wait_cost_one_question() {
 }
 
 #[test]
-fn without_the_api_the_tag_is_asked_for() {
+fn fallback_tag_is_used_without_the_api() {
     let signed = Signed::without_api(|setup| setup);
     let index = signed.tag_list(&[&signed.signature, &signed.sbom]);
     let answer = signed.get();
@@ -245,7 +245,7 @@ fn without_the_api_the_tag_is_asked_for() {
 }
 
 #[test]
-fn the_tag_of_a_long_digest_is_cut() {
+fn fallback_tag_of_a_long_digest_is_truncated() {
     let signed = Signed::without_api(|setup| setup);
     let subject = signed.image.manifest.clone().with_sha512();
     let statement = Image::statement(SIGNATURE, "long", &subject);
@@ -261,7 +261,7 @@ fn the_tag_of_a_long_digest_is_cut() {
 }
 
 #[test]
-fn nothing_refers_to_it_and_that_is_remembered_for_a_moment() {
+fn empty_list_is_cached_for_negative_ttl() {
     for api in [true, false] {
         let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "1h").set("cache.tag_ttl", "0s"));
         signed.registry.offer_referrers(api);
@@ -316,7 +316,7 @@ fn listed_both_ways(registry: &Registry, image: &Image) -> (Document, Value) {
 }
 
 #[test]
-fn the_tags_of_classic_signatures_cost_one_question_each_per_negative_ttl() {
+fn missing_signature_tags_are_cached_for_negative_ttl() {
     let (registry, larder, image, _) = timed(|setup| setup.set("cache.negative_ttl", "10m"));
     let path =
         |suffix| format!("/v2/library/app/manifests/{}.{suffix}", image.manifest.digest.replace(':', "-"));
@@ -337,7 +337,7 @@ fn the_tags_of_classic_signatures_cost_one_question_each_per_negative_ttl() {
 }
 
 #[test]
-fn lists_are_fresh_for_the_time_of_a_tag() {
+fn list_is_fresh_for_tag_ttl() {
     for api in [true, false] {
         let (registry, larder, image, path) = timed(|setup| setup.set("cache.tag_ttl", "1h"));
         registry.offer_referrers(api);
@@ -361,7 +361,7 @@ fn lists_are_fresh_for_the_time_of_a_tag() {
 }
 
 #[test]
-fn what_is_fresh_is_fresh_whatever_becomes_of_the_upstream() {
+fn fresh_list_is_served_in_an_outage() {
     for api in [true, false] {
         let (registry, larder, image, path) = timed(|setup| setup.set("cache.tag_ttl", "1h"));
         registry.offer_referrers(api);
@@ -380,7 +380,7 @@ fn what_is_fresh_is_fresh_whatever_becomes_of_the_upstream() {
 }
 
 #[test]
-fn an_upstream_is_asked_now_and_then_whether_it_has_the_api_now() {
+fn missing_api_is_probed_again_later() {
     let (registry, larder, image, path) = timed(|setup| setup.set("cache.negative_ttl", "0s"));
     let listed = || larder.get(&path).json()["manifests"].as_array().unwrap().len();
     assert_eq!(listed(), 0);
@@ -394,7 +394,7 @@ fn an_upstream_is_asked_now_and_then_whether_it_has_the_api_now() {
 
 /// A registry that says something of the repository or the digest has said nothing of its API.
 #[test]
-fn an_unknown_name_is_no_missing_api() {
+fn unknown_repository_is_not_a_missing_api() {
     let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "1h"));
     let refused = Fault::Status(404);
     signed.registry.script(When::any().path("/referrers/").times(1), refused);
@@ -407,7 +407,7 @@ fn an_unknown_name_is_no_missing_api() {
 }
 
 #[test]
-fn what_is_held_is_added() {
+fn cached_referrers_are_added() {
     // Neither the API's list nor the tag's has what a client fetched by its digest.
     for api in [true, false] {
         let signed = Signed::impatient();
@@ -427,7 +427,7 @@ fn what_is_held_is_added() {
 
 /// What an upstream does when it is asked for the list, and what comes of it: with the list under its tag, and without.
 #[test]
-fn upstreams_and_what_clients_get() {
+fn upstream_answers_map_to_client_answers() {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Wanted {
         /// The tag's list; nothing, for certain, where there is no tag.
@@ -522,7 +522,7 @@ fn trouble_hides_nothing(signed: &Signed, fault: &Fault) {
 }
 
 #[test]
-fn a_list_that_breaks_off_is_no_list() {
+fn truncated_list_is_rejected() {
     let signed = Signed::impatient();
     signed.registry.page_lists(1);
     for fault in [
@@ -543,7 +543,7 @@ fn a_list_that_breaks_off_is_no_list() {
 }
 
 #[test]
-fn a_list_without_an_end_is_given_up() {
+fn endless_list_is_abandoned() {
     let signed = Signed::new(|setup| setup);
     let gate = Gate::new();
     let endless = Fault::rewrite(|seen, plan| {
@@ -559,7 +559,7 @@ fn a_list_without_an_end_is_given_up() {
 }
 
 #[test]
-fn a_link_leads_to_no_other_place() {
+fn link_header_to_another_host_is_refused() {
     let signed = Signed::new(|setup| setup);
     let elsewhere = Registry::start();
     signed.registry.page_lists(1);
@@ -576,7 +576,7 @@ fn a_link_leads_to_no_other_place() {
 }
 
 #[test]
-fn lists_survive_a_restart_and_an_outage() {
+fn list_survives_a_restart_and_an_outage() {
     for api in [true, false] {
         let mut signed = Signed::impatient();
         signed.registry.offer_referrers(api);
@@ -604,7 +604,7 @@ fn lists_survive_a_restart_and_an_outage() {
 }
 
 #[test]
-fn what_is_held_survives_a_restart() {
+fn cached_referrers_survive_a_restart() {
     let mut signed = Signed::new(|setup| setup);
     signed.hold(&signed.signature);
     signed.larder.terminate();
@@ -618,7 +618,7 @@ fn what_is_held_survives_a_restart() {
 }
 
 #[test]
-fn an_absence_is_no_answer_while_nobody_can_be_asked() {
+fn outage_never_gives_an_empty_list() {
     for api in [true, false] {
         let signed = Signed::impatient();
         signed.registry.offer_referrers(api);
@@ -634,7 +634,7 @@ fn an_absence_is_no_answer_while_nobody_can_be_asked() {
 }
 
 #[test]
-fn an_upstream_that_hangs_holds_nobody_up_for_long() {
+fn hanging_upstream_is_bounded() {
     let signed = Signed::impatient();
     signed.registry.script(When::any(), Fault::HoldHead(Gate::new()));
     let began = Instant::now();
@@ -650,7 +650,7 @@ fn an_upstream_that_hangs_holds_nobody_up_for_long() {
 }
 
 #[test]
-fn a_list_that_is_gone_upstream_goes_by_the_rules_for_tags() {
+fn list_deleted_upstream_follows_the_tag_rules() {
     for (policy, left) in [("miss", 0), ("stale", 2)] {
         let signed = Signed::new(|setup| {
             setup
@@ -671,7 +671,7 @@ fn a_list_that_is_gone_upstream_goes_by_the_rules_for_tags() {
 }
 
 #[test]
-fn stale_has_a_limit_if_one_is_set() {
+fn stale_list_respects_stale_if_error() {
     let signed = Signed::new(|setup| setup.set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s"));
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
     signed.registry.down();
@@ -680,7 +680,7 @@ fn stale_has_a_limit_if_one_is_set() {
 }
 
 #[test]
-fn a_tag_that_is_no_list_is_not_taken_for_an_empty_one() {
+fn fallback_tag_that_is_not_an_index_is_an_error() {
     let signed = Signed::without_api(|setup| setup);
     signed.registry.tag("library/app", &signed.fallback(), &signed.signature.digest);
     let answer = signed.get();
@@ -688,7 +688,7 @@ fn a_tag_that_is_no_list_is_not_taken_for_an_empty_one() {
 }
 
 #[test]
-fn one_repositorys_referrers_are_not_anothers() {
+fn referrers_belong_to_one_repository() {
     let signed = Signed::impatient();
     let kept = signed.get();
     signed.lists(&kept, &[&signed.signature, &signed.sbom]);
@@ -712,7 +712,7 @@ fn one_repositorys_referrers_are_not_anothers() {
 }
 
 #[test]
-fn being_listed_gives_no_right() {
+fn listed_referrer_is_not_linked() {
     let signed = Signed::impatient();
     signed.hold(&signed.image.manifest);
     // evil/x says of a private manifest that it refers to something.
@@ -735,7 +735,7 @@ fn being_listed_gives_no_right() {
 }
 
 #[test]
-fn a_referrer_is_held_by_each_repository_that_fetched_it() {
+fn referrer_is_linked_to_each_repository_that_fetched_it() {
     let signed = Signed::impatient();
     signed.registry.offer_referrers(false);
     signed.hold(&signed.signature);
@@ -748,7 +748,7 @@ fn a_referrer_is_held_by_each_repository_that_fetched_it() {
 }
 
 #[test]
-fn a_long_list_comes_in_documents_that_clients_read() {
+fn long_list_is_paginated() {
     const MOST: usize = 4 << 20;
     let signed = Signed::new(|setup| setup);
     let note = "x".repeat(100_000);
@@ -793,7 +793,7 @@ fn a_long_list_comes_in_documents_that_clients_read() {
 }
 
 #[test]
-fn pages_are_asked_for_with_a_token() {
+fn pages_are_requested_with_the_token() {
     let signed = Signed::new(|setup| setup);
     signed.registry.page_lists(1);
     signed.registry.demand(Auth::Bearer(None));
@@ -803,7 +803,7 @@ fn pages_are_asked_for_with_a_token() {
 }
 
 #[test]
-fn bad_questions_are_told_so() {
+fn malformed_requests_are_rejected() {
     let signed = Signed::new(|setup| setup);
     for digest in ["sha256:bad", "latest", "sha256:", "blake3:00"] {
         signed.larder.get(&format!("/v2/library/app/referrers/{digest}")).is_error(400, "DIGEST_INVALID");
@@ -814,7 +814,7 @@ fn bad_questions_are_told_so() {
 }
 
 #[test]
-fn a_layout_lists_what_is_in_it() {
+fn layout_lists_its_referrers() {
     let (image, folder) = (Image::small(1), tempfile::tempdir().unwrap());
     let signature = Image::statement(SIGNATURE, "signed", &image.manifest);
     let root = folder.path().join("org/app");

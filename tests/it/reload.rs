@@ -33,7 +33,7 @@ fn wait_followed(larder: &Larder, key: &str) -> Value {
 }
 
 #[test]
-fn a_changed_file_is_followed_by_itself() {
+fn changed_file_is_reloaded_automatically() {
     let (registry, image, setup) = house();
     let mut larder = setup.start();
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
@@ -49,7 +49,7 @@ fn a_changed_file_is_followed_by_itself() {
 }
 
 #[test]
-fn a_signal_is_enough_and_says_that_nothing_has_changed() {
+fn sighup_reloads_and_logs_an_unchanged_file() {
     let (_registry, _, setup) = house();
     let mut larder = setup.start();
     larder.hang_up();
@@ -62,7 +62,7 @@ fn a_signal_is_enough_and_says_that_nothing_has_changed() {
 }
 
 #[test]
-fn a_broken_file_changes_nothing_and_is_said_once() {
+fn broken_file_is_ignored_and_logged_once() {
     let (_registry, image, setup) = house();
     let mut larder = setup.start();
     let file = larder.setup().folder().join("larder.toml");
@@ -100,7 +100,7 @@ fn a_broken_file_changes_nothing_and_is_said_once() {
 }
 
 #[test]
-fn what_takes_a_restart_is_said_in_one_line() {
+fn keys_that_need_a_restart_are_logged_in_one_line() {
     let (_registry, image, setup) = house();
     let mut larder = setup.start();
     larder.rewrite(|setup| {
@@ -124,7 +124,7 @@ fn what_takes_a_restart_is_said_in_one_line() {
 }
 
 #[test]
-fn environment_and_flags_still_win() {
+fn environment_and_flags_override_a_reloaded_file() {
     let (registry, image, setup) = house();
     let mut command = setup.command();
     command.env("LARDER_CACHE__TAG_TTL", "2h").args(["--listen", "127.0.0.1:0"]);
@@ -140,7 +140,7 @@ fn environment_and_flags_still_win() {
 }
 
 #[test]
-fn a_mounted_file_whose_link_is_swapped_is_followed() {
+fn swapped_symlink_is_reloaded() {
     // As Kubernetes mounts a ConfigMap.
     let (_registry, _, setup) = house();
     let mount = setup.folder().join("mount");
@@ -162,7 +162,7 @@ fn a_mounted_file_whose_link_is_swapped_is_followed() {
 }
 
 #[test]
-fn repositories_can_be_closed_and_opened() {
+fn repository_patterns_are_reloaded() {
     let (_registry, image, setup) = house();
     let mut larder = setup.start();
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
@@ -175,7 +175,7 @@ fn repositories_can_be_closed_and_opened() {
 }
 
 #[test]
-fn upstreams_come_go_and_move() {
+fn upstreams_can_be_added_removed_and_moved() {
     let (_registry, _, setup) = house();
     let (other, moved) = (Registry::start(), Registry::start());
     let image = Image::small(5);
@@ -204,7 +204,7 @@ fn upstreams_come_go_and_move() {
 }
 
 #[test]
-fn an_authority_that_is_replaced_is_read_again() {
+fn replaced_ca_file_is_reloaded() {
     let image = Image::small(4);
     let body = String::from_utf8(image.manifest.bytes.to_vec()).unwrap();
     let media_type = &image.manifest.media_type;
@@ -226,7 +226,7 @@ fn an_authority_that_is_replaced_is_read_again() {
 }
 
 #[test]
-fn what_is_known_of_an_unchanged_upstream_stays() {
+fn unchanged_upstream_keeps_its_state() {
     let (dead, _, setup) = house();
     let guarded = Registry::start();
     guarded.demand(Auth::Bearer(None));
@@ -263,7 +263,7 @@ fn what_is_known_of_an_unchanged_upstream_stays() {
 }
 
 #[test]
-fn level_mode_and_bounds_are_followed() {
+fn level_mode_and_limits_are_reloaded() {
     let (registry, _, setup) = house();
     let mut larder = setup.set("server.max_connections", 1).start();
     registry.script(When::any(), Fault::Status(403));
@@ -291,7 +291,7 @@ fn level_mode_and_bounds_are_followed() {
 }
 
 #[test]
-fn no_request_fails_while_the_configuration_changes() {
+fn reload_fails_no_request() {
     let (_registry, image, setup) = house();
     let mut larder = setup.set("log.requests", false).start();
     larder.get(TAG).is_ok_with(&image.manifest.bytes);

@@ -89,7 +89,7 @@ fn layer(blob: &Blob, size: usize) -> Value {
 }
 
 #[test]
-fn a_subject_gives_no_right() {
+fn subject_grants_no_access() {
     let neighbours = Neighbours::new();
     for (digest, size) in neighbours.held() {
         let subject = json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": size });
@@ -108,7 +108,7 @@ fn a_subject_gives_no_right() {
 }
 
 #[test]
-fn a_layer_that_lies_elsewhere_gives_no_right() {
+fn layer_cached_elsewhere_grants_no_access() {
     let neighbours = Neighbours::new();
     let types = [
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
@@ -126,7 +126,7 @@ fn a_layer_that_lies_elsewhere_gives_no_right() {
 }
 
 #[test]
-fn a_fill_of_another_repository_is_no_right() {
+fn fill_of_another_repository_grants_no_access() {
     let registry = Registry::start();
     let blob = Blob::random(1, 2 << 20);
     registry.add_blob("library/app", &blob);
@@ -160,7 +160,7 @@ fn a_fill_of_another_repository_is_no_right() {
 }
 
 #[test]
-fn who_asks_at_the_same_time_gets_no_more_and_no_less() {
+fn concurrent_requests_have_their_own_access() {
     const ROUNDS: u64 = 60;
     let registry = Registry::start();
     let blobs: Vec<_> = (0..ROUNDS).map(|n| Blob::random(n, 40_000)).collect();
@@ -233,13 +233,13 @@ fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, Br
 }
 
 #[test]
-fn one_repositorys_404_is_not_anothers() {
+fn absence_belongs_to_one_repository() {
     let failed = one_fails_alone(None, Vec::new()).unwrap();
     failed.is_error(404, "BLOB_UNKNOWN");
 }
 
 #[test]
-fn one_repositorys_refusal_is_not_anothers() {
+fn refusal_belongs_to_one_repository() {
     for status in [401, 403] {
         let failed = one_fails_alone(None, vec![Fault::Status(status)]).unwrap();
         assert!([403, 404].contains(&failed.status()), "{failed:?}");
@@ -247,7 +247,7 @@ fn one_repositorys_refusal_is_not_anothers() {
 }
 
 #[test]
-fn one_repositorys_wrong_promise_is_not_anothers() {
+fn wrong_size_belongs_to_one_repository() {
     for size in [299_999, 300_001] {
         let failed = one_fails_alone(Some(size), Vec::new()).unwrap();
         assert_eq!(failed.status(), 502, "{failed:?}");
@@ -255,7 +255,7 @@ fn one_repositorys_wrong_promise_is_not_anothers() {
 }
 
 #[test]
-fn one_repositorys_wrong_promise_of_an_untold_length_is_not_anothers() {
+fn wrong_size_of_an_unknown_length_belongs_to_one_repository() {
     for size in [299_999, 300_001] {
         // Its head has gone out before anybody can know: then the body must not come to its end.
         if let Ok(failed) = one_fails_alone(Some(size), vec![Fault::Chunked]) {
@@ -265,13 +265,13 @@ fn one_repositorys_wrong_promise_of_an_untold_length_is_not_anothers() {
 }
 
 #[test]
-fn one_repositorys_wrong_answer_is_not_anothers() {
+fn wrong_answer_belongs_to_one_repository() {
     let failed = one_fails_alone(Some(300_000), vec![Fault::OneLess]).unwrap();
     assert_eq!(failed.status(), 502, "{failed:?}");
 }
 
 #[test]
-fn a_404_is_of_one_kind() {
+fn absence_belongs_to_one_kind_of_request() {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
@@ -298,7 +298,7 @@ fn a_404_is_of_one_kind() {
 }
 
 #[test]
-fn one_repositorys_silence_is_not_anothers() {
+fn time_out_belongs_to_one_repository() {
     let registry = Registry::start();
     let blob = Blob::random(7, 300_000);
     let image = Image::oci(7, "linux/amd64", vec![blob.clone()]);

@@ -28,7 +28,7 @@ fn house() -> House {
 }
 
 #[test]
-fn without_a_name_it_is_the_default() {
+fn default_upstream_is_used_without_a_name() {
     let house = house();
     let answer = house.larder.get("/v2/org/app/manifests/v1");
     answer.is_ok_with(&house.hub_image.manifest.bytes);
@@ -37,7 +37,7 @@ fn without_a_name_it_is_the_default() {
 }
 
 #[test]
-fn ns_names_the_upstream_and_is_echoed() {
+fn ns_selects_the_upstream_and_is_echoed() {
     let house = house();
     let answer = house.larder.get("/v2/org/app/manifests/v1?ns=ghcr.io");
     answer.is_ok_with(&house.ghcr_image.manifest.bytes);
@@ -53,7 +53,7 @@ fn ns_names_the_upstream_and_is_echoed() {
 }
 
 #[test]
-fn a_prefix_names_the_upstream_in_both_places() {
+fn path_prefix_selects_the_upstream() {
     let house = house();
     for path in ["/v2/ghcr.io/org/app/manifests/v1", "/ghcr.io/v2/org/app/manifests/v1"] {
         house.larder.get(path).is_ok_with(&house.ghcr_image.manifest.bytes);
@@ -74,7 +74,7 @@ fn a_prefix_names_the_upstream_in_both_places() {
 }
 
 #[test]
-fn a_host_header_names_the_upstream() {
+fn host_header_selects_the_upstream() {
     let house = house();
     let ask = |host| house.larder.api().send("GET", "/v2/org/app/manifests/v1", &[("Host", host)]);
     ask("ghcr.mirror.test").is_ok_with(&house.ghcr_image.manifest.bytes);
@@ -84,7 +84,7 @@ fn a_host_header_names_the_upstream() {
 }
 
 #[test]
-fn ns_goes_before_prefix_and_prefix_before_host() {
+fn ns_precedes_prefix_precedes_host() {
     let house = house();
     let host = [("Host", "ghcr.mirror.test")];
     let answer = house.larder.api().send("GET", "/v2/org/app/manifests/v1?ns=docker.io", &host);
@@ -94,7 +94,7 @@ fn ns_goes_before_prefix_and_prefix_before_host() {
 }
 
 #[test]
-fn library_is_added_for_docker_io_alone() {
+fn library_prefix_is_added_for_docker_io_only() {
     let house = house();
     for path in [
         "/v2/busybox/manifests/v1",
@@ -110,7 +110,7 @@ fn library_is_added_for_docker_io_alone() {
 }
 
 #[test]
-fn a_strange_namespace_is_unknown_at_once() {
+fn unknown_namespace_is_404() {
     let house = house();
     for ns in ["quay.io", "evil.test", "127.0.0.1:1", "ghcr.io@evil.test", "..", "%0d%0aX:%20y"] {
         let answer = house.larder.get(&format!("/v2/org/app/manifests/v1?ns={ns}"));
@@ -121,7 +121,7 @@ fn a_strange_namespace_is_unknown_at_once() {
 }
 
 #[test]
-fn the_same_content_of_two_upstreams_is_two_repositories() {
+fn same_content_of_two_upstreams_is_two_repositories() {
     let house = house();
     let layer = &house.hub_image.layers[0];
     house.larder.get(&format!("/v2/org/app/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
@@ -131,7 +131,7 @@ fn the_same_content_of_two_upstreams_is_two_repositories() {
 }
 
 #[test]
-fn the_next_page_is_found_the_way_the_first_was() {
+fn next_page_link_keeps_the_route() {
     let house = house();
     for tag in ["a", "b", "c"] {
         house.ghcr.add_image("org/app", tag, &house.ghcr_image);

@@ -15,7 +15,7 @@ fn with_blob(length: usize) -> (Registry, Blob, Client, String) {
 }
 
 #[test]
-fn content_is_served_and_requests_are_remembered() {
+fn registry_serves_content_and_records_requests() {
     let registry = Registry::start();
     let index = Index::nested(1);
     registry.add_index("a/b", "t", &index);
@@ -35,7 +35,7 @@ fn content_is_served_and_requests_are_remembered() {
 }
 
 #[test]
-fn ranges_and_their_faults() {
+fn registry_serves_ranges_and_their_faults() {
     let (registry, blob, client, path) = with_blob(1000);
     let part = client.send("GET", &path, &[("Range", "bytes=10-19")]);
     assert_eq!((part.status(), part.body.as_slice()), (206, &blob.bytes[10..20]));
@@ -50,7 +50,7 @@ fn ranges_and_their_faults() {
 }
 
 #[test]
-fn bodies_are_broken_as_told() {
+fn registry_breaks_bodies_as_scripted() {
     let (registry, blob, client, path) = with_blob(200_000);
     let once = || When::blobs().times(1);
     registry.script(once(), Fault::Cut(70_000));
@@ -79,7 +79,7 @@ fn bodies_are_broken_as_told() {
 }
 
 #[test]
-fn gates_hold_and_let_go() {
+fn gates_block_and_release() {
     let (registry, blob, client, path) = with_blob(200_000);
     let gate = Gate::new();
     registry.script(When::blobs(), Fault::HoldBody(20_000, gate.clone()));
@@ -92,7 +92,7 @@ fn gates_hold_and_let_go() {
 }
 
 #[test]
-fn down_is_down_and_up_is_the_same_port() {
+fn registry_comes_up_on_the_same_port() {
     let (registry, blob, client, path) = with_blob(100);
     let gate = Gate::new();
     registry.script(When::blobs().times(1), Fault::HoldHead(gate.clone()));
@@ -109,7 +109,7 @@ fn down_is_down_and_up_is_the_same_port() {
 }
 
 #[test]
-fn credentials_are_demanded() {
+fn registry_demands_credentials() {
     let (registry, blob, client, path) = with_blob(100);
     registry.demand(Auth::Bearer(Some(("me".into(), "secret".into()))));
     let refused = client.get(&path);

@@ -78,7 +78,7 @@ fn verb(setup: &Setup, arguments: &[&str]) -> (Exit, Value) {
 }
 
 #[test]
-fn a_whole_store_is_found_intact() {
+fn intact_store_has_no_findings() {
     for kind in KINDS {
         let world = World::new();
         let setup = world.filled(kind);
@@ -100,7 +100,7 @@ fn a_whole_store_is_found_intact() {
 }
 
 #[test]
-fn damage_is_removed_or_fetched_again() {
+fn damaged_content_is_removed_or_fetched_again() {
     let world = World::new();
     let layers: Vec<&Blob> = world.image.blobs().filter(|blob| blob.len() >= 100_000).collect();
     let setup = world.filled("files");
@@ -133,7 +133,7 @@ fn damage_is_removed_or_fetched_again() {
 }
 
 #[test]
-fn a_store_that_is_in_use_is_left_alone() {
+fn store_in_use_is_not_scrubbed_by_the_command() {
     let world = World::new();
     let larder = world.setup("files").start();
     let (exit, _) = verb(larder.setup(), &["gc"]);
@@ -142,7 +142,7 @@ fn a_store_that_is_in_use_is_left_alone() {
 }
 
 #[test]
-fn what_nobody_asks_for_is_verified_by_itself_once_in_its_time() {
+fn idle_content_is_verified_periodically() {
     let world = World::new();
     let setup = world.filled("files").set("scrub.every", "1s").set("scrub.rate", "0B");
     let spoiled = world.image.blobs().find(|blob| blob.len() == 100_000).unwrap();
@@ -162,7 +162,7 @@ fn what_nobody_asks_for_is_verified_by_itself_once_in_its_time() {
 }
 
 #[test]
-fn what_is_left_of_a_tag_that_moved_and_of_a_fill_that_was_cut_is_found() {
+fn orphans_of_moved_tags_and_cut_fills_are_found() {
     for kind in KINDS {
         let world = World::new();
         let moved = Image::oci(9, "linux/amd64", vec![Blob::random(90, 50_000)]);

@@ -47,7 +47,7 @@ fn beside(root: &Path, folder: &str, known: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn the_manual_shows_what_is_printed() {
+fn documentation_matches_the_output() {
     let manual = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/README.md")).unwrap();
     let (larder, root) = (larder(), machine());
     for client in ["docker", "containerd", "podman", "crio"] {
@@ -64,7 +64,7 @@ fn the_manual_shows_what_is_printed() {
 }
 
 #[test]
-fn a_file_stands_under_its_path_and_over_what_to_do() {
+fn file_is_printed_between_path_and_instructions() {
     let (larder, root) = (larder(), machine());
     let printed = setup(&larder, root.path(), &["crio"]).ended(0).stdout;
     let path = root.path().join("etc/containers/registries.conf.d/larder.conf");
@@ -77,7 +77,7 @@ fn a_file_stands_under_its_path_and_over_what_to_do() {
 }
 
 #[test]
-fn every_client_is_told_once_and_then_already_so() {
+fn clients_are_configured_once_and_then_unchanged() {
     let (larder, root) = (larder(), machine());
     for (client, file) in [
         ("docker", "etc/docker/daemon.json"),
@@ -103,7 +103,7 @@ fn every_client_is_told_once_and_then_already_so() {
 }
 
 #[test]
-fn what_was_there_stays_and_its_copy_too() {
+fn existing_settings_and_backup_are_kept() {
     let (larder, root) = (larder(), machine());
     let daemon =
         "{\n  \"storage-driver\": \"overlay2\",\n  \"registry-mirrors\": [\"https://other.test\"]\n}\n";
@@ -135,7 +135,7 @@ fn what_was_there_stays_and_its_copy_too() {
 }
 
 #[test]
-fn what_is_malformed_or_somebody_elses_is_left_alone() {
+fn malformed_and_foreign_files_are_not_changed() {
     let (larder, root) = (larder(), machine());
     for (client, file, content, says) in [
         ("docker", "etc/docker/daemon.json", "{\n  \"debug\": true,\n}\n", "line 3, column 1"),
@@ -156,7 +156,7 @@ fn what_is_malformed_or_somebody_elses_is_left_alone() {
 }
 
 #[test]
-fn tls_comes_with_its_authority() {
+fn tls_setup_includes_the_authority() {
     let (issued, root) = (Issued::new(), machine());
     let larder = larder();
     let (cert, key) = issued.write_into(&larder.folder().join("tls"));
@@ -194,7 +194,7 @@ fn tls_comes_with_its_authority() {
 }
 
 #[test]
-fn what_cannot_work_is_said() {
+fn impossible_setup_is_refused() {
     let root = machine();
     let says = |larder: &Setup, arguments: &[&str], word: &str| {
         let ran = setup(larder, root.path(), arguments).ended(1);
@@ -224,7 +224,7 @@ fn what_cannot_work_is_said() {
 }
 
 #[test]
-fn whether_containerd_reads_it_is_looked_up() {
+fn containerd_config_path_is_checked() {
     let (larder, root) = (larder(), machine());
     let said = || setup(&larder, root.path(), &["containerd"]).ended(0).stderr;
     assert!(said().contains("there is no "), "{}", said());

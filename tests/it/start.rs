@@ -35,7 +35,7 @@ fn plain() -> Setup {
 }
 
 #[test]
-fn a_start_contacts_nobody() {
+fn start_contacts_no_upstream() {
     let registry = Registry::start();
     registry.script(When::any(), Fault::HoldHead(Gate::new()));
     let mut larder = Larder::before(&registry);
@@ -47,7 +47,7 @@ fn a_start_contacts_nobody() {
 }
 
 #[test]
-fn flags_are_enough_to_start() {
+fn flags_suffice_to_start() {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
@@ -62,7 +62,7 @@ fn flags_are_enough_to_start() {
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     for key in ["server.listen", "admin.listen"] {
@@ -72,7 +72,7 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn a_locked_store_is_named() {
+fn locked_store_is_named() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
     let data = larder.setup().data().display().to_string();
@@ -83,7 +83,7 @@ fn a_locked_store_is_named() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn unwritable_folder_is_named() {
     let setup = plain();
     // Even root cannot make a folder below a file.
     let path = setup.write("file", "").join("data").display().to_string();
@@ -94,7 +94,7 @@ fn a_folder_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn a_folder_of_something_else_is_left_alone() {
+fn foreign_folder_is_not_used() {
     let setup = plain();
     let registry = Registry::start();
     std::fs::create_dir(setup.data()).unwrap();
@@ -112,7 +112,7 @@ fn a_folder_of_something_else_is_left_alone() {
 }
 
 #[test]
-fn a_wrong_key_is_named_with_the_right_one() {
+fn wrong_key_is_named_with_the_right_one() {
     let exit = plain().set("cache.tag_tll", "1m").run_to_exit();
     is_one_sentence(&exit, &["tag_tll", "tag_ttl"]);
     let exit = plain().set("servr.listen", "127.0.0.1:0").run_to_exit();
@@ -120,7 +120,7 @@ fn a_wrong_key_is_named_with_the_right_one() {
 }
 
 #[test]
-fn a_wrong_value_and_a_missing_file_are_named() {
+fn wrong_value_and_missing_file_are_named() {
     is_one_sentence(&plain().set("cache.tag_ttl", "soon").run_to_exit(), &["tag_ttl"]);
     is_one_sentence(&plain().set("server.listen", "nowhere").run_to_exit(), &["listen"]);
     let setup = plain();
@@ -130,14 +130,14 @@ fn a_wrong_value_and_a_missing_file_are_named() {
 }
 
 #[test]
-fn a_bad_flag_is_a_usage_error() {
+fn bad_flag_is_a_usage_error() {
     let exit = run_to_exit(plain().bare_command().args(["serve", "--lisen", "x"]));
     assert_eq!(exit.status.code(), Some(2));
     assert!(exit.stderr.contains("--listen"), "{}", exit.stderr);
 }
 
 #[test]
-fn both_signals_stop_an_idle_larder_at_once() {
+fn signals_stop_an_idle_server_at_once() {
     for interrupt in [false, true] {
         let registry = Registry::start();
         let mut larder = Larder::before(&registry);
@@ -177,7 +177,7 @@ fn running(grace: &str) -> Running {
 }
 
 #[test]
-fn a_stop_lets_running_transfers_finish() {
+fn stop_lets_running_transfers_finish() {
     let mut running = running("30s");
     let mut transfer = running.larder.api().open("GET", &running.path, &[]).unwrap();
     let start = transfer.read_exactly(MIB).unwrap();
@@ -194,7 +194,7 @@ fn a_stop_lets_running_transfers_finish() {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_ever() {
+fn stop_is_bounded_by_the_grace_period() {
     let mut running = running("1s");
     let mut transfer = running.larder.api().open("GET", &running.path, &[]).unwrap();
     transfer.read_exactly(MIB).unwrap();
@@ -206,7 +206,7 @@ fn a_stop_does_not_wait_for_ever() {
 }
 
 #[test]
-fn a_warm_transfer_is_finished_too() {
+fn stop_lets_cached_transfers_finish() {
     let registry = Registry::start();
     let blob = Blob::random(1, 24 * MIB);
     registry.add_blob("library/app", &blob);
@@ -230,7 +230,7 @@ fn healthy(setup: &Setup, admin: &str) -> Exit {
 }
 
 #[test]
-fn health_is_asked_for_from_a_program_beside_it() {
+fn health_check_runs_as_a_command() {
     let mut larder = plain().start();
     let admin = larder.admin_addr().to_string();
     let exit = healthy(larder.setup(), &admin);
@@ -262,7 +262,7 @@ fn has_read(larder: &Larder) -> usize {
 }
 
 #[test]
-fn a_start_after_a_stop_does_not_read_what_was_written() {
+fn start_after_a_stop_does_not_read_all_data() {
     let registry = Registry::start();
     let blob = Blob::random(1, 48 * MIB);
     registry.add_blob("library/app", &blob);

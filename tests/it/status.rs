@@ -27,7 +27,7 @@ fn status(larder: &Larder) -> Value {
 }
 
 #[test]
-fn it_tells_what_was_served_and_what_that_cost() {
+fn traffic_totals_are_shown() {
     let (_registry, larder, image) = house(1 << 20);
     for _ in 0..4 {
         larder.get(TAG).is_ok_with(&image.manifest.bytes);
@@ -65,7 +65,7 @@ fn it_tells_what_was_served_and_what_that_cost() {
 }
 
 #[test]
-fn a_fill_is_seen_on_its_way() {
+fn running_fill_is_shown() {
     let (registry, larder, image) = house(4 << 20);
     let gate = Gate::default();
     registry.script(When::blobs(), Fault::HoldBody(3 << 20, gate.clone()));
@@ -90,7 +90,7 @@ fn a_fill_is_seen_on_its_way() {
 }
 
 #[test]
-fn an_upstream_that_fails_and_its_quota_are_shown() {
+fn failing_upstream_and_quota_are_shown() {
     let (registry, larder, image) = house(1000);
     registry.script(
         When::manifests(),
@@ -127,7 +127,7 @@ fn an_upstream_that_fails_and_its_quota_are_shown() {
 }
 
 #[test]
-fn a_store_that_nobody_serves_tells_what_it_can() {
+fn store_without_a_server_has_a_status() {
     let (_registry, mut larder, image) = house(1000);
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
     larder.settle();
@@ -144,7 +144,7 @@ fn a_store_that_nobody_serves_tells_what_it_can() {
 }
 
 #[test]
-fn to_watch_is_one_line_of_json_after_another() {
+fn watch_prints_json_lines() {
     let (_registry, mut larder, image) = house(1000);
     let server = format!("http://{}", larder.admin_addr());
     let mut command = larder.setup().bare_command();

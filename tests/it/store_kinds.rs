@@ -106,7 +106,7 @@ fn is_refused(exit: &Exit, words: &[&str]) {
 }
 
 #[test]
-fn both_serve_the_same() {
+fn both_kinds_serve_the_same() {
     for kind in KINDS {
         let world = World::new();
         let mut larder = world.larder(kind);
@@ -126,7 +126,7 @@ fn both_serve_the_same() {
 }
 
 #[test]
-fn files_are_named_by_their_digest_and_measured_as_they_lie_on_disk() {
+fn files_are_named_by_digest_and_measured_on_disk() {
     let world = World::new();
     let larder = world.larder("files");
     world.pull(&larder);
@@ -149,7 +149,7 @@ fn files_are_named_by_their_digest_and_measured_as_they_lie_on_disk() {
 }
 
 #[test]
-fn a_store_is_not_opened_as_the_other_kind() {
+fn store_is_not_opened_as_the_other_kind() {
     for (kind, other) in [("sled", "files"), ("files", "sled")] {
         let world = World::new();
         let larder = world.larder(kind);
@@ -162,7 +162,7 @@ fn a_store_is_not_opened_as_the_other_kind() {
 }
 
 #[test]
-fn blobs_move_there_and_back() {
+fn blobs_are_converted_both_ways() {
     let mut world = World::new();
     let larder = world.larder("sled");
     world.pull(&larder);
@@ -187,7 +187,7 @@ fn blobs_move_there_and_back() {
 }
 
 #[test]
-fn a_folder_without_a_store_is_not_converted() {
+fn folder_without_a_store_is_not_converted() {
     let setup = Setup::empty();
     let exit = run_to_exit(&mut convert_command(&setup, "files"));
     is_refused(&exit, &[&setup.data().display().to_string(), "--data"]);
@@ -195,7 +195,7 @@ fn a_folder_without_a_store_is_not_converted() {
 }
 
 #[test]
-fn a_conversion_that_is_killed_is_gone_on_with() {
+fn killed_conversion_is_resumed() {
     let seed = u64::from(std::process::id());
     let mut random = Random::new(seed);
     let mut world = World::new();
@@ -235,7 +235,7 @@ fn a_conversion_that_is_killed_is_gone_on_with() {
 }
 
 #[test]
-fn a_damaged_blob_is_dropped_by_a_conversion_and_fetched_again() {
+fn conversion_drops_damaged_blobs() {
     let world = World::new();
     let larder = world.larder("files");
     world.pull(&larder);
@@ -281,7 +281,7 @@ fn write(file: &Path) -> fs::File {
 type Change = fn(&Path);
 
 #[test]
-fn files_that_somebody_changed_are_a_miss() {
+fn modified_files_are_a_miss() {
     let changes: [Change; 4] = [
         |file| fs::remove_file(file).unwrap(),
         |file| write(file).set_len(5).unwrap(),
@@ -305,7 +305,7 @@ fn files_that_somebody_changed_are_a_miss() {
 }
 
 #[test]
-fn files_that_change_under_a_reader_cut_it_off() {
+fn file_changed_under_a_reader_cuts_the_connection() {
     let changes: [Change; 2] = [
         |file| write(file).set_len(23 << 20).unwrap(),
         |file| write(file).write_all_at(b"wrong", 24_000_000).unwrap(),
@@ -325,7 +325,7 @@ fn files_that_change_under_a_reader_cut_it_off() {
 }
 
 #[test]
-fn a_file_that_goes_under_a_reader_is_read_to_its_end() {
+fn file_removed_under_a_reader_is_read_to_its_end() {
     let kept = kept();
     let mut transfer = kept.larder.api().open("GET", &kept.path, &[]).unwrap();
     let start = transfer.read_exactly(1000).unwrap();
@@ -335,7 +335,7 @@ fn a_file_that_goes_under_a_reader_is_read_to_its_end() {
 }
 
 #[test]
-fn a_folder_whose_times_were_lost_is_not_fetched_again() {
+fn files_with_lost_times_are_not_fetched_again() {
     let kept = kept();
     write(&kept.file).set_modified(std::time::SystemTime::now()).unwrap();
     kept.registry.forget_requests();
@@ -344,7 +344,7 @@ fn a_folder_whose_times_were_lost_is_not_fetched_again() {
 }
 
 #[test]
-fn a_draft_of_a_stopped_larder_is_gone_on_with_byte_for_byte() {
+fn draft_is_resumed_byte_for_byte_after_a_stop() {
     let registry = Registry::start();
     let blob = Blob::random(5, 8 * MIB);
     registry.add_blob("library/app", &blob);
@@ -385,7 +385,7 @@ fn with_whole_draft(kind: &str, bytes: &[u8], blob: &Blob) -> (Registry, Larder,
 }
 
 #[test]
-fn a_draft_that_has_all_its_bytes_needs_no_upstream() {
+fn complete_draft_needs_no_upstream() {
     for kind in KINDS {
         let blob = Blob::random(8, 5 * MIB);
         let (registry, larder, path) = with_whole_draft(kind, &blob.bytes, &blob);
@@ -398,7 +398,7 @@ fn a_draft_that_has_all_its_bytes_needs_no_upstream() {
 }
 
 #[test]
-fn a_draft_that_has_only_the_right_length_is_fetched_anew() {
+fn draft_with_wrong_bytes_of_the_right_length_is_fetched_again() {
     for kind in KINDS {
         let blob = Blob::random(8, 5 * MIB);
         let (registry, larder, path) = with_whole_draft(kind, &vec![7; 5 * MIB], &blob);

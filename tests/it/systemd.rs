@@ -44,7 +44,7 @@ fn managed(watchdog: Option<&str>) -> (Manager, Larder, Registry) {
 }
 
 #[test]
-fn each_step_is_told() {
+fn service_manager_is_notified_of_each_step() {
     let (manager, mut larder, _registry) = managed(None);
     let ready = manager.next();
     assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
@@ -66,7 +66,7 @@ fn each_step_is_told() {
 }
 
 #[test]
-fn the_watchdog_is_told_again_and_again() {
+fn watchdog_is_notified_periodically() {
     let (manager, _larder, _registry) = managed(Some("200000"));
     for _ in 0..5 {
         manager.wait("WATCHDOG=1");
@@ -74,7 +74,7 @@ fn the_watchdog_is_told_again_and_again() {
 }
 
 #[test]
-fn a_manager_that_has_gone_disturbs_nobody() {
+fn missing_service_manager_is_harmless() {
     let (manager, mut larder, _registry) = managed(Some("100000"));
     manager.wait("READY=1");
     drop(manager);

@@ -47,7 +47,7 @@ fn links(span: &Span, to: &Span) -> bool {
 }
 
 #[test]
-fn a_cold_pull_is_one_trace() {
+fn cold_pull_is_one_trace() {
     let registry = Registry::start();
     let layer = Blob::random(1, MIB);
     let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
@@ -108,7 +108,7 @@ fn a_cold_pull_is_one_trace() {
 }
 
 #[test]
-fn who_joins_a_fill_is_linked_to_it() {
+fn joined_request_links_to_the_fill_span() {
     let registry = Registry::start();
     let blob = Blob::random(1, 2 * MIB);
     registry.add_blob("library/app", &blob);
@@ -141,7 +141,7 @@ fn who_joins_a_fill_is_linked_to_it() {
 }
 
 #[test]
-fn a_clients_trace_goes_on_here_and_no_further() {
+fn client_trace_is_continued_and_not_forwarded() {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
@@ -165,7 +165,7 @@ fn a_clients_trace_goes_on_here_and_no_further() {
 }
 
 #[test]
-fn failures_are_marked() {
+fn failures_are_marked_in_spans() {
     let registry = Registry::start();
     registry.script(When::any(), Fault::Close);
     let collector = Collector::start();
@@ -180,7 +180,7 @@ fn failures_are_marked() {
 }
 
 #[test]
-fn a_collector_that_is_gone_or_silent_holds_nobody() {
+fn dead_collector_does_not_delay_requests() {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
@@ -231,7 +231,7 @@ impl Keep {
 }
 
 #[test]
-fn without_an_endpoint_nothing_is_sent_and_lines_are_as_ever() {
+fn tracing_is_disabled_without_an_endpoint() {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);

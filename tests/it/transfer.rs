@@ -131,7 +131,7 @@ fn holds(larder: &Larder) -> (u64, u64) {
 }
 
 #[test]
-fn a_folder_gets_a_layout_with_every_byte_as_it_was() {
+fn export_to_a_folder_keeps_every_byte() {
     let (registry, index, _, larder) = house();
     let folder = larder.setup().folder().join("layout");
     let target = folder.to_str().unwrap();
@@ -156,7 +156,7 @@ fn a_folder_gets_a_layout_with_every_byte_as_it_was() {
 }
 
 #[test]
-fn a_layout_is_added_to_and_a_tag_replaced() {
+fn export_adds_to_a_layout_and_replaces_a_tag() {
     let (registry, index, image, larder) = house();
     let folder = larder.setup().folder().join("layout");
     let target = folder.to_str().unwrap();
@@ -184,7 +184,7 @@ fn a_layout_is_added_to_and_a_tag_replaced() {
 }
 
 #[test]
-fn a_tar_is_made_for_dockers_older_versions_too() {
+fn export_writes_docker_archives() {
     let (_registry, index, image, larder) = house();
     let file = larder.setup().folder().join("app.tar");
     let ran = verb::online(&larder, &["export", "org/app:1", file.to_str().unwrap(), "--json"]).ended(0);
@@ -221,7 +221,7 @@ fn a_tar_is_made_for_dockers_older_versions_too() {
 }
 
 #[test]
-fn platforms_are_chosen_and_a_wrong_one_is_told() {
+fn export_selects_platforms_and_names_a_missing_one() {
     let (registry, _, _, larder) = house();
     let folder = larder.setup().folder().to_owned();
     let ran =
@@ -259,7 +259,7 @@ fn platforms_are_chosen_and_a_wrong_one_is_told() {
 }
 
 #[test]
-fn what_is_not_held_is_fetched_unless_nothing_may_be() {
+fn export_fetches_missing_content_unless_offline() {
     let (registry, index, _, larder) = house();
     let folder = larder.setup().folder().to_owned();
     let export = |more: &[&str]| {
@@ -286,7 +286,7 @@ fn what_is_not_held_is_fetched_unless_nothing_may_be() {
 }
 
 #[test]
-fn what_breaks_off_leaves_nothing() {
+fn interrupted_export_leaves_nothing() {
     let (registry, _, image, larder) = house();
     registry.script(When::blobs().path(&image.layers[0].digest), Fault::Status(404));
     let folder = larder.setup().folder().join("out");
@@ -302,7 +302,7 @@ fn what_breaks_off_leaves_nothing() {
 }
 
 #[test]
-fn an_export_whose_client_left_ends() {
+fn export_ends_when_its_client_disconnects() {
     let (registry, _, image, larder) = house();
     let gate = Gate::new();
     registry.script(When::blobs().path(&image.layers[0].digest), Fault::HoldBody(100, gate.clone()));
@@ -318,7 +318,7 @@ fn an_export_whose_client_left_ends() {
 }
 
 #[test]
-fn an_archive_is_pulled_from_another_larder_without_a_registry() {
+fn imported_archive_is_pulled_without_a_registry() {
     let (_registry, index, image, larder) = house();
     let folder = larder.setup().folder().to_owned();
     verb::online(&larder, &["export", "multi:v1", &path(&folder, "both")]).ended(0);
@@ -351,7 +351,7 @@ fn an_archive_is_pulled_from_another_larder_without_a_registry() {
 }
 
 #[test]
-fn nested_indexes_and_digests_travel_too() {
+fn nested_indexes_and_digests_are_exported() {
     let (registry, _, image, larder) = house();
     let nested = Index::nested(60);
     registry.add_index("library/nested", "v1", &nested);
@@ -371,7 +371,7 @@ fn nested_indexes_and_digests_travel_too() {
 }
 
 #[test]
-fn an_index_of_which_the_upstream_lacks_a_child_is_exported_by_platform() {
+fn incomplete_index_is_exported_by_platform() {
     let (registry, _, _, larder) = house();
     let index = Index::oci(80);
     let [amd, arm] = [&index.images[0], &index.images[1]];
@@ -386,7 +386,7 @@ fn an_index_of_which_the_upstream_lacks_a_child_is_exported_by_platform() {
 }
 
 #[test]
-fn a_blob_that_is_damaged_is_mended_by_an_import() {
+fn import_repairs_a_damaged_blob() {
     let registry = Registry::start();
     let larder = Setup::with(&registry).set("store.blobs", "files").start();
     registry.down();
@@ -403,7 +403,7 @@ fn a_blob_that_is_damaged_is_mended_by_an_import() {
 }
 
 #[test]
-fn both_work_on_a_store_that_no_larder_has() {
+fn export_and_import_work_without_a_server() {
     let (_registry, index, _, mut larder) = house();
     larder.terminate();
     assert!(larder.wait_exit().success());
@@ -422,7 +422,7 @@ fn both_work_on_a_store_that_no_larder_has() {
 }
 
 #[test]
-fn an_archive_goes_through_standard_output_and_input() {
+fn archive_goes_through_standard_output_and_input() {
     let (_registry, _, image, larder) = house();
     let server = format!("http://{}", larder.admin_addr());
     let out = larder
@@ -454,7 +454,7 @@ fn an_archive_goes_through_standard_output_and_input() {
 }
 
 #[test]
-fn a_name_is_found_or_has_to_be_said() {
+fn import_name_is_found_or_required() {
     let (bare, image) = (island(), Image::small(5));
     let blobs: Vec<&Blob> = image.blobs().collect();
     let of = |annotations: &[(&str, &str)]| {
@@ -483,7 +483,7 @@ fn a_name_is_found_or_has_to_be_said() {
 }
 
 #[test]
-fn an_imported_tag_is_as_fresh_as_one_that_was_pulled() {
+fn imported_tag_is_fresh() {
     let registry = Registry::start();
     let (old, new) = (Image::small(5), Image::small(6));
     registry.add_image("org/app", "1", &new);
@@ -501,7 +501,7 @@ fn an_imported_tag_is_as_fresh_as_one_that_was_pulled() {
 }
 
 #[test]
-fn what_is_no_image_is_taken_as_it_is() {
+fn artifacts_are_exported_unchanged() {
     let larder = island();
     let subject = Image::small(5);
     let artifact = Image::artifact(6, &subject.manifest);
@@ -541,7 +541,7 @@ fn what_is_no_image_is_taken_as_it_is() {
 }
 
 #[test]
-fn children_that_were_left_out_are_told() {
+fn omitted_children_are_reported() {
     let (registry, index, _, larder) = house();
     let island = island();
     let arm = &index.images[1];
@@ -564,7 +564,7 @@ fn children_that_were_left_out_are_told() {
 }
 
 #[test]
-fn what_is_wrong_with_an_archive_is_told_and_nothing_stays() {
+fn malformed_archive_is_reported_and_leaves_nothing() {
     let larder = island();
     let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 5 << 20), Blob::random(6, 3000)]);
     let whole = of_image(&image, "docker.io/org/app:1");
@@ -637,7 +637,7 @@ fn raw_header(path: &str, kind: u8, size: u64) -> Vec<u8> {
 }
 
 #[test]
-fn what_nothing_needs_is_not_kept() {
+fn import_skips_unreferenced_content() {
     let larder = island();
     let image = Image::small(5);
     let loose = Blob::random(77, 5 << 20);
@@ -649,7 +649,7 @@ fn what_nothing_needs_is_not_kept() {
 }
 
 #[test]
-fn a_larger_archive_than_the_store_may_hold_is_refused() {
+fn archive_larger_than_the_store_is_refused() {
     let registry = Registry::start();
     let larder = Setup::with(&registry).set("store.blobs", "files").set("store.max_size", "8MiB").start();
     let layers = (0..4).map(|seed| Blob::random(seed, 3 << 20)).collect();
@@ -659,7 +659,7 @@ fn a_larger_archive_than_the_store_may_hold_is_refused() {
 }
 
 #[test]
-fn only_archives_are_taken_and_from_nobodys_page() {
+fn import_takes_archives_and_refuses_cross_site_requests() {
     let larder = island();
     let post = |headers: &[(&str, &str)], body: &[u8]| {
         let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();
@@ -692,7 +692,7 @@ fn only_archives_are_taken_and_from_nobodys_page() {
 }
 
 #[test]
-fn who_hangs_up_while_sending_leaves_nothing() {
+fn aborted_import_leaves_nothing() {
     let larder = island();
     let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 6 << 20)]);
     let tar = tar_of(&of_image(&image, "docker.io/org/app:1"));
@@ -713,7 +713,7 @@ fn who_hangs_up_while_sending_leaves_nothing() {
 }
 
 #[test]
-fn a_client_waits_for_a_blob_that_is_being_imported() {
+fn client_joins_a_blob_that_is_being_imported() {
     let registry = Registry::start();
     let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 6 << 20)]);
     registry.add_image("org/app", "1", &image);

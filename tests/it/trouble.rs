@@ -8,7 +8,7 @@ use support::house::{House, TAG, is_trouble};
 use support::{Auth, Fault, Gate, Registry, Setup, When, eventually};
 
 #[test]
-fn a_tag_is_served_stale_after_a_restart() {
+fn tag_is_served_stale_after_a_restart() {
     let mut house = House::impatient();
     house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
     house.larder.terminate();
@@ -21,7 +21,7 @@ fn a_tag_is_served_stale_after_a_restart() {
 }
 
 #[test]
-fn the_last_known_tag_is_served_in_all_kinds_of_trouble() {
+fn last_known_tag_is_served_for_every_kind_of_failure() {
     let faults = [
         None,
         Some(Fault::Status(500)),
@@ -54,7 +54,7 @@ fn the_last_known_tag_is_served_in_all_kinds_of_trouble() {
 }
 
 #[test]
-fn a_hanging_upstream_holds_nobody_up_who_can_be_served() {
+fn hanging_upstream_does_not_delay_cached_content() {
     let house = House::impatient();
     house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
     house.registry.script(When::any(), Fault::HoldHead(Gate::new()));
@@ -64,7 +64,7 @@ fn a_hanging_upstream_holds_nobody_up_who_can_be_served() {
 }
 
 #[test]
-fn an_upstream_that_failed_often_is_left_alone_for_a_while() {
+fn breaker_opens_after_repeated_failures() {
     let house = House::with(|s| s.set("cache.tag_ttl", "0s").set("cache.revalidate_timeout", "100ms"));
     house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
     house.registry.forget_requests();
@@ -77,7 +77,7 @@ fn an_upstream_that_failed_often_is_left_alone_for_a_while() {
 }
 
 #[test]
-fn stale_has_a_limit_if_one_is_set() {
+fn stale_tag_respects_stale_if_error() {
     let house = House::with(|setup| setup.set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s"));
     house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
     house.registry.down();
@@ -89,7 +89,7 @@ fn stale_has_a_limit_if_one_is_set() {
 }
 
 #[test]
-fn nothing_cached_and_nobody_there_is_not_a_404() {
+fn unreachable_upstream_without_cached_content_is_not_404() {
     let house = House::new();
     house.registry.down();
     let manifest = format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
@@ -107,7 +107,7 @@ fn nothing_cached_and_nobody_there_is_not_a_404() {
 }
 
 #[test]
-fn nothing_cached_and_an_upstream_that_hangs_ends_in_time() {
+fn hanging_upstream_without_cached_content_is_504_in_time() {
     let house = House::new();
     house.registry.script(When::any(), Fault::HoldHead(Gate::new()));
     let client = house.larder.api();
@@ -124,7 +124,7 @@ fn nothing_cached_and_an_upstream_that_hangs_ends_in_time() {
 }
 
 #[test]
-fn an_upstreams_error_is_a_bad_gateway() {
+fn upstream_error_is_502() {
     for status in [500, 502, 503] {
         let house = House::new();
         house.registry.script(When::any(), Fault::Status(status));
@@ -138,7 +138,7 @@ fn an_upstreams_error_is_a_bad_gateway() {
 }
 
 #[test]
-fn too_many_requests_are_passed_on_as_the_mode_wants() {
+fn rate_limit_is_forwarded_by_mode() {
     for (mode, status) in [("mirror", 503), ("gateway", 429)] {
         let house = House::with(|setup| setup.set("server.mode", mode));
         let headers = vec![("Retry-After".to_owned(), "17".to_owned())];
@@ -156,7 +156,7 @@ fn too_many_requests_are_passed_on_as_the_mode_wants() {
 }
 
 #[test]
-fn a_refusal_makes_no_challenge() {
+fn refusal_carries_no_challenge() {
     for (mode, wanted) in [("mirror", 404), ("gateway", 403)] {
         for status in [401, 403] {
             let house = House::with(|setup| setup.set("server.mode", mode));
@@ -177,7 +177,7 @@ fn a_refusal_makes_no_challenge() {
 }
 
 #[test]
-fn broken_credentials_do_not_take_away_what_is_there() {
+fn refused_credentials_do_not_remove_cached_content() {
     let house = House::impatient();
     house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
     house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
@@ -192,7 +192,7 @@ fn broken_credentials_do_not_take_away_what_is_there() {
 }
 
 #[test]
-fn a_proxys_login_page_is_no_registry() {
+fn login_page_of_a_proxy_is_not_a_registry() {
     let house = House::new();
     let html = vec![("Content-Type".to_owned(), "text/html".to_owned())];
     house.registry.script(When::any(), Fault::Answer(200, html, b"<html>Please log in</html>".to_vec()));
@@ -204,7 +204,7 @@ fn a_proxys_login_page_is_no_registry() {
 }
 
 #[test]
-fn a_tag_that_was_never_there_is_asked_for_once() {
+fn missing_tag_is_asked_for_once() {
     for policy in ["stale", "miss"] {
         let house = House::with(|setup| {
             let setup = setup.set("cache.tag_ttl", "0s").set("cache.negative_ttl", "1h");
@@ -228,7 +228,7 @@ fn a_tag_that_was_never_there_is_asked_for_once() {
 
 /// What is wrong inside is the operator's to know: clients get what it is, the log says where.
 #[test]
-fn clients_learn_nothing_of_the_inside() {
+fn errors_reveal_no_internals() {
     let registry = Registry::start();
     registry.script(
         When::any(),

@@ -16,7 +16,7 @@ fn with_image() -> (Registry, Image) {
 }
 
 #[test]
-fn the_upstream_sees_our_accept_and_not_the_clients() {
+fn upstream_receives_our_accept_header() {
     let (registry, image) = with_image();
     let larder = Larder::before(&registry);
     let headers =
@@ -52,7 +52,7 @@ fn converting() -> (Registry, Index) {
 }
 
 #[test]
-fn a_client_that_takes_no_index_gets_the_upstreams_variant() {
+fn client_without_index_support_gets_the_variant() {
     let (registry, index) = converting();
     let larder = Larder::before(&registry);
     let old = || larder.api().send("GET", TAG, &[("Accept", DOCKER_MANIFEST)]);
@@ -71,7 +71,7 @@ fn a_client_that_takes_no_index_gets_the_upstreams_variant() {
 }
 
 #[test]
-fn the_variant_comes_first_without_harm() {
+fn variant_may_be_requested_before_the_index() {
     let (registry, index) = converting();
     let larder = Larder::before(&registry);
     let answer = larder.api().send("GET", TAG, &[("Accept", DOCKER_MANIFEST)]);
@@ -80,7 +80,7 @@ fn the_variant_comes_first_without_harm() {
 }
 
 #[test]
-fn types_are_stored_as_the_rules_say() {
+fn media_types_follow_the_rules() {
     let image = |media_type: Option<&str>| {
         let mut value = json!({ "schemaVersion": 2, "config": {}, "layers": [] });
         if let Some(media_type) = media_type {
@@ -122,7 +122,7 @@ fn types_are_stored_as_the_rules_say() {
 }
 
 #[test]
-fn a_type_that_is_not_told_is_detected() {
+fn missing_media_type_is_detected() {
     let (registry, image) = with_image();
     registry.script(When::manifests(), Fault::Without("Content-Type"));
     let larder = Larder::before(&registry);
@@ -132,7 +132,7 @@ fn a_type_that_is_not_told_is_detected() {
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_refused() {
+fn ambiguous_document_is_refused() {
     let texts = [
         (OCI_MANIFEST, r#"{"schemaVersion":2,"mediaType":"IMG","config":{},"layers":[],"manifests":[{}]}"#),
         (OCI_INDEX, r#"{"schemaVersion":2,"mediaType":"IDX","manifests":[],"layers":[{}]}"#),
@@ -168,7 +168,7 @@ fn what_can_be_read_in_two_ways_is_refused() {
 }
 
 #[test]
-fn schema1_is_refused_in_plain_words() {
+fn schema1_is_refused_with_a_clear_error() {
     let registry = Registry::start();
     let signed =
         r#"{"schemaVersion":1,"name":"library/app","tag":"v1","fsLayers":[],"history":[],"signatures":[{}]}"#;
@@ -182,7 +182,7 @@ fn schema1_is_refused_in_plain_words() {
 }
 
 #[test]
-fn a_manifest_too_large_is_refused() {
+fn manifest_over_the_limit_is_refused() {
     let registry = Registry::start();
     let padding = "x".repeat(9 << 20);
     let text = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [],
@@ -197,7 +197,7 @@ fn a_manifest_too_large_is_refused() {
 }
 
 #[test]
-fn a_manifest_of_four_mebibytes_is_served() {
+fn manifest_of_4_mib_is_served() {
     let registry = Registry::start();
     let padding = "x".repeat((4 << 20) - 1000);
     let text = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [],

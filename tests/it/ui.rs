@@ -49,7 +49,7 @@ fn attribute(page: &str, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn links_resolve() {
     let world = HalfHeld::new();
     verb::online(&world.larder, &["gc"]).ended(0);
     let mut seen = BTreeSet::from(["/".to_owned()]);
@@ -81,7 +81,7 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn an_image_says_what_of_it_is_held() {
+fn image_page_shows_cached_parts() {
     let world = HalfHeld::new();
     let index = world.page("/image?reference=multi:v1");
     assert!(index.contains("The index is held with 2 of 2 manifests; held whole: linux/amd64."), "{index}");
@@ -124,7 +124,7 @@ fn an_image_says_what_of_it_is_held() {
 }
 
 #[test]
-fn what_is_held_is_listed_and_found() {
+fn cached_images_are_listed_and_searchable() {
     let world = HalfHeld::new();
     let all = world.page("/images");
     assert!(all.contains("docker.io/library/multi") && all.contains("docker.io/org/single"), "{all}");
@@ -149,7 +149,7 @@ fn what_is_held_is_listed_and_found() {
 }
 
 #[test]
-fn nothing_that_somebody_pushed_becomes_markup() {
+fn pushed_text_is_escaped() {
     let registry = Registry::start();
     let config = Blob::new(
         json!({
@@ -223,7 +223,7 @@ fn nothing_that_somebody_pushed_becomes_markup() {
 }
 
 #[test]
-fn what_refers_to_an_image_is_shown_as_far_as_it_is_known() {
+fn known_referrers_are_shown() {
     let registry = Registry::start();
     let image = Image::small(1);
     let statement = Image::artifact(2, &image.manifest);
@@ -249,7 +249,7 @@ fn what_refers_to_an_image_is_shown_as_far_as_it_is_known() {
 }
 
 #[test]
-fn an_empty_store_shows_how_to_begin() {
+fn empty_store_shows_first_steps() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
     let text = page(&larder, "/");
@@ -260,7 +260,7 @@ fn an_empty_store_shows_how_to_begin() {
 }
 
 #[test]
-fn a_fill_is_shown_on_its_way() {
+fn running_fill_is_shown() {
     let registry = Registry::start();
     let image = Image::oci(1, "linux/amd64", vec![Blob::random(2, 4 << 20)]);
     registry.add_image("library/app", "v1", &image);
@@ -281,7 +281,7 @@ fn a_fill_is_shown_on_its_way() {
 }
 
 #[test]
-fn what_is_not_there_is_a_page_that_says_so() {
+fn missing_page_explains_itself() {
     let world = HalfHeld::new();
     for (path, status) in [
         ("/nothing", 404),
@@ -307,7 +307,7 @@ fn what_is_not_there_is_a_page_that_says_so() {
 }
 
 #[test]
-fn files_are_kept_by_browsers_until_they_change() {
+fn assets_are_cached_until_they_change() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
     let text = page(&larder, "/");
@@ -328,7 +328,7 @@ fn files_are_kept_by_browsers_until_they_change() {
 }
 
 #[test]
-fn a_page_in_another_browser_window_gets_in_by_no_name() {
+fn other_host_names_are_refused() {
     let registry = Registry::start();
     let larder = Larder::before(&registry);
     for path in ["/", "/images", "/raw?reference=app:v1", "/ui/live"] {
@@ -340,7 +340,7 @@ fn a_page_in_another_browser_window_gets_in_by_no_name() {
 }
 
 #[test]
-fn beyond_loopback_a_browser_is_asked_for_the_token() {
+fn token_is_required_beyond_loopback() {
     let registry = Registry::start();
     let setup = Setup::with(&registry).set("admin.listen", "0.0.0.0:0");
     let token = setup.write("token", "a-long-secret\n");

@@ -52,7 +52,7 @@ const VALUES: [&str; 18] = [
 ];
 
 #[test]
-fn every_key_has_an_environment_twin() {
+fn environment_variable_exists_for_every_key() {
     let default = leaves_of(&Config::default());
     let mut twins = config::variables([]);
     // What the default configuration shows must be among the twins; optional keys are twins beyond it.
@@ -77,7 +77,7 @@ fn every_key_has_an_environment_twin() {
 }
 
 #[test]
-fn variables_are_read_by_the_type_of_their_key() {
+fn variables_are_parsed_by_the_type_of_their_key() {
     let env: Env<'_> = &[
         ("LARDER_STORE__MAX_SIZE", "5GiB"),
         ("LARDER_BUILTIN_UPSTREAMS", "false"),
@@ -99,7 +99,7 @@ fn variables_are_read_by_the_type_of_their_key() {
 }
 
 #[test]
-fn unknown_variables_are_refused() {
+fn unknown_variables_are_rejected() {
     let cases = [
         ("LARDER_STORE__MAX_SIZ", "1", "LARDER_STORE__MAX_SIZ; did you mean LARDER_STORE__MAX_SIZE?"),
         ("LARDER_STORE_MAX_SIZE", "1", "did you mean LARDER_STORE__MAX_SIZE?"),
@@ -121,7 +121,7 @@ fn unknown_variables_are_refused() {
 }
 
 #[test]
-fn the_variables_of_a_kubernetes_service_are_not_ours() {
+fn kubernetes_service_variables_are_ignored() {
     let env: Env<'_> = &[
         ("LARDER_SERVICE_HOST", "10.0.0.1"),
         ("LARDER_SERVICE_PORT", "5000"),

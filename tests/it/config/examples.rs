@@ -22,7 +22,7 @@ fn examples() -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn the_reference_file_is_the_default() {
+fn reference_file_equals_the_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/larder.toml");
     assert_eq!(load(Some(&path), &[], Flags::default()).expect("loads"), Config::default());
     // It also names every key that the default has, in the tables that show them.
@@ -42,7 +42,7 @@ fn the_reference_file_is_the_default() {
 }
 
 #[test]
-fn every_example_can_be_used() {
+fn examples_are_valid() {
     for (path, text) in examples() {
         let mut config = load(Some(&path), &[], Flags::default()).expect("loads");
         // Secrets and certificates are not shipped: give the example stand-ins in their place.
@@ -79,7 +79,7 @@ fn at<'t>(document: &'t mut Table, path: &[String]) -> &'t mut Table {
 }
 
 #[test]
-fn a_misspelt_key_in_any_table_of_any_example_gets_its_right_name() {
+fn misspelt_key_in_any_table_of_any_example_is_corrected() {
     let mut tried = 0;
     for (path, text) in examples() {
         let document: Table = text.parse().expect("TOML");
@@ -104,7 +104,7 @@ fn a_misspelt_key_in_any_table_of_any_example_gets_its_right_name() {
 }
 
 #[test]
-fn a_bogus_key_in_any_endpoint_of_any_example_is_refused() {
+fn bogus_key_in_any_endpoint_of_any_example_is_rejected() {
     for (path, text) in examples() {
         let document: Table = text.parse().expect("TOML");
         let upstreams = document.get("upstream").and_then(Value::as_table);
@@ -133,7 +133,7 @@ fn a_bogus_key_in_any_endpoint_of_any_example_is_refused() {
 }
 
 #[test]
-fn a_bogus_key_in_any_table_of_any_example_is_refused() {
+fn bogus_key_in_any_table_of_any_example_is_rejected() {
     for (path, text) in examples() {
         let document: Table = text.parse().expect("TOML");
         let mut all = Vec::new();

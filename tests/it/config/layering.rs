@@ -15,14 +15,14 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 #[test]
-fn no_file_is_the_default() {
+fn missing_file_means_defaults() {
     let config = load(None, &[], Flags::default()).expect("a configuration");
     assert_eq!(config, Config::default());
     assert_eq!(problems(&config), Vec::<String>::new());
 }
 
 #[test]
-fn flags_win_over_environment_over_file_over_defaults() {
+fn flags_override_environment_override_file_override_defaults() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("a.toml");
     let other = folder.path().join("b.toml");
@@ -47,7 +47,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
 }
 
 #[test]
-fn a_named_upstream_changes_only_what_it_says() {
+fn upstream_table_changes_only_its_keys() {
     let config = load_text(
         "[upstream.\"docker.io\"]\ntag_ttl = \"5m\"\n[upstream.x]\nendpoints = [\"http://x\"]",
         &[],
@@ -65,7 +65,7 @@ fn a_named_upstream_changes_only_what_it_says() {
 }
 
 #[test]
-fn another_default_takes_the_place_of_docker_io() {
+fn default_upstream_replaces_docker_io() {
     let text = "[upstream.\"ghcr.io\"]\ndefault = true\n";
     let config = load_text(text, &[]).expect("loads");
     let defaults: Vec<_> = config.upstream.iter().filter(|(_, u)| u.default).map(|(name, _)| name).collect();

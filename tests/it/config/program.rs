@@ -19,7 +19,7 @@ fn larder(arguments: &[&str], env: Env<'_>) -> Output {
 }
 
 #[test]
-fn validate_prints_what_serve_would_use() {
+fn validate_prints_the_effective_configuration() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("larder.toml");
     // Sizes without a round unit and endpoints written as tables must survive as well.
@@ -39,7 +39,7 @@ fn validate_prints_what_serve_would_use() {
 }
 
 #[test]
-fn errors_are_one_sentence_and_an_exit_code() {
+fn errors_are_one_sentence_with_an_exit_code() {
     let cases: [(&[&str], Env<'_>, i32, &str); 5] = [
         (
             &["validate", "--config", "/nowhere"],

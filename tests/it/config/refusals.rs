@@ -7,7 +7,7 @@ use larder::config::{self, Flags, LoadError};
 use crate::config::{load, load_text, problem_keys, problems, refusal};
 
 #[test]
-fn unknown_keys_get_the_nearest_name() {
+fn unknown_key_error_suggests_the_nearest_key() {
     let cases = [
         (
             "\n\n[server]\nlisten = \"127.0.0.1:1\"\n\n[cache]\ntag_tll = \"1m\"\n",
@@ -37,7 +37,7 @@ fn unknown_keys_get_the_nearest_name() {
 }
 
 #[test]
-fn wrong_values_name_the_key_and_the_line() {
+fn wrong_value_error_names_key_and_line() {
     let cases = [
         ("[server]\nlisten = 5", "larder.toml:2: `server.listen`: "),
         (
@@ -68,7 +68,7 @@ fn wrong_values_name_the_key_and_the_line() {
 }
 
 #[test]
-fn problems_name_their_key() {
+fn problems_name_the_key() {
     let cases = [
         ("[server]\nlisten = \"127.0.0.1:5001\"", "admin.listen"),
         ("[server]\nlisten = \"0.0.0.0:5001\"", "admin.listen"),
@@ -155,7 +155,7 @@ fn problems_name_their_key() {
 }
 
 #[test]
-fn a_docker_config_has_to_be_one() {
+fn docker_config_must_be_valid() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("config.json");
     let found = |content: &str, more: &str| {
@@ -187,7 +187,7 @@ fn a_docker_config_has_to_be_one() {
 }
 
 #[test]
-fn a_pattern_that_is_none_comes_with_the_remedy() {
+fn malformed_pattern_error_names_the_remedy() {
     for (name, pattern, remedy) in [
         ("quay.io", "org**", "as in \"org/**\""),
         ("quay.io", "quay.io/org/*", "write \"org/*\""),
@@ -202,14 +202,14 @@ fn a_pattern_that_is_none_comes_with_the_remedy() {
 }
 
 #[test]
-fn a_secret_in_a_url_is_not_repeated() {
+fn secret_in_a_url_is_not_printed() {
     let text = "[upstream.x]\nendpoints = [\"https://user:hunter2@x\"]";
     let error = config::validate(&load_text(text, &[]).expect("loads")).expect_err("refused").to_string();
     assert!(error.contains("credentials") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
-fn somebody_must_say_what_a_tag_stands_for() {
+fn upstream_needs_an_authoritative_endpoint() {
     let text = "[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }]";
     assert_eq!(problem_keys(text), ["upstream.x.endpoints"]);
     let text = "[upstream.x]\nendpoints = [{ url = \"http://a\", authoritative = false }, \"http://b\"]";
@@ -217,7 +217,7 @@ fn somebody_must_say_what_a_tag_stands_for() {
 }
 
 #[test]
-fn a_floor_is_a_share() {
+fn quota_floor_is_a_fraction() {
     assert_eq!(problem_keys("[prefetch]\nquota_floor = 1.5"), ["prefetch.quota_floor"]);
     assert_eq!(problem_keys("[prefetch]\nquota_floor = -0.1\nquota_check = \"0s\"").len(), 2);
     assert_eq!(problem_keys("[prefetch]\nquota_floor = 0.0"), Vec::<String>::new());

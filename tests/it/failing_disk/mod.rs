@@ -79,7 +79,7 @@ impl House {
 }
 
 #[test]
-fn a_disk_that_fails_to_write_keeps_nobody_from_pulling() {
+fn write_errors_do_not_fail_pulls() {
     for kind in KINDS {
         let mut house = house(kind);
         house.restart();
@@ -106,7 +106,7 @@ fn a_disk_that_fails_to_write_keeps_nobody_from_pulling() {
 }
 
 #[test]
-fn what_cannot_be_read_is_a_miss_and_fetched_again() {
+fn unreadable_content_is_a_miss_and_fetched_again() {
     for kind in KINDS {
         let mut house = house(kind);
         house.is_held_in_the_end();

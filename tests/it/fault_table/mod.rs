@@ -204,7 +204,7 @@ fn differences(committed: &str, found: &str) -> String {
 }
 
 #[test]
-fn every_fault_has_the_outcome_that_is_written_down() {
+fn faults_have_the_documented_outcomes() {
     let cases = cases::all();
     let (mirror, gateway): (Vec<_>, Vec<_>) = cases.iter().partition(|case| !case.gateway);
     let mut rows_of_mirror = rows(&mirror, 0);

@@ -13,7 +13,7 @@ use crate::upstream::registry::{
 };
 
 #[tokio::test]
-async fn a_manifest_is_fetched_as_it_is() {
+async fn manifest_is_fetched_unchanged() {
     let registry = Registry::start(|_, _| {
         let digest = digest().to_string();
         let headers = [("content-type", "text/odd; charset=x"), ("docker-content-digest", &digest)];
@@ -46,7 +46,7 @@ async fn a_manifest_is_fetched_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_path_in_the_endpoint_is_kept() {
+async fn endpoint_path_is_kept() {
     let registry = Registry::start(|_, _| answer(200, &[], b"{}")).await;
     let (upstream, _) = upstream(at(&format!("{}/proxy/hub/", registry.url())), PATIENT);
     upstream.head_blob(&name(), &digest()).await.expect("a blob");
@@ -54,7 +54,7 @@ async fn a_path_in_the_endpoint_is_kept() {
 }
 
 #[tokio::test]
-async fn an_oversized_manifest_is_refused_with_and_without_its_length() {
+async fn oversized_manifest_is_refused_with_and_without_length() {
     let registry = Registry::start(|_, before| {
         let body = vec![b' '; MANIFEST_MAX + 1];
         if before == 0 {
@@ -74,7 +74,7 @@ async fn an_oversized_manifest_is_refused_with_and_without_its_length() {
 }
 
 #[tokio::test]
-async fn an_encoded_body_is_refused_by_name() {
+async fn encoded_body_is_refused_by_name() {
     let registry = Registry::start(|_, _| answer(200, &[("content-encoding", "br")], b"x")).await;
     let upstream = open(&registry);
     let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("refused");
@@ -84,7 +84,7 @@ async fn an_encoded_body_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn gzip_is_undone_where_that_is_wanted() {
+async fn gzip_is_decoded_on_request() {
     let registry = Registry::start(|_, _| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(b"{\"a\": 1}").expect("written");
@@ -112,7 +112,7 @@ async fn gzip_is_undone_where_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_registry_without_head_says_nothing() {
+async fn registry_without_head_is_inconclusive() {
     let registry = Registry::start(|_, before| match before {
         0 => answer(405, &[], b""),
         1 => answer(501, &[], b""),
@@ -132,7 +132,7 @@ async fn a_registry_without_head_says_nothing() {
 }
 
 #[tokio::test]
-async fn statuses_keep_their_meaning() {
+async fn statuses_map_to_errors() {
     for (status, expected) in [
         (404, UpstreamError::NotFound),
         (403, UpstreamError::Denied { status: 403 }),
@@ -149,7 +149,7 @@ async fn statuses_keep_their_meaning() {
 }
 
 #[tokio::test]
-async fn a_quota_says_when_to_come_back() {
+async fn retry_after_is_reported() {
     let registry = Registry::start(|_, before| match before {
         0 => answer(429, &[("retry-after", "30")], b"slow down"),
         1 => {
@@ -170,7 +170,7 @@ async fn a_quota_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_asked_again() {
+async fn transient_failures_are_retried() {
     let registry = Registry::start(|_, before| match before {
         0 => answer(503, &[], b""),
         1 => Reply::Reset,
@@ -185,7 +185,7 @@ async fn what_may_pass_is_asked_again() {
 }
 
 #[tokio::test]
-async fn but_no_more_than_twice() {
+async fn retries_are_limited_to_two() {
     let registry = Registry::start(|_, _| answer(502, &[], b"")).await;
     let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("an error");
     assert_eq!(error, UpstreamError::Status(502));
@@ -193,7 +193,7 @@ async fn but_no_more_than_twice() {
 }
 
 #[tokio::test]
-async fn a_silent_registry_is_not_asked_twice() {
+async fn silent_registry_is_not_retried() {
     let registry = Registry::start(|_, _| Reply::Hang).await;
     let error =
         upstream(at(&registry.url()), SHORT).0.head_blob(&name(), &digest()).await.expect_err("an error");
@@ -202,7 +202,7 @@ async fn a_silent_registry_is_not_asked_twice() {
 }
 
 #[tokio::test]
-async fn nobody_listening_is_unreachable() {
+async fn closed_port_is_unreachable() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     drop(listener);
@@ -213,7 +213,7 @@ async fn nobody_listening_is_unreachable() {
 }
 
 #[tokio::test]
-async fn a_cut_body_is_no_end() {
+async fn cut_body_is_an_error() {
     let registry = Registry::start(|_, _| Reply::Answer {
         status: 200,
         headers: vec![("content-length", "10".to_owned())],
@@ -232,7 +232,7 @@ async fn a_cut_body_is_no_end() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_coming_is_given_up() {
+async fn stalled_body_times_out() {
     let registry = Registry::start(|_, _| Reply::Answer {
         status: 200,
         headers: vec![("content-length", "10".to_owned())],
@@ -247,7 +247,7 @@ async fn a_body_that_stops_coming_is_given_up() {
 }
 
 #[tokio::test]
-async fn running_blobs_leave_room_for_manifests() {
+async fn blob_transfers_leave_connections_for_manifests() {
     let registry = Registry::start(|seen, _| {
         if seen.target.contains("/blobs/") {
             let pieces = vec![Piece::Data(b"0".to_vec()), Piece::Stall];

@@ -40,7 +40,7 @@ fn auths(key: &str, entry: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_login_is_found_under_each_form_of_its_key() {
+async fn login_is_found_under_every_form_of_its_key() {
     let registry = basic_registry().await;
     let folder = tempfile::tempdir().expect("a folder");
     let host = registry.address.to_string();
@@ -79,7 +79,7 @@ async fn a_login_is_found_under_each_form_of_its_key() {
 }
 
 #[tokio::test]
-async fn docker_hub_is_known_by_its_old_key() {
+async fn docker_hub_is_found_under_its_old_key() {
     let registry = basic_registry().await;
     let folder = tempfile::tempdir().expect("a folder");
     for key in ["https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io/library"]
@@ -94,7 +94,7 @@ async fn docker_hub_is_known_by_its_old_key() {
 }
 
 #[tokio::test]
-async fn the_repository_that_is_asked_for_counts() {
+async fn login_is_chosen_by_repository() {
     let registry = basic_registry().await;
     let folder = tempfile::tempdir().expect("a folder");
     let content = r#"{"auths":{
@@ -118,7 +118,7 @@ async fn the_repository_that_is_asked_for_counts() {
 }
 
 #[tokio::test]
-async fn the_registrys_login_is_not_for_its_mirrors() {
+async fn mirror_does_not_get_the_registry_login() {
     let (mirror, registry) = (basic_registry().await, basic_registry().await);
     let folder = tempfile::tempdir().expect("a folder");
     let content = auths("reg.test", r#"{"username":"me","password":"pw"}"#);
@@ -144,7 +144,7 @@ async fn the_registrys_login_is_not_for_its_mirrors() {
 }
 
 #[tokio::test]
-async fn a_registry_token_is_sent_as_it_is() {
+async fn registry_token_is_sent_unchanged() {
     let registry = Registry::start(|seen, _| match seen.header("authorization") {
         Some("Bearer hush-registry") => answer(200, &[], b"content"),
         // A token service that nobody may ask, for larder holds the token already.
@@ -175,7 +175,7 @@ async fn a_registry_token_is_sent_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_changed_docker_config_counts_at_once() {
+async fn changed_docker_config_is_used_at_once() {
     let registry = basic_registry().await;
     let folder = tempfile::tempdir().expect("a folder");
     let login = |user: &str| auths("reg.test", &format!(r#"{{"username":"{user}","password":"p"}}"#));
@@ -224,7 +224,7 @@ async fn picky_registry(
 }
 
 #[tokio::test]
-async fn a_changed_password_brings_a_new_token_when_the_old_one_is_refused() {
+async fn changed_password_renews_a_refused_token() {
     for refusal in [401, 403] {
         // The first three requests are the challenge, the token and the answer.
         let registry = picky_registry(refusal, |before| if before < 4 { "one" } else { "two" }).await;
@@ -245,7 +245,7 @@ async fn a_changed_password_brings_a_new_token_when_the_old_one_is_refused() {
 }
 
 #[tokio::test]
-async fn a_changed_password_brings_a_new_token_when_the_old_one_ends() {
+async fn changed_password_renews_the_token_at_expiry() {
     let registry = picky_registry(401, |_| "").await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "one");
@@ -264,7 +264,7 @@ async fn a_changed_password_brings_a_new_token_when_the_old_one_ends() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_nothing_has_changed_about_costs_nothing_more() {
+async fn unchanged_refusal_is_not_repeated() {
     let registry = picky_registry(403, |_| "nobody").await;
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), PATIENT);
@@ -276,7 +276,7 @@ async fn a_refusal_that_nothing_has_changed_about_costs_nothing_more() {
 }
 
 #[tokio::test]
-async fn without_a_login_larder_is_anybody() {
+async fn missing_login_is_anonymous() {
     let registry = picky_registry(401, |_| "anybody").await;
     let folder = tempfile::tempdir().expect("a folder");
     for settings in [

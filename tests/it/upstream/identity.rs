@@ -54,7 +54,7 @@ fn methods(registry: &Registry) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_exchanged_by_post() {
+async fn identity_token_is_exchanged_by_post() {
     let registry = registry(|_| token()).await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_entry(&registry, &folder, r#"{"auth":"bWU6","identitytoken":"hush/identity+1"}"#);
@@ -82,7 +82,7 @@ async fn an_identity_token_is_exchanged_by_post() {
 }
 
 #[tokio::test]
-async fn where_post_is_not_understood_get_is_tried() {
+async fn get_is_tried_if_post_is_unsupported() {
     for status in [400, 401, 404, 405] {
         for (entry, login) in [
             (r#"{"identitytoken":"hush"}"#, ":hush"),
@@ -112,7 +112,7 @@ async fn where_post_is_not_understood_get_is_tried() {
 }
 
 #[tokio::test]
-async fn a_refusal_stays_one() {
+async fn refusal_is_final() {
     for (post, get, expected, asked) in [
         (403, 200, UpstreamError::Denied { status: 403 }, 1),
         (401, 401, UpstreamError::Denied { status: 401 }, 2),
@@ -135,7 +135,7 @@ async fn a_refusal_stays_one() {
 }
 
 #[tokio::test]
-async fn a_renewed_identity_token_takes_the_place_of_the_old_one() {
+async fn renewed_identity_token_replaces_the_old_one() {
     // Each is good for one exchange, but for the one in the file, which docker can be made to replace.
     let good = Arc::new(Mutex::new(vec!["hush-0".to_owned()]));
     let state = Arc::clone(&good);
@@ -177,7 +177,7 @@ async fn a_renewed_identity_token_takes_the_place_of_the_old_one() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_not_for_strangers() {
+async fn identity_token_is_not_sent_to_other_hosts() {
     let service = Registry::start(|_, _| token()).await;
     let realm = format!("http://localhost:{}/token", service.address.port());
     let challenge = format!(r#"Bearer realm="{realm}""#);
@@ -201,7 +201,7 @@ async fn an_identity_token_is_not_for_strangers() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_the_password_where_basic_is_wanted() {
+async fn identity_token_is_the_basic_password() {
     let registry = Registry::start(|seen, _| match seen.header("authorization") {
         Some(value) if value == basic("me:hush") => answer(200, &[], b"content"),
         _ => answer(401, &[("www-authenticate", r#"Basic realm="reg""#)], b""),

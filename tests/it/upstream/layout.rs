@@ -43,7 +43,7 @@ fn reference(text: &str) -> Reference {
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 #[tokio::test]
-async fn a_layout_folder_answers_like_a_registry() {
+async fn layout_answers_like_a_registry() {
     let root = tempfile::tempdir().expect("a folder");
     let big = vec![7_u8; 700_000];
     write_layout(
@@ -101,7 +101,7 @@ async fn a_layout_folder_answers_like_a_registry() {
 }
 
 #[tokio::test]
-async fn a_repository_may_have_its_own_layout() {
+async fn repository_may_have_its_own_layout() {
     let root = tempfile::tempdir().expect("a folder");
     let root_names: [(_, _, &[u8]); 2] =
         [(REF_NAME, "latest", b"root"), (REF_NAME, "other:latest", b"other")];
@@ -125,7 +125,7 @@ async fn a_repository_may_have_its_own_layout() {
 }
 
 #[tokio::test]
-async fn a_layouts_tags_are_those_that_can_be_asked_for() {
+async fn layout_tags_are_the_valid_ones() {
     let root = tempfile::tempdir().expect("a folder");
     let names: [(_, _, &[u8]); 6] = [
         (REF_NAME, "bare", b"a"),
@@ -160,7 +160,7 @@ async fn a_layouts_tags_are_those_that_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn a_layouts_referrers_are_found_in_its_index() {
+async fn layout_referrers_come_from_its_index() {
     let root = tempfile::tempdir().expect("a folder");
     let subject = Digest::of(Algorithm::Sha256, b"subject");
     let statement = format!(
@@ -188,7 +188,7 @@ async fn a_layouts_referrers_are_found_in_its_index() {
 }
 
 #[tokio::test]
-async fn docker_hubs_official_images_have_a_short_name() {
+async fn official_images_have_a_short_name() {
     let root = tempfile::tempdir().expect("a folder");
     let names: [(_, _, &[u8]); 3] = [
         (REF_NAME, "busybox:1", b"short"),
@@ -216,7 +216,7 @@ async fn docker_hubs_official_images_have_a_short_name() {
 }
 
 #[tokio::test]
-async fn a_layout_that_is_away_is_no_absence() {
+async fn missing_layout_is_not_an_absence() {
     let root = tempfile::tempdir().expect("a folder");
     let (upstream, _) = layout(&root.path().join("later"));
     let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("away");

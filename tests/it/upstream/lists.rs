@@ -6,7 +6,7 @@ use larder::upstream::{LIST_MAX, UpstreamError};
 use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, upstream};
 
 #[tokio::test]
-async fn pages_are_asked_of_the_same_place() {
+async fn pages_come_from_the_same_endpoint() {
     // A proxy before the registry has a path that the registry knows nothing of.
     let registry = Registry::start(|seen, before| {
         let link = ("link", "</v2/org/app/tags/list?last=b%2Bc&n=1000>; rel=\"next\"");
@@ -30,7 +30,7 @@ async fn pages_are_asked_of_the_same_place() {
 }
 
 #[tokio::test]
-async fn a_redirected_page_is_followed_and_the_next_one_asked_of_the_registry() {
+async fn redirected_page_is_followed_and_the_next_comes_from_the_registry() {
     let elsewhere = Registry::start(|seen, _| {
         let link = ("link", "</other/place?token=x%2Fy>; rel=next");
         let links = if seen.target.contains("token") { &[][..] } else { &[link][..] };
@@ -47,7 +47,7 @@ async fn a_redirected_page_is_followed_and_the_next_one_asked_of_the_registry() 
 }
 
 #[tokio::test]
-async fn all_pages_together_have_a_bound() {
+async fn pages_have_a_total_limit() {
     for referrers in [false, true] {
         let registry = Registry::start(|seen, before| {
             let link = format!("<?page={before}>; rel=\"next\"");
@@ -75,7 +75,7 @@ async fn all_pages_together_have_a_bound() {
 }
 
 #[tokio::test]
-async fn only_what_is_said_of_the_api_lasts() {
+async fn only_api_support_is_remembered() {
     let html = ("content-type", "text/html");
     for (status, header, body, lasting) in [
         (404, ("content-type", "text/plain"), "404 page not found", true),

@@ -34,7 +34,7 @@ fn fresh(registry: &Registry, seed: u64) -> String {
 }
 
 #[test]
-fn a_helper_is_asked_as_docker_asks_and_not_for_every_request() {
+fn helper_is_called_like_docker_does_and_cached() {
     let (registry, image) = registry(login("me", "hush"));
     let host = registry.addr().to_string();
     let setup = setup(&registry, &json!({ "credHelpers": { host.as_str(): "own" } }));
@@ -51,7 +51,7 @@ fn a_helper_is_asked_as_docker_asks_and_not_for_every_request() {
 }
 
 #[test]
-fn the_registrys_own_helper_comes_before_the_common_one_and_that_before_what_is_written() {
+fn helper_precedence_is_registry_then_common_then_file() {
     let written = json!({ "username": "written", "password": "p" });
     for (entries, expected) in [
         (json!({ "credHelpers": { "docker.io": "own" }, "credsStore": "common" }), "own"),
@@ -90,7 +90,7 @@ fn the_registrys_own_helper_comes_before_the_common_one_and_that_before_what_is_
 }
 
 #[test]
-fn a_helper_may_know_an_identity_token() {
+fn helper_may_return_an_identity_token() {
     let (registry, _) = registry(Auth::Bearer(None));
     registry.script(
         When::any().path("/token"),
@@ -110,7 +110,7 @@ fn a_helper_may_know_an_identity_token() {
 }
 
 #[test]
-fn who_is_in_no_keychain_is_anybody() {
+fn login_missing_in_the_keychain_is_anonymous() {
     let (registry, _) = registry(Auth::Bearer(None));
     let setup = setup(&registry, &json!({ "credsStore": "empty" }));
     let helpers = Helpers::new(&setup);
@@ -129,7 +129,7 @@ fn who_is_in_no_keychain_is_anybody() {
 }
 
 #[test]
-fn many_at_once_start_one_helper_and_a_client_that_leaves_does_not_end_it() {
+fn helper_call_is_coalesced_and_survives_a_disconnect() {
     let (registry, image) = registry(login("me", "hush"));
     let setup = setup(&registry, &json!({ "credHelpers": { "docker.io": "slow" } }));
     let helpers = Helpers::new(&setup);
@@ -159,7 +159,7 @@ fn many_at_once_start_one_helper_and_a_client_that_leaves_does_not_end_it() {
 }
 
 #[test]
-fn a_new_login_is_asked_for_as_soon_as_the_old_one_is_refused() {
+fn refused_login_is_renewed_at_once() {
     for refusal in [401, 403] {
         let (registry, _) = registry(login("AWS", "hush-1"));
         let setup = setup(&registry, &json!({ "credsStore": "ecr-login" }));
@@ -195,7 +195,7 @@ fn a_new_login_is_asked_for_as_soon_as_the_old_one_is_refused() {
 }
 
 #[test]
-fn a_token_service_that_refuses_a_login_gets_the_new_one() {
+fn token_service_refusal_renews_the_login() {
     let credential = |password: &str| Auth::Bearer(Some(("me".to_owned(), password.to_owned())));
     let (registry, _) = registry(credential("hush-1"));
     registry.add_image("library/other", "v1", &Image::small(2));
@@ -219,7 +219,7 @@ fn warning(larder: &Larder, part: &str) -> serde_json::Value {
 }
 
 #[test]
-fn a_helper_that_fails_is_named_in_the_log_only() {
+fn failing_helper_is_named_only_in_the_log() {
     for (script, wanted) in [
         ("echo hush; echo hush >&2; exit 3", "exit status: 3"),
         ("echo '{\"Username\":\"hush\"'", "no JSON object"),
@@ -259,7 +259,7 @@ fn children(pid: u32) -> Vec<String> {
 }
 
 #[test]
-fn a_helper_that_hangs_is_killed() {
+fn hanging_helper_is_killed() {
     let (registry, _) = registry(login("me", "hush"));
     let setup = setup(&registry, &json!({ "credHelpers": { "docker.io": "hung" } }));
     let helpers = Helpers::new(&setup);
@@ -280,7 +280,7 @@ fn a_helper_that_hangs_is_killed() {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_a_helper_and_leaves_none() {
+fn stop_kills_running_helpers() {
     let (registry, _) = registry(login("me", "hush"));
     let setup =
         setup(&registry, &json!({ "credHelpers": { "docker.io": "hung" } })).set("server.grace", "0s");
@@ -302,7 +302,7 @@ fn a_stop_does_not_wait_for_a_helper_and_leaves_none() {
 }
 
 #[test]
-fn a_docker_config_that_goes_bad_is_named_in_the_log_only() {
+fn broken_docker_config_is_named_only_in_the_log() {
     let (registry, image) = registry(login("me", "hush"));
     let good = json!({ "auths": { "docker.io": { "username": "me", "password": "hush" } } });
     let larder = setup(&registry, &good).start();
@@ -336,7 +336,7 @@ fn a_docker_config_that_goes_bad_is_named_in_the_log_only() {
 }
 
 #[test]
-fn a_larder_does_not_start_with_a_config_that_is_none() {
+fn malformed_docker_config_refuses_to_start() {
     let (registry, _) = registry(Auth::Nothing);
     for (config, wanted) in [
         (json!({ "credsStore": "../../bin/sh" }), "names the helper"),
@@ -352,7 +352,7 @@ fn a_larder_does_not_start_with_a_config_that_is_none() {
 }
 
 #[test]
-fn a_token_is_asked_for_once_by_many() {
+fn token_request_is_coalesced() {
     let (registry, _) = registry(Auth::Bearer(Some(("me".to_owned(), "hush".to_owned()))));
     let gate = Gate::new();
     registry.script(When::any().path("/token"), Fault::HoldHead(gate.clone()));

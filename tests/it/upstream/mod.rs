@@ -23,7 +23,7 @@ use larder::telemetry::Metrics;
 use larder::upstream::Upstreams;
 
 #[test]
-fn wrong_endpoints_are_named() {
+fn malformed_endpoints_are_named() {
     let build = |endpoints: &[&str]| {
         let endpoints = endpoints.iter().map(|url| Endpoint::new(*url)).collect();
         let settings = Settings { endpoints, ..Settings::default() };

@@ -5,7 +5,7 @@ use larder::upstream::UpstreamError;
 use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, read, upstream};
 
 #[tokio::test]
-async fn a_blob_goes_on_where_it_was_left() {
+async fn blob_resumes_at_the_offset() {
     let registry = Registry::start(|seen, _| match seen.header("range") {
         Some("bytes=4-") => answer(206, &[("content-range", "bytes 4-9/10")], b"456789"),
         Some("bytes=4-5") => answer(206, &[("content-range", "bytes 4-5/10")], b"45"),
@@ -30,7 +30,7 @@ async fn a_blob_goes_on_where_it_was_left() {
 }
 
 #[tokio::test]
-async fn an_ignored_range_starts_at_zero() {
+async fn ignored_range_starts_at_zero() {
     let registry = Registry::start(|_, _| answer(200, &[], b"0123456789")).await;
     let mut body = open(&registry).get_blob(&name(), &digest(), 4, None).await.expect("a body");
     assert_eq!((body.offset, body.total), (0, Some(10)));
@@ -38,7 +38,7 @@ async fn an_ignored_range_starts_at_zero() {
 }
 
 #[tokio::test]
-async fn a_wrong_range_is_refused() {
+async fn wrong_range_is_refused() {
     for (range, body) in [
         (Some("bytes 5-9/10"), &b"56789"[..]),
         (Some("bytes 4-9/9"), b"456789"),

@@ -12,7 +12,7 @@ use crate::upstream::registry::{
 };
 
 #[tokio::test]
-async fn a_redirect_elsewhere_takes_no_credentials_along() {
+async fn redirect_to_another_host_drops_credentials() {
     let storage = Registry::start(|_, _| answer(206, &[("content-range", "bytes 4-9/10")], b"456789")).await;
     let location = format!("{}/signed?X-Signature=hush", storage.url());
     let registry = Registry::start(move |seen, _| {
@@ -41,7 +41,7 @@ async fn a_redirect_elsewhere_takes_no_credentials_along() {
 }
 
 #[tokio::test]
-async fn nothing_that_proves_who_we_are_leaves_the_registry() {
+async fn credentials_never_leave_the_registry() {
     let folder = tempfile::tempdir().expect("a folder");
     let entry = |entry: &str| format!(r#"{{"auths":{{"reg.test":{entry}}}}}"#);
     let logins = [
@@ -103,7 +103,7 @@ async fn nothing_that_proves_who_we_are_leaves_the_registry() {
 }
 
 #[tokio::test]
-async fn a_way_back_from_elsewhere_begins_anew() {
+async fn redirect_back_to_the_registry_regains_credentials() {
     // The registry sends us away and is then sent back to: what it was given before is not given again unasked.
     let home: Arc<OnceLock<String>> = Arc::default();
     let own = Arc::clone(&home);
@@ -129,7 +129,7 @@ async fn a_way_back_from_elsewhere_begins_anew() {
 }
 
 #[tokio::test]
-async fn another_scheme_is_another_place() {
+async fn other_scheme_is_another_host() {
     let identity = Identity::new();
     let storage = Registry::start_tls(&identity, |_, _| answer(200, &[], b"content")).await;
     let location = storage.url();
@@ -146,7 +146,7 @@ async fn another_scheme_is_another_place() {
 }
 
 #[tokio::test]
-async fn redirects_end() {
+async fn redirects_are_bounded() {
     let registry = Registry::start(|seen, _| answer(302, &[("location", &seen.target)], b"")).await;
     let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("a loop");
     assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("10 times")), "{error}");
@@ -154,7 +154,7 @@ async fn redirects_end() {
 }
 
 #[tokio::test]
-async fn a_redirect_may_not_lead_inside() {
+async fn redirect_to_a_private_address_is_refused() {
     for target in [
         "http://169.254.169.254/latest/meta-data?key=hush",
         "http://127.0.0.2/?key=hush",
@@ -177,7 +177,7 @@ async fn a_redirect_may_not_lead_inside() {
 }
 
 #[tokio::test]
-async fn a_dead_signed_url_is_not_quoted() {
+async fn dead_signed_url_is_not_printed() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let target = format!("http://{}/x?signature=hush", listener.local_addr().expect("an address"));
     drop(listener);

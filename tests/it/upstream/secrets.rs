@@ -182,7 +182,7 @@ fn setup(registries: &[(&'static str, Registry)]) -> Setup {
 }
 
 #[test]
-fn every_way_of_proving_who_we_are_keeps_its_secret() {
+fn credentials_of_every_kind_stay_secret() {
     let mut search = Search::default();
     // Given out by every scripted registry.
     search.secrets.insert("scripted-token-".to_owned());
@@ -234,7 +234,7 @@ fn every_way_of_proving_who_we_are_keeps_its_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn http2_and_tls_tell_nothing_either() {
+async fn http2_and_tls_logs_have_no_secrets() {
     let identity = Identity::new();
     let registry = Tls::start_tls(&identity, |seen, _| {
         let given = seen.header("authorization").unwrap_or_default();

@@ -15,7 +15,7 @@ use crate::upstream::registry::{
 };
 
 #[tokio::test]
-async fn certificates_are_verified_unless_told_otherwise() {
+async fn certificates_are_verified_by_default() {
     let identity = Identity::new();
     let registry = Registry::start_tls(&identity, |_, _| answer(200, &[], b"content")).await;
     let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("a stranger");
@@ -33,7 +33,7 @@ async fn certificates_are_verified_unless_told_otherwise() {
 }
 
 #[tokio::test]
-async fn a_cut_stream_of_http2_is_no_end() {
+async fn cut_http2_stream_is_an_error() {
     let registry = Registry::start_tls(&Identity::new(), |_, _| Reply::Answer {
         status: 200,
         headers: Vec::new(),
@@ -48,7 +48,7 @@ async fn a_cut_stream_of_http2_is_no_end() {
 }
 
 #[tokio::test]
-async fn a_redirect_may_not_leave_tls() {
+async fn redirect_away_from_tls_is_refused() {
     let storage = Registry::start(|_, _| answer(200, &[], b"content")).await;
     let target = storage.url();
     let registry =
@@ -61,7 +61,7 @@ async fn a_redirect_may_not_leave_tls() {
 }
 
 #[tokio::test]
-async fn a_realm_without_tls_sees_no_credentials() {
+async fn realm_without_tls_gets_no_credentials() {
     let service = Registry::start(|_, _| answer(200, &[], br#"{"token":"t"}"#)).await;
     let challenge = format!(r#"Bearer realm="{}/token""#, service.url());
     let registry = Registry::start_tls(&Identity::new(), move |seen, _| match seen.header("authorization") {
@@ -84,7 +84,7 @@ fn file(folder: &tempfile::TempDir, name: &str, content: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_to_whoever_demands_it() {
+async fn client_certificate_is_sent_on_demand() {
     let (client, stranger) = (Identity::new(), Identity::new());
     let identity = Identity::demanding(Some(&client));
     let registry = Registry::start_tls(&identity, |_, _| answer(200, &[], b"content")).await;
@@ -110,7 +110,7 @@ async fn a_client_certificate_is_shown_to_whoever_demands_it() {
 }
 
 #[tokio::test]
-async fn the_token_service_is_trusted_and_met_as_the_registry_is() {
+async fn token_service_uses_the_registry_tls_settings() {
     let client = Identity::new();
     let identity = Identity::demanding(Some(&client));
     let service = Registry::start_tls(&identity, |_, _| answer(200, &[], br#"{"token":"t"}"#)).await;
@@ -133,7 +133,7 @@ async fn the_token_service_is_trusted_and_met_as_the_registry_is() {
 }
 
 #[test]
-fn unusable_client_certificates_are_named() {
+fn unusable_client_certificate_is_named() {
     let (client, other) = (Identity::new(), Identity::new());
     let folder = tempfile::tempdir().expect("a folder");
     let build = |cert: &str, key: &str| {

@@ -30,7 +30,7 @@ async fn token_registry(realm: Option<String>) -> Registry {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_once_and_kept() {
+async fn token_is_requested_once_and_cached() {
     let registry = token_registry(None).await;
     let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
     for _ in 0..3 {
@@ -51,7 +51,7 @@ async fn a_token_is_asked_for_once_and_kept() {
 }
 
 #[tokio::test]
-async fn many_at_once_ask_for_one_token() {
+async fn concurrent_token_requests_are_coalesced() {
     let registry = token_registry(None).await;
     let upstream = open(&registry);
     let tasks: Vec<_> = (0..16)
@@ -68,7 +68,7 @@ async fn many_at_once_ask_for_one_token() {
 }
 
 #[tokio::test]
-async fn credentials_go_to_the_own_token_service() {
+async fn credentials_go_to_the_registrys_token_service() {
     let registry = token_registry(None).await;
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), PATIENT);
@@ -79,7 +79,7 @@ async fn credentials_go_to_the_own_token_service() {
 }
 
 #[tokio::test]
-async fn a_foreign_realm_sees_no_credentials() {
+async fn foreign_realm_gets_no_credentials() {
     let service = Registry::start(|_, _| answer(200, &[], br#"{"access_token":"t"}"#)).await;
     let realm = format!("http://localhost:{}/token", service.address.port());
     let registry = token_registry(Some(realm)).await;
@@ -91,7 +91,7 @@ async fn a_foreign_realm_sees_no_credentials() {
 }
 
 #[tokio::test]
-async fn a_realm_elsewhere_sees_credentials_if_the_operator_says_so() {
+async fn foreign_realm_gets_credentials_if_configured() {
     let service = Registry::start(|_, _| answer(200, &[], br#"{"token":"t"}"#)).await;
     let port = service.address.port();
     let registry = token_registry(Some(format!("http://localhost:{port}/token"))).await;
@@ -118,7 +118,7 @@ async fn a_realm_elsewhere_sees_credentials_if_the_operator_says_so() {
 }
 
 #[tokio::test]
-async fn what_a_token_service_lacks_is_no_missing_content() {
+async fn token_service_404_is_not_missing_content() {
     for status in [400, 404, 405, 410, 416, 501] {
         let registry = Registry::start(move |seen, _| {
             if seen.target.starts_with("/token") {
@@ -140,7 +140,7 @@ async fn what_a_token_service_lacks_is_no_missing_content() {
 }
 
 #[tokio::test]
-async fn a_realm_may_not_lead_inside() {
+async fn realm_on_a_private_address_is_refused() {
     let registry = token_registry(Some("http://169.254.169.254/token".to_owned())).await;
     let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("refused");
     assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("allow_private")), "{error}");
@@ -148,7 +148,7 @@ async fn a_realm_may_not_lead_inside() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_renewed_once() {
+async fn refused_token_is_renewed_once() {
     let registry = Registry::start(|seen, _| {
         if seen.target.starts_with("/token") {
             return answer(200, &[], br#"{"token":"hush"}"#);
@@ -167,7 +167,7 @@ async fn a_refused_token_is_renewed_once() {
 }
 
 #[tokio::test]
-async fn a_token_service_may_refuse_fail_and_babble() {
+async fn token_service_failures_are_reported() {
     for (status, body, expected) in [
         (401, "", "denied"),
         (403, "", "denied"),
@@ -225,7 +225,7 @@ impl MakeWriter<'_> for Lines {
 }
 
 #[tokio::test]
-async fn the_log_holds_no_secret() {
+async fn log_has_no_secrets() {
     let storage = Registry::start(|_, _| answer(200, &[], b"content")).await;
     let location = format!("{}/place?signature=hush", storage.url());
     let registry = Registry::start(move |seen, _| match seen.header("authorization") {
@@ -253,7 +253,7 @@ async fn the_log_holds_no_secret() {
 }
 
 #[tokio::test]
-async fn basic_needs_credentials_and_is_remembered() {
+async fn basic_needs_credentials_and_is_cached() {
     let registry = Registry::start(|seen, _| match seen.header("authorization") {
         Some("Basic dXNlcjpwdw==") => answer(200, &[], b"content"),
         _ => answer(401, &[("www-authenticate", r#"Basic realm="reg""#)], b""),
