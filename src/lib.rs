@@ -17,7 +17,8 @@
 //! | 4 | [`ops`] | what a timer or an operator asks for | cache, store and below |
 //! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream and below |
 //! | 2 | [`store`] | bytes by digest, facts by key | oci, config, telemetry |
-//! | 2 | [`upstream`] | one remote registry, or a folder in OCI layout | oci, config, telemetry, clock |
+//! | 2 | [`upstream`] | registries over HTTP as sources: routing, endpoints, health, quota, credentials | source, oci, config, telemetry, clock |
+//! | 2 | [`source`] | contract of all places that content is fetched from, and the OCI image layout | oci, telemetry |
 //! | 2 | [`server`] | sockets, TLS and HTTP connections; knows no registry | oci, config, telemetry |
 //! | 1 | [`telemetry`] | every metric series; the log and traces | oci, config's schema |
 //! | 1 | [`config`] | plain data, where it comes from, what is wrong with it | oci |
@@ -98,6 +99,7 @@ pub mod config;
 pub mod oci;
 pub mod ops;
 pub mod server;
+pub mod source;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;

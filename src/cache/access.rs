@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::source::{ByteRange, Source as _, SourceError};
+use crate::upstream::Upstream;
 
 use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
@@ -25,11 +26,11 @@ pub(in crate::cache) async fn confirm_manifest(
     }
     let upstream = shared.upstream(repository)?;
     let reference = Reference::Digest(*digest);
-    let head = upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await;
+    let head = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
     // An upstream that does not do HEAD has confirmed nothing.
-    let silent = head.as_ref().map_or_else(UpstreamError::may_be_about_head, Option::is_none);
+    let silent = head.as_ref().map_or_else(SourceError::may_be_about_head, Option::is_none);
     let confirmed = match head {
-        _ if silent => match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+        _ if silent => match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
             Ok(answer) => return check(shared, repository, &answer, digest, None),
             Err(error) => Err(error),
         },
@@ -52,9 +53,9 @@ pub(in crate::cache) async fn confirm_blob(
         return Err(CacheError::NotFound);
     }
     let upstream = shared.upstream(repository)?;
-    let told = match upstream.head_blob(&repository.name, digest).await {
+    let told = match upstream.blob_size(&repository.name, digest, None).await {
         // No registry is known that says of blobs, as some do of manifests, that they are not there just to HEAD.
-        Err(error) if error != UpstreamError::NotFound && error.may_be_about_head() => {
+        Err(error) if error != SourceError::NotFound && error.may_be_about_head() => {
             first_byte(&upstream, repository, digest).await
         }
         told => told,
@@ -73,11 +74,11 @@ async fn first_byte(
     upstream: &Upstream,
     repository: &Repository,
     digest: &Digest,
-) -> Result<Option<u64>, UpstreamError> {
-    match upstream.get_blob(&repository.name, digest, 0, Some(0)).await {
+) -> Result<Option<u64>, SourceError> {
+    match upstream.blob(&repository.name, digest, ByteRange { first: 0, last: Some(0) }, None).await {
         Ok(body) => Ok(body.total.filter(|_| !body.gzip)),
         // There is no first byte of nothing.
-        Err(UpstreamError::RangeNotSatisfiable) => Ok(None),
+        Err(SourceError::RangeNotSatisfiable) => Ok(None),
         Err(error) => Err(error),
     }
 }

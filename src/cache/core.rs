@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use crate::clock::Clock;
 use crate::config::schema::Prefetch;
 use crate::oci::{Digest, Repository};
+use crate::source::Source;
 use crate::store::{CommitPermit, Store, VerifiedDraft};
 use crate::telemetry::Metrics;
 use crate::upstream::{Upstream, Upstreams};
@@ -59,6 +60,11 @@ impl Shared {
 
     pub(super) fn upstream(&self, repository: &Repository) -> Result<Arc<Upstream>, CacheError> {
         self.rules().upstreams.get(&repository.upstream).cloned().ok_or(CacheError::NotFound)
+    }
+
+    /// Returns the sources of a repository's blobs, in the order in which they are asked.
+    pub(super) fn sources(&self, repository: &Repository) -> Result<Vec<Arc<dyn Source>>, CacheError> {
+        Ok(vec![self.upstream(repository)?])
     }
 
     /// Whether what is coming already leaves no room for another draft, of `size` bytes as far as is known.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::source::SourceError;
 use crate::store::StoreError;
-use crate::upstream::UpstreamError;
 
 /// Why a request gets no content. Cheap to clone, because everybody in a flight gets the same one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -73,18 +73,18 @@ impl From<StoreError> for CacheError {
     }
 }
 
-impl From<UpstreamError> for CacheError {
-    fn from(error: UpstreamError) -> Self {
+impl From<SourceError> for CacheError {
+    fn from(error: SourceError) -> Self {
         match error {
-            UpstreamError::NotFound => Self::NotFound,
-            UpstreamError::NoReferrers { .. } => Self::NoReferrers,
-            UpstreamError::Denied { .. } => Self::Denied,
-            UpstreamError::RateLimited { retry_after } => Self::RateLimited { retry_after },
-            UpstreamError::Overloaded { retry_after } => Self::Overloaded { retry_after },
-            busy @ UpstreamError::Busy => Self::Timeout(busy.to_string()),
-            UpstreamError::Timeout(what) => Self::Timeout(what),
-            UpstreamError::Invalid(what) => Self::Invalid(what),
-            error @ UpstreamError::Undecodable => Self::Invalid(error.to_string()),
+            SourceError::NotFound => Self::NotFound,
+            SourceError::NoReferrers { .. } => Self::NoReferrers,
+            SourceError::Denied(_) => Self::Denied,
+            SourceError::RateLimited { retry_after } => Self::RateLimited { retry_after },
+            SourceError::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            busy @ SourceError::Busy => Self::Timeout(busy.to_string()),
+            SourceError::Timeout(what) => Self::Timeout(what),
+            SourceError::Invalid(what) => Self::Invalid(what),
+            error @ SourceError::Undecodable => Self::Invalid(error.to_string()),
             other => Self::Unreachable(other.to_string()),
         }
     }

@@ -1,221 +1,122 @@
-//! The endpoints of an upstream, asked in turn until one has the answer.
-//!
-//! Tags are a matter for the authoritative ones; what is asked for by digest anybody may have. An endpoint that is
-//! left alone, or wants to be, is passed over at no cost.
+//! One endpoint of an upstream: a source, with its health, its quota, and the digests it sent wrong content for.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use quick_cache::sync::Cache;
 use tokio::sync::Notify;
-use tokio::time::Instant;
-
-use crate::config::schema;
-use crate::oci::{Digest, UpstreamName};
+use url::Url;
 
 use super::context::Context;
-use super::error::{BuildError, UpstreamError};
-use super::health::{Health, Permit};
-use super::layout::Layout;
-use super::quota::{Counted, Quota};
+use super::error::BuildError;
+use super::health::Health;
+use super::quota::Quota;
 use super::registry::Registry;
+use crate::config::schema;
+use crate::oci::{Digest, UpstreamName};
+use crate::source::{BlobSender, OciLayout, Source};
 
-/// Digests remembered per endpoint for which it sent something else.
-const DISTRUSTED: usize = 256;
+/// Number of digests remembered per endpoint for which it sent wrong content.
+const MISMATCHES_MAX: usize = 256;
 
-/// One way to reach an upstream.
+/// Endpoint of an upstream.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    pub(crate) place: Place,
+    pub(crate) source: EndpointSource,
     pub(crate) health: Arc<Health>,
     pub(crate) quota: Arc<Quota>,
-    /// What it is in the configuration.
+    /// Settings of the endpoint.
     configured: schema::Endpoint,
-    /// How often it sent something that was not what its digest promised.
-    distrusted: Cache<Digest, u32>,
+    /// Number of times that it sent wrong content, by digest.
+    mismatches: Cache<Digest, u32>,
 }
 
-/// Where an endpoint's content is.
+/// Source behind an endpoint.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum EndpointSource {
     Registry(Box<Registry>),
-    Layout(Layout),
+    OciLayout(OciLayout),
+}
+
+impl EndpointSource {
+    /// Returns the source.
+    pub(crate) fn as_source(&self) -> &dyn Source {
+        match self {
+            Self::Registry(registry) => registry.as_ref(),
+            Self::OciLayout(layout) => layout,
+        }
+    }
 }
 
 impl Endpoint {
+    /// Creates an endpoint from the settings of its upstream. Does not connect.
     pub(crate) fn build(
         name: &UpstreamName,
         upstream: &schema::Upstream,
         endpoint: &schema::Endpoint,
-        told: &Arc<Notify>,
+        quota_changed: &Arc<Notify>,
         context: &Context,
     ) -> Result<Self, BuildError> {
-        let wrong =
-            |reason: &str| BuildError::Endpoint { upstream: name.to_string(), reason: reason.to_owned() };
-        let url = url::Url::parse(&endpoint.url).map_err(|error| {
-            wrong(&format!("{error}; write it as https://host, http://host or oci:///folder"))
+        let wrong = |reason: String| BuildError::Endpoint { upstream: name.to_string(), reason };
+        let url = Url::parse(&endpoint.url).map_err(|error| {
+            wrong(format!("{error}; write it as https://host, http://host or oci:///folder"))
         })?;
-        let Context { metrics, clock, .. } = context;
-        let quota = Arc::new(Quota::new(name.clone(), Arc::clone(told), context));
-        let place = match url.scheme() {
+        let quota = Arc::new(Quota::new(name.clone(), Arc::clone(quota_changed), context));
+        let source = match url.scheme() {
             "http" | "https" => {
                 let registry = if endpoint.authoritative {
                     Registry::build(name, url, upstream, &quota, context)
                 } else {
-                    // The credentials are for the registry itself, not for whoever mirrors it.
+                    // The credentials are for the registry, not for a mirror.
                     let anonymous =
                         schema::Upstream { username: None, password_file: None, ..upstream.clone() };
                     Registry::build(name, url, &anonymous, &quota, context)
                 };
-                Place::Registry(Box::new(registry?))
+                EndpointSource::Registry(Box::new(registry?))
             }
             "oci" => {
-                if url.host_str().is_some_and(|host| !host.is_empty()) {
-                    return Err(wrong("an oci:// endpoint is an absolute folder: oci:///folder"));
-                }
-                if url.query().is_some() || url.fragment().is_some() {
-                    return Err(wrong("write `?` and `#` in a folder's name as %3F and %23"));
-                }
-                let root = percent_encoding::percent_decode_str(url.path()).decode_utf8();
-                let root = root.map_err(|_| wrong("the folder's name is not UTF-8"))?;
-                Place::Layout(Layout::new(name.clone(), root.as_ref().into(), Arc::clone(metrics)))
+                let root = layout_root(&url).map_err(|reason| wrong(reason.to_owned()))?;
+                EndpointSource::OciLayout(OciLayout::new(name.clone(), root, Arc::clone(&context.metrics)))
             }
-            _ => return Err(wrong("only http://, https:// and oci:// are supported")),
+            _ => return Err(wrong("only http://, https:// and oci:// are supported".to_owned())),
         };
         let label = endpoint.url.trim_end_matches('/').to_owned();
-        let health = Arc::new(Health::new(name.clone(), label, clock.clone(), Arc::clone(metrics)));
-        let distrusted = Cache::new(DISTRUSTED);
-        Ok(Self { place, health, quota, configured: endpoint.clone(), distrusted })
+        let health = Health::new(name.clone(), label, context.clock.clone(), Arc::clone(&context.metrics));
+        let mismatches = Cache::new(MISMATCHES_MAX);
+        Ok(Self { source, health: Arc::new(health), quota, configured: endpoint.clone(), mismatches })
     }
 
-    /// Whether it may say which digest a tag stands for.
+    /// Returns true if the endpoint may say which digest a tag points to.
     pub(crate) fn is_authoritative(&self) -> bool {
         self.configured.authoritative
     }
 
-    /// Whether it is this one of the configuration.
+    /// Returns true if the endpoint was built from these settings.
     pub(crate) fn is_built_from(&self, endpoint: &schema::Endpoint) -> bool {
         self.configured == *endpoint
     }
 
-    /// It sent something else than `digest` promises: others come before it the next time.
-    pub(crate) fn distrust(&self, digest: &Digest) {
-        self.distrusted.insert(*digest, self.distrust_of(digest).saturating_add(1));
-    }
-
-    fn distrust_of(&self, digest: &Digest) -> u32 {
-        self.distrusted.get(digest).unwrap_or_default()
+    /// Returns the number of times that the endpoint sent wrong content for a digest.
+    pub(crate) fn mismatches(&self, digest: &Digest) -> u32 {
+        self.mismatches.get(digest).unwrap_or_default()
     }
 }
 
-/// One question on its way through the endpoints.
-pub(crate) struct EndpointIter<'u> {
-    /// With their places in the upstream's list.
-    order: Vec<(usize, &'u Endpoint)>,
-    at: usize,
-    counted: Counted,
-    /// Whether it is for a list, in pages.
-    lists: bool,
-    deadline: Instant,
-    /// The error that says least definitely that there is nothing: only if all say so may the answer be that.
-    error: Option<UpstreamError>,
+impl BlobSender for Endpoint {
+    /// Puts the endpoint behind others for this digest.
+    fn report_mismatch(&self, digest: &Digest) {
+        self.mismatches.insert(*digest, self.mismatches(digest).saturating_add(1));
+    }
 }
 
-/// One endpoint's turn.
-pub(crate) struct Attempt<'u> {
-    pub(crate) endpoint: &'u Endpoint,
-    /// Its place in the upstream's list.
-    pub(crate) place: usize,
-    /// Until when it has to have answered, so that time is left for those after it.
-    pub(crate) deadline: Instant,
-    _permit: Permit,
-}
-
-impl<'u> EndpointIter<'u> {
-    /// A round for `digest`, or for something that only authoritative endpoints may answer. It takes no longer than
-    /// `patience` to the head of the last answer.
-    pub(crate) fn new(
-        endpoints: &'u [Arc<Endpoint>],
-        digest: Option<&Digest>,
-        counted: Counted,
-        patience: Duration,
-    ) -> Self {
-        let all = endpoints.iter().map(Arc::as_ref).enumerate();
-        let mut order: Vec<_> =
-            all.filter(|(_, endpoint)| digest.is_some() || endpoint.is_authoritative()).collect();
-        if let Some(digest) = digest.filter(|_| order.len() > 1) {
-            order.sort_by_key(|(_, endpoint)| endpoint.distrust_of(digest));
-        }
-        Self { order, at: 0, counted, lists: false, deadline: Instant::now() + patience, error: None }
+/// Returns the folder that an `oci://` URL names.
+fn layout_root(url: &Url) -> Result<PathBuf, &'static str> {
+    if url.host_str().is_some_and(|host| !host.is_empty()) {
+        return Err("an oci:// endpoint is an absolute folder: oci:///folder");
     }
-
-    /// The same round for a list. A registry may fail at a long one, or at an API that it hardly has, and serve images
-    /// well: unless it cannot be reached at all, that is not held against the endpoint.
-    pub(crate) fn of_lists(self) -> Self {
-        Self { lists: true, ..self }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("write `?` and `#` in a folder's name as %3F and %23");
     }
-
-    /// The next endpoint that may be asked.
-    pub(crate) fn next(&mut self) -> Option<Attempt<'u>> {
-        loop {
-            let (place, endpoint) = *self.order.get(self.at)?;
-            // Those that follow count whether they may be asked or not; it is only about sharing time.
-            let sharers = u32::try_from(self.order.len() - self.at).unwrap_or(u32::MAX);
-            self.at += 1;
-            match endpoint.quota.check(self.counted).and_then(|()| endpoint.health.permit()) {
-                Ok(permit) => {
-                    let now = Instant::now();
-                    let deadline = now + self.deadline.saturating_duration_since(now) / sharers;
-                    return Some(Attempt { endpoint, place, deadline, _permit: permit });
-                }
-                Err(error) => self.keep(error),
-            }
-        }
-    }
-
-    /// Notes how an endpoint did. `None`: the next one is to be asked.
-    pub(crate) fn settle<T>(&mut self, attempt: &Attempt<'u>, result: Result<T, UpstreamError>) -> Option<T> {
-        let endpoint = attempt.endpoint;
-        match result {
-            Ok(answer) => {
-                endpoint.health.worked();
-                endpoint.quota.granted();
-                Some(answer)
-            }
-            Err(error) => {
-                match &error {
-                    UpstreamError::RateLimited { retry_after } => {
-                        endpoint.health.worked();
-                        endpoint.quota.refused(self.counted, *retry_after);
-                    }
-                    UpstreamError::Overloaded { retry_after } => {
-                        endpoint.health.worked();
-                        endpoint.quota.overloaded(*retry_after);
-                    }
-                    UpstreamError::Local(_) | UpstreamError::Busy => {}
-                    UpstreamError::Unreachable(_) => endpoint.health.failed(&error),
-                    error if error.is_outage() && self.lists => {}
-                    error if error.is_outage() => endpoint.health.failed(error),
-                    _ => endpoint.health.worked(),
-                }
-                self.keep(error);
-                None
-            }
-        }
-    }
-
-    fn keep(&mut self, error: UpstreamError) {
-        if self.error.as_ref().is_none_or(|kept| kept.doubt() < error.doubt()) {
-            self.error = Some(error);
-        }
-    }
-
-    /// No endpoint had the answer.
-    pub(crate) fn over<T>(self) -> Result<T, UpstreamError> {
-        Err(self.error.unwrap_or_else(|| {
-            UpstreamError::Local(
-                "none of its endpoints is authoritative, so none may be asked for a tag".into(),
-            )
-        }))
-    }
+    let root = percent_encoding::percent_decode_str(url.path()).decode_utf8();
+    Ok(root.map_err(|_| "the folder's name is not UTF-8")?.as_ref().into())
 }

@@ -8,8 +8,8 @@ use crate::clock::Clock;
 use crate::oci::UpstreamName;
 use crate::telemetry::Metrics;
 
-use super::error::UpstreamError;
 use super::status::{Breaker, HealthState, millis};
+use crate::source::SourceError;
 
 /// Failures in a row after which an endpoint is left alone. Each is a whole request, repetitions included.
 const FAILURES: u32 = 3;
@@ -29,7 +29,7 @@ struct Record {
     /// Whether a request is finding out.
     probing: bool,
     /// What went wrong last.
-    last: Option<UpstreamError>,
+    last: Option<SourceError>,
 }
 
 impl Record {
@@ -48,7 +48,7 @@ impl Record {
     }
 
     /// Notes a failure. Returns how long the endpoint is left alone, if that begins now. `chance` is between 0 and 1.
-    fn failed(&mut self, now: Instant, error: &UpstreamError, chance: f64) -> Option<Duration> {
+    fn failed(&mut self, now: Instant, error: &SourceError, chance: f64) -> Option<Duration> {
         let probed = std::mem::take(&mut self.probing);
         if self.until.is_some_and(|until| now < until) {
             // It was asked before that began, and tells nothing new.
@@ -124,7 +124,7 @@ impl Health {
     }
 
     /// Whether the endpoint may be asked now; else what to say instead of its answer.
-    pub(crate) fn permit(self: &Arc<Self>) -> Result<Permit, UpstreamError> {
+    pub(crate) fn permit(self: &Arc<Self>) -> Result<Permit, SourceError> {
         let mut record = self.record();
         match record.permit(self.clock.instant()) {
             Ok(probe) => Ok(Permit { health: Arc::clone(self), probe }),
@@ -156,7 +156,7 @@ impl Health {
     }
 
     /// It did not answer, or not to the end.
-    pub(crate) fn failed(&self, error: &UpstreamError) {
+    pub(crate) fn failed(&self, error: &SourceError) {
         let opened = self.record().failed(self.clock.instant(), error, fastrand::f64());
         if let Some(time) = opened {
             self.metrics.endpoint_open(self.upstream.as_str(), &self.endpoint, true);
@@ -166,12 +166,12 @@ impl Health {
 }
 
 /// What is said for an endpoint that is not asked: of the same kind as what it last did.
-fn left_alone(last: Option<&UpstreamError>, left: Duration) -> UpstreamError {
+fn left_alone(last: Option<&SourceError>, left: Duration) -> SourceError {
     let left = humantime::format_duration(Duration::from_secs(left.as_secs().max(1)));
     let text = format!("it failed several times in a row and is left alone for another {left}");
     match last {
-        Some(UpstreamError::Timeout(_)) => UpstreamError::Timeout(text),
-        _ => UpstreamError::Unreachable(text),
+        Some(SourceError::Timeout(_)) => SourceError::Timeout(text),
+        _ => SourceError::Unreachable(text),
     }
 }
 
@@ -179,8 +179,8 @@ fn left_alone(last: Option<&UpstreamError>, left: Duration) -> UpstreamError {
 mod tests {
     use super::*;
 
-    fn refused() -> UpstreamError {
-        UpstreamError::Unreachable("refused".to_owned())
+    fn refused() -> SourceError {
+        SourceError::Unreachable("refused".to_owned())
     }
 
     #[test]
@@ -223,9 +223,9 @@ mod tests {
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::new(upstream, "http://reg.test".into(), clock.clone(), metrics));
         for _ in 0..FAILURES {
-            health.failed(&UpstreamError::Timeout("nothing".into()));
+            health.failed(&SourceError::Timeout("nothing".into()));
         }
-        assert!(matches!(health.permit(), Err(UpstreamError::Timeout(_))), "as it was");
+        assert!(matches!(health.permit(), Err(SourceError::Timeout(_))), "as it was");
         clock.advance(LONGEST);
         let permit = health.permit().expect("somebody may find out");
         assert!(health.permit().is_err());

@@ -1,9 +1,11 @@
-//! The registries behind the cache: which one a request is for, and how its content is got.
+//! Upstreams: the registries behind the cache, the router that finds the one for a request, and how each is asked.
 //!
-//! Nothing here keeps content or judges it: a digest that an upstream announces is a hint, and what it sends is
-//! verified by whoever asked. Only what the configuration names is ever dialled.
+//! An upstream has endpoints, each a [`Source`] with its own health and quota. Requests go through the endpoints in
+//! order ([`attempts`]). Nothing here stores or verifies content. Only hosts that the configuration names are dialled,
+//! and hosts that these redirect to, within the rules of [`transport::address`].
 
 mod admission;
+mod attempts;
 mod auth;
 mod context;
 mod diagnose;
@@ -11,7 +13,6 @@ mod endpoint;
 mod error;
 mod fingerprint;
 mod health;
-mod layout;
 pub mod probe;
 mod quota;
 mod registry;
@@ -21,15 +22,15 @@ mod tls;
 mod transport;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 
 pub use context::Timeouts;
-pub use error::{BuildError, UpstreamError};
+pub use error::BuildError;
 pub use fingerprint::files;
 pub use router::{RouteError, Router};
 pub use status::{Breaker, EndpointState, HealthState, QuotaState, UpstreamState};
@@ -38,23 +39,15 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
+use crate::source::{
+    BlobBody, BlobSender as _, ByteRange, ManifestHead, Source, SourceError, UnverifiedManifest,
+};
 use crate::telemetry::Metrics;
+use attempts::EndpointIter;
 use context::Context;
-use endpoint::{Endpoint, EndpointIter, Place};
+use endpoint::Endpoint;
 use fingerprint::EndpointFingerprint;
-use health::Health;
 use quota::Counted;
-use registry::encoding::Gunzip;
-use registry::{Body as RegistryBody, OpenedBlob};
-
-/// No manifest is larger; several clients refuse larger ones too.
-pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
-
-/// No list, all its pages together, is larger.
-pub const LIST_MAX: usize = 16 * 1024 * 1024;
-
-/// No repository has more tags, as far as its list is passed on.
-pub const TAGS_MAX: usize = 100_000;
 
 /// All configured upstreams and the router over them.
 #[derive(Debug)]
@@ -196,246 +189,101 @@ impl Upstream {
         self.told.notified()
     }
 
-    /// Something that it sent for `digest` did not match: its other endpoints come first the next time.
-    pub fn distrust(&self, digest: &Digest, sender: Sender) {
-        if let Some(endpoint) = self.endpoints.get(sender.0) {
-            endpoint.distrust(digest);
-        }
+    fn endpoints_for(
+        &self,
+        digest: Option<&Digest>,
+        counted: Counted,
+        deadline: Option<Instant>,
+    ) -> EndpointIter<'_> {
+        EndpointIter::new(&self.endpoints, digest, counted, deadline, self.timeouts.total)
     }
+}
 
-    fn attempts(&self, digest: Option<&Digest>, counted: Counted) -> EndpointIter<'_> {
-        EndpointIter::new(&self.endpoints, digest, counted, self.timeouts.total)
-    }
-
-    /// Asks what a reference stands for. `None` is no answer at all: this upstream does not do HEAD, and whether it
-    /// has the manifest only a GET can tell.
-    pub async fn head_manifest(
+/// An upstream as one source: its endpoints, asked in order until one has the answer.
+#[async_trait]
+impl Source for Upstream {
+    async fn head(
         &self,
         name: &Name,
         reference: &Reference,
         accept: &str,
-    ) -> Result<Option<Head>, UpstreamError> {
-        let mut attempts = self.attempts(reference.digest(), Counted::Free);
-        while let Some(attempt) = attempts.next() {
-            let answer = match &attempt.endpoint.place {
-                Place::Registry(registry) => {
-                    registry.head_manifest(name, reference, accept, attempt.deadline).await
-                }
-                Place::Layout(layout) => layout.head_manifest(name, reference).await.map(Some),
-            };
-            if let Some(answer) = attempts.settle(&attempt, answer) {
-                return Ok(answer);
-            }
-        }
-        attempts.over()
+        deadline: Option<Instant>,
+    ) -> Result<Option<ManifestHead>, SourceError> {
+        let endpoints = self.endpoints_for(reference.digest(), Counted::Free, deadline);
+        endpoints.first(|source, deadline| source.head(name, reference, accept, deadline)).await
     }
 
-    /// Fetches a whole manifest of at most [`MANIFEST_MAX`] bytes.
-    ///
-    /// What was asked for by digest and is something else is handed on, for the asker to refuse, only if no endpoint
-    /// has the right one.
-    pub async fn get_manifest(
+    /// By digest, a manifest that does not match is returned only if no endpoint has the right one.
+    async fn manifest(
         &self,
         name: &Name,
         reference: &Reference,
         accept: &str,
-    ) -> Result<Document, UpstreamError> {
+        deadline: Option<Instant>,
+    ) -> Result<UnverifiedManifest, SourceError> {
         let digest = reference.digest();
-        let mut attempts = self.attempts(digest, Counted::Manifest);
+        let mut endpoints = self.endpoints_for(digest, Counted::Manifest, deadline);
         let mut wrong = None;
-        while let Some(attempt) = attempts.next() {
-            let answer = match &attempt.endpoint.place {
-                Place::Registry(registry) => {
-                    registry.get_manifest(name, reference, accept, attempt.deadline).await
-                }
-                Place::Layout(layout) => layout.get_manifest(name, reference).await,
-            };
-            let Some(document) = attempts.settle(&attempt, answer) else { continue };
+        while let Some(attempt) = endpoints.next() {
+            let source = attempt.endpoint.source.as_source();
+            let result = source.manifest(name, reference, accept, Some(attempt.deadline)).await;
+            let Some(manifest) = endpoints.record(&attempt, result) else { continue };
             match digest {
                 Some(digest)
                     if self.endpoints.len() > 1
-                        && Digest::of(digest.algorithm(), &document.body) != *digest =>
+                        && Digest::of(digest.algorithm(), &manifest.body) != *digest =>
                 {
-                    attempt.endpoint.distrust(digest);
-                    wrong = Some(document);
+                    attempt.endpoint.report_mismatch(digest);
+                    wrong = Some(manifest);
                 }
-                _ => return Ok(document),
+                _ => return Ok(manifest),
             }
         }
-        wrong.map_or_else(|| attempts.over(), Ok)
+        wrong.map_or_else(|| endpoints.into_error(), Ok)
     }
 
-    /// All tags of a repository, in no particular order, at most [`TAGS_MAX`].
-    pub async fn tags(&self, name: &Name) -> Result<Vec<Tag>, UpstreamError> {
-        let mut attempts = self.attempts(None, Counted::Free).of_lists();
-        while let Some(attempt) = attempts.next() {
-            let answer = match &attempt.endpoint.place {
-                Place::Registry(registry) => registry.tags(name, attempt.deadline).await,
-                Place::Layout(layout) => layout.tags(name).await,
-            };
-            if let Some(tags) = attempts.settle(&attempt, answer) {
-                return Ok(tags);
-            }
-        }
-        attempts.over()
-    }
-
-    /// All that refers to a manifest, of any type. Without the API it fails with [`UpstreamError::NoReferrers`].
-    ///
-    /// What refers to a digest changes, as what a tag stands for does: only authoritative endpoints are asked.
-    pub async fn referrers(&self, name: &Name, subject: &Digest) -> Result<Referrers, UpstreamError> {
-        let mut attempts = self.attempts(None, Counted::Free).of_lists();
-        while let Some(attempt) = attempts.next() {
-            let answer = match &attempt.endpoint.place {
-                Place::Registry(registry) => registry.referrers(name, subject, attempt.deadline).await,
-                Place::Layout(layout) => layout.referrers(name, subject).await,
-            };
-            if let Some(list) = attempts.settle(&attempt, answer) {
-                return Ok(list);
-            }
-        }
-        attempts.over()
-    }
-
-    /// Asks whether a blob is there; its size, if the upstream tells.
-    pub async fn head_blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
-        let mut attempts = self.attempts(Some(digest), Counted::Free);
-        while let Some(attempt) = attempts.next() {
-            let answer = match &attempt.endpoint.place {
-                Place::Registry(registry) => registry.head_blob(name, digest, attempt.deadline).await,
-                Place::Layout(layout) => layout.head_blob(name, digest).await.map(Some),
-            };
-            if let Some(answer) = attempts.settle(&attempt, answer) {
-                return Ok(answer);
-            }
-        }
-        attempts.over()
-    }
-
-    /// Opens a blob at byte `from`, up to and including byte `to` if given.
-    ///
-    /// A body that breaks midway is not resumed here: its reader knows how far it came and asks again, and may then be
-    /// answered by another endpoint.
-    pub async fn get_blob(
+    async fn blob_size(
         &self,
         name: &Name,
         digest: &Digest,
-        from: u64,
-        to: Option<u64>,
-    ) -> Result<BlobBody, UpstreamError> {
-        let mut attempts = self.attempts(Some(digest), Counted::Free);
-        while let Some(attempt) = attempts.next() {
-            let answer = match &attempt.endpoint.place {
-                Place::Registry(registry) => {
-                    let opened = registry.get_blob(name, digest, from, to, attempt.deadline).await;
-                    opened.map(|OpenedBlob { offset, total, gzip, body }| {
-                        (offset, total, gzip, Source::Registry(Box::new(body)))
-                    })
-                }
-                Place::Layout(layout) => layout
-                    .get_blob(name, digest, from, to)
-                    .await
-                    .map(|(total, body)| (from, Some(total), false, Source::Layout(body))),
-            };
-            if let Some((offset, total, gzip, source)) = attempts.settle(&attempt, answer) {
-                let sender = Sender(attempt.place);
-                let health = Arc::clone(&attempt.endpoint.health);
-                return Ok(BlobBody { offset, total, gzip, sender, gunzip: None, source, health });
+        deadline: Option<Instant>,
+    ) -> Result<Option<u64>, SourceError> {
+        let endpoints = self.endpoints_for(Some(digest), Counted::Free, deadline);
+        endpoints.first(|source, deadline| source.blob_size(name, digest, deadline)).await
+    }
+
+    /// The rest of a body that breaks off may be sent by another endpoint.
+    async fn blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        range: ByteRange,
+        deadline: Option<Instant>,
+    ) -> Result<BlobBody, SourceError> {
+        let mut endpoints = self.endpoints_for(Some(digest), Counted::Free, deadline);
+        while let Some(attempt) = endpoints.next() {
+            let source = attempt.endpoint.source.as_source();
+            let result = source.blob(name, digest, range, Some(attempt.deadline)).await;
+            if let Some(body) = endpoints.record(&attempt, result) {
+                return Ok(attempt.label(body));
             }
         }
-        attempts.over()
-    }
-}
-
-/// Which of an upstream's endpoints sent something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sender(usize);
-
-/// What an upstream says about a manifest without sending it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Head {
-    /// The digest it announces: a hint only.
-    pub digest: Option<Digest>,
-    /// The size it announces.
-    pub size: Option<u64>,
-    /// The raw `Content-Type`.
-    pub content_type: Option<String>,
-}
-
-/// A manifest as it came, unverified.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
-    /// The bytes.
-    pub body: Bytes,
-    /// The raw `Content-Type`.
-    pub content_type: Option<String>,
-    /// The digest that came with it: a hint only.
-    pub digest: Option<Digest>,
-}
-
-/// A blob's bytes as they come, unverified.
-pub struct BlobBody {
-    /// The first byte's offset: what was asked for, or 0 if the upstream ignored the range.
-    pub offset: u64,
-    /// The whole blob's length, if known.
-    pub total: Option<u64>,
-    /// Whether it is labelled as gzip-encoded. Then offset and length are those of the bytes as they come, which may
-    /// be the blob, if it is a gzip file itself, or need [`BlobBody::decoded`].
-    pub gzip: bool,
-    /// Who sends it.
-    pub sender: Sender,
-    gunzip: Option<Gunzip>,
-    source: Source,
-    health: Arc<Health>,
-}
-
-enum Source {
-    Registry(Box<RegistryBody>),
-    Layout(layout::Body),
-}
-
-impl BlobBody {
-    /// The same with the encoding undone, for a body that begins at the blob's first byte. How long it is only its
-    /// end tells.
-    #[must_use]
-    pub fn decoded(self) -> Self {
-        Self { total: None, gzip: false, gunzip: Some(Gunzip::new()), ..self }
+        endpoints.into_error()
     }
 
-    /// The next piece, never empty; `None` at a clean end. Dropping the future loses no bytes.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        loop {
-            if let Some(piece) = self.gunzip.as_mut().map(Gunzip::piece).transpose()?.flatten() {
-                return Ok(Some(piece));
-            }
-            let chunk = self.encoded_chunk().await?;
-            match (&mut self.gunzip, chunk) {
-                (None, chunk) => return Ok(chunk),
-                (Some(gunzip), Some(chunk)) => gunzip.feed(chunk),
-                (Some(gunzip), None) => return gunzip.end(),
-            }
-        }
+    async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError> {
+        let endpoints = self.endpoints_for(None, Counted::Free, deadline).for_list();
+        endpoints.first(|source, deadline| source.tags(name, deadline)).await
     }
 
-    async fn encoded_chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        let chunk = match &mut self.source {
-            Source::Registry(body) => body.chunk().await,
-            Source::Layout(body) => body.chunk().await,
-        };
-        if let Err(error) = &chunk
-            && error.is_outage()
-        {
-            self.health.failed(error);
-        }
-        chunk
-    }
-}
-
-impl fmt::Debug for BlobBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlobBody")
-            .field("offset", &self.offset)
-            .field("total", &self.total)
-            .finish_non_exhaustive()
+    /// The referrers of a digest change, like the digest of a tag, so only authoritative endpoints are asked.
+    async fn referrers(
+        &self,
+        name: &Name,
+        subject: &Digest,
+        deadline: Option<Instant>,
+    ) -> Result<Referrers, SourceError> {
+        let endpoints = self.endpoints_for(None, Counted::Free, deadline).for_list();
+        endpoints.first(|source, deadline| source.referrers(name, subject, deadline)).await
     }
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::endpoint::{Endpoint, Place};
-use super::layout::Layout;
+use super::endpoint::{Endpoint, EndpointSource};
 use super::{Timeouts, Upstream};
 use crate::config::schema;
 use crate::oci::{Name, Reference};
+use crate::source::OciLayout;
 
 /// Whoever asks looks on: a healthy registry is far quicker, and one that is slower is worth a word.
 pub const TIMEOUTS: Timeouts = Timeouts {
@@ -100,15 +100,15 @@ impl Upstream {
 impl Endpoint {
     async fn probe(&self, settings: &schema::Upstream, known: Option<&Known>) -> Way {
         let endpoint = self.health.endpoint().to_owned();
-        let steps = match &self.place {
-            Place::Registry(registry) => registry.steps(settings, known).await,
-            Place::Layout(layout) => vec![folder(layout).await],
+        let steps = match &self.source {
+            EndpointSource::Registry(registry) => registry.steps(settings, known).await,
+            EndpointSource::OciLayout(layout) => vec![folder(layout).await],
         };
         Way { endpoint, steps }
     }
 }
 
-async fn folder(layout: &Layout) -> Step {
+async fn folder(layout: &OciLayout) -> Step {
     let began = Instant::now();
     let root = layout.root().to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read_dir(root).map(Iterator::count)).await;

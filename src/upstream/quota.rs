@@ -14,8 +14,8 @@ use crate::oci::UpstreamName;
 use crate::telemetry::Metrics;
 
 use super::context::Context;
-use super::error::UpstreamError;
 use super::status::{QuotaState, millis};
+use crate::source::SourceError;
 
 /// How long a registry is left alone that refuses for its rate and does not say how long: the first time, doubled
 /// with every refusal after it.
@@ -129,7 +129,7 @@ impl Quota {
 
     /// Notes what the headers of an answer tell. An answer that tells nothing takes back nothing: not every image
     /// is counted.
-    pub(crate) fn note(&self, headers: &HeaderMap) {
+    pub(crate) fn observe(&self, headers: &HeaderMap) {
         if let Some(reading) = Reading::parse(headers, self.clock.instant()) {
             self.metrics.quota(self.upstream.as_str(), reading.limit, reading.remaining);
             *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
@@ -170,11 +170,11 @@ impl Quota {
     }
 
     /// Refuses what the registry would refuse, without asking it.
-    pub(crate) fn check(&self, counted: Counted) -> Result<(), UpstreamError> {
+    pub(crate) fn check(&self, counted: Counted) -> Result<(), SourceError> {
         let rest = self.rest();
         match rest.left(counted, self.clock.instant()) {
-            Some(left) if rest.overloaded => Err(UpstreamError::Overloaded { retry_after: left }),
-            Some(left) => Err(UpstreamError::RateLimited { retry_after: Some(left) }),
+            Some(left) if rest.overloaded => Err(SourceError::Overloaded { retry_after: left }),
+            Some(left) => Err(SourceError::RateLimited { retry_after: Some(left) }),
             None => Ok(()),
         }
     }

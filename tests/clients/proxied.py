@@ -80,7 +80,7 @@ def by_proxy(work, binary, report, store, image):
     with larder_by(work, binary, "unknown", cert, "") as (config, env):
         with report.check("by proxy: one that wants credentials is said to"):
             status, _, body = ask("GET", path, Accept="*/*")
-            require(status == 502 and b"by way of its proxy" in body, f"{status} {body[:200]!r}")
+            require(status == 502 and b"through its proxy" in body, f"{status} {body[:200]!r}")
             found = steps(binary, config, env)
             require(found[-1] == ("tunnel", "fails"), f"{found}")
     for process in (proxy, registry):

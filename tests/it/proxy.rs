@@ -73,7 +73,7 @@ fn tls_uses_a_tunnel() {
     proxy.refuse(403);
     let answer = larder.get("/v2/library/app/manifests/other");
     assert_eq!(answer.status(), 502, "{answer:?}");
-    assert!(answer.text().contains("by way of its proxy"), "{}", answer.text());
+    assert!(answer.text().contains("through its proxy"), "{}", answer.text());
     assert!(!answer.text().contains(&proxy.addr().to_string()), "{}", answer.text());
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
 use crate::oci::{Digest, Name};
+use crate::source::{BlobBody, BlobSender, ByteRange, Source, SourceError, open_blob};
 use crate::store::{Draft, DraftWriter};
-use crate::upstream::{BlobBody, Sender, Upstream, UpstreamError};
 
 use crate::cache::blob::write_pipeline::WritePipeline;
 use crate::cache::error::CacheError;
@@ -27,7 +27,7 @@ const STALLED: Duration = Duration::from_secs(30);
 pub(in crate::cache) struct Downloaded {
     pub(in crate::cache) writer: DraftWriter,
     /// The endpoints that sent a part of it.
-    pub(in crate::cache) senders: Vec<Sender>,
+    pub(in crate::cache) senders: Vec<Arc<dyn BlobSender>>,
     pub(in crate::cache) ending: DownloadEnd,
     /// Whether the bytes are what an answer labelled as gzip decoded to: if they are wrong, the label may be.
     pub(in crate::cache) decoded: bool,
@@ -49,7 +49,8 @@ pub(in crate::cache) enum DownloadEnd {
 
 /// What is asked for.
 pub(in crate::cache) struct Download<'a> {
-    pub(in crate::cache) upstream: &'a Upstream,
+    /// Places that may have the blob, in the order in which they are asked.
+    pub(in crate::cache) sources: &'a [Arc<dyn Source>],
     pub(in crate::cache) name: &'a Name,
     pub(in crate::cache) digest: &'a Digest,
     /// What a descriptor said of the size.
@@ -62,7 +63,7 @@ pub(in crate::cache) struct Download<'a> {
 
 enum PumpEnd {
     End,
-    Broken(UpstreamError),
+    Broken(SourceError),
     /// It ended in good order before the length that is known.
     Short,
     TooLong,
@@ -91,7 +92,7 @@ impl Download<'_> {
         &self,
         draft: &Arc<Draft>,
         writing: &mut WritePipeline,
-        senders: &mut Vec<Sender>,
+        senders: &mut Vec<Arc<dyn BlobSender>>,
         decoded: &mut bool,
         running: impl FnOnce(Arc<Draft>),
     ) -> Result<DownloadEnd, CacheError> {
@@ -117,13 +118,11 @@ impl Download<'_> {
             // A part of an encoded body is no part of the blob.
             ranged &= !*decoded;
             let from = if ranged { draft.progress().received } else { 0 };
-            let answer = self.upstream.get_blob(self.name, self.digest, from, None).await;
+            let answer = open_blob(self.sources, self.name, self.digest, ByteRange::from(from)).await;
             let error = match answer.and_then(|body| self.read(body, decoded)) {
                 Ok(body) => {
                     told |= body.total.is_some();
-                    if !senders.contains(&body.sender) {
-                        senders.push(body.sender);
-                    }
+                    add_sender(senders, body.sender.as_ref());
                     if let Some(contradiction) = self.announce(draft, &body) {
                         return Ok(contradiction);
                     }
@@ -139,27 +138,27 @@ impl Download<'_> {
                             ));
                         }
                         PumpEnd::NotKept(error) => return Err(error),
-                        PumpEnd::Broken(error @ UpstreamError::Undecodable) => {
+                        PumpEnd::Broken(error @ SourceError::Undecodable) => {
                             return Ok(DownloadEnd::Wrong(error.to_string()));
                         }
                         PumpEnd::Short if *decoded => {
                             return Ok(DownloadEnd::Wrong("what the upstream sends decodes to less".into()));
                         }
-                        PumpEnd::Short => UpstreamError::Interrupted("it ended before its length".to_owned()),
+                        PumpEnd::Short => SourceError::Interrupted("it ended before its length".to_owned()),
                         PumpEnd::Broken(error) => error,
                     }
                 }
-                Err(UpstreamError::RangeNotSatisfiable) if running.is_some() && from > 0 => {
+                Err(SourceError::RangeNotSatisfiable) if running.is_some() && from > 0 => {
                     return Ok(DownloadEnd::Left);
                 }
                 // The length was only promised, and all that there is has come.
-                Err(UpstreamError::RangeNotSatisfiable) if from > 0 && !told => {
+                Err(SourceError::RangeNotSatisfiable) if from > 0 && !told => {
                     return Ok(DownloadEnd::Unlike(format!(
                         "its descriptor promises more than the {from} bytes there are"
                     )));
                 }
                 // A range that is answered wrongly or not at all is worth another attempt without one.
-                Err(error @ UpstreamError::Invalid(_)) if from > 0 => {
+                Err(error @ SourceError::Invalid(_)) if from > 0 => {
                     ranged = false;
                     error
                 }
@@ -167,7 +166,7 @@ impl Download<'_> {
                 Err(error) if running.is_some() => return Err(error.into()),
                 // Clients hold a part of it: a signed address that has run out is worth another attempt, from the
                 // registry's own address.
-                Err(error @ (UpstreamError::RangeNotSatisfiable | UpstreamError::Invalid(_))) => {
+                Err(error @ (SourceError::RangeNotSatisfiable | SourceError::Invalid(_))) => {
                     ranged = false;
                     error
                 }
@@ -192,15 +191,13 @@ impl Download<'_> {
     /// Decides what the bytes of an answer are taken for. One that is labelled as gzip is decoded, unless its length
     /// is just what a descriptor promised: then the blob is a gzip file itself, as most layers are, and the label is
     /// an object store's idea of its type. Where no length decides, the label is believed until the digest differs.
-    fn read(&self, body: BlobBody, decoded: &mut bool) -> Result<BlobBody, UpstreamError> {
+    fn read(&self, body: BlobBody, decoded: &mut bool) -> Result<BlobBody, SourceError> {
         let promised = self.size.is_some() && body.total == self.size;
         if !body.gzip || self.mislabelled || promised {
             return Ok(body);
         }
         if body.offset > 0 {
-            return Err(UpstreamError::Invalid(
-                "a part of an encoded body is no part of the blob".to_owned(),
-            ));
+            return Err(SourceError::Invalid("a part of an encoded body is no part of the blob".to_owned()));
         }
         *decoded = true;
         Ok(body.decoded())
@@ -223,6 +220,15 @@ impl Download<'_> {
                 None
             }
         }
+    }
+}
+
+/// Notes the sender of a body, once.
+fn add_sender(senders: &mut Vec<Arc<dyn BlobSender>>, sender: Option<&Arc<dyn BlobSender>>) {
+    if let Some(sender) = sender
+        && !senders.iter().any(|known| Arc::ptr_eq(known, sender))
+    {
+        senders.push(Arc::clone(sender));
     }
 }
 

@@ -7,9 +7,9 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use crate::oci::{Digest, Repository};
+use crate::source::BlobSender;
 use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
 use crate::telemetry::trace;
-use crate::upstream::Sender;
 
 use crate::cache::access::{confirm_blob, remember};
 use crate::cache::blob::download::{Download, DownloadEnd, Downloaded};
@@ -166,12 +166,10 @@ impl Fill {
         }
     }
 
-    /// The bytes are not what was promised: other endpoints come first the next time.
-    fn mismatch(&self, senders: &[Sender], reason: &str) -> CacheError {
-        if let Ok(upstream) = self.shared.upstream(&self.repository) {
-            for sender in senders {
-                upstream.distrust(&self.digest, *sender);
-            }
+    /// Reports wrong content to its senders, so that others are asked first the next time.
+    fn mismatch(&self, senders: &[Arc<dyn BlobSender>], reason: &str) -> CacheError {
+        for sender in senders {
+            sender.report_mismatch(&self.digest);
         }
         CacheError::Mismatch(format!("{}: {reason}", self.digest))
     }
@@ -200,10 +198,10 @@ impl Fill {
 
     async fn download(&mut self, writer: DraftWriter, mislabelled: bool) -> Result<Downloaded, CacheError> {
         self.draft = Some(Arc::clone(writer.draft()));
-        let upstream = self.shared.upstream(&self.repository)?;
+        let sources = self.shared.sources(&self.repository)?;
         let (name, digest, size) = (&self.repository.name, &self.digest, self.size);
         let leaving = || self.shared.fills.remove(&self.digest, &self.phase);
-        let download = Download { upstream: &upstream, name, digest, size, mislabelled, leaving: &leaving };
+        let download = Download { sources: &sources, name, digest, size, mislabelled, leaving: &leaving };
         let received = download.run(writer, |draft| self.begins(draft)).await;
         received
             .map_err(|error| remember(&self.shared, &self.repository, AbsenceKey::Blob(self.digest), error))

@@ -15,9 +15,10 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tracing::Instrument as _;
 
 use crate::oci::{Digest, Name, Repository};
+use crate::source::{BlobBody, ByteRange, Source as _};
 use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
 use crate::telemetry::{Outcome, trace};
-use crate::upstream::{BlobBody, Upstream};
+use crate::upstream::Upstream;
 
 use crate::cache::Cache;
 use crate::cache::blob::find::{BlobAnswer, BlobSource};
@@ -189,7 +190,10 @@ async fn piece(
     whole: Option<u64>,
 ) -> Option<BlobBody> {
     let end = left.end.min(left.start.saturating_add(PIECE));
-    let body = upstream.get_blob(name, digest, left.start, end.checked_sub(1)).await.ok()?;
+    let body = upstream
+        .blob(name, digest, ByteRange { first: left.start, last: end.checked_sub(1) }, None)
+        .await
+        .ok()?;
     // A range of encoded bytes is none of the blob's; the length tells which they are.
     let encoded = body.gzip && body.total != whole;
     (body.offset == left.start && !encoded).then_some(body)

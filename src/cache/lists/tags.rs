@@ -11,6 +11,7 @@ use quick_cache::sync::Cache as Memory;
 
 use crate::config::schema::{OnUpstream404, TagsList};
 use crate::oci::{Repository, Tag};
+use crate::source::Source as _;
 use crate::telemetry::Outcome;
 
 use crate::cache::Cache;
@@ -166,7 +167,7 @@ fn question(shared: &Arc<Shared>, repository: &Repository) -> Ticket<Arc<TagList
         let (shared, repository) = (Arc::clone(shared), repository.clone());
         async move {
             let upstream = shared.upstream(&repository)?;
-            let mut tags = match upstream.tags(&repository.name).await {
+            let mut tags = match upstream.tags(&repository.name, None).await {
                 Ok(tags) => tags,
                 Err(error) => {
                     let error = remember(&shared, &repository, AbsenceKey::Tags, error.into());

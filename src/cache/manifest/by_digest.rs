@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Manifest, Reference, Repository};
+use crate::source::{Source as _, UnverifiedManifest};
 use crate::store::{LinkFact, StoreError, StoredManifest};
 use crate::telemetry::Outcome;
-use crate::upstream::Document as UpstreamManifest;
 
 use crate::cache::access::{confirm_manifest, link, remember};
 use crate::cache::blocking::blocking;
@@ -147,7 +147,7 @@ pub(in crate::cache) async fn fetch(
             }
             let upstream = shared.upstream(&repository)?;
             let reference = Reference::Digest(digest);
-            let answer = match upstream.get_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await {
+            let answer = match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
                 Ok(answer) => answer,
                 Err(error) => return Err(remember(&shared, &repository, wanted, error.into())),
             };
@@ -168,7 +168,7 @@ pub(in crate::cache) async fn keep(
     shared: &Arc<Shared>,
     repository: &Repository,
     digest: Digest,
-    answer: UpstreamManifest,
+    answer: UnverifiedManifest,
 ) -> Result<Arc<CachedManifest>, CacheError> {
     let read = Manifest::read(&answer.body, answer.content_type.as_deref())
         .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;

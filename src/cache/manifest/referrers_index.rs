@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
+use crate::source::{Source as _, SourceError};
 use crate::store::StoredManifest;
-use crate::upstream::UpstreamError;
 
 use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
@@ -24,10 +24,10 @@ pub(in crate::cache) async fn fetch(
     subject: &Digest,
 ) -> Result<Arc<CachedManifest>, CacheError> {
     let upstream = shared.upstream(repository)?;
-    match upstream.referrers(&repository.name, subject).await {
+    match upstream.referrers(&repository.name, subject, None).await {
         Ok(list) if list.is_empty() => Err(CacheError::NotFound),
         Ok(list) => keep(shared, repository, list).await,
-        Err(UpstreamError::NoReferrers { lasting }) => {
+        Err(SourceError::NoReferrers { lasting }) => {
             let (of, time) = if lasting {
                 (None, WITHOUT_API_FOR.max(upstream.settings().tag_ttl))
             } else {

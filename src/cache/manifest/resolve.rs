@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::config::schema::{Cache as Settings, OnUpstream404};
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
+use crate::source::{Source as _, UnverifiedManifest};
 use crate::store::TagFact;
 use crate::telemetry::Outcome;
-use crate::upstream::{Document as UpstreamManifest, Upstream};
+use crate::upstream::Upstream;
 
 use crate::cache::access::remember;
 use crate::cache::blocking::blocking;
@@ -222,7 +223,7 @@ async fn ask_for_tag(
     let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
     let mut announced = None;
     if let Some(known) = known {
-        let head = match upstream.head_manifest(&key.repository.name, &reference, accept).await {
+        let head = match upstream.head(&key.repository.name, &reference, accept, None).await {
             Err(error) if error.may_be_about_head() => None,
             head => head?,
         };
@@ -248,7 +249,7 @@ async fn fetch_by_tag(
 ) -> Result<Arc<CachedManifest>, CacheError> {
     let repository = &key.repository;
     let reference = Reference::Tag(key.tag.clone());
-    let answer = upstream.get_manifest(&repository.name, &reference, accept).await?;
+    let answer = upstream.manifest(&repository.name, &reference, accept, None).await?;
     let digest = digest_of(&answer);
     // The GET's own header is the newer announcement: the tag may have moved since the HEAD.
     let announced = answer.digest.or(announced).unwrap_or(digest);
@@ -281,9 +282,9 @@ async fn knows(
     repository: &Repository,
     digest: &Digest,
     accept: &str,
-    answer: &UpstreamManifest,
+    answer: &UnverifiedManifest,
 ) -> bool {
-    let known = upstream.get_manifest(&repository.name, &Reference::Digest(*digest), accept).await;
+    let known = upstream.manifest(&repository.name, &Reference::Digest(*digest), accept, None).await;
     known.is_ok_and(|known| known.body == answer.body)
 }
 

@@ -1,7 +1,7 @@
 //! Holds a document against what was promised of it.
 
 use crate::oci::{Algorithm, Digest, Repository};
-use crate::upstream::Document as UpstreamManifest;
+use crate::source::UnverifiedManifest;
 
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
@@ -10,7 +10,7 @@ use crate::cache::error::CacheError;
 pub(in crate::cache) fn check(
     shared: &Shared,
     repository: &Repository,
-    answer: &UpstreamManifest,
+    answer: &UnverifiedManifest,
     digest: &Digest,
     size: Option<u64>,
 ) -> Result<(), CacheError> {
@@ -29,7 +29,7 @@ pub(in crate::cache) fn check(
 }
 
 /// The digest that a body is kept under when no digest was asked for.
-pub(in crate::cache) fn digest_of(answer: &UpstreamManifest) -> Digest {
+pub(in crate::cache) fn digest_of(answer: &UnverifiedManifest) -> Digest {
     let algorithm = answer.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
     Digest::of(algorithm, &answer.body)
 }

@@ -2,6 +2,7 @@
 
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
+use crate::source::Source as _;
 
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
@@ -32,7 +33,7 @@ pub(in crate::cache) async fn wait(
             () = tokio::time::sleep(shared.rules().prefetch.quota_check) => {
                 let reference = Reference::Digest(*child);
                 // Only what its headers tell of the quota matters, and that is noted on the way.
-                let asked = upstream.head_manifest(&repository.name, &reference, CANONICAL_ACCEPT).await;
+                let asked = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
                 tracing::debug!(%repository, found = asked.is_ok(), "asked whether the quota has returned");
             }
         }

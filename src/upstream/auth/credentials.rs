@@ -11,7 +11,7 @@ use super::credhelper::CredHelpers;
 use crate::config::docker::{Credential, CredentialLocation, DockerConfig, RegistryHost, read_secret};
 use crate::config::schema;
 use crate::oci::{Name, UpstreamName};
-use crate::upstream::error::UpstreamError;
+use crate::source::SourceError;
 use crate::upstream::transport::client::HttpClient;
 
 /// The credentials for one endpoint of an upstream.
@@ -61,7 +61,7 @@ impl Credentials {
         repository: &Name,
         refused: Option<Identity>,
         deadline: Instant,
-    ) -> Result<Option<Credential>, UpstreamError> {
+    ) -> Result<Option<Credential>, SourceError> {
         match &self.source {
             Source::Nobody => Ok(None),
             Source::Password { username, file } => {
@@ -96,7 +96,7 @@ impl Credentials {
         path: &Path,
         deadline: Instant,
         how: impl FnOnce(&Path) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, UpstreamError>
+    ) -> Result<T, SourceError>
     where
         T: Send + 'static,
         E: std::fmt::Display + Send + 'static,
@@ -110,7 +110,7 @@ impl Credentials {
             .and_then(|result| result);
         read.map_err(|error| {
             tracing::warn!(upstream = %self.upstream, key, path = %path.display(), error, "credentials cannot be read");
-            UpstreamError::Local(format!("its {key} cannot be used; the log says why"))
+            SourceError::Local(format!("its {key} cannot be used; the log says why"))
         })
     }
 }

@@ -18,7 +18,7 @@ use super::authorization::Identity;
 use crate::clock::Clock;
 use crate::config::docker::Credential;
 use crate::oci::UpstreamName;
-use crate::upstream::error::UpstreamError;
+use crate::source::SourceError;
 
 /// How long an answer is believed, so that not every request starts a program.
 const KEPT: Duration = Duration::from_mins(1);
@@ -46,7 +46,7 @@ pub(crate) struct CredHelpers {
 #[derive(Clone, Debug)]
 struct Answer {
     at: std::time::Instant,
-    result: Result<Option<Credential>, UpstreamError>,
+    result: Result<Option<Credential>, SourceError>,
     /// Whether the helper gave this again after it had been refused.
     again: bool,
 }
@@ -83,8 +83,8 @@ impl CredHelpers {
         server: &str,
         refused: Option<Identity>,
         deadline: Instant,
-    ) -> Result<Option<Credential>, UpstreamError> {
-        let late = || UpstreamError::Timeout("a credential helper".to_owned());
+    ) -> Result<Option<Credential>, SourceError> {
+        let late = || SourceError::Timeout("a credential helper".to_owned());
         let made: Result<_, std::convert::Infallible> =
             self.slots.get_or_insert_with(&(name.to_owned(), server.to_owned()), || Ok(Arc::default()));
         let Ok(slot) = made;
@@ -101,7 +101,7 @@ impl CredHelpers {
                     %upstream, program, server, error = %failure,
                     "a credential helper failed; `echo SERVER | PROGRAM get`, as the user that larder runs as, shows why"
                 );
-                UpstreamError::Local("a credential helper failed; the log says why".to_owned())
+                SourceError::Local("a credential helper failed; the log says why".to_owned())
             });
             let mut answer = Answer { at: clock.instant(), result, again: false };
             answer.again = refused.is_some() && answer.identity() == refused;
@@ -109,7 +109,7 @@ impl CredHelpers {
         });
         timeout_at(deadline, run).await.map_err(|_| late())?.unwrap_or_else(|error| {
             tracing::error!(upstream = %self.upstream, %error, "a credential helper's task failed");
-            Err(UpstreamError::Local("a credential helper failed; the log says why".to_owned()))
+            Err(SourceError::Local("a credential helper failed; the log says why".to_owned()))
         })
     }
 }
@@ -329,7 +329,7 @@ mod tests {
         assert!(answer.stands(after(59), None));
         let none = Answer { at: now, result: Ok(None), again: false };
         assert!(none.stands(after(59), own) && !none.stands(after(60), own));
-        let failed = Answer { at: now, result: Err(UpstreamError::NotFound), again: false };
+        let failed = Answer { at: now, result: Err(SourceError::NotFound), again: false };
         assert!(failed.stands(after(4), own) && !failed.stands(after(5), None));
     }
 
@@ -338,6 +338,6 @@ mod tests {
         let helpers = CredHelpers::new("reg.test".parse().expect("a name"), PATIENT, Clock::default());
         let deadline = Instant::now() + PATIENT;
         let failed = helpers.ask("that-is-not-there", "reg.test", None, deadline).await;
-        assert!(matches!(failed, Err(UpstreamError::Local(text)) if !text.contains("that-is-not-there")));
+        assert!(matches!(failed, Err(SourceError::Local(text)) if !text.contains("that-is-not-there")));
     }
 }

@@ -18,11 +18,11 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use url::Url;
 
-use super::error::UpstreamError;
 use super::transport::client::HttpClient;
 use crate::config::docker::Credential;
 use crate::config::schema;
 use crate::oci::Name;
+use crate::source::{Denial, SourceError};
 use authorization::{Identity, basic, bearer};
 use challenge::Challenge;
 use credentials::Credentials;
@@ -76,11 +76,11 @@ impl Auth {
     }
 
     /// What can be sent along for a repository without asking anybody.
-    pub(crate) async fn ahead(
+    pub(crate) async fn known_authorization(
         &self,
         name: &Name,
         deadline: Instant,
-    ) -> Result<Option<HeaderValue>, UpstreamError> {
+    ) -> Result<Option<HeaderValue>, SourceError> {
         let make = match self.known.get(name) {
             Some(Known::Bearer(key)) => return Ok(self.tokens.kept(&key)),
             Some(Known::Basic) => basic,
@@ -93,14 +93,14 @@ impl Auth {
     /// Meets the challenge in the headers of a 401 that came from `at`, where `refused` was sent along.
     ///
     /// Credentials are for the endpoint alone: whoever it redirects to is asked as anybody would.
-    pub(crate) async fn answer(
+    pub(crate) async fn answer_challenge(
         &self,
         headers: &HeaderMap,
         at: &Url,
         name: &Name,
         refused: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<HeaderValue, UpstreamError> {
+    ) -> Result<HeaderValue, SourceError> {
         self.meet(headers, at, name, &format!("repository:{name}:pull"), refused, deadline).await
     }
 
@@ -112,12 +112,12 @@ impl Auth {
         at: &Url,
         name: &Name,
         deadline: Instant,
-    ) -> Result<HeaderValue, UpstreamError> {
+    ) -> Result<HeaderValue, SourceError> {
         self.meet(headers, at, name, "", None, deadline).await
     }
 
     /// Whether there is a credential for a repository.
-    pub(crate) async fn has_credential(&self, name: &Name, deadline: Instant) -> Result<bool, UpstreamError> {
+    pub(crate) async fn has_credential(&self, name: &Name, deadline: Instant) -> Result<bool, SourceError> {
         Ok(self.credentials.current(name, None, deadline).await?.is_some())
     }
 
@@ -135,8 +135,8 @@ impl Auth {
         scope: &str,
         refused: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<HeaderValue, UpstreamError> {
-        let denied = || UpstreamError::Denied { status: 401 };
+    ) -> Result<HeaderValue, SourceError> {
+        let denied = || SourceError::Denied(Denial::Unauthenticated);
         let usual = scope;
         let home = at.origin() == self.endpoint.origin();
         let challenge = challenge::choose(headers).ok_or_else(denied)?;
@@ -158,7 +158,7 @@ impl Auth {
         }
         let realm = at
             .join(&realm)
-            .map_err(|error| UpstreamError::Invalid(format!("its token realm is no URL: {error}")))?;
+            .map_err(|error| SourceError::Invalid(format!("its token realm is no URL: {error}")))?;
         self.http.policy.check(&realm)?;
         let trusted = home && self.token_trust.trust(&realm);
         if credential.is_some() && !trusted {
@@ -181,12 +181,12 @@ impl Auth {
 
     /// Whether what was `sent` for a repository is out of date: another credential would be used now. If so, it is
     /// forgotten.
-    pub(crate) async fn outdated(
+    pub(crate) async fn forget_outdated(
         &self,
         name: &Name,
         sent: &HeaderValue,
         deadline: Instant,
-    ) -> Result<bool, UpstreamError> {
+    ) -> Result<bool, SourceError> {
         let Some(known) = self.known.get(name) else { return Ok(false) };
         let credential = self.credentials.current(name, None, deadline).await?;
         let refused = credential.as_ref().map(Identity::of);
@@ -213,7 +213,7 @@ impl Auth {
         name: &Name,
         refused: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<Option<HeaderValue>, UpstreamError> {
+    ) -> Result<Option<HeaderValue>, SourceError> {
         let Some(credential) = credential else { return Ok(None) };
         let header = make(&credential);
         if header.is_none() || header.as_ref() != refused {
@@ -232,10 +232,10 @@ impl Auth {
         name: &Name,
         refused: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<(Key, HeaderValue), UpstreamError> {
+    ) -> Result<(Key, HeaderValue), SourceError> {
         let denied = match self.tokens.get(&key, credential, refused, deadline).await {
             Ok(header) => return Ok((key, header)),
-            Err(error @ UpstreamError::Denied { .. }) if credential.is_some() => error,
+            Err(error @ SourceError::Denied(_)) if credential.is_some() => error,
             Err(error) => return Err(error),
         };
         let newer = self.credentials.current(name, key.credential, deadline).await?;

@@ -16,8 +16,8 @@ use url::{Url, form_urlencoded};
 
 use super::authorization::{Identity, basic, bearer};
 use crate::config::docker::Credential;
-use crate::upstream::error::UpstreamError;
-use crate::upstream::transport::client::{HttpClient, translate};
+use crate::source::{Denial, SourceError};
+use crate::upstream::transport::client::{HttpClient, to_source_error};
 use crate::upstream::transport::status::check_status;
 
 /// Tokens remembered at once; further ones push out the least used and cost a question more.
@@ -62,7 +62,7 @@ struct Slot {
 #[derive(Clone)]
 struct Fetched {
     at: Instant,
-    result: Result<Token, UpstreamError>,
+    result: Result<Token, SourceError>,
 }
 
 #[derive(Clone)]
@@ -89,7 +89,7 @@ impl Slot {
         self.last()?.result.ok().filter(|token| now < token.until).map(|token| token.header)
     }
 
-    fn put(&self, at: Instant, result: Result<Token, UpstreamError>) {
+    fn put(&self, at: Instant, result: Result<Token, SourceError>) {
         *locked(&self.last) = Some(Fetched { at, result });
     }
 }
@@ -117,7 +117,7 @@ impl Tokens {
         credential: Option<&Credential>,
         refused: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<HeaderValue, UpstreamError> {
+    ) -> Result<HeaderValue, SourceError> {
         let usable = |slot: &Slot| slot.valid(self.now()).filter(|header| Some(header) != refused);
         let slot = shared(&self.slots, key);
         if let Some(header) = usable(&slot) {
@@ -139,7 +139,7 @@ impl Tokens {
             self.http.upstream.as_str(),
             match &result {
                 Ok(_) => "ok",
-                Err(UpstreamError::Denied { .. }) => "denied",
+                Err(SourceError::Denied(_)) => "denied",
                 Err(_) => "error",
             },
         );
@@ -157,7 +157,7 @@ impl Tokens {
         key: &Key,
         credential: Option<&Credential>,
         deadline: Instant,
-    ) -> Result<Answer, UpstreamError> {
+    ) -> Result<Answer, SourceError> {
         match credential {
             Some(credential @ Credential { identity_token: Some(token), .. }) => {
                 self.exchange(key, credential, token, deadline).await
@@ -174,7 +174,7 @@ impl Tokens {
         credential: &Credential,
         configured: &str,
         deadline: Instant,
-    ) -> Result<Answer, UpstreamError> {
+    ) -> Result<Answer, SourceError> {
         let session = shared(&self.sessions, &Key { scope: String::new(), ..key.clone() });
         let current = || locked(&session).renewed.clone().unwrap_or_else(|| configured.to_owned());
         let mut refusal = None;
@@ -204,15 +204,13 @@ impl Tokens {
         session.get_only = answer.is_ok();
         answer.map_err(|error| match refusal {
             // Where GET is unknown, what POST said is what counts.
-            Some(denied @ UpstreamError::Denied { .. }) if matches!(error, UpstreamError::Invalid(_)) => {
-                denied
-            }
+            Some(denied @ SourceError::Denied(_)) if matches!(error, SourceError::Invalid(_)) => denied,
             _ => error,
         })
     }
 
     /// `POST` of OAuth 2.0 (`oauth.md`).
-    async fn post(&self, key: &Key, token: &str, deadline: Instant) -> Result<Answer, UpstreamError> {
+    async fn post(&self, key: &Key, token: &str, deadline: Instant) -> Result<Answer, SourceError> {
         let request = self.http.client.post(key.realm.clone());
         let request =
             request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form(key, token));
@@ -225,7 +223,7 @@ impl Tokens {
         key: &Key,
         basic: Option<HeaderValue>,
         deadline: Instant,
-    ) -> Result<Answer, UpstreamError> {
+    ) -> Result<Answer, SourceError> {
         let mut url = key.realm.clone();
         {
             // A realm may come with a query of its own, which stays.
@@ -251,13 +249,15 @@ impl Tokens {
         url: &Url,
         method: &str,
         deadline: Instant,
-    ) -> Result<Answer, UpstreamError> {
+    ) -> Result<Answer, SourceError> {
         let mut response = self.http.send(request, url, method, deadline).await?;
         check_service_status(&response)?;
         let mut body = Vec::new();
         loop {
             let chunk = timeout_at(deadline, response.chunk()).await.map_err(|_| late())?;
-            let Some(chunk) = chunk.map_err(|error| translate(&self.http.upstream, error))? else { break };
+            let Some(chunk) = chunk.map_err(|error| to_source_error(&self.http.upstream, error))? else {
+                break;
+            };
             if body.len() + chunk.len() > ANSWER_MAX {
                 return Err(invalid(format!("sent more than {ANSWER_MAX} bytes")));
             }
@@ -289,13 +289,13 @@ fn renew(session: &Mutex<Session>, answer: &Answer) {
 
 /// Whether POST failed in a way in which services fail that do not know it, GCR with 404 and Artifactory with 401
 /// among them.
-fn no_word_on_post(error: &UpstreamError) -> bool {
-    matches!(error, UpstreamError::Denied { status: 401 } | UpstreamError::Invalid(_))
+fn no_word_on_post(error: &SourceError) -> bool {
+    matches!(error, SourceError::Denied(Denial::Unauthenticated) | SourceError::Invalid(_))
 }
 
 /// What a token service's status means. Nothing that it says is a word on what was asked of the registry: its 404 is
 /// no missing image, and its 501 no registry without HEAD.
-fn check_service_status(response: &Response) -> Result<(), UpstreamError> {
+fn check_service_status(response: &Response) -> Result<(), SourceError> {
     match response.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
             check_status(response)
@@ -307,12 +307,12 @@ fn check_service_status(response: &Response) -> Result<(), UpstreamError> {
     }
 }
 
-fn invalid(what: impl std::fmt::Display) -> UpstreamError {
-    UpstreamError::Invalid(format!("its token service {what}"))
+fn invalid(what: impl std::fmt::Display) -> SourceError {
+    SourceError::Invalid(format!("its token service {what}"))
 }
 
-fn late() -> UpstreamError {
-    UpstreamError::Timeout("the token service".to_owned())
+fn late() -> SourceError {
+    SourceError::Timeout("the token service".to_owned())
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -336,7 +336,7 @@ struct Answer {
 }
 
 /// Reads a token service's answer.
-fn read(body: &[u8]) -> Result<Answer, UpstreamError> {
+fn read(body: &[u8]) -> Result<Answer, SourceError> {
     #[derive(Deserialize)]
     struct Document {
         token: Option<String>,
@@ -359,7 +359,7 @@ fn read(body: &[u8]) -> Result<Answer, UpstreamError> {
 mod tests {
     use super::*;
 
-    fn of(body: &str) -> Result<(String, u64), UpstreamError> {
+    fn of(body: &str) -> Result<(String, u64), SourceError> {
         read(body.as_bytes())
             .map(|answer| (answer.header.to_str().expect("text").to_owned(), answer.lifetime.as_secs()))
     }
@@ -402,7 +402,7 @@ mod tests {
         slot.put(now, Ok(Token { header: header.clone(), until: now + minute }));
         assert_eq!(slot.valid(now), Some(header));
         assert_eq!(slot.valid(now + minute), None);
-        slot.put(now, Err(UpstreamError::Denied { status: 401 }));
+        slot.put(now, Err(SourceError::Denied(Denial::Unauthenticated)));
         assert_eq!(slot.valid(now), None);
     }
 }

@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::auth::challenge::{self, Challenge};
-use super::error::UpstreamError;
 use super::probe::{Known, Step, Verdict};
 use super::registry::Registry;
 use super::transport::status::check_status;
 use crate::config::schema;
 use crate::oci::{Name, Reference};
+use crate::source::{Source as _, SourceError};
 use connection::Peer;
 use remedy::{RENEW, clock, limited, unmet};
 
@@ -101,18 +101,18 @@ impl Registry {
         if failed { Err(End) } else { Ok(answer) }
     }
 
-    async fn get(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Response, UpstreamError> {
+    async fn get(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Response, SourceError> {
         self.http.policy.check(url)?;
         let mut request = self.http.client.get(url.clone());
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let answer = self.http.send(request, url, "GET", self.deadline()).await?;
-        self.http.quota.note(answer.headers());
+        let answer = self.http.send(request, url, "GET", self.doctor_deadline()).await?;
+        self.http.quota.observe(answer.headers());
         Ok(answer)
     }
 
-    fn deadline(&self) -> Instant {
+    fn doctor_deadline(&self) -> Instant {
         Instant::now() + self.http.timeouts.total
     }
 
@@ -136,7 +136,7 @@ impl Registry {
         };
         let name = known.map(|(name, _)| name.clone()).or_else(|| NOBODYS.parse().ok());
         let Some(name) = name else { return Ok(()) };
-        let own = match self.auth.has_credential(&name, self.deadline()).await {
+        let own = match self.auth.has_credential(&name, self.doctor_deadline()).await {
             Ok(own) => own,
             Err(error) => {
                 let remedy = "check the files and the credential helper that the upstream's table names";
@@ -160,8 +160,8 @@ impl Registry {
         let trusted = realm.as_ref().is_none_or(|realm| self.auth.trusts(realm));
         // As a pull asks for it, where there is something that could be pulled.
         let met = match known {
-            Some(_) => self.auth.answer(headers, url, &name, None, self.deadline()).await,
-            None => self.auth.login(headers, url, &name, self.deadline()).await,
+            Some(_) => self.auth.answer_challenge(headers, url, &name, None, self.doctor_deadline()).await,
+            None => self.auth.login(headers, url, &name, self.doctor_deadline()).await,
         };
         let header = match met {
             Ok(header) => header,
@@ -226,12 +226,12 @@ impl Registry {
                               application/vnd.docker.distribution.manifest.list.v2+json, \
                               application/vnd.oci.image.manifest.v1+json, \
                               application/vnd.docker.distribution.manifest.v2+json";
-                self.head_manifest(name, reference, accept, self.deadline()).await.map(drop)
+                self.head(name, reference, accept, Some(self.doctor_deadline())).await.map(drop)
             }
             None => Ok(()),
         };
         let step = match (answer, self.http.quota.told(), &asked) {
-            (Err(error @ UpstreamError::RateLimited { .. }), _, _) => {
+            (Err(error @ SourceError::RateLimited { .. }), _, _) => {
                 steps.push(limited(Some(error)).since(began));
                 return Err(End);
             }

@@ -6,8 +6,8 @@ use http::HeaderMap;
 use http::header::DATE;
 use rustls::{CertificateError, Error as TlsError};
 
-use super::super::error::UpstreamError;
 use super::super::probe::Step;
+use crate::source::SourceError;
 
 /// What helps where credentials are refused.
 pub(super) const RENEW: &str =
@@ -17,23 +17,23 @@ const SKEW: Duration = Duration::from_mins(1);
 const SKEW_TOO_MUCH: Duration = Duration::from_mins(10);
 
 /// No login came about. `sent` says whether credentials were sent, `own` whether there are any.
-pub(super) fn unmet(error: UpstreamError, service: &str, sent: bool, own: bool) -> Step {
+pub(super) fn unmet(error: SourceError, service: &str, sent: bool, own: bool) -> Step {
     match error {
-        error @ UpstreamError::Denied { .. } if sent => {
+        error @ SourceError::Denied(_) if sent => {
             Step::fails("login", format!("{service} refuses the credentials ({error})"), RENEW)
         }
-        error @ UpstreamError::Invalid(_) if error.to_string().contains("allow_private") => Step::fails(
+        error @ SourceError::Invalid(_) if error.to_string().contains("allow_private") => Step::fails(
             "login",
             format!("{service}: {error}"),
             "set `allow_private`, if that is where it should be",
         ),
         // Some give a token only for a repository, and none is known here.
-        UpstreamError::Denied { .. } | UpstreamError::Invalid(_) if !own => Step::warning(
+        SourceError::Denied(_) | SourceError::Invalid(_) if !own => Step::warning(
             "login",
             format!("{service} gives nobody a token that is for no repository"),
             "pull something through larder, and try again: then there is a repository to ask for",
         ),
-        error @ UpstreamError::RateLimited { .. } => limited(Some(error)),
+        error @ SourceError::RateLimited { .. } => limited(Some(error)),
         error => Step::fails(
             "login",
             format!("{service}: {error}"),
@@ -43,7 +43,7 @@ pub(super) fn unmet(error: UpstreamError, service: &str, sent: bool, own: bool) 
 }
 
 /// A registry that refuses for its rate.
-pub(super) fn limited(error: Option<UpstreamError>) -> Step {
+pub(super) fn limited(error: Option<SourceError>) -> Step {
     let again = error.and_then(|error| error.retry_after());
     let again = again.map_or_else(String::new, |wait| {
         format!(", for {} more", humantime::format_duration(Duration::from_secs(wait.as_secs())))
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_limit_says_for_how_long() {
-        let wait = Some(UpstreamError::RateLimited { retry_after: Some(Duration::from_mins(5)) });
+        let wait = Some(SourceError::RateLimited { retry_after: Some(Duration::from_mins(5)) });
         assert!(limited(wait).found.ends_with("for 5m more"));
         assert!(limited(None).found.ends_with("requests"));
     }

@@ -1,31 +1,35 @@
-//! Lists of a registry over HTTP, followed page by page to their end: tags, and what refers to a manifest.
+//! Lists of a registry, followed page by page to the end: tags, and referrers of a manifest.
 //!
-//! A list is whole or it is an error: one that breaks off, goes in a circle or exceeds a bound is never passed on as
-//! far as it came, because what is missing in it would read as not being there.
+//! A list is complete or an error. A list that breaks off, repeats a page or exceeds a limit is never returned in part,
+//! because a missing entry would read as one that does not exist.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use http::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::encoding::{self, is_gzip};
+use super::encoding::is_gzip;
+use super::limits::ConnectionLimits;
+use super::link_header;
 use super::request::RegistryRequest;
-use super::{Registry, length, link_header, only, permit};
+use super::response::{content_length, expect_status, read_document};
 use crate::oci::media::OCI_INDEX;
-use crate::oci::{Digest, MediaType, Name, Referrers, Tag};
-use crate::upstream::error::UpstreamError;
-use crate::upstream::{LIST_MAX, TAGS_MAX};
+use crate::oci::{MediaType, Referrers, Tag};
+use crate::source::gunzip::decode_document;
+use crate::source::{LIST_MAX, SourceError, TAGS_MAX};
+use crate::upstream::auth::Auth;
+use crate::upstream::transport::client::HttpClient;
 
-/// Pages of one list.
+/// Largest number of pages of one list.
 const PAGES_MAX: usize = 1000;
-/// Tags asked for per page; registries that give fewer say so by their Link.
-const TAGS_PER_PAGE: &str = "n=1000";
-/// Statuses by which registries without the referrers API answer; some clients know them all (distribution-spec,
-/// "Listing Referrers", asks for 404).
-const WITHOUT_API: &[StatusCode] = &[
+/// Query that asks for this number of tags per page. Registries that send fewer say so in `Link`.
+pub(super) const TAGS_PER_PAGE: &str = "n=1000";
+/// Statuses with which registries without the referrers API answer. Distribution-spec, "Listing Referrers", names 404
+/// only; clients in use know the others too.
+pub(super) const WITHOUT_REFERRERS_API: &[StatusCode] = &[
     StatusCode::BAD_REQUEST,
     StatusCode::NOT_FOUND,
     StatusCode::METHOD_NOT_ALLOWED,
@@ -33,35 +37,39 @@ const WITHOUT_API: &[StatusCode] = &[
     StatusCode::NOT_IMPLEMENTED,
 ];
 
-/// One page as it came.
+/// One page as it was sent.
 struct Page {
     status: StatusCode,
     content_type: Option<MediaType>,
     body: Bytes,
-    /// Where the next one is said to be.
+    /// Target of the link to the next page.
     next: Option<String>,
 }
 
-/// A list being followed.
-struct Walk<'w> {
-    registry: &'w Registry,
-    request: RegistryRequest<'w>,
-    /// The queries of the pages that have been asked for.
-    asked: HashSet<String>,
-    /// Until when the head of the page must have come; counts from one page to the next.
+/// Pages of a list, in order.
+pub(super) struct Pages<'r> {
+    http: &'r HttpClient,
+    auth: &'r Auth,
+    limits: &'r ConnectionLimits,
+    request: RegistryRequest<'r>,
+    /// Queries of the pages that have been requested.
+    seen: HashSet<String>,
+    /// Deadline of the next page's head. Each page has its own.
     deadline: Instant,
-    /// Bytes that have come.
+    /// Bytes of all pages so far.
     bytes: usize,
     ended: bool,
 }
 
+/// Body of a page of tags.
 #[derive(Deserialize)]
 struct TagList {
-    /// distribution writes `null` for none.
+    /// `null` for an empty list in distribution.
     #[serde(default)]
     tags: Option<Vec<String>>,
 }
 
+/// Body of an error (distribution-spec, "Error Codes").
 #[derive(Deserialize)]
 struct ErrorList {
     errors: Vec<CodedError>,
@@ -72,64 +80,58 @@ struct CodedError {
     code: String,
 }
 
-impl Registry {
-    /// All tags, in no particular order. What is no tag by the grammar is left out: nobody could pull it.
-    pub(crate) async fn tags(&self, name: &Name, deadline: Instant) -> Result<Vec<Tag>, UpstreamError> {
-        let mut request = self.request(Method::GET, name, "tags", &"list", None)?;
-        request.url.set_query(Some(TAGS_PER_PAGE));
-        let mut walk = Walk::new(self, request, deadline);
-        let mut tags = Vec::new();
-        while let Some(page) = walk.page().await? {
-            let list: TagList = serde_json::from_slice(&page.body)
-                .map_err(|_| UpstreamError::Invalid("its list of tags is none".to_owned()))?;
-            tags.extend(list.tags.unwrap_or_default().iter().filter_map(|tag| tag.parse::<Tag>().ok()));
-            if tags.len() > TAGS_MAX {
-                return Err(UpstreamError::Invalid(format!("it lists more than {TAGS_MAX} tags")));
-            }
+/// Reads all tags. Names that are no valid tags are left out, because nobody could pull them.
+pub(super) async fn tags(mut pages: Pages<'_>) -> Result<Vec<Tag>, SourceError> {
+    let mut tags = Vec::new();
+    while let Some(page) = pages.next().await? {
+        let list: TagList = serde_json::from_slice(&page.body)
+            .map_err(|_| SourceError::Invalid("its list of tags is not valid".to_owned()))?;
+        tags.extend(list.tags.unwrap_or_default().iter().filter_map(|tag| tag.parse::<Tag>().ok()));
+        if tags.len() > TAGS_MAX {
+            return Err(SourceError::Invalid(format!("it lists more than {TAGS_MAX} tags")));
         }
-        Ok(tags)
     }
-
-    /// All that refers to `subject`.
-    pub(crate) async fn referrers(
-        &self,
-        name: &Name,
-        subject: &Digest,
-        deadline: Instant,
-    ) -> Result<Referrers, UpstreamError> {
-        let mut request = self.request(Method::GET, name, "referrers", subject, Some(OCI_INDEX))?;
-        request.read_too = WITHOUT_API;
-        let mut walk = Walk::new(self, request, deadline);
-        let mut list = Referrers::default();
-        let mut first = true;
-        while let Some(page) = walk.page().await? {
-            match page.referrers() {
-                Ok(part) => list.extend(part),
-                // What has begun as a list and goes on as something else is broken, not missing.
-                Err(UpstreamError::NoReferrers { .. }) if !first => {
-                    return Err(UpstreamError::Invalid("a page of its list of referrers is none".to_owned()));
-                }
-                Err(error) => return Err(error),
-            }
-            first = false;
-        }
-        Ok(list)
-    }
+    Ok(tags)
 }
 
-impl<'w> Walk<'w> {
-    fn new(registry: &'w Registry, request: RegistryRequest<'w>, deadline: Instant) -> Self {
-        let asked = HashSet::from([request.url.query().unwrap_or_default().to_owned()]);
-        Self { registry, request, asked, deadline, bytes: 0, ended: false }
+/// Reads all referrers.
+pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Referrers, SourceError> {
+    let mut list = Referrers::default();
+    let mut first = true;
+    while let Some(page) = pages.next().await? {
+        match page.referrers() {
+            Ok(part) => list.extend(part),
+            // After a valid first page the list exists, so it is damaged and not missing.
+            Err(SourceError::NoReferrers { .. }) if !first => {
+                return Err(SourceError::Invalid("a page of its list of referrers is not valid".to_owned()));
+            }
+            Err(error) => return Err(error),
+        }
+        first = false;
+    }
+    Ok(list)
+}
+
+impl<'r> Pages<'r> {
+    /// Starts at the page that `request` asks for.
+    pub(super) fn new(
+        http: &'r HttpClient,
+        auth: &'r Auth,
+        limits: &'r ConnectionLimits,
+        request: RegistryRequest<'r>,
+        deadline: Instant,
+    ) -> Self {
+        let seen = HashSet::from([request.url.query().unwrap_or_default().to_owned()]);
+        Self { http, auth, limits, request, seen, deadline, bytes: 0, ended: false }
     }
 
-    /// The next page; `None` after the last.
-    async fn page(&mut self) -> Result<Option<Page>, UpstreamError> {
+    /// Fetches the next page; `None` after the last.
+    async fn next(&mut self) -> Result<Option<Page>, SourceError> {
         if self.ended {
             return Ok(None);
         }
-        let page = self.registry.page(&self.request, self.deadline, self.bytes).await?;
-        self.deadline = Instant::now() + self.registry.http.timeouts.total;
+        let page = self.fetch().await?;
+        self.deadline = Instant::now() + self.http.timeouts.total;
         self.bytes += page.body.len();
         match &page.next {
             Some(target) => self.turn_to(target)?,
@@ -138,66 +140,62 @@ impl<'w> Walk<'w> {
         Ok(Some(page))
     }
 
-    /// Makes the next page the one to ask for. Of a Link only its query is taken: the host and the path of a list are
-    /// known, and registries behind proxies are often wrong about their own.
-    fn turn_to(&mut self, target: &str) -> Result<(), UpstreamError> {
-        let invalid = |reason: &str| UpstreamError::Invalid(reason.to_owned());
-        let next =
-            self.request.url.join(target).map_err(|_| invalid("its Link to the next page is no URL"))?;
+    /// Makes the page behind a link the next one. Only the query of the link is used: host and path of a list are known,
+    /// and registries behind proxies often send wrong ones.
+    fn turn_to(&mut self, target: &str) -> Result<(), SourceError> {
+        let invalid = |reason: &str| SourceError::Invalid(reason.to_owned());
+        let next = self
+            .request
+            .url
+            .join(target)
+            .map_err(|_| invalid("its Link to the next page is no valid URL"))?;
         let query = next.query().unwrap_or_default();
-        if !self.asked.insert(query.to_owned()) {
-            return Err(invalid("the pages of its list go in a circle"));
+        if !self.seen.insert(query.to_owned()) {
+            return Err(invalid("the pages of its list repeat"));
         }
-        if self.asked.len() > PAGES_MAX {
-            return Err(UpstreamError::Invalid(format!("its list has more than {PAGES_MAX} pages")));
+        if self.seen.len() > PAGES_MAX {
+            return Err(SourceError::Invalid(format!("its list has more than {PAGES_MAX} pages")));
         }
         self.request.url.set_query(Some(query));
         Ok(())
     }
-}
 
-impl Registry {
-    async fn page(
-        &self,
-        request: &RegistryRequest<'_>,
-        deadline: Instant,
-        before: usize,
-    ) -> Result<Page, UpstreamError> {
-        let _permit = permit(&self.small, deadline).await?;
-        let mut response = request.send(&self.http, &self.auth, deadline).await?;
+    async fn fetch(&self) -> Result<Page, SourceError> {
+        let _permit = self.limits.for_document(self.deadline).await?;
+        let mut response = self.request.send(self.http, self.auth, self.deadline).await?;
         if response.status().is_success() {
-            only(&response, StatusCode::OK)?;
+            expect_status(&response, StatusCode::OK)?;
         }
         let headers = response.headers();
         let encoded = is_gzip(headers)?;
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let (content_type, next) =
             (content_type.and_then(MediaType::from_header), link_header::next(headers));
-        let size = length(headers);
+        let size = content_length(headers);
         let status = response.status();
-        let body = self.body(&mut response, size, "list", before, LIST_MAX).await?;
-        let body = if encoded { encoding::document(body, LIST_MAX)? } else { body };
+        let body = read_document(self.http, &mut response, size, "list", self.bytes, LIST_MAX).await?;
+        let body = if encoded { decode_document(body, LIST_MAX)? } else { body };
         Ok(Page { status, content_type, body, next })
     }
 }
 
 impl Page {
-    /// Reads a page of a list of referrers.
-    fn referrers(&self) -> Result<Referrers, UpstreamError> {
+    /// Parses a page of referrers.
+    fn referrers(&self) -> Result<Referrers, SourceError> {
         if self.status != StatusCode::OK {
-            return Err(UpstreamError::NoReferrers { lasting: !self.speaks_of_the_name() });
+            return Err(SourceError::NoReferrers { lasting: !self.is_about_the_name() });
         }
-        // Some registries write JSON over everything. What says that it is something else is something else.
+        // Some registries label every response as JSON. Other media types are not accepted.
         let fits = self.content_type.as_ref().is_none_or(|content_type| {
             [OCI_INDEX, "application/json"].iter().any(|it| content_type.as_str().eq_ignore_ascii_case(it))
         });
         let list = fits.then(|| Referrers::read(&self.body)).flatten();
-        // Whoever answers any path with a page of HTML has told nothing of what the registry can do.
-        list.ok_or(UpstreamError::NoReferrers { lasting: false })
+        // A server that answers every path with an HTML page says nothing about what the registry supports.
+        list.ok_or(SourceError::NoReferrers { lasting: false })
     }
 
-    /// Whether a refusal is about the repository or the digest that was asked for, and not about the API.
-    fn speaks_of_the_name(&self) -> bool {
+    /// Returns true if an error response is about the repository or digest, and not about the API.
+    fn is_about_the_name(&self) -> bool {
         let list = serde_json::from_slice::<ErrorList>(&self.body);
         list.is_ok_and(|list| list.errors.first().is_some_and(|error| error.code != "UNSUPPORTED"))
     }

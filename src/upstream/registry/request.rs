@@ -7,83 +7,87 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::oci::Name;
+use crate::source::{ByteRange, Denial, SourceError};
 use crate::upstream::auth::Auth;
-use crate::upstream::error::UpstreamError;
 use crate::upstream::transport::client::HttpClient;
 use crate::upstream::transport::retry;
 use crate::upstream::transport::status::check_status;
 
-/// Redirects followed for one request.
-const HOPS_MAX: usize = 10;
-/// Places that may challenge one request: the endpoint, and one that it redirects to.
+/// Largest number of redirects of one request.
+const REDIRECTS_MAX: usize = 10;
+/// Largest number of origins that may challenge one request: the endpoint, and one that it redirects to.
 const CHALLENGES_MAX: usize = 2;
 
-/// A request for something of a repository.
+/// Request for a manifest, blob or list of a repository.
 #[derive(Debug)]
-pub(crate) struct RegistryRequest<'c> {
+pub(crate) struct RegistryRequest<'r> {
     pub(crate) method: Method,
     pub(crate) url: Url,
-    /// Whose it is: what a token has to be good for.
-    pub(crate) name: &'c Name,
-    pub(crate) accept: Option<&'c str>,
-    pub(crate) range: Option<String>,
-    /// Statuses beside success that whoever asks reads for itself.
-    pub(crate) read_too: &'static [StatusCode],
+    /// Repository that a token must be valid for.
+    pub(crate) name: &'r Name,
+    pub(crate) accept: Option<&'r str>,
+    pub(crate) range: Option<ByteRange>,
+    /// Statuses other than success that the caller reads itself.
+    pub(crate) accepted_statuses: &'static [StatusCode],
 }
 
 impl RegistryRequest<'_> {
-    /// Sends it until there is an answer of success, or one of those in `read_too`; every other answer is an error by
-    /// its meaning.
+    /// Sends the request until it succeeds, has an accepted status, fails with an error that a retry does not cure, or
+    /// the deadline has passed.
     pub(crate) async fn send(
         &self,
         http: &HttpClient,
         auth: &Auth,
         deadline: Instant,
-    ) -> Result<Response, UpstreamError> {
-        retry::run(deadline, || self.follow(http, auth, deadline)).await
+    ) -> Result<Response, SourceError> {
+        retry::until(deadline, || self.follow(http, auth, deadline)).await
     }
 
+    /// Sends the request once, through challenges and redirects.
     async fn follow(
         &self,
         http: &HttpClient,
         auth: &Auth,
         deadline: Instant,
-    ) -> Result<Response, UpstreamError> {
+    ) -> Result<Response, SourceError> {
         let mut url = self.url.clone();
-        let mut authorization = auth.ahead(self.name, deadline).await?;
+        let mut authorization = auth.known_authorization(self.name, deadline).await?;
         let mut challenged = Vec::with_capacity(CHALLENGES_MAX);
-        let (mut hops, mut renewed) = (0, false);
+        let (mut redirects, mut renewed) = (0, false);
         loop {
             http.policy.check(&url)?;
-            let response = self.once(http, &url, authorization.as_ref(), deadline).await?;
+            let response = self.send_once(http, &url, authorization.as_ref(), deadline).await?;
             if response.status() == StatusCode::UNAUTHORIZED {
                 let origin = url.origin();
                 if challenged.contains(&origin) || challenged.len() == CHALLENGES_MAX {
-                    return Err(UpstreamError::Denied { status: 401 });
+                    return Err(SourceError::Denied(Denial::Unauthenticated));
                 }
                 challenged.push(origin);
                 let headers = response.headers();
-                let answer = auth.answer(headers, &url, self.name, authorization.as_ref(), deadline).await?;
+                let answer =
+                    auth.answer_challenge(headers, &url, self.name, authorization.as_ref(), deadline).await?;
                 authorization = Some(answer);
             } else if response.status() == StatusCode::FORBIDDEN
                 && challenged.is_empty()
                 && let Some(sent) = &authorization
                 && !renewed
-                && auth.outdated(self.name, sent, deadline).await?
+                && auth.forget_outdated(self.name, sent, deadline).await?
             {
-                // What was kept is for a credential that has been replaced since; the next answer is a challenge.
+                // The credential has been replaced since. The next response is a challenge.
                 (renewed, authorization) = (true, None);
-            } else if let Some(next) = redirect(&url, &response)? {
-                hops += 1;
-                if hops > HOPS_MAX {
-                    return Err(UpstreamError::Invalid(format!("it redirects more than {HOPS_MAX} times")));
+            } else if let Some(next) = redirect_target(&url, &response)? {
+                redirects += 1;
+                if redirects > REDIRECTS_MAX {
+                    return Err(SourceError::Invalid(format!(
+                        "it redirects more than {REDIRECTS_MAX} times"
+                    )));
                 }
                 if next.origin() != url.origin() {
                     authorization = None;
                 }
                 url = next;
             } else {
-                if !self.read_too.contains(&response.status()) {
+                if !self.accepted_statuses.contains(&response.status()) {
                     check_status(&response)?;
                 }
                 return Ok(response);
@@ -91,13 +95,13 @@ impl RegistryRequest<'_> {
         }
     }
 
-    async fn once(
+    async fn send_once(
         &self,
         http: &HttpClient,
         url: &Url,
         authorization: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<Response, UpstreamError> {
+    ) -> Result<Response, SourceError> {
         let mut request = http
             .client
             .request(self.method.clone(), url.clone())
@@ -105,8 +109,8 @@ impl RegistryRequest<'_> {
         if let Some(accept) = self.accept {
             request = request.header(ACCEPT, accept);
         }
-        if let Some(range) = &self.range {
-            request = request.header(RANGE, range);
+        if let Some(range) = self.range {
+            request = request.header(RANGE, range_header(range));
         }
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
@@ -115,26 +119,32 @@ impl RegistryRequest<'_> {
         let result = http.send(request, url, self.method.as_str(), deadline).await;
         let status = result.as_ref().ok().map(|response| response.status().as_u16());
         let took = started.elapsed();
-        // A place that the registry redirects to counts something else, if anything.
+        // A host that the registry redirects to has a quota of its own, if any.
         if let Ok(response) = &result
             && url.origin() == self.url.origin()
         {
-            http.quota.note(response.headers());
+            http.quota.observe(response.headers());
         }
         http.metrics.upstream_request(http.upstream.as_str(), self.method.as_str(), status, took);
         result
     }
 }
 
-/// Where an answer sends us; `None` if it is no redirect.
-fn redirect(from: &Url, response: &Response) -> Result<Option<Url>, UpstreamError> {
+/// Formats a range for the header `Range` (RFC 9110, section 14.1.2).
+fn range_header(range: ByteRange) -> String {
+    let ByteRange { first, last } = range;
+    last.map_or_else(|| format!("bytes={first}-"), |last| format!("bytes={first}-{last}"))
+}
+
+/// Returns the target of a redirect; `None` if the response is none.
+fn redirect_target(from: &Url, response: &Response) -> Result<Option<Url>, SourceError> {
     if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
     let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-    let invalid = |reason: &str| UpstreamError::Invalid(reason.to_owned());
+    let invalid = |reason: &str| SourceError::Invalid(reason.to_owned());
     let location = location.ok_or_else(|| invalid("it redirects without a usable Location"))?;
-    let mut next = from.join(location).map_err(|_| invalid("it redirects to something that is no URL"))?;
+    let mut next = from.join(location).map_err(|_| invalid("it redirects to an invalid URL"))?;
     next.set_fragment(None);
     if from.scheme() == "https" && next.scheme() != "https" {
         return Err(invalid("it redirects from https to another scheme"));

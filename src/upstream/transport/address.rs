@@ -12,7 +12,7 @@ use std::sync::Arc;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use crate::upstream::error::UpstreamError;
+use crate::source::SourceError;
 
 /// Where the requests for one upstream may go.
 #[derive(Clone, Debug)]
@@ -35,8 +35,8 @@ impl Policy {
     }
 
     /// Refuses a URL that must not be requested; names are judged when they are resolved.
-    pub(crate) fn check(&self, url: &Url) -> Result<(), UpstreamError> {
-        let refuse = |reason: String| Err(UpstreamError::Invalid(reason));
+    pub(crate) fn check(&self, url: &Url) -> Result<(), SourceError> {
+        let refuse = |reason: String| Err(SourceError::Invalid(reason));
         if !matches!(url.scheme(), "http" | "https") {
             return refuse(format!("it leads to a {} URL", url.scheme()));
         }

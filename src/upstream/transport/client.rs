@@ -13,9 +13,9 @@ use super::address::{Policy, PrivateAddress};
 use super::proxy::Proxies;
 use crate::clock::Clock;
 use crate::oci::UpstreamName;
+use crate::source::SourceError;
 use crate::telemetry::{Metrics, trace};
 use crate::upstream::context::Timeouts;
-use crate::upstream::error::UpstreamError;
 use crate::upstream::quota::Quota;
 
 /// HTTP client of one endpoint, with the rules and limits of its upstream.
@@ -32,26 +32,26 @@ pub(crate) struct HttpClient {
 }
 
 impl HttpClient {
-    /// Sends one request and waits for the head of its answer, no longer than `deadline`.
+    /// Sends one request and waits for the head of its response until `deadline`.
     pub(crate) async fn send(
         &self,
         request: RequestBuilder,
         url: &Url,
         method: &str,
         deadline: Instant,
-    ) -> Result<Response, UpstreamError> {
+    ) -> Result<Response, SourceError> {
         let started = Instant::now();
         let limit = deadline.min(started + self.timeouts.head);
         let span = trace::call(self.upstream.as_str(), method, url.host_str(), url.path());
-        let answered = tokio::time::timeout_at(limit, request.send()).instrument(span.clone()).await;
-        let result = answered.map_or_else(
+        let response = tokio::time::timeout_at(limit, request.send()).instrument(span.clone()).await;
+        let result = response.map_or_else(
             |_| {
-                // The place that a redirect led to is nothing for clients.
+                // Clients must not see where a redirect leads.
                 let (host, path) = (url.host_str(), url.path());
-                tracing::warn!(upstream = %self.upstream, method, host, path, "no answer in time");
-                Err(UpstreamError::Timeout(format!("nothing came back for {method}")))
+                tracing::warn!(upstream = %self.upstream, method, host, path, "the upstream did not answer in time");
+                Err(SourceError::Timeout(format!("no response to {method}")))
             },
-            |answer| answer.map_err(|error| self.by_way(url, translate(&self.upstream, error))),
+            |result| result.map_err(|error| self.name_proxy(url, to_source_error(&self.upstream, error))),
         );
         let took = started.elapsed();
         trace::called(&span, result.as_ref().ok().map(|response| response.status().as_u16()));
@@ -63,72 +63,72 @@ impl HttpClient {
             status = result.as_ref().ok().map(|response| response.status().as_u16()),
             error = result.as_ref().err().map(tracing::field::display),
             ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            "asked"
+            "request sent"
         );
         result
     }
 
-    /// What kept a request to `url` from being answered may be its proxy's doing.
-    fn by_way(&self, url: &Url, error: UpstreamError) -> UpstreamError {
+    /// Adds to an error that the request goes through a proxy, which may be the cause.
+    fn name_proxy(&self, url: &Url, error: SourceError) -> SourceError {
         match error {
-            UpstreamError::Unreachable(reason) if self.proxies.towards(url).is_some() => {
-                UpstreamError::Unreachable(format!("by way of its proxy, {reason}"))
+            SourceError::Unreachable(reason) if self.proxies.towards(url).is_some() => {
+                SourceError::Unreachable(format!("through its proxy, {reason}"))
             }
             other => other,
         }
     }
 }
 
-/// The meaning of the HTTP client's error before an answer's head. Clients are told of what kind it is; what names
-/// addresses and hosts is for the log, and its URL, which may be a signed one, for nobody.
-pub(crate) fn translate(upstream: &UpstreamName, error: reqwest::Error) -> UpstreamError {
+/// Converts the HTTP client's error before a response. Clients see the kind of failure only. The log has addresses and
+/// hosts, but never the URL, which may be a signed one.
+pub(crate) fn to_source_error(upstream: &UpstreamName, error: reqwest::Error) -> SourceError {
     let error = error.without_url();
-    tracing::warn!(%upstream, error = causes(&error), "the upstream could not be asked");
+    tracing::warn!(%upstream, error = causes(&error), "request to the upstream failed");
     if let Some(private) = chain(&error).find_map(|cause| cause.downcast_ref::<PrivateAddress>()) {
-        UpstreamError::Invalid(private.to_string())
+        SourceError::Invalid(private.to_string())
     } else if error.is_builder() {
-        UpstreamError::Local("the request cannot be made; the log says why".to_owned())
+        SourceError::Local("the request cannot be built; see the log".to_owned())
     } else if error.is_timeout() {
-        UpstreamError::Timeout("no connection came about".to_owned())
+        SourceError::Timeout("no connection was established".to_owned())
     } else {
-        UpstreamError::Unreachable(kind(&error).to_owned())
+        SourceError::Unreachable(failure_reason(&error).to_owned())
     }
 }
 
-/// What kept a request from being answered, without a word of where.
-fn kind(error: &reqwest::Error) -> &'static str {
-    let by_cause = chain(error).find_map(|cause| match tls(cause) {
+/// Returns the reason of a failure without names and addresses.
+fn failure_reason(error: &reqwest::Error) -> &'static str {
+    let by_cause = chain(error).find_map(|cause| match tls_error(cause) {
         Some(rustls::Error::InvalidCertificate(_)) => {
             Some("its certificate is not trusted; if it should be, name its authority in ca_file")
         }
-        Some(_) => Some("TLS could not be agreed on"),
+        Some(_) => Some("the TLS handshake failed"),
         None => match cause.downcast_ref::<io::Error>()?.kind() {
             ErrorKind::ConnectionRefused => Some("the connection was refused"),
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Some("there is no route to it"),
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
-                Some("the connection broke before there was an answer")
+                Some("the connection broke before the response")
             }
             _ => None,
         },
     });
     by_cause.unwrap_or(if error.is_connect() {
-        "no connection came about; the log says why"
+        "no connection was established; see the log"
     } else {
-        "the connection broke before there was an answer"
+        "the connection broke before the response"
     })
 }
 
-/// An error's causes, the nearest one first.
+/// Iterates over the causes of an error, the direct one first.
 fn chain<'e>(error: &'e reqwest::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
     std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
-/// What TLS says, also from inside an I/O error, which keeps it from the chain.
-fn tls<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
-    cause.downcast_ref().or_else(|| tls(cause.downcast_ref::<io::Error>()?.get_ref()?))
+/// Returns the TLS error in a cause, also from inside an I/O error, which hides it from the chain.
+fn tls_error<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    cause.downcast_ref().or_else(|| tls_error(cause.downcast_ref::<io::Error>()?.get_ref()?))
 }
 
-/// An error's causes on one line, without the HTTP client's own framing where there is anything below it.
+/// Formats the causes of an error on one line, without the HTTP client's own text if there is a cause below it.
 pub(crate) fn causes(error: &reqwest::Error) -> String {
     let mut texts: Vec<String> = Vec::new();
     for cause in chain(error) {

@@ -10,15 +10,16 @@ use std::path::Path;
 use source::Source;
 
 /// Top-level modules with the top-level modules that each may import.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("oci", &[]),
     ("clock", &[]),
     ("config", &["oci"]),
     ("telemetry", &["oci", "config"]),
     ("store", &["oci", "config", "telemetry"]),
-    ("upstream", &["oci", "config", "telemetry", "clock"]),
+    ("source", &["oci", "telemetry"]),
+    ("upstream", &["source", "oci", "config", "telemetry", "clock"]),
     ("server", &["oci", "config", "telemetry"]),
-    ("cache", &["store", "upstream", "oci", "config", "telemetry", "clock"]),
+    ("cache", &["store", "upstream", "source", "oci", "config", "telemetry", "clock"]),
     ("ops", &["cache", "store", "oci", "config", "telemetry", "clock"]),
     ("api", &["ops", "cache", "oci", "telemetry"]),
     ("app", &["api", "ops", "cache", "store", "upstream", "server", "oci", "config", "telemetry", "clock"]),

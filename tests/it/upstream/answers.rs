@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use larder::config::schema::Upstream as Settings;
 use larder::oci::content::media::CANONICAL_ACCEPT;
-use larder::upstream::{MANIFEST_MAX, Timeouts, UpstreamError};
+use larder::source::{ByteRange, Denial, MANIFEST_MAX, Source as _, SourceError};
+use larder::upstream::Timeouts;
 use tokio::net::TcpListener;
 
 use crate::upstream::registry::{
@@ -21,12 +22,12 @@ async fn manifest_is_fetched_unchanged() {
     })
     .await;
     let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
-    let document = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a document");
+    let document = upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("a document");
     assert_eq!(document.body, "{}");
     assert_eq!(document.content_type.as_deref(), Some("text/odd; charset=x"));
     assert_eq!(document.digest, Some(digest()));
 
-    let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a head");
+    let head = upstream.head(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("a head");
     let head = head.expect("an answer");
     assert_eq!(head.digest, Some(digest()));
     assert_eq!(head.size, Some(2));
@@ -49,7 +50,7 @@ async fn manifest_is_fetched_unchanged() {
 async fn endpoint_path_is_kept() {
     let registry = Registry::start(|_, _| answer(200, &[], b"{}")).await;
     let (upstream, _) = upstream(at(&format!("{}/proxy/hub/", registry.url())), PATIENT);
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(registry.seen()[0].target, format!("/proxy/hub/v2/org/app/blobs/{}", digest()));
 }
 
@@ -67,8 +68,8 @@ async fn oversized_manifest_is_refused_with_and_without_length() {
     .await;
     let upstream = open(&registry);
     for _ in 0..2 {
-        let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("refused");
-        assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("larger")), "{error}");
+        let error = upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect_err("refused");
+        assert!(matches!(&error, SourceError::Invalid(text) if text.contains("larger")), "{error}");
     }
     assert_eq!(registry.seen().len(), 2, "it is not asked for again");
 }
@@ -77,10 +78,10 @@ async fn oversized_manifest_is_refused_with_and_without_length() {
 async fn encoded_body_is_refused_by_name() {
     let registry = Registry::start(|_, _| answer(200, &[("content-encoding", "br")], b"x")).await;
     let upstream = open(&registry);
-    let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("refused");
-    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("br")), "{error}");
-    let error = upstream.get_blob(&name(), &digest(), 0, None).await.expect_err("refused");
-    assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+    let error = upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect_err("refused");
+    assert!(matches!(&error, SourceError::Invalid(text) if text.contains("br")), "{error}");
+    let error = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect_err("refused");
+    assert!(matches!(error, SourceError::Invalid(_)), "{error}");
 }
 
 #[tokio::test]
@@ -93,13 +94,13 @@ async fn gzip_is_decoded_on_request() {
     })
     .await;
     let upstream = open(&registry);
-    let document = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a document");
+    let document = upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("a document");
     assert_eq!(document.body, "{\"a\": 1}");
-    let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a head");
+    let head = upstream.head(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("a head");
     assert_eq!(head.expect("an answer").size, None, "it would be the encoded one");
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(None));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(None));
     for decoded in [false, true] {
-        let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+        let mut body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
         assert!(body.gzip && body.total.is_some());
         if decoded {
             body = body.decoded();
@@ -121,28 +122,31 @@ async fn registry_without_head_is_inconclusive() {
     .await;
     let upstream = open(&registry);
     for _ in 0..2 {
-        let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await;
+        let head = upstream.head(&name(), &tag(), CANONICAL_ACCEPT, None).await;
         assert_eq!(head, Ok(None));
     }
-    let head = upstream.head_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("a head");
+    let head = upstream.head(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("a head");
     assert_eq!(head.expect("an answer").digest, None);
     // A blob's length cannot be had otherwise, so there it is no answer at all.
     let registry = Registry::start(|_, _| answer(405, &[], b"")).await;
-    assert_eq!(open(&registry).head_blob(&name(), &digest()).await, Err(UpstreamError::Status(405)));
+    assert_eq!(
+        open(&registry).blob_size(&name(), &digest(), None).await,
+        Err(SourceError::Unsupported("status 405".to_owned()))
+    );
 }
 
 #[tokio::test]
 async fn statuses_map_to_errors() {
     for (status, expected) in [
-        (404, UpstreamError::NotFound),
-        (403, UpstreamError::Denied { status: 403 }),
-        (401, UpstreamError::Denied { status: 401 }),
-        (410, UpstreamError::Status(410)),
-        (416, UpstreamError::RangeNotSatisfiable),
-        (304, UpstreamError::Status(304)),
+        (404, SourceError::NotFound),
+        (403, SourceError::Denied(Denial::Forbidden)),
+        (401, SourceError::Denied(Denial::Unauthenticated)),
+        (410, SourceError::Unsupported("status 410".to_owned())),
+        (416, SourceError::RangeNotSatisfiable),
+        (304, SourceError::Unsupported("status 304".to_owned())),
     ] {
         let registry = Registry::start(move |_, _| answer(status, &[], b"")).await;
-        let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("an error");
+        let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("an error");
         assert_eq!(error, expected);
         assert_eq!(registry.seen().len(), 1, "{status} is final");
     }
@@ -160,12 +164,12 @@ async fn retry_after_is_reported() {
     })
     .await;
     // A new one each time: an upstream that was told to wait does not ask.
-    let ask = async || open(&registry).head_blob(&name(), &digest()).await.expect_err("refused");
-    let after = |seconds| UpstreamError::RateLimited { retry_after: Some(Duration::from_secs(seconds)) };
+    let ask = async || open(&registry).blob_size(&name(), &digest(), None).await.expect_err("refused");
+    let after = |seconds| SourceError::RateLimited { retry_after: Some(Duration::from_secs(seconds)) };
     assert_eq!(ask().await, after(30));
-    let UpstreamError::RateLimited { retry_after: Some(dated) } = ask().await else { panic!("no date") };
+    let SourceError::RateLimited { retry_after: Some(dated) } = ask().await else { panic!("no date") };
     assert!(dated > Duration::from_mins(9) && dated <= Duration::from_mins(10), "{dated:?}");
-    assert_eq!(ask().await, UpstreamError::RateLimited { retry_after: None });
+    assert_eq!(ask().await, SourceError::RateLimited { retry_after: None });
     assert_eq!(registry.seen().len(), 3, "a quota is never hammered");
 }
 
@@ -178,7 +182,7 @@ async fn transient_failures_are_retried() {
     })
     .await;
     let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen().len(), 3);
     let broken = r#"larder_upstream_requests_total{method="HEAD",status="error",upstream="reg.test"}"#;
     assert_eq!(counted(&metrics, broken).as_deref(), Some("1"));
@@ -187,17 +191,20 @@ async fn transient_failures_are_retried() {
 #[tokio::test]
 async fn retries_are_limited_to_two() {
     let registry = Registry::start(|_, _| answer(502, &[], b"")).await;
-    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("an error");
-    assert_eq!(error, UpstreamError::Status(502));
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("an error");
+    assert_eq!(error, SourceError::Unavailable("status 502".to_owned()));
     assert_eq!(registry.seen().len(), 3);
 }
 
 #[tokio::test]
 async fn silent_registry_is_not_retried() {
     let registry = Registry::start(|_, _| Reply::Hang).await;
-    let error =
-        upstream(at(&registry.url()), SHORT).0.head_blob(&name(), &digest()).await.expect_err("an error");
-    assert!(matches!(error, UpstreamError::Timeout(_)), "{error}");
+    let error = upstream(at(&registry.url()), SHORT)
+        .0
+        .blob_size(&name(), &digest(), None)
+        .await
+        .expect_err("an error");
+    assert!(matches!(error, SourceError::Timeout(_)), "{error}");
     assert_eq!(registry.seen().len(), 1);
 }
 
@@ -207,8 +214,8 @@ async fn closed_port_is_unreachable() {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     drop(listener);
     let (upstream, _) = upstream(at(&url), PATIENT);
-    let error = upstream.head_blob(&name(), &digest()).await.expect_err("an error");
-    assert!(matches!(&error, UpstreamError::Unreachable(text) if text.contains("refused")), "{error}");
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("an error");
+    assert!(matches!(&error, SourceError::Unreachable(text) if text.contains("refused")), "{error}");
     assert!(!error.to_string().contains("127.0.0.1"), "{error}");
 }
 
@@ -221,14 +228,14 @@ async fn cut_body_is_an_error() {
     })
     .await;
     let upstream = open(&registry);
-    let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+    let mut body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
     assert_eq!(body.total, Some(10));
     let (got, error) = read(&mut body).await.expect_err("cut");
     assert_eq!(got, b"01234");
-    assert!(matches!(error, UpstreamError::Interrupted(_)), "{error}");
+    assert!(matches!(error, SourceError::Interrupted(_)), "{error}");
 
-    let error = upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect_err("cut");
-    assert!(matches!(error, UpstreamError::Interrupted(_)), "{error}");
+    let error = upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect_err("cut");
+    assert!(matches!(error, SourceError::Interrupted(_)), "{error}");
 }
 
 #[tokio::test]
@@ -240,10 +247,10 @@ async fn stalled_body_times_out() {
     })
     .await;
     let (upstream, _) = upstream(at(&registry.url()), SHORT);
-    let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+    let mut body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
     let (got, error) = read(&mut body).await.expect_err("stalled");
     assert_eq!(got, b"01234");
-    assert!(matches!(error, UpstreamError::Interrupted(_)), "{error}");
+    assert!(matches!(error, SourceError::Interrupted(_)), "{error}");
 }
 
 #[tokio::test]
@@ -261,13 +268,13 @@ async fn blob_transfers_leave_connections_for_manifests() {
     // Who waits for a place is told as soon as who waits for an answer; a running blob may take its time.
     let timeouts = Timeouts { total: Duration::from_secs(1), idle: Duration::from_hours(1), ..PATIENT };
     let (upstream, _) = upstream(settings, timeouts);
-    let body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+    let body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
     let (repository, blob) = (name(), digest());
-    let refused = upstream.get_blob(&repository, &blob, 0, None);
+    let refused = upstream.blob(&repository, &blob, ByteRange::ALL, None);
     let refused = tokio::time::timeout(Duration::from_secs(30), refused).await.expect("told in time");
     let error = refused.expect_err("no room");
-    assert_eq!(error, UpstreamError::Busy);
-    upstream.get_manifest(&name(), &tag(), CANONICAL_ACCEPT).await.expect("room for a manifest");
+    assert_eq!(error, SourceError::Busy);
+    upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("room for a manifest");
     drop(body);
-    upstream.get_blob(&name(), &digest(), 0, None).await.expect("room again");
+    upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("room again");
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use larder::config::schema::{Endpoint, Upstream as Settings};
 use larder::oci::Name;
-use larder::upstream::{Upstream, UpstreamError};
+use larder::source::{Denial, Source as _, SourceError};
+use larder::upstream::Upstream;
 
 use crate::upstream::registry::{
     PATIENT, Registry, answer, at, basic, digest, name, timed, upstream, with_docker_config, with_password,
@@ -23,13 +24,13 @@ async fn basic_registry() -> Registry {
 async fn sent(registry: &Registry, upstream: &Upstream, repository: &str) -> Option<String> {
     let before = registry.seen().len();
     let repository: Name = repository.parse().expect("a name");
-    let result = upstream.head_blob(&repository, &digest()).await;
+    let result = upstream.blob_size(&repository, &digest(), None).await;
     let seen = registry.seen();
     assert!(seen.len() > before, "{result:?}");
     let last = seen.last().and_then(|seen| seen.header("authorization").map(str::to_owned));
     match &result {
         Ok(_) => assert!(last.is_some()),
-        Err(error) => assert_eq!(*error, UpstreamError::Denied { status: 401 }),
+        Err(error) => assert_eq!(*error, SourceError::Denied(Denial::Unauthenticated)),
     }
     last
 }
@@ -155,7 +156,7 @@ async fn registry_token_is_sent_unchanged() {
     let content = auths("reg.test", r#"{"auth":"bWU6cHc=","registrytoken":"hush-registry"}"#);
     let (upstream, metrics) = upstream(with_docker_config(&registry.url(), folder.path(), &content), PATIENT);
     for _ in 0..2 {
-        assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     }
     let sent: Vec<_> =
         registry.seen().iter().map(|seen| seen.header("authorization").map(str::to_owned)).collect();
@@ -166,11 +167,11 @@ async fn registry_token_is_sent_unchanged() {
     // A wrong one is tried once, and the one that replaces it at once.
     let change = |content: &str| std::fs::write(folder.path().join("config.json"), content).expect("written");
     change(&auths("reg.test", r#"{"registrytoken":"hush-wrong"}"#));
-    let error = upstream.head_blob(&name(), &digest()).await.expect_err("a wrong token");
-    assert_eq!(error, UpstreamError::Denied { status: 401 });
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("a wrong token");
+    assert_eq!(error, SourceError::Denied(Denial::Unauthenticated));
     assert_eq!(registry.seen().len(), 4);
     change(&content);
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen().len(), 5);
 }
 
@@ -191,13 +192,13 @@ async fn changed_docker_config_is_used_at_once() {
     assert_eq!(sent(&registry, &upstream, "org/app").await, None, "logged out");
     for bad in ["", "{\"auths\":{\"reg.test\":{\"auth\":\"hush\"}}}", "{\"credsStore\":\"../hush\"}"] {
         change(bad);
-        let error = upstream.head_blob(&name(), &digest()).await.expect_err("unusable");
-        assert!(matches!(&error, UpstreamError::Local(text) if text.contains("docker_config")), "{error}");
+        let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("unusable");
+        assert!(matches!(&error, SourceError::Local(text) if text.contains("docker_config")), "{error}");
         let text = error.to_string();
         assert!(!text.contains("hush") && !text.contains(folder.path().to_str().expect("text")), "{error}");
     }
     std::fs::remove_file(folder.path().join("config.json")).expect("removed");
-    assert!(matches!(upstream.head_blob(&name(), &digest()).await, Err(UpstreamError::Local(_))));
+    assert!(matches!(upstream.blob_size(&name(), &digest(), None).await, Err(SourceError::Local(_))));
     change(&login("one"));
     assert_eq!(sent(&registry, &upstream, "org/app").await, Some(basic("one:p")));
 }
@@ -230,16 +231,16 @@ async fn changed_password_renews_a_refused_token() {
         let registry = picky_registry(refusal, |before| if before < 4 { "one" } else { "two" }).await;
         let folder = tempfile::tempdir().expect("a folder");
         let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), PATIENT);
-        assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
         std::fs::write(folder.path().join("password"), "two").expect("written");
-        assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)), "while its token lasts");
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)), "while its token lasts");
         assert_eq!(registry.seen().len(), 4);
-        assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)), "{refusal}");
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)), "{refusal}");
         let seen = registry.seen();
         let token =
             seen.iter().rev().find(|seen| seen.target.starts_with("/token")).expect("a token request");
         assert_eq!(token.header("authorization"), Some(basic("user:two").as_str()));
-        assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
         assert_eq!(registry.seen().len(), seen.len() + 1, "and is kept");
     }
 }
@@ -250,13 +251,13 @@ async fn changed_password_renews_the_token_at_expiry() {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "one");
     let (upstream, _, clock) = timed("reg.test", settings, PATIENT);
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     std::fs::write(folder.path().join("password"), "two").expect("written");
     clock.advance(Duration::from_secs(294));
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(registry.seen().len(), 4);
     clock.advance(Duration::from_secs(1));
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     let seen = registry.seen();
     assert_eq!(seen.len(), 7, "five seconds before its end it is not sent any more");
     assert_eq!(seen[4].header("authorization"), None);
@@ -269,8 +270,8 @@ async fn unchanged_refusal_is_not_repeated() {
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), PATIENT);
     for requests in [3, 4, 5] {
-        let error = upstream.head_blob(&name(), &digest()).await.expect_err("refused");
-        assert_eq!(error, UpstreamError::Denied { status: 403 });
+        let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
+        assert_eq!(error, SourceError::Denied(Denial::Forbidden));
         assert_eq!(registry.seen().len(), requests);
     }
 }
@@ -284,7 +285,7 @@ async fn missing_login_is_anonymous() {
         with_docker_config(&registry.url(), folder.path(), r#"{"auths":{"reg.test":{}}}"#),
     ] {
         let (upstream, _) = upstream(settings, PATIENT);
-        assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     }
     assert!(
         registry

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use larder::config::schema::Upstream as Settings;
 use larder::oci::Name;
-use larder::upstream::{Upstream, UpstreamError};
+use larder::source::{Denial, Source as _, SourceError};
+use larder::upstream::Upstream;
 use url::form_urlencoded;
 
 use crate::upstream::registry::{
@@ -42,9 +43,9 @@ fn token() -> Reply {
 }
 
 /// Asks for a blob of a repository.
-async fn ask(upstream: &Upstream, repository: &str) -> Result<(), UpstreamError> {
+async fn ask(upstream: &Upstream, repository: &str) -> Result<(), SourceError> {
     let repository: Name = repository.parse().expect("a name");
-    upstream.head_blob(&repository, &digest()).await.map(|_| ())
+    upstream.blob_size(&repository, &digest(), None).await.map(|_| ())
 }
 
 /// The methods by which the token service was asked.
@@ -114,12 +115,12 @@ async fn get_is_tried_if_post_is_unsupported() {
 #[tokio::test]
 async fn refusal_is_final() {
     for (post, get, expected, asked) in [
-        (403, 200, UpstreamError::Denied { status: 403 }, 1),
-        (401, 401, UpstreamError::Denied { status: 401 }, 2),
-        (400, 401, UpstreamError::Denied { status: 401 }, 2),
+        (403, 200, SourceError::Denied(Denial::Forbidden), 1),
+        (401, 401, SourceError::Denied(Denial::Unauthenticated), 2),
+        (400, 401, SourceError::Denied(Denial::Unauthenticated), 2),
         // Only POST is known there, and what it says counts.
-        (401, 404, UpstreamError::Denied { status: 401 }, 2),
-        (429, 200, UpstreamError::RateLimited { retry_after: None }, 1),
+        (401, 404, SourceError::Denied(Denial::Unauthenticated), 2),
+        (429, 200, SourceError::RateLimited { retry_after: None }, 1),
     ] {
         let registry = registry(move |seen| match seen.method.as_str() {
             "GET" if get == 200 => token(),
@@ -210,5 +211,5 @@ async fn identity_token_is_the_basic_password() {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_entry(&registry, &folder, r#"{"username":"me","identitytoken":"hush"}"#);
     let (upstream, _) = upstream(settings, PATIENT);
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
 }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use larder::clock::Clock;
 use larder::config::Config;
 use larder::oci::{Algorithm, Digest, Name, Reference};
+use larder::source::{ByteRange, Source as _, SourceError};
 use larder::telemetry::Metrics;
-use larder::upstream::{Upstream, UpstreamError, Upstreams};
+use larder::upstream::{Upstream, Upstreams};
 
 use crate::upstream::registry::{PATIENT, at, counted, digest, name, read, tag, upstream};
 
@@ -62,36 +63,39 @@ async fn layout_answers_like_a_registry() {
     );
     let (upstream, metrics) = layout(root.path());
     for tag in ["short", "full", "containerd"] {
-        let document = upstream.get_manifest(&name(), &reference(tag), "").await.expect("a manifest");
+        let document = upstream.manifest(&name(), &reference(tag), "", None).await.expect("a manifest");
         assert_eq!(document.body, tag);
         assert_eq!(document.content_type.as_deref(), Some("application/vnd.oci.image.index.v1+json"));
         let digest = Digest::of(Algorithm::Sha256, tag.as_bytes());
-        let head = upstream.head_manifest(&name(), &Reference::Digest(digest), "").await.expect("a head");
+        let head = upstream.head(&name(), &Reference::Digest(digest), "", None).await.expect("a head");
         let head = head.expect("an answer");
         assert_eq!((head.digest, head.size), (Some(digest), Some(tag.len() as u64)));
         assert!(head.content_type.is_some());
     }
     // A bare tag in a layout that all repositories share is no repository's.
     for tag in ["bare", "strange", "partial", "other", "gone", "absent"] {
-        let error = upstream.get_manifest(&name(), &reference(tag), "").await.expect_err("not there");
-        assert_eq!(error, UpstreamError::NotFound, "{tag}");
+        let error = upstream.manifest(&name(), &reference(tag), "", None).await.expect_err("not there");
+        assert_eq!(error, SourceError::NotFound, "{tag}");
     }
     let unlisted = Reference::Digest(Digest::of(Algorithm::Sha256, b"{}"));
-    let document = upstream.get_manifest(&name(), &unlisted, "").await.expect("a manifest");
+    let document = upstream.manifest(&name(), &unlisted, "", None).await.expect("a manifest");
     assert_eq!(document.content_type, None);
 
     let digest = Digest::of(Algorithm::Sha256, &big);
-    assert_eq!(upstream.head_blob(&name(), &digest).await, Ok(Some(700_000)));
-    let mut body = upstream.get_blob(&name(), &digest, 0, None).await.expect("a body");
+    assert_eq!(upstream.blob_size(&name(), &digest, None).await, Ok(Some(700_000)));
+    let mut body = upstream.blob(&name(), &digest, ByteRange::ALL, None).await.expect("a body");
     assert_eq!(body.chunk().await.expect("a piece").expect("a piece").len(), 256 * 1024);
     assert_eq!(read(&mut body).await.expect("the rest").len(), 700_000 - 256 * 1024);
-    let mut body = upstream.get_blob(&name(), &digest, 699_998, Some(999_999)).await.expect("a body");
+    let mut body = upstream
+        .blob(&name(), &digest, ByteRange { first: 699_998, last: Some(999_999) }, None)
+        .await
+        .expect("a body");
     assert_eq!((body.offset, body.total), (699_998, Some(700_000)));
     assert_eq!(read(&mut body).await.expect("the range"), [7, 7]);
-    let error = upstream.get_blob(&name(), &digest, 700_000, None).await.expect_err("beyond");
-    assert_eq!(error, UpstreamError::RangeNotSatisfiable);
+    let error = upstream.blob(&name(), &digest, ByteRange::from(700_000), None).await.expect_err("beyond");
+    assert_eq!(error, SourceError::RangeNotSatisfiable);
     let missing = Digest::of(Algorithm::Sha512, b"missing");
-    assert_eq!(upstream.head_blob(&name(), &missing).await, Err(UpstreamError::NotFound));
+    assert_eq!(upstream.blob_size(&name(), &missing, None).await, Err(SourceError::NotFound));
 
     let series = |status: &str| {
         let name = "larder_upstream_requests_total";
@@ -112,15 +116,15 @@ async fn repository_may_have_its_own_layout() {
         [(REF_NAME, "latest", b"own"), (REF_NAME, "both", b"own"), (REF_NAME, "org/app:both", b"whole")];
     write_layout(&own, &[b"own", b"whole"], &own_names);
     let (upstream, _) = layout(root.path());
-    assert_eq!(upstream.get_manifest(&name(), &tag(), "").await.expect("a manifest").body, "own");
-    let both = upstream.get_manifest(&name(), &reference("both"), "").await.expect("a manifest");
+    assert_eq!(upstream.manifest(&name(), &tag(), "", None).await.expect("a manifest").body, "own");
+    let both = upstream.manifest(&name(), &reference("both"), "", None).await.expect("a manifest");
     assert_eq!(both.body, "whole", "a name that says more goes first");
     let other: Name = "other".parse().expect("a name");
-    assert_eq!(upstream.get_manifest(&other, &tag(), "").await.expect("a manifest").body, "other");
+    assert_eq!(upstream.manifest(&other, &tag(), "", None).await.expect("a manifest").body, "other");
     for stranger in ["app", "third"] {
         let stranger: Name = stranger.parse().expect("a name");
-        let error = upstream.get_manifest(&stranger, &tag(), "").await.expect_err("nobody's image");
-        assert_eq!(error, UpstreamError::NotFound);
+        let error = upstream.manifest(&stranger, &tag(), "", None).await.expect_err("nobody's image");
+        assert_eq!(error, SourceError::NotFound);
     }
 }
 
@@ -138,12 +142,12 @@ async fn layout_tags_are_the_valid_ones() {
     write_layout(root.path(), &[b"a"], &names);
     let (upstream, _) = layout(root.path());
     let tags = async |name: &Name| {
-        let tags = upstream.tags(name).await?;
-        Ok::<_, UpstreamError>(tags.iter().map(ToString::to_string).collect::<Vec<_>>())
+        let tags = upstream.tags(name, None).await?;
+        Ok::<_, SourceError>(tags.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
     assert_eq!(tags(&name()).await, Ok(vec!["containerd".into(), "full".into(), "short".into()]));
     let stranger: Name = "org/stranger".parse().expect("a name");
-    assert_eq!(tags(&stranger).await, Err(UpstreamError::NotFound));
+    assert_eq!(tags(&stranger).await, Err(SourceError::NotFound));
     // In a repository's own layout a bare tag is one too.
     let own = root.path().join("org/app");
     std::fs::create_dir_all(&own).expect("a folder");
@@ -153,10 +157,10 @@ async fn layout_tags_are_the_valid_ones() {
         Ok(vec!["bare".into(), "containerd".into(), "full".into(), "short".into()])
     );
     for tag in tags(&name()).await.expect("a list") {
-        upstream.get_manifest(&name(), &reference(&tag), "").await.expect("a manifest");
+        upstream.manifest(&name(), &reference(&tag), "", None).await.expect("a manifest");
     }
     std::fs::remove_dir_all(root.path()).expect("removed");
-    assert!(matches!(tags(&name()).await, Err(UpstreamError::Unreachable(_))));
+    assert!(matches!(tags(&name()).await, Err(SourceError::Unreachable(_))));
 }
 
 #[tokio::test]
@@ -174,17 +178,17 @@ async fn layout_referrers_come_from_its_index() {
     ];
     write_layout(root.path(), &[b"subject", statement.as_bytes(), b"{}"], &names);
     let (upstream, _) = layout(root.path());
-    let list = upstream.referrers(&name(), &subject).await.expect("a list");
+    let list = upstream.referrers(&name(), &subject, None).await.expect("a list");
     let text = String::from_utf8(list.to_index()).expect("text");
     let referrer = Digest::of(Algorithm::Sha256, statement.as_bytes());
     assert!(text.contains(&referrer.to_string()) && text.contains("application/vnd.x"), "{text}");
     assert_eq!(text.matches("digest").count(), 1);
     // Where it finds none, it may still have the tag.
-    let none = upstream.referrers(&name(), &referrer).await.expect_err("nothing");
-    assert_eq!(none, UpstreamError::NoReferrers { lasting: false });
+    let none = upstream.referrers(&name(), &referrer, None).await.expect_err("nothing");
+    assert_eq!(none, SourceError::NoReferrers { lasting: false });
     std::fs::remove_dir_all(root.path()).expect("removed");
-    let away = upstream.referrers(&name(), &subject).await.expect_err("away");
-    assert!(matches!(away, UpstreamError::Unreachable(_)), "{away}");
+    let away = upstream.referrers(&name(), &subject, None).await.expect_err("away");
+    assert!(matches!(away, SourceError::Unreachable(_)), "{away}");
 }
 
 #[tokio::test]
@@ -206,12 +210,12 @@ async fn official_images_have_a_short_name() {
             Upstreams::build(&config, Arc::new(Metrics::new()), Clock::default()).expect("a configuration");
         let upstream = upstreams.get(&upstream.parse().expect("a name")).expect("the upstream");
         let name: Name = name.parse().expect("a name");
-        upstream.get_manifest(&name, &reference(tag), "").await.map(|document| document.body)
+        upstream.manifest(&name, &reference(tag), "", None).await.map(|document| document.body)
     };
     for (tag, body) in [("1", "short"), ("2", "host"), ("3", "full")] {
         assert_eq!(get("docker.io", "library/busybox", tag).await.expect("a manifest"), body);
-        assert_eq!(get("quay.io", "library/busybox", tag).await, Err(UpstreamError::NotFound));
-        assert_eq!(get("docker.io", "other/busybox", tag).await, Err(UpstreamError::NotFound));
+        assert_eq!(get("quay.io", "library/busybox", tag).await, Err(SourceError::NotFound));
+        assert_eq!(get("docker.io", "other/busybox", tag).await, Err(SourceError::NotFound));
     }
 }
 
@@ -219,16 +223,16 @@ async fn official_images_have_a_short_name() {
 async fn missing_layout_is_not_an_absence() {
     let root = tempfile::tempdir().expect("a folder");
     let (upstream, _) = layout(&root.path().join("later"));
-    let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("away");
-    assert!(matches!(error, UpstreamError::Unreachable(_)), "{error}");
+    let error = upstream.head(&name(), &tag(), "", None).await.expect_err("away");
+    assert!(matches!(error, SourceError::Unreachable(_)), "{error}");
     assert!(!error.to_string().contains(root.path().to_str().expect("text")), "{error}");
-    let error = upstream.get_blob(&name(), &digest(), 0, None).await.expect_err("away");
-    assert!(matches!(error, UpstreamError::Unreachable(_)), "{error}");
+    let error = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect_err("away");
+    assert!(matches!(error, SourceError::Unreachable(_)), "{error}");
 
     std::fs::create_dir(root.path().join("later")).expect("a folder");
-    let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("empty");
-    assert_eq!(error, UpstreamError::NotFound);
+    let error = upstream.head(&name(), &tag(), "", None).await.expect_err("empty");
+    assert_eq!(error, SourceError::NotFound);
     std::fs::write(root.path().join("later/index.json"), "{").expect("written");
-    let error = upstream.head_manifest(&name(), &tag(), "").await.expect_err("broken");
-    assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+    let error = upstream.head(&name(), &tag(), "", None).await.expect_err("broken");
+    assert!(matches!(error, SourceError::Invalid(_)), "{error}");
 }

@@ -1,7 +1,7 @@
 //! Lists that come in pages.
 
 use larder::oci::Tag;
-use larder::upstream::{LIST_MAX, UpstreamError};
+use larder::source::{LIST_MAX, Source as _, SourceError};
 
 use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, upstream};
 
@@ -20,7 +20,7 @@ async fn pages_come_from_the_same_endpoint() {
     })
     .await;
     let (upstream, metrics) = upstream(at(&format!("{}/proxy/hub/", registry.url())), PATIENT);
-    let tags = upstream.tags(&name()).await.expect("a list");
+    let tags = upstream.tags(&name(), None).await.expect("a list");
     assert_eq!(tags.iter().map(Tag::as_str).collect::<Vec<_>>(), ["b", "a"]);
     let targets: Vec<_> = registry.seen().into_iter().map(|seen| seen.target).collect();
     let list = "/proxy/hub/v2/org/app/tags/list";
@@ -41,7 +41,7 @@ async fn redirected_page_is_followed_and_the_next_comes_from_the_registry() {
     let registry =
         Registry::start(move |seen, _| answer(307, &[("location", &format!("{base}{}", seen.target))], b""))
             .await;
-    assert_eq!(open(&registry).tags(&name()).await.expect("a list").len(), 2);
+    assert_eq!(open(&registry).tags(&name(), None).await.expect("a list").len(), 2);
     let asked: Vec<_> = registry.seen().into_iter().map(|seen| seen.target).collect();
     assert_eq!(asked[1], "/v2/org/app/tags/list?token=x%2Fy");
 }
@@ -62,12 +62,12 @@ async fn pages_have_a_total_limit() {
         .await;
         let upstream = open(&registry);
         let error = if referrers {
-            upstream.referrers(&name(), &digest()).await.map(drop).expect_err("too long")
+            upstream.referrers(&name(), &digest(), None).await.map(drop).expect_err("too long")
         } else {
-            upstream.tags(&name()).await.map(drop).expect_err("too long")
+            upstream.tags(&name(), None).await.map(drop).expect_err("too long")
         };
         assert!(
-            matches!(&error, UpstreamError::Invalid(text) if text.contains(&format!("larger than {LIST_MAX} "))),
+            matches!(&error, SourceError::Invalid(text) if text.contains(&format!("larger than {LIST_MAX} "))),
             "{error}"
         );
         assert_eq!(registry.seen().len(), 4);
@@ -91,8 +91,8 @@ async fn only_api_support_is_remembered() {
         (200, ("content-type", "application/json"), "{}", false),
     ] {
         let registry = Registry::start(move |_, _| answer(status, &[header], body.as_bytes())).await;
-        let error = open(&registry).referrers(&name(), &digest()).await.expect_err("no list");
-        assert_eq!(error, UpstreamError::NoReferrers { lasting }, "{status} {body}");
+        let error = open(&registry).referrers(&name(), &digest(), None).await.expect_err("no list");
+        assert_eq!(error, SourceError::NoReferrers { lasting }, "{status} {body}");
     }
     let registry = Registry::start(|_, _| {
         answer(
@@ -102,5 +102,5 @@ async fn only_api_support_is_remembered() {
         )
     })
     .await;
-    assert!(open(&registry).referrers(&name(), &digest()).await.expect("a list").is_empty());
+    assert!(open(&registry).referrers(&name(), &digest(), None).await.expect("a list").is_empty());
 }

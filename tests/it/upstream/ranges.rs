@@ -1,6 +1,6 @@
 //! Blobs that are fetched in part.
 
-use larder::upstream::UpstreamError;
+use larder::source::{ByteRange, Source as _, SourceError};
 
 use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, read, upstream};
 
@@ -18,13 +18,16 @@ async fn blob_resumes_at_the_offset() {
     for (from, to, bytes) in
         [(4, None, &b"456789"[..]), (4, Some(5), &b"45"[..]), (0, None, &b"0123456789"[..])]
     {
-        let mut body = upstream.get_blob(&name(), &digest(), from, to).await.expect("a body");
+        let mut body = upstream
+            .blob(&name(), &digest(), ByteRange { first: from, last: to }, None)
+            .await
+            .expect("a body");
         assert_eq!((body.offset, body.total), (from, Some(10)));
         assert_eq!(read(&mut body).await.expect("the range"), bytes);
         assert_eq!(body.chunk().await, Ok(None), "an end stays an end");
     }
-    let error = upstream.get_blob(&name(), &digest(), 10, None).await.expect_err("beyond");
-    assert_eq!(error, UpstreamError::RangeNotSatisfiable);
+    let error = upstream.blob(&name(), &digest(), ByteRange::from(10), None).await.expect_err("beyond");
+    assert_eq!(error, SourceError::RangeNotSatisfiable);
     let fetched = r#"larder_fetched_bytes_total{kind="blob",upstream="reg.test"}"#;
     assert_eq!(counted(&metrics, fetched).as_deref(), Some("18"));
 }
@@ -32,7 +35,7 @@ async fn blob_resumes_at_the_offset() {
 #[tokio::test]
 async fn ignored_range_starts_at_zero() {
     let registry = Registry::start(|_, _| answer(200, &[], b"0123456789")).await;
-    let mut body = open(&registry).get_blob(&name(), &digest(), 4, None).await.expect("a body");
+    let mut body = open(&registry).blob(&name(), &digest(), ByteRange::from(4), None).await.expect("a body");
     assert_eq!((body.offset, body.total), (0, Some(10)));
     assert_eq!(read(&mut body).await.expect("all of it"), b"0123456789");
 }
@@ -51,12 +54,15 @@ async fn wrong_range_is_refused() {
             answer(206, &headers, body)
         })
         .await;
-        let error = open(&registry).get_blob(&name(), &digest(), 4, None).await.expect_err("refused");
-        assert!(matches!(error, UpstreamError::Invalid(_)), "{range:?}: {error}");
+        let error =
+            open(&registry).blob(&name(), &digest(), ByteRange::from(4), None).await.expect_err("refused");
+        assert!(matches!(error, SourceError::Invalid(_)), "{range:?}: {error}");
     }
     let registry =
         Registry::start(|_, _| answer(206, &[("content-range", "bytes 0-9/10")], b"0123456789")).await;
-    let error =
-        open(&registry).get_blob(&name(), &digest(), 0, None).await.expect_err("nobody asked for a part");
-    assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+    let error = open(&registry)
+        .blob(&name(), &digest(), ByteRange::ALL, None)
+        .await
+        .expect_err("nobody asked for a part");
+    assert!(matches!(error, SourceError::Invalid(_)), "{error}");
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use larder::config::schema::Upstream as Settings;
-use larder::upstream::UpstreamError;
+use larder::source::{ByteRange, Source as _, SourceError};
 use tokio::net::TcpListener;
 
 use crate::upstream::registry::{
@@ -27,7 +27,7 @@ async fn redirect_to_another_host_drops_credentials() {
     .await;
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), PATIENT);
-    let mut body = upstream.get_blob(&name(), &digest(), 4, None).await.expect("a body");
+    let mut body = upstream.blob(&name(), &digest(), ByteRange::from(4), None).await.expect("a body");
     assert_eq!(read(&mut body).await.expect("the bytes"), b"456789");
 
     let basic = "Basic dXNlcjpwdw==";
@@ -89,7 +89,7 @@ async fn credentials_never_leave_the_registry() {
             let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, PATIENT);
             for _ in 0..2 {
                 // What comes of it is the trap's matter.
-                let _ = upstream.head_blob(&name(), &digest()).await;
+                let _ = upstream.blob_size(&name(), &digest(), None).await;
             }
             let seen = elsewhere.seen();
             assert!(!seen.is_empty(), "{challenge} {host}");
@@ -123,7 +123,7 @@ async fn redirect_back_to_the_registry_regains_credentials() {
     home.set(registry.url()).expect("set once");
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), PATIENT);
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen()[2].header("authorization"), None);
     assert_eq!(elsewhere.seen()[0].header("authorization"), None);
 }
@@ -141,15 +141,15 @@ async fn other_scheme_is_another_host() {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "pw");
     let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, PATIENT);
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(storage.seen()[0].header("authorization"), None);
 }
 
 #[tokio::test]
 async fn redirects_are_bounded() {
     let registry = Registry::start(|seen, _| answer(302, &[("location", &seen.target)], b"")).await;
-    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("a loop");
-    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("10 times")), "{error}");
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("a loop");
+    assert!(matches!(&error, SourceError::Invalid(text) if text.contains("10 times")), "{error}");
     assert_eq!(registry.seen().len(), 11);
 }
 
@@ -164,8 +164,8 @@ async fn redirect_to_a_private_address_is_refused() {
         "http://[::1]:1/?key=hush",
     ] {
         let registry = Registry::start(move |_, _| answer(302, &[("location", target)], b"")).await;
-        let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("refused");
-        assert!(matches!(error, UpstreamError::Invalid(_)), "{target}: {error}");
+        let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("refused");
+        assert!(matches!(error, SourceError::Invalid(_)), "{target}: {error}");
         assert!(!error.to_string().contains("hush"), "{error}");
     }
     let storage = Registry::start(|_, _| answer(200, &[], b"content")).await;
@@ -173,7 +173,7 @@ async fn redirect_to_a_private_address_is_refused() {
     let registry = Registry::start(move |_, _| answer(302, &[("location", &target)], b"")).await;
     let settings = Settings { allow_private: true, ..at(&registry.url()) };
     let (upstream, _) = upstream(settings, PATIENT);
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)), "unless that is permitted");
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)), "unless that is permitted");
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn dead_signed_url_is_not_printed() {
     let target = format!("http://{}/x?signature=hush", listener.local_addr().expect("an address"));
     drop(listener);
     let registry = Registry::start(move |_, _| answer(302, &[("location", &target)], b"")).await;
-    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("nobody there");
-    assert!(matches!(error, UpstreamError::Unreachable(_)), "{error}");
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("nobody there");
+    assert!(matches!(error, SourceError::Unreachable(_)), "{error}");
     assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
 }

@@ -21,8 +21,9 @@ use larder::clock::Clock;
 use larder::config::Config;
 use larder::config::schema::{Endpoint, Upstream as Settings};
 use larder::oci::{Algorithm, Digest, Name, Reference};
+use larder::source::{BlobBody, SourceError};
 use larder::telemetry::Metrics;
-use larder::upstream::{Timeouts, Upstream, UpstreamError, Upstreams};
+use larder::upstream::{Timeouts, Upstream, Upstreams};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
@@ -263,7 +264,7 @@ pub(crate) fn counted(metrics: &Metrics, series: &str) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
 }
 
-pub(crate) async fn read(body: &mut larder::upstream::BlobBody) -> Result<Vec<u8>, (Vec<u8>, UpstreamError)> {
+pub(crate) async fn read(body: &mut BlobBody) -> Result<Vec<u8>, (Vec<u8>, SourceError)> {
     let mut bytes = Vec::new();
     loop {
         match body.chunk().await {

@@ -52,7 +52,7 @@ impl Search {
         assert!(larder.wait_exit().success());
         let log = larder.log_text();
         assert!(
-            log.contains("\"level\":\"TRACE\"") && log.contains("\"asked\""),
+            log.contains("\"level\":\"TRACE\"") && log.contains("\"request sent\""),
             "it does not log everything"
         );
         self.places.push(("the log".to_owned(), log));

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use larder::clock::Clock;
 use larder::config::Config;
 use larder::config::schema::Upstream as Settings;
+use larder::source::{ByteRange, Source as _, SourceError};
 use larder::telemetry::Metrics;
-use larder::upstream::{UpstreamError, Upstreams};
+use larder::upstream::Upstreams;
 
 use crate::upstream::registry::{
     Identity, PATIENT, Piece, Registry, Reply, answer, at, basic, digest, name, open, read, upstream,
@@ -18,18 +19,18 @@ use crate::upstream::registry::{
 async fn certificates_are_verified_by_default() {
     let identity = Identity::new();
     let registry = Registry::start_tls(&identity, |_, _| answer(200, &[], b"content")).await;
-    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("a stranger");
-    assert!(matches!(&error, UpstreamError::Unreachable(text) if text.contains("certificate")), "{error}");
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("a stranger");
+    assert!(matches!(&error, SourceError::Unreachable(text) if text.contains("certificate")), "{error}");
     assert_eq!(registry.seen().len(), 0);
 
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("ca.pem");
     std::fs::write(&file, &identity.pem).expect("written");
     let (trusting, _) = upstream(Settings { ca_file: Some(file), ..at(&registry.url()) }, PATIENT);
-    assert_eq!(trusting.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(trusting.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
 
     let (blind, _) = upstream(Settings { insecure_skip_verify: true, ..at(&registry.url()) }, PATIENT);
-    assert_eq!(blind.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(blind.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
 }
 
 #[tokio::test]
@@ -41,10 +42,10 @@ async fn cut_http2_stream_is_an_error() {
     })
     .await;
     let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..at(&registry.url()) }, PATIENT);
-    let mut body = upstream.get_blob(&name(), &digest(), 0, None).await.expect("a body");
+    let mut body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
     assert_eq!(body.total, None);
     let (_, error) = read(&mut body).await.expect_err("cut");
-    assert!(matches!(error, UpstreamError::Interrupted(_)), "{error}");
+    assert!(matches!(error, SourceError::Interrupted(_)), "{error}");
 }
 
 #[tokio::test]
@@ -55,8 +56,8 @@ async fn redirect_away_from_tls_is_refused() {
         Registry::start_tls(&Identity::new(), move |_, _| answer(307, &[("location", &target)], b"")).await;
     let settings = Settings { insecure_skip_verify: true, allow_private: true, ..at(&registry.url()) };
     let (upstream, _) = upstream(settings, PATIENT);
-    let error = upstream.head_blob(&name(), &digest()).await.expect_err("refused");
-    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("https")), "{error}");
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
+    assert!(matches!(&error, SourceError::Invalid(text) if text.contains("https")), "{error}");
     assert_eq!(storage.seen().len(), 0);
 }
 
@@ -72,7 +73,7 @@ async fn realm_without_tls_gets_no_credentials() {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "pw");
     let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, PATIENT);
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(service.seen()[0].header("authorization"), None);
 }
 
@@ -95,14 +96,15 @@ async fn client_certificate_is_sent_on_demand() {
         client_key: Some(file(&folder, &format!("{name}-key.pem"), &client.key)),
         ..trusting.clone()
     };
-    let ask =
-        |settings: Settings| async { upstream(settings, PATIENT).0.head_blob(&name(), &digest()).await };
+    let ask = |settings: Settings| async {
+        upstream(settings, PATIENT).0.blob_size(&name(), &digest(), None).await
+    };
 
     assert_eq!(ask(shows("own", &client)).await, Ok(Some(7)));
     let seen = registry.seen().len();
     for settings in [trusting.clone(), shows("other", &stranger)] {
         let error = ask(settings).await.expect_err("refused");
-        assert!(matches!(error, UpstreamError::Unreachable(_)), "{error}");
+        assert!(matches!(error, SourceError::Unreachable(_)), "{error}");
     }
     assert_eq!(registry.seen().len(), seen);
     let blind = Settings { insecure_skip_verify: true, ca_file: None, ..shows("own", &client) };
@@ -128,7 +130,7 @@ async fn token_service_uses_the_registry_tls_settings() {
         ..with_password(&registry.url(), folder.path(), "pw")
     };
     let (upstream, _) = upstream(settings, PATIENT);
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(service.seen()[0].header("authorization"), Some(basic("user:pw").as_str()));
 }
 

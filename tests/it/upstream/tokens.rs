@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use larder::config::schema::Upstream as Settings;
 use larder::oci::Name;
-use larder::upstream::UpstreamError;
+use larder::source::{Denial, Source as _, SourceError};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::upstream::registry::{
@@ -34,7 +34,7 @@ async fn token_is_requested_once_and_cached() {
     let registry = token_registry(None).await;
     let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
     for _ in 0..3 {
-        assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     }
     let targets: Vec<_> = registry.seen().into_iter().map(|seen| seen.target).collect();
     let blob = format!("/v2/org/app/blobs/{}", digest());
@@ -44,7 +44,7 @@ async fn token_is_requested_once_and_cached() {
     assert_eq!(counted(&metrics, ok).as_deref(), Some("1"));
 
     let other: Name = "org/other".parse().expect("a name");
-    upstream.head_blob(&other, &digest()).await.expect("a blob");
+    upstream.blob_size(&other, &digest(), None).await.expect("a blob");
     let seen = registry.seen();
     assert_eq!(seen[5].header("authorization"), None, "a token is for its repository only");
     assert!(seen[6].target.contains("scope=repository%3Aorg%2Fother%3Apull"));
@@ -57,7 +57,7 @@ async fn concurrent_token_requests_are_coalesced() {
     let tasks: Vec<_> = (0..16)
         .map(|_| {
             let upstream = Arc::clone(&upstream);
-            tokio::spawn(async move { upstream.head_blob(&name(), &digest()).await })
+            tokio::spawn(async move { upstream.blob_size(&name(), &digest(), None).await })
         })
         .collect();
     for task in tasks {
@@ -72,7 +72,7 @@ async fn credentials_go_to_the_registrys_token_service() {
     let registry = token_registry(None).await;
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), PATIENT);
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(registry.seen()[1].header("authorization"), Some("Basic dXNlcjpwdw=="));
     let shown = format!("{upstream:?}");
     assert!(!shown.contains("Basic") && !shown.contains("t1"), "{shown}");
@@ -86,7 +86,7 @@ async fn foreign_realm_gets_no_credentials() {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = Settings { allow_private: true, ..with_password(&registry.url(), folder.path(), "pw") };
     let (upstream, _) = upstream(settings, PATIENT);
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(service.seen()[0].header("authorization"), None);
 }
 
@@ -106,15 +106,15 @@ async fn foreign_realm_gets_credentials_if_configured() {
     ] {
         settings.realm_hosts.clone_from(&hosts);
         let (upstream, _) = upstream(settings.clone(), PATIENT);
-        upstream.head_blob(&name(), &digest()).await.expect("a blob");
+        upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
         let sent = service.seen().last().and_then(|seen| seen.header("authorization").map(str::to_owned));
         assert_eq!(sent, expected.then(|| basic("user:pw")), "{hosts:?}");
     }
     // It still has to be permitted to lead inside.
     settings.allow_private = false;
     settings.realm_hosts = vec!["localhost".to_owned()];
-    let error = upstream(settings, PATIENT).0.head_blob(&name(), &digest()).await.expect_err("refused");
-    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("allow_private")), "{error}");
+    let error = upstream(settings, PATIENT).0.blob_size(&name(), &digest(), None).await.expect_err("refused");
+    assert!(matches!(&error, SourceError::Invalid(text) if text.contains("allow_private")), "{error}");
 }
 
 #[tokio::test]
@@ -129,12 +129,12 @@ async fn token_service_404_is_not_missing_content() {
         .await;
         let upstream = open(&registry);
         for error in [
-            upstream.head_blob(&name(), &digest()).await.map(|_| ()).expect_err("no token"),
+            upstream.blob_size(&name(), &digest(), None).await.map(|_| ()).expect_err("no token"),
             // 405 and 501 would mean that the registry does not do HEAD.
-            upstream.head_manifest(&name(), &tag(), "*/*").await.map(|_| ()).expect_err("no token"),
+            upstream.head(&name(), &tag(), "*/*", None).await.map(|_| ()).expect_err("no token"),
         ] {
             assert!(error.to_string().contains(&status.to_string()), "{error}");
-            assert!(matches!(error, UpstreamError::Invalid(_)), "{status}: {error:?}");
+            assert!(matches!(error, SourceError::Invalid(_)), "{status}: {error:?}");
         }
     }
 }
@@ -142,8 +142,8 @@ async fn token_service_404_is_not_missing_content() {
 #[tokio::test]
 async fn realm_on_a_private_address_is_refused() {
     let registry = token_registry(Some("http://169.254.169.254/token".to_owned())).await;
-    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("refused");
-    assert!(matches!(&error, UpstreamError::Invalid(text) if text.contains("allow_private")), "{error}");
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("refused");
+    assert!(matches!(&error, SourceError::Invalid(text) if text.contains("allow_private")), "{error}");
     assert!(!error.to_string().contains("169.254"), "{error}");
 }
 
@@ -157,12 +157,12 @@ async fn refused_token_is_renewed_once() {
     })
     .await;
     let upstream = open(&registry);
-    let error = upstream.head_blob(&name(), &digest()).await.expect_err("refused");
-    assert_eq!(error, UpstreamError::Denied { status: 401 });
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
+    assert_eq!(error, SourceError::Denied(Denial::Unauthenticated));
     let count = |kind: &str| registry.seen().iter().filter(|seen| seen.target.starts_with(kind)).count();
     assert_eq!((count("/v2"), count("/token")), (2, 1));
     // The kept token is tried, found useless and replaced.
-    upstream.head_blob(&name(), &digest()).await.expect_err("refused");
+    upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
     assert_eq!((count("/v2"), count("/token")), (4, 2));
 }
 
@@ -183,8 +183,8 @@ async fn token_service_failures_are_reported() {
         })
         .await;
         let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
-        let error = upstream.head_blob(&name(), &digest()).await.expect_err("no token");
-        assert_eq!(matches!(error, UpstreamError::Denied { .. }), expected == "denied", "{error}");
+        let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("no token");
+        assert_eq!(matches!(error, SourceError::Denied(_)), expected == "denied", "{error}");
         assert!(!error.to_string().contains("hush"), "{error}");
         let series =
             format!(r#"larder_upstream_token_requests_total{{result="{expected}",upstream="reg.test"}}"#);
@@ -198,8 +198,8 @@ async fn token_service_failures_are_reported() {
         answer(401, &[("www-authenticate", r#"Bearer realm="/token""#)], b"")
     })
     .await;
-    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("no token");
-    assert!(matches!(error, UpstreamError::Invalid(_)), "{error}");
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("no token");
+    assert!(matches!(error, SourceError::Invalid(_)), "{error}");
 }
 
 /// Keeps what is logged.
@@ -244,7 +244,7 @@ async fn log_has_no_secrets() {
     tracing::subscriber::set_global_default(subscriber.finish()).expect("the only one in this process");
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), PATIENT);
-    upstream.head_blob(&name(), &digest()).await.expect("a blob");
+    upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     let log = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
     for shown in ["path=\"/place\"", "path=\"/token\"", "status=307", "upstream=reg.test"] {
         assert!(log.contains(shown), "{shown} is not in {log}");
@@ -259,23 +259,23 @@ async fn basic_needs_credentials_and_is_cached() {
         _ => answer(401, &[("www-authenticate", r#"Basic realm="reg""#)], b""),
     })
     .await;
-    let error = open(&registry).head_blob(&name(), &digest()).await.expect_err("no credentials");
-    assert_eq!(error, UpstreamError::Denied { status: 401 });
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("no credentials");
+    assert_eq!(error, SourceError::Denied(Denial::Unauthenticated));
     assert_eq!(registry.seen().len(), 1);
 
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "wrong"), PATIENT);
-    let error = upstream.head_blob(&name(), &digest()).await.expect_err("wrong password");
-    assert_eq!(error, UpstreamError::Denied { status: 401 });
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("wrong password");
+    assert_eq!(error, SourceError::Denied(Denial::Unauthenticated));
     assert_eq!(registry.seen().len(), 3);
     // The password is changed under the running larder.
     std::fs::write(folder.path().join("password"), "pw\n").expect("written");
-    assert_eq!(upstream.head_blob(&name(), &digest()).await, Ok(Some(7)));
+    assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen().len(), 4, "sent along without waiting for the challenge");
 
     std::fs::remove_file(folder.path().join("password")).expect("removed");
-    let error = upstream.head_blob(&name(), &digest()).await.expect_err("no password");
-    assert!(matches!(&error, UpstreamError::Local(text) if text.contains("password_file")), "{error}");
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("no password");
+    assert!(matches!(&error, SourceError::Local(text) if text.contains("password_file")), "{error}");
     let place = folder.path().to_str().expect("text");
     assert!(!error.to_string().contains(place), "{error}");
 }

@@ -1,0 +1,163 @@
+//! Errors of sources, by meaning.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Reason why a source sent nothing that can be used.
+///
+/// The texts reach clients. They contain no local path, address, URL or secret; such details are logged where the error
+/// occurs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// The source was asked and does not have the content.
+    #[error("the upstream does not have it")]
+    NotFound,
+    /// The source has no list of referrers.
+    #[error("the upstream has no referrers API")]
+    NoReferrers {
+        /// True if the source has no such lists at all, false if only this one is missing.
+        lasting: bool,
+    },
+    /// The source refused access, with or without credentials.
+    #[error("the upstream refused access with {0}; check the upstream's credentials")]
+    Denied(Denial),
+    /// The rate limit is reached or the quota is used up.
+    #[error("the upstream limits the rate of requests")]
+    RateLimited {
+        /// Time to wait before the next request, if the source announced one.
+        retry_after: Option<Duration>,
+    },
+    /// The source is overloaded and asked for a pause.
+    #[error("the upstream is overloaded and asks to be left alone")]
+    Overloaded {
+        /// Time to wait before the next request.
+        retry_after: Duration,
+    },
+    /// All connections that may be open to the source are in use.
+    #[error("all connections to the upstream (max_connections) are in use")]
+    Busy,
+    /// No answer before the deadline.
+    #[error("the upstream did not answer in time: {0}")]
+    Timeout(String),
+    /// No connection, or one that broke before the answer.
+    #[error("the upstream cannot be reached: {0}")]
+    Unreachable(String),
+    /// A failure of the source that may pass at once.
+    #[error("the upstream answered with {0}")]
+    Unavailable(String),
+    /// A failure of the source that a retry does not cure.
+    #[error("the upstream answered with {0}")]
+    Failed(String),
+    /// The source does not support this kind of request. Says nothing about the content.
+    #[error("the upstream answered with {0}")]
+    Unsupported(String),
+    /// An answer that breaks the protocol or one of larder's limits.
+    #[error("the upstream's answer cannot be used: {0}")]
+    Invalid(String),
+    /// A body labelled as gzip that cannot be decoded.
+    #[error("the upstream's answer is labelled as gzip and does not decode")]
+    Undecodable,
+    /// A body that ended early or stalled.
+    #[error("the upstream's answer was interrupted: {0}")]
+    Interrupted(String),
+    /// The range begins at or after the end of the blob.
+    #[error("the upstream has no such range of the blob")]
+    RangeNotSatisfiable,
+    /// A failure on this side, before the source was asked.
+    #[error("larder cannot ask the upstream: {0}")]
+    Local(String),
+}
+
+/// Kind of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// The source wants credentials, or others.
+    Unauthenticated,
+    /// The source knows the credentials and does not permit access with them.
+    Forbidden,
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unauthenticated => "status 401",
+            Self::Forbidden => "status 403",
+        })
+    }
+}
+
+impl SourceError {
+    /// Returns true if the same request to the same place may succeed at once.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Unavailable(_))
+    }
+
+    /// Returns the time to wait that the source asked for.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after } => *retry_after,
+            Self::Overloaded { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// Returns true if this answer to [`head`](super::Source::head) or [`blob_size`](super::Source::blob_size) may be
+    /// about the kind of request and not about the content. Some registries, proxies and signed URLs refuse `HEAD` in
+    /// this way; only a request for the content itself is conclusive.
+    pub fn may_be_about_head(&self) -> bool {
+        matches!(self, Self::NotFound | Self::Denied(_) | Self::Unsupported(_))
+    }
+
+    /// Returns true if the source failed as a whole, whatever it was asked for.
+    pub fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::Timeout(_)
+                | Self::Unreachable(_)
+                | Self::Interrupted(_)
+                | Self::Unavailable(_)
+                | Self::Failed(_)
+        )
+    }
+
+    /// Returns the less definite of two errors. Of several places, all must say "not found" for the content not to
+    /// exist, so the least definite error counts.
+    #[must_use]
+    pub fn less_definite(self, other: Self) -> Self {
+        if self.doubt() < other.doubt() { other } else { self }
+    }
+
+    /// Returns the distance from a definite "not found".
+    fn doubt(&self) -> u8 {
+        match self {
+            Self::NotFound | Self::NoReferrers { lasting: true } => 0,
+            Self::RangeNotSatisfiable | Self::NoReferrers { lasting: false } => 1,
+            Self::Denied(_) => 2,
+            Self::RateLimited { .. } | Self::Overloaded { .. } => 3,
+            _ => 4,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_retryable_excludes_rate_limits_and_timeouts() {
+        assert!(!SourceError::RateLimited { retry_after: None }.is_retryable());
+        assert!(!SourceError::Timeout(String::new()).is_retryable());
+        assert!(SourceError::Unavailable("status 503".to_owned()).is_retryable());
+    }
+
+    #[test]
+    fn less_definite_prefers_the_error_that_proves_least() {
+        let busy = SourceError::Busy;
+        assert_eq!(SourceError::NotFound.less_definite(busy.clone()), busy);
+        assert_eq!(busy.clone().less_definite(SourceError::NotFound), busy);
+        let denied = SourceError::Denied(Denial::Forbidden);
+        assert_eq!(denied.clone().less_definite(SourceError::NotFound), denied);
+        let first = SourceError::Timeout("first".to_owned());
+        assert_eq!(first.clone().less_definite(SourceError::Busy), first);
+    }
+}

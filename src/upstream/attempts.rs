@@ -1,0 +1,176 @@
+//! Attempts to answer one request: the endpoints of an upstream in order, until one of them has the answer.
+//!
+//! Only authoritative endpoints are asked about tags; any endpoint may send content by digest. Endpoints that are failing
+//! or rate-limited are skipped without a request.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::endpoint::Endpoint;
+use super::health::{Health, Permit};
+use super::quota::Counted;
+use crate::oci::Digest;
+use crate::source::{BlobBody, Chunks, Source, SourceError};
+
+/// Endpoints for one request, in the order in which they are asked.
+pub(crate) struct EndpointIter<'u> {
+    order: Vec<&'u Arc<Endpoint>>,
+    next: usize,
+    counted: Counted,
+    /// True if the request is for a list.
+    is_list: bool,
+    /// Latest time for the answer of the last endpoint.
+    deadline: Instant,
+    /// Least definite error so far.
+    error: Option<SourceError>,
+}
+
+/// Permission to ask one endpoint.
+pub(crate) struct Attempt<'u> {
+    pub(crate) endpoint: &'u Arc<Endpoint>,
+    /// Latest time for the answer, which leaves time for the endpoints after it.
+    pub(crate) deadline: Instant,
+    _permit: Permit,
+}
+
+impl<'u> EndpointIter<'u> {
+    /// Creates the order for a request by `digest`, or, without a digest, for one that only authoritative endpoints may
+    /// answer. All answers together may take until `deadline`, at most `total`.
+    pub(crate) fn new(
+        endpoints: &'u [Arc<Endpoint>],
+        digest: Option<&Digest>,
+        counted: Counted,
+        deadline: Option<Instant>,
+        total: Duration,
+    ) -> Self {
+        let mut order: Vec<_> =
+            endpoints.iter().filter(|endpoint| digest.is_some() || endpoint.is_authoritative()).collect();
+        if let Some(digest) = digest.filter(|_| order.len() > 1) {
+            order.sort_by_key(|endpoint| endpoint.mismatches(digest));
+        }
+        let own = Instant::now() + total;
+        let deadline = deadline.map_or(own, |deadline| deadline.min(own));
+        Self { order, next: 0, counted, is_list: false, deadline, error: None }
+    }
+
+    /// Marks the request as one for a list. A registry may fail at long lists, or at an API that it hardly supports, and
+    /// serve images well. So an error counts against the endpoint only if it cannot be reached at all.
+    pub(crate) fn for_list(self) -> Self {
+        Self { is_list: true, ..self }
+    }
+
+    /// Returns the next endpoint that may be asked.
+    pub(crate) fn next(&mut self) -> Option<Attempt<'u>> {
+        loop {
+            let endpoint = *self.order.get(self.next)?;
+            // Counts the endpoints that will be skipped too, because it only divides the time.
+            let remaining = u32::try_from(self.order.len() - self.next).unwrap_or(u32::MAX);
+            self.next += 1;
+            match endpoint.quota.check(self.counted).and_then(|()| endpoint.health.permit()) {
+                Ok(permit) => {
+                    let now = Instant::now();
+                    let deadline = now + self.deadline.saturating_duration_since(now) / remaining;
+                    return Some(Attempt { endpoint, deadline, _permit: permit });
+                }
+                Err(error) => self.keep(error),
+            }
+        }
+    }
+
+    /// Records the result of an attempt. `None`: the next endpoint has to be asked.
+    pub(crate) fn record<T>(&mut self, attempt: &Attempt<'u>, result: Result<T, SourceError>) -> Option<T> {
+        let endpoint = attempt.endpoint;
+        match result {
+            Ok(answer) => {
+                endpoint.health.worked();
+                endpoint.quota.granted();
+                Some(answer)
+            }
+            Err(error) => {
+                match &error {
+                    SourceError::RateLimited { retry_after } => {
+                        endpoint.health.worked();
+                        endpoint.quota.refused(self.counted, *retry_after);
+                    }
+                    SourceError::Overloaded { retry_after } => {
+                        endpoint.health.worked();
+                        endpoint.quota.overloaded(*retry_after);
+                    }
+                    SourceError::Local(_) | SourceError::Busy => {}
+                    SourceError::Unreachable(_) => endpoint.health.failed(&error),
+                    error if error.is_outage() && self.is_list => {}
+                    error if error.is_outage() => endpoint.health.failed(error),
+                    _ => endpoint.health.worked(),
+                }
+                self.keep(error);
+                None
+            }
+        }
+    }
+
+    fn keep(&mut self, error: SourceError) {
+        self.error = Some(match self.error.take() {
+            Some(kept) => kept.less_definite(error),
+            None => error,
+        });
+    }
+
+    /// Asks one endpoint after the other until one has the answer.
+    pub(crate) async fn first<T>(
+        mut self,
+        ask: impl Fn(&'u dyn Source, Option<Instant>) -> SourceFuture<'u, T>,
+    ) -> Result<T, SourceError> {
+        while let Some(attempt) = self.next() {
+            let result = ask(attempt.endpoint.source.as_source(), Some(attempt.deadline)).await;
+            if let Some(answer) = self.record(&attempt, result) {
+                return Ok(answer);
+            }
+        }
+        self.into_error()
+    }
+
+    /// Returns the error after the last attempt.
+    pub(crate) fn into_error<T>(self) -> Result<T, SourceError> {
+        Err(self.error.unwrap_or_else(|| {
+            SourceError::Local(
+                "none of its endpoints is authoritative, so none may be asked for a tag".into(),
+            )
+        }))
+    }
+}
+
+/// Future of a method of [`Source`].
+pub(crate) type SourceFuture<'f, T> = Pin<Box<dyn Future<Output = Result<T, SourceError>> + Send + 'f>>;
+
+impl Attempt<'_> {
+    /// Labels a body with its endpoint, so that failures while it is sent count against the endpoint.
+    pub(crate) fn label(&self, body: BlobBody) -> BlobBody {
+        let health = Arc::clone(&self.endpoint.health);
+        let sender = Arc::clone(self.endpoint);
+        body.sent_by(sender, |chunks| Box::new(ObservedChunks { chunks, health }))
+    }
+}
+
+/// Chunks of a body whose failures are counted against the endpoint.
+struct ObservedChunks {
+    chunks: Box<dyn Chunks>,
+    health: Arc<Health>,
+}
+
+#[async_trait]
+impl Chunks for ObservedChunks {
+    async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        let result = self.chunks.next().await;
+        if let Err(error) = &result
+            && error.is_outage()
+        {
+            self.health.failed(error);
+        }
+        result
+    }
+}
