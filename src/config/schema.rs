@@ -206,7 +206,7 @@ impl Default for Scrub {
 }
 
 /// Where the bytes of blobs live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BlobStoreKind {
     /// In sled, with everything else.

@@ -12,17 +12,20 @@ use super::platform::Platform;
 use super::reference::{self, ImageReference};
 
 /// What is to be checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct CheckQuery {
     /// The references.
+    #[param(rename = "reference", required = true)]
     pub references: Vec<String>,
     /// The platforms that would be pulled; none is all that an index has.
+    #[param(rename = "platform")]
     pub platforms: Vec<String>,
 }
 
 /// What a pull of one reference would meet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CheckVerdict {
     /// The reference, in full.
     pub reference: String,
@@ -39,11 +42,12 @@ pub struct CheckVerdict {
 }
 
 /// Something that a pull would lack.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MissingPart {
     /// For which platform, as far as that is stated.
     pub platform: Option<String>,
     /// `manifest` or `blob`.
+    #[schema(pattern = "^(manifest|blob)$")]
     pub kind: String,
     /// What.
     #[serde(flatten)]
@@ -51,7 +55,8 @@ pub struct MissingPart {
 }
 
 /// What pulls would meet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Verdicts)]
 pub struct CheckReport {
     /// Whether all would succeed.
     pub pullable: bool,

@@ -115,7 +115,7 @@ impl From<RouteError> for OpsError {
 }
 
 /// Why there is no answer, as it goes over the wire.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, utoipa::ToSchema)]
 #[error("{message}")]
 pub struct Failure {
     /// The word for it.

@@ -20,7 +20,7 @@ const COUNT_MAX: usize = 4096;
 pub(super) const CONFIG_MAX: u64 = 4 << 20;
 
 /// Something that a manifest or index points at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ContentPart {
     /// Its digest.
     pub digest: Digest,

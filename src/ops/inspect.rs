@@ -19,10 +19,12 @@ use super::reference::{self, ImageReference};
 const CONFIG_MAX: u64 = 4 << 20;
 
 /// What is to be shown of a reference.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct InspectQuery {
     /// The reference.
+    #[param(required = true)]
     pub reference: String,
     /// The platform whose manifest is wanted.
     pub platform: Option<String>,
@@ -48,7 +50,8 @@ impl InspectQuery {
 }
 
 /// What is held of a reference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Inspection)]
 pub struct InspectReport {
     /// The reference, in full.
     pub reference: String,
@@ -78,15 +81,18 @@ pub struct InspectReport {
     pub missing: Vec<ContentPart>,
     /// What is known here of what refers to what is shown: signatures, attestations.
     #[serde(default)]
+    #[schema(required = true)]
     pub referrers: Vec<ReferrerRow>,
     /// What is shown, as JSON; none if it is not held, or no JSON.
+    #[schema(required = true)]
     pub document: Option<Value>,
     /// The same, byte for byte.
     pub raw: Option<String>,
 }
 
 /// Something that refers to a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Referrer)]
 pub struct ReferrerRow {
     /// Its digest.
     pub digest: String,

@@ -9,7 +9,7 @@ use super::scrub::{self, Pace};
 use super::{Operations, OpsError, remove, warm};
 
 /// Something that takes its time or changes what is held; in JSON an object with a `verb`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 pub enum JobSpec {
     /// Hold everything against its digest.

@@ -18,8 +18,9 @@ const RUNNING_MAX: usize = 16;
 const ENDED_MAX: usize = 64;
 
 /// How a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = JobState)]
 pub enum JobState {
     /// It is under way.
     Running,
@@ -32,7 +33,8 @@ pub enum JobState {
 }
 
 /// A job as it is told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Job)]
 pub struct JobView {
     /// Its number.
     pub id: u64,
@@ -45,6 +47,7 @@ pub struct JobView {
     /// How far it has come.
     pub progress: Progress,
     /// What came of it.
+    #[schema(required = true)]
     pub report: Option<Value>,
     /// Why nothing came of it.
     pub error: Option<Failure>,

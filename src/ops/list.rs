@@ -14,7 +14,7 @@ use super::image_tree::{ImageTree, PlatformImage};
 use super::reference;
 
 /// How much is held of what a reference stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Completeness {
     /// Everything for every platform.
@@ -26,7 +26,7 @@ pub enum Completeness {
 }
 
 /// Whether a tag has to be asked for again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TagFreshness {
     /// It is served without asking.
@@ -50,7 +50,8 @@ impl From<Freshness> for TagFreshness {
 }
 
 /// One platform of an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Platform)]
 pub struct PlatformRow {
     /// `os/arch[/variant]`, as far as it is stated.
     pub platform: Option<String>,
@@ -78,7 +79,8 @@ impl From<&PlatformImage> for PlatformRow {
 }
 
 /// Something that is held under a name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Image)]
 pub struct ListRow {
     /// The repository, with its upstream in front.
     pub repository: String,
@@ -105,7 +107,8 @@ pub struct ListRow {
 }
 
 /// What is held.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Images)]
 pub struct ListReport {
     /// What time it is, in milliseconds since 1970.
     pub now: u64,

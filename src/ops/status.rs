@@ -11,7 +11,8 @@ use super::{Operations, OpsError};
 pub use crate::telemetry::Warning;
 
 /// How a larder is doing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Status)]
 pub struct StatusReport {
     /// What time it is, in milliseconds since 1970.
     pub now: u64,
@@ -36,7 +37,8 @@ pub struct StatusReport {
 }
 
 /// What a larder that runs has done since its start.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Service)]
 pub struct ServiceReport {
     /// When it began to serve, in milliseconds since 1970; all figures here count from then on.
     pub started_at: u64,
@@ -61,7 +63,8 @@ pub struct ServiceReport {
 }
 
 /// One upstream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Upstream)]
 pub struct UpstreamRow {
     /// How it stands.
     #[serde(flatten)]

@@ -30,8 +30,9 @@ const DEPTH_MAX: u32 = 8;
 const COUNT_MAX: usize = 1024;
 
 /// What is to be fetched.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schema(as = Warm)]
 pub struct WarmSpec {
     /// The references.
     pub references: Vec<String>,

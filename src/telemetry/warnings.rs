@@ -17,7 +17,7 @@ const KEPT: usize = 20;
 const LONGEST: usize = 500;
 
 /// Something that the log warned of; the same again is counted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Warning {
     /// When it was last logged, in milliseconds since 1970.
     pub at: u64,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Upstream, Upstreams};
 
 /// How an upstream stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UpstreamState {
     /// Its configured name.
     pub name: String,
@@ -18,7 +18,7 @@ pub struct UpstreamState {
 }
 
 /// Whether an endpoint is asked: the states of a circuit breaker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Breaker {
     /// It is asked whenever something is wanted of it.
@@ -31,7 +31,8 @@ pub enum Breaker {
 }
 
 /// How an endpoint has been doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = EndpointHealth)]
 pub struct HealthState {
     /// Whether it is asked.
     pub breaker: Breaker,
@@ -44,7 +45,8 @@ pub struct HealthState {
 }
 
 /// What an endpoint last told of its quota.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Quota)]
 pub struct QuotaState {
     /// Requests per window.
     pub limit: u64,
@@ -59,7 +61,8 @@ pub struct QuotaState {
 }
 
 /// How an endpoint stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Endpoint)]
 pub struct EndpointState {
     /// As it is configured.
     pub url: String,

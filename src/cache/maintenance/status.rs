@@ -14,7 +14,8 @@ use crate::cache::blob::fills::RunningFill;
 use crate::cache::{Cache, CacheError, Shared, blocking};
 
 /// How far a fill is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Fill)]
 pub struct FillStatus {
     /// What it brings.
     pub digest: Digest,
@@ -37,7 +38,8 @@ pub struct FillStatus {
 }
 
 /// How the store stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Store)]
 pub struct StoreStatus {
     /// Where the bytes of blobs are.
     pub kind: BlobStoreKind,
@@ -62,7 +64,8 @@ pub struct StoreStatus {
 }
 
 /// What the store takes of its disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Disk)]
 pub struct DiskUsage {
     /// Bytes that it takes, of content and of the database's own.
     pub taken: u64,

@@ -33,15 +33,18 @@ const AHEAD: usize = 4;
 const ATTEMPTS: usize = 3;
 
 /// What is to be exported.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct ExportRequest {
     /// The reference.
     pub reference: String,
     /// Of an index the platforms that are wanted; none is all of them.
+    #[param(rename = "platform", required = false)]
     pub platforms: Vec<String>,
     /// The name that it gets in the archive, if it is another.
     pub name: Option<String>,
     /// Whether nothing may be fetched.
+    #[param(required = false)]
     pub offline: bool,
 }
 
@@ -75,7 +78,8 @@ impl ExportRequest {
 pub const REPORT_HEADER: &str = "larder-report";
 
 /// What is exported.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Export)]
 pub struct ExportReport {
     /// The reference, in full.
     pub reference: String,

@@ -38,9 +38,11 @@ const INDEX_MAX: u64 = 16 << 20;
 const MARKER_MAX: u64 = 4096;
 
 /// How an archive is to be taken in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct ImportRequest {
     /// The repository that its images go to, whatever they are called in it.
+    #[param(rename = "as")]
     pub repository: Option<String>,
 }
 
@@ -62,7 +64,8 @@ impl ImportRequest {
 }
 
 /// What became of one image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Imported)]
 pub struct ImportedImage {
     /// The reference, in full.
     pub reference: String,
@@ -85,7 +88,8 @@ pub struct ImportedImage {
 }
 
 /// What became of an archive.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Import)]
 pub struct ImportReport {
     /// Whether everything of all images is held.
     pub complete: bool,
