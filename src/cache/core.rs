@@ -14,7 +14,9 @@ use crate::upstream::{Upstream, Upstreams};
 
 use super::blob::fills::Fills;
 use super::error::CacheError;
-use super::eviction::Eviction;
+use super::eviction::capacity::Capacity;
+use super::eviction::delete::Deleter;
+use super::eviction::tracker::ContentTracker;
 use super::flight::Flights;
 use super::lists::tags::TagLists;
 use super::manifest::resolve::ResolvedPointer;
@@ -30,7 +32,8 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
     pub(super) memory: MemoryCache,
-    pub(super) eviction: Eviction,
+    pub(super) eviction: ContentTracker,
+    pub(super) capacity: Capacity,
     pub(super) pointer_flights: Flights<Pointer, ResolvedPointer>,
     pub(super) manifest_flights: Flights<(Repository, Digest), Arc<CachedManifest>>,
     pub(super) tag_lists: TagLists,
@@ -53,6 +56,12 @@ pub(super) struct Rules {
 }
 
 impl Shared {
+    /// Returns the parts that a deletion changes.
+    pub(super) fn deleter(&self) -> Deleter<'_> {
+        let Self { store, memory, eviction, fills, .. } = self;
+        Deleter { store, memory, content: eviction, fills }
+    }
+
     /// What counts now.
     pub(super) fn rules(&self) -> Arc<Rules> {
         Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
@@ -69,14 +78,14 @@ impl Shared {
 
     /// Whether what is coming already leaves no room for another draft, of `size` bytes as far as is known.
     pub(super) fn is_crowded(&self, digest: &Digest, size: Option<u64>) -> bool {
-        self.eviction.is_crowded(self.fills.pending_except(digest), size.unwrap_or_default())
+        self.capacity.is_crowded(self.fills.pending_except(digest), size.unwrap_or_default())
     }
 
     /// Waits until it is a verified draft's turn to become content, and there is room for it.
     pub(super) async fn turn_of(&self, verified: &VerifiedDraft) -> CommitPermit {
         let turn = self.store.commit_permit().await;
         if let Some(size) = verified.kept() {
-            self.eviction.room_for(size, || self.store.counts().content).await;
+            self.capacity.wait_for_room(size, || self.store.counts().content).await;
         }
         turn
     }

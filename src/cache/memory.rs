@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::oci::{Digest, MediaType, Repository, Tag};
 use crate::store::{BlobEntry, Store, StoreError, TagFact};
 
-use crate::cache::eviction::Usage;
+use crate::cache::eviction::usage::Usage;
 use crate::cache::freshness;
 use crate::cache::pointer::Pointer;
 
@@ -107,6 +107,19 @@ impl MemoryCache {
         self.pointers.retain(|_, checked| !gone(&checked.fact.digest));
         self.blobs.retain(|(_, digest), _| !gone(digest));
         self.prefetched.retain(|(_, digest), ()| !gone(digest));
+    }
+
+    /// Removes a blob from the memory of all repositories.
+    pub(in crate::cache) fn remove_blob(&self, digest: &Digest) {
+        self.blobs.retain(|(_, it), _| it != digest);
+    }
+
+    /// Removes tags of a repository, with their variants.
+    pub(in crate::cache) fn remove_tags(&self, repository: &Repository, tags: &[Tag]) {
+        self.pointers.retain(|pointer, _| match pointer {
+            Pointer::Tag(key) => key.repository != *repository || !tags.contains(&key.tag),
+            Pointer::Referrers(..) => true,
+        });
     }
 
     /// Forgets what memory alone has: it came while nothing was kept, or what the store held of it is gone, and it would

@@ -8,6 +8,7 @@ mod blob;
 mod blocking;
 mod core;
 mod deadline;
+mod degraded_mode;
 mod error;
 mod eviction;
 mod flight;
@@ -24,23 +25,25 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
-use crate::oci::{Accept, Reference, Repository, UpstreamName};
-use crate::store::Store;
+use crate::oci::{Accept, Digest, Reference, Repository, UpstreamName};
+use crate::store::{Collected, Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::upstream::{BuildError, Upstreams};
 
 pub use blob::find::{BlobAnswer, BlobSource};
 pub use blob::reader::BlobReader;
 pub use error::CacheError;
-pub use eviction::{ContentPin, Reachability, Totals};
+pub use eviction::index::{Reachability, Totals};
+pub use eviction::usage::ContentPin;
 pub use lists::catalog::{ListResult, NamePage};
-pub use maintenance::{
-    CacheView, DamagedContent, DiskUsage, FillStatus, ImportError, Importer, Integrity, RemovalReport,
-    RemovalTarget, ScrubItem, StoreStatus, TagStatus, Throttle,
-};
+pub use maintenance::import::{ImportError, Importer};
+pub use maintenance::remove::{RemovalReport, RemovalTarget};
+pub use maintenance::scrub::{DamagedContent, Integrity, ScrubItem, Throttle};
+pub use maintenance::status::{DiskUsage, FillStatus, StoreStatus};
+pub use maintenance::view::{CacheView, TagStatus};
 pub use manifest::answer::ManifestAnswer;
 pub use memory::CachedManifest;
 
@@ -51,9 +54,13 @@ use blob::reader;
 use blocking::blocking;
 use core::{Rules, Shared};
 use deadline::in_time;
-use eviction::Eviction;
+use eviction::capacity::Capacity;
+use eviction::evictor::Evictor;
+use eviction::tracker::ContentTracker;
 use flight::Flights;
+use lists::catalog;
 use lists::tags::TagLists;
+use maintenance::{gc, remove, scrub, status};
 use manifest::{by_digest, resolve};
 use memory::MemoryCache;
 use pointer::{Pointer, TagKey};
@@ -82,7 +89,8 @@ impl Cache {
             metrics,
             clock,
             memory: MemoryCache::new(),
-            eviction: Eviction::new(options),
+            eviction: ContentTracker::new(options.blobs),
+            capacity: Capacity::new(options),
             pointer_flights: Flights::default(),
             manifest_flights: Flights::default(),
             tag_lists: TagLists::new(),
@@ -117,7 +125,7 @@ impl Cache {
         let upstreams = self.0.rules().upstreams.rebuilt(config)?;
         let rules = Arc::new(Rules { upstreams, prefetch: config.prefetch.clone() });
         *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
-        self.0.eviction.follow(&config.store);
+        self.0.capacity.set_limits(&config.store);
         Ok(())
     }
 
@@ -132,7 +140,7 @@ impl Cache {
         accept: Accept<'_>,
     ) -> Result<ManifestAnswer, CacheError> {
         let answer = in_time(self.find_manifest(repository, reference, accept)).await?;
-        answer.document.usage.touch(self.0.clock.now_millis());
+        answer.document.usage.touch(self.0.clock.now());
         Ok(answer)
     }
 
@@ -157,5 +165,109 @@ impl Cache {
         }
         let variant = TagKey { variant: Some(types.join(", ")), ..key };
         resolve::resolve(&self.0, &Pointer::Tag(variant), false).await
+    }
+}
+
+/// Maintenance and read-only views.
+impl Cache {
+    /// Keeps the store within its limits. Never returns.
+    pub async fn run_evictor(self) {
+        Evictor::new(&self.0).run().await;
+    }
+
+    /// Writes recent access times to the store, from where the next start reads them.
+    pub async fn save_access_times(&self) {
+        Evictor::new(&self.0).save_access_times().await;
+    }
+
+    /// Adds all content of the store to the eviction index.
+    pub async fn rebuild_index(&self) -> Result<(), CacheError> {
+        Evictor::new(&self.0).rebuild_index().await
+    }
+
+    /// Checks without any request whether the store works, and retries a failed store. Never returns.
+    pub async fn watch_store(self) {
+        degraded_mode::watch_store(&self.0).await;
+    }
+
+    /// Lists the content that was last verified before `before`, least recently verified first.
+    pub async fn list_due(&self, before: Timestamp) -> Result<Vec<ScrubItem>, CacheError> {
+        let store = self.0.store.clone();
+        blocking(move || scrub::list_due(&store, before)).await
+    }
+
+    /// Compares content with its digest, and deletes damaged content.
+    pub async fn verify(&self, item: &ScrubItem, throttle: Throttle<'_>) -> Result<Integrity, CacheError> {
+        scrub::verify(self, item, throttle).await
+    }
+
+    /// Fetches damaged content again. Returns the digests that were fetched, or are being fetched.
+    pub async fn repair(&self, damaged: &[DamagedContent]) -> Result<Vec<Digest>, CacheError> {
+        scrub::repair(self, damaged).await
+    }
+
+    /// Deletes facts, bytes and drafts that no cached content uses.
+    pub async fn collect_garbage(&self) -> Result<Collected, CacheError> {
+        let shared = Arc::clone(&self.0);
+        blocking(move || gc::collect(&shared)).await
+    }
+
+    /// Counts content that tags and lists of referrers lead to, and other content.
+    pub async fn reachability(&self) -> Result<Reachability, CacheError> {
+        let shared = Arc::clone(&self.0);
+        blocking(move || gc::reachability(&shared)).await
+    }
+
+    /// Starts an import. Its methods block, and must be called on a thread of the runtime for blocking work.
+    pub fn importer(&self) -> Result<Importer, ImportError> {
+        Importer::new(self)
+    }
+
+    /// Returns up to `limit` cached repositories that sort after `last`, of the upstream `only` or of all upstreams.
+    pub async fn repositories(
+        &self,
+        only: Option<UpstreamName>,
+        last: Option<String>,
+        limit: usize,
+    ) -> Result<NamePage, CacheError> {
+        catalog::repositories(&self.0, only, last, limit).await
+    }
+
+    /// Removes a tag or a manifest of a repository, and the content that nothing else points at or needs.
+    pub async fn remove(
+        &self,
+        repository: &Repository,
+        target: RemovalTarget,
+    ) -> Result<RemovalReport, CacheError> {
+        remove::remove(&self.0, repository, target).await
+    }
+
+    /// Runs `view` on a read-only view of the cached content, off the async threads.
+    pub async fn view<T, F>(&self, view: F) -> Result<T, CacheError>
+    where
+        T: Send + 'static,
+        F: FnOnce(CacheView<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.0);
+        blocking(move || view(CacheView(&shared))).await
+    }
+
+    /// Returns the status of the running fills, oldest first.
+    pub fn fills(&self) -> Vec<FillStatus> {
+        let now = self.0.clock.now();
+        let mut fills = self.0.fills.running();
+        fills.sort_by_key(|fill| fill.since);
+        fills.into_iter().map(|fill| status::fill_status(fill, now)).collect()
+    }
+
+    /// Returns the status of the upstreams, sorted by name.
+    pub fn upstreams(&self) -> Vec<UpstreamState> {
+        self.0.rules().upstreams.states()
+    }
+
+    /// Returns the status of the store.
+    pub async fn store_status(&self) -> Result<StoreStatus, CacheError> {
+        let shared = Arc::clone(&self.0);
+        blocking(move || Ok(status::store_status(&shared))).await
     }
 }

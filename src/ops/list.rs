@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::freshness::Freshness;
 use crate::cache::{Cache, CacheView};
+use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{StoreError, TagFact};
 
@@ -124,7 +125,7 @@ pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Re
             let only = only.clone();
             move |held| {
                 let images = rows(&held, only.as_ref(), untagged)?;
-                Ok(ListReport { now: held.now(), images })
+                Ok(ListReport { now: held.now().as_millis(), images })
             }
         })
         .await?;
@@ -199,7 +200,7 @@ fn row(
         size: tree.map(ImageTree::held_bytes).unwrap_or_default(),
         moved_at: tagged.map(|(_, fact)| fact.moved_at),
         checked_at: tagged.map(|(_, fact)| fact.checked_at),
-        last_pull: held.last_access(&digest),
+        last_pull: held.last_access(&digest).map(Timestamp::as_millis),
         freshness,
         complete: tree.map_or(Completeness::None, completeness),
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::cache::{Cache, CacheError, DamagedContent, Integrity, Reachability, ScrubItem};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::schema::Scrub as Settings;
 use crate::oci::Digest;
 use crate::store::Collected;
@@ -74,7 +74,7 @@ pub async fn verify(
     pace: &mut Pace,
     mut step: impl FnMut(ScrubProgress) + Send,
 ) -> Result<ScrubReport, CacheError> {
-    let due = cache.due(before).await?;
+    let due = cache.list_due(Timestamp::from_millis(before)).await?;
     step(ScrubProgress::Due(due.iter().map(|due| due.size).sum()));
     let mut report = ScrubReport::default();
     for due in due {
@@ -88,7 +88,7 @@ pub async fn verify(
             .await?;
         count(&mut report, &due, condition);
         let kind = if due.manifest { "manifest" } else { "blob" };
-        metrics.scrubbed(kind, condition != Integrity::Corrupt);
+        metrics.scrubbed(kind, condition != Integrity::Damaged);
     }
     Ok(report)
 }
@@ -106,17 +106,17 @@ fn count(report: &mut ScrubReport, due: &ScrubItem, condition: Integrity) {
     match condition {
         Integrity::Intact if due.manifest => report.manifests += 1,
         Integrity::Intact => report.blobs += 1,
-        Integrity::Corrupt => {
+        Integrity::Damaged => {
             report.damaged.push(DamagedContent { digest: due.digest, manifest: due.manifest });
         }
-        Integrity::Gone => {}
+        Integrity::Missing => {}
     }
 }
 
 /// Tells what tags lead to, and removes what leads to nothing.
 pub async fn collect(cache: &Cache, metrics: &Metrics, report: &mut ScrubReport) -> Result<(), CacheError> {
-    report.collected = cache.collect().await?;
-    report.reached = cache.reach().await?;
+    report.collected = cache.collect_garbage().await?;
+    report.reached = cache.reachability().await?;
     metrics.unreachable(report.reached.unreachable.bytes);
     for (kind, count) in report.collected.iter() {
         metrics.collected(kind, count);

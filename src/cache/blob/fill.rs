@@ -210,7 +210,7 @@ impl Fill {
     /// Bytes are coming: there should be room for them.
     fn begins(&self, draft: Arc<Draft>) {
         self.phase.send_replace(FillPhase::Running(draft));
-        self.shared.eviction.look();
+        self.shared.capacity.wake_evictor();
     }
 
     /// Holds the draft against its digest. If it verifies, everybody may have all of it from here on.
@@ -230,10 +230,10 @@ impl Fill {
     /// Makes a draft content. It has been served by then, so that a store that does not take it is no failure to anybody.
     async fn settle(&self, verified: VerifiedDraft) -> Result<Option<BlobEntry>, CacheError> {
         let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
-        let now = self.shared.clock.now_millis();
+        let now = self.shared.clock.now();
         let turn = self.shared.turn_of(&verified).await;
         let entry = blocking(move || {
-            let kept = verified.commit(Some(&repository), now)?;
+            let kept = verified.commit(Some(&repository), now.as_millis())?;
             drop(turn);
             if kept { store.blob(&digest) } else { Ok(None) }
         });
@@ -245,7 +245,7 @@ impl Fill {
             entry => entry?,
         };
         if let Some(entry) = &entry {
-            self.shared.eviction.blob_added(&digest, entry.size(), now);
+            self.shared.eviction.add_blob(&digest, entry.size(), now);
         }
         Ok(entry)
     }

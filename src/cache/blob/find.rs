@@ -17,7 +17,7 @@ use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
-use crate::cache::eviction::ContentPin;
+use crate::cache::eviction::usage::ContentPin;
 use crate::cache::memory::AbsenceKey;
 
 /// A blob to serve, and how the cache came by it.
@@ -57,7 +57,7 @@ impl Cache {
         // In trouble the store is asked itself: it may not have it any more.
         if !shared.store_health.is_degraded()
             && let Some(entry) = shared.memory.blobs.get(&key)
-            && let Some(pin) = shared.eviction.read(&entry, shared.clock.now_millis())
+            && let Some(pin) = shared.eviction.pin_for_client(&entry, shared.clock.now())
             && let Some(blob) = self.stored(entry, pin, Outcome::Hit).await?
         {
             return Ok(blob);
@@ -67,7 +67,7 @@ impl Cache {
             let (linked, entry) = look(shared, repository, digest).await?;
             let has_access = linked.is_some() || confirmed;
             if let Some(entry) = entry
-                && let Some(pin) = shared.eviction.read(&entry, shared.clock.now_millis())
+                && let Some(pin) = shared.eviction.pin_for_client(&entry, shared.clock.now())
             {
                 if !has_access {
                     confirm_blob(shared, repository, digest).await?;
@@ -126,7 +126,7 @@ impl Cache {
                     }
                 }
                 FillStart::Stored(entry) => {
-                    if let Some(pin) = shared.eviction.read(&entry, shared.clock.now_millis())
+                    if let Some(pin) = shared.eviction.pin_for_client(&entry, shared.clock.now())
                         && let Some(blob) = self.stored(entry, pin, outcome).await?
                     {
                         return Ok(blob);
@@ -220,7 +220,7 @@ impl Cache {
     ) -> Result<BlobAnswer, CacheError> {
         let shared = &self.0;
         let (linked, entry) = look(shared, repository, digest).await?;
-        shared.eviction.touch(digest, shared.clock.now_millis());
+        shared.eviction.touch(digest, shared.clock.now());
         match (linked, entry) {
             (Some(_), Some(entry)) => {
                 Ok(BlobAnswer { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
@@ -266,12 +266,10 @@ impl Cache {
     pub(in crate::cache) async fn heal(&self, entry: &BlobEntry, error: &StoreError) {
         let shared = &self.0;
         shared.report_store_error("a blob is damaged and will be fetched again", error);
-        let (store, damaged) = (shared.store.clone(), entry.clone());
-        if let Err(error) = blocking(move || store.mark_corrupt(&damaged)).await {
+        let (owned, damaged) = (Arc::clone(shared), entry.clone());
+        if let Err(error) = blocking(move || owned.deleter().delete_damaged_blob(&damaged)).await {
             shared.report_error("a damaged blob could not be taken out of service", &error);
         }
-        shared.eviction.removed(entry.digest());
-        shared.memory.blobs.retain(|(_, held), _| held != entry.digest());
     }
 }
 

@@ -24,7 +24,7 @@ use crate::cache::Cache;
 use crate::cache::blob::find::{BlobAnswer, BlobSource};
 use crate::cache::blocking::blocking;
 use crate::cache::error::CacheError;
-use crate::cache::eviction::ContentPin;
+use crate::cache::eviction::usage::ContentPin;
 
 /// How much is read from the store per step, off the async threads. The next step is under way while one is sent.
 const STEP: u64 = 512 << 10;

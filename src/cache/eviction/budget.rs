@@ -1,60 +1,61 @@
-//! How much has to go, and why: pure arithmetic over what was measured.
+//! Number of bytes to evict, and the limit that requires it. Pure arithmetic over measured values.
 
+use std::time::Duration;
+
+use crate::clock::Timestamp;
 use crate::config::schema::{BlobStoreKind, Store};
 use crate::store::DraftUsage;
 
-/// Bytes that sled's file takes per live byte while content comes and goes, and beside that: measured, see
-/// CONTRIBUTING.md. sled gives little of its file back but writes into what became free, so what is bounded is what lives
-/// in it; where the file grows towards its bound all the same, more of that has to go.
+/// Size of sled's file per 100 bytes of content while content is added and removed, and its fixed part: measured, see
+/// CONTRIBUTING.md. sled returns little space to the file system and reuses freed space, so the content is limited. If
+/// the file grows towards its limit nevertheless, more content is evicted.
 const SLED_OVERHEAD_PERCENT: u64 = 165;
 const SLED_FIXED: u64 = 64 << 20;
-/// What drafts may take beside a store of pages, where they wait to be copied and are held twice for a moment: a part of
-/// `store.max_size`, and no more than this. More would be clients' downloads queueing for a disk that is slower than their
-/// network.
-const SLED_DRAFTS: u64 = 2 << 30;
-/// Marks, as shares of what may be taken: eviction begins above the first and ends at the second.
-const HIGH_PERCENT: u64 = 95;
-const LOW_PERCENT: u64 = 90;
+/// Upper bound of the draft budget if blobs are stored in sled, where a draft is stored twice while it is copied. With a
+/// larger budget, downloads would queue for a disk that is slower than the network.
+const SLED_DRAFTS_MAX: u64 = 2 << 30;
+/// Watermarks, as shares of a limit: eviction starts above the high one and stops below the low one.
+const HIGH_WATERMARK_PERCENT: u64 = 95;
+const LOW_WATERMARK_PERCENT: u64 = 90;
 
-/// For how long a draft that nobody fills is kept before content: clients come back to what a restart interrupted. In
-/// milliseconds.
-const GONE_ON_WITH: u64 = 10 * 60 * 1000;
+/// Time for which an abandoned draft is retained in preference to content: clients retry interrupted downloads.
+const RESUME_WINDOW: Duration = Duration::from_mins(10);
 
-/// What the operator set, in bytes.
+/// Limits from the configuration, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cache) struct StoreLimits {
-    /// What the store may take on disk.
+    /// Limit of the store's size on disk.
     pub(in crate::cache) max_size: u64,
-    /// What stays free on its disk.
+    /// Space to keep free on the store's disk.
     pub(in crate::cache) min_free: u64,
 }
 
 impl StoreLimits {
-    pub(super) fn of(options: &Store) -> Self {
+    pub(super) fn new(options: &Store) -> Self {
         Self { max_size: options.max_size.as_u64(), min_free: options.min_free.as_u64() }
     }
 }
 
-/// How things are, in bytes.
+/// Measured sizes, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Measurement {
-    /// What the store takes on disk, drafts included.
+    /// Size of the store on disk, drafts included.
     pub(super) disk: u64,
-    /// Of that, drafts.
+    /// Part of `disk` that belongs to drafts.
     pub(super) drafts: u64,
-    /// By how much sled's file has growth, beyond the high mark, since this was last asked.
+    /// Growth of sled's file above the high watermark since the previous measurement.
     pub(super) growth: u64,
     /// Content: manifests and blobs, without overhead.
     pub(super) content: u64,
-    /// What running fills make content of in the end.
+    /// Content that running fills will add.
     pub(super) pending: u64,
-    /// Of that, what is not on the disk yet.
+    /// Part of `pending` that is not on disk yet.
     pub(super) pending_unwritten: u64,
-    /// What is free on the disk; `None` if the system does not tell.
+    /// Free space on the disk; `None` if the system does not report it.
     pub(super) free: Option<u64>,
 }
 
-/// Why something goes: the label of a metric.
+/// Limit that requires an eviction: the `reason` label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EvictionReason {
     /// `store.max_size`.
@@ -72,79 +73,93 @@ impl EvictionReason {
     }
 }
 
-/// How much of what a store may take its drafts may, before what else comes is served and not kept. Files become content
-/// as they are, and only have to find room.
-pub(super) fn draft_budget(kind: BlobStoreKind, ceiling: u64) -> u64 {
+/// Returns the size that drafts may reach in a store limited to `disk_limit`. Beyond it, further downloads are served and
+/// not stored. Draft files of a file store become content without a copy, so they only need space.
+pub(super) fn draft_budget(kind: BlobStoreKind, disk_limit: u64) -> u64 {
     match kind {
-        BlobStoreKind::Files => ceiling / 2,
-        BlobStoreKind::Sled => (ceiling / 8).min(SLED_DRAFTS),
+        BlobStoreKind::Files => disk_limit / 2,
+        BlobStoreKind::Sled => (disk_limit / 8).min(SLED_DRAFTS_MAX),
     }
 }
 
-/// Of drafts that nobody fills any more, those that must go, in that order: what was added to longest ago first. Some go
-/// for `wanted` bytes of room, unless something was added to them lately, and any while all of them take more than `most`.
+/// Selects abandoned drafts to delete, least recently written first.
+///
+/// Drafts older than the resume window are selected until `wanted` bytes are freed, and drafts of any age while all
+/// together exceed `budget`.
 pub(super) fn drafts_to_evict(
-    mut left: Vec<DraftUsage>,
+    mut abandoned: Vec<DraftUsage>,
     wanted: u64,
-    most: u64,
-    now: u64,
+    budget: u64,
+    now: Timestamp,
 ) -> Vec<DraftUsage> {
-    left.sort_unstable_by_key(|draft| draft.changed);
-    let mut all: u64 = left.iter().map(|draft| draft.bytes).sum();
+    abandoned.sort_unstable_by_key(|draft| draft.changed);
+    let mut total: u64 = abandoned.iter().map(|draft| draft.bytes).sum();
     let mut freed = 0;
-    left.retain(|draft| {
-        let old = now.saturating_sub(draft.changed) > GONE_ON_WITH;
-        let goes = all > most || (old && freed < wanted);
-        if goes {
-            all -= draft.bytes;
+    abandoned.retain(|draft| {
+        let is_old = now.since(Timestamp::from_millis(draft.changed)) > RESUME_WINDOW;
+        let evict = total > budget || (is_old && freed < wanted);
+        if evict {
+            total -= draft.bytes;
             freed += draft.bytes;
         }
-        goes
+        evict
     });
-    left
+    abandoned
 }
 
-/// How many bytes of content must go; `None` if there is room enough.
+/// Returns the bytes of content to evict, and the limit that requires it; `None` below the high watermark.
 pub(super) fn excess(
     kind: BlobStoreKind,
-    found: &Measurement,
+    measured: &Measurement,
     limits: &StoreLimits,
 ) -> Option<(u64, EvictionReason)> {
-    let (ceiling, reason) = ceiling(found, limits);
-    let (taken, may) = match kind {
-        BlobStoreKind::Files => (found.disk.saturating_add(found.pending_unwritten), ceiling),
-        BlobStoreKind::Sled => (found.content.saturating_add(found.pending), content_budget(found, ceiling)),
+    let (disk_limit, reason) = disk_limit(measured, limits);
+    let (used, budget) = match kind {
+        BlobStoreKind::Files => (measured.disk.saturating_add(measured.pending_unwritten), disk_limit),
+        BlobStoreKind::Sled => {
+            (measured.content.saturating_add(measured.pending), content_budget(measured, disk_limit))
+        }
     };
-    let over = if taken > share(may, HIGH_PERCENT, 100) { taken - share(may, LOW_PERCENT, 100) } else { 0 };
-    let bytes = over.max(found.growth.saturating_mul(2));
+    let over = if used > percent(budget, HIGH_WATERMARK_PERCENT) {
+        used - percent(budget, LOW_WATERMARK_PERCENT)
+    } else {
+        0
+    };
+    let bytes = over.max(measured.growth.saturating_mul(2));
     (bytes > 0).then_some((bytes, reason))
 }
 
-/// How much content a store of pages may hold that may take `ceiling` on disk.
-pub(super) fn content_budget(found: &Measurement, ceiling: u64) -> u64 {
-    let drafts = found.drafts.max(draft_budget(BlobStoreKind::Sled, ceiling));
-    let room = ceiling.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(ceiling / 4));
-    share(room, 100, SLED_OVERHEAD_PERCENT)
+/// Returns the bytes of content that a sled store limited to `disk_limit` may hold.
+pub(super) fn content_budget(measured: &Measurement, disk_limit: u64) -> u64 {
+    let drafts = measured.drafts.max(draft_budget(BlobStoreKind::Sled, disk_limit));
+    let room = disk_limit.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(disk_limit / 4));
+    scale(room, 100, SLED_OVERHEAD_PERCENT)
 }
 
-/// Above what the file of a store of pages must not grow without something going.
-pub(super) fn file_high_watermark(found: &Measurement, limits: &StoreLimits) -> u64 {
-    let ceiling = ceiling(found, limits).0;
-    share(ceiling.saturating_sub(draft_budget(BlobStoreKind::Sled, ceiling)), HIGH_PERCENT, 100)
+/// Returns the size of sled's file above which any growth requires eviction.
+pub(super) fn file_high_watermark(measured: &Measurement, limits: &StoreLimits) -> u64 {
+    let disk_limit = disk_limit(measured, limits).0;
+    percent(disk_limit.saturating_sub(draft_budget(BlobStoreKind::Sled, disk_limit)), HIGH_WATERMARK_PERCENT)
 }
 
-/// What the store may take, so that its disk keeps its free room too, and which of the two limits that is.
-pub(super) fn ceiling(found: &Measurement, limits: &StoreLimits) -> (u64, EvictionReason) {
-    let beside = found.free.map_or(u64::MAX, |free| (found.disk + free).saturating_sub(limits.min_free));
-    if beside < limits.max_size {
-        (beside, EvictionReason::MinFree)
+/// Returns the store's size on disk at which both limits hold, and the stricter limit.
+pub(super) fn disk_limit(measured: &Measurement, limits: &StoreLimits) -> (u64, EvictionReason) {
+    let available =
+        measured.free.map_or(u64::MAX, |free| (measured.disk + free).saturating_sub(limits.min_free));
+    if available < limits.max_size {
+        (available, EvictionReason::MinFree)
     } else {
         (limits.max_size, EvictionReason::MaxSize)
     }
 }
 
-fn share(bytes: u64, part: u64, of: u64) -> u64 {
-    u64::try_from(u128::from(bytes) * u128::from(part) / u128::from(of)).unwrap_or(u64::MAX)
+fn percent(bytes: u64, percent: u64) -> u64 {
+    scale(bytes, percent, 100)
+}
+
+fn scale(bytes: u64, numerator: u64, denominator: u64) -> u64 {
+    let scaled = u128::from(bytes) * u128::from(numerator) / u128::from(denominator);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -153,7 +168,7 @@ mod tests {
     use crate::oci::{Algorithm, Digest};
 
     const LIMITS: StoreLimits = StoreLimits { max_size: 1000, min_free: 100 };
-    const CALM: Measurement = Measurement {
+    const BASE: Measurement = Measurement {
         disk: 500,
         drafts: 0,
         growth: 0,
@@ -164,9 +179,9 @@ mod tests {
     };
 
     #[test]
-    fn files_are_held_to_what_they_take() {
+    fn file_store_is_limited_by_its_size_on_disk() {
         let with = |disk, pending_unwritten| {
-            excess(BlobStoreKind::Files, &Measurement { disk, pending_unwritten, ..CALM }, &LIMITS)
+            excess(BlobStoreKind::Files, &Measurement { disk, pending_unwritten, ..BASE }, &LIMITS)
         };
         assert_eq!(with(950, 0), None);
         assert_eq!(with(951, 0), Some((51, EvictionReason::MaxSize)));
@@ -175,75 +190,77 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_keeps_its_free_room() {
+    fn min_free_limits_a_store_on_a_full_disk() {
         let with = |disk, free| {
-            excess(BlobStoreKind::Files, &Measurement { disk, free: Some(free), ..CALM }, &LIMITS)
+            excess(BlobStoreKind::Files, &Measurement { disk, free: Some(free), ..BASE }, &LIMITS)
         };
         assert_eq!(with(500, 600), None);
-        // 600 may be taken at most.
+        // The disk limit is 600.
         assert_eq!(with(590, 110), Some((50, EvictionReason::MinFree)));
-        // Somebody else filled the disk.
+        // Another program filled the disk.
         assert_eq!(with(500, 0), Some((140, EvictionReason::MinFree)));
         assert_eq!(with(50, 0), Some((50, EvictionReason::MinFree)));
-        let untold = Measurement { disk: 960, free: None, ..CALM };
-        assert_eq!(excess(BlobStoreKind::Files, &untold, &LIMITS), Some((60, EvictionReason::MaxSize)));
+        let unreported = Measurement { disk: 960, free: None, ..BASE };
+        assert_eq!(excess(BlobStoreKind::Files, &unreported, &LIMITS), Some((60, EvictionReason::MaxSize)));
     }
 
     #[test]
-    fn what_lives_in_sled_is_held_to_a_part_of_its_file() {
+    fn sled_store_is_limited_by_its_content() {
         const LIMITS: StoreLimits = StoreLimits { max_size: 1216 << 20, min_free: 0 };
         let with = |content: u64, drafts: u64, growth: u64| {
-            let found = Measurement {
+            let measured = Measurement {
                 content: content << 20,
                 drafts: drafts << 20,
                 growth: growth << 20,
                 free: None,
-                ..CALM
+                ..BASE
             };
-            excess(BlobStoreKind::Sled, &found, &LIMITS).map(|(bytes, _)| bytes >> 20)
+            excess(BlobStoreKind::Sled, &measured, &LIMITS).map(|(bytes, _)| bytes >> 20)
         };
-        // 606 MiB may live in 1000, beside the tree's 64 and 152 for drafts.
+        // The content budget is 606 MiB of 1000, beside the fixed 64 and the 152 for drafts.
         assert_eq!(with(575, 0, 0), None);
         assert_eq!(with(577, 0, 0), Some(31));
-        // More drafts take from what is there.
+        // Drafts beyond their budget reduce the content budget.
         assert_eq!(with(577, 152, 0), Some(31));
         assert_eq!(with(500, 352, 0), Some(63));
-        // A file that grows all the same calls for more.
+        // A file that grows nevertheless requires more.
         assert_eq!(with(500, 0, 4), Some(8));
         assert_eq!(with(577, 0, 100), Some(200));
     }
 
     #[test]
-    fn drafts_that_nobody_fills_go_before_content_and_the_oldest_first() {
-        const NOW: u64 = 10 * GONE_ON_WITH;
-        let old = NOW - GONE_ON_WITH - 1;
+    fn abandoned_drafts_are_evicted_oldest_first() {
+        const WINDOW: u64 = 10 * 60 * 1000;
+        const NOW: u64 = 10 * WINDOW;
+        let old = NOW - WINDOW - 1;
         let times = [NOW, old, old - 1, NOW - 1];
-        let go = |wanted, most| {
+        let evicted = |wanted, budget| {
             let draft = |&changed: &u64| DraftUsage {
                 digest: Digest::of(Algorithm::Sha256, b"any"),
                 bytes: 100,
                 changed,
             };
-            let go = drafts_to_evict(times.iter().map(draft).collect(), wanted, most, NOW);
-            go.iter().map(|draft| draft.changed).collect::<Vec<_>>()
+            let drafts = times.iter().map(draft).collect();
+            let evicted = drafts_to_evict(drafts, wanted, budget, Timestamp::from_millis(NOW));
+            evicted.iter().map(|draft| draft.changed).collect::<Vec<_>>()
         };
-        assert!(go(0, 400).is_empty());
-        assert_eq!(go(1, 400), [old - 1]);
-        assert_eq!(go(150, 400), [old - 1, old]);
-        // What clients may come back to stays, unless it is too much of it.
-        assert_eq!(go(1000, 400), [old - 1, old]);
-        assert_eq!(go(0, 350), [old - 1]);
-        assert_eq!(go(0, 100), [old - 1, old, NOW - 1]);
+        assert!(evicted(0, 400).is_empty());
+        assert_eq!(evicted(1, 400), [old - 1]);
+        assert_eq!(evicted(150, 400), [old - 1, old]);
+        // Drafts within the resume window stay while the budget holds.
+        assert_eq!(evicted(1000, 400), [old - 1, old]);
+        assert_eq!(evicted(0, 350), [old - 1]);
+        assert_eq!(evicted(0, 100), [old - 1, old, NOW - 1]);
     }
 
     #[test]
-    fn drafts_may_take_a_part() {
+    fn draft_budget_is_a_part_of_the_disk_limit() {
         assert_eq!(draft_budget(BlobStoreKind::Files, 1000), 500);
         assert_eq!(draft_budget(BlobStoreKind::Sled, 256 << 20), 32 << 20);
-        assert_eq!(draft_budget(BlobStoreKind::Sled, 1 << 40), SLED_DRAFTS);
-        // On a disk that is smaller than `store.max_size` it is a part of that disk, and content has room.
+        assert_eq!(draft_budget(BlobStoreKind::Sled, 1 << 40), SLED_DRAFTS_MAX);
+        // On a disk smaller than `store.max_size` the draft budget follows the disk, so that content has room.
         let limits = StoreLimits { max_size: 20 << 30, min_free: 0 };
-        let found = Measurement { disk: 40 << 20, free: Some(60 << 20), content: 30 << 20, ..CALM };
-        assert_eq!(excess(BlobStoreKind::Sled, &found, &limits), None);
+        let measured = Measurement { disk: 40 << 20, free: Some(60 << 20), content: 30 << 20, ..BASE };
+        assert_eq!(excess(BlobStoreKind::Sled, &measured, &limits), None);
     }
 }

@@ -1,16 +1,22 @@
-//! Deletion of cached content.
+//! Deletion of cached content, in one order for all callers: first what leads to a manifest, then the manifest, then blobs
+//! that nothing needs. Of each manifest and blob the fact is deleted before the bytes.
+//!
+//! In this order an interrupted deletion leaves bytes that no fact points at, and never a fact without its bytes.
 
 use std::collections::HashSet;
 
-use crate::cache::Shared;
 use crate::cache::blob::fills::Fills;
-use crate::oci::Digest;
-use crate::store::StoreError;
+use crate::cache::memory::MemoryCache;
+use crate::oci::{Digest, Repository, Tag};
+use crate::store::{BlobEntry, DraftUsage, Store, StoreError};
 
-/// Blobs that no fill may bring while they are being removed.
+use super::index::{ContentKind, Victim};
+use super::tracker::ContentTracker;
+
+/// Digests whose fills are blocked while their content is deleted, so that no fill writes bytes that are being deleted.
 pub(in crate::cache) struct BlockedFills<'a> {
     fills: &'a Fills,
-    pub(super) digests: HashSet<Digest>,
+    digests: HashSet<Digest>,
 }
 
 impl<'a> BlockedFills<'a> {
@@ -18,12 +24,12 @@ impl<'a> BlockedFills<'a> {
         Self { fills, digests: HashSet::new() }
     }
 
-    /// Keeps fills of a blob away, unless one is running: then this is false.
+    /// Blocks fills of a digest. Returns false if a fill is running.
     pub(in crate::cache) fn block(&mut self, digest: &Digest) -> bool {
         self.fills.block(digest) && self.digests.insert(*digest)
     }
 
-    /// Lets fills of a blob come again.
+    /// Permits fills of a digest again.
     pub(in crate::cache) fn unblock(&mut self, digest: &Digest) {
         if self.digests.remove(digest) {
             self.fills.unblock(digest);
@@ -39,15 +45,170 @@ impl Drop for BlockedFills<'_> {
     }
 }
 
-/// Removes what interrupted copies left. Returns of how many blobs.
-pub(in crate::cache) fn clear_leftovers(shared: &Shared) -> Result<u64, StoreError> {
-    let (mut blocked, mut cleared) = (BlockedFills::new(&shared.fills), 0);
-    for digest in shared.store.leftovers()? {
-        if blocked.block(&digest) {
-            shared.store.remove_leftovers(&digest)?;
-            blocked.unblock(&digest);
-            cleared += 1;
+/// Content that was taken out of the eviction index and is to be deleted from memory and store.
+#[derive(Debug, Default)]
+pub(in crate::cache) struct DeletionBatch {
+    manifests: HashSet<Digest>,
+    /// Blobs in the order of their deletion.
+    blobs: Vec<Digest>,
+    bytes: u64,
+}
+
+impl DeletionBatch {
+    pub(in crate::cache) fn push(&mut self, victim: &Victim) {
+        match victim.kind {
+            ContentKind::Manifest => {
+                self.manifests.insert(victim.digest);
+            }
+            ContentKind::Blob => self.blobs.push(victim.digest),
         }
+        self.bytes = self.bytes.saturating_add(victim.size);
     }
-    Ok(cleared)
+
+    pub(in crate::cache) fn is_empty(&self) -> bool {
+        self.manifests.is_empty() && self.blobs.is_empty()
+    }
+
+    /// Returns the number of manifests.
+    pub(in crate::cache) fn manifests(&self) -> usize {
+        self.manifests.len()
+    }
+
+    /// Returns the number of blobs.
+    pub(in crate::cache) fn blobs(&self) -> usize {
+        self.blobs.len()
+    }
+
+    /// Returns the bytes on disk of all content in the batch.
+    pub(in crate::cache) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Parts of the cache that a deletion changes. All methods block.
+#[derive(Clone, Copy)]
+pub(in crate::cache) struct Deleter<'a> {
+    pub(in crate::cache) store: &'a Store,
+    pub(in crate::cache) memory: &'a MemoryCache,
+    pub(in crate::cache) content: &'a ContentTracker,
+    pub(in crate::cache) fills: &'a Fills,
+}
+
+impl Deleter<'_> {
+    /// Deletes a batch, and with a `repository` also its links to the content and its queued prefetch. Fills of the
+    /// blobs must be blocked, and are permitted again after each blob; then `blob_deleted` is called.
+    pub(in crate::cache) fn delete(
+        &self,
+        batch: &DeletionBatch,
+        repository: Option<&Repository>,
+        blocked: &mut BlockedFills<'_>,
+        mut blob_deleted: impl FnMut(),
+    ) -> Result<(), StoreError> {
+        let DeletionBatch { manifests, blobs, .. } = batch;
+        let in_batch: HashSet<&Digest> = manifests.iter().chain(blobs).collect();
+        self.memory.remove_content(|digest| in_batch.contains(digest));
+        if !manifests.is_empty() {
+            self.store.forget_pointers(manifests)?;
+        }
+        for digest in manifests {
+            if let Some(repository) = repository {
+                self.store.dequeue_prefetch(repository, digest)?;
+            }
+            self.store.remove_manifest(digest)?;
+        }
+        for digest in blobs {
+            self.store.remove_blob(digest)?;
+            blocked.unblock(digest);
+            blob_deleted();
+        }
+        if let Some(repository) = repository {
+            self.store.unlink(repository, manifests.iter().chain(blobs))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes tags of a repository, with their variants. Returns the digests that they pointed at.
+    pub(in crate::cache) fn delete_tags(
+        &self,
+        repository: &Repository,
+        tags: &[Tag],
+    ) -> Result<Vec<Digest>, StoreError> {
+        let mut targets = Vec::new();
+        for tag in tags {
+            targets.extend(self.delete_stored_variants(repository, tag)?);
+            if let Some(fact) = self.store.tag(repository, tag, None)? {
+                self.store.remove_tag(repository, tag, None)?;
+                targets.push(fact.digest);
+            }
+        }
+        self.memory.remove_tags(repository, tags);
+        Ok(targets)
+    }
+
+    /// Deletes the variants of a tag. The tag itself stays in the store, and leaves memory.
+    pub(in crate::cache) fn delete_variants(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<(), StoreError> {
+        self.delete_stored_variants(repository, tag)?;
+        self.memory.remove_tags(repository, std::slice::from_ref(tag));
+        Ok(())
+    }
+
+    fn delete_stored_variants(&self, repository: &Repository, tag: &Tag) -> Result<Vec<Digest>, StoreError> {
+        let mut targets = Vec::new();
+        for (types, fact) in self.store.variants(repository, tag)? {
+            self.store.remove_tag(repository, tag, Some(&types))?;
+            targets.push(fact.digest);
+        }
+        Ok(targets)
+    }
+
+    /// Deletes a damaged manifest. Tags that point at it stay: the next request fetches the manifest again.
+    pub(in crate::cache) fn delete_damaged_manifest(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.store.remove_manifest(digest)?;
+        self.content.remove(digest);
+        self.memory.remove_content(|it| it == digest);
+        Ok(())
+    }
+
+    /// Deletes a damaged blob, unless it was filled again since `entry` was read. Links to it stay: the next request
+    /// fetches the blob again.
+    pub(in crate::cache) fn delete_damaged_blob(&self, entry: &BlobEntry) -> Result<(), StoreError> {
+        let deleted = self.store.mark_corrupt(entry);
+        self.content.remove(entry.digest());
+        self.memory.remove_blob(entry.digest());
+        deleted
+    }
+
+    /// Deletes drafts, except those with a running fill. Returns the number and the bytes.
+    pub(in crate::cache) fn delete_drafts(
+        &self,
+        drafts: impl IntoIterator<Item = DraftUsage>,
+    ) -> Result<(u64, u64), StoreError> {
+        let (mut blocked, mut deleted, mut bytes) = (BlockedFills::new(self.fills), 0, 0);
+        for draft in drafts {
+            if blocked.block(&draft.digest) {
+                self.store.remove_draft(&draft.digest)?;
+                blocked.unblock(&draft.digest);
+                deleted += 1;
+                bytes += draft.bytes;
+            }
+        }
+        Ok((deleted, bytes))
+    }
+
+    /// Deletes bytes that interrupted copies and deletions left. Returns the number of blobs with such bytes.
+    pub(in crate::cache) fn delete_leftovers(&self) -> Result<u64, StoreError> {
+        let (mut blocked, mut deleted) = (BlockedFills::new(self.fills), 0);
+        for digest in self.store.leftovers()? {
+            if blocked.block(&digest) {
+                self.store.remove_leftovers(&digest)?;
+                blocked.unblock(&digest);
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
 }

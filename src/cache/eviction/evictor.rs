@@ -1,260 +1,264 @@
-//! The evictor: takes stock after a start, looks for room whenever something comes, removes what must go, and writes
-//! down what was asked for.
+//! Evictor: a background task that keeps the store within its limits, and writes access times to the store.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::config::schema::BlobStoreKind;
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
+use crate::clock::Timestamp;
 use crate::oci::{Digest, Manifest};
 use crate::store::{ContentEntry, Counts, DraftUsage, Store, StoreError};
 
 use super::budget::{
-    EvictionReason, Measurement, ceiling, content_budget, draft_budget, drafts_to_evict, excess,
-    file_high_watermark,
+    EvictionReason, Measurement, content_budget, disk_limit, draft_budget, drafts_to_evict, excess,
 };
-use super::delete::{BlockedFills, clear_leftovers};
-use super::index::{ContentKind, Victim};
-use super::{Budget, needs};
-use crate::cache::{Cache, CacheError, Shared, blocking};
+use super::delete::{BlockedFills, DeletionBatch};
+use super::index::{ContentKind, dependencies};
 
-/// How often everything is measured, whatever happens.
-const MEASURE_EVERY: Duration = Duration::from_secs(10);
-/// How often it is written down what was asked for: so much of it a crash forgets.
-const NOTE_EVERY: u64 = 6;
-/// How much goes at a time, so that what is about to go is blocked for moments only.
-const ROUND: u64 = 256 << 20;
+/// Interval of measurements without any event.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(10);
+/// Number of intervals between two writes of access times. A crash loses the access times since the last write.
+const SAVE_INTERVALS: u64 = 6;
+/// Bytes that are evicted at a time, so that fills of the victims are blocked for a short time only.
+const BATCH_BYTES: u64 = 256 << 20;
 
-impl Cache {
-    /// Keeps the store within its limits. Never ends.
-    pub async fn run_evictor(self) {
-        let shared = &self.0;
-        let mut ticks = tokio::time::interval(MEASURE_EVERY);
-        let (mut turn, mut short) = (0_u64, false);
+/// Background task that evicts content.
+#[derive(Clone, Debug)]
+pub(in crate::cache) struct Evictor {
+    shared: Arc<Shared>,
+}
+
+/// Result of one step towards the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EvictionStep {
+    /// The limits hold.
+    WithinLimits,
+    /// Something was deleted; another step may be necessary.
+    Deleted,
+    /// A limit is exceeded and nothing is evictable.
+    Exhausted,
+}
+
+impl Evictor {
+    pub(in crate::cache) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared) }
+    }
+
+    /// Keeps the store within its limits. Never returns.
+    pub(in crate::cache) async fn run(self) {
+        let shared = &self.shared;
+        let mut ticks = tokio::time::interval(MEASURE_INTERVAL);
+        let (mut intervals, mut exhausted) = (0_u64, false);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
-                    turn += 1;
-                    if turn.is_multiple_of(NOTE_EVERY) {
+                    intervals += 1;
+                    if intervals.is_multiple_of(SAVE_INTERVALS) {
                         self.save_access_times().await;
                     }
-                    tell(shared).await;
+                    self.update_gauges().await;
                 }
-                () = shared.eviction.look.notified() => {}
+                () = shared.capacity.woken() => {}
             }
-            if !shared.eviction.complete.load(Ordering::Acquire)
+            if !shared.eviction.is_complete()
                 && let Err(error) = self.rebuild_index().await
             {
-                shared.report_error("what is held cannot be listed; nothing is evicted until it can", &error);
+                shared.report_error(
+                    "cannot list the cached content; nothing is evicted until it succeeds",
+                    &error,
+                );
             }
-            let was_short = std::mem::replace(&mut short, enforce_limits(shared).await);
-            if short && !was_short {
+            let was_exhausted = std::mem::replace(&mut exhausted, self.enforce_limits().await);
+            if exhausted && !was_exhausted {
                 tracing::warn!(
-                    "there is less room than store.max_size and store.min_free ask for, and all that is held is in use"
+                    "store.max_size or store.min_free is exceeded, and all cached content is in use; raise max_size or free \
+                     space on the disk"
                 );
             }
         }
     }
 
-    /// Writes down what was asked for lately, so that the next start knows.
-    pub async fn save_access_times(&self) {
-        let (store, touched) = (self.0.store.clone(), self.0.eviction.index().touched());
-        if !touched.is_empty()
-            && let Err(error) = blocking(move || store.note_access(&touched)).await
-        {
-            self.0.report_error("when content was last asked for could not be noted", &error);
+    /// Writes recent access times to the store, from where the next start reads them.
+    pub(in crate::cache) async fn save_access_times(&self) {
+        let store = self.shared.store.clone();
+        let times = self.shared.eviction.index().take_access_times();
+        if times.is_empty() {
+            return;
+        }
+        let times: Vec<_> = times.into_iter().map(|(digest, at)| (digest, at.as_millis())).collect();
+        if let Err(error) = blocking(move || store.note_access(&times)).await {
+            self.shared.report_error("cannot save access times", &error);
         }
     }
 
-    /// Enters all that is held into the index.
-    pub async fn rebuild_index(&self) -> Result<(), CacheError> {
-        let shared = Arc::clone(&self.0);
+    /// Adds all content of the store to the index.
+    pub(in crate::cache) async fn rebuild_index(&self) -> Result<(), CacheError> {
+        let shared = Arc::clone(&self.shared);
         blocking(move || rebuild_index(&shared)).await
+    }
+
+    /// Deletes drafts and content until the limits hold. Returns true if a limit stays exceeded because nothing more is
+    /// evictable.
+    async fn enforce_limits(&self) -> bool {
+        let capacity = &self.shared.capacity;
+        if !self.shared.eviction.is_complete() {
+            capacity.release_waiting();
+            return false;
+        }
+        loop {
+            let shared = Arc::clone(&self.shared);
+            match blocking(move || evict_step(&shared)).await {
+                Ok(EvictionStep::WithinLimits) => return false,
+                Ok(EvictionStep::Deleted) => self.update_gauges().await,
+                Ok(EvictionStep::Exhausted) => {
+                    capacity.release_waiting();
+                    return true;
+                }
+                Err(error) => {
+                    capacity.release_waiting();
+                    // Content that could not be deleted is still in the store, and must return to the index.
+                    self.shared.eviction.set_incomplete();
+                    self.shared.report_error("eviction failed", &error);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Updates the metrics of the store.
+    async fn update_gauges(&self) {
+        let shared = &self.shared;
+        let store = shared.store.clone();
+        let measured =
+            blocking(move || Ok((store.size_on_disk()?, store.counts(), store.quarantined()?))).await;
+        match measured {
+            Ok((disk, Counts { content, manifests, blobs }, quarantined)) => {
+                shared.metrics.set_quarantined_stores(quarantined);
+                shared.metrics.set_store_usage(disk, content, manifests, blobs);
+                let stats = shared.eviction.index().stats();
+                let oldest = stats.oldest_access.map(Timestamp::as_millis);
+                shared.metrics.set_store_limits(
+                    stats.unneeded_bytes,
+                    oldest,
+                    shared.capacity.limits().max_size,
+                );
+            }
+            Err(error) => shared.report_error("cannot measure the store", &error),
+        }
     }
 }
 
 fn rebuild_index(shared: &Shared) -> Result<(), StoreError> {
-    let (store, eviction, now) = (&shared.store, &shared.eviction, shared.clock.now_millis());
-    let mut gone: HashSet<Digest> = eviction.index().all().collect();
-    for ContentEntry { digest, size, last, .. } in store.held_manifests()? {
-        gone.remove(&digest);
-        if eviction.index().usage(&digest).is_none() {
-            let needed = needed_by(store, &digest)?;
-            let size = eviction.taken(size);
-            eviction.index().admit(ContentKind::Manifest, &digest, size, last.min(now), needed);
+    let (store, content, now) = (&shared.store, &shared.eviction, shared.clock.now());
+    let mut deleted: HashSet<Digest> = content.index().digests().collect();
+    let last_access = |entry: &ContentEntry| Timestamp::from_millis(entry.last).min(now);
+    for entry in store.held_manifests()? {
+        deleted.remove(&entry.digest);
+        if !content.contains(&entry.digest) {
+            let needs = stored_dependencies(store, &entry.digest)?;
+            let size = content.size_on_disk(entry.size);
+            content.index().insert(ContentKind::Manifest, &entry.digest, size, last_access(&entry), needs);
         }
     }
-    for ContentEntry { digest, size, last, .. } in store.held_blobs()? {
-        gone.remove(&digest);
-        eviction.index().admit(ContentKind::Blob, &digest, eviction.taken(size), last.min(now), []);
+    for entry in store.held_blobs()? {
+        deleted.remove(&entry.digest);
+        let size = content.size_on_disk(entry.size);
+        content.index().insert(ContentKind::Blob, &entry.digest, size, last_access(&entry), []);
     }
-    // A store that was opened anew may have lost some. What comes is entered after it is held, so that nobody can enter it
-    // while it is looked for.
-    for digest in gone {
-        let mut index = eviction.index();
+    // A store that was reopened may have lost content. New content enters the store before the index, so nothing can add an
+    // entry between the look-up and the removal.
+    for digest in deleted {
+        let mut index = content.index();
         if !store.holds(&digest)? {
             index.remove(&digest);
         }
     }
-    // They take room and are in no count.
-    clear_leftovers(shared)?;
-    eviction.complete.store(true, Ordering::Release);
+    // Leftovers occupy space and are in no counter.
+    shared.deleter().delete_leftovers()?;
+    content.set_complete();
     Ok(())
 }
 
-/// What a manifest held needs. A damaged one needs nothing: it is found out when it is asked for.
-fn needed_by(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
-    let kept = match store.manifest(digest) {
-        Ok(Some(kept)) => kept,
+/// Returns the digests that a stored manifest needs. A damaged manifest needs nothing until a request finds the damage.
+fn stored_dependencies(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+    let stored = match store.manifest(digest) {
+        Ok(Some(stored)) => stored,
         Ok(None) | Err(StoreError::Damaged(_)) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let read = Manifest::read(&kept.body, Some(kept.media_type.as_str()));
-    Ok(read.map(|read| needs(&read).collect()).unwrap_or_default())
+    let manifest = Manifest::read(&stored.body, Some(stored.media_type.as_str()));
+    Ok(manifest.map(|manifest| dependencies(&manifest).collect()).unwrap_or_default())
 }
 
-/// How things are, and the drafts there are.
+/// Measures the store. Returns also the drafts on disk.
 fn measure(shared: &Shared) -> Result<(Measurement, Vec<DraftUsage>), StoreError> {
-    let Shared { store, fills, eviction, .. } = shared;
-    let (pending, pending_unwritten) = fills.pending();
-    let (disk, drafted) = (store.size_on_disk()?, store.drafts()?);
-    let drafts = drafted.iter().map(|draft| draft.bytes).sum();
-    let (content, free) = (store.counts().content, store.free_on_disk().ok());
-    let mut found = Measurement { disk, drafts, growth: 0, content, pending, pending_unwritten, free };
-    if eviction.kind == BlobStoreKind::Sled {
-        let file = disk.saturating_sub(drafts);
-        let mark = file_high_watermark(&found, &eviction.limits());
-        let seen = eviction.seen.swap(file.max(mark), Ordering::Relaxed);
-        // The first time there is nothing to compare with.
-        found.growth = if seen == 0 { 0 } else { file.saturating_sub(seen.max(mark)) };
-    }
-    Ok((found, drafted))
+    let store = &shared.store;
+    let (pending, pending_unwritten) = shared.fills.pending();
+    let (disk, drafts) = (store.size_on_disk()?, store.drafts()?);
+    let mut measured = Measurement {
+        disk,
+        drafts: drafts.iter().map(|draft| draft.bytes).sum(),
+        growth: 0,
+        content: store.counts().content,
+        pending,
+        pending_unwritten,
+        free: store.free_on_disk().ok(),
+    };
+    measured.growth = shared.capacity.file_growth(&measured);
+    Ok((measured, drafts))
 }
 
-/// Removes content until the limits hold. Tells whether they do not, because nothing more can go.
-async fn enforce_limits(shared: &Arc<Shared>) -> bool {
-    // What waits for room that nobody can make need not wait.
-    let give_up = || shared.eviction.room.send_modify(|room| room.content = None);
-    if !shared.eviction.complete.load(Ordering::Acquire) {
-        give_up();
-        return false;
+/// Measures the store, and deletes abandoned drafts or a batch of content if a limit is exceeded.
+fn evict_step(shared: &Shared) -> Result<EvictionStep, StoreError> {
+    let (kind, limits) = (shared.capacity.kind(), shared.capacity.limits());
+    let (measured, drafts) = measure(shared)?;
+    let disk_limit = disk_limit(&measured, &limits).0;
+    shared.capacity.set_budgets(disk_limit, content_budget(&measured, disk_limit));
+    let excess = excess(kind, &measured, &limits);
+    let wanted = excess.map_or(0, |(bytes, _)| bytes);
+    if evict_drafts(shared, drafts, wanted, draft_budget(kind, disk_limit))? {
+        return Ok(EvictionStep::Deleted);
     }
-    loop {
-        let of = Arc::clone(shared);
-        let round = blocking(move || {
-            let (kind, limits) = (of.eviction.kind, of.eviction.limits());
-            let (found, drafts) = measure(&of)?;
-            let ceiling = ceiling(&found, &limits).0;
-            of.eviction.room.send_replace(Budget { ceiling, content: Some(content_budget(&found, ceiling)) });
-            let over = excess(kind, &found, &limits);
-            let wanted = over.map_or(0, |(bytes, _)| bytes);
-            if remove_left_drafts(&of, drafts, wanted, draft_budget(kind, ceiling))? {
-                return Ok(Some(1));
-            }
-            match over {
-                Some((bytes, reason)) => evict(&of, bytes.min(ROUND), reason).map(Some),
-                None => Ok(None),
-            }
-        });
-        match round.await {
-            Ok(Some(0)) => {
-                give_up();
-                return true;
-            }
-            Ok(Some(_)) => tell(shared).await,
-            Ok(None) => return false,
-            Err(error) => {
-                give_up();
-                failed(shared, &error);
-                return false;
-            }
-        }
-    }
+    let Some((bytes, reason)) = excess else { return Ok(EvictionStep::WithinLimits) };
+    let freed = evict_content(shared, bytes.min(BATCH_BYTES), reason)?;
+    Ok(if freed > 0 { EvictionStep::Deleted } else { EvictionStep::Exhausted })
 }
 
-/// Removes those of the drafts that nobody fills, for `wanted` bytes of room or because they take more than `most`. Tells
-/// whether any went.
-fn remove_left_drafts(
+/// Deletes abandoned drafts to free `wanted` bytes, or because they exceed `budget`. Returns true if any was deleted.
+fn evict_drafts(
     shared: &Shared,
-    mut left: Vec<DraftUsage>,
+    mut drafts: Vec<DraftUsage>,
     wanted: u64,
-    most: u64,
+    budget: u64,
 ) -> Result<bool, StoreError> {
-    left.retain(|draft| !shared.fills.contains(&draft.digest));
-    let (mut blocked, mut gone, mut freed) = (BlockedFills::new(&shared.fills), 0, 0);
-    for draft in drafts_to_evict(left, wanted, most, shared.clock.now_millis()) {
-        // Somebody may have come back to it since.
-        if blocked.block(&draft.digest) {
-            shared.store.remove_draft(&draft.digest)?;
-            blocked.unblock(&draft.digest);
-            gone += 1;
-            freed += draft.bytes;
-        }
+    drafts.retain(|draft| !shared.fills.contains(&draft.digest));
+    let drafts = drafts_to_evict(drafts, wanted, budget, shared.clock.now());
+    let (drafts, bytes) = shared.deleter().delete_drafts(drafts)?;
+    if drafts > 0 {
+        tracing::info!(drafts, bytes = %ByteSize(bytes), "evicted abandoned drafts");
     }
-    if gone > 0 {
-        tracing::info!(drafts = gone, bytes = %ByteSize(freed), "made room: downloads that nobody went on with");
-    }
-    Ok(gone > 0)
+    Ok(drafts > 0)
 }
 
-/// What could not be removed is still held: the index has to find it again.
-fn failed(shared: &Shared, error: &CacheError) {
-    shared.eviction.complete.store(false, Ordering::Release);
-    shared.report_error("room could not be made", error);
-}
-
-/// Removes about `bytes` of what may go. Returns how many went.
-fn evict(shared: &Arc<Shared>, bytes: u64, reason: EvictionReason) -> Result<u64, StoreError> {
+/// Evicts content of about `bytes`. Returns the bytes that were freed.
+fn evict_content(shared: &Shared, bytes: u64, reason: EvictionReason) -> Result<u64, StoreError> {
     let mut blocked = BlockedFills::new(&shared.fills);
-    let victims = shared.eviction.index().victims(bytes, shared.clock.now_millis(), |victim| {
+    let victims = shared.eviction.index().take_victims(bytes, shared.clock.now(), |victim| {
         victim.kind == ContentKind::Blob && !blocked.block(&victim.digest)
     });
-    let freed = victims.iter().map(|victim| victim.size).sum();
-    let of = |kind| move |victim: &&Victim| victim.kind == kind;
-    let manifests: HashSet<Digest> =
-        victims.iter().filter(of(ContentKind::Manifest)).map(|victim| victim.digest).collect();
-    shared.memory.remove_content(|digest| manifests.contains(digest) || blocked.digests.contains(digest));
-    if !manifests.is_empty() {
-        // What leads to a document goes before it.
-        shared.store.forget_pointers(&manifests)?;
-        for digest in &manifests {
-            shared.store.remove_manifest(digest)?;
-        }
+    let mut batch = DeletionBatch::default();
+    for victim in &victims {
+        batch.push(victim);
     }
-    for victim in victims.iter().filter(of(ContentKind::Blob)) {
-        shared.store.remove_blob(&victim.digest)?;
-        blocked.unblock(&victim.digest);
-        shared.eviction.room.send_modify(|_| {});
+    shared.deleter().delete(&batch, None, &mut blocked, || shared.capacity.content_deleted())?;
+    let (manifests, blobs, bytes) = (batch.manifests(), batch.blobs(), batch.bytes());
+    if bytes > 0 {
+        shared.metrics.evicted(reason.as_str(), manifests, blobs, bytes);
+        tracing::info!(manifests, blobs, bytes = %ByteSize(bytes), reason = reason.as_str(), "evicted");
     }
-    if freed > 0 {
-        let blobs = victims.len() - manifests.len();
-        shared.metrics.evicted(reason.as_str(), manifests.len(), blobs, freed);
-        tracing::info!(
-            manifests = manifests.len(),
-            blobs,
-            bytes = %ByteSize(freed),
-            reason = reason.as_str(),
-            "made room"
-        );
-    }
-    Ok(freed)
-}
-
-/// Sets the store's gauges.
-async fn tell(shared: &Arc<Shared>) {
-    let of = Arc::clone(shared);
-    let measured =
-        blocking(move || Ok((of.store.size_on_disk()?, of.store.counts(), of.store.quarantined()?))).await;
-    match measured {
-        Ok((disk, Counts { content, manifests, blobs }, aside)) => {
-            shared.metrics.set_quarantined_stores(aside);
-            shared.metrics.set_store_usage(disk, content, manifests, blobs);
-            let stats = shared.eviction.index().stats();
-            shared.metrics.set_store_limits(stats.loose, stats.oldest, shared.eviction.limits().max_size);
-        }
-        Err(error) => shared.report_error("the store cannot be measured", &error),
-    }
+    Ok(bytes)
 }

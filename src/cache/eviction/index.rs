@@ -1,35 +1,27 @@
-//! What is held, who needs it, when it was last asked for, and what goes first when room is needed. Pure bookkeeping:
-//! it names victims, and the caller deletes.
+//! Index of the cached content: sizes, accesses, pins, dependencies, and the eviction order. Only bookkeeping in memory:
+//! the caller deletes the victims.
 //!
-//! The order follows GreedyDual-Size (P. Cao and S. Irani, "Cost-aware WWW proxy caching algorithms", USITS 1997) with
-//! time in the place of its inflation value: what was asked for long ago goes first, and of two that were asked for at
-//! the same time the larger one, since a small one costs as many round trips to bring back and frees less. How much
-//! longer that one stays goes by how long the store remembers: at most half of the time since its oldest entry was
-//! asked for, so that a store that turns over in an hour is no museum of small things.
-//!
-//! Only what no held manifest needs can go. An image goes as its manifest first, and its blobs after it; a layer that
-//! another image needs stays. So nothing that can be served lacks a part for want of room: some clients cannot go
-//! elsewhere once they hold a manifest.
+//! Content with a cached dependent is never a victim. An image is evicted from its manifest downwards, and a layer that
+//! another image uses stays. So a manifest in the cache does not lose a part to eviction: some clients cannot
+//! pull from elsewhere after they have received a manifest.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::Digest;
+use crate::clock::Timestamp;
+use crate::oci::{Digest, Manifest};
 
+use super::policy::{self, EvictionPolicy};
 use super::usage::{ContentPin, Usage};
 
-/// What is freed when half of the longest grace is granted, in bytes: about what a round trip to a registry is worth.
-const ROUND_TRIP: u64 = 1 << 20;
-/// Deeper than any walk below an index goes.
+/// Limit of a walk along dependencies, deeper than any index that prefetch follows.
 const DEPTH_MAX: u32 = 8;
-/// How long after its manifest a part of an image is asked for by who pulls all of it, in milliseconds.
-const PULL: u64 = 60 * 60 * 1000;
 
-/// What an entry stands for.
+/// Kind of cached content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ContentKind {
+pub(in crate::cache) enum ContentKind {
     Manifest,
     Blob,
 }
@@ -37,50 +29,57 @@ pub(super) enum ContentKind {
 #[derive(Debug)]
 struct IndexEntry {
     kind: ContentKind,
-    /// Bytes that it takes.
+    /// Bytes on disk.
     size: u64,
     usage: Arc<Usage>,
-    /// What it needs: a manifest's config and layers, an index's children.
-    needs: Box<[SlotId]>,
-    /// Where it stands in the frontier, if it does: perhaps earlier than it should.
-    queued: Option<u64>,
-    /// The priority of the victim that needed it last: it follows that at once, unless it is asked for by itself.
-    follows: Option<u64>,
+    /// Config and layers of a manifest, children of an index.
+    dependencies: Box<[SlotId]>,
+    /// Priority of the entry in the queue, if it is queued. An access since then makes the true priority higher.
+    queued: Option<Timestamp>,
+    /// Priority of the evicted entry that was the last dependent. This entry is evicted next, unless a client accessed it
+    /// separately.
+    follows: Option<Timestamp>,
 }
 
-/// A digest that is held, or that something held needs.
+/// Place of a digest that is cached, or that cached content depends on.
 #[derive(Debug)]
 struct Slot {
     digest: Digest,
-    held: Option<IndexEntry>,
-    /// How many held entries need it.
-    needed: u32,
-    /// The places of these, combined by exclusive or: if it is one, its place.
-    needers: SlotId,
+    entry: Option<IndexEntry>,
+    /// Number of cached dependents.
+    dependents: u32,
+    /// Exclusive or of the dependents' ids: the id of the dependent if there is only one.
+    dependents_xor: SlotId,
 }
 
-/// Where a slot is; shorter than its digest by far.
+/// Number of a slot, much smaller than a digest.
 type SlotId = u32;
 
-/// Something that is to go.
+/// Content taken out of the index, to be deleted from the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Victim {
-    pub(super) digest: Digest,
-    pub(super) kind: ContentKind,
-    /// Bytes that it takes.
-    pub(super) size: u64,
+pub(in crate::cache) struct Victim {
+    pub(in crate::cache) digest: Digest,
+    pub(in crate::cache) kind: ContentKind,
+    /// Bytes on disk.
+    pub(in crate::cache) size: u64,
 }
 
-/// What the index tells of all it holds.
+impl Victim {
+    pub(in crate::cache) fn is_manifest(&self) -> bool {
+        self.kind == ContentKind::Manifest
+    }
+}
+
+/// Summary of the index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::cache) struct IndexStats {
-    /// When the entry was asked for that was not asked for longest, in milliseconds since 1970.
-    pub(in crate::cache) oldest: Option<u64>,
-    /// Bytes of blobs that no manifest held needs.
-    pub(in crate::cache) loose: u64,
+    /// Last access of the least recently used entry.
+    pub(in crate::cache) oldest_access: Option<Timestamp>,
+    /// Bytes of blobs that no cached manifest needs.
+    pub(in crate::cache) unneeded_bytes: u64,
 }
 
-/// So much of what is held.
+/// Number and size of manifests and blobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Manifests and indexes.
@@ -91,345 +90,351 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// What tags lead to, and what they do not.
+/// Cached content, divided by whether a tag or a list of referrers leads to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reachability {
-    /// What a tag, or a list of referrers, leads to.
+    /// Content that a tag, or a list of referrers, leads to.
     pub reachable: Totals,
-    /// What was asked for by digest, or what a tag stood for before it moved.
+    /// Other content: pulled by digest, or left behind by a tag that moved.
     pub unreachable: Totals,
 }
 
-/// Everything that is held.
+/// Index of the cached content.
 #[derive(Debug, Default)]
 pub(super) struct EvictionIndex {
-    places: HashMap<Digest, SlotId>,
+    ids: HashMap<Digest, SlotId>,
     slots: Vec<Option<Slot>>,
-    vacant: Vec<SlotId>,
-    /// What nobody needs, by what goes first. A touched entry stands too early and is put right when it comes up.
-    frontier: BTreeSet<(u64, SlotId)>,
-    /// How much longer the smallest things stay than the largest, in milliseconds.
-    grace: u64,
+    free_slots: Vec<SlotId>,
+    /// Entries without a dependent, lowest priority first. An accessed entry gets its new priority when it is popped.
+    queue: BTreeSet<(Timestamp, SlotId)>,
+    policy: EvictionPolicy,
 }
 
 impl EvictionIndex {
-    /// The usage of an entry.
+    /// Returns the usage of an entry.
     pub(super) fn usage(&self, digest: &Digest) -> Option<Arc<Usage>> {
-        let held = self.held(*self.places.get(digest)?)?;
-        Some(Arc::clone(&held.usage))
+        let entry = self.entry(*self.ids.get(digest)?)?;
+        Some(Arc::clone(&entry.usage))
     }
 
-    /// Keeps an entry while what is returned lives; `None` if there is no such entry.
-    pub(super) fn read(&self, digest: &Digest, now: u64) -> Option<ContentPin> {
-        let pin = self.hold(digest)?;
+    /// Pins an entry for a client, which counts as an access. `None` if there is no such entry.
+    pub(super) fn pin_for_client(&self, digest: &Digest, now: Timestamp) -> Option<ContentPin> {
+        let pin = self.pin(digest)?;
         pin.touch(now);
         Some(pin)
     }
 
-    /// The same for who is no client, and whose pin says nothing about what clients want.
-    pub(super) fn hold(&self, digest: &Digest) -> Option<ContentPin> {
-        Some(ContentPin::begin(self.usage(digest)?))
+    /// Pins an entry without counting an access. `None` if there is no such entry.
+    pub(super) fn pin(&self, digest: &Digest) -> Option<ContentPin> {
+        Some(ContentPin::new(self.usage(digest)?))
     }
 
-    /// Notes that something is held, with what it needs and when it was last asked for. Of what is noted already only
-    /// the size and the time can change.
-    pub(super) fn admit(
+    /// Adds an entry with its dependencies. Of an existing entry only the size and the last access are updated.
+    pub(super) fn insert(
         &mut self,
         kind: ContentKind,
         digest: &Digest,
         size: u64,
-        last: u64,
-        needs: impl IntoIterator<Item = Digest>,
+        last_access: Timestamp,
+        dependencies: impl IntoIterator<Item = Digest>,
     ) -> Arc<Usage> {
-        let place = self.place(digest);
-        if let Some(held) = self.held_mut(place) {
-            held.size = size;
-            held.usage.advance(last);
-            return Arc::clone(&held.usage);
+        let id = self.slot_id(digest);
+        if let Some(entry) = self.entry_mut(id) {
+            entry.size = size;
+            entry.usage.advance(last_access);
+            return Arc::clone(&entry.usage);
         }
-        let mut needs: Vec<SlotId> = needs.into_iter().map(|digest| self.place(&digest)).collect();
-        needs.sort_unstable();
-        needs.dedup();
-        for need in &needs {
-            self.unqueue(*need);
-            if let Some(slot) = self.slot_mut(*need) {
-                slot.needed += 1;
-                slot.needers ^= place;
-                if let Some(held) = &mut slot.held {
-                    held.follows = None;
+        let mut dependencies: Vec<SlotId> =
+            dependencies.into_iter().map(|digest| self.slot_id(&digest)).collect();
+        dependencies.sort_unstable();
+        dependencies.dedup();
+        for dependency in &dependencies {
+            self.unqueue(*dependency);
+            if let Some(slot) = self.slot_mut(*dependency) {
+                slot.dependents += 1;
+                slot.dependents_xor ^= id;
+                if let Some(entry) = &mut slot.entry {
+                    entry.follows = None;
                 }
             }
         }
-        let usage = Arc::new(Usage::of(last));
-        let held = IndexEntry {
+        let usage = Arc::new(Usage::new(last_access));
+        let entry = IndexEntry {
             kind,
             size,
             usage: Arc::clone(&usage),
-            needs: needs.into(),
+            dependencies: dependencies.into(),
             queued: None,
             follows: None,
         };
-        if let Some(slot) = self.slot_mut(place) {
-            slot.held = Some(held);
+        if let Some(slot) = self.slot_mut(id) {
+            slot.entry = Some(entry);
         }
-        self.queue(place);
-        self.weigh_needers(place);
+        self.queue(id);
+        self.requeue_sole_dependents(id);
         usage
     }
 
-    /// Notes that something is held no longer.
+    /// Removes an entry whose content is no longer in the store.
     pub(super) fn remove(&mut self, digest: &Digest) {
-        if let Some(place) = self.places.get(digest) {
-            self.take(*place, None);
+        if let Some(id) = self.ids.get(digest) {
+            self.take_entry(*id, None);
         }
     }
 
-    /// Takes out, in their order, entries of at least `bytes` altogether that nobody needs or reads. Fewer if there
-    /// are no more. `busy` tells what has to stay for another reason.
-    pub(super) fn victims(
+    /// Takes victims out of the index in eviction order, until they free `bytes` or no more are evictable. Entries that are
+    /// pinned, or for which `is_busy` returns true, stay.
+    pub(super) fn take_victims(
         &mut self,
         bytes: u64,
-        now: u64,
-        mut busy: impl FnMut(&Victim) -> bool,
+        now: Timestamp,
+        mut is_busy: impl FnMut(&Victim) -> bool,
     ) -> Vec<Victim> {
-        self.remember(now);
-        let (mut found, mut freed, mut kept) = (Vec::new(), 0_u64, Vec::new());
+        self.adapt_policy(now);
+        let (mut victims, mut freed, mut kept) = (Vec::new(), 0_u64, Vec::new());
         while freed < bytes {
-            let Some((priority, place)) = self.frontier.pop_first() else { break };
-            let Some(held) = self.held_mut(place) else { continue };
-            held.queued = None;
-            if held.usage.is_read() {
-                kept.push(place);
+            let Some((priority, id)) = self.queue.pop_first() else { break };
+            let Some(entry) = self.entry_mut(id) else { continue };
+            entry.queued = None;
+            if entry.usage.is_pinned() {
+                kept.push(id);
                 continue;
             }
-            if self.priority(place) > priority {
-                self.queue(place);
+            if self.priority(id) > priority {
+                self.queue(id);
                 continue;
             }
-            let Some(victim) = self.victim(place) else { continue };
-            if busy(&victim) {
-                kept.push(place);
+            let Some(victim) = self.victim(id) else { continue };
+            if is_busy(&victim) {
+                kept.push(id);
                 continue;
             }
-            self.take(place, Some(priority));
+            self.take_entry(id, Some(priority));
             freed = freed.saturating_add(victim.size);
-            found.push(victim);
+            victims.push(victim);
         }
-        for place in kept {
-            self.queue(place);
+        for id in kept {
+            self.queue(id);
         }
-        found
+        victims
     }
 
-    /// What something held needs.
-    pub(super) fn needs_of(&self, digest: &Digest) -> Vec<Digest> {
-        let held = self.places.get(digest).and_then(|place| self.held(*place));
-        let slot = |place: &SlotId| self.slots.get(*place as usize)?.as_ref();
-        held.into_iter().flat_map(|held| &held.needs).filter_map(slot).map(|slot| slot.digest).collect()
-    }
-
-    /// Takes out an entry that nobody needs or reads, out of its turn.
-    pub(super) fn take_free(&mut self, digest: &Digest) -> Option<Victim> {
-        let place = *self.places.get(digest)?;
-        if self.needed(place) > 0 || self.held(place)?.usage.is_read() {
+    /// Takes one entry out of the index, regardless of the order. `None` if it is pinned or has a dependent.
+    pub(super) fn take(&mut self, digest: &Digest) -> Option<Victim> {
+        let id = *self.ids.get(digest)?;
+        if self.dependents(id) > 0 || self.entry(id)?.usage.is_pinned() {
             return None;
         }
-        let victim = self.victim(place);
-        self.take(place, None);
+        let victim = self.victim(id);
+        self.take_entry(id, None);
         victim
     }
 
-    /// Whether a manifest held needs this.
-    pub(super) fn is_needed(&self, digest: &Digest) -> bool {
-        self.places.get(digest).is_some_and(|place| self.needed(*place) > 0)
+    /// Returns the dependencies of an entry.
+    pub(super) fn dependencies(&self, digest: &Digest) -> Vec<Digest> {
+        let entry = self.ids.get(digest).and_then(|id| self.entry(*id));
+        let digest_of = |id: &SlotId| Some(self.slots.get(*id as usize)?.as_ref()?.digest);
+        entry.into_iter().flat_map(|entry| &entry.dependencies).filter_map(digest_of).collect()
     }
 
-    /// What can be reached from `roots`, and what cannot.
-    pub(super) fn reached(&self, roots: &HashSet<Digest>) -> Reachability {
-        let mut seen = vec![false; self.slots.len()];
-        let mut left: Vec<SlotId> = roots.iter().filter_map(|root| self.places.get(root)).copied().collect();
-        let mut reached = Reachability::default();
-        while let Some(place) = left.pop() {
-            if seen.get_mut(place as usize).is_none_or(|seen| std::mem::replace(seen, true)) {
+    /// Returns true if a cached manifest needs the digest.
+    pub(super) fn is_needed(&self, digest: &Digest) -> bool {
+        self.ids.get(digest).is_some_and(|id| self.dependents(*id) > 0)
+    }
+
+    /// Divides all entries by whether they can be reached from `roots`.
+    pub(super) fn reachability(&self, roots: &HashSet<Digest>) -> Reachability {
+        let mut reached = vec![false; self.slots.len()];
+        let mut pending: Vec<SlotId> = roots.iter().filter_map(|root| self.ids.get(root)).copied().collect();
+        let mut reachability = Reachability::default();
+        while let Some(id) = pending.pop() {
+            if reached.get_mut(id as usize).is_none_or(|reached| std::mem::replace(reached, true)) {
                 continue;
             }
-            if let Some(held) = self.held(place) {
-                left.extend(&held.needs);
+            if let Some(entry) = self.entry(id) {
+                pending.extend(&entry.dependencies);
             }
         }
-        for (slot, seen) in self.slots.iter().zip(seen) {
-            if let Some(held) = slot.as_ref().and_then(|slot| slot.held.as_ref()) {
-                let totals = if seen { &mut reached.reachable } else { &mut reached.unreachable };
-                match held.kind {
+        for (slot, reached) in self.slots.iter().zip(reached) {
+            if let Some(entry) = slot.as_ref().and_then(|slot| slot.entry.as_ref()) {
+                let totals =
+                    if reached { &mut reachability.reachable } else { &mut reachability.unreachable };
+                match entry.kind {
                     ContentKind::Manifest => totals.manifests += 1,
                     ContentKind::Blob => totals.blobs += 1,
                 }
-                totals.bytes += held.size;
+                totals.bytes += entry.size;
             }
         }
-        reached
+        reachability
     }
 
-    /// Everything held.
-    pub(super) fn all(&self) -> impl Iterator<Item = Digest> {
+    /// Returns the digests of all entries.
+    pub(super) fn digests(&self) -> impl Iterator<Item = Digest> {
         self.entries().map(|(slot, _)| slot.digest)
     }
 
-    /// What it all comes to. Looks at every entry.
+    /// Computes the summary by a scan of all entries.
     pub(super) fn stats(&self) -> IndexStats {
-        let loose = self.entries().filter(|(slot, held)| slot.needed == 0 && held.kind == ContentKind::Blob);
-        IndexStats { oldest: self.oldest(), loose: loose.map(|(_, held)| held.size).sum() }
+        let unneeded =
+            self.entries().filter(|(slot, entry)| slot.dependents == 0 && entry.kind == ContentKind::Blob);
+        IndexStats {
+            oldest_access: self.oldest_access(),
+            unneeded_bytes: unneeded.map(|(_, entry)| entry.size).sum(),
+        }
     }
 
-    fn oldest(&self) -> Option<u64> {
-        self.entries().map(|(_, held)| held.usage.last()).min()
+    /// Returns the last access of every entry that was accessed since the previous call.
+    pub(super) fn take_access_times(&self) -> Vec<(Digest, Timestamp)> {
+        self.entries().filter_map(|(slot, entry)| Some((slot.digest, entry.usage.take_unsaved()?))).collect()
     }
 
-    /// Every slot whose content is held.
+    fn oldest_access(&self) -> Option<Timestamp> {
+        self.entries().map(|(_, entry)| entry.usage.last_access()).min()
+    }
+
     fn entries(&self) -> impl Iterator<Item = (&Slot, &IndexEntry)> {
-        self.slots.iter().flatten().filter_map(|slot| Some((slot, slot.held.as_ref()?)))
+        self.slots.iter().flatten().filter_map(|slot| Some((slot, slot.entry.as_ref()?)))
     }
 
-    /// The times of entries that were asked for since this was last called.
-    pub(super) fn touched(&self) -> Vec<(Digest, u64)> {
-        self.entries().filter_map(|(slot, held)| Some((slot.digest, held.usage.news()?))).collect()
-    }
-
-    /// Goes by how long the store remembers now, if that has changed.
-    fn remember(&mut self, now: u64) {
-        let oldest = self.oldest().unwrap_or(now);
-        let grace = now.saturating_sub(oldest) / 2;
-        if grace.abs_diff(self.grace) <= self.grace / 4 {
+    /// Adapts the policy to the age of the oldest entry, and sorts the queue again if the policy has changed.
+    fn adapt_policy(&mut self, now: Timestamp) {
+        let oldest = self.oldest_access().unwrap_or(now);
+        if !self.policy.adapt(oldest, now) {
             return;
         }
-        self.grace = grace;
-        for (_, place) in std::mem::take(&mut self.frontier) {
-            if let Some(held) = self.held_mut(place) {
-                held.queued = None;
+        for (_, id) in std::mem::take(&mut self.queue) {
+            if let Some(entry) = self.entry_mut(id) {
+                entry.queued = None;
             }
-            self.queue(place);
+            self.queue(id);
         }
     }
 
-    fn slot_mut(&mut self, place: SlotId) -> Option<&mut Slot> {
-        self.slots.get_mut(place as usize)?.as_mut()
+    fn slot_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
+        self.slots.get_mut(id as usize)?.as_mut()
     }
 
-    fn held(&self, place: SlotId) -> Option<&IndexEntry> {
-        self.slots.get(place as usize)?.as_ref()?.held.as_ref()
+    fn entry(&self, id: SlotId) -> Option<&IndexEntry> {
+        self.slots.get(id as usize)?.as_ref()?.entry.as_ref()
     }
 
-    fn held_mut(&mut self, place: SlotId) -> Option<&mut IndexEntry> {
-        self.slot_mut(place)?.held.as_mut()
+    fn entry_mut(&mut self, id: SlotId) -> Option<&mut IndexEntry> {
+        self.slot_mut(id)?.entry.as_mut()
     }
 
-    fn needed(&self, place: SlotId) -> u32 {
-        self.slots.get(place as usize).and_then(Option::as_ref).map_or(0, |slot| slot.needed)
+    fn dependents(&self, id: SlotId) -> u32 {
+        self.slots.get(id as usize).and_then(Option::as_ref).map_or(0, |slot| slot.dependents)
     }
 
-    fn victim(&self, place: SlotId) -> Option<Victim> {
-        let slot = self.slots.get(place as usize)?.as_ref()?;
-        let held = slot.held.as_ref()?;
-        Some(Victim { digest: slot.digest, kind: held.kind, size: held.size })
+    fn victim(&self, id: SlotId) -> Option<Victim> {
+        let slot = self.slots.get(id as usize)?.as_ref()?;
+        let entry = slot.entry.as_ref()?;
+        Some(Victim { digest: slot.digest, kind: entry.kind, size: entry.size })
     }
 
-    /// The place of a digest, which is given one if it has none.
-    fn place(&mut self, digest: &Digest) -> SlotId {
-        if let Some(place) = self.places.get(digest) {
-            return *place;
+    /// Returns the slot of a digest, which is created if there is none.
+    fn slot_id(&mut self, digest: &Digest) -> SlotId {
+        if let Some(id) = self.ids.get(digest) {
+            return *id;
         }
-        let slot = Some(Slot { digest: *digest, held: None, needed: 0, needers: 0 });
-        let place = if let Some(place) = self.vacant.pop() {
-            self.slots[place as usize] = slot;
-            place
+        let slot = Some(Slot { digest: *digest, entry: None, dependents: 0, dependents_xor: 0 });
+        let id = if let Some(id) = self.free_slots.pop() {
+            self.slots[id as usize] = slot;
+            id
         } else {
             self.slots.push(slot);
-            // Four thousand million digests would not fit into any memory.
+            // More than 2^32 digests do not fit into memory.
             SlotId::try_from(self.slots.len() - 1).unwrap_or(SlotId::MAX)
         };
-        self.places.insert(*digest, place);
-        place
+        self.ids.insert(*digest, id);
+        id
     }
 
-    /// Removes what is held at a place, and the place if nothing needs it. What it alone needed follows at `priority`.
-    fn take(&mut self, place: SlotId, priority: Option<u64>) {
-        self.unqueue(place);
-        let Some(held) = self.slot_mut(place).and_then(|slot| slot.held.take()) else { return };
-        let last = held.usage.last();
-        for need in held.needs {
-            if let Some(slot) = self.slot_mut(need) {
-                slot.needed -= 1;
-                slot.needers ^= place;
-                if let Some(part) = &mut slot.held {
-                    part.follows = priority.filter(|_| part.usage.last() <= last.saturating_add(PULL));
+    /// Removes the entry of a slot. With the `priority` of an evicted entry, dependencies that no other entry needs are
+    /// evicted next.
+    fn take_entry(&mut self, id: SlotId, priority: Option<Timestamp>) {
+        self.unqueue(id);
+        let Some(entry) = self.slot_mut(id).and_then(|slot| slot.entry.take()) else { return };
+        let last_access = entry.usage.last_access();
+        for dependency in entry.dependencies {
+            if let Some(slot) = self.slot_mut(dependency) {
+                slot.dependents -= 1;
+                slot.dependents_xor ^= id;
+                if let Some(part) = &mut slot.entry {
+                    let follows = policy::follows_image(part.usage.last_access(), last_access);
+                    part.follows = priority.filter(|_| follows);
                 }
             }
-            self.queue(need);
-            self.weigh_needers(need);
-            self.vacate(need);
+            self.queue(dependency);
+            self.requeue_sole_dependents(dependency);
+            self.free_slot(dependency);
         }
-        self.vacate(place);
+        self.free_slot(id);
     }
 
-    fn vacate(&mut self, place: SlotId) {
-        if let Some(entry) = self.slots.get_mut(place as usize)
-            && let Some(slot) = entry.take_if(|slot| slot.held.is_none() && slot.needed == 0)
+    /// Frees a slot without an entry and without dependents.
+    fn free_slot(&mut self, id: SlotId) {
+        if let Some(place) = self.slots.get_mut(id as usize)
+            && let Some(slot) = place.take_if(|slot| slot.entry.is_none() && slot.dependents == 0)
         {
-            self.places.remove(&slot.digest);
-            self.vacant.push(place);
+            self.ids.remove(&slot.digest);
+            self.free_slots.push(id);
         }
     }
 
-    fn queue(&mut self, place: SlotId) {
-        if self.needed(place) > 0 {
+    /// Adds an entry without dependents to the queue.
+    fn queue(&mut self, id: SlotId) {
+        if self.dependents(id) > 0 {
             return;
         }
-        let priority = self.priority(place);
-        if let Some(held) = self.held_mut(place)
-            && held.queued.is_none()
+        let priority = self.priority(id);
+        if let Some(entry) = self.entry_mut(id)
+            && entry.queued.is_none()
         {
-            held.queued = Some(priority);
-            self.frontier.insert((priority, place));
+            entry.queued = Some(priority);
+            self.queue.insert((priority, id));
         }
     }
 
-    /// More becomes free now with what alone needs this, so that it may have to go sooner.
-    fn weigh_needers(&mut self, mut place: SlotId) {
+    fn unqueue(&mut self, id: SlotId) {
+        if let Some(priority) = self.entry_mut(id).and_then(|entry| entry.queued.take()) {
+            self.queue.remove(&(priority, id));
+        }
+    }
+
+    /// Queues the only dependent of an entry again, and the only dependent of that. Its eviction frees more bytes than
+    /// before, so its priority may be lower.
+    fn requeue_sole_dependents(&mut self, mut id: SlotId) {
         for _ in 0..DEPTH_MAX {
-            let slot = self.slots.get(place as usize).and_then(Option::as_ref);
-            let Some(needer) = slot.filter(|slot| slot.needed == 1).map(|slot| slot.needers) else { return };
-            self.unqueue(needer);
-            self.queue(needer);
-            place = needer;
+            let slot = self.slots.get(id as usize).and_then(Option::as_ref);
+            let sole = slot.filter(|slot| slot.dependents == 1).map(|slot| slot.dependents_xor);
+            let Some(dependent) = sole else { return };
+            self.unqueue(dependent);
+            self.queue(dependent);
+            id = dependent;
         }
     }
 
-    fn unqueue(&mut self, place: SlotId) {
-        if let Some(priority) = self.held_mut(place).and_then(|held| held.queued.take()) {
-            self.frontier.remove(&(priority, place));
-        }
+    /// Returns the priority of an entry. The lowest priority is evicted first.
+    fn priority(&self, id: SlotId) -> Timestamp {
+        let Some(entry) = self.entry(id) else { return Timestamp::default() };
+        let own = self.policy.priority(entry.usage.last_access(), self.freed_with(id, 0));
+        entry.follows.map_or(own, |evicted| evicted.min(own))
     }
 
-    /// The lower, the sooner it goes.
-    fn priority(&self, place: SlotId) -> u64 {
-        let Some(held) = self.held(place) else { return 0 };
-        let own = held.usage.last().saturating_add(share(self.grace, self.frees(place, 0)));
-        held.follows.map_or(own, |before| before.min(own))
-    }
-
-    /// Bytes that become free with an entry: its own and those of what nobody else needs.
-    fn frees(&self, place: SlotId, depth: u32) -> u64 {
-        let Some(held) = self.held(place) else { return 0 };
-        let alone = held.needs.iter().filter(|need| depth < DEPTH_MAX && self.needed(**need) == 1);
-        held.size.saturating_add(alone.map(|need| self.frees(*need, depth + 1)).sum())
+    /// Returns the bytes that the eviction of an entry frees: its own, and those of dependencies without another dependent.
+    fn freed_with(&self, id: SlotId, depth: u32) -> u64 {
+        let Some(entry) = self.entry(id) else { return 0 };
+        let exclusive =
+            entry.dependencies.iter().filter(|id| depth < DEPTH_MAX && self.dependents(**id) == 1);
+        entry.size.saturating_add(exclusive.map(|id| self.freed_with(*id, depth + 1)).sum())
     }
 }
 
-/// What of the longest grace something is granted that frees so many bytes.
-fn share(grace: u64, frees: u64) -> u64 {
-    let share = u128::from(grace) * u128::from(ROUND_TRIP) / u128::from(ROUND_TRIP.saturating_add(frees));
-    // At most the whole of it.
-    u64::try_from(share).unwrap_or(grace)
+/// Returns the digests without which a manifest cannot be pulled: its config and layers, or an index's children.
+pub(in crate::cache) fn dependencies(manifest: &Manifest) -> impl Iterator<Item = Digest> {
+    manifest.children.iter().chain(&manifest.blobs).filter(|it| !it.foreign).map(|it| it.digest)
 }
 
 #[cfg(test)]
@@ -437,84 +442,88 @@ mod tests {
     use super::*;
     use crate::oci::Algorithm;
 
-    const HOUR: u64 = 60 * 60 * 1000;
     const GIB: u64 = 1 << 30;
+
+    const fn hour(hours: u64) -> Timestamp {
+        Timestamp::from_millis(hours * 60 * 60 * 1000)
+    }
 
     fn name(text: &str) -> Digest {
         Digest::of(Algorithm::Sha256, text.as_bytes())
     }
 
-    fn blob(index: &mut EvictionIndex, text: &str, size: u64, last: u64) -> Arc<Usage> {
-        index.admit(ContentKind::Blob, &name(text), size, last, [])
+    fn blob(index: &mut EvictionIndex, text: &str, size: u64, last_access: Timestamp) -> Arc<Usage> {
+        index.insert(ContentKind::Blob, &name(text), size, last_access, [])
     }
 
-    fn manifest(index: &mut EvictionIndex, text: &str, last: u64, needs: &[&str]) {
-        index.admit(ContentKind::Manifest, &name(text), 1000, last, needs.iter().map(|text| name(text)));
+    fn manifest(index: &mut EvictionIndex, text: &str, last_access: Timestamp, dependencies: &[&str]) {
+        let dependencies = dependencies.iter().map(|text| name(text));
+        index.insert(ContentKind::Manifest, &name(text), 1000, last_access, dependencies);
     }
 
-    /// Everything in the order in which it would go.
+    /// Evicts everything. Returns the names in eviction order.
     fn order(index: &mut EvictionIndex, names: &[&'static str]) -> Vec<&'static str> {
         let known: HashMap<_, _> = names.iter().map(|text| (name(text), *text)).collect();
-        let gone = index.victims(u64::MAX, 100 * HOUR, |_| false);
-        gone.iter().map(|victim| known[&victim.digest]).collect()
+        let victims = index.take_victims(u64::MAX, hour(100), |_| false);
+        victims.iter().map(|victim| known[&victim.digest]).collect()
     }
 
     fn is_empty(index: &EvictionIndex) -> bool {
-        index.places.is_empty() && index.frontier.is_empty() && index.slots.iter().all(Option::is_none)
+        index.ids.is_empty() && index.queue.is_empty() && index.slots.iter().all(Option::is_none)
     }
 
     #[test]
-    fn the_oldest_goes_first_and_of_equals_the_larger() {
+    fn oldest_is_evicted_first_and_of_equal_age_the_larger() {
         let mut index = EvictionIndex::default();
-        blob(&mut index, "new", GIB, 100 * HOUR);
-        blob(&mut index, "old", GIB, HOUR);
-        blob(&mut index, "small", 1 << 10, 100 * HOUR);
-        // Half of the time since the oldest was asked for is not enough.
-        blob(&mut index, "tiny and older", 1 << 10, 90 * HOUR);
-        blob(&mut index, "tiny and old", 1 << 10, 40 * HOUR);
+        blob(&mut index, "new", GIB, hour(100));
+        blob(&mut index, "old", GIB, hour(1));
+        blob(&mut index, "small", 1 << 10, hour(100));
+        // Half of the age of the oldest is not enough.
+        blob(&mut index, "tiny and older", 1 << 10, hour(90));
+        blob(&mut index, "tiny and old", 1 << 10, hour(40));
         let names = ["new", "old", "small", "tiny and older", "tiny and old"];
         assert_eq!(order(&mut index, &names), ["old", "tiny and old", "new", "tiny and older", "small"]);
         assert!(is_empty(&index));
     }
 
     #[test]
-    fn only_as_much_as_is_asked_for() {
+    fn victims_free_no_more_than_requested() {
         let mut index = EvictionIndex::default();
         for n in 1..=10 {
-            blob(&mut index, &n.to_string(), 100, n * HOUR);
+            blob(&mut index, &n.to_string(), 100, hour(n));
         }
-        let gone = index.victims(250, 100 * HOUR, |_| false);
-        assert_eq!(gone.iter().map(|it| it.digest).collect::<Vec<_>>(), ["1", "2", "3"].map(name));
-        assert!(index.victims(0, 100 * HOUR, |_| false).is_empty());
-        assert_eq!(index.stats(), IndexStats { oldest: Some(4 * HOUR), loose: 700 });
+        let victims = index.take_victims(250, hour(100), |_| false);
+        assert_eq!(victims.iter().map(|it| it.digest).collect::<Vec<_>>(), ["1", "2", "3"].map(name));
+        assert!(index.take_victims(0, hour(100), |_| false).is_empty());
+        assert_eq!(index.stats(), IndexStats { oldest_access: Some(hour(4)), unneeded_bytes: 700 });
     }
 
     #[test]
-    fn an_image_goes_from_its_top_and_shared_layers_go_last() {
+    fn image_is_evicted_from_its_manifest_and_shared_layers_last() {
         let mut index = EvictionIndex::default();
-        // Blobs come in after the manifest that needs them.
-        manifest(&mut index, "old image", HOUR, &["base", "old layer"]);
-        blob(&mut index, "base", GIB, HOUR);
-        blob(&mut index, "old layer", GIB, HOUR);
-        manifest(&mut index, "image", 100 * HOUR, &["base", "layer", "layer"]);
-        blob(&mut index, "layer", GIB, 100 * HOUR);
-        blob(&mut index, "nobody's", GIB, 50 * HOUR);
-        assert_eq!(index.stats().loose, GIB);
-        let names = ["old image", "base", "old layer", "image", "layer", "nobody's"];
+        // Blobs are added after the manifest that needs them.
+        manifest(&mut index, "old image", hour(1), &["base", "old layer"]);
+        blob(&mut index, "base", GIB, hour(1));
+        blob(&mut index, "old layer", GIB, hour(1));
+        manifest(&mut index, "image", hour(100), &["base", "layer", "layer"]);
+        blob(&mut index, "layer", GIB, hour(100));
+        blob(&mut index, "unneeded", GIB, hour(50));
+        assert_eq!(index.stats().unneeded_bytes, GIB);
+        let names = ["old image", "base", "old layer", "image", "layer", "unneeded"];
         let order = order(&mut index, &names);
-        assert_eq!(order[..4], ["old image", "old layer", "nobody's", "image"]);
+        assert_eq!(order[..4], ["old image", "old layer", "unneeded", "image"]);
         assert_eq!(order.len(), 6);
         assert!(is_empty(&index));
     }
 
     #[test]
-    fn an_index_counts_as_much_as_it_frees() {
+    fn image_index_counts_the_bytes_that_it_frees() {
         let mut index = EvictionIndex::default();
-        // A tiny document over a large image does not outlive one that was asked for an hour later.
-        manifest(&mut index, "index", HOUR, &["child"]);
-        manifest(&mut index, "child", HOUR, &["layer"]);
-        blob(&mut index, "layer", GIB, HOUR);
-        blob(&mut index, "blob", GIB, 2 * HOUR);
+        // A small manifest of a large image does not outlive a blob that was accessed an hour later.
+        manifest(&mut index, "index", hour(1), &["child"]);
+        manifest(&mut index, "child", hour(1), &["layer"]);
+        blob(&mut index, "layer", GIB, hour(1));
+        blob(&mut index, "blob", GIB, hour(2));
         assert_eq!(
             order(&mut index, &["index", "child", "layer", "blob"]),
             ["index", "child", "layer", "blob"]
@@ -523,94 +532,94 @@ mod tests {
     }
 
     #[test]
-    fn an_image_goes_whole_before_the_next() {
+    fn image_is_evicted_completely_before_the_next() {
         let mut index = EvictionIndex::default();
         for (n, image, layer) in
             [(1, "image 1", "layer 1"), (2, "image 2", "layer 2"), (3, "image 3", "layer 3")]
         {
-            manifest(&mut index, image, n * HOUR, &[layer]);
-            blob(&mut index, layer, 1000, n * HOUR);
+            manifest(&mut index, image, hour(n), &[layer]);
+            blob(&mut index, layer, 1000, hour(n));
         }
         let names = ["image 1", "layer 1", "image 2", "layer 2", "image 3", "layer 3"];
         assert_eq!(order(&mut index, &names), names);
-        // A layer that was asked for by itself, long after its image, stays for that.
+        // A layer that was accessed separately, long after its image, stays for that.
         let mut index = EvictionIndex::default();
-        manifest(&mut index, "image", HOUR, &["layer"]);
-        blob(&mut index, "layer", GIB, 10 * HOUR);
-        blob(&mut index, "blob", GIB, 5 * HOUR);
+        manifest(&mut index, "image", hour(1), &["layer"]);
+        blob(&mut index, "layer", GIB, hour(10));
+        blob(&mut index, "blob", GIB, hour(5));
         assert_eq!(order(&mut index, &["image", "layer", "blob"]), ["image", "blob", "layer"]);
     }
 
     #[test]
-    fn what_was_touched_is_put_right_when_it_comes_up() {
+    fn accessed_entry_gets_its_new_priority_when_it_is_popped() {
         let mut index = EvictionIndex::default();
-        let usage = blob(&mut index, "a", GIB, HOUR);
-        blob(&mut index, "b", GIB, 2 * HOUR);
-        assert!(index.touched().is_empty());
-        usage.touch(3 * HOUR);
-        assert_eq!(index.touched(), [(name("a"), 3 * HOUR)]);
-        assert!(index.touched().is_empty());
+        let usage = blob(&mut index, "a", GIB, hour(1));
+        blob(&mut index, "b", GIB, hour(2));
+        assert!(index.take_access_times().is_empty());
+        usage.touch(hour(3));
+        assert_eq!(index.take_access_times(), [(name("a"), hour(3))]);
+        assert!(index.take_access_times().is_empty());
         assert_eq!(order(&mut index, &["a", "b"]), ["b", "a"]);
     }
 
     #[test]
-    fn a_clock_that_was_set_back_counts() {
+    fn oldest_access_follows_a_clock_that_was_set_back() {
         let mut index = EvictionIndex::default();
-        let usage = blob(&mut index, "a", GIB, 1000 * HOUR);
-        usage.touch(HOUR);
-        blob(&mut index, "b", GIB, 2 * HOUR);
-        assert_eq!(index.stats().oldest, Some(HOUR));
+        let usage = blob(&mut index, "a", GIB, hour(1000));
+        usage.touch(hour(1));
+        blob(&mut index, "b", GIB, hour(2));
+        assert_eq!(index.stats().oldest_access, Some(hour(1)));
     }
 
     #[test]
-    fn what_is_read_or_busy_stays() {
+    fn pinned_and_busy_entries_stay() {
         let mut index = EvictionIndex::default();
-        blob(&mut index, "a", GIB, HOUR);
-        blob(&mut index, "b", GIB, 2 * HOUR);
-        let pin = index.read(&name("a"), 3 * HOUR).expect("held").clone();
-        assert!(index.read(&name("c"), HOUR).is_none());
+        blob(&mut index, "a", GIB, hour(1));
+        blob(&mut index, "b", GIB, hour(2));
+        let pin = index.pin_for_client(&name("a"), hour(3)).expect("an entry").clone();
+        assert!(index.pin_for_client(&name("c"), hour(1)).is_none());
         let busy = name("b");
-        assert!(index.victims(u64::MAX, 100 * HOUR, |victim| victim.digest == busy).is_empty());
+        assert!(index.take_victims(u64::MAX, hour(100), |victim| victim.digest == busy).is_empty());
         drop(pin);
         assert_eq!(order(&mut index, &["a", "b"]), ["b", "a"]);
     }
 
     #[test]
-    fn removed_and_admitted_anew() {
+    fn removed_entry_can_be_added_again() {
         let mut index = EvictionIndex::default();
-        manifest(&mut index, "image", HOUR, &["layer"]);
-        blob(&mut index, "layer", GIB, HOUR);
+        manifest(&mut index, "image", hour(1), &["layer"]);
+        blob(&mut index, "layer", GIB, hour(1));
         index.remove(&name("layer"));
         index.remove(&name("layer"));
         assert!(index.usage(&name("layer")).is_none());
-        // Still needed when it comes back.
-        blob(&mut index, "layer", GIB, HOUR);
+        // The manifest still depends on it.
+        blob(&mut index, "layer", GIB, hour(1));
         assert_eq!(order(&mut index, &["image", "layer"]), ["image", "layer"]);
     }
 
     #[test]
-    fn what_is_reached_is_told_from_what_is_not() {
+    fn reachability_follows_dependencies_from_the_roots() {
         let mut index = EvictionIndex::default();
-        manifest(&mut index, "index", HOUR, &["child", "not held"]);
-        manifest(&mut index, "child", HOUR, &["layer", "index"]);
-        blob(&mut index, "layer", 500, HOUR);
-        manifest(&mut index, "old", HOUR, &["layer", "old layer"]);
-        blob(&mut index, "old layer", 70, HOUR);
+        manifest(&mut index, "index", hour(1), &["child", "not cached"]);
+        manifest(&mut index, "child", hour(1), &["layer", "index"]);
+        blob(&mut index, "layer", 500, hour(1));
+        manifest(&mut index, "old", hour(1), &["layer", "old layer"]);
+        blob(&mut index, "old layer", 70, hour(1));
         let totals = |manifests, blobs, bytes| Totals { manifests, blobs, bytes };
-        let roots = HashSet::from([name("index"), name("gone")]);
-        let found = index.reached(&roots);
+        let roots = HashSet::from([name("index"), name("deleted")]);
+        let found = index.reachability(&roots);
         assert_eq!(found, Reachability { reachable: totals(2, 1, 2500), unreachable: totals(1, 1, 1070) });
-        assert!(index.is_needed(&name("not held")) && !index.is_needed(&name("old")));
+        assert!(index.is_needed(&name("not cached")) && !index.is_needed(&name("old")));
     }
 
     #[test]
-    fn a_circle_of_needs_ends() {
+    fn circular_dependencies_end() {
         let mut index = EvictionIndex::default();
-        manifest(&mut index, "a", HOUR, &["b"]);
-        manifest(&mut index, "b", HOUR, &["a"]);
-        manifest(&mut index, "itself", HOUR, &["itself"]);
-        assert!(index.victims(u64::MAX, 100 * HOUR, |_| false).is_empty());
-        assert!(index.frees(index.places[&name("a")], 0) > 0);
+        manifest(&mut index, "a", hour(1), &["b"]);
+        manifest(&mut index, "b", hour(1), &["a"]);
+        manifest(&mut index, "itself", hour(1), &["itself"]);
+        assert!(index.take_victims(u64::MAX, hour(100), |_| false).is_empty());
+        assert!(index.freed_with(index.ids[&name("a")], 0) > 0);
         for text in ["a", "b", "itself"] {
             index.remove(&name(text));
         }

@@ -1,82 +1,85 @@
-//! When an entry of the index was last asked for, and who reads it: what requests touch, without a lock.
+//! Last access and pins of cached content, updated by requests without a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// How exactly it is known when something was asked for, in milliseconds.
-const TOUCH: u64 = 1000;
+use crate::clock::Timestamp;
 
-/// The side of an entry that requests touch, without a lock.
+/// Resolution of the last access, in milliseconds.
+const RESOLUTION: u64 = 1000;
+
+/// Last access and pins of one cached manifest or blob.
 #[derive(Debug, Default)]
 pub(in crate::cache) struct Usage {
-    /// When it was last asked for, in milliseconds since 1970.
-    last: AtomicU64,
-    /// The same as it was last written down.
-    noted: AtomicU64,
-    /// Who reads it now.
-    readers: AtomicU32,
+    /// Last access, in milliseconds since 1970.
+    last_access: AtomicU64,
+    /// Last access as it was last returned by [`take_unsaved`](Self::take_unsaved).
+    saved: AtomicU64,
+    pins: AtomicU32,
 }
 
 impl Usage {
-    /// The usage of what came in, or was asked for, at `last`.
-    pub(super) fn of(last: u64) -> Self {
-        Self { last: last.into(), noted: last.into(), readers: 0.into() }
+    /// Creates the usage of content that was stored, or accessed, at `last_access`.
+    pub(super) fn new(last_access: Timestamp) -> Self {
+        let millis = last_access.as_millis();
+        Self { last_access: millis.into(), saved: millis.into(), pins: 0.into() }
     }
 
-    /// It is asked for. Requests within one second leave one mark, so that many cores can share what is hot. A clock
-    /// that was set back counts from then on.
-    pub(in crate::cache) fn touch(&self, now: u64) {
-        if self.last.load(Ordering::Relaxed).abs_diff(now) >= TOUCH {
-            self.last.store(now, Ordering::Relaxed);
+    /// Sets the last access, also to an earlier time if the clock was set back. Accesses within one second write once, so
+    /// that CPUs do not contend for popular content.
+    pub(in crate::cache) fn touch(&self, now: Timestamp) {
+        if self.last_access.load(Ordering::Relaxed).abs_diff(now.as_millis()) >= RESOLUTION {
+            self.last_access.store(now.as_millis(), Ordering::Relaxed);
         }
     }
 
-    pub(super) fn last(&self) -> u64 {
-        self.last.load(Ordering::Relaxed)
+    pub(super) fn last_access(&self) -> Timestamp {
+        Timestamp::from_millis(self.last_access.load(Ordering::Relaxed))
     }
 
-    /// It was asked for at `last`, if nothing later is known.
-    pub(super) fn advance(&self, last: u64) {
-        self.last.fetch_max(last, Ordering::Relaxed);
+    /// Sets the last access if `last_access` is later.
+    pub(super) fn advance(&self, last_access: Timestamp) {
+        self.last_access.fetch_max(last_access.as_millis(), Ordering::Relaxed);
     }
 
-    /// When it was last asked for, if that was not told before.
-    pub(super) fn news(&self) -> Option<u64> {
-        let last = self.last();
-        (self.noted.swap(last, Ordering::Relaxed) != last).then_some(last)
+    /// Returns the last access if it has changed since the previous call.
+    pub(super) fn take_unsaved(&self) -> Option<Timestamp> {
+        let last_access = self.last_access();
+        let saved = self.saved.swap(last_access.as_millis(), Ordering::Relaxed);
+        (saved != last_access.as_millis()).then_some(last_access)
     }
 
-    pub(super) fn is_read(&self) -> bool {
-        self.readers.load(Ordering::Acquire) > 0
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) > 0
     }
 }
 
-/// Somebody reads an entry, which stays until this is dropped.
+/// Pin on cached content, which is not evicted or removed while the pin exists.
 #[derive(Debug)]
 pub struct ContentPin(Arc<Usage>);
 
 impl ContentPin {
-    /// One more reader, which by itself says nothing about what clients want.
-    pub(super) fn begin(usage: Arc<Usage>) -> Self {
-        usage.readers.fetch_add(1, Ordering::AcqRel);
+    /// Creates a pin. A pin alone does not count as an access.
+    pub(super) fn new(usage: Arc<Usage>) -> Self {
+        usage.pins.fetch_add(1, Ordering::AcqRel);
         Self(usage)
     }
 
-    /// A client is the reader.
-    pub(super) fn touch(&self, now: u64) {
+    /// Counts an access by a client.
+    pub(super) fn touch(&self, now: Timestamp) {
         self.0.touch(now);
     }
 }
 
 impl Clone for ContentPin {
     fn clone(&self) -> Self {
-        Self::begin(Arc::clone(&self.0))
+        Self::new(Arc::clone(&self.0))
     }
 }
 
 impl Drop for ContentPin {
     fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+        self.0.pins.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -84,30 +87,38 @@ impl Drop for ContentPin {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_touch_is_news_once() {
-        let usage = Usage::of(5000);
-        assert_eq!(usage.news(), None);
-        usage.touch(5000 + TOUCH - 1);
-        assert_eq!(usage.news(), None, "within a second");
-        usage.touch(9000);
-        assert_eq!((usage.news(), usage.news()), (Some(9000), None));
-        // A clock that was set back counts; what a listing says does only if it is later.
-        usage.touch(1000);
-        usage.advance(500);
-        assert_eq!(usage.last(), 1000);
-        usage.advance(2000);
-        assert_eq!(usage.last(), 2000);
+    const fn at(millis: u64) -> Timestamp {
+        Timestamp::from_millis(millis)
     }
 
     #[test]
-    fn every_copy_of_a_reading_counts() {
-        let usage = Arc::new(Usage::of(0));
-        let first = ContentPin::begin(Arc::clone(&usage));
+    fn access_is_returned_once_for_saving() {
+        let usage = Usage::new(at(5000));
+        assert_eq!(usage.take_unsaved(), None);
+        usage.touch(at(5000 + RESOLUTION - 1));
+        assert_eq!(usage.take_unsaved(), None, "within the resolution");
+        usage.touch(at(9000));
+        assert_eq!((usage.take_unsaved(), usage.take_unsaved()), (Some(at(9000)), None));
+    }
+
+    #[test]
+    fn touch_follows_a_clock_that_was_set_back_and_advance_does_not() {
+        let usage = Usage::new(at(9000));
+        usage.touch(at(1000));
+        usage.advance(at(500));
+        assert_eq!(usage.last_access(), at(1000));
+        usage.advance(at(2000));
+        assert_eq!(usage.last_access(), at(2000));
+    }
+
+    #[test]
+    fn every_clone_of_a_pin_counts() {
+        let usage = Arc::new(Usage::new(at(0)));
+        let first = ContentPin::new(Arc::clone(&usage));
         let second = first.clone();
         drop(first);
-        assert!(usage.is_read());
+        assert!(usage.is_pinned());
         drop(second);
-        assert!(!usage.is_read());
+        assert!(!usage.is_pinned());
     }
 }

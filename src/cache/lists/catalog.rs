@@ -1,37 +1,38 @@
-//! Lists of what the cache holds: the tags of a repository, the repositories of all upstreams.
+//! Lists of the cached content: tags of a repository, and repositories of all upstreams.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
 use crate::oci::{Name, Repository, UpstreamName};
 use crate::store::StoreError;
 use crate::telemetry::Outcome;
 
-use crate::cache::{Cache, CacheError, Shared, blocking};
-
-/// A list to serve, or a part of one, and how the cache came by it.
+/// List to serve, or a page of one, with its outcome.
 #[derive(Clone, Debug)]
 pub struct ListResult<T> {
-    /// What is listed.
+    /// The list.
     pub content: T,
-    /// What the cache did.
+    /// Outcome of the request.
     pub outcome: Outcome,
-    /// How long ago the upstream last confirmed the list; `None` if it was not asked for this one.
+    /// Time since the upstream last confirmed the list; `None` if the list comes from the cache alone.
     pub age: Option<Duration>,
-    /// For a stale list: why the upstream was not asked successfully.
+    /// Error of the upstream, if the list is stale.
     pub stale: Option<CacheError>,
 }
 
-/// One page of a list.
+/// One page of a list of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePage {
-    /// The names, in byte order.
+    /// Names in byte order.
     pub names: Vec<String>,
-    /// Whether there are more after them.
+    /// True if more names follow.
     pub more: bool,
 }
 
-/// Up to `limit` tags held of a repository that sort after `last`. `None` if it holds none at all.
+/// Returns up to `limit` cached tags of a repository that sort after `last`; `None` if it has no cached tag.
 pub(in crate::cache) async fn cached_tags(
     shared: &Shared,
     repository: &Repository,
@@ -49,46 +50,44 @@ pub(in crate::cache) async fn cached_tags(
     .await
 }
 
-impl Cache {
-    /// Up to `limit` repositories held that sort after `last`: those of `only`, under their own names, or those of
-    /// all upstreams, where all but the default one's carry their upstream's name in front. What may not be pulled
-    /// is not named.
-    pub async fn repositories(
-        &self,
-        only: Option<UpstreamName>,
-        last: Option<String>,
-        limit: usize,
-    ) -> Result<NamePage, CacheError> {
-        let rules = self.0.rules();
-        let default = rules.upstreams.router().default_upstream().cloned();
-        let upstreams: Vec<UpstreamName> = match &only {
-            Some(name) => vec![name.clone()],
-            None => rules.upstreams.iter().map(|upstream| upstream.name().clone()).collect(),
-        };
-        let shared = Arc::clone(&self.0);
-        blocking(move || {
-            let mut names = Vec::new();
-            for upstream in &upstreams {
-                let bare = only.is_some() || default.as_ref() == Some(upstream);
-                let prefix = if bare { String::new() } else { format!("{upstream}/") };
-                let after = match after(last.as_deref(), &prefix) {
-                    Start::Beginning => None,
-                    Start::After(name) => Some(name),
-                    Start::Passed => continue,
-                };
-                let found = admitted(&shared, upstream, after, limit.saturating_add(1))?;
-                names.extend(found.iter().map(|name| format!("{prefix}{name}")));
-            }
-            names.sort_unstable();
-            names.dedup();
-            Ok(NamePage::cut(names, limit))
-        })
-        .await
-    }
+/// Returns up to `limit` cached repositories that sort after `last`: those of the upstream `only` without a prefix, or
+/// those of all upstreams, prefixed with the upstream's name except for the default upstream. Repositories that may not be
+/// pulled are omitted.
+pub(in crate::cache) async fn repositories(
+    shared: &Arc<Shared>,
+    only: Option<UpstreamName>,
+    last: Option<String>,
+    limit: usize,
+) -> Result<NamePage, CacheError> {
+    let rules = shared.rules();
+    let default = rules.upstreams.router().default_upstream().cloned();
+    let upstreams: Vec<UpstreamName> = match &only {
+        Some(name) => vec![name.clone()],
+        None => rules.upstreams.iter().map(|upstream| upstream.name().clone()).collect(),
+    };
+    let shared = Arc::clone(shared);
+    blocking(move || {
+        let mut names = Vec::new();
+        for upstream in &upstreams {
+            let is_bare = only.is_some() || default.as_ref() == Some(upstream);
+            let prefix = if is_bare { String::new() } else { format!("{upstream}/") };
+            let start = match page_start(last.as_deref(), &prefix) {
+                PageStart::Beginning => None,
+                PageStart::After(name) => Some(name),
+                PageStart::Passed => continue,
+            };
+            let found = permitted(&shared, upstream, start, limit.saturating_add(1))?;
+            names.extend(found.iter().map(|name| format!("{prefix}{name}")));
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(NamePage::cut(names, limit))
+    })
+    .await
 }
 
-/// Up to `limit` names of an upstream's repositories after `last`, without those that may not be pulled.
-fn admitted(
+/// Returns up to `limit` names of an upstream's cached repositories after `last` that may be pulled.
+fn permitted(
     shared: &Shared,
     upstream: &UpstreamName,
     last: Option<&str>,
@@ -96,27 +95,27 @@ fn admitted(
 ) -> Result<Vec<Name>, StoreError> {
     let rules = shared.rules();
     let router = rules.upstreams.router();
-    let mut admitted = Vec::new();
+    let mut permitted = Vec::new();
     let mut last = last.map(str::to_owned);
     loop {
         let found = shared.store.repositories(upstream, last.as_deref(), limit)?;
-        let more = found.len() == limit;
+        let has_more = found.len() == limit;
         last = found.last().map(|name| name.as_str().to_owned());
         for name in found {
             let repository = Repository { upstream: upstream.clone(), name };
             if router.admits(&repository) {
-                admitted.push(repository.name);
+                permitted.push(repository.name);
             }
         }
-        if !more || admitted.len() >= limit {
-            admitted.truncate(limit);
-            return Ok(admitted);
+        if !has_more || permitted.len() >= limit {
+            permitted.truncate(limit);
+            return Ok(permitted);
         }
     }
 }
 
 impl NamePage {
-    /// The first `limit` of `names`.
+    /// Creates a page of the first `limit` names.
     pub(in crate::cache) fn cut(mut names: Vec<String>, limit: usize) -> Self {
         let more = names.len() > limit;
         names.truncate(limit);
@@ -124,22 +123,22 @@ impl NamePage {
     }
 }
 
-/// Where a page begins in one upstream's list.
+/// Start of a page in the list of one upstream.
 #[derive(Debug, PartialEq, Eq)]
-enum Start<'a> {
+enum PageStart<'a> {
     Beginning,
     After(&'a str),
-    /// All of the list lies before the page.
+    /// The whole list sorts before the page.
     Passed,
 }
 
-/// Where a list whose names all begin with `prefix` goes on after `last`.
-fn after<'a>(last: Option<&'a str>, prefix: &str) -> Start<'a> {
-    let Some(last) = last else { return Start::Beginning };
+/// Returns the start, after `last`, of a page in a list whose names all begin with `prefix`.
+fn page_start<'a>(last: Option<&'a str>, prefix: &str) -> PageStart<'a> {
+    let Some(last) = last else { return PageStart::Beginning };
     match last.strip_prefix(prefix) {
-        Some(rest) => Start::After(rest),
-        None if last < prefix => Start::Beginning,
-        None => Start::Passed,
+        Some(rest) => PageStart::After(rest),
+        None if last < prefix => PageStart::Beginning,
+        None => PageStart::Passed,
     }
 }
 
@@ -148,16 +147,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefixed_list_goes_on_where_the_merged_one_stopped() {
-        assert_eq!(after(None, "ghcr.io/"), Start::Beginning);
-        assert_eq!(after(Some("a"), "ghcr.io/"), Start::Beginning);
-        assert_eq!(after(Some("ghcr.io/x"), "ghcr.io/"), Start::After("x"));
-        assert_eq!(after(Some("library/x"), "ghcr.io/"), Start::Passed);
-        assert_eq!(after(Some("library/x"), ""), Start::After("library/x"));
+    fn page_of_a_prefixed_list_starts_where_the_merged_list_stopped() {
+        assert_eq!(page_start(None, "ghcr.io/"), PageStart::Beginning);
+        assert_eq!(page_start(Some("a"), "ghcr.io/"), PageStart::Beginning);
+        assert_eq!(page_start(Some("ghcr.io/x"), "ghcr.io/"), PageStart::After("x"));
+        assert_eq!(page_start(Some("library/x"), "ghcr.io/"), PageStart::Passed);
+        assert_eq!(page_start(Some("library/x"), ""), PageStart::After("library/x"));
     }
 
     #[test]
-    fn a_page_knows_whether_more_follow() {
+    fn page_has_more_if_names_were_cut() {
         let names = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>();
         assert_eq!(NamePage::cut(names(3), 2), NamePage { names: names(2), more: true });
         assert_eq!(NamePage::cut(names(2), 2), NamePage { names: names(2), more: false });

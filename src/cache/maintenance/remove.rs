@@ -1,152 +1,134 @@
-//! What an operator wants gone: a tag or a manifest of a repository, and what only it led to.
+//! Removal of a tag or a manifest by the operator, with the content that nothing else needs.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::blocking::blocking;
+use crate::cache::core::Shared;
+use crate::cache::error::CacheError;
+use crate::cache::eviction::delete::{BlockedFills, DeletionBatch};
+use crate::cache::eviction::evictor::Evictor;
 use crate::oci::{Digest, Repository, Tag};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
-use crate::cache::eviction::{BlockedFills, Taken};
-use crate::cache::{Cache, CacheError, Pointer, Shared, blocking};
-
-/// What went.
+/// Number and size of what a removal deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovalReport {
-    /// Tags, with what they stood for to clients that accept only some types.
+    /// Tags, and variants of tags for clients that accept only some media types.
     pub tags: u64,
     /// Manifests and indexes.
     pub manifests: u64,
     /// Blobs.
     pub blobs: u64,
-    /// Bytes of both.
+    /// Bytes of manifests and blobs.
     pub bytes: u64,
-    /// What it led to and something else needs, or somebody reads or fetches now: it stays.
+    /// Manifests and blobs that stay: something else needs them, or they are being read or filled.
     pub kept: u64,
 }
 
-/// What is to go.
+/// Object to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemovalTarget {
     /// A tag.
     Tag(Tag),
-    /// A manifest, and all tags of its repository that stand for it.
+    /// A manifest, and all tags of its repository that point at it.
     Manifest(Digest),
 }
 
-impl Cache {
-    /// Removes something of a repository, and what nothing else leads to or needs then. What another repository has
-    /// pulled stays, and so does what is being read.
-    pub async fn remove(
-        &self,
-        repository: &Repository,
-        target: RemovalTarget,
-    ) -> Result<RemovalReport, CacheError> {
-        if !self.0.eviction.is_complete() {
-            self.rebuild_index().await?;
-        }
-        let (shared, repository) = (Arc::clone(&self.0), repository.clone());
-        blocking(move || {
-            let removed = remove(&shared, &repository, &target);
-            if removed.is_err() {
-                // What could not be removed is still held: the ledger has to find it again.
-                shared.eviction.complete.store(false, Ordering::Release);
-            }
-            removed
-        })
-        .await
+/// Removes a tag or a manifest of a repository, and the content that nothing else points at or needs. Content that another
+/// repository is linked to stays, and so does pinned content.
+pub(in crate::cache) async fn remove(
+    shared: &Arc<Shared>,
+    repository: &Repository,
+    target: RemovalTarget,
+) -> Result<RemovalReport, CacheError> {
+    if !shared.eviction.is_complete() {
+        Evictor::new(shared).rebuild_index().await?;
     }
+    let (shared, repository) = (Arc::clone(shared), repository.clone());
+    blocking(move || {
+        let removed = remove_now(&shared, &repository, &target);
+        if removed.is_err() {
+            // Content that could not be deleted is still in the store, and must return to the index.
+            shared.eviction.set_incomplete();
+        }
+        removed
+    })
+    .await
 }
 
-fn remove(
+fn remove_now(
     shared: &Shared,
     repository: &Repository,
     target: &RemovalTarget,
 ) -> Result<RemovalReport, StoreError> {
-    let (roots, tags) = forget(shared, repository, target)?;
-    let mut removed = RemovalReport { tags, ..RemovalReport::default() };
-    let mut pointed = shared.store.pointed_at()?;
-    pointed.extend(shared.store.linked_elsewhere(repository)?);
+    let deleter = shared.deleter();
+    let tags = tags_to_delete(&shared.store, repository, target)?;
+    let mut roots = deleter.delete_tags(repository, &tags)?;
+    let mut report = RemovalReport { tags: roots.len() as u64, ..RemovalReport::default() };
+    if let RemovalTarget::Manifest(digest) = target {
+        roots.push(*digest);
+    }
+    let mut protected = shared.store.pointed_at()?;
+    protected.extend(shared.store.linked_elsewhere(repository)?);
     let mut blocked = BlockedFills::new(&shared.fills);
-    let (mut left, mut seen) = (roots, HashSet::new());
-    let (mut manifests, mut blobs) = (HashSet::new(), Vec::new());
-    while let Some(digest) = left.pop() {
+    let (batch, kept) = take_unneeded(shared, roots, &protected, &mut blocked);
+    deleter.delete(&batch, Some(repository), &mut blocked, || {})?;
+    report.manifests = batch.manifests() as u64;
+    report.blobs = batch.blobs() as u64;
+    report.bytes = batch.bytes();
+    report.kept = kept;
+    Ok(report)
+}
+
+/// Takes content out of the index, from `roots` along dependencies, except content that is protected, pinned, needed or
+/// being filled. Returns also the number of cached manifests and blobs that stay.
+fn take_unneeded(
+    shared: &Shared,
+    roots: Vec<Digest>,
+    protected: &HashSet<Digest>,
+    blocked: &mut BlockedFills<'_>,
+) -> (DeletionBatch, u64) {
+    let (mut batch, mut kept) = (DeletionBatch::default(), 0);
+    let (mut pending, mut seen) = (roots, HashSet::new());
+    while let Some(digest) = pending.pop() {
         if !seen.insert(digest) {
             continue;
         }
-        if pointed.contains(&digest) {
-            removed.kept += 1;
+        if protected.contains(&digest) {
+            kept += 1;
             continue;
         }
-        // Blocked first: a fill that begins in between would write what is being removed.
-        let free = blocked.block(&digest);
-        let needs = shared.eviction.needs_of(&digest);
-        if let Some(Taken { manifest, size }) = free.then(|| shared.eviction.take(&digest)).flatten() {
-            removed.bytes += size;
-            left.extend(needs);
-            if manifest {
+        // Block fills first: a fill that starts after the look-up would write bytes that are being deleted.
+        let is_blocked = blocked.block(&digest);
+        let dependencies = shared.eviction.dependencies(&digest);
+        if let Some(victim) = is_blocked.then(|| shared.eviction.take(&digest)).flatten() {
+            pending.extend(dependencies);
+            if victim.is_manifest() {
                 blocked.unblock(&digest);
-                manifests.insert(digest);
-            } else {
-                blobs.push(digest);
             }
+            batch.push(&victim);
         } else {
             blocked.unblock(&digest);
-            // What was never fetched is not kept either.
-            removed.kept += u64::from(shared.eviction.last(&digest).is_some());
+            // Content that was never cached does not count as kept.
+            kept += u64::from(shared.eviction.contains(&digest));
         }
     }
-    shared.memory.remove_content(|digest| manifests.contains(digest) || blobs.contains(digest));
-    if !manifests.is_empty() {
-        shared.store.forget_pointers(&manifests)?;
-        for digest in &manifests {
-            shared.store.dequeue_prefetch(repository, digest)?;
-            shared.store.remove_manifest(digest)?;
-        }
-    }
-    for digest in &blobs {
-        shared.store.remove_blob(digest)?;
-        blocked.unblock(digest);
-    }
-    shared.store.unlink(repository, manifests.iter().chain(&blobs))?;
-    removed.manifests = manifests.len() as u64;
-    removed.blobs = blobs.len() as u64;
-    Ok(removed)
+    (batch, kept)
 }
 
-/// Takes what leads to it away. Returns what that stood for, and how many tags went.
-fn forget(
-    shared: &Shared,
+fn tags_to_delete(
+    store: &Store,
     repository: &Repository,
     target: &RemovalTarget,
-) -> Result<(Vec<Digest>, u64), StoreError> {
-    let store = &shared.store;
-    let (mut roots, mut count) = (Vec::new(), 0);
-    let tags: Vec<Tag> = match target {
-        RemovalTarget::Tag(tag) => vec![tag.clone()],
+) -> Result<Vec<Tag>, StoreError> {
+    match target {
+        RemovalTarget::Tag(tag) => Ok(vec![tag.clone()]),
         RemovalTarget::Manifest(digest) => {
-            roots.push(*digest);
             let tagged = store.tagged(Some(repository))?.into_iter();
-            tagged.filter(|(_, _, fact)| fact.digest == *digest).map(|(_, tag, _)| tag).collect()
-        }
-    };
-    for tag in &tags {
-        for (types, fact) in store.variants(repository, tag)? {
-            store.remove_tag(repository, tag, Some(&types))?;
-            roots.push(fact.digest);
-            count += 1;
-        }
-        if let Some(fact) = store.tag(repository, tag, None)? {
-            store.remove_tag(repository, tag, None)?;
-            roots.push(fact.digest);
-            count += 1;
+            Ok(tagged.filter(|(_, _, fact)| fact.digest == *digest).map(|(_, tag, _)| tag).collect())
         }
     }
-    shared.memory.pointers.retain(|pointer, _| match pointer {
-        Pointer::Tag(key) => key.repository != *repository || !tags.contains(&key.tag),
-        Pointer::Referrers(..) => true,
-    });
-    Ok((roots, count))
 }

@@ -1,141 +1,119 @@
-//! How things stand, for who looks on: fills under way, upstreams, and the store. Asks no upstream, and waits for no fill.
+//! Status of running fills and of the store, for status pages and the command line. Contacts no upstream.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::blob::fills::RunningFill;
+use crate::cache::core::Shared;
+use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
 use crate::oci::Digest;
 use crate::store::{Draft, StoreError};
-use crate::upstream::UpstreamState;
 
-use crate::cache::blob::fills::RunningFill;
-use crate::cache::{Cache, CacheError, Shared, blocking};
-
-/// How far a fill is.
+/// Progress of a fill.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Fill)]
 pub struct FillStatus {
-    /// What it brings.
+    /// Digest of the blob.
     pub digest: Digest,
-    /// For which repository, with its upstream in front.
+    /// Repository that started the fill, with its upstream in front.
     pub repository: String,
-    /// Bytes that are here.
+    /// Bytes of the blob that have arrived, also by an earlier fill.
     pub received: u64,
-    /// Bytes in all, once that is known.
+    /// Size of the blob, once it is known.
     pub total: Option<u64>,
-    /// Bytes per second since it began, on average.
+    /// Average download rate, in bytes per second.
     pub rate: u64,
-    /// Who reads along.
+    /// Number of clients that read the draft.
     pub readers: u64,
-    /// When it began, in milliseconds since 1970.
+    /// Start of the fill, in milliseconds since 1970.
     pub started_at: u64,
-    /// Whether it is kept, and not only passed on because the store fails.
+    /// True if the blob is being stored, false if it is only passed on.
     pub kept: bool,
-    /// Whether all of it has come and was verified, and it is on its way to where it stays.
+    /// True if the draft is verified and waits to be committed.
     pub settling: bool,
 }
 
-/// How the store stands.
+/// Status of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Store)]
 pub struct StoreStatus {
-    /// Where the bytes of blobs are.
+    /// Kind of the blob store.
     pub kind: BlobStoreKind,
-    /// Since when it fails and clients are served straight from the upstreams, in milliseconds since 1970.
+    /// Start of degraded mode, in milliseconds since 1970; `None` if the store works.
     pub degraded_at: Option<u64>,
     /// Bytes of content: manifests and blobs, without overhead.
     pub content: u64,
-    /// Manifests and indexes held.
+    /// Number of manifests and indexes.
     pub manifests: u64,
-    /// Blobs held.
+    /// Number of blobs.
     pub blobs: u64,
-    /// Bytes of blobs that no manifest held needs.
+    /// Bytes of blobs that no cached manifest needs.
     pub reclaimable: u64,
-    /// When the content was last asked for that was not asked for longest, in milliseconds since 1970.
+    /// Last access of the least recently used content, in milliseconds since 1970.
     pub oldest_access: Option<u64>,
-    /// What it may take on disk.
+    /// Limit of the size on disk.
     pub max_size: u64,
-    /// What stays free on its disk.
+    /// Space to keep free on the disk.
     pub min_free: u64,
-    /// What it takes; none if it cannot be measured.
+    /// Sizes on disk; `None` if they cannot be measured.
     pub disk: Option<DiskUsage>,
 }
 
-/// What the store takes of its disk.
+/// Sizes of the store on its disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Disk)]
 pub struct DiskUsage {
-    /// Bytes that it takes, of content and of the database's own.
+    /// Size of the store: content, database overhead and drafts.
     pub taken: u64,
-    /// Of that, what has not been verified yet.
+    /// Part of `taken` that is not verified yet.
     pub drafts: u64,
-    /// Bytes that are free on the disk, if the system tells.
+    /// Free space on the disk; `None` if the system does not report it.
     pub free: Option<u64>,
 }
 
-impl Cache {
-    /// The fills under way, oldest first.
-    pub fn fills(&self) -> Vec<FillStatus> {
-        let now = self.0.clock.now_millis();
-        let mut under_way = self.0.fills.running();
-        under_way.sort_by_key(|fill| fill.since);
-        under_way.into_iter().map(|fill| fill_status(fill, now)).collect()
-    }
-
-    /// How the upstreams stand, by name.
-    pub fn upstreams(&self) -> Vec<UpstreamState> {
-        self.0.rules().upstreams.states()
-    }
-
-    /// How the store stands. Touches the disk.
-    pub async fn store_status(&self) -> Result<StoreStatus, CacheError> {
-        let shared = Arc::clone(&self.0);
-        blocking(move || Ok(store_status(&shared))).await
-    }
-}
-
-fn fill_status(RunningFill { digest, repository, since, draft }: RunningFill, now: u64) -> FillStatus {
+/// Returns the status of a fill.
+pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillStatus {
+    let RunningFill { digest, repository, since, draft } = fill;
     let elapsed = Instant::now().saturating_duration_since(since);
     let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let draft: Option<&Draft> = draft.as_deref();
     let progress = draft.map(Draft::progress);
     let received = progress.map_or(0, |progress| progress.received);
-    let came = received.saturating_sub(draft.map_or(0, Draft::left));
+    let downloaded = received.saturating_sub(draft.map_or(0, Draft::left));
     FillStatus {
         digest,
         repository: repository.to_string(),
         received,
         total: progress.and_then(|progress| progress.total),
-        rate: came.saturating_mul(1000) / millis.max(1),
+        rate: downloaded.saturating_mul(1000) / millis.max(1),
         readers: draft.map_or(0, |draft| draft.followers() as u64),
-        started_at: now.saturating_sub(millis),
+        started_at: now.minus(elapsed).as_millis(),
         kept: draft.is_none_or(Draft::is_kept),
         settling: progress.is_some_and(|progress| progress.end.is_some()),
     }
 }
 
-fn store_status(shared: &Shared) -> StoreStatus {
-    let Shared { store, eviction, .. } = shared;
-    let (census, stats, limits) = (store.counts(), eviction.stats(), eviction.limits());
-    let measured = || {
+/// Returns the status of the store. Blocks.
+pub(in crate::cache) fn store_status(shared: &Shared) -> StoreStatus {
+    let Shared { store, eviction, capacity, store_health, clock, .. } = shared;
+    let (counts, stats, limits) = (store.counts(), eviction.stats(), capacity.limits());
+    let measure = || {
         let (taken, drafts) = (store.size_on_disk()?, store.size_of_drafts()?);
         Ok::<_, StoreError>(DiskUsage { taken, drafts, free: store.free_on_disk().ok() })
     };
+    let degraded_for = store_health.degraded_for(clock.instant());
     StoreStatus {
-        kind: eviction.kind(),
-        degraded_at: shared.store_health.degraded_for(shared.clock.instant()).map(|time| {
-            let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-            shared.clock.now_millis().saturating_sub(millis)
-        }),
-        content: census.content,
-        manifests: census.manifests,
-        blobs: census.blobs,
-        reclaimable: stats.loose,
-        oldest_access: stats.oldest,
+        kind: capacity.kind(),
+        degraded_at: degraded_for.map(|time| clock.now().minus(time).as_millis()),
+        content: counts.content,
+        manifests: counts.manifests,
+        blobs: counts.blobs,
+        reclaimable: stats.unneeded_bytes,
+        oldest_access: stats.oldest_access.map(Timestamp::as_millis),
         max_size: limits.max_size,
         min_free: limits.min_free,
-        disk: measured().ok(),
+        disk: measure().ok(),
     }
 }

@@ -1,64 +1,53 @@
-//! What is held, for who looks on: asks no upstream, and counts as nobody's request.
+//! Read-only view of the cached content, for status pages and the command line. Contacts no upstream and does not update
+//! access times.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::oci::{Digest, Referrers, Repository, Tag};
-use crate::store::{Counts, StoreError, StoredManifest, TagFact};
-
+use crate::cache::core::Shared;
 use crate::cache::freshness::{self, Freshness};
 use crate::cache::lists::referrers;
 use crate::cache::memory::CheckedPointer;
-use crate::cache::{Cache, CacheError, Pointer, Shared, TagKey, blocking};
+use crate::cache::pointer::{Pointer, TagKey};
+use crate::clock::Timestamp;
+use crate::oci::{Digest, Referrers, Repository, Tag};
+use crate::store::{Counts, StoreError, StoredManifest, TagFact};
 
-/// A view of what is held. All of it may touch the disk.
+/// Read-only view of the cached content. Methods may block on the disk.
 #[derive(Debug)]
-pub struct CacheView<'a>(&'a Shared);
+pub struct CacheView<'a>(pub(in crate::cache) &'a Shared);
 
-/// How a tag stands with its upstream.
+/// Freshness of a cached tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagStatus {
-    /// What its age calls for.
+    /// Freshness by the tag's age.
     pub freshness: Freshness,
-    /// How long ago the upstream confirmed it, where that can be said.
+    /// Time since the upstream last confirmed the tag; `None` if the clock does not tell.
     pub age: Option<Duration>,
-    /// Whether it is served while the upstream cannot be asked.
+    /// True if the tag is served while the upstream is unreachable.
     pub served_offline: bool,
 }
 
-impl Cache {
-    /// Looks at what is held, off the async threads.
-    pub async fn view<T, F>(&self, view: F) -> Result<T, CacheError>
-    where
-        T: Send + 'static,
-        F: FnOnce(CacheView<'_>) -> Result<T, StoreError> + Send + 'static,
-    {
-        let shared = Arc::clone(&self.0);
-        blocking(move || view(CacheView(&shared))).await
-    }
-}
-
 impl CacheView<'_> {
-    /// What time it is, in milliseconds since 1970.
-    pub fn now(&self) -> u64 {
-        self.0.clock.now_millis()
+    /// Returns the current time.
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
     }
 
-    /// How much is held.
-    pub fn census(&self) -> Counts {
+    /// Returns the number and size of the cached content.
+    pub fn counts(&self) -> Counts {
         self.0.store.counts()
     }
 
-    /// Every tag held, of one repository or of all that may be pulled.
+    /// Returns the cached tags of one repository, or of all configured repositories.
     pub fn tagged(&self, only: Option<&Repository>) -> Result<Vec<(Repository, Tag, TagFact)>, StoreError> {
         let mut found = self.0.store.tagged(only)?;
         found.retain(|(repository, ..)| self.is_served(repository));
         Ok(found)
     }
 
-    /// Every manifest held that a repository is linked to, of one repository or of all that may be pulled.
+    /// Returns the cached manifests that one repository, or any configured repository, is linked to.
     pub fn linked_manifests(
         &self,
         only: Option<&Repository>,
@@ -68,97 +57,95 @@ impl CacheView<'_> {
         Ok(found)
     }
 
-    /// What a tag stands for.
+    /// Returns the target of a tag.
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagFact>, StoreError> {
         self.0.store.tag(repository, tag, None)
     }
 
-    /// What a tag stands for to clients that accept only some types: the types, and the fact.
+    /// Returns the variants of a tag: the media types that a client accepts, and the target for such clients.
     pub fn variants(&self, repository: &Repository, tag: &Tag) -> Result<Vec<(String, TagFact)>, StoreError> {
         self.0.store.variants(repository, tag)
     }
 
-    /// A manifest that a repository may serve.
+    /// Returns a manifest that the repository is linked to.
     pub fn manifest(
         &self,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<StoredManifest>, StoreError> {
         match self.0.store.linked(repository, digest)? {
-            Some(_) => whole(self.0.store.manifest(digest)),
+            Some(_) => none_if_damaged(self.0.store.manifest(digest)),
             None => Ok(None),
         }
     }
 
-    /// The size of a blob that a repository may serve and whose bytes are there, as far as shows without reading them.
+    /// Returns the size of a blob that the repository is linked to. Checks that the bytes exist, and does not read them.
     pub fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, StoreError> {
         if self.0.store.linked(repository, digest)?.is_none() {
             return Ok(None);
         }
         let Some(entry) = self.0.store.blob(digest)? else { return Ok(None) };
-        Ok(whole(entry.open().map(Some))?.map(|open| open.entry().size()))
+        Ok(none_if_damaged(entry.open().map(Some))?.map(|open| open.entry().size()))
     }
 
-    /// The bytes of a blob of at most `most` bytes, such as an image's config.
+    /// Returns the bytes of a blob of at most `size_max` bytes, such as an image's config.
     pub fn read_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
-        most: u64,
+        size_max: u64,
     ) -> Result<Option<Bytes>, StoreError> {
         if self.0.store.linked(repository, digest)?.is_none() {
             return Ok(None);
         }
-        let entry = self.0.store.blob(digest)?.filter(|entry| entry.size() <= most);
+        let entry = self.0.store.blob(digest)?.filter(|entry| entry.size() <= size_max);
         let Some(entry) = entry else { return Ok(None) };
-        let Some(open) = whole(entry.open().map(Some))? else { return Ok(None) };
+        let Some(open) = none_if_damaged(entry.open().map(Some))? else { return Ok(None) };
         let mut body = Vec::new();
         while (body.len() as u64) < entry.size() {
-            let pieces = open.read(body.len() as u64..entry.size(), most)?;
-            if pieces.is_empty() {
+            let chunks = open.read(body.len() as u64..entry.size(), size_max)?;
+            if chunks.is_empty() {
                 return Ok(None);
             }
-            for piece in pieces {
-                body.extend_from_slice(&piece);
+            for chunk in chunks {
+                body.extend_from_slice(&chunk);
             }
         }
         Ok(Some(body.into()))
     }
 
-    /// What is known here of what refers to a manifest. That nothing is known does not mean that nothing refers.
+    /// Returns the cached referrers of a manifest. An empty list does not mean that the upstream has none.
     pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Referrers, StoreError> {
         referrers::known(self.0, repository, subject)
     }
 
-    /// When content was last asked for, or came in, in milliseconds since 1970.
-    pub fn last_access(&self, digest: &Digest) -> Option<u64> {
-        self.0.eviction.last(digest)
+    /// Returns the last access to content, or the time at which it was stored.
+    pub fn last_access(&self, digest: &Digest) -> Option<Timestamp> {
+        self.0.eviction.last_access(digest)
     }
 
-    /// How a tag stands now.
+    /// Returns the freshness of a tag; `None` if its upstream is no longer configured.
     pub fn tag_status(&self, repository: &Repository, tag: &Tag, fact: &TagFact) -> Option<TagStatus> {
         let rules = self.0.rules();
         let settings = rules.upstreams.get(&repository.upstream)?.settings();
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
-        // What memory has knows also by a clock that nobody sets.
-        let known = self.0.memory.pointers.peek(&Pointer::Tag(key)).filter(|known| known.fact == *fact);
-        let age = known.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.0.clock);
-        Some(TagStatus {
-            freshness: freshness::judge(age, fact.checked_at, settings),
-            age,
-            served_offline: freshness::judge(age, fact.checked_at, settings) != Freshness::Expired
-                || freshness::may_serve_stale(age, settings),
-        })
+        // A pointer in memory has its age also by the monotonic clock, which cannot be set.
+        let checked = self.0.memory.pointers.peek(&Pointer::Tag(key)).filter(|checked| checked.fact == *fact);
+        let age = checked.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.0.clock);
+        let freshness = freshness::judge(age, fact.checked_at, settings);
+        let served_offline = freshness != Freshness::Expired || freshness::may_serve_stale(age, settings);
+        Some(TagStatus { freshness, age, served_offline })
     }
 
+    /// Returns true if the configuration permits pulls from the repository.
     fn is_served(&self, repository: &Repository) -> bool {
         let rules = self.0.rules();
         rules.upstreams.get(&repository.upstream).is_some() && rules.upstreams.router().admits(repository)
     }
 }
 
-/// What is damaged is as good as not there: who asks for it fetches it again.
-fn whole<T>(found: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+/// Treats damaged content as missing: the next request fetches it again.
+fn none_if_damaged<T>(found: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
     match found {
         Err(StoreError::Damaged(_)) => Ok(None),
         found => found,

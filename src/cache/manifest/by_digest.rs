@@ -15,7 +15,7 @@ use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
-use crate::cache::eviction::needs;
+use crate::cache::eviction::index::dependencies;
 use crate::cache::manifest::answer::ManifestAnswer;
 use crate::cache::manifest::verify::check;
 use crate::cache::memory::AbsenceKey;
@@ -106,15 +106,14 @@ async fn held(
             Err(error @ StoreError::Damaged(_)) => {
                 // A miss that heals itself: what is left is dropped, and fetched again.
                 owned.report_store_error("a manifest is damaged and will be fetched again", &error);
-                store.remove_manifest(&digest)?;
-                owned.eviction.removed(&digest);
+                owned.deleter().delete_damaged_manifest(&digest)?;
                 None
             }
             Err(error) => return Err(error),
         };
         let document = document.map(|StoredManifest { media_type, body }| {
-            let now = owned.clock.now_millis();
-            let usage = owned.eviction.manifest_found(&digest, &body, media_type.as_str(), now);
+            let now = owned.clock.now();
+            let usage = owned.eviction.manifest_usage(&digest, &body, media_type.as_str(), now);
             Arc::new(CachedManifest { digest, media_type, body, usage })
         });
         Ok(StoredState { linked, document })
@@ -202,12 +201,12 @@ pub(in crate::cache) fn put(
     // lies elsewhere: a registry checks neither, so that anybody could claim anything through them.
     let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
     let links = contained.map(|target| (target.digest, target.size));
-    let now = shared.clock.now_millis();
-    let media_type = shared.store.put_manifest(repository, &digest, &stored, links, now)?;
+    let now = shared.clock.now();
+    let media_type = shared.store.put_manifest(repository, &digest, &stored, links, now.as_millis())?;
     if let Some(subject) = read.subject {
         shared.store.put_referrer(repository, &subject, &digest)?;
     }
-    let usage = shared.eviction.manifest_added(&digest, &body, needs(read), now);
+    let usage = shared.eviction.add_manifest(&digest, &body, dependencies(read), now);
     let document = Arc::new(CachedManifest { digest, media_type, body, usage });
     shared.memory.manifests.insert(repository, Arc::clone(&document));
     Ok(document)

@@ -48,14 +48,15 @@ async fn keep(
     repository: &Repository,
     list: Referrers,
 ) -> Result<Arc<CachedManifest>, CacheError> {
-    let (of, owner, now) = (Arc::clone(shared), repository.clone(), shared.clock.now_millis());
+    let (of, owner, now) = (Arc::clone(shared), repository.clone(), shared.clock.now());
     let document = blocking(move || {
         let body = bytes::Bytes::from(list.to_index());
         let digest = Digest::of(Algorithm::Sha256, &body);
         let media_type = MediaType::oci_index();
         let stored = StoredManifest { media_type: media_type.clone(), body: body.clone() };
-        let usage = match of.store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now) {
-            Ok(_) => of.eviction.manifest_added(&digest, &body, std::iter::empty(), now),
+        let usage = match of.store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now.as_millis())
+        {
+            Ok(_) => of.eviction.add_manifest(&digest, &body, std::iter::empty(), now),
             Err(error) => {
                 of.report_store_error(
                     "a list of referrers could not be kept; it is served all the same",

@@ -302,7 +302,7 @@ async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
         shared.report_error("what a tag or a list stands for could not be kept", &error);
     }
     // What it stands for may have gone between its coming and this, and its pointers with it.
-    if !shared.eviction.is_held(&fact.digest) {
+    if !shared.eviction.contains(&fact.digest) {
         remove_from_store(shared, pointer).await;
     }
 }

@@ -18,7 +18,7 @@ const COUNT_MAX: usize = 4096;
 
 /// What came in, and where what may be a manifest is.
 pub(super) struct Images<'a> {
-    pub(super) intake: &'a mut Importer,
+    pub(super) importer: &'a mut Importer,
     pub(super) spool: &'a Spool,
 }
 
@@ -35,7 +35,7 @@ impl Images<'_> {
             )));
         }
         if let Some(tag) = &tag {
-            self.intake.tag(&repository, tag, &digest)?;
+            self.importer.tag(&repository, tag, &digest)?;
         }
         Ok(Taken { repository, tag, digest })
     }
@@ -57,7 +57,7 @@ impl Images<'_> {
         let known = wanted.media_type.as_ref().is_some_and(|it| it.kind().is_some());
         let Some(body) = self.document(digest)? else {
             // Some caches of builders are indexes of blobs.
-            let size = if known { None } else { self.intake.blob_size(digest)? };
+            let size = if known { None } else { self.importer.blob_size(digest)? };
             return size.map_or(Ok(false), |size| fits(wanted, size).map(|()| true));
         };
         fits(wanted, body.len() as u64)?;
@@ -68,7 +68,7 @@ impl Images<'_> {
         let read = match Manifest::read(&body, media_type) {
             Ok(read) => read,
             Err(_) if !known && depth > 1 => {
-                self.intake.blob(digest, body.len() as u64, &mut &*body)?;
+                self.importer.blob(digest, body.len() as u64, &mut &*body)?;
                 return Ok(true);
             }
             Err(reason) => {
@@ -82,7 +82,7 @@ impl Images<'_> {
         for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
             self.blob(digest, blob)?;
         }
-        self.intake.manifest(repository, digest, &read, body)?;
+        self.importer.manifest(repository, digest, &read, body)?;
         Ok(true)
     }
 
@@ -91,16 +91,16 @@ impl Images<'_> {
         if let Some(body) = self.spool.get(digest).map_err(|error| spoiled(&error))? {
             return Ok(Some(body));
         }
-        Ok(self.intake.document(digest)?.map(|held| held.body))
+        Ok(self.importer.stored_manifest(digest)?.map(|held| held.body))
     }
 
     /// A blob has come in, is held, or was taken for what may be a manifest.
     fn blob(&mut self, manifest: &Digest, wanted: &Descriptor) -> Result<(), OpsError> {
         let digest = &wanted.digest;
         if let Some(body) = self.spool.get(digest).map_err(|error| spoiled(&error))? {
-            self.intake.blob(digest, body.len() as u64, &mut &*body)?;
+            self.importer.blob(digest, body.len() as u64, &mut &*body)?;
         }
-        match self.intake.blob_size(digest)? {
+        match self.importer.blob_size(digest)? {
             Some(size) => fits(wanted, size),
             // A layer that is left out by mistake looks the same as one that was cut off.
             None => Err(OpsError::Content(format!(

@@ -139,7 +139,7 @@ struct Reading<'a> {
     cache: &'a Cache,
     into: Option<&'a Repository>,
     archive: TarReader,
-    intake: Importer,
+    importer: Importer,
     spool: Spool,
     index: Option<Vec<Wanted>>,
     /// Whether it has what docker's older versions write.
@@ -152,16 +152,16 @@ fn take(
     folder: &Path,
     pipe: ChannelReader,
 ) -> Result<(Vec<Taken>, (u64, u64)), OpsError> {
-    let intake = cache.importer()?;
+    let importer = cache.importer()?;
     let spool = Spool::in_folder(folder).map_err(|error| {
         OpsError::Content(format!("a file for manifests cannot be made in {}: {error}", folder.display()))
     })?;
     let archive = TarReader::open(pipe)?;
-    let mut reading = Reading { cache, into, archive, intake, spool, index: None, docker: false };
+    let mut reading = Reading { cache, into, archive, importer, spool, index: None, docker: false };
     while let Some(entry) = reading.archive.entry()? {
         reading.entry(&entry)?;
     }
-    let Reading { mut intake, spool, index, docker, .. } = reading;
+    let Reading { mut importer, spool, index, docker, .. } = reading;
     let Some(index) = index else {
         return Err(OpsError::Content(if docker {
             "the archive is one of an older `docker save`, which has no OCI layout in it; make one with \
@@ -171,12 +171,12 @@ fn take(
             "the archive holds no OCI layout: there is no index.json at its top".to_owned()
         }));
     };
-    let mut images = Images { intake: &mut intake, spool: &spool };
+    let mut images = Images { importer: &mut importer, spool: &spool };
     let mut taken = Vec::new();
     for wanted in index {
         taken.push(images.take(wanted)?);
     }
-    let new = intake.came();
+    let new = importer.added();
     Ok((taken, new))
 }
 
@@ -232,12 +232,12 @@ impl Reading<'_> {
 
     fn content(&mut self, digest: &Digest, size: u64) -> Result<(), OpsError> {
         if size > DOCUMENT_MAX {
-            return Ok(self.intake.blob(digest, size, &mut self.archive)?);
+            return Ok(self.importer.blob(digest, size, &mut self.archive)?);
         }
         let mut body = Vec::new();
         self.archive.read_to_end(&mut body).map_err(ArchiveError::from)?;
         if !body.trim_ascii_start().starts_with(b"{") {
-            return Ok(self.intake.blob(digest, size, &mut &*body)?);
+            return Ok(self.importer.blob(digest, size, &mut &*body)?);
         }
         if Digest::of(digest.algorithm(), &body) != *digest {
             return Err(crate::cache::ImportError::Mismatch((*digest).into()).into());
