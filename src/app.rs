@@ -23,10 +23,11 @@ use crate::config::file_watch::FileFingerprint;
 use crate::config::schema::ServerMode;
 use crate::ops::{self, Operations};
 pub use crate::server::InheritedSockets;
-use crate::server::{self, Certificate, CertificateFiles, ConnectionLimits, Listener};
+use crate::server::{self, ConnectionLimits, Listener};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 pub use crate::telemetry::{init as init_telemetry, init_log};
+use crate::tls::{Certificate, CertificateFiles};
 use crate::upstream::Upstreams;
 pub use reload::{Load, Reload};
 
@@ -119,7 +120,7 @@ impl App {
         api.extend(Listener::open(&server.tls_listen, "server.tls_listen", own.as_ref(), &mut passed).await?);
         let mut operator = Listener::open(&admin.listen, "admin.listen", None, &mut passed).await?;
         operator.extend(Listener::open(&admin.tls_listen, "admin.tls_listen", for_admin, &mut passed).await?);
-        let left = passed.left();
+        let left = passed.remaining();
         if !left.is_empty() {
             tracing::warn!(
                 sockets = left.join(", "),
@@ -204,7 +205,7 @@ impl App {
             async move { ops::scrub::attend(cache, &metrics, clock, scrub_settings).await }
         });
         let attending = tokio::spawn(cache.clone().attend());
-        let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.attend()));
+        let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.watch_files()));
         let mut watching: Vec<_> = watching.collect();
         watching.extend(systemd::watchdog().map(tokio::spawn));
         watching.push(tokio::spawn(cache.clone().watch_store()));

@@ -102,4 +102,5 @@ pub mod server;
 pub mod source;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;

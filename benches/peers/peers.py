@@ -2,7 +2,7 @@
 """Measures larder, with each of its stores, beside nginx (the same bytes as static files) and docker-registry in
 proxy mode: Debian's, and a build of distribution 3 if one is named.
 
-    python3 benches/peers/peers.py [--larder target/release/larder] [--distribution registry] [--rounds 3] [--results FILE] [PART..]
+    python3 benches/peers/peers.py [--larder target/dist/larder] [--distribution registry] [--rounds 3] [--results FILE] [PART..]
 
 The parts are manifests, warm, cold, crowd, image and start; all of them if none is named. Every round asks each server
 in turn, and each round another one first, so that whatever else the machine does touches all of them alike; what is shown are medians, and for ratios the
@@ -300,7 +300,7 @@ PARTS = {
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)}")
-    parser.add_argument("--larder", default=measured.ROOT / "target/release/larder", type=Path, help="the program to measure")
+    parser.add_argument("--larder", default=measured.ROOT / "target/dist/larder", type=Path, help="the program to measure")
     parser.add_argument("--distribution", type=Path, help="a build of distribution 3, to measure it too")
     parser.add_argument("--rounds", default=3, type=int)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))

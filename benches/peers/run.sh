@@ -19,7 +19,7 @@ PROGRAMS
 if ((${#missing[@]})); then
     bash .ci/packages "${missing[@]}"
 fi
-cargo build --release --locked
+cargo build --profile dist --locked
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
 newest=()
 if command -v go >/dev/null; then
@@ -27,4 +27,4 @@ if command -v go >/dev/null; then
     [[ -x $registry ]] || GOBIN=${registry%/*} go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
     newest=(--distribution "$registry")
 fi
-exec python3 benches/peers/peers.py --larder "$target/release/larder" "${newest[@]}" "$@"
+exec python3 benches/peers/peers.py --larder "$target/dist/larder" "${newest[@]}" "$@"

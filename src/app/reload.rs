@@ -14,8 +14,9 @@ use crate::config::change::{self, KeyChange};
 use crate::config::file_watch::{FileFingerprint, FileWatch, POLL_INTERVAL};
 use crate::config::schema::Scrub;
 use crate::ops::Operations;
-use crate::server::{Certificate, ConnectionLimits};
+use crate::server::ConnectionLimits;
 use crate::telemetry::{LogLevel, NO_DEDUP};
+use crate::tls::Certificate;
 use crate::upstream;
 
 /// Puts the configuration together again, checked; the error is one sentence for people.

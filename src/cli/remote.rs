@@ -16,12 +16,12 @@ use url::Url;
 use super::events::Events;
 use crate::config::address::ListenAddress;
 use crate::config::schema::Admin;
-use crate::config::trust;
 use crate::ops::Failure;
 use crate::ops::job_spec::JobSpec;
 use crate::ops::jobs::{JobState, JobView};
 use crate::ops::progress::Progress;
 use crate::ops::query::{Query, ROOT};
+use crate::tls;
 
 /// How long a larder may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -188,7 +188,7 @@ impl Remote {
 /// Mozilla's roots, and one of the operator's own.
 pub(super) fn tls(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let trust = trust::verifier(ca, Arc::clone(&provider)).map_err(anyhow::Error::msg);
+    let trust = tls::verifier(ca, Arc::clone(&provider)).map_err(anyhow::Error::msg);
     let trust = trust.context("authorities that cannot be used")?;
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(config.dangerous().with_custom_certificate_verifier(trust).with_no_client_auth())

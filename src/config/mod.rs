@@ -7,10 +7,8 @@ mod endpoint;
 pub mod file_watch;
 mod keys;
 pub mod load;
-pub mod pem;
 pub mod proxy;
 pub mod schema;
-pub mod trust;
 pub mod validate;
 
 pub use keys::{Hint, variables};

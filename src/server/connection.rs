@@ -1,5 +1,4 @@
-//! One connection, from its first byte to its last: TLS where it is spoken, then HTTP/1.1 or, where TLS agreed on it,
-//! HTTP/2.
+//! One connection: TLS handshake if the port speaks TLS, then HTTP/1.1, or HTTP/2 if ALPN selected it.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -19,24 +18,24 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 
-use super::ConnectionLimits;
 use super::h2_keepalive::{Keepalive, KeepaliveBody, Verdict};
+use super::limits::ConnectionLimits;
 use super::lingering_close::LingeringClose;
-use super::write_timeout::WriteTimeout;
 
-/// The largest request head, and about as much of an answer is gathered for one write: hyper has one number for both,
-/// and with a smaller one large blobs would go out in more and smaller writes.
+/// Maximum size of a request head, and of the answer bytes collected for one write. hyper has one setting for both.
+/// With a smaller value, large blobs are sent in more and smaller writes.
 const BUFFER: usize = 400 << 10;
 
-/// The largest request head on HTTP/2: more than any client sends.
-const HEAD: u32 = 64 << 10;
+/// Maximum size of a request head on HTTP/2. No known client sends more.
+const HEAD_MAX: u32 = 64 << 10;
 
-/// Requests on one HTTP/2 connection at once. Clients fetch a handful of layers at a time; more would wait here anyway.
-const STREAMS: u32 = 128;
+/// Maximum number of concurrent requests on one HTTP/2 connection. Clients fetch a few layers at a time.
+const STREAMS_MAX: u32 = 128;
 
-/// What each connection of a port is served with.
+/// Settings and service shared by all connections of a port.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionService<S> {
     pub(super) limits: watch::Receiver<ConnectionLimits>,
@@ -51,7 +50,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Serves a connection until it ends. `peer` is where the client is, unless it came by a socket's file.
+    /// Serves a connection until it ends. `peer` is the client's address, or `None` on a Unix socket.
     pub(super) async fn serve<T>(
         mut self,
         stream: T,
@@ -61,21 +60,23 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = *self.limits.borrow();
-        let stream = LingeringClose::new(WriteTimeout::new(stream, limits.write));
+        let mut stream = TimeoutWriter::new(stream);
+        stream.set_timeout(Some(limits.write));
+        let stream = LingeringClose::new(Box::pin(stream));
         let Some(tls) = tls else { return self.http1(stream, peer, limits).await };
-        let shaking = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
-        let shaken = tokio::select! {
-            // Nothing was asked yet, so nothing is lost.
+        let handshake = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
+        let result = tokio::select! {
+            // No request has arrived yet, so nothing is lost.
             _ = self.stop.wait_for(|stop| *stop) => return,
-            shaken = shaking => shaken,
+            result = handshake => result,
         };
-        match shaken {
+        match result {
             Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
                 self.http2(stream, peer, limits).await;
             }
             Ok(Ok(stream)) => self.http1(stream, peer, limits).await,
-            Ok(Err(error)) => tracing::debug!(%error, ?peer, "a TLS handshake failed"),
-            Err(_) => tracing::debug!(?peer, "a TLS handshake took too long"),
+            Ok(Err(error)) => tracing::debug!(%error, ?peer, "TLS handshake failed"),
+            Err(_) => tracing::debug!(?peer, "TLS handshake timed out"),
         }
     }
 
@@ -90,7 +91,7 @@ where
             .header_read_timeout(limits.head)
             .max_buf_size(BUFFER)
             .serve_connection(TokioIo::new(stream), service);
-        attend(connection, stop, None).await;
+        drive(connection, stop, None).await;
     }
 
     async fn http2<T>(self, stream: T, peer: Option<SocketAddr>, limits: ConnectionLimits)
@@ -98,68 +99,68 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { stop, answer, .. } = self;
-        let pulse = Keepalive::new(Instant::now());
-        let felt = pulse.clone();
+        let keepalive = Keepalive::new(Instant::now());
+        let of_service = keepalive.clone();
         let service = service_fn(move |request| {
-            let beat = felt.begin();
+            let activity = of_service.begin();
             let answered = answer(request, peer);
             async move {
                 let Ok(answer) = answered.await;
-                Ok::<_, Infallible>(answer.map(|body| KeepaliveBody::new(body, beat)))
+                Ok::<_, Infallible>(answer.map(|body| KeepaliveBody::new(body, activity)))
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS)
-            .max_header_list_size(HEAD)
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEAD_MAX)
             .max_send_buf_size(BUFFER)
             .serve_connection(TokioIo::new(stream), service);
-        attend(connection, stop, Some((pulse, limits))).await;
+        drive(connection, stop, Some((keepalive, limits))).await;
     }
 }
 
-/// Drives a connection to its end, which comes after the answers that run when the port stops.
-async fn attend<C>(
+/// Drives a connection to its end. When the port stops, running answers finish first.
+async fn drive<C>(
     connection: C,
     mut stop: watch::Receiver<bool>,
-    pulse: Option<(Keepalive, ConnectionLimits)>,
+    supervised: Option<(Keepalive, ConnectionLimits)>,
 ) where
     C: GracefulConnection<Error = hyper::Error>,
 {
     let mut connection = pin!(connection);
-    let mut leaving = false;
+    let mut closing = false;
     loop {
-        let stopped = tokio::select! {
+        let close = tokio::select! {
             ended = connection.as_mut() => {
-                // Clients that leave, time out or talk nonsense are everyday life.
+                // Disconnects, time-outs and malformed requests of clients are normal.
                 if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended early");
+                    tracing::debug!(%error, "connection ended early");
                 }
                 return;
             }
-            // Only the sender's end, or true, can end this wait; both mean stop.
-            _ = stop.wait_for(|stop| *stop), if !leaving => true,
-            verdict = given_up(pulse.as_ref()) => verdict == Verdict::Idle && !leaving,
+            // The wait ends with the value true or with the end of the sender. Both mean stop.
+            _ = stop.wait_for(|stop| *stop), if !closing => true,
+            verdict = idle_or_stalled(supervised.as_ref()) => verdict == Verdict::Idle && !closing,
         };
-        if !stopped {
-            tracing::debug!("a connection was cut: its client takes nothing, or does not leave");
+        if !close {
+            tracing::debug!("connection cut: the client reads nothing, or did not close it");
             return;
         }
-        leaving = true;
+        closing = true;
         connection.as_mut().graceful_shutdown();
-        if let Some((pulse, _)) = &pulse {
-            pulse.told();
+        if let Some((keepalive, _)) = &supervised {
+            keepalive.restart();
         }
     }
 }
 
-/// Ends when a connection has stood still for too long.
-async fn given_up(pulse: Option<&(Keepalive, ConnectionLimits)>) -> Verdict {
-    let Some((pulse, limits)) = pulse else { return std::future::pending().await };
+/// Returns when a supervised connection is idle or stalled.
+async fn idle_or_stalled(supervised: Option<&(Keepalive, ConnectionLimits)>) -> Verdict {
+    let Some((keepalive, limits)) = supervised else { return std::future::pending().await };
     loop {
         let now = Instant::now();
-        match pulse.verdict(now, limits) {
-            // What is waited for may change meanwhile, from a request to the client.
+        match keepalive.verdict(now, limits) {
+            // The connection may change sides before then, from waiting for a request to waiting for the client.
             Verdict::KeepUntil(then) => tokio::time::sleep_until(then.min(now + limits.write)).await,
             verdict => return verdict,
         }

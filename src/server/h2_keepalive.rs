@@ -1,8 +1,8 @@
-//! What moves on a connection that carries many answers at once, and when to give one up on which nothing does.
+//! Keep-alive supervision of HTTP/2 connections: closes idle ones and cuts those whose client reads nothing.
 //!
-//! HTTP/1.1 is watched by its header timer and by [`Stalled`](super::write_timeout::WriteTimeout) writes. On HTTP/2 neither tells:
-//! an idle connection has no header to wait for, and a client that opens no flow-control window leaves the socket
-//! writable for ever.
+//! HTTP/1.1 connections need no supervision: hyper has a time-out for the request head, and the stream has a write
+//! time-out. Neither works for HTTP/2. An idle connection waits for no request head, and a client that opens no
+//! flow-control window leaves the socket writable.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -14,116 +14,117 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::ConnectionLimits;
+use super::limits::ConnectionLimits;
 
-/// A client opens its windows in large steps, many megabytes with some, so one that takes little at a time needs longer to
-/// show it than on HTTP/1.1, where any byte does.
-const STEPS: u32 = 4;
+/// Factor on the write time-out. Some clients open their flow-control window in steps of many megabytes. A slow client
+/// therefore needs more time to show progress than on HTTP/1.1, where each byte counts.
+const WINDOW_STEPS: u32 = 4;
 
-/// What is known of one connection.
+/// Activity of one connection.
 #[derive(Clone, Copy, Debug)]
-struct State {
-    /// Requests that came and whose answers have not ended.
-    answers: usize,
-    /// Those of them that wait for us, and not for the client to take something.
-    ours: usize,
-    /// When something last moved.
-    moved: Instant,
+struct Activity {
+    /// Requests whose answers have not ended.
+    open_requests: usize,
+    /// Open requests that wait for the server. The others wait for the client to read.
+    waiting_for_server: usize,
+    /// Time of the last progress of any request.
+    last_progress: Instant,
 }
 
-/// What to do with a connection.
+/// Decision about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Ask again then.
+    /// Keep the connection and check again at this time.
     KeepUntil(Instant),
-    /// Nothing was asked for long enough: tell the client to go.
+    /// No request was open for the idle time-out: close the connection gracefully.
     Idle,
-    /// The client takes nothing of what it asked for: cut it.
+    /// The client has read nothing for the write time-out: cut the connection.
     Stalled,
 }
 
-impl State {
+impl Activity {
     fn verdict(&self, now: Instant, idle: Duration, write: Duration) -> Verdict {
-        let (patience, end) = match self {
-            Self { answers: 0, .. } => (idle, Verdict::Idle),
-            Self { ours: 0, .. } => (write * STEPS, Verdict::Stalled),
+        let (timeout, end) = match self {
+            Self { open_requests: 0, .. } => (idle, Verdict::Idle),
+            Self { waiting_for_server: 0, .. } => (write * WINDOW_STEPS, Verdict::Stalled),
             _ => return Verdict::KeepUntil(now + write),
         };
-        let due = self.moved + patience;
-        if now >= due { end } else { Verdict::KeepUntil(due) }
+        let deadline = self.last_progress + timeout;
+        if now >= deadline { end } else { Verdict::KeepUntil(deadline) }
     }
 }
 
-/// One connection's pulse; clones share it.
+/// Shared activity of one connection. Clones refer to the same connection.
 #[derive(Clone, Debug)]
-pub(super) struct Keepalive(Arc<Mutex<State>>);
+pub(super) struct Keepalive(Arc<Mutex<Activity>>);
 
 impl Keepalive {
     pub(super) fn new(now: Instant) -> Self {
-        Self(Arc::new(Mutex::new(State { answers: 0, ours: 0, moved: now })))
+        Self(Arc::new(Mutex::new(Activity { open_requests: 0, waiting_for_server: 0, last_progress: now })))
     }
 
     pub(super) fn verdict(&self, now: Instant, limits: &ConnectionLimits) -> Verdict {
-        self.with(|state| state.verdict(now, limits.head, limits.write))
+        self.with(|activity| activity.verdict(now, limits.head, limits.write))
     }
 
-    /// The client was told to leave: from now on it has that long again.
-    pub(super) fn told(&self) {
-        self.with(|state| state.moved = Instant::now());
+    /// Restarts the time-outs. Called when the client was asked to close the connection.
+    pub(super) fn restart(&self) {
+        self.with(|activity| activity.last_progress = Instant::now());
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, change: impl FnOnce(&mut Activity) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A request has come.
+    /// Registers a new request.
     pub(super) fn begin(&self) -> RequestActivity {
-        self.with(|state| {
-            state.answers += 1;
-            state.ours += 1;
-            state.moved = Instant::now();
+        self.with(|activity| {
+            activity.open_requests += 1;
+            activity.waiting_for_server += 1;
+            activity.last_progress = Instant::now();
         });
-        RequestActivity { pulse: self.clone(), ours: true }
+        RequestActivity { keepalive: self.clone(), waits_for_server: true }
     }
 }
 
-/// One request's part in the pulse, from its coming to the end of its answer.
+/// Activity of one request, from its arrival to the end of its answer.
 #[derive(Debug)]
 pub(super) struct RequestActivity {
-    pulse: Keepalive,
-    ours: bool,
+    keepalive: Keepalive,
+    waits_for_server: bool,
 }
 
 impl RequestActivity {
-    /// Something moved; what comes next is `ours` to bring, or the client's to take.
-    pub(super) fn moved(&mut self, ours: bool) {
-        let before = std::mem::replace(&mut self.ours, ours);
-        self.pulse.with(|state| {
-            state.ours = state.ours + usize::from(ours) - usize::from(before);
-            state.moved = Instant::now();
+    /// Records progress. From now on the request waits for the server, or for the client to read.
+    pub(super) fn progress(&mut self, waits_for_server: bool) {
+        let before = std::mem::replace(&mut self.waits_for_server, waits_for_server);
+        self.keepalive.with(|activity| {
+            activity.waiting_for_server =
+                activity.waiting_for_server + usize::from(waits_for_server) - usize::from(before);
+            activity.last_progress = Instant::now();
         });
     }
 }
 
 impl Drop for RequestActivity {
     fn drop(&mut self) {
-        self.moved(false);
-        self.pulse.with(|state| state.answers -= 1);
+        self.progress(false);
+        self.keepalive.with(|activity| activity.open_requests -= 1);
     }
 }
 
-/// A body that tells the pulse of its connection.
+/// Body that records its progress in the activity of its connection.
 #[derive(Debug)]
 pub(super) struct KeepaliveBody<B> {
-    /// Pinned by its box: bodies are few and large.
+    /// Boxed, because a body must be pinned. Bodies are few and large.
     body: Pin<Box<B>>,
-    beat: RequestActivity,
+    request: RequestActivity,
 }
 
 impl<B> KeepaliveBody<B> {
-    pub(super) fn new(body: B, mut beat: RequestActivity) -> Self {
-        beat.moved(false);
-        Self { body: Box::pin(body), beat }
+    pub(super) fn new(body: B, mut request: RequestActivity) -> Self {
+        request.progress(false);
+        Self { body: Box::pin(body), request }
     }
 }
 
@@ -141,7 +142,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         let polled = this.body.as_mut().poll_frame(context);
-        this.beat.moved(polled.is_pending());
+        this.request.progress(polled.is_pending());
         polled
     }
 
@@ -162,31 +163,32 @@ mod tests {
     const WRITE: Duration = Duration::from_secs(20);
 
     #[test]
-    fn who_is_waited_for_decides() {
-        let moved = Instant::now();
-        let verdict = |answers, ours, after: u64| {
-            let now = moved + Duration::from_secs(after);
-            (State { answers, ours, moved }.verdict(now, IDLE, WRITE), now)
+    fn verdict_depends_on_the_side_that_is_waited_for() {
+        let last_progress = Instant::now();
+        let verdict = |open_requests, waiting_for_server, after: u64| {
+            let now = last_progress + Duration::from_secs(after);
+            let activity = Activity { open_requests, waiting_for_server, last_progress };
+            (activity.verdict(now, IDLE, WRITE), now)
         };
-        assert_eq!(verdict(0, 0, 59).0, Verdict::KeepUntil(moved + IDLE));
+        assert_eq!(verdict(0, 0, 59).0, Verdict::KeepUntil(last_progress + IDLE));
         assert_eq!(verdict(0, 0, 60).0, Verdict::Idle);
-        assert_eq!(verdict(2, 0, 79).0, Verdict::KeepUntil(moved + WRITE * STEPS));
+        assert_eq!(verdict(2, 0, 79).0, Verdict::KeepUntil(last_progress + WRITE * WINDOW_STEPS));
         assert_eq!(verdict(2, 0, 80).0, Verdict::Stalled);
-        // One answer that waits for an upstream is enough: the client may be as slow as we are.
+        // While one answer waits for an upstream, the client is not to blame.
         let (kept, now) = verdict(2, 1, 1000);
         assert_eq!(kept, Verdict::KeepUntil(now + WRITE));
     }
 
     #[test]
-    fn requests_are_counted_to_their_end() {
-        let pulse = Keepalive::new(Instant::now());
-        let counts = || pulse.with(|state| (state.answers, state.ours));
-        let (mut one, two) = (pulse.begin(), pulse.begin());
+    fn requests_are_counted_until_their_end() {
+        let keepalive = Keepalive::new(Instant::now());
+        let counts = || keepalive.with(|activity| (activity.open_requests, activity.waiting_for_server));
+        let (mut one, two) = (keepalive.begin(), keepalive.begin());
         assert_eq!(counts(), (2, 2));
-        one.moved(false);
-        one.moved(false);
+        one.progress(false);
+        one.progress(false);
         assert_eq!(counts(), (2, 1));
-        one.moved(true);
+        one.progress(true);
         drop(two);
         assert_eq!(counts(), (1, 1));
         drop(one);

@@ -1,8 +1,8 @@
-//! A stream that, once it is shut down, waits a moment for its peer to be done.
+//! Lingering close: after shutdown of the write side, the stream reads until the peer has closed its side.
 //!
-//! A socket that is closed with bytes in it that nobody read tells its peer so by a reset, which throws away what the peer
-//! has received and not read yet: the end of a body, if the peer has just said that it has room for more (HTTP/2's
-//! `WINDOW_UPDATE`). RFC 9112, 9.6 has the same for HTTP/1.1.
+//! A socket that is closed with unread bytes in its receive buffer sends a reset. The reset makes the peer discard bytes
+//! that it has received but not read yet, such as the end of a body. Unread bytes are common with HTTP/2, where the peer
+//! sends `WINDOW_UPDATE` frames. RFC 9112, section 9.6 describes the same for HTTP/1.1.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,16 +12,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// How long a peer may take to close its side.
+/// Maximum time to wait for the peer to close its side.
 const LINGER: Duration = Duration::from_secs(1);
-/// Bytes that are read and thrown away meanwhile.
+/// Maximum number of bytes that are read and discarded during this time.
 const DISCARDED_MAX: usize = 256 << 10;
 
-/// A stream that lingers.
+/// Stream with a lingering close.
 #[derive(Debug)]
 pub(super) struct LingeringClose<S> {
     stream: S,
-    /// Runs since our side was shut down.
+    /// Timer that starts when the write side is shut down.
     timer: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
@@ -78,7 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LingeringClose<S> {
             let mut buffer = ReadBuf::new(&mut block);
             match ready!(Pin::new(&mut this.stream).poll_read(context, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => this.discarded += buffer.filled().len(),
-                // It has closed its side, in one way or another.
+                // The peer has closed its side, or the connection is broken.
                 Ok(()) | Err(_) => break,
             }
         }
@@ -93,7 +93,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     #[tokio::test]
-    async fn what_a_peer_still_sends_does_not_cost_it_what_it_has_not_read() {
+    async fn lingering_close_lets_the_peer_read_everything_although_it_still_sends() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (near, far) = tokio::join!(listener.accept(), TcpStream::connect(address));

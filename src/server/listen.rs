@@ -1,4 +1,4 @@
-//! Sockets that are listened at: opened here, or passed by the service manager.
+//! Listening sockets: bound here, or inherited from the service manager.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,53 +12,53 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::address::{ListenAddress, ListenAddresses};
 
-/// The first descriptor that is passed (`sd_listen_fds(3)`).
-const FIRST: u16 = 3;
+/// Number of the first inherited descriptor (`sd_listen_fds(3)`).
+const FIRST_DESCRIPTOR: u16 = 3;
 
-/// Owner and group may connect: there is no client authentication, and whoever connects may pull.
+/// Mode of a socket file. Owner and group may connect. Clients are not authenticated, so every other user is excluded.
 const MODE: u32 = 0o660;
 
-/// Why nothing is listened at.
+/// Error of opening a listening socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The system says no.
+    /// The system refused to bind the address.
     #[error("cannot listen on {address} ({key}); {remedy}")]
     Bind {
-        /// What was asked for.
+        /// The configured address.
         address: ListenAddress,
-        /// The configuration's key.
+        /// Configuration key of the address.
         key: &'static str,
-        /// What may help.
+        /// Remedy to try.
         remedy: &'static str,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// Something else is there, and it is not ours to remove.
+    /// The path exists and must not be removed.
     #[error("cannot listen on {address} ({key}): {reason}")]
     Occupied {
-        /// What was asked for.
+        /// The configured address.
         address: ListenAddress,
-        /// The configuration's key.
+        /// Configuration key of the address.
         key: &'static str,
-        /// What is there, and what to do.
+        /// Reason, with a remedy.
         reason: &'static str,
     },
-    /// No such socket was passed.
-    #[error("{address} ({key}) was not passed to this process; {passed}")]
+    /// The service manager has not passed this socket.
+    #[error("the service manager did not pass socket {address} ({key}); {passed}")]
     NotPassed {
-        /// What was asked for.
+        /// The configured address.
         address: ListenAddress,
-        /// The configuration's key.
+        /// Configuration key of the address.
         key: &'static str,
-        /// What was.
+        /// Sockets that were passed.
         passed: String,
     },
 }
 
-/// Sockets passed by the service manager (`sd_listen_fds(3)`), until they are taken.
+/// Sockets inherited from the service manager (`sd_listen_fds(3)`). Opening a listener takes its sockets.
 pub struct InheritedSockets {
     sockets: ListenFd,
-    /// The name of each, in their order.
+    /// Names of the sockets, in descriptor order.
     names: Vec<String>,
     taken: BTreeSet<usize>,
 }
@@ -73,82 +73,84 @@ impl fmt::Debug for InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// None at all.
+    /// Returns an empty set.
     pub fn none() -> Self {
         Self { sockets: ListenFd::empty(), names: Vec::new(), taken: BTreeSet::new() }
     }
 
-    /// Takes over what the environment tells of, and takes it out of there, so this belongs before any thread.
+    /// Takes the sockets named in the environment and removes these variables. Call it before starting any thread.
     pub fn from_environment() -> Self {
-        let told = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let passed = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let sockets = ListenFd::from_env();
-        // Not every manager passes names; systemd's word for a socket without one is `unknown`.
-        let mut told = told.split(':').filter(|name| !name.is_empty());
-        let names = (0..sockets.len()).map(|_| told.next().unwrap_or("unknown").to_owned()).collect();
+        // Some managers pass no names. systemd calls a socket without a name `unknown`.
+        let mut passed = passed.split(':').filter(|name| !name.is_empty());
+        let names = (0..sockets.len()).map(|_| passed.next().unwrap_or("unknown").to_owned()).collect();
         Self { sockets, names, taken: BTreeSet::new() }
     }
 
-    /// The sockets that nobody has taken, as they would be written in the configuration.
-    pub fn left(&self) -> Vec<String> {
-        let left = self.names.iter().enumerate().filter(|(place, _)| !self.taken.contains(place));
-        left.map(|(_, name)| format!("systemd:{name}")).collect()
+    /// Returns the sockets that were not taken, as configuration values.
+    pub fn remaining(&self) -> Vec<String> {
+        let remaining = self.names.iter().enumerate().filter(|(index, _)| !self.taken.contains(index));
+        remaining.map(|(_, name)| format!("systemd:{name}")).collect()
     }
 
-    /// The places of the sockets that an address stands for.
-    fn places(&self, address: &ListenAddress) -> Vec<usize> {
-        let fits = |place: usize, name: &str| match address {
+    /// Returns the indexes of the sockets that an address refers to.
+    fn indexes(&self, address: &ListenAddress) -> Vec<usize> {
+        let fits = |index: usize, name: &str| match address {
             ListenAddress::Named(wanted) => name == wanted,
-            ListenAddress::Descriptor(number) => usize::from(*number) == place + usize::from(FIRST),
+            ListenAddress::Descriptor(number) => {
+                usize::from(*number) == index + usize::from(FIRST_DESCRIPTOR)
+            }
             ListenAddress::Tcp(_) | ListenAddress::Unix(_) => false,
         };
-        let named = self.names.iter().enumerate().filter(|(place, name)| fits(*place, name));
-        named.map(|(place, _)| place).filter(|place| !self.taken.contains(place)).collect()
+        let named = self.names.iter().enumerate().filter(|(index, name)| fits(*index, name));
+        named.map(|(index, _)| index).filter(|index| !self.taken.contains(index)).collect()
     }
 
     fn take(&mut self, address: &ListenAddress, key: &'static str) -> Result<Vec<Socket>, ListenError> {
-        let places = self.places(address);
-        if places.is_empty() {
-            let passed = match self.left() {
-                left if left.is_empty() => "no socket was; is there a .socket unit?".to_owned(),
-                left => format!("what was: {}", left.join(", ")),
+        let indexes = self.indexes(address);
+        if indexes.is_empty() {
+            let passed = match self.remaining() {
+                none if none.is_empty() => "it passed no socket; check that a .socket unit exists".to_owned(),
+                remaining => format!("it passed: {}", remaining.join(", ")),
             };
             return Err(ListenError::NotPassed { address: address.clone(), key, passed });
         }
-        let sockets = places.into_iter().map(|place| {
-            self.taken.insert(place);
-            self.socket(place).map_err(|source| ListenError::Bind {
+        let sockets = indexes.into_iter().map(|index| {
+            self.taken.insert(index);
+            self.socket(index).map_err(|source| ListenError::Bind {
                 address: address.clone(),
                 key,
-                remedy: "a stream socket that listens is wanted (ListenStream= and Accept=no)",
+                remedy: "pass a listening stream socket (ListenStream= and Accept=no)",
                 source,
             })
         });
         sockets.collect()
     }
 
-    fn socket(&mut self, place: usize) -> io::Result<Socket> {
+    fn socket(&mut self, index: usize) -> io::Result<Socket> {
         let gone = || io::Error::from(ErrorKind::NotFound);
-        if let Ok(listener) = self.sockets.take_tcp_listener(place) {
+        if let Ok(listener) = self.sockets.take_tcp_listener(index) {
             let listener = listener.ok_or_else(gone)?;
             listener.set_nonblocking(true)?;
             return Ok(Socket::Tcp(TcpListener::from_std(listener)?));
         }
-        let listener = self.sockets.take_unix_listener(place)?.ok_or_else(gone)?;
+        let listener = self.sockets.take_unix_listener(index)?.ok_or_else(gone)?;
         listener.set_nonblocking(true)?;
         Ok(Socket::Unix(UnixListener::from_std(listener)?, None))
     }
 }
 
-/// A socket that is listened at.
+/// Listening socket.
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(TcpListener),
-    /// With the file that is ours to remove.
+    /// Unix socket, with its file if this process has created it.
     Unix(UnixListener, Option<SocketFile>),
 }
 
 impl Socket {
-    /// Where it listens; with the real port where the system chose it.
+    /// Returns the TCP address, with the port that the system has chosen if the configured port is 0.
     pub(super) fn local(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
@@ -176,11 +178,11 @@ impl fmt::Display for Socket {
     }
 }
 
-/// Listens at all of these places.
+/// Opens a socket for each address.
 pub(super) async fn open(
     addresses: &ListenAddresses,
     key: &'static str,
-    passed: &mut InheritedSockets,
+    inherited: &mut InheritedSockets,
 ) -> Result<Vec<Socket>, ListenError> {
     let mut sockets = Vec::new();
     for address in &addresses.0 {
@@ -189,61 +191,65 @@ pub(super) async fn open(
                 let listener = TcpListener::bind(at).await.map_err(|source| ListenError::Bind {
                     address: address.clone(),
                     key,
-                    remedy: "is something else using it? choose another address",
+                    remedy: "check whether another program uses it, or choose another address",
                     source,
                 })?;
                 sockets.push(Socket::Tcp(listener));
             }
             ListenAddress::Unix(path) => sockets.push(unix(path, address, key)?),
             ListenAddress::Named(_) | ListenAddress::Descriptor(_) => {
-                sockets.extend(passed.take(address, key)?);
+                sockets.extend(inherited.take(address, key)?);
             }
         }
     }
     Ok(sockets)
 }
 
-/// A socket in the file system. One that a larder left behind when it was killed is replaced.
+/// Binds a Unix socket. Replaces the socket file of a killed server.
 fn unix(path: &Path, address: &ListenAddress, key: &'static str) -> Result<Socket, ListenError> {
     let occupied = |reason| ListenError::Occupied { address: address.clone(), key, reason };
-    let remedy = "its folder must exist and be writable";
+    let remedy = "its directory must exist and be writable";
     let bind = |source| ListenError::Bind { address: address.clone(), key, remedy, source };
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(occupied("there is a file that is no socket; name another path"));
+            return Err(occupied("the path is not a socket; configure another path"));
         }
         Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            // Nobody listens any more.
+            // The listening process has ended.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            _ => return Err(occupied("somebody listens there already; stop it, or name another path")),
+            _ => {
+                return Err(occupied(
+                    "another process listens on it; stop that process or configure another path",
+                ));
+            }
         },
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(bind(error)),
     }
-    // Made under another name, so that nobody can connect before its mode is right, and then put in place in one step.
-    let mut making = path.as_os_str().to_owned();
-    making.push("~");
-    let making = PathBuf::from(making);
-    match std::fs::remove_file(&making) {
+    // Bound under a temporary name and renamed, so that no client can connect before the mode is set.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push("~");
+    let temporary = PathBuf::from(temporary);
+    match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(bind(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(&making).map_err(bind)?;
-    let placed = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(MODE))
-        .and_then(|()| std::fs::rename(&making, path))
+    let listener = UnixListener::bind(&temporary).map_err(bind)?;
+    let placed = std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(MODE))
+        .and_then(|()| std::fs::rename(&temporary, path))
         .and_then(|()| SocketFile::at(path));
     match placed {
         Ok(file) => Ok(Socket::Unix(listener, Some(file))),
         Err(error) => {
-            // What is left of the attempt is in nobody's way.
-            let _ = std::fs::remove_file(&making);
+            // A leftover file does no harm.
+            let _ = std::fs::remove_file(&temporary);
             Err(bind(error))
         }
     }
 }
 
-/// A socket's file. Dropping it removes the file, unless another has taken its place.
+/// Socket file. Dropping it removes the file, unless another process has replaced it.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -264,7 +270,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // One that cannot be removed is replaced at the next start.
+            // A file that cannot be removed is replaced at the next start.
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -1,4 +1,4 @@
-//! The log: where it goes, in which shape, and how its level changes while it runs.
+//! Set-up of the log: output format, deduplication, and changes of the level at run time.
 
 use std::time::Instant;
 
@@ -14,18 +14,18 @@ use super::trace::{self, TraceError, Traces};
 use super::warnings::Warnings;
 use crate::config::schema::{self, Log, LogFormat};
 
-/// Why the log cannot be set up.
+/// Error of setting up the log or the traces.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The level is none.
-    #[error("log.level is no filter: {0}")]
+    /// `log.level` is not a valid filter.
+    #[error("log.level is not a valid filter: {0}")]
     Level(String),
-    /// No traces can be sent.
+    /// The exporter of traces cannot be set up.
     #[error(transparent)]
     Trace(#[from] TraceError),
 }
 
-/// What is logged, to be changed while it runs.
+/// Handle to the running log.
 #[derive(Clone, Debug)]
 pub struct LogLevel {
     filter: reload::Handle<EnvFilter, Registry>,
@@ -34,19 +34,19 @@ pub struct LogLevel {
 }
 
 impl LogLevel {
-    /// Follows another level or filter from now on.
+    /// Changes the level or filter.
     pub fn follow(&self, level: &str) -> Result<(), LogError> {
-        // A process whose log another has set up has none of its own to change.
+        // If another subscriber was installed first (in tests), there is nothing to change.
         let _ = self.filter.reload(filter(level)?);
         Ok(())
     }
 
-    /// What was warned of lately.
+    /// Returns the recent warnings.
     pub fn warnings(&self) -> Warnings {
         self.warnings.clone()
     }
 
-    /// Says how often failures were left out that had been said before. To be called every few seconds.
+    /// Logs how many repeated messages were suppressed. Call it every few seconds.
     pub fn report_suppressed(&self, now: Instant) {
         self.dedup.report_suppressed(now);
     }
@@ -56,12 +56,12 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::try_new(level).map_err(|error| LogError::Level(error.to_string()))
 }
 
-/// Sends the log to standard error. Later calls in one process change nothing.
+/// Sends the log to standard error. Further calls in the same process have no effect.
 pub fn init_log(log: &Log) -> Result<LogLevel, LogError> {
     init(log, &schema::Trace::default()).map(|(level, _)| level)
 }
 
-/// The same, and traces to where they are wanted. Belongs into a runtime.
+/// Sends the log to standard error and traces to the configured collector. Call it inside a Tokio runtime.
 pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces>), LogError> {
     let (filter, level) = reload::Layer::new(filter(&log.level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
@@ -78,7 +78,7 @@ pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces
             .map_event_format(|lines| DedupFormat { lines, dedup: dedup.clone() })
             .boxed(),
     };
-    // Lines do not speak of spans, and the level is not theirs.
+    // Spans are not part of log lines, and `log.level` does not apply to them.
     let events = filter_fn(|of: &Metadata<'_>| of.is_event()).with_max_level_hint(LevelFilter::TRACE);
     let (traces, spans) = Traces::start(trace)?.unzip();
     let spans = spans.map(|tracer| {
@@ -92,7 +92,7 @@ pub fn init(log: &Log, trace: &schema::Trace) -> Result<(LogLevel, Option<Traces
             .with_context_activation(false)
             .with_filter(filter_fn(ours).with_max_level_hint(LevelFilter::INFO))
     });
-    // A second subscriber is refused by tracing; the first one stays, which is what a test process wants.
+    // tracing refuses a second subscriber. The first one stays, as tests need it.
     let warnings = Warnings::default();
     let kept = warnings.clone().with_filter(LevelFilter::WARN);
     let lines = lines.with_filter(filter.and(events));

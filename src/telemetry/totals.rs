@@ -1,17 +1,14 @@
-//! What clients were served and what that cost, since the start: read from the series that count it.
+//! Totals since the start of the server: requests, hits and bytes, read from the metric series.
 
-use std::collections::BTreeMap;
+use super::labels::{Outcome, RequestKind, STATUS_CLASSES};
+use super::metrics::Metrics;
 
-use prometheus::core::Collector as _;
-
-use super::{Metrics, Outcome, RequestKind, STATUS_CLASSES};
-
-/// What all requests came to.
+/// Totals over all requests since the start of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrafficTotals {
-    /// Requests that the cache took part in.
+    /// Requests that used the cache.
     pub requests: u64,
-    /// Of these, those that cost no transfer of their own.
+    /// Cache hits: requests that caused no download.
     pub hits: u64,
     /// Body bytes sent to clients.
     pub served: u64,
@@ -20,7 +17,7 @@ pub struct TrafficTotals {
 }
 
 impl Metrics {
-    /// What all requests came to so far, by the rules of the dashboard.
+    /// Returns the totals since the start, computed as the dashboard does.
     pub fn totals(&self) -> TrafficTotals {
         let mut totals = TrafficTotals {
             served: self.served.iter().map(prometheus::IntCounter::get).sum(),
@@ -46,23 +43,7 @@ impl Metrics {
         totals
     }
 
-    /// Body bytes received so far, by upstream.
-    pub fn fetched_by_upstream(&self) -> BTreeMap<String, u64> {
-        let mut found = BTreeMap::new();
-        for family in self.upstreams.fetched.collect() {
-            for metric in family.get_metric() {
-                let label = metric.get_label().iter().find(|label| label.name() == "upstream");
-                let Some(label) = label else { continue };
-                // What is counted is whole, and far below the numbers that a float cannot tell apart.
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                let bytes = metric.get_counter().get_value() as u64;
-                *found.entry(label.value().to_owned()).or_default() += bytes;
-            }
-        }
-        found
-    }
-
-    /// Child manifests that wait to be fetched, and those that are left for later.
+    /// Returns the number of child manifests in the prefetch queue, and of the deferred ones.
     pub fn children(&self) -> (u64, u64) {
         let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
         (count(&self.children_queued), count(&self.children_deferred))
@@ -76,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_cache_took_no_part_in_does_not_count() {
+    fn totals_exclude_requests_that_did_not_use_the_cache() {
         let metrics = Metrics::new();
         let took = Duration::from_millis(1);
         for outcome in Outcome::ALL {

@@ -1,8 +1,8 @@
-//! Traces: a span per request, per flight and fill, and per call to an upstream, sent to a collector by OTLP over HTTP.
+//! Traces: spans for requests, flights, fills and upstream calls, exported by OTLP over HTTP.
 //!
-//! Only if a collector is configured: without one no span is enabled, and to find that out costs one load.
-//! What outlives the request that began it is its child by its trace alone: as long as a span of `tracing` lives, so do
-//! those above it, and a request would seem to last as long as its fill.
+//! Without a configured collector no span is enabled, and the check costs one atomic load.
+//! Work that outlives its request, such as a fill, gets a remote parent in the trace instead of a `tracing` parent.
+//! Otherwise the request's span would stay open until the fill ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,46 +23,46 @@ use tokio::runtime::Handle;
 use tracing::{Span, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::RequestKind;
+use super::labels::RequestKind;
 use crate::config::schema;
 use crate::oci::{Digest, Repository};
 
-/// The target of all spans, by which they are told from everything else.
+/// Target of all spans. It distinguishes them from the spans of libraries.
 pub(super) const TARGET: &str = module_path!();
 
-/// No collector is waited for longer. Nobody waits for it but the thread that sends.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time-out of a request to the collector. Only the exporter's thread waits for it.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the end of the process may take for what was not sent yet.
-const LAST: Duration = Duration::from_secs(2);
+/// Maximum time for exporting the remaining spans at shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why there can be no traces.
+/// Error of setting up the trace exporter.
 #[derive(Debug, thiserror::Error)]
-#[error("the traces cannot be set up: {0}")]
+#[error("traces cannot be set up: {0}")]
 pub struct TraceError(String);
 
-/// Traces that are sent. What is not sent yet when it is dropped is lost.
+/// Running trace exporter. Spans not exported before it is dropped are lost.
 #[derive(Clone, Debug)]
 pub struct Traces(SdkTracerProvider);
 
 impl Traces {
-    /// Sends to the collector that is configured, if one is. Belongs into a runtime, which does the sending.
+    /// Starts the exporter if a collector is configured. Call it inside a Tokio runtime, which runs the HTTP client.
     pub(super) fn start(trace: &schema::Trace) -> Result<Option<(Self, SdkTracer)>, TraceError> {
         let Some(endpoint) = &trace.endpoint else { return Ok(None) };
-        let wrong = |error: &dyn std::fmt::Display| TraceError(error.to_string());
+        let failed = |error: &dyn std::fmt::Display| TraceError(error.to_string());
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Collector::new().map_err(|error| wrong(&error))?)
+            .with_http_client(Collector::new().map_err(|error| failed(&error))?)
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
-            .with_timeout(PATIENCE)
+            .with_timeout(EXPORT_TIMEOUT)
             .build()
-            .map_err(|error| wrong(&error))?;
+            .map_err(|error| failed(&error))?;
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let resource = Resource::builder_empty()
             .with_service_name(trace.service.clone())
             .with_attribute(version)
             .build();
-        // Whoever traces on to us has decided already.
+        // If the client sends a trace context, the client has decided about sampling.
         let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(trace.sample)));
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
@@ -73,15 +73,15 @@ impl Traces {
         Ok(Some((Self(provider), tracer)))
     }
 
-    /// Sends what is not sent yet, for a moment at most. Blocks.
+    /// Exports the remaining spans, within a time-out. Blocking.
     pub fn finish(&self) {
-        if let Err(error) = self.0.shutdown_with_timeout(LAST) {
-            tracing::debug!(%error, "the last traces were not sent");
+        if let Err(error) = self.0.shutdown_with_timeout(SHUTDOWN_TIMEOUT) {
+            tracing::debug!(%error, "remaining traces were not exported");
         }
     }
 }
 
-/// The way to the collector. The exporter has a thread of its own, and no runtime.
+/// HTTP client for the collector. The exporter's thread has no runtime, so requests run on the server's runtime.
 #[derive(Debug)]
 struct Collector {
     client: reqwest::Client,
@@ -99,7 +99,7 @@ impl Collector {
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .timeout(PATIENCE)
+            .timeout(EXPORT_TIMEOUT)
             .build()?;
         Ok(Self { client, runtime: Handle::try_current()? })
     }
@@ -119,7 +119,7 @@ impl HttpClient for Collector {
         match sending.await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "traces could not be sent to the collector and are lost");
+                tracing::warn!(%error, "traces were lost: the collector did not accept them");
                 Err(error.into())
             }
             Err(error) => Err(error.into()),
@@ -127,10 +127,10 @@ impl HttpClient for Collector {
     }
 }
 
-/// A client's own trace, if it sends one (`traceparent`, W3C Trace Context).
-struct Sent<'h>(&'h HeaderMap);
+/// Trace context in the headers of a client's request (`traceparent`, W3C Trace Context).
+struct TraceHeaders<'h>(&'h HeaderMap);
 
-impl Extractor for Sent<'_> {
+impl Extractor for TraceHeaders<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()
     }
@@ -140,7 +140,7 @@ impl Extractor for Sent<'_> {
     }
 }
 
-/// A request's span. It lasts until it is dropped, which is when the answer's body has ended.
+/// Returns the span of a client's request. The span ends when the body of the answer has ended.
 pub fn request(kind: RequestKind, method: &str, path: &str, id: &str, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         target: TARGET,
@@ -160,14 +160,15 @@ pub fn request(kind: RequestKind, method: &str, path: &str, id: &str, headers: &
         larder.complete = field::Empty,
     );
     if !span.is_disabled() {
-        let sent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Sent(headers));
-        // Nothing has asked for its context yet, so it can still be given.
-        let _ = span.set_parent(sent);
+        let parent =
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &TraceHeaders(headers));
+        // A parent can be set because the span's context has not been used yet.
+        let _ = span.set_parent(parent);
     }
     span
 }
 
-/// Notes what became of a request.
+/// Records the result of a request.
 pub fn answered(span: &Span, status: u16, outcome: &str, upstream: Option<&str>, repository: Option<&str>) {
     if span.is_disabled() {
         return;
@@ -185,7 +186,7 @@ pub fn answered(span: &Span, status: u16, outcome: &str, upstream: Option<&str>,
     }
 }
 
-/// Notes the end of an answer's body.
+/// Records the end of the body of an answer.
 pub fn ended(span: &Span, bytes: u64, complete: bool) {
     span.record("larder.bytes", bytes);
     span.record("larder.complete", complete);
@@ -194,9 +195,9 @@ pub fn ended(span: &Span, bytes: u64, complete: bool) {
     }
 }
 
-/// The span of a fill, below the one that begins it.
+/// Returns the span of a fill, as a child of the current span.
 pub fn fill(repository: &Repository, digest: &Digest) -> Span {
-    apart(tracing::info_span!(
+    detached(tracing::info_span!(
         target: TARGET,
         parent: None,
         "fill",
@@ -209,7 +210,7 @@ pub fn fill(repository: &Repository, digest: &Digest) -> Span {
     ))
 }
 
-/// Notes how a fill ended; `ok` is the only good end.
+/// Records the result of a fill. Every result but `ok` is an error.
 pub fn filled(span: &Span, result: &str) {
     span.record("larder.result", result);
     if result != "ok" {
@@ -217,19 +218,19 @@ pub fn filled(span: &Span, result: &str) {
     }
 }
 
-/// The span of a flight, below the one that begins it.
+/// Returns the span of a flight, as a child of the current span.
 pub fn flight() -> Span {
-    apart(tracing::info_span!(target: TARGET, parent: None, "flight", otel.kind = "internal"))
+    detached(tracing::info_span!(target: TARGET, parent: None, "flight", otel.kind = "internal"))
 }
 
-/// The span of what a request leaves behind to be done in the background.
+/// Returns the span of background work that a request has started.
 pub fn background(name: &'static str) -> Span {
-    apart(
+    detached(
         tracing::info_span!(target: TARGET, parent: None, "background", otel.name = name, otel.kind = "internal"),
     )
 }
 
-/// The span of one call to an upstream, up to the head of its answer. Below the one that it is made in.
+/// Returns the span of one request to an upstream, up to the response head, as a child of the current span.
 pub fn call(upstream: &str, method: &str, host: Option<&str>, path: &str) -> Span {
     tracing::info_span!(
         target: TARGET,
@@ -246,7 +247,7 @@ pub fn call(upstream: &str, method: &str, host: Option<&str>, path: &str) -> Spa
     )
 }
 
-/// Notes what came of a call.
+/// Records the result of a request to an upstream.
 pub fn called(span: &Span, status: Option<u16>) {
     if let Some(status) = status {
         span.record("http.response.status_code", status);
@@ -258,7 +259,7 @@ pub fn called(span: &Span, status: Option<u16>) {
     }
 }
 
-/// The request that this is called in waits for `other`, which somebody else began: each is linked to the other.
+/// Links the current span and `other`: the current request waits for work that another request has started.
 pub fn join(other: &Span) {
     let own = Span::current();
     if own.is_disabled() || other.is_disabled() {
@@ -269,12 +270,12 @@ pub fn join(other: &Span) {
     other.add_link(here);
 }
 
-/// Puts a span below the current one without keeping that one open.
-fn apart(span: Span) -> Span {
-    let above = Span::current();
-    if !span.is_disabled() && !above.is_disabled() {
-        // Nothing has asked for its context yet, so it can still be given.
-        let _ = span.set_parent(Context::new().with_remote_span_context(context(&above)));
+/// Makes a span a child of the current one without keeping the current one open.
+fn detached(span: Span) -> Span {
+    let parent = Span::current();
+    if !span.is_disabled() && !parent.is_disabled() {
+        // A parent can be set because the span's context has not been used yet.
+        let _ = span.set_parent(Context::new().with_remote_span_context(context(&parent)));
     }
     span
 }

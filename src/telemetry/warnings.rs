@@ -1,4 +1,4 @@
-//! The latest warnings and errors of the log, for who looks on without reading it.
+//! Recent warnings and errors of the log, for the status page and the admin API.
 
 use std::collections::VecDeque;
 use std::fmt::{Debug, Write as _};
@@ -11,37 +11,37 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// Messages that are remembered.
+/// Number of messages kept.
 const KEPT: usize = 20;
-/// Characters of a message, or of what it is about, that are.
-const LONGEST: usize = 500;
+/// Maximum length of a message and of its details, in characters.
+const LENGTH_MAX: usize = 500;
 
-/// Something that the log warned of; the same again is counted.
+/// Warning or error of the log. Repetitions are counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Warning {
-    /// When it was last logged, in milliseconds since 1970.
+    /// Time of the last occurrence, in milliseconds since 1970.
     pub at: u64,
-    /// Whether it is an error, and no mere warning.
+    /// True for an error, false for a warning.
     pub error: bool,
     /// The message.
     pub message: String,
-    /// What it was about the last time: the line's other fields.
+    /// Other fields of the last occurrence.
     pub detail: String,
-    /// How often it came.
+    /// Number of occurrences.
     pub times: u64,
 }
 
-/// What the log warned of lately; clones share it.
+/// Recent warnings and errors. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Warnings(Arc<Mutex<VecDeque<Warning>>>);
 
 impl Warnings {
-    /// The latest, newest first.
+    /// Returns the recent warnings, newest first.
     pub fn latest(&self) -> Vec<Warning> {
         self.lock().iter().rev().cloned().collect()
     }
 
-    fn note(&self, mut warning: Warning) {
+    fn add(&self, mut warning: Warning) {
         let mut kept = self.lock();
         if let Some(place) = kept.iter().position(|it| it.message == warning.message)
             && let Some(before) = kept.remove(place)
@@ -55,21 +55,21 @@ impl Warnings {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Warning>> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock panics, so the list is consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<S: Subscriber> Layer<S> for Warnings {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        // Less is more severe.
+        // More severe levels are smaller.
         if *event.metadata().level() > Level::WARN {
             return;
         }
-        let mut text = Text::default();
+        let mut text = EventText::default();
         event.record(&mut text);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.note(Warning {
+        self.add(Warning {
             at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             error: *event.metadata().level() == Level::ERROR,
             message: cut(&text.message),
@@ -80,17 +80,17 @@ impl<S: Subscriber> Layer<S> for Warnings {
 }
 
 fn cut(text: &str) -> String {
-    text.chars().take(LONGEST).collect()
+    text.chars().take(LENGTH_MAX).collect()
 }
 
-/// What an event says.
+/// Message and other fields of an event.
 #[derive(Default)]
-struct Text {
+struct EventText {
     message: String,
     detail: String,
 }
 
-impl Visit for Text {
+impl Visit for EventText {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         // Writing to a String cannot fail.
         let _ = if field.name() == "message" {
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warnings_are_kept_and_counted_and_the_rest_is_not() {
+    fn warnings_are_kept_and_counted() {
         let warnings = Warnings::default();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(warnings.clone()), || {
             tracing::info!("nothing");
@@ -122,14 +122,14 @@ mod tests {
             tracing::warn!(upstream = "b.test", "it is slow");
         });
         let kept = warnings.latest();
-        let told: Vec<_> =
+        let found: Vec<_> =
             kept.iter().map(|it| (it.message.as_str(), it.detail.as_str(), it.times, it.error)).collect();
         let wanted =
             [("it is slow", "upstream: b.test", 2, false), ("it fails", "code: 7, reason: none", 1, true)];
-        assert_eq!(told, wanted);
+        assert_eq!(found, wanted);
         for number in 0..100 {
-            let message = format!("{number}{}", "x".repeat(2 * LONGEST));
-            warnings.note(Warning { message, ..kept[0].clone() });
+            let message = format!("{number}{}", "x".repeat(2 * LENGTH_MAX));
+            warnings.add(Warning { message, ..kept[0].clone() });
         }
         assert_eq!(warnings.latest().len(), KEPT);
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::oci::PatternError;
+use crate::tls::ClientTlsError;
 
 /// Reason why the upstreams of a configuration cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -49,4 +50,15 @@ pub enum BuildError {
         /// Description of the fault.
         reason: String,
     },
+}
+
+impl BuildError {
+    /// Adds the upstream's name to an error of its TLS set-up.
+    pub(super) fn tls(upstream: &str, error: ClientTlsError) -> Self {
+        let upstream = upstream.to_owned();
+        match error {
+            ClientTlsError::File { path, reason } => Self::Pem { upstream, path, reason },
+            ClientTlsError::Setup(reason) => Self::Client { upstream, reason },
+        }
+    }
 }

@@ -18,7 +18,6 @@ mod quota;
 mod registry;
 mod router;
 mod status;
-mod tls;
 mod transport;
 
 use std::collections::BTreeMap;

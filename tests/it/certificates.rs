@@ -12,8 +12,8 @@ use support::house::{MIB, TAG};
 use support::secure::{client, shown};
 use support::{Blob, Image, Issued, Larder, PATIENCE, Registry, Setup};
 
-const ERROR: &str = "the TLS certificate stays the one that was read before";
-const AGAIN: &str = "the TLS certificate was read again";
+const ERROR: &str = "TLS certificate cannot be reloaded; the previous one stays in use";
+const AGAIN: &str = "TLS certificate reloaded";
 
 fn start(registry: &Registry, cert: &Path, key: &Path, setup: Setup) -> Larder {
     let _ = registry;

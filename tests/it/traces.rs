@@ -10,7 +10,7 @@ use support::collector::attribute;
 use support::house::{MIB, TAG};
 use support::{Blob, Collector, Fault, Gate, Image, Larder, Registry, Setup, When};
 
-const FAILED: &str = "traces could not be sent to the collector and are lost";
+const FAILED: &str = "traces were lost: the collector did not accept them";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 

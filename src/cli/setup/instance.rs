@@ -8,8 +8,9 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use url::Host;
 
+use crate::config::Config;
 use crate::config::address::{ListenAddress, ListenAddresses};
-use crate::config::{Config, pem};
+use crate::tls;
 
 /// How a port is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl Instance {
             }
             Some(path) => {
                 let wrong = || format!("the authority in {} cannot be used", path.display());
-                pem::certificates(path).map_err(anyhow::Error::msg).with_context(wrong)?;
+                tls::certificates(path).map_err(anyhow::Error::msg).with_context(wrong)?;
                 Some(std::fs::read_to_string(path).with_context(wrong)?)
             }
             None => None,

@@ -17,13 +17,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
+use super::super::error::BuildError;
 use super::super::probe::Step;
 use super::super::registry::Registry;
-use super::super::tls;
 use super::super::transport::proxy;
 use super::End;
 use super::remedy::distrusted;
 use crate::config::schema;
+use crate::tls;
 
 const AT_ENDPOINT: &str = "check the host and port in `endpoints`, the route there and firewalls on it, and whether the registry runs";
 const AT_PROXY: &str = "check host and port of the proxy, in `proxy` or in larder's environment (HTTPS_PROXY), the route \
@@ -190,8 +191,10 @@ impl Registry {
             steps.push(Step::fails(step, found, remedy).since(began));
             End
         };
-        let mut config = tls::client_config(self.http.upstream.as_str(), settings)
-            .map_err(|error| fail(error.to_string(), "correct the file or the key that is named"))?;
+        let upstream = self.http.upstream.as_str();
+        let mut config = tls::client_config(upstream, settings).map_err(|error| {
+            fail(BuildError::tls(upstream, error).to_string(), "correct the file or the key that is named")
+        })?;
         if peer == Peer::Proxy {
             config.alpn_protocols.clear();
         }

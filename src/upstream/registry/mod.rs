@@ -21,7 +21,6 @@ use super::auth::Auth;
 use super::context::Context;
 use super::error::BuildError;
 use super::quota::Quota;
-use super::tls;
 use super::transport::address::{Policy, Resolver};
 use super::transport::client::{HttpClient, causes};
 use super::transport::proxy::Proxies;
@@ -31,6 +30,7 @@ use crate::source::gunzip::decode_document;
 use crate::source::{
     BlobBody, ByteRange, MANIFEST_MAX, ManifestHead, Source, SourceError, UnverifiedManifest,
 };
+use crate::tls;
 use blob::{ContentRange, ResponseChunks};
 use encoding::is_gzip;
 use limits::ConnectionLimits;
@@ -239,8 +239,10 @@ fn http_client(
         tracing::info!(upstream = %name, proxy = %proxy.uri(), "using a proxy");
     }
     let policy = Arc::new(Policy::new(own, upstream.allow_private).by_way_of(proxies.hosts()));
+    let tls =
+        tls::client_config(name.as_str(), upstream).map_err(|error| BuildError::tls(name.as_str(), error))?;
     let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls::client_config(name.as_str(), upstream)?)
+        .tls_backend_preconfigured(tls)
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)

@@ -10,20 +10,24 @@ use std::path::Path;
 use source::Source;
 
 /// Top-level modules with the top-level modules that each may import.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("oci", &[]),
     ("clock", &[]),
     ("config", &["oci"]),
-    ("telemetry", &["oci", "config"]),
-    ("store", &["oci", "config", "telemetry"]),
+    ("telemetry", &["oci", "config", "clock"]),
+    ("tls", &["config", "telemetry"]),
+    ("store", &["oci", "config", "telemetry", "clock"]),
     ("source", &["oci", "telemetry"]),
-    ("upstream", &["source", "oci", "config", "telemetry", "clock"]),
-    ("server", &["oci", "config", "telemetry"]),
+    ("upstream", &["source", "oci", "config", "telemetry", "tls", "clock"]),
+    ("server", &["config", "tls"]),
     ("cache", &["store", "upstream", "source", "oci", "config", "telemetry", "clock"]),
     ("ops", &["cache", "store", "oci", "config", "telemetry", "clock"]),
-    ("api", &["ops", "cache", "oci", "telemetry"]),
-    ("app", &["api", "ops", "cache", "store", "upstream", "server", "oci", "config", "telemetry", "clock"]),
-    ("cli", &["app", "ops", "config", "oci"]),
+    ("api", &["ops", "cache", "oci", "telemetry", "clock"]),
+    (
+        "app",
+        &["api", "ops", "cache", "store", "upstream", "server", "oci", "config", "telemetry", "tls", "clock"],
+    ),
+    ("cli", &["app", "ops", "config", "tls", "oci", "clock"]),
     ("main", &["cli"]),
 ];
 /// Names that say nothing about the contents.

@@ -154,7 +154,7 @@ fn unusable_client_certificate_is_named() {
         (&client.key, &client.key, ["client.pem", "no certificate"]),
         (&client.pem, "", ["client-key.pem", "no private key"]),
         (&client.pem, locked, ["client-key.pem", "passphrase"]),
-        (&client.pem, &other.key, ["client-key.pem", "not the key of the certificate"]),
+        (&client.pem, &other.key, ["client-key.pem", "does not belong to the certificate"]),
     ] {
         let error = build(cert, key).expect_err("refused").to_string();
         assert!(wanted.iter().all(|part| error.contains(part)) && error.contains("reg.test"), "{error}");

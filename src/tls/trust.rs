@@ -1,4 +1,4 @@
-//! Whom larder trusts where it is the client of TLS: Mozilla's roots, and what a file of the operator's holds.
+//! Trust in the certificates of other servers: Mozilla's root certificates, and those in a file of the operator.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCer
 
 use super::pem;
 
-/// Trusts Mozilla's roots, and the certificates in `file` if there is one; an error names it.
+/// Returns a verifier that trusts Mozilla's root certificates, and the certificates in `file` if one is given. Errors name
+/// the file.
 pub fn verifier(
     file: Option<&Path>,
     provider: Arc<CryptoProvider>,
@@ -29,18 +30,19 @@ pub fn verifier(
     let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| error.to_string())?;
-    Ok(Arc::new(Trust { chains, own }))
+    Ok(Arc::new(OperatorTrust { chains, own }))
 }
 
-/// Chains up to a root, and beside them a server's own certificate that the operator names although it says that it is
-/// an authority's. `openssl req -x509` makes such ones unless it is told otherwise, and Go's clients take them.
+/// Verifier of chains up to a root certificate. It also accepts a self-signed server certificate that the operator has
+/// listed although it is marked as a CA. `openssl req -x509` creates such certificates by default, and clients written
+/// in Go accept them.
 #[derive(Debug)]
-struct Trust {
+struct OperatorTrust {
     chains: Arc<WebPkiServerVerifier>,
     own: Vec<CertificateDer<'static>>,
 }
 
-impl ServerCertVerifier for Trust {
+impl ServerCertVerifier for OperatorTrust {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -52,7 +54,7 @@ impl ServerCertVerifier for Trust {
         let verified =
             self.chains.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
-            // Its dates were looked at before; whose it is was not.
+            // WebPKI has checked the validity period, but not the server name.
             Err(error) if is_authority(&error) && self.own.iter().any(|own| own == end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -100,7 +102,7 @@ mod tests {
 
     const DAY: Duration = Duration::from_hours(24);
 
-    /// As `openssl req -x509` makes it.
+    /// Returns a certificate as created by `openssl req -x509`.
     fn authority(name: &str) -> rcgen::Certificate {
         let mut params = CertificateParams::new([name.to_owned()]).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_own_certificate_is_trusted_also_as_an_authoritys() {
+    fn verifier_accepts_a_listed_server_certificate_that_is_marked_as_ca() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("ca.pem");
         let (own, other) = (authority("registry.test"), authority("registry.test"));
@@ -122,7 +124,7 @@ mod tests {
             trust.verify_server_cert(certificate.der(), &[], &name, &[], now).map(drop)
         };
         assert_eq!(shown(&own, "registry.test", Duration::ZERO), Ok(()));
-        // It vouches for nothing but itself, by its name and for its time.
+        // The certificate is accepted for its own name and validity period only, and it does not act as a CA.
         for (certificate, name, later) in [
             (&own, "other.test", Duration::ZERO),
             (&own, "registry.test", 3 * DAY),

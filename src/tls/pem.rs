@@ -1,26 +1,31 @@
-//! Certificates and keys in the files that the configuration names; what is wrong with one is said with the remedy.
+//! Certificates and private keys in PEM files. Errors include the remedy.
 
 use std::path::Path;
 
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// All certificates in a PEM file, of which there is at least one.
+/// Reads all certificates of a PEM file. A file without certificates is an error.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match found {
-        Ok(found) if found.is_empty() => Err("the file holds no certificate in PEM form".to_owned()),
+        Ok(found) if found.is_empty() => Err("no certificate in PEM format".to_owned()),
         found => found.map_err(|error| error.to_string()),
     }
 }
 
-/// The private key in a PEM file.
+/// Reads the private key of a PEM file.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
         pem::Error::NoItemsFound => {
-            "the file holds no private key in PEM form, or one that a passphrase locks; store it without one"
+            "no private key in PEM format, or the key has a passphrase; store it without a passphrase"
                 .to_owned()
         }
         other => other.to_string(),
     })
+}
+
+/// Returns the error text for a private key that does not belong to the certificate in `cert`.
+pub(super) fn wrong_key(cert: &Path) -> String {
+    format!("the key does not belong to the certificate in {}", cert.display())
 }

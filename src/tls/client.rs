@@ -1,6 +1,6 @@
-//! TLS towards upstreams: rustls on ring, Mozilla's roots and the operator's own.
+//! TLS as a client of upstreams: rustls with ring, trusted root certificates and an optional client certificate.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -8,37 +8,49 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use super::error::BuildError;
-use crate::config::{pem, schema, trust};
+use super::{pem, trust};
+use crate::config::schema;
 
-/// The TLS set-up of one upstream.
-pub(crate) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<ClientConfig, BuildError> {
+/// Error of the TLS set-up for an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientTlsError {
+    /// A PEM file cannot be used.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Reason, with a remedy.
+        reason: String,
+    },
+    /// The set-up failed for another reason.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// Returns the TLS configuration for an upstream.
+pub fn client_config(name: &str, upstream: &schema::Upstream) -> Result<ClientConfig, ClientTlsError> {
     let provider = Arc::new(ring::default_provider());
-    let broken = |reason| BuildError::Client { upstream: name.to_owned(), reason };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| broken(error.to_string()))?;
-    let wrong =
-        |path: &Path, reason| BuildError::Pem { upstream: name.to_owned(), path: path.to_owned(), reason };
-    let builder = if upstream.insecure_skip_verify {
+        .map_err(|error| ClientTlsError::Setup(error.to_string()))?;
+    let unusable = |path: &Path, reason| ClientTlsError::File { path: path.to_owned(), reason };
+    let verifier: Arc<dyn ServerCertVerifier> = if upstream.insecure_skip_verify {
         tracing::warn!(upstream = name, "certificates are not verified (insecure_skip_verify)");
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate::new(&provider)))
+        Arc::new(AnyCertificate::new(&provider))
     } else {
-        let trust = trust::verifier(upstream.ca_file.as_deref(), provider).map_err(broken)?;
-        builder.dangerous().with_custom_certificate_verifier(trust)
+        trust::verifier(upstream.ca_file.as_deref(), provider).map_err(ClientTlsError::Setup)?
     };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match (&upstream.client_cert, &upstream.client_key) {
         (Some(cert), Some(key)) => {
-            let chain = pem::certificates(cert).map_err(|reason| wrong(cert, reason))?;
-            let secret = pem::private_key(key).map_err(|reason| wrong(key, reason))?;
+            let chain = pem::certificates(cert).map_err(|reason| unusable(cert, reason))?;
+            let secret = pem::private_key(key).map_err(|reason| unusable(key, reason))?;
             builder.with_client_auth_cert(chain, secret).map_err(|error| {
                 let reason = match error {
-                    rustls::Error::InconsistentKeys(_) => {
-                        format!("it is not the key of the certificate in {}", cert.display())
-                    }
+                    rustls::Error::InconsistentKeys(_) => pem::wrong_key(cert),
                     other => other.to_string(),
                 };
-                wrong(key, reason)
+                unusable(key, reason)
             })?
         }
         _ => builder.with_no_client_auth(),
@@ -47,8 +59,8 @@ pub(crate) fn client_config(name: &str, upstream: &schema::Upstream) -> Result<C
     Ok(config)
 }
 
-/// Accepts every certificate but still checks that the peer holds its key, so that only the name and the chain
-/// go unproven.
+/// Verifier that accepts every certificate (`insecure_skip_verify`). It still checks that the peer has the private key;
+/// only the name and the chain are not verified.
 #[derive(Debug)]
 struct AnyCertificate(WebPkiSupportedAlgorithms);
 
@@ -98,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_without_certificates_is_named() {
+    fn error_names_a_file_without_certificates() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("ca.pem");
         std::fs::write(&path, "nothing here").expect("written");
@@ -111,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn both_http_versions_are_offered() {
+    fn client_config_offers_both_http_versions() {
         let config = client_config("reg.test", &schema::Upstream::default()).expect("a configuration");
         assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
     }

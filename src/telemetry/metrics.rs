@@ -1,0 +1,175 @@
+//! All metric series of the server in one struct, with a function for each event that is counted.
+
+use std::time::Duration;
+
+use prometheus::{Encoder, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+
+use super::labels::{Outcome, RequestKind, STATUS_CLASSES};
+use super::series::SeriesRegistry;
+use super::store::StoreSeries;
+use super::upstream::UpstreamSeries;
+
+/// All metric series. Label values are bounded: upstream names come from the configuration, never from a request.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Indexed by kind, outcome and status class, so that counting a request needs no look-up by label.
+    pub(super) requests: Vec<IntCounter>,
+    durations: Vec<Histogram>,
+    pub(super) served: [IntCounter; 3],
+    pub(super) upstreams: UpstreamSeries,
+    /// Running fills.
+    pub fills_running: IntGauge,
+    /// Requests that joined a fill started by another request.
+    pub fills_joined: IntCounter,
+    /// Finished fills by result.
+    fills: IntCounterVec,
+    /// Connections open on the client port.
+    pub connections: IntGauge,
+    pub(super) children_queued: IntGauge,
+    pub(super) children_deferred: IntGauge,
+    pub(super) store: StoreSeries,
+}
+
+impl Metrics {
+    /// Creates all series in a new registry.
+    pub fn new() -> Self {
+        let series = SeriesRegistry::default();
+        let served = series.counters("larder_served_bytes_total", "Body bytes sent to clients.", &["kind"]);
+        let build =
+            series.gauges("larder_build_info", "Constant 1, labelled with the version.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        {
+            let process = prometheus::process_collector::ProcessCollector::for_self();
+            // Registered once in a new registry, so it cannot be a duplicate.
+            let _ = series.0.register(Box::new(process));
+        }
+        Self {
+            requests: request_counters(&series),
+            durations: request_durations(&series),
+            served: ["manifest", "blob", "other"].map(|kind| served.with_label_values(&[kind])),
+            upstreams: UpstreamSeries::new(&series),
+            fills_running: series.gauge("larder_fills_running", "Fills that are running (downloads from upstreams)."),
+            fills_joined: series
+                .counter("larder_fills_joined_total", "Requests that joined a running fill instead of starting one."),
+            fills: series.counters("larder_fills_total", "Finished fills, by result.", &["result"]),
+            connections: series.gauge("larder_connections", "Open client connections."),
+            children_queued: series
+                .gauge("larder_children_queued", "Child manifests in the prefetch queue."),
+            children_deferred: series.gauge(
+                "larder_children_deferred",
+                "Child manifests whose prefetch is deferred: the upstream's quota is low, or the upstream is failing.",
+            ),
+            store: StoreSeries::new(&series),
+            registry: series.0,
+        }
+    }
+
+    /// Counts an answered request, and the time to the head of the answer.
+    pub fn request(&self, kind: RequestKind, outcome: Outcome, status: u16, took: Duration) {
+        let pair = kind as usize * Outcome::ALL.len() + outcome as usize;
+        let class = usize::from(status / 100).saturating_sub(1).min(STATUS_CLASSES.len() - 1);
+        if let Some(counter) = self.requests.get(pair * STATUS_CLASSES.len() + class) {
+            counter.inc();
+        }
+        if let Some(histogram) = self.durations.get(pair) {
+            histogram.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts body bytes sent to a client.
+    pub fn served(&self, kind: RequestKind, bytes: u64) {
+        let [manifest, blob, other] = &self.served;
+        let counter = match kind {
+            RequestKind::ManifestTag | RequestKind::ManifestDigest => manifest,
+            RequestKind::Blob => blob,
+            _ => other,
+        };
+        counter.inc_by(bytes);
+    }
+
+    /// Changes the number of child manifests in the prefetch queue by the difference of `now` and `before`.
+    pub fn children_queued(&self, before: usize, now: usize) {
+        self.children_queued.add(difference(before, now));
+    }
+
+    /// Changes the number of deferred child manifests by the difference of `now` and `before`.
+    pub fn children_deferred(&self, before: usize, now: usize) {
+        self.children_deferred.add(difference(before, now));
+    }
+
+    /// Counts a finished fill; `result` is `ok`, `unkept`, `mismatch`, `upstream` or `store`.
+    pub fn fill_finished(&self, result: &str) {
+        self.fills.with_label_values(&[result]).inc();
+    }
+
+    /// Returns all series in Prometheus' text format 0.0.4.
+    pub fn render(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            tracing::error!(%error, "metrics cannot be encoded");
+        }
+        out
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Creates a counter for each kind, outcome and status class, in this order.
+fn request_counters(series: &SeriesRegistry) -> Vec<IntCounter> {
+    let requests = series.counters(
+        "larder_requests_total",
+        "Requests answered, by kind of request, outcome of the cache and class of the status.",
+        &["kind", "outcome", "status"],
+    );
+    let labels = RequestKind::ALL.into_iter().flat_map(|kind| {
+        Outcome::ALL.into_iter().flat_map(move |outcome| STATUS_CLASSES.map(|status| (kind, outcome, status)))
+    });
+    labels
+        .map(|(kind, outcome, status)| requests.with_label_values(&[kind.as_str(), outcome.as_str(), status]))
+        .collect()
+}
+
+/// Creates a histogram for each kind and outcome, in this order.
+fn request_durations(series: &SeriesRegistry) -> Vec<Histogram> {
+    let durations = series.histograms(
+        "larder_response_seconds",
+        "Time from the arrival of a request to the head of the response.",
+        &["kind", "outcome"],
+    );
+    let labels = RequestKind::ALL.into_iter().flat_map(|kind| Outcome::ALL.map(|outcome| (kind, outcome)));
+    labels.map(|(kind, outcome)| durations.with_label_values(&[kind.as_str(), outcome.as_str()])).collect()
+}
+
+/// Converts a value for a gauge. Values beyond the range become the largest one.
+pub(super) fn saturating_i64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn difference(before: usize, now: usize) -> i64 {
+    let signed = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+    signed(now) - signed(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_counts_the_right_series() {
+        let metrics = Metrics::new();
+        metrics.request(RequestKind::Other, Outcome::None, 599, Duration::from_millis(1));
+        metrics.request(RequestKind::ManifestTag, Outcome::Hit, 200, Duration::from_millis(1));
+        let text = String::from_utf8(metrics.render()).expect("text");
+        assert!(
+            text.contains(r#"larder_requests_total{kind="other",outcome="none",status="5xx"} 1"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"larder_requests_total{kind="manifest_tag",outcome="hit",status="2xx"} 1"#));
+    }
+}
