@@ -24,9 +24,9 @@ lint:
 test:
     bash .ci/run test
 
-# The documentation, with every link checked.
+# Documentation: build rustdoc, check tables and links.
 doc:
-    bash .ci/run docs
+    bash .ci/run docs links
 
 # Licences, duplicate crates and sources.
 deny:
