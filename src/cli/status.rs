@@ -9,6 +9,7 @@ use console::{Term, measure_text_width, style, truncate_str};
 use super::backend::{Answer, Backend, Reach};
 use super::table::{Table, ago, bad, fair, good, iec, many};
 use super::{note, print, sentence};
+use crate::clock::Timestamp;
 use crate::ops::query::Query;
 use crate::ops::status::{
     Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, UpstreamRow,
@@ -243,9 +244,11 @@ fn left(now: u64, then: u64) -> String {
 fn breaker(endpoint: &EndpointState, now: u64) -> String {
     let health = &endpoint.health;
     match health.breaker {
-        Breaker::Open => bad(&format!("left alone for {}", left(now, health.open_until.unwrap_or(now)))),
+        Breaker::Open => {
+            bad(&format!("left alone for {}", left(now, health.open_until.map_or(now, Timestamp::as_millis))))
+        }
         Breaker::HalfOpen => fair("to be tried again"),
-        Breaker::Closed => match endpoint.limited_until {
+        Breaker::Closed => match endpoint.limited_until.map(Timestamp::as_millis) {
             Some(until) => fair(&format!("limited for {}", left(now, until))),
             None if health.failures > 0 => fair(&many(health.failures, "failure")),
             None => good("well"),
@@ -255,12 +258,16 @@ fn breaker(endpoint: &EndpointState, now: u64) -> String {
 
 fn quota(endpoint: &EndpointState, now: u64) -> String {
     let Some(quota) = &endpoint.quota else { return "-".to_owned() };
-    let resets = match quota.resets_at {
+    let resets = match quota.resets_at.map(Timestamp::as_millis) {
         Some(at) if at > now => format!(", resets within {}", left(now, at)),
         _ => String::new(),
     };
-    let text =
-        format!("{} of {}{resets}, seen {} ago", quota.remaining, quota.limit, ago(now, Some(quota.seen_at)));
+    let text = format!(
+        "{} of {}{resets}, seen {} ago",
+        quota.remaining,
+        quota.limit,
+        ago(now, Some(quota.seen_at.as_millis()))
+    );
     // A tenth is what the dashboard warns at.
     if quota.remaining.saturating_mul(10) < quota.limit { fair(&text) } else { text }
 }

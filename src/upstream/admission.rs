@@ -1,9 +1,9 @@
-//! Which of an upstream's repositories may be pulled: what its `allow` and `deny` say. Pure.
+//! Admission of repositories by the `allow` and `deny` patterns of an upstream.
 
 use crate::config::schema;
 use crate::oci::{Name, NamePattern, PatternError};
 
-/// The patterns of one upstream.
+/// Patterns of one upstream.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Admission {
     allow: Vec<NamePattern>,
@@ -11,7 +11,7 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Reads an upstream's patterns. One that is malformed is an error: left out it would let everybody in.
+    /// Parses the patterns of an upstream. An invalid pattern is an error: without it, more repositories would be admitted.
     pub(crate) fn new(upstream: &schema::Upstream) -> Result<Self, PatternError> {
         let read = |texts: &[String]| -> Result<Vec<NamePattern>, PatternError> {
             texts.iter().map(|text| text.parse()).collect()
@@ -19,7 +19,7 @@ impl Admission {
         Ok(Self { allow: read(&upstream.allow)?, deny: read(&upstream.deny)? })
     }
 
-    /// Whether a repository of this name may be pulled: none that is denied, and if some are allowed, no other.
+    /// Returns true if a repository may be pulled: it is not denied, and it is allowed if there are `allow` patterns.
     pub(crate) fn admits(&self, name: &Name) -> bool {
         let any = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.matches(name));
         !any(&self.deny) && (self.allow.is_empty() || any(&self.allow))
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deny_wins_and_an_empty_allow_means_all() {
+    fn admits_all_without_allow_and_none_that_is_denied() {
         let admits = |allow: &[&str], deny: &[&str], name: &str| {
             let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
             let upstream =

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
 use super::health::{Health, Permit};
-use super::quota::Counted;
+use super::quota::QuotaClass;
 use crate::oci::Digest;
 use crate::source::{BlobBody, Chunks, Source, SourceError};
 
@@ -21,7 +21,7 @@ use crate::source::{BlobBody, Chunks, Source, SourceError};
 pub(crate) struct EndpointIter<'u> {
     order: Vec<&'u Arc<Endpoint>>,
     next: usize,
-    counted: Counted,
+    class: QuotaClass,
     /// True if the request is for a list.
     is_list: bool,
     /// Latest time for the answer of the last endpoint.
@@ -44,7 +44,7 @@ impl<'u> EndpointIter<'u> {
     pub(crate) fn new(
         endpoints: &'u [Arc<Endpoint>],
         digest: Option<&Digest>,
-        counted: Counted,
+        class: QuotaClass,
         deadline: Option<Instant>,
         total: Duration,
     ) -> Self {
@@ -55,7 +55,7 @@ impl<'u> EndpointIter<'u> {
         }
         let own = Instant::now() + total;
         let deadline = deadline.map_or(own, |deadline| deadline.min(own));
-        Self { order, next: 0, counted, is_list: false, deadline, error: None }
+        Self { order, next: 0, class, is_list: false, deadline, error: None }
     }
 
     /// Marks the request as one for a list. A registry may fail at long lists, or at an API that it hardly supports, and
@@ -71,7 +71,7 @@ impl<'u> EndpointIter<'u> {
             // Counts the endpoints that will be skipped too, because it only divides the time.
             let remaining = u32::try_from(self.order.len() - self.next).unwrap_or(u32::MAX);
             self.next += 1;
-            match endpoint.quota.check(self.counted).and_then(|()| endpoint.health.permit()) {
+            match endpoint.quota.check(self.class).and_then(|()| endpoint.health.permit()) {
                 Ok(permit) => {
                     let now = Instant::now();
                     let deadline = now + self.deadline.saturating_duration_since(now) / remaining;
@@ -87,25 +87,25 @@ impl<'u> EndpointIter<'u> {
         let endpoint = attempt.endpoint;
         match result {
             Ok(answer) => {
-                endpoint.health.worked();
+                endpoint.health.succeeded();
                 endpoint.quota.granted();
                 Some(answer)
             }
             Err(error) => {
                 match &error {
                     SourceError::RateLimited { retry_after } => {
-                        endpoint.health.worked();
-                        endpoint.quota.refused(self.counted, *retry_after);
+                        endpoint.health.succeeded();
+                        endpoint.quota.refused(self.class, *retry_after);
                     }
                     SourceError::Overloaded { retry_after } => {
-                        endpoint.health.worked();
+                        endpoint.health.succeeded();
                         endpoint.quota.overloaded(*retry_after);
                     }
                     SourceError::Local(_) | SourceError::Busy => {}
                     SourceError::Unreachable(_) => endpoint.health.failed(&error),
                     error if error.is_outage() && self.is_list => {}
                     error if error.is_outage() => endpoint.health.failed(error),
-                    _ => endpoint.health.worked(),
+                    _ => endpoint.health.succeeded(),
                 }
                 self.keep(error);
                 None

@@ -12,6 +12,7 @@ use super::error::BuildError;
 use super::health::Health;
 use super::quota::Quota;
 use super::registry::Registry;
+use super::settings::EndpointSettings;
 use crate::config::schema;
 use crate::oci::{Digest, UpstreamName};
 use crate::source::{BlobSender, OciLayout, Source};
@@ -52,7 +53,7 @@ impl Endpoint {
     /// Creates an endpoint from the settings of its upstream. Does not connect.
     pub(crate) fn build(
         name: &UpstreamName,
-        upstream: &schema::Upstream,
+        settings: &EndpointSettings,
         endpoint: &schema::Endpoint,
         quota_changed: &Arc<Notify>,
         context: &Context,
@@ -64,15 +65,10 @@ impl Endpoint {
         let quota = Arc::new(Quota::new(name.clone(), Arc::clone(quota_changed), context));
         let source = match url.scheme() {
             "http" | "https" => {
-                let registry = if endpoint.authoritative {
-                    Registry::build(name, url, upstream, &quota, context)
-                } else {
-                    // The credentials are for the registry, not for a mirror.
-                    let anonymous =
-                        schema::Upstream { username: None, password_file: None, ..upstream.clone() };
-                    Registry::build(name, url, &anonymous, &quota, context)
-                };
-                EndpointSource::Registry(Box::new(registry?))
+                let EndpointSettings { connection, servers, login } = settings;
+                let login = endpoint.authoritative.then_some(login);
+                let registry = Registry::build(name, url, connection, servers, login, &quota, context)?;
+                EndpointSource::Registry(Box::new(registry))
             }
             "oci" => {
                 let root = layout_root(&url).map_err(|reason| wrong(reason.to_owned()))?;

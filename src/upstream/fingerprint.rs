@@ -1,42 +1,27 @@
-//! What the endpoints of an upstream are built from: as long as it stays, so may they.
+//! Fingerprint of what the endpoints of an upstream are built from. At a reload, endpoints with the same fingerprint stay,
+//! with their connections, tokens, health and quota.
 
 use std::path::PathBuf;
 
+use super::settings::EndpointSettings;
 use crate::config::file_watch::FileFingerprint;
 use crate::config::schema::Upstream;
 
-/// The settings that endpoints are built from, and what the files hold that were read for them.
+/// Settings that endpoints are built from, and the content of the files that these name.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct EndpointFingerprint {
-    settings: Upstream,
+    settings: EndpointSettings,
     files: FileFingerprint,
 }
 
 impl EndpointFingerprint {
+    /// Returns the fingerprint of an upstream; reads files.
     pub(crate) fn of(upstream: &Upstream) -> Self {
-        let settings = Upstream {
-            // Each endpoint is compared by itself.
-            endpoints: Vec::new(),
-            // For the router.
-            default: false,
-            hostnames: Vec::new(),
-            allow: Vec::new(),
-            deny: Vec::new(),
-            // For the cache.
-            tag_ttl: None,
-            negative_ttl: None,
-            stale_if_error: None,
-            stale_while_revalidate: None,
-            revalidate_timeout: None,
-            tags_list: None,
-            on_upstream_404: None,
-            ..upstream.clone()
-        };
-        Self { settings, files: FileFingerprint::of(&files(upstream)) }
+        Self { settings: EndpointSettings::of(upstream), files: FileFingerprint::of(&files(upstream)) }
     }
 }
 
-/// The files that are read when endpoints are built; those with credentials are read when they are needed.
+/// Returns the files that are read when endpoints are built. Files with credentials are read when they are needed.
 pub fn files(upstream: &Upstream) -> Vec<PathBuf> {
     let Upstream { ca_file, client_cert, client_key, .. } = upstream;
     [ca_file, client_cert, client_key].into_iter().flatten().cloned().collect()
@@ -44,11 +29,12 @@ pub fn files(upstream: &Upstream) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Duration;
 
+    use super::*;
+
     #[test]
-    fn what_endpoints_do_not_know_of_leaves_them_alone() {
+    fn fingerprint_ignores_settings_of_the_router_and_the_cache() {
         let one = Upstream { username: Some("me".to_owned()), ..Upstream::default() };
         let ttl = Some(Duration::from_secs(7));
         let same = Upstream { tag_ttl: ttl, deny: vec!["a/**".to_owned()], default: true, ..one.clone() };
@@ -60,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_other_content_is_another_origin() {
+    fn fingerprint_depends_on_the_content_of_files() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, "one").expect("a file");

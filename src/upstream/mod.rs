@@ -17,6 +17,7 @@ pub mod probe;
 mod quota;
 mod registry;
 mod router;
+mod settings;
 mod status;
 mod transport;
 
@@ -46,7 +47,8 @@ use attempts::EndpointIter;
 use context::Context;
 use endpoint::Endpoint;
 use fingerprint::EndpointFingerprint;
-use quota::Counted;
+use quota::QuotaClass;
+use settings::EndpointSettings;
 
 /// All configured upstreams and the router over them.
 #[derive(Debug)]
@@ -57,12 +59,12 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Reads CA files and parses URLs; contacts nobody.
+    /// Creates the upstreams of a configuration. Reads CA files and parses URLs; does not connect.
     pub fn build(config: &Config, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, BuildError> {
         Self::build_with(config, metrics, clock, Timeouts::default())
     }
 
-    /// The same with other timeouts than the usual ones.
+    /// Creates the upstreams with other time-outs than the default ones.
     pub fn build_with(
         config: &Config,
         metrics: Arc<Metrics>,
@@ -72,8 +74,8 @@ impl Upstreams {
         Self::build_over(&BTreeMap::new(), config, Context { metrics, clock, timeouts })
     }
 
-    /// The upstreams of another configuration. Endpoints whose settings, and the files that these name, are what they
-    /// were are taken over with all that is known of them: their health, quota, tokens and connections.
+    /// Creates the upstreams of another configuration. Endpoints with unchanged settings and files are kept with their
+    /// health, quota, tokens and connections.
     pub fn rebuilt(&self, config: &Config) -> Result<Self, BuildError> {
         let built = Self::build_over(&self.by_name, config, self.context.clone())?;
         for (name, upstream) in &self.by_name {
@@ -102,33 +104,39 @@ impl Upstreams {
         Ok(Self { by_name, router: Router::new(&config.upstream)?, context })
     }
 
-    /// The upstream of that name.
+    /// Returns the upstream with this name.
     pub fn get(&self, name: &UpstreamName) -> Option<&Arc<Upstream>> {
         self.by_name.get(name)
     }
 
-    /// All of them, by name.
+    /// Returns the status of all upstreams, by name. Contacts none.
+    pub fn states(&self) -> Vec<UpstreamState> {
+        let default = self.router().default_upstream();
+        self.iter().map(|upstream| upstream.state(default == Some(upstream.name()))).collect()
+    }
+
+    /// Iterates over the upstreams by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.by_name.values()
     }
 
-    /// The table that requests are routed by.
+    /// Returns the router over the upstreams.
     pub fn router(&self) -> &Router {
         &self.router
     }
 }
 
-/// One registry.
+/// Upstream: one registry with its endpoints.
 #[derive(Debug)]
 pub struct Upstream {
     name: UpstreamName,
     settings: schema::Cache,
-    /// At least one, in the order in which they are asked.
+    /// At least one endpoint, in the order in which they are asked.
     endpoints: Vec<Arc<Endpoint>>,
-    /// What they were built from.
+    /// Fingerprint of what the endpoints were built from.
     fingerprint: EndpointFingerprint,
-    /// Wakes who waits for the quota.
-    told: Arc<Notify>,
+    /// Notified of every announcement of the quota.
+    quota_changed: Arc<Notify>,
     timeouts: Timeouts,
 }
 
@@ -145,56 +153,68 @@ impl Upstream {
         let context = Context { timeouts, ..context.clone() };
         let fingerprint = EndpointFingerprint::of(upstream);
         let earlier = earlier.filter(|earlier| earlier.fingerprint == fingerprint);
-        let told = earlier.map_or_else(Arc::default, |earlier| Arc::clone(&earlier.told));
+        let quota_changed = earlier.map_or_else(Arc::default, |earlier| Arc::clone(&earlier.quota_changed));
+        let settings = EndpointSettings::of(upstream);
         let mut endpoints = Vec::new();
         for endpoint in &upstream.endpoints {
             let kept = earlier.into_iter().flat_map(|earlier| &earlier.endpoints);
             endpoints.push(match kept.into_iter().find(|kept| kept.is_built_from(endpoint)) {
                 Some(kept) => Arc::clone(kept),
-                None => Arc::new(Endpoint::build(&name, upstream, endpoint, &told, &context)?),
+                None => Arc::new(Endpoint::build(&name, &settings, endpoint, &quota_changed, &context)?),
             });
         }
         if endpoints.is_empty() {
             return Err(BuildError::Endpoints(name.to_string()));
         }
         let settings = upstream.cache(&config.cache);
-        Ok(Self { name, settings, endpoints, fingerprint, told, timeouts })
+        Ok(Self { name, settings, endpoints, fingerprint, quota_changed, timeouts })
     }
 
-    /// Its configured name.
+    /// Returns the configured name.
     pub fn name(&self) -> &UpstreamName {
         &self.name
     }
 
-    /// How its content is cached: the common settings with this upstream's own over them.
+    /// Returns the cache settings: the common ones, overridden by those of this upstream.
     pub fn settings(&self) -> &schema::Cache {
         &self.settings
     }
 
-    /// Whether it failed so often lately that nobody who has something to serve should wait for it.
+    /// Returns true if all authoritative endpoints keep failing, so that a request with cached content need not wait.
     pub fn is_suspect(&self) -> bool {
         self.endpoints.iter().filter(|it| it.is_authoritative()).all(|it| it.health.is_suspect())
     }
 
-    /// Whether more than this share of its quota is left for what nobody asked for, as far as is known.
+    /// Returns true if more than the share `floor` of the quota is left, or if the quota is unknown.
     pub fn quota_is_above(&self, floor: f64) -> bool {
-        // The first that is well is the one that will be asked.
-        let asked = self.endpoints.iter().find(|endpoint| !endpoint.health.is_suspect());
-        asked.is_none_or(|endpoint| endpoint.quota.is_above(floor))
+        // The first healthy endpoint is the one that will be asked.
+        let next = self.endpoints.iter().find(|endpoint| !endpoint.health.is_suspect());
+        next.is_none_or(|endpoint| endpoint.quota.is_above(floor))
     }
 
-    /// Ends when it tells its quota again; counts from this call, not from the first poll.
-    pub fn quota_told(&self) -> Notified<'_> {
-        self.told.notified()
+    /// Completes with the next announcement of the quota after this call, also before the first poll.
+    pub fn quota_changed(&self) -> Notified<'_> {
+        self.quota_changed.notified()
+    }
+
+    fn state(&self, default: bool) -> UpstreamState {
+        let endpoints = self.endpoints.iter().map(|endpoint| EndpointState {
+            url: endpoint.health.endpoint().to_owned(),
+            authoritative: endpoint.is_authoritative(),
+            health: endpoint.health.state(),
+            quota: endpoint.quota.state(),
+            limited_until: endpoint.quota.limited_until(),
+        });
+        UpstreamState { name: self.name.to_string(), default, endpoints: endpoints.collect() }
     }
 
     fn endpoints_for(
         &self,
         digest: Option<&Digest>,
-        counted: Counted,
+        class: QuotaClass,
         deadline: Option<Instant>,
     ) -> EndpointIter<'_> {
-        EndpointIter::new(&self.endpoints, digest, counted, deadline, self.timeouts.total)
+        EndpointIter::new(&self.endpoints, digest, class, deadline, self.timeouts.total)
     }
 }
 
@@ -208,7 +228,7 @@ impl Source for Upstream {
         accept: &str,
         deadline: Option<Instant>,
     ) -> Result<Option<ManifestHead>, SourceError> {
-        let endpoints = self.endpoints_for(reference.digest(), Counted::Free, deadline);
+        let endpoints = self.endpoints_for(reference.digest(), QuotaClass::Free, deadline);
         endpoints.first(|source, deadline| source.head(name, reference, accept, deadline)).await
     }
 
@@ -221,7 +241,7 @@ impl Source for Upstream {
         deadline: Option<Instant>,
     ) -> Result<UnverifiedManifest, SourceError> {
         let digest = reference.digest();
-        let mut endpoints = self.endpoints_for(digest, Counted::Manifest, deadline);
+        let mut endpoints = self.endpoints_for(digest, QuotaClass::Manifest, deadline);
         let mut wrong = None;
         while let Some(attempt) = endpoints.next() {
             let source = attempt.endpoint.source.as_source();
@@ -247,7 +267,7 @@ impl Source for Upstream {
         digest: &Digest,
         deadline: Option<Instant>,
     ) -> Result<Option<u64>, SourceError> {
-        let endpoints = self.endpoints_for(Some(digest), Counted::Free, deadline);
+        let endpoints = self.endpoints_for(Some(digest), QuotaClass::Free, deadline);
         endpoints.first(|source, deadline| source.blob_size(name, digest, deadline)).await
     }
 
@@ -259,7 +279,7 @@ impl Source for Upstream {
         range: ByteRange,
         deadline: Option<Instant>,
     ) -> Result<BlobBody, SourceError> {
-        let mut endpoints = self.endpoints_for(Some(digest), Counted::Free, deadline);
+        let mut endpoints = self.endpoints_for(Some(digest), QuotaClass::Free, deadline);
         while let Some(attempt) = endpoints.next() {
             let source = attempt.endpoint.source.as_source();
             let result = source.blob(name, digest, range, Some(attempt.deadline)).await;
@@ -271,7 +291,7 @@ impl Source for Upstream {
     }
 
     async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError> {
-        let endpoints = self.endpoints_for(None, Counted::Free, deadline).for_list();
+        let endpoints = self.endpoints_for(None, QuotaClass::Free, deadline).for_list();
         endpoints.first(|source, deadline| source.tags(name, deadline)).await
     }
 
@@ -282,7 +302,7 @@ impl Source for Upstream {
         subject: &Digest,
         deadline: Option<Instant>,
     ) -> Result<Referrers, SourceError> {
-        let endpoints = self.endpoints_for(None, Counted::Free, deadline).for_list();
+        let endpoints = self.endpoints_for(None, QuotaClass::Free, deadline).for_list();
         endpoints.first(|source, deadline| source.referrers(name, subject, deadline)).await
     }
 }

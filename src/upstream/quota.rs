@@ -1,6 +1,6 @@
-//! What a registry says of its quota, and how long it wants to be left alone when that is used up.
+//! Quota of an endpoint, as its responses announce it, and the pauses after a rate limit or an overload.
 //!
-//! Docker Hub counts GETs of manifests, and tells on HEADs too how many are left:
+//! Docker Hub counts GETs of manifests and announces the rest also on HEADs:
 //! `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 76;w=21600` (`w`: the window in seconds).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,37 +9,36 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use tokio::sync::Notify;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::oci::UpstreamName;
 use crate::telemetry::Metrics;
 
 use super::context::Context;
-use super::status::{QuotaState, millis};
+use super::status::QuotaState;
 use crate::source::SourceError;
 
-/// How long a registry is left alone that refuses for its rate and does not say how long: the first time, doubled
-/// with every refusal after it.
-const UNSAID: Duration = Duration::from_secs(1);
-/// And so at most.
-const UNSAID_LONGEST: Duration = Duration::from_mins(1);
-/// How long at most, whatever it says: then one question finds out whether it still means it.
-const LONGEST: Duration = Duration::from_hours(1);
+/// First pause after a rate limit without `Retry-After`. It doubles with every further refusal.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause after a rate limit without `Retry-After`.
+const PAUSE_MAX: Duration = Duration::from_mins(1);
+/// Longest pause, whatever `Retry-After` says. Then one request shows whether the limit still holds.
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 
-/// The quota as it was last told.
+/// Quota as last announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Reading {
+struct QuotaReading {
     /// Requests per window.
     limit: u64,
     /// Requests left.
     remaining: u64,
-    /// The window, where it was told.
+    /// Length of the window, if announced.
     window: Option<Duration>,
-    /// When this was read.
+    /// Time of the response.
     at: Instant,
 }
 
-impl Reading {
-    /// Reads the headers of an answer; `None` if they do not tell.
+impl QuotaReading {
+    /// Parses the headers of a response; `None` if they announce no quota.
     fn parse(headers: &HeaderMap, at: Instant) -> Option<Self> {
         let read = |name| {
             let text = headers.get(name)?.to_str().ok()?;
@@ -53,160 +52,164 @@ impl Reading {
         Some(Self { limit, remaining, window: window.or(other), at })
     }
 
-    /// Whether more than `floor`, a share of the limit, is left. After a whole window nothing is known any more.
+    /// Returns true if more than `floor`, a share of the limit, is left, or if the window has passed since.
     fn is_above(&self, floor: f64, now: Instant) -> bool {
         let over = self.window.is_some_and(|window| now.saturating_duration_since(self.at) >= window);
-        // Counts of requests are far below the numbers that a float cannot tell apart.
+        // Numbers of requests are small enough for a float.
         #[allow(clippy::cast_precision_loss)]
         let above = self.remaining as f64 > floor * self.limit as f64;
         over || above
     }
 }
 
-/// What a request is counted as.
+/// Class of a request for quotas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Counted {
-    /// A manifest's GET, which Docker Hub's quota counts.
+pub(crate) enum QuotaClass {
+    /// GET of a manifest, which Docker Hub counts.
     Manifest,
-    /// Anything else. That it is refused means that everything is.
+    /// Any other request. If it is refused, every request is.
     Free,
 }
 
+/// Pauses in which requests are not sent.
 #[derive(Debug, Default)]
-struct Rest {
+struct Pauses {
+    /// End of the pause for GETs of manifests.
     manifests: Option<Instant>,
+    /// End of the pause for all requests.
     all: Option<Instant>,
-    /// Whether all are refused because the registry is overloaded, and not for anybody's quota.
+    /// True if the registry is overloaded, false if a rate limit is reached.
     overloaded: bool,
-    /// Refusals in a row that did not say for how long.
-    unsaid: u32,
+    /// Rate limits in a row without `Retry-After`.
+    unannounced: u32,
 }
 
-impl Rest {
-    /// How long a request of this kind has to wait.
-    fn left(&self, counted: Counted, now: Instant) -> Option<Duration> {
-        let manifests = self.manifests.filter(|_| counted == Counted::Manifest);
+impl Pauses {
+    /// Returns the rest of the pause for a request of this class.
+    fn left(&self, class: QuotaClass, now: Instant) -> Option<Duration> {
+        let manifests = self.manifests.filter(|_| class == QuotaClass::Manifest);
         let until = self.all.max(manifests)?;
         until.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
-    /// How long a refusal is heeded.
-    fn heed(&mut self, retry_after: Option<Duration>) -> Duration {
-        if let Some(said) = retry_after {
-            return said.min(LONGEST);
+    /// Returns the pause after a refusal.
+    fn length(&mut self, retry_after: Option<Duration>) -> Duration {
+        if let Some(announced) = retry_after {
+            return announced.min(RETRY_AFTER_MAX);
         }
-        let time = UNSAID.saturating_mul(1 << self.unsaid.min(10)).min(UNSAID_LONGEST);
-        self.unsaid = self.unsaid.saturating_add(1);
+        let time = PAUSE_MIN.saturating_mul(1 << self.unannounced.min(10)).min(PAUSE_MAX);
+        self.unannounced = self.unannounced.saturating_add(1);
         time
     }
 
-    fn begin(&mut self, counted: Counted, until: Instant) {
-        let slot = match counted {
-            Counted::Manifest => &mut self.manifests,
-            Counted::Free => &mut self.all,
+    fn begin(&mut self, class: QuotaClass, until: Instant) {
+        let slot = match class {
+            QuotaClass::Manifest => &mut self.manifests,
+            QuotaClass::Free => &mut self.all,
         };
         *slot = (*slot).max(Some(until));
     }
 }
 
-/// The quota of one endpoint.
+/// Quota of one endpoint.
 #[derive(Debug)]
 pub(crate) struct Quota {
-    reading: Mutex<Option<Reading>>,
-    told: Arc<Notify>,
-    rest: Mutex<Rest>,
+    reading: Mutex<Option<QuotaReading>>,
+    /// Notified of every announcement.
+    changed: Arc<Notify>,
+    pauses: Mutex<Pauses>,
     clock: Clock,
     metrics: Arc<Metrics>,
     upstream: UpstreamName,
 }
 
 impl Quota {
-    /// Nothing known yet. Whoever waits for `told` is woken with every telling.
-    pub(crate) fn new(upstream: UpstreamName, told: Arc<Notify>, context: &Context) -> Self {
+    /// Creates an unknown quota. Every announcement notifies `changed`.
+    pub(crate) fn new(upstream: UpstreamName, changed: Arc<Notify>, context: &Context) -> Self {
         let (clock, metrics) = (context.clock.clone(), Arc::clone(&context.metrics));
-        Self { reading: Mutex::default(), told, rest: Mutex::default(), clock, metrics, upstream }
+        Self { reading: Mutex::default(), changed, pauses: Mutex::default(), clock, metrics, upstream }
     }
 
-    /// Notes what the headers of an answer tell. An answer that tells nothing takes back nothing: not every image
-    /// is counted.
+    /// Records the announcement in the headers of a response. A response without one changes nothing: not every image is
+    /// class.
     pub(crate) fn observe(&self, headers: &HeaderMap) {
-        if let Some(reading) = Reading::parse(headers, self.clock.instant()) {
+        if let Some(reading) = QuotaReading::parse(headers, self.clock.instant()) {
             self.metrics.quota(self.upstream.as_str(), reading.limit, reading.remaining);
             *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
-            self.told.notify_waiters();
+            self.changed.notify_waiters();
         }
     }
 
-    /// How many requests are left of how many, in which time, as it was last told.
-    pub(crate) fn told(&self) -> Option<(u64, u64, Option<Duration>)> {
+    /// Returns the rest, the limit and the window of the quota as last announced.
+    pub(crate) fn announced(&self) -> Option<(u64, u64, Option<Duration>)> {
         let reading = *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         reading.map(|reading| (reading.remaining, reading.limit, reading.window))
     }
 
-    /// Whether more than this share of the quota is left, as far as is known.
+    /// Returns true if more than this share of the quota is left, or if the quota is unknown.
     pub(crate) fn is_above(&self, floor: f64) -> bool {
         let reading = *self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         reading.is_none_or(|reading| reading.is_above(floor, self.clock.instant()))
     }
 
-    /// What was last told, for who looks on.
+    /// Returns the last announcement for status pages.
     pub(crate) fn state(&self) -> Option<QuotaState> {
         let reading = (*self.reading.lock().unwrap_or_else(PoisonError::into_inner))?;
         let since = self.clock.instant().saturating_duration_since(reading.at);
-        let seen_at = self.clock.now_millis().saturating_sub(millis(since));
+        let seen_at = self.clock.now().minus(since);
         Some(QuotaState {
             limit: reading.limit,
             remaining: reading.remaining,
             window: reading.window.map(|window| window.as_secs()),
             seen_at,
-            resets_at: reading.window.map(|window| seen_at.saturating_add(millis(window))),
+            resets_at: reading.window.map(|window| seen_at.plus(window)),
         })
     }
 
-    /// Until when manifests are not asked for, for who looks on.
-    pub(crate) fn limited_until(&self) -> Option<u64> {
-        let left = self.rest().left(Counted::Manifest, self.clock.instant())?;
-        Some(self.clock.now_millis().saturating_add(millis(left)))
+    /// Returns the end of the pause for manifests, for status pages.
+    pub(crate) fn limited_until(&self) -> Option<Timestamp> {
+        let left = self.pauses().left(QuotaClass::Manifest, self.clock.instant())?;
+        Some(self.clock.now().plus(left))
     }
 
-    /// Refuses what the registry would refuse, without asking it.
-    pub(crate) fn check(&self, counted: Counted) -> Result<(), SourceError> {
-        let rest = self.rest();
-        match rest.left(counted, self.clock.instant()) {
-            Some(left) if rest.overloaded => Err(SourceError::Overloaded { retry_after: left }),
+    /// Refuses a request during a pause.
+    pub(crate) fn check(&self, class: QuotaClass) -> Result<(), SourceError> {
+        let pauses = self.pauses();
+        match pauses.left(class, self.clock.instant()) {
+            Some(left) if pauses.overloaded => Err(SourceError::Overloaded { retry_after: left }),
             Some(left) => Err(SourceError::RateLimited { retry_after: Some(left) }),
             None => Ok(()),
         }
     }
 
-    /// The registry refused a request of this kind for its rate.
-    pub(crate) fn refused(&self, counted: Counted, retry_after: Option<Duration>) {
-        let mut rest = self.rest();
-        let time = rest.heed(retry_after);
-        rest.begin(counted, self.clock.instant() + time);
-        rest.overloaded = false;
-        drop(rest);
-        tracing::warn!(upstream = %self.upstream, ?time, "the upstream limits the rate and is left alone");
+    /// Begins a pause after a rate limit.
+    pub(crate) fn refused(&self, class: QuotaClass, retry_after: Option<Duration>) {
+        let mut pauses = self.pauses();
+        let time = pauses.length(retry_after);
+        pauses.begin(class, self.clock.instant() + time);
+        pauses.overloaded = false;
+        drop(pauses);
+        tracing::warn!(upstream = %self.upstream, pause = ?time, "the upstream limits the rate; requests are paused");
     }
 
-    /// The registry is overloaded, whatever it is asked for.
+    /// Begins a pause of all requests after an overload.
     pub(crate) fn overloaded(&self, retry_after: Duration) {
-        let mut rest = self.rest();
-        let time = rest.heed(Some(retry_after));
-        rest.begin(Counted::Free, self.clock.instant() + time);
-        rest.overloaded = true;
-        drop(rest);
-        tracing::warn!(upstream = %self.upstream, ?time, "the upstream is overloaded and is left alone");
+        let mut pauses = self.pauses();
+        let time = pauses.length(Some(retry_after));
+        pauses.begin(QuotaClass::Free, self.clock.instant() + time);
+        pauses.overloaded = true;
+        drop(pauses);
+        tracing::warn!(upstream = %self.upstream, pause = ?time, "the upstream is overloaded; requests are paused");
     }
 
-    /// The registry answered as it should.
+    /// Records a regular answer.
     pub(crate) fn granted(&self) {
-        self.rest().unsaid = 0;
+        self.pauses().unannounced = 0;
     }
 
-    fn rest(&self) -> MutexGuard<'_, Rest> {
-        // Nothing under this lock can panic halfway through a change.
-        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pauses(&self) -> MutexGuard<'_, Pauses> {
+        // No code under this lock can panic during a change.
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,55 +225,58 @@ mod tests {
     }
 
     #[test]
-    fn docker_hubs_headers_and_others() {
+    fn quota_reading_parses_headers() {
         let at = Instant::now();
         let read = |limit, remaining| {
-            Reading::parse(&headers(&[("ratelimit-limit", limit), ("RateLimit-Remaining", remaining)]), at)
+            QuotaReading::parse(
+                &headers(&[("ratelimit-limit", limit), ("RateLimit-Remaining", remaining)]),
+                at,
+            )
         };
         let window = Some(Duration::from_hours(6));
         assert_eq!(
             read("100;w=21600", "76;w=21600"),
-            Some(Reading { limit: 100, remaining: 76, window, at })
+            Some(QuotaReading { limit: 100, remaining: 76, window, at })
         );
-        assert_eq!(read("100", "0"), Some(Reading { limit: 100, remaining: 0, window: None, at }));
+        assert_eq!(read("100", "0"), Some(QuotaReading { limit: 100, remaining: 0, window: None, at }));
         assert_eq!(read("100 ; x=1; w=60", "7").and_then(|it| it.window), Some(Duration::from_mins(1)));
         assert_eq!(read("many", "7"), None);
         assert_eq!(read("100", "-1"), None);
-        assert_eq!(Reading::parse(&headers(&[("ratelimit-limit", "100")]), at), None);
+        assert_eq!(QuotaReading::parse(&headers(&[("ratelimit-limit", "100")]), at), None);
     }
 
     #[test]
-    fn a_floor_is_a_share_of_the_limit_for_one_window() {
+    fn is_above_compares_a_share_of_the_limit_within_the_window() {
         let at = Instant::now();
         let window = Duration::from_mins(1);
-        let reading = |remaining| Reading { limit: 100, remaining, window: Some(window), at };
+        let reading = |remaining| QuotaReading { limit: 100, remaining, window: Some(window), at };
         assert!(reading(31).is_above(0.3, at) && !reading(30).is_above(0.3, at));
         assert!(!reading(30).is_above(0.3, at + window / 2) && reading(0).is_above(0.3, at + window));
         assert!(reading(1).is_above(0.0, at) && !reading(0).is_above(0.0, at));
     }
 
     #[test]
-    fn what_is_not_said_grows_and_what_is_said_is_bounded() {
-        let mut rest = Rest::default();
-        let times: Vec<_> = (0..8).map(|_| rest.heed(None).as_secs()).collect();
+    fn pause_doubles_without_retry_after_and_is_limited() {
+        let mut pauses = Pauses::default();
+        let times: Vec<_> = (0..8).map(|_| pauses.length(None).as_secs()).collect();
         assert_eq!(times, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(rest.heed(Some(Duration::from_secs(17))), Duration::from_secs(17));
-        assert_eq!(rest.heed(Some(Duration::from_hours(6))), LONGEST);
+        assert_eq!(pauses.length(Some(Duration::from_secs(17))), Duration::from_secs(17));
+        assert_eq!(pauses.length(Some(Duration::from_hours(6))), RETRY_AFTER_MAX);
     }
 
     #[test]
-    fn a_refused_manifest_stops_manifests_and_any_other_refusal_stops_all() {
+    fn pause_for_manifests_does_not_stop_other_requests() {
         let (now, minute) = (Instant::now(), Duration::from_mins(1));
-        let mut rest = Rest::default();
-        rest.begin(Counted::Manifest, now + minute);
-        assert_eq!(rest.left(Counted::Manifest, now), Some(minute));
-        assert_eq!(rest.left(Counted::Free, now), None);
-        assert_eq!(rest.left(Counted::Manifest, now + minute), None);
-        rest.begin(Counted::Free, now + minute * 2);
-        assert_eq!(rest.left(Counted::Manifest, now), Some(minute * 2));
-        assert_eq!(rest.left(Counted::Free, now), Some(minute * 2));
-        // A shorter refusal does not shorten a longer one.
-        rest.begin(Counted::Free, now + minute);
-        assert_eq!(rest.left(Counted::Free, now), Some(minute * 2));
+        let mut pauses = Pauses::default();
+        pauses.begin(QuotaClass::Manifest, now + minute);
+        assert_eq!(pauses.left(QuotaClass::Manifest, now), Some(minute));
+        assert_eq!(pauses.left(QuotaClass::Free, now), None);
+        assert_eq!(pauses.left(QuotaClass::Manifest, now + minute), None);
+        pauses.begin(QuotaClass::Free, now + minute * 2);
+        assert_eq!(pauses.left(QuotaClass::Manifest, now), Some(minute * 2));
+        assert_eq!(pauses.left(QuotaClass::Free, now), Some(minute * 2));
+        // A shorter pause does not shorten a longer one.
+        pauses.begin(QuotaClass::Free, now + minute);
+        assert_eq!(pauses.left(QuotaClass::Free, now), Some(minute * 2));
     }
 }

@@ -1,5 +1,5 @@
-//! Which upstream a request is for, and what the repository is called there. Pure: a name from a client is only
-//! ever looked up in the configuration, never dialled.
+//! Router: finds the upstream of a request, and the repository's name there. A name from a client is only looked up in the
+//! configuration, never dialled.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -10,38 +10,38 @@ use crate::config::schema;
 use crate::oci::name::NameError;
 use crate::oci::{Name, Repository, UpstreamName};
 
-/// The one registry whose official images live in a repository that clients leave out.
+/// Registry whose official images are in `library/`, which clients leave out.
 const DOCKER_HUB: &str = "docker.io";
-/// Other names that clients have for it.
+/// Other names of Docker Hub in clients.
 const DOCKER_HUB_ALIASES: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
 
-/// Why a request belongs nowhere.
+/// Reason why a request has no repository.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// No upstream of that name is configured; without a name: there is no default.
+    /// No upstream has this name, or there is no default upstream.
     #[error("no upstream `{0}` is configured here")]
     UnknownUpstream(String),
-    /// The rest of the name is no repository's.
+    /// The rest of the name is not a valid repository name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The upstream's `allow` and `deny` keep it out.
+    /// The repository is excluded by `allow` and `deny` of its upstream.
     #[error("the repository {0} is not served here")]
     Refused(Repository),
 }
 
-/// The table of upstreams by every name a request may use for them.
+/// Table of upstreams, by each name that a request may use.
 #[derive(Clone, Debug, Default)]
 pub struct Router {
     default: Option<UpstreamName>,
-    /// Names and built-in aliases.
+    /// Upstreams by name and built-in alias.
     names: HashMap<String, UpstreamName>,
-    /// Values of `Host`, lower case, as configured.
+    /// Upstreams by configured value of `Host`, in lower case.
     hostnames: HashMap<String, UpstreamName>,
     admissions: HashMap<UpstreamName, Admission>,
 }
 
 impl Router {
-    /// The table for these upstreams; names that are no host names are left out.
+    /// Creates the table. Upstreams whose names are not host names are left out.
     pub fn new(upstreams: &BTreeMap<String, schema::Upstream>) -> Result<Self, BuildError> {
         let mut router = Self::default();
         for (text, upstream) in upstreams {
@@ -65,12 +65,12 @@ impl Router {
         Ok(router)
     }
 
-    /// Finds the repository that a request means.
+    /// Finds the repository of a request.
     ///
-    /// `ns` is the decoded query parameter, `prefix` the path before `/v2`, `host` the `Host` header and `name`
-    /// what stands between `/v2/` and the resource. The first of `ns`, `prefix`, the first segment of `name`, and
-    /// `host` that says something decides; an `ns` or prefix that names nothing configured is never passed over.
-    /// A repository that its upstream's patterns keep out is nobody's, whatever is held of it.
+    /// `ns` is the decoded query parameter, `prefix` the path before `/v2`, `host` the header `Host`, and `name` the path
+    /// between `/v2/` and the resource. The first of `ns`, `prefix`, the first segment of `name`, and `host` that names
+    /// an upstream decides. An unknown `ns` or prefix is an error. A repository that the patterns of its upstream exclude
+    /// is refused, even if its content is cached.
     pub fn route(
         &self,
         ns: Option<&str>,
@@ -78,16 +78,16 @@ impl Router {
         host: Option<&str>,
         name: &str,
     ) -> Result<Repository, RouteError> {
-        let repository = self.named(ns, prefix, host, name)?;
+        let repository = self.find(ns, prefix, host, name)?;
         if self.admits(&repository) { Ok(repository) } else { Err(RouteError::Refused(repository)) }
     }
 
-    /// Whether the patterns of its upstream let a repository be pulled.
+    /// Returns true if the patterns of its upstream permit a repository.
     pub fn admits(&self, repository: &Repository) -> bool {
         self.admissions.get(&repository.upstream).is_none_or(|patterns| patterns.admits(&repository.name))
     }
 
-    fn named(
+    fn find(
         &self,
         ns: Option<&str>,
         prefix: Option<&str>,
@@ -96,7 +96,7 @@ impl Router {
     ) -> Result<Repository, RouteError> {
         if let Some(ns) = ns {
             let upstream = self.upstream(ns)?;
-            let rest = match self.split(name) {
+            let rest = match self.split_upstream(name) {
                 Some((same, rest)) if same == upstream => rest,
                 _ => name,
             };
@@ -105,38 +105,38 @@ impl Router {
         if let Some(prefix) = prefix {
             return repository(self.upstream(prefix)?, name);
         }
-        if let Some((upstream, rest)) = self.split(name) {
+        if let Some((upstream, rest)) = self.split_upstream(name) {
             return repository(upstream, rest);
         }
-        let upstream = host.and_then(|host| self.hosted(host)).or(self.default.as_ref());
+        let upstream = host.and_then(|host| self.by_host(host)).or(self.default.as_ref());
         repository(upstream.ok_or_else(|| unknown(name.split('/').next().unwrap_or(name)))?, name)
     }
 
-    /// The upstream that names without one belong to.
+    /// Returns the upstream for names without one.
     pub fn default_upstream(&self) -> Option<&UpstreamName> {
         self.default.as_ref()
     }
 
-    /// The upstream that `ns`, or a path prefix, names.
+    /// Returns the upstream that `ns` or a path prefix names.
     pub fn upstream(&self, text: &str) -> Result<&UpstreamName, RouteError> {
         let exact = lower(text);
         let found = self.names.get(exact.as_ref()).or_else(|| self.hostnames.get(exact.as_ref()));
         found.ok_or_else(|| unknown(text))
     }
 
-    /// A hostname that was configured with a port is meant for that port only; one without is meant for all.
-    fn hosted(&self, host: &str) -> Option<&UpstreamName> {
+    /// Returns the upstream for a `Host`. A configured value without a port is for all ports.
+    fn by_host(&self, host: &str) -> Option<&UpstreamName> {
         let host = lower(host);
         self.hostnames.get(host.as_ref()).or_else(|| self.hostnames.get(without_port(&host)))
     }
 
-    /// Takes an upstream's name off the front, if something remains behind it.
-    fn split<'n>(&self, name: &'n str) -> Option<(&UpstreamName, &'n str)> {
+    /// Splits a name into an upstream and a rest that is not empty.
+    fn split_upstream<'n>(&self, name: &'n str) -> Option<(&UpstreamName, &'n str)> {
         let (first, rest) = name.split_once('/')?;
         if rest.is_empty() {
             return None;
         }
-        // Path components are lower case by their grammar, so this look-up is exact.
+        // Path components are lower case by their grammar.
         self.names.get(first).map(|upstream| (upstream, rest))
     }
 }
@@ -157,7 +157,7 @@ fn lower(text: &str) -> Cow<'_, str> {
 
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        // The colons of a bare or bracketed IPv6 address are not followed by a port.
+        // The last colon of an IPv6 address does not precede a port.
         Some((name, port))
             if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
         {
@@ -167,7 +167,7 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// What a client sent is repeated bounded and printable.
+/// Returns the error for an unknown name, shortened and made printable, because the name is from the client.
 fn unknown(text: &str) -> RouteError {
     let shown = text.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
     RouteError::UnknownUpstream(shown)
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn ns_decides_and_never_falls_through() {
+    fn route_by_ns_is_final() {
         assert_eq!(ask(Some("ghcr.io"), None, None, "org/app"), "ghcr.io/org/app");
         assert_eq!(ask(Some("GHCR.IO"), None, None, "org/app"), "ghcr.io/org/app");
         assert_eq!(ask(Some("docker.io"), None, None, "busybox"), "docker.io/library/busybox");
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn ns_with_the_same_name_in_the_path() {
+    fn route_by_ns_removes_the_same_name_from_the_path() {
         assert_eq!(ask(Some("ghcr.io"), None, None, "ghcr.io/org/app"), "ghcr.io/org/app");
         assert_eq!(ask(Some("docker.io"), None, None, "docker.io/busybox"), "docker.io/library/busybox");
         assert_eq!(ask(Some("ghcr.io"), None, None, "quay.io/org/app"), "ghcr.io/quay.io/org/app");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_must_be_known() {
+    fn route_by_prefix_requires_a_known_upstream() {
         assert_eq!(ask(None, Some("quay.io"), None, "org/app"), "quay.io/org/app");
         assert_eq!(ask(None, Some("index.docker.io"), None, "app"), "docker.io/library/app");
         assert_eq!(ask(None, Some("Mirror.test"), None, "app"), "reg.test:5000/app");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_segment_may_name_the_upstream() {
+    fn route_by_first_segment() {
         assert_eq!(ask(None, None, None, "quay.io/org/app"), "quay.io/org/app");
         assert_eq!(ask(None, None, Some("mirror.test"), "quay.io/org/app"), "quay.io/org/app");
         assert_eq!(ask(None, None, None, "docker.io/busybox"), "docker.io/library/busybox");
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_header_may_name_it() {
+    fn route_by_host() {
         assert_eq!(ask(None, None, Some("MIRROR.test:8080"), "app"), "reg.test:5000/app");
         assert_eq!(ask(None, None, Some("ported.test:8443"), "app"), "reg.test:5000/app");
         assert_eq!(ask(None, None, Some("[::1]:5000"), "app"), "reg.test:5000/app");
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_default_nothing_is_guessed() {
+    fn route_fails_without_a_default_upstream() {
         let mut upstreams = schema::builtin_upstreams();
         upstreams.remove("docker.io");
         let router = Router::new(&upstreams).expect("patterns");
@@ -259,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_parsed_after_routing() {
+    fn route_parses_the_rest_of_the_name() {
         assert_eq!(ask(None, None, None, "ghcr.io//a"), "bad name");
         assert_eq!(ask(None, None, None, "Upper/a"), "bad name");
         assert_eq!(ask(None, None, None, ""), "bad name");
     }
 
     #[test]
-    fn patterns_keep_out_by_the_name_that_the_upstream_knows() {
+    fn route_applies_patterns_to_the_upstreams_name() {
         let mut upstreams = schema::builtin_upstreams();
         let hub = upstreams.get_mut("docker.io").expect("it is built in");
         hub.deny = vec!["library/*".to_owned()];
@@ -286,6 +286,6 @@ mod tests {
             "x.test".to_owned(),
             schema::Upstream { allow: vec!["[".to_owned()], ..schema::Upstream::default() },
         );
-        assert!(Router::new(&upstreams).is_err(), "a pattern that is not understood lets nobody in");
+        assert!(Router::new(&upstreams).is_err(), "an invalid pattern");
     }
 }

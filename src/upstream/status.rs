@@ -1,50 +1,48 @@
-//! How the upstreams stand, for who looks on: asks nobody.
-
-use std::time::Duration;
+//! Status of upstreams, as the status pages and the API show it.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Upstream, Upstreams};
+use crate::clock::Timestamp;
 
-/// How an upstream stands.
+/// Status of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UpstreamState {
-    /// Its configured name.
+    /// Configured name.
     pub name: String,
-    /// Whether it is meant where a name says nothing of an upstream.
+    /// True if names without an upstream belong to this one.
     pub default: bool,
-    /// In the order in which they are asked.
+    /// Endpoints, in the order in which they are asked.
     pub endpoints: Vec<EndpointState>,
 }
 
-/// Whether an endpoint is asked: the states of a circuit breaker.
+/// State of a circuit breaker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Breaker {
-    /// It is asked whenever something is wanted of it.
+    /// Requests are sent.
     #[default]
     Closed,
-    /// It failed again and again, and is left alone.
+    /// No requests are sent after several failures in a row.
     Open,
-    /// It was left alone; one request finds out whether it is back.
+    /// The back-off has ended; the next request is a probe.
     HalfOpen,
 }
 
-/// How an endpoint has been doing.
+/// Health of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = EndpointHealth)]
 pub struct HealthState {
-    /// Whether it is asked.
+    /// State of the circuit breaker.
     pub breaker: Breaker,
     /// Failures in a row.
     pub failures: u32,
-    /// What went wrong last, if it has not worked since.
+    /// Last failure, if there was no success since.
     pub error: Option<String>,
-    /// Until when it is left alone, in milliseconds since 1970.
-    pub open_until: Option<u64>,
+    /// End of the back-off, in milliseconds since 1970.
+    pub open_until: Option<Timestamp>,
 }
 
-/// What an endpoint last told of its quota.
+/// Quota as an endpoint last announced it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Quota)]
 pub struct QuotaState {
@@ -52,53 +50,27 @@ pub struct QuotaState {
     pub limit: u64,
     /// Requests left.
     pub remaining: u64,
-    /// The window in seconds, where it was told.
+    /// Length of the window in seconds, if announced.
     pub window: Option<u64>,
-    /// When that was told, in milliseconds since 1970.
-    pub seen_at: u64,
-    /// When a whole window has passed since, in milliseconds since 1970.
-    pub resets_at: Option<u64>,
+    /// Time of the announcement, in milliseconds since 1970.
+    pub seen_at: Timestamp,
+    /// Time at which a whole window has passed, in milliseconds since 1970.
+    pub resets_at: Option<Timestamp>,
 }
 
-/// How an endpoint stands.
+/// Status of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Endpoint)]
 pub struct EndpointState {
-    /// As it is configured.
+    /// URL as configured.
     pub url: String,
-    /// Whether it may say what a tag stands for.
+    /// True if the endpoint may say which digest a tag points to.
     pub authoritative: bool,
-    /// How it has been doing.
+    /// Health.
     #[serde(flatten)]
     pub health: HealthState,
-    /// What it last told of its quota.
+    /// Quota, if announced.
     pub quota: Option<QuotaState>,
-    /// Until when it is not asked because it limits the rate or is overloaded, in milliseconds since 1970.
-    pub limited_until: Option<u64>,
-}
-
-/// A length of time in milliseconds.
-pub(crate) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl Upstreams {
-    /// How all of them stand, by name.
-    pub fn states(&self) -> Vec<UpstreamState> {
-        let default = self.router().default_upstream();
-        self.iter().map(|upstream| upstream.state(default == Some(upstream.name()))).collect()
-    }
-}
-
-impl Upstream {
-    fn state(&self, default: bool) -> UpstreamState {
-        let endpoints = self.endpoints.iter().map(|endpoint| EndpointState {
-            url: endpoint.health.endpoint().to_owned(),
-            authoritative: endpoint.is_authoritative(),
-            health: endpoint.health.state(),
-            quota: endpoint.quota.state(),
-            limited_until: endpoint.quota.limited_until(),
-        });
-        UpstreamState { name: self.name.to_string(), default, endpoints: endpoints.collect() }
-    }
+    /// End of the pause after a rate limit or an overload, in milliseconds since 1970.
+    pub limited_until: Option<Timestamp>,
 }

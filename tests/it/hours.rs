@@ -101,7 +101,7 @@ fn uncached_content_fails_at_once_in_an_outage() {
         let began = Instant::now();
         let answer = larder.get(TAG);
         assert!(is_trouble(answer.status()), "{answer:?}");
-        answer.text().contains("left alone") && began.elapsed() < Duration::from_millis(50)
+        answer.text().contains("the next attempt is in") && began.elapsed() < Duration::from_millis(50)
     });
     registry.up();
     larder.pass(Duration::from_mins(2));

@@ -249,7 +249,7 @@ fn errors_reveal_no_internals() {
         let answer = larder.get(path);
         assert!(is_trouble(answer.status()), "{answer:?}");
         let said = String::from_utf8_lossy(&answer.body).into_owned();
-        assert!(said.contains("the log says") && !said.contains(place), "{said}");
+        assert!(said.contains("see the log") && !said.contains(place), "{said}");
         larder.wait_for_line(place, |line| line.to_string().contains(place));
     }
 }

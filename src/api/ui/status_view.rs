@@ -1,5 +1,6 @@
 //! What `status` reports, as the overview shows it.
 
+use crate::clock::Timestamp;
 use crate::ops::jobs::{JobState, JobView};
 use crate::ops::status::{
     Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, Warning,
@@ -192,7 +193,9 @@ fn kept(store: &StoreStatus, now: u64) -> StoreView {
 }
 
 fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
-    let left = |until: Option<u64>| HumanDuration(until.unwrap_or(now).saturating_sub(now).max(1000));
+    let left = |until: Option<Timestamp>| {
+        HumanDuration(until.map_or(now, Timestamp::as_millis).saturating_sub(now).max(1000))
+    };
     let health = &endpoint.health;
     let state = match health.breaker {
         Breaker::Open => Badge::new("bad", format!("left alone for {}", left(health.open_until))),
@@ -208,8 +211,12 @@ fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
     let quota = endpoint.quota.as_ref().map(|quota| QuotaView {
         remaining: quota.remaining,
         limit: quota.limit,
-        seen: RelativeTime { at: quota.seen_at, now },
-        resets: quota.resets_at.filter(|at| *at > now).map(|at| RelativeTime { at, now }),
+        seen: RelativeTime { at: quota.seen_at.as_millis(), now },
+        resets: quota
+            .resets_at
+            .map(Timestamp::as_millis)
+            .filter(|at| *at > now)
+            .map(|at| RelativeTime { at, now }),
     });
     EndpointRow {
         upstream: None,

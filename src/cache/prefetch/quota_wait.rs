@@ -24,7 +24,7 @@ pub(in crate::cache) async fn wait(
     while !is_there(shared, repository) {
         let gate = shared.prefetch_queue.gate(upstream.name());
         let _finding_out = gate.lock().await;
-        let told = upstream.quota_told();
+        let told = upstream.quota_changed();
         if is_there(shared, repository) {
             break;
         }

@@ -1,4 +1,4 @@
-//! What a credential looks like in `Authorization`, and what it is recognised by.
+//! Values of the header `Authorization`, and identifiers of credentials.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -7,17 +7,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::docker::Credential;
 
-/// What a credential is recognised by: the same for the same, another for any other, and of no use to a thief.
+/// Identifier of a credential: a hash of all its parts, which does not reveal them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Identity([u8; 32]);
+pub(crate) struct CredentialId([u8; 32]);
 
-impl Identity {
+impl CredentialId {
     pub(crate) fn of(credential: &Credential) -> Self {
         let Credential { username, password, identity_token, registry_token } = credential;
         let text = |text: &Option<String>| text.as_deref().unwrap_or_default().to_owned().into_bytes();
         let mut hash = Sha256::new();
         for part in [username.as_bytes(), password, &text(identity_token), &text(registry_token)] {
-            // With its length, so that nothing moves from one part to the next unnoticed.
+            // Each part with its length, so that moving bytes from one part to the next changes the hash.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }
@@ -25,7 +25,7 @@ impl Identity {
     }
 }
 
-/// User name and password as Basic; an identity token stands in for a password that is not there.
+/// Returns user name and password as Basic (RFC 7617). An identity token replaces a missing password.
 pub(crate) fn basic(credential: &Credential) -> Option<HeaderValue> {
     let password = match (credential.password.as_slice(), &credential.identity_token) {
         ([], Some(token)) => token.as_bytes(),
@@ -39,12 +39,12 @@ pub(crate) fn basic(credential: &Credential) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair))).ok().map(secret)
 }
 
-/// A token as Bearer; `None` if it is of a form that no header can hold.
+/// Returns a token as Bearer (RFC 6750); `None` if it has characters that no header can contain.
 pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("Bearer {token}")).ok().map(secret)
 }
 
-/// Marks a header value as one that `Debug` must not show and HTTP/2 must not index.
+/// Marks a header value as secret: `Debug` does not show it, and HTTP/2 does not index it.
 fn secret(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn another_credential_has_another_identity() {
+    fn credential_id_differs_for_each_part() {
         let all = [
             credential("a", "b", None),
             credential("ab", "", None),
@@ -74,13 +74,13 @@ mod tests {
             Credential { registry_token: Some("c".to_owned()), ..credential("a", "b", None) },
         ];
         for (n, one) in all.iter().enumerate() {
-            let same = all.iter().position(|other| Identity::of(other) == Identity::of(one));
+            let same = all.iter().position(|other| CredentialId::of(other) == CredentialId::of(one));
             assert_eq!(same, Some(n));
         }
     }
 
     #[test]
-    fn basic_is_user_and_password() {
+    fn basic_encodes_user_and_password() {
         let shown = |credential| basic(&credential).map(|value| value.to_str().expect("text").to_owned());
         assert_eq!(shown(credential("user", "pw", None)).as_deref(), Some("Basic dXNlcjpwdw=="));
         assert_eq!(shown(credential("user", "pw", Some("t"))).as_deref(), Some("Basic dXNlcjpwdw=="));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_it_is_shown() {
+    fn debug_shows_no_secret() {
         let value = bearer("hush").expect("a header");
         assert_eq!(value, "Bearer hush");
         assert!(!format!("{value:?}").contains("hush"));

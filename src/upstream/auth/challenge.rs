@@ -1,29 +1,29 @@
-//! What a registry wants to see before it answers: `WWW-Authenticate` in all its spellings.
+//! Challenges of registries: the header `WWW-Authenticate` (RFC 9110, section 11.6.1).
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 use http_auth::ChallengeRef;
 use http_auth::parser::ChallengeParser;
 
-/// A challenge that can be met.
+/// Challenge of a supported scheme.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
-    /// A token from a token service.
+    /// A token of a token service.
     Bearer {
-        /// Where the token is to be had; may be relative.
+        /// URL of the token service, possibly relative.
         realm: String,
-        /// What the token service calls the registry.
+        /// Name of the registry at the token service.
         service: Option<String>,
-        /// What the token is for.
+        /// Access that the token must grant.
         scope: Option<String>,
     },
     /// User name and password.
     Basic,
 }
 
-/// The challenge to meet, Bearer before Basic: the first of its kind in any of the headers.
+/// Returns the challenge to answer: the first Bearer, or else the first Basic, of all header lines.
 ///
-/// What cannot be parsed ends its own header line only; unknown schemes are passed over.
+/// An invalid challenge ends its own line only. Unknown schemes are skipped.
 pub(crate) fn choose(headers: &HeaderMap) -> Option<Challenge> {
     let lines = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|line| line.to_str().ok());
     let challenges = lines.flat_map(|line| ChallengeParser::new(line).map_while(Result::ok));
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_one() {
+    fn choose_reads_a_bearer_challenge() {
         let line =
             r#"Bearer realm="https://auth.test/token",service="reg.test",scope="repository:a/b:pull,push""#;
         let expected = bearer("https://auth.test/token", Some("reg.test"), Some("repository:a/b:pull,push"));
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn bearer_is_preferred_wherever_it_stands() {
+    fn choose_prefers_bearer() {
         let expected = Some(bearer("https://a.test", None, None));
         assert_eq!(of(&[r#"Basic realm="x", Bearer realm="https://a.test""#]), expected);
         assert_eq!(of(&[r#"Basic realm="x""#, r#"bEARER REALM="https://a.test""#]), expected);
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_spellings() {
+    fn choose_accepts_unusual_spellings() {
         let quoted = r#"Bearer realm="https://a.test/\"q\"",service=reg"#;
         assert_eq!(of(&[quoted]), Some(bearer("https://a.test/\"q\"", Some("reg"), None)));
         assert_eq!(of(&["Bearer realm=token"]), Some(bearer("token", None, None)));

@@ -1,12 +1,16 @@
-//! Proving who we are to a registry: Basic, a token of its token service, or one that the operator gave.
+//! Authentication at a registry: Basic, a token of its token service, or a registry token from the configuration.
 //!
-//! Nothing is sent ahead of a challenge but what an earlier challenge for the same repository led to. Nothing of it is
-//! in any log, error or `Debug`.
+//! Nothing is sent before a challenge, except what answered an earlier challenge for the same repository. Secrets appear
+//! in no log, error or `Debug`.
+//!
+//! A new source of credentials is a variant in [`credentials`]; a new scheme is a variant in [`challenge`] and of
+//! [`Method`].
 
 mod authorization;
 pub(crate) mod challenge;
 mod credentials;
 mod credhelper;
+mod token_service;
 mod token_trust;
 mod tokens;
 
@@ -18,28 +22,29 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use url::Url;
 
+use super::settings::{RegistryLogin, ServerLogins};
 use super::transport::client::HttpClient;
 use crate::config::docker::Credential;
-use crate::config::schema;
 use crate::oci::Name;
 use crate::source::{Denial, SourceError};
-use authorization::{Identity, basic, bearer};
+use authorization::{CredentialId, basic, bearer};
 use challenge::Challenge;
 use credentials::Credentials;
+use token_service::TokenKey;
 use token_trust::TokenTrust;
-use tokens::{Key, Tokens};
+use tokens::Tokens;
 
-/// Repositories remembered at once; further ones push out the least used and cost a challenge more.
-const REMEMBERED: usize = 1024;
+/// Number of repositories whose method is remembered. For others, each request costs one challenge more.
+const METHODS_MAX: usize = 1024;
 
-/// What larder knows of itself at one endpoint.
+/// Authentication at one endpoint.
 pub(crate) struct Auth {
     http: Arc<HttpClient>,
     endpoint: Url,
     token_trust: TokenTrust,
     credentials: Credentials,
-    /// How each repository wanted to be asked the last time it challenged.
-    known: Cache<Name, Known>,
+    /// Method that answered the last challenge for a repository.
+    methods: Cache<Name, Method>,
     tokens: Tokens,
 }
 
@@ -49,201 +54,233 @@ impl fmt::Debug for Auth {
     }
 }
 
+/// Way to answer a challenge.
 #[derive(Clone)]
-enum Known {
+enum Method {
+    /// User name and password.
     Basic,
-    /// The registry token of the configuration, as it is.
-    Registry,
-    /// A token of the token service.
-    Bearer(Key),
+    /// Registry token of the configuration, sent unchanged.
+    RegistryToken,
+    /// Token of the token service.
+    Bearer(TokenKey),
+}
+
+/// A challenge, and the request that it answers.
+struct ChallengedRequest<'r> {
+    /// URL of the response.
+    url: &'r Url,
+    name: &'r Name,
+    /// Authorization that was sent and refused.
+    refused: Option<&'r HeaderValue>,
+    deadline: Instant,
+}
+
+impl ChallengedRequest<'_> {
+    /// Returns the header, unless it is the one that was refused.
+    fn unless_refused(&self, header: Option<HeaderValue>) -> Option<HeaderValue> {
+        header.filter(|header| Some(header) != self.refused)
+    }
 }
 
 fn registry_token(credential: &Credential) -> Option<HeaderValue> {
     bearer(credential.registry_token.as_deref()?)
 }
 
+fn denied() -> SourceError {
+    SourceError::Denied(Denial::Unauthenticated)
+}
+
 impl Auth {
-    /// Nothing known yet about the registry at `endpoint`.
-    pub(crate) fn new(http: Arc<HttpClient>, endpoint: Url, settings: &schema::Upstream) -> Self {
+    /// Creates the authentication at `endpoint`. `login` is `None` for a mirror.
+    pub(crate) fn new(
+        http: Arc<HttpClient>,
+        endpoint: Url,
+        servers: &ServerLogins,
+        login: Option<&RegistryLogin>,
+    ) -> Self {
         Self {
-            token_trust: TokenTrust::new(endpoint.clone(), &settings.realm_hosts),
-            credentials: Credentials::new(&http, &endpoint, settings),
-            known: Cache::new(REMEMBERED),
+            token_trust: TokenTrust::new(endpoint.clone(), &servers.realm_hosts),
+            credentials: Credentials::new(&http, &endpoint, servers, login),
+            methods: Cache::new(METHODS_MAX),
             tokens: Tokens::new(Arc::clone(&http)),
             http,
             endpoint,
         }
     }
 
-    /// What can be sent along for a repository without asking anybody.
+    /// Returns the authorization for a repository that needs no request, if there is one.
     pub(crate) async fn known_authorization(
         &self,
         name: &Name,
         deadline: Instant,
     ) -> Result<Option<HeaderValue>, SourceError> {
-        let make = match self.known.get(name) {
-            Some(Known::Bearer(key)) => return Ok(self.tokens.kept(&key)),
-            Some(Known::Basic) => basic,
-            Some(Known::Registry) => registry_token,
+        let make = match self.methods.get(name) {
+            Some(Method::Bearer(key)) => return Ok(self.tokens.cached(&key)),
+            Some(Method::Basic) => basic,
+            Some(Method::RegistryToken) => registry_token,
             None => return Ok(None),
         };
         Ok(self.credentials.current(name, None, deadline).await?.as_ref().and_then(make))
     }
 
-    /// Meets the challenge in the headers of a 401 that came from `at`, where `refused` was sent along.
+    /// Answers the challenge in the headers of a 401 response from `url`, to a request with the authorization `refused`.
     ///
-    /// Credentials are for the endpoint alone: whoever it redirects to is asked as anybody would.
+    /// Credentials are for the endpoint only. A host that it redirects to gets an anonymous token at most.
     pub(crate) async fn answer_challenge(
         &self,
         headers: &HeaderMap,
-        at: &Url,
+        url: &Url,
         name: &Name,
         refused: Option<&HeaderValue>,
         deadline: Instant,
     ) -> Result<HeaderValue, SourceError> {
-        self.meet(headers, at, name, &format!("repository:{name}:pull"), refused, deadline).await
+        let request = ChallengedRequest { url, name, refused, deadline };
+        self.answer(headers, &request, &format!("repository:{name}:pull")).await
     }
 
-    /// Meets a challenge of the endpoint's own as a login does: for no repository. `name` is for whose sake credentials
-    /// are looked up.
+    /// Answers a challenge of the endpoint as a login, that is, for no repository. `name` selects the credentials.
     pub(crate) async fn login(
         &self,
         headers: &HeaderMap,
-        at: &Url,
+        url: &Url,
         name: &Name,
         deadline: Instant,
     ) -> Result<HeaderValue, SourceError> {
-        self.meet(headers, at, name, "", None, deadline).await
+        self.answer(headers, &ChallengedRequest { url, name, refused: None, deadline }, "").await
     }
 
-    /// Whether there is a credential for a repository.
+    /// Returns true if there is a credential for a repository.
     pub(crate) async fn has_credential(&self, name: &Name, deadline: Instant) -> Result<bool, SourceError> {
         Ok(self.credentials.current(name, None, deadline).await?.is_some())
     }
 
-    /// Whether a token service may see the credentials.
+    /// Returns true if a token service may see the credentials.
     pub(crate) fn trusts(&self, realm: &Url) -> bool {
-        self.token_trust.trust(realm)
+        self.token_trust.trusts(realm)
     }
 
-    /// `scope` is what a token is asked for where the challenge does not say.
-    async fn meet(
+    /// Answers a challenge. `scope` is requested from the token service if the challenge names none.
+    async fn answer(
         &self,
         headers: &HeaderMap,
-        at: &Url,
-        name: &Name,
+        request: &ChallengedRequest<'_>,
         scope: &str,
-        refused: Option<&HeaderValue>,
-        deadline: Instant,
     ) -> Result<HeaderValue, SourceError> {
-        let denied = || SourceError::Denied(Denial::Unauthenticated);
-        let usual = scope;
-        let home = at.origin() == self.endpoint.origin();
         let challenge = challenge::choose(headers).ok_or_else(denied)?;
-        let credential = if home { self.credentials.current(name, None, deadline).await? } else { None };
-        let (realm, service, scope) = match challenge {
-            Challenge::Basic => {
-                let header = self.offer(credential, basic, name, refused, deadline).await?;
-                let header = header.ok_or_else(denied)?;
-                self.known.insert(name.clone(), Known::Basic);
-                return Ok(header);
-            }
-            Challenge::Bearer { realm, service, scope } => (realm, service, scope),
+        let is_endpoint = request.url.origin() == self.endpoint.origin();
+        let credential = if is_endpoint {
+            self.credentials.current(request.name, None, request.deadline).await?
+        } else {
+            None
         };
-        if credential.as_ref().and_then(registry_token).is_some() {
-            let header = self.offer(credential, registry_token, name, refused, deadline).await?;
-            let header = header.ok_or_else(denied)?;
-            self.known.insert(name.clone(), Known::Registry);
-            return Ok(header);
-        }
-        let realm = at
-            .join(&realm)
-            .map_err(|error| SourceError::Invalid(format!("its token realm is no URL: {error}")))?;
-        self.http.policy.check(&realm)?;
-        let trusted = home && self.token_trust.trust(&realm);
-        if credential.is_some() && !trusted {
-            tracing::warn!(
-                upstream = %self.http.upstream,
-                realm = realm.host_str(),
-                "the registry names a token service elsewhere, which is asked without credentials; if it may have \
-                 them, name its host in realm_hosts"
-            );
-        }
-        let credential = credential.filter(|_| trusted);
-        let scope = scope.unwrap_or_else(|| usual.to_owned());
-        let key = Key { realm, service, scope, credential: credential.as_ref().map(Identity::of) };
-        let (key, header) = self.token(key, credential.as_ref(), name, refused, deadline).await?;
-        if home {
-            self.known.insert(name.clone(), Known::Bearer(key));
+        let has_registry_token = credential.as_ref().and_then(registry_token).is_some();
+        let (method, header) = match challenge {
+            Challenge::Basic => (Method::Basic, self.offer(credential, basic, request).await?),
+            Challenge::Bearer { .. } if has_registry_token => {
+                (Method::RegistryToken, self.offer(credential, registry_token, request).await?)
+            }
+            Challenge::Bearer { realm, service, scope: wanted } => {
+                let realm = self.realm(&realm, request)?;
+                let credential = credential.filter(|_| self.may_see_credentials(&realm));
+                let scope = wanted.unwrap_or_else(|| scope.to_owned());
+                let id = credential.as_ref().map(CredentialId::of);
+                let key = TokenKey { realm, service, scope, credential: id };
+                let (key, header) = self.token(key, credential.as_ref(), request).await?;
+                (Method::Bearer(key), Some(header))
+            }
+        };
+        let header = header.ok_or_else(denied)?;
+        if is_endpoint {
+            self.methods.insert(request.name.clone(), method);
         }
         Ok(header)
     }
 
-    /// Whether what was `sent` for a repository is out of date: another credential would be used now. If so, it is
-    /// forgotten.
+    /// Returns the URL of the token service, if it may be dialled.
+    fn realm(&self, realm: &str, request: &ChallengedRequest<'_>) -> Result<Url, SourceError> {
+        let invalid = |error| SourceError::Invalid(format!("its token realm is no valid URL: {error}"));
+        let realm = request.url.join(realm).map_err(invalid)?;
+        self.http.policy.check(&realm)?;
+        Ok(realm)
+    }
+
+    /// Returns true if a token service may see the credentials; logs a warning if not.
+    fn may_see_credentials(&self, realm: &Url) -> bool {
+        let trusted = self.token_trust.trusts(realm);
+        if !trusted {
+            tracing::warn!(
+                upstream = %self.http.upstream,
+                realm = realm.host_str(),
+                "the token service is on an unknown host and gets no credentials; to send them, add the host to \
+                 realm_hosts"
+            );
+        }
+        trusted
+    }
+
+    /// Forgets the authorization that was sent for a repository if it is outdated, that is, if another credential would
+    /// be used now. Returns true if so.
     pub(crate) async fn forget_outdated(
         &self,
         name: &Name,
         sent: &HeaderValue,
         deadline: Instant,
     ) -> Result<bool, SourceError> {
-        let Some(known) = self.known.get(name) else { return Ok(false) };
+        let Some(method) = self.methods.get(name) else { return Ok(false) };
         let credential = self.credentials.current(name, None, deadline).await?;
-        let refused = credential.as_ref().map(Identity::of);
-        let same = |credential: Option<&Credential>| match &known {
-            Known::Basic => credential.and_then(basic).as_ref() == Some(sent),
-            Known::Registry => credential.and_then(registry_token).as_ref() == Some(sent),
-            Known::Bearer(key) => {
-                !self.token_trust.trust(&key.realm) || credential.map(Identity::of) == key.credential
+        let refused = credential.as_ref().map(CredentialId::of);
+        let same = |credential: Option<&Credential>| match &method {
+            Method::Basic => credential.and_then(basic).as_ref() == Some(sent),
+            Method::RegistryToken => credential.and_then(registry_token).as_ref() == Some(sent),
+            Method::Bearer(key) => {
+                !self.token_trust.trusts(&key.realm) || credential.map(CredentialId::of) == key.credential
             }
         };
         let outdated = !same(credential.as_ref())
             || !same(self.credentials.current(name, refused, deadline).await?.as_ref());
         if outdated {
-            self.known.remove(name);
+            self.methods.remove(name);
         }
         Ok(outdated)
     }
 
-    /// What `make` makes of the credential, unless that was refused and there is no newer one.
+    /// Returns the authorization that `make` creates from the credential. If that was refused, asks for a newer
+    /// credential.
     async fn offer(
         &self,
         credential: Option<Credential>,
         make: fn(&Credential) -> Option<HeaderValue>,
-        name: &Name,
-        refused: Option<&HeaderValue>,
-        deadline: Instant,
+        request: &ChallengedRequest<'_>,
     ) -> Result<Option<HeaderValue>, SourceError> {
         let Some(credential) = credential else { return Ok(None) };
         let header = make(&credential);
-        if header.is_none() || header.as_ref() != refused {
+        if header.is_none() || header.as_ref() != request.refused {
             return Ok(header);
         }
-        let newer = self.credentials.current(name, Some(Identity::of(&credential)), deadline).await?;
-        Ok(newer.as_ref().and_then(make).filter(|header| Some(header) != refused))
+        let refused = Some(CredentialId::of(&credential));
+        let newer = self.credentials.current(request.name, refused, request.deadline).await?;
+        Ok(request.unless_refused(newer.as_ref().and_then(make)))
     }
 
-    /// A token, with the key that it is kept under. If the token service refuses the credential and there is a newer
-    /// one, that is tried.
+    /// Returns a token and its key. If the token service refuses the credential, tries a newer one.
     async fn token(
         &self,
-        mut key: Key,
+        mut key: TokenKey,
         credential: Option<&Credential>,
-        name: &Name,
-        refused: Option<&HeaderValue>,
-        deadline: Instant,
-    ) -> Result<(Key, HeaderValue), SourceError> {
+        request: &ChallengedRequest<'_>,
+    ) -> Result<(TokenKey, HeaderValue), SourceError> {
+        let &ChallengedRequest { name, refused, deadline, .. } = request;
         let denied = match self.tokens.get(&key, credential, refused, deadline).await {
             Ok(header) => return Ok((key, header)),
             Err(error @ SourceError::Denied(_)) if credential.is_some() => error,
             Err(error) => return Err(error),
         };
         let newer = self.credentials.current(name, key.credential, deadline).await?;
-        let identity = newer.as_ref().map(Identity::of);
-        if identity.is_none() || identity == key.credential {
+        let id = newer.as_ref().map(CredentialId::of);
+        if id.is_none() || id == key.credential {
             return Err(denied);
         }
-        key.credential = identity;
+        key.credential = id;
         let header = self.tokens.get(&key, newer.as_ref(), refused, deadline).await?;
         Ok((key, header))
     }

@@ -1,10 +1,9 @@
-//! Whether a token service may see an upstream's credentials.
+//! Trust in token services: which of them may see the credentials of an upstream.
 
 use url::{Host, Url};
 
-/// Suffixes that are rented out and that the public suffix list lacks: whoever has a name there is a stranger to its
-/// neighbours, at any depth.
-const RENTED_SUFFIXES: [&str; 8] = [
+/// Suffixes below which names belong to different owners, at any depth, and which are missing in the public suffix list.
+const SHARED_SUFFIXES: [&str; 8] = [
     "amazonaws.com",
     "amazonaws.com.cn",
     "azurecr.cn",
@@ -15,19 +14,19 @@ const RENTED_SUFFIXES: [&str; 8] = [
     "on.aws",
 ];
 
-/// The token services that may see the credentials for one endpoint.
+/// Token services that may see the credentials for one endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenTrust {
     endpoint: Url,
-    /// Hosts that the operator named, each for one port or, without one, for all.
+    /// Hosts from the configuration, each with one port, or without for all ports.
     named: Vec<(String, Option<u16>)>,
 }
 
 impl TokenTrust {
-    /// `named` are host names with a port if need be; what is none names nobody.
+    /// Creates the trust for an endpoint. `named` are host names, each with an optional port; others are ignored.
     pub(crate) fn new(endpoint: Url, named: &[String]) -> Self {
         let named = named.iter().filter_map(|text| {
-            // Spelt by the same rules as the realm that it is compared with.
+            // Normalised by the same rules as the realm that it is compared with.
             let url = Url::parse(&format!("https://{text}")).ok()?;
             let port = text.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
             Some((url.host_str()?.to_owned(), port))
@@ -35,15 +34,16 @@ impl TokenTrust {
         Self { named: named.collect(), endpoint }
     }
 
-    /// Whether credentials for the endpoint may be sent to the realm it named: over TLS unless the endpoint itself has
-    /// none, and only to the same host, the same owner's domain, or a host that the operator named.
-    pub(crate) fn trust(&self, realm: &Url) -> bool {
+    /// Returns true if credentials for the endpoint may be sent to the token service that it named. The service must
+    /// use TLS if the endpoint does, and must be on the same host, in the same registrable domain, or on a host from the
+    /// configuration.
+    pub(crate) fn trusts(&self, realm: &Url) -> bool {
         let safe =
             realm.scheme() == "https" || (realm.scheme() == "http" && self.endpoint.scheme() == "http");
-        safe && (self.own(realm) || self.named(realm))
+        safe && (self.is_own(realm) || self.is_named(realm))
     }
 
-    fn own(&self, realm: &Url) -> bool {
+    fn is_own(&self, realm: &Url) -> bool {
         match (self.endpoint.host(), realm.host()) {
             (Some(Host::Domain(endpoint)), Some(Host::Domain(realm))) => {
                 endpoint == realm
@@ -54,19 +54,19 @@ impl TokenTrust {
         }
     }
 
-    fn named(&self, realm: &Url) -> bool {
+    fn is_named(&self, realm: &Url) -> bool {
         self.named.iter().any(|(host, port)| {
             realm.host_str() == Some(host) && (port.is_none() || *port == realm.port_or_known_default())
         })
     }
 }
 
-/// The part of a name that its owner registered; `None` where that cannot be told, or names are rented out.
+/// Returns the registrable domain of a host; `None` if it has none, or if neighbours have other owners.
 fn registrable(host: &str) -> Option<&str> {
     let under = |suffix: &&&str| {
         host.strip_suffix(**suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    if host.split('.').any(str::is_empty) || RENTED_SUFFIXES.iter().any(|suffix| under(&suffix)) {
+    if host.split('.').any(str::is_empty) || SHARED_SUFFIXES.iter().any(|suffix| under(&suffix)) {
         return None;
     }
     psl::domain_str(host)
@@ -79,7 +79,7 @@ mod tests {
     fn named(endpoint: &str, hosts: &[&str], realm: &str) -> bool {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         TokenTrust::new(Url::parse(endpoint).expect("a URL"), &hosts)
-            .trust(&Url::parse(realm).expect("a URL"))
+            .trusts(&Url::parse(realm).expect("a URL"))
     }
 
     fn may(endpoint: &str, realm: &str) -> bool {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_owner_may() {
+    fn trusts_the_same_registrable_domain() {
         assert!(may("https://registry-1.docker.io", "https://auth.docker.io/token"));
         assert!(may("https://registry.gitlab.com", "https://gitlab.com/jwt/auth"));
         assert!(may("https://ghcr.io", "https://ghcr.io/token"));
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_may_not() {
+    fn trusts_no_other_owner() {
         assert!(!may("https://registry-1.docker.io", "https://auth.docker.io.evil.test/token"));
         assert!(!may("https://registry-1.docker.io", "https://evildocker.io/token"));
         assert!(!may("https://reg.example.co.uk", "https://evil.co.uk/token"));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_rents_a_name_is_a_stranger_to_the_neighbours() {
+    fn trusts_no_neighbour_below_a_shared_suffix() {
         for suffix in [
             // From the public suffix list.
             "azurewebsites.net",
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_may_name_others() {
+    fn trusts_configured_hosts() {
         let lab = "https://registry.lab.test";
         assert!(!named(lab, &[], "https://gitlab.test/jwt/auth"));
         assert!(named(lab, &["gitlab.test"], "https://gitlab.test/jwt/auth"));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn never_in_the_clear() {
+    fn trusts_no_plain_http_for_an_endpoint_with_tls() {
         assert!(!may("https://ghcr.io", "http://ghcr.io/token"));
         assert!(may("http://reg.test", "https://reg.test/token"));
         assert!(!may("http://reg.test", "ftp://reg.test/token"));

@@ -68,14 +68,14 @@ impl Registry {
         steps: &mut Vec<Step>,
     ) -> Result<Stream, End> {
         let Some(by_way) = self.http.proxies.towards(url) else {
-            let remedy = if proxy::named().next().is_some() { AROUND_PROXY } else { AT_ENDPOINT };
+            let remedy = if proxy::environment().next().is_some() { AROUND_PROXY } else { AT_ENDPOINT };
             return Ok(Box::new(self.connected(url, remedy, steps).await?));
         };
         let proxy = Url::parse(&by_way.uri().to_string()).map_err(|error| {
             steps.push(Step::fails("proxy", error.to_string(), AT_PROXY));
             End
         })?;
-        let who = if self.http.proxies.of_environment() { "larder's environment" } else { "`proxy`" };
+        let who = if self.http.proxies.is_from_environment() { "larder's environment" } else { "`proxy`" };
         let found = format!("{}, as {who} says", proxy.as_str().trim_end_matches('/'));
         steps.push(Step::ok("proxy", found));
         let stream = self.connected(&proxy, AT_PROXY, steps).await?;

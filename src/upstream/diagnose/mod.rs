@@ -230,7 +230,7 @@ impl Registry {
             }
             None => Ok(()),
         };
-        let step = match (answer, self.http.quota.told(), &asked) {
+        let step = match (answer, self.http.quota.announced(), &asked) {
             (Err(error @ SourceError::RateLimited { .. }), _, _) => {
                 steps.push(limited(Some(error)).since(began));
                 return Err(End);

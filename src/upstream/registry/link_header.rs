@@ -1,15 +1,15 @@
-//! `Link` headers of paged lists (RFC 8288): where the next page is.
+//! Header `Link` of paged lists (RFC 8288).
 
 use http::HeaderMap;
 use http::header::LINK;
 
-/// The target of the link to the next page, as it is written; `None` on the last page.
+/// Returns the target of the link to the next page, as sent; `None` on the last page.
 pub(crate) fn next(headers: &HeaderMap) -> Option<String> {
     let lines = headers.get_all(LINK).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(links).find(|(_, parameters)| is_next(parameters)).map(|(target, _)| target.to_owned())
 }
 
-/// Takes a line apart: each link's target with its parameters. What is no link ends the line.
+/// Splits a line into links, each a target with its parameters. An invalid link ends the line.
 fn links(mut line: &str) -> impl Iterator<Item = (&str, &str)> {
     std::iter::from_fn(move || {
         let rest = line.trim_start_matches([' ', '\t', ',']).strip_prefix('<')?;
@@ -25,7 +25,7 @@ fn links(mut line: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Whether a link's relations include `next`.
+/// Returns true if the relations of a link include `next`.
 fn is_next(parameters: &str) -> bool {
     parameters.split(';').any(|parameter| {
         parameter.split_once('=').is_some_and(|(name, value)| {
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_page_is_found() {
+    fn next_finds_the_link_in_any_spelling() {
         let target = Some("/v2/a/tags/list?n=2&last=b".to_owned());
         for lines in [
             &["</v2/a/tags/list?n=2&last=b>; rel=\"next\""][..],
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_page_has_none() {
+    fn next_finds_nothing_without_a_valid_link() {
         for lines in
             [&[][..], &[""], &["</a>; rel=prev"], &["</a>"], &["/a; rel=next"], &["<a; rel=next"], &[",,"]]
         {

@@ -21,10 +21,10 @@ use super::auth::Auth;
 use super::context::Context;
 use super::error::BuildError;
 use super::quota::Quota;
+use super::settings::{ConnectionSettings, RegistryLogin, ServerLogins};
 use super::transport::address::{Policy, Resolver};
 use super::transport::client::{HttpClient, causes};
 use super::transport::proxy::Proxies;
-use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::source::gunzip::decode_document;
 use crate::source::{
@@ -52,18 +52,20 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Creates the registry at `url` with the settings of its upstream. Does not connect.
+    /// Creates the registry at `url` with the settings of its upstream. `login` is `None` for a mirror. Does not connect.
     pub(crate) fn build(
         name: &UpstreamName,
         url: Url,
-        upstream: &schema::Upstream,
+        connection: &ConnectionSettings,
+        servers: &ServerLogins,
+        login: Option<&RegistryLogin>,
         quota: &Arc<Quota>,
         context: &Context,
     ) -> Result<Self, BuildError> {
-        let http = Arc::new(http_client(name, &url, upstream, quota, context)?);
+        let http = Arc::new(http_client(name, &url, connection, quota, context)?);
         let base = url.as_str().trim_end_matches('/').to_owned();
-        let auth = Auth::new(Arc::clone(&http), url, upstream);
-        Ok(Self { base, http, auth, limits: ConnectionLimits::new(upstream.max_connections) })
+        let auth = Auth::new(Arc::clone(&http), url, servers, login);
+        Ok(Self { base, http, auth, limits: ConnectionLimits::new(connection.max_connections) })
     }
 
     /// Returns the deadline, or the one that follows from the upstream's time-out.
@@ -221,7 +223,7 @@ fn invalid(reason: &str) -> SourceError {
 fn http_client(
     name: &UpstreamName,
     url: &Url,
-    upstream: &schema::Upstream,
+    connection: &ConnectionSettings,
     quota: &Arc<Quota>,
     context: &Context,
 ) -> Result<HttpClient, BuildError> {
@@ -234,13 +236,13 @@ fn http_client(
     }
     let own = url.host().ok_or_else(|| wrong("it has no host"))?.to_owned();
     let broken = |reason| BuildError::Client { upstream: name.to_string(), reason };
-    let proxies = Proxies::new(upstream.proxy.as_ref(), &own).map_err(broken)?;
+    let proxies = Proxies::new(connection.proxy.as_ref(), &own).map_err(broken)?;
     if let Some(proxy) = proxies.towards(url) {
         tracing::info!(upstream = %name, proxy = %proxy.uri(), "using a proxy");
     }
-    let policy = Arc::new(Policy::new(own, upstream.allow_private).by_way_of(proxies.hosts()));
-    let tls =
-        tls::client_config(name.as_str(), upstream).map_err(|error| BuildError::tls(name.as_str(), error))?;
+    let policy = Arc::new(Policy::new(own, connection.allow_private).with_proxies(proxies.hosts()));
+    let tls = tls::client_config(name.as_str(), &connection.tls)
+        .map_err(|error| BuildError::tls(name.as_str(), error))?;
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .user_agent(USER_AGENT)

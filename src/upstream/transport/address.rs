@@ -1,9 +1,9 @@
-//! Which addresses may be dialled: the endpoint's own host and its proxy always, private ones elsewhere only by
-//! permission.
+//! Policy for addresses: the endpoint's own host and its proxy may always be dialled, private addresses elsewhere only
+//! with `allow_private`.
 //!
-//! Redirects and token realms are words of a stranger. The check for names sits in the resolver, so that what was
-//! checked is what is dialled even if the name's address changes in between. A proxy looks names up by itself, so that
-//! they are for it to judge.
+//! Redirects and token realms come from outside and may name internal hosts. Names are checked in the resolver, so that
+//! the checked address is the dialled one even if the name changes in between. A proxy resolves names itself, and its own
+//! policy applies.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,27 +14,27 @@ use url::{Host, Url};
 
 use crate::source::SourceError;
 
-/// Where the requests for one upstream may go.
+/// Hosts and addresses that requests for one endpoint may go to.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     own: Host<String>,
-    /// What requests go to instead.
+    /// Hosts of proxies.
     proxies: Vec<Host<String>>,
     allow_private: bool,
 }
 
 impl Policy {
-    /// The policy for an endpoint at `own`; any port of that host counts as the same host.
+    /// Creates the policy for an endpoint on the host `own`, on any port.
     pub(crate) fn new(own: Host<String>, allow_private: bool) -> Self {
         Self { own, proxies: Vec::new(), allow_private }
     }
 
-    /// The same where requests may go by way of these hosts.
-    pub(crate) fn by_way_of(self, proxies: Vec<Host<String>>) -> Self {
+    /// Returns the policy with these hosts of proxies.
+    pub(crate) fn with_proxies(self, proxies: Vec<Host<String>>) -> Self {
         Self { proxies, ..self }
     }
 
-    /// Refuses a URL that must not be requested; names are judged when they are resolved.
+    /// Refuses a URL that must not be requested. Names are checked when they are resolved.
     pub(crate) fn check(&self, url: &Url) -> Result<(), SourceError> {
         let refuse = |reason: String| Err(SourceError::Invalid(reason));
         if !matches!(url.scheme(), "http" | "https") {
@@ -49,7 +49,7 @@ impl Policy {
         let private = match host {
             Host::Ipv4(address) => is_private(IpAddr::V4(address)),
             Host::Ipv6(address) => is_private(IpAddr::V6(address)),
-            // The resolver lets the proxy's name pass, wherever it leads to; no stranger may name it.
+            // The resolver permits the proxy's name, whatever its address. No redirect may use that.
             Host::Domain(_) => self.is_proxy(&host),
         };
         if self.allow_private || !private || same(&self.own, &host) {
@@ -73,14 +73,14 @@ fn same(own: &Host<String>, other: &Host<&str>) -> bool {
     }
 }
 
-/// A name from outside that leads inside.
+/// Error for a host from outside that has a private address.
 #[derive(Debug)]
 pub(crate) struct PrivateAddress;
 
 impl PrivateAddress {
-    /// The place goes into the log alone: who asks for an image has no need to know what the inside is called.
-    fn of(place: &str) -> Self {
-        tracing::warn!(place, "a redirect or a token realm leads to a private address");
+    /// Logs the host and returns the error without it: clients must not see internal names.
+    fn of(host: &str) -> Self {
+        tracing::warn!(host, "a redirect or a token realm leads to a private address");
         Self
     }
 }
@@ -93,7 +93,7 @@ impl fmt::Display for PrivateAddress {
 
 impl std::error::Error for PrivateAddress {}
 
-/// The system's resolver under a [`Policy`].
+/// System resolver that applies a [`Policy`].
 #[derive(Debug)]
 pub(crate) struct Resolver(pub(crate) Arc<Policy>);
 
@@ -114,7 +114,7 @@ impl Resolve for Resolver {
     }
 }
 
-/// Whether an address is of no public network.
+/// Returns true if an address is not of a public network. (`IpAddr::is_global` is not stable yet.)
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_private_v4(address),
@@ -130,7 +130,7 @@ fn is_private_v4(address: Ipv4Addr) -> bool {
         || address.is_multicast()
         || address.is_broadcast()
         || first == 0
-        // Shared address space of carriers (RFC 6598), also home of some clouds' metadata services.
+        // Shared address space (RFC 6598), where some clouds have their metadata services.
         || (first == 100 && second & 0b1100_0000 == 64)
         // Protocol assignments (RFC 6890) and benchmarking (RFC 2544).
         || (first == 192 && second == 0 && third == 0)
@@ -149,9 +149,9 @@ fn is_private_v6(address: Ipv6Addr) -> bool {
         || address.is_unique_local()
         || address.is_unicast_link_local()
         || address.is_multicast()
-        // Formerly site-local.
+        // Site-local, deprecated (RFC 3879).
         || segments[0] & 0xffc0 == 0xfec0
-        // IPv4 in disguise: mapped or compatible, NAT64 (RFC 6052), 6to4.
+        // Embedded IPv4: mapped or compatible, NAT64 (RFC 6052), 6to4.
         || (segments[..5] == [0; 5] && matches!(segments[5], 0 | 0xffff) && embedded(segments[6], segments[7]))
         || (segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0] && embedded(segments[6], segments[7]))
         || segments[..3] == [0x64, 0xff9b, 1]
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn private_networks_are_known() {
+    fn is_private_knows_reserved_networks() {
         for private in [
             "127.0.0.1",
             "10.1.2.3",
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_own_host_may_be_private() {
+    fn policy_permits_private_addresses_for_the_own_host_only() {
         let lab = policy("http://127.0.0.1:5000", false);
         assert!(may(&lab, "http://127.0.0.1:9/x") && may(&lab, "https://cdn.test/x"));
         for bad in ["http://127.0.0.2/", "http://0x7f.2/", "http://[::1]/", "http://169.254.169.254/latest"] {
@@ -215,16 +215,16 @@ mod tests {
     }
 
     #[test]
-    fn nobody_leads_to_the_proxy() {
-        let by_way = |policy: Policy| policy.by_way_of(vec![Host::Domain("proxy.test".to_owned())]);
-        assert!(!may(&by_way(policy("https://ghcr.io", false)), "http://proxy.test:3128/"));
-        assert!(may(&by_way(policy("https://ghcr.io", false)), "https://cdn.test/x"));
-        assert!(may(&by_way(policy("https://ghcr.io", true)), "http://proxy.test/"));
-        assert!(may(&by_way(policy("https://proxy.test", false)), "https://proxy.test/v2/"));
+    fn policy_permits_no_redirect_to_the_proxy() {
+        let proxied = |policy: Policy| policy.with_proxies(vec![Host::Domain("proxy.test".to_owned())]);
+        assert!(!may(&proxied(policy("https://ghcr.io", false)), "http://proxy.test:3128/"));
+        assert!(may(&proxied(policy("https://ghcr.io", false)), "https://cdn.test/x"));
+        assert!(may(&proxied(policy("https://ghcr.io", true)), "http://proxy.test/"));
+        assert!(may(&proxied(policy("https://proxy.test", false)), "https://proxy.test/v2/"));
     }
 
     #[test]
-    fn odd_urls_are_refused() {
+    fn policy_refuses_other_schemes_and_credentials() {
         let any = policy("https://ghcr.io", true);
         for bad in ["ftp://ghcr.io/", "https://user@ghcr.io/", "https://:pw@ghcr.io/", "file:///etc/passwd"] {
             assert!(!may(&any, bad), "{bad}");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_are_judged_by_their_addresses() {
+    async fn resolver_checks_the_addresses_of_names() {
         let resolve = |policy: Policy| async move {
             Resolver(Arc::new(policy))
                 .resolve("localhost".parse().expect("a name"))
@@ -243,7 +243,8 @@ mod tests {
         assert!(error.is::<PrivateAddress>() && error.to_string().contains("allow_private"));
         assert!(resolve(policy("https://ghcr.io", true)).await.expect("permitted") > 0);
         assert!(resolve(policy("http://localhost:5000", false)).await.expect("permitted") > 0);
-        let proxied = policy("https://ghcr.io", false).by_way_of(vec![Host::Domain("localhost".to_owned())]);
+        let proxied =
+            policy("https://ghcr.io", false).with_proxies(vec![Host::Domain("localhost".to_owned())]);
         assert!(resolve(proxied).await.expect("permitted") > 0);
     }
 }

@@ -1,4 +1,4 @@
-//! The proxy between larder and an upstream: the one that is configured, or those that the environment names.
+//! Proxy towards an upstream: from the configuration, or from the environment.
 
 use std::fmt;
 
@@ -8,22 +8,23 @@ use url::{Host, Url};
 
 use crate::config::proxy::{self, Proxy};
 
-/// Where the environment names proxies (as curl, docker and containerd read it).
+/// Environment variables with proxies, as curl, docker and containerd read them.
 const VARIABLES: [&str; 6] =
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
-/// Through what the requests for one endpoint go.
+/// Proxies for the requests to one endpoint.
 pub(crate) enum Proxies {
-    /// Through nothing.
+    /// No proxy.
     None,
-    /// All through this one.
+    /// This proxy for all hosts.
     One(Box<Matcher>, Url),
-    /// Through what the environment says for each host.
+    /// The proxies of the environment, which depend on the host.
     Environment(Box<Matcher>),
 }
 
 impl Proxies {
-    /// Those for an endpoint at `own`. What runs on this machine is asked directly, unless `setting` says otherwise.
+    /// Returns the proxies for an endpoint on the host `own`. A registry on this machine has none, unless `setting` names
+    /// one.
     pub(crate) fn new(setting: Option<&Proxy>, own: &Host) -> Result<Self, String> {
         match setting {
             Some(Proxy::Direct) => Ok(Self::None),
@@ -31,9 +32,9 @@ impl Proxies {
                 let matcher = Matcher::builder().all(url.as_str().to_owned()).build();
                 Ok(Self::One(Box::new(matcher), url.clone()))
             }
-            None if is_here(own) => Ok(Self::None),
+            None if is_local(own) => Ok(Self::None),
             None => {
-                for (name, value) in named() {
+                for (name, value) in environment() {
                     proxy::url(&value).map_err(|error| {
                         format!("{name} in the environment: {error}, in this upstream's `proxy`")
                     })?;
@@ -43,7 +44,7 @@ impl Proxies {
         }
     }
 
-    /// What is connected to instead, for a request to `url`.
+    /// Returns the proxy for a request to `url`.
     pub(crate) fn towards(&self, url: &Url) -> Option<Intercept> {
         match self {
             Self::None => None,
@@ -53,48 +54,48 @@ impl Proxies {
         }
     }
 
-    /// The hosts of all that may be connected to instead.
+    /// Returns the hosts of all proxies.
     pub(crate) fn hosts(&self) -> Vec<Host> {
         let urls = match self {
             Self::None => Vec::new(),
             Self::One(_, url) => vec![url.clone()],
-            Self::Environment(_) => named().filter_map(|(_, value)| proxy::url(&value).ok()).collect(),
+            Self::Environment(_) => environment().filter_map(|(_, value)| proxy::url(&value).ok()).collect(),
         };
         urls.iter().filter_map(|url| Some(url.host()?.to_owned())).collect()
     }
 
-    /// Has a client do the same.
+    /// Sets a client to use the same proxies.
     pub(crate) fn apply(&self, client: ClientBuilder) -> reqwest::Result<ClientBuilder> {
         Ok(match self {
             Self::None => client.no_proxy(),
             Self::One(_, url) => client.proxy(reqwest::Proxy::all(url.clone())?),
-            // The client reads it by itself.
+            // The client reads the environment itself.
             Self::Environment(_) => client,
         })
     }
 
-    /// Whether the environment decides.
-    pub(crate) fn of_environment(&self) -> bool {
+    /// Returns true if the proxies are from the environment.
+    pub(crate) fn is_from_environment(&self) -> bool {
         matches!(self, Self::Environment(_))
     }
 }
 
 impl fmt::Debug for Proxies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without what the environment's URLs hold beside hosts.
+        // URLs may contain credentials, so only hosts are shown.
         f.debug_tuple("Proxies").field(&self.hosts()).finish()
     }
 }
 
-/// What the environment names.
-pub(crate) fn named() -> impl Iterator<Item = (&'static str, String)> {
+/// Returns the variables of the environment that name proxies.
+pub(crate) fn environment() -> impl Iterator<Item = (&'static str, String)> {
     VARIABLES
         .into_iter()
         .filter_map(|name| Some((name, std::env::var(name).ok()?)))
         .filter(|(_, value)| !value.is_empty())
 }
 
-fn is_here(host: &Host) -> bool {
+fn is_local(host: &Host) -> bool {
     match host {
         Host::Ipv4(address) => address.is_loopback(),
         Host::Ipv6(address) => address.is_loopback(),
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_is_configured_is_for_every_request() {
+    fn configured_proxy_is_used_for_every_host() {
         let own = Host::parse("127.0.0.1").expect("a host");
         let proxies = Proxies::new(Some(&"http://proxy.test:3128".parse().expect("a proxy")), &own);
         let proxies = proxies.expect("proxies");
@@ -123,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_here_needs_none() {
+    fn local_registry_has_no_proxy() {
         for here in ["127.0.0.1", "[::1]", "localhost", "registry.localhost"] {
             let host = Host::parse(here).expect("a host");
             assert!(matches!(Proxies::new(None, &host), Ok(Proxies::None)), "{here}");
         }
         let there = Host::parse("localhost.test").expect("a host");
         assert!(matches!(Proxies::new(Some(&Proxy::Direct), &there), Ok(Proxies::None)));
-        assert!(!is_here(&there));
+        assert!(!is_local(&there));
     }
 }
