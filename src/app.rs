@@ -191,7 +191,7 @@ impl App {
         // A socket that only this machine reaches asks for no token.
         let (near, far): (Vec<_>, Vec<_>) =
             admin.into_iter().partition(|it| it.local().is_none_or(|address| address.ip().is_loopback()));
-        let admin = [(near, operator.clone().trusting()), (far, operator)].map(|(listeners, operator)| {
+        let admin = [(near, operator.clone().local()), (far, operator)].map(|(listeners, operator)| {
             let (bounds, stopped) = (admin_bounds.clone(), admin_stopped.clone());
             tokio::spawn(server::serve(listeners, bounds, None, stopped, move |request, _| {
                 let operator = operator.clone();

@@ -26,6 +26,7 @@ pub struct CheckQuery {
 
 /// What a pull of one reference would meet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Verdict)]
 pub struct CheckVerdict {
     /// The reference, in full.
     pub reference: String,
@@ -43,6 +44,7 @@ pub struct CheckVerdict {
 
 /// Something that a pull would lack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Missing)]
 pub struct MissingPart {
     /// For which platform, as far as that is stated.
     pub platform: Option<String>,

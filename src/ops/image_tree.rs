@@ -21,6 +21,7 @@ pub(super) const CONFIG_MAX: u64 = 4 << 20;
 
 /// Something that a manifest or index points at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Part)]
 pub struct ContentPart {
     /// Its digest.
     pub digest: Digest,

@@ -11,6 +11,7 @@ use super::{Operations, OpsError, remove, warm};
 /// Something that takes its time or changes what is held; in JSON an object with a `verb`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
+#[schema(as = Task)]
 pub enum JobSpec {
     /// Hold everything against its digest.
     Verify {

@@ -5,6 +5,7 @@ use tokio::sync::watch;
 
 /// One piece of long work that is under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Bar)]
 pub struct ProgressItem {
     /// Tells it from others.
     pub id: u64,

@@ -35,6 +35,7 @@ const COUNT_MAX: usize = 1024;
 #[schema(as = Warm)]
 pub struct WarmSpec {
     /// The references.
+    #[schema(required = true)]
     pub references: Vec<String>,
     /// Of an index the platforms that are wanted; none is all of them.
     pub platforms: Vec<String>,

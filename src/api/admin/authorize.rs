@@ -1,39 +1,109 @@
-//! Who may ask the operator's API: anybody on this machine, and beyond it who has the token. A page in a browser on this
-//! machine is not the operator, whatever address its requests come from.
+//! Access control of the admin API: requests from this machine need no token, other requests do.
+//!
+//! A web page in a browser on this machine is not the operator, although its requests come from a loopback address. The
+//! checks of `Host` and of the media type keep such pages out.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use subtle::ConstantTimeEq as _;
 
+use crate::api::body::Body;
+use crate::api::ui;
 use crate::oci::{Algorithm, Digest};
 use crate::ops::Operations;
 
-use super::Denial;
+use super::reply;
 
-/// A longer file holds no token.
+/// Limit of a token in bytes. A larger file is not a token.
 const TOKEN_MAX: usize = 4096;
 
-/// Lets a request pass or says why not. `trusting` is for sockets that only this machine reaches.
-pub(super) async fn authorize(head: &Parts, trusting: bool, operations: &Operations) -> Result<(), Denial> {
-    if !trusting {
-        let token = token(operations).await.ok_or(Denial::NoToken)?;
-        if !sent_token(&head.headers).is_some_and(|given| is_equal(&given, &token)) {
+/// Reason for which a request is refused before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Denial {
+    /// The token is missing or wrong.
+    Token,
+    /// No token is configured, so that no request can have it.
+    NoToken,
+    /// The `Host` is not this machine: a web page may have sent the request through DNS rebinding.
+    Host,
+    /// The request changes something and could be a form of a web page (cross-site request forgery).
+    MediaType,
+}
+
+impl Denial {
+    /// Returns the status code, the code for programs and the message.
+    fn meaning(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Token => (
+                StatusCode::UNAUTHORIZED,
+                "token",
+                "missing or wrong token; send the token of admin.token_file as `Authorization: Bearer TOKEN`",
+            ),
+            Self::NoToken => (
+                StatusCode::FORBIDDEN,
+                "token",
+                "this address requires a token and none is configured; set admin.token_file, or use a loopback \
+                 address or a unix socket",
+            ),
+            Self::Host => (
+                StatusCode::FORBIDDEN,
+                "host",
+                "unexpected Host header; use the IP address of this machine, or localhost",
+            ),
+            Self::MediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "media-type",
+                "send `Content-Type: application/json`, or `application/x-tar` with an archive",
+            ),
+        }
+    }
+
+    /// Returns an error page. If the token is missing, the browser asks the user for it.
+    pub(super) fn page(self) -> Response<Body> {
+        let (status, _, message) = self.meaning();
+        if self != Self::Token {
+            return ui::failure(status, message);
+        }
+        let message = "log in with any user name and the token of admin.token_file as password";
+        let mut response = ui::failure(status, message);
+        let challenge = HeaderValue::from_static("Basic realm=\"larder\", charset=\"UTF-8\"");
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        response
+    }
+
+    /// Returns an error response of the API.
+    pub(super) fn response(self) -> Response<Body> {
+        let (status, code, message) = self.meaning();
+        let mut response = reply::refused(status, code, message);
+        if self == Self::Token {
+            let challenge = HeaderValue::from_static("Bearer realm=\"larder\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+/// Checks that a request may be answered. `is_local` is true for sockets that only this machine can reach.
+pub(super) async fn authorize(head: &Parts, is_local: bool, operations: &Operations) -> Result<(), Denial> {
+    if !is_local {
+        let token = configured_token(operations).await.ok_or(Denial::NoToken)?;
+        if !sent_token(&head.headers).is_some_and(|sent| is_equal(&sent, &token)) {
             return Err(Denial::Token);
         }
     } else if !is_own_host(head) {
-        // Where no token is asked for, a name that somebody else's DNS lets point here must not open the door.
+        // Without a token, a foreign DNS name that resolves to this machine must not give access.
         return Err(Denial::Host);
     }
-    let reads = head.method == Method::GET || head.method == Method::HEAD;
-    let foreign = !reads && !is_not_a_form(&head.headers);
-    // A browser sends JSON to a foreign place only after asking, and this API never says yes.
-    if foreign { Err(Denial::MediaType) } else { Ok(()) }
+    let is_read = head.method == Method::GET || head.method == Method::HEAD;
+    // Browsers send JSON to another site only after a preflight request, which this API never permits.
+    if is_read || cannot_be_a_form(&head.headers) { Ok(()) } else { Err(Denial::MediaType) }
 }
 
-/// Read whenever it is needed, so that a new one counts at once.
-async fn token(operations: &Operations) -> Option<Vec<u8>> {
+/// Reads the token. The file is read for each request, so that a new token takes effect at once.
+async fn configured_token(operations: &Operations) -> Option<Vec<u8>> {
     let path = operations.config().admin.token_file.clone()?;
     let read = tokio::task::spawn_blocking(move || (std::fs::read(&path), path)).await.ok()?;
     match read {
@@ -42,13 +112,13 @@ async fn token(operations: &Operations) -> Option<Vec<u8>> {
             (!token.is_empty() && token.len() <= TOKEN_MAX).then(|| token.to_vec())
         }
         (Err(error), path) => {
-            tracing::error!(%error, path = %path.display(), "admin.token_file cannot be read; nobody is let in");
+            tracing::error!(%error, path = %path.display(), "cannot read admin.token_file; requests are refused");
             None
         }
     }
 }
 
-/// The token as it was sent: as `Bearer`, or as the password of `Basic`, which is what browsers ask people for.
+/// Returns the token of a request: a `Bearer` token, or the password of `Basic`, which browsers ask the user for.
 fn sent_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();
@@ -56,37 +126,36 @@ fn sent_token(headers: &HeaderMap) -> Option<Vec<u8>> {
         return Some(token.as_bytes().to_vec());
     }
     let pair = scheme.eq_ignore_ascii_case("basic").then(|| BASE64.decode(token))?.ok()?;
-    // Whoever has the token is the operator, by whatever name.
+    // The user name is ignored.
     let colon = pair.iter().position(|byte| *byte == b':')?;
     Some(pair[colon + 1..].to_vec())
 }
 
-/// Compares in a time that tells nothing of where they differ, nor of their lengths.
-fn is_equal(given: &[u8], token: &[u8]) -> bool {
-    let (given, token) = (Digest::of(Algorithm::Sha256, given), Digest::of(Algorithm::Sha256, token));
-    let pairs = given.as_bytes().iter().zip(token.as_bytes());
-    std::hint::black_box(pairs.fold(0_u8, |differ, (one, other)| differ | (one ^ other))) == 0
+/// Compares two tokens in constant time. Hashes are compared, so that the time does not depend on the lengths either.
+fn is_equal(sent: &[u8], token: &[u8]) -> bool {
+    let hash = |text: &[u8]| Digest::of(Algorithm::Sha256, text);
+    hash(sent).as_bytes().ct_eq(hash(token).as_bytes()).into()
 }
 
-/// Whether a request is meant for this machine by an address, by `localhost`, or came by a socket in the file system.
+/// Returns true if the request names this machine by an IP address or as `localhost`, or came through a unix socket.
 fn is_own_host(head: &Parts) -> bool {
     let authority = head.uri.authority().map(http::uri::Authority::as_str);
-    let given = authority.or_else(|| head.headers.get(HOST).and_then(|host| host.to_str().ok()));
-    let Some(host) = given.filter(|host| !host.is_empty()) else { return true };
+    let host = authority.or_else(|| head.headers.get(HOST).and_then(|host| host.to_str().ok()));
+    let Some(host) = host.filter(|host| !host.is_empty()) else { return true };
     let Ok(host) = host.parse::<http::uri::Authority>() else { return false };
     let name = host.host().trim_start_matches('[').trim_end_matches(']');
     name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// Whether a request that changes something cannot be a form of a page somewhere.
-fn is_not_a_form(headers: &HeaderMap) -> bool {
+/// Returns true if no HTML form of a web page can send a request with these headers.
+fn cannot_be_a_form(headers: &HeaderMap) -> bool {
     let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = media_type.map(|text| text.split(';').next().unwrap_or_default().trim());
     match media_type {
         Some(text) => {
             ["application/json", "application/x-tar"].iter().any(|known| text.eq_ignore_ascii_case(known))
         }
-        // What has no body has no type; and every browser names the page that sends it.
+        // A request without a body has no media type; a browser adds `Origin` to it.
         None => !headers.contains_key(ORIGIN),
     }
 }
@@ -101,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_by_its_own_names() {
+    fn host_must_be_this_machine() {
         for own in ["127.0.0.1:5001", "localhost", "LocalHost:5001", "[::1]:5001", "10.0.0.7"] {
             assert!(is_own_host(&head(own)), "{own}");
         }
@@ -111,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_a_bearers_or_a_password() {
+    fn sent_token_is_a_bearer_token_or_a_password() {
         let sent = |text: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, text.parse().expect("a value"));
@@ -126,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_compared_whole() {
+    fn is_equal_compares_whole_tokens() {
         assert!(is_equal(b"secret", b"secret"));
         for other in ["", "secre", "secrets", "Secret"] {
             assert!(!is_equal(other.as_bytes(), b"secret"), "{other}");

@@ -1,123 +1,144 @@
-//! Images out of the cache and into it, as archives that are streamed.
+//! Endpoints that export and import images as archives. Archives are streamed in both directions.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::api::body::Body;
 use crate::ops::channel_reader::ChannelReader;
-use crate::ops::{Operations, export, import};
+use crate::ops::{export, import};
 
-use super::{Body, answered, failed, not_allowed, refused};
+use super::reply::{self, Refused};
+use super::request::{ApiRequest, RequestBody};
 
-/// An archive's media type.
+/// Media type of an archive.
 const TAR: &str = "application/x-tar";
-/// How long a client may send nothing. Some archives are made while they are sent.
-const SILENCE_MAX: Duration = Duration::from_mins(5);
-/// How long what a client still sends is taken and thrown away, so that it gets to see why nobody wants it.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Time-out between two chunks of an upload. Some tools create the archive while they send it.
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(5);
+/// Time for which the rest of a refused upload is read, so that the client receives the response.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `/export`.
-pub(super) async fn out(operations: &Operations, head: &Parts) -> Response<Body> {
-    if head.method != Method::GET {
-        return not_allowed("GET");
-    }
-    let begun = match export::ExportRequest::read(head.uri.query().unwrap_or_default()) {
-        Ok(ask) => export::export(operations, ask).await,
+/// Exports an image as an OCI layout in a tar archive
+///
+/// Parts that are not cached are fetched during the export. If the export fails, the body is shorter than its
+/// Content-Length.
+#[utoipa::path(
+    get,
+    path = "/export",
+    params(export::ExportRequest),
+    responses(
+        (
+            status = 200,
+            description = "Archive",
+            content_type = "application/x-tar",
+            body = String,
+            headers(("Larder-Report" = export::ExportReport, description = "Content of the archive, as JSON")),
+        ),
+        (status = 400, response = Refused),
+        (status = 404, response = Refused),
+        (status = 422, response = Refused),
+        (status = 502, response = Refused),
+    )
+)]
+pub(super) async fn export(request: ApiRequest) -> Response<Body> {
+    let started = match export::ExportRequest::read(request.query()) {
+        Ok(options) => export::export(&request.operations, options).await,
         Err(error) => Err(error),
     };
-    let export::Export { report, length, pieces } = match begun {
+    let export::Export { report, length, pieces } = match started {
         Ok(export) => export,
-        Err(error) => return failed(&error),
+        Err(error) => return reply::failed(&error),
     };
-    let mut answer = Response::new(Body::stream(pieces, Some(length)));
-    let headers = answer.headers_mut();
+    let mut response = Response::new(Body::stream(pieces, Some(length)));
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(TAR));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // Plain data in ASCII but for what an index says of platforms.
+    // Only platforms, which an index may name in any way, can make this text unfit for a header.
     let text = serde_json::to_string(&report).unwrap_or_default();
     if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
         headers.insert(export::REPORT_HEADER, value);
     }
-    answer
+    response
 }
 
-/// `/import`.
-pub(super) async fn take<B>(operations: &Operations, head: &Parts, body: B) -> Response<Body>
-where
-    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
-{
-    if head.method != Method::POST {
-        return not_allowed("POST");
-    }
-    if !is_tar(&head.headers) {
-        return refused(
+/// Imports images from an OCI layout in a tar archive, which may be compressed with gzip
+#[utoipa::path(
+    post,
+    path = "/import",
+    params(import::ImportRequest),
+    request_body(content = String, content_type = "application/x-tar"),
+    responses(
+        (status = 200, description = "Imported images", body = import::ImportReport),
+        (status = 400, response = Refused),
+        (status = 415, response = Refused),
+        (status = 422, response = Refused),
+        (status = 500, response = Refused),
+    )
+)]
+pub(super) async fn import(request: ApiRequest) -> Response<Body> {
+    if !is_tar(&request.head.headers) {
+        return reply::refused(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "media-type",
-            "send an archive, with `Content-Type: application/x-tar`",
+            "send an archive with `Content-Type: application/x-tar`",
         );
     }
-    let ask = match import::ImportRequest::read(head.uri.query().unwrap_or_default()) {
-        Ok(ask) => ask,
-        Err(error) => return failed(&error),
+    let options = match import::ImportRequest::read(request.query()) {
+        Ok(options) => options,
+        Err(error) => return reply::failed(&error),
     };
-    let (sender, pipe) = ChannelReader::new();
-    tokio::spawn(pump(body, sender));
-    answered(import::import(operations, ask, pipe).await)
+    let (sender, reader) = ChannelReader::new();
+    tokio::spawn(forward(request.body, sender));
+    reply::report(import::import(&request.operations, options, reader).await)
 }
 
+/// Returns true if the request has the media type of an archive.
 fn is_tar(headers: &HeaderMap) -> bool {
     let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = media_type.and_then(|text| text.split(';').next());
     media_type.is_some_and(|text| text.trim().eq_ignore_ascii_case(TAR))
 }
 
-/// Moves a body to who reads it, at that one's pace. What nobody wants any more is thrown away for a while.
-async fn pump<B>(mut body: B, sender: mpsc::Sender<io::Result<Bytes>>)
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-{
+/// Forwards a body to the import at the pace of the import. If the import has ended, the rest is discarded for a while.
+async fn forward(mut body: RequestBody, sender: mpsc::Sender<io::Result<Bytes>>) {
     loop {
-        let piece = match timeout(SILENCE_MAX, data(&mut body)).await {
-            Ok(Some(piece)) => piece,
+        let chunk = match timeout(UPLOAD_TIMEOUT, next_chunk(&mut body)).await {
+            Ok(Some(chunk)) => chunk,
             Ok(None) => return,
             Err(_) => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, "nothing more of it came for five minutes"))
+                let message = format!("no data received for {} seconds", UPLOAD_TIMEOUT.as_secs());
+                Err(io::Error::new(io::ErrorKind::TimedOut, message))
             }
         };
-        let broken = piece.is_err();
-        if sender.send(piece).await.is_err() {
+        let failed = chunk.is_err();
+        if sender.send(chunk).await.is_err() {
             break;
         }
-        if broken {
+        if failed {
             return;
         }
     }
-    let end = Instant::now() + DRAIN_MAX;
-    while let Ok(Some(Ok(_))) = tokio::time::timeout_at(end, data(&mut body)).await {}
+    let end = Instant::now() + DRAIN_TIMEOUT;
+    while let Ok(Some(Ok(_))) = timeout_at(end, next_chunk(&mut body)).await {}
 }
 
-/// The next bytes of a body.
-async fn data<B>(body: &mut B) -> Option<io::Result<Bytes>>
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-{
+/// Returns the next data of a body; `None` at its end.
+async fn next_chunk(body: &mut RequestBody) -> Option<io::Result<Bytes>> {
     loop {
-        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await? {
+        match body.frame().await? {
             Ok(frame) => {
                 if let Ok(data) = frame.into_data() {
                     return Some(Ok(data));
                 }
             }
-            Err(_) => return Some(Err(io::Error::other("it did not come to its end"))),
+            Err(error) => return Some(Err(io::Error::other(error))),
         }
     }
 }

@@ -73,7 +73,7 @@ struct FailurePage<'a> {
 }
 
 /// Answers for a style sheet, script or icon; `None` if the path is none's.
-pub(super) fn file(head: &Parts) -> Option<Response<Body>> {
+pub(super) fn asset(head: &Parts) -> Option<Response<Body>> {
     assets::answer(head.uri.path(), &head.headers)
 }
 
