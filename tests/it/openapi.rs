@@ -1,4 +1,4 @@
-//! Checks the OpenAPI document of the admin API: each route is called, and each response is checked against its schema.
+//! Checks the `OpenAPI` document of the admin API: calls each route and checks each response against its schema.
 
 use crate::support;
 

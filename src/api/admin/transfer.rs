@@ -9,6 +9,8 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
+use utoipa::openapi::{KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::body::Body;
 use crate::ops::channel_reader::ChannelReader;
@@ -24,6 +26,21 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_mins(5);
 /// Time for which the rest of a refused upload is read, so that the client receives the response.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Body that is an archive, in the `OpenAPI` document.
+struct Archive;
+
+impl PartialSchema for Archive {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+            .build()
+            .into()
+    }
+}
+
+impl ToSchema for Archive {}
+
 /// Exports an image as an OCI layout in a tar archive
 ///
 /// Parts that are not cached are fetched during the export. If the export fails, the body is shorter than its
@@ -37,7 +54,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
             status = 200,
             description = "Archive",
             content_type = "application/x-tar",
-            body = String,
+            body = inline(Archive),
             headers(("Larder-Report" = export::ExportReport, description = "Content of the archive, as JSON")),
         ),
         (status = 400, response = Refused),
@@ -73,7 +90,7 @@ pub(super) async fn export(request: ApiRequest) -> Response<Body> {
     post,
     path = "/import",
     params(import::ImportRequest),
-    request_body(content = String, content_type = "application/x-tar"),
+    request_body(content = inline(Archive), content_type = "application/x-tar"),
     responses(
         (status = 200, description = "Imported images", body = import::ImportReport),
         (status = 400, response = Refused),
