@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use larder::config::schema::BlobStoreKind;
+use larder::clock::Timestamp;
+use larder::config::schema::{self, BlobStoreKind};
 use larder::oci::{Algorithm, Digest, Repository};
-use larder::store::{DraftEnd, Geometry, Store};
+use larder::store::{DraftEnd, Removal, Store, StoreError, StoreSession};
 use process::{bytes, resident, written};
+use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
 /// The largest blobs, in bytes.
@@ -32,7 +34,9 @@ fn main() {
     };
     let (live, all, writers) = (number(1, 64) * MIB, number(2, 4096) * MIB, number(3, 2));
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open_with(folder.path(), kind, Geometry::CHOSEN, 32 * MIB).unwrap();
+    let options = schema::Store { path: folder.path().to_owned(), blobs: kind, ..schema::Store::default() };
+    let runtime = Runtime::new().unwrap();
+    let store = runtime.block_on(Store::open(&options, None)).unwrap();
     let repository = Repository { upstream: "bench".parse().unwrap(), name: "a".parse().unwrap() };
     let held = Mutex::new((VecDeque::new(), 0_u64));
     let come = AtomicU64::new(0);
@@ -41,6 +45,7 @@ fn main() {
     std::thread::scope(|scope| {
         for writer in 0..writers {
             let (store, held, come, pool, repository) = (&store, &held, &come, &pool, &repository);
+            let runtime = &runtime;
             scope.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(writer);
                 let mut next = |below: u64| random.u64(..below);
@@ -50,10 +55,10 @@ fn main() {
                     let at = next(pool.len() as u64 - size) as usize;
                     let body = pool.slice(at..at + size as usize);
                     let digest = Digest::of(Algorithm::Sha256, &body);
-                    if store.blob(&digest).unwrap().is_some() {
+                    if run(runtime, store, move |store| store.blob(&digest)).is_some() {
                         continue;
                     }
-                    let mut draft = store.open_draft(&digest).unwrap();
+                    let mut draft = run(runtime, store, move |store| store.open_draft(&digest));
                     draft.draft().announce(size);
                     for piece in 0..size.div_ceil(65536) {
                         let end = (piece + 1) * 65536;
@@ -61,7 +66,7 @@ fn main() {
                         draft.draft().receive(part.clone());
                         draft.append(part).unwrap();
                     }
-                    assert_eq!(draft.finish(repository, None, 0).unwrap(), DraftEnd::Verified);
+                    assert_eq!(draft.finish(repository, None, Timestamp::default()).unwrap(), DraftEnd::Verified);
                     let before = come.fetch_add(size, Ordering::Relaxed);
                     let mut go = Vec::new();
                     {
@@ -75,10 +80,10 @@ fn main() {
                         }
                     }
                     for digest in go {
-                        store.remove_blob(&digest).unwrap();
+                        run(runtime, store, move |store| store.remove(Removal::Blob(&digest)));
                     }
                     if before / (all / 16) != (before + size) / (all / 16) {
-                        let disk = store.size_on_disk().unwrap();
+                        let disk = run(runtime, store, StoreSession::usage).total;
                         println!(
                             "{:5} MiB came in {:5.1} s: {:5} MiB on disk, {:.2} per live byte, {:.1} written per byte, {} MiB resident",
                             before / MIB, begin.elapsed().as_secs_f64(), disk / MIB, disk as f64 / live as f64,
@@ -89,4 +94,13 @@ fn main() {
             });
         }
     });
+}
+
+/// Runs a unit of work on the store.
+fn run<T, F>(runtime: &Runtime, store: &Store, work: F) -> T
+where
+    T: Send + 'static,
+    F: FnOnce(&StoreSession) -> Result<T, StoreError> + Send + 'static,
+{
+    runtime.block_on(store.run(work)).unwrap()
 }

@@ -11,10 +11,12 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::process::Command;
 use std::time::Instant;
 
+use larder::clock::Timestamp;
 use larder::config::schema::{self, BlobStoreKind};
 use larder::oci::{Algorithm, Digest, Repository};
-use larder::store::{DraftEnd, Geometry, Store};
+use larder::store::{DraftEnd, Geometry, Store, StoreError, StoreSession};
 use process::{bytes, resident, written};
+use tokio::runtime::Runtime;
 
 const MIB: usize = 1 << 20;
 const BLOB: usize = 128 * MIB;
@@ -69,8 +71,14 @@ fn plain_file(live: usize) {
 fn measure(kind: BlobStoreKind, title: &str, page: usize, segment: usize, cache: usize, live: usize) {
     let folder = tempfile::tempdir().unwrap();
     let geometry = Geometry { page_size: page << 10, segment_size: segment << 10 };
-    let cache_memory = (cache as u64) << 20;
-    let store = Store::open_with(folder.path(), kind, geometry, cache_memory).unwrap();
+    let options = schema::Store {
+        path: folder.path().to_owned(),
+        blobs: kind,
+        cache_memory: bytesize::ByteSize::mib(cache as u64),
+        ..schema::Store::default()
+    };
+    let runtime = Runtime::new().unwrap();
+    let store = runtime.block_on(Store::open(&options, Some(geometry))).unwrap();
     let repository = Repository { upstream: "bench".parse().unwrap(), name: "a".parse().unwrap() };
     let count = live * MIB / BLOB;
     let mut digests = Vec::new();
@@ -80,14 +88,14 @@ fn measure(kind: BlobStoreKind, title: &str, page: usize, segment: usize, cache:
         let bytes = bytes(seed as u64 + 1, BLOB as u64);
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         let begin = Instant::now();
-        let mut writer = store.open_draft(&digest).unwrap();
+        let mut writer = run(&runtime, &store, move |store| store.open_draft(&digest));
         writer.draft().announce(BLOB as u64);
         for part in 0..BLOB / (64 << 10) {
             let part = bytes.slice(part * (64 << 10)..(part + 1) * (64 << 10));
             writer.draft().receive(part.clone());
             writer.append(part).unwrap();
         }
-        assert_eq!(writer.finish(&repository, None, 0).unwrap(), DraftEnd::Verified);
+        assert_eq!(writer.finish(&repository, None, Timestamp::default()).unwrap(), DraftEnd::Verified);
         writing += begin.elapsed().as_secs_f64();
         drop(bytes);
         digests.push(digest);
@@ -95,12 +103,13 @@ fn measure(kind: BlobStoreKind, title: &str, page: usize, segment: usize, cache:
             halfway = resident();
         }
     }
-    store.flush().unwrap();
+    runtime.block_on(store.flush()).unwrap();
     let all = resident();
     let written = written() as f64 / (count * BLOB) as f64;
     let read = |digests: &[Digest]| {
-        for digest in digests {
-            let blob = store.blob(digest).unwrap().unwrap().open().unwrap();
+        for &digest in digests {
+            let entry = run(&runtime, &store, move |store| store.blob(&digest)).unwrap();
+            let blob = entry.open().unwrap();
             let size = blob.entry().size();
             let mut at = 0;
             while at < size {
@@ -122,14 +131,22 @@ fn measure(kind: BlobStoreKind, title: &str, page: usize, segment: usize, cache:
     });
     let two = (count * BLOB) as f64 / begin.elapsed().as_secs_f64() / 1e9;
     let reads = resident();
-    let disk = store.size_on_disk().unwrap() as f64 / (count * BLOB) as f64;
+    let disk = run(&runtime, &store, StoreSession::usage).total as f64 / (count * BLOB) as f64;
     drop(store);
     let begin = Instant::now();
-    let options = schema::Store { path: folder.path().to_owned(), blobs: kind, ..schema::Store::default() };
-    drop(Store::open(&options).unwrap());
+    drop(runtime.block_on(Store::open(&options, None)).unwrap());
     let reopen = begin.elapsed().as_secs_f64();
     let write = (count * BLOB) as f64 / writing / 1e6;
     println!(
         "| {title} | {write:.0} | {one:.1} | {two:.1} | {halfway} / {all} / {reads} | {written:.2} | {disk:.2} | {reopen:.2} |"
     );
+}
+
+/// Runs a unit of work on the store.
+fn run<T, F>(runtime: &Runtime, store: &Store, work: F) -> T
+where
+    T: Send + 'static,
+    F: FnOnce(&StoreSession) -> Result<T, StoreError> + Send + 'static,
+{
+    runtime.block_on(store.run(work)).unwrap()
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{AdminApi, RegistryApi, RegistryOptions};
@@ -61,7 +61,7 @@ impl Offline {
         let upstreams = Upstreams::build(config, Arc::clone(&metrics), clock.clone())
             .context("the upstreams cannot be set up")?;
         let options = config.store.clone();
-        let store = tokio::task::spawn_blocking(move || Store::open(&options)).await??;
+        let store = Store::open(&options, None).await?;
         let kept = (store.clone(), &config.store);
         let cache = Cache::new(kept, upstreams, Arc::clone(&metrics), clock.clone(), config.prefetch.clone());
         let operations = Operations::new(cache.clone(), Arc::clone(&metrics), clock, config.clone());
@@ -257,18 +257,15 @@ impl App {
 }
 
 async fn flush(store: Store) -> anyhow::Result<()> {
-    tokio::task::spawn_blocking(move || store.flush()).await?.context("the store could not be flushed")
+    store.flush().await.context("the store could not be flushed")
 }
 
 /// Closes the store, unless that takes longer than the stop may.
 async fn close(store: Store, patience: Duration) {
-    let (tell, told) = oneshot::channel();
-    // No thread of the runtime's, since the end would wait for it.
-    std::thread::spawn(move || tell.send(store.close()));
-    let reason = match tokio::time::timeout(patience, told).await {
-        Ok(Ok(Ok(()))) => return,
-        Ok(Ok(Err(error))) => error.to_string(),
-        Ok(Err(_)) | Err(_) => "there was no time left".to_owned(),
+    let reason = match tokio::time::timeout(patience, store.close()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "there was no time left".to_owned(),
     };
     tracing::info!(
         reason,

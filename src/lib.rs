@@ -16,7 +16,7 @@
 //! | 5 | [`api`] | HTTP in and out; the only place that picks a status | ops, cache, oci, telemetry |
 //! | 4 | [`ops`] | what a timer or an operator asks for | cache, store and below |
 //! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream and below |
-//! | 2 | [`store`] | bytes by digest, facts by key | oci, config, telemetry |
+//! | 2 | [`store`] | blobs and manifests by digest, facts by key | oci, config, telemetry, clock |
 //! | 2 | [`upstream`] | registries over HTTP as sources: routing, endpoints, health, quota, credentials | source, oci, config, telemetry, clock |
 //! | 2 | [`source`] | contract of all places that content is fetched from, and the OCI image layout | oci, telemetry |
 //! | 2 | [`server`] | sockets, TLS and HTTP connections; knows no registry | oci, config, telemetry |
@@ -63,7 +63,7 @@
 //! ([`store::Store::recover`]): nobody keeps a handle of sled's beyond one operation, so that it can be closed at any time.
 //!
 //! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
-//! of it: one transaction takes its fact away and condemns its bytes ([`store::Store::mark_corrupt`]), so that the next
+//! of it: one transaction takes its fact away and condemns its bytes ([`store::Removal::CorruptBlob`]), so that the next
 //! request is a miss. A file goes at once; pages are removed by the fill which that starts, and so are those that a crash
 //! left of a copy: they are condemned before the first of them is written. Eviction goes the same way. A ledger in memory
 //! knows what is held, what needs it and when it was last asked for; a [keeper](cache::Cache::run_evictor) measures the disk

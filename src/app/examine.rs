@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::OnCorruption;
 use crate::oci::{Name, Reference, UpstreamName};
-use crate::store::Store;
+use crate::store::{StoreSession, exists_in};
 use crate::telemetry::Metrics;
 pub use crate::upstream::probe::{Known, Step, Verdict, Way};
 use crate::upstream::{Upstreams, probe};
@@ -64,7 +64,7 @@ pub async fn store(config: &Config) -> (Vec<Step>, Option<Offline>) {
     let there = nearest(path);
     steps.extend(kind(there));
     steps.extend(room(there, config));
-    if !Store::is_in(path) || steps.iter().any(|step| step.verdict == Verdict::Fails) {
+    if !exists_in(path) || steps.iter().any(|step| step.verdict == Verdict::Fails) {
         return (steps, None);
     }
     if let Some(step) = of_another(path) {
@@ -77,9 +77,9 @@ pub async fn store(config: &Config) -> (Vec<Step>, Option<Offline>) {
     careful.store.on_corruption = OnCorruption::Refuse;
     let (step, opened) = match Offline::open(&careful).await {
         Ok(offline) => {
-            let content = offline.store.size_on_disk().map_or_else(
+            let content = offline.store.run(StoreSession::usage).await.map_or_else(
                 |_| String::new(),
-                |bytes| format!(", {} on disk", ByteSize(bytes).display().iec()),
+                |usage| format!(", {} on disk", ByteSize(usage.total).display().iec()),
             );
             (Step::ok("store", format!("it opens{content}")), Some(offline))
         }
@@ -114,7 +114,7 @@ fn folder(path: &Path) -> Step {
             Step::fails("folder", format!("{} is no folder", path.display()), "name another in `store.path`")
         }
         Ok(()) if there == path => {
-            let store = if Store::is_in(path) { "" } else { "; there is no store in it yet" };
+            let store = if exists_in(path) { "" } else { "; there is no store in it yet" };
             Step::ok("folder", format!("{}, which user {user} may write{store}", path.display()))
         }
         Ok(()) => Step::ok("folder", format!("{} is made at the start", path.display())),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::source::{ByteRange, Source as _, SourceError};
+use crate::store::Change;
 use crate::upstream::Upstream;
 
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::manifest::verify::check;
@@ -85,8 +85,8 @@ async fn first_byte(
 
 /// Links a repository to a digest; a link that is lost costs another question, so failure is only noted.
 pub(in crate::cache) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
-    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    if let Err(error) = blocking(move || store.link(&repository, &digest)).await {
+    let change = Change::AddLink(repository.clone(), *digest);
+    if let Err(error) = shared.with_store(move |store| store.apply(&[change])).await {
         shared.report_error("a link could not be kept", &error);
     }
 }

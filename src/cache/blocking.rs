@@ -1,4 +1,4 @@
-//! Work that may touch the disk, off the async threads.
+//! Work that may block, off the async threads.
 
 use crate::store::StoreError;
 

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::config::schema::Prefetch;
 use crate::oci::{Digest, Repository};
 use crate::source::Source;
-use crate::store::{CommitPermit, Store, VerifiedDraft};
+use crate::store::{CommitPermit, Store, StoreError, StoreSession, VerifiedDraft};
 use crate::telemetry::Metrics;
 use crate::upstream::{Upstream, Upstreams};
 
@@ -56,9 +56,18 @@ pub(super) struct Rules {
 }
 
 impl Shared {
+    /// Runs a unit of work on the store. It runs to its end even if the caller is cancelled.
+    pub(super) async fn with_store<T, F>(&self, work: F) -> Result<T, CacheError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&StoreSession) -> Result<T, StoreError> + Send + 'static,
+    {
+        Ok(self.store.run(work).await?)
+    }
+
     /// Returns the parts that a deletion changes.
-    pub(super) fn deleter(&self) -> Deleter<'_> {
-        let Self { store, memory, eviction, fills, .. } = self;
+    pub(super) fn deleter<'a>(&'a self, store: &'a StoreSession) -> Deleter<'a> {
+        let Self { memory, eviction, fills, .. } = self;
         Deleter { store, memory, content: eviction, fills }
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::store::StoreError;
 
-use super::blocking::blocking;
 use super::core::Shared;
 use super::error::CacheError;
 
@@ -74,8 +73,7 @@ impl Shared {
     }
 
     async fn recover_store(self: &Arc<Self>) {
-        let (store, needs_reopen) = (self.store.clone(), self.store_health.needs_reopen());
-        let recovered = blocking(move || store.recover(needs_reopen)).await;
+        let recovered = self.store.recover(self.store_health.needs_reopen()).await;
         // A reopened store may have lost content.
         self.memory.blobs.clear();
         self.memory.prefetched.clear();
@@ -84,7 +82,7 @@ impl Shared {
             return;
         }
         let shared = Arc::clone(self);
-        if let Err(error) = blocking(move || shared.memory.remove_unstored(&shared.store)).await {
+        if let Err(error) = self.with_store(move |store| shared.memory.remove_unstored(store)).await {
             tracing::debug!(%error, "cannot compare memory with the store");
         }
         self.eviction.set_incomplete();
@@ -101,10 +99,7 @@ pub(super) async fn watch_store(shared: &Arc<Shared>) {
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     loop {
         ticks.tick().await;
-        let store = shared.store.clone();
-        if !shared.store_health.is_degraded()
-            && !blocking(move || Ok(store.is_available())).await.unwrap_or(true)
-        {
+        if !shared.store_health.is_degraded() && !shared.store.is_available().await {
             shared.report_store_error("its folder is missing", &StoreError::Closed);
             // A folder does not come back by itself, so there is nothing to wait for.
             shared.recover_store().await;

@@ -11,7 +11,7 @@ use quick_cache::sync::Cache as Memory;
 
 use crate::clock::Clock;
 use crate::oci::{Digest, MediaType, Repository, Tag};
-use crate::store::{BlobEntry, Store, StoreError, TagFact};
+use crate::store::{BlobEntry, StoreError, StoreSession, TagFact};
 
 use crate::cache::eviction::usage::Usage;
 use crate::cache::freshness;
@@ -54,7 +54,7 @@ impl CheckedPointer {
     /// How old the answer is, where that can be said.
     pub(in crate::cache) fn age(&self, clock: &Clock) -> Option<Duration> {
         let lived = self.at.map(|at| clock.instant().saturating_duration_since(at));
-        freshness::age(clock.now_millis(), self.fact.checked_at, lived)
+        freshness::age(clock.now_millis(), self.fact.checked_at.as_millis(), lived)
     }
 }
 
@@ -124,16 +124,16 @@ impl MemoryCache {
 
     /// Forgets what memory alone has: it came while nothing was kept, or what the store held of it is gone, and it would
     /// end with this process. Who asks for it next brings it into the store.
-    pub(in crate::cache) fn remove_unstored(&self, store: &Store) -> Result<(), StoreError> {
+    pub(in crate::cache) fn remove_unstored(&self, store: &StoreSession) -> Result<(), StoreError> {
         for ((repository, digest), _) in self.manifests.0.iter() {
-            let kept = store.linked(&repository, &digest)?.is_some()
-                && matches!(store.manifest(&digest), Ok(Some(_)));
+            let kept =
+                store.link(&repository, &digest)?.is_some() && matches!(store.manifest(&digest), Ok(Some(_)));
             if !kept {
                 self.manifests.0.remove(&(repository, digest));
             }
         }
         for (pointer, CheckedPointer { fact, .. }) in self.pointers.iter() {
-            if pointer.noted(store)?.is_none_or(|noted| noted.digest != fact.digest) {
+            if store.pointer(&pointer)?.is_none_or(|noted| noted.digest != fact.digest) {
                 self.pointers.remove(&pointer);
             }
         }

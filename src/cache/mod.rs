@@ -51,7 +51,6 @@ pub use crate::upstream::{Breaker, EndpointState, HealthState, QuotaState, Route
 
 use blob::fills::Fills;
 use blob::reader;
-use blocking::blocking;
 use core::{Rules, Shared};
 use deadline::in_time;
 use eviction::capacity::Capacity;
@@ -84,13 +83,12 @@ impl Cache {
         prefetch: Prefetch,
     ) -> Self {
         Self(Arc::new(Shared {
-            store,
             rules: RwLock::new(Arc::new(Rules { upstreams, prefetch })),
             metrics,
             clock,
             memory: MemoryCache::new(),
-            eviction: ContentTracker::new(options.blobs),
-            capacity: Capacity::new(options),
+            eviction: ContentTracker::new(store.space_model()),
+            capacity: Capacity::new(options, store.space_model()),
             pointer_flights: Flights::default(),
             manifest_flights: Flights::default(),
             tag_lists: TagLists::new(),
@@ -100,6 +98,7 @@ impl Cache {
             reading: Arc::new(Semaphore::new(reader::READING_MAX)),
             prefetch_queue: PrefetchQueue::default(),
             store_health: StoreHealth::default(),
+            store,
         }))
     }
 
@@ -192,8 +191,7 @@ impl Cache {
 
     /// Lists the content that was last verified before `before`, least recently verified first.
     pub async fn list_due(&self, before: Timestamp) -> Result<Vec<ScrubItem>, CacheError> {
-        let store = self.0.store.clone();
-        blocking(move || scrub::list_due(&store, before)).await
+        self.0.with_store(move |store| scrub::list_due(store, before)).await
     }
 
     /// Compares content with its digest, and deletes damaged content.
@@ -209,13 +207,13 @@ impl Cache {
     /// Deletes facts, bytes and drafts that no cached content uses.
     pub async fn collect_garbage(&self) -> Result<Collected, CacheError> {
         let shared = Arc::clone(&self.0);
-        blocking(move || gc::collect(&shared)).await
+        self.0.with_store(move |store| gc::collect(&shared, store)).await
     }
 
     /// Counts content that tags and lists of referrers lead to, and other content.
     pub async fn reachability(&self) -> Result<Reachability, CacheError> {
         let shared = Arc::clone(&self.0);
-        blocking(move || gc::reachability(&shared)).await
+        self.0.with_store(move |store| gc::reachability(&shared, store)).await
     }
 
     /// Starts an import. Its methods block, and must be called on a thread of the runtime for blocking work.
@@ -249,7 +247,7 @@ impl Cache {
         F: FnOnce(CacheView<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         let shared = Arc::clone(&self.0);
-        blocking(move || view(CacheView(&shared))).await
+        self.0.with_store(move |store| view(CacheView(&shared, store))).await
     }
 
     /// Returns the status of the running fills, oldest first.
@@ -268,6 +266,6 @@ impl Cache {
     /// Returns the status of the store.
     pub async fn store_status(&self) -> Result<StoreStatus, CacheError> {
         let shared = Arc::clone(&self.0);
-        blocking(move || Ok(status::store_status(&shared))).await
+        self.0.with_store(move |store| Ok(status::store_status(&shared, store))).await
     }
 }

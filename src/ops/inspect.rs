@@ -304,7 +304,7 @@ fn report(
         size: shown.size,
         index: (tree.is_index && image.is_some()).then_some(root),
         platform: image.and_then(|image| image.platform.clone()),
-        checked_at: fact.map(|(_, fact)| fact.checked_at),
+        checked_at: fact.map(|(_, fact)| fact.checked_at.as_millis()),
         freshness: match (named.digest.is_some(), standing) {
             (true, _) => TagFreshness::Immutable,
             (false, Some(standing)) => standing.freshness.into(),

@@ -8,9 +8,13 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::blobs::Blobs;
+use super::engine::Engine;
+use super::index::fact::Fact as _;
+use super::index::key::Key;
 use super::*;
+use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
-use crate::oci::Algorithm;
+use crate::oci::{Algorithm, Digest, MediaType, Repository};
 
 const SMALL: Geometry = Geometry { page_size: 1024, segment_size: 512 << 10 };
 
@@ -48,17 +52,27 @@ over_both_kinds! {
 
 /// Opens the store in a folder, perhaps again after its last handle was dropped. A process that another test starts at
 /// that moment has the lock's file too until it becomes another program.
-pub(super) fn open(folder: &TempDir, kind: BlobStoreKind) -> Result<Store, StoreError> {
+pub(super) fn open(folder: &TempDir, kind: BlobStoreKind) -> Result<StoreSession, StoreError> {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
-        match Store::open_with(folder.path(), kind, SMALL, 8 << 20) {
+        match Engine::open(&options(folder, kind), SMALL) {
             Err(StoreError::Locked(_)) if Instant::now() < end => std::thread::yield_now(),
-            opened => return opened,
+            opened => return opened.map(StoreSession),
         }
     }
 }
 
-fn store(kind: BlobStoreKind) -> (Store, TempDir) {
+fn options(folder: &TempDir, kind: BlobStoreKind) -> schema::Store {
+    schema::Store {
+        path: folder.path().to_owned(),
+        blobs: kind,
+        on_corruption: schema::OnCorruption::Refuse,
+        cache_memory: bytesize::ByteSize::mib(8),
+        ..schema::Store::default()
+    }
+}
+
+fn store(kind: BlobStoreKind) -> (StoreSession, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let store = open(&folder, kind).expect("a store");
     (store, folder)
@@ -78,8 +92,8 @@ fn files_below(folder: &TempDir, below: &str) -> Vec<PathBuf> {
 }
 
 /// Whether any byte of the digest is kept.
-fn is_kept(store: &Store, folder: &TempDir, digest: &Digest) -> bool {
-    let held = match &store.blobs {
+fn is_kept(store: &StoreSession, folder: &TempDir, digest: &Digest) -> bool {
+    let held = match &store.0.blobs {
         Blobs::Pages(database, _) => {
             database.pages().expect("open").get(digest, 0).expect("a look").is_some()
         }
@@ -89,8 +103,8 @@ fn is_kept(store: &Store, folder: &TempDir, digest: &Digest) -> bool {
 }
 
 /// Spoils the middle of a blob.
-fn spoil(store: &Store, folder: &TempDir, digest: &Digest) {
-    match &store.blobs {
+fn spoil(store: &StoreSession, folder: &TempDir, digest: &Digest) {
+    match &store.0.blobs {
         Blobs::Pages(database, _) => {
             database.pages().expect("open").put(digest, 2, b"short").expect("written");
         }
@@ -107,6 +121,10 @@ fn append(writer: &mut DraftWriter, bytes: Bytes) {
     writer.append(bytes).expect("appended");
 }
 
+fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
 fn repository(name: &str) -> Repository {
     Repository { upstream: "docker.io".parse().expect("a name"), name: name.parse().expect("a name") }
 }
@@ -115,19 +133,19 @@ fn body(length: usize) -> Bytes {
     (0..length).map(|i| u8::try_from(i * 7 % 251).expect("a byte")).collect::<Vec<_>>().into()
 }
 
-fn fill(store: &Store, content: &Bytes, chunk: usize) -> Digest {
+fn fill(store: &StoreSession, content: &Bytes, chunk: usize) -> Digest {
     let digest = Digest::of(Algorithm::Sha256, content);
     let mut writer = store.open_draft(&digest).expect("a draft");
     let received = usize::try_from(writer.draft().progress().received).expect("a length");
     for part in content[received..].chunks(chunk) {
         append(&mut writer, Bytes::copy_from_slice(part));
     }
-    let end = writer.finish(&repository("a"), None, 1).expect("finished");
+    let end = writer.finish(&repository("a"), None, at(1)).expect("finished");
     assert_eq!(end, DraftEnd::Verified);
     digest
 }
 
-fn blob(store: &Store, digest: &Digest) -> BlobEntry {
+fn blob(store: &StoreSession, digest: &Digest) -> BlobEntry {
     store.blob(digest).expect("a look").expect("a blob")
 }
 
@@ -159,8 +177,8 @@ fn a_blob_reads_as_it_was_written(kind: BlobStoreKind) {
             assert_eq!(read_all(&open, 1000..1100), content[1000..1100]);
             assert_eq!(read_all(&open, 1024..1025), content[1024..1025]);
         }
-        assert!(store.linked(&repository("a"), &digest).expect("a look").is_some());
-        assert!(store.linked(&repository("b"), &digest).expect("a look").is_none());
+        assert!(store.link(&repository("a"), &digest).expect("a look").is_some());
+        assert!(store.link(&repository("b"), &digest).expect("a look").is_none());
     }
 }
 
@@ -175,7 +193,7 @@ fn a_draft_is_never_content(kind: BlobStoreKind) {
     // The next run takes over what is written.
     writer.flush().expect("written");
     drop(writer);
-    store.flush().expect("flushed");
+    store.0.flush().expect("flushed");
     drop(store);
     let store = open(&folder, kind).expect("opens again");
     assert!(store.blob(&digest).expect("a look").is_none());
@@ -183,8 +201,8 @@ fn a_draft_is_never_content(kind: BlobStoreKind) {
     let received = writer.draft().progress().received;
     assert_eq!(received, 4500);
     append(&mut writer, content.slice(usize::try_from(received).expect("a length")..));
-    assert_eq!(writer.finish(&repository("a"), Some(5000), 1).expect("finished"), DraftEnd::Verified);
-    assert_eq!(store.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
+    assert_eq!(writer.finish(&repository("a"), Some(5000), at(1)).expect("finished"), DraftEnd::Verified);
+    assert_eq!(store.0.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
 fn wrong_bytes_leave_nothing(kind: BlobStoreKind) {
@@ -195,23 +213,23 @@ fn wrong_bytes_leave_nothing(kind: BlobStoreKind) {
         let mut writer = store.open_draft(&digest).expect("a draft");
         assert_eq!(writer.draft().progress().received, 0);
         append(&mut writer, content.clone());
-        assert_eq!(writer.finish(&repository("a"), expected, 1).expect("finished"), DraftEnd::Mismatch);
+        assert_eq!(writer.finish(&repository("a"), expected, at(1)).expect("finished"), DraftEnd::Mismatch);
         assert!(store.blob(&digest).expect("a look").is_none());
-        assert!(store.linked(&repository("a"), &digest).expect("a look").is_none());
+        assert!(store.link(&repository("a"), &digest).expect("a look").is_none());
         assert!(!is_kept(&store, &folder, &digest));
     }
     // The right bytes under the wrong size are as wrong.
     let digest = Digest::of(Algorithm::Sha256, &content);
     let mut writer = store.open_draft(&digest).expect("a draft");
     append(&mut writer, content.clone());
-    assert_eq!(writer.finish(&repository("a"), Some(4999), 1).expect("finished"), DraftEnd::Mismatch);
+    assert_eq!(writer.finish(&repository("a"), Some(4999), at(1)).expect("finished"), DraftEnd::Mismatch);
 }
 
 fn a_draft_of_nothing_leaves_nothing(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let digest = Digest::of(Algorithm::Sha256, b"never comes");
     drop(store.open_draft(&digest).expect("a draft"));
-    assert!(store.database.facts().expect("open").is_empty());
+    assert!(store.0.database.facts().expect("open").is_empty());
     assert!(!is_kept(&store, &folder, &digest));
 }
 
@@ -219,18 +237,19 @@ fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let digest = fill(&store, &body(10), 10);
     store
+        .0
         .database
         .facts()
         .expect("open")
         .insert(Key::Blob(&digest).to_bytes(), &[99, 1, 2])
         .expect("written");
-    store.flush().expect("flushed");
+    store.0.flush().expect("flushed");
     assert!(store.blob(&digest).expect("a look").is_none());
     drop(store);
     let store = open(&folder, kind).expect("opens again");
-    assert_eq!(store.counts(), Counts::default());
+    assert_eq!(store.0.counts(), Counts::default());
     assert_eq!(fill(&store, &body(10), 10), digest);
-    assert_eq!(store.counts(), Counts { content: 10, manifests: 0, blobs: 1 });
+    assert_eq!(store.0.counts(), Counts { content: 10, manifests: 0, blobs: 1 });
 }
 
 fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStoreKind) {
@@ -238,13 +257,14 @@ fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStoreKind) {
     let kept = StoredManifest { media_type: MediaType::new("a/b").expect("a type"), body: body(10) };
     let digest = Digest::of(Algorithm::Sha256, &kept.body);
     store
+        .0
         .database
         .facts()
         .expect("open")
         .insert(Key::Manifest(&digest).to_bytes(), &[99, 1, 2])
         .expect("written");
     assert!(store.manifest(&digest).expect("a look").is_none());
-    store.put_manifest(&repository("a"), &digest, &kept, std::iter::empty(), 1).expect("kept");
+    store.put_manifest(&repository("a"), &digest, &kept, std::iter::empty(), at(1)).expect("kept");
     assert_eq!(store.manifest(&digest).expect("a look").expect("a manifest").body, kept.body);
 }
 
@@ -291,30 +311,30 @@ fn damage_is_never_content(kind: BlobStoreKind) {
     spoil(&store, &folder, &digest);
     let read = entry.open().and_then(|open| open.read(0..5000, 5000));
     assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
-    store.mark_corrupt(&entry).expect("condemned");
+    store.remove(Removal::CorruptBlob(&entry)).expect("condemned");
     assert!(store.blob(&digest).expect("a look").is_none());
-    assert_eq!(store.counts(), Counts::default());
+    assert_eq!(store.0.counts(), Counts::default());
 
     // The next fill begins with nothing of it, and who still holds the damaged entry cannot harm the new blob.
     assert_eq!(store.open_draft(&digest).expect("a draft").draft().progress().received, 0);
     let mut writer = store.open_draft(&digest).expect("a draft");
     append(&mut writer, content.clone());
-    assert_eq!(writer.finish(&repository("a"), None, 2).expect("finished"), DraftEnd::Verified);
-    store.mark_corrupt(&entry).expect("passed over");
+    assert_eq!(writer.finish(&repository("a"), None, at(2)).expect("finished"), DraftEnd::Verified);
+    store.remove(Removal::CorruptBlob(&entry)).expect("passed over");
     let open = blob(&store, &digest).open().expect("a blob");
     assert_eq!(read_all(&open, 0..5000), content);
-    assert_eq!(store.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
+    assert_eq!(store.0.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
 fn bytes_that_are_gone_are_damage(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
-    store.blobs.remove_content(&digest).expect("removed");
+    store.0.blobs.remove_content(&digest).expect("removed");
     let entry = blob(&store, &digest);
     let read = entry.open().and_then(|open| open.read(0..5000, 5000));
     assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
-    store.mark_corrupt(&entry).expect("condemned");
+    store.remove(Removal::CorruptBlob(&entry)).expect("condemned");
     assert_eq!(fill(&store, &content, 5000), digest);
     assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
 }
@@ -323,11 +343,11 @@ fn what_was_flushed_is_there_after_the_next_start(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digests = [fill(&store, &content, 5000), fill(&store, &body(0), 1), fill(&store, &body(1), 1)];
-    store.flush().expect("flushed");
-    let counts = store.counts();
+    store.0.flush().expect("flushed");
+    let counts = store.0.counts();
     drop(store);
     let store = open(&folder, kind).expect("opens again");
-    assert_eq!(store.counts(), counts);
+    assert_eq!(store.0.counts(), counts);
     for digest in digests {
         let open = blob(&store, &digest).open().expect("a blob");
         let size = open.entry().size();
@@ -357,39 +377,47 @@ fn a_manifest_keeps_its_first_type_and_links_what_it_points_at(kind: BlobStoreKi
     let digest = Digest::of(Algorithm::Sha256, &body);
     let child = Digest::of(Algorithm::Sha512, b"child");
     let links = || [(child, Some(5))].into_iter();
-    store.put_manifest(&repository("a"), &digest, &kept("a/b", &body), links(), 1).expect("kept");
-    store.put_manifest(&repository("b"), &digest, &kept("c/d", &body), links(), 2).expect("kept");
+    store.put_manifest(&repository("a"), &digest, &kept("a/b", &body), links(), at(1)).expect("kept");
+    store.put_manifest(&repository("b"), &digest, &kept("c/d", &body), links(), at(2)).expect("kept");
     let found = store.manifest(&digest).expect("a look").expect("a manifest");
     assert_eq!((found.media_type.as_str(), &found.body), ("a/b", &body));
     for name in ["a", "b"] {
-        let link = store.linked(&repository(name), &child).expect("a look").expect("a link");
+        let link = store.link(&repository(name), &child).expect("a look").expect("a link");
         assert_eq!(link.size, Some(5));
     }
-    assert_eq!(store.counts(), Counts { content: 3000, manifests: 1, blobs: 0 });
+    assert_eq!(store.0.counts(), Counts { content: 3000, manifests: 1, blobs: 0 });
+}
+
+fn tag_pointer(name: &str, tag: &str) -> Pointer {
+    Pointer::tag(&repository(name), &tag.parse().expect("a tag"))
+}
+
+fn put_tag(store: &StoreSession, name: &str, tag: &str, fact: TagFact) -> Result<(), StoreError> {
+    store.apply(&[Change::SetPointer(tag_pointer(name, tag), fact)])
 }
 
 fn names_come_in_byte_order_page_by_page(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
-    let fact = TagFact { digest: Digest::of(Algorithm::Sha256, b""), checked_at: 1, moved_at: 1 };
+    let fact = TagFact { digest: Digest::of(Algorithm::Sha256, b""), checked_at: at(1), moved_at: at(1) };
     for tag in ["b", "B", "a", "10", "9", "_"] {
-        store.put_tag(&repository("x/y"), &tag.parse().expect("a tag"), None, &fact).expect("put");
+        put_tag(&store, "x/y", tag, fact).expect("put");
     }
-    store.put_tag(&repository("x"), &"z".parse().expect("a tag"), None, &fact).expect("put");
-    let all = store.tags(&repository("x/y"), None, 100).expect("tags");
+    put_tag(&store, "x", "z", fact).expect("put");
+    let all = store.names(NameList::Tags(&repository("x/y")), None, 100).expect("tags");
     assert_eq!(all, ["10", "9", "B", "_", "a", "b"]);
-    assert_eq!(store.tags(&repository("x/y"), Some("9"), 2).expect("tags"), ["B", "_"]);
-    assert_eq!(store.tags(&repository("x/y"), Some("A"), 1).expect("tags"), ["B"]);
-    assert_eq!(store.tags(&repository("x/y"), None, 0).expect("tags"), Vec::<String>::new());
+    assert_eq!(store.names(NameList::Tags(&repository("x/y")), Some("9"), 2).expect("tags"), ["B", "_"]);
+    assert_eq!(store.names(NameList::Tags(&repository("x/y")), Some("A"), 1).expect("tags"), ["B"]);
+    assert_eq!(store.names(NameList::Tags(&repository("x/y")), None, 0).expect("tags"), Vec::<String>::new());
     let upstream = "docker.io".parse().expect("a name");
-    let names = store.repositories(&upstream, None, 10).expect("names");
-    assert_eq!(names.iter().map(Name::as_str).collect::<Vec<_>>(), ["x", "x/y"]);
-    store.remove_tag(&repository("x"), &"z".parse().expect("a tag"), None).expect("removed");
-    assert_eq!(store.repositories(&upstream, None, 10).expect("names").len(), 1);
+    let names = store.names(NameList::Repositories(&upstream), None, 10).expect("names");
+    assert_eq!(names, ["x", "x/y"]);
+    store.apply(&[Change::RemovePointer(tag_pointer("x", "z"))]).expect("removed");
+    assert_eq!(store.names(NameList::Repositories(&upstream), None, 10).expect("names").len(), 1);
 }
 
 fn a_second_larder_is_told_so(kind: BlobStoreKind) {
     let (_store, folder) = store(kind);
-    let error = Store::open_with(folder.path(), kind, SMALL, 8 << 20).expect_err("locked");
+    let error = Engine::open(&options(&folder, kind), SMALL).expect_err("locked");
     assert!(matches!(error, StoreError::Locked(_)), "{error:?}");
 }
 
@@ -405,7 +433,9 @@ fn referrers_belong_to_one_repository_and_one_subject(kind: BlobStoreKind) {
         (&ab, &subject, "4"),
         (&a, &subject, "1"),
     ] {
-        store.put_referrer(repository, subject, &digest(referrer)).expect("kept");
+        let (repository, referrer) = (repository.clone(), digest(referrer));
+        let change = Change::AddReferrer { repository, subject: *subject, referrer };
+        store.apply(&[change]).expect("kept");
     }
     let sorted = |texts: &[&str]| {
         let mut digests: Vec<_> = texts.iter().map(|text| digest(text)).collect();
@@ -413,24 +443,25 @@ fn referrers_belong_to_one_repository_and_one_subject(kind: BlobStoreKind) {
         digests
     };
     let found =
-        |store: &Store, repository, subject| store.referrers(repository, subject, 10).expect("a look");
+        |store: &StoreSession, repository, subject| store.referrers(repository, subject, 10).expect("a look");
     assert_eq!(found(&store, &a, &subject), sorted(&["1", "2"]));
     assert_eq!(store.referrers(&a, &subject, 1).expect("a look"), sorted(&["1", "2"])[..1]);
     assert_eq!(found(&store, &a, &long), [digest("3")]);
     assert_eq!(found(&store, &ab, &subject), [digest("4")]);
     assert_eq!(found(&store, &ab, &long), []);
 
-    let fact = TagFact { digest: digest("list"), checked_at: 1, moved_at: 1 };
-    store.put_referrers_list(&a, &subject, &fact).expect("kept");
-    store.flush().expect("flushed");
+    let fact = TagFact { digest: digest("list"), checked_at: at(1), moved_at: at(1) };
+    let list = |repository: &Repository| Pointer::Referrers(repository.clone(), subject);
+    store.apply(&[Change::SetPointer(list(&a), fact)]).expect("kept");
+    store.0.flush().expect("flushed");
     drop(store);
     let store = open(&folder, kind).expect("opens again");
     assert_eq!(found(&store, &a, &subject), sorted(&["1", "2"]));
-    assert_eq!(store.referrers_list(&a, &subject).expect("a look"), Some(fact));
-    assert_eq!(store.referrers_list(&ab, &subject).expect("a look"), None);
-    store.remove_referrers_list(&a, &subject).expect("removed");
-    assert_eq!(store.referrers_list(&a, &subject).expect("a look"), None);
+    assert_eq!(store.pointer(&list(&a)).expect("a look"), Some(fact));
+    assert_eq!(store.pointer(&list(&ab)).expect("a look"), None);
+    store.apply(&[Change::RemovePointer(list(&a))]).expect("removed");
+    assert_eq!(store.pointer(&list(&a)).expect("a look"), None);
     // None of it is a tag, or makes a repository one that holds any.
-    assert!(store.tags(&a, None, 10).expect("a look").is_empty());
-    assert!(store.repositories(&a.upstream, None, 10).expect("a look").is_empty());
+    assert!(store.names(NameList::Tags(&a), None, 10).expect("a look").is_empty());
+    assert!(store.names(NameList::Repositories(&a.upstream), None, 10).expect("a look").is_empty());
 }

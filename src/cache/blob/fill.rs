@@ -181,11 +181,11 @@ impl Fill {
             return Ok(OpenedFill::Draft(Box::new(store.memory_draft(&digest))));
         }
         let crowded = self.shared.is_crowded(&digest, self.size);
-        let opened = blocking(move || match store.blob(&digest)? {
+        let opened = self.shared.with_store(move |session| match session.blob(&digest)? {
             Some(entry) => Ok(OpenedFill::Stored(entry)),
             // Clients need not wait until the disk has caught up.
             None if crowded => Ok(OpenedFill::Draft(Box::new(store.memory_draft(&digest)))),
-            None => Ok(OpenedFill::Draft(Box::new(store.open_draft(&digest)?))),
+            None => Ok(OpenedFill::Draft(Box::new(session.open_draft(&digest)?))),
         });
         match opened.await {
             Err(CacheError::Store(error)) => {
@@ -229,11 +229,11 @@ impl Fill {
 
     /// Makes a draft content. It has been served by then, so that a store that does not take it is no failure to anybody.
     async fn settle(&self, verified: VerifiedDraft) -> Result<Option<BlobEntry>, CacheError> {
-        let (store, repository, digest) = (self.shared.store.clone(), self.repository.clone(), self.digest);
+        let (repository, digest) = (self.repository.clone(), self.digest);
         let now = self.shared.clock.now();
         let turn = self.shared.turn_of(&verified).await;
-        let entry = blocking(move || {
-            let kept = verified.commit(Some(&repository), now.as_millis())?;
+        let entry = self.shared.with_store(move |store| {
+            let kept = verified.commit(Some(&repository), now)?;
             drop(turn);
             if kept { store.blob(&digest) } else { Ok(None) }
         });

@@ -267,7 +267,8 @@ impl Cache {
         let shared = &self.0;
         shared.report_store_error("a blob is damaged and will be fetched again", error);
         let (owned, damaged) = (Arc::clone(shared), entry.clone());
-        if let Err(error) = blocking(move || owned.deleter().delete_damaged_blob(&damaged)).await {
+        let deleted = shared.with_store(move |store| owned.deleter(store).delete_damaged_blob(&damaged));
+        if let Err(error) = deleted.await {
             shared.report_error("a damaged blob could not be taken out of service", &error);
         }
     }
@@ -278,8 +279,9 @@ async fn look(
     repository: &Repository,
     digest: &Digest,
 ) -> Result<(Option<LinkFact>, Option<BlobEntry>), CacheError> {
-    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    let told = blocking(move || Ok((store.linked(&repository, &digest)?, store.blob(&digest)?))).await;
+    let (repository, digest) = (repository.clone(), *digest);
+    let told =
+        shared.with_store(move |store| Ok((store.link(&repository, &digest)?, store.blob(&digest)?))).await;
     shared.or_default("what is held cannot be found out", told)
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::config::schema::{BlobStoreKind, Store};
-use crate::store::DraftUsage;
+use crate::config::schema::Store;
+use crate::store::{DraftUsage, SpaceModel};
 
 /// Size of sled's file per 100 bytes of content while content is added and removed, and its fixed part: measured, see
 /// CONTRIBUTING.md. sled returns little space to the file system and reuses freed space, so the content is limited. If
@@ -75,10 +75,10 @@ impl EvictionReason {
 
 /// Returns the size that drafts may reach in a store limited to `disk_limit`. Beyond it, further downloads are served and
 /// not stored. Draft files of a file store become content without a copy, so they only need space.
-pub(super) fn draft_budget(kind: BlobStoreKind, disk_limit: u64) -> u64 {
-    match kind {
-        BlobStoreKind::Files => disk_limit / 2,
-        BlobStoreKind::Sled => (disk_limit / 8).min(SLED_DRAFTS_MAX),
+pub(super) fn draft_budget(space: SpaceModel, disk_limit: u64) -> u64 {
+    match space {
+        SpaceModel::Separate { .. } => disk_limit / 2,
+        SpaceModel::Shared => (disk_limit / 8).min(SLED_DRAFTS_MAX),
     }
 }
 
@@ -96,7 +96,7 @@ pub(super) fn drafts_to_evict(
     let mut total: u64 = abandoned.iter().map(|draft| draft.bytes).sum();
     let mut freed = 0;
     abandoned.retain(|draft| {
-        let is_old = now.since(Timestamp::from_millis(draft.changed)) > RESUME_WINDOW;
+        let is_old = now.since(draft.changed) > RESUME_WINDOW;
         let evict = total > budget || (is_old && freed < wanted);
         if evict {
             total -= draft.bytes;
@@ -109,14 +109,14 @@ pub(super) fn drafts_to_evict(
 
 /// Returns the bytes of content to evict, and the limit that requires it; `None` below the high watermark.
 pub(super) fn excess(
-    kind: BlobStoreKind,
+    space: SpaceModel,
     measured: &Measurement,
     limits: &StoreLimits,
 ) -> Option<(u64, EvictionReason)> {
     let (disk_limit, reason) = disk_limit(measured, limits);
-    let (used, budget) = match kind {
-        BlobStoreKind::Files => (measured.disk.saturating_add(measured.pending_unwritten), disk_limit),
-        BlobStoreKind::Sled => {
+    let (used, budget) = match space {
+        SpaceModel::Separate { .. } => (measured.disk.saturating_add(measured.pending_unwritten), disk_limit),
+        SpaceModel::Shared => {
             (measured.content.saturating_add(measured.pending), content_budget(measured, disk_limit))
         }
     };
@@ -131,7 +131,7 @@ pub(super) fn excess(
 
 /// Returns the bytes of content that a sled store limited to `disk_limit` may hold.
 pub(super) fn content_budget(measured: &Measurement, disk_limit: u64) -> u64 {
-    let drafts = measured.drafts.max(draft_budget(BlobStoreKind::Sled, disk_limit));
+    let drafts = measured.drafts.max(draft_budget(SpaceModel::Shared, disk_limit));
     let room = disk_limit.saturating_sub(drafts).saturating_sub(SLED_FIXED.min(disk_limit / 4));
     scale(room, 100, SLED_OVERHEAD_PERCENT)
 }
@@ -139,7 +139,7 @@ pub(super) fn content_budget(measured: &Measurement, disk_limit: u64) -> u64 {
 /// Returns the size of sled's file above which any growth requires eviction.
 pub(super) fn file_high_watermark(measured: &Measurement, limits: &StoreLimits) -> u64 {
     let disk_limit = disk_limit(measured, limits).0;
-    percent(disk_limit.saturating_sub(draft_budget(BlobStoreKind::Sled, disk_limit)), HIGH_WATERMARK_PERCENT)
+    percent(disk_limit.saturating_sub(draft_budget(SpaceModel::Shared, disk_limit)), HIGH_WATERMARK_PERCENT)
 }
 
 /// Returns the store's size on disk at which both limits hold, and the stricter limit.
@@ -168,6 +168,7 @@ mod tests {
     use crate::oci::{Algorithm, Digest};
 
     const LIMITS: StoreLimits = StoreLimits { max_size: 1000, min_free: 100 };
+    const FILES: SpaceModel = SpaceModel::Separate { block_size: 4096 };
     const BASE: Measurement = Measurement {
         disk: 500,
         drafts: 0,
@@ -181,7 +182,7 @@ mod tests {
     #[test]
     fn file_store_is_limited_by_its_size_on_disk() {
         let with = |disk, pending_unwritten| {
-            excess(BlobStoreKind::Files, &Measurement { disk, pending_unwritten, ..BASE }, &LIMITS)
+            excess(FILES, &Measurement { disk, pending_unwritten, ..BASE }, &LIMITS)
         };
         assert_eq!(with(950, 0), None);
         assert_eq!(with(951, 0), Some((51, EvictionReason::MaxSize)));
@@ -191,9 +192,7 @@ mod tests {
 
     #[test]
     fn min_free_limits_a_store_on_a_full_disk() {
-        let with = |disk, free| {
-            excess(BlobStoreKind::Files, &Measurement { disk, free: Some(free), ..BASE }, &LIMITS)
-        };
+        let with = |disk, free| excess(FILES, &Measurement { disk, free: Some(free), ..BASE }, &LIMITS);
         assert_eq!(with(500, 600), None);
         // The disk limit is 600.
         assert_eq!(with(590, 110), Some((50, EvictionReason::MinFree)));
@@ -201,7 +200,7 @@ mod tests {
         assert_eq!(with(500, 0), Some((140, EvictionReason::MinFree)));
         assert_eq!(with(50, 0), Some((50, EvictionReason::MinFree)));
         let unreported = Measurement { disk: 960, free: None, ..BASE };
-        assert_eq!(excess(BlobStoreKind::Files, &unreported, &LIMITS), Some((60, EvictionReason::MaxSize)));
+        assert_eq!(excess(FILES, &unreported, &LIMITS), Some((60, EvictionReason::MaxSize)));
     }
 
     #[test]
@@ -215,7 +214,7 @@ mod tests {
                 free: None,
                 ..BASE
             };
-            excess(BlobStoreKind::Sled, &measured, &LIMITS).map(|(bytes, _)| bytes >> 20)
+            excess(SpaceModel::Shared, &measured, &LIMITS).map(|(bytes, _)| bytes >> 20)
         };
         // The content budget is 606 MiB of 1000, beside the fixed 64 and the 152 for drafts.
         assert_eq!(with(575, 0, 0), None);
@@ -238,11 +237,11 @@ mod tests {
             let draft = |&changed: &u64| DraftUsage {
                 digest: Digest::of(Algorithm::Sha256, b"any"),
                 bytes: 100,
-                changed,
+                changed: Timestamp::from_millis(changed),
             };
             let drafts = times.iter().map(draft).collect();
             let evicted = drafts_to_evict(drafts, wanted, budget, Timestamp::from_millis(NOW));
-            evicted.iter().map(|draft| draft.changed).collect::<Vec<_>>()
+            evicted.iter().map(|draft| draft.changed.as_millis()).collect::<Vec<_>>()
         };
         assert!(evicted(0, 400).is_empty());
         assert_eq!(evicted(1, 400), [old - 1]);
@@ -255,12 +254,12 @@ mod tests {
 
     #[test]
     fn draft_budget_is_a_part_of_the_disk_limit() {
-        assert_eq!(draft_budget(BlobStoreKind::Files, 1000), 500);
-        assert_eq!(draft_budget(BlobStoreKind::Sled, 256 << 20), 32 << 20);
-        assert_eq!(draft_budget(BlobStoreKind::Sled, 1 << 40), SLED_DRAFTS_MAX);
+        assert_eq!(draft_budget(FILES, 1000), 500);
+        assert_eq!(draft_budget(SpaceModel::Shared, 256 << 20), 32 << 20);
+        assert_eq!(draft_budget(SpaceModel::Shared, 1 << 40), SLED_DRAFTS_MAX);
         // On a disk smaller than `store.max_size` the draft budget follows the disk, so that content has room.
         let limits = StoreLimits { max_size: 20 << 30, min_free: 0 };
         let measured = Measurement { disk: 40 << 20, free: Some(60 << 20), content: 30 << 20, ..BASE };
-        assert_eq!(excess(BlobStoreKind::Sled, &measured, &limits), None);
+        assert_eq!(excess(SpaceModel::Shared, &measured, &limits), None);
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::config::schema::{self, BlobStoreKind};
+use crate::config::schema;
+use crate::store::SpaceModel;
 
 use super::budget::{Measurement, StoreLimits, draft_budget, file_high_watermark};
 
@@ -16,7 +17,7 @@ const WAIT_MAX: Duration = Duration::from_mins(1);
 /// Limits of the store, and the budgets that the evictor has derived from them.
 #[derive(Debug)]
 pub(in crate::cache) struct Capacity {
-    kind: BlobStoreKind,
+    space: SpaceModel,
     limits: Mutex<StoreLimits>,
     /// Size of sled's file at the previous measurement; 0 before the first.
     file_size: AtomicU64,
@@ -36,9 +37,9 @@ struct Budgets {
 }
 
 impl Capacity {
-    pub(in crate::cache) fn new(options: &schema::Store) -> Self {
+    pub(in crate::cache) fn new(options: &schema::Store, space: SpaceModel) -> Self {
         Self {
-            kind: options.blobs,
+            space,
             limits: StoreLimits::new(options).into(),
             file_size: AtomicU64::new(0),
             wake: Notify::new(),
@@ -46,9 +47,9 @@ impl Capacity {
         }
     }
 
-    /// Returns the kind of the blob store.
-    pub(in crate::cache) fn kind(&self) -> BlobStoreKind {
-        self.kind
+    /// Returns the way in which the store uses disk space.
+    pub(in crate::cache) fn space(&self) -> SpaceModel {
+        self.space
     }
 
     /// Returns the current limits.
@@ -76,14 +77,14 @@ impl Capacity {
     /// have any size.
     pub(in crate::cache) fn is_crowded(&self, pending: u64, size: u64) -> bool {
         let disk_limit = self.limits().max_size.min(self.budgets.borrow().disk);
-        pending > 0 && pending.saturating_add(size) > draft_budget(self.kind, disk_limit)
+        pending > 0 && pending.saturating_add(size) > draft_budget(self.space, disk_limit)
     }
 
     /// Waits until the content budget has room for a copy of `size` bytes, or until nothing is evictable. Without this
     /// back-pressure, copies that are faster than deletions exceed the limits. `content` returns the present bytes of
     /// content.
     pub(in crate::cache) async fn wait_for_room(&self, size: u64, content: impl Fn() -> u64) {
-        if self.kind == BlobStoreKind::Files {
+        if matches!(self.space, SpaceModel::Separate { .. }) {
             return;
         }
         self.wake_evictor();
@@ -110,7 +111,7 @@ impl Capacity {
 
     /// Returns the growth of sled's file above its high watermark since the previous call, and 0 for the first call.
     pub(super) fn file_growth(&self, measured: &Measurement) -> u64 {
-        if self.kind == BlobStoreKind::Files {
+        if matches!(self.space, SpaceModel::Separate { .. }) {
             return 0;
         }
         let size = measured.disk.saturating_sub(measured.drafts);
@@ -126,8 +127,10 @@ mod tests {
 
     use super::*;
 
-    fn capacity(kind: BlobStoreKind) -> Capacity {
-        Capacity::new(&schema::Store { blobs: kind, ..schema::Store::default() })
+    const FILES: SpaceModel = SpaceModel::Separate { block_size: 4096 };
+
+    fn capacity(space: SpaceModel) -> Capacity {
+        Capacity::new(&schema::Store::default(), space)
     }
 
     /// Returns true if `work` is ready at its first poll.
@@ -141,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn copy_waits_until_enough_content_is_deleted() {
-        let (capacity, content) = (capacity(BlobStoreKind::Sled), AtomicU64::new(90));
+        let (capacity, content) = (capacity(SpaceModel::Shared), AtomicU64::new(90));
         let wait = |size| capacity.wait_for_room(size, || content.load(Ordering::Relaxed));
         assert!(is_ready(&mut pin!(wait(u64::MAX))).await, "no budget is known yet");
         capacity.set_budgets(u64::MAX, 100);
@@ -157,7 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn copy_does_not_wait_if_nothing_is_evictable() {
-        let capacity = capacity(BlobStoreKind::Sled);
+        let capacity = capacity(SpaceModel::Shared);
         capacity.set_budgets(u64::MAX, 100);
         let mut waiting = pin!(capacity.wait_for_room(1, || 100));
         assert!(!is_ready(&mut waiting).await);
@@ -167,14 +170,14 @@ mod tests {
 
     #[tokio::test]
     async fn file_store_never_waits_because_it_does_not_copy() {
-        let capacity = capacity(BlobStoreKind::Files);
+        let capacity = capacity(FILES);
         capacity.set_budgets(u64::MAX, 0);
         assert!(is_ready(&mut pin!(capacity.wait_for_room(1, || 100))).await);
     }
 
     #[test]
     fn draft_budget_is_smaller_on_a_small_disk() {
-        let capacity = capacity(BlobStoreKind::Sled);
+        let capacity = capacity(SpaceModel::Shared);
         assert!(!capacity.is_crowded(1000, 100));
         capacity.set_budgets(8000, u64::MAX);
         assert!(capacity.is_crowded(1000, 100) && !capacity.is_crowded(900, 100));
@@ -183,7 +186,7 @@ mod tests {
 
     #[test]
     fn file_growth_counts_above_the_watermark_only() {
-        let capacity = capacity(BlobStoreKind::Sled);
+        let capacity = capacity(SpaceModel::Shared);
         let limits = capacity.limits();
         let measure = |disk| Measurement {
             disk,

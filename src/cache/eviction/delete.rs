@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use crate::cache::blob::fills::Fills;
 use crate::cache::memory::MemoryCache;
 use crate::oci::{Digest, Repository, Tag};
-use crate::store::{BlobEntry, DraftUsage, Store, StoreError};
+use crate::store::{BlobEntry, Change, DraftUsage, Pointer, PointerScope, Removal, StoreError, StoreSession};
 
 use super::index::{ContentKind, Victim};
 use super::tracker::ContentTracker;
@@ -88,7 +88,7 @@ impl DeletionBatch {
 /// Parts of the cache that a deletion changes. All methods block.
 #[derive(Clone, Copy)]
 pub(in crate::cache) struct Deleter<'a> {
-    pub(in crate::cache) store: &'a Store,
+    pub(in crate::cache) store: &'a StoreSession,
     pub(in crate::cache) memory: &'a MemoryCache,
     pub(in crate::cache) content: &'a ContentTracker,
     pub(in crate::cache) fills: &'a Fills,
@@ -108,21 +108,23 @@ impl Deleter<'_> {
         let in_batch: HashSet<&Digest> = manifests.iter().chain(blobs).collect();
         self.memory.remove_content(|digest| in_batch.contains(digest));
         if !manifests.is_empty() {
-            self.store.forget_pointers(manifests)?;
+            self.store.remove(Removal::Pointers(manifests))?;
         }
         for digest in manifests {
             if let Some(repository) = repository {
-                self.store.dequeue_prefetch(repository, digest)?;
+                self.store.apply(&[Change::DequeuePrefetch(repository.clone(), *digest)])?;
             }
-            self.store.remove_manifest(digest)?;
+            self.store.remove(Removal::Manifest(digest))?;
         }
         for digest in blobs {
-            self.store.remove_blob(digest)?;
+            self.store.remove(Removal::Blob(digest))?;
             blocked.unblock(digest);
             blob_deleted();
         }
         if let Some(repository) = repository {
-            self.store.unlink(repository, manifests.iter().chain(blobs))?;
+            let unlink = |digest: &Digest| Change::RemoveLink(repository.clone(), *digest);
+            let changes: Vec<_> = manifests.iter().chain(blobs).map(unlink).collect();
+            self.store.apply(&changes)?;
         }
         Ok(())
     }
@@ -136,8 +138,9 @@ impl Deleter<'_> {
         let mut targets = Vec::new();
         for tag in tags {
             targets.extend(self.delete_stored_variants(repository, tag)?);
-            if let Some(fact) = self.store.tag(repository, tag, None)? {
-                self.store.remove_tag(repository, tag, None)?;
+            let pointer = Pointer::tag(repository, tag);
+            if let Some(fact) = self.store.pointer(&pointer)? {
+                self.store.apply(&[Change::RemovePointer(pointer)])?;
                 targets.push(fact.digest);
             }
         }
@@ -158,8 +161,8 @@ impl Deleter<'_> {
 
     fn delete_stored_variants(&self, repository: &Repository, tag: &Tag) -> Result<Vec<Digest>, StoreError> {
         let mut targets = Vec::new();
-        for (types, fact) in self.store.variants(repository, tag)? {
-            self.store.remove_tag(repository, tag, Some(&types))?;
+        for (pointer, fact) in self.store.pointers(PointerScope::Variants(repository, tag))? {
+            self.store.apply(&[Change::RemovePointer(pointer)])?;
             targets.push(fact.digest);
         }
         Ok(targets)
@@ -167,7 +170,7 @@ impl Deleter<'_> {
 
     /// Deletes a damaged manifest. Tags that point at it stay: the next request fetches the manifest again.
     pub(in crate::cache) fn delete_damaged_manifest(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.store.remove_manifest(digest)?;
+        self.store.remove(Removal::Manifest(digest))?;
         self.content.remove(digest);
         self.memory.remove_content(|it| it == digest);
         Ok(())
@@ -176,7 +179,7 @@ impl Deleter<'_> {
     /// Deletes a damaged blob, unless it was filled again since `entry` was read. Links to it stay: the next request
     /// fetches the blob again.
     pub(in crate::cache) fn delete_damaged_blob(&self, entry: &BlobEntry) -> Result<(), StoreError> {
-        let deleted = self.store.mark_corrupt(entry);
+        let deleted = self.store.remove(Removal::CorruptBlob(entry));
         self.content.remove(entry.digest());
         self.memory.remove_blob(entry.digest());
         deleted
@@ -190,7 +193,7 @@ impl Deleter<'_> {
         let (mut blocked, mut deleted, mut bytes) = (BlockedFills::new(self.fills), 0, 0);
         for draft in drafts {
             if blocked.block(&draft.digest) {
-                self.store.remove_draft(&draft.digest)?;
+                self.store.remove(Removal::Draft(&draft.digest))?;
                 blocked.unblock(&draft.digest);
                 deleted += 1;
                 bytes += draft.bytes;
@@ -200,12 +203,12 @@ impl Deleter<'_> {
     }
 
     /// Deletes bytes that interrupted copies and deletions left. Returns the number of blobs with such bytes.
-    pub(in crate::cache) fn delete_leftovers(&self) -> Result<u64, StoreError> {
+    pub(in crate::cache) fn delete_leftovers(&self, leftovers: &[Digest]) -> Result<u64, StoreError> {
         let (mut blocked, mut deleted) = (BlockedFills::new(self.fills), 0);
-        for digest in self.store.leftovers()? {
-            if blocked.block(&digest) {
-                self.store.remove_leftovers(&digest)?;
-                blocked.unblock(&digest);
+        for digest in leftovers {
+            if blocked.block(digest) {
+                self.store.remove(Removal::Leftovers(digest))?;
+                blocked.unblock(digest);
                 deleted += 1;
             }
         }

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Manifest};
-use crate::store::{ContentEntry, Counts, DraftUsage, Store, StoreError};
+use crate::store::{Change, ContentEntry, Counts, DraftUsage, StoreError, StoreSession};
 
 use super::budget::{
     EvictionReason, Measurement, content_budget, disk_limit, draft_budget, drafts_to_evict, excess,
@@ -84,13 +83,12 @@ impl Evictor {
 
     /// Writes recent access times to the store, from where the next start reads them.
     pub(in crate::cache) async fn save_access_times(&self) {
-        let store = self.shared.store.clone();
         let times = self.shared.eviction.index().take_access_times();
         if times.is_empty() {
             return;
         }
-        let times: Vec<_> = times.into_iter().map(|(digest, at)| (digest, at.as_millis())).collect();
-        if let Err(error) = blocking(move || store.note_access(&times)).await {
+        let changes: Vec<_> = times.into_iter().map(|(digest, at)| Change::SetAccessed(digest, at)).collect();
+        if let Err(error) = self.shared.with_store(move |store| store.apply(&changes)).await {
             self.shared.report_error("cannot save access times", &error);
         }
     }
@@ -98,7 +96,7 @@ impl Evictor {
     /// Adds all content of the store to the index.
     pub(in crate::cache) async fn rebuild_index(&self) -> Result<(), CacheError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || rebuild_index(&shared)).await
+        self.shared.with_store(move |store| rebuild_index(&shared, store)).await
     }
 
     /// Deletes drafts and content until the limits hold. Returns true if a limit stays exceeded because nothing more is
@@ -111,7 +109,8 @@ impl Evictor {
         }
         loop {
             let shared = Arc::clone(&self.shared);
-            match blocking(move || evict_step(&shared)).await {
+            let step = self.shared.with_store(move |store| evict_step(&shared, store));
+            match step.await {
                 Ok(EvictionStep::WithinLimits) => return false,
                 Ok(EvictionStep::Deleted) => self.update_gauges().await,
                 Ok(EvictionStep::Exhausted) => {
@@ -132,13 +131,11 @@ impl Evictor {
     /// Updates the metrics of the store.
     async fn update_gauges(&self) {
         let shared = &self.shared;
-        let store = shared.store.clone();
-        let measured =
-            blocking(move || Ok((store.size_on_disk()?, store.counts(), store.quarantined()?))).await;
-        match measured {
-            Ok((disk, Counts { content, manifests, blobs }, quarantined)) => {
-                shared.metrics.set_quarantined_stores(quarantined);
-                shared.metrics.set_store_usage(disk, content, manifests, blobs);
+        match shared.with_store(StoreSession::usage).await {
+            Ok(usage) => {
+                let Counts { content, manifests, blobs } = shared.store.counts();
+                shared.metrics.set_quarantined_stores(usage.quarantined);
+                shared.metrics.set_store_usage(usage.total, content, manifests, blobs);
                 let stats = shared.eviction.index().stats();
                 let oldest = stats.oldest_access.map(Timestamp::as_millis);
                 shared.metrics.set_store_limits(
@@ -152,11 +149,12 @@ impl Evictor {
     }
 }
 
-fn rebuild_index(shared: &Shared) -> Result<(), StoreError> {
-    let (store, content, now) = (&shared.store, &shared.eviction, shared.clock.now());
+fn rebuild_index(shared: &Shared, store: &StoreSession) -> Result<(), StoreError> {
+    let (content, now) = (&shared.eviction, shared.clock.now());
+    let inventory = store.inventory()?;
     let mut deleted: HashSet<Digest> = content.index().digests().collect();
-    let last_access = |entry: &ContentEntry| Timestamp::from_millis(entry.last).min(now);
-    for entry in store.held_manifests()? {
+    let last_access = |entry: &ContentEntry| entry.last.min(now);
+    for entry in inventory.manifests {
         deleted.remove(&entry.digest);
         if !content.contains(&entry.digest) {
             let needs = stored_dependencies(store, &entry.digest)?;
@@ -164,7 +162,7 @@ fn rebuild_index(shared: &Shared) -> Result<(), StoreError> {
             content.index().insert(ContentKind::Manifest, &entry.digest, size, last_access(&entry), needs);
         }
     }
-    for entry in store.held_blobs()? {
+    for entry in inventory.blobs {
         deleted.remove(&entry.digest);
         let size = content.size_on_disk(entry.size);
         content.index().insert(ContentKind::Blob, &entry.digest, size, last_access(&entry), []);
@@ -173,18 +171,30 @@ fn rebuild_index(shared: &Shared) -> Result<(), StoreError> {
     // entry between the look-up and the removal.
     for digest in deleted {
         let mut index = content.index();
-        if !store.holds(&digest)? {
+        if !is_stored(store, &digest)? {
             index.remove(&digest);
         }
     }
     // Leftovers occupy space and are in no counter.
-    shared.deleter().delete_leftovers()?;
+    shared.deleter(store).delete_leftovers(&inventory.leftovers)?;
     content.set_complete();
     Ok(())
 }
 
+/// Returns true if a blob or a manifest is stored. A damaged manifest counts as stored until a request finds the damage.
+fn is_stored(store: &StoreSession, digest: &Digest) -> Result<bool, StoreError> {
+    if store.blob(digest)?.is_some() {
+        return Ok(true);
+    }
+    match store.manifest(digest) {
+        Ok(found) => Ok(found.is_some()),
+        Err(StoreError::Damaged(_)) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// Returns the digests that a stored manifest needs. A damaged manifest needs nothing until a request finds the damage.
-fn stored_dependencies(store: &Store, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+fn stored_dependencies(store: &StoreSession, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
     let stored = match store.manifest(digest) {
         Ok(Some(stored)) => stored,
         Ok(None) | Err(StoreError::Damaged(_)) => return Ok(Vec::new()),
@@ -195,49 +205,49 @@ fn stored_dependencies(store: &Store, digest: &Digest) -> Result<Vec<Digest>, St
 }
 
 /// Measures the store. Returns also the drafts on disk.
-fn measure(shared: &Shared) -> Result<(Measurement, Vec<DraftUsage>), StoreError> {
-    let store = &shared.store;
+fn measure(shared: &Shared, store: &StoreSession) -> Result<(Measurement, Vec<DraftUsage>), StoreError> {
     let (pending, pending_unwritten) = shared.fills.pending();
-    let (disk, drafts) = (store.size_on_disk()?, store.drafts()?);
+    let usage = store.usage()?;
     let mut measured = Measurement {
-        disk,
-        drafts: drafts.iter().map(|draft| draft.bytes).sum(),
+        disk: usage.total,
+        drafts: usage.draft_bytes(),
         growth: 0,
-        content: store.counts().content,
+        content: shared.store.counts().content,
         pending,
         pending_unwritten,
-        free: store.free_on_disk().ok(),
+        free: usage.free,
     };
     measured.growth = shared.capacity.file_growth(&measured);
-    Ok((measured, drafts))
+    Ok((measured, usage.drafts))
 }
 
 /// Measures the store, and deletes abandoned drafts or a batch of content if a limit is exceeded.
-fn evict_step(shared: &Shared) -> Result<EvictionStep, StoreError> {
-    let (kind, limits) = (shared.capacity.kind(), shared.capacity.limits());
-    let (measured, drafts) = measure(shared)?;
+fn evict_step(shared: &Shared, store: &StoreSession) -> Result<EvictionStep, StoreError> {
+    let (space, limits) = (shared.capacity.space(), shared.capacity.limits());
+    let (measured, drafts) = measure(shared, store)?;
     let disk_limit = disk_limit(&measured, &limits).0;
     shared.capacity.set_budgets(disk_limit, content_budget(&measured, disk_limit));
-    let excess = excess(kind, &measured, &limits);
+    let excess = excess(space, &measured, &limits);
     let wanted = excess.map_or(0, |(bytes, _)| bytes);
-    if evict_drafts(shared, drafts, wanted, draft_budget(kind, disk_limit))? {
+    if evict_drafts(shared, store, drafts, wanted, draft_budget(space, disk_limit))? {
         return Ok(EvictionStep::Deleted);
     }
     let Some((bytes, reason)) = excess else { return Ok(EvictionStep::WithinLimits) };
-    let freed = evict_content(shared, bytes.min(BATCH_BYTES), reason)?;
+    let freed = evict_content(shared, store, bytes.min(BATCH_BYTES), reason)?;
     Ok(if freed > 0 { EvictionStep::Deleted } else { EvictionStep::Exhausted })
 }
 
 /// Deletes abandoned drafts to free `wanted` bytes, or because they exceed `budget`. Returns true if any was deleted.
 fn evict_drafts(
     shared: &Shared,
+    store: &StoreSession,
     mut drafts: Vec<DraftUsage>,
     wanted: u64,
     budget: u64,
 ) -> Result<bool, StoreError> {
     drafts.retain(|draft| !shared.fills.contains(&draft.digest));
     let drafts = drafts_to_evict(drafts, wanted, budget, shared.clock.now());
-    let (drafts, bytes) = shared.deleter().delete_drafts(drafts)?;
+    let (drafts, bytes) = shared.deleter(store).delete_drafts(drafts)?;
     if drafts > 0 {
         tracing::info!(drafts, bytes = %ByteSize(bytes), "evicted abandoned drafts");
     }
@@ -245,7 +255,12 @@ fn evict_drafts(
 }
 
 /// Evicts content of about `bytes`. Returns the bytes that were freed.
-fn evict_content(shared: &Shared, bytes: u64, reason: EvictionReason) -> Result<u64, StoreError> {
+fn evict_content(
+    shared: &Shared,
+    store: &StoreSession,
+    bytes: u64,
+    reason: EvictionReason,
+) -> Result<u64, StoreError> {
     let mut blocked = BlockedFills::new(&shared.fills);
     let victims = shared.eviction.index().take_victims(bytes, shared.clock.now(), |victim| {
         victim.kind == ContentKind::Blob && !blocked.block(&victim.digest)
@@ -254,7 +269,7 @@ fn evict_content(shared: &Shared, bytes: u64, reason: EvictionReason) -> Result<
     for victim in &victims {
         batch.push(victim);
     }
-    shared.deleter().delete(&batch, None, &mut blocked, || shared.capacity.content_deleted())?;
+    shared.deleter(store).delete(&batch, None, &mut blocked, || shared.capacity.content_deleted())?;
     let (manifests, blobs, bytes) = (batch.manifests(), batch.blobs(), batch.bytes());
     if bytes > 0 {
         shared.metrics.evicted(reason.as_str(), manifests, blobs, bytes);

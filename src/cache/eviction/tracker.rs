@@ -9,22 +9,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::Timestamp;
-use crate::config::schema::BlobStoreKind;
 use crate::oci::{Digest, Manifest};
-use crate::store::BlobEntry;
+use crate::store::{BlobEntry, SpaceModel};
 
 use super::index::{ContentKind, EvictionIndex, IndexStats, Reachability, Victim, dependencies};
 use super::usage::{ContentPin, Usage};
 
 /// Time for which a computed summary is reused: it takes a scan of all entries under the lock.
 const STATS_MAX_AGE: Duration = Duration::from_secs(5);
-/// Allocation unit of common file systems.
-const BLOCK_SIZE: u64 = 4096;
 
 /// Shared index of the cached content.
 #[derive(Debug)]
 pub(in crate::cache) struct ContentTracker {
-    kind: BlobStoreKind,
+    space: SpaceModel,
     index: Mutex<EvictionIndex>,
     /// True if the index has all content of the store. Before that nothing is evicted.
     complete: AtomicBool,
@@ -32,8 +29,8 @@ pub(in crate::cache) struct ContentTracker {
 }
 
 impl ContentTracker {
-    pub(in crate::cache) fn new(kind: BlobStoreKind) -> Self {
-        Self { kind, index: Mutex::default(), complete: AtomicBool::new(false), stats: Mutex::default() }
+    pub(in crate::cache) fn new(space: SpaceModel) -> Self {
+        Self { space, index: Mutex::default(), complete: AtomicBool::new(false), stats: Mutex::default() }
     }
 
     /// Returns true if the index has all content of the store.
@@ -159,9 +156,9 @@ impl ContentTracker {
 
     /// Returns the bytes on disk of content with a length. Overhead of sled is part of the [budget](super::budget).
     pub(super) fn size_on_disk(&self, length: u64) -> u64 {
-        match self.kind {
-            BlobStoreKind::Sled => length,
-            BlobStoreKind::Files => length.next_multiple_of(BLOCK_SIZE),
+        match self.space {
+            SpaceModel::Shared => length,
+            SpaceModel::Separate { block_size } => length.next_multiple_of(block_size),
         }
     }
 

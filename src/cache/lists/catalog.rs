@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::oci::{Name, Repository, UpstreamName};
-use crate::store::StoreError;
+use crate::store::{NameList, StoreError, StoreSession};
 use crate::telemetry::Outcome;
 
 /// List to serve, or a page of one, with its outcome.
@@ -39,15 +38,16 @@ pub(in crate::cache) async fn cached_tags(
     last: Option<String>,
     limit: usize,
 ) -> Result<Option<Vec<String>>, CacheError> {
-    let (store, repository) = (shared.store.clone(), repository.clone());
-    blocking(move || {
-        let names = store.tags(&repository, last.as_deref(), limit)?;
-        if names.is_empty() && store.tags(&repository, None, 1)?.is_empty() {
+    let repository = repository.clone();
+    let tags = move |store: &StoreSession| {
+        let tags = NameList::Tags(&repository);
+        let names = store.names(tags, last.as_deref(), limit)?;
+        if names.is_empty() && store.names(tags, None, 1)?.is_empty() {
             return Ok(None);
         }
         Ok(Some(names))
-    })
-    .await
+    };
+    shared.with_store(tags).await
 }
 
 /// Returns up to `limit` cached repositories that sort after `last`: those of the upstream `only` without a prefix, or
@@ -65,8 +65,8 @@ pub(in crate::cache) async fn repositories(
         Some(name) => vec![name.clone()],
         None => rules.upstreams.iter().map(|upstream| upstream.name().clone()).collect(),
     };
-    let shared = Arc::clone(shared);
-    blocking(move || {
+    let owned = Arc::clone(shared);
+    let work = move |store: &StoreSession| {
         let mut names = Vec::new();
         for upstream in &upstreams {
             let is_bare = only.is_some() || default.as_ref() == Some(upstream);
@@ -76,19 +76,20 @@ pub(in crate::cache) async fn repositories(
                 PageStart::After(name) => Some(name),
                 PageStart::Passed => continue,
             };
-            let found = permitted(&shared, upstream, start, limit.saturating_add(1))?;
+            let found = permitted(&owned, store, upstream, start, limit.saturating_add(1))?;
             names.extend(found.iter().map(|name| format!("{prefix}{name}")));
         }
         names.sort_unstable();
         names.dedup();
         Ok(NamePage::cut(names, limit))
-    })
-    .await
+    };
+    shared.with_store(work).await
 }
 
 /// Returns up to `limit` names of an upstream's cached repositories after `last` that may be pulled.
 fn permitted(
     shared: &Shared,
+    store: &StoreSession,
     upstream: &UpstreamName,
     last: Option<&str>,
     limit: usize,
@@ -98,10 +99,10 @@ fn permitted(
     let mut permitted = Vec::new();
     let mut last = last.map(str::to_owned);
     loop {
-        let found = shared.store.repositories(upstream, last.as_deref(), limit)?;
+        let found = store.names(NameList::Repositories(upstream), last.as_deref(), limit)?;
         let has_more = found.len() == limit;
-        last = found.last().map(|name| name.as_str().to_owned());
-        for name in found {
+        last = found.last().cloned();
+        for name in found.iter().filter_map(|name| name.parse().ok()) {
             let repository = Repository { upstream: upstream.clone(), name };
             if router.admits(&repository) {
                 permitted.push(repository.name);

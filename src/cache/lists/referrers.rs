@@ -7,11 +7,10 @@
 use std::sync::Arc;
 
 use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
-use crate::store::{Store, StoreError};
+use crate::store::{StoreError, StoreSession};
 use crate::telemetry::Outcome;
 
 use crate::cache::Cache;
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
@@ -42,8 +41,8 @@ impl Cache {
         artifact_type: Option<&str>,
     ) -> Result<ListResult<Referrers>, CacheError> {
         let shared = &self.0;
-        let (store, owner, of) = (shared.store.clone(), repository.clone(), *subject);
-        let held = blocking(move || store.referrers(&owner, &of, HELD_MAX)).await;
+        let (owner, of) = (repository.clone(), *subject);
+        let held = shared.with_store(move |store| store.referrers(&owner, &of, HELD_MAX)).await;
         let held = shared.or_default("the referrers held cannot be found out", held)?;
         let (document, outcome, age, stale) = match answer(shared, repository, subject, &held).await {
             Ok(ReferrersAnswer::Listed(ManifestAnswer { document, outcome, age, stale })) => {
@@ -114,10 +113,10 @@ async fn together(
     document: Option<Arc<CachedManifest>>,
     held: Vec<Digest>,
 ) -> Result<Referrers, CacheError> {
-    let (store, repository) = (shared.store.clone(), repository.clone());
-    let list = blocking(move || {
+    let repository = repository.clone();
+    let list = shared.with_store(move |store| {
         let list = document.map_or_else(|| Some(Referrers::default()), |it| Referrers::read(&it.body));
-        list.map(|mut list| add_held(&store, &repository, &held, &mut list).map(|()| list)).transpose()
+        list.map(|mut list| add_held(store, &repository, &held, &mut list).map(|()| list)).transpose()
     });
     list.await?.ok_or_else(|| {
         CacheError::Invalid("what it has under the fall-back tag is no image index".to_owned())
@@ -127,14 +126,13 @@ async fn together(
 /// What is known here of what refers to a manifest: the last list that its upstream gave, and the manifests held. Asks
 /// nobody; that nothing is known does not mean that nothing refers.
 pub(in crate::cache) fn known(
-    shared: &Shared,
+    store: &StoreSession,
     repository: &Repository,
     subject: &Digest,
 ) -> Result<Referrers, StoreError> {
-    let store = &shared.store;
-    let list = match store.referrers_list(repository, subject)? {
+    let list = match store.pointer(&Pointer::Referrers(repository.clone(), *subject))? {
         Some(fact) => Some(fact),
-        None => store.tag(repository, &Tag::of_referrers(subject), None)?,
+        None => store.pointer(&Pointer::tag(repository, &Tag::of_referrers(subject)))?,
     };
     let document = match list.map(|fact| store.manifest(&fact.digest)) {
         Some(Ok(document)) => document,
@@ -148,13 +146,13 @@ pub(in crate::cache) fn known(
 
 /// Adds those of the manifests held that the list lacks. One that has gone, or is damaged, is not held.
 fn add_held(
-    store: &Store,
+    store: &StoreSession,
     repository: &Repository,
     held: &[Digest],
     list: &mut Referrers,
 ) -> Result<(), StoreError> {
     for digest in held {
-        if list.contains(digest) || store.linked(repository, digest)?.is_none() {
+        if list.contains(digest) || store.link(repository, digest)?.is_none() {
             continue;
         }
         match store.manifest(digest) {

@@ -21,10 +21,10 @@ use crate::cache::eviction::index::dependencies;
 use crate::cache::eviction::usage::ContentPin;
 use crate::cache::manifest::by_digest;
 use crate::cache::memory::CheckedPointer;
-use crate::cache::pointer::{Pointer, TagKey};
+use crate::cache::pointer::Pointer;
 use crate::oci::manifest::ManifestError;
 use crate::oci::{Digest, Hasher, Manifest, Repository, Tag};
-use crate::store::{Draft, DraftWriter, StoreError, StoredManifest, TagFact};
+use crate::store::{BlobEntry, Change, Draft, DraftWriter, Removal, StoreError, StoredManifest, TagFact};
 
 /// Bytes of a blob that are in memory at a time.
 const STEP: usize = 256 << 10;
@@ -106,7 +106,7 @@ impl Importer {
                     let import =
                         BlobImport { shared: &shared, digest, phase, draft: None, end: FillPhase::Starting };
                     // Another fill may have stored the blob since the look-up. No deletion can start meanwhile.
-                    if let Some(entry) = shared.store.blob(digest)? {
+                    if let Some(entry) = self.entry(digest)? {
                         shared.eviction.add_blob(digest, entry.size(), shared.clock.now());
                         continue;
                     }
@@ -124,13 +124,18 @@ impl Importer {
         }
     }
 
+    fn entry(&self, digest: &Digest) -> Result<Option<BlobEntry>, ImportError> {
+        let digest = *digest;
+        Ok(self.runtime.block_on(self.cache.0.store.run(move |store| store.blob(&digest)))?)
+    }
+
     /// Returns true if a blob is cached, and pins it. A damaged blob is deleted and counts as missing.
     fn is_present(&mut self, digest: &Digest) -> Result<bool, ImportError> {
         if self.added.contains_key(digest) || self.present.contains_key(digest) {
             return Ok(true);
         }
         let shared = &self.cache.0;
-        let Some(entry) = shared.store.blob(digest)? else { return Ok(false) };
+        let Some(entry) = self.entry(digest)? else { return Ok(false) };
         match entry.open() {
             Err(error @ StoreError::Damaged(_)) => {
                 self.runtime.block_on(self.cache.heal(&entry, &error));
@@ -149,7 +154,7 @@ impl Importer {
         if !self.is_present(digest)? {
             return Ok(None);
         }
-        Ok(self.cache.0.store.blob(digest)?.map(|entry| entry.size()))
+        Ok(self.entry(digest)?.map(|entry| entry.size()))
     }
 
     /// Returns the number and the bytes of the blobs that the import has added.
@@ -159,7 +164,8 @@ impl Importer {
 
     /// Returns a cached manifest of any repository.
     pub fn stored_manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, ImportError> {
-        match self.cache.0.store.manifest(digest) {
+        let digest = *digest;
+        match self.runtime.block_on(self.cache.0.store.run(move |store| store.manifest(&digest))) {
             Err(StoreError::Damaged(_)) => Ok(None),
             found => Ok(found?),
         }
@@ -176,11 +182,15 @@ impl Importer {
     ) -> Result<(), ImportError> {
         let shared = &self.cache.0;
         verify(digest, &body)?;
-        if let Err(StoreError::Damaged(_)) = shared.store.manifest(digest) {
-            shared.deleter().delete_damaged_manifest(digest)?;
-        }
-        by_digest::put(shared, repository, *digest, manifest, body)?;
-        self.manifests.extend(shared.eviction.pin(digest));
+        let (owned, repository, digest) = (Arc::clone(shared), repository.clone(), *digest);
+        let parsed = manifest.clone();
+        self.runtime.block_on(shared.store.run(move |store| {
+            if let Err(StoreError::Damaged(_)) = store.manifest(&digest) {
+                owned.deleter(store).delete_damaged_manifest(&digest)?;
+            }
+            by_digest::put(&owned, store, &repository, digest, &parsed, body)
+        }))?;
+        self.manifests.extend(shared.eviction.pin(&digest));
         self.needed.extend(dependencies(manifest));
         Ok(())
     }
@@ -188,15 +198,19 @@ impl Importer {
     /// Points a tag at an imported manifest, as if the upstream had just confirmed it, and deletes the variants of the tag.
     pub fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), ImportError> {
         let shared = &self.cache.0;
-        let now = shared.clock.now().as_millis();
-        let before = shared.store.tag(repository, tag, None)?;
-        let moved_at = before.filter(|fact| fact.digest == *digest).map_or(now, |fact| fact.moved_at);
-        let fact = TagFact { digest: *digest, checked_at: now, moved_at };
-        shared.store.put_tag(repository, tag, None, &fact)?;
-        shared.deleter().delete_variants(repository, tag)?;
-        let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
+        let (owned, digest, now) = (Arc::clone(shared), *digest, shared.clock.now());
+        let (repository, tag, pointer) = (repository.clone(), tag.clone(), Pointer::tag(repository, tag));
+        let own = pointer.clone();
+        let fact = self.runtime.block_on(shared.store.run(move |store| {
+            let before = store.pointer(&own)?.filter(|fact| fact.digest == digest);
+            let moved_at = before.map_or(now, |fact| fact.moved_at);
+            let fact = TagFact { digest, checked_at: now, moved_at };
+            store.apply(&[Change::SetPointer(own, fact)])?;
+            owned.deleter(store).delete_variants(&repository, &tag)?;
+            Ok(fact)
+        }))?;
         let at = Some(shared.clock.instant());
-        shared.memory.pointers.insert(Pointer::Tag(key), CheckedPointer { fact, at });
+        shared.memory.pointers.insert(pointer, CheckedPointer { fact, at });
         Ok(())
     }
 }
@@ -206,19 +220,23 @@ impl Drop for Importer {
     fn drop(&mut self) {
         let shared = &self.cache.0;
         let added: Vec<Digest> = self.added.drain().map(|(digest, _)| digest).collect();
-        let mut blocked = BlockedFills::new(&shared.fills);
-        let mut batch = DeletionBatch::default();
-        for digest in added.iter().filter(|digest| !self.needed.contains(digest)) {
-            if blocked.block(digest)
-                && let Some(victim) = shared.eviction.take(digest)
-            {
-                batch.push(&victim);
+        let (owned, needed) = (Arc::clone(shared), std::mem::take(&mut self.needed));
+        let deleted = self.runtime.block_on(shared.store.run(move |store| {
+            let mut blocked = BlockedFills::new(&owned.fills);
+            let mut batch = DeletionBatch::default();
+            for digest in added.iter().filter(|digest| !needed.contains(digest)) {
+                if blocked.block(digest)
+                    && let Some(victim) = owned.eviction.take(digest)
+                {
+                    batch.push(&victim);
+                }
             }
-        }
-        if batch.is_empty() {
-            return;
-        }
-        if let Err(error) = shared.deleter().delete(&batch, None, &mut blocked, || {}) {
+            if batch.is_empty() {
+                return Ok(());
+            }
+            owned.deleter(store).delete(&batch, None, &mut blocked, || {})
+        }));
+        if let Err(error) = deleted {
             shared.report_store_error("cannot delete imported blobs that nothing needs", &error);
             shared.eviction.set_incomplete();
             shared.capacity.wake_evictor();
@@ -260,9 +278,12 @@ impl BlobImport<'_> {
         content: &mut impl Read,
     ) -> Result<ContentPin, ImportError> {
         let Shared { store, eviction, capacity, clock, .. } = &**self.shared;
+        let digest = *self.digest;
         // The archive has the whole blob, and the draft of an interrupted fill may be wrong.
-        store.remove_draft(self.digest)?;
-        let mut writer = store.open_draft(self.digest)?;
+        let mut writer = runtime.block_on(store.run(move |store| {
+            store.remove(Removal::Draft(&digest))?;
+            store.open_draft(&digest)
+        }))?;
         let draft = Arc::clone(writer.draft());
         draft.announce(size);
         self.draft = Some(Arc::clone(&draft));
@@ -277,11 +298,12 @@ impl BlobImport<'_> {
         };
         let permit = runtime.block_on(self.shared.turn_of(&verified));
         let now = clock.now();
-        if !verified.commit(None, now.as_millis())? {
+        if !verified.commit(None, now)? {
             return Err(ImportError::NotKept);
         }
         drop(permit);
-        let entry = store.blob(self.digest)?.ok_or(ImportError::NotKept)?;
+        let entry = runtime.block_on(store.run(move |store| store.blob(&digest)))?;
+        let entry = entry.ok_or(ImportError::NotKept)?;
         eviction.add_blob(self.digest, entry.size(), now);
         let pin = eviction.pin(self.digest).ok_or(ImportError::NotKept)?;
         self.end = FillPhase::Stored(entry);

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::eviction::delete::{BlockedFills, DeletionBatch};
 use crate::cache::eviction::evictor::Evictor;
 use crate::oci::{Digest, Repository, Tag};
-use crate::store::{Store, StoreError};
+use crate::store::{Pointer, PointerScope, StoreError, StoreSession};
 
 /// Number and size of what a removal deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,32 +46,34 @@ pub(in crate::cache) async fn remove(
     if !shared.eviction.is_complete() {
         Evictor::new(shared).rebuild_index().await?;
     }
-    let (shared, repository) = (Arc::clone(shared), repository.clone());
-    blocking(move || {
-        let removed = remove_now(&shared, &repository, &target);
+    let (owned, repository) = (Arc::clone(shared), repository.clone());
+    let work = move |store: &StoreSession| {
+        let removed = remove_now(&owned, store, &repository, &target);
         if removed.is_err() {
             // Content that could not be deleted is still in the store, and must return to the index.
-            shared.eviction.set_incomplete();
+            owned.eviction.set_incomplete();
         }
         removed
-    })
-    .await
+    };
+    shared.with_store(work).await
 }
 
 fn remove_now(
     shared: &Shared,
+    store: &StoreSession,
     repository: &Repository,
     target: &RemovalTarget,
 ) -> Result<RemovalReport, StoreError> {
-    let deleter = shared.deleter();
-    let tags = tags_to_delete(&shared.store, repository, target)?;
+    let deleter = shared.deleter(store);
+    let tags = tags_to_delete(store, repository, target)?;
     let mut roots = deleter.delete_tags(repository, &tags)?;
     let mut report = RemovalReport { tags: roots.len() as u64, ..RemovalReport::default() };
     if let RemovalTarget::Manifest(digest) = target {
         roots.push(*digest);
     }
-    let mut protected = shared.store.pointed_at()?;
-    protected.extend(shared.store.linked_elsewhere(repository)?);
+    let pointed_at = store.pointers(PointerScope::All)?.into_iter().map(|(_, fact)| fact.digest);
+    let linked = store.links(None, |other, _| other != repository)?.into_iter().map(|(_, digest)| digest);
+    let protected = pointed_at.chain(linked).collect();
     let mut blocked = BlockedFills::new(&shared.fills);
     let (batch, kept) = take_unneeded(shared, roots, &protected, &mut blocked);
     deleter.delete(&batch, Some(repository), &mut blocked, || {})?;
@@ -120,15 +121,20 @@ fn take_unneeded(
 }
 
 fn tags_to_delete(
-    store: &Store,
+    store: &StoreSession,
     repository: &Repository,
     target: &RemovalTarget,
 ) -> Result<Vec<Tag>, StoreError> {
     match target {
         RemovalTarget::Tag(tag) => Ok(vec![tag.clone()]),
         RemovalTarget::Manifest(digest) => {
-            let tagged = store.tagged(Some(repository))?.into_iter();
-            Ok(tagged.filter(|(_, _, fact)| fact.digest == *digest).map(|(_, tag, _)| tag).collect())
+            let tags = store.pointers(PointerScope::Tags(Some(repository)))?.into_iter();
+            let tags =
+                tags.filter(|(_, fact)| fact.digest == *digest).filter_map(|(pointer, _)| match pointer {
+                    Pointer::Tag(key) => Some(key.tag),
+                    Pointer::Referrers(..) => None,
+                });
+            Ok(tags.collect())
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Scrub: compares stored content with its digests, deletes damaged content, and fetches it again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::manifest::by_digest::by_digest;
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Hasher};
-use crate::store::{OpenBlob, Store, StoreError};
+use crate::oci::{Digest, Hasher, Repository};
+use crate::store::{Change, OpenBlob, StoreError, StoreSession};
 
 /// Bytes of a blob that are read at a time.
 const STEP: u64 = 1 << 20;
@@ -55,11 +55,15 @@ pub struct DamagedContent {
 pub type Throttle<'a> = &'a mut (dyn FnMut(u64) -> Duration + Send);
 
 /// Lists the content that was last verified before `before`, least recently verified first. Blocks.
-pub(in crate::cache) fn list_due(store: &Store, before: Timestamp) -> Result<Vec<ScrubItem>, StoreError> {
+pub(in crate::cache) fn list_due(
+    store: &StoreSession,
+    before: Timestamp,
+) -> Result<Vec<ScrubItem>, StoreError> {
     let mut due = Vec::new();
-    for (entries, manifest) in [(store.held_manifests()?, true), (store.held_blobs()?, false)] {
+    let inventory = store.inventory()?;
+    for (entries, manifest) in [(inventory.manifests, true), (inventory.blobs, false)] {
         for entry in entries {
-            let verified_at = Timestamp::from_millis(entry.verified);
+            let verified_at = entry.verified;
             if verified_at < before {
                 due.push(ScrubItem { digest: entry.digest, size: entry.size, manifest, verified_at });
             }
@@ -81,8 +85,8 @@ pub(in crate::cache) async fn verify(
         verify_blob(cache, &item.digest, throttle).await?
     };
     if integrity == Integrity::Intact {
-        let (store, digest, now) = (cache.0.store.clone(), item.digest, cache.0.clock.now());
-        blocking(move || store.note_verified(&digest, now.as_millis())).await?;
+        let change = Change::SetVerified(item.digest, cache.0.clock.now());
+        cache.0.with_store(move |store| store.apply(&[change])).await?;
     }
     Ok(integrity)
 }
@@ -92,8 +96,10 @@ async fn verify_blob(
     digest: &Digest,
     throttle: Throttle<'_>,
 ) -> Result<Integrity, CacheError> {
-    let (store, wanted) = (cache.0.store.clone(), *digest);
-    let Some(entry) = blocking(move || store.blob(&wanted)).await? else { return Ok(Integrity::Missing) };
+    let wanted = *digest;
+    let Some(entry) = cache.0.with_store(move |store| store.blob(&wanted)).await? else {
+        return Ok(Integrity::Missing);
+    };
     let Some(_pin) = cache.0.eviction.pin(digest) else { return Ok(Integrity::Missing) };
     let opened = {
         let entry = entry.clone();
@@ -122,9 +128,9 @@ async fn verify_manifest(
     digest: &Digest,
     throttle: Throttle<'_>,
 ) -> Result<Integrity, CacheError> {
-    let (shared, digest) = (Arc::clone(shared), *digest);
-    let (integrity, length) = blocking(move || {
-        let error = match shared.store.manifest(&digest) {
+    let (owned, digest) = (Arc::clone(shared), *digest);
+    let verify = move |store: &StoreSession| {
+        let error = match store.manifest(&digest) {
             Ok(None) => return Ok((Integrity::Missing, 0)),
             Ok(Some(found)) if Digest::of(digest.algorithm(), &found.body) == digest => {
                 return Ok((Integrity::Intact, found.body.len() as u64));
@@ -133,11 +139,11 @@ async fn verify_manifest(
             Err(error @ StoreError::Damaged(_)) => error,
             Err(error) => return Err(error),
         };
-        shared.report_store_error("a manifest is damaged and will be fetched again", &error);
-        shared.deleter().delete_damaged_manifest(&digest)?;
+        owned.report_store_error("a manifest is damaged and will be fetched again", &error);
+        owned.deleter(store).delete_damaged_manifest(&digest)?;
         Ok((Integrity::Damaged, 0))
-    })
-    .await?;
+    };
+    let (integrity, length) = shared.with_store(verify).await?;
     tokio::time::sleep(throttle(length)).await;
     Ok(integrity)
 }
@@ -148,9 +154,10 @@ pub(in crate::cache) async fn repair(
     cache: &Cache,
     damaged: &[DamagedContent],
 ) -> Result<Vec<Digest>, CacheError> {
-    let store = cache.0.store.clone();
     let wanted: HashSet<_> = damaged.iter().map(|damaged| damaged.digest).collect();
-    let linked = blocking(move || store.linked_from(&wanted)).await?;
+    let links = cache.0.with_store(move |store| store.links(None, |_, digest| wanted.contains(digest)));
+    let linked: HashMap<Digest, Repository> =
+        links.await?.into_iter().map(|(repository, digest)| (digest, repository)).rev().collect();
     let mut repaired = Vec::new();
     for DamagedContent { digest, manifest } in damaged {
         let Some(repository) = linked.get(digest) else { continue };

@@ -9,7 +9,7 @@ use crate::cache::core::Shared;
 use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
 use crate::oci::Digest;
-use crate::store::{Draft, StoreError};
+use crate::store::{Draft, StoreSession};
 
 /// Progress of a fill.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -96,16 +96,14 @@ pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillSt
 }
 
 /// Returns the status of the store. Blocks.
-pub(in crate::cache) fn store_status(shared: &Shared) -> StoreStatus {
+pub(in crate::cache) fn store_status(shared: &Shared, session: &StoreSession) -> StoreStatus {
     let Shared { store, eviction, capacity, store_health, clock, .. } = shared;
     let (counts, stats, limits) = (store.counts(), eviction.stats(), capacity.limits());
-    let measure = || {
-        let (taken, drafts) = (store.size_on_disk()?, store.size_of_drafts()?);
-        Ok::<_, StoreError>(DiskUsage { taken, drafts, free: store.free_on_disk().ok() })
-    };
+    let usage = session.usage().ok();
+    let disk = usage.map(|it| DiskUsage { taken: it.total, drafts: it.draft_bytes(), free: it.free });
     let degraded_for = store_health.degraded_for(clock.instant());
     StoreStatus {
-        kind: capacity.kind(),
+        kind: store.kind(),
         degraded_at: degraded_for.map(|time| clock.now().minus(time).as_millis()),
         content: counts.content,
         manifests: counts.manifests,
@@ -114,6 +112,6 @@ pub(in crate::cache) fn store_status(shared: &Shared) -> StoreStatus {
         oldest_access: stats.oldest_access.map(Timestamp::as_millis),
         max_size: limits.max_size,
         min_free: limits.min_free,
-        disk: measure().ok(),
+        disk,
     }
 }

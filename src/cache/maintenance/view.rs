@@ -12,11 +12,11 @@ use crate::cache::memory::CheckedPointer;
 use crate::cache::pointer::{Pointer, TagKey};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Referrers, Repository, Tag};
-use crate::store::{Counts, StoreError, StoredManifest, TagFact};
+use crate::store::{Counts, PointerScope, StoreError, StoreSession, StoredManifest, TagFact};
 
 /// Read-only view of the cached content. Methods may block on the disk.
 #[derive(Debug)]
-pub struct CacheView<'a>(pub(in crate::cache) &'a Shared);
+pub struct CacheView<'a>(pub(in crate::cache) &'a Shared, pub(in crate::cache) &'a StoreSession);
 
 /// Freshness of a cached tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +42,12 @@ impl CacheView<'_> {
 
     /// Returns the cached tags of one repository, or of all configured repositories.
     pub fn tagged(&self, only: Option<&Repository>) -> Result<Vec<(Repository, Tag, TagFact)>, StoreError> {
-        let mut found = self.0.store.tagged(only)?;
-        found.retain(|(repository, ..)| self.is_served(repository));
-        Ok(found)
+        let tags = self.1.pointers(PointerScope::Tags(only))?.into_iter();
+        let tags = tags.filter_map(|(pointer, fact)| match pointer {
+            Pointer::Tag(TagKey { repository, tag, .. }) => Some((repository, tag, fact)),
+            Pointer::Referrers(..) => None,
+        });
+        Ok(tags.filter(|(repository, ..)| self.is_served(repository)).collect())
     }
 
     /// Returns the cached manifests that one repository, or any configured repository, is linked to.
@@ -52,19 +55,28 @@ impl CacheView<'_> {
         &self,
         only: Option<&Repository>,
     ) -> Result<Vec<(Repository, Digest)>, StoreError> {
-        let mut found = self.0.store.linked_manifests(only)?;
-        found.retain(|(repository, _)| self.is_served(repository));
+        let mut found = Vec::new();
+        for (repository, digest) in self.1.links(only, |repository, _| self.is_served(repository))? {
+            if none_if_damaged(self.1.manifest(&digest))?.is_some() {
+                found.push((repository, digest));
+            }
+        }
         Ok(found)
     }
 
     /// Returns the target of a tag.
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagFact>, StoreError> {
-        self.0.store.tag(repository, tag, None)
+        self.1.pointer(&Pointer::tag(repository, tag))
     }
 
     /// Returns the variants of a tag: the media types that a client accepts, and the target for such clients.
     pub fn variants(&self, repository: &Repository, tag: &Tag) -> Result<Vec<(String, TagFact)>, StoreError> {
-        self.0.store.variants(repository, tag)
+        let variants = self.1.pointers(PointerScope::Variants(repository, tag))?.into_iter();
+        let variants = variants.filter_map(|(pointer, fact)| match pointer {
+            Pointer::Tag(TagKey { variant: Some(types), .. }) => Some((types, fact)),
+            Pointer::Tag(_) | Pointer::Referrers(..) => None,
+        });
+        Ok(variants.collect())
     }
 
     /// Returns a manifest that the repository is linked to.
@@ -73,18 +85,18 @@ impl CacheView<'_> {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<StoredManifest>, StoreError> {
-        match self.0.store.linked(repository, digest)? {
-            Some(_) => none_if_damaged(self.0.store.manifest(digest)),
+        match self.1.link(repository, digest)? {
+            Some(_) => none_if_damaged(self.1.manifest(digest)),
             None => Ok(None),
         }
     }
 
     /// Returns the size of a blob that the repository is linked to. Checks that the bytes exist, and does not read them.
     pub fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        if self.0.store.linked(repository, digest)?.is_none() {
+        if self.1.link(repository, digest)?.is_none() {
             return Ok(None);
         }
-        let Some(entry) = self.0.store.blob(digest)? else { return Ok(None) };
+        let Some(entry) = self.1.blob(digest)? else { return Ok(None) };
         Ok(none_if_damaged(entry.open().map(Some))?.map(|open| open.entry().size()))
     }
 
@@ -95,10 +107,10 @@ impl CacheView<'_> {
         digest: &Digest,
         size_max: u64,
     ) -> Result<Option<Bytes>, StoreError> {
-        if self.0.store.linked(repository, digest)?.is_none() {
+        if self.1.link(repository, digest)?.is_none() {
             return Ok(None);
         }
-        let entry = self.0.store.blob(digest)?.filter(|entry| entry.size() <= size_max);
+        let entry = self.1.blob(digest)?.filter(|entry| entry.size() <= size_max);
         let Some(entry) = entry else { return Ok(None) };
         let Some(open) = none_if_damaged(entry.open().map(Some))? else { return Ok(None) };
         let mut body = Vec::new();
@@ -116,7 +128,7 @@ impl CacheView<'_> {
 
     /// Returns the cached referrers of a manifest. An empty list does not mean that the upstream has none.
     pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Referrers, StoreError> {
-        referrers::known(self.0, repository, subject)
+        referrers::known(self.1, repository, subject)
     }
 
     /// Returns the last access to content, or the time at which it was stored.
@@ -132,7 +144,7 @@ impl CacheView<'_> {
         // A pointer in memory has its age also by the monotonic clock, which cannot be set.
         let checked = self.0.memory.pointers.peek(&Pointer::Tag(key)).filter(|checked| checked.fact == *fact);
         let age = checked.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.0.clock);
-        let freshness = freshness::judge(age, fact.checked_at, settings);
+        let freshness = freshness::judge(age, fact.checked_at.as_millis(), settings);
         let served_offline = freshness != Freshness::Expired || freshness::may_serve_stale(age, settings);
         Some(TagStatus { freshness, age, served_offline })
     }

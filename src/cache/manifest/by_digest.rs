@@ -7,11 +7,10 @@ use bytes::Bytes;
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::source::{Source as _, UnverifiedManifest};
-use crate::store::{LinkFact, StoreError, StoredManifest};
+use crate::store::{Change, LinkFact, StoreError, StoreSession, StoredManifest};
 use crate::telemetry::Outcome;
 
 use crate::cache::access::{confirm_manifest, link, remember};
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
@@ -97,16 +96,15 @@ async fn held(
     repository: &Repository,
     digest: &Digest,
 ) -> Result<StoredState, CacheError> {
-    let (store, repository, digest) = (shared.store.clone(), repository.clone(), *digest);
-    let owned = Arc::clone(shared);
-    let held = blocking(move || {
-        let linked = store.linked(&repository, &digest)?;
+    let (owned, repository, digest) = (Arc::clone(shared), repository.clone(), *digest);
+    let look = move |store: &StoreSession| {
+        let linked = store.link(&repository, &digest)?;
         let document = match store.manifest(&digest) {
             Ok(stored) => stored,
             Err(error @ StoreError::Damaged(_)) => {
                 // A miss that heals itself: what is left is dropped, and fetched again.
                 owned.report_store_error("a manifest is damaged and will be fetched again", &error);
-                owned.deleter().delete_damaged_manifest(&digest)?;
+                owned.deleter(store).delete_damaged_manifest(&digest)?;
                 None
             }
             Err(error) => return Err(error),
@@ -117,8 +115,8 @@ async fn held(
             Arc::new(CachedManifest { digest, media_type, body, usage })
         });
         Ok(StoredState { linked, document })
-    })
-    .await;
+    };
+    let held = shared.with_store(look).await;
     shared.or_default("what is held cannot be found out", held)
 }
 
@@ -172,9 +170,9 @@ pub(in crate::cache) async fn keep(
     let read = Manifest::read(&answer.body, answer.content_type.as_deref())
         .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;
     let media_type = read.media_type.clone();
-    let kept = blocking({
+    let kept = shared.with_store({
         let (shared, repository, body) = (Arc::clone(shared), repository.clone(), answer.body.clone());
-        move || put(&shared, &repository, digest, &read, body)
+        move |store| put(&shared, store, &repository, digest, &read, body)
     });
     match kept.await {
         Ok(document) => Ok(document),
@@ -191,6 +189,7 @@ pub(in crate::cache) async fn keep(
 /// Stores a verified body as what it was read as, with its links, and puts it into memory. Blocks.
 pub(in crate::cache) fn put(
     shared: &Shared,
+    store: &StoreSession,
     repository: &Repository,
     digest: Digest,
     read: &Manifest,
@@ -202,9 +201,10 @@ pub(in crate::cache) fn put(
     let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
     let links = contained.map(|target| (target.digest, target.size));
     let now = shared.clock.now();
-    let media_type = shared.store.put_manifest(repository, &digest, &stored, links, now.as_millis())?;
+    let media_type = store.put_manifest(repository, &digest, &stored, links, now)?;
     if let Some(subject) = read.subject {
-        shared.store.put_referrer(repository, &subject, &digest)?;
+        let repository = repository.clone();
+        store.apply(&[Change::AddReferrer { repository, subject, referrer: digest }])?;
     }
     let usage = shared.eviction.add_manifest(&digest, &body, dependencies(read), now);
     let document = Arc::new(CachedManifest { digest, media_type, body, usage });
@@ -220,8 +220,9 @@ async fn note_subject(shared: &Arc<Shared>, repository: &Repository, document: &
     else {
         return;
     };
-    let (store, repository, digest) = (shared.store.clone(), repository.clone(), document.digest);
-    if let Err(error) = blocking(move || store.put_referrer(&repository, &subject, &digest)).await {
+    let (repository, referrer) = (repository.clone(), document.digest);
+    let change = Change::AddReferrer { repository, subject, referrer };
+    if let Err(error) = shared.with_store(move |store| store.apply(&[change])).await {
         shared.report_error("a referrer could not be noted", &error);
     }
 }

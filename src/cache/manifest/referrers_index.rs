@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
 use crate::source::{Source as _, SourceError};
-use crate::store::StoredManifest;
+use crate::store::{StoreSession, StoredManifest};
 
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::memory::CachedManifest;
@@ -49,13 +48,12 @@ async fn keep(
     list: Referrers,
 ) -> Result<Arc<CachedManifest>, CacheError> {
     let (of, owner, now) = (Arc::clone(shared), repository.clone(), shared.clock.now());
-    let document = blocking(move || {
+    let work = move |store: &StoreSession| {
         let body = bytes::Bytes::from(list.to_index());
         let digest = Digest::of(Algorithm::Sha256, &body);
         let media_type = MediaType::oci_index();
         let stored = StoredManifest { media_type: media_type.clone(), body: body.clone() };
-        let usage = match of.store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now.as_millis())
-        {
+        let usage = match store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now) {
             Ok(_) => of.eviction.add_manifest(&digest, &body, std::iter::empty(), now),
             Err(error) => {
                 of.report_store_error(
@@ -66,8 +64,8 @@ async fn keep(
             }
         };
         Ok(Arc::new(CachedManifest { digest, media_type, body, usage }))
-    })
-    .await?;
+    };
+    let document = shared.with_store(work).await?;
     shared.memory.manifests.insert(repository, Arc::clone(&document));
     Ok(document)
 }

@@ -8,12 +8,11 @@ use crate::config::schema::{Cache as Settings, OnUpstream404};
 use crate::oci::media::CANONICAL_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::source::{Source as _, UnverifiedManifest};
-use crate::store::TagFact;
+use crate::store::{Change, TagFact};
 use crate::telemetry::Outcome;
 use crate::upstream::Upstream;
 
 use crate::cache::access::remember;
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::deadline::Deadline;
 use crate::cache::error::CacheError;
@@ -53,7 +52,7 @@ pub(in crate::cache) async fn resolve(
     let known = known(shared, pointer).await?;
     if let Some(known) = &known {
         let age = known.checked.age(&shared.clock);
-        let judged = freshness::judge(age, known.checked.fact.checked_at, settings);
+        let judged = freshness::judge(age, known.checked.fact.checked_at.as_millis(), settings);
         if judged == Freshness::ServeAndRevalidate {
             drop(question(shared, pointer, Some(known.clone())));
         }
@@ -148,8 +147,8 @@ async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<KnownPo
     let checked = if let Some(checked) = shared.memory.pointers.get(pointer) {
         Some(checked)
     } else {
-        let (store, owned) = (shared.store.clone(), pointer.clone());
-        let fact = blocking(move || owned.noted(&store)).await;
+        let owned = pointer.clone();
+        let fact = shared.with_store(move |store| store.pointer(&owned)).await;
         let fact = shared.or_default("what a tag or a list stands for cannot be found out", fact)?;
         let checked = fact.map(|fact| CheckedPointer { fact, at: None });
         if let Some(checked) = checked {
@@ -202,7 +201,7 @@ async fn ask(
         }
     };
     let unchanged = known.is_some_and(|known| known.checked.fact.digest == document.digest);
-    let now = shared.clock.now_millis();
+    let now = shared.clock.now();
     let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.checked.fact.moved_at);
     put(shared, pointer, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
     // What refers to an image is fetched when it is asked for: most of it is not.
@@ -292,12 +291,8 @@ async fn knows(
 async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
     let at = Some(shared.clock.instant());
     shared.memory.pointers.insert(pointer.clone(), CheckedPointer { fact, at });
-    let (store, owned) = (shared.store.clone(), pointer.clone());
-    let kept = blocking(move || match &owned {
-        Pointer::Tag(key) => store.put_tag(&key.repository, &key.tag, key.variant.as_deref(), &fact),
-        Pointer::Referrers(repository, subject) => store.put_referrers_list(repository, subject, &fact),
-    })
-    .await;
+    let change = Change::SetPointer(pointer.clone(), fact);
+    let kept = shared.with_store(move |store| store.apply(&[change])).await;
     if let Err(error) = kept {
         shared.report_error("what a tag or a list stands for could not be kept", &error);
     }
@@ -308,12 +303,8 @@ async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
 }
 
 async fn remove_from_store(shared: &Arc<Shared>, pointer: &Pointer) {
-    let (store, owned) = (shared.store.clone(), pointer.clone());
-    let removed = blocking(move || match &owned {
-        Pointer::Tag(key) => store.remove_tag(&key.repository, &key.tag, key.variant.as_deref()),
-        Pointer::Referrers(repository, subject) => store.remove_referrers_list(repository, subject),
-    })
-    .await;
+    let change = Change::RemovePointer(pointer.clone());
+    let removed = shared.with_store(move |store| store.apply(&[change])).await;
     if let Err(error) = removed {
         shared.report_error("a tag or a list that is gone could not be removed", &error);
     }

@@ -13,10 +13,10 @@ use tracing::Instrument as _;
 use crate::config::schema::Prefetch;
 use crate::oci::media::ManifestKind;
 use crate::oci::{Repository, UpstreamName};
+use crate::store::{Change, StoreSession};
 use crate::telemetry::trace;
 
 use crate::cache::Cache;
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::manifest::by_digest::stored;
 use crate::cache::memory::CachedManifest;
@@ -139,8 +139,9 @@ async fn run(under_way: &ActiveWalk, index: &CachedManifest) {
 }
 
 async fn forget(shared: &Shared, root: &PrefetchRoot) {
-    let (store, (repository, digest)) = (shared.store.clone(), root.clone());
-    if let Err(error) = blocking(move || store.dequeue_prefetch(&repository, &digest)).await {
+    let (repository, digest) = root.clone();
+    let change = Change::DequeuePrefetch(repository, digest);
+    if let Err(error) = shared.with_store(move |store| store.apply(&[change])).await {
         shared.report_error("the end of a walk below an index could not be noted", &error);
     }
 }
@@ -168,8 +169,7 @@ impl Cache {
 
 /// Takes up the walks that an earlier run left.
 async fn take_up_earlier(shared: &Arc<Shared>) {
-    let store = shared.store.clone();
-    match blocking(move || store.prefetch_queue()).await {
+    match shared.with_store(StoreSession::prefetch_queue).await {
         Ok(roots) => {
             if !roots.is_empty() {
                 tracing::info!(indexes = roots.len(), "taking up what an earlier run had still to fetch");

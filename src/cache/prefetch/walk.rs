@@ -11,10 +11,10 @@ use backon::{ExponentialBuilder, Retryable as _};
 
 use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
+use crate::store::Change;
 use crate::telemetry::Metrics;
 
 use crate::cache::Cache;
-use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::manifest::by_digest::{fetch, stored};
@@ -98,8 +98,9 @@ pub(in crate::cache) async fn walk(
 
 /// Notes in the store that the walk has something to fetch.
 async fn note(shared: &Shared, root: &PrefetchRoot) {
-    let (store, (repository, digest)) = (shared.store.clone(), root.clone());
-    if let Err(error) = blocking(move || store.enqueue_prefetch(&repository, &digest)).await {
+    let (repository, digest) = root.clone();
+    let change = Change::EnqueuePrefetch(repository, digest);
+    if let Err(error) = shared.with_store(move |store| store.apply(&[change])).await {
         shared.report_error("a walk below an index could not be noted; a restart would forget it", &error);
     }
 }

@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository};
 
 use crate::store::blobs::{BlobBody, Blobs};
+use crate::store::engine::{Engine, readable, transact};
+use crate::store::error::StoreError;
 use crate::store::index::fact::{BlobFact, DraftFact, Fact as _, LinkFact};
 use crate::store::index::key::Key;
-use crate::store::{Store, StoreError, readable, transact};
 
 /// A blob that is held whole and verified.
 #[derive(Clone, Debug)]
@@ -83,9 +85,9 @@ impl OpenBlob {
     }
 }
 
-impl Store {
+impl Engine {
     /// A blob by digest: something to read from.
-    pub fn blob(&self, digest: &Digest) -> Result<Option<BlobEntry>, StoreError> {
+    pub(in crate::store) fn blob(&self, digest: &Digest) -> Result<Option<BlobEntry>, StoreError> {
         let fact = self.fact::<BlobFact>(&Key::Blob(digest))?;
         Ok(fact.map(|fact| BlobEntry { digest: *digest, fact, blobs: self.blobs.clone() }))
     }
@@ -93,7 +95,7 @@ impl Store {
     /// Takes a blob that turned out to be damaged out of service, in one atomic step: its fact goes, and what is left
     /// of its bytes is condemned, to be removed before the next fill begins. A blob that was filled anew since
     /// `damaged` was looked up stays.
-    pub fn mark_corrupt(&self, damaged: &BlobEntry) -> Result<(), StoreError> {
+    pub(in crate::store) fn mark_corrupt(&self, damaged: &BlobEntry) -> Result<(), StoreError> {
         let digest = damaged.digest();
         let condemned = DraftFact { condemned: true }.encode();
         let _names = self.blobs.names();
@@ -124,7 +126,7 @@ impl Store {
         repository: Option<&Repository>,
         digest: &Digest,
         size: u64,
-        now: u64,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         let blob = BlobFact { size, stored_at: now }.encode();
         let link = LinkFact { size: Some(size) }.encode();

@@ -12,12 +12,28 @@ use std::sync::MutexGuard;
 
 use bytes::Bytes;
 
+use crate::clock::Timestamp;
 use crate::oci::Digest;
 
 use crate::store::blobs::files::{FileBody, FileDraft, Files, Found};
+use crate::store::error::StoreError;
 use crate::store::index::database::Database;
+use crate::store::index::inventory::DraftUsage;
 use crate::store::index::page_tree::Pages;
-use crate::store::{DraftUsage, StoreError};
+
+/// Way in which a store uses and frees disk space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpaceModel {
+    /// Every blob has space of its own in whole blocks of this many bytes. A draft becomes content in place, and a removal
+    /// frees its space at once.
+    Separate {
+        /// Unit of allocation in bytes.
+        block_size: u64,
+    },
+    /// All content shares files that never shrink. A draft is copied to become content, and a removal only makes space for
+    /// later content.
+    Shared,
+}
 
 /// The bytes of all blobs and drafts; clones share them.
 #[derive(Clone, Debug)]
@@ -43,6 +59,15 @@ impl Blobs {
         files
     }
 
+    /// Returns the way in which content uses disk space.
+    pub(in crate::store) fn space_model(&self) -> SpaceModel {
+        match self {
+            Self::Pages(..) => SpaceModel::Shared,
+            // File systems allocate blocks of this size.
+            Self::Files(_) => SpaceModel::Separate { block_size: 4096 },
+        }
+    }
+
     /// Whether a draft must be copied to become content.
     pub(in crate::store) fn are_copied(&self) -> bool {
         matches!(self, Self::Pages(..))
@@ -53,7 +78,7 @@ impl Blobs {
         &self,
         digest: &Digest,
         size: u64,
-        stored_at: u64,
+        stored_at: Timestamp,
     ) -> Result<BlobBody, StoreError> {
         match self {
             Self::Pages(database, _) => Ok(BlobBody::Pages(database.clone(), *digest)),
@@ -79,7 +104,7 @@ impl Blobs {
     pub(in crate::store) fn commit(
         &self,
         draft: &mut FileDraft,
-        stored_at: u64,
+        stored_at: Timestamp,
         pages: &Pages,
     ) -> Result<(), StoreError> {
         match self {
@@ -107,11 +132,6 @@ impl Blobs {
             Self::Pages(..) => Ok(false),
             Self::Files(files) => files.remove_damaged(digest).map(|()| true),
         }
-    }
-
-    /// Bytes on disk of drafts.
-    pub(in crate::store) fn size_of_drafts(&self) -> Result<u64, StoreError> {
-        self.files().size_of_drafts()
     }
 
     /// Removes the bytes of a draft.

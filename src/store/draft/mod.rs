@@ -17,15 +17,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::clock::Timestamp;
 use crate::oci::{Digest, Hasher, Repository};
 
 use crate::store::blobs::BlobBody;
 use crate::store::blobs::files::{FileBody, FileDraft};
 use crate::store::draft::commit_queue::{CommitPermit, PendingCommit};
 use crate::store::draft::window::Window;
+use crate::store::engine::Engine;
+use crate::store::error::StoreError;
 use crate::store::index::fact::{DraftFact, Fact as _};
 use crate::store::index::key::Key;
-use crate::store::{Store, StoreError};
 
 /// How far a draft has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -241,7 +243,7 @@ pub struct DraftHasher {
 /// The half that writes. Lives on blocking threads.
 #[derive(Debug)]
 pub struct DraftFile {
-    store: Store,
+    store: Engine,
     draft: Arc<Draft>,
     growing: Growing,
 }
@@ -262,9 +264,9 @@ pub struct VerifiedDraft {
     _settler: PendingCommit,
 }
 
-impl Store {
+impl Engine {
     /// Opens the draft of a digest, taking over what an interrupted fill left.
-    pub fn open_draft(&self, digest: &Digest) -> Result<DraftWriter, StoreError> {
+    pub(in crate::store) fn open_draft(&self, digest: &Digest) -> Result<DraftWriter, StoreError> {
         let growing = {
             let _names = self.blobs.names();
             let key = Key::Draft(digest).to_bytes();
@@ -280,7 +282,7 @@ impl Store {
     }
 
     /// A draft of which nothing is written. Needs no blocking thread.
-    pub fn memory_draft(&self, digest: &Digest) -> DraftWriter {
+    pub(in crate::store) fn memory_draft(&self, digest: &Digest) -> DraftWriter {
         self.draft_writer(digest, 0, None, Growing::Lost(None))
     }
 
@@ -306,7 +308,7 @@ impl Store {
 
     /// Waits until it is a verified draft's turn to settle: where content is copied, that is done for a few at a time.
     /// Needs no blocking thread.
-    pub async fn commit_permit(&self) -> CommitPermit {
+    pub(in crate::store) async fn commit_permit(&self) -> CommitPermit {
         if self.blobs.are_copied() { self.commit_queue.commit_permit().await } else { CommitPermit::free() }
     }
 }
@@ -345,7 +347,7 @@ impl DraftWriter {
         self,
         repository: &Repository,
         expected: Option<u64>,
-        now: u64,
+        now: Timestamp,
     ) -> Result<DraftEnd, StoreError> {
         match self.verify(expected)? {
             Some(verified) => verified.commit(Some(repository), now).map(|_| DraftEnd::Verified),
@@ -465,7 +467,7 @@ impl VerifiedDraft {
     /// copy does; until then readers go on with the draft.
     ///
     /// Returns whether it was kept; why the disk did not take it is told here, once.
-    pub fn commit(self, repository: Option<&Repository>, now: u64) -> Result<bool, StoreError> {
+    pub fn commit(self, repository: Option<&Repository>, now: Timestamp) -> Result<bool, StoreError> {
         let DraftFile { store, draft, growing } = self.file;
         let mut growing = match growing {
             Growing::File(growing) => growing,

@@ -1,80 +1,117 @@
-//! What the store knows of repositories and their tags, for whoever wants to see all of it.
+//! Look-ups of pointers, names, links and the prefetch queue.
 
-use std::collections::HashSet;
-
-use crate::oci::{Digest, Repository, Tag};
-
-use crate::store::index::fact::ManifestFact;
+use crate::oci::{Digest, Repository, UpstreamName};
+use crate::store::engine::{Engine, readable};
+use crate::store::error::StoreError;
+use crate::store::index::fact::{LinkFact, TagFact};
 use crate::store::index::key::Key;
-use crate::store::{Store, StoreError, TagFact, readable};
+use crate::store::index::pointer::{Pointer, PointerScope};
 
-impl Store {
-    /// Every tag held, of one repository or of all, with what it stands for; in byte order.
-    pub fn tagged(&self, only: Option<&Repository>) -> Result<Vec<(Repository, Tag, TagFact)>, StoreError> {
-        let prefix = only.map_or_else(|| b"t".to_vec(), |repository| Key::Tag(repository, "").to_bytes());
+impl Engine {
+    /// Returns the fact of a pointer.
+    pub(in crate::store) fn pointer(&self, pointer: &Pointer) -> Result<Option<TagFact>, StoreError> {
+        self.fact(&Key::from(pointer))
+    }
+
+    /// Returns all pointers of a scope with their facts. Pointers that cannot be decoded are skipped.
+    pub(in crate::store) fn pointers(
+        &self,
+        scope: PointerScope<'_>,
+    ) -> Result<Vec<(Pointer, TagFact)>, StoreError> {
+        let prefixes: Vec<Vec<u8>> = match scope {
+            PointerScope::All => Key::pointers().map(<[u8]>::to_vec).to_vec(),
+            PointerScope::Tags(None) => vec![Key::tags().to_vec()],
+            PointerScope::Tags(Some(repository)) => vec![Key::Tag(repository, "").to_bytes()],
+            PointerScope::Variants(repository, tag) => vec![Key::variants_of(repository, tag.as_str())],
+        };
         let mut found = Vec::new();
-        for item in self.database.facts()?.scan_prefix(prefix) {
-            let (key, value) = item?;
-            let named =
-                Key::read_tag(&key).and_then(|(repository, tag)| Some((repository, tag.parse().ok()?)));
-            if let (Some((repository, tag)), Some(fact)) = (named, readable::<TagFact>(&value)) {
-                found.push((repository, tag, fact));
+        for prefix in prefixes {
+            for item in self.database.facts()?.scan_prefix(prefix) {
+                let (key, value) = item?;
+                if let (Some(pointer), Some(fact)) = (Key::read_pointer(&key), readable::<TagFact>(&value)) {
+                    found.push((pointer, fact));
+                }
             }
         }
         Ok(found)
     }
 
-    /// What a tag stands for to clients that accept only some types: the types, and the fact.
-    pub fn variants(&self, repository: &Repository, tag: &Tag) -> Result<Vec<(String, TagFact)>, StoreError> {
-        let prefix = Key::variants_of(repository, tag.as_str());
+    /// Returns up to `limit` tags of a repository that sort after `last`, in byte order.
+    pub(in crate::store) fn tags(
+        &self,
+        repository: &Repository,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let prefix = Key::Tag(repository, "").to_bytes();
+        let from = Key::Tag(repository, last.unwrap_or_default()).to_bytes();
+        self.names_from(&prefix, &from, last.is_some(), limit)
+    }
+
+    /// Returns up to `limit` repositories of an upstream that have a tag and sort after `last`, in byte order.
+    pub(in crate::store) fn repositories(
+        &self,
+        upstream: &UpstreamName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let prefix = Key::Repository(upstream, "").to_bytes();
+        let from = Key::Repository(upstream, last.unwrap_or_default()).to_bytes();
+        self.names_from(&prefix, &from, last.is_some(), limit)
+    }
+
+    /// Returns up to `limit` names after a prefix, from the key `from` on, or after it.
+    fn names_from(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        after: bool,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
         let mut found = Vec::new();
-        for item in self.database.facts()?.scan_prefix(&prefix) {
-            let (key, value) = item?;
-            let types = key.strip_prefix(&*prefix).map(|types| String::from_utf8_lossy(types).into_owned());
-            if let (Some(types), Some(fact)) = (types, readable::<TagFact>(&value)) {
-                found.push((types, fact));
+        for item in self.database.facts()?.range(from..) {
+            let (key, _) = item?;
+            let Some(rest) = key.strip_prefix(prefix) else { break };
+            if after && *key == *from {
+                continue;
             }
+            if found.len() == limit {
+                break;
+            }
+            found.push(String::from_utf8_lossy(rest).into_owned());
         }
         Ok(found)
     }
 
-    /// Every manifest held that a repository is linked to, of one repository or of all.
-    pub fn linked_manifests(
+    /// Returns the link from a repository to a digest.
+    pub(in crate::store) fn linked(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<LinkFact>, StoreError> {
+        self.fact(&Key::Link(repository, digest))
+    }
+
+    /// Returns the links of one repository, or of all repositories, for which `keep` returns true.
+    pub(in crate::store) fn links(
         &self,
         only: Option<&Repository>,
+        mut keep: impl FnMut(&Repository, &Digest) -> bool,
     ) -> Result<Vec<(Repository, Digest)>, StoreError> {
         let prefix = only.map_or_else(|| Key::links().to_vec(), Key::links_of);
         let mut found = Vec::new();
         for item in self.database.facts()?.scan_prefix(prefix).keys() {
-            let Some((repository, digest)) = Key::read_link(&item?) else { continue };
-            if self.fact::<ManifestFact>(&Key::Manifest(&digest))?.is_some() {
-                found.push((repository, digest));
-            }
+            found.extend(Key::read_link(&item?).filter(|(repository, digest)| keep(repository, digest)));
         }
         Ok(found)
     }
 
-    /// Everything that another repository than this one is linked to.
-    pub fn linked_elsewhere(&self, repository: &Repository) -> Result<HashSet<Digest>, StoreError> {
-        let mut found = HashSet::new();
-        for item in self.database.facts()?.scan_prefix(Key::links()).keys() {
-            let link = Key::read_link(&item?);
-            found.extend(link.filter(|(other, _)| other != repository).map(|(_, digest)| digest));
+    /// Returns all indexes in the prefetch queue.
+    pub(in crate::store) fn prefetch_queue(&self) -> Result<Vec<(Repository, Digest)>, StoreError> {
+        let mut found = Vec::new();
+        for item in self.database.facts()?.scan_prefix(Key::prefetches()) {
+            found.extend(Key::read_prefetch(&item?.0));
         }
         Ok(found)
-    }
-
-    /// Takes a repository's right to content that is gone.
-    pub fn unlink<'a>(
-        &self,
-        repository: &Repository,
-        digests: impl Iterator<Item = &'a Digest>,
-    ) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
-        for digest in digests {
-            batch.remove(Key::Link(repository, digest).to_bytes());
-        }
-        self.database.facts()?.apply_batch(batch)?;
-        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 use crate::store::index::page_tree::Pages;
 use crate::store::lifecycle::header::Geometry;
 

@@ -3,9 +3,10 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Timestamp;
 use crate::oci::Digest;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// A record that knows its version. A new version gets a new number and a branch in `decode`.
 pub(in crate::store) trait Fact: Serialize + DeserializeOwned {
@@ -36,9 +37,9 @@ pub struct TagFact {
     #[serde(with = "digest")]
     pub digest: Digest,
     /// When the upstream last confirmed it.
-    pub checked_at: u64,
+    pub checked_at: Timestamp,
     /// When it last moved.
-    pub moved_at: u64,
+    pub moved_at: Timestamp,
 }
 
 /// A repository's right to a digest.
@@ -53,13 +54,13 @@ pub struct LinkFact {
 pub(in crate::store) struct ManifestFact {
     pub(in crate::store) media_type: String,
     pub(in crate::store) size: u64,
-    pub(in crate::store) stored_at: u64,
+    pub(in crate::store) stored_at: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::store) struct BlobFact {
     pub(in crate::store) size: u64,
-    pub(in crate::store) stored_at: u64,
+    pub(in crate::store) stored_at: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,13 +73,13 @@ pub(in crate::store) struct DraftFact {
 /// When content was last asked for, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::store) struct AccessFact {
-    pub(in crate::store) last: u64,
+    pub(in crate::store) last: Timestamp,
 }
 
 /// When content was last held against its digest, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::store) struct VerifiedFact {
-    pub(in crate::store) at: u64,
+    pub(in crate::store) at: Timestamp,
 }
 
 impl Fact for TagFact {}
@@ -121,7 +122,11 @@ mod tests {
     #[test]
     fn records_come_back_as_they_went() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let fact = TagFact { digest: Digest::of(algorithm, b"x"), checked_at: 7, moved_at: u64::MAX };
+            let fact = TagFact {
+                digest: Digest::of(algorithm, b"x"),
+                checked_at: Timestamp::from_millis(7),
+                moved_at: Timestamp::from_millis(u64::MAX),
+            };
             assert_eq!(TagFact::decode(&fact.encode()).expect("a fact"), fact);
         }
     }

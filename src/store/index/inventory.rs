@@ -3,11 +3,14 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use crate::oci::{Digest, Repository};
+use crate::clock::Timestamp;
+use crate::oci::Digest;
 
+use crate::store::engine::{Engine, readable, transact};
+use crate::store::error::StoreError;
+use crate::store::index::fact::TagFact;
 use crate::store::index::fact::{AccessFact, BlobFact, DraftFact, Fact, ManifestFact, VerifiedFact};
 use crate::store::index::key::{self, Key};
-use crate::store::{Store, StoreError, TagFact, readable, transact};
 
 /// A manifest or blob that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +20,9 @@ pub struct ContentEntry {
     /// Its length in bytes.
     pub size: u64,
     /// When it was last noted as asked for, or came in, in milliseconds since 1970.
-    pub last: u64,
+    pub last: Timestamp,
     /// When it was last held against its digest, in milliseconds since 1970.
-    pub verified: u64,
+    pub verified: Timestamp,
 }
 
 /// A draft that has a file.
@@ -30,24 +33,24 @@ pub struct DraftUsage {
     /// Bytes that it takes on disk.
     pub bytes: u64,
     /// When something was last added to it, in milliseconds since 1970.
-    pub changed: u64,
+    pub changed: Timestamp,
 }
 
-impl Store {
+impl Engine {
     /// Every manifest held.
-    pub fn held_manifests(&self) -> Result<Vec<ContentEntry>, StoreError> {
+    pub(in crate::store) fn held_manifests(&self) -> Result<Vec<ContentEntry>, StoreError> {
         self.holdings(Key::manifests(), |fact: &ManifestFact| (fact.size, fact.stored_at))
     }
 
     /// Every blob held.
-    pub fn held_blobs(&self) -> Result<Vec<ContentEntry>, StoreError> {
+    pub(in crate::store) fn held_blobs(&self) -> Result<Vec<ContentEntry>, StoreError> {
         self.holdings(Key::blobs(), |fact: &BlobFact| (fact.size, fact.stored_at))
     }
 
     fn holdings<F: Fact>(
         &self,
         prefix: &[u8],
-        tell: impl Fn(&F) -> (u64, u64),
+        tell: impl Fn(&F) -> (u64, Timestamp),
     ) -> Result<Vec<ContentEntry>, StoreError> {
         let mut found = Vec::new();
         for item in self.database.facts()?.scan_prefix(prefix) {
@@ -67,35 +70,19 @@ impl Store {
         Ok(found)
     }
 
-    /// Notes when content was last asked for.
-    pub fn note_access(&self, times: &[(Digest, u64)]) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
-        for (digest, last) in times {
-            batch.insert(Key::Access(digest).to_bytes(), AccessFact { last: *last }.encode());
-        }
-        self.database.facts()?.apply_batch(batch)?;
-        Ok(())
-    }
-
-    /// Notes that content was held against its digest and is intact.
-    pub fn note_verified(&self, digest: &Digest, at: u64) -> Result<(), StoreError> {
-        self.database.facts()?.insert(Key::Verified(digest).to_bytes(), VerifiedFact { at }.encode())?;
-        Ok(())
-    }
-
     /// Removes every tag and list that stands for one of `manifests`, and that they refer to others. Content stays.
-    pub fn forget_pointers(&self, manifests: &HashSet<Digest>) -> Result<(), StoreError> {
+    pub(in crate::store) fn forget_pointers(&self, manifests: &HashSet<Digest>) -> Result<(), StoreError> {
         let mut bare = HashSet::new();
         for prefix in Key::pointers() {
             for item in self.database.facts()?.scan_prefix(prefix) {
                 let (key, value) = item?;
                 if readable::<TagFact>(&value).is_some_and(|fact| manifests.contains(&fact.digest)) {
                     self.database.facts()?.remove(&key)?;
-                    bare.extend(Key::read_tag(&key).map(|(repository, _)| repository));
+                    bare.extend(Key::read_tagged_repository(&key));
                 }
             }
         }
-        self.forget_bare(bare)?;
+        self.remove_untagged_from_catalog(bare)?;
         for item in self.database.facts()?.scan_prefix(Key::referrers()).keys() {
             let key = item?;
             if Key::read_referrer(&key).is_some_and(|referrer| manifests.contains(&referrer)) {
@@ -105,19 +92,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes repositories from the catalog that hold no tag any more.
-    pub(in crate::store) fn forget_bare(&self, repositories: HashSet<Repository>) -> Result<(), StoreError> {
-        for repository in repositories {
-            if self.tags(&repository, None, 1)?.is_empty() {
-                let key = Key::Repository(&repository.upstream, repository.name.as_str()).to_bytes();
-                self.database.facts()?.remove(key)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Removes a blob that nobody reads or fills. Its fact goes first, so that a crash leaves no half of it.
-    pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         let condemned = DraftFact { condemned: true }.encode();
         let _names = self.blobs.names();
         let gone = transact(&self.database.facts()?, |facts| {

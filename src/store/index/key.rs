@@ -4,6 +4,7 @@
 //! zero byte, which no name contains, so that no key is another's prefix by accident.
 
 use crate::oci::{Algorithm, Digest, Repository, UpstreamName};
+use crate::store::index::pointer::{Pointer, TagKey};
 
 /// A fact's key.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,18 @@ pub(in crate::store) enum Key<'a> {
     Referrer(&'a Repository, &'a Digest, &'a Digest),
 }
 
+impl<'a> From<&'a Pointer> for Key<'a> {
+    fn from(pointer: &'a Pointer) -> Self {
+        match pointer {
+            Pointer::Tag(TagKey { repository, tag, variant: Some(types) }) => {
+                Self::Variant(repository, tag.as_str(), types)
+            }
+            Pointer::Tag(TagKey { repository, tag, variant: None }) => Self::Tag(repository, tag.as_str()),
+            Pointer::Referrers(repository, subject) => Self::Referrers(repository, subject),
+        }
+    }
+}
+
 impl Key<'_> {
     /// The prefix of all manifest facts.
     pub(in crate::store) const fn manifests() -> &'static [u8] {
@@ -48,6 +61,11 @@ impl Key<'_> {
     /// The prefixes of all facts that stand for a manifest: tags, their variants, lists of referrers.
     pub(in crate::store) const fn pointers() -> [&'static [u8]; 3] {
         [b"t", b"v", b"f"]
+    }
+
+    /// The prefix of all tags.
+    pub(in crate::store) const fn tags() -> &'static [u8] {
+        b"t"
     }
 
     /// The prefix of all facts of the kind [`Key::Referrer`].
@@ -71,10 +89,29 @@ impl Key<'_> {
         Some((repository, digest(target)?))
     }
 
-    /// Reads the key of a tag: its repository and its name.
-    pub(in crate::store) fn read_tag(key: &[u8]) -> Option<(Repository, &str)> {
-        let (repository, tag) = read_repository(key.strip_prefix(b"t")?)?;
-        Some((repository, std::str::from_utf8(tag).ok()?))
+    /// Reads the key of a pointer.
+    pub(in crate::store) fn read_pointer(key: &[u8]) -> Option<Pointer> {
+        let (kind, rest) = key.split_first()?;
+        let (repository, rest) = read_repository(rest)?;
+        let (tag, variant) = match kind {
+            b't' => (rest, None),
+            b'v' => {
+                let end = rest.iter().position(|byte| *byte == 0)?;
+                (&rest[..end], Some(String::from_utf8_lossy(&rest[end + 1..]).into_owned()))
+            }
+            b'f' => return Some(Pointer::Referrers(repository, digest(rest)?)),
+            _ => return None,
+        };
+        let tag = std::str::from_utf8(tag).ok()?.parse().ok()?;
+        Some(Pointer::Tag(TagKey { repository, tag, variant }))
+    }
+
+    /// Returns the repository of the key of a tag; `None` for every other key.
+    pub(in crate::store) fn read_tagged_repository(key: &[u8]) -> Option<Repository> {
+        match Self::read_pointer(key)? {
+            Pointer::Tag(TagKey { repository, variant: None, .. }) => Some(repository),
+            Pointer::Tag(_) | Pointer::Referrers(..) => None,
+        }
     }
 
     /// Reads the key of the kind [`Key::Referrer`]: what refers.
@@ -309,15 +346,23 @@ mod tests {
             upstream: "docker.io".parse().expect("a name"),
             name: "a/b".parse().expect("a name"),
         };
-        let tag = Key::Tag(&repository, "1.2").to_bytes();
-        assert_eq!(Key::read_tag(&tag), Some((repository.clone(), "1.2")));
+        let digest = Digest::of(Algorithm::Sha512, b"z");
+        let tag =
+            |variant| TagKey { repository: repository.clone(), tag: "1.2".parse().expect("a tag"), variant };
+        for pointer in [
+            Pointer::Tag(tag(None)),
+            Pointer::Tag(tag(Some("a/b, c/d".to_owned()))),
+            Pointer::Referrers(repository.clone(), digest),
+        ] {
+            assert_eq!(Key::read_pointer(&Key::from(&pointer).to_bytes()), Some(pointer));
+        }
         let (short, long) = (Digest::of(Algorithm::Sha256, b"x"), Digest::of(Algorithm::Sha512, b"y"));
         for (subject, referrer) in [(short, long), (long, short)] {
             let key = Key::Referrer(&repository, &subject, &referrer).to_bytes();
             assert_eq!(Key::read_referrer(&key), Some(referrer));
             assert_eq!(Key::read_referrer(&key[..key.len() - 1]), None);
         }
-        assert_eq!((Key::read_tag(b"t"), Key::read_referrer(b"s")), (None, None));
+        assert_eq!((Key::read_pointer(b"t"), Key::read_referrer(b"s")), (None, None));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 use crate::store::index::database::{TREE, Trees};
 use crate::store::lifecycle::header::Geometry;
 

@@ -14,6 +14,8 @@ use crate::oci::{Digest, Hasher};
 
 use crate::store::blobs::BlobBody;
 use crate::store::blobs::files::Files;
+use crate::store::engine::readable;
+use crate::store::error::StoreError;
 use crate::store::index::database::Database;
 use crate::store::index::database::{PAGES, Trees};
 use crate::store::index::fact::BlobFact;
@@ -21,7 +23,6 @@ use crate::store::index::key::{self, Key};
 use crate::store::lifecycle::compact;
 use crate::store::lifecycle::header::Header;
 use crate::store::lifecycle::lock::Folder;
-use crate::store::{StoreError, readable};
 
 /// How much is read at a time.
 const STEP: u64 = 1 << 20;

@@ -1,16 +1,20 @@
 //! What is left of content that has gone, and of fills that never ended: found and removed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::AddAssign;
 use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, Repository};
+use crate::clock::Timestamp;
+use crate::oci::Digest;
 
+use crate::store::engine::{Engine, readable};
+use crate::store::error::StoreError;
 use crate::store::index::fact::DraftFact;
+use crate::store::index::fact::TagFact;
+use crate::store::index::inventory::DraftUsage;
 use crate::store::index::key::{self, Key};
-use crate::store::{DraftUsage, Store, StoreError, TagFact, readable};
 
 /// What was removed, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,13 +60,13 @@ impl AddAssign for Collected {
     }
 }
 
-impl Store {
+impl Engine {
     /// Removes facts that lead to nothing. `needed` tells what a manifest held needs; pointers that were confirmed
     /// after `before` (milliseconds since 1970) stay, because their manifest may be on its way.
-    pub fn collect_facts(
+    pub(in crate::store) fn collect_facts(
         &self,
         needed: impl Fn(&Digest) -> bool,
-        before: u64,
+        before: Timestamp,
     ) -> Result<Collected, StoreError> {
         let mut collected = Collected::default();
         let mut bare = HashSet::new();
@@ -76,11 +80,11 @@ impl Store {
                 };
                 if !leads && self.remove_unchanged(&key, &value)? {
                     collected.pointers += 1;
-                    bare.extend(Key::read_tag(&key).map(|(repository, _)| repository));
+                    bare.extend(Key::read_tagged_repository(&key));
                 }
             }
         }
-        self.forget_bare(bare)?;
+        self.remove_untagged_from_catalog(bare)?;
         for item in self.database.facts()?.scan_prefix(Key::links()).keys() {
             let key = item?;
             let Some((_, digest)) = Key::read_link(&key) else { continue };
@@ -129,7 +133,7 @@ impl Store {
     }
 
     /// The blobs of which bytes are left that must go.
-    pub fn leftovers(&self) -> Result<Vec<Digest>, StoreError> {
+    pub(in crate::store) fn leftovers(&self) -> Result<Vec<Digest>, StoreError> {
         let mut found = Vec::new();
         for item in self.database.facts()?.scan_prefix(Key::drafts()) {
             let (key, value) = item?;
@@ -141,7 +145,7 @@ impl Store {
     }
 
     /// Removes what is left of a blob that is not held and that nobody fills.
-    pub fn remove_leftovers(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_leftovers(&self, digest: &Digest) -> Result<(), StoreError> {
         let _names = self.blobs.names();
         if self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())? {
             return Ok(());
@@ -152,37 +156,13 @@ impl Store {
     }
 
     /// The drafts that have files, also those of running fills.
-    pub fn drafts(&self) -> Result<Vec<DraftUsage>, StoreError> {
+    pub(in crate::store) fn drafts(&self) -> Result<Vec<DraftUsage>, StoreError> {
         self.blobs.drafts()
     }
 
     /// Removes a draft that nobody fills.
-    pub fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(in crate::store) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
         self.blobs.remove_draft(digest)
-    }
-
-    /// What tags and lists of referrers lead to.
-    pub fn pointed_at(&self) -> Result<HashSet<Digest>, StoreError> {
-        let mut found = HashSet::new();
-        for prefix in Key::pointers() {
-            for item in self.database.facts()?.scan_prefix(prefix) {
-                found.extend(readable::<TagFact>(&item?.1).map(|fact| fact.digest));
-            }
-        }
-        Ok(found)
-    }
-
-    /// For each of `digests` a repository that is linked to it, where there is one.
-    pub fn linked_from(&self, digests: &HashSet<Digest>) -> Result<HashMap<Digest, Repository>, StoreError> {
-        let mut found = HashMap::new();
-        for item in self.database.facts()?.scan_prefix(Key::links()).keys() {
-            if let Some((repository, digest)) = Key::read_link(&item?)
-                && digests.contains(&digest)
-            {
-                found.entry(digest).or_insert(repository);
-            }
-        }
-        Ok(found)
     }
 
     fn holds_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -190,7 +170,7 @@ impl Store {
     }
 
     /// Whether a manifest or blob is held.
-    pub fn holds(&self, digest: &Digest) -> Result<bool, StoreError> {
+    pub(in crate::store) fn holds(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.holds_manifest(digest)?
             || self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())?)
     }

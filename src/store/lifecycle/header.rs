@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::schema::BlobStoreKind;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 pub(in crate::store) const FILE: &str = "header.toml";
 const FORMAT: u32 = 2;

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 use crate::store::index::database::TREE;
 
 const LOCK: &str = "lock";

@@ -13,14 +13,16 @@ use crate::oci::Digest;
 use crate::store::blobs::Blobs;
 use crate::store::blobs::files::{Files, Found};
 use crate::store::draft::commit_queue::CommitQueue;
+use crate::store::engine::{Counters, Counts, Engine, readable};
+use crate::store::error::StoreError;
 use crate::store::index::database::Database;
 use crate::store::index::database::{TREE, Trees, contained};
 use crate::store::index::fact::{BlobFact, ManifestFact};
+use crate::store::index::inventory::DraftUsage;
 use crate::store::index::key::{self, Key};
 use crate::store::lifecycle::header::{self, Geometry, Header};
 use crate::store::lifecycle::lock::{self, Folder};
 use crate::store::lifecycle::quarantine;
-use crate::store::{Counters, Counts, DraftUsage, Store, StoreError, readable};
 
 /// Holds sled against the store's header, which is written anew if it is of an earlier format or has no identity
 /// yet: sled takes an empty or foreign file for a new database, and would be as good as new with it.
@@ -71,6 +73,10 @@ struct Held {
 }
 
 impl Opening {
+    pub(in crate::store) fn kind(&self) -> BlobStoreKind {
+        self.blobs
+    }
+
     pub(in crate::store) fn path(&self) -> &Path {
         &self.path
     }
@@ -88,15 +94,15 @@ impl Opening {
 /// For how long sled is waited for that was just closed: until the last operation that still uses it has ended.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
-impl Store {
+impl Engine {
     /// Opens the store in `options.path`, making it if there is none. One that does not open because its files are not
     /// as they were written is set aside, if `options` says so, and an empty one takes its place. One whose disk takes
     /// nothing, or does not give what it has, is closed until [`reopen`](Self::reopen) has better luck.
-    pub fn open(options: &schema::Store) -> Result<Self, StoreError> {
+    pub(in crate::store) fn open(options: &schema::Store, geometry: Geometry) -> Result<Self, StoreError> {
         let store = Self::closed(Opening {
             path: options.path.clone(),
             blobs: options.blobs,
-            geometry: Geometry::CHOSEN,
+            geometry,
             cache_memory: options.cache_memory.as_u64(),
             on_corruption: options.on_corruption,
             held: Mutex::default(),
@@ -110,18 +116,6 @@ impl Store {
         }
     }
 
-    /// Opens a store whose geometry, if it is new, is `geometry`. For the bench that chooses one.
-    pub fn open_with(
-        path: &Path,
-        blobs: BlobStoreKind,
-        geometry: Geometry,
-        cache_memory: u64,
-    ) -> Result<Self, StoreError> {
-        let (path, on_corruption, held) = (path.to_owned(), OnCorruption::Refuse, Mutex::default());
-        let store = Self::closed(Opening { path, blobs, geometry, cache_memory, on_corruption, held });
-        store.reopen().map(|()| store)
-    }
-
     fn closed(opening: Opening) -> Self {
         let (database, files) = (Database::default(), Files::new(&opening.path));
         let blobs = match opening.blobs {
@@ -133,13 +127,8 @@ impl Store {
         Self { database, blobs, commit_queue, counters, opening, changing }
     }
 
-    /// Whether there is a store in a folder, in whatever state it may be.
-    pub fn is_in(folder: &Path) -> bool {
-        folder.join(header::FILE).exists() || folder.join(TREE).exists()
-    }
-
     /// Whether the store is open, and lies where it was opened.
-    pub fn is_available(&self) -> bool {
+    pub(in crate::store) fn is_available(&self) -> bool {
         let held = self.opening.held();
         let now = file_id(&self.opening.database_file()).ok();
         held.as_ref().is_some_and(|held| now == Some(held.database))
@@ -147,7 +136,7 @@ impl Store {
 
     /// Finds out whether the disk takes something again, and then whether the store does. One that does not, or that is
     /// known to be `broken`, is opened anew, from what lies in its folder.
-    pub fn recover(&self, broken: bool) -> Result<(), StoreError> {
+    pub(in crate::store) fn recover(&self, broken: bool) -> Result<(), StoreError> {
         let path = self.opening.path();
         // Before anything is closed: what is open can still be read.
         lock::probe(path).map_err(folder_error(path))?;
@@ -166,7 +155,7 @@ impl Store {
 
     /// Closes the store, if it is open, and opens what lies in its folder. Meanwhile everybody else is told that it is
     /// closed, and it stays so if it does not open.
-    pub fn reopen(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn reopen(&self) -> Result<(), StoreError> {
         let mut held = self.opening.held();
         self.database.replace(None);
         let Opening { path, blobs, on_corruption, .. } = &*self.opening;
@@ -196,7 +185,7 @@ impl Store {
     /// Closes the store for good, and opens its database once more on the way: sled notes where everything is only when
     /// it opens, and reads what was written since then at the next start, which somebody may wait for. Takes as long as
     /// that start would have.
-    pub fn close(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn close(&self) -> Result<(), StoreError> {
         if !self.is_available() {
             return Ok(());
         }
@@ -339,4 +328,9 @@ fn header_of(path: &Path, blobs: BlobStoreKind, geometry: Geometry) -> Result<He
 
 fn folder_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
     |source| StoreError::Folder { path: path.to_owned(), source }
+}
+
+/// Returns true if a folder contains a store, in whatever condition.
+pub(in crate::store) fn exists_in(folder: &Path) -> bool {
+    folder.join(header::FILE).exists() || folder.join(TREE).exists()
 }

@@ -11,8 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::schema::BlobStoreKind;
 
-use crate::store::StoreError;
 use crate::store::blobs::files::CONTENT;
+use crate::store::error::StoreError;
 use crate::store::index::database::TREE;
 use crate::store::lifecycle::compact::{NEW, OLD};
 use crate::store::lifecycle::header;

@@ -20,26 +20,27 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStoreKind) 
     // As a crash in the middle of copying leaves it, or one before content was renamed.
     let condemned = crate::store::index::fact::DraftFact { condemned: true };
     store
+        .0
         .database
         .facts()
         .expect("open")
         .insert(Key::Draft(&digest).to_bytes(), condemned.encode())
         .expect("written");
-    if let Blobs::Pages(database, _) = &store.blobs {
+    if let Blobs::Pages(database, _) = &store.0.blobs {
         let pages = database.pages().expect("open");
         pages.put(&digest, 0, b"a part").expect("written");
     }
-    store.flush().expect("flushed");
+    store.0.flush().expect("flushed");
     drop(store);
     let store = open(&folder, kind).expect("opens again");
     assert!(store.blob(&digest).expect("a look").is_none());
     let writer = store.open_draft(&digest).expect("a draft");
     assert_eq!(writer.draft().progress().received, 600_000);
-    if let Blobs::Pages(database, _) = &store.blobs {
+    if let Blobs::Pages(database, _) = &store.0.blobs {
         let pages = database.pages().expect("open");
         assert!(pages.get(&digest, 0).expect("a look").is_none());
     }
-    assert_eq!(writer.finish(&repository("a"), Some(600_000), 1).expect("finished"), DraftEnd::Verified);
+    assert_eq!(writer.finish(&repository("a"), Some(600_000), at(1)).expect("finished"), DraftEnd::Verified);
     assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..600_000), content);
     assert!(files_below(&folder, "drafts").is_empty());
 }
@@ -50,7 +51,7 @@ fn a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start(kind: Blob
     let digest = fill(&store, &content, 5000);
     let left = folder.path().join("drafts/sha256").join(digest.hex());
     std::fs::write(&left, &content).expect("written");
-    store.flush().expect("flushed");
+    store.0.flush().expect("flushed");
     drop(store);
     let store = open(&folder, kind).expect("opens again");
     assert!(!left.exists());
@@ -85,9 +86,9 @@ fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobSto
         assert!(all(&draft) == content);
         // A few bytes are written once, where they are to stay.
         assert_eq!(files_below(&folder, "drafts").is_empty(), length < 500_000);
-        verified.commit(Some(&repository("a")), 1).expect("settled");
+        verified.commit(Some(&repository("a")), at(1)).expect("settled");
         assert!(all(&draft) == content);
         assert!(files_below(&folder, "drafts").is_empty());
-        assert_eq!(store.counts(), Counts { content: length as u64, manifests: 0, blobs: 1 });
+        assert_eq!(store.0.counts(), Counts { content: length as u64, manifests: 0, blobs: 1 });
     }
 }

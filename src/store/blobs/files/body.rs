@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use crate::clock::Timestamp;
 use crate::oci::{Digest, Hasher};
 use crate::store::error::is_unreadable;
 
@@ -33,7 +34,7 @@ struct Opened {
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     size: u64,
-    stored_at: u64,
+    stored_at: Timestamp,
 }
 
 impl Files {
@@ -43,7 +44,7 @@ impl Files {
         &self,
         digest: &Digest,
         size: u64,
-        stored_at: u64,
+        stored_at: Timestamp,
     ) -> Result<FileBody, StoreError> {
         let path = self.content(digest);
         let file = match File::open(&path) {
@@ -95,7 +96,7 @@ impl FileBody {
     }
 
     /// Hashes all of a file that somebody may have written to, and gives it its time back if it is right.
-    fn verify(&self, size: u64, stored_at: u64) -> Result<(), StoreError> {
+    fn verify(&self, size: u64, stored_at: Timestamp) -> Result<(), StoreError> {
         let Opened { files, digest, .. } = &*self.0;
         let _turn = files.0.verifying.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_unchanged().is_ok() {

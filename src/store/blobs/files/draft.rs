@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use crate::clock::Timestamp;
 use crate::oci::Digest;
 
 use super::body::FileBody;
@@ -193,7 +194,7 @@ impl FileDraft {
     /// Waits until the bytes are on the disk, then until they are there under the name of content. Every fill does this
     /// for itself, on its own thread: the file system's journal groups those that come together, and does so better
     /// than one thread that goes through them.
-    pub(in crate::store) fn commit(&mut self, stored_at: u64) -> Result<(), StoreError> {
+    pub(in crate::store) fn commit(&mut self, stored_at: Timestamp) -> Result<(), StoreError> {
         let (draft, content) = (self.files.growing(&self.digest), self.files.content(&self.digest));
         self.complete()?;
         self.is_ours()?;

@@ -20,9 +20,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::clock::Timestamp;
 use crate::oci::{Algorithm, Digest};
 
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 pub(in crate::store) use body::FileBody;
 use buffers::Buffers;
 pub(in crate::store) use draft::FileDraft;
@@ -66,7 +67,7 @@ pub(in crate::store) struct Found {
     /// Bytes on disk.
     pub(in crate::store) disk: u64,
     /// When its bytes last changed, in milliseconds since 1970.
-    pub(in crate::store) changed: u64,
+    pub(in crate::store) changed: Timestamp,
 }
 
 impl Files {
@@ -127,7 +128,7 @@ impl Files {
     }
 
     /// Whether a file is the one that was kept, as far as that shows from outside.
-    fn is_kept(&self, found: &Metadata, size: u64, stored_at: u64) -> bool {
+    fn is_kept(&self, found: &Metadata, size: u64, stored_at: Timestamp) -> bool {
         let in_time = !self.keeps_times() || found.modified().is_ok_and(|time| time == time_of(stored_at));
         found.is_file() && found.len() == size && in_time
     }
@@ -244,8 +245,8 @@ fn taken(file: &Metadata) -> u64 {
 
 /// The time that content stored at `stored_at` (milliseconds since 1970) carries: in whole seconds, which archives keep,
 /// and in 31 bits, which every file system keeps, wherever the clock stood.
-fn time_of(stored_at: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(stored_at / 1000 % (1 << 31))
+fn time_of(stored_at: Timestamp) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(stored_at.as_millis() / 1000 % (1 << 31))
 }
 
 /// What is in a folder. One that somebody has removed holds nothing; it is made again when something comes into it.
@@ -268,7 +269,8 @@ fn files_in(folder: &Path, algorithm: Algorithm, into: &mut Vec<Found>) -> Resul
         match entry.metadata() {
             Ok(file) => {
                 // Before 1970 is as good as never.
-                let changed = u64::try_from(file.mtime()).unwrap_or_default().saturating_mul(1000);
+                let seconds = u64::try_from(file.mtime()).unwrap_or_default();
+                let changed = Timestamp::from_millis(seconds.saturating_mul(1000));
                 into.push(Found { digest, size: file.len(), disk: taken(&file), changed });
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -285,7 +287,7 @@ fn digest_of(name: &OsStr, algorithm: Algorithm) -> Option<Digest> {
 /// Whether a file keeps a time that it is given, to the second.
 fn keeps_times(probe: &Path) -> io::Result<bool> {
     let file = File::create(probe)?;
-    let time = time_of(1_234_567_891_000);
+    let time = time_of(Timestamp::from_millis(1_234_567_891_000));
     let kept =
         file.set_modified(time).is_ok() && file.metadata()?.modified().is_ok_and(|found| found == time);
     fs::remove_file(probe)?;

@@ -9,17 +9,18 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
 use crate::oci::{Algorithm, Digest, Repository};
 use crate::store::blobs::Blobs;
-use crate::store::{BlobEntry, Counts, DraftEnd, DraftWriter, Store, StoreError};
+use crate::store::{BlobEntry, Counts, DraftEnd, DraftWriter, Removal, StoreError, StoreSession};
 
 /// Longer than one step of writing and several pieces of reading.
 const LENGTH: usize = 1_300_000;
 
 struct House {
     folder: TempDir,
-    store: Store,
+    store: StoreSession,
     content: Bytes,
     digest: Digest,
 }
@@ -61,7 +62,7 @@ impl House {
 
     fn reopen(self) -> Self {
         let Self { folder, store, content, digest } = self;
-        store.flush().expect("flushed");
+        store.0.flush().expect("flushed");
         drop(store);
         Self { store: open(&folder), folder, content, digest }
     }
@@ -93,9 +94,9 @@ impl House {
 
     /// What the cache does with damage, and that all is well after it.
     fn heals(&self) {
-        self.store.mark_corrupt(&self.blob().expect("a fact")).expect("condemned");
+        self.store.remove(Removal::CorruptBlob(&self.blob().expect("a fact"))).expect("condemned");
         assert!(self.blob().is_none() && !self.path().exists() && !self.draft_path().exists());
-        assert_eq!(self.store.counts(), Counts::default());
+        assert_eq!(self.store.0.counts(), Counts::default());
         self.fill();
         assert!(self.read().expect("read") == self.content);
         self.is_measured_exactly();
@@ -103,7 +104,7 @@ impl House {
 
     #[track_caller]
     fn is_measured_exactly(&self) {
-        let Blobs::Files(files) = &self.store.blobs else { panic!("another kind") };
+        let Blobs::Files(files) = &self.store.0.blobs else { panic!("another kind") };
         let mut exact = 0;
         for path in [self.path(), self.draft_path()] {
             exact += fs::metadata(path).map_or(0, |file| file.blocks() * 512);
@@ -112,7 +113,7 @@ impl House {
     }
 }
 
-fn open(folder: &TempDir) -> Store {
+fn open(folder: &TempDir) -> StoreSession {
     crate::store::tests::open(folder, BlobStoreKind::Files).expect("a store")
 }
 
@@ -126,7 +127,7 @@ fn repository() -> Repository {
 }
 
 fn finish(writer: DraftWriter) -> DraftEnd {
-    writer.finish(&repository(), None, 1_700_000_000_123).expect("finished")
+    writer.finish(&repository(), None, Timestamp::from_millis(1_700_000_000_123)).expect("finished")
 }
 
 fn write(path: &PathBuf) -> File {
@@ -187,7 +188,7 @@ fn a_file_that_is_open_is_read_to_its_end_and_takes_no_room_any_more() {
     let house = House::filled();
     house.is_measured_exactly();
     let blob = house.blob().expect("a fact").open().expect("open");
-    house.store.mark_corrupt(blob.entry()).expect("condemned");
+    house.store.remove(Removal::CorruptBlob(blob.entry())).expect("condemned");
     assert!(!house.path().exists());
     let read: Vec<_> = blob.read(0..u64::MAX, u64::MAX).expect("read").concat();
     assert!(read == house.content);
@@ -202,7 +203,7 @@ fn content_without_its_fact_needs_no_second_download() {
     // As a crash leaves it between the rename and the fact, found at the start and found by a fill.
     for reopened in [true, false] {
         let mut house = House::filled();
-        house.store.database.facts().expect("open").clear().expect("cleared");
+        house.store.0.database.facts().expect("open").clear().expect("cleared");
         if reopened {
             house = house.reopen();
             assert!(house.draft_path().exists() && !house.path().exists());
@@ -225,7 +226,7 @@ fn facts_without_their_file_are_gone_after_a_start() {
         change(&house.path());
         let house = house.reopen();
         assert!(house.blob().is_none());
-        assert_eq!(house.store.counts(), Counts::default());
+        assert_eq!(house.store.0.counts(), Counts::default());
         assert!(!house.path().exists());
         house.fill();
         assert!(house.read().expect("read") == house.content);
@@ -283,7 +284,7 @@ fn a_draft_that_somebody_changed_does_not_become_content() {
         change(&house.draft_path());
         let repository =
             Repository { upstream: "a".parse().expect("a name"), name: "b".parse().expect("a name") };
-        writer.finish(&repository, None, 1).expect_err("refused");
+        writer.finish(&repository, None, Timestamp::from_millis(1)).expect_err("refused");
         assert!(house.blob().is_none());
         house.fill();
         assert!(house.read().expect("read") == house.content);
@@ -304,7 +305,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
     // What is not written stays in memory for those who read already.
     assert_eq!(draft.recent(5..10).expect("in memory").concat(), house.content[5..10]);
     let verified = writer.verify(None).expect("looked at").expect("right");
-    match verified.commit(Some(&repository()), 1) {
+    match verified.commit(Some(&repository()), Timestamp::from_millis(1)) {
         Err(StoreError::File { path, source }) => {
             assert_eq!((path, source.kind()), (house.draft_path(), ErrorKind::StorageFull));
         }
