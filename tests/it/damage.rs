@@ -100,7 +100,7 @@ fn wiped_folders_cost_downloads_but_no_failures() {
                         && line["message"]
                             .as_str()
                             .unwrap_or_default()
-                            .contains("straight from the upstreams")
+                            .contains("directly from the upstreams")
                 });
                 house.larder.wait_for_line("the line that says that it has passed", |line| {
                     line["message"].as_str().unwrap_or_default().contains("the store works again")

@@ -91,7 +91,7 @@ fn blob_that_cannot_be_written_is_served() {
         eventually("it is said", || degraded(&larder));
         larder.wait_for_line("the line that says so", |line| {
             line["level"] == "ERROR"
-                && line["message"].as_str().unwrap_or_default().contains("straight from the upstreams")
+                && line["message"].as_str().unwrap_or_default().contains("directly from the upstreams")
         });
         assert!(larder.counter("larder_store_errors_total", &[]) > 0);
         assert_eq!(larder.admin().get("/readyz").status(), 200);
@@ -107,7 +107,7 @@ fn blob_that_cannot_be_written_is_served() {
         assert!(registry.count("GET", "/blobs/") >= 1);
         for round in 0..3 {
             larder.get(&path(&large)).is_ok_with(&large.bytes);
-            assert_eq!(lines(&larder, "straight from the upstreams"), 1, "round {round}");
+            assert_eq!(lines(&larder, "directly from the upstreams"), 1, "round {round}");
         }
         lift(&larder);
         eventually("it is kept again", || {
@@ -215,7 +215,7 @@ fn full_disk_recovers_when_space_returns() {
             pull(&larder);
         }
         assert!(degraded(&larder), "{kind}");
-        assert_eq!(lines(&larder, "straight from the upstreams"), 1, "{kind}");
+        assert_eq!(lines(&larder, "directly from the upstreams"), 1, "{kind}");
         assert_eq!(larder.admin().get("/readyz").status(), 200);
         // A larder that begins on a full disk serves too.
         let mut larder = larder;

@@ -595,8 +595,8 @@ fn malformed_archive_is_reported_and_leaves_nothing() {
         *content = json!({ "manifests": [said_wrong.clone()] }).to_string().into_bytes();
     });
     for (archive, reason) in [
-        (change(&layer, &|content| content[7] ^= 1), "are others"),
-        (change(&manifest, &|content| *content.last_mut().unwrap() = b' '), "are others"),
+        (change(&layer, &|content| content[7] ^= 1), "do not match"),
+        (change(&manifest, &|content| *content.last_mut().unwrap() = b' '), "do not match"),
         (change("index.json", &|content| *content = b"{}".to_vec()), "is no image index"),
         (change("oci-layout", &|content| *content = b"{}".to_vec()), "names no version"),
         (without(&layer), "lacks"),

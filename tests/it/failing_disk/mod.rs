@@ -91,7 +91,7 @@ fn write_errors_do_not_fail_pulls() {
         for _ in 0..3 {
             house.pull();
         }
-        assert_eq!(house.lines("straight from the upstreams"), 1, "{kind}: {}", house.larder.log_text());
+        assert_eq!(house.lines("directly from the upstreams"), 1, "{kind}: {}", house.larder.log_text());
         assert!(house.larder.counter("larder_store_errors_total", &[]) > 0);
         assert_eq!(house.larder.admin().get("/readyz").status(), 200);
         fs::remove_file(&house.writes).unwrap();
