@@ -204,7 +204,7 @@ impl App {
             let (cache, metrics) = (cache.clone(), Arc::clone(&metrics));
             async move { ops::scrub::attend(cache, &metrics, clock, scrub_settings).await }
         });
-        let attending = tokio::spawn(cache.clone().attend());
+        let attending = tokio::spawn(cache.clone().run_prefetch());
         let watching = certificates.iter().cloned().map(|it| tokio::spawn(it.watch_files()));
         let mut watching: Vec<_> = watching.collect();
         watching.extend(systemd::watchdog().map(tokio::spawn));

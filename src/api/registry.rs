@@ -204,11 +204,11 @@ impl RegistryApi {
         let found = self.cache.manifest(repository, reference, Accept::from_headers(request.headers)).await?;
         let mut answer = Response::new(Body::Empty);
         response::insert_manifest(answer.headers_mut(), &found);
-        if response::is_match(request.headers, IF_NONE_MATCH, &found.document.digest) == Some(true) {
+        if response::is_match(request.headers, IF_NONE_MATCH, &found.manifest.digest) == Some(true) {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
             return Ok(RegistryAnswer::Whole(answer, found.outcome));
         }
-        let body = found.document.body.clone();
+        let body = found.manifest.body.clone();
         answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         *answer.body_mut() = Body::Whole(body);
         Ok(RegistryAnswer::Whole(answer, found.outcome))

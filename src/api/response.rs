@@ -7,7 +7,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::cache::{CacheError, ListResult, ManifestAnswer, RouteError};
+use crate::cache::{CacheError, CacheErrorKind, ListResult, ManifestAnswer, RouteError};
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, MediaType};
@@ -117,27 +117,31 @@ impl Refusal {
             Self::NoTags => (not_found, Code::NAME_UNKNOWN, "no tag of this repository is held".into()),
             Self::Cache(error) => {
                 let message = error.to_string();
-                match (error, gateway) {
+                match (error.kind(), gateway) {
                     // A 404 to a question about referrers reads as "none".
-                    (CacheError::Denied, false) if kind == RequestKind::Referrers => {
+                    (CacheErrorKind::Denied, false) if kind == RequestKind::Referrers => {
                         (StatusCode::FORBIDDEN, Code::DENIED, message)
                     }
-                    (CacheError::NoReferrers, _) => (not_found, Code::UNSUPPORTED, message),
-                    (CacheError::NotFound, _) | (CacheError::Denied, false) => (not_found, unknown, message),
-                    (CacheError::Denied, true) => (StatusCode::FORBIDDEN, Code::DENIED, message),
-                    (CacheError::RateLimited { .. }, true) => {
+                    (CacheErrorKind::NoReferrers, _) => (not_found, Code::UNSUPPORTED, message),
+                    (CacheErrorKind::NotFound, _) | (CacheErrorKind::Denied, false) => {
+                        (not_found, unknown, message)
+                    }
+                    (CacheErrorKind::Denied, true) => (StatusCode::FORBIDDEN, Code::DENIED, message),
+                    (CacheErrorKind::RateLimited, true) => {
                         (StatusCode::TOO_MANY_REQUESTS, Code::TOOMANYREQUESTS, message)
                     }
                     // podman and containerd retry a mirror's 429 for long before they fall back.
-                    (CacheError::RateLimited { .. }, false)
-                    | (CacheError::Overloaded { .. } | CacheError::Interrupted, _) => {
+                    (CacheErrorKind::RateLimited, false)
+                    | (CacheErrorKind::Overloaded | CacheErrorKind::Interrupted, _) => {
                         (StatusCode::SERVICE_UNAVAILABLE, Code::UNAVAILABLE, message)
                     }
-                    (CacheError::Timeout(_), _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE, message),
-                    (CacheError::Unreachable(_) | CacheError::Invalid(_) | CacheError::Mismatch(_), _) => {
+                    (CacheErrorKind::Timeout, _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE, message),
+                    (CacheErrorKind::Unreachable | CacheErrorKind::Invalid | CacheErrorKind::Mismatch, _) => {
                         (StatusCode::BAD_GATEWAY, Code::UNAVAILABLE, message)
                     }
-                    (CacheError::Store(_), _) => (StatusCode::INTERNAL_SERVER_ERROR, Code::UNKNOWN, message),
+                    (CacheErrorKind::Corrupt | CacheErrorKind::Store, _) => {
+                        (StatusCode::INTERNAL_SERVER_ERROR, Code::UNKNOWN, message)
+                    }
                 }
             }
         }
@@ -162,15 +166,10 @@ impl Refusal {
             Self::Range(length) => {
                 insert_text(headers, http::header::CONTENT_RANGE, &format!("bytes */{length}"));
             }
-            Self::Cache(CacheError::RateLimited { retry_after }) => {
-                let seconds = retry_after.map_or(60, |wait| wait.as_secs().max(1));
-                headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-            }
-            Self::Cache(CacheError::Overloaded { retry_after }) => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
-            }
-            Self::Cache(CacheError::Interrupted) => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(1));
+            Self::Cache(error) => {
+                if let Some(pause) = error.retry_after() {
+                    headers.insert(RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
+                }
             }
             _ => {}
         }
@@ -213,8 +212,8 @@ pub(super) fn insert_content(headers: &mut HeaderMap, digest: &Digest) {
 
 /// The headers of a manifest.
 pub(super) fn insert_manifest(headers: &mut HeaderMap, found: &ManifestAnswer) {
-    insert_content(headers, &found.document.digest);
-    insert_media_type(headers, &found.document.media_type);
+    insert_content(headers, &found.manifest.digest);
+    insert_media_type(headers, &found.manifest.media_type);
     if found.age.is_some() {
         headers.insert(CACHE_CONTROL, NO_CACHE);
     }
@@ -295,9 +294,9 @@ mod tests {
         assert_eq!(status(limited(), true), 429);
         assert_eq!(status(CacheError::Denied, false), 404);
         assert_eq!(status(CacheError::Denied, true), 403);
-        assert_eq!(status(CacheError::Timeout(String::new()), false), 504);
-        assert_eq!(status(CacheError::Unreachable(String::new()), false), 502);
-        assert_eq!(status(CacheError::Invalid(String::new()), false), 502);
+        assert_eq!(status(CacheError::timeout(""), false), 504);
+        assert_eq!(status(CacheError::unreachable(""), false), 502);
+        assert_eq!(status(CacheError::invalid(""), false), 502);
         assert_eq!(status(CacheError::NotFound, false), 404);
     }
 

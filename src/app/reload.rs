@@ -159,7 +159,7 @@ impl Running {
         if next.log.level != self.config.log.level {
             level.follow(&next.log.level).map_err(|error| error.to_string())?;
         }
-        if let Err(error) = self.cache.follow(&next) {
+        if let Err(error) = self.cache.reload(&next) {
             // This level was right before, and is so again.
             let _ = level.follow(&self.config.log.level);
             return Err(error.to_string());

@@ -1,5 +1,5 @@
-//! Rights: bytes are shared between repositories, access is not. A repository has a right to a digest if it is linked
-//! to it, or if its upstream, asked once, says that it has it.
+//! Access of repositories to content. Bytes are shared between repositories, access is not: a repository may serve a
+//! digest if it is linked to the digest, or after its upstream has confirmed once that it has the digest.
 
 use std::sync::Arc;
 
@@ -9,67 +9,116 @@ use crate::source::{ByteRange, Source as _, SourceError};
 use crate::store::Change;
 use crate::upstream::Upstream;
 
-use crate::cache::core::Shared;
-use crate::cache::error::CacheError;
-use crate::cache::manifest::verify::check;
-use crate::cache::memory::AbsenceKey;
+use super::error::CacheError;
+use super::memory::AbsenceKey;
+use super::rules::Rules;
+use super::storage::Storage;
+use super::verify::verify_manifest;
 
-/// Asks the upstream whether this repository has what another one brought in.
-pub(in crate::cache) async fn confirm_manifest(
-    shared: &Shared,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<(), CacheError> {
-    let wanted = AbsenceKey::Manifest(*digest);
-    if shared.memory.is_absent(repository, &wanted, shared.clock.instant()) {
-        return Err(CacheError::NotFound);
+/// Check of links, with the upstream's confirmation where a link is missing.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    storage: Arc<Storage>,
+    rules: Arc<Rules>,
+}
+
+impl Access {
+    pub(super) fn new(storage: &Arc<Storage>, rules: &Arc<Rules>) -> Self {
+        Self { storage: Arc::clone(storage), rules: Arc::clone(rules) }
     }
-    let upstream = shared.upstream(repository)?;
-    let reference = Reference::Digest(*digest);
-    let head = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
-    // An upstream that does not do HEAD has confirmed nothing.
-    let silent = head.as_ref().map_or_else(SourceError::may_be_about_head, Option::is_none);
-    let confirmed = match head {
-        _ if silent => match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
-            Ok(answer) => return check(shared, repository, &answer, digest, None),
-            Err(error) => Err(error),
-        },
-        answered => answered,
-    };
-    match confirmed {
-        Ok(_) => Ok(()),
-        Err(error) => Err(remember(shared, repository, wanted, error.into())),
+
+    /// Asks the upstream whether this repository has a manifest that another repository brought into the store.
+    pub(super) async fn confirm_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), CacheError> {
+        let absence = AbsenceKey::Manifest(*digest);
+        self.check_absence(repository, &absence)?;
+        let upstream = self.rules.upstream(repository)?;
+        let reference = Reference::Digest(*digest);
+        let head = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
+        // An upstream that does not support HEAD has confirmed nothing.
+        let inconclusive = head.as_ref().map_or_else(SourceError::may_be_about_head, Option::is_none);
+        let confirmed = if inconclusive {
+            match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
+                Ok(answer) => {
+                    return verify_manifest(&self.storage.metrics, repository, &answer, digest, None);
+                }
+                Err(error) => Err(error),
+            }
+        } else {
+            head.map(drop)
+        };
+        confirmed.map_err(|error| self.remember_absence(repository, absence, error.into()))
+    }
+
+    /// Asks the upstream whether this repository has a blob, and links the repository to it. Returns the size if the
+    /// upstream announces one.
+    pub(super) async fn confirm_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, CacheError> {
+        let absence = AbsenceKey::Blob(*digest);
+        self.check_absence(repository, &absence)?;
+        let upstream = self.rules.upstream(repository)?;
+        let size = match upstream.blob_size(&repository.name, digest, None).await {
+            // Some registries answer 404 to HEAD of a manifest that they have. None is known to do so for blobs.
+            Err(error) if error != SourceError::NotFound && error.may_be_about_head() => {
+                first_byte(&upstream, repository, digest).await
+            }
+            answer => answer,
+        };
+        match size {
+            Ok(size) => {
+                self.link(repository, digest).await;
+                Ok(size)
+            }
+            Err(error) => Err(self.remember_absence(repository, absence, error.into())),
+        }
+    }
+
+    /// Links a repository to a digest. A link that cannot be stored costs another confirmation, so an error is only
+    /// reported.
+    pub(super) async fn link(&self, repository: &Repository, digest: &Digest) {
+        let change = Change::AddLink(repository.clone(), *digest);
+        if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {
+            self.storage.report_error("a link could not be stored", &error);
+        }
+    }
+
+    /// Fails with [`CacheError::NotFound`] while a definite 404 of the upstream is remembered.
+    pub(super) fn check_absence(
+        &self,
+        repository: &Repository,
+        absence: &AbsenceKey,
+    ) -> Result<(), CacheError> {
+        let now = self.storage.clock.instant();
+        if self.storage.memory.is_absent(repository, absence, now) {
+            return Err(CacheError::NotFound);
+        }
+        Ok(())
+    }
+
+    /// Remembers a definite 404 for `negative_ttl`, and no other error. Returns the error.
+    pub(super) fn remember_absence(
+        &self,
+        repository: &Repository,
+        absence: AbsenceKey,
+        error: CacheError,
+    ) -> CacheError {
+        if matches!(error, CacheError::NotFound)
+            && let Ok(upstream) = self.rules.upstream(repository)
+        {
+            let until = self.storage.clock.instant() + upstream.settings().negative_ttl;
+            self.storage.memory.remember_absence(repository, absence, until);
+        }
+        error
     }
 }
 
-/// Asks the upstream whether this repository has a blob; a yes is kept as a link.
-pub(in crate::cache) async fn confirm_blob(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<Option<u64>, CacheError> {
-    let wanted = AbsenceKey::Blob(*digest);
-    if shared.memory.is_absent(repository, &wanted, shared.clock.instant()) {
-        return Err(CacheError::NotFound);
-    }
-    let upstream = shared.upstream(repository)?;
-    let told = match upstream.blob_size(&repository.name, digest, None).await {
-        // No registry is known that says of blobs, as some do of manifests, that they are not there just to HEAD.
-        Err(error) if error != SourceError::NotFound && error.may_be_about_head() => {
-            first_byte(&upstream, repository, digest).await
-        }
-        told => told,
-    };
-    match told {
-        Ok(size) => {
-            link(shared, repository, digest).await;
-            Ok(size)
-        }
-        Err(error) => Err(remember(shared, repository, wanted, error.into())),
-    }
-}
-
-/// Asks for a blob's first byte, for the sake of what comes with it: its length.
+/// Requests the first byte of a blob for the length that the answer announces.
 async fn first_byte(
     upstream: &Upstream,
     repository: &Repository,
@@ -77,32 +126,8 @@ async fn first_byte(
 ) -> Result<Option<u64>, SourceError> {
     match upstream.blob(&repository.name, digest, ByteRange { first: 0, last: Some(0) }, None).await {
         Ok(body) => Ok(body.total.filter(|_| !body.gzip)),
-        // There is no first byte of nothing.
+        // An empty blob has no first byte.
         Err(SourceError::RangeNotSatisfiable) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Links a repository to a digest; a link that is lost costs another question, so failure is only noted.
-pub(in crate::cache) async fn link(shared: &Arc<Shared>, repository: &Repository, digest: &Digest) {
-    let change = Change::AddLink(repository.clone(), *digest);
-    if let Err(error) = shared.with_store(move |store| store.apply(&[change])).await {
-        shared.report_error("a link could not be kept", &error);
-    }
-}
-
-/// Remembers a definite 404, and only that.
-pub(in crate::cache) fn remember(
-    shared: &Shared,
-    repository: &Repository,
-    wanted: AbsenceKey,
-    error: CacheError,
-) -> CacheError {
-    if matches!(error, CacheError::NotFound)
-        && let Ok(upstream) = shared.upstream(repository)
-    {
-        let until = shared.clock.instant() + upstream.settings().negative_ttl;
-        shared.memory.remember_absence(repository, wanted, until);
-    }
-    error
 }

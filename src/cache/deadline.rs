@@ -1,53 +1,60 @@
-//! How long a request waits for an upstream. What it waits for goes on without it.
+//! Bounds on the time that a request waits. The work that the request waits for continues after the deadline.
 
 use std::future::Future;
 use std::time::Duration;
 
 use crate::upstream::Upstream;
 
-use crate::cache::error::CacheError;
+use super::error::CacheError;
 
-/// How long a request waits for the head of an answer when nothing is held. Clients have no time-out of their own.
-pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait for the head of an answer if nothing is cached. Clients have no time-out of their own.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ends `work`, which may ask the upstream more than one question in a row, in the time that a client waits.
+/// Runs `work`, which may send several requests to the upstream, within [`ANSWER_TIMEOUT`].
 pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
-    match tokio::time::timeout(ANSWER_WITHIN, work).await {
+    match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
         Ok(result) => result,
-        Err(_) => Err(CacheError::too_late(ANSWER_WITHIN)),
+        Err(_) => Err(timed_out(ANSWER_TIMEOUT)),
     }
 }
 
-/// Taken before the upstream is asked, because the question itself changes what is known of it.
+/// Deadline for one answer of an upstream. Created before the upstream is asked, because the request itself changes the
+/// health of the upstream.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cache) struct Deadline {
-    time: Duration,
+pub(super) struct Deadline {
+    timeout: Duration,
+    /// True if the upstream failed lately.
     suspect: bool,
 }
 
 impl Deadline {
-    /// Who has a `copy` to serve does not wait long, and not at all for an upstream that keeps failing.
-    pub(in crate::cache) fn with(upstream: &Upstream, copy: bool) -> Self {
+    /// Creates the deadline for a request that has a cached copy to serve, or has none. With a copy the wait is short, and
+    /// zero if the upstream keeps failing.
+    pub(super) fn new(upstream: &Upstream, has_copy: bool) -> Self {
         let suspect = upstream.is_suspect();
-        let time = match copy {
+        let timeout = match has_copy {
             true if suspect => Duration::ZERO,
             true => upstream.settings().revalidate_timeout,
-            false => ANSWER_WITHIN,
+            false => ANSWER_TIMEOUT,
         };
-        Self { time, suspect }
+        Self { timeout, suspect }
     }
 
-    /// Waits for an answer that somebody else is working on.
-    pub(in crate::cache) async fn wait<T>(
+    /// Waits for an answer until the deadline.
+    pub(super) async fn wait<T>(
         self,
         answer: impl Future<Output = Result<T, CacheError>>,
     ) -> Result<T, CacheError> {
-        match tokio::time::timeout(self.time, answer).await {
+        match tokio::time::timeout(self.timeout, answer).await {
             Ok(answer) => answer,
             Err(_) if self.suspect => {
-                Err(CacheError::Timeout("it keeps failing and was not waited for".to_owned()))
+                Err(CacheError::timeout("it keeps failing, so the server did not wait for it"))
             }
-            Err(_) => Err(CacheError::too_late(self.time)),
+            Err(_) => Err(timed_out(self.timeout)),
         }
     }
+}
+
+fn timed_out(timeout: Duration) -> CacheError {
+    CacheError::timeout(format!("none within {timeout:?}"))
 }

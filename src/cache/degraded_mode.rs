@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use crate::store::StoreError;
 
-use super::core::Shared;
 use super::error::CacheError;
+use super::storage::Storage;
 
 /// Interval of checks without any request.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-impl Shared {
+impl Storage {
     /// Reports a failed operation of the store, from which the caller goes on: verified content can still be served. A
     /// failure of the disk begins degraded mode, and is logged once, not for every request.
     pub(super) fn report_store_error(&self, operation: &str, error: &StoreError) {
@@ -63,10 +63,10 @@ impl Shared {
     /// Retries a failed store in the background, if a retry is due.
     pub(super) fn retry_store(self: &Arc<Self>) {
         if self.store_health.begin_retry(self.clock.instant()) {
-            let shared = Arc::clone(self);
+            let storage = Arc::clone(self);
             tokio::spawn(async move {
-                if let Ok(_retrying) = shared.store_health.retrying.try_lock() {
-                    shared.recover_store().await;
+                if let Ok(_retrying) = storage.store_health.retrying.try_lock() {
+                    storage.recover_store().await;
                 }
             });
         }
@@ -81,8 +81,8 @@ impl Shared {
             tracing::debug!(%error, "the store still fails");
             return;
         }
-        let shared = Arc::clone(self);
-        if let Err(error) = self.with_store(move |store| shared.memory.remove_unstored(store)).await {
+        let storage = Arc::clone(self);
+        if let Err(error) = self.with_store(move |store| storage.memory.remove_unstored(store)).await {
             tracing::debug!(%error, "cannot compare memory with the store");
         }
         self.eviction.set_incomplete();
@@ -95,15 +95,15 @@ impl Shared {
 }
 
 /// Checks without any request whether the store's folder exists, and retries a failed store. Never returns.
-pub(super) async fn watch_store(shared: &Arc<Shared>) {
+pub(super) async fn watch_store(storage: &Arc<Storage>) {
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     loop {
         ticks.tick().await;
-        if !shared.store_health.is_degraded() && !shared.store.is_available().await {
-            shared.report_store_error("its folder is missing", &StoreError::Closed);
+        if !storage.store_health.is_degraded() && !storage.store.is_available().await {
+            storage.report_store_error("its folder is missing", &StoreError::Closed);
             // A folder does not come back by itself, so there is nothing to wait for.
-            shared.recover_store().await;
+            storage.recover_store().await;
         }
-        shared.retry_store();
+        storage.retry_store();
     }
 }

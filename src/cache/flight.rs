@@ -1,4 +1,4 @@
-//! Single flight: one piece of work per key, however many ask for it.
+//! Single flight: one piece of work per key, for any number of concurrent requests.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -8,26 +8,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
-use crate::cache::error::CacheError;
 use crate::telemetry::trace;
 
-type Ending<T> = Option<Result<T, CacheError>>;
+use super::error::CacheError;
 
-/// The flights under way, by key. The work belongs to the cache: it goes on when everybody who waits has left.
+type FlightResult<T> = Option<Result<T, CacheError>>;
+
+/// Flights in progress, by key. A flight belongs to the cache: it continues when no request waits for it any more.
 #[derive(Debug)]
-pub(in crate::cache) struct Flights<K, T> {
-    running: Running<K, T>,
+pub(super) struct Flights<K, T> {
+    running: RunningFlights<K, T>,
 }
 
-/// Each with its span.
-type Running<K, T> = Arc<Mutex<HashMap<K, (watch::Receiver<Ending<T>>, Span)>>>;
+/// Result channel and trace span of each flight.
+type RunningFlights<K, T> = Arc<Mutex<HashMap<K, (watch::Receiver<FlightResult<T>>, Span)>>>;
 
-/// A place in a flight.
+/// Participation of one request in a flight.
 #[derive(Debug)]
-pub(in crate::cache) struct Ticket<T> {
-    /// Whether this request started the work.
-    pub(in crate::cache) leader: bool,
-    ending: watch::Receiver<Ending<T>>,
+pub(super) struct Ticket<T> {
+    /// True for the request that started the flight.
+    pub(super) leader: bool,
+    result: watch::Receiver<FlightResult<T>>,
 }
 
 impl<K, T> Default for Flights<K, T> {
@@ -41,56 +42,56 @@ where
     K: Eq + Hash + Clone + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// Joins the flight for `key`; the first to ask starts `work`.
-    pub(in crate::cache) fn join<F>(&self, key: &K, work: impl FnOnce() -> F) -> Ticket<T>
+    /// Joins the flight for `key`. Starts it with `work` if there is none.
+    pub(super) fn join<F>(&self, key: &K, work: impl FnOnce() -> F) -> Ticket<T>
     where
         F: Future<Output = Result<T, CacheError>> + Send + 'static,
     {
         let mut running = lock(&self.running);
-        if let Some((ending, span)) = running.get(key) {
+        if let Some((result, span)) = running.get(key) {
             trace::join(span);
-            return Ticket { leader: false, ending: ending.clone() };
+            return Ticket { leader: false, result: result.clone() };
         }
-        let (sender, ending) = watch::channel(None);
+        let (sender, result) = watch::channel(None);
         let span = trace::flight();
-        running.insert(key.clone(), (ending.clone(), span.clone()));
-        let landing = Landing { running: Arc::clone(&self.running), key: key.clone() };
+        running.insert(key.clone(), (result.clone(), span.clone()));
+        let guard = FlightGuard { running: Arc::clone(&self.running), key: key.clone() };
         let work = work();
         let flight = async move {
             let result = work.await;
-            // Off the board first: who comes after the result is known must not join a flight that has landed.
-            drop(landing);
+            // Removed before the result is published: a request that comes after the result must start a new flight.
+            drop(guard);
             sender.send_replace(Some(result));
         };
         tokio::spawn(flight.instrument(span));
-        Ticket { leader: true, ending }
+        Ticket { leader: true, result }
     }
 }
 
 impl<T: Clone> Ticket<T> {
-    /// Waits for the end; the same one for everybody in the flight.
-    pub(in crate::cache) async fn wait(mut self) -> Result<T, CacheError> {
-        match self.ending.wait_for(Option::is_some).await {
-            Ok(ending) => ending.clone().unwrap_or(Err(CacheError::Interrupted)),
+    /// Waits for the result, which is the same for every request in the flight.
+    pub(super) async fn wait(mut self) -> Result<T, CacheError> {
+        match self.result.wait_for(Option::is_some).await {
+            Ok(result) => result.clone().unwrap_or(Err(CacheError::Interrupted)),
             Err(_) => Err(CacheError::Interrupted),
         }
     }
 }
 
-/// Takes a flight off the board, also when its work panics.
-struct Landing<K: Eq + Hash, T> {
-    running: Running<K, T>,
+/// Removes a flight from the map when it ends, also after a panic.
+struct FlightGuard<K: Eq + Hash, T> {
+    running: RunningFlights<K, T>,
     key: K,
 }
 
-impl<K: Eq + Hash, T> Drop for Landing<K, T> {
+impl<K: Eq + Hash, T> Drop for FlightGuard<K, T> {
     fn drop(&mut self) {
         lock(&self.running).remove(&self.key);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing under these locks can panic halfway through a change.
+    // A poisoned lock is usable: no change under it can panic half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_runs_once_and_everybody_learns_its_end() {
+    async fn flight_runs_once_and_every_request_gets_its_result() {
         let flights = Flights::<u8, u32>::default();
         let runs = Arc::new(AtomicU32::new(0));
         let (go, gate) = oneshot::channel::<()>();
@@ -119,11 +120,11 @@ mod tests {
         assert_eq!(first.wait().await.ok(), Some(7));
         assert_eq!(second.wait().await.ok(), Some(7));
         assert_eq!(runs.load(Ordering::SeqCst), 1);
-        assert!(flights.join(&1, || async { Ok(8) }).leader, "the flight has landed");
+        assert!(flights.join(&1, || async { Ok(8) }).leader, "the flight has ended");
     }
 
     #[tokio::test]
-    async fn a_follower_of_a_lost_leader_is_told() {
+    async fn ticket_of_a_panicked_flight_is_interrupted() {
         let flights = Flights::<u8, u32>::default();
         let lost = flights.join(&1, || async { panic!("on purpose") });
         assert!(matches!(lost.wait().await, Err(CacheError::Interrupted)));

@@ -1,34 +1,36 @@
-//! When may a tag be served as it is, and when must its upstream be asked? Pure rules; `now` is an argument.
+//! Freshness of tags and lists: the only place that gives `tag_ttl` its meaning. Pure functions; the time is an argument.
 
 use std::time::Duration;
 
-use crate::config::schema::{Cache, StaleLimit};
+use crate::clock::Timestamp;
+use crate::config::schema::{Cache as CacheSettings, StaleLimit};
 
-/// What the age of a tag's last check calls for.
+/// Treatment of a tag, by the age of its last check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Served without asking.
+    /// Serve without a request to the upstream.
     Fresh,
-    /// Served without waiting, while the upstream is asked in the background (RFC 5861, section 3).
+    /// Serve at once, and revalidate in the background (RFC 5861, section 3).
     ServeAndRevalidate,
-    /// The upstream is asked first.
+    /// Revalidate before serving.
     Expired,
 }
 
-/// How old a check is that was made at `checked_at`, where that can be said; times are milliseconds since 1970.
+/// Returns the age of a check that was made at `checked_at`, or `None` if the clock does not allow to tell.
 ///
-/// A clock may be set. So a check that this process made is at least as old as the process has `lived` since; and of one
-/// that lies in the future, or before a clock that stands at 0, nothing else is known.
-pub fn age(now: u64, checked_at: u64, lived: Option<Duration>) -> Option<Duration> {
-    let by_date = now.checked_sub(checked_at).filter(|_| now > 0).map(Duration::from_millis);
-    by_date.max(lived)
+/// The wall clock may be set. A check by this process is at least as old as the monotonic time that has `elapsed` since. A
+/// check in the future, or any check while the clock stands at 1970, has no known age.
+pub fn age(now: Timestamp, checked_at: Timestamp, elapsed: Option<Duration>) -> Option<Duration> {
+    let is_plausible = now > Timestamp::default() && checked_at <= now;
+    let by_wall_clock = is_plausible.then(|| now.since(checked_at));
+    by_wall_clock.max(elapsed)
 }
 
-/// Judges a tag that was last confirmed at `checked_at`, so long ago.
-pub fn judge(age: Option<Duration>, checked_at: u64, settings: &Cache) -> Freshness {
+/// Judges a tag by the age of its last check, which was made at `checked_at`.
+pub fn judge(age: Option<Duration>, checked_at: Timestamp, settings: &CacheSettings) -> Freshness {
     let Some(age) = age.map(millis) else { return Freshness::Expired };
     let ttl = millis(settings.tag_ttl);
-    let ttl = ttl - spread(checked_at, ttl / SPREAD);
+    let ttl = ttl - jitter(checked_at.as_millis(), ttl / JITTER_DIVISOR);
     if age < ttl {
         Freshness::Fresh
     } else if age < ttl.saturating_add(millis(settings.stale_while_revalidate)) {
@@ -38,25 +40,29 @@ pub fn judge(age: Option<Duration>, checked_at: u64, settings: &Cache) -> Freshn
     }
 }
 
-/// Tags that came in together do not all expire together: each lives up to a twentieth shorter than it might.
-const SPREAD: u64 = 20;
+/// Divisor of `tag_ttl` for the jitter: tags that were checked together do not all expire together.
+const JITTER_DIVISOR: u64 = 20;
 
-/// A number below `width` that looks like chance and is the same each time it is asked for.
-fn spread(seed: u64, width: u64) -> u64 {
-    // The multiplier of Fibonacci hashing: neighbouring seeds land far apart.
+/// Returns a number below `width` that is always the same for one seed, and different for neighbouring seeds.
+fn jitter(seed: u64, width: u64) -> u64 {
+    // Multiplier of Fibonacci hashing.
     (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).checked_rem(width).unwrap_or_default()
 }
 
-/// Whether a tag of that age that could not be checked may be served all the same (RFC 5861, section 4).
-pub fn may_serve_stale(age: Option<Duration>, settings: &Cache) -> bool {
+/// Returns true if a tag of this age may be served although it could not be revalidated (RFC 5861, section 4).
+pub fn may_serve_stale(age: Option<Duration>, settings: &CacheSettings) -> bool {
     match settings.stale_if_error {
         StaleLimit::Forever => true,
         StaleLimit::For(limit) => age.unwrap_or_default() < settings.tag_ttl.saturating_add(limit),
     }
 }
 
-/// In the unit of the facts' times.
-pub fn millis(duration: Duration) -> u64 {
+/// Returns `ttl`, or `tag_ttl` if that is longer: a fact about a repository is not checked more often than its tags.
+pub fn at_least_tag_ttl(ttl: Duration, settings: &CacheSettings) -> Duration {
+    ttl.max(settings.tag_ttl)
+}
+
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -64,25 +70,29 @@ pub fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn settings(ttl: u64, revalidate: u64, error: StaleLimit) -> Cache {
-        Cache {
+    fn settings(ttl: u64, revalidate: u64, error: StaleLimit) -> CacheSettings {
+        CacheSettings {
             tag_ttl: Duration::from_millis(ttl),
             stale_while_revalidate: Duration::from_millis(revalidate),
             stale_if_error: error,
-            ..Cache::default()
+            ..CacheSettings::default()
         }
     }
 
-    fn judge(now: u64, checked_at: u64, settings: &Cache) -> Freshness {
-        super::judge(age(now, checked_at, None), checked_at, settings)
+    fn age(now: u64, checked_at: u64, elapsed: Option<Duration>) -> Option<Duration> {
+        super::age(Timestamp::from_millis(now), Timestamp::from_millis(checked_at), elapsed)
     }
 
-    fn may_serve_stale(now: u64, checked_at: u64, settings: &Cache) -> bool {
+    fn judge(now: u64, checked_at: u64, settings: &CacheSettings) -> Freshness {
+        super::judge(age(now, checked_at, None), Timestamp::from_millis(checked_at), settings)
+    }
+
+    fn may_serve_stale(now: u64, checked_at: u64, settings: &CacheSettings) -> bool {
         super::may_serve_stale(age(now, checked_at, None), settings)
     }
 
     #[test]
-    fn the_three_ages_of_a_tag() {
+    fn judge_tells_three_ages_apart() {
         let settings = settings(10, 50, StaleLimit::Forever);
         assert_eq!(judge(1000, 1000, &settings), Freshness::Fresh);
         assert_eq!(judge(1009, 1000, &settings), Freshness::Fresh);
@@ -93,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn no_clock_keeps_a_tag_fresh_for_ever() {
+    fn judge_never_keeps_a_tag_fresh_by_a_wrong_clock() {
         let settings = settings(10, 50, StaleLimit::For(Duration::from_millis(5)));
         for (now, checked_at) in [(0, 0), (0, 1), (0, u64::MAX), (5, u64::MAX), (u64::MAX, 0), (u64::MAX, 1)]
         {
@@ -104,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_as_old_as_either_clock_says() {
+    fn age_is_the_larger_one_of_both_clocks() {
         let [second, hour] = [Duration::from_secs(1), Duration::from_hours(1)];
         assert_eq!(age(5000, 4000, None), Some(second));
         assert_eq!(age(5000, 4000, Some(hour)), Some(hour));
@@ -116,24 +126,24 @@ mod tests {
     }
 
     #[test]
-    fn what_came_together_does_not_expire_together() {
+    fn judge_spreads_the_expiry_of_tags_checked_together() {
         let settings = settings(60_000, 0, StaleLimit::Forever);
-        let lives = |checked_at| {
+        let lifetime = |checked_at| {
             (0..60_001).find(|age| judge(checked_at + age, checked_at, &settings) != Freshness::Fresh)
         };
-        let lives: Vec<u64> = (0..50).filter_map(|n| lives(1_700_000_000_000 + n)).collect();
-        assert!(lives.iter().all(|life| (57_000..=60_000).contains(life)), "{lives:?}");
-        let distinct: std::collections::BTreeSet<_> = lives.iter().collect();
-        assert!(distinct.len() > 40, "{lives:?}");
+        let lifetimes: Vec<u64> = (0..50).filter_map(|n| lifetime(1_700_000_000_000 + n)).collect();
+        assert!(lifetimes.iter().all(|it| (57_000..=60_000).contains(it)), "{lifetimes:?}");
+        let distinct: std::collections::BTreeSet<_> = lifetimes.iter().collect();
+        assert!(distinct.len() > 40, "{lifetimes:?}");
     }
 
     #[test]
-    fn no_ttl_means_always_ask() {
+    fn judge_always_revalidates_without_ttl() {
         assert_eq!(judge(5, 5, &settings(0, 0, StaleLimit::Forever)), Freshness::Expired);
     }
 
     #[test]
-    fn stale_has_a_limit_only_if_one_is_set() {
+    fn may_serve_stale_is_limited_only_if_configured() {
         assert!(may_serve_stale(u64::MAX, 0, &settings(1, 0, StaleLimit::Forever)));
         let limited = settings(100, 0, StaleLimit::For(Duration::from_millis(50)));
         assert!(may_serve_stale(1149, 1000, &limited));

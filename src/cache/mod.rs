@@ -1,7 +1,8 @@
-//! The cache: the only place where the store and the upstreams meet.
+//! Cache: the only layer that uses both the store and the upstreams.
 //!
-//! [`Cache::manifest`] and [`Cache::blob`] answer from the store where they can and start a fetch where they must.
-//! A fetch belongs to the cache, never to a request: requests wait for it, tail it, leave it, and it goes on.
+//! [`Cache`] is a facade over components that own what they need: [`manifest`], [`blob`], [`lists`], [`prefetch`],
+//! [`eviction`] and [`maintenance`]. A fetch belongs to the cache and not to a request: it continues when no request waits
+//! for it any more.
 
 mod access;
 mod blob;
@@ -11,98 +12,69 @@ mod deadline;
 mod degraded_mode;
 mod error;
 mod eviction;
+mod fills;
 mod flight;
 pub mod freshness;
 mod lists;
 mod maintenance;
 mod manifest;
 mod memory;
-mod pointer;
 mod prefetch;
+mod prefetch_queue;
+mod rules;
+mod storage;
 mod store_health;
+mod verify;
 
-use std::sync::{Arc, PoisonError, RwLock};
-
-use tokio::sync::Semaphore;
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
-use crate::oci::{Accept, Digest, Reference, Repository, UpstreamName};
-use crate::store::{Collected, Store, StoreError};
-use crate::telemetry::Metrics;
+use crate::oci::{Accept, Digest, Reference, Referrers, Repository, UpstreamName};
+use crate::store::{Collected, Pointer, Store, StoreError, TagKey};
+use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstreams};
 
-pub use blob::find::{BlobAnswer, BlobSource};
-pub use blob::reader::BlobReader;
-pub use error::CacheError;
+pub use blob::{BlobAnswer, BlobReader, BlobSource};
+pub use error::{CacheError, CacheErrorKind};
 pub use eviction::index::{Reachability, Totals};
 pub use eviction::usage::ContentPin;
-pub use lists::catalog::{ListResult, NamePage};
+pub use lists::{ListResult, NamePage};
 pub use maintenance::import::{ImportError, Importer};
 pub use maintenance::remove::{RemovalReport, RemovalTarget};
 pub use maintenance::scrub::{DamagedContent, Integrity, ScrubItem, Throttle};
 pub use maintenance::status::{DiskUsage, FillStatus, StoreStatus};
 pub use maintenance::view::{CacheView, TagStatus};
-pub use manifest::answer::ManifestAnswer;
+pub use manifest::ManifestAnswer;
 pub use memory::CachedManifest;
 
 pub use crate::upstream::{Breaker, EndpointState, HealthState, QuotaState, RouteError, UpstreamState};
 
-use blob::fills::Fills;
-use blob::reader;
-use core::{Rules, Shared};
+use core::Shared;
 use deadline::in_time;
-use eviction::capacity::Capacity;
 use eviction::evictor::Evictor;
-use eviction::tracker::ContentTracker;
-use flight::Flights;
-use lists::catalog;
-use lists::tags::TagLists;
 use maintenance::{gc, remove, scrub, status};
-use manifest::{by_digest, resolve};
-use memory::MemoryCache;
-use pointer::{Pointer, TagKey};
-use prefetch::queue::PrefetchQueue;
-use store_health::StoreHealth;
 
-/// Ranges passed through at once.
-const PASSING_MAX: usize = 8;
-
-/// The cache; clones share it.
+/// Cache. Clones share the same content and state.
 #[derive(Clone, Debug)]
 pub struct Cache(Arc<Shared>);
 
 impl Cache {
-    /// A cache over `store`, which was opened with `options`, and `upstreams`.
+    /// Creates a cache over `store`, which was opened with `options`, and `upstreams`.
     pub fn new(
-        (store, options): (Store, &schema::Store),
+        store: (Store, &schema::Store),
         upstreams: Upstreams,
         metrics: Arc<Metrics>,
         clock: Clock,
         prefetch: Prefetch,
     ) -> Self {
-        Self(Arc::new(Shared {
-            rules: RwLock::new(Arc::new(Rules { upstreams, prefetch })),
-            metrics,
-            clock,
-            memory: MemoryCache::new(),
-            eviction: ContentTracker::new(store.space_model()),
-            capacity: Capacity::new(options, store.space_model()),
-            pointer_flights: Flights::default(),
-            manifest_flights: Flights::default(),
-            tag_lists: TagLists::new(),
-            fills: Fills::default(),
-            passing: Arc::new(Semaphore::new(PASSING_MAX)),
-            ahead: Arc::new(Semaphore::new(reader::ahead_max())),
-            reading: Arc::new(Semaphore::new(reader::READING_MAX)),
-            prefetch_queue: PrefetchQueue::default(),
-            store_health: StoreHealth::default(),
-            store,
-        }))
+        Self(Arc::new(Shared::new(store, upstreams, metrics, clock, prefetch)))
     }
 
-    /// Finds the repository that a request means; the rules are [`Router::route`](crate::upstream::Router::route)'s.
+    /// Finds the repository that a request addresses, by the rules of
+    /// [`Router::route`](crate::upstream::Router::route).
     pub fn route(
         &self,
         ns: Option<&str>,
@@ -113,25 +85,23 @@ impl Cache {
         self.0.rules().upstreams.router().route(ns, prefix, host, name)
     }
 
-    /// The upstream that `ns`, or a path prefix, names.
+    /// Returns the upstream that `ns` or a path prefix names.
     pub fn upstream_named(&self, text: &str) -> Result<UpstreamName, RouteError> {
         self.0.rules().upstreams.router().upstream(text).cloned()
     }
 
-    /// Follows another configuration from now on, in all that it says of upstreams, freshness and prefetching. What runs
-    /// goes on as it began; upstreams whose settings stay keep what they know. After an error nothing has changed.
-    pub fn follow(&self, config: &Config) -> Result<(), BuildError> {
-        let upstreams = self.0.rules().upstreams.rebuilt(config)?;
-        let rules = Arc::new(Rules { upstreams, prefetch: config.prefetch.clone() });
-        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+    /// Applies another configuration of upstreams, freshness, prefetch and store limits. Running requests finish with the old
+    /// one. Upstreams with unchanged settings keep their connections and tokens. After an error nothing has changed.
+    pub fn reload(&self, config: &Config) -> Result<(), BuildError> {
+        self.0.rules.reload(config)?;
         self.0.capacity.set_limits(&config.store);
         Ok(())
     }
 
-    /// A manifest or index by tag or digest.
+    /// Returns a manifest or index by tag or digest.
     ///
-    /// By digest the stored bytes are the answer whatever `accept` says. By tag a client that does not take the
-    /// tag's type gets what the upstream gives for just the types that it does take.
+    /// By digest the stored bytes are the answer, whatever `accept` allows. By tag, a client that does not accept the tag's
+    /// media type gets the upstream's answer to a request for only the types that the client accepts.
     pub async fn manifest(
         &self,
         repository: &Repository,
@@ -139,7 +109,7 @@ impl Cache {
         accept: Accept<'_>,
     ) -> Result<ManifestAnswer, CacheError> {
         let answer = in_time(self.find_manifest(repository, reference, accept)).await?;
-        answer.document.usage.touch(self.0.clock.now());
+        answer.manifest.usage.touch(self.0.clock.now());
         Ok(answer)
     }
 
@@ -150,20 +120,96 @@ impl Cache {
         accept: Accept<'_>,
     ) -> Result<ManifestAnswer, CacheError> {
         let tag = match reference {
-            Reference::Digest(digest) => return by_digest::by_digest(&self.0, repository, digest).await,
+            Reference::Digest(digest) => return self.0.manifests.get(repository, digest).await,
             Reference::Tag(tag) => tag,
         };
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
-        let found = resolve::resolve(&self.0, &Pointer::Tag(key.clone()), false).await?;
-        if accept.allows(&found.document.media_type) {
-            return Ok(found);
+        let answer = self.0.pointers.resolve(&Pointer::Tag(key.clone()), false).await?;
+        if accept.allows(&answer.manifest.media_type) {
+            return Ok(answer);
         }
         let types = accept.canonical();
         if types.is_empty() {
-            return Ok(found);
+            return Ok(answer);
         }
         let variant = TagKey { variant: Some(types.join(", ")), ..key };
-        resolve::resolve(&self.0, &Pointer::Tag(variant), false).await
+        self.0.pointers.resolve(&Pointer::Tag(variant), false).await
+    }
+
+    /// Returns a blob with a source to read from. Starts a fill if the blob is not cached.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
+        self.0.blobs.get(repository, digest).await
+    }
+
+    /// Returns a blob's size without downloading the blob.
+    pub async fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<BlobAnswer, CacheError> {
+        self.0.blobs.size(repository, digest).await
+    }
+
+    /// Creates a reader over `range` of a blob, or over the whole blob. The outcome may change to `bypass` for a range that
+    /// is passed through from the upstream.
+    pub async fn reader(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        blob: BlobAnswer,
+        range: Option<Range<u64>>,
+    ) -> Result<(BlobReader, Outcome), CacheError> {
+        self.0.blobs.reader(repository, digest, blob, range).await
+    }
+
+    /// Fetches a blob unless it is cached, and waits until it is complete. `progress` is called with the number of bytes
+    /// that have arrived. Returns true if the blob had to be fetched.
+    pub async fn fetch_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        progress: impl FnMut(u64) + Send,
+    ) -> Result<bool, CacheError> {
+        self.0.blobs.fetch(repository, digest, progress).await
+    }
+
+    /// Returns up to `limit` tags of a repository that sort after `last`, from the lists that `tags_list` selects. `None` if
+    /// only cached tags are selected and there are none.
+    pub async fn tags(
+        &self,
+        repository: &Repository,
+        last: Option<String>,
+        limit: usize,
+    ) -> Result<Option<ListResult<NamePage>>, CacheError> {
+        self.0.tag_lists.get(repository, last, limit).await
+    }
+
+    /// Returns the referrers of `subject`, of one artifact type if a type is given. An empty list always comes from the
+    /// upstream.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<ListResult<Referrers>, CacheError> {
+        self.0.referrers_lists.get(repository, subject, artifact_type).await
+    }
+
+    /// Returns up to `limit` cached repositories that sort after `last`: those of one upstream, under their own names, or
+    /// those of all upstreams. Then repositories of upstreams other than the default one have their upstream's name in front.
+    /// Repositories that `allow` and `deny` exclude are not listed.
+    pub async fn repositories(
+        &self,
+        only: Option<UpstreamName>,
+        last: Option<String>,
+        limit: usize,
+    ) -> Result<NamePage, CacheError> {
+        self.0.catalog.repositories(only, last, limit).await
+    }
+
+    /// Runs the prefetch of queued indexes. Never ends.
+    pub async fn run_prefetch(self) {
+        Arc::clone(&self.0.prefetcher).run().await;
     }
 }
 
@@ -186,7 +232,7 @@ impl Cache {
 
     /// Checks without any request whether the store works, and retries a failed store. Never returns.
     pub async fn watch_store(self) {
-        degraded_mode::watch_store(&self.0).await;
+        degraded_mode::watch_store(&self.0.storage).await;
     }
 
     /// Lists the content that was last verified before `before`, least recently verified first.
@@ -219,16 +265,6 @@ impl Cache {
     /// Starts an import. Its methods block, and must be called on a thread of the runtime for blocking work.
     pub fn importer(&self) -> Result<Importer, ImportError> {
         Importer::new(self)
-    }
-
-    /// Returns up to `limit` cached repositories that sort after `last`, of the upstream `only` or of all upstreams.
-    pub async fn repositories(
-        &self,
-        only: Option<UpstreamName>,
-        last: Option<String>,
-        limit: usize,
-    ) -> Result<NamePage, CacheError> {
-        catalog::repositories(&self.0, only, last, limit).await
     }
 
     /// Removes a tag or a manifest of a repository, and the content that nothing else points at or needs.
@@ -266,6 +302,6 @@ impl Cache {
     /// Returns the status of the store.
     pub async fn store_status(&self) -> Result<StoreStatus, CacheError> {
         let shared = Arc::clone(&self.0);
-        self.0.with_store(move |store| Ok(status::store_status(&shared, store))).await
+        self.0.with_store(move |store| Ok(status::store_status(&shared.storage, store))).await
     }
 }

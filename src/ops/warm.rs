@@ -135,10 +135,10 @@ impl ImageWarmer {
     async fn bring(&self, row: &mut WarmedImage, piece: &Arc<ProgressPiece>) -> Result<(), OpsError> {
         let found = self.root().await?;
         row.stale = found.stale.as_ref().map(ToString::to_string);
-        row.digest = Some(found.document.digest);
+        row.digest = Some(found.manifest.digest);
         row.manifests = 1;
         let mut blobs = Vec::new();
-        for manifest in self.manifests(&found.document, row).await? {
+        for manifest in self.manifests(&found.manifest, row).await? {
             blobs.extend(read(&manifest).map(|read| read.blobs).unwrap_or_default());
         }
         let mut seen = HashSet::new();
@@ -182,9 +182,9 @@ impl ImageWarmer {
         };
         let found = manifest(&self.cache, repository, &reference).await?;
         match digest {
-            Some(wanted) if found.document.digest != *wanted => Err(OpsError::Content(format!(
+            Some(wanted) if found.manifest.digest != *wanted => Err(OpsError::Content(format!(
                 "the tag stands for {}, not for {wanted}",
-                found.document.digest
+                found.manifest.digest
             ))),
             _ => Ok(found),
         }
@@ -205,7 +205,7 @@ impl ImageWarmer {
             let Some(child) = children.get(place) else { continue };
             row.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
             let reference = Reference::Digest(child.digest);
-            found.push(manifest(&self.cache, &self.named.repository, &reference).await?.document);
+            found.push(manifest(&self.cache, &self.named.repository, &reference).await?.manifest);
             row.manifests += 1;
         }
         Ok(found)
@@ -228,7 +228,7 @@ impl ImageWarmer {
                     child.media_type.as_ref().is_some_and(|it| it.kind() == Some(ManifestKind::Index));
                 if nested && depth < DEPTH_MAX {
                     let reference = Reference::Digest(child.digest);
-                    let document = manifest(&self.cache, &self.named.repository, &reference).await?.document;
+                    let document = manifest(&self.cache, &self.named.repository, &reference).await?.manifest;
                     row.manifests += 1;
                     left.push((document, depth + 1));
                 } else if !nested {
@@ -277,11 +277,6 @@ pub(super) fn patience() -> ExponentialBuilder {
         .with_jitter()
 }
 
-/// Whether asking again may help. A rate limit is not waited for: that may take hours.
-pub(super) fn may_pass(error: &CacheError) -> bool {
-    matches!(error, CacheError::Timeout(_) | CacheError::Unreachable(_) | CacheError::Interrupted)
-}
-
 pub(super) async fn manifest(
     cache: &Cache,
     repository: &Repository,
@@ -289,7 +284,7 @@ pub(super) async fn manifest(
 ) -> Result<ManifestAnswer, CacheError> {
     let anything = HeaderMap::new();
     let attempt = || cache.manifest(repository, reference, Accept::from_headers(&anything));
-    attempt.retry(patience()).when(may_pass).await
+    attempt.retry(patience()).when(CacheError::is_retryable).await
 }
 
 /// Brings a blob, and tells of each byte once, however often it has to be begun again. Returns whether it was fetched.
@@ -301,10 +296,10 @@ async fn bring(
 ) -> Result<bool, CacheError> {
     let told = std::sync::atomic::AtomicU64::new(0);
     let attempt = || {
-        cache.bring_blob(repository, &blob.digest, |there| {
+        cache.fetch_blob(repository, &blob.digest, |there| {
             let before = told.fetch_max(there, std::sync::atomic::Ordering::Relaxed);
             piece.done(there.saturating_sub(before));
         })
     };
-    attempt.retry(patience()).when(may_pass).await
+    attempt.retry(patience()).when(CacheError::is_retryable).await
 }

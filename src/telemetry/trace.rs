@@ -210,6 +210,14 @@ pub fn fill(repository: &Repository, digest: &Digest) -> Span {
     ))
 }
 
+/// Adds an event to the current span: a state machine has entered this state.
+pub fn state(name: &'static str) {
+    let span = Span::current();
+    if !span.is_disabled() {
+        span.add_event(name, Vec::new());
+    }
+}
+
 /// Records the result of a fill. Every result but `ok` is an error.
 pub fn filled(span: &Span, result: &str) {
     span.record("larder.result", result);

@@ -1,273 +1,349 @@
-//! The network side of a fill: brings the rest of a draft from the upstream, across interruptions.
+//! Network side of a fill: fetches the rest of a draft from the upstream, and resumes after interruptions.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
-
-use crate::oci::{Digest, Name};
-use crate::source::{BlobBody, BlobSender, ByteRange, Source, SourceError, open_blob};
-use crate::store::{Draft, DraftWriter};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
 use crate::cache::blob::write_pipeline::WritePipeline;
 use crate::cache::error::CacheError;
+use crate::oci::{Digest, Name};
+use crate::source::{BlobBody, BlobSender, ByteRange, Source, SourceError, open_blob};
+use crate::store::{Draft, DraftWriter};
+use crate::telemetry::trace;
 
-/// Attempts in a row that bring nothing before a fill gives up: enough to outlast a registry's restart, because some
-/// clients that hold a part of an image cannot go elsewhere for the rest.
-const BARREN_MAX: usize = 8;
-/// A registry that wants to be left alone for longer is not waited for.
-const REST_MAX: Duration = Duration::from_secs(30);
-/// Attempts in all; an upstream that cuts this often is not worth more.
-const ATTEMPTS_MAX: usize = 100;
+/// Consecutive requests without progress before a download fails. They outlast a restart of the registry, because some
+/// clients cannot get the rest of a blob elsewhere.
+const FUTILE_REQUESTS_MAX: usize = 8;
+/// Longest pause that a registry may ask for. A longer one ends the download.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Requests of one download in all.
+const REQUESTS_MAX: usize = 100;
+/// Time after which a draft that is not stored continues without a reader that takes no bytes.
+const STALLED_READER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a reader may stand still before a draft that is not kept goes on without it.
-const STALLED: Duration = Duration::from_secs(30);
-
-/// A draft after its download.
-pub(in crate::cache) struct Downloaded {
-    pub(in crate::cache) writer: DraftWriter,
-    /// The endpoints that sent a part of it.
-    pub(in crate::cache) senders: Vec<Arc<dyn BlobSender>>,
-    pub(in crate::cache) ending: DownloadEnd,
-    /// Whether the bytes are what an answer labelled as gzip decoded to: if they are wrong, the label may be.
-    pub(in crate::cache) decoded: bool,
+/// Download of one blob.
+pub(super) struct Download<'a> {
+    /// Sources that may have the blob, in the order in which they are asked.
+    pub(super) sources: &'a [Arc<dyn Source>],
+    pub(super) name: &'a Name,
+    pub(super) digest: &'a Digest,
+    /// Size that a descriptor announces.
+    pub(super) size: Option<u64>,
+    /// True if the blob itself is a gzip file, so that the gzip label of an answer must be ignored.
+    pub(super) ignore_gzip_label: bool,
+    /// Called when a draft that is not stored can no longer be joined.
+    pub(super) on_unjoinable: &'a (dyn Fn() + Send + Sync),
 }
 
-/// How a download ended.
-pub(in crate::cache) enum DownloadEnd {
-    /// All bytes are there, as far as lengths tell.
+/// Draft after its download.
+pub(super) struct Downloaded {
+    pub(super) writer: DraftWriter,
+    /// Endpoints that sent a part of the draft.
+    pub(super) senders: Vec<Arc<dyn BlobSender>>,
+    pub(super) end: DownloadEnd,
+    /// True if an answer labelled as gzip was decoded. If the digest differs, the label may be wrong.
+    pub(super) decoded: bool,
+}
+
+/// End of a download.
+pub(super) enum DownloadEnd {
+    /// All bytes have arrived, according to the announced length.
     Complete,
-    /// The upstream's answer contradicts itself, or an earlier one.
-    Wrong(String),
-    /// The upstream's length is not the one that a descriptor promised.
-    Unlike(String),
-    /// It is not kept, and all who read it have left.
+    /// An earlier fill left a draft that needs no more bytes, if it is of this blob.
+    Existing,
+    /// The answers of the upstream contradict themselves or each other.
+    Contradiction(String),
+    /// The upstream's length differs from the descriptor's size.
+    SizeMismatch(String),
+    /// The draft is not stored, and no reader is left.
     Unwanted,
-    /// The draft that was taken over needs nothing more, if it is of this blob at all.
-    Left,
-}
-
-/// What is asked for.
-pub(in crate::cache) struct Download<'a> {
-    /// Places that may have the blob, in the order in which they are asked.
-    pub(in crate::cache) sources: &'a [Arc<dyn Source>],
-    pub(in crate::cache) name: &'a Name,
-    pub(in crate::cache) digest: &'a Digest,
-    /// What a descriptor said of the size.
-    pub(in crate::cache) size: Option<u64>,
-    /// Whether the bytes of an answer labelled as gzip are known to be the blob itself.
-    pub(in crate::cache) mislabelled: bool,
-    /// Called when nobody can begin to read the draft any more.
-    pub(in crate::cache) leaving: &'a (dyn Fn() + Send + Sync),
-}
-
-enum PumpEnd {
-    End,
-    Broken(SourceError),
-    /// It ended in good order before the length that is known.
-    Short,
-    TooLong,
-    Unwanted,
-    NotKept(CacheError),
 }
 
 impl Download<'_> {
-    /// Brings everything after what the draft has. `running` is called once there is something to read: the upstream has
-    /// begun to send, or need not be asked.
-    pub(in crate::cache) async fn run(
+    /// Fetches all bytes after the end of the draft. `on_readable` is called once when readers can start.
+    pub(super) async fn run(
         &self,
         writer: DraftWriter,
-        running: impl FnOnce(Arc<Draft>),
+        on_readable: impl FnOnce(Arc<Draft>),
     ) -> Result<Downloaded, CacheError> {
         let draft = Arc::clone(writer.draft());
-        let mut writing = WritePipeline::new(writer);
-        let (mut senders, mut decoded) = (Vec::new(), false);
-        let ended = self.attempts(&draft, &mut writing, &mut senders, &mut decoded, running).await;
-        // The writer comes back in any case: nothing may still be writing when the fill leaves the board.
-        let writer = writing.end().await;
-        Ok(Downloaded { ending: ended?, writer: writer?, senders, decoded })
-    }
-
-    async fn attempts(
-        &self,
-        draft: &Arc<Draft>,
-        writing: &mut WritePipeline,
-        senders: &mut Vec<Arc<dyn BlobSender>>,
-        decoded: &mut bool,
-        running: impl FnOnce(Arc<Draft>),
-    ) -> Result<DownloadEnd, CacheError> {
-        let mut running = Some(running);
-        let patience = ExponentialBuilder::default()
+        let backoff = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
             .with_max_delay(Duration::from_secs(5))
-            .with_max_times(BARREN_MAX)
+            .with_max_times(FUTILE_REQUESTS_MAX)
             .with_jitter();
-        let mut delays = patience.build();
-        let mut last = draft.progress().received;
-        if self.size == Some(last) {
-            if last == 0 {
-                return Ok(DownloadEnd::Complete);
-            }
-            // To hash it may take long; readers need not wait for more than its last byte.
-            draft.announce(last);
-            running.take().into_iter().for_each(|running| running(Arc::clone(draft)));
-            return Ok(DownloadEnd::Left);
+        let mut run = DownloadRun {
+            download: self,
+            received: draft.progress().received,
+            draft,
+            pipeline: WritePipeline::new(writer),
+            senders: Vec::new(),
+            decoded: false,
+            on_readable: Some(on_readable),
+            use_ranges: true,
+            length_announced: false,
+            requests: 0,
+            delays: backoff.build(),
+            backoff,
+        };
+        let end = run.run().await;
+        let DownloadRun { pipeline, senders, decoded, .. } = run;
+        // Awaited also after an error: nothing may be writing when the fill ends.
+        let writer = pipeline.finish().await;
+        Ok(Downloaded { end: end?, writer: writer?, senders, decoded })
+    }
+}
+
+/// Download in progress.
+struct DownloadRun<'a, F> {
+    download: &'a Download<'a>,
+    draft: Arc<Draft>,
+    pipeline: WritePipeline,
+    senders: Vec<Arc<dyn BlobSender>>,
+    decoded: bool,
+    /// Taken when readers can start.
+    on_readable: Option<F>,
+    /// False if the upstream must be asked for the whole blob.
+    use_ranges: bool,
+    /// True once an answer has announced the length.
+    length_announced: bool,
+    requests: usize,
+    /// Bytes that had arrived before the last progress.
+    received: u64,
+    backoff: ExponentialBuilder,
+    delays: ExponentialBackoff,
+}
+
+/// Next step of a download.
+enum DownloadState {
+    /// Send a request for the rest of the blob.
+    Request,
+    /// Receive the body of an answer.
+    Receive(BlobBody),
+    /// Wait before the next request.
+    BackOff(SourceError),
+    /// End the download.
+    End(DownloadEnd),
+}
+
+impl DownloadState {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Request => "download.request",
+            Self::Receive(_) => "download.receive",
+            Self::BackOff(_) => "download.back_off",
+            Self::End(_) => "download.end",
         }
-        let (mut ranged, mut told) = (true, false);
-        for _ in 0..ATTEMPTS_MAX {
-            // A part of an encoded body is no part of the blob.
-            ranged &= !*decoded;
-            let from = if ranged { draft.progress().received } else { 0 };
-            let answer = open_blob(self.sources, self.name, self.digest, ByteRange::from(from)).await;
-            let error = match answer.and_then(|body| self.read(body, decoded)) {
-                Ok(body) => {
-                    told |= body.total.is_some();
-                    add_sender(senders, body.sender.as_ref());
-                    if let Some(contradiction) = self.announce(draft, &body) {
-                        return Ok(contradiction);
-                    }
-                    if let Some(running) = running.take() {
-                        running(Arc::clone(draft));
-                    }
-                    match pump(draft, writing, body, self.leaving).await {
-                        PumpEnd::End => return Ok(DownloadEnd::Complete),
-                        PumpEnd::Unwanted => return Ok(DownloadEnd::Unwanted),
-                        PumpEnd::TooLong => {
-                            return Ok(DownloadEnd::Wrong(
-                                "the upstream sends more than it announced".into(),
-                            ));
-                        }
-                        PumpEnd::NotKept(error) => return Err(error),
-                        PumpEnd::Broken(error @ SourceError::Undecodable) => {
-                            return Ok(DownloadEnd::Wrong(error.to_string()));
-                        }
-                        PumpEnd::Short if *decoded => {
-                            return Ok(DownloadEnd::Wrong("what the upstream sends decodes to less".into()));
-                        }
-                        PumpEnd::Short => SourceError::Interrupted("it ended before its length".to_owned()),
-                        PumpEnd::Broken(error) => error,
-                    }
-                }
-                Err(SourceError::RangeNotSatisfiable) if running.is_some() && from > 0 => {
-                    return Ok(DownloadEnd::Left);
-                }
-                // The length was only promised, and all that there is has come.
-                Err(SourceError::RangeNotSatisfiable) if from > 0 && !told => {
-                    return Ok(DownloadEnd::Unlike(format!(
-                        "its descriptor promises more than the {from} bytes there are"
-                    )));
-                }
-                // A range that is answered wrongly or not at all is worth another attempt without one.
-                Err(error @ SourceError::Invalid(_)) if from > 0 => {
-                    ranged = false;
-                    error
-                }
-                // Nobody reads yet, and the upstream layer has tried more than once already.
-                Err(error) if running.is_some() => return Err(error.into()),
-                // Clients hold a part of it: a signed address that has run out is worth another attempt, from the
-                // registry's own address.
-                Err(error @ (SourceError::RangeNotSatisfiable | SourceError::Invalid(_))) => {
-                    ranged = false;
-                    error
-                }
-                Err(error) => error,
+    }
+}
+
+impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
+    async fn run(&mut self) -> Result<DownloadEnd, CacheError> {
+        let mut state = self.start();
+        loop {
+            trace::state(state.as_str());
+            state = match state {
+                DownloadState::Request => self.request().await?,
+                DownloadState::Receive(body) => self.receive(body).await?,
+                DownloadState::BackOff(error) => self.back_off(error).await?,
+                DownloadState::End(end) => return Ok(end),
             };
-            let received = draft.progress().received;
-            if received > last {
-                last = received;
-                delays = patience.build();
-            }
-            let Some(delay) = delays.next() else { return Err(error.into()) };
-            let delay = match error.retry_after() {
-                Some(rest) if rest > REST_MAX => return Err(error.into()),
-                rest => delay.max(rest.unwrap_or_default()),
-            };
-            tracing::info!(digest = %self.digest, %error, received, "the upstream broke off; resuming");
-            tokio::time::sleep(delay).await;
         }
-        Err(CacheError::Unreachable("the upstream broke off too often".to_owned()))
     }
 
-    /// Decides what the bytes of an answer are taken for. One that is labelled as gzip is decoded, unless its length
-    /// is just what a descriptor promised: then the blob is a gzip file itself, as most layers are, and the label is
-    /// an object store's idea of its type. Where no length decides, the label is believed until the digest differs.
-    fn read(&self, body: BlobBody, decoded: &mut bool) -> Result<BlobBody, SourceError> {
-        let promised = self.size.is_some() && body.total == self.size;
-        if !body.gzip || self.mislabelled || promised {
+    fn start(&mut self) -> DownloadState {
+        if self.download.size != Some(self.received) {
+            return DownloadState::Request;
+        }
+        if self.received == 0 {
+            return DownloadState::End(DownloadEnd::Complete);
+        }
+        // Hashing a large draft takes long. Readers can have all bytes but the last one meanwhile.
+        self.draft.announce(self.received);
+        self.report_readable();
+        DownloadState::End(DownloadEnd::Existing)
+    }
+
+    async fn request(&mut self) -> Result<DownloadState, CacheError> {
+        if self.requests == REQUESTS_MAX {
+            return Err(CacheError::unreachable("the upstream broke off too often"));
+        }
+        self.requests += 1;
+        // A range of an encoded body is not a range of the blob.
+        self.use_ranges &= !self.decoded;
+        let from = if self.use_ranges { self.draft.progress().received } else { 0 };
+        let Download { sources, name, digest, .. } = self.download;
+        let answer = open_blob(sources, name, digest, ByteRange::from(from)).await;
+        match answer.and_then(|body| self.decode(body)) {
+            Ok(body) => Ok(DownloadState::Receive(body)),
+            Err(error) => self.refused(error, from),
+        }
+    }
+
+    /// Handles a request that was answered without a body that can be used.
+    fn refused(&mut self, error: SourceError, from: u64) -> Result<DownloadState, CacheError> {
+        let has_readers = self.on_readable.is_none();
+        match error {
+            SourceError::RangeNotSatisfiable if from > 0 && !has_readers => {
+                Ok(DownloadState::End(DownloadEnd::Existing))
+            }
+            // Only the descriptor announced a length, and the blob is shorter.
+            SourceError::RangeNotSatisfiable if from > 0 && !self.length_announced => {
+                let reason = format!("its descriptor promises more than the {from} bytes there are");
+                Ok(DownloadState::End(DownloadEnd::SizeMismatch(reason)))
+            }
+            // An upstream that does not support ranges may still send the whole blob.
+            error @ SourceError::Invalid(_) if from > 0 => {
+                self.use_ranges = false;
+                Ok(DownloadState::BackOff(error))
+            }
+            // No reader depends on this download, and the upstream layer has retried already.
+            error if !has_readers => Err(error.into()),
+            // A signed address may have expired: a request without a range starts at the registry's own address.
+            error @ (SourceError::RangeNotSatisfiable | SourceError::Invalid(_)) => {
+                self.use_ranges = false;
+                Ok(DownloadState::BackOff(error))
+            }
+            error => Ok(DownloadState::BackOff(error)),
+        }
+    }
+
+    async fn receive(&mut self, body: BlobBody) -> Result<DownloadState, CacheError> {
+        self.length_announced |= body.total.is_some();
+        self.add_sender(&body);
+        if let Some(contradiction) = self.announce(&body) {
+            return Ok(DownloadState::End(contradiction));
+        }
+        self.report_readable();
+        let contradiction = |reason: String| Ok(DownloadState::End(DownloadEnd::Contradiction(reason)));
+        match self.copy(body).await? {
+            BodyEnd::Complete => Ok(DownloadState::End(DownloadEnd::Complete)),
+            BodyEnd::Unwanted => Ok(DownloadState::End(DownloadEnd::Unwanted)),
+            BodyEnd::TooLong => contradiction("the upstream sends more than it announced".to_owned()),
+            BodyEnd::Broken(error @ SourceError::Undecodable) => contradiction(error.to_string()),
+            BodyEnd::Short if self.decoded => {
+                contradiction("what the upstream sends decodes to less".to_owned())
+            }
+            BodyEnd::Short => {
+                let error = SourceError::Interrupted("it ended before its length".to_owned());
+                Ok(DownloadState::BackOff(error))
+            }
+            BodyEnd::Broken(error) => Ok(DownloadState::BackOff(error)),
+        }
+    }
+
+    /// Adds the sender of a body to the list, once.
+    fn add_sender(&mut self, body: &BlobBody) {
+        if let Some(sender) = &body.sender
+            && !self.senders.iter().any(|known| Arc::ptr_eq(known, sender))
+        {
+            self.senders.push(Arc::clone(sender));
+        }
+    }
+
+    async fn back_off(&mut self, error: SourceError) -> Result<DownloadState, CacheError> {
+        let received = self.draft.progress().received;
+        if received > self.received {
+            self.received = received;
+            self.delays = self.backoff.build();
+        }
+        let Some(delay) = self.delays.next() else { return Err(error.into()) };
+        let delay = match error.retry_after() {
+            Some(pause) if pause > PAUSE_MAX => return Err(error.into()),
+            pause => delay.max(pause.unwrap_or_default()),
+        };
+        tracing::info!(digest = %self.download.digest, %error, received, "upstream broke off; resuming");
+        tokio::time::sleep(delay).await;
+        Ok(DownloadState::Request)
+    }
+
+    fn report_readable(&mut self) {
+        if let Some(on_readable) = self.on_readable.take() {
+            on_readable(Arc::clone(&self.draft));
+        }
+    }
+
+    /// Decodes a body that is labelled as gzip, unless its length is exactly the descriptor's size: then the blob itself is a
+    /// gzip file, as most layers are, and the label is an object store's guess of its type. Without a length to decide, the
+    /// label is trusted until the digest differs.
+    fn decode(&mut self, body: BlobBody) -> Result<BlobBody, SourceError> {
+        let size = self.download.size;
+        let has_expected_size = size.is_some() && body.total == size;
+        if !body.gzip || self.download.ignore_gzip_label || has_expected_size {
             return Ok(body);
         }
         if body.offset > 0 {
             return Err(SourceError::Invalid("a part of an encoded body is no part of the blob".to_owned()));
         }
-        *decoded = true;
+        self.decoded = true;
         Ok(body.decoded())
     }
 
-    /// Notes the length that an answer announces; one that contradicts what is known ends the download.
-    fn announce(&self, draft: &Draft, body: &BlobBody) -> Option<DownloadEnd> {
-        let before = draft.progress().total;
-        match (self.size, before, body.total) {
-            (Some(size), _, Some(total)) if size != total => {
-                Some(DownloadEnd::Unlike(format!("its descriptor says {size} bytes, the upstream {total}")))
-            }
-            (_, Some(before), Some(total)) if before != total => {
-                Some(DownloadEnd::Wrong(format!("the upstream announced {before} bytes, and now {total}")))
-            }
+    /// Records the length that an answer announces. A length that contradicts an earlier one ends the download.
+    fn announce(&self, body: &BlobBody) -> Option<DownloadEnd> {
+        let before = self.draft.progress().total;
+        match (self.download.size, before, body.total) {
+            (Some(size), _, Some(total)) if size != total => Some(DownloadEnd::SizeMismatch(format!(
+                "its descriptor says {size} bytes, the upstream {total}"
+            ))),
+            (_, Some(before), Some(total)) if before != total => Some(DownloadEnd::Contradiction(format!(
+                "the upstream announced {before} bytes, and now {total}"
+            ))),
             (size, _, total) => {
                 if let Some(total) = total.or(size) {
-                    draft.announce(total);
+                    self.draft.announce(total);
                 }
                 None
             }
         }
     }
-}
 
-/// Notes the sender of a body, once.
-fn add_sender(senders: &mut Vec<Arc<dyn BlobSender>>, sender: Option<&Arc<dyn BlobSender>>) {
-    if let Some(sender) = sender
-        && !senders.iter().any(|known| Arc::ptr_eq(known, sender))
-    {
-        senders.push(Arc::clone(sender));
-    }
-}
-
-/// Moves one answer's body into the draft, leaving out what the draft has already.
-async fn pump(
-    draft: &Draft,
-    writing: &mut WritePipeline,
-    mut body: BlobBody,
-    leaving: &(dyn Fn() + Send + Sync),
-) -> PumpEnd {
-    // An upstream that ignores ranges sends the same prefix again; the digest will tell if it is not the same.
-    let mut surplus = draft.progress().received.saturating_sub(body.offset);
-    loop {
-        let mut chunk = match body.chunk().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(error) => return PumpEnd::Broken(error),
-        };
-        let skipped = usize::try_from(surplus).unwrap_or(usize::MAX).min(chunk.len());
-        surplus -= skipped as u64;
-        drop(chunk.split_to(skipped));
-        if chunk.is_empty() {
-            continue;
+    /// Copies the body of one answer into the draft, without the bytes that the draft has already.
+    async fn copy(&mut self, mut body: BlobBody) -> Result<BodyEnd, CacheError> {
+        let draft = &self.draft;
+        // An upstream that ignores ranges sends the prefix again. If it differs, the digest will differ too.
+        let mut surplus = draft.progress().received.saturating_sub(body.offset);
+        loop {
+            let mut chunk = match body.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => return Ok(BodyEnd::Broken(error)),
+            };
+            let skipped = usize::try_from(surplus).unwrap_or(usize::MAX).min(chunk.len());
+            surplus -= skipped as u64;
+            drop(chunk.split_to(skipped));
+            if chunk.is_empty() {
+                continue;
+            }
+            let progress = draft.progress();
+            if progress.total.is_some_and(|total| progress.received + chunk.len() as u64 > total) {
+                return Ok(BodyEnd::TooLong);
+            }
+            if !draft.is_kept() && !draft.make_room(STALLED_READER_TIMEOUT, self.download.on_unjoinable).await
+            {
+                return Ok(BodyEnd::Unwanted);
+            }
+            draft.receive(chunk.clone());
+            self.pipeline.append(chunk).await?;
         }
         let progress = draft.progress();
-        if progress.total.is_some_and(|total| progress.received + chunk.len() as u64 > total) {
-            return PumpEnd::TooLong;
-        }
-        if !draft.is_kept() && !draft.make_room(STALLED, leaving).await {
-            return PumpEnd::Unwanted;
-        }
-        draft.receive(chunk.clone());
-        if let Err(error) = writing.take(chunk).await {
-            return PumpEnd::NotKept(error);
-        }
+        Ok(match progress.total {
+            Some(total) if progress.received < total => BodyEnd::Short,
+            _ => BodyEnd::Complete,
+        })
     }
-    let progress = draft.progress();
-    match progress.total {
-        Some(total) if progress.received < total => PumpEnd::Short,
-        _ => PumpEnd::End,
-    }
+}
+
+/// End of one answer's body.
+enum BodyEnd {
+    Complete,
+    /// The transfer failed.
+    Broken(SourceError),
+    /// The body ended before the announced length.
+    Short,
+    /// The body is longer than the announced length.
+    TooLong,
+    /// The draft is not stored, and no reader is left.
+    Unwanted,
 }

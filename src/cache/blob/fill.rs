@@ -1,4 +1,4 @@
-//! A fill: one download of one digest into the store, owned by the cache and tailed by everybody who asks for it.
+//! Fill: one download of one digest into the store. It belongs to the cache, and every request for the digest reads its draft.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,159 +6,177 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
+use crate::cache::blob::blobs::Blobs;
+use crate::cache::blob::download::{Download, DownloadEnd, Downloaded};
+use crate::cache::blocking::blocking;
+use crate::cache::error::{CacheError, CacheErrorKind};
+use crate::cache::fills::FillPhase;
+use crate::cache::memory::AbsenceKey;
 use crate::oci::{Digest, Repository};
 use crate::source::BlobSender;
 use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
 use crate::telemetry::trace;
 
-use crate::cache::access::{confirm_blob, remember};
-use crate::cache::blob::download::{Download, DownloadEnd, Downloaded};
-use crate::cache::blob::fills::FillPhase;
-use crate::cache::blocking::blocking;
-use crate::cache::core::Shared;
-use crate::cache::error::CacheError;
-use crate::cache::memory::AbsenceKey;
-
-/// What a fill is to bring, and whom it tells.
-pub(in crate::cache) struct Fill {
-    shared: Arc<Shared>,
+/// Fill in progress.
+pub(super) struct Fill {
+    blobs: Arc<Blobs>,
     repository: Repository,
     digest: Digest,
-    /// What a descriptor promised of the size.
+    /// Size that a descriptor announces.
     size: Option<u64>,
-    /// Whether the repository is linked to the digest already.
+    /// True if the repository's access to the digest is known.
     has_access: bool,
     phase: watch::Sender<FillPhase>,
     draft: Option<Arc<Draft>>,
-    /// What waiting requests are told in the end.
-    ending: FillPhase,
+    /// Phase that waiting requests see when the fill has ended.
+    last_phase: FillPhase,
 }
 
 impl Drop for Fill {
-    /// However it ends, also by a panic: off the board first, so that who asks again starts anew, and only then are
-    /// readers told.
+    /// Ends the fill, also after a panic: it is removed from the map first, so that the next request starts a new fill, and
+    /// only then its readers see the end.
     fn drop(&mut self) {
-        self.shared.fills.remove(&self.digest, &self.phase);
-        self.shared.metrics.fills_running.dec();
+        self.blobs.storage.fills.remove(&self.digest, &self.phase);
+        self.blobs.storage.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
         }
-        self.phase.send_replace(self.ending.clone());
+        self.phase.send_replace(self.last_phase.clone());
     }
 }
 
-enum OpenedFill {
+/// Beginning of a fill.
+enum OpenedDraft {
+    /// Another repository has filled the digest meanwhile.
     Stored(BlobEntry),
     Draft(Box<DraftWriter>),
 }
 
+/// End of one attempt to fill.
+enum Attempt {
+    /// The blob is verified.
+    Verified(VerifiedDraft),
+    /// The draft is not stored, and no reader is left.
+    Unwanted,
+    /// An earlier fill left a wrong draft. Nobody is to blame.
+    WrongDraft,
+    /// The bytes are wrong because a gzip label was trusted.
+    WrongLabel(String),
+}
+
 impl Fill {
-    /// Starts a fill for a place on the board.
-    pub(in crate::cache) fn start(
-        shared: &Arc<Shared>,
+    /// Creates a fill that was admitted to the map of fills.
+    pub(super) fn new(
+        blobs: &Arc<Blobs>,
         repository: &Repository,
         digest: &Digest,
         size: Option<u64>,
         has_access: bool,
-        (phase, span): (watch::Sender<FillPhase>, Span),
-    ) {
-        let fill = Self {
-            shared: Arc::clone(shared),
+        phase: watch::Sender<FillPhase>,
+    ) -> Self {
+        blobs.storage.metrics.fills_running.inc();
+        Self {
+            blobs: Arc::clone(blobs),
             repository: repository.clone(),
             digest: *digest,
             size,
             has_access,
             phase,
             draft: None,
-            ending: FillPhase::Failed(CacheError::Interrupted),
-        };
-        shared.metrics.fills_running.inc();
-        tokio::spawn(fill.run().instrument(span));
+            last_phase: FillPhase::Failed(CacheError::Interrupted),
+        }
+    }
+
+    /// Runs the fill in the background.
+    pub(super) fn start(self, span: Span) {
+        tokio::spawn(self.run().instrument(span));
     }
 
     async fn run(mut self) {
         let begin = Instant::now();
         let result = self.fill().await;
-        let word = match &result {
-            Ok(Some(_)) => "ok",
-            Ok(None) => "unkept",
-            Err(CacheError::Mismatch(_)) => "mismatch",
-            Err(CacheError::Store(_)) => "store",
-            Err(_) => "upstream",
-        };
-        self.shared.metrics.fill_finished(word);
+        let word = result_word(&result);
+        self.blobs.storage.metrics.fill_finished(word);
         trace::filled(&Span::current(), word);
-        self.ending = match result {
-            // Who comes too late to be told earlier finds all of it, if it still is in memory.
+        self.last_phase = match result {
+            // A request that joins late finds the whole blob in the draft while readers keep it in memory.
             Ok(None) => match &self.draft {
                 Some(draft) => FillPhase::Running(Arc::clone(draft)),
                 None => FillPhase::Failed(CacheError::Interrupted),
             },
             Ok(Some(entry)) => {
                 let (bytes, ms) = (entry.size(), begin.elapsed().as_millis());
-                tracing::debug!(repository = %self.repository, digest = %self.digest, bytes, ms, "filled");
+                tracing::debug!(repository = %self.repository, digest = %self.digest, bytes, ms, "blob filled");
                 FillPhase::Stored(entry)
             }
             Err(error) => {
-                if matches!(error, CacheError::Mismatch(_)) {
-                    self.shared.metrics.verify_failure(self.repository.upstream.as_str(), "blob");
-                }
-                if !matches!(error, CacheError::NotFound) {
-                    tracing::warn!(repository = %self.repository, digest = %self.digest, %error, "a fill failed");
-                }
+                self.report_failure(&error);
                 FillPhase::Failed(error)
             }
         };
     }
 
-    /// Brings the blob; `None` if it was served to all who wanted it, and could not be kept.
+    fn report_failure(&self, error: &CacheError) {
+        if error.kind() == CacheErrorKind::Mismatch {
+            self.blobs.storage.metrics.verify_failure(self.repository.upstream.as_str(), "blob");
+        }
+        if error.kind() != CacheErrorKind::NotFound {
+            tracing::warn!(repository = %self.repository, digest = %self.digest, %error, "fill failed");
+        }
+    }
+
+    /// Fills the blob. `None` if it was served to its readers and could not be stored.
     async fn fill(&mut self) -> Result<Option<BlobEntry>, CacheError> {
-        let mut mislabelled = false;
+        let mut ignore_gzip_label = false;
         loop {
             let writer = match self.open().await? {
-                OpenedFill::Draft(writer) => writer,
-                OpenedFill::Stored(entry) => {
-                    // It came in through another repository since the store was asked.
+                OpenedDraft::Draft(writer) => writer,
+                OpenedDraft::Stored(entry) => {
                     if !self.has_access {
-                        confirm_blob(&self.shared, &self.repository, &self.digest).await?;
+                        self.blobs.access.confirm_blob(&self.repository, &self.digest).await?;
                     }
                     return Ok(Some(entry));
                 }
             };
-            let Downloaded { writer, senders, ending, decoded } = self.download(*writer, mislabelled).await?;
-            let reason = match ending {
-                DownloadEnd::Complete => match self.verify(writer, self.size).await? {
-                    Some(verified) => return self.settle(verified).await,
-                    None => "the bytes do not match their digest or size".to_owned(),
-                },
-                DownloadEnd::Wrong(reason) => {
-                    blocking(move || writer.discard()).await?;
-                    reason
+            let downloaded = self.download(*writer, ignore_gzip_label).await?;
+            match self.check(downloaded).await? {
+                Attempt::Verified(verified) => return self.commit(verified).await,
+                Attempt::Unwanted => return Ok(None),
+                Attempt::WrongDraft => {}
+                Attempt::WrongLabel(reason) => {
+                    // Readers have got decoded bytes and are cut off. New requests wait for the undecoded blob.
+                    tracing::info!(digest = %self.digest, reason, "gzip label is wrong; fetching the blob without decoding");
+                    ignore_gzip_label = true;
                 }
-                DownloadEnd::Unwanted => return Ok(None),
-                // Somebody's promise is broken; the draft may be has_access all the same.
-                DownloadEnd::Unlike(reason) => return Err(self.mismatch(&senders, &reason)),
-                // If what an earlier run left does not verify, that is nobody's fault: start over.
-                DownloadEnd::Left => {
-                    if let Some(verified) = self.verify(writer, None).await? {
-                        return self.settle(verified).await;
-                    }
-                    self.start_over();
-                    continue;
-                }
-            };
-            if !decoded {
-                return Err(self.mismatch(&senders, &reason));
             }
-            // Who reads has been shown what the label made of the blob and is cut; who asks again waits for the other
-            // reading.
-            tracing::info!(digest = %self.digest, reason, "not what its label says: fetching it as it is");
-            mislabelled = true;
             self.start_over();
         }
     }
 
-    /// Cuts who reads the draft, and lets who asks again wait for the next one.
+    /// Verifies a draft after its download. Wrong bytes are an error, unless another attempt may help.
+    async fn check(&self, downloaded: Downloaded) -> Result<Attempt, CacheError> {
+        let Downloaded { writer, senders, end, decoded } = downloaded;
+        let reason = match end {
+            DownloadEnd::Complete => match self.verify(writer, self.size).await? {
+                Some(verified) => return Ok(Attempt::Verified(verified)),
+                None => "the bytes do not match their digest or size".to_owned(),
+            },
+            DownloadEnd::Contradiction(reason) => {
+                blocking(move || writer.discard()).await?;
+                reason
+            }
+            DownloadEnd::Unwanted => return Ok(Attempt::Unwanted),
+            // The descriptor or the upstream is wrong; the draft may be right.
+            DownloadEnd::SizeMismatch(reason) => return Err(self.mismatch(&senders, &reason)),
+            DownloadEnd::Existing => {
+                let verified = self.verify(writer, None).await?;
+                return Ok(verified.map_or(Attempt::WrongDraft, Attempt::Verified));
+            }
+        };
+        if decoded { Ok(Attempt::WrongLabel(reason)) } else { Err(self.mismatch(&senders, &reason)) }
+    }
+
+    /// Cuts off the readers of the draft. New requests wait for the next draft.
     fn start_over(&mut self) {
         self.phase.send_replace(FillPhase::Starting);
         if let Some(draft) = self.draft.take() {
@@ -166,7 +184,7 @@ impl Fill {
         }
     }
 
-    /// Reports wrong content to its senders, so that others are asked first the next time.
+    /// Creates the error for wrong bytes, and reports them to their senders: the next fill prefers other endpoints.
     fn mismatch(&self, senders: &[Arc<dyn BlobSender>], reason: &str) -> CacheError {
         for sender in senders {
             sender.report_mismatch(&self.digest);
@@ -174,46 +192,59 @@ impl Fill {
         CacheError::Mismatch(format!("{}: {reason}", self.digest))
     }
 
-    async fn open(&self) -> Result<OpenedFill, CacheError> {
-        let (store, digest) = (self.shared.store.clone(), self.digest);
-        if self.shared.store_health.is_degraded() {
-            self.shared.retry_store();
-            return Ok(OpenedFill::Draft(Box::new(store.memory_draft(&digest))));
+    /// Opens a draft: in the store, or in memory if the store is degraded or has no room for another draft.
+    async fn open(&self) -> Result<OpenedDraft, CacheError> {
+        let (storage, digest) = (&self.blobs.storage, self.digest);
+        let in_memory = || OpenedDraft::Draft(Box::new(storage.store.memory_draft(&digest)));
+        if storage.store_health.is_degraded() {
+            storage.retry_store();
+            return Ok(in_memory());
         }
-        let crowded = self.shared.is_crowded(&digest, self.size);
-        let opened = self.shared.with_store(move |session| match session.blob(&digest)? {
-            Some(entry) => Ok(OpenedFill::Stored(entry)),
+        let (store, is_crowded) = (storage.store.clone(), storage.is_crowded(&digest, self.size));
+        let opened = storage.with_store(move |session| match session.blob(&digest)? {
+            Some(entry) => Ok(OpenedDraft::Stored(entry)),
             // Clients need not wait until the disk has caught up.
-            None if crowded => Ok(OpenedFill::Draft(Box::new(store.memory_draft(&digest)))),
-            None => Ok(OpenedFill::Draft(Box::new(session.open_draft(&digest)?))),
+            None if is_crowded => Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest)))),
+            None => Ok(OpenedDraft::Draft(Box::new(session.open_draft(&digest)?))),
         });
         match opened.await {
             Err(CacheError::Store(error)) => {
-                self.shared.report_store_error("a draft cannot be opened", &error);
-                Ok(OpenedFill::Draft(Box::new(self.shared.store.memory_draft(&digest))))
+                storage.report_store_error("a draft cannot be opened", &error);
+                Ok(in_memory())
             }
             opened => opened,
         }
     }
 
-    async fn download(&mut self, writer: DraftWriter, mislabelled: bool) -> Result<Downloaded, CacheError> {
+    async fn download(
+        &mut self,
+        writer: DraftWriter,
+        ignore_gzip_label: bool,
+    ) -> Result<Downloaded, CacheError> {
         self.draft = Some(Arc::clone(writer.draft()));
-        let sources = self.shared.sources(&self.repository)?;
-        let (name, digest, size) = (&self.repository.name, &self.digest, self.size);
-        let leaving = || self.shared.fills.remove(&self.digest, &self.phase);
-        let download = Download { sources: &sources, name, digest, size, mislabelled, leaving: &leaving };
-        let received = download.run(writer, |draft| self.begins(draft)).await;
-        received
-            .map_err(|error| remember(&self.shared, &self.repository, AbsenceKey::Blob(self.digest), error))
+        let sources = self.blobs.rules.sources(&self.repository)?;
+        let download = Download {
+            sources: &sources,
+            name: &self.repository.name,
+            digest: &self.digest,
+            size: self.size,
+            ignore_gzip_label,
+            on_unjoinable: &|| self.blobs.storage.fills.remove(&self.digest, &self.phase),
+        };
+        let downloaded = download.run(writer, |draft| self.publish(draft)).await;
+        downloaded.map_err(|error| {
+            let absence = AbsenceKey::Blob(self.digest);
+            self.blobs.access.remember_absence(&self.repository, absence, error)
+        })
     }
 
-    /// Bytes are coming: there should be room for them.
-    fn begins(&self, draft: Arc<Draft>) {
+    /// Lets readers start, and wakes the evictor, because bytes are arriving.
+    fn publish(&self, draft: Arc<Draft>) {
         self.phase.send_replace(FillPhase::Running(draft));
-        self.shared.capacity.wake_evictor();
+        self.blobs.storage.capacity.wake_evictor();
     }
 
-    /// Holds the draft against its digest. If it verifies, everybody may have all of it from here on.
+    /// Verifies a draft against its digest and size. Readers may read the last byte of a verified draft.
     async fn verify(
         &self,
         writer: DraftWriter,
@@ -227,26 +258,40 @@ impl Fill {
         Ok(verified)
     }
 
-    /// Makes a draft content. It has been served by then, so that a store that does not take it is no failure to anybody.
-    async fn settle(&self, verified: VerifiedDraft) -> Result<Option<BlobEntry>, CacheError> {
+    /// Commits a verified draft to the store. Readers have its bytes already, so a store that refuses them fails no request.
+    async fn commit(&self, verified: VerifiedDraft) -> Result<Option<BlobEntry>, CacheError> {
+        let storage = &self.blobs.storage;
         let (repository, digest) = (self.repository.clone(), self.digest);
-        let now = self.shared.clock.now();
-        let turn = self.shared.turn_of(&verified).await;
-        let entry = self.shared.with_store(move |store| {
-            let kept = verified.commit(Some(&repository), now)?;
-            drop(turn);
-            if kept { store.blob(&digest) } else { Ok(None) }
+        let now = storage.clock.now();
+        let permit = storage.commit_permit(&verified).await;
+        let entry = storage.with_store(move |store| {
+            let stored = verified.commit(Some(&repository), now)?;
+            drop(permit);
+            if stored { store.blob(&digest) } else { Ok(None) }
         });
         let entry = match entry.await {
             Err(CacheError::Store(error)) => {
-                self.shared.report_store_error("a blob could not be kept; it is served all the same", &error);
+                storage.report_store_error("a blob could not be stored; it is served from its draft", &error);
                 None
             }
             entry => entry?,
         };
         if let Some(entry) = &entry {
-            self.shared.eviction.add_blob(&digest, entry.size(), now);
+            storage.eviction.add_blob(&digest, entry.size(), now);
         }
         Ok(entry)
+    }
+}
+
+/// Returns the `result` label of metrics and traces.
+fn result_word(result: &Result<Option<BlobEntry>, CacheError>) -> &'static str {
+    match result {
+        Ok(Some(_)) => "ok",
+        Ok(None) => "unkept",
+        Err(error) => match error.kind() {
+            CacheErrorKind::Mismatch => "mismatch",
+            CacheErrorKind::Store | CacheErrorKind::Corrupt => "store",
+            _ => "upstream",
+        },
     }
 }

@@ -1,300 +1,274 @@
-//! Blobs by digest: from memory, from the store, or from a fill, for repositories that have access to them.
+//! Lookup of a blob: in memory, in the store, or by joining or starting a fill.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use crate::oci::{Digest, Repository};
-use crate::store::{BlobEntry, Draft, DraftEnd, Follower, LinkFact, OpenBlob, StoreError};
-use crate::telemetry::Outcome;
-
-use crate::cache::Cache;
-use crate::cache::access::confirm_blob;
+use crate::cache::blob::answer::{BlobAnswer, BlobSource};
+use crate::cache::blob::blobs::Blobs;
 use crate::cache::blob::fill::Fill;
-use crate::cache::blob::fills::{Admission, FillPhase, fill_ended};
-use crate::cache::blocking::blocking;
-use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
 use crate::cache::eviction::usage::ContentPin;
+use crate::cache::fills::{Admission, FillPhase, fill_ended};
 use crate::cache::memory::AbsenceKey;
+use crate::oci::{Digest, Repository};
+use crate::store::{BlobEntry, Draft};
+use crate::telemetry::{Outcome, trace};
 
-/// A blob to serve, and how the cache came by it.
-#[derive(Debug)]
-pub struct BlobAnswer {
-    /// Its length, where known.
-    pub size: Option<u64>,
-    /// Where its bytes come from; `None` for a blob that was only asked about.
-    pub source: Option<BlobSource>,
-    /// What the cache did.
-    pub outcome: Outcome,
-}
-
-/// Where a blob's bytes come from.
-#[derive(Debug)]
-pub enum BlobSource {
-    /// The store has it, whole and verified, and keeps it while it is read.
-    Stored(OpenBlob, ContentPin),
-    /// A fill is bringing it.
-    Filling(Follower),
-    /// The upstream sends what the draft does not have yet, past the store.
-    Passing(mpsc::Receiver<Bytes>, Follower),
-}
-
-/// Rounds of finding a place at a fill: another repository's fill may fail under a request that then starts its own.
+/// Limit on lookups in the store for one request: a fill that another repository started may fail under the request, which
+/// then starts its own.
 const ROUNDS: usize = 4;
 
-impl Cache {
-    /// A blob, to be read.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
-        in_time(self.find_blob(repository, digest)).await
-    }
-
-    async fn find_blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
-        let shared = &self.0;
-        let key = (repository.clone(), *digest);
-        // In trouble the store is asked itself: it may not have it any more.
-        if !shared.store_health.is_degraded()
-            && let Some(entry) = shared.memory.blobs.get(&key)
-            && let Some(pin) = shared.eviction.pin_for_client(&entry, shared.clock.now())
-            && let Some(blob) = self.stored(entry, pin, Outcome::Hit).await?
-        {
-            return Ok(blob);
-        }
-        let mut confirmed = false;
-        for _ in 0..ROUNDS {
-            let (linked, entry) = look(shared, repository, digest).await?;
-            let has_access = linked.is_some() || confirmed;
-            if let Some(entry) = entry
-                && let Some(pin) = shared.eviction.pin_for_client(&entry, shared.clock.now())
-            {
-                if !has_access {
-                    confirm_blob(shared, repository, digest).await?;
-                }
-                let outcome = if linked.is_some() { Outcome::Hit } else { Outcome::Revalidated };
-                let Some(blob) = self.stored(entry.clone(), pin, outcome).await? else { continue };
-                shared.memory.blobs.insert(key, entry);
+impl Blobs {
+    /// Returns a blob with a source to read from.
+    pub(in crate::cache) async fn get(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<BlobAnswer, CacheError> {
+        in_time(async {
+            if let Some(blob) = self.get_from_memory(repository, digest).await? {
                 return Ok(blob);
             }
-            if shared.memory.is_absent(repository, &AbsenceKey::Blob(*digest), shared.clock.instant()) {
-                return Err(CacheError::NotFound);
-            }
-            let size = linked.and_then(|link| link.size);
-            let (phase, own, outcome) = match shared.fills.admit(repository, digest, size, has_access) {
-                Admission::Start(sender, phase, span) => {
-                    Fill::start(shared, repository, digest, size, has_access, (sender, span));
-                    (phase, true, Outcome::Miss)
-                }
-                // All of it is here, and on its way to where it stays.
-                Admission::Join(phase, own) if phase.borrow().is_verified() => (phase, own, Outcome::Hit),
-                Admission::Join(phase, own) => {
-                    shared.metrics.fills_joined.inc();
-                    (phase, own, Outcome::Join)
-                }
-                Admission::WaitForRemoval(mut phase) => {
-                    // Ended by the sender's going.
-                    let _ = phase.changed().await;
-                    continue;
-                }
-                Admission::NeedsAccess => {
-                    confirm_blob(shared, repository, digest).await?;
-                    confirmed = true;
-                    continue;
-                }
-            };
-            match begun(phase.clone()).await {
-                FillStart::Filling(draft) => {
-                    let total = draft.progress().total;
-                    match (size, total) {
-                        (Some(size), Some(total)) if size != total && own => {
-                            let reason = format!("it has {total} bytes, its descriptor says {size}");
-                            return Err(CacheError::Mismatch(reason));
-                        }
-                        // Two repositories' descriptors differ: the end of the other one's fill will tell.
-                        (Some(size), Some(total)) if size != total => fill_ended(phase).await,
-                        _ => {
-                            // Too late for one that is not kept: it has left the board, and the next round begins another.
-                            let Some(follower) = draft.follow(0) else { continue };
-                            let outcome = if draft.is_kept() { outcome } else { Outcome::Bypass };
-                            return Ok(BlobAnswer {
-                                size: total,
-                                source: Some(BlobSource::Filling(follower)),
-                                outcome,
-                            });
-                        }
-                    }
-                }
-                FillStart::Stored(entry) => {
-                    if let Some(pin) = shared.eviction.pin_for_client(&entry, shared.clock.now())
-                        && let Some(blob) = self.stored(entry, pin, outcome).await?
-                    {
-                        return Ok(blob);
-                    }
-                }
-                FillStart::Failed(error) if own => return Err(error),
-                // Another repository's failure is no answer for this one.
-                FillStart::Failed(_) => {}
-            }
+            let lookup = BlobLookup { blobs: self, repository, digest, confirmed: false, size: None };
+            // Boxed: a request moves its whole future, at the size of the longest path.
+            Box::pin(lookup.run()).await
+        })
+        .await
+    }
+
+    async fn get_from_memory(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<BlobAnswer>, CacheError> {
+        // A degraded store is asked itself: it may have lost the blob.
+        if self.storage.store_health.is_degraded() {
+            return Ok(None);
         }
-        Err(CacheError::Interrupted)
+        let Some(entry) = self.storage.memory.blobs.get(&(repository.clone(), *digest)) else {
+            return Ok(None);
+        };
+        match self.storage.eviction.pin_for_client(&entry, self.storage.clock.now()) {
+            Some(pin) => self.open_stored(entry, pin, Outcome::Hit).await,
+            None => Ok(None),
+        }
     }
 
-    /// Sees to it that a blob is held, for nobody who reads it. Waits until all of it has come.
-    pub(in crate::cache) async fn fetch_blob(
+    /// Returns a blob's size without downloading the blob.
+    pub(in crate::cache) async fn size(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<(), CacheError> {
-        self.bring_blob(repository, digest, |_| {}).await.map(drop)
+    ) -> Result<BlobAnswer, CacheError> {
+        in_time(self.find_size(repository, digest)).await
     }
 
-    /// The same for who wants to know how it goes: `tell` hears of all bytes that are there, whenever there are more.
-    /// Returns whether it had to be fetched.
-    pub async fn bring_blob(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        mut tell: impl FnMut(u64) + Send,
-    ) -> Result<bool, CacheError> {
-        let shared = &self.0;
-        let (linked, _) = look(shared, repository, digest).await?;
-        let size = linked.and_then(|link| link.size);
+    async fn find_size(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
+        let (link, entry) = self.look_up(repository, digest).await?;
+        self.storage.eviction.touch(digest, self.storage.clock.now());
+        if let (Some(_), Some(entry)) = (&link, &entry) {
+            return Ok(BlobAnswer { size: Some(entry.size()), source: None, outcome: Outcome::Hit });
+        }
+        let announced = self.access.confirm_blob(repository, digest).await?;
+        let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
+        // If the upstream announces no length, a manifest may have done so.
+        let size = entry.map(|entry| entry.size()).or(announced).or(link.and_then(|link| link.size));
+        Ok(BlobAnswer { size, source: None, outcome })
+    }
+}
+
+/// Lookup in progress.
+struct BlobLookup<'a> {
+    blobs: &'a Arc<Blobs>,
+    repository: &'a Repository,
+    digest: &'a Digest,
+    /// True once the upstream has confirmed that the repository has the blob.
+    confirmed: bool,
+    /// Size that the link announces.
+    size: Option<u64>,
+}
+
+/// Next step of a lookup.
+enum LookupState {
+    /// Read the link and the record in the store.
+    Store,
+    /// Open the stored blob.
+    Open { entry: BlobEntry, pin: ContentPin, is_linked: bool },
+    /// Join the running fill, or start one.
+    Admit { has_access: bool },
+    /// Ask the upstream whether the repository has the blob, because another repository fills it.
+    ConfirmAccess,
+    /// Wait until the blob's old bytes are removed.
+    AwaitRemoval(watch::Receiver<FillPhase>),
+    /// Wait until the fill has bytes to read.
+    AwaitBytes(JoinedFill),
+    /// Wait for the end of a fill whose length contradicts this repository's descriptor.
+    AwaitEnd(watch::Receiver<FillPhase>),
+    /// Answer the request.
+    Found(BlobAnswer),
+}
+
+impl LookupState {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Store => "blob.store",
+            Self::Open { .. } => "blob.open",
+            Self::Admit { .. } => "blob.admit",
+            Self::ConfirmAccess => "blob.confirm_access",
+            Self::AwaitRemoval(_) => "blob.await_removal",
+            Self::AwaitBytes(_) => "blob.await_bytes",
+            Self::AwaitEnd(_) => "blob.await_end",
+            Self::Found(_) => "blob.found",
+        }
+    }
+}
+
+/// Fill that the request takes part in.
+struct JoinedFill {
+    phase: watch::Receiver<FillPhase>,
+    /// True if the fill runs for the same repository.
+    is_own: bool,
+    outcome: Outcome,
+}
+
+impl BlobLookup<'_> {
+    async fn run(mut self) -> Result<BlobAnswer, CacheError> {
+        let (mut state, mut rounds) = (LookupState::Store, 0);
         loop {
-            // What no client waits for waits until the disk has caught up.
-            shared.fills.wait_until(|| !shared.is_crowded(digest, size)).await;
-            match self.bring(repository, digest, &mut tell).await? {
-                Some(fetched) => return Ok(fetched),
-                // It came past a store that fails, for those who read it alone.
-                None if shared.store_health.is_degraded() => return Err(StoreError::Closed.into()),
-                // Others were quicker to take the room.
-                None => {}
-            }
+            trace::state(state.as_str());
+            state = match state {
+                LookupState::Store if rounds == ROUNDS => return Err(CacheError::Interrupted),
+                LookupState::Store => {
+                    rounds += 1;
+                    self.look_up().await?
+                }
+                LookupState::Open { entry, pin, is_linked } => self.open(entry, pin, is_linked).await?,
+                LookupState::Admit { has_access } => self.admit(has_access),
+                LookupState::ConfirmAccess => {
+                    self.blobs.access.confirm_blob(self.repository, self.digest).await?;
+                    self.confirmed = true;
+                    LookupState::Store
+                }
+                LookupState::AwaitRemoval(mut phase) => {
+                    // The removal ends when its sender is dropped.
+                    let _ = phase.changed().await;
+                    LookupState::Store
+                }
+                LookupState::AwaitBytes(fill) => self.await_bytes(fill).await?,
+                LookupState::AwaitEnd(phase) => {
+                    fill_ended(phase).await;
+                    LookupState::Store
+                }
+                LookupState::Found(blob) => return Ok(blob),
+            };
         }
     }
 
-    /// Brings a blob once. Returns whether it had to be fetched; `None` if it came and was not kept.
-    async fn bring(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        tell: &mut (impl FnMut(u64) + Send),
-    ) -> Result<Option<bool>, CacheError> {
-        let blob = self.blob(repository, digest).await?;
-        let Some(BlobSource::Filling(follower)) = blob.source else {
-            tell(blob.size.unwrap_or_default());
-            return Ok(Some(matches!(blob.outcome, Outcome::Miss | Outcome::Join)));
-        };
-        let draft = Arc::clone(follower.draft());
-        let mut progress = draft.watch();
-        // Nobody reads here, and so nobody need be waited for.
-        drop(follower);
-        let ended = loop {
-            let now = *progress.borrow_and_update();
-            tell(now.received);
-            if now.end.is_some() || progress.changed().await.is_err() {
-                break now.end;
-            }
-        };
-        match ended {
-            Some(DraftEnd::Verified) => Ok(draft.is_kept().then_some(true)),
-            None | Some(DraftEnd::Abandoned) if !draft.is_kept() => Ok(None),
-            Some(DraftEnd::Mismatch) => Err(CacheError::Mismatch(format!("{digest} came wrong"))),
-            Some(DraftEnd::Abandoned) | None => Err(CacheError::Interrupted),
+    async fn look_up(&mut self) -> Result<LookupState, CacheError> {
+        let (link, entry) = self.blobs.look_up(self.repository, self.digest).await?;
+        let is_linked = link.is_some();
+        self.size = link.and_then(|link| link.size);
+        let storage = &self.blobs.storage;
+        if let Some(entry) = entry
+            && let Some(pin) = storage.eviction.pin_for_client(&entry, storage.clock.now())
+        {
+            return Ok(LookupState::Open { entry, pin, is_linked });
         }
+        self.blobs.access.check_absence(self.repository, &AbsenceKey::Blob(*self.digest))?;
+        Ok(LookupState::Admit { has_access: is_linked || self.confirmed })
     }
 
-    /// A blob's size. Downloads nothing.
-    pub async fn blob_size(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<BlobAnswer, CacheError> {
-        in_time(self.find_blob_size(repository, digest)).await
-    }
-
-    async fn find_blob_size(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<BlobAnswer, CacheError> {
-        let shared = &self.0;
-        let (linked, entry) = look(shared, repository, digest).await?;
-        shared.eviction.touch(digest, shared.clock.now());
-        match (linked, entry) {
-            (Some(_), Some(entry)) => {
-                Ok(BlobAnswer { size: Some(entry.size()), source: None, outcome: Outcome::Hit })
-            }
-            (linked, entry) => {
-                let told = confirm_blob(shared, repository, digest).await?;
-                let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
-                // An upstream that tells no length may have told it in a manifest.
-                let size = entry.map(|entry| entry.size()).or(told).or(linked.and_then(|link| link.size));
-                Ok(BlobAnswer { size, source: None, outcome })
-            }
-        }
-    }
-
-    /// A blob that the store has, opened. `None` if that shows it to be damaged: then it has left the store, and what
-    /// would have been a hit is a miss.
-    async fn stored(
+    async fn open(
         &self,
         entry: BlobEntry,
         pin: ContentPin,
-        outcome: Outcome,
-    ) -> Result<Option<BlobAnswer>, CacheError> {
-        let opened = if let Some(open) = entry.open_now() {
-            Ok(open)
-        } else {
-            let entry = entry.clone();
-            blocking(move || entry.open()).await
-        };
-        match opened {
-            Ok(open) => {
-                let source = Some(BlobSource::Stored(open, pin));
-                Ok(Some(BlobAnswer { size: Some(entry.size()), source, outcome }))
+        is_linked: bool,
+    ) -> Result<LookupState, CacheError> {
+        if !is_linked && !self.confirmed {
+            self.blobs.access.confirm_blob(self.repository, self.digest).await?;
+        }
+        let outcome = if is_linked { Outcome::Hit } else { Outcome::Revalidated };
+        match self.blobs.open_stored(entry.clone(), pin, outcome).await? {
+            Some(blob) => {
+                self.blobs.storage.memory.blobs.insert((self.repository.clone(), *self.digest), entry);
+                Ok(LookupState::Found(blob))
             }
-            Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
-                self.heal(&entry, &error).await;
-                Ok(None)
-            }
-            Err(error) => Err(error),
+            None => Ok(LookupState::Store),
         }
     }
 
-    /// A blob turned out to be damaged: it leaves the store, and is fetched again when asked for.
-    pub(in crate::cache) async fn heal(&self, entry: &BlobEntry, error: &StoreError) {
-        let shared = &self.0;
-        shared.report_store_error("a blob is damaged and will be fetched again", error);
-        let (owned, damaged) = (Arc::clone(shared), entry.clone());
-        let deleted = shared.with_store(move |store| owned.deleter(store).delete_damaged_blob(&damaged));
-        if let Err(error) = deleted.await {
-            shared.report_error("a damaged blob could not be taken out of service", &error);
+    fn admit(&self, has_access: bool) -> LookupState {
+        match self.blobs.storage.fills.admit(self.repository, self.digest, self.size, has_access) {
+            Admission::Start(sender, phase, span) => {
+                let fill = Fill::new(self.blobs, self.repository, self.digest, self.size, has_access, sender);
+                fill.start(span);
+                LookupState::AwaitBytes(JoinedFill { phase, is_own: true, outcome: Outcome::Miss })
+            }
+            // The bytes are complete and verified; only the commit is still running.
+            Admission::Join(phase, is_own) if phase.borrow().is_verified() => {
+                LookupState::AwaitBytes(JoinedFill { phase, is_own, outcome: Outcome::Hit })
+            }
+            Admission::Join(phase, is_own) => {
+                self.blobs.storage.metrics.fills_joined.inc();
+                LookupState::AwaitBytes(JoinedFill { phase, is_own, outcome: Outcome::Join })
+            }
+            Admission::AwaitRemoval(phase) => LookupState::AwaitRemoval(phase),
+            Admission::NeedsAccess => LookupState::ConfirmAccess,
         }
+    }
+
+    async fn await_bytes(&self, fill: JoinedFill) -> Result<LookupState, CacheError> {
+        match first_bytes(fill.phase.clone()).await {
+            FirstBytes::Filling(draft) => self.follow(fill, &draft),
+            FirstBytes::Stored(entry) => {
+                let storage = &self.blobs.storage;
+                let Some(pin) = storage.eviction.pin_for_client(&entry, storage.clock.now()) else {
+                    return Ok(LookupState::Store);
+                };
+                let blob = self.blobs.open_stored(entry, pin, fill.outcome).await?;
+                Ok(blob.map_or(LookupState::Store, LookupState::Found))
+            }
+            FirstBytes::Failed(error) if fill.is_own => Err(error),
+            // The failure of another repository is no answer for this one.
+            FirstBytes::Failed(_) => Ok(LookupState::Store),
+        }
+    }
+
+    /// Follows a draft, unless its length contradicts this repository's descriptor.
+    fn follow(&self, fill: JoinedFill, draft: &Arc<Draft>) -> Result<LookupState, CacheError> {
+        let total = draft.progress().total;
+        if let (Some(size), Some(total)) = (self.size, total)
+            && size != total
+        {
+            if fill.is_own {
+                let reason = format!("it has {total} bytes, its descriptor says {size}");
+                return Err(CacheError::Mismatch(reason));
+            }
+            // The descriptors of two repositories differ. The end of the fill shows which one is right.
+            return Ok(LookupState::AwaitEnd(fill.phase));
+        }
+        // A draft in memory cannot be joined once its first bytes are gone. It has left the map of fills, and the next
+        // round starts another fill.
+        let Some(follower) = draft.follow(0) else { return Ok(LookupState::Store) };
+        let outcome = if draft.is_kept() { fill.outcome } else { Outcome::Bypass };
+        let source = Some(BlobSource::Filling(follower));
+        Ok(LookupState::Found(BlobAnswer { size: total, source, outcome }))
     }
 }
 
-async fn look(
-    shared: &Shared,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<(Option<LinkFact>, Option<BlobEntry>), CacheError> {
-    let (repository, digest) = (repository.clone(), *digest);
-    let told =
-        shared.with_store(move |store| Ok((store.link(&repository, &digest)?, store.blob(&digest)?))).await;
-    shared.or_default("what is held cannot be found out", told)
-}
-
-enum FillStart {
+/// Beginning of a fill, as a reader sees it.
+enum FirstBytes {
     Filling(Arc<Draft>),
     Stored(BlobEntry),
     Failed(CacheError),
 }
 
-/// Waits until a fill has begun to bring bytes, or has ended. The request's own bound ends the waiting; the fill goes on.
+/// Waits until a fill has bytes to read, or has ended. The caller bounds the wait; the fill continues.
 ///
-/// Of an empty body no byte can be withheld until it is verified, so there that is waited for.
-async fn begun(mut phase: watch::Receiver<FillPhase>) -> FillStart {
+/// An empty blob has no last byte that could be withheld, so for it this waits until the blob is verified.
+async fn first_bytes(mut phase: watch::Receiver<FillPhase>) -> FirstBytes {
     let phase = phase.wait_for(|phase| match phase {
         FillPhase::Starting => false,
         FillPhase::Running(draft) => {
@@ -304,9 +278,9 @@ async fn begun(mut phase: watch::Receiver<FillPhase>) -> FillStart {
         FillPhase::Stored(_) | FillPhase::Failed(_) => true,
     });
     match phase.await.as_deref() {
-        Ok(FillPhase::Running(draft)) => FillStart::Filling(Arc::clone(draft)),
-        Ok(FillPhase::Stored(entry)) => FillStart::Stored(entry.clone()),
-        Ok(FillPhase::Failed(error)) => FillStart::Failed(error.clone()),
-        Ok(FillPhase::Starting) | Err(_) => FillStart::Failed(CacheError::Interrupted),
+        Ok(FillPhase::Running(draft)) => FirstBytes::Filling(Arc::clone(draft)),
+        Ok(FillPhase::Stored(entry)) => FirstBytes::Stored(entry.clone()),
+        Ok(FillPhase::Failed(error)) => FirstBytes::Failed(error.clone()),
+        Ok(FillPhase::Starting) | Err(_) => FirstBytes::Failed(CacheError::Interrupted),
     }
 }

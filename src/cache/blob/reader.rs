@@ -1,72 +1,50 @@
-//! Reads a blob for one client at that client's pace, from the store or from the tail of a fill.
+//! Reader of a blob for one client, at the client's pace: from the store, or from the draft of a running fill.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::num::NonZero;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
-use tracing::Instrument as _;
 
-use crate::oci::{Digest, Name, Repository};
-use crate::source::{BlobBody, ByteRange, Source as _};
-use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
-use crate::telemetry::{Outcome, trace};
-use crate::upstream::Upstream;
-
-use crate::cache::Cache;
-use crate::cache::blob::find::{BlobAnswer, BlobSource};
+use crate::cache::blob::answer::{BlobAnswer, BlobSource};
+use crate::cache::blob::blobs::Blobs;
 use crate::cache::blocking::blocking;
-use crate::cache::error::CacheError;
+use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::eviction::usage::ContentPin;
+use crate::oci::{Digest, Repository};
+use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
+use crate::telemetry::Outcome;
 
-/// How much is read from the store per step, off the async threads. The next step is under way while one is sent.
+/// Bytes of one read from the store. Reads run off the async threads, and the next one runs while the last one is sent.
 const STEP: u64 = 512 << 10;
-/// Steps under way at once for one client, if others leave room for them: pages of sled cost more to read than to send.
-const AHEAD: usize = 3;
-/// Steps that read from sled at once. Every thread that does keeps some MiB of what sled's cache has let go, so that with
-/// one for each client memory would grow with clients.
-pub(in crate::cache) const READING_MAX: usize = 8;
-/// How far beyond a fill's frontier a range must begin to be worth a request of its own to the upstream.
-const FAR: u64 = 8 << 20;
-/// How much of such a range is asked for at a time. Clients that want one chunk ask for all that follows and hang up when
-/// they have it, as containerd does: so that costs little more than they read, and no connection to the upstream.
-const PIECE: u64 = 4 << 20;
-/// How long a client that is passed through may leave a chunk unread.
-const STALLED: Duration = Duration::from_secs(30);
-/// Chunks between the upstream and a client that is passed through.
-const QUEUE: usize = 4;
+/// Limit on concurrent reads for one client: pages of sled cost more to read than to send.
+const STEPS_AHEAD_MAX: usize = 3;
+/// Distance of a range from the end of the draft from which it is passed through from the upstream.
+const PASSTHROUGH_DISTANCE: u64 = 8 << 20;
 
-/// Steps under way beside the first one of each client, for all clients together. More than there are processors make
-/// nothing faster: each is memory, and drives from the processors' caches what others are about to send.
-pub(in crate::cache) fn ahead_max() -> usize {
-    std::thread::available_parallelism().map_or(2, NonZero::get)
-}
-
-/// A part of the blob on its way from the store.
-struct Step {
-    bytes: Pin<Box<dyn Future<Output = Result<VecDeque<Bytes>, CacheError>> + Send>>,
-    /// Room to be under way beside another one.
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-/// A blob's bytes in order.
+/// Reader of a blob's bytes in order.
 pub struct BlobReader {
-    cache: Cache,
+    blobs: Arc<Blobs>,
     source: BlobSource,
-    /// Where the next step begins.
+    /// Offset of the next read.
     at: u64,
-    /// Where the reading ends; `None` where nobody knows yet.
+    /// Offset of the end; `None` if unknown.
     end: Option<u64>,
     ready: VecDeque<Bytes>,
-    /// In the order of their bytes.
-    steps: VecDeque<Step>,
+    /// Running reads, in the order of their bytes.
+    steps: VecDeque<ReadStep>,
+}
+
+/// Running read.
+struct ReadStep {
+    bytes: Pin<Box<dyn Future<Output = Result<VecDeque<Bytes>, CacheError>> + Send>>,
+    /// Permit to run beside another read of the same client.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl std::fmt::Debug for BlobReader {
@@ -75,35 +53,33 @@ impl std::fmt::Debug for BlobReader {
     }
 }
 
-impl Cache {
-    /// A reader over `range` of a blob, or over all of it.
+impl Blobs {
+    /// Creates a reader over `range` of a blob, or over the whole blob.
     ///
-    /// A range that begins far beyond what a running fill has is fetched from the upstream on its own (`bypass`)
-    /// while the fill goes on: lazy-pulling snapshotters read a blob's tail first. What a client gets that way is
-    /// as unverified as a part of a blob always is.
+    /// A range far beyond the end of a running fill's draft is passed through from the upstream while the fill continues
+    /// (`bypass`): lazy-pulling snapshotters read the end of a blob first. Such bytes are unverified, like any part of a blob.
     ///
-    /// Of a blob that is held the first bytes are read here, before anything is promised: if they show it to be damaged
-    /// it is fetched instead.
-    pub async fn reader(
-        &self,
+    /// The first bytes of a stored blob are read before this returns. If the blob is corrupt, it is fetched again.
+    pub(in crate::cache) async fn reader(
+        self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
         blob: BlobAnswer,
         range: Option<Range<u64>>,
     ) -> Result<(BlobReader, Outcome), CacheError> {
-        let (mut reader, outcome) = self.begin_reading(repository, digest, blob, range.clone()).await?;
+        let (mut reader, outcome) = self.open_reader(repository, digest, blob, range.clone()).await?;
         match reader.read_first().await {
             Ok(()) => Ok((reader, outcome)),
-            Err(error) if error.is_damage() => {
-                let blob = self.blob(repository, digest).await?;
-                self.begin_reading(repository, digest, blob, range).await
+            Err(error) if error.kind() == CacheErrorKind::Corrupt => {
+                let blob = self.get(repository, digest).await?;
+                self.open_reader(repository, digest, blob, range).await
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn begin_reading(
-        &self,
+    async fn open_reader(
+        self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
         blob: BlobAnswer,
@@ -115,92 +91,32 @@ impl Cache {
             (BlobSource::Filling(follower), Some(range)) => {
                 follower.moved(range.start);
                 let draft = follower.draft();
-                let far = range.start > draft.progress().readable().saturating_add(FAR);
-                let passing = if far { self.pass(repository, digest, range, draft).await } else { None };
-                match passing {
-                    Some(passing) => {
+                let is_far = range.start > draft.progress().readable().saturating_add(PASSTHROUGH_DISTANCE);
+                let chunks =
+                    if is_far { self.pass_through(repository, digest, range, draft).await } else { None };
+                match chunks {
+                    Some(chunks) => {
                         outcome = Outcome::Bypass;
-                        BlobSource::Passing(passing, follower)
+                        BlobSource::Passing(chunks, follower)
                     }
                     None => BlobSource::Filling(follower),
                 }
             }
             (source, _) => source,
         };
-        let whole = match &source {
+        let size = match &source {
             BlobSource::Stored(blob, _) => Some(blob.entry().size()),
             BlobSource::Filling(_) | BlobSource::Passing(..) => None,
         };
         let at = range.as_ref().map_or(0, |range| range.start);
-        let end = range.map(|range| range.end).or(whole);
-        let (cache, ready, steps) = (self.clone(), VecDeque::new(), VecDeque::new());
-        Ok((BlobReader { cache, source, at, end, ready, steps }, outcome))
+        let end = range.map(|range| range.end).or(size);
+        let (blobs, ready, steps) = (Arc::clone(self), VecDeque::new(), VecDeque::new());
+        Ok((BlobReader { blobs, source, at, end, ready, steps }, outcome))
     }
-
-    /// The beginning of a range straight from the upstream, piece by piece until the fill has come that far; `None` if
-    /// the upstream does not give just that. Where it ends early, for whatever reason, the draft goes on.
-    async fn pass(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        range: &Range<u64>,
-        draft: &Arc<Draft>,
-    ) -> Option<mpsc::Receiver<Bytes>> {
-        // Each holds a connection of the upstream's for as long as its client likes to read.
-        let place = Arc::clone(&self.0.passing).try_acquire_owned().ok()?;
-        let upstream = self.0.upstream(repository).ok()?;
-        let (name, digest, mut left) = (repository.name.clone(), *digest, range.clone());
-        let whole = draft.progress().total;
-        let mut body = piece(&upstream, &name, &digest, &left, whole).await?;
-        let (sender, passing) = mpsc::channel(QUEUE);
-        let draft = Arc::clone(draft);
-        let pass = async move {
-            let _place = place;
-            while left.start < left.end {
-                match body.chunk().await {
-                    Ok(Some(mut chunk)) => {
-                        chunk.truncate(usize::try_from(left.end - left.start).unwrap_or(usize::MAX));
-                        left.start += chunk.len() as u64;
-                        let sent = tokio::time::timeout(STALLED, sender.send(chunk)).await;
-                        if !matches!(sent, Ok(Ok(()))) {
-                            return;
-                        }
-                    }
-                    Ok(None) if draft.progress().readable() <= left.start => {
-                        match piece(&upstream, &name, &digest, &left, whole).await {
-                            Some(next) => body = next,
-                            None => return,
-                        }
-                    }
-                    Ok(None) | Err(_) => return,
-                }
-            }
-        };
-        tokio::spawn(pass.instrument(trace::background("range")));
-        Some(passing)
-    }
-}
-
-/// The next piece of a range, and nothing before or beside it.
-async fn piece(
-    upstream: &Upstream,
-    name: &Name,
-    digest: &Digest,
-    left: &Range<u64>,
-    whole: Option<u64>,
-) -> Option<BlobBody> {
-    let end = left.end.min(left.start.saturating_add(PIECE));
-    let body = upstream
-        .blob(name, digest, ByteRange { first: left.start, last: end.checked_sub(1) }, None)
-        .await
-        .ok()?;
-    // A range of encoded bytes is none of the blob's; the length tells which they are.
-    let encoded = body.gzip && body.total != whole;
-    (body.offset == left.start && !encoded).then_some(body)
 }
 
 impl BlobReader {
-    /// Has the first bytes of what is held ready.
+    /// Reads the first bytes of a stored blob.
     async fn read_first(&mut self) -> Result<(), CacheError> {
         if matches!(self.source, BlobSource::Stored(..))
             && let Some(first) = poll_fn(|cx| self.poll_next(cx)).await
@@ -210,10 +126,10 @@ impl BlobReader {
         Ok(())
     }
 
-    /// The next bytes; `None` at the end. An error means that the rest must not be sent.
+    /// Returns the next bytes, or `None` at the end. After an error the rest must not be sent.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
-        if let BlobSource::Passing(passing, follower) = &mut self.source
-            && let Some(bytes) = ready!(passing.poll_recv(cx))
+        if let BlobSource::Passing(chunks, follower) = &mut self.source
+            && let Some(bytes) = ready!(chunks.poll_recv(cx))
         {
             self.at += bytes.len() as u64;
             follower.moved(self.at);
@@ -225,56 +141,61 @@ impl BlobReader {
                 return Poll::Ready(Some(Ok(bytes)));
             }
             if self.steps.is_empty() {
-                if self.end.is_some_and(|end| self.at >= end) {
+                if self.is_at_end() {
                     return Poll::Ready(None);
                 }
                 if let Some(bytes) = self.read_now() {
                     self.at += bytes.len() as u64;
                     return Poll::Ready(Some(Ok(bytes)));
                 }
-                self.begin_step(None);
+                self.start_step(None);
             }
             let Some(step) = self.steps.front_mut() else { return Poll::Ready(None) };
-            let found = ready!(step.bytes.as_mut().poll(cx));
+            let read = ready!(step.bytes.as_mut().poll(cx));
             self.steps.pop_front();
-            match found {
-                Ok(found) if found.is_empty() => return Poll::Ready(None),
-                Ok(found) => {
+            match read {
+                Ok(read) if read.is_empty() => return Poll::Ready(None),
+                Ok(read) => {
                     if let BlobSource::Filling(follower) | BlobSource::Passing(_, follower) = &self.source {
-                        self.at += found.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+                        self.at += read.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
                         follower.moved(self.at);
                     }
-                    self.ready = found;
+                    self.ready = read;
                 }
                 Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
     }
 
-    /// Begins what will be needed, so that it is under way while what is ready goes out.
+    fn is_at_end(&self) -> bool {
+        self.end.is_some_and(|end| self.at >= end)
+    }
+
+    /// Starts the next reads, so that they run while the last bytes are sent.
     fn read_ahead(&mut self) {
         match &self.source {
+            // The operating system reads ahead.
             BlobSource::Stored(blob, _) if blob.comes_by_itself() => {}
-            // What comes after the tail of a draft is not known before it is there.
+            // The next bytes of a draft may not have arrived yet, so there is at most one read.
             BlobSource::Filling(_) | BlobSource::Passing(..) => {
-                if self.steps.is_empty() && self.end.is_none_or(|end| self.at < end) {
-                    self.begin_step(None);
+                if self.steps.is_empty() && !self.is_at_end() {
+                    self.start_step(None);
                 }
             }
             BlobSource::Stored(..) => {
-                while self.steps.len() < AHEAD && self.end.is_none_or(|end| self.at < end) {
-                    let first = self.steps.is_empty();
-                    let room = Arc::clone(&self.cache.0.ahead).try_acquire_owned().ok();
-                    if room.is_none() && !first {
+                while self.steps.len() < STEPS_AHEAD_MAX && !self.is_at_end() {
+                    let is_first = self.steps.is_empty();
+                    let permit = Arc::clone(&self.blobs.read_ahead).try_acquire_owned().ok();
+                    if permit.is_none() && !is_first {
                         break;
                     }
-                    self.begin_step(room.filter(|_| !first));
+                    self.start_step(permit.filter(|_| !is_first));
                 }
             }
         }
     }
 
-    /// What needs no thread of its own because the system has it in memory.
+    /// Returns bytes that the operating system has in memory, without a blocking thread.
     fn read_now(&self) -> Option<Bytes> {
         match &self.source {
             BlobSource::Stored(blob, _) => blob.read_now(self.at..self.end.unwrap_or(blob.entry().size())),
@@ -282,75 +203,74 @@ impl BlobReader {
         }
     }
 
-    fn begin_step(&mut self, room: Option<OwnedSemaphorePermit>) {
+    fn start_step(&mut self, permit: Option<OwnedSemaphorePermit>) {
         let bytes: Pin<Box<dyn Future<Output = _> + Send>> = match &self.source {
             BlobSource::Stored(blob, pin) => {
                 let end = self.end.unwrap_or(blob.entry().size());
-                // Steps end where pages do, so that none is read twice.
+                // Steps end at page boundaries, so that no page is read twice.
                 let range = self.at..end.min((self.at / STEP + 1) * STEP);
                 self.at = range.end;
-                let (cache, blob, held) = (self.cache.clone(), blob.clone(), pin.clone());
-                if let Ok(turn) = Arc::clone(&cache.0.reading).try_acquire_owned() {
-                    let step = step(turn, blob.clone(), held, range);
-                    Box::pin(async move { found(&cache, &blob, step.await).await })
+                let (blobs, blob, pin) = (Arc::clone(&self.blobs), blob.clone(), pin.clone());
+                if let Ok(permit) = Arc::clone(&blobs.store_reads).try_acquire_owned() {
+                    let read = spawn_read(permit, blob.clone(), pin, range);
+                    Box::pin(async move { finish_read(&blobs, &blob, read.await).await })
                 } else {
-                    // A task of its own, so that it goes on while nobody asks how far it is.
-                    let step = tokio::spawn(step_in_turn(cache, blob, held, range));
-                    Box::pin(async move { step.await.map_err(|_| CacheError::Interrupted)? })
+                    // A separate task, so that the read progresses while this reader is not polled.
+                    let read = tokio::spawn(queued_read(blobs, blob, pin, range));
+                    Box::pin(async move { read.await.map_err(|_| CacheError::Interrupted)? })
                 }
             }
-            // What is passed through has ended, or this would not be asked for.
+            // A range that is passed through has ended, and the draft provides the rest.
             BlobSource::Filling(follower) | BlobSource::Passing(_, follower) => {
                 let draft = follower.draft();
-                Box::pin(tail(Arc::clone(draft), draft.watch(), self.at, self.end))
+                Box::pin(read_draft(Arc::clone(draft), draft.watch(), self.at, self.end))
             }
         };
-        self.steps.push_back(Step { bytes, _room: room });
+        self.steps.push_back(ReadStep { bytes, _permit: permit });
     }
 }
 
-/// What a step reads, on a blocking thread.
-type Reads = JoinHandle<Result<Vec<Bytes>, StoreError>>;
+/// Read on a blocking thread.
+type ReadTask = JoinHandle<Result<Vec<Bytes>, StoreError>>;
 
-/// Reads all of a range, which is one step long at most. It may outlive its client, and the blob must not go before it.
-fn step(turn: OwnedSemaphorePermit, blob: OpenBlob, held: ContentPin, range: Range<u64>) -> Reads {
+/// Reads a range of at most one step. The read may outlive its client, so it holds the pin.
+fn spawn_read(permit: OwnedSemaphorePermit, blob: OpenBlob, pin: ContentPin, range: Range<u64>) -> ReadTask {
     spawn_blocking(move || {
-        let _while = (turn, held);
+        let _held = (permit, pin);
         blob.read(range, STEP)
     })
 }
 
-/// The same once it may, and what becomes of it.
-async fn step_in_turn(
-    cache: Cache,
+/// Waits for a permit, and reads a range of at most one step.
+async fn queued_read(
+    blobs: Arc<Blobs>,
     blob: OpenBlob,
-    held: ContentPin,
+    pin: ContentPin,
     range: Range<u64>,
 ) -> Result<VecDeque<Bytes>, CacheError> {
-    // Nobody closes it.
-    let turn = Arc::clone(&cache.0.reading).acquire_owned().await.map_err(|_| CacheError::Interrupted)?;
-    found(&cache, &blob, step(turn, blob.clone(), held, range).await).await
+    let permit = Arc::clone(&blobs.store_reads).acquire_owned().await.map_err(|_| CacheError::Interrupted)?;
+    finish_read(&blobs, &blob, spawn_read(permit, blob.clone(), pin, range).await).await
 }
 
-/// What a step has read. A blob that shows to be damaged is taken out of service.
-async fn found(
-    cache: &Cache,
+/// Returns the bytes of a read. A corrupt blob is removed.
+async fn finish_read(
+    blobs: &Blobs,
     blob: &OpenBlob,
     read: Result<Result<Vec<Bytes>, StoreError>, JoinError>,
 ) -> Result<VecDeque<Bytes>, CacheError> {
     match read.map_err(|_| CacheError::Interrupted)? {
-        Ok(found) => Ok(found.into()),
+        Ok(read) => Ok(read.into()),
         Err(error) => {
             if matches!(error, StoreError::Damaged(_)) {
-                cache.heal(blob.entry(), &error).await;
+                blobs.storage.delete_damaged_blob(blob.entry(), &error).await;
             }
             Err(error.into())
         }
     }
 }
 
-/// The next bytes of a draft from `at`, as soon as there are any; none at its verified end.
-async fn tail(
+/// Waits for bytes of a draft at `at`, and reads them. Returns no bytes at the verified end.
+async fn read_draft(
     draft: Arc<Draft>,
     mut watch: watch::Receiver<Progress>,
     at: u64,
@@ -363,15 +283,10 @@ async fn tail(
             if let Some(recent) = draft.recent(at..limit.min(at + STEP)) {
                 return Ok(recent.into());
             }
-            // What left the window is written: the writer counts it before it lets the window go.
+            // Bytes that left the window are written: the writer counts them before it moves the window.
             let written = limit.min(draft.progress().written);
             if at < written {
-                if let Some(found) = draft.read_now(at..written) {
-                    return Ok(VecDeque::from([found]));
-                }
-                let found: VecDeque<Bytes> = blocking(move || draft.read(at..written, STEP)).await?.into();
-                // An empty step would read as the end.
-                return if found.is_empty() { Err(CacheError::Interrupted) } else { Ok(found) };
+                return read_written(draft, at..written).await;
             }
             if draft.has_lost(at) {
                 return Err(CacheError::Interrupted);
@@ -388,4 +303,14 @@ async fn tail(
             return Err(CacheError::Interrupted);
         }
     }
+}
+
+/// Reads written bytes of a draft.
+async fn read_written(draft: Arc<Draft>, range: Range<u64>) -> Result<VecDeque<Bytes>, CacheError> {
+    if let Some(bytes) = draft.read_now(range.clone()) {
+        return Ok(VecDeque::from([bytes]));
+    }
+    let bytes: VecDeque<Bytes> = blocking(move || draft.read(range, STEP)).await?.into();
+    // An empty read would look like the end of the blob.
+    if bytes.is_empty() { Err(CacheError::Interrupted) } else { Ok(bytes) }
 }

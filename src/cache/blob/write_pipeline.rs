@@ -1,57 +1,55 @@
-//! The disk side of a fill: what came in is hashed and written, each on a blocking thread of its own, in steps.
+//! Disk side of a fill: received bytes are hashed and written in steps, each on a blocking thread.
 //!
-//! Between two steps no thread is held, so that any number of fills can wait for their upstreams.
+//! No thread is held between two steps, so that any number of fills can wait for their upstreams.
 
 use bytes::Bytes;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::store::{DraftFile, DraftHasher, DraftWriter, StoreError};
-
 use crate::cache::blocking::blocking;
 use crate::cache::error::CacheError;
+use crate::store::{DraftFile, DraftHasher, DraftWriter, StoreError};
 
-/// How much is gathered for one step: few enough steps to cost nothing, and little enough to be still in the processor's
-/// cache.
+/// Bytes of one step: large enough for a low cost per step, small enough to stay in the CPU cache.
 const STEP: usize = 512 << 10;
 
-/// The writer of a draft, and what it has not been given yet.
-pub(in crate::cache) struct WritePipeline {
+/// Writer of a draft, with the bytes of the next step.
+pub(super) struct WritePipeline {
     state: PipelineState,
-    gathered: Vec<Bytes>,
+    chunks: Vec<Bytes>,
     bytes: usize,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one per fill, and it is moved for every half MiB")]
+#[expect(clippy::large_enum_variant, reason = "there is one per fill, and it moves once per half MiB")]
 enum PipelineState {
+    /// No step is running.
     Idle(DraftHasher, DraftFile),
-    /// One step.
-    Busy(Half<DraftHasher>, Half<DraftFile>),
-    /// A step failed.
-    Lost,
+    /// One step is running.
+    Busy(StepTask<DraftHasher>, StepTask<DraftFile>),
+    /// A step has failed.
+    Failed,
 }
 
-type Half<T> = JoinHandle<Result<T, StoreError>>;
+type StepTask<T> = JoinHandle<Result<T, StoreError>>;
 
 impl WritePipeline {
-    pub(in crate::cache) fn new(writer: DraftWriter) -> Self {
+    pub(super) fn new(writer: DraftWriter) -> Self {
         let (hasher, file) = writer.split();
-        Self { state: PipelineState::Idle(hasher, file), gathered: Vec::new(), bytes: 0 }
+        Self { state: PipelineState::Idle(hasher, file), chunks: Vec::new(), bytes: 0 }
     }
 
-    /// Takes what the draft has received next. Waits while the step before the next one is under way, and so bounds what
-    /// is in memory.
-    pub(in crate::cache) async fn take(&mut self, chunk: Bytes) -> Result<(), CacheError> {
+    /// Adds the next bytes of the draft. Waits while the previous step is running (back-pressure), which bounds the memory.
+    pub(super) async fn append(&mut self, chunk: Bytes) -> Result<(), CacheError> {
         self.bytes += chunk.len();
-        self.gathered.push(chunk);
-        if self.bytes < STEP { Ok(()) } else { self.step().await }
+        self.chunks.push(chunk);
+        if self.bytes < STEP { Ok(()) } else { self.start_step().await }
     }
 
-    /// Waits until everything is written that the next fill could go on from.
-    pub(in crate::cache) async fn end(mut self) -> Result<DraftWriter, CacheError> {
-        if !self.gathered.is_empty() {
-            self.step().await?;
+    /// Waits until all bytes are written, so that a later fill can resume after them.
+    pub(super) async fn finish(mut self) -> Result<DraftWriter, CacheError> {
+        if !self.chunks.is_empty() {
+            self.start_step().await?;
         }
-        let (hasher, file) = self.halves().await?;
+        let (hasher, file) = self.idle().await?;
         blocking(move || {
             let mut writer = DraftWriter::join(hasher, file);
             writer.flush()?;
@@ -60,20 +58,20 @@ impl WritePipeline {
         .await
     }
 
-    async fn step(&mut self) -> Result<(), CacheError> {
-        let (mut hasher, mut file) = self.halves().await?;
-        let pieces = std::mem::take(&mut self.gathered);
+    async fn start_step(&mut self) -> Result<(), CacheError> {
+        let (mut hasher, mut file) = self.idle().await?;
+        let chunks = std::mem::take(&mut self.chunks);
         self.bytes = 0;
-        let same = pieces.clone();
+        let to_hash = chunks.clone();
         let hashing = spawn_blocking(move || {
-            for piece in same {
-                hasher.append(&piece)?;
+            for chunk in to_hash {
+                hasher.append(&chunk)?;
             }
             Ok(hasher)
         });
         let writing = spawn_blocking(move || {
-            for piece in pieces {
-                file.append(piece)?;
+            for chunk in chunks {
+                file.append(chunk)?;
             }
             Ok(file)
         });
@@ -81,17 +79,18 @@ impl WritePipeline {
         Ok(())
     }
 
-    async fn halves(&mut self) -> Result<(DraftHasher, DraftFile), CacheError> {
-        match std::mem::replace(&mut self.state, PipelineState::Lost) {
+    /// Waits for the running step.
+    async fn idle(&mut self) -> Result<(DraftHasher, DraftFile), CacheError> {
+        match std::mem::replace(&mut self.state, PipelineState::Failed) {
             PipelineState::Idle(hasher, file) => Ok((hasher, file)),
             PipelineState::Busy(hashing, writing) => {
-                // Both are waited for: nothing may still be writing when the fill leaves the board.
+                // Both tasks are awaited before an error is returned: nothing may be writing when the fill ends.
                 let (hasher, file) = (hashing.await, writing.await);
                 let file = file.map_err(|_| CacheError::Interrupted)??;
                 let hasher = hasher.map_err(|_| CacheError::Interrupted)??;
                 Ok((hasher, file))
             }
-            PipelineState::Lost => Err(CacheError::Interrupted),
+            PipelineState::Failed => Err(CacheError::Interrupted),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::cache::blob::fills::Fills;
+use crate::cache::fills::Fills;
 use crate::cache::memory::MemoryCache;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{BlobEntry, Change, DraftUsage, Pointer, PointerScope, Removal, StoreError, StoreSession};

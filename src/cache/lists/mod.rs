@@ -1,5 +1,11 @@
-//! Lists that clients ask for: tags, repositories and referrers.
+//! Lists of tags, of referrers and of repositories.
 
-pub(in crate::cache) mod catalog;
-pub(in crate::cache) mod referrers;
-pub(in crate::cache) mod tags;
+mod catalog;
+mod page;
+mod referrers;
+mod tags;
+
+pub(super) use catalog::Catalog;
+pub use page::{ListResult, NamePage};
+pub(super) use referrers::{ReferrersLists, known_referrers};
+pub(super) use tags::TagLists;

@@ -1,131 +1,136 @@
-//! What refers to a manifest: signatures, attestations, whatever was attached to it.
+//! Lists of referrers: signatures, attestations and other artifacts that refer to a manifest.
 //!
-//! The upstream's list is asked for by its referrers API, or, where it has none, under the fall-back tag, and is kept
-//! by the rules for tags. Manifests that were kept here and refer to the same subject are added to it. A list without
-//! an entry tells a client that an image is not signed, so no trouble of an upstream may ever make one.
+//! The upstream's list comes from its referrers API, or from the fall-back tag if there is no API, and follows the freshness
+//! rules of tags. Cached manifests with the same subject are added. A missing entry tells a client that an image is not
+//! signed, so a failing upstream must never shorten a list.
 
 use std::sync::Arc;
 
-use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
-use crate::store::{StoreError, StoreSession};
-use crate::telemetry::Outcome;
-
-use crate::cache::Cache;
-use crate::cache::core::Shared;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
-use crate::cache::lists::catalog::ListResult;
-use crate::cache::manifest::answer::ManifestAnswer;
-use crate::cache::manifest::resolve::{is_absent, is_known, last_known, resolve};
+use crate::cache::lists::page::ListResult;
+use crate::cache::manifest::{ManifestAnswer, Pointers};
 use crate::cache::memory::CachedManifest;
-use crate::cache::pointer::Pointer;
-use crate::cache::pointer::TagKey;
+use crate::cache::storage::Storage;
+use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
+use crate::store::{Pointer, StoreError, StoreSession};
+use crate::telemetry::Outcome;
 
-/// Manifests held that are added to one list.
-const HELD_MAX: usize = 1000;
+/// Limit on cached manifests that are added to one list.
+const CACHED_MAX: usize = 1000;
 
-/// A definite answer, or the last known one.
-enum ReferrersAnswer {
-    Listed(ManifestAnswer),
-    /// There is no list; what the cache did to know that.
+/// Lists of referrers.
+#[derive(Debug)]
+pub(in crate::cache) struct ReferrersLists {
+    storage: Arc<Storage>,
+    pointers: Arc<Pointers>,
+}
+
+/// Upstream's list, or its definite absence.
+enum UpstreamList {
+    Present(ManifestAnswer),
+    /// There is no list. The outcome shows whether the upstream was asked now.
     Absent(Outcome),
 }
 
-impl Cache {
-    /// What refers to `subject` in a repository, of one artifact type if one is named. An empty list is always the
-    /// upstream's own word.
-    pub async fn referrers(
+impl ReferrersLists {
+    pub(in crate::cache) fn new(storage: &Arc<Storage>, pointers: &Arc<Pointers>) -> Self {
+        Self { storage: Arc::clone(storage), pointers: Arc::clone(pointers) }
+    }
+
+    /// Returns the referrers of `subject`, of one artifact type if a type is given. An empty list always comes from the
+    /// upstream.
+    pub(in crate::cache) async fn get(
         &self,
         repository: &Repository,
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<ListResult<Referrers>, CacheError> {
-        let shared = &self.0;
         let (owner, of) = (repository.clone(), *subject);
-        let held = shared.with_store(move |store| store.referrers(&owner, &of, HELD_MAX)).await;
-        let held = shared.or_default("the referrers held cannot be found out", held)?;
-        let (document, outcome, age, stale) = match answer(shared, repository, subject, &held).await {
-            Ok(ReferrersAnswer::Listed(ManifestAnswer { document, outcome, age, stale })) => {
-                (Some(document), outcome, age, stale)
-            }
-            Ok(ReferrersAnswer::Absent(outcome)) => (None, outcome, None, None),
-            Err(error) => (None, Outcome::Stale, None, Some(error)),
-        };
-        let mut content = together(shared, repository, document, held).await?;
+        let cached = self.storage.with_store(move |store| store.referrers(&owner, &of, CACHED_MAX)).await;
+        let cached = self.storage.or_default("the cached referrers cannot be listed", cached)?;
+        let (manifest, outcome, age, stale) =
+            match self.upstream_list(repository, subject, !cached.is_empty()).await {
+                Ok(UpstreamList::Present(ManifestAnswer { manifest, outcome, age, stale })) => {
+                    (Some(manifest), outcome, age, stale)
+                }
+                Ok(UpstreamList::Absent(outcome)) => (None, outcome, None, None),
+                Err(error) => (None, Outcome::Stale, None, Some(error)),
+            };
+        let mut content = self.merge(repository, manifest, cached).await?;
         if let Some(artifact_type) = artifact_type {
             content.retain(artifact_type);
         }
         match stale {
-            Some(error) if content.is_empty() && error.is_trouble() => Err(error),
+            Some(error) if content.is_empty() && error.allows_stale() => Err(error),
             stale => Ok(ListResult { content, outcome, age, stale }),
         }
     }
-}
 
-/// The upstream's answer, by whichever way it has one, or the last that is known of either.
-async fn answer(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    subject: &Digest,
-    held: &[Digest],
-) -> Result<ReferrersAnswer, CacheError> {
-    let list = Pointer::Referrers(repository.clone(), *subject);
-    let tag = Tag::of_referrers(subject);
-    let fallback = Pointer::Tag(TagKey { repository: repository.clone(), tag, variant: None });
-    let copy = !held.is_empty() || is_known(shared, &fallback).await?;
-    let asking = async {
-        if !shared.memory.is_without_api(repository, subject, shared.clock.instant()) {
-            match ask(shared, &list, copy).await {
-                Err(CacheError::NoReferrers) => {}
-                other => return other,
+    /// Returns the upstream's list from the API or the fall-back tag, or the last known list of either.
+    async fn upstream_list(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        has_cached: bool,
+    ) -> Result<UpstreamList, CacheError> {
+        let api = Pointer::Referrers(repository.clone(), *subject);
+        let fallback = Pointer::tag(repository, &Tag::of_referrers(subject));
+        let has_copy = has_cached || self.pointers.is_known(&fallback).await?;
+        let request = async {
+            let now = self.storage.clock.instant();
+            if !self.storage.memory.is_missing_api(repository, subject, now) {
+                match self.resolve(&api, has_copy).await {
+                    Err(CacheError::NoReferrers) => {}
+                    other => return other,
+                }
+            }
+            self.resolve(&fallback, has_copy).await
+        };
+        let mut error = match in_time(request).await {
+            Err(error) if error.allows_stale() => error,
+            other => return other,
+        };
+        for pointer in [&api, &fallback] {
+            match self.pointers.last_known(pointer, error).await {
+                Ok(answer) => return Ok(UpstreamList::Present(answer)),
+                Err(same) => error = same,
             }
         }
-        ask(shared, &fallback, copy).await
-    };
-    let mut error = match in_time(asking).await {
-        Err(error) if error.is_trouble() => error,
-        other => return other,
-    };
-    for pointer in [&list, &fallback] {
-        match last_known(shared, pointer, error).await {
-            Ok(found) => return Ok(ReferrersAnswer::Listed(found)),
-            Err(same) => error = same,
+        Err(error)
+    }
+
+    /// Resolves the API's list or the fall-back tag. With a copy to serve the wait is short.
+    async fn resolve(&self, pointer: &Pointer, has_copy: bool) -> Result<UpstreamList, CacheError> {
+        let was_absent = self.pointers.is_absent(pointer);
+        match self.pointers.resolve(pointer, has_copy).await {
+            Ok(answer) => Ok(UpstreamList::Present(answer)),
+            Err(CacheError::NotFound) if was_absent => Ok(UpstreamList::Absent(Outcome::Hit)),
+            Err(CacheError::NotFound) => Ok(UpstreamList::Absent(Outcome::Miss)),
+            Err(error) => Err(error),
         }
     }
-    Err(error)
-}
 
-/// Resolves one of the two. Who has a `copy` to serve does not wait long.
-async fn ask(shared: &Arc<Shared>, pointer: &Pointer, copy: bool) -> Result<ReferrersAnswer, CacheError> {
-    let remembered = is_absent(shared, pointer);
-    match resolve(shared, pointer, copy).await {
-        Ok(found) => Ok(ReferrersAnswer::Listed(found)),
-        Err(CacheError::NotFound) if remembered => Ok(ReferrersAnswer::Absent(Outcome::Hit)),
-        Err(CacheError::NotFound) => Ok(ReferrersAnswer::Absent(Outcome::Miss)),
-        Err(error) => Err(error),
+    /// Adds the cached manifests to the upstream's list.
+    async fn merge(
+        &self,
+        repository: &Repository,
+        list: Option<Arc<CachedManifest>>,
+        cached: Vec<Digest>,
+    ) -> Result<Referrers, CacheError> {
+        let repository = repository.clone();
+        let merged = self.storage.with_store(move |store| {
+            let list = list.map_or_else(|| Some(Referrers::default()), |list| Referrers::read(&list.body));
+            list.map(|mut list| add_cached(store, &repository, &cached, &mut list).map(|()| list)).transpose()
+        });
+        let invalid = || CacheError::invalid("the fall-back tag for referrers is no image index");
+        merged.await?.ok_or_else(invalid)
     }
 }
 
-/// The upstream's list and what is held beside it.
-async fn together(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    document: Option<Arc<CachedManifest>>,
-    held: Vec<Digest>,
-) -> Result<Referrers, CacheError> {
-    let repository = repository.clone();
-    let list = shared.with_store(move |store| {
-        let list = document.map_or_else(|| Some(Referrers::default()), |it| Referrers::read(&it.body));
-        list.map(|mut list| add_held(store, &repository, &held, &mut list).map(|()| list)).transpose()
-    });
-    list.await?.ok_or_else(|| {
-        CacheError::Invalid("what it has under the fall-back tag is no image index".to_owned())
-    })
-}
-
-/// What is known here of what refers to a manifest: the last list that its upstream gave, and the manifests held. Asks
-/// nobody; that nothing is known does not mean that nothing refers.
-pub(in crate::cache) fn known(
+/// Returns the known referrers of a manifest without contacting the upstream: its last list, and the cached manifests. Other
+/// referrers may exist. Blocks.
+pub(in crate::cache) fn known_referrers(
     store: &StoreSession,
     repository: &Repository,
     subject: &Digest,
@@ -134,29 +139,30 @@ pub(in crate::cache) fn known(
         Some(fact) => Some(fact),
         None => store.pointer(&Pointer::tag(repository, &Tag::of_referrers(subject)))?,
     };
-    let document = match list.map(|fact| store.manifest(&fact.digest)) {
-        Some(Ok(document)) => document,
+    let stored = match list.map(|fact| store.manifest(&fact.digest)) {
+        Some(Ok(stored)) => stored,
         None | Some(Err(StoreError::Damaged(_))) => None,
         Some(Err(error)) => return Err(error),
     };
-    let mut known = document.and_then(|it| Referrers::read(&it.body)).unwrap_or_default();
-    add_held(store, repository, &store.referrers(repository, subject, HELD_MAX)?, &mut known)?;
+    let mut known = stored.and_then(|stored| Referrers::read(&stored.body)).unwrap_or_default();
+    let cached = store.referrers(repository, subject, CACHED_MAX)?;
+    add_cached(store, repository, &cached, &mut known)?;
     Ok(known)
 }
 
-/// Adds those of the manifests held that the list lacks. One that has gone, or is damaged, is not held.
-fn add_held(
+/// Adds the cached manifests that a list lacks. A manifest that is gone or damaged is skipped. Blocks.
+fn add_cached(
     store: &StoreSession,
     repository: &Repository,
-    held: &[Digest],
+    cached: &[Digest],
     list: &mut Referrers,
 ) -> Result<(), StoreError> {
-    for digest in held {
+    for digest in cached {
         if list.contains(digest) || store.link(repository, digest)?.is_none() {
             continue;
         }
         match store.manifest(digest) {
-            Ok(Some(it)) => list.extend(Referrer::describe(digest, &it.media_type, &it.body)),
+            Ok(Some(stored)) => list.extend(Referrer::describe(digest, &stored.media_type, &stored.body)),
             Ok(None) | Err(StoreError::Damaged(_)) => {}
             Err(error) => return Err(error),
         }

@@ -13,17 +13,18 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::cache::Cache;
-use crate::cache::blob::fills::{FillPhase, fill_ended};
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::eviction::delete::{BlockedFills, DeletionBatch};
 use crate::cache::eviction::index::dependencies;
 use crate::cache::eviction::usage::ContentPin;
-use crate::cache::manifest::by_digest;
+use crate::cache::fills::{FillPhase, fill_ended};
+use crate::cache::manifest::put_manifest;
 use crate::cache::memory::CheckedPointer;
-use crate::cache::pointer::Pointer;
+use crate::cache::storage::Storage;
 use crate::oci::manifest::ManifestError;
 use crate::oci::{Digest, Hasher, Manifest, Repository, Tag};
+use crate::store::Pointer;
 use crate::store::{BlobEntry, Change, Draft, DraftWriter, Removal, StoreError, StoredManifest, TagFact};
 
 /// Bytes of a blob that are in memory at a time.
@@ -77,7 +78,7 @@ impl Importer {
     /// Starts an import, unless the store is in degraded mode.
     pub(in crate::cache) fn new(cache: &Cache) -> Result<Self, ImportError> {
         if cache.0.store_health.is_degraded() {
-            cache.0.retry_store();
+            cache.0.storage.retry_store();
             return Err(ImportError::NotKept);
         }
         Ok(Self {
@@ -138,7 +139,7 @@ impl Importer {
         let Some(entry) = self.entry(digest)? else { return Ok(false) };
         match entry.open() {
             Err(error @ StoreError::Damaged(_)) => {
-                self.runtime.block_on(self.cache.heal(&entry, &error));
+                self.runtime.block_on(shared.storage.delete_damaged_blob(&entry, &error));
                 return Ok(false);
             }
             opened => drop(opened?),
@@ -188,7 +189,7 @@ impl Importer {
             if let Err(StoreError::Damaged(_)) = store.manifest(&digest) {
                 owned.deleter(store).delete_damaged_manifest(&digest)?;
             }
-            by_digest::put(&owned, store, &repository, digest, &parsed, body)
+            put_manifest(&owned.storage, store, &repository, digest, &parsed, body)
         }))?;
         self.manifests.extend(shared.eviction.pin(&digest));
         self.needed.extend(dependencies(manifest));
@@ -277,7 +278,7 @@ impl BlobImport<'_> {
         size: u64,
         content: &mut impl Read,
     ) -> Result<ContentPin, ImportError> {
-        let Shared { store, eviction, capacity, clock, .. } = &**self.shared;
+        let Storage { store, eviction, capacity, clock, .. } = &*self.shared.storage;
         let digest = *self.digest;
         // The archive has the whole blob, and the draft of an interrupted fill may be wrong.
         let mut writer = runtime.block_on(store.run(move |store| {
@@ -296,7 +297,7 @@ impl BlobImport<'_> {
         let Some(verified) = writer.verify(Some(size))? else {
             return Err(ImportError::Mismatch((*self.digest).into()));
         };
-        let permit = runtime.block_on(self.shared.turn_of(&verified));
+        let permit = runtime.block_on(self.shared.storage.commit_permit(&verified));
         let now = clock.now();
         if !verified.commit(None, now)? {
             return Err(ImportError::NotKept);

@@ -10,7 +10,6 @@ use crate::cache::Cache;
 use crate::cache::blocking::blocking;
 use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
-use crate::cache::manifest::by_digest::by_digest;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Hasher, Repository};
 use crate::store::{Change, OpenBlob, StoreError, StoreSession};
@@ -112,11 +111,11 @@ async fn verify_blob(
     match found {
         Ok(found) if found == *digest => Ok(Integrity::Intact),
         Ok(_) => {
-            cache.heal(&entry, &StoreError::Damaged(*digest)).await;
+            cache.0.storage.delete_damaged_blob(&entry, &StoreError::Damaged(*digest)).await;
             Ok(Integrity::Damaged)
         }
         Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
-            cache.heal(&entry, &error).await;
+            cache.0.storage.delete_damaged_blob(&entry, &error).await;
             Ok(Integrity::Damaged)
         }
         Err(error) => Err(error),
@@ -162,9 +161,9 @@ pub(in crate::cache) async fn repair(
     for DamagedContent { digest, manifest } in damaged {
         let Some(repository) = linked.get(digest) else { continue };
         let fetched = if *manifest {
-            by_digest(&cache.0, repository, digest).await.map(drop)
+            cache.0.manifests.get(repository, digest).await.map(drop)
         } else {
-            cache.fetch_blob(repository, digest).await
+            cache.fetch_blob(repository, digest, |_| {}).await.map(drop)
         };
         match fetched {
             Ok(()) => repaired.push(*digest),

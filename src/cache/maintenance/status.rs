@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::blob::fills::RunningFill;
-use crate::cache::core::Shared;
+use crate::cache::fills::RunningFill;
+use crate::cache::storage::Storage;
 use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
 use crate::oci::Digest;
@@ -96,8 +96,8 @@ pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillSt
 }
 
 /// Returns the status of the store. Blocks.
-pub(in crate::cache) fn store_status(shared: &Shared, session: &StoreSession) -> StoreStatus {
-    let Shared { store, eviction, capacity, store_health, clock, .. } = shared;
+pub(in crate::cache) fn store_status(storage: &Storage, session: &StoreSession) -> StoreStatus {
+    let Storage { store, eviction, capacity, store_health, clock, .. } = storage;
     let (counts, stats, limits) = (store.counts(), eviction.stats(), capacity.limits());
     let usage = session.usage().ok();
     let disk = usage.map(|it| DiskUsage { taken: it.total, drafts: it.draft_bytes(), free: it.free });

@@ -7,12 +7,12 @@ use bytes::Bytes;
 
 use crate::cache::core::Shared;
 use crate::cache::freshness::{self, Freshness};
-use crate::cache::lists::referrers;
+use crate::cache::lists::known_referrers;
 use crate::cache::memory::CheckedPointer;
-use crate::cache::pointer::{Pointer, TagKey};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Referrers, Repository, Tag};
 use crate::store::{Counts, PointerScope, StoreError, StoreSession, StoredManifest, TagFact};
+use crate::store::{Pointer, TagKey};
 
 /// Read-only view of the cached content. Methods may block on the disk.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl CacheView<'_> {
 
     /// Returns the cached referrers of a manifest. An empty list does not mean that the upstream has none.
     pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Referrers, StoreError> {
-        referrers::known(self.1, repository, subject)
+        known_referrers(self.1, repository, subject)
     }
 
     /// Returns the last access to content, or the time at which it was stored.
@@ -144,7 +144,7 @@ impl CacheView<'_> {
         // A pointer in memory has its age also by the monotonic clock, which cannot be set.
         let checked = self.0.memory.pointers.peek(&Pointer::Tag(key)).filter(|checked| checked.fact == *fact);
         let age = checked.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.0.clock);
-        let freshness = freshness::judge(age, fact.checked_at.as_millis(), settings);
+        let freshness = freshness::judge(age, fact.checked_at, settings);
         let served_offline = freshness != Freshness::Expired || freshness::may_serve_stale(age, settings);
         Some(TagStatus { freshness, age, served_offline })
     }

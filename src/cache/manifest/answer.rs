@@ -1,4 +1,4 @@
-//! The answer to a request for a manifest.
+//! Answer to a request for a manifest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,15 +7,22 @@ use crate::cache::error::CacheError;
 use crate::cache::memory::CachedManifest;
 use crate::telemetry::Outcome;
 
-/// A manifest to serve, and how the cache came by it.
+/// Manifest to serve, with the outcome of the request.
 #[derive(Clone, Debug)]
 pub struct ManifestAnswer {
-    /// The document.
-    pub document: Arc<CachedManifest>,
-    /// What the cache did.
+    /// Manifest or index.
+    pub manifest: Arc<CachedManifest>,
+    /// Outcome of the request.
     pub outcome: Outcome,
-    /// For a tag: how long ago the upstream last confirmed it.
+    /// Time since the upstream last confirmed the tag; `None` for a request by digest.
     pub age: Option<Duration>,
-    /// For a stale tag: why the upstream was not asked successfully.
+    /// Reason why a stale tag could not be revalidated; `None` unless the answer is stale.
     pub stale: Option<CacheError>,
+}
+
+impl ManifestAnswer {
+    /// Creates the answer to a request by digest, which has no age.
+    pub(in crate::cache) fn immutable(manifest: Arc<CachedManifest>, outcome: Outcome) -> Self {
+        Self { manifest, outcome, age: None, stale: None }
+    }
 }

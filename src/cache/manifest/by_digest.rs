@@ -1,228 +1,284 @@
-//! Manifests by digest: from memory, from the store, from the upstream; verified, kept, and their children sought.
+//! Manifests by digest: from memory, from the store, or fetched from an upstream and verified.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::oci::media::CANONICAL_ACCEPT;
+use crate::cache::access::Access;
+use crate::cache::deadline::in_time;
+use crate::cache::error::CacheError;
+use crate::cache::eviction::index::dependencies;
+use crate::cache::flight::Flights;
+use crate::cache::manifest::answer::ManifestAnswer;
+use crate::cache::memory::{AbsenceKey, CachedManifest};
+use crate::cache::prefetch_queue::PrefetchQueue;
+use crate::cache::rules::Rules;
+use crate::cache::storage::Storage;
+use crate::cache::verify::verify_manifest;
+use crate::oci::media::{CANONICAL_ACCEPT, ManifestKind};
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::source::{Source as _, UnverifiedManifest};
 use crate::store::{Change, LinkFact, StoreError, StoreSession, StoredManifest};
 use crate::telemetry::Outcome;
 
-use crate::cache::access::{confirm_manifest, link, remember};
-use crate::cache::core::Shared;
-use crate::cache::deadline::in_time;
-use crate::cache::error::CacheError;
-use crate::cache::eviction::index::dependencies;
-use crate::cache::manifest::answer::ManifestAnswer;
-use crate::cache::manifest::verify::check;
-use crate::cache::memory::AbsenceKey;
-use crate::cache::memory::CachedManifest;
-use crate::cache::prefetch::queue;
+/// Manifests by digest. A manifest is immutable, so freshness does not apply.
+#[derive(Debug)]
+pub(in crate::cache) struct Manifests {
+    storage: Arc<Storage>,
+    rules: Arc<Rules>,
+    access: Access,
+    flights: Flights<(Repository, Digest), Arc<CachedManifest>>,
+    prefetch_queue: Arc<PrefetchQueue>,
+}
 
-/// What the store knows of a digest in a repository.
+/// Handling of the children of an index that was fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cache) enum Children {
+    /// Queue the index for prefetch.
+    Prefetch,
+    /// Leave the children to the caller, which walks the index itself within its own bounds.
+    Leave,
+}
+
+/// State of a digest in the store, as seen from one repository.
 #[derive(Default)]
 struct StoredState {
-    linked: Option<LinkFact>,
-    document: Option<Arc<CachedManifest>>,
+    link: Option<LinkFact>,
+    manifest: Option<Arc<CachedManifest>>,
 }
 
-/// A manifest by digest: immutable, so freshness plays no part.
-pub(in crate::cache) async fn by_digest(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<ManifestAnswer, CacheError> {
-    if let Some(document) = shared.memory.manifests.get(repository, digest) {
-        return Ok(found(document, Outcome::Hit));
-    }
-    // Boxed, as is all that few requests come to: every request moves its future, at the size of its longest way.
-    Box::pin(by_digest_elsewhere(shared, repository, digest)).await
-}
-
-/// The same where memory does not have it.
-async fn by_digest_elsewhere(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<ManifestAnswer, CacheError> {
-    let held = held(shared, repository, digest).await?;
-    shared.retry_store();
-    match held {
-        StoredState { linked: Some(_), document: Some(document) } => {
-            shared.memory.manifests.insert(repository, Arc::clone(&document));
-            Ok(found(document, Outcome::Hit))
-        }
-        StoredState { linked: None, document: Some(document) } => {
-            confirm_manifest(shared, repository, digest).await?;
-            link(shared, repository, digest).await;
-            note_subject(shared, repository, &document).await;
-            shared.memory.manifests.insert(repository, Arc::clone(&document));
-            Ok(found(document, Outcome::Revalidated))
-        }
-        StoredState { linked, document: None } => {
-            let (document, leader) =
-                fetch(shared, repository, digest, linked.and_then(|link| link.size), true).await?;
-            Ok(found(document, if leader { Outcome::Miss } else { Outcome::Join }))
+impl Manifests {
+    pub(in crate::cache) fn new(
+        storage: &Arc<Storage>,
+        rules: &Arc<Rules>,
+        prefetch_queue: &Arc<PrefetchQueue>,
+    ) -> Self {
+        Self {
+            storage: Arc::clone(storage),
+            rules: Arc::clone(rules),
+            access: Access::new(storage, rules),
+            flights: Flights::default(),
+            prefetch_queue: Arc::clone(prefetch_queue),
         }
     }
-}
 
-/// What never grows old.
-fn found(document: Arc<CachedManifest>, outcome: Outcome) -> ManifestAnswer {
-    ManifestAnswer { document, outcome, age: None, stale: None }
-}
-
-/// A document that the repository may serve and the store holds; from memory if it is there.
-pub(in crate::cache) async fn stored(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<Option<Arc<CachedManifest>>, CacheError> {
-    if let Some(document) = shared.memory.manifests.get(repository, digest) {
-        return Ok(Some(document));
+    /// Returns a manifest from memory, from the store, or from the upstream.
+    pub(in crate::cache) async fn get(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<ManifestAnswer, CacheError> {
+        if let Some(manifest) = self.storage.memory.manifests.get(repository, digest) {
+            return Ok(ManifestAnswer::immutable(manifest, Outcome::Hit));
+        }
+        // Boxed, like every path that few requests take: a request moves its whole future, at the size of the longest path.
+        Box::pin(self.get_beyond_memory(repository, digest)).await
     }
-    let held = Box::pin(held(shared, repository, digest)).await?;
-    let document = held.document.filter(|_| held.linked.is_some());
-    if let Some(document) = &document {
-        shared.memory.manifests.insert(repository, Arc::clone(document));
-    }
-    Ok(document)
-}
 
-async fn held(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-) -> Result<StoredState, CacheError> {
-    let (owned, repository, digest) = (Arc::clone(shared), repository.clone(), *digest);
-    let look = move |store: &StoreSession| {
-        let linked = store.link(&repository, &digest)?;
-        let document = match store.manifest(&digest) {
-            Ok(stored) => stored,
-            Err(error @ StoreError::Damaged(_)) => {
-                // A miss that heals itself: what is left is dropped, and fetched again.
-                owned.report_store_error("a manifest is damaged and will be fetched again", &error);
-                owned.deleter(store).delete_damaged_manifest(&digest)?;
-                None
+    async fn get_beyond_memory(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<ManifestAnswer, CacheError> {
+        let stored = self.stored_state(repository, digest).await?;
+        self.storage.retry_store();
+        match stored {
+            StoredState { link: Some(_), manifest: Some(manifest) } => {
+                self.storage.memory.manifests.insert(repository, Arc::clone(&manifest));
+                Ok(ManifestAnswer::immutable(manifest, Outcome::Hit))
             }
-            Err(error) => return Err(error),
-        };
-        let document = document.map(|StoredManifest { media_type, body }| {
-            let now = owned.clock.now();
-            let usage = owned.eviction.manifest_usage(&digest, &body, media_type.as_str(), now);
-            Arc::new(CachedManifest { digest, media_type, body, usage })
-        });
-        Ok(StoredState { linked, document })
-    };
-    let held = shared.with_store(look).await;
-    shared.or_default("what is held cannot be found out", held)
-}
-
-/// Fetches a manifest by digest, once for all who ask. Tells whether this caller was the first.
-///
-/// The request waits a bounded time; the flight goes on, and then, where `seek` says so, seeks the children. A walk
-/// that fetches children itself must not, or no bound on its depth would hold.
-pub(in crate::cache) async fn fetch(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: &Digest,
-    size: Option<u64>,
-    seek: bool,
-) -> Result<(Arc<CachedManifest>, bool), CacheError> {
-    let wanted = AbsenceKey::Manifest(*digest);
-    if shared.memory.is_absent(repository, &wanted, shared.clock.instant()) {
-        return Err(CacheError::NotFound);
-    }
-    let ticket = shared.manifest_flights.join(&(repository.clone(), *digest), || {
-        let (shared, repository, digest) = (Arc::clone(shared), repository.clone(), *digest);
-        async move {
-            // Another flight may have landed between the look into the store and this one.
-            if let Some(document) = stored(&shared, &repository, &digest).await? {
-                return Ok(document);
+            StoredState { link: None, manifest: Some(manifest) } => {
+                self.access.confirm_manifest(repository, digest).await?;
+                self.access.link(repository, digest).await;
+                self.record_subject(repository, &manifest).await;
+                self.storage.memory.manifests.insert(repository, Arc::clone(&manifest));
+                Ok(ManifestAnswer::immutable(manifest, Outcome::Revalidated))
             }
-            let upstream = shared.upstream(&repository)?;
-            let reference = Reference::Digest(digest);
-            let answer = match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
-                Ok(answer) => answer,
-                Err(error) => return Err(remember(&shared, &repository, wanted, error.into())),
+            StoredState { link, manifest: None } => {
+                let size = link.and_then(|link| link.size);
+                let (manifest, leader) = self.fetch(repository, digest, size, Children::Prefetch).await?;
+                let outcome = if leader { Outcome::Miss } else { Outcome::Join };
+                Ok(ManifestAnswer::immutable(manifest, outcome))
+            }
+        }
+    }
+
+    /// Returns a manifest that the repository is linked to and that the store or memory has. Contacts no upstream.
+    pub(in crate::cache) async fn get_stored(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Arc<CachedManifest>>, CacheError> {
+        if let Some(manifest) = self.storage.memory.manifests.get(repository, digest) {
+            return Ok(Some(manifest));
+        }
+        let stored = Box::pin(self.stored_state(repository, digest)).await?;
+        let manifest = stored.manifest.filter(|_| stored.link.is_some());
+        if let Some(manifest) = &manifest {
+            self.storage.memory.manifests.insert(repository, Arc::clone(manifest));
+        }
+        Ok(manifest)
+    }
+
+    async fn stored_state(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<StoredState, CacheError> {
+        let (storage, repository, digest) = (Arc::clone(&self.storage), repository.clone(), *digest);
+        let work = move |store: &StoreSession| {
+            let link = store.link(&repository, &digest)?;
+            let stored = match store.manifest(&digest) {
+                Ok(stored) => stored,
+                Err(error @ StoreError::Damaged(_)) => {
+                    // A miss: the next request fetches the manifest again.
+                    storage.report_store_error("a manifest is damaged and will be fetched again", &error);
+                    storage.deleter(store).delete_damaged_manifest(&digest)?;
+                    None
+                }
+                Err(error) => return Err(error),
             };
-            check(&shared, &repository, &answer, &digest, size)?;
-            let document = keep(&shared, &repository, digest, answer).await?;
-            if seek {
-                queue::seek(&shared, &repository, &document);
-            }
-            Ok(document)
-        }
-    });
-    let leader = ticket.leader;
-    Ok((in_time(ticket.wait()).await?, leader))
-}
+            let manifest = stored.map(|StoredManifest { media_type, body }| {
+                let now = storage.clock.now();
+                let usage = storage.eviction.manifest_usage(&digest, &body, media_type.as_str(), now);
+                Arc::new(CachedManifest { digest, media_type, body, usage })
+            });
+            Ok(StoredState { link, manifest })
+        };
+        let stored = self.storage.with_store(work).await;
+        self.storage.or_default("the stored manifest cannot be read", stored)
+    }
 
-/// Keeps a verified body: decides its type, stores it with its links, puts it into memory.
-pub(in crate::cache) async fn keep(
-    shared: &Arc<Shared>,
-    repository: &Repository,
-    digest: Digest,
-    answer: UnverifiedManifest,
-) -> Result<Arc<CachedManifest>, CacheError> {
-    let read = Manifest::read(&answer.body, answer.content_type.as_deref())
-        .map_err(|error| CacheError::Invalid(format!("{digest}: {error}")))?;
-    let media_type = read.media_type.clone();
-    let kept = shared.with_store({
-        let (shared, repository, body) = (Arc::clone(shared), repository.clone(), answer.body.clone());
-        move |store| put(&shared, store, &repository, digest, &read, body)
-    });
-    match kept.await {
-        Ok(document) => Ok(document),
-        Err(error) => {
-            shared.report_error("a manifest could not be kept; it is served all the same", &error);
-            let document =
-                Arc::new(CachedManifest { digest, media_type, body: answer.body, usage: Arc::default() });
-            shared.memory.manifests.insert(repository, Arc::clone(&document));
-            Ok(document)
+    /// Fetches a manifest from the upstream, once for all concurrent requests. Returns true for the request that started
+    /// the fetch.
+    ///
+    /// The wait is bounded; the fetch continues without the request.
+    pub(in crate::cache) async fn fetch(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        size: Option<u64>,
+        children: Children,
+    ) -> Result<(Arc<CachedManifest>, bool), CacheError> {
+        self.access.check_absence(repository, &AbsenceKey::Manifest(*digest))?;
+        let ticket = self.flights.join(&(repository.clone(), *digest), || {
+            let (manifests, repository, digest) = (Arc::clone(self), repository.clone(), *digest);
+            async move { manifests.download(&repository, &digest, size, children).await }
+        });
+        let leader = ticket.leader;
+        Ok((in_time(ticket.wait()).await?, leader))
+    }
+
+    async fn download(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: Option<u64>,
+        children: Children,
+    ) -> Result<Arc<CachedManifest>, CacheError> {
+        // Another flight may have ended after the store was read and before this one began.
+        if let Some(manifest) = self.get_stored(repository, digest).await? {
+            return Ok(manifest);
+        }
+        let upstream = self.rules.upstream(repository)?;
+        let reference = Reference::Digest(*digest);
+        let answer = match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let absence = AbsenceKey::Manifest(*digest);
+                return Err(self.access.remember_absence(repository, absence, error.into()));
+            }
+        };
+        verify_manifest(&self.storage.metrics, repository, &answer, digest, size)?;
+        let manifest = self.keep(repository, *digest, answer).await?;
+        if children == Children::Prefetch {
+            self.prefetch_children(repository, &manifest);
+        }
+        Ok(manifest)
+    }
+
+    /// Stores a verified manifest with its links, and adds it to memory. A manifest that cannot be stored is served from
+    /// memory.
+    pub(in crate::cache) async fn keep(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        answer: UnverifiedManifest,
+    ) -> Result<Arc<CachedManifest>, CacheError> {
+        let parsed = Manifest::read(&answer.body, answer.content_type.as_deref())
+            .map_err(|error| CacheError::invalid(format!("{digest}: {error}")))?;
+        let media_type = parsed.media_type.clone();
+        let kept = self.storage.with_store({
+            let (storage, repository, body) =
+                (Arc::clone(&self.storage), repository.clone(), answer.body.clone());
+            move |store| put_manifest(&storage, store, &repository, digest, &parsed, body)
+        });
+        match kept.await {
+            Ok(manifest) => Ok(manifest),
+            Err(error) => {
+                self.storage.report_error("a manifest could not be stored; it is served from memory", &error);
+                let (body, usage) = (answer.body, Arc::default());
+                let manifest = Arc::new(CachedManifest { digest, media_type, body, usage });
+                self.storage.memory.manifests.insert(repository, Arc::clone(&manifest));
+                Ok(manifest)
+            }
+        }
+    }
+
+    /// Queues an index for prefetch, unless all its children were prefetched before.
+    pub(in crate::cache) fn prefetch_children(
+        &self,
+        repository: &Repository,
+        manifest: &Arc<CachedManifest>,
+    ) {
+        let is_index = manifest.media_type.kind() == Some(ManifestKind::Index);
+        let index = (repository.clone(), manifest.digest);
+        if is_index
+            && self.rules.current().prefetch.children
+            && self.storage.memory.prefetched.get(&index).is_none()
+        {
+            self.prefetch_queue.push(index, manifest);
+        }
+    }
+
+    /// Records the subject of a manifest that was stored through another repository. A referrer that is not recorded is
+    /// still in the upstream's list.
+    async fn record_subject(&self, repository: &Repository, manifest: &CachedManifest) {
+        let Ok(Manifest { subject: Some(subject), .. }) =
+            Manifest::read(&manifest.body, Some(manifest.media_type.as_str()))
+        else {
+            return;
+        };
+        let (repository, referrer) = (repository.clone(), manifest.digest);
+        let change = Change::AddReferrer { repository, subject, referrer };
+        if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {
+            self.storage.report_error("a referrer could not be recorded", &error);
         }
     }
 }
 
-/// Stores a verified body as what it was read as, with its links, and puts it into memory. Blocks.
-pub(in crate::cache) fn put(
-    shared: &Shared,
+/// Stores a verified manifest with its links, and adds it to memory. Blocks.
+pub(in crate::cache) fn put_manifest(
+    storage: &Storage,
     store: &StoreSession,
     repository: &Repository,
     digest: Digest,
-    read: &Manifest,
+    parsed: &Manifest,
     body: Bytes,
 ) -> Result<Arc<CachedManifest>, StoreError> {
-    let stored = StoredManifest { media_type: read.media_type.clone(), body: body.clone() };
-    // What a manifest contains gives its repository a right to it. A subject is only pointed at, and a foreign layer
-    // lies elsewhere: a registry checks neither, so that anybody could claim anything through them.
-    let contained = read.children.iter().chain(&read.blobs).filter(|target| !target.foreign);
+    let stored = StoredManifest { media_type: parsed.media_type.clone(), body: body.clone() };
+    // A manifest links its repository to the content that it contains. It does not link it to its subject or to foreign
+    // layers: registries check neither, so that a forged manifest could claim any digest.
+    let contained = parsed.children.iter().chain(&parsed.blobs).filter(|target| !target.foreign);
     let links = contained.map(|target| (target.digest, target.size));
-    let now = shared.clock.now();
+    let now = storage.clock.now();
     let media_type = store.put_manifest(repository, &digest, &stored, links, now)?;
-    if let Some(subject) = read.subject {
+    if let Some(subject) = parsed.subject {
         let repository = repository.clone();
         store.apply(&[Change::AddReferrer { repository, subject, referrer: digest }])?;
     }
-    let usage = shared.eviction.add_manifest(&digest, &body, dependencies(read), now);
-    let document = Arc::new(CachedManifest { digest, media_type, body, usage });
-    shared.memory.manifests.insert(repository, Arc::clone(&document));
-    Ok(document)
-}
-
-/// Notes what a manifest that came in through another repository refers to in this one. One that is not noted is still
-/// in the upstream's list.
-async fn note_subject(shared: &Arc<Shared>, repository: &Repository, document: &CachedManifest) {
-    let Ok(Manifest { subject: Some(subject), .. }) =
-        Manifest::read(&document.body, Some(document.media_type.as_str()))
-    else {
-        return;
-    };
-    let (repository, referrer) = (repository.clone(), document.digest);
-    let change = Change::AddReferrer { repository, subject, referrer };
-    if let Err(error) = shared.with_store(move |store| store.apply(&[change])).await {
-        shared.report_error("a referrer could not be noted", &error);
-    }
+    let usage = storage.eviction.add_manifest(&digest, &body, dependencies(parsed), now);
+    let manifest = Arc::new(CachedManifest { digest, media_type, body, usage });
+    storage.memory.manifests.insert(repository, Arc::clone(&manifest));
+    Ok(manifest)
 }

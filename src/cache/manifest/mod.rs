@@ -1,7 +1,11 @@
 //! Manifests and indexes, by digest and by tag.
 
-pub(in crate::cache) mod answer;
-pub(in crate::cache) mod by_digest;
-pub(in crate::cache) mod referrers_index;
-pub(in crate::cache) mod resolve;
-pub(in crate::cache) mod verify;
+mod answer;
+mod by_digest;
+mod by_tag;
+mod referrers_index;
+mod resolve;
+
+pub use answer::ManifestAnswer;
+pub(super) use by_digest::{Children, Manifests, put_manifest};
+pub(super) use resolve::{Pointers, serves_stale};

@@ -1,323 +1,290 @@
-//! Tags, and lists of referrers: fresh ones at once, others after exactly one question to the upstream, and the last
-//! known one when the upstream cannot be asked.
+//! Pointers to manifests: served while fresh, revalidated with one request to the upstream after that, and served stale
+//! while the upstream fails.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::schema::{Cache as Settings, OnUpstream404};
-use crate::oci::media::CANONICAL_ACCEPT;
-use crate::oci::{Digest, Reference, Repository};
-use crate::source::{Source as _, UnverifiedManifest};
-use crate::store::{Change, TagFact};
+use crate::cache::access::Access;
+use crate::cache::deadline::Deadline;
+use crate::cache::error::CacheError;
+use crate::cache::flight::{Flights, Ticket};
+use crate::cache::freshness::{self, Freshness};
+use crate::cache::manifest::answer::ManifestAnswer;
+use crate::cache::manifest::by_digest::Manifests;
+use crate::cache::manifest::by_tag::TagRequest;
+use crate::cache::manifest::referrers_index;
+use crate::cache::memory::{AbsenceKey, CachedManifest, CheckedPointer};
+use crate::cache::rules::Rules;
+use crate::cache::storage::Storage;
+use crate::config::schema::{Cache as CacheSettings, OnUpstream404};
+use crate::store::{Change, Pointer, TagFact};
 use crate::telemetry::Outcome;
 use crate::upstream::Upstream;
 
-use crate::cache::access::remember;
-use crate::cache::core::Shared;
-use crate::cache::deadline::Deadline;
-use crate::cache::error::CacheError;
-use crate::cache::freshness::{self, Freshness};
-use crate::cache::manifest::answer::ManifestAnswer;
-use crate::cache::manifest::by_digest::{fetch, keep, stored};
-use crate::cache::manifest::referrers_index;
-use crate::cache::manifest::verify::{check, digest_of};
-use crate::cache::memory::CachedManifest;
-use crate::cache::memory::{AbsenceKey, CheckedPointer};
-use crate::cache::pointer::Pointer;
-use crate::cache::pointer::TagKey;
-use crate::cache::prefetch::queue;
+/// Tags and lists of referrers.
+#[derive(Debug)]
+pub(in crate::cache) struct Pointers {
+    storage: Arc<Storage>,
+    rules: Arc<Rules>,
+    access: Access,
+    manifests: Arc<Manifests>,
+    flights: Flights<Pointer, ResolvedPointer>,
+}
 
-/// How a question to the upstream about a pointer ended.
+/// Answer of the upstream about a pointer.
 #[derive(Clone, Debug)]
-pub(in crate::cache) struct ResolvedPointer {
-    document: Arc<CachedManifest>,
+struct ResolvedPointer {
+    manifest: Arc<CachedManifest>,
     outcome: Outcome,
 }
 
-/// The last known state of a pointer, with the document it stands for.
+/// Last known state of a pointer, with the manifest that it points at.
 #[derive(Clone, Debug)]
 struct KnownPointer {
     checked: CheckedPointer,
-    document: Arc<CachedManifest>,
+    manifest: Arc<CachedManifest>,
 }
 
-/// Resolves a pointer, for who may have a `copy` of something else to serve in its place.
-pub(in crate::cache) async fn resolve(
-    shared: &Arc<Shared>,
-    pointer: &Pointer,
-    copy: bool,
-) -> Result<ManifestAnswer, CacheError> {
-    let upstream = shared.upstream(pointer.repository())?;
-    let settings = upstream.settings();
-    let known = known(shared, pointer).await?;
-    if let Some(known) = &known {
-        let age = known.checked.age(&shared.clock);
-        let judged = freshness::judge(age, known.checked.fact.checked_at.as_millis(), settings);
-        if judged == Freshness::ServeAndRevalidate {
-            drop(question(shared, pointer, Some(known.clone())));
+impl Pointers {
+    pub(in crate::cache) fn new(
+        storage: &Arc<Storage>,
+        rules: &Arc<Rules>,
+        manifests: &Arc<Manifests>,
+    ) -> Self {
+        Self {
+            storage: Arc::clone(storage),
+            rules: Arc::clone(rules),
+            access: Access::new(storage, rules),
+            manifests: Arc::clone(manifests),
+            flights: Flights::default(),
         }
-        if judged != Freshness::Expired {
-            let document = Arc::clone(&known.document);
-            return Ok(ManifestAnswer { document, outcome: Outcome::Hit, age, stale: None });
-        }
-    } else if is_absent(shared, pointer) {
-        return Err(CacheError::NotFound);
     }
-    Box::pin(answered(shared, pointer, known, upstream, copy)).await
-}
 
-/// What the upstream says that a pointer stands for; what was known of it stands in where there is no answer.
-async fn answered(
-    shared: &Arc<Shared>,
-    pointer: &Pointer,
-    known: Option<KnownPointer>,
-    upstream: Arc<Upstream>,
-    copy: bool,
-) -> Result<ManifestAnswer, CacheError> {
-    let patience = Deadline::with(&upstream, copy || known.is_some());
-    // The question goes on without this request, and tells for the next one whether the upstream is back.
-    let ticket = question(shared, pointer, known.clone());
-    let leader = ticket.leader;
-    let answer = patience.wait(ticket.wait()).await;
-    match (answer, known) {
-        (Ok(ResolvedPointer { document, outcome }), _) => {
-            let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
-            Ok(ManifestAnswer { document, outcome, age: Some(Duration::ZERO), stale: None })
+    /// Resolves a pointer. `has_copy` is true if the caller has something else to serve, so that it waits only briefly.
+    pub(in crate::cache) async fn resolve(
+        self: &Arc<Self>,
+        pointer: &Pointer,
+        has_copy: bool,
+    ) -> Result<ManifestAnswer, CacheError> {
+        let upstream = self.rules.upstream(pointer.repository())?;
+        let known = self.known(pointer).await?;
+        match &known {
+            Some(known) => {
+                let age = known.checked.age(&self.storage.clock);
+                let freshness = freshness::judge(age, known.checked.fact.checked_at, upstream.settings());
+                if freshness == Freshness::ServeAndRevalidate {
+                    drop(self.revalidate(pointer, Some(known.clone())));
+                }
+                if freshness != Freshness::Expired {
+                    let manifest = Arc::clone(&known.manifest);
+                    return Ok(ManifestAnswer { manifest, outcome: Outcome::Hit, age, stale: None });
+                }
+            }
+            None => self.access.check_absence(pointer.repository(), &absence_key(pointer))?,
         }
-        (Err(error), Some(known)) => stale(shared, known, upstream.settings(), error),
-        (Err(error), None) => Err(error),
+        Box::pin(self.resolve_upstream(pointer, known, upstream, has_copy)).await
+    }
+
+    /// Waits for the upstream's answer. Without an answer the last known state is served stale.
+    async fn resolve_upstream(
+        self: &Arc<Self>,
+        pointer: &Pointer,
+        known: Option<KnownPointer>,
+        upstream: Arc<Upstream>,
+        has_copy: bool,
+    ) -> Result<ManifestAnswer, CacheError> {
+        let deadline = Deadline::new(&upstream, has_copy || known.is_some());
+        // The flight continues after the deadline, so that the next request knows whether the upstream has recovered.
+        let ticket = self.revalidate(pointer, known.clone());
+        let leader = ticket.leader;
+        match (deadline.wait(ticket.wait()).await, known) {
+            (Ok(ResolvedPointer { manifest, outcome }), _) => {
+                let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
+                Ok(ManifestAnswer { manifest, outcome, age: Some(Duration::ZERO), stale: None })
+            }
+            (Err(error), Some(known)) => self.stale(known, upstream.settings(), error),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Returns true if a definite 404 of the upstream is remembered.
+    pub(in crate::cache) fn is_absent(&self, pointer: &Pointer) -> bool {
+        self.access.check_absence(pointer.repository(), &absence_key(pointer)).is_err()
+    }
+
+    /// Returns true if the last target of the pointer is cached.
+    pub(in crate::cache) async fn is_known(&self, pointer: &Pointer) -> Result<bool, CacheError> {
+        Ok(self.known(pointer).await?.is_some())
+    }
+
+    /// Returns the last target of a pointer after the upstream failed with `error`, or the error if nothing may be served.
+    pub(in crate::cache) async fn last_known(
+        &self,
+        pointer: &Pointer,
+        error: CacheError,
+    ) -> Result<ManifestAnswer, CacheError> {
+        let upstream = self.rules.upstream(pointer.repository())?;
+        match self.known(pointer).await? {
+            Some(known) => self.stale(known, upstream.settings(), error),
+            None => Err(error),
+        }
+    }
+
+    fn stale(
+        &self,
+        known: KnownPointer,
+        settings: &CacheSettings,
+        error: CacheError,
+    ) -> Result<ManifestAnswer, CacheError> {
+        let age = known.checked.age(&self.storage.clock);
+        if !serves_stale(&error, age, settings) {
+            return Err(error);
+        }
+        let age = Some(age.unwrap_or_default());
+        Ok(ManifestAnswer { manifest: known.manifest, outcome: Outcome::Stale, age, stale: Some(error) })
+    }
+
+    /// Looks a pointer up in memory and in the store. A pointer whose manifest is gone is unknown.
+    async fn known(&self, pointer: &Pointer) -> Result<Option<KnownPointer>, CacheError> {
+        let checked = match self.storage.memory.pointers.get(pointer) {
+            Some(checked) => Some(checked),
+            None => self.read(pointer).await?,
+        };
+        let Some(checked) = checked else { return Ok(None) };
+        let manifest = self.manifests.get_stored(pointer.repository(), &checked.fact.digest).await?;
+        Ok(manifest.map(|manifest| KnownPointer { checked, manifest }))
+    }
+
+    /// Reads a pointer from the store into memory.
+    async fn read(&self, pointer: &Pointer) -> Result<Option<CheckedPointer>, CacheError> {
+        let owned = pointer.clone();
+        let fact = self.storage.with_store(move |store| store.pointer(&owned)).await;
+        let fact = self.storage.or_default("a tag or a list of referrers cannot be read", fact)?;
+        let checked = fact.map(|fact| CheckedPointer { fact, at: None });
+        if let Some(checked) = checked {
+            self.storage.memory.pointers.insert(pointer.clone(), checked);
+        }
+        Ok(checked)
+    }
+
+    /// Asks the upstream, once for all concurrent requests for the same pointer.
+    fn revalidate(
+        self: &Arc<Self>,
+        pointer: &Pointer,
+        known: Option<KnownPointer>,
+    ) -> Ticket<ResolvedPointer> {
+        self.flights.join(pointer, || {
+            let (pointers, pointer) = (Arc::clone(self), pointer.clone());
+            async move {
+                let resolved = pointers.ask_upstream(&pointer, known.as_ref()).await;
+                if let Err(error) = &resolved
+                    && !error.allows_stale()
+                {
+                    pointers.drop_absent(&pointer, error).await;
+                }
+                resolved
+            }
+        })
+    }
+
+    /// Asks the upstream, and stores its answer.
+    async fn ask_upstream(
+        &self,
+        pointer: &Pointer,
+        known: Option<&KnownPointer>,
+    ) -> Result<ResolvedPointer, CacheError> {
+        if let Some(resolved) = self.resolved_meanwhile(pointer, known).await? {
+            return Ok(resolved);
+        }
+        let manifest = match pointer {
+            Pointer::Tag(key) => {
+                let upstream = self.rules.upstream(&key.repository)?;
+                let request = TagRequest::new(&self.manifests, &self.storage.metrics, &upstream, key);
+                request.send(known.map(|known| &known.manifest)).await?
+            }
+            Pointer::Referrers(repository, subject) => {
+                referrers_index::fetch(&self.storage, &self.rules, repository, subject).await?
+            }
+        };
+        let unchanged = known.filter(|known| known.manifest.digest == manifest.digest);
+        let now = self.storage.clock.now();
+        let moved_at = unchanged.map_or(now, |known| known.checked.fact.moved_at);
+        self.put(pointer, TagFact { digest: manifest.digest, checked_at: now, moved_at }).await;
+        // Referrers are fetched when a client requests them: most of them are never requested.
+        if let Pointer::Tag(key) = pointer {
+            self.manifests.prefetch_children(&key.repository, &manifest);
+        }
+        let outcome = if unchanged.is_some() { Outcome::Revalidated } else { Outcome::Miss };
+        Ok(ResolvedPointer { manifest, outcome })
+    }
+
+    /// Returns the result of another flight that ended after the freshness was judged and before this flight began. Its
+    /// result is newer whatever its time: the clock may have been set back.
+    async fn resolved_meanwhile(
+        &self,
+        pointer: &Pointer,
+        known: Option<&KnownPointer>,
+    ) -> Result<Option<ResolvedPointer>, CacheError> {
+        let (Some(known), Some(newer)) = (known, self.storage.memory.pointers.get(pointer)) else {
+            return Ok(None);
+        };
+        if newer.fact.checked_at == known.checked.fact.checked_at {
+            return Ok(None);
+        }
+        let manifest = self.manifests.get_stored(pointer.repository(), &newer.fact.digest).await?;
+        Ok(manifest.map(|manifest| ResolvedPointer { manifest, outcome: Outcome::Revalidated }))
+    }
+
+    /// Stores a pointer. A pointer that cannot be stored costs a revalidation after the next start, and never a wrong answer.
+    async fn put(&self, pointer: &Pointer, fact: TagFact) {
+        let at = Some(self.storage.clock.instant());
+        self.storage.memory.pointers.insert(pointer.clone(), CheckedPointer { fact, at });
+        let change = Change::SetPointer(pointer.clone(), fact);
+        if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {
+            self.storage.report_error("a tag or a list of referrers could not be stored", &error);
+        }
+        // The manifest may have been evicted, together with its pointers, before this pointer was written.
+        if !self.storage.eviction.contains(&fact.digest) {
+            self.remove(pointer).await;
+        }
+    }
+
+    async fn remove(&self, pointer: &Pointer) {
+        let change = Change::RemovePointer(pointer.clone());
+        if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {
+            self.storage.report_error("an outdated tag or list of referrers could not be removed", &error);
+        }
+    }
+
+    /// Handles a definite 404 of the upstream: the pointer is removed, the content stays.
+    async fn drop_absent(&self, pointer: &Pointer, error: &CacheError) {
+        let Ok(upstream) = self.rules.upstream(pointer.repository()) else { return };
+        // The absence is used only while the pointer is unknown.
+        self.access.remember_absence(pointer.repository(), absence_key(pointer), error.clone());
+        if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
+            return;
+        }
+        self.storage.memory.pointers.remove(pointer);
+        self.remove(pointer).await;
     }
 }
 
-/// Whether the upstream said lately that there is no such thing.
-pub(in crate::cache) fn is_absent(shared: &Shared, pointer: &Pointer) -> bool {
-    shared.memory.is_absent(pointer.repository(), &wanted(pointer), shared.clock.instant())
-}
-
-fn wanted(pointer: &Pointer) -> AbsenceKey {
+fn absence_key(pointer: &Pointer) -> AbsenceKey {
     match pointer {
         Pointer::Tag(key) => AbsenceKey::Tag(key.tag.clone(), key.variant.clone()),
         Pointer::Referrers(_, subject) => AbsenceKey::Referrers(*subject),
     }
 }
 
-/// Whether it is known what the pointer last stood for.
-pub(in crate::cache) async fn is_known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<bool, CacheError> {
-    Ok(known(shared, pointer).await?.is_some())
-}
-
-/// What a pointer last stood for, for who was not answered because of `error`; the error where nothing may be served.
-pub(in crate::cache) async fn last_known(
-    shared: &Arc<Shared>,
-    pointer: &Pointer,
-    error: CacheError,
-) -> Result<ManifestAnswer, CacheError> {
-    let upstream = shared.upstream(pointer.repository())?;
-    match known(shared, pointer).await? {
-        Some(known) => stale(shared, known, upstream.settings(), error),
-        None => Err(error),
-    }
-}
-
-fn stale(
-    shared: &Shared,
-    known: KnownPointer,
-    settings: &Settings,
-    error: CacheError,
-) -> Result<ManifestAnswer, CacheError> {
-    let age = known.checked.age(&shared.clock);
-    if !serves_stale(&error, age, settings) {
-        return Err(error);
-    }
-    let age = Some(age.unwrap_or_default());
-    Ok(ManifestAnswer { document: known.document, outcome: Outcome::Stale, age, stale: Some(error) })
-}
-
-/// Whether what was last confirmed so long ago may be served although the upstream answered with `error`.
-pub(in crate::cache) fn serves_stale(error: &CacheError, age: Option<Duration>, settings: &Settings) -> bool {
-    if error.is_trouble() {
+/// Returns true if cached content of this age may be served although the upstream answered with `error`.
+pub(in crate::cache) fn serves_stale(
+    error: &CacheError,
+    age: Option<Duration>,
+    settings: &CacheSettings,
+) -> bool {
+    if error.allows_stale() {
         freshness::may_serve_stale(age, settings)
     } else {
         settings.on_upstream_404 == OnUpstream404::Stale
     }
-}
-
-/// What memory or the store knows of a pointer; one whose document is gone is not known.
-async fn known(shared: &Arc<Shared>, pointer: &Pointer) -> Result<Option<KnownPointer>, CacheError> {
-    let checked = if let Some(checked) = shared.memory.pointers.get(pointer) {
-        Some(checked)
-    } else {
-        let owned = pointer.clone();
-        let fact = shared.with_store(move |store| store.pointer(&owned)).await;
-        let fact = shared.or_default("what a tag or a list stands for cannot be found out", fact)?;
-        let checked = fact.map(|fact| CheckedPointer { fact, at: None });
-        if let Some(checked) = checked {
-            shared.memory.pointers.insert(pointer.clone(), checked);
-        }
-        checked
-    };
-    let Some(checked) = checked else { return Ok(None) };
-    let document = stored(shared, pointer.repository(), &checked.fact.digest).await?;
-    Ok(document.map(|document| KnownPointer { checked, document }))
-}
-
-/// Puts the question to the upstream, once for all who wait for the same pointer.
-fn question(
-    shared: &Arc<Shared>,
-    pointer: &Pointer,
-    known: Option<KnownPointer>,
-) -> crate::cache::flight::Ticket<ResolvedPointer> {
-    shared.pointer_flights.join(pointer, || {
-        let (shared, pointer) = (Arc::clone(shared), pointer.clone());
-        async move {
-            let asked = ask(&shared, &pointer, known.as_ref()).await;
-            if let Err(error @ (CacheError::NotFound | CacheError::NoReferrers)) = &asked {
-                gone(&shared, &pointer, error).await;
-            }
-            asked
-        }
-    })
-}
-
-/// Asks the upstream and keeps its answer.
-async fn ask(
-    shared: &Arc<Shared>,
-    pointer: &Pointer,
-    known: Option<&KnownPointer>,
-) -> Result<ResolvedPointer, CacheError> {
-    // Another flight may have landed between the judgement and this one. What it found is newer whatever its time: the
-    // clock may have been set back.
-    if let Some(known) = known
-        && let Some(newer) = shared.memory.pointers.get(pointer)
-        && newer.fact.checked_at != known.checked.fact.checked_at
-        && let Some(document) = stored(shared, pointer.repository(), &newer.fact.digest).await?
-    {
-        return Ok(ResolvedPointer { document, outcome: Outcome::Revalidated });
-    }
-    let document = match pointer {
-        Pointer::Tag(key) => ask_for_tag(shared, key, known).await?,
-        Pointer::Referrers(repository, subject) => {
-            referrers_index::fetch(shared, repository, subject).await?
-        }
-    };
-    let unchanged = known.is_some_and(|known| known.checked.fact.digest == document.digest);
-    let now = shared.clock.now();
-    let moved_at = known.filter(|_| unchanged).map_or(now, |known| known.checked.fact.moved_at);
-    put(shared, pointer, TagFact { digest: document.digest, checked_at: now, moved_at }).await;
-    // What refers to an image is fetched when it is asked for: most of it is not.
-    if let Pointer::Tag(key) = pointer {
-        queue::seek(shared, &key.repository, &document);
-    }
-    Ok(ResolvedPointer { document, outcome: if unchanged { Outcome::Revalidated } else { Outcome::Miss } })
-}
-
-/// One HEAD if something is known, and a GET by tag only if it moved.
-async fn ask_for_tag(
-    shared: &Arc<Shared>,
-    key: &TagKey,
-    known: Option<&KnownPointer>,
-) -> Result<Arc<CachedManifest>, CacheError> {
-    let upstream = shared.upstream(&key.repository)?;
-    let reference = Reference::Tag(key.tag.clone());
-    let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
-    let mut announced = None;
-    if let Some(known) = known {
-        let head = match upstream.head(&key.repository.name, &reference, accept, None).await {
-            Err(error) if error.may_be_about_head() => None,
-            head => head?,
-        };
-        announced = head.and_then(|head| head.digest);
-        if announced == Some(known.checked.fact.digest) {
-            return Ok(Arc::clone(&known.document));
-        }
-    }
-    fetch_by_tag(shared, key, &upstream, accept, announced).await
-}
-
-/// Gets what a tag stands for and verifies it against the digest that the upstream announced.
-///
-/// A registry that announces one document and sends another (Docker Hub has sent a child under its list's digest)
-/// is asked by digest: for what it announced, then for what it sent; or the other way round, if the client takes just
-/// the types of what was sent. What it does not know by its own digest is damaged and is refused.
-async fn fetch_by_tag(
-    shared: &Arc<Shared>,
-    key: &TagKey,
-    upstream: &Upstream,
-    accept: &str,
-    announced: Option<Digest>,
-) -> Result<Arc<CachedManifest>, CacheError> {
-    let repository = &key.repository;
-    let reference = Reference::Tag(key.tag.clone());
-    let answer = upstream.manifest(&repository.name, &reference, accept, None).await?;
-    let digest = digest_of(&answer);
-    // The GET's own header is the newer announcement: the tag may have moved since the HEAD.
-    let announced = answer.digest.or(announced).unwrap_or(digest);
-    if announced == digest {
-        return keep(shared, repository, digest, answer).await;
-    }
-    tracing::warn!(%repository, tag = %key.tag, %announced, %digest, "the upstream announced another digest than it sent");
-    let converted = key.variant.is_some();
-    if converted {
-        if let Some(document) = stored(shared, repository, &digest).await? {
-            return Ok(document);
-        }
-        if knows(upstream, repository, &digest, accept, &answer).await {
-            return keep(shared, repository, digest, answer).await;
-        }
-    }
-    if let Ok((document, _)) = fetch(shared, repository, &announced, None, true).await {
-        return Ok(document);
-    }
-    if !converted && knows(upstream, repository, &digest, accept, &answer).await {
-        return keep(shared, repository, digest, answer).await;
-    }
-    check(shared, repository, &answer, &announced, None)?;
-    Err(CacheError::Mismatch(format!("{digest} is not what was announced")))
-}
-
-/// Whether the upstream gives the same document for the document's own digest.
-async fn knows(
-    upstream: &Upstream,
-    repository: &Repository,
-    digest: &Digest,
-    accept: &str,
-    answer: &UnverifiedManifest,
-) -> bool {
-    let known = upstream.manifest(&repository.name, &Reference::Digest(*digest), accept, None).await;
-    known.is_ok_and(|known| known.body == answer.body)
-}
-
-/// Keeps a pointer. Facts that cannot be kept cost a revalidation after the next start, never a wrong answer.
-async fn put(shared: &Arc<Shared>, pointer: &Pointer, fact: TagFact) {
-    let at = Some(shared.clock.instant());
-    shared.memory.pointers.insert(pointer.clone(), CheckedPointer { fact, at });
-    let change = Change::SetPointer(pointer.clone(), fact);
-    let kept = shared.with_store(move |store| store.apply(&[change])).await;
-    if let Err(error) = kept {
-        shared.report_error("what a tag or a list stands for could not be kept", &error);
-    }
-    // What it stands for may have gone between its coming and this, and its pointers with it.
-    if !shared.eviction.contains(&fact.digest) {
-        remove_from_store(shared, pointer).await;
-    }
-}
-
-async fn remove_from_store(shared: &Arc<Shared>, pointer: &Pointer) {
-    let change = Change::RemovePointer(pointer.clone());
-    let removed = shared.with_store(move |store| store.apply(&[change])).await;
-    if let Err(error) = removed {
-        shared.report_error("a tag or a list that is gone could not be removed", &error);
-    }
-}
-
-/// The upstream says that there is no such thing any more: it leaves service, its content stays.
-async fn gone(shared: &Arc<Shared>, pointer: &Pointer, error: &CacheError) {
-    let Ok(upstream) = shared.upstream(pointer.repository()) else { return };
-    // An absence is consulted only where nothing is known.
-    remember(shared, pointer.repository(), wanted(pointer), error.clone());
-    if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
-        return;
-    }
-    shared.memory.pointers.remove(pointer);
-    remove_from_store(shared, pointer).await;
 }

@@ -1,5 +1,7 @@
-//! Prefetch: what an index points at is fetched before a client asks for it.
+//! Prefetch: the children of an index are fetched before a client requests them, and for chosen platforms their blobs.
 
-pub(in crate::cache) mod queue;
-pub(in crate::cache) mod quota_wait;
-pub(in crate::cache) mod walk;
+mod prefetcher;
+mod quota_wait;
+mod walk;
+
+pub(super) use prefetcher::Prefetcher;

@@ -1,42 +1,60 @@
-//! Room in an upstream's quota for what nobody asked for: whether there is any, and waiting until there is.
+//! Wait for an upstream's quota before a prefetch request: clients come first.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::cache::error::CacheError;
+use crate::cache::rules::Rules;
 use crate::oci::media::CANONICAL_ACCEPT;
-use crate::oci::{Digest, Reference, Repository};
+use crate::oci::{Digest, Reference, Repository, UpstreamName};
 use crate::source::Source as _;
 
-use crate::cache::core::Shared;
-use crate::cache::error::CacheError;
-
-/// Whether the upstream's quota leaves room for what nobody asked for.
-pub(in crate::cache) fn is_there(shared: &Shared, repository: &Repository) -> bool {
-    let upstream = shared.upstream(repository);
-    upstream.is_ok_and(|upstream| upstream.quota_is_above(shared.rules().prefetch.quota_floor))
+/// Check of the upstreams' quotas against `prefetch.quota_floor`.
+#[derive(Debug)]
+pub(super) struct QuotaGate {
+    rules: Arc<Rules>,
+    /// Lock by upstream, so that one waiter at a time asks whether the quota has returned.
+    probes: Mutex<HashMap<UpstreamName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// Waits until the upstream's quota leaves room. One waiter asks for `child` by HEAD now and then, which Docker Hub
-/// does not count and answers with the quota; any other answer that tells it ends the waiting too.
-pub(in crate::cache) async fn wait(
-    shared: &Shared,
-    repository: &Repository,
-    child: &Digest,
-) -> Result<(), CacheError> {
-    let upstream = shared.upstream(repository)?;
-    while !is_there(shared, repository) {
-        let gate = shared.prefetch_queue.gate(upstream.name());
-        let _finding_out = gate.lock().await;
-        let told = upstream.quota_changed();
-        if is_there(shared, repository) {
-            break;
-        }
-        tokio::select! {
-            () = told => {}
-            () = tokio::time::sleep(shared.rules().prefetch.quota_check) => {
-                let reference = Reference::Digest(*child);
-                // Only what its headers tell of the quota matters, and that is noted on the way.
-                let asked = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
-                tracing::debug!(%repository, found = asked.is_ok(), "asked whether the quota has returned");
+impl QuotaGate {
+    pub(super) fn new(rules: &Arc<Rules>) -> Self {
+        Self { rules: Arc::clone(rules), probes: Mutex::default() }
+    }
+
+    /// Returns true if the upstream's quota allows a prefetch request.
+    pub(super) fn is_open(&self, repository: &Repository) -> bool {
+        let upstream = self.rules.upstream(repository);
+        upstream.is_ok_and(|upstream| upstream.quota_is_above(self.rules.current().prefetch.quota_floor))
+    }
+
+    /// Waits until the quota allows a prefetch request. At each `quota_check` interval one waiter sends HEAD for `child`:
+    /// Docker Hub does not count it, and its answer announces the quota. Any other answer that announces the quota ends the
+    /// wait too.
+    pub(super) async fn wait(&self, repository: &Repository, child: &Digest) -> Result<(), CacheError> {
+        let upstream = self.rules.upstream(repository)?;
+        while !self.is_open(repository) {
+            let probe = self.probe_lock(upstream.name());
+            let _probe = probe.lock().await;
+            let announced = upstream.quota_changed();
+            if self.is_open(repository) {
+                break;
+            }
+            tokio::select! {
+                () = announced => {}
+                () = tokio::time::sleep(self.rules.current().prefetch.quota_check) => {
+                    let reference = Reference::Digest(*child);
+                    // The upstream layer reads the quota from the headers of the answer; its content is not needed.
+                    let answer = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
+                    tracing::debug!(%repository, success = answer.is_ok(), "quota checked for prefetch");
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn probe_lock(&self, upstream: &UpstreamName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(probes.entry(upstream.clone()).or_default())
+    }
 }

@@ -1,234 +1,269 @@
-//! Every index child: what an index points at is fetched before anybody asks for it.
+//! Walk below one index: fetches its children, and the blobs of chosen platforms.
 //!
-//! For chosen platforms their blobs follow. The walk is bounded in depth, count and bytes, and a digest is visited
-//! once, so that no index, however made, costs more than its bounds.
+//! The walk is bounded in depth, count and bytes, and visits each digest once, so that no index costs more than these bounds.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
+use tokio::sync::Semaphore;
 
+use crate::cache::blob::Blobs;
+use crate::cache::error::{CacheError, CacheErrorKind};
+use crate::cache::manifest::{Children, Manifests};
+use crate::cache::memory::CachedManifest;
+use crate::cache::prefetch::quota_wait::QuotaGate;
+use crate::cache::prefetch_queue::IndexKey;
+use crate::cache::rules::Rules;
+use crate::cache::storage::Storage;
 use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::Change;
 use crate::telemetry::Metrics;
 
-use crate::cache::Cache;
-use crate::cache::core::Shared;
-use crate::cache::error::CacheError;
-use crate::cache::manifest::by_digest::{fetch, stored};
-use crate::cache::memory::CachedManifest;
-use crate::cache::prefetch::quota_wait;
-
-/// Nested indexes below the one that was asked for.
+/// Depth of nested indexes below the index of the walk.
 const DEPTH_MAX: u32 = 4;
 /// Children of one walk.
 const COUNT_MAX: usize = 1024;
-/// Bytes of manifests that one walk may bring in.
+/// Bytes of manifests that one walk fetches.
 const BYTES_MAX: u64 = 64 << 20;
-/// Below which index, in which repository.
-pub(in crate::cache) type PrefetchRoot = (Repository, Digest);
 
-/// How a walk ended.
+/// Components and limits that all walks share.
+#[derive(Debug)]
+pub(super) struct WalkScope {
+    pub(super) storage: Arc<Storage>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) manifests: Arc<Manifests>,
+    pub(super) blobs: Arc<Blobs>,
+    pub(super) quota: QuotaGate,
+    /// Permits for concurrent requests.
+    pub(super) slots: Semaphore,
+}
+
+/// Result of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cache) enum PrefetchEnd {
-    /// Everything within the bounds is there, or is nowhere.
+pub(super) enum WalkEnd {
+    /// Everything within the bounds is cached, or the upstream does not have it.
     Complete,
-    /// Something came that is not kept; it may come right another time.
+    /// Some content was refused. A later walk may find it repaired.
     Flawed,
-    /// The upstream was in trouble; this many children were still waiting.
+    /// The upstream or the store failed.
     Deferred {
-        /// Children not yet there.
-        waiting: usize,
+        /// Children that are not cached yet.
+        missing: usize,
     },
 }
 
-/// Fetches what is missing below an index. Noted in the store as soon as there is something to fetch.
-pub(in crate::cache) async fn walk(
-    shared: &Arc<Shared>,
-    root: &PrefetchRoot,
-    index: &CachedManifest,
-) -> PrefetchEnd {
-    let repository = &root.0;
-    let mut seen = HashSet::from([index.digest]);
-    let mut queue = VecDeque::new();
-    let mut waiting = Waiting::new(&shared.metrics);
-    let (mut bytes, mut noted, mut end) = (0, false, PrefetchEnd::Complete);
-    push_children(&mut queue, &mut seen, index, 1);
-    while let Some((child, depth)) = queue.pop_front() {
-        if bytes > BYTES_MAX {
-            tracing::warn!(%repository, index = %index.digest, "the index's children exceed {BYTES_MAX} bytes; the rest waits to be asked for");
-            break;
+/// Result of a prefetch of one image's blobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BlobsEnd {
+    Complete,
+    Flawed,
+    Deferred,
+}
+
+/// Walk in progress.
+struct IndexWalk<'a> {
+    scope: &'a WalkScope,
+    index: &'a IndexKey,
+    pending: VecDeque<(Descriptor, u32)>,
+    seen: HashSet<Digest>,
+    gauge: MissingGauge<'a>,
+    /// True once the store has a record of this walk.
+    recorded: bool,
+}
+
+/// Fetches the missing content below an index.
+pub(super) async fn walk(scope: &WalkScope, index: &IndexKey, manifest: &CachedManifest) -> WalkEnd {
+    let mut walk = IndexWalk {
+        scope,
+        index,
+        pending: VecDeque::new(),
+        seen: HashSet::from([manifest.digest]),
+        gauge: MissingGauge::new(&scope.storage.metrics),
+        recorded: false,
+    };
+    walk.add_children(manifest, 1);
+    walk.run().await
+}
+
+impl IndexWalk<'_> {
+    async fn run(&mut self) -> WalkEnd {
+        let (repository, index) = self.index;
+        let (mut bytes, mut end) = (0, WalkEnd::Complete);
+        while let Some((child, depth)) = self.pending.pop_front() {
+            if bytes > BYTES_MAX {
+                tracing::warn!(%repository, %index, limit = BYTES_MAX, "prefetch stopped: the index's children exceed the limit; the rest is fetched on request");
+                break;
+            }
+            let missing = self.pending.len() + 1;
+            self.gauge.set(missing, Waiting::Queued);
+            let manifest = match self.obtain(&child, missing).await {
+                Ok(manifest) => manifest,
+                // A dangling descriptor is a fault of the index, not of this walk.
+                Err(error @ CacheError::NotFound) => {
+                    tracing::info!(%repository, child = %child.digest, %error, "upstream does not have a child of an index");
+                    continue;
+                }
+                // The content was not stored. The upstream may repair it.
+                Err(error) if error.is_content_fault() => {
+                    tracing::info!(%repository, child = %child.digest, %error, "child of an index refused");
+                    end = WalkEnd::Flawed;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::info!(%repository, %index, child = %child.digest, %error, "prefetch deferred");
+                    return WalkEnd::Deferred { missing };
+                }
+            };
+            self.gauge.set(missing, Waiting::Queued);
+            bytes += manifest.body.len() as u64;
+            if child.platform.as_deref().is_some_and(|platform| self.scope.wants_blobs(platform)) {
+                match self.scope.fetch_blobs(repository, &manifest).await {
+                    BlobsEnd::Complete => {}
+                    BlobsEnd::Flawed => end = WalkEnd::Flawed,
+                    BlobsEnd::Deferred => return WalkEnd::Deferred { missing },
+                }
+            }
+            if depth < DEPTH_MAX && manifest.media_type.kind() == Some(ManifestKind::Index) {
+                self.add_children(&manifest, depth + 1);
+            }
         }
-        let left = queue.len() + 1;
-        waiting.set(left, false);
-        match obtain(shared, root, &child, &mut noted, || waiting.set(left, true)).await {
-            Ok(document) => {
-                waiting.set(left, false);
-                bytes += document.body.len() as u64;
-                if child.platform.as_deref().is_some_and(|platform| is_wanted(shared, platform)) {
-                    match blobs_of(shared, repository, &document).await {
-                        PrefetchEnd::Complete => {}
-                        PrefetchEnd::Flawed => end = PrefetchEnd::Flawed,
-                        PrefetchEnd::Deferred { .. } => return PrefetchEnd::Deferred { waiting: left },
-                    }
-                }
-                if depth < DEPTH_MAX && document.media_type.kind() == Some(ManifestKind::Index) {
-                    push_children(&mut queue, &mut seen, &document, depth + 1);
-                }
-            }
-            // The upstream does not have it: that is the index's own affair.
-            Err(error @ CacheError::NotFound) => {
-                tracing::info!(%repository, child = %child.digest, %error, "a child of an index is not there");
-            }
-            // What came is not kept; the next time it may be right.
-            Err(error @ (CacheError::Invalid(_) | CacheError::Mismatch(_))) => {
-                tracing::info!(%repository, child = %child.digest, %error, "a child of an index came wrong");
-                end = PrefetchEnd::Flawed;
-            }
-            Err(error) => {
-                tracing::info!(%repository, index = %index.digest, child = %child.digest, %error, "the index's children are left for later");
-                return PrefetchEnd::Deferred { waiting: left };
+        end
+    }
+
+    fn add_children(&mut self, index: &CachedManifest, depth: u32) {
+        let Ok(parsed) = Manifest::read(&index.body, Some(index.media_type.as_str())) else { return };
+        for child in parsed.children {
+            if self.seen.len() <= COUNT_MAX && self.seen.insert(child.digest) {
+                self.pending.push_back((child, depth));
             }
         }
     }
-    end
-}
 
-/// Notes in the store that the walk has something to fetch.
-async fn note(shared: &Shared, root: &PrefetchRoot) {
-    let (repository, digest) = root.clone();
-    let change = Change::EnqueuePrefetch(repository, digest);
-    if let Err(error) = shared.with_store(move |store| store.apply(&[change])).await {
-        shared.report_error("a walk below an index could not be noted; a restart would forget it", &error);
+    /// Returns a child from the store, or fetches it. The fetch may take long, because no client waits for it.
+    async fn obtain(
+        &mut self,
+        child: &Descriptor,
+        missing: usize,
+    ) -> Result<Arc<CachedManifest>, CacheError> {
+        let repository = &self.index.0;
+        if let Some(manifest) = self.scope.manifests.get_stored(repository, &child.digest).await? {
+            return Ok(manifest);
+        }
+        if !std::mem::replace(&mut self.recorded, true) {
+            self.scope.record(self.index).await;
+        }
+        if !self.scope.quota.is_open(repository) {
+            self.gauge.set(missing, Waiting::Deferred);
+        }
+        self.scope.fetch_child(repository, child).await
     }
 }
 
-/// Shows how many children a walk has still to fetch, as waiting for their turn or as deferred.
-struct Waiting<'a> {
+impl WalkScope {
+    /// Fetches a child manifest with retries.
+    async fn fetch_child(
+        &self,
+        repository: &Repository,
+        child: &Descriptor,
+    ) -> Result<Arc<CachedManifest>, CacheError> {
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(500))
+            .with_max_delay(Duration::from_secs(30))
+            .with_max_times(5)
+            .with_jitter();
+        let attempt = || async {
+            self.quota.wait(repository, &child.digest).await?;
+            // Held during the request and not during the back-off: one failing upstream must not block the others.
+            let _slot = self.slots.acquire().await.map_err(|_| CacheError::Interrupted)?;
+            self.manifests.fetch(repository, &child.digest, child.size, Children::Leave).await
+        };
+        // A rate limit is retried too: every attempt waits for the quota first.
+        let is_retryable =
+            |error: &CacheError| error.is_retryable() || error.kind() == CacheErrorKind::RateLimited;
+        let (manifest, _) = attempt.retry(backoff).when(is_retryable).await?;
+        Ok(manifest)
+    }
+
+    /// Fetches the blobs of an image, one after the other.
+    async fn fetch_blobs(&self, repository: &Repository, image: &CachedManifest) -> BlobsEnd {
+        let Ok(parsed) = Manifest::read(&image.body, Some(image.media_type.as_str())) else {
+            return BlobsEnd::Complete;
+        };
+        let mut end = BlobsEnd::Complete;
+        for blob in parsed.blobs.iter().filter(|blob| !blob.foreign) {
+            // Held until the fill has ended: only then there is room for the next one.
+            let Ok(_slot) = self.slots.acquire().await else { return BlobsEnd::Deferred };
+            if self.storage.store_health.is_degraded() {
+                return BlobsEnd::Deferred;
+            }
+            if let Err(error) = self.blobs.fetch(repository, &blob.digest, |_| {}).await {
+                tracing::info!(%repository, blob = %blob.digest, %error, "blob could not be prefetched");
+                if !error.is_content_fault() {
+                    return BlobsEnd::Deferred;
+                }
+                end = BlobsEnd::Flawed;
+            }
+        }
+        end
+    }
+
+    /// Returns true if the blobs of a platform are prefetched. `linux/arm64` includes all its variants.
+    fn wants_blobs(&self, platform: &str) -> bool {
+        self.rules.current().prefetch.platforms.iter().any(|wanted| {
+            let rest = platform.strip_prefix(wanted.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+
+    /// Records in the store that children of an index are missing.
+    async fn record(&self, (repository, digest): &IndexKey) {
+        let change = Change::EnqueuePrefetch(repository.clone(), *digest);
+        if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {
+            self.storage.report_error("an index could not be added to the stored prefetch queue", &error);
+        }
+    }
+}
+
+/// Reason why missing children wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// The walk has not reached them yet.
+    Queued,
+    /// The upstream's quota is too low.
+    Deferred,
+}
+
+/// Share of one walk in the gauges of missing children. Dropping it removes the share.
+struct MissingGauge<'a> {
     metrics: &'a Metrics,
     count: usize,
-    deferred: bool,
+    waiting: Waiting,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> MissingGauge<'a> {
     fn new(metrics: &'a Metrics) -> Self {
-        Self { metrics, count: 0, deferred: false }
+        Self { metrics, count: 0, waiting: Waiting::Queued }
     }
 
-    fn set(&mut self, count: usize, deferred: bool) {
-        if self.deferred {
-            self.metrics.children_deferred(self.count, 0);
-        } else {
-            self.metrics.children_queued(self.count, 0);
-        }
-        (self.count, self.deferred) = (count, deferred);
-        if deferred {
-            self.metrics.children_deferred(0, count);
-        } else {
-            self.metrics.children_queued(0, count);
+    fn set(&mut self, count: usize, waiting: Waiting) {
+        self.change(self.count, 0);
+        (self.count, self.waiting) = (count, waiting);
+        self.change(0, count);
+    }
+
+    fn change(&self, before: usize, after: usize) {
+        match self.waiting {
+            Waiting::Queued => self.metrics.children_queued(before, after),
+            Waiting::Deferred => self.metrics.children_deferred(before, after),
         }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for MissingGauge<'_> {
     fn drop(&mut self) {
-        self.set(0, false);
+        self.set(0, Waiting::Queued);
     }
-}
-
-/// Whether the blobs of a platform are to be fetched ahead. `linux/arm64` names all its variants too.
-fn is_wanted(shared: &Shared, platform: &str) -> bool {
-    shared.rules().prefetch.platforms.iter().any(|wanted| {
-        platform.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
-}
-
-/// Fetches the blobs of an image, one after the other.
-async fn blobs_of(shared: &Arc<Shared>, repository: &Repository, image: &CachedManifest) -> PrefetchEnd {
-    let Ok(read) = Manifest::read(&image.body, Some(image.media_type.as_str())) else {
-        return PrefetchEnd::Complete;
-    };
-    let cache = Cache(Arc::clone(shared));
-    let mut end = PrefetchEnd::Complete;
-    for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
-        let Ok(_turn) = shared.prefetch_queue.turns.acquire().await else {
-            return PrefetchEnd::Deferred { waiting: 0 };
-        };
-        if shared.store_health.is_degraded() {
-            // It could not be kept.
-            return PrefetchEnd::Deferred { waiting: 0 };
-        }
-        match cache.fetch_blob(repository, &blob.digest).await {
-            // Only the end of one fill makes room for the next.
-            Ok(()) => {}
-            Err(error) => {
-                tracing::info!(%repository, blob = %blob.digest, %error, "a blob could not be fetched ahead");
-                match error {
-                    CacheError::NotFound | CacheError::Invalid(_) | CacheError::Mismatch(_) => {
-                        end = PrefetchEnd::Flawed;
-                    }
-                    _ => return PrefetchEnd::Deferred { waiting: 0 },
-                }
-            }
-        }
-    }
-    end
-}
-
-fn push_children(
-    waiting: &mut VecDeque<(Descriptor, u32)>,
-    seen: &mut HashSet<Digest>,
-    index: &CachedManifest,
-    depth: u32,
-) {
-    let Ok(read) = Manifest::read(&index.body, Some(index.media_type.as_str())) else { return };
-    for child in read.children {
-        if seen.len() <= COUNT_MAX && seen.insert(child.digest) {
-            waiting.push_back((child, depth));
-        }
-    }
-}
-
-/// A child from the store, or from the upstream with patience: nobody waits for it. `defer` is told when it has to
-/// wait for the upstream's quota.
-async fn obtain(
-    shared: &Arc<Shared>,
-    root: &PrefetchRoot,
-    child: &Descriptor,
-    noted: &mut bool,
-    defer: impl FnOnce(),
-) -> Result<Arc<CachedManifest>, CacheError> {
-    let repository = &root.0;
-    if let Some(document) = stored(shared, repository, &child.digest).await? {
-        return Ok(document);
-    }
-    if !std::mem::replace(noted, true) {
-        note(shared, root).await;
-    }
-    if !quota_wait::is_there(shared, repository) {
-        defer();
-    }
-    let patience = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(500))
-        .with_max_delay(Duration::from_secs(30))
-        .with_max_times(5)
-        .with_jitter();
-    let attempt = || async {
-        quota_wait::wait(shared, repository, &child.digest).await?;
-        // Held while asking, not while waiting to ask again: one upstream in trouble must not hold up the others.
-        let _turn = shared.prefetch_queue.turns.acquire().await.map_err(|_| CacheError::Interrupted)?;
-        fetch(shared, repository, &child.digest, child.size, false).await
-    };
-    let (document, _) = attempt
-        .retry(patience)
-        .when(|error| {
-            matches!(
-                error,
-                CacheError::Timeout(_) | CacheError::Unreachable(_) | CacheError::RateLimited { .. }
-            )
-        })
-        .await?;
-    Ok(document)
 }

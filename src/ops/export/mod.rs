@@ -14,15 +14,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, CacheErrorKind};
 use crate::oci::{Digest, Repository};
-use crate::store::StoreError;
 
 use self::plan::{ArchivePart, PlannedBlob};
 use self::search::Search;
 use super::platform::Platform;
 use super::query::{Pairs, target};
-use super::warm::{may_pass, patience};
+use super::warm::patience;
 use super::{Operations, OpsError, reference, tar_writer};
 
 /// Pieces that may wait for whoever reads.
@@ -215,7 +214,7 @@ impl Sending {
     async fn rest(&self, blob: &PlannedBlob, at: &mut u64) -> Result<(), Stop> {
         let PlannedBlob { digest, size, .. } = blob;
         let attempt = || self.cache.blob(&self.repository, digest);
-        let found = attempt.retry(patience()).when(may_pass).await?;
+        let found = attempt.retry(patience()).when(CacheError::is_retryable).await?;
         let range = (*at > 0).then_some(*at..*size);
         let (mut reader, _) = self.cache.reader(&self.repository, digest, found, range).await?;
         while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
@@ -237,17 +236,15 @@ impl Sending {
     }
 }
 
+/// Returns true if another read may succeed: corrupt content is fetched again.
 fn is_worth_another(error: &CacheError) -> bool {
-    match error {
-        CacheError::Store(error) => matches!(**error, StoreError::Damaged(_)),
-        other => may_pass(other),
-    }
+    error.is_retryable() || error.kind() == CacheErrorKind::Corrupt
 }
 
 /// Fetches a blob before it is sent. Whether that fails is told to who sends it.
 async fn fetch(cache: Cache, repository: Repository, digest: Digest) {
-    let attempt = || cache.bring_blob(&repository, &digest, |_| {});
-    drop(attempt.retry(patience()).when(may_pass).await);
+    let attempt = || cache.fetch_blob(&repository, &digest, |_| {});
+    drop(attempt.retry(patience()).when(CacheError::is_retryable).await);
 }
 
 #[cfg(test)]

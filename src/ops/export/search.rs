@@ -15,7 +15,7 @@ use crate::ops::OpsError;
 use crate::ops::image_tree::{CONFIG_MAX, platform_in};
 use crate::ops::platform::{NO_IMAGE, Platform};
 use crate::ops::reference::ImageReference;
-use crate::ops::warm::{manifest, may_pass, patience};
+use crate::ops::warm::{manifest, patience};
 
 /// Deeper than any walk below an index goes.
 const DEPTH_MAX: u32 = 8;
@@ -124,7 +124,7 @@ impl Search<'_> {
         } else {
             let found = manifest(self.cache, repository, &wanted).await?;
             let stale = found.stale.as_ref().map(ToString::to_string);
-            let document = &found.document;
+            let document = &found.manifest;
             let (digest, media_type) = (document.digest, document.media_type.clone());
             (PlannedDocument { digest, media_type, body: document.body.clone(), platform: None }, stale)
         };
@@ -163,7 +163,7 @@ impl Search<'_> {
         }
         match manifest(self.cache, &self.named.repository, &Reference::Digest(digest)).await {
             Ok(found) => {
-                let (media_type, body) = (found.document.media_type.clone(), found.document.body.clone());
+                let (media_type, body) = (found.manifest.media_type.clone(), found.manifest.body.clone());
                 Ok(Some(PlannedDocument { digest, media_type, body, platform }))
             }
             // Some caches of builders are indexes of blobs.
@@ -270,7 +270,7 @@ impl Search<'_> {
                 size
             } else {
                 // Nobody says how long it is but itself, when all of it is there.
-                self.cache.bring_blob(&self.named.repository, &digest, |_| {}).await?;
+                self.cache.fetch_blob(&self.named.repository, &digest, |_| {}).await?;
                 let found = self.cache.blob(&self.named.repository, &digest).await?;
                 found.size.ok_or(CacheError::Interrupted)?
             };
@@ -310,7 +310,7 @@ impl Search<'_> {
             return Ok(held.map(Into::into));
         }
         let attempt = || self.cache.blob(&repository, &wanted);
-        let blob = attempt.retry(patience()).when(may_pass).await?;
+        let blob = attempt.retry(patience()).when(CacheError::is_retryable).await?;
         let (mut reader, _) = self.cache.reader(&repository, digest, blob, None).await?;
         let mut body = Vec::new();
         while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {

@@ -1,0 +1,92 @@
+//! Component that serves blobs: its dependencies and limits.
+
+use std::num::NonZero;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::cache::access::Access;
+use crate::cache::blob::answer::{BlobAnswer, BlobSource};
+use crate::cache::blocking::blocking;
+use crate::cache::error::CacheError;
+use crate::cache::eviction::usage::ContentPin;
+use crate::cache::rules::Rules;
+use crate::cache::storage::Storage;
+use crate::oci::{Digest, Repository};
+use crate::store::{BlobEntry, LinkFact, StoreError};
+use crate::telemetry::Outcome;
+
+/// Limit on ranges that are passed through concurrently. Each one holds a connection of its upstream.
+const PASSTHROUGH_MAX: usize = 8;
+/// Limit on concurrent reads from sled. Each reading thread keeps some MiB that sled's cache has released, so that without
+/// a limit memory would grow with the number of clients.
+const STORE_READS_MAX: usize = 8;
+
+/// Blobs by digest.
+#[derive(Debug)]
+pub(in crate::cache) struct Blobs {
+    pub(super) storage: Arc<Storage>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) access: Access,
+    /// Permits to pass a range through from an upstream.
+    pub(super) passthrough: Arc<Semaphore>,
+    /// Permits for read-ahead steps beside the first step of each client.
+    pub(super) read_ahead: Arc<Semaphore>,
+    /// Permits to read from the store.
+    pub(super) store_reads: Arc<Semaphore>,
+}
+
+impl Blobs {
+    pub(in crate::cache) fn new(storage: &Arc<Storage>, rules: &Arc<Rules>) -> Self {
+        // More read-ahead steps than one per CPU are not faster: they cost memory, and evict data that is about to be sent
+        // from the CPU caches.
+        let cpus = std::thread::available_parallelism().map_or(2, NonZero::get);
+        Self {
+            storage: Arc::clone(storage),
+            rules: Arc::clone(rules),
+            access: Access::new(storage, rules),
+            passthrough: Arc::new(Semaphore::new(PASSTHROUGH_MAX)),
+            read_ahead: Arc::new(Semaphore::new(cpus)),
+            store_reads: Arc::new(Semaphore::new(STORE_READS_MAX)),
+        }
+    }
+
+    /// Reads the repository's link to a digest, and the blob's record in the store.
+    pub(super) async fn look_up(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(Option<LinkFact>, Option<BlobEntry>), CacheError> {
+        let (repository, digest) = (repository.clone(), *digest);
+        let found = self
+            .storage
+            .with_store(move |store| Ok((store.link(&repository, &digest)?, store.blob(&digest)?)));
+        self.storage.or_default("the stored blob cannot be looked up", found.await)
+    }
+
+    /// Opens a stored blob. `None` if the blob turns out to be corrupt: then it is removed, and the request is a miss.
+    pub(super) async fn open_stored(
+        &self,
+        entry: BlobEntry,
+        pin: ContentPin,
+        outcome: Outcome,
+    ) -> Result<Option<BlobAnswer>, CacheError> {
+        let opened = if let Some(open) = entry.open_now() {
+            Ok(open)
+        } else {
+            let entry = entry.clone();
+            blocking(move || entry.open()).await
+        };
+        match opened {
+            Ok(open) => {
+                let source = Some(BlobSource::Stored(open, pin));
+                Ok(Some(BlobAnswer { size: Some(entry.size()), source, outcome }))
+            }
+            Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
+                self.storage.delete_damaged_blob(&entry, &error).await;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Background task that runs a walk below each queued index.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tracing::Instrument as _;
+
+use crate::cache::blob::Blobs;
+use crate::cache::manifest::Manifests;
+use crate::cache::prefetch::quota_wait::QuotaGate;
+use crate::cache::prefetch::walk::{WalkEnd, WalkScope, walk};
+use crate::cache::prefetch_queue::{ActiveIndex, IndexKey, PAUSE_MIN, PrefetchQueue};
+use crate::cache::rules::Rules;
+use crate::cache::storage::Storage;
+use crate::store::{Change, StoreSession};
+use crate::telemetry::trace;
+
+/// Limit on concurrent prefetch requests over all walks: clients come first.
+const CONCURRENT_FETCHES: usize = 4;
+
+/// Prefetch of queued indexes.
+#[derive(Debug)]
+pub(in crate::cache) struct Prefetcher {
+    queue: Arc<PrefetchQueue>,
+    scope: WalkScope,
+}
+
+impl Prefetcher {
+    pub(in crate::cache) fn new(
+        storage: &Arc<Storage>,
+        rules: &Arc<Rules>,
+        queue: &Arc<PrefetchQueue>,
+        manifests: &Arc<Manifests>,
+        blobs: &Arc<Blobs>,
+    ) -> Self {
+        let scope = WalkScope {
+            storage: Arc::clone(storage),
+            rules: Arc::clone(rules),
+            manifests: Arc::clone(manifests),
+            blobs: Arc::clone(blobs),
+            quota: QuotaGate::new(rules),
+            slots: Semaphore::new(CONCURRENT_FETCHES),
+        };
+        Self { queue: Arc::clone(queue), scope }
+    }
+
+    /// Runs walks below queued indexes, and resumes those of an earlier process and those that were deferred. Never ends.
+    pub(in crate::cache) async fn run(self: Arc<Self>) {
+        tokio::join!(self.start_ready(), self.resume_deferred());
+    }
+
+    async fn start_ready(self: &Arc<Self>) {
+        loop {
+            let index = self.queue.pop().await;
+            let (prefetcher, span) = (Arc::clone(self), trace::background("children"));
+            tokio::spawn(async move { prefetcher.process(index).await }.instrument(span));
+        }
+    }
+
+    async fn process(&self, index: ActiveIndex) {
+        match walk(&self.scope, &index.key, &index.manifest).await {
+            WalkEnd::Complete => {
+                self.remove_record(&index.key).await;
+                self.scope.storage.memory.prefetched.insert(index.key.clone(), ());
+            }
+            // The index is queued again when its tag is next revalidated: the upstream may have repaired its content.
+            WalkEnd::Flawed => self.remove_record(&index.key).await,
+            WalkEnd::Deferred { missing } => index.defer(missing),
+        }
+    }
+
+    async fn remove_record(&self, (repository, digest): &IndexKey) {
+        let change = Change::DequeuePrefetch(repository.clone(), *digest);
+        if let Err(error) = self.scope.storage.with_store(move |store| store.apply(&[change])).await {
+            self.scope.storage.report_error("an index could not be removed from the prefetch queue", &error);
+        }
+    }
+
+    async fn resume_deferred(&self) {
+        let mut resumed = false;
+        loop {
+            // Read each time, because a reload may change it.
+            let (enabled, interval) = {
+                let rules = self.scope.rules.current();
+                (rules.prefetch.children, rules.prefetch.quota_check)
+            };
+            if enabled {
+                if !std::mem::replace(&mut resumed, true) {
+                    self.resume_recorded().await;
+                }
+                for key in self.queue.due() {
+                    // An upstream that keeps failing gets no prefetch requests.
+                    if self.scope.rules.upstream(&key.0).is_ok_and(|upstream| !upstream.is_suspect()) {
+                        self.resume(key).await;
+                    }
+                }
+            }
+            tokio::time::sleep(interval.min(PAUSE_MIN)).await;
+        }
+    }
+
+    /// Resumes the indexes that an earlier process left in the store.
+    async fn resume_recorded(&self) {
+        match self.scope.storage.with_store(StoreSession::prefetch_queue).await {
+            Ok(keys) => {
+                if !keys.is_empty() {
+                    tracing::info!(indexes = keys.len(), "resuming the prefetch queue");
+                }
+                for key in keys {
+                    self.resume(key).await;
+                }
+            }
+            Err(error) => self.scope.storage.report_error("the prefetch queue cannot be read", &error),
+        }
+    }
+
+    async fn resume(&self, key: IndexKey) {
+        match self.scope.manifests.get_stored(&key.0, &key.1).await {
+            Ok(Some(manifest)) => self.queue.push(key, &manifest),
+            // An index that was removed, or whose upstream is no longer configured, needs no children.
+            Ok(None) => {
+                self.remove_record(&key).await;
+                self.queue.remove(&key);
+            }
+            Err(error) => {
+                self.scope.storage.report_error("an index in the prefetch queue cannot be read", &error);
+            }
+        }
+    }
+}
