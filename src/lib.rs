@@ -1,9 +1,9 @@
 //! larder: a pull-through cache for container images.
 //!
-//! A reverse proxy that speaks the read side of the OCI Distribution API. What it lacks it fetches from the real
-//! registry, verifies by digest, keeps in sled and in files, and serves from then on, also when the registry is slow,
-//! rate-limited or gone. This page is the map; the operator's manual is README.md, every setting is in
-//! `config/larder.toml`.
+//! A reverse proxy for the read side of the OCI Distribution API. It downloads missing content from the real registry,
+//! verifies it by digest, stores it in sled and in files, and serves it from then on, also while the registry is slow,
+//! rate-limited or down. This page describes the architecture. The manuals are `README.md`, `config/README.md` (every
+//! setting) and `deploy/README.md` (operation).
 //!
 //! # Layers
 //!
