@@ -1,4 +1,4 @@
-//! Who does what a verb asks for: a larder that runs, by its admin API, or this process, if none has the store.
+//! Executor of a verb: a running server through its admin API, or this process on a store that no server has open.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::bars::Bars;
-use super::remote::{Place, Remote};
+use super::progress::ProgressBars;
+use super::remote::{AdminAddress, Remote};
 use super::serve::on_runtime;
 use super::{Settings, print};
 use crate::app::{self, Offline};
@@ -17,17 +17,17 @@ use crate::ops::job_spec::JobSpec;
 use crate::ops::progress::ProgressReporter;
 use crate::ops::query::Query;
 
-/// Which larder is meant, and how it answers; shared by all verbs that ask one.
+/// Options that select the server and the output format, shared by all verbs that ask a server.
 #[derive(Args, Clone, Debug)]
-pub(super) struct Reach {
-    /// The admin API of a running larder: a URL, or `unix:/PATH`; otherwise the store is opened, and where a larder has
-    /// it, the address in the configuration is asked
+pub(super) struct ServerOptions {
+    /// Admin API of a running server: a URL or `unix:/PATH`; default: open the store, or if a server has it open, ask the
+    /// address in the configuration
     #[arg(long, value_name = "URL")]
-    server: Option<Place>,
-    /// The file with the admin API's token; otherwise `admin.token_file`, if set
+    server: Option<AdminAddress>,
+    /// File with the admin API's token; default: `admin.token_file`
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// PEM file with the authority of the admin API's certificate
+    /// PEM file with the certificate authority of the admin API
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Print the report as JSON
@@ -37,17 +37,17 @@ pub(super) struct Reach {
     pub(super) settings: Settings,
 }
 
-/// Who does it.
+/// Executor of a verb.
 #[derive(Debug)]
 pub(super) enum Backend {
-    /// A larder that runs.
+    /// Running server.
     Running(Remote),
     /// This process.
-    Here(Box<Offline>),
+    Local(Box<Offline>),
 }
 
-impl Reach {
-    /// Finds out who is to do the work, lets it be done, and closes what was opened.
+impl ServerOptions {
+    /// Selects the executor, runs `work` with it, and closes a store that was opened.
     pub(super) fn with<T>(&self, work: impl AsyncFnOnce(&Backend) -> anyhow::Result<T>) -> anyhow::Result<T> {
         if self.server.is_none() {
             app::init_log(&self.settings.load()?.log)?;
@@ -55,65 +55,69 @@ impl Reach {
         on_runtime(async {
             let backend = self.open().await?;
             let done = work(&backend).await;
-            if let Backend::Here(offline) = backend {
+            if let Backend::Local(offline) = backend {
                 offline.close().await?;
             }
             done
         })
     }
 
-    /// The larder that would be asked, if it can be told where it is.
+    /// Returns the admin API of the running server, if its address is known.
     pub(super) fn running(&self, config: &Config) -> anyhow::Result<Option<Remote>> {
-        let Some(place) = self.server.clone().or_else(|| Place::of(&config.admin)) else { return Ok(None) };
+        let Some(address) = self.server.clone().or_else(|| AdminAddress::of(&config.admin)) else {
+            return Ok(None);
+        };
         let token = self.token_file.as_deref().or(config.admin.token_file.as_deref());
-        Remote::new(place, token, self.ca_file.as_deref()).map(Some)
+        Remote::new(address, token, self.ca_file.as_deref()).map(Some)
     }
 
-    /// Whether a larder was named that may keep its store elsewhere.
+    /// Returns true if a server was named, whose store may be on another machine.
     pub(super) fn is_elsewhere(&self) -> bool {
         self.server.is_some()
     }
 
-    /// The authority of its certificates.
+    /// Returns the file with the certificate authority of the admin API.
     pub(super) fn ca_file(&self) -> Option<&Path> {
         self.ca_file.as_deref()
     }
 
     async fn open(&self) -> anyhow::Result<Backend> {
-        if let Some(place) = &self.server {
-            let remote = Remote::new(place.clone(), self.token_file.as_deref(), self.ca_file.as_deref())?;
+        if let Some(address) = &self.server {
+            let remote = Remote::new(address.clone(), self.token_file.as_deref(), self.ca_file.as_deref())?;
             return Ok(Backend::Running(remote));
         }
         let config = self.settings.load()?;
-        let place = Place::of(&config.admin);
+        let address = AdminAddress::of(&config.admin);
         let token = self.token_file.clone().or_else(|| config.admin.token_file.clone());
-        let remote = |place: Place| Remote::new(place, token.as_deref(), self.ca_file.as_deref());
-        // A folder that is not there is not made just to find it empty: perhaps the larder that runs keeps its store elsewhere.
+        let remote = |address: AdminAddress| Remote::new(address, token.as_deref(), self.ca_file.as_deref());
+        // Do not create a missing folder only to find it empty: a running server may have its store elsewhere.
         if !config.store.path.exists() {
             let path = config.store.path.display();
-            if let Some(place) = place {
-                let asked = remote(place.clone())?;
+            if let Some(address) = address {
+                let asked = remote(address.clone())?;
                 if asked.is_there().await {
                     return Ok(Backend::Running(asked));
                 }
                 anyhow::bail!(
-                    "there is no store in {path}, and no larder answers at {place}; name one with --server, or a store with --data"
+                    "there is no store in {path}, and no server answers at {address}; name a server with --server, or a store with --data"
                 );
             }
             anyhow::bail!(
-                "there is no store in {path}; name a running larder with --server, or a store with --data"
+                "there is no store in {path}; name a running server with --server, or a store with --data"
             );
         }
         match Offline::open(&config).await {
-            Ok(offline) => Ok(Backend::Here(Box::new(offline))),
+            Ok(offline) => Ok(Backend::Local(Box::new(offline))),
             Err(error) if app::is_in_use(&error) => {
-                let hint = format!("the store in {} is in use by a larder", config.store.path.display());
-                let Some(place) = place else {
+                let hint = format!("the store in {} is in use by a server", config.store.path.display());
+                let Some(address) = address else {
                     anyhow::bail!("{hint}; name its admin API with --server");
                 };
-                let asked = remote(place.clone())?;
+                let asked = remote(address.clone())?;
                 if !asked.is_there().await {
-                    anyhow::bail!("{hint} that does not answer at {place}; name its admin API with --server");
+                    anyhow::bail!(
+                        "{hint} that does not answer at {address}; name its admin API with --server"
+                    );
                 }
                 Ok(Backend::Running(asked))
             }
@@ -121,13 +125,13 @@ impl Reach {
         }
     }
 
-    /// Prints a report: as JSON if that was asked for, else as `told` words it.
-    pub(super) fn print(&self, report: &Value, told: impl FnOnce() -> String) -> anyhow::Result<()> {
-        print(&if self.json { serde_json::to_string_pretty(report)? + "\n" } else { told() })
+    /// Prints a report as JSON if requested, else the text of `render`.
+    pub(super) fn print(&self, report: &Value, render: impl FnOnce() -> String) -> anyhow::Result<()> {
+        print(&if self.json { serde_json::to_string_pretty(report)? + "\n" } else { render() })
     }
 }
 
-/// A report as it came, and as what it is.
+/// Report as JSON and as a type.
 #[derive(Debug)]
 pub(super) struct Answer<T> {
     pub(super) value: Value,
@@ -136,27 +140,27 @@ pub(super) struct Answer<T> {
 
 fn read<T: DeserializeOwned>(value: Value) -> anyhow::Result<Answer<T>> {
     let report = T::deserialize(&value)
-        .context("the larder that runs is of another version: its report is not understood")?;
+        .context("the report of the running server cannot be read: it has another version")?;
     Ok(Answer { value, report })
 }
 
 impl Backend {
-    /// Asks a question.
+    /// Answers a query.
     pub(super) async fn ask<T: DeserializeOwned>(&self, question: Query) -> anyhow::Result<Answer<T>> {
         read(match self {
             Self::Running(remote) => remote.ask(&question).await?,
-            Self::Here(offline) => {
+            Self::Local(offline) => {
                 question.answer(offline.operations()).await.map_err(|error| error.failure())?
             }
         })
     }
 
-    /// Has long work done, and shows how far it is to whoever looks on.
+    /// Runs a job and shows its progress.
     pub(super) async fn run<T: DeserializeOwned>(&self, task: JobSpec) -> anyhow::Result<Answer<T>> {
-        let mut bars = Bars::new();
+        let mut bars = ProgressBars::new();
         let value = match self {
             Self::Running(remote) => remote.run(&task, |progress| bars.show(progress)).await?,
-            Self::Here(offline) => {
+            Self::Local(offline) => {
                 let (reporter, mut progress) = ProgressReporter::new();
                 let work = task.run(offline.operations(), &reporter);
                 tokio::pin!(work);

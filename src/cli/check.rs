@@ -4,47 +4,47 @@ use std::fmt::Write as _;
 
 use clap::Args;
 
-use super::backend::{Answer, Reach};
-use super::exit::Verdict;
+use super::backend::{Answer, ServerOptions};
+use super::exit::ExitAnswer;
 use super::platforms::Platforms;
 use super::table::{bad, good, iec};
 use crate::ops::check::{CheckQuery, CheckReport, CheckVerdict};
 use crate::ops::query::Query;
 
-/// What `larder check` is told.
+/// Arguments of `larder check`.
 #[derive(Args, Debug)]
 pub(super) struct Check {
-    /// What would be pulled
+    /// Image, such as `busybox`, `ghcr.io/org/app:1` or `app@sha256:…`
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
-    /// As if the upstream were gone; there is no other kind of check
+    /// Check against the cache only; required, because there is no other kind of check
     #[arg(long, required = true)]
     offline: bool,
     #[command(flatten)]
     platforms: Platforms,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// Tells whether pulls would succeed.
+/// Checks that images can be pulled without the upstream.
 pub(super) fn run(arguments: Check) -> anyhow::Result<()> {
-    let Check { references, platforms, reach, .. } = arguments;
+    let Check { references, platforms, server, .. } = arguments;
     let ask = CheckQuery { references, platforms: platforms.wanted() };
     let Answer { value, report } =
-        reach.with(async |backend| backend.ask::<CheckReport>(Query::Check(ask)).await)?;
-    reach.print(&value, || report.images.iter().map(told).collect())?;
+        server.with(async |backend| backend.ask::<CheckReport>(Query::Check(ask)).await)?;
+    server.print(&value, || report.images.iter().map(render).collect())?;
     if report.pullable {
         return Ok(());
     }
     let lacking = report.images.iter().filter(|image| !image.pullable).count();
     let all = report.images.len();
-    Err(Verdict::No(format!(
+    Err(ExitAnswer::No(format!(
         "{lacking} of {all} pulls would fail without the upstream; `larder warm` fetches what is missing"
     ))
     .into())
 }
 
-fn told(image: &CheckVerdict) -> String {
+fn render(image: &CheckVerdict) -> String {
     let CheckVerdict { reference, platforms, pullable, reason, missing, .. } = image;
     let of = if platforms.is_empty() { String::new() } else { format!(" ({})", platforms.join(", ")) };
     let mut text = format!("{} {reference}{of}\n", if *pullable { good("yes") } else { bad("no ") });
@@ -55,7 +55,7 @@ fn told(image: &CheckVerdict) -> String {
     for it in missing {
         let platform = it.platform.as_deref().map(|platform| format!("{platform} ")).unwrap_or_default();
         let size = it.part.size.map(|size| format!(" ({})", iec(size))).unwrap_or_default();
-        let elsewhere = if it.part.foreign { ", which lies outside the registry" } else { "" };
+        let elsewhere = if it.part.foreign { ", stored outside the registry" } else { "" };
         let _ = writeln!(text, "    missing: {platform}{} {}{size}{elsewhere}", it.kind, it.part.digest);
     }
     text

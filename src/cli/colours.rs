@@ -1,11 +1,10 @@
-//! Whether what is printed has colours: as <https://no-color.org> and <https://bixense.com/clicolors> have it, alike
-//! for tables, help and the log.
+//! Colours of the output, for tables, help and the log, after <https://no-color.org> and <https://bixense.com/clicolors>.
 
 use std::ffi::OsStr;
 
 use clap::ColorChoice;
 
-/// What the environment wants; without a word of it a terminal has colours and nothing else has.
+/// Returns the choice of the environment. By default only a terminal gets colours.
 pub(super) fn choice() -> ColorChoice {
     wanted(|name| std::env::var_os(name))
 }
@@ -23,7 +22,7 @@ fn wanted<V: AsRef<OsStr>>(variable: impl Fn(&str) -> Option<V>) -> ColorChoice 
     }
 }
 
-/// Tells those who print, the log among them. With `Auto` each looks at where it writes to.
+/// Applies the choice to all output. With `Auto` each writer checks its own output.
 pub(super) fn follow(choice: ColorChoice) {
     let enabled = match choice {
         ColorChoice::Always => true,
@@ -39,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_color_wins() {
+    fn no_color_takes_precedence() {
         let of = |set: &[(&str, &str)]| {
             wanted(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
         };

@@ -13,42 +13,42 @@ use crate::config::schema::BlobStoreKind;
 use crate::config::{self, Config, Flags};
 use crate::ops::convert::{Convert, ConvertReport};
 
-/// What can be done with a store that no larder has open.
+/// Verbs for a store that no server has open.
 #[derive(Debug, Subcommand)]
 pub(super) enum Store {
-    /// Move all blobs into files, or back into sled; can be interrupted and begun again at any time
+    /// Move all blobs into files, or back into sled; can be interrupted and repeated at any time
     Convert(Arguments),
 }
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Where the bytes of blobs are to be (store.blobs)
+    /// Kind of blob store to convert to (store.blobs)
     #[arg(long, value_name = "KIND")]
-    to: Kind,
-    /// The configuration file; otherwise the variable `LARDER_CONFIG` names it, if set
+    to: BlobStoreName,
+    /// Configuration file; default: the value of `LARDER_CONFIG`, else none
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The folder that content is kept in (store.path)
+    /// Folder of the store (store.path)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
+enum BlobStoreName {
     Sled,
     Files,
 }
 
-impl From<Kind> for BlobStoreKind {
-    fn from(kind: Kind) -> Self {
+impl From<BlobStoreName> for BlobStoreKind {
+    fn from(kind: BlobStoreName) -> Self {
         match kind {
-            Kind::Sled => Self::Sled,
-            Kind::Files => Self::Files,
+            BlobStoreName::Sled => Self::Sled,
+            BlobStoreName::Files => Self::Files,
         }
     }
 }
 
-/// Moves the blobs, and says how far it is to whoever looks on.
+/// Moves the blobs and shows the progress.
 pub(super) fn run(store: Store) -> anyhow::Result<()> {
     let Store::Convert(arguments) = store;
     let to = arguments.to.into();
@@ -63,11 +63,11 @@ pub(super) fn run(store: Store) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     let report = work.finish()?;
-    print(&told(&report, from, to, begin.elapsed().as_secs_f64()))?;
+    print(&render(&report, from, to, begin.elapsed().as_secs_f64()))?;
     remember(&config, to)
 }
 
-/// A bar on standard error; nothing is drawn where that is no terminal.
+/// Returns a progress bar on standard error. Nothing is drawn if standard error is not a terminal.
 pub(super) fn bar(bytes: u64) -> anyhow::Result<ProgressBar> {
     let style = ProgressStyle::with_template(
         "{bytes} of {total_bytes} {wide_bar} {binary_bytes_per_sec}, {eta} left",
@@ -75,27 +75,27 @@ pub(super) fn bar(bytes: u64) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(bytes).with_style(style))
 }
 
-fn told(report: &ConvertReport, from: Option<BlobStoreKind>, to: BlobStoreKind, seconds: f64) -> String {
-    let Some(from) = from else { return format!("all blobs are in {} already\n", to.as_str()) };
+fn render(report: &ConvertReport, from: Option<BlobStoreKind>, to: BlobStoreKind, seconds: f64) -> String {
+    let Some(from) = from else { return format!("all blobs are already in {}\n", to.as_str()) };
     let ((blobs, bytes), found, dropped) = (report.moved, report.found, report.dropped.len());
     let (blobs, bytes) = (many(blobs, "blob"), iec(bytes));
     let (from, to) = (from.as_str(), to.as_str());
     let mut text = format!("moved {blobs} ({bytes}) from {from} to {to} in {seconds:.1} s");
     // Writing to a String cannot fail.
     if found > 0 {
-        let _ = write!(text, "; {found} were there already");
+        let _ = write!(text, "; {found} were already there");
     }
     if dropped > 0 {
-        let _ = write!(text, "; {dropped} were damaged, and will be fetched again when they are asked for");
+        let _ = write!(text, "; {dropped} were damaged and removed: the next request fetches them again");
     }
     text.push('\n');
     text
 }
 
-/// Says so if the configuration still asks for the other place: larder would not start with it.
+/// Prints a note if the configuration names the other kind: the server would not start with it.
 fn remember(config: &Config, to: BlobStoreKind) -> anyhow::Result<()> {
     if config.store.blobs == to {
         return Ok(());
     }
-    note(&format!("from now on the configuration must say store.blobs = \"{}\"", to.as_str()))
+    note(&format!("set store.blobs = \"{}\" in the configuration before the next start", to.as_str()))
 }

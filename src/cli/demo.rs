@@ -1,5 +1,4 @@
-//! `larder demo`: shows on any machine, without a network, that images are kept, verified and served without their
-//! upstream.
+//! `larder demo`: shows on any machine, without a network, that images are cached, verified and served in an outage.
 
 mod image;
 mod pull;
@@ -21,14 +20,14 @@ use crate::config::schema::{Endpoint, Upstream, builtin_upstreams};
 const REPOSITORY: &str = "larder/demo";
 const TAG: &str = "latest";
 
-/// Pulls twice with the upstream there and once without it, prints what happened, and with `stay` serves on.
+/// Pulls twice with the upstream and once without it, prints a table, and with `stay` keeps serving.
 pub(super) fn run(stay: bool) -> anyhow::Result<()> {
     let folder = tempfile::Builder::new()
         .prefix("larder-demo-")
         .tempdir()
         .context("the demonstration needs a temporary folder")?;
     let played = serve::on_runtime(play(stay, folder.path()));
-    // Only now does nobody write in it any more.
+    // Remove the folder only after the server has closed its store.
     played.and(folder.close().context("the demonstration's folder could not be removed"))
 }
 
@@ -45,7 +44,7 @@ async fn play(stay: bool, folder: &Path) -> anyhow::Result<()> {
 
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = std::pin::pin!(app.run(async {
-        // The sender is only ever dropped, which is the message.
+        // Dropping the sender is the stop signal.
         let _ = stopped.await;
     }));
     let shown = {
@@ -64,7 +63,7 @@ async fn play(stay: bool, folder: &Path) -> anyhow::Result<()> {
             () = signalled => if stay { Ok(()) } else { Err(anyhow::anyhow!("stopped by a signal")) },
             ended = &mut serving => {
                 ended?;
-                anyhow::bail!("larder stopped serving before the demonstration was over");
+                anyhow::bail!("the server stopped before the demonstration was over");
             }
         }
     };
@@ -73,18 +72,18 @@ async fn play(stay: bool, folder: &Path) -> anyhow::Result<()> {
     shown.and(ended)
 }
 
-/// A larder with the layout as its only upstream, on ports that the system chooses.
+/// Returns a configuration with the layout as the only upstream, on ports that the system chooses.
 fn config(folder: &Path, layout: &Path) -> anyhow::Result<Config> {
     let mut config = Config { builtin_upstreams: false, ..Config::default() };
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     config.server.listen = loopback.into();
-    // A store on a slow disk takes its time to be closed, and what it writes later would be left.
+    // Closing a store on a slow disk takes time; files written after that would be left behind.
     config.server.grace = Duration::from_secs(10);
     config.admin.listen = loopback.into();
     config.store.path = folder.join("data");
-    // Each pull asks whether the tag has moved, so that the last one finds the upstream gone.
+    // Each pull revalidates the tag, so that the last one meets the outage.
     config.cache.tag_ttl = Duration::ZERO;
-    // The table is what is to be seen, not the log.
+    // Show the table, not the log.
     "error".clone_into(&mut config.log.level);
     let file = Url::from_file_path(layout)
         .map_err(|()| anyhow::anyhow!("the temporary folder {} has no absolute path", layout.display()))?;
@@ -104,12 +103,12 @@ async fn three_pulls(
 ) -> anyhow::Result<[Pull; 3]> {
     let first = client.pull(REPOSITORY, TAG, index).await.context("the first pull failed")?;
     let second = client.pull(REPOSITORY, TAG, index).await.context("the second pull failed")?;
-    std::fs::rename(layout, layout.with_extension("gone")).context("the upstream cannot be taken away")?;
+    std::fs::rename(layout, layout.with_extension("gone")).context("the upstream cannot be removed")?;
     let third = client.pull(REPOSITORY, TAG, index).await.context("the pull without the upstream failed")?;
     Ok([first, second, third])
 }
 
-/// What the table shows for each pull.
+/// Column titles of the table.
 const TITLES: [&str; 6] = ["pull", "upstream", "requests", "outcomes", "from upstream", "time"];
 
 fn table(pulls: &[Pull; 3]) -> String {
@@ -117,7 +116,7 @@ fn table(pulls: &[Pull; 3]) -> String {
         let outcomes: Vec<_> = pull.outcomes.iter().map(|(word, count)| format!("{count} {word}")).collect();
         [
             (number + 1).to_string(),
-            if number < 2 { "there" } else { "gone" }.to_owned(),
+            if number < 2 { "up" } else { "down" }.to_owned(),
             pull.requests.to_string(),
             outcomes.join(", "),
             pull.fetched.display().iec().to_string(),
@@ -139,13 +138,13 @@ fn table(pulls: &[Pull; 3]) -> String {
     text
 }
 
-/// Whether the pulls show what they are there to show; each of them has been verified already.
+/// Checks that the pulls show the intended behaviour. Each pull is already verified.
 fn judge(pulls: &[Pull; 3]) -> anyhow::Result<()> {
     let [first, _, third] = pulls;
-    anyhow::ensure!(first.fetched.as_u64() > 0, "the first pull brought nothing from the upstream");
+    anyhow::ensure!(first.fetched.as_u64() > 0, "the first pull fetched nothing from the upstream");
     anyhow::ensure!(
         third.fetched.as_u64() == 0,
-        "the pull without the upstream still brought {} from it",
+        "the pull without the upstream fetched {} from it",
         third.fetched
     );
     Ok(())
@@ -154,12 +153,12 @@ fn judge(pulls: &[Pull; 3]) -> anyhow::Result<()> {
 fn invitation(client: &Client) -> String {
     let image = format!("{}/{REPOSITORY}:{TAG}", client.api());
     format!(
-        "\nlarder goes on serving it, without its upstream, until it is stopped (Ctrl-C). Pull it with one of\n\n  \
+        "\nThe server keeps serving the image without its upstream until it is stopped (Ctrl-C). Pull it with one of\n\n  \
          docker pull {image}\n  \
          podman pull --tls-verify=false {image}\n  \
          skopeo copy --all --src-tls-verify=false docker://{image} oci:demo\n  \
          ctr images pull --plain-http --all-platforms {image}\n\n\
-         What it has done so far: http://{}/\n",
+         Status page: http://{}/\n",
         client.admin()
     )
 }
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_aligned() {
+    fn table_is_aligned() {
         let pulls = [
             pull(4 << 20, &[("miss", 7)]),
             pull(0, &[("hit", 6), ("revalidated", 1)]),
@@ -187,16 +186,16 @@ mod tests {
         ];
         let wanted = "\
 pull  upstream  requests  outcomes              from upstream  time
-1     there     7         7 miss                4.0 MiB        12.3 ms
-2     there     7         6 hit, 1 revalidated  0 B            12.3 ms
-3     gone      7         6 hit, 1 stale        0 B            12.3 ms
+1     up        7         7 miss                4.0 MiB        12.3 ms
+2     up        7         6 hit, 1 revalidated  0 B            12.3 ms
+3     down      7         6 hit, 1 stale        0 B            12.3 ms
 ";
         assert!(table(&pulls).starts_with(wanted), "{}", table(&pulls));
         judge(&pulls).expect("shown");
     }
 
     #[test]
-    fn a_third_pull_with_help_is_a_failure() {
+    fn pull_without_upstream_must_not_fetch() {
         let some = || pull(1, &[("miss", 1)]);
         let none = || pull(0, &[("hit", 1)]);
         assert!(judge(&[some(), none(), none()]).is_ok());
@@ -205,7 +204,7 @@ pull  upstream  requests  outcomes              from upstream  time
     }
 
     #[test]
-    fn its_configuration_is_a_good_one() {
+    fn demo_configuration_is_valid() {
         let config = config(Path::new("/tmp/a b"), Path::new("/tmp/a b/upstream")).expect("made");
         assert_eq!(crate::config::validate(&config), Ok(()));
         assert_eq!(config.upstream["docker.io"].endpoints, [Endpoint::new("oci:///tmp/a%20b/upstream")]);

@@ -1,4 +1,4 @@
-//! `larder doctor`: looks at everything that a larder depends on, says what fails, and what helps.
+//! `larder doctor`: checks everything that larder depends on, and names a remedy for each failure.
 
 mod clients;
 mod running;
@@ -10,8 +10,8 @@ use clap::Args;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::backend::Reach;
-use super::exit::Verdict as Answer;
+use super::backend::ServerOptions;
+use super::exit::ExitAnswer;
 use super::print;
 use super::remote::Remote;
 use super::sentence;
@@ -21,43 +21,42 @@ use super::table::{bad, fair, good};
 use crate::app::Offline;
 use crate::app::examine::{self, Sample, Step, Verdict};
 use crate::config::Config;
-use crate::ops::list::{Completeness, ListReport as Images, ListRow};
+use crate::ops::list::{Completeness, ListReport, ListRow};
 use crate::ops::query::Query;
 
-/// How long a larder that runs is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time-out for each request to the running server.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What `larder doctor` is told.
+/// Arguments of `larder doctor`.
 #[derive(Args, Debug)]
 pub(super) struct Doctor {
-    /// By which name clients reach larder, where that is not what larder listens at; http:// or https:// may stand before
-    /// it
+    /// Address under which clients reach the server, if it is not the listen address; may begin with http:// or https://
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<Given>,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// What was found.
+/// Result of all checks.
 #[derive(Debug, Default, Serialize)]
-struct Report {
-    /// Whether nothing fails.
+struct DoctorReport {
+    /// True if no check fails.
     ok: bool,
     checks: Vec<Check>,
 }
 
 #[derive(Debug, Serialize)]
 struct Check {
-    /// What it is about: `configuration`, `upstream`, `store`, `system`, `larder` or `client`.
+    /// Subject area: `configuration`, `upstream`, `store`, `system`, `larder` or `client`.
     area: &'static str,
-    /// Which of them, where there are several.
+    /// Name within the area, if the area has several subjects.
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
     #[serde(flatten)]
     step: Step,
 }
 
-impl Report {
+impl DoctorReport {
     fn add(&mut self, area: &'static str, subject: Option<&str>, steps: impl IntoIterator<Item = Step>) {
         let subject = subject.map(str::to_owned);
         self.checks.extend(steps.into_iter().map(|step| Check { area, subject: subject.clone(), step }));
@@ -68,10 +67,10 @@ impl Report {
     }
 }
 
-/// Looks at everything.
+/// Runs all checks.
 pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
-    let mut report = Report::default();
-    match arguments.reach.settings.load() {
+    let mut report = DoctorReport::default();
+    match arguments.server.settings.load() {
         Ok(config) => {
             let upstreams = config.upstream.len();
             report.add(
@@ -79,42 +78,50 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
                 None,
                 [Step::ok(
                     "configuration",
-                    match arguments.reach.settings.file()? {
-                        Some(file) => format!("{} can be used; {upstreams} upstreams", file.display()),
-                        None => format!("none is given, and the defaults hold; {upstreams} upstreams"),
+                    match arguments.server.settings.file()? {
+                        Some(file) => format!("{} is valid; {upstreams} upstreams", file.display()),
+                        None => format!("no file is given, the defaults apply; {upstreams} upstreams"),
                     },
                 )],
             );
             on_runtime(examine_all(arguments, &config, &mut report))?;
         }
         Err(error) => {
-            let remedy = "correct what is named; `config/larder.toml` has every key, and `larder validate` checks again";
+            let remedy = "correct the named key; `config/larder.toml` lists every key, and `larder validate` checks again";
             report.add("configuration", None, [Step::fails("configuration", sentence(&error), remedy)]);
         }
     }
     let fails = report.count(Verdict::Fails);
     report.ok = fails == 0;
-    print(&if arguments.reach.json { serde_json::to_string_pretty(&report)? + "\n" } else { told(&report) })?;
+    print(&if arguments.server.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        render(&report)
+    })?;
     if report.ok {
         return Ok(());
     }
-    Err(Answer::No(format!("{fails} of {} checks fail", report.checks.len())).into())
+    Err(ExitAnswer::No(format!("{fails} of {} checks fail", report.checks.len())).into())
 }
 
-async fn examine_all(arguments: &Doctor, config: &Config, report: &mut Report) -> anyhow::Result<()> {
-    let remote = match arguments.reach.running(config) {
+async fn examine_all(arguments: &Doctor, config: &Config, report: &mut DoctorReport) -> anyhow::Result<()> {
+    let remote = match arguments.server.running(config) {
         Ok(remote) => remote,
         Err(error) => {
-            report.add("larder", None, [Step::fails("running", sentence(&error), "correct what is named")]);
+            report.add(
+                "larder",
+                None,
+                [Step::fails("running", sentence(&error), "correct the named setting")],
+            );
             None
         }
     };
     let running = match &remote {
-        Some(remote) if timeout(PATIENCE, remote.is_there()).await.unwrap_or_default() => Some(remote),
+        Some(remote) if timeout(TIMEOUT, remote.is_there()).await.unwrap_or_default() => Some(remote),
         _ => None,
     };
     let (steps, offline) =
-        if arguments.reach.is_elsewhere() { (Vec::new(), None) } else { examine::store(config).await };
+        if arguments.server.is_elsewhere() { (Vec::new(), None) } else { examine::store(config).await };
     report.add("store", None, steps);
     let (images, reason) = held(running, offline.as_ref()).await;
     if let Some(offline) = offline {
@@ -127,7 +134,7 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut Report) -
             }
         }
         Err(error) => {
-            let remedy = "correct the file or the key that is named; larder does not start so";
+            let remedy = "correct the named file or key; the server does not start with it";
             report.add("upstream", None, [Step::fails("configuration", sentence(&error), remedy)]);
         }
     }
@@ -144,23 +151,23 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut Report) -
     Ok(())
 }
 
-/// What is held, those images first that can be pulled whole.
+/// Returns the cached images, complete images first.
 async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListRow>, Option<Step>) {
     let question = Query::List { repository: None };
     let answer = match (running, offline) {
-        (Some(remote), _) => match timeout(PATIENCE, remote.ask(&question)).await {
+        (Some(remote), _) => match timeout(TIMEOUT, remote.ask(&question)).await {
             Ok(answer) => answer.map_err(|error| sentence(&error)),
-            Err(_) => Err(format!("{} did not answer in time", remote.place())),
+            Err(_) => Err(format!("{} did not answer in time", remote.address())),
         },
         (None, Some(offline)) => {
             question.answer(offline.operations()).await.map_err(|error| error.to_string())
         }
         (None, None) => return (Vec::new(), None),
     };
-    let read =
-        answer.and_then(|value| serde_json::from_value::<Images>(value).map_err(|error| error.to_string()));
+    let read = answer
+        .and_then(|value| serde_json::from_value::<ListReport>(value).map_err(|error| error.to_string()));
     match read {
-        Ok(Images { mut images, .. }) => {
+        Ok(ListReport { mut images, .. }) => {
             images.retain(|image| image.tag.is_some());
             images.sort_by_key(|image| match image.complete {
                 Completeness::All => 0,
@@ -170,13 +177,14 @@ async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListR
             (images, None)
         }
         Err(error) => {
-            let remedy = "pulls are not tried without something to pull; --token-file lets you ask";
-            (Vec::new(), Some(Step::warning("what is held", error, remedy)))
+            let remedy =
+                "client requests were not tried without a cached image; give the token with --token-file";
+            (Vec::new(), Some(Step::warning("cached images", error, remedy)))
         }
     }
 }
 
-/// One image of each upstream.
+/// Returns one cached image of each upstream.
 fn samples(images: &[ListRow]) -> Vec<Sample> {
     let mut found: Vec<Sample> = Vec::new();
     for image in images {
@@ -190,7 +198,7 @@ fn samples(images: &[ListRow]) -> Vec<Sample> {
     found
 }
 
-fn told(report: &Report) -> String {
+fn render(report: &DoctorReport) -> String {
     let mut text = String::new();
     for Check { area, subject, step } in &report.checks {
         let word = match step.verdict {
@@ -204,7 +212,7 @@ fn told(report: &Report) -> String {
             None if *area == step.step => (*area).to_owned(),
             None => format!("{area}: {}", step.step),
         };
-        // What took no time to speak of was not waited for.
+        // Show the duration only if there was a wait.
         let took = if step.ms > 0 { format!(" ({} ms)", step.ms) } else { String::new() };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{word} {about}: {}{took}", step.found);

@@ -1,6 +1,6 @@
-//! Server-sent events as the admin API writes them: `event` and `data`, one line each, with an empty line after them.
+//! Parser for server-sent events of the admin API: one line `event`, one line `data`, then an empty line.
 
-/// Cuts a stream of bytes into events.
+/// Incremental parser: bytes in, events out.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     line: Vec<u8>,
@@ -8,7 +8,7 @@ pub(super) struct Events {
     data: String,
 }
 
-/// One event: its name, and its data.
+/// Event with its name and data.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event {
     pub(super) name: String,
@@ -16,7 +16,7 @@ pub(super) struct Event {
 }
 
 impl Events {
-    /// Takes bytes as they come, and gives the events that end in them.
+    /// Parses more bytes and returns the events that they complete.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Vec<Event> {
         let mut found = Vec::new();
         for byte in bytes {
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_found_however_they_are_cut() {
+    fn events_are_parsed_at_any_chunk_boundary() {
         let text = b"event: progress\ndata: {\"a\":1}\n\n: still there\n\nevent: end\r\ndata: {}\r\n\r\n";
         let event = |name: &str, data: &str| Event { name: name.to_owned(), data: data.to_owned() };
         let wanted = vec![event("progress", "{\"a\":1}"), event("end", "{}")];

@@ -13,48 +13,48 @@ use indicatif::ProgressBar;
 use reqwest::{Method, Response};
 use serde_json::Value;
 
-use super::backend::{Backend, Reach};
+use super::backend::{Backend, ServerOptions};
 use super::table::{content, fair};
-use super::{bars, note};
+use super::{note, progress};
 use crate::ops::channel_reader::ChannelReader;
 use crate::ops::export::{self, Export as Outgoing, ExportReport, ExportRequest, REPORT_HEADER};
 use crate::ops::folder;
 
-/// What `larder export` is told.
+/// Arguments of `larder export`.
 #[derive(Args, Debug)]
 pub(super) struct Export {
-    /// What: `busybox`, `ghcr.io/org/app:1`, `app@sha256:…`
+    /// Image: `busybox`, `ghcr.io/org/app:1` or `app@sha256:…`
     reference: String,
-    /// Where to: a folder, new or with a layout that is added to; a file whose name ends in `.tar`; `-` is standard output
+    /// Target: a folder, new or with a layout to add to; a file whose name ends in `.tar`; or `-` for standard output
     #[arg(value_name = "DIR|FILE.tar")]
     target: PathBuf,
-    /// Of an index the platform that is wanted, otherwise all; may be repeated
+    /// Platform to export from an index; default: all; may be repeated
     #[arg(long, value_name = "PLATFORM")]
     platform: Vec<String>,
-    /// The name that it gets there, if it is another, such as `registry.example.com/app:1`
+    /// Name in the layout, if it differs, such as `registry.example.com/app:1`
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Only what is held: fetch nothing, and end with 4 if something is missing
+    /// Use cached content only: fetch nothing, and exit 4 if content is missing
     #[arg(long)]
     offline: bool,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
 /// Writes an image as an OCI layout.
 pub(super) fn run(arguments: Export) -> anyhow::Result<()> {
-    let Export { reference, target, platform, name, offline, reach } = arguments;
+    let Export { reference, target, platform, name, offline, server } = arguments;
     let target = Target::of(&target)?;
     let ask = ExportRequest { reference, platforms: platform, name, offline };
-    let (value, report) = reach.with(async |backend| {
-        // What was begun under another name goes away again.
+    let (value, report) = server.with(async |backend| {
+        // Dropping the unfinished work removes its temporary files.
         tokio::select! {
             done = fetch(backend, ask, &target) => done,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted; nothing was left half-written"),
+            _ = tokio::signal::ctrl_c() => bail!("interrupted; no partial output is left"),
         }
     })?;
-    let text = if reach.json { serde_json::to_string_pretty(&value)? } else { told(&report, &target) };
-    // What is on standard output is the archive.
+    let text = if server.json { serde_json::to_string_pretty(&value)? } else { render(&report, &target) };
+    // Standard output carries the archive.
     if matches!(target, Target::Stdout) { note(&text) } else { super::print(&(text + "\n")) }
 }
 
@@ -63,43 +63,43 @@ async fn fetch(
     ask: ExportRequest,
     target: &Target,
 ) -> anyhow::Result<(Value, ExportReport)> {
-    let Coming { value, report, length, mut source } = begin(backend, ask).await?;
+    let IncomingArchive { value, report, length, mut source } = begin(backend, ask).await?;
     let (sender, pipe) = ChannelReader::new();
     let writing = tokio::task::spawn_blocking({
         let target = target.clone();
         move || target.write(pipe, length)
     });
-    let bar = ProgressBar::new(length).with_style(bars::bytes()).with_prefix(report.reference.clone());
+    let bar = ProgressBar::new(length).with_style(progress::bytes()).with_prefix(report.reference.clone());
     let mut received = 0;
     let came = loop {
         match source.next().await {
             Ok(Some(bytes)) => {
                 received += bytes.len() as u64;
                 bar.inc(bytes.len() as u64);
-                // If it cannot be written, the reason comes below.
+                // The write error is reported below.
                 if sender.send(Ok(bytes)).await.is_err() {
                     break Ok(());
                 }
             }
             Ok(None) if received < length => {
-                break Err(anyhow::anyhow!("the export broke off; the log of the larder tells why"));
+                break Err(anyhow::anyhow!("the export was interrupted; the server's log has the reason"));
             }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         }
     };
     if came.is_err() {
-        let _ = sender.send(Err(io::Error::other("it broke off"))).await;
+        let _ = sender.send(Err(io::Error::other("the export was interrupted"))).await;
     }
     drop(sender);
-    let written = writing.await.context("the writing was given up")?;
+    let written = writing.await.context("the writing task failed")?;
     bar.finish_and_clear();
     came.and(written)?;
     Ok((value, report))
 }
 
-/// An archive on its way here.
-struct Coming {
+/// Archive that is being received.
+struct IncomingArchive {
     value: Value,
     report: ExportReport,
     length: u64,
@@ -107,26 +107,26 @@ struct Coming {
 }
 
 enum Source {
-    Here(Outgoing),
+    Local(Outgoing),
     Running(Response),
 }
 
-async fn begin(backend: &Backend, ask: ExportRequest) -> anyhow::Result<Coming> {
+async fn begin(backend: &Backend, ask: ExportRequest) -> anyhow::Result<IncomingArchive> {
     match backend {
-        Backend::Here(offline) => {
+        Backend::Local(offline) => {
             let begun = export::export(offline.operations(), ask).await.map_err(|error| error.failure())?;
             let (value, report, length) =
                 (serde_json::to_value(&begun.report)?, begun.report.clone(), begun.length);
-            Ok(Coming { value, report, length, source: Source::Here(begun) })
+            Ok(IncomingArchive { value, report, length, source: Source::Local(begun) })
         }
         Backend::Running(remote) => {
             let answer = remote.send(remote.request(Method::GET, &ask.target())?).await?;
-            let other = "the larder that runs is of another version: its answer is not understood";
+            let other = "the answer of the running server cannot be read: it has another version";
             let report = answer.headers().get(REPORT_HEADER).context(other)?;
             let value: Value = serde_json::from_slice(report.as_bytes()).context(other)?;
             let report = serde_json::from_value(value.clone()).context(other)?;
             let length = answer.content_length().context(other)?;
-            Ok(Coming { value, report, length, source: Source::Running(answer) })
+            Ok(IncomingArchive { value, report, length, source: Source::Running(answer) })
         }
     }
 }
@@ -134,15 +134,15 @@ async fn begin(backend: &Backend, ask: ExportRequest) -> anyhow::Result<Coming> 
 impl Source {
     async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
         match self {
-            Self::Here(export) => Ok(export.pieces.recv().await.transpose()?),
+            Self::Local(export) => Ok(export.pieces.recv().await.transpose()?),
             Self::Running(answer) => answer.chunk().await.map_err(|_| {
-                anyhow::anyhow!("the export broke off before its end; the log of the larder tells why")
+                anyhow::anyhow!("the export was interrupted before its end; the server's log has the reason")
             }),
         }
     }
 }
 
-/// Where it goes.
+/// Target of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Target {
     Stdout,
@@ -165,14 +165,14 @@ impl Target {
         }
         if [".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"].iter().any(|end| name.ends_with(end)) {
             bail!(
-                "larder does not compress archives, layers are compressed already; name it FILE.tar, or pipe `-` through a program"
+                "larder does not compress archives, because layers are already compressed; write to FILE.tar, or pipe `-` through a program"
             );
         }
         let is_tar = path.extension().is_some_and(|it| it.eq_ignore_ascii_case("tar"));
         Ok(if is_tar { Self::File(path.to_owned()) } else { Self::Folder(path.to_owned()) })
     }
 
-    /// Writes what comes, if it comes whole.
+    /// Writes the archive. An incomplete archive leaves no file.
     fn write(&self, mut pipe: ChannelReader, length: u64) -> anyhow::Result<()> {
         match self {
             Self::Folder(path) => Ok(folder::unpack(path, pipe)?),
@@ -186,11 +186,11 @@ impl Target {
                 let parent =
                     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 let mut builder = tempfile::Builder::new();
-                // It is made to be handed on, so it gets the mode that any other file would.
+                // The file is meant to be shared, so it gets the usual mode instead of a temporary file's.
                 builder.prefix(".larder-export-").permissions(Permissions::from_mode(0o666));
                 let mut file = builder.tempfile_in(parent).with_context(wrong)?;
                 let written = io::copy(&mut pipe, &mut file).with_context(wrong)?;
-                ensure!(written == length, "the export broke off");
+                ensure!(written == length, "the export was interrupted");
                 file.as_file().sync_all().with_context(wrong)?;
                 file.persist(path).with_context(wrong)?;
                 Ok(())
@@ -199,7 +199,7 @@ impl Target {
     }
 }
 
-fn told(report: &ExportReport, target: &Target) -> String {
+fn render(report: &ExportReport, target: &Target) -> String {
     let of = if report.platforms.is_empty() {
         String::new()
     } else {
@@ -217,11 +217,11 @@ fn told(report: &ExportReport, target: &Target) -> String {
     let content = content(*manifests, *blobs, *bytes);
     let mut text = format!("exported {reference}{of}{name} to {place}: {content}, {fetched} of them fetched");
     if !report.complete {
-        text.push_str("\n    the index names more platforms than are in it: what copies all of it (`skopeo copy --all`) needs every one");
+        text.push_str("\n    the index names more platforms than the archive has: tools that copy all platforms (`skopeo copy --all`) will fail");
     }
     if let Some(stale) = &report.stale {
         // Writing to a String cannot fail.
-        let _ = write!(text, "\n    {}: {stale}", fair("the tag could not be confirmed"));
+        let _ = write!(text, "\n    {}: {stale}", fair("the tag could not be revalidated"));
     }
     text
 }
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_tells_what_is_written() {
+    fn target_is_chosen_by_name() {
         let of = |text: &str| Target::of(Path::new(text));
         assert_eq!(of("a.tar").expect("a file"), Target::File("a.tar".into()));
         assert_eq!(of("dir/A.TAR").expect("a file"), Target::File("dir/A.TAR".into()));
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_appears_whole_or_not_at_all() {
+    fn file_is_written_completely_or_not_at_all() {
         let folder = tempfile::tempdir().expect("a folder");
         let target = Target::File(folder.path().join("a.tar"));
         let write = |length| {

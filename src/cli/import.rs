@@ -17,43 +17,47 @@ use reqwest::Method;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::backend::{Answer, Backend, Reach};
-use super::bars;
+use super::backend::{Answer, Backend, ServerOptions};
+use super::progress;
 use super::table::{bad, content, good, iec, many};
 use crate::ops::channel_reader::{self, ChannelReader};
 use crate::ops::folder::LayoutTar;
 use crate::ops::import::{self, ImportReport, ImportRequest, ImportedImage};
 
-/// How much of a file is in memory at a time.
+/// Bytes that are read from a file at a time.
 const STEP: usize = 256 << 10;
-/// Longer than it takes to see that nobody takes what is sent.
-const MOMENT: Duration = Duration::from_secs(1);
+/// Time in which the reading task notices that the receiver is gone.
+const READER_ENDS_WITHIN: Duration = Duration::from_secs(1);
 
-/// What `larder import` is told.
+/// Arguments of `larder import`.
 #[derive(Args, Debug)]
 pub(super) struct Import {
-    /// An OCI layout: a folder, a tar, also compressed with gzip, or `-` for one on standard input
+    /// OCI layout: a folder, a tar, a tar compressed with gzip, or `-` for a tar on standard input
     #[arg(value_name = "DIR|FILE.tar")]
     source: PathBuf,
-    /// The repository that its images go to, with their tags; otherwise the one that the archive names
+    /// Repository for the images; default: the repository that the archive names
     #[arg(long = "as", value_name = "REPOSITORY")]
     repository: Option<String>,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// Takes images in.
-pub(super) fn run(Import { source, repository, reach }: Import) -> anyhow::Result<()> {
-    let parcel = Parcel::open(&source)?;
+/// Imports images.
+pub(super) fn run(Import { source, repository, server }: Import) -> anyhow::Result<()> {
+    let source = ArchiveSource::open(&source)?;
     let ask = ImportRequest { repository };
-    let Answer { value, report } = reach.with(async |backend| send(backend, ask, parcel).await)?;
-    reach.print(&value, || told(&report))
+    let Answer { value, report } = server.with(async |backend| send(backend, ask, source).await)?;
+    server.print(&value, || render(&report))
 }
 
-async fn send(backend: &Backend, ask: ImportRequest, parcel: Parcel) -> anyhow::Result<Answer<ImportReport>> {
-    let length = parcel.length();
+async fn send(
+    backend: &Backend,
+    ask: ImportRequest,
+    source: ArchiveSource,
+) -> anyhow::Result<Answer<ImportReport>> {
+    let length = source.length();
     let bar = match length {
-        Some(length) => ProgressBar::new(length).with_style(bars::bytes()),
+        Some(length) => ProgressBar::new(length).with_style(progress::bytes()),
         None => ProgressBar::no_length()
             .with_style(ProgressStyle::with_template("{prefix} {bytes} {binary_bytes_per_sec} {elapsed}")?),
     }
@@ -61,18 +65,17 @@ async fn send(backend: &Backend, ask: ImportRequest, parcel: Parcel) -> anyhow::
     let (sender, pieces) = mpsc::channel(channel_reader::QUEUE);
     let mut sending = tokio::task::spawn_blocking({
         let bar = bar.clone();
-        move || parcel.send(&sender, |bytes| bar.inc(bytes))
+        move || source.send(&sender, |bytes| bar.inc(bytes))
     });
     let taken = take(backend, ask, pieces, length).await;
-    // If what was to be sent could not be read, that is the reason for whatever came of it. Who still waits for standard
-    // input has no such reason.
-    if let Ok(sent) = tokio::time::timeout(MOMENT, &mut sending).await {
-        sent.context("the reading was given up")??;
+    // A read error explains every later error, so report it first. A task that still waits for standard input has none.
+    if let Ok(sent) = tokio::time::timeout(READER_ENDS_WITHIN, &mut sending).await {
+        sent.context("the reading task failed")??;
     }
     bar.finish_and_clear();
     let value = taken?;
     let report = serde_json::from_value(value.clone())
-        .context("the larder that runs is of another version: its report is not understood")?;
+        .context("the report of the running server cannot be read: it has another version")?;
     Ok(Answer { value, report })
 }
 
@@ -83,7 +86,7 @@ async fn take(
     length: Option<u64>,
 ) -> anyhow::Result<Value> {
     match backend {
-        Backend::Here(offline) => {
+        Backend::Local(offline) => {
             let taken = import::import(offline.operations(), ask, ChannelReader::over(pieces)).await;
             Ok(serde_json::to_value(taken.map_err(|error| error.failure())?)?)
         }
@@ -96,7 +99,7 @@ async fn take(
     }
 }
 
-/// An archive as the body of a request.
+/// Archive as the body of a request.
 struct Upload {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     left: Option<u64>,
@@ -125,14 +128,14 @@ impl http_body::Body for Upload {
     }
 }
 
-/// What is imported.
-enum Parcel {
+/// Source of an import.
+enum ArchiveSource {
     Folder(LayoutTar),
     File(File, PathBuf, u64),
     Stdin,
 }
 
-impl Parcel {
+impl ArchiveSource {
     fn open(path: &Path) -> anyhow::Result<Self> {
         if path == Path::new("-") {
             return Ok(Self::Stdin);
@@ -143,7 +146,7 @@ impl Parcel {
         let wrong = || format!("{} cannot be read", path.display());
         let file = File::open(path).with_context(wrong)?;
         let length = file.metadata().with_context(wrong)?;
-        // A pipe has no length of its own.
+        // A pipe has no length.
         let length = if length.is_file() { length.len() } else { u64::MAX };
         Ok(Self::File(file, path.to_owned(), length))
     }
@@ -156,7 +159,7 @@ impl Parcel {
         }
     }
 
-    /// Sends all of it, until nobody takes it any more.
+    /// Sends the whole archive, until the receiver is gone.
     fn send(self, sender: &mpsc::Sender<io::Result<Bytes>>, mut tell: impl FnMut(u64)) -> anyhow::Result<()> {
         let sent = match self {
             Self::Folder(packing) => packing.send(sender, tell).map_err(Into::into),
@@ -167,8 +170,8 @@ impl Parcel {
             }
         };
         if sent.is_err() {
-            // So that the other side does not take what it has for all.
-            let _ = sender.blocking_send(Err(io::Error::other("it cannot be read to its end")));
+            // Tell the receiver that the archive is incomplete.
+            let _ = sender.blocking_send(Err(io::Error::other("the archive cannot be read to its end")));
         }
         sent
     }
@@ -195,7 +198,7 @@ fn copy(
     }
 }
 
-fn told(report: &ImportReport) -> String {
+fn render(report: &ImportReport) -> String {
     let mut text: String = report.images.iter().map(image).collect();
     // Writing to a String cannot fail.
     let were = if report.new_blobs == 1 { "was" } else { "were" };
@@ -212,7 +215,7 @@ fn image(row: &ImportedImage) -> String {
     for it in missing {
         let platform = it.platform.as_deref().map(|platform| format!("{platform} ")).unwrap_or_default();
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "    not there: {platform}{} {}", it.kind, it.part.digest);
+        let _ = writeln!(text, "    missing: {platform}{} {}", it.kind, it.part.digest);
     }
     text
 }

@@ -2,89 +2,83 @@
 
 use clap::Args;
 
-use super::backend::{Answer, Reach};
+use super::backend::{Answer, ServerOptions};
 use super::table::{Table, ago, bad, fair, good, iec};
 use crate::ops::list::{Completeness, ListReport, ListRow, TagFreshness};
 use crate::ops::query::Query;
 
-/// What `larder ls` is told.
+/// Arguments of `larder ls`.
 #[derive(Args, Debug)]
 pub(super) struct List {
-    /// The only repository, such as `busybox` or `ghcr.io/org/app`
+    /// List this repository only, such as `busybox` or `ghcr.io/org/app`
     repository: Option<String>,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// What `larder tags` is told.
+/// Arguments of `larder tags`.
 #[derive(Args, Debug)]
 pub(super) struct Tags {
-    /// The repository, such as `busybox` or `ghcr.io/org/app`
+    /// Repository, such as `busybox` or `ghcr.io/org/app`
     repository: String,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// Lists what is held.
-pub(super) fn list(List { repository, reach }: List) -> anyhow::Result<()> {
-    show(&reach, Query::List { repository })
+/// Lists the cached images.
+pub(super) fn list(List { repository, server }: List) -> anyhow::Result<()> {
+    show(&server, Query::List { repository })
 }
 
-/// Lists the tags held of a repository.
-pub(super) fn tags(Tags { repository, reach }: Tags) -> anyhow::Result<()> {
-    show(&reach, Query::Tags { repository })
+/// Lists the cached tags of a repository.
+pub(super) fn tags(Tags { repository, server }: Tags) -> anyhow::Result<()> {
+    show(&server, Query::Tags { repository })
 }
 
-fn show(reach: &Reach, question: Query) -> anyhow::Result<()> {
+fn show(server: &ServerOptions, question: Query) -> anyhow::Result<()> {
     let whole = matches!(question, Query::List { .. });
-    let Answer { value, report } = reach.with(async |backend| backend.ask::<ListReport>(question).await)?;
-    reach.print(&value, || told(&report, whole))
+    let Answer { value, report } = server.with(async |backend| backend.ask::<ListReport>(question).await)?;
+    server.print(&value, || render(&report, whole))
 }
 
-fn told(report: &ListReport, repositories: bool) -> String {
+/// Title and content of each column.
+const COLUMNS: [(&str, Cell); 10] = [
+    ("REPOSITORY", |row, _| row.repository.clone()),
+    ("TAG", |row, _| row.tag.clone().unwrap_or_else(|| "-".to_owned())),
+    ("DIGEST", |row, _| short(&row.digest.to_string())),
+    ("TYPE", |row, _| kind(row.media_type.as_deref())),
+    ("PLATFORMS", |row, _| platforms(row)),
+    ("SIZE", |row, _| iec(row.size)),
+    ("AGE", |row, now| ago(now, row.moved_at)),
+    ("LAST PULL", |row, now| ago(now, row.last_pull)),
+    ("FRESH", |row, _| fresh(row.freshness)),
+    ("COMPLETE", |row, _| complete(row)),
+];
+
+/// Function from a row and the current time to the text of a cell.
+type Cell = fn(&ListRow, u64) -> String;
+
+fn render(report: &ListReport, repositories: bool) -> String {
     let ListReport { now, images } = report;
     if images.is_empty() {
-        return "nothing is held yet\n".to_owned();
+        return "nothing is cached yet\n".to_owned();
     }
-    let mut table = Table::new(&[
-        if repositories { "REPOSITORY" } else { "TAG" },
-        if repositories { "TAG" } else { "DIGEST" },
-        if repositories { "DIGEST" } else { "TYPE" },
-        if repositories { "TYPE" } else { "PLATFORMS" },
-        if repositories { "PLATFORMS" } else { "SIZE" },
-        if repositories { "SIZE" } else { "AGE" },
-        if repositories { "AGE" } else { "LAST PULL" },
-        if repositories { "LAST PULL" } else { "FRESH" },
-        if repositories { "FRESH" } else { "COMPLETE" },
-        if repositories { "COMPLETE" } else { "" },
-    ]);
+    // `larder tags` omits the first column.
+    let columns = if repositories { &COLUMNS[..] } else { &COLUMNS[1..] };
+    let titles: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
+    let mut table = Table::new(&titles);
     for row in images {
-        let mut cells = Vec::new();
-        if repositories {
-            cells.push(row.repository.clone());
-        }
-        cells.extend([
-            row.tag.clone().unwrap_or_else(|| "-".to_owned()),
-            short(&row.digest.to_string()),
-            kind(row.media_type.as_deref()),
-            platforms(row),
-            iec(row.size),
-            ago(*now, row.moved_at),
-            ago(*now, row.last_pull),
-            fresh(row.freshness),
-            complete(row),
-        ]);
-        table.row(cells);
+        table.row(columns.iter().map(|(_, cell)| cell(row, *now)).collect());
     }
     table.lines()
 }
 
-/// As much of a digest as tells it from others.
+/// Returns the beginning of a digest, long enough to be unique in practice.
 pub(super) fn short(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
 }
 
-/// A media type without what all of them have in common; one that nobody knows as it is.
+/// Returns a short name for the media types of manifests, and any other type unchanged.
 fn kind(media_type: Option<&str>) -> String {
     let known = match media_type {
         None => "gone",
@@ -97,7 +91,7 @@ fn kind(media_type: Option<&str>) -> String {
     known.to_owned()
 }
 
-/// The platforms that are held whole, and how many more there are.
+/// Returns the complete platforms and the number of the others.
 fn platforms(row: &ListRow) -> String {
     let images: Vec<_> =
         row.platforms.iter().filter(|it| it.platform.as_deref() != Some("unknown/unknown")).collect();

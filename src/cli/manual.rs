@@ -1,4 +1,4 @@
-//! `larder completions` and `larder man`: what shells and the manual know of the command line, read off it.
+//! `larder completions` and `larder man`: shell completions and manual pages, generated from the command line.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use super::{Arguments, exit, print};
 
-/// What `larder completions` is told.
+/// Arguments of `larder completions`.
 #[derive(Args, Debug)]
 pub(super) struct Completions {
-    /// Whose they are
-    shell: Kind,
+    /// Shell
+    shell: ShellName,
 }
 
-/// A shell.
+/// Shell with completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kind {
+enum ShellName {
     Bash,
     Zsh,
     Fish,
@@ -28,53 +28,52 @@ enum Kind {
     Powershell,
 }
 
-impl From<Kind> for Shell {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Bash => Self::Bash,
-            Kind::Zsh => Self::Zsh,
-            Kind::Fish => Self::Fish,
-            Kind::Elvish => Self::Elvish,
-            Kind::Powershell => Self::PowerShell,
+impl From<ShellName> for Shell {
+    fn from(shell: ShellName) -> Self {
+        match shell {
+            ShellName::Bash => Self::Bash,
+            ShellName::Zsh => Self::Zsh,
+            ShellName::Fish => Self::Fish,
+            ShellName::Elvish => Self::Elvish,
+            ShellName::Powershell => Self::PowerShell,
         }
     }
 }
 
-/// What `larder man` is told.
+/// Arguments of `larder man`.
 #[derive(Args, Debug)]
 pub(super) struct Manual {
-    /// Write larder(1) and a page for each verb into this folder, which is made if it is not there; otherwise larder(1) is
-    /// printed
+    /// Write larder(1) and a page for each verb into this folder, which is created if needed; default: print larder(1)
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
-/// Prints what a shell has to read.
+/// Prints the completion script of a shell.
 pub(super) fn completions(arguments: &Completions) -> anyhow::Result<()> {
     let mut script = Vec::new();
     generate(Shell::from(arguments.shell), &mut Arguments::command(), "larder", &mut script);
-    print(&String::from_utf8(script).context("the completions are no text")?)
+    print(&String::from_utf8(script).context("the completion script is not UTF-8")?)
 }
 
-/// Prints the manual's first page, or writes all of them.
+/// Prints the manual's first page, or writes all pages.
 pub(super) fn man(arguments: &Manual) -> anyhow::Result<()> {
     let mut command = Arguments::command().disable_help_subcommand(true);
     command.build();
     let Some(folder) = &arguments.dir else {
-        return print(&String::from_utf8(page(&command)?).context("the page is no text")?);
+        return print(&String::from_utf8(page(&command)?).context("the page is not UTF-8")?);
     };
-    std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
     let written = write(&command, folder)?;
-    print(&format!("{written} pages are in {}\n", folder.display()))
+    print(&format!("wrote {written} pages to {}\n", folder.display()))
 }
 
-/// Writes the page of a command and those of its verbs; how many.
+/// Writes the page of a command and of its verbs. Returns the number of pages.
 fn write(command: &Command, folder: &Path) -> anyhow::Result<usize> {
     let path = folder.join(Man::new(command.clone()).get_filename());
     let file = tempfile::NamedTempFile::new_in(folder);
     let wrote = file.and_then(|mut file| {
         file.write_all(&page(command)?)?;
-        // As other files that everybody reads.
+        // Readable by everybody, unlike a temporary file.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         file.as_file().set_permissions(mode)?;
         Ok(file.persist(&path)?)
@@ -83,7 +82,7 @@ fn write(command: &Command, folder: &Path) -> anyhow::Result<usize> {
     command.get_subcommands().try_fold(1, |count, verb| Ok(count + write(verb, folder)?))
 }
 
-/// One page, with what no command line tells behind what it does.
+/// Renders one page: the generated sections, then exit codes, environment and files.
 fn page(command: &Command) -> std::io::Result<Vec<u8>> {
     let man =
         Man::new(command.clone()).manual("larder").source(format!("larder {}", env!("CARGO_PKG_VERSION")));
@@ -108,29 +107,26 @@ fn page(command: &Command) -> std::io::Result<Vec<u8>> {
 }
 
 const ENVIRONMENT: [(&str, &str); 5] = [
-    ("LARDER_CONFIG", "The configuration file, where --config names none."),
+    ("LARDER_CONFIG", "Configuration file, if --config is not given."),
     (
         "LARDER_SECTION__KEY",
-        "A key of the configuration, over the file and under flags: LARDER_STORE__MAX_SIZE is max_size under [store].",
+        "A configuration key; overrides the file, is overridden by flags: LARDER_STORE__MAX_SIZE is max_size in [store].",
     ),
-    ("NO_COLOR", "If it is not empty, nothing is coloured."),
+    ("NO_COLOR", "If not empty, the output has no colours."),
     (
         "CLICOLOR_FORCE",
-        "If it is neither empty nor 0, and NO_COLOR is not set, all is coloured, also beyond a terminal.",
+        "If neither empty nor 0, and NO_COLOR is not set, the output has colours even without a terminal.",
     ),
-    ("CLICOLOR", "If it is 0, nothing is coloured that CLICOLOR_FORCE does not want so."),
+    ("CLICOLOR", "If 0, the output has no colours, unless CLICOLOR_FORCE is set."),
 ];
 
 const FILES: [(&str, &str); 3] = [
-    (
-        "/etc/larder/larder.toml",
-        "The configuration, where larder runs as a service. There is none that is read unasked.",
-    ),
-    ("./larder-data", "What is held, unless store.path in the configuration or --data names another folder."),
-    ("/run/larder", "Where a service may have sockets: listen = \"unix:/run/larder/larder.sock\"."),
+    ("/etc/larder/larder.toml", "Configuration of the service. No file is read by default."),
+    ("./larder-data", "Store, unless store.path in the configuration or --data names another folder."),
+    ("/run/larder", "Folder for sockets of the service: listen = \"unix:/run/larder/larder.sock\"."),
 ];
 
-/// A section of terms, each with what it means.
+/// Writes a section of terms with their meanings.
 fn terms(roff: &mut Roff, title: &str, terms: impl IntoIterator<Item = (String, String)>) {
     roff.control("SH", [title]);
     for (term, meaning) in terms {
@@ -140,7 +136,7 @@ fn terms(roff: &mut Roff, title: &str, terms: impl IntoIterator<Item = (String, 
     }
 }
 
-/// The codes and their meanings, of the table that `--help` shows.
+/// Returns the codes and meanings of the table that `--help` shows.
 fn exit_codes() -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     for line in exit::TABLE.lines().skip(1) {
@@ -162,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_exit_code_has_its_meaning() {
+    fn exit_codes_have_a_meaning() {
         let codes = exit_codes();
         let numbers: Vec<_> = codes.iter().map(|(code, _)| code.as_str()).collect();
         assert_eq!(numbers, ["0", "1", "2", "3", "4", "5"]);

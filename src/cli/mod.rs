@@ -1,7 +1,6 @@
-//! The command line: what can be said on it, and which verb it leads to.
+//! The command line: arguments, and the verb that each command runs.
 
 mod backend;
-mod bars;
 mod check;
 mod colours;
 mod convert;
@@ -10,12 +9,13 @@ mod doctor;
 mod events;
 mod exit;
 mod export;
-mod healthy;
+mod healthcheck;
 mod import;
 mod inspect;
 mod list;
 mod manual;
 mod platforms;
+mod progress;
 mod remote;
 mod remove;
 mod scrub;
@@ -47,68 +47,68 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Serve images; without a file and flags on 127.0.0.1:5000, kept in ./larder-data
+    /// Start the server; without a file and flags it listens on 127.0.0.1:5000 and stores in ./larder-data
     Serve(Settings),
-    /// Check the configuration and print the one that results, defaults included
+    /// Check the configuration and print the effective one, defaults included
     Validate(Settings),
-    /// Ask the larder that runs with this configuration whether it is ready; ends with 1 if it is not
+    /// Health check: exit 0 if the server with this configuration is ready, else 1
     Healthy(Settings),
-    /// Work on a store that no larder has open
+    /// Work on a store that no server has open
     #[command(subcommand)]
     Store(convert::Store),
-    /// Show how a larder is doing: hits, traffic, upstreams, fills, disk and jobs
+    /// Show the server's state: hits, traffic, upstreams, fills, disk and jobs
     Status(status::Status),
-    /// List what is held: images by tag, and those pulled by digest
+    /// List the cached images, by tag and by digest
     Ls(list::List),
-    /// List the tags held of a repository
+    /// List the cached tags of a repository
     Tags(list::Tags),
-    /// Show an index, or the manifest or config of one platform, and what of it is held
-    // Its `--config` is the image's.
+    /// Show an index, or the manifest or config of one platform, and which parts are cached
+    // `--config` of this verb means the image's config.
     #[command(mut_arg("config_file", |arg| arg.long("config-file")))]
     Inspect(inspect::Inspect),
-    /// Tell whether pulls would succeed without the upstream, and name what is missing; ends with 4 if they would not
+    /// Check that images can be pulled without the upstream, and list missing content; exit 4 if not
     Check(check::Check),
-    /// Fetch images before anybody asks for them; ends with 4 if not all of them could be
+    /// Fetch images into the cache; exit 4 if an image could not be fetched completely
     Warm(warm::Warm),
-    /// Take images out of the cache, with what only they lead to
+    /// Remove images from the cache, with all content that no other image needs
     Rm(remove::Remove),
-    /// Write an image as an OCI layout, into a folder or a tar; fetches what is missing
+    /// Write an image as an OCI layout into a folder or a tar; fetches missing content
     Export(export::Export),
-    /// Take images in from an OCI layout in a folder or a tar, as if they had been pulled
+    /// Add images from an OCI layout in a folder or a tar, as if they had been pulled
     Import(import::Import),
-    /// Hold everything against its digest; ends with 3 if something is damaged
+    /// Verify the digest of all cached content; exit 3 if content is damaged
     Verify(scrub::Verify),
-    /// Remove what is left of content that has gone, and tell what tags lead to
+    /// Remove orphaned data, and show how much content tags lead to
     Gc(scrub::Gc),
-    /// Look at everything that larder depends on, say what fails and what helps; ends with 4 if something fails
+    /// Check everything that larder depends on, with a remedy for each failure; exit 4 if a check fails
     Doctor(doctor::Doctor),
-    /// Print what a client has to be told so that it pulls through this larder, or tell it with --write
+    /// Print the client configuration for this server, or install it with --write
     Setup(setup::Setup),
-    /// Print what a shell has to read to complete the command line
+    /// Print the completion script of a shell
     Completions(manual::Completions),
-    /// Print larder(1), or write the pages of all verbs with --dir
+    /// Print the manual page larder(1), or write the pages of all verbs with --dir
     Man(manual::Manual),
-    /// Pull an image through a larder of its own, then again without the upstream, and show what happened
+    /// Demonstration: pull an image through a temporary server, then again without the upstream
     Demo {
-        /// Go on serving afterwards, until a signal comes
+        /// Keep serving afterwards until a signal arrives
         #[arg(long)]
         stay: bool,
     },
 }
 
-/// Where the configuration comes from; shared by the verbs that need one.
+/// Sources of the configuration, shared by the verbs that need one.
 #[derive(Args, Clone, Debug)]
 struct Settings {
-    /// The configuration file; otherwise the variable `LARDER_CONFIG` names it, if set
+    /// Configuration file; default: the value of `LARDER_CONFIG`, else none
     #[arg(long, id = "config_file", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where clients pull from, without TLS: `IP:PORT`, `unix:/PATH` or `systemd:NAME` (server.listen); may be repeated
+    /// Address for clients, without TLS: `IP:PORT`, `unix:/PATH` or `systemd:NAME` (server.listen); may be repeated
     #[arg(long, value_name = "ADDR")]
     listen: Vec<ListenAddress>,
-    /// The folder that content is kept in (store.path)
+    /// Folder of the store (store.path)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// An upstream and its endpoint, such as docker.io=https://mirror.example.com; may be repeated
+    /// Upstream and its endpoint, such as docker.io=https://mirror.example.com; may be repeated
     #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
     upstream: Vec<(String, String)>,
 }
@@ -121,7 +121,7 @@ fn upstream(text: &str) -> Result<(String, String), String> {
 }
 
 impl Settings {
-    /// The effective configuration, checked.
+    /// Returns the effective configuration after validation.
     fn load(&self) -> anyhow::Result<Config> {
         let Self { listen, data, upstream, .. } = self.clone();
         let flags = Flags { listen, data, upstreams: upstream };
@@ -130,13 +130,13 @@ impl Settings {
         Ok(config)
     }
 
-    /// The file among it, if there is one.
+    /// Returns the configuration file, if there is one.
     fn file(&self) -> anyhow::Result<Option<PathBuf>> {
         Ok(config::file(self.config.as_deref(), environment()?))
     }
 }
 
-/// Our part of the environment. Foreign variables may hold anything, ours must be text.
+/// Returns the environment variables that begin with `LARDER_`. Their values must be UTF-8.
 fn environment() -> anyhow::Result<Vec<(String, String)>> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
@@ -148,7 +148,7 @@ fn environment() -> anyhow::Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// Reads the command line; help, or what is wrong with it, ends the process.
+/// Parses the command line. Help and usage errors end the process.
 pub fn arguments() -> Arguments {
     let colours = colours::choice();
     colours::follow(colours);
@@ -157,12 +157,12 @@ pub fn arguments() -> Arguments {
     read.unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
-/// Does what the command line asks for.
+/// Runs the verb of the command line.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Serve(settings) => serve::run(settings),
         Verb::Validate(settings) => validate::run(&settings.load()?),
-        Verb::Healthy(settings) => healthy::run(&settings.load()?),
+        Verb::Healthy(settings) => healthcheck::run(&settings.load()?),
         Verb::Store(store) => convert::run(store),
         Verb::Status(arguments) => status::run(arguments),
         Verb::Ls(arguments) => list::list(arguments),
@@ -183,7 +183,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// An error and its causes in one line. A cause that the sentence before it repeats is left out.
+/// Returns an error and its causes in one line. Skips a cause that the text already ends with.
 pub fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -197,7 +197,7 @@ pub fn sentence(error: &anyhow::Error) -> String {
     line.replace('\n', " ")
 }
 
-/// Writes to standard output; a reader that has gone (`larder validate | head -1`) is no error.
+/// Writes to standard output. A closed pipe (`larder validate | head -1`) is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     let mut out = std::io::stdout().lock();
@@ -207,7 +207,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Writes a line to standard error, beside what a program may read from standard output.
+/// Writes a line to standard error, so that standard output stays machine-readable.
 fn note(line: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     writeln!(std::io::stderr().lock(), "{line}").context("standard error cannot be written")
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_well_formed() {
+    fn command_line_is_well_formed() {
         Arguments::command().debug_assert();
     }
 
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_one_sentence() {
+    fn sentence_joins_the_error_chain() {
         let inner = anyhow::anyhow!("disk\nfull");
         let repeated = anyhow::anyhow!("cannot write: disk full");
         assert_eq!(sentence(&inner.context("cannot write")), "cannot write: disk full");

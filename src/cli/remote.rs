@@ -1,4 +1,4 @@
-//! A larder that runs, by its admin API: over HTTP, HTTPS or a socket in the file system.
+//! Client for the admin API of a running server, over HTTP, HTTPS or a Unix socket.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,17 +23,17 @@ use crate::ops::progress::Progress;
 use crate::ops::query::{Query, ROOT};
 use crate::tls;
 
-/// How long a larder may take to accept a connection.
+/// Time-out for connecting.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where an admin API is.
+/// Address of an admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum AdminAddress {
     Url(Url),
     Unix(PathBuf),
 }
 
-impl FromStr for Place {
+impl FromStr for AdminAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -42,7 +42,7 @@ impl FromStr for Place {
             return if path.starts_with('/') {
                 Ok(Self::Unix(path.into()))
             } else {
-                Err("a socket's path is absolute, as in unix:/run/larder/admin.sock".to_owned())
+                Err("the path of a socket must be absolute, as in unix:/run/larder/admin.sock".to_owned())
             };
         }
         let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
@@ -53,7 +53,7 @@ impl FromStr for Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for AdminAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Url(url) => f.write_str(url.as_str().trim_end_matches('/')),
@@ -62,8 +62,8 @@ impl fmt::Display for Place {
     }
 }
 
-impl Place {
-    /// Where a larder with this configuration can be asked from here, if that can be told.
+impl AdminAddress {
+    /// Returns the address under which this machine reaches the admin API of a configuration, if there is one.
     pub(super) fn of(admin: &Admin) -> Option<Self> {
         match admin.listen.reachable()? {
             ListenAddress::Unix(path) => Some(Self::Unix(path)),
@@ -72,24 +72,28 @@ impl Place {
     }
 }
 
-/// The document of every refusal.
+/// Error document of the admin API.
 #[derive(Deserialize)]
-struct Refused {
+struct ErrorDocument {
     error: Failure,
 }
 
-/// An admin API to be asked.
+/// Client for one admin API.
 #[derive(Debug)]
 pub(super) struct Remote {
     client: Client,
-    place: Place,
+    address: AdminAddress,
     base: Url,
     token: Option<String>,
 }
 
 impl Remote {
-    /// Contacts nobody yet.
-    pub(super) fn new(place: Place, token: Option<&Path>, ca: Option<&Path>) -> anyhow::Result<Self> {
+    /// Creates the client without connecting.
+    pub(super) fn new(
+        address: AdminAddress,
+        token: Option<&Path>,
+        ca: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let token = token.map(|path| {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("the token in {} cannot be read", path.display()))?;
@@ -97,22 +101,22 @@ impl Remote {
         });
         let mut builder =
             Client::builder().no_proxy().connect_timeout(CONNECT_WITHIN).tls_backend_preconfigured(tls(ca)?);
-        let base = match &place {
-            Place::Url(url) => url.clone(),
-            Place::Unix(path) => {
+        let base = match &address {
+            AdminAddress::Url(url) => url.clone(),
+            AdminAddress::Unix(path) => {
                 builder = builder.unix_socket(path.clone());
                 Url::parse("http://localhost")?
             }
         };
-        Ok(Self { client: builder.build()?, place, base, token: token.transpose()? })
+        Ok(Self { client: builder.build()?, address, base, token: token.transpose()? })
     }
 
-    /// Where it is.
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    /// Returns the address.
+    pub(super) fn address(&self) -> &AdminAddress {
+        &self.address
     }
 
-    /// Whether a larder answers.
+    /// Returns true if a server answers.
     pub(super) async fn is_there(&self) -> bool {
         match self.request(Method::GET, "/livez") {
             Ok(request) => request.send().await.is_ok_and(|answer| answer.status().is_success()),
@@ -121,7 +125,7 @@ impl Remote {
     }
 
     pub(super) fn request(&self, method: Method, target: &str) -> anyhow::Result<RequestBuilder> {
-        let url = self.base.join(target).context("the address cannot be put together")?;
+        let url = self.base.join(target).context("the address is invalid")?;
         let request = self.client.request(method, url);
         Ok(match &self.token {
             Some(token) => request.bearer_auth(token),
@@ -129,33 +133,34 @@ impl Remote {
         })
     }
 
-    /// Sends a request; an answer that is a refusal is an error.
+    /// Sends a request. An answer other than 2xx is an error.
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let answer = request.send().await.with_context(|| format!("no larder answers at {}", self.place))?;
+        let answer =
+            request.send().await.with_context(|| format!("no server answers at {}", self.address))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
         let status = answer.status();
         let body = answer.bytes().await.unwrap_or_default();
-        match serde_json::from_slice::<Refused>(&body) {
+        match serde_json::from_slice::<ErrorDocument>(&body) {
             Ok(refused) => Err(refused.error.into()),
-            Err(_) => anyhow::bail!("{} answers {status}: it is no larder's admin API", self.place),
+            Err(_) => anyhow::bail!("{} answers {status}: it is not the admin API of larder", self.address),
         }
     }
 
-    /// Asks a question.
+    /// Sends a query.
     pub(super) async fn ask(&self, question: &Query) -> anyhow::Result<Value> {
         let answer = self.send(self.request(Method::GET, &question.target())?).await?;
         self.document(answer).await
     }
 
     pub(super) async fn document(&self, answer: Response) -> anyhow::Result<Value> {
-        let body = answer.bytes().await.with_context(|| format!("the answer of {} broke off", self.place))?;
-        serde_json::from_slice(&body)
-            .with_context(|| format!("{} answers with something that is no JSON", self.place))
+        let body =
+            answer.bytes().await.with_context(|| format!("the answer of {} is incomplete", self.address))?;
+        serde_json::from_slice(&body).with_context(|| format!("the answer of {} is not JSON", self.address))
     }
 
-    /// Begins a job, tells how far it is, and waits for its end.
+    /// Starts a job, reports its progress to `tell`, and waits for its end.
     pub(super) async fn run(&self, task: &JobSpec, mut tell: impl FnMut(&Progress)) -> anyhow::Result<Value> {
         let request = self.request(Method::POST, &format!("{ROOT}/jobs"))?;
         let request = request.header("content-type", "application/json").body(serde_json::to_vec(task)?);
@@ -166,7 +171,7 @@ impl Remote {
         while let Some(piece) = answer
             .chunk()
             .await
-            .with_context(|| format!("job {} goes on, but its events broke off", begun.id))?
+            .with_context(|| format!("job {} continues, but its events were interrupted", begun.id))?
         {
             for event in events.feed(&piece) {
                 let view: JobView = serde_json::from_str(&event.data)?;
@@ -177,19 +182,19 @@ impl Remote {
                     JobState::Failed => {
                         return Err(view.error.map_or_else(|| anyhow::anyhow!("the job failed"), Into::into));
                     }
-                    JobState::Cancelled => anyhow::bail!("the job was ended before it was done"),
+                    JobState::Cancelled => anyhow::bail!("the job was cancelled"),
                 }
             }
         }
-        anyhow::bail!("the events of job {} ended before it did; `larder status` shows it", begun.id)
+        anyhow::bail!("the events of job {} ended before the job; `larder status` shows it", begun.id)
     }
 }
 
-/// Mozilla's roots, and one of the operator's own.
+/// Returns a TLS configuration that trusts Mozilla's roots and the authority in `ca`.
 pub(super) fn tls(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let trust = tls::verifier(ca, Arc::clone(&provider)).map_err(anyhow::Error::msg);
-    let trust = trust.context("authorities that cannot be used")?;
+    let trust = trust.context("unusable certificate authority")?;
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(config.dangerous().with_custom_certificate_verifier(trust).with_no_client_auth())
 }
@@ -199,8 +204,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_urls_and_sockets() {
-        let read = |text: &str| text.parse::<Place>().map(|place| place.to_string());
+    fn addresses_are_urls_and_sockets() {
+        let read = |text: &str| text.parse::<AdminAddress>().map(|address| address.to_string());
         assert_eq!(read("127.0.0.1:5001").as_deref(), Ok("http://127.0.0.1:5001"));
         assert_eq!(read("https://larder.test/").as_deref(), Ok("https://larder.test"));
         assert_eq!(read("unix:/run/a.sock").as_deref(), Ok("unix:/run/a.sock"));
@@ -211,10 +216,10 @@ mod tests {
     }
 
     #[test]
-    fn a_larder_of_a_configuration_is_asked_where_it_listens() {
+    fn address_comes_from_admin_listen() {
         let of = |text: &str| {
             let listen = text.parse::<ListenAddress>().expect("an address").into();
-            Place::of(&Admin { listen, ..Admin::default() }).map(|place| place.to_string())
+            AdminAddress::of(&Admin { listen, ..Admin::default() }).map(|address| address.to_string())
         };
         assert_eq!(of("0.0.0.0:5001").as_deref(), Some("http://127.0.0.1:5001"));
         assert_eq!(of("unix:/run/a.sock").as_deref(), Some("unix:/run/a.sock"));

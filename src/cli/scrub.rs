@@ -1,46 +1,46 @@
-//! `larder verify` and `larder gc`: the scrub's two questions.
+//! `larder verify` and `larder gc`.
 
 use std::fmt::Write as _;
 
 use clap::Args;
 
-use super::backend::{Answer, Reach};
-use super::exit::Verdict;
+use super::backend::{Answer, ServerOptions};
+use super::exit::ExitAnswer;
 use super::table::{content, iec, many};
 use crate::ops::job_spec::JobSpec;
 use crate::ops::scrub::ScrubReport;
 
-/// What `larder verify` is told.
+/// Arguments of `larder verify`.
 #[derive(Args, Debug)]
 pub(super) struct Verify {
-    /// Fetch again what is damaged, at once instead of when somebody asks for it
+    /// Fetch damaged content again now, instead of with the next request
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// What `larder gc` is told.
+/// Arguments of `larder gc`.
 #[derive(Args, Debug)]
 pub(super) struct Gc {
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// Verifies everything.
-pub(super) fn verify(Verify { repair, reach }: Verify) -> anyhow::Result<()> {
+/// Verifies all cached content.
+pub(super) fn verify(Verify { repair, server }: Verify) -> anyhow::Result<()> {
     let Answer { value, report } =
-        reach.with(async |backend| backend.run::<ScrubReport>(JobSpec::Verify { repair }).await)?;
-    reach.print(&value, || verified(&report))?;
+        server.with(async |backend| backend.run::<ScrubReport>(JobSpec::Verify { repair }).await)?;
+    server.print(&value, || verified(&report))?;
     let left = report.damaged.len() - report.repaired.len();
-    if left > 0 { Err(Verdict::Damage(left).into()) } else { Ok(()) }
+    if left > 0 { Err(ExitAnswer::Damage(left).into()) } else { Ok(()) }
 }
 
-/// Removes what leads to nothing.
-pub(super) fn gc(Gc { reach }: Gc) -> anyhow::Result<()> {
+/// Removes orphaned data.
+pub(super) fn gc(Gc { server }: Gc) -> anyhow::Result<()> {
     let Answer { value, report } =
-        reach.with(async |backend| backend.run::<ScrubReport>(JobSpec::Gc {}).await)?;
-    reach.print(&value, || collected(&report))
+        server.with(async |backend| backend.run::<ScrubReport>(JobSpec::Gc {}).await)?;
+    server.print(&value, || collected(&report))
 }
 fn verified(report: &ScrubReport) -> String {
     let ScrubReport { manifests, blobs, bytes, damaged, repaired, .. } = report;
@@ -57,9 +57,10 @@ fn verified(report: &ScrubReport) -> String {
 
 fn collected(report: &ScrubReport) -> String {
     let mut text = String::new();
-    for (what, tally) in
-        [("a tag leads to", report.reached.reachable), ("no tag leads to", report.reached.unreachable)]
-    {
+    for (what, tally) in [
+        ("reachable from tags:", report.reached.reachable),
+        ("not reachable from tags:", report.reached.unreachable),
+    ] {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{what} {}", content(tally.manifests, tally.blobs, tally.bytes));
     }

@@ -1,4 +1,4 @@
-//! `larder serve`: the process around the application: runtime, log, signals.
+//! `larder serve`: runtime, log and signals of the server process.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use super::{Settings, sentence};
 use crate::app::{self, App, InheritedSockets, Reload};
 use crate::config::file_watch::FileFingerprint;
 
-/// How long work that blocks a thread may go on after the application has stopped.
+/// Time for blocking work to end after the server has stopped.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
-/// Serves until a signal asks for the end.
+/// Serves until a stop signal.
 pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
     let file = settings.file()?;
     let read = FileFingerprint::of(file.as_slice());
     let config = settings.load()?;
-    // Before any thread: it takes what it finds out of the environment.
+    // Before any thread starts: it removes variables from the environment.
     let passed = InheritedSockets::from_environment();
     on_runtime(async {
         let (level, traces) = app::init_telemetry(&config.log, &config.trace)?;
         let shutdown = shutdown_signal()?;
-        // Before the start, which takes a moment: until then this signal would end the process.
+        // Watch SIGHUP before the start, which takes time: an unwatched SIGHUP ends the process.
         let asked = reload_signal()?;
         let load = Box::new(move || settings.load().map_err(|error| sentence(&error)));
         let reload = Reload { asked, load, file, read, level };
@@ -37,9 +37,9 @@ pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
     })
 }
 
-/// Drives `work` on a runtime of its own, and does not wait for stragglers for ever.
+/// Runs `work` on a new runtime. Blocking work that does not end in time is abandoned.
 pub(super) fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    // Each running fill holds a blocking thread; reads of what is held must never wait for one of theirs.
+    // Each fill holds a blocking thread; reads of cached content must not wait for fills.
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(2048)
@@ -50,49 +50,49 @@ pub(super) fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> an
     result
 }
 
-/// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
+/// Resolves at the first SIGTERM or SIGINT. A second signal ends the process at once.
 ///
-/// The signals are watched from the call on, so one that comes during start-up is not lost.
+/// The signals are watched from this call on, so a signal during start-up is not lost.
 pub(super) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
-    let mut watch = FileWatch {
+    let mut signals = StopSignals {
         terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?,
         interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?,
     };
-    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(async move {
-        watch.next().await;
-        // Nobody listens when the application has ended by itself.
-        let _ = tell.send(());
-        let number = watch.next().await;
+        signals.next().await;
+        // The receiver is gone if the server ended by itself.
+        let _ = sender.send(());
+        let number = signals.next().await;
         tracing::warn!("a second signal: ending at once");
         std::process::exit(128 + number);
     });
     Ok(async {
-        // An error would mean that the task above is gone, and with it every hope of a signal: stop as well.
-        let _ = told.await;
+        // An error means that the task above is gone and no signal can arrive: stop as well.
+        let _ = receiver.await;
     })
 }
 
-/// Brings something for each SIGHUP; those that come while one is dealt with are one more.
+/// Returns a channel with one message for each SIGHUP. Signals during a reload are coalesced into one.
 fn reload_signal() -> anyhow::Result<mpsc::Receiver<()>> {
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be watched")?;
-    let (tell, told) = mpsc::channel(1);
+    let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            // Full: one is waiting already. Closed: nobody reads any more, and the signal must still do no harm.
-            let _ = tell.try_send(());
+            // Full: a reload is already pending. Closed: the server is stopping, and SIGHUP must not end the process.
+            let _ = sender.try_send(());
         }
     });
-    Ok(told)
+    Ok(receiver)
 }
 
-struct FileWatch {
+struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl FileWatch {
-    /// Waits for a signal and gives its number.
+impl StopSignals {
+    /// Waits for a signal and returns its number.
     async fn next(&mut self) -> i32 {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),

@@ -1,13 +1,13 @@
-//! `larder setup`: what a client has to be told so that it pulls through this larder.
+//! `larder setup`: configuration of clients, printed or written.
 
 mod buildkit;
 mod containerd;
 mod containers;
 mod disk;
 mod docker;
+mod file_edit;
 mod instance;
 mod kubernetes;
-mod piece;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -19,38 +19,38 @@ use serde::Serialize;
 use super::{Settings, note, print};
 use crate::config::Config;
 use disk::{Disk, Outcome};
+use file_edit::Plan;
 pub(super) use instance::{Given, Instance, Scheme};
-use piece::Plan;
 
-/// What `larder setup` is told.
+/// Arguments of `larder setup`.
 #[derive(Args, Debug)]
 pub(super) struct Setup {
-    /// What is to pull through larder
+    /// Client to configure
     client: Client,
-    /// Write the files, with a dated copy of each that changes; what they hold beside it stays
+    /// Write the files; keeps other settings, and a dated copy of each changed file
     #[arg(long)]
     write: bool,
-    /// By which name the client reaches larder, where that is not what larder listens at; http:// or https:// may stand
-    /// before it
+    /// Address under which the client reaches the server, if it is not the listen address; may begin with http:// or
+    /// https://
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<Given>,
-    /// PEM file with the authority that larder's certificate is from, where clients do not trust it anyway
+    /// PEM file with the certificate authority of the server, if clients do not trust it already
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// The folder that stands for `/`: of a chroot, or of a machine's image
+    /// Root folder for all paths: a chroot or a mounted machine image
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// For containerd: one file for each upstream, in place of one for all registries
+    /// For containerd: one file per upstream instead of one for all registries
     #[arg(long)]
     per_registry: bool,
-    /// Print paths, contents and what to do afterwards as JSON
+    /// Print paths, contents and the next steps as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// A program that pulls images.
+/// Client program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Client {
     Docker,
@@ -62,9 +62,9 @@ enum Client {
     Kind,
 }
 
-/// One file, as programs are told of it.
+/// File in the JSON output.
 #[derive(Debug, Serialize)]
-struct Told<'a> {
+struct PlannedFile<'a> {
     path: PathBuf,
     content: &'a str,
     after: &'a str,
@@ -74,30 +74,30 @@ struct Told<'a> {
     backup: Option<PathBuf>,
 }
 
-/// Prints what a client has to be told, or tells it.
+/// Prints or writes the configuration of a client.
 pub(super) fn run(arguments: &Setup) -> anyhow::Result<()> {
     let config = arguments.settings.load()?;
     let Setup { client, write, json, per_registry, .. } = *arguments;
     if per_registry && client != Client::Containerd {
-        bail!("--per-registry is for containerd alone: the other clients have one file");
+        bail!("--per-registry is for containerd only: the other clients have one file");
     }
     let disk = Disk::new(&arguments.root)?;
     let instance = Instance::of(&config, arguments.address.as_ref(), arguments.ca_file.as_deref())?;
     let mut plan = plan(client, per_registry, &config, &instance, &disk)?;
     if instance.scheme == Scheme::Https && instance.authority.is_none() {
         plan.notes.push(
-            "clients have to trust larder's certificate by the authorities of their machine; for one of your own add \
-             --ca-file"
+            "clients must trust the server's certificate through the authorities of their machine; for a private authority \
+             add --ca-file"
                 .to_owned(),
         );
     }
     if write && client == Client::Kind {
         bail!(
-            "kind has no file at a place of its own to write; `larder setup kind` prints a cluster's configuration to \
-             put where you want it"
+            "kind has no fixed configuration file; `larder setup kind` prints a cluster configuration to save where you \
+             want it"
         );
     }
-    let outcomes = if write { Some(disk.write(&plan.pieces)?) } else { None };
+    let outcomes = if write { Some(disk.write(&plan.edits)?) } else { None };
     if json {
         print(&(serde_json::to_string_pretty(&programs(&plan, outcomes.as_deref(), &disk))? + "\n"))?;
     } else {
@@ -130,53 +130,53 @@ fn plan(
     }
 }
 
-fn programs<'a>(plan: &'a Plan, outcomes: Option<&[Outcome]>, disk: &Disk) -> Vec<Told<'a>> {
-    let told = plan.pieces.iter().enumerate().map(|(place, piece)| {
+fn programs<'a>(plan: &'a Plan, outcomes: Option<&[Outcome]>, disk: &Disk) -> Vec<PlannedFile<'a>> {
+    let files = plan.edits.iter().enumerate().map(|(place, edit)| {
         let outcome = outcomes.and_then(|outcomes| outcomes.get(place));
-        Told {
-            path: disk.path(&piece.path),
-            content: &piece.content,
-            after: &piece.after,
+        PlannedFile {
+            path: disk.path(&edit.path),
+            content: &edit.content,
+            after: &edit.after,
             outcome: outcome.map(Outcome::word),
             backup: outcome.and_then(Outcome::backup),
         }
     });
-    told.collect()
+    files.collect()
 }
 
-/// For people: every file under its path, and what to do once it is there.
+/// Returns the text output: every file with its path, then the next steps.
 fn shown(plan: &Plan, disk: &Disk) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    for piece in &plan.pieces {
+    for edit in &plan.edits {
         if !text.is_empty() {
             text.push('\n');
         }
-        let _ = writeln!(text, "# {}", disk.path(&piece.path).display());
-        text.push_str(&piece.content);
+        let _ = writeln!(text, "# {}", disk.path(&edit.path).display());
+        text.push_str(&edit.content);
     }
-    if let Some(piece) = plan.pieces.first() {
-        let _ = writeln!(text, "\n{}", commented(&piece.after));
+    if let Some(edit) = plan.edits.first() {
+        let _ = writeln!(text, "\n{}", commented(&edit.after));
     }
     text
 }
 
 fn written(plan: &Plan, outcomes: &[Outcome], disk: &Disk) -> String {
     let mut text = String::new();
-    for (piece, outcome) in plan.pieces.iter().zip(outcomes) {
-        let path = disk.path(&piece.path);
+    for (edit, outcome) in plan.edits.iter().zip(outcomes) {
+        let path = disk.path(&edit.path);
         // Writing to a String cannot fail.
         let _ = match outcome {
-            Outcome::Unchanged => writeln!(text, "{}: already so", path.display()),
+            Outcome::Unchanged => writeln!(text, "{}: unchanged", path.display()),
             Outcome::Written(None) => writeln!(text, "{}: written", path.display()),
             Outcome::Written(Some(backup)) => {
-                writeln!(text, "{}: written; as it was before, it is {}", path.display(), backup.display())
+                writeln!(text, "{}: written; the previous version is {}", path.display(), backup.display())
             }
         };
     }
     let changed = outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Unchanged));
-    if let Some(piece) = plan.pieces.first().filter(|_| changed) {
-        let _ = writeln!(text, "{}", piece.after);
+    if let Some(edit) = plan.edits.first().filter(|_| changed) {
+        let _ = writeln!(text, "{}", edit.after);
     }
     text
 }

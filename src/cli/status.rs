@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use console::{Term, measure_text_width, style, truncate_str};
 
-use super::backend::{Answer, Backend, Reach};
+use super::backend::{Answer, Backend, ServerOptions};
 use super::table::{Table, ago, bad, fair, good, iec, many};
 use super::{note, print, sentence};
 use crate::clock::Timestamp;
@@ -15,49 +15,49 @@ use crate::ops::status::{
     Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, UpstreamRow,
 };
 
-/// Warnings that are shown.
+/// Maximum number of warnings to show.
 const WARNINGS: usize = 5;
-/// Cells of a bar.
+/// Width of a bar in cells.
 const BAR: u64 = 20;
 
-/// What `larder status` is told.
+/// Arguments of `larder status`.
 #[derive(Args, Debug)]
 pub(super) struct Status {
-    /// Show it again and again, every so many seconds, until a signal comes
+    /// Refresh every SECONDS seconds (default 2) until a signal arrives
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     watch: Option<u64>,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
-/// Shows how a larder is doing.
-pub(super) fn run(Status { watch, reach }: Status) -> anyhow::Result<()> {
-    reach.with(async |backend| {
+/// Shows the state of the server.
+pub(super) fn run(Status { watch, server }: Status) -> anyhow::Result<()> {
+    server.with(async |backend| {
         let Answer { value, report } = backend.ask::<StatusReport>(Query::Status).await?;
-        let Some(seconds) = watch else { return reach.print(&value, || told(&report)) };
-        if matches!(backend, Backend::Here(_)) {
-            reach.print(&value, || told(&report))?;
-            return note("no larder runs with this store, so there is nothing to watch");
+        let Some(seconds) = watch else { return server.print(&value, || render(&report)) };
+        if matches!(backend, Backend::Local(_)) {
+            server.print(&value, || render(&report))?;
+            return note("no server runs with this store, so there is nothing to watch");
         }
-        let mut screen = Screen::new(reach.json);
-        screen.show(&if reach.json { format!("{value}\n") } else { told(&report) })?;
+        let mut screen = Screen::new(server.json);
+        screen.show(&if server.json { format!("{value}\n") } else { render(&report) })?;
         loop {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             match backend.ask::<StatusReport>(Query::Status).await {
-                Ok(Answer { value, .. }) if reach.json => screen.show(&format!("{value}\n"))?,
-                Ok(Answer { report, .. }) => screen.show(&told(&report))?,
-                // It may be starting anew; whoever watches wants to see it come back.
-                Err(error) if reach.json => note(&sentence(&error))?,
+                Ok(Answer { value, .. }) if server.json => screen.show(&format!("{value}\n"))?,
+                Ok(Answer { report, .. }) => screen.show(&render(&report))?,
+                // The server may be restarting: keep watching.
+                Err(error) if server.json => note(&sentence(&error))?,
                 Err(error) => screen.show(&format!("{}: {}\n", bad("no answer"), sentence(&error)))?,
             }
         }
     })
 }
 
-/// Shows one text after another: in the place of the one before on a terminal, else below it.
+/// Output that is replaced on a terminal, and appended elsewhere.
 struct Screen {
     term: Option<Term>,
-    /// Lines of what is shown.
+    /// Number of lines on the screen.
     shown: usize,
     first: bool,
     json: bool,
@@ -88,11 +88,11 @@ impl Screen {
     }
 }
 
-fn told(report: &StatusReport) -> String {
+fn render(report: &StatusReport) -> String {
     let mut text = String::new();
     match &report.service {
         Some(service) => served(&mut text, report, service),
-        None => line(&mut text, "larder", &format!("{}, {}", report.version, fair("no larder runs"))),
+        None => line(&mut text, "larder", &format!("{}, {}", report.version, fair("no server runs"))),
     }
     stored(&mut text, report.now, &report.store);
     if report.service.is_some() {
@@ -102,22 +102,22 @@ fn told(report: &StatusReport) -> String {
             let (done, total) = job.progress.bars.iter().fold((0_u64, 0_u64), |(done, total), bar| {
                 (done.saturating_add(bar.done), total.saturating_add(bar.total))
             });
-            let pieces = if job.progress.all > 1 {
+            let items = if job.progress.all > 1 {
                 format!("{} of {} done, ", job.progress.ended, job.progress.all)
             } else {
                 String::new()
             };
             let since = ago(report.now, Some(job.started_at));
-            let told =
-                format!("{} {}, {pieces}{} of {}, for {since}", job.id, job.verb, iec(done), iec(total));
-            line(&mut text, "job", &told);
+            let entry =
+                format!("{} {}, {items}{} of {}, for {since}", job.id, job.verb, iec(done), iec(total));
+            line(&mut text, "job", &entry);
         }
     }
     for warning in report.warnings.iter().take(WARNINGS) {
         let times = if warning.times > 1 { format!(" ({} times)", warning.times) } else { String::new() };
         let detail = if warning.detail.is_empty() { String::new() } else { format!(" ({})", warning.detail) };
-        let told = format!("{} ago{times}: {}{detail}", ago(report.now, Some(warning.at)), warning.message);
-        line(&mut text, if warning.error { "error" } else { "warning" }, &told);
+        let entry = format!("{} ago{times}: {}{detail}", ago(report.now, Some(warning.at)), warning.message);
+        line(&mut text, if warning.error { "error" } else { "warning" }, &entry);
     }
     text
 }
@@ -158,14 +158,14 @@ fn served(text: &mut String, report: &StatusReport, service: &ServiceReport) {
 fn stored(text: &mut String, now: u64, store: &StoreStatus) {
     let state = match store.degraded_at {
         Some(at) => bad(&format!(
-            "it has been failing for {}; clients are served straight through",
+            "degraded mode for {}: nothing is stored, clients are served from upstreams",
             ago(now, Some(at))
         )),
-        None => good("it works"),
+        None => good("ok"),
     };
     line(text, "store", &format!("{}, {state}", store.kind.as_str()));
     let disk = match &store.disk {
-        None => bad("it cannot be measured"),
+        None => bad("cannot be measured"),
         Some(disk) => {
             let free = disk.free.map_or_else(String::new, |free| format!(", {} free", iec(free)));
             format!(
@@ -178,12 +178,12 @@ fn stored(text: &mut String, now: u64, store: &StoreStatus) {
     };
     line(text, "disk", &disk);
     let oldest = match store.oldest_access {
-        Some(at) => format!(", oldest asked for {} ago", ago(now, Some(at))),
+        Some(at) => format!(", least recently used {} ago", ago(now, Some(at))),
         None => String::new(),
     };
     let (manifests, blobs) = (many(store.manifests, "manifest"), many(store.blobs, "blob"));
     let held = format!("{} in {manifests} and {blobs}{oldest}", iec(store.content));
-    line(text, "held", &held);
+    line(text, "content", &held);
 }
 
 fn filling(text: &mut String, report: &StatusReport) {
@@ -194,7 +194,7 @@ fn filling(text: &mut String, report: &StatusReport) {
         line(text, "fill", &filled(fill));
     }
     if report.children_queued + report.children_deferred > 0 {
-        let waiting = format!("{} wait, {} left for later", report.children_queued, report.children_deferred);
+        let waiting = format!("{} queued, {} deferred", report.children_queued, report.children_deferred);
         line(text, "children", &waiting);
     }
 }
@@ -208,7 +208,7 @@ fn filled(fill: &FillStatus) -> String {
     let state = match (fill.settling, fill.kept) {
         (true, _) => good("verified"),
         (false, true) => format!("{}/s", iec(fill.rate)),
-        (false, false) => fair(&format!("{}/s, not kept", iec(fill.rate))),
+        (false, false) => fair(&format!("{}/s, not stored", iec(fill.rate))),
     };
     format!("{digest} {size} {state}, {}  {}", many(fill.readers, "reader"), fill.repository)
 }
@@ -236,7 +236,7 @@ fn upstreams(text: &mut String, now: u64, rows: &[UpstreamRow]) {
     text.push_str(&table.lines());
 }
 
-/// What is still to come, in one unit.
+/// Returns the time from `now` to `then` in one unit.
 fn left(now: u64, then: u64) -> String {
     ago(then, Some(now.min(then)))
 }
@@ -245,13 +245,13 @@ fn breaker(endpoint: &EndpointState, now: u64) -> String {
     let health = &endpoint.health;
     match health.breaker {
         Breaker::Open => {
-            bad(&format!("left alone for {}", left(now, health.open_until.map_or(now, Timestamp::as_millis))))
+            bad(&format!("open for {}", left(now, health.open_until.map_or(now, Timestamp::as_millis))))
         }
-        Breaker::HalfOpen => fair("to be tried again"),
+        Breaker::HalfOpen => fair("half-open"),
         Breaker::Closed => match endpoint.limited_until.map(Timestamp::as_millis) {
-            Some(until) => fair(&format!("limited for {}", left(now, until))),
+            Some(until) => fair(&format!("rate limited for {}", left(now, until))),
             None if health.failures > 0 => fair(&many(health.failures, "failure")),
-            None => good("well"),
+            None => good("ok"),
         },
     }
 }
@@ -268,14 +268,13 @@ fn quota(endpoint: &EndpointState, now: u64) -> String {
         quota.limit,
         ago(now, Some(quota.seen_at.as_millis()))
     );
-    // A tenth is what the dashboard warns at.
+    // The same threshold as the dashboard's warning.
     if quota.remaining.saturating_mul(10) < quota.limit { fair(&text) } else { text }
 }
 
-/// `done` of `all` as a bar.
+/// Returns a bar for `done` of `all`.
 fn bar(done: u64, all: u64) -> String {
     let full = u128::from(done) * u128::from(BAR) / u128::from(all.max(1));
-    // No more than the bar's length.
     let full = usize::try_from(full.min(u128::from(BAR))).unwrap_or_default();
     let empty = usize::try_from(BAR).unwrap_or_default() - full;
     let bar = format!("{}{}", "█".repeat(full), "░".repeat(empty));
@@ -288,14 +287,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_are_never_longer_than_they_may_be() {
+    fn bar_has_a_fixed_width() {
         assert_eq!(bar(0, 0), "░".repeat(20));
         assert_eq!(bar(1, 2), "█".repeat(10) + &"░".repeat(10));
         assert_eq!(bar(u64::MAX, 1), "█".repeat(20));
     }
 
     #[test]
-    fn shares_are_per_cent() {
+    fn percent_and_remaining_time_are_formatted() {
         assert_eq!(percent(None), "-");
         assert_eq!(percent(Some(0.9876)), "98.8 %");
         assert_eq!(left(1000, 61_000), "1m");

@@ -1,9 +1,9 @@
-//! Tables and words for people: columns that line up, ages, sizes, and colours where they are wanted.
+//! Text output: tables, ages, sizes, plurals and colours.
 
 use bytesize::ByteSize;
 use console::{Alignment, measure_text_width, pad_str, style};
 
-/// A table with a head; columns are as wide as what is in them.
+/// Table with a header. Columns are as wide as their content.
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
@@ -18,7 +18,7 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The lines. The last column is not filled up.
+    /// Returns the lines. The last column is not padded.
     pub(super) fn lines(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
         let widths: Vec<usize> = (0..columns)
@@ -45,17 +45,17 @@ impl Table {
     }
 }
 
-/// What is as it should be.
+/// Marks a good state in green.
 pub(super) fn good(text: &str) -> String {
     style(text).green().to_string()
 }
 
-/// What is worth a look.
+/// Marks a state that needs attention in yellow.
 pub(super) fn fair(text: &str) -> String {
     style(text).yellow().to_string()
 }
 
-/// What is not as it should be.
+/// Marks a bad state in red.
 pub(super) fn bad(text: &str) -> String {
     style(text).red().to_string()
 }
@@ -64,7 +64,7 @@ pub(super) fn iec(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
 
-/// So many of what `noun` names, as English has it.
+/// Returns a count with its noun in singular or plural.
 pub(super) fn many(count: impl Into<u64>, noun: &str) -> String {
     match count.into() {
         1 => format!("1 {noun}"),
@@ -72,12 +72,12 @@ pub(super) fn many(count: impl Into<u64>, noun: &str) -> String {
     }
 }
 
-/// Manifests and blobs of so many bytes altogether.
+/// Returns counts of manifests and blobs with their total size.
 pub(super) fn content(manifests: u64, blobs: u64, bytes: u64) -> String {
     format!("{} and {} ({})", many(manifests, "manifest"), many(blobs, "blob"), iec(bytes))
 }
 
-/// How long ago that was, in one unit.
+/// Returns the time since `then` in one unit.
 pub(super) fn ago(now: u64, then: Option<u64>) -> String {
     let Some(then) = then else { return "-".to_owned() };
     let seconds = now.saturating_sub(then) / 1000;
@@ -96,20 +96,20 @@ mod tests {
 
     #[test]
     fn ages_have_one_unit() {
-        let told = [0, 59, 60, 3599, 3600, 172_799, 172_800].map(|seconds| ago(seconds * 1000, Some(0)));
-        assert_eq!(told, ["0s", "59s", "1m", "59m", "1h", "47h", "2d"]);
+        let shown = [0, 59, 60, 3599, 3600, 172_799, 172_800].map(|seconds| ago(seconds * 1000, Some(0)));
+        assert_eq!(shown, ["0s", "59s", "1m", "59m", "1h", "47h", "2d"]);
         assert_eq!(ago(0, None), "-");
         assert_eq!(ago(0, Some(5000)), "0s");
     }
 
     #[test]
-    fn one_is_no_plural() {
+    fn many_uses_singular_for_one() {
         assert_eq!([0_u64, 1, 2].map(|count| many(count, "blob")), ["0 blobs", "1 blob", "2 blobs"]);
         assert_eq!(content(1, 2, 1024), "1 manifest and 2 blobs (1.0 KiB)");
     }
 
     #[test]
-    fn columns_line_up() {
+    fn table_columns_are_aligned() {
         let mut table = Table::new(&["A", "B"]);
         table.row(vec!["long".to_owned(), "x".to_owned()]);
         let lines = console::strip_ansi_codes(&table.lines()).into_owned();

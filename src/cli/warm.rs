@@ -7,42 +7,43 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::backend::{Answer, Reach};
-use super::exit::Verdict;
+use super::backend::{Answer, ServerOptions};
+use super::exit::ExitAnswer;
 use super::platforms::Platforms;
 use super::table::{bad, fair, good, iec, many};
 use crate::ops::job_spec::JobSpec;
 use crate::ops::warm::{WarmReport, WarmSpec, WarmedImage};
 
-/// What `larder warm` is told.
+/// Arguments of `larder warm`.
 #[derive(Args, Debug)]
 pub(super) struct Warm {
-    /// What: `busybox`, `ghcr.io/org/app:1`, `app@sha256:…`; with tag and digest it is fetched by tag and verified by digest
+    /// Image: `busybox`, `ghcr.io/org/app:1` or `app@sha256:…`; with tag and digest: fetched by tag, verified by digest
     #[arg(value_name = "REF", required_unless_present = "file")]
     references: Vec<String>,
-    /// A file with one reference on each line (`-` is standard input); what follows a `#` is left out
+    /// File with one image per line (`-` is standard input); `#` begins a comment
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
     platforms: Platforms,
     #[command(flatten)]
-    reach: Reach,
+    server: ServerOptions,
 }
 
 /// Fetches images.
 pub(super) fn run(arguments: Warm) -> anyhow::Result<()> {
-    let Warm { mut references, file, platforms, reach } = arguments;
+    let Warm { mut references, file, platforms, server } = arguments;
     if let Some(file) = file {
         references.extend(listed(&read(&file)?));
     }
     let task = JobSpec::Warm(WarmSpec { references, platforms: platforms.wanted() });
-    let Answer { value, report } = reach.with(async |backend| backend.run::<WarmReport>(task).await)?;
-    reach.print(&value, || report.images.iter().map(told).collect())?;
+    let Answer { value, report } = server.with(async |backend| backend.run::<WarmReport>(task).await)?;
+    server.print(&value, || report.images.iter().map(render).collect())?;
     if report.complete {
         return Ok(());
     }
     let failed = report.images.iter().filter(|row| row.error.is_some()).count();
-    Err(Verdict::No(format!("{failed} of {} images could not be fetched whole", report.images.len())).into())
+    Err(ExitAnswer::No(format!("{failed} of {} images could not be fetched completely", report.images.len()))
+        .into())
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
@@ -60,14 +61,14 @@ fn listed(text: &str) -> impl Iterator<Item = String> {
     lines.filter(|line| !line.is_empty()).map(str::to_owned)
 }
 
-fn told(row: &WarmedImage) -> String {
+fn render(row: &WarmedImage) -> String {
     let of =
         if row.platforms.is_empty() { String::new() } else { format!(" ({})", row.platforms.join(", ")) };
     let mut text = match &row.error {
         Some(error) => format!("{} {}{of}: {error}\n", bad("failed"), row.reference),
         None => format!(
             "{} {}{of}: {} ({}), {} of them fetched\n",
-            good("held"),
+            good("cached"),
             row.reference,
             many(row.blobs, "blob"),
             iec(row.bytes),
@@ -76,7 +77,7 @@ fn told(row: &WarmedImage) -> String {
     };
     if let Some(stale) = &row.stale {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "    {}: {stale}", fair("the tag could not be confirmed"));
+        let _ = writeln!(text, "    {}: {stale}", fair("the tag could not be revalidated"));
     }
     text
 }
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_has_comments_and_empty_lines() {
+    fn list_skips_comments_and_empty_lines() {
         let text = "# all of it\nbusybox\n\n  ghcr.io/a/b:1  # why\r\n";
         assert_eq!(listed(text).collect::<Vec<_>>(), ["busybox", "ghcr.io/a/b:1"]);
     }

@@ -69,7 +69,7 @@ def built_and_run(work, binary, report):
         try:
             run(*podman, "exec", "--env", "LARDER_ADMIN__LISTEN=127.0.0.1:9", "larder", "/usr/bin/larder", *check[2:])
         except Failed as error:
-            require("nobody answers" in str(error), str(error))
+            require("no server answers" in str(error), str(error))
         else:
             raise Failed("it succeeds")
     with report.check("image: it ends cleanly when it is stopped"):

@@ -1,4 +1,4 @@
-//! The image that the demonstration pulls: two platforms with a layer each, made here so that nothing is downloaded.
+//! Image of the demonstration: two platforms with one layer each, generated so that nothing is downloaded.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use oci_spec::image::{
 use crate::oci::{Algorithm, Digest, Hasher, media};
 use crate::ops::layout::LayoutWriter;
 
-/// How much content a layer has beside its text file: enough to be seen in the table.
+/// Size of a layer's payload in bytes: large enough to be visible in the table.
 const PAYLOAD: usize = 2 << 20;
 
-/// Writes the image into a new layout at `folder` as `name`, `repository:tag`, and gives its index's digest.
+/// Writes the image into a new layout at `folder` as `name` (`repository:tag`), and returns the digest of its index.
 pub(super) fn write(folder: &Path, name: &str) -> anyhow::Result<Digest> {
     let mut layout = LayoutWriter::create(folder)?;
     let manifests = [Arch::Amd64, Arch::ARM64]
@@ -34,7 +34,7 @@ pub(super) fn write(folder: &Path, name: &str) -> anyhow::Result<Digest> {
 }
 
 fn platform(layout: &LayoutWriter, arch: Arch) -> anyhow::Result<Descriptor> {
-    let layer = layer(&arch).context("the layer cannot be made")?;
+    let layer = layer(&arch).context("the layer cannot be created")?;
     let layer = layout.blob(MediaType::ImageLayer, &layer)?;
     // An uncompressed layer's digest is its diff ID as well.
     let rootfs = RootFsBuilder::default().diff_ids(vec![layer.digest().to_string()]).build()?;
@@ -57,7 +57,7 @@ fn platform(layout: &LayoutWriter, arch: Arch) -> anyhow::Result<Descriptor> {
     Ok(descriptor)
 }
 
-/// A tar with a text and a payload; the same bytes on every run, others on every platform.
+/// Returns a tar with a text and a payload. Its bytes depend on the platform only.
 fn layer(arch: &Arch) -> std::io::Result<Vec<u8>> {
     let greeting = format!("Pulled through larder for linux/{arch}.\n");
     let payload = payload(&arch.to_string());
@@ -71,7 +71,7 @@ fn layer(arch: &Arch) -> std::io::Result<Vec<u8>> {
     tar.into_inner()
 }
 
-/// Bytes that do not compress, from `seed` alone.
+/// Returns incompressible bytes that depend on `seed` only.
 fn payload(seed: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(PAYLOAD + 64);
     for block in 0_u64.. {
@@ -92,7 +92,7 @@ mod tests {
     use crate::oci::Manifest;
 
     #[test]
-    fn the_image_is_whole() {
+    fn image_is_complete() {
         let folder = tempfile::tempdir().expect("a folder");
         let digest = write(folder.path(), "larder/demo:latest").expect("written");
         let read = |digest: &Digest| {

@@ -1,4 +1,4 @@
-//! A client that pulls a whole image, every platform of it, and believes nothing that it has not hashed.
+//! Client that pulls all platforms of an image and verifies every digest.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,17 +13,17 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 
 use crate::oci::{Digest, Manifest, media};
 
-/// Far longer than a pull over loopback takes, so that a demonstration ends in any case.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time-out of one request. Far longer than a request over loopback takes.
+const TIMEOUT: Duration = Duration::from_secs(30);
 const FETCHED: &str = "larder_fetched_bytes_total";
 
-/// What one pull was like. Without an error it was verified.
+/// Result of one verified pull.
 #[derive(Debug)]
 pub(super) struct Pull {
     pub(super) requests: usize,
-    /// How often larder answered with each outcome.
+    /// Number of answers by outcome.
     pub(super) outcomes: BTreeMap<String, usize>,
-    /// What larder itself received from its upstreams meanwhile.
+    /// Bytes that the server fetched from upstreams during the pull.
     pub(super) fetched: ByteSize,
     pub(super) took: Duration,
 }
@@ -37,7 +37,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(api: SocketAddr, admin: SocketAddr) -> anyhow::Result<Self> {
-        // Nothing here speaks TLS, but a client is not built without its machinery; it trusts nobody.
+        // No connection uses TLS, but the client needs a TLS configuration: this one has no roots.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -46,7 +46,7 @@ impl Client {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()
-            .timeout(PATIENCE)
+            .timeout(TIMEOUT)
             .build()
             .context("the HTTP client cannot be built")?;
         Ok(Self { http, api, admin })
@@ -60,7 +60,7 @@ impl Client {
         self.admin
     }
 
-    /// Pulls the index behind a tag, then all that it leads to. The tag must stand for `wanted`.
+    /// Pulls the index of a tag and all its content. The tag must point to the digest `wanted`.
     pub(super) async fn pull(&self, repository: &str, tag: &str, wanted: &Digest) -> anyhow::Result<Pull> {
         let before = self.fetched().await?;
         let start = Instant::now();
@@ -83,7 +83,7 @@ impl Client {
         Ok(Pull { requests: outcomes.values().sum(), outcomes, fetched, took })
     }
 
-    /// A manifest or an index.
+    /// Returns a verified manifest or index.
     async fn content(
         &self,
         url: &str,
@@ -93,10 +93,10 @@ impl Client {
     ) -> anyhow::Result<Manifest> {
         let (headers, body) = self.verified(url, digest, size, outcomes).await?;
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        Manifest::read(&body, media_type).with_context(|| format!("{url} is no manifest"))
+        Manifest::read(&body, media_type).with_context(|| format!("{url} is not a manifest"))
     }
 
-    /// Any content, once its size and digest have been found right.
+    /// Returns content after its size and digest were verified.
     async fn verified(
         &self,
         url: &str,
@@ -106,20 +106,20 @@ impl Client {
     ) -> anyhow::Result<(HeaderMap, Bytes)> {
         let answer = self.http.get(url).header(ACCEPT, media::CANONICAL_ACCEPT).send().await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = answer.bytes().await.with_context(|| format!("{url} was not sent whole"))?;
+        let body = answer.bytes().await.with_context(|| format!("the body of {url} is incomplete"))?;
         ensure!(status.as_u16() == 200, "{url} was answered with {status}: {}", excerpt(&body));
         ensure!(size.is_none_or(|size| size == body.len() as u64), "{url} has a wrong size: {}", body.len());
         let found = Digest::of(digest.algorithm(), &body);
-        ensure!(found == *digest, "{url} was to be {digest} and is {found}");
+        ensure!(found == *digest, "{url} has the digest {found} instead of {digest}");
         let said = headers.get("cache-status").and_then(|value| value.to_str().ok());
         let Some(word) = said.and_then(outcome) else {
-            bail!("{url} came without a Cache-Status of larder's");
+            bail!("the answer for {url} has no Cache-Status of larder");
         };
         *outcomes.entry(word.to_owned()).or_default() += 1;
         Ok((headers, body))
     }
 
-    /// How many bytes larder has received from upstreams since it started.
+    /// Returns the bytes that the server fetched from upstreams since its start.
     async fn fetched(&self) -> anyhow::Result<u64> {
         let url = format!("http://{}/metrics", self.admin);
         let answer = self.http.get(&url).send().await?.error_for_status()?;
@@ -127,7 +127,7 @@ impl Client {
     }
 }
 
-/// The outcome in a Cache-Status value (RFC 9211): the detail if there is one, else the plain `hit`.
+/// Returns the outcome in a Cache-Status value (RFC 9211): the detail if there is one, else `hit`.
 fn outcome(value: &str) -> Option<&str> {
     let mut parts = value.split(',').next()?.split(';').map(str::trim);
     if parts.next()? != "larder" {
@@ -144,7 +144,7 @@ fn outcome(value: &str) -> Option<&str> {
     hit
 }
 
-/// The sum over all samples of a counter.
+/// Returns the sum of all samples of a counter.
 fn total(exposition: &str, name: &str) -> u64 {
     exposition
         .lines()
@@ -154,7 +154,7 @@ fn total(exposition: &str, name: &str) -> u64 {
         .sum()
 }
 
-/// The beginning of an error document, for a message.
+/// Returns the beginning of an error document, for a message.
 fn excerpt(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(300)]).trim().to_owned()
 }
@@ -165,7 +165,7 @@ mod tests {
     use crate::telemetry::Metrics;
 
     #[test]
-    fn outcomes_are_read_from_cache_status() {
+    fn outcome_is_read_from_cache_status() {
         assert_eq!(outcome("larder; hit"), Some("hit"));
         assert_eq!(outcome("larder; fwd=uri-miss; stored; detail=miss"), Some("miss"));
         assert_eq!(outcome("larder;hit;ttl=-5;detail=\"stale\", other; hit"), Some("stale"));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_counter_is_the_one_that_larder_has() {
+    fn counter_exists_in_the_metrics() {
         let metrics = Metrics::new();
         metrics.fetched("docker.io", "blob", 5);
         metrics.fetched("docker.io", "manifest", 2);

@@ -1,4 +1,4 @@
-//! What clients would get of the larder that runs: asked for as each of them asks, with an image that it holds.
+//! Client checks: sends the requests of each client to the running server, for an image that is cached.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -15,22 +15,22 @@ use crate::app::examine::Step;
 use crate::config::Config;
 use crate::ops::list::ListRow;
 
-/// For one request. What is held comes at once; a tag that has to be asked for again takes a little longer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time-out of one request. Cached content takes milliseconds, a revalidation up to seconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
 const KINDS: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.oci.image.index.v1+json",
 ];
-/// What older clients name besides.
-const EARLIER: [&str; 2] = [
+/// Media types that older clients add.
+const OLDER: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
     "application/vnd.docker.distribution.manifest.v1+json",
 ];
 const DIGEST: &str = "docker-content-digest";
 
-/// One request, and whether its answer is a manifest.
+/// Request of a client.
 struct Request {
     method: Method,
     target: String,
@@ -55,20 +55,20 @@ impl Request {
     }
 }
 
-/// Tries each client's way of asking.
+/// Runs the requests of each client.
 pub(super) async fn steps(
     arguments: &Doctor,
     config: &Config,
     image: Option<&ListRow>,
 ) -> Vec<(&'static str, Vec<Step>)> {
-    if arguments.reach.is_elsewhere() && arguments.address.is_none() {
-        let found = "where clients reach the larder that was named is not known";
+    if arguments.server.is_elsewhere() && arguments.address.is_none() {
+        let found = "the address under which clients reach the named server is unknown";
         return vec![("requests", vec![Step::warning("address", found, "name it with --address")])];
     }
     let instance = match Instance::seen_from_here(config, arguments.address.as_ref()) {
         Ok(instance) => instance,
         Err(error) => {
-            let remedy = "name with --address where clients reach larder";
+            let remedy = "give the address under which clients reach the server with --address";
             return vec![("requests", vec![Step::warning("address", error.to_string(), remedy)])];
         }
     };
@@ -85,43 +85,51 @@ pub(super) async fn steps(
         let of = image.and_then(|image| Some(format!("{}:{}", image.repository, image.tag.as_deref()?)));
         let step = match asked {
             Ok(()) => match of.filter(|_| requests.iter().any(|request| request.manifest)) {
-                Some(of) => Step::ok("pull", format!("{of} is there")),
-                None => {
-                    Step::ok("pull", format!("{} answers; nothing is held yet to try more", instance.url()))
-                }
+                Some(of) => Step::ok("pull", format!("{of} can be pulled")),
+                None => Step::ok(
+                    "pull",
+                    format!("{} answers; no image is cached yet for more checks", instance.url()),
+                ),
             },
             Err(wrong) => Step::fails(
                 "pull",
                 wrong,
-                "see `listen` in the configuration and what stands between clients and larder; its log has the request",
+                "check `listen` in the configuration and proxies between clients and server; the server's log has the request",
             ),
         };
         found.push((name, vec![step.since(began)]));
     }
     if instance.scheme == Scheme::Http {
-        let (address, began) = (instance.to_string(), Instant::now());
-        let said = tokio::task::spawn_blocking(move || hello(&address)).await;
-        let step = match said {
-            Ok(Ok(true)) => Step::ok("TLS on the plain port", "a 400, which sends clients on to HTTP"),
-            Ok(Ok(false)) => Step::fails(
-                "TLS on the plain port",
-                "what answers is no plain HTTP/1.1 400, and Docker gives up instead of going on to HTTP",
-                "let clients reach larder itself: something stands between",
-            ),
-            Ok(Err(error)) => Step::fails("TLS on the plain port", error.to_string(), "check --address"),
-            Err(error) => Step::fails("TLS on the plain port", error.to_string(), "try again"),
-        };
-        found.push(("requests", vec![step.since(began)]));
+        found.push(("requests", vec![tls_on_plain_port(&instance).await]));
     }
     found
 }
 
-fn client(arguments: &Doctor) -> anyhow::Result<Client> {
-    let tls = remote::tls(arguments.reach.ca_file())?;
-    Ok(Client::builder().no_proxy().timeout(PATIENCE).tls_backend_preconfigured(tls).build()?)
+/// Checks that a TLS hello on the plain port gets the answer after which Docker falls back to HTTP.
+async fn tls_on_plain_port(instance: &Instance) -> Step {
+    let (address, began) = (instance.to_string(), Instant::now());
+    let said = tokio::task::spawn_blocking(move || hello(&address)).await;
+    let step = match said {
+        Ok(Ok(true)) => {
+            Step::ok("TLS on the plain port", "answered with 400, so that clients fall back to HTTP")
+        }
+        Ok(Ok(false)) => Step::fails(
+            "TLS on the plain port",
+            "the answer is not a plain HTTP/1.1 400: Docker fails instead of falling back to HTTP",
+            "let clients connect to the server directly: another server answers on this port",
+        ),
+        Ok(Err(error)) => Step::fails("TLS on the plain port", error.to_string(), "check --address"),
+        Err(error) => Step::fails("TLS on the plain port", error.to_string(), "try again"),
+    };
+    step.since(began)
 }
 
-/// The requests of each client, as traces of it show them.
+fn client(arguments: &Doctor) -> anyhow::Result<Client> {
+    let tls = remote::tls(arguments.server.ca_file())?;
+    Ok(Client::builder().no_proxy().timeout(TIMEOUT).tls_backend_preconfigured(tls).build()?)
+}
+
+/// Returns the requests of each client, as recorded from real clients.
 fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Request>)> {
     let named = image.and_then(|image| {
         let (upstream, name) = image.repository.split_once('/')?;
@@ -131,13 +139,13 @@ fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Re
         return vec![("docker", vec![Request::base()])];
     };
     let (digest, exact) = (image.digest.to_string(), image.media_type.clone().unwrap_or_default());
-    let one_by_one = || KINDS.iter().chain(&EARLIER).map(|&kind| kind.to_owned()).collect::<Vec<_>>();
+    let one_by_one = || KINDS.iter().chain(&OLDER).map(|&kind| kind.to_owned()).collect::<Vec<_>>();
     let mut shapes = Vec::new();
-    // Docker names no registry in what it asks of a mirror.
+    // Docker does not name the registry in requests to a mirror, so it works for the default upstream only.
     if config.upstream.get(upstream).is_some_and(|upstream| upstream.default) {
-        let types = KINDS.iter().chain(&[EARLIER[0], "application/json"]);
+        let types = KINDS.iter().chain(&[OLDER[0], "application/json"]);
         let mut accept: Vec<_> = types.map(|&kind| kind.to_owned()).collect();
-        // As it comes out of a Go map.
+        // Docker's order is random, because it iterates over a Go map.
         fastrand::shuffle(&mut accept);
         let mut requests = vec![
             Request::base(),
@@ -165,7 +173,7 @@ fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Re
             ),
         ],
     ));
-    // These name it in the path, where no colon may stand.
+    // These clients put the upstream into the path, which cannot contain a colon.
     if !upstream.contains(':') {
         let target = format!("/v2/{upstream}/{name}/manifests/{tag}");
         let podman = Request::manifest(Method::GET, target.clone(), one_by_one());
@@ -182,7 +190,7 @@ async fn ask(client: &Client, instance: &Instance, requests: &[Request]) -> Resu
         let mut headers = HeaderMap::new();
         for line in accept {
             let line = HeaderValue::from_str(line).map_err(|error| wrong(&error.to_string()))?;
-            // Each a line of its own: joining them is the server's business.
+            // One header line each, as the clients send them; the server joins the lines.
             headers.append(ACCEPT, line);
         }
         if *closes {
@@ -192,7 +200,7 @@ async fn ask(client: &Client, instance: &Instance, requests: &[Request]) -> Resu
         let answer = client.request(method.clone(), url).headers(headers).send().await;
         let answer = answer.map_err(|error| wrong(&super::sentence(&error.without_url().into())))?;
         if answer.status() != 200 {
-            return Err(wrong(&format!("{}, where 200 belongs", answer.status().as_u16())));
+            return Err(wrong(&format!("{} instead of 200", answer.status().as_u16())));
         }
         if *manifest && let Some(lacking) = lacking(answer.headers()) {
             return Err(wrong(&format!("200 without a usable {lacking}")));
@@ -202,7 +210,7 @@ async fn ask(client: &Client, instance: &Instance, requests: &[Request]) -> Resu
     Ok(())
 }
 
-/// The header that clients would miss in the head of a manifest.
+/// Returns the first header that clients need and a manifest answer lacks.
 fn lacking(headers: &HeaderMap) -> Option<&'static str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let length = text(CONTENT_LENGTH.as_str()).and_then(|length| length.parse::<u64>().ok());
@@ -219,20 +227,20 @@ fn lacking(headers: &HeaderMap) -> Option<&'static str> {
     }
 }
 
-/// Says hello in TLS to a port that has none; whether the answer is the one that clients understand.
+/// Sends a TLS hello to the plain port. Returns true if the answer is the HTTP 400 that clients understand.
 fn hello(address: &str) -> anyhow::Result<bool> {
-    let patience = Duration::from_secs(3);
+    let limit = Duration::from_secs(3);
     let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
     let first = addresses.first().ok_or_else(|| anyhow::anyhow!("{address} has no address"))?;
-    let mut stream = TcpStream::connect_timeout(first, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
+    let mut stream = TcpStream::connect_timeout(first, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
     let name = rustls::pki_types::ServerName::try_from("localhost")?;
     let mut connection = rustls::ClientConnection::new(Arc::new(remote::tls(None)?), name)?;
     connection.write_tls(&mut stream)?;
     stream.flush()?;
     let mut answer = Vec::new();
-    // Cut short or reset, what came is what counts.
+    // The server may reset the connection; the bytes received so far decide.
     let _ = stream.take(4096).read_to_end(&mut answer);
     Ok(answer.starts_with(b"HTTP/1.1 400"))
 }
@@ -242,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_clients_need_is_missed() {
+    fn lacking_names_the_missing_header() {
         let mut headers = HeaderMap::new();
         let mut put = |name: &'static str, value: String| {
             let before = lacking(&headers);

@@ -1,4 +1,4 @@
-//! The larder that runs: whether it is there and ready, which version it is, and whom it leaves alone.
+//! Checks of the running server: reachable, ready, version, open files and endpoints with an open circuit breaker.
 
 use std::time::Instant;
 
@@ -10,41 +10,41 @@ use super::super::remote::Remote;
 use crate::app::examine::{self, Step};
 use crate::config::Config;
 
-/// Nobody answers.
+/// Returns the step for a server that does not answer.
 pub(super) fn absent(remote: Option<&Remote>) -> Step {
     match remote {
         Some(remote) => Step::warning(
             "running",
-            format!("no larder answers at {}, and what clients get was not tried", remote.place()),
-            "start it with `larder serve`, or name one with --server",
+            format!("no server answers at {}; client requests were not tried", remote.address()),
+            "start the server with `larder serve`, or name one with --server",
         ),
         None => Step::warning(
             "running",
-            "admin.listen has no place that can be asked without TLS, and what clients get was not tried",
+            "admin.listen has no address that can be reached without TLS; client requests were not tried",
             "name the admin API with --server",
         ),
     }
 }
 
-/// What it says of itself.
+/// Returns the steps for a server that answers.
 pub(super) async fn steps(remote: &Remote, config: &Config) -> Vec<Step> {
     let began = Instant::now();
     let (ready, metrics) = tokio::join!(text(remote, "/readyz"), text(remote, "/metrics"));
     let mut steps = vec![
         match ready {
-            Ok((200, said)) if said.trim() == "ok" => Step::ok("ready", format!("at {}", remote.place())),
+            Ok((200, said)) if said.trim() == "ok" => Step::ok("ready", format!("at {}", remote.address())),
             Ok((200, said)) => Step::fails(
                 "ready",
-                format!("it says: {}", said.trim()),
-                "clients are served straight from the upstreams meanwhile; make room or put the disk right, and it goes on by \
-                 itself",
+                format!("/readyz answers: {}", said.trim()),
+                "until then clients are served directly from the upstreams; free disk space or repair the disk, and caching \
+                 resumes by itself",
             ),
             Ok((status, said)) => Step::fails(
                 "ready",
-                format!("it answers /readyz with {status}: {}", said.trim()),
-                "if it is not stopping, look into its log",
+                format!("/readyz answers {status}: {}", said.trim()),
+                "unless the server is stopping, see its log",
             ),
-            Err(error) => Step::fails("ready", super::sentence(&error), "look into its log"),
+            Err(error) => Step::fails("ready", super::sentence(&error), "see the server's log"),
         }
         .since(began),
     ];
@@ -55,8 +55,8 @@ pub(super) async fn steps(remote: &Remote, config: &Config) -> Vec<Step> {
     } else {
         Step::warning(
             "version",
-            format!("it is {version}, and this program {}", env!("CARGO_PKG_VERSION")),
-            "restart it, or use the program that it was started from",
+            format!("the server has version {version}, this program {}", env!("CARGO_PKG_VERSION")),
+            "restart the server, or use the program that started it",
         )
     });
     if let Some(allowed) = value(&metrics, "process_max_fds") {
@@ -66,13 +66,13 @@ pub(super) async fn steps(remote: &Remote, config: &Config) -> Vec<Step> {
         let of = |name: &str| label(line, "larder_upstream_endpoint_open", name).unwrap_or_default();
         if line.ends_with(" 1") {
             steps.push(Step::warning(
-                "left alone",
+                "circuit breaker",
                 format!(
-                    "it asks {} of {} nothing at present, after failures in a row",
+                    "endpoint {} of {} is not asked now, after repeated failures",
                     of("endpoint"),
                     of("upstream")
                 ),
-                "it tries again by itself within a minute; its log says what failed",
+                "the server retries by itself within a minute; its log names the failures",
             ));
         }
     }
@@ -84,19 +84,19 @@ async fn text(remote: &Remote, target: &str) -> anyhow::Result<(u16, String)> {
         let answer = remote.request(Method::GET, target)?.send().await?;
         anyhow::Ok((answer.status().as_u16(), answer.text().await?))
     };
-    timeout(super::PATIENCE, asked).await.context("there was no answer in time")?
+    timeout(super::TIMEOUT, asked).await.context("no answer in time")?
 }
 
-/// The value of a series without labels.
+/// Returns the value of a series without labels.
 fn value(exposition: &str, name: &str) -> Option<u64> {
     let line = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
     let value: f64 = line.trim().parse().ok()?;
-    // A limit is a whole number; one that is none at all becomes the largest.
+    // The value is an integer; infinity becomes the largest integer.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     Some(value as u64)
 }
 
-/// A label of the first sample of a series.
+/// Returns a label of the first sample of a series.
 fn label(exposition: &str, series: &str, name: &str) -> Option<String> {
     let rest = exposition.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix('{'))?;
     let start = format!("{name}=\"");
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_are_read() {
+    fn values_and_labels_are_read() {
         let text = "# HELP a b\nlarder_build_info{version=\"1.2.3\"} 1\nprocess_max_fds 1048576\n\
                     larder_upstream_endpoint_open{endpoint=\"http://a\",upstream=\"b\"} 1\n";
         assert_eq!(label(text, "larder_build_info", "version").as_deref(), Some("1.2.3"));

@@ -1,38 +1,39 @@
-//! `BuildKit`: `buildkitd.toml`, where a mirror's own table says how it is spoken to.
+//! `BuildKit`: `buildkitd.toml`. The table of a mirror says if it uses TLS.
 
 use std::fmt::Write as _;
 
 use toml_edit::{Array, DocumentMut, Item, value};
 
 use super::containerd::{entries, table};
+use super::file_edit::{Conflict, FileEdit, Merge, Plan};
 use super::instance::{Instance, Scheme};
-use super::piece::{Conflict, Merge, Piece, Plan};
 
 const FILE: &str = "/etc/buildkit/buildkitd.toml";
 const AUTHORITY: &str = "/etc/buildkit/larder-ca.crt";
 
-/// What buildkitd has to be told.
+/// Plans the configuration of buildkitd.
 pub(super) fn plan(instance: &Instance) -> Plan {
     let network = if instance.is_loopback() { " --driver-opt network=host" } else { "" };
     let after = format!(
-        "systemctl restart buildkit, or make a builder with it:\n\
+        "systemctl restart buildkit, or create a builder with it:\n\
          docker buildx create --driver docker-container{network} --buildkitd-config {FILE}\n\
-         The default builder of Docker uses daemon.json: larder setup docker"
+         Docker's default builder uses daemon.json: see larder setup docker"
     );
-    let told = instance.clone();
-    let mut pieces = vec![Piece {
+    let target = instance.clone();
+    let mut edits = vec![FileEdit {
         path: FILE.into(),
         content: fresh(instance),
         after: after.clone(),
-        merge: Merge::Into(Box::new(move |text| merge(text, &told))),
+        merge: Merge::Into(Box::new(move |text| merge(text, &target))),
     }];
     if let Some(pem) = &instance.authority {
-        pieces.push(Piece { path: AUTHORITY.into(), content: pem.clone(), after, merge: Merge::Whole });
+        edits.push(FileEdit { path: AUTHORITY.into(), content: pem.clone(), after, merge: Merge::Whole });
     }
-    Plan { pieces, notes: Vec::new() }
+    Plan { edits, notes: Vec::new() }
 }
 
-/// Each registry with its mirror: named in the path, where the name may stand there; `BuildKit` names it in the query too.
+/// Returns each registry with its mirror. The path names the registry unless the name has a port: `BuildKit` also names
+/// it in the query.
 fn mirrors(instance: &Instance) -> impl Iterator<Item = (&str, String)> {
     instance.upstreams.iter().map(move |name| {
         let mirror = if name.contains(':') { instance.to_string() } else { format!("{instance}/{name}") };
@@ -82,7 +83,7 @@ fn merge(text: &str, instance: &Instance) -> Result<String, Conflict> {
 
 fn add(table: &mut Item, key: &str, text: &str) -> Result<(), Conflict> {
     let list = entries(table, key)?.entry(key).or_insert_with(|| value(Array::new())).as_array_mut();
-    let list = list.ok_or_else(|| Conflict::Taken(format!("`{key}` of a registry is no list")))?;
+    let list = list.ok_or_else(|| Conflict::Taken(format!("`{key}` of a registry is not a list")))?;
     if !list.iter().any(|item| item.as_str() == Some(text)) {
         list.push(text);
     }
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_one_is_left_alone() {
+    fn fresh_file_is_not_changed() {
         let mut secured = instance("https://larder.test:5443");
         secured.authority = Some("PEM".to_owned());
         for instance in [instance("127.0.0.1:5000"), instance("https://larder.test:5443"), secured] {
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ways_to_write_it_are_added_to() {
+    fn merge_supports_other_notations() {
         let instance = instance("127.0.0.1:5000");
         for text in [
             "registry = { \"docker.io\" = { mirrors = [\"other.test\"] } }\n",
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_stays() {
+    fn merge_keeps_existing_settings() {
         let text = "debug = true # for now\n\n[registry.\"docker.io\"]\n  mirrors = [\"other.test\"]\n\n[worker.oci]\n  \
                     gc = false\n";
         let merged = merge(text, &instance("127.0.0.1:5000")).expect("merged");

@@ -1,4 +1,5 @@
-//! containerd: `hosts.toml` below `certs.d`, for all registries at once or for each, and whether containerd reads it.
+//! containerd: `hosts.toml` below `certs.d`, one for all registries or one per registry, and a check that containerd reads
+//! it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,20 +7,20 @@ use std::path::{Path, PathBuf};
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, TableLike, value};
 
 use super::disk::Disk;
+use super::file_edit::{Conflict, FileEdit, Merge, Plan};
 use super::instance::Instance;
-use super::piece::{Conflict, Merge, Piece, Plan};
 
 const FOLDER: &str = "/etc/containerd/certs.d";
 const CONFIG: &str = "/etc/containerd/config.toml";
 const CAPABILITIES: [&str; 2] = ["pull", "resolve"];
-/// Where containerd's own configuration names the folder: in 2.x, and in 1.x.
+/// Plugins whose table names the folder in containerd's configuration: in 2.x, and in 1.x.
 const PLUGINS: [&str; 2] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
 
-/// What containerd has to be told.
+/// Plans the configuration of containerd.
 pub(super) fn plan(instance: &Instance, per_registry: bool, disk: &Disk) -> anyhow::Result<Plan> {
     let folder = Path::new(FOLDER);
     let after = format!(
-        "Nothing needs a restart. `ctr` reads no configuration: ctr images pull --hosts-dir {FOLDER} REFERENCE"
+        "No restart is needed. `ctr` does not read this file; use: ctr images pull --hosts-dir {FOLDER} REFERENCE"
     );
     let mut notes = Vec::new();
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -28,23 +29,23 @@ pub(super) fn plan(instance: &Instance, per_registry: bool, disk: &Disk) -> anyh
     } else {
         folders.push(folder.join("_default"));
         for name in &instance.upstreams {
-            // As containerd looks for it, which takes the first that is there.
+            // containerd uses the first of these folders that exists.
             let port = name.replace(':', "_");
             let own = [format!("{port}_"), name.clone()].map(|own| folder.join(own).join("hosts.toml"));
             if let Some(own) = own.iter().find(|own| disk.path(own).exists()) {
                 notes.push(format!(
-                    "{} is there, so that containerd does not look into _default for {name}; --per-registry puts larder \
-                     into it",
+                    "{} exists, so containerd does not use _default for {name}; --per-registry adds larder to that \
+                     file",
                     disk.path(own).display()
                 ));
             }
         }
     }
     let authority = instance.authority.is_some().then(|| folder.join("larder-ca.crt"));
-    let mut pieces = Vec::new();
+    let mut edits = Vec::new();
     for folder in folders {
         let (url, ca) = (instance.url(), authority.clone());
-        pieces.push(Piece {
+        edits.push(FileEdit {
             path: folder.join("hosts.toml"),
             content: fresh(&url, ca.as_deref()),
             after: after.clone(),
@@ -52,10 +53,10 @@ pub(super) fn plan(instance: &Instance, per_registry: bool, disk: &Disk) -> anyh
         });
     }
     if let (Some(path), Some(pem)) = (authority, &instance.authority) {
-        pieces.push(Piece { path, content: pem.clone(), after, merge: Merge::Whole });
+        edits.push(FileEdit { path, content: pem.clone(), after, merge: Merge::Whole });
     }
     notes.extend(unread(disk)?);
-    Ok(Plan { pieces, notes })
+    Ok(Plan { edits, notes })
 }
 
 fn fresh(url: &str, ca: Option<&Path>) -> String {
@@ -76,11 +77,12 @@ fn merge(text: &str, url: &str, ca: Option<&Path>) -> Result<String, Conflict> {
         None if fresh => {
             host.insert("capabilities", value(Array::from_iter(CAPABILITIES)));
         }
-        // Without the key it has all of them.
+        // A host without the key has all capabilities.
         None => {}
         Some(item) => {
             let list = item.as_array_mut();
-            let list = list.ok_or_else(|| Conflict::Taken(format!("`capabilities` of {url} is no list")))?;
+            let list =
+                list.ok_or_else(|| Conflict::Taken(format!("`capabilities` of {url} is not a list")))?;
             for capability in CAPABILITIES {
                 if !list.iter().any(|it| it.as_str() == Some(capability)) {
                     list.push(capability);
@@ -94,7 +96,7 @@ fn merge(text: &str, url: &str, ca: Option<&Path>) -> Result<String, Conflict> {
     Ok(document.to_string())
 }
 
-/// The table of a name, made in its parent's form if it is not there.
+/// Returns the table of a key. Creates it in the notation of its parent if it is missing.
 pub(super) fn table<'t>(parent: &'t mut Item, key: &str) -> Result<&'t mut Item, Conflict> {
     let inline = parent.is_inline_table();
     let made = || {
@@ -102,7 +104,7 @@ pub(super) fn table<'t>(parent: &'t mut Item, key: &str) -> Result<&'t mut Item,
             return value(InlineTable::new());
         }
         let mut table = Table::new();
-        // Named only where it holds something itself.
+        // Implicit tables get no header line of their own.
         table.set_implicit(true);
         Item::Table(table)
     };
@@ -111,20 +113,20 @@ pub(super) fn table<'t>(parent: &'t mut Item, key: &str) -> Result<&'t mut Item,
     Ok(item)
 }
 
-/// What is in a table; anything else is in the way.
+/// Returns the entries of a table, or a conflict if the item is not a table.
 pub(super) fn entries<'t>(item: &'t mut Item, shown: &str) -> Result<&'t mut dyn TableLike, Conflict> {
-    item.as_table_like_mut().ok_or_else(|| Conflict::Taken(format!("`{shown}` in it is no table")))
+    item.as_table_like_mut().ok_or_else(|| Conflict::Taken(format!("`{shown}` is not a table")))
 }
 
-/// What to say if containerd's own configuration does not name the folder. It is never written here: it is containerd's
-/// whole configuration, and a mistake in it keeps containerd from starting.
+/// Returns a note if containerd's own configuration does not name the folder. `setup` never writes that file: a mistake in
+/// it prevents containerd from starting.
 fn unread(disk: &Disk) -> anyhow::Result<Option<String>> {
     let path = disk.path(Path::new(CONFIG));
     let Some(text) = disk.read(Path::new(CONFIG))? else {
-        return Ok(Some(told(&format!("there is no {}", path.display()), None)));
+        return Ok(Some(render(&format!("{} does not exist", path.display()), None)));
     };
     let Ok(config) = text.parse::<DocumentMut>() else {
-        return Ok(Some(told(&format!("{} is no TOML", path.display()), None)));
+        return Ok(Some(render(&format!("{} is not TOML", path.display()), None)));
     };
     let mut all = vec![config];
     let imports: Vec<PathBuf> = all
@@ -140,7 +142,7 @@ fn unread(disk: &Disk) -> anyhow::Result<Option<String>> {
         return Ok(None);
     }
     let version = all.first().and_then(|config| config.get("version")?.as_integer());
-    Ok(Some(told(&format!("{} does not name {FOLDER}", path.display()), version)))
+    Ok(Some(render(&format!("{} does not name {FOLDER}", path.display()), version)))
 }
 
 fn names_folder(config: &DocumentMut) -> bool {
@@ -150,7 +152,7 @@ fn names_folder(config: &DocumentMut) -> bool {
     })
 }
 
-fn told(what: &str, version: Option<i64>) -> String {
+fn render(what: &str, version: Option<i64>) -> String {
     let [new, old] = PLUGINS.map(|plugin| format!("[plugins.\"{plugin}\".registry]"));
     let table = match version {
         Some(3..) => new,
@@ -158,8 +160,8 @@ fn told(what: &str, version: Option<i64>) -> String {
         None => format!("{new} (in containerd 1.x {old})"),
     };
     format!(
-        "{what}, and what pulls for Kubernetes reads that only if it is named; this is left to you: under {table} \
-         write config_path = \"{FOLDER}\", then systemctl restart containerd"
+        "{what}, but Kubernetes pulls use the folder only if it is configured there. Add it yourself: under {table} \
+         set config_path = \"{FOLDER}\", then run systemctl restart containerd"
     )
 }
 
@@ -170,7 +172,7 @@ mod tests {
     const URL: &str = "http://127.0.0.1:5000";
 
     #[test]
-    fn what_is_there_stays() {
+    fn merge_keeps_existing_settings() {
         let text = "# ours\nserver = \"https://registry.example.com\"\n\n[host.\"https://other.test\"]\n  \
                     capabilities = [\"pull\"] # not resolve\n";
         let merged = merge(text, URL, None).expect("merged");
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_one_is_left_alone() {
+    fn fresh_file_is_not_changed() {
         for ca in [None, Some(Path::new("/etc/containerd/certs.d/larder-ca.crt"))] {
             let text = fresh(URL, ca);
             assert_eq!(merge(&text, URL, ca).as_deref(), Ok(&*text));
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lacking_is_added() {
+    fn merge_adds_missing_capabilities() {
         let part = format!("[host.\"{URL}\"]\ncapabilities = [\"pull\"]\n");
         let merged = merge(&part, URL, None).expect("merged");
         assert_eq!(merged, format!("[host.\"{URL}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"));
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ways_to_write_it_are_added_to() {
+    fn merge_supports_other_notations() {
         for text in [
             "host = { \"https://other.test\" = { capabilities = [\"pull\"] } }\n",
             "host.\"https://other.test\".capabilities = [\"pull\"]\n",

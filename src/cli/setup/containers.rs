@@ -1,4 +1,4 @@
-//! Podman, Buildah, Skopeo and CRI-O, which read the same: a file of larder's own in `registries.conf.d`.
+//! Podman, Buildah, Skopeo and CRI-O: all read a file of larder's own in `registries.conf.d`.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,40 +7,37 @@ use anyhow::bail;
 use toml_edit::DocumentMut;
 
 use super::disk::Disk;
+use super::file_edit::{Conflict, FileEdit, HEAD, Merge, Plan};
 use super::instance::{Instance, Scheme};
-use super::piece::{Conflict, HEAD, Merge, Piece, Plan};
 
 const FOLDER: &str = "/etc/containers/registries.conf.d";
 const MAIN: &str = "/etc/containers/registries.conf";
 const OURS: &str = "larder.conf";
 
-/// Who reads it.
+/// Program that reads the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reader {
     Podman,
     Crio,
 }
 
-/// What they have to be told.
+/// Plans the configuration of the containers tools.
 pub(super) fn plan(instance: &Instance, reader: Reader, disk: &Disk) -> anyhow::Result<Plan> {
     let names: Vec<&str> = instance.in_paths().collect();
     let mut notes = Vec::new();
     for name in instance.with_ports() {
         notes.push(format!(
-            "{name} is left out: what a mirror is asked for is named by a path, and no path has a colon in it"
+            "{name} is skipped: mirrors name the registry in the path, and a path cannot contain a colon"
         ));
     }
     if names.is_empty() {
-        bail!(
-            "no upstream can be named in a path, because the names of all have ports: {}",
-            notes.join("; ")
-        );
+        bail!("no upstream can be named in a path, because all names have ports: {}", notes.join("; "));
     }
     let after = match reader {
-        Reader::Podman => "Nothing needs a restart: Podman, Buildah and Skopeo read it each time.",
+        Reader::Podman => "No restart is needed: Podman, Buildah and Skopeo read the file at each start.",
         Reader::Crio => "systemctl reload crio",
     };
-    let mut pieces = vec![Piece {
+    let mut edits = vec![FileEdit {
         path: Path::new(FOLDER).join(OURS),
         content: fresh(instance, &names),
         after: after.to_owned(),
@@ -48,10 +45,10 @@ pub(super) fn plan(instance: &Instance, reader: Reader, disk: &Disk) -> anyhow::
     }];
     if let Some(pem) = &instance.authority {
         let path = format!("/etc/containers/certs.d/{instance}/ca.crt").into();
-        pieces.push(Piece { path, content: pem.clone(), after: after.to_owned(), merge: Merge::Whole });
+        edits.push(FileEdit { path, content: pem.clone(), after: after.to_owned(), merge: Merge::Whole });
     }
     notes.extend(others(&names, disk)?);
-    Ok(Plan { pieces, notes })
+    Ok(Plan { edits, notes })
 }
 
 fn fresh(instance: &Instance, names: &[&str]) -> String {
@@ -74,7 +71,7 @@ fn readable(text: &str) -> Result<(), Conflict> {
     text.parse::<DocumentMut>().map(drop).map_err(|error| Conflict::toml(&error, text))
 }
 
-/// What other files say of the same registries. Of one prefix only one table counts, that of the last file.
+/// Returns notes about other files that configure the same registries. Only the table in the last file is used.
 fn others(names: &[&str], disk: &Disk) -> anyhow::Result<Vec<String>> {
     let mut notes = Vec::new();
     let mut files = vec![Path::new(MAIN).to_owned()];
@@ -84,12 +81,15 @@ fn others(names: &[&str], disk: &Disk) -> anyhow::Result<Vec<String>> {
         let shown = disk.path(&file);
         let Some(text) = disk.read(&file)? else { continue };
         let Ok(document) = text.parse::<DocumentMut>() else {
-            notes.push(format!("{} is no TOML, and keeps the others from being read", shown.display()));
+            notes.push(format!(
+                "{} is not TOML, which prevents the other files from being read",
+                shown.display()
+            ));
             continue;
         };
         if document.get("registries").is_some() {
             notes.push(format!(
-                "{} is of the old form ([registries.…]), which is not read beside [[registry]]; bring it to the new one",
+                "{} uses the old format ([registries.…]), which cannot be combined with [[registry]]; convert it",
                 shown.display()
             ));
         }
@@ -100,7 +100,7 @@ fn others(names: &[&str], disk: &Disk) -> anyhow::Result<Vec<String>> {
             if names.contains(&prefix) {
                 let wins = file.parent() == Some(Path::new(FOLDER)) && file.file_name() > Some(OURS.as_ref());
                 notes.push(format!(
-                    "{} has a [[registry]] for {prefix} too, and only that of {} counts",
+                    "{} also has a [[registry]] for {prefix}; only the one in {} is used",
                     shown.display(),
                     if wins { "that file" } else { OURS }
                 ));
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_say_of_the_same_registry_is_told() {
+    fn others_reports_conflicting_files() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::new(folder.path()).expect("a root");
         let etc = folder.path().join("etc/containers");
@@ -134,8 +134,8 @@ mod tests {
         write("registries.conf.d/old.conf", "[registries.search]\nregistries = []\n");
         let said = others(&["docker.io"], &disk).expect("readable");
         assert_eq!(said.len(), 3, "{said:?}");
-        assert!(said[0].ends_with("only that of larder.conf counts"), "{said:?}");
-        assert!(said[1].contains("old form"), "{said:?}");
-        assert!(said[2].ends_with("only that of that file counts"), "{said:?}");
+        assert!(said[0].ends_with("only the one in larder.conf is used"), "{said:?}");
+        assert!(said[1].contains("old format"), "{said:?}");
+        assert!(said[2].ends_with("only the one in that file is used"), "{said:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Clients' files on the disk: read and replaced below a root, whole or not at all, with a dated copy of what was there.
+//! Configuration files of clients: read and atomically replaced below a root folder, with a dated copy of the old file.
 
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Write as _};
@@ -8,25 +8,25 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 
-use super::piece::Piece;
+use super::file_edit::FileEdit;
 
-/// The files of one machine.
+/// File system of the client's machine, below a root folder.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
     root: PathBuf,
 }
 
-/// What became of a file.
+/// Result of writing a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It said so already.
+    /// The file already had the content.
     Unchanged,
-    /// It says so now; what was there is in the file named.
+    /// The file was written; the previous content is in the named backup.
     Written(Option<PathBuf>),
 }
 
 impl Outcome {
-    /// Its word for programs.
+    /// Returns the name for the JSON output.
     pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Unchanged => "unchanged",
@@ -44,15 +44,15 @@ impl Outcome {
 
 impl Disk {
     pub(super) fn new(root: &Path) -> anyhow::Result<Self> {
-        let wrong = || format!("{} cannot stand for `/`", root.display());
+        let wrong = || format!("{} cannot be used as root", root.display());
         let found = fs::metadata(root).with_context(wrong)?;
         if !found.is_dir() {
-            bail!("{}: it is no folder", wrong());
+            bail!("{}: it is not a folder", wrong());
         }
         Ok(Self { root: root.to_owned() })
     }
 
-    /// Where a path of the client's is from here. One that is relative, as of files that have no place, stays.
+    /// Returns the local path of a path on the client. Relative paths are returned unchanged.
     pub(super) fn path(&self, on_client: &Path) -> PathBuf {
         match on_client.strip_prefix("/") {
             Ok(rest) => self.root.join(rest),
@@ -60,7 +60,7 @@ impl Disk {
         }
     }
 
-    /// The text of a client's file, if it is there.
+    /// Returns the text of a client's file, if it exists.
     pub(super) fn read(&self, on_client: &Path) -> anyhow::Result<Option<String>> {
         let path = self.path(on_client);
         match fs::read_to_string(&path) {
@@ -70,25 +70,25 @@ impl Disk {
         }
     }
 
-    /// The client's files that a pattern names.
+    /// Returns the client's files that match a glob pattern.
     pub(super) fn matching(&self, pattern: &Path) -> Vec<PathBuf> {
         let below = self.path(pattern);
         let found = glob::glob(&below.to_string_lossy()).into_iter().flatten().filter_map(Result::ok);
         found.filter_map(|path| Some(Path::new("/").join(path.strip_prefix(&self.root).ok()?))).collect()
     }
 
-    /// Writes the pieces; if one of them cannot be, none is.
-    pub(super) fn write(&self, pieces: &[Piece]) -> anyhow::Result<Vec<Outcome>> {
+    /// Writes the edits. A conflict in one file prevents all writes.
+    pub(super) fn write(&self, edits: &[FileEdit]) -> anyhow::Result<Vec<Outcome>> {
         let mut wanted = Vec::new();
-        for piece in pieces {
-            let shown = self.path(&piece.path);
-            let existing = self.read(&piece.path)?;
+        for edit in edits {
+            let shown = self.path(&edit.path);
+            let existing = self.read(&edit.path)?;
             let text = match &existing {
-                None => piece.content.clone(),
-                Some(text) => piece
+                None => edit.content.clone(),
+                Some(text) => edit
                     .merge
-                    .merged(&piece.content, text)
-                    .with_context(|| format!("{} stays as it is", shown.display()))?,
+                    .merged(&edit.content, text)
+                    .with_context(|| format!("{} was not changed", shown.display()))?,
             };
             let changed = existing.as_ref() != Some(&text);
             let path = if changed { Some(self.resolved(&shown)?) } else { None };
@@ -99,37 +99,40 @@ impl Disk {
             .map(|(path, text, exists)| match path {
                 None => Ok(Outcome::Unchanged),
                 Some(path) => replace(&path, &text, exists).with_context(|| {
-                    format!("{} cannot be written; without --write nothing is", path.display())
+                    format!("{} cannot be written; run without --write to print it", path.display())
                 }),
             })
             .collect()
     }
 
-    /// The file that a path really leads to, which must be below the root.
+    /// Resolves symbolic links. The result must be below the root.
     fn resolved(&self, path: &Path) -> anyhow::Result<PathBuf> {
         if path.components().any(|part| part == Component::ParentDir) && self.root != Path::new("/") {
-            bail!("{}: `..` leads out of its root", path.display());
+            bail!("{}: `..` is not allowed below a root", path.display());
         }
         let root = self.root.canonicalize()?;
         let mut there = path;
-        // The nearest that exists; a link that leads nowhere does.
+        // The nearest existing ancestor; a dangling link counts as existing.
         while fs::symlink_metadata(there).is_err() {
-            there = there.parent().context("there is no folder to begin with")?;
+            there = there.parent().context("no existing parent folder")?;
         }
-        let real = there
-            .canonicalize()
-            .with_context(|| format!("{} is a link that leads nowhere", there.display()))?;
+        let real = there.canonicalize().with_context(|| format!("{} is a dangling link", there.display()))?;
         if !real.starts_with(&root) {
-            bail!("{} leads to {}, which is not below {}", there.display(), real.display(), root.display());
+            bail!(
+                "{} resolves to {}, which is not below {}",
+                there.display(),
+                real.display(),
+                root.display()
+            );
         }
         let rest = path.strip_prefix(there)?;
         Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) })
     }
 }
 
-/// Puts a text into a file in one step, and what was there beside it.
+/// Replaces a file atomically and keeps its previous content as a backup.
 fn replace(path: &Path, text: &str, exists: bool) -> anyhow::Result<Outcome> {
-    let folder = path.parent().context("it has no folder")?;
+    let folder = path.parent().context("the path has no parent folder")?;
     fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new().prefix(".larder-").tempfile_in(folder)?;
     file.write_all(text.as_bytes())?;
@@ -150,7 +153,7 @@ fn replace(path: &Path, text: &str, exists: bool) -> anyhow::Result<Outcome> {
     Ok(Outcome::Written(backup))
 }
 
-/// A second name for what is in a file, which the first one is about to lose.
+/// Creates a hard link to the current content under a dated name.
 fn kept(path: &Path) -> anyhow::Result<PathBuf> {
     let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -160,55 +163,55 @@ fn kept(path: &Path) -> anyhow::Result<PathBuf> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 backup = path.with_file_name(format!("{name}.{date}-{number}"));
             }
-            linked => return linked.map(|()| backup).context("a copy of what is there cannot be kept"),
+            linked => return linked.map(|()| backup).context("the backup cannot be created"),
         }
     }
-    bail!("there are too many copies of it from the same second")
+    bail!("too many backups from the same second")
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use super::super::piece::Merge;
+    use super::super::file_edit::Merge;
     use super::*;
 
-    fn piece(path: &str, content: &str) -> Piece {
+    fn edit(path: &str, content: &str) -> FileEdit {
         let merge = Merge::Into(Box::new(|text| Ok(format!("{text}more\n"))));
-        Piece { path: path.into(), content: content.to_owned(), after: String::new(), merge }
+        FileEdit { path: path.into(), content: content.to_owned(), after: String::new(), merge }
     }
 
     #[test]
-    fn what_was_there_is_kept_with_its_rights() {
+    fn write_keeps_a_backup_and_the_mode() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::new(folder.path()).expect("a root");
         let path = folder.path().join("etc/a.conf");
-        let first = disk.write(&[piece("/etc/a.conf", "new\n")]).expect("written");
+        let first = disk.write(&[edit("/etc/a.conf", "new\n")]).expect("written");
         assert_eq!(first, [Outcome::Written(None)]);
         fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("rights");
-        let second = disk.write(&[piece("/etc/a.conf", "new\n")]).expect("written");
+        let second = disk.write(&[edit("/etc/a.conf", "new\n")]).expect("written");
         let [Outcome::Written(Some(backup))] = second.as_slice() else { panic!("{second:?}") };
         assert_eq!(fs::read_to_string(backup).expect("a copy"), "new\n");
         assert_eq!(fs::read_to_string(&path).expect("text"), "new\nmore\n");
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
-        let third = disk.write(&[piece("/etc/a.conf", "new\n")]).expect("written");
+        let third = disk.write(&[edit("/etc/a.conf", "new\n")]).expect("written");
         assert_ne!(third, second, "two copies of one second have two names");
     }
 
     #[test]
-    fn nothing_is_written_outside_the_root() {
+    fn write_stays_below_the_root() {
         let (folder, outside) =
             (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let disk = Disk::new(folder.path()).expect("a root");
         symlink(outside.path(), folder.path().join("etc")).expect("a link");
-        let error = disk.write(&[piece("/etc/a.conf", "new\n")]).expect_err("refused");
+        let error = disk.write(&[edit("/etc/a.conf", "new\n")]).expect_err("refused");
         assert!(format!("{error:#}").contains("not below"), "{error:#}");
         assert_eq!(fs::read_dir(outside.path()).expect("a folder").count(), 0);
         // Within it, a link stays one.
         fs::create_dir(folder.path().join("real")).expect("a folder");
         fs::write(folder.path().join("real/b"), "old\n").expect("a file");
         symlink("real/b", folder.path().join("b")).expect("a link");
-        disk.write(&[piece("/b", "new\n")]).expect("written");
+        disk.write(&[edit("/b", "new\n")]).expect("written");
         assert!(fs::symlink_metadata(folder.path().join("b")).expect("there").is_symlink());
         assert_eq!(fs::read_to_string(folder.path().join("real/b")).expect("text"), "old\nmore\n");
     }
@@ -218,8 +221,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::new(folder.path()).expect("a root");
         fs::write(folder.path().join("b"), "theirs").expect("a file");
-        let ours = Piece { merge: Merge::Ours(|_| Ok(())), ..piece("/b", "ours") };
-        disk.write(&[piece("/a", "new\n"), ours]).expect_err("refused");
+        let ours = FileEdit { merge: Merge::Ours(|_| Ok(())), ..edit("/b", "ours") };
+        disk.write(&[edit("/a", "new\n"), ours]).expect_err("refused");
         assert!(!folder.path().join("a").exists());
     }
 }

@@ -1,4 +1,4 @@
-//! Docker: `daemon.json`, which has mirrors for Docker Hub and for nothing else.
+//! Docker: `daemon.json`, whose mirrors serve Docker Hub only.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,32 +8,34 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::file_edit::{Conflict, FileEdit, Merge, Plan};
 use super::instance::{Instance, Scheme};
-use super::piece::{Conflict, Merge, Piece, Plan};
 use crate::config::Config;
 
 const MIRRORS: &str = "registry-mirrors";
 const INSECURE: &str = "insecure-registries";
 
-/// What dockerd has to be told.
+/// Plans the configuration of dockerd.
 pub(super) fn plan(config: &Config, instance: &Instance) -> anyhow::Result<Plan> {
     match config.upstream.get("docker.io") {
-        None => bail!("Docker has mirrors for Docker Hub alone, and no upstream `docker.io` is configured"),
-        // dockerd names no registry in what it asks of a mirror.
+        None => bail!(
+            "the mirrors in daemon.json serve Docker Hub only, and no upstream `docker.io` is configured"
+        ),
+        // dockerd does not name the registry in requests to a mirror.
         Some(hub) if !hub.default => bail!(
-            "Docker has mirrors for Docker Hub alone and does not say whose images it asks for, so that `docker.io` must \
-             be the default upstream; set `default = true` in its table"
+            "Docker does not name the registry in requests to a mirror, so `docker.io` must be the default upstream; set \
+             `default = true` in its table"
         ),
         Some(_) => {}
     }
     let url = instance.url();
-    // For a mirror the URL decides; this is for images that are pulled by larder's own name.
+    // Needed for pulls by the server's own name. For a mirror the URL decides.
     let insecure = (instance.scheme == Scheme::Http && !instance.is_loopback()).then(|| instance.to_string());
     let after = format!(
-        "systemctl reload docker\nDocker uses its mirrors for Docker Hub's images; those of other upstreams are pulled by \
-         larder's name, as in `docker pull {instance}/quay.io/org/app:1`."
+        "systemctl reload docker\nDocker uses its mirrors for images of Docker Hub. Pull images of other upstreams by the \
+         server's name, as in `docker pull {instance}/quay.io/org/app:1`."
     );
-    let mut pieces = vec![Piece {
+    let mut edits = vec![FileEdit {
         path: "/etc/docker/daemon.json".into(),
         content: fresh(&url, insecure.as_deref()),
         after: after.clone(),
@@ -41,9 +43,9 @@ pub(super) fn plan(config: &Config, instance: &Instance) -> anyhow::Result<Plan>
     }];
     if let Some(pem) = &instance.authority {
         let path = PathBuf::from(format!("/etc/docker/certs.d/{instance}/ca.crt"));
-        pieces.push(Piece { path, content: pem.clone(), after, merge: Merge::Whole });
+        edits.push(FileEdit { path, content: pem.clone(), after, merge: Merge::Whole });
     }
-    Ok(Plan { pieces, notes: Vec::new() })
+    Ok(Plan { edits, notes: Vec::new() })
 }
 
 fn fresh(url: &str, insecure: Option<&str>) -> String {
@@ -55,7 +57,7 @@ fn fresh(url: &str, insecure: Option<&str>) -> String {
     }
 }
 
-/// An object's entries in their order, each value as it is written.
+/// Entries of a JSON object in their order, with the text of each value.
 struct Entries(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -84,12 +86,12 @@ impl<'de> Deserialize<'de> for Entries {
 
 fn merge(text: &str, url: &str, insecure: Option<&str>) -> Result<String, Conflict> {
     let Entries(mut entries) = serde_json::from_str(text).map_err(|error| {
-        // The position is told by itself.
+        // The position is reported separately.
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default().to_owned();
         Conflict::Malformed { line: error.line(), column: error.column(), message }
     })?;
-    // The one that daemon.json has may end with a slash.
+    // An existing entry may end with a slash.
     let same = |written: &str| written.trim_end_matches('/') == url;
     let mut changed = add(&mut entries, MIRRORS, url, same)?;
     if let Some(address) = insecure {
@@ -98,7 +100,7 @@ fn merge(text: &str, url: &str, insecure: Option<&str>) -> Result<String, Confli
     Ok(if changed { written(&entries, indentation(text)) } else { text.to_owned() })
 }
 
-/// Adds a text to a list, behind what is there; whether that was needed.
+/// Appends a text to a list. Returns true if the list changed.
 fn add(
     entries: &mut Vec<(String, Box<RawValue>)>,
     key: &str,
@@ -117,7 +119,7 @@ fn add(
     };
     let mut list: Vec<String> = serde_json::from_str::<Option<_>>(value.get())
         .map_err(|_| {
-            Conflict::Taken(format!("`{key}` is no list of texts; Docker would not take it either"))
+            Conflict::Taken(format!("`{key}` is not a list of strings; Docker would reject it too"))
         })?
         .unwrap_or_default();
     if list.iter().any(|item| same(item)) {
@@ -128,7 +130,7 @@ fn add(
     Ok(true)
 }
 
-/// What the first entry is indented by.
+/// Returns the indentation of the first entry.
 fn indentation(text: &str) -> &str {
     let line = text.lines().find(|line| line.trim_start().starts_with('"'));
     let found = line.and_then(|line| line.split('"').next()).unwrap_or_default();
@@ -152,7 +154,7 @@ mod tests {
     const URL: &str = "http://127.0.0.1:5000";
 
     #[test]
-    fn what_is_there_stays_as_it_is_written() {
+    fn merge_keeps_existing_text() {
         let text = "{\n    \"log-opts\": {\n        \"max-size\": \"10m\"\n    },\n    \"b\": 1.50,\n    \
                     \"registry-mirrors\": [\"https://other.test\"]\n}\n";
         let merged = merge(text, URL, None).expect("merged");
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_one_and_an_empty_one_come_to_the_same() {
+    fn merge_into_an_empty_file_equals_a_fresh_file() {
         for insecure in [None, Some("10.0.0.7:5000")] {
             let merged = merge("{}", URL, insecure).expect("merged");
             let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_daemon_json_says_where() {
+    fn malformed_file_error_has_the_position() {
         let Err(Conflict::Malformed { line, column, message }) = merge("{\n  \"a\": 1,\n}\n", URL, None)
         else {
             panic!("it is malformed");

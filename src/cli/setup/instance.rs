@@ -1,4 +1,4 @@
-//! This larder as its clients see it: where it is, how it is spoken to, and which registries are behind it.
+//! The server as clients see it: address, scheme and upstreams.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,14 +12,14 @@ use crate::config::Config;
 use crate::config::address::{ListenAddress, ListenAddresses};
 use crate::tls;
 
-/// How a port is spoken to.
+/// Scheme of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Scheme {
     Http,
     Https,
 }
 
-/// An address that somebody named: `HOST:PORT`, with a scheme before it or without.
+/// Address given by the operator: `HOST:PORT` with an optional scheme.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::cli) struct Given {
     scheme: Option<Scheme>,
@@ -44,7 +44,7 @@ impl FromStr for Given {
         let host = Host::parse(host).map_err(|_| wrong())?;
         if ip(&host).is_some_and(|ip| ip.is_unspecified()) {
             return Err(
-                "it stands for all addresses of a machine; name one that clients can reach".to_owned()
+                "the unspecified address is not reachable; name an address that clients can reach".to_owned()
             );
         }
         Ok(Self { scheme, host, port })
@@ -59,27 +59,27 @@ fn ip(host: &Host) -> Option<IpAddr> {
     }
 }
 
-/// This larder.
+/// The server as clients see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::cli) struct Instance {
     pub(in crate::cli) scheme: Scheme,
     host: Host,
     port: u16,
-    /// The authority that its certificate is from, as PEM, if clients have to be told of it.
+    /// Certificate authority as PEM, if clients need it.
     pub(super) authority: Option<String>,
-    /// The names of its upstreams.
+    /// Names of the upstreams.
     pub(super) upstreams: Vec<String>,
 }
 
 impl fmt::Display for Instance {
-    /// `HOST:PORT`.
+    /// Writes `HOST:PORT`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
     }
 }
 
 impl Instance {
-    /// The larder of this configuration, at the address given or at the first that it listens at.
+    /// Returns the server of a configuration, at the given address or at its first listen address.
     pub(super) fn of(config: &Config, given: Option<&Given>, ca_file: Option<&Path>) -> anyhow::Result<Self> {
         let (scheme, host, port) = match given {
             Some(given) => (scheme(config, given)?, given.host.clone(), given.port),
@@ -87,10 +87,10 @@ impl Instance {
         };
         let authority = match ca_file {
             Some(_) if scheme == Scheme::Http => {
-                bail!("--ca-file is for TLS, and larder is reached without it at {host}:{port}")
+                bail!("--ca-file is for TLS, but the server at {host}:{port} does not use TLS")
             }
             Some(path) => {
-                let wrong = || format!("the authority in {} cannot be used", path.display());
+                let wrong = || format!("the certificate authority in {} cannot be used", path.display());
                 tls::certificates(path).map_err(anyhow::Error::msg).with_context(wrong)?;
                 Some(std::fs::read_to_string(path).with_context(wrong)?)
             }
@@ -100,7 +100,7 @@ impl Instance {
         Ok(Self { scheme, host, port, authority, upstreams })
     }
 
-    /// The larder of this configuration as a program on its own machine reaches it.
+    /// Returns the server of a configuration as reached from its own machine.
     pub(in crate::cli) fn seen_from_here(config: &Config, given: Option<&Given>) -> anyhow::Result<Self> {
         if given.is_some() {
             return Self::of(config, given, None);
@@ -118,7 +118,7 @@ impl Instance {
         Self::of(&here, None, None)
     }
 
-    /// `http://HOST:PORT`.
+    /// Returns `http://HOST:PORT` or `https://HOST:PORT`.
     pub(in crate::cli) fn url(&self) -> String {
         let scheme = match self.scheme {
             Scheme::Http => "http",
@@ -127,7 +127,7 @@ impl Instance {
         format!("{scheme}://{self}")
     }
 
-    /// Whether only programs in the same network name space reach it.
+    /// Returns true if only programs in the same network namespace can reach the server.
     pub(super) fn is_loopback(&self) -> bool {
         match &self.host {
             Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
@@ -135,18 +135,18 @@ impl Instance {
         }
     }
 
-    /// The upstreams that can be named in a path: a colon is no part of a repository's name.
+    /// Returns the upstreams that a path can name: repository names cannot contain a colon.
     pub(super) fn in_paths(&self) -> impl Iterator<Item = &str> {
         self.upstreams.iter().map(String::as_str).filter(|name| !name.contains(':'))
     }
 
-    /// The upstreams that cannot.
+    /// Returns the upstreams that a path cannot name.
     pub(super) fn with_ports(&self) -> Vec<&str> {
         self.upstreams.iter().map(String::as_str).filter(|name| name.contains(':')).collect()
     }
 }
 
-/// How an address is spoken to that is reached by another name than larder listens at.
+/// Returns the scheme of a given address, from the listeners of its port.
 fn scheme(config: &Config, given: &Given) -> anyhow::Result<Scheme> {
     let Config { server, .. } = config;
     let has = |addresses: &ListenAddresses| {
@@ -159,19 +159,18 @@ fn scheme(config: &Config, given: &Given) -> anyhow::Result<Scheme> {
         (Some(scheme), _, _) => scheme,
         (None, true, false) => Scheme::Https,
         (None, false, true) => Scheme::Http,
-        // Something leads there from another port: it can only be what there is.
+        // A forwarded port: only one scheme is configured.
         (None, _, _) if server.tls_listen.0.is_empty() => Scheme::Http,
         (None, _, _) if server.listen.0.is_empty() => Scheme::Https,
         (None, _, _) => {
             bail!(
-                "larder speaks HTTP and TLS, and neither at this port; write http:// or https:// before --address"
+                "the server has HTTP and TLS listeners, but none on this port; write http:// or https:// in --address"
             )
         }
     })
 }
 
-/// Where larder listens by its configuration: without TLS before with it, because a certificate is for a name, which
-/// no address is.
+/// Returns the first usable listen address. Plain HTTP is preferred, because a certificate names a host and not an IP address.
 fn listened(config: &Config) -> anyhow::Result<(Scheme, Host, u16)> {
     let plain = config.server.listen.0.iter().map(|address| (Scheme::Http, address));
     let places: Vec<_> =
@@ -194,19 +193,19 @@ fn listened(config: &Config) -> anyhow::Result<(Scheme, Host, u16)> {
     });
     if let Some(address) = open {
         bail!(
-            "larder listens on all addresses of its machine ({address}); say by which its clients reach it, with \
+            "the server listens on all addresses ({address}); give the address that clients use with \
              --address HOST:PORT"
         );
     }
     if places.iter().any(|(_, address)| matches!(address, ListenAddress::Tcp(_))) {
         bail!(
-            "the system chooses larder's port (0); say where its clients reach it, with --address HOST:PORT"
+            "the system chooses the server's port (0); give the address that clients use with --address HOST:PORT"
         );
     }
     let named: Vec<_> = places.iter().map(|(_, address)| address.to_string()).collect();
     bail!(
-        "clients need an IP address, and larder listens at {} alone; add one to server.listen, or say what leads there \
-         with --address HOST:PORT",
+        "clients need an IP address, but the server listens on {} only; add one to server.listen, or give a forwarded \
+         address with --address HOST:PORT",
         named.join(", ")
     )
 }
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_where_it_listens() {
+    fn instance_uses_the_listen_address() {
         for (listen, tls, url) in [
             (&["127.0.0.1:5000"][..], &[][..], "http://127.0.0.1:5000"),
             (&["unix:/run/l.sock", "[::1]:5000"], &[], "http://[::1]:5000"),
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_says_how_it_is_spoken_to() {
+    fn scheme_follows_from_the_port() {
         let (plain, tls) = (&["0.0.0.0:5000"][..], &["0.0.0.0:5443"][..]);
         let at = |given| found(plain, tls, Some(given));
         assert_eq!(at("larder.test:5000").as_deref(), Ok("http://larder.test:5000"));
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_for_tls() {
+    fn authority_requires_tls() {
         let given = "larder.test:5000".parse().expect("an address");
         let error =
             Instance::of(&config(&["0.0.0.0:5000"], &[]), Some(&given), Some(Path::new("/nowhere/ca.pem")));

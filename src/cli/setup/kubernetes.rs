@@ -1,28 +1,28 @@
-//! Kubernetes where its nodes are not configured file by file: `registries.yaml` of k3s, and clusters made by kind.
+//! k3s (`registries.yaml`) and kind.
 
 use std::fmt::Write as _;
 
 use anyhow::bail;
 
+use super::file_edit::{Conflict, FileEdit, HEAD, Merge, Plan};
 use super::instance::Instance;
-use super::piece::{Conflict, HEAD, Merge, Piece, Plan};
 
 const AUTHORITY: &str = "/etc/rancher/k3s/larder-ca.crt";
 
-/// What k3s has to be told.
+/// Plans the configuration of k3s.
 pub(super) fn k3s(instance: &Instance) -> Plan {
     let after = "systemctl restart k3s (on agents: k3s-agent)\n\
-                 RKE2 reads the same as /etc/rancher/rke2/registries.yaml."
+                 RKE2 uses the same file as /etc/rancher/rke2/registries.yaml."
         .to_owned();
     let mut content = format!("{HEAD}mirrors:\n");
     // Writing to a String cannot fail.
     for name in &instance.upstreams {
         let _ = write!(content, "  \"{name}\":\n    endpoint:\n      - \"{}\"\n", instance.url());
     }
-    let mut pieces = Vec::new();
+    let mut edits = Vec::new();
     if let Some(pem) = &instance.authority {
         let _ = write!(content, "configs:\n  \"{instance}\":\n    tls:\n      ca_file: \"{AUTHORITY}\"\n");
-        pieces.push(Piece {
+        edits.push(FileEdit {
             path: AUTHORITY.into(),
             content: pem.clone(),
             after: after.clone(),
@@ -30,24 +30,24 @@ pub(super) fn k3s(instance: &Instance) -> Plan {
         });
     }
     let path = "/etc/rancher/k3s/registries.yaml".into();
-    pieces.insert(0, Piece { path, content, after, merge: Merge::Ours(unchecked) });
-    Plan { pieces, notes: Vec::new() }
+    edits.insert(0, FileEdit { path, content, after, merge: Merge::Ours(unchecked) });
+    Plan { edits, notes: Vec::new() }
 }
 
-/// There is nobody here who reads YAML; what is not ours is refused anyway.
-// The signature is that of those that do check.
+/// Accepts any text: larder has no YAML parser, and refuses files that it did not write anyway.
+// The signature is that of the checks for other formats.
 #[allow(clippy::unnecessary_wraps)]
 fn unchecked(_: &str) -> Result<(), Conflict> {
     Ok(())
 }
 
-/// What kind, and the nodes of a cluster that it makes, have to be told.
+/// Plans the configuration of kind and of its nodes.
 pub(super) fn kind(instance: &Instance) -> anyhow::Result<Plan> {
     if instance.is_loopback() {
         bail!(
-            "in a node of kind's, {instance} is the node itself; let larder listen where the nodes reach it, and name that \
-             with --address HOST:PORT (a container on kind's network by its name, this machine by the address of that \
-             network's gateway)"
+            "inside a kind node, {instance} is the node itself; let the server listen on an address that the nodes can \
+             reach, and give it with --address HOST:PORT (a container on kind's network: its name; this machine: the \
+             gateway address of that network)"
         );
     }
     let after = "kind create cluster --config kind.yaml\n\
@@ -63,12 +63,12 @@ pub(super) fn kind(instance: &Instance) -> anyhow::Result<Plan> {
                    [plugins.\"io.containerd.grpc.v1.cri\".registry]\n      \
                    config_path = \"/etc/containerd/certs.d\"\n";
     let mut hosts = format!("[host.\"{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n", instance.url());
-    let mut pieces = Vec::new();
+    let mut edits = Vec::new();
     if let Some(pem) = &instance.authority {
         hosts.push_str("  ca = \"/etc/containerd/certs.d/larder-ca.crt\"\n");
-        pieces.push(("larder-ca.crt", pem.clone()));
+        edits.push(("larder-ca.crt", pem.clone()));
     }
-    pieces.splice(0..0, [("kind.yaml", cluster.to_owned()), ("hosts.toml", hosts)]);
+    edits.splice(0..0, [("kind.yaml", cluster.to_owned()), ("hosts.toml", hosts)]);
     let after = if instance.authority.is_some() {
         after.replace(
             "\ndone",
@@ -77,11 +77,11 @@ pub(super) fn kind(instance: &Instance) -> anyhow::Result<Plan> {
     } else {
         after
     };
-    let pieces = pieces.into_iter().map(|(name, content)| Piece {
+    let edits = edits.into_iter().map(|(name, content)| FileEdit {
         path: name.into(),
         content,
         after: after.clone(),
         merge: Merge::Whole,
     });
-    Ok(Plan { pieces: pieces.collect(), notes: Vec::new() })
+    Ok(Plan { edits: edits.collect(), notes: Vec::new() })
 }

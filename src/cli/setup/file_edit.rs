@@ -1,64 +1,64 @@
-//! One file of a client's: what it says where there was none, and how that is put into one that is there.
+//! Edit of one configuration file: content for a new file, and the merge into an existing one.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// How a file begins that is larder's alone.
+/// First words of a file that larder owns.
 pub(super) const MARK: &str = "# Written by `larder setup`";
-/// The whole line.
+/// First line of a file that larder owns.
 pub(super) const HEAD: &str = "# Written by `larder setup`, which replaces it when it is run again.\n";
 
-/// All that a client has to be told.
+/// Configuration of a client: edits of files, and notes.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    pub(super) pieces: Vec<Piece>,
-    /// What should be known besides.
+    pub(super) edits: Vec<FileEdit>,
+    /// Notes for the operator.
     pub(super) notes: Vec<String>,
 }
 
-/// One file.
-pub(super) struct Piece {
-    /// On the client's machine.
+/// Edit of one file.
+pub(super) struct FileEdit {
+    /// Path on the client's machine.
     pub(super) path: PathBuf,
-    /// For a machine that has no such file.
+    /// Content of a new file.
     pub(super) content: String,
-    /// What makes the client use it.
+    /// Steps after which the client uses the file.
     pub(super) after: String,
     pub(super) merge: Merge,
 }
 
-impl fmt::Debug for Piece {
+impl fmt::Debug for FileEdit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Piece").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("FileEdit").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-/// How a piece is put into a file that is there.
+/// Merge of an edit into an existing file.
 pub(super) enum Merge {
-    /// The file is larder's, and is replaced if it begins with [`MARK`].
+    /// larder owns the file: it is replaced if it begins with [`MARK`], after a syntax check.
     Ours(fn(&str) -> Result<(), Conflict>),
-    /// It is larder's by its name: whatever it held is replaced.
+    /// larder owns the file by its name: it is always replaced.
     Whole,
-    /// Into what others wrote: what comes back is the whole file, the same if there is nothing to do.
+    /// The file belongs to the operator: the function returns the merged text, unchanged if nothing is missing.
     Into(Box<Edit>),
 }
 
-/// What makes of a file's text the whole file as it is to be.
+/// Function from the existing text to the merged text.
 type Edit = dyn Fn(&str) -> Result<String, Conflict>;
 
-/// Why a file stays as it is.
+/// Reason for not changing a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Conflict {
-    /// It is not what it should be.
+    /// Syntax error.
     #[error("line {line}, column {column}: {message}")]
     Malformed { line: usize, column: usize, message: String },
-    /// Something in it stands where larder's part belongs.
+    /// Existing content that larder must not replace.
     #[error("{0}")]
     Taken(String),
 }
 
 impl Conflict {
-    /// What a TOML parser says.
+    /// Converts an error of the TOML parser.
     pub(super) fn toml(error: &toml_edit::TomlError, text: &str) -> Self {
         let start = error.span().map_or(0, |span| span.start);
         let before = text.get(..start).unwrap_or_default();
@@ -69,7 +69,7 @@ impl Conflict {
 }
 
 impl Merge {
-    /// The file as it is to be.
+    /// Returns the merged file.
     pub(super) fn merged(&self, content: &str, existing: &str) -> Result<String, Conflict> {
         match self {
             Self::Whole => Ok(content.to_owned()),
@@ -81,8 +81,8 @@ impl Merge {
                     return Ok(content.to_owned());
                 }
                 Err(Conflict::Taken(
-                    "it was not written by `larder setup`, which does not mix its part with yours; move it away, or add \
-                     by hand what is printed without --write"
+                    "the file was not written by `larder setup` and is not merged; move it away, or add the output \
+                     without --write by hand"
                         .to_owned(),
                 ))
             }
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_ours_is_replaced() {
+    fn merge_replaces_only_files_of_larder() {
         let ours = Merge::Ours(|text| {
             text.parse::<toml_edit::DocumentMut>().map(drop).map_err(|error| Conflict::toml(&error, text))
         });
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(merged(&format!("{HEAD}a = 0\n")).as_deref(), Ok(&*content));
         assert!(matches!(merged("a = 1\n"), Err(Conflict::Taken(_))));
         let Err(Conflict::Malformed { line, column, .. }) = merged("a = 1\nb = = 2\n") else {
-            panic!("it is no TOML");
+            panic!("not TOML");
         };
         assert_eq!((line, column), (2, 5));
     }

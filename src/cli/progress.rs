@@ -1,4 +1,4 @@
-//! Progress bars on standard error, one for each piece of work under way; nothing is drawn where that is no terminal.
+//! Progress bars on standard error, one for each running item. Nothing is drawn if standard error is not a terminal.
 
 use std::collections::HashMap;
 
@@ -6,24 +6,24 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::ops::progress::{Progress, ProgressItem};
 
-/// More bars than this fit no screen.
+/// Maximum number of bars on the screen.
 const SHOWN: usize = 12;
 
-/// The bars on the screen.
+/// Progress bars of a job.
 #[derive(Debug)]
-pub(super) struct Bars {
+pub(super) struct ProgressBars {
     screen: MultiProgress,
     shown: HashMap<u64, ProgressBar>,
-    /// How many pieces have ended, where there are several.
+    /// Bar with the number of finished items, if there are several items.
     count: Option<ProgressBar>,
 }
 
-impl Bars {
+impl ProgressBars {
     pub(super) fn new() -> Self {
         Self { screen: MultiProgress::new(), shown: HashMap::new(), count: None }
     }
 
-    /// Shows what is under way now.
+    /// Shows the current progress.
     pub(super) fn show(&mut self, progress: &Progress) {
         self.shown.retain(|id, bar| {
             let there = progress.bars.iter().any(|it| it.id == *id);
@@ -51,7 +51,7 @@ impl Bars {
         }
     }
 
-    /// Clears the screen.
+    /// Removes all bars.
     pub(super) fn end(self) {
         for bar in self.shown.into_values().chain(self.count) {
             bar.finish_and_clear();
@@ -64,7 +64,7 @@ fn update(shown: &ProgressBar, bar: &ProgressItem) {
     shown.set_position(bar.done);
 }
 
-/// One piece: bytes, rate, and what is left.
+/// Returns the style for one item: bytes, rate and remaining time.
 pub(super) fn bytes() -> ProgressStyle {
     style("{prefix} {bytes} of {total_bytes} {wide_bar} {binary_bytes_per_sec}, {eta} left")
 }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_templates_are_well_formed() {
+    fn templates_are_well_formed() {
         for template in [
             "{prefix} {bytes} of {total_bytes} {wide_bar} {binary_bytes_per_sec}, {eta} left",
             "{pos} of {len} done {wide_bar} {elapsed}",
