@@ -40,7 +40,7 @@ fn demo_pulls_three_times_and_the_last_needs_no_upstream() {
     assert_eq!(rows[0], ["pull", "upstream", "requests", "outcomes", "from upstream", "time"]);
     for (number, row) in (1_u8..).zip(&rows[1..]) {
         // An index, two manifests, two configs, two layers.
-        let upstream = if number < 3 { "there" } else { "gone" };
+        let upstream = if number < 3 { "up" } else { "down" };
         assert_eq!(row[..3], [number.to_string().as_str(), upstream, "7"], "{said}");
         assert!(row[5].ends_with(" ms"), "{said}");
     }

@@ -78,7 +78,7 @@ fn healthy_server_passes_and_clients_are_checked() {
     let empty = asked();
     assert_eq!(empty.ran.code, 0, "{}", empty.report);
     let pull = empty.is("client", "pull", "ok", "");
-    assert!(pull["found"].as_str().unwrap().contains("nothing is held yet"), "{pull}");
+    assert!(pull["found"].as_str().unwrap().contains("no image is cached yet"), "{pull}");
 
     verb::run(
         larder.setup(),
@@ -122,9 +122,9 @@ fn other_server_on_our_port_is_detected() {
     let arguments = ["doctor", "--json", "--server", &server, "--address", &address, "--config"];
     let seen = Seen::of(verb::run(larder.setup(), larder.setup().bare_command().args(arguments).arg(config)));
     assert_eq!(seen.ran.code, 4);
-    let pull = seen.is("client", "pull", "fails", "stands between");
+    let pull = seen.is("client", "pull", "fails", "proxies between");
     assert!(pull["found"].as_str().unwrap().contains("404"), "{pull}");
-    seen.is("client", "TLS on the plain port", "fails", "stands between");
+    seen.is("client", "TLS on the plain port", "fails", "another server answers");
 }
 
 #[test]

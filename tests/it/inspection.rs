@@ -251,8 +251,8 @@ fn empty_store_error_names_the_remedy() {
     assert!(ran.stderr.contains("in use") && ran.stderr.contains("--server"), "{ran:?}");
     let ran =
         verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", "127.0.0.1:9"]));
-    assert!(ran.ended(1).stderr.contains("no larder answers at http://127.0.0.1:9"));
+    assert!(ran.ended(1).stderr.contains("no server answers at http://127.0.0.1:9"));
     let client = format!("http://{}", larder.api_addr());
     let ran = verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", &client]));
-    assert!(ran.ended(1).stderr.contains("no larder's admin API"));
+    assert!(ran.ended(1).stderr.contains("it is not the admin API of larder"));
 }

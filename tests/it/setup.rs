@@ -91,7 +91,7 @@ fn clients_are_configured_once_and_then_unchanged() {
         let written = text(root.path(), file);
         assert!(written.contains("127.0.0.1:5000"), "{written}");
         let again = setup(&larder, root.path(), &[client, "--write"]).ended(0);
-        assert!(again.stdout.ends_with(&format!("{file}: already so\n")), "{again:?}");
+        assert!(again.stdout.ends_with(&format!("{file}: unchanged\n")), "{again:?}");
         assert_eq!(text(root.path(), file), written);
         let folder = Path::new(file).parent().unwrap().to_str().unwrap();
         let name = Path::new(file).file_name().unwrap().to_str().unwrap();
@@ -124,7 +124,7 @@ fn existing_settings_and_backup_are_kept() {
         })
     );
     let general = setup(&larder, root.path(), &["containerd"]).ended(0);
-    assert!(general.stderr.contains("quay.io/hosts.toml is there"), "{general:?}");
+    assert!(general.stderr.contains("quay.io/hosts.toml exists"), "{general:?}");
     setup(&larder, root.path(), &["containerd", "--per-registry", "--write"]).ended(0);
     let now = text(root.path(), "etc/containerd/certs.d/quay.io/hosts.toml");
     assert!(now.starts_with(hosts) && now.contains("[host.\"http://127.0.0.1:5000\"]"), "{now}");
@@ -139,11 +139,11 @@ fn malformed_and_foreign_files_are_not_changed() {
     let (larder, root) = (larder(), machine());
     for (client, file, content, says) in [
         ("docker", "etc/docker/daemon.json", "{\n  \"debug\": true,\n}\n", "line 3, column 1"),
-        ("docker", "etc/docker/daemon.json", "{\"registry-mirrors\": \"x\"}", "no list"),
+        ("docker", "etc/docker/daemon.json", "{\"registry-mirrors\": \"x\"}", "is not a list"),
         ("containerd", "etc/containerd/certs.d/_default/hosts.toml", "a = 1\n[host\n", "line 2"),
         ("podman", "etc/containers/registries.conf.d/larder.conf", "[[registry]\n", "line 1"),
         ("podman", "etc/containers/registries.conf.d/larder.conf", "[[registry]]\n", "not written by"),
-        ("buildkit", "etc/buildkit/buildkitd.toml", "registry = 5\n", "no table"),
+        ("buildkit", "etc/buildkit/buildkitd.toml", "registry = 5\n", "is not a table"),
         ("k3s", "etc/rancher/k3s/registries.yaml", "mirrors: {}\n", "not written by"),
     ] {
         put(root.path(), file, content);
@@ -204,8 +204,8 @@ fn impossible_setup_is_refused() {
     says(&hidden, &["docker"], "clients need an IP address");
     says(&larder().set("server.listen", "0.0.0.0:5000"), &["podman"], "all addresses");
     says(&larder(), &["kind"], "is the node itself");
-    says(&larder(), &["kind", "--write", "--address", "larder:5000"], "no file at a place of its own");
-    says(&larder(), &["docker", "--per-registry"], "containerd alone");
+    says(&larder(), &["kind", "--write", "--address", "larder:5000"], "no fixed configuration file");
+    says(&larder(), &["docker", "--per-registry"], "containerd only");
     let other = larder().upstream_set("docker.io", "default", false).upstream_set("quay.io", "default", true);
     says(&other, &["docker"], "default = true");
     let none = Setup::empty()
@@ -227,7 +227,7 @@ fn impossible_setup_is_refused() {
 fn containerd_config_path_is_checked() {
     let (larder, root) = (larder(), machine());
     let said = || setup(&larder, root.path(), &["containerd"]).ended(0).stderr;
-    assert!(said().contains("there is no "), "{}", said());
+    assert!(said().contains("config.toml does not exist"), "{}", said());
     put(root.path(), "etc/containerd/config.toml", "version = 2\n");
     assert!(said().contains("io.containerd.grpc.v1.cri"), "{}", said());
     let named = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";

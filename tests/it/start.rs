@@ -238,13 +238,13 @@ fn health_check_runs_as_a_command() {
 
     larder.terminate();
     assert!(larder.wait_exit().success());
-    is_one_sentence(&healthy(larder.setup(), &admin), &["nobody answers", &admin]);
+    is_one_sentence(&healthy(larder.setup(), &admin), &["no server answers", &admin]);
     is_one_sentence(&healthy(larder.setup(), "systemd:admin"), &["admin.listen"]);
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = listener.local_addr().unwrap().to_string();
     let began = Instant::now();
-    is_one_sentence(&healthy(larder.setup(), &silent), &["nobody answers", &silent]);
+    is_one_sentence(&healthy(larder.setup(), &silent), &["no server answers", &silent]);
     assert!(began.elapsed() < Duration::from_secs(20), "a health check must end");
 
     let socket = larder.setup().folder().join("admin.sock");

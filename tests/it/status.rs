@@ -58,7 +58,7 @@ fn traffic_totals_are_shown() {
     assert_eq!(report["upstreams"][0]["fetched"].as_u64(), Some(once as u64));
     let told = verb::online(&larder, &["status"]).ended(0).stdout;
     for part in
-        ["75.0 % of 8 requests (6 hits)", "1 manifest and 1 blob", "docker.io", "well", "fills      none"]
+        ["75.0 % of 8 requests (6 hits)", "1 manifest and 1 blob", "docker.io", "ok", "fills      none"]
     {
         assert!(told.contains(part), "{part} is not in:\n{told}");
     }
@@ -119,9 +119,7 @@ fn failing_upstream_and_quota_are_shown() {
     assert!(warned["detail"].as_str().unwrap().contains("docker.io"), "{warned}");
     let told = verb::online(&larder, &["status"]).ended(0).stdout;
     assert!(
-        told.contains("warning")
-            && told.contains("left alone for")
-            && told.contains("7 of 100, resets within"),
+        told.contains("warning") && told.contains("open for") && told.contains("7 of 100, resets within"),
         "{told}"
     );
 }
@@ -135,7 +133,7 @@ fn store_without_a_server_has_a_status() {
     larder.wait_exit();
     let setup = larder.into_setup();
     let told = verb::offline(&setup, &["status"]).ended(0).stdout;
-    assert!(told.contains("no larder runs") && told.contains("1 manifest and 0 blobs"), "{told}");
+    assert!(told.contains("no server runs") && told.contains("1 manifest and 0 blobs"), "{told}");
     assert!(!told.contains("hits") && !told.contains("docker.io"), "{told}");
     let report = verb::offline(&setup, &["status", "--json"]).ended(0).json();
     assert!(report["service"].is_null() && report["store"]["manifests"] == 1, "{report}");
@@ -158,7 +156,7 @@ fn watch_prints_json_lines() {
     // It goes on while nobody answers.
     larder.kill9();
     let mut complaints = BufReader::new(watching.stderr.take().unwrap()).lines();
-    assert!(complaints.next().unwrap().unwrap().contains("no larder answers"));
+    assert!(complaints.next().unwrap().unwrap().contains("no server answers"));
     assert!(watching.try_wait().unwrap().is_none());
     watching.kill().unwrap();
     watching.wait().unwrap();
