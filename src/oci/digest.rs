@@ -16,6 +16,22 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// All algorithms.
+    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
+    /// Returns the number of the algorithm in stored keys and facts. A number is never reused.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Sha256 => 1,
+            Self::Sha512 => 2,
+        }
+    }
+
+    /// Returns the algorithm with a number.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.code() == code)
+    }
+
     /// The name as it stands before the colon.
     pub const fn as_str(self) -> &'static str {
         match self {

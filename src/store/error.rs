@@ -7,29 +7,29 @@ use rustix::io::Errno;
 
 use crate::oci::Digest;
 
-/// Why the store did not do what it was asked.
+/// Error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has the folder.
+    /// Another process has locked the folder.
     #[error("the store in {} is in use by another larder; stop it or choose another folder with --data", .0.display())]
     Locked(PathBuf),
-    /// The folder cannot be made or written.
+    /// The folder cannot be created or written.
     #[error("the store's folder {} cannot be used: {source}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// The system's reason.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The folder holds a store of another make.
+    /// The folder contains a store with other settings.
     #[error("the store in {} cannot be opened: {reason}", path.display())]
     Foreign {
         /// The folder.
         path: PathBuf,
-        /// What differs, and the remedy.
+        /// Difference, and the remedy.
         reason: String,
     },
-    /// The folder holds a store whose files are not as they were written, or of a format that nobody here knows.
+    /// The files of the store are damaged, or have an unknown format.
     #[error(
         "the store in {} does not open: {reason}; restore it, move it away, or set store.on_corruption = \"set-aside\"",
         path.display()
@@ -37,40 +37,40 @@ pub enum StoreError {
     Corrupt {
         /// The folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Defect of the files.
         reason: String,
     },
-    /// Something that a fact promises is not there, or does not read.
+    /// The bytes of stored content are missing or wrong.
     #[error("stored content {0} is damaged")]
     Damaged(Digest),
-    /// The store could not be opened, or is being opened anew.
+    /// The store could not be opened, or is being opened again.
     #[error("the store is not open")]
     Closed,
-    /// sled met something that it takes to be impossible, and panicked over it.
+    /// The database panicked because it found an impossible state.
     #[error("the store gave up in the middle of its work")]
     GaveUp,
-    /// A file of a blob cannot be read or written.
+    /// A file of a blob or draft cannot be read or written.
     #[error("the store's file {} cannot be used: {source}", path.display())]
     File {
         /// The file, or its folder.
         path: PathBuf,
-        /// The system's reason.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A fact does not decode.
+    /// A fact cannot be decoded.
     #[error("a stored fact does not decode: {0}")]
     Fact(String),
-    /// sled failed.
+    /// The database failed.
     #[error("the store failed: {0}")]
-    Sled(#[from] sled::Error),
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl StoreError {
-    /// Whether the disk, or what lies on it, keeps the store from working, and not what it was asked.
+    /// Returns true if the disk or the database fails, rather than this one operation.
     pub fn is_disk_failure(&self) -> bool {
         match self {
             Self::Folder { source, .. } => is_disk_io_error(source),
-            Self::File { .. } | Self::Sled(_) | Self::Closed | Self::GaveUp => true,
+            Self::File { .. } | Self::Database(_) | Self::Closed | Self::GaveUp => true,
             Self::Locked(_)
             | Self::Foreign { .. }
             | Self::Corrupt { .. }
@@ -80,13 +80,13 @@ impl StoreError {
     }
 }
 
-/// Whether a disk is full or broken, in contrast to a folder that nobody set up as it should be.
+/// Returns true if a disk is full or broken. A folder with wrong permissions is neither.
 fn is_disk_io_error(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
         || is_unreadable(error)
 }
 
-/// Whether a device could not read or write what it was asked for (EIO): what was there may be lost.
+/// Returns true if the device could not read or write (EIO): its data may be lost.
 pub(in crate::store) fn is_unreadable(error: &std::io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::IO)
 }

@@ -28,8 +28,9 @@ use engine::Engine;
 
 pub use blobs::SpaceModel;
 pub use blobs::entry::{BlobEntry, OpenBlob};
-pub use draft::commit_queue::CommitPermit;
-pub use draft::{Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Follower, Progress, VerifiedDraft};
+pub use draft::{
+    CommitPermit, Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Follower, Progress, VerifiedDraft,
+};
 pub use engine::{Counts, StoredManifest};
 pub use error::StoreError;
 pub use index::change::Change;
@@ -78,7 +79,7 @@ impl Store {
 
     /// Returns the name of the kind of blob store, for display only.
     pub fn kind(&self) -> BlobStoreKind {
-        self.0.opening.kind()
+        self.0.location.kind
     }
 
     /// Returns the way in which the store uses and frees disk space.

@@ -14,6 +14,7 @@ use super::index::fact::{LinkFact, TagFact};
 use super::index::inventory::{ContentEntry, DraftUsage};
 use super::index::pointer::{NameList, Pointer, PointerScope};
 use super::lifecycle::gc::Collected;
+use super::lifecycle::quarantine;
 
 /// Blocking access to the store, for one unit of work on a thread that may block.
 ///
@@ -161,20 +162,20 @@ impl StoreSession {
     /// Removes content, pointers or drafts.
     pub fn remove(&self, removal: Removal<'_>) -> Result<(), StoreError> {
         match removal {
-            Removal::Pointers(manifests) => self.0.forget_pointers(manifests),
+            Removal::Pointers(manifests) => self.0.remove_pointers_to(manifests),
             Removal::Manifest(digest) => self.0.remove_manifest(digest),
             Removal::Blob(digest) => self.0.remove_blob(digest),
             Removal::CorruptBlob(entry) => self.0.mark_corrupt(entry),
             Removal::Leftovers(digest) => self.0.remove_leftovers(digest),
-            Removal::Draft(digest) => self.0.remove_draft(digest),
+            Removal::Draft(digest) => self.0.blobs.files().remove_draft(digest),
         }
     }
 
     /// Returns all stored content.
     pub fn inventory(&self) -> Result<Inventory, StoreError> {
         Ok(Inventory {
-            manifests: self.0.held_manifests()?,
-            blobs: self.0.held_blobs()?,
+            manifests: self.0.stored_manifests()?,
+            blobs: self.0.stored_blobs()?,
             leftovers: self.0.leftovers()?,
         })
     }
@@ -184,8 +185,8 @@ impl StoreSession {
         Ok(DiskUsage {
             total: self.0.size_on_disk()?,
             drafts: self.0.drafts()?,
-            free: self.0.free_on_disk().ok(),
-            quarantined: self.0.quarantined()?,
+            free: self.0.location.free_space().ok(),
+            quarantined: quarantine::in_folder(&self.0.location.path)?.len(),
         })
     }
 

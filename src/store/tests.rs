@@ -1,4 +1,4 @@
-//! What every store must do, whatever it keeps its bytes in.
+//! Tests of the store over every kind of blob store.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::blobs::Blobs;
 use super::engine::Engine;
 use super::index::fact::Fact as _;
 use super::index::key::Key;
@@ -18,8 +17,8 @@ use crate::oci::{Algorithm, Digest, MediaType, Repository};
 
 const SMALL: Geometry = Geometry { page_size: 1024, segment_size: 512 << 10 };
 
-/// Runs every promise of the store over both kinds of it.
-macro_rules! over_both_kinds {
+/// Runs every test over every kind.
+macro_rules! over_every_kind {
     ($($name:ident)*) => {
         mod sled {
             $(#[test] fn $name() { super::$name(super::BlobStoreKind::Sled); })*
@@ -32,26 +31,26 @@ macro_rules! over_both_kinds {
 
 mod commit;
 
-over_both_kinds! {
-    a_blob_reads_as_it_was_written
-    a_draft_is_never_content
-    wrong_bytes_leave_nothing
-    a_draft_of_nothing_leaves_nothing
-    a_fact_that_does_not_decode_is_passed_over
-    a_manifest_whose_fact_does_not_decode_is_kept_anew
-    readers_find_the_newest_in_memory_and_the_rest_where_it_was_written
-    damage_is_never_content
-    bytes_that_are_gone_are_damage
-    a_manifest_keeps_its_first_type_and_links_what_it_points_at
-    names_come_in_byte_order_page_by_page
-    a_second_larder_is_told_so
-    what_was_flushed_is_there_after_the_next_start
-    the_other_kind_is_refused
+over_every_kind! {
+    blob_reads_back
+    draft_is_never_content
+    mismatch_leaves_nothing
+    empty_draft_leaves_nothing
+    unreadable_fact_is_ignored
+    manifest_with_an_unreadable_fact_is_stored_again
+    reader_gets_the_newest_bytes_from_memory_and_the_rest_from_disk
+    damaged_blob_is_never_content
+    missing_bytes_are_damage
+    manifest_keeps_its_first_media_type_and_links_its_content
+    names_are_paginated_in_byte_order
+    second_process_gets_an_error
+    flushed_content_survives_a_restart
+    other_kind_of_blob_store_is_refused
     referrers_belong_to_one_repository_and_one_subject
 }
 
-/// Opens the store in a folder, perhaps again after its last handle was dropped. A process that another test starts at
-/// that moment has the lock's file too until it becomes another program.
+/// Opens the store in a folder, also again after its last handle was dropped. A process that another test forks at that
+/// moment holds the lock until it executes its program.
 pub(super) fn open(folder: &TempDir, kind: BlobStoreKind) -> Result<StoreSession, StoreError> {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -78,7 +77,7 @@ fn store(kind: BlobStoreKind) -> (StoreSession, TempDir) {
     (store, folder)
 }
 
-/// Every file below a folder's `below`, with its path.
+/// Returns all files below `below`.
 fn files_below(folder: &TempDir, below: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.path().join(below)];
@@ -91,24 +90,21 @@ fn files_below(folder: &TempDir, below: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Whether any byte of the digest is kept.
+/// Returns true if any byte of the digest is stored.
 fn is_kept(store: &StoreSession, folder: &TempDir, digest: &Digest) -> bool {
-    let held = match &store.0.blobs {
-        Blobs::Pages(database, _) => {
-            database.pages().expect("open").get(digest, 0).expect("a look").is_some()
-        }
-        Blobs::Files(_) => !files_below(folder, "blobs").is_empty(),
-    };
+    let page = store.0.database.pages().expect("open").get(digest, 0).expect("a look");
+    let held = page.is_some() || !files_below(folder, "blobs").is_empty();
     held || !files_below(folder, "drafts").is_empty()
 }
 
-/// Spoils the middle of a blob.
+/// Damages the middle of a blob.
 fn spoil(store: &StoreSession, folder: &TempDir, digest: &Digest) {
-    match &store.0.blobs {
-        Blobs::Pages(database, _) => {
-            database.pages().expect("open").put(digest, 2, b"short").expect("written");
+    match store.0.blobs.space_model() {
+        SpaceModel::Shared => {
+            let pages = store.0.database.pages().expect("open");
+            pages.put(digest, 2, b"short").expect("written");
         }
-        Blobs::Files(_) => {
+        SpaceModel::Separate { .. } => {
             let path = &files_below(folder, "blobs")[0];
             let file = std::fs::OpenOptions::new().write(true).open(path).expect("a file");
             file.write_all_at(b"short", 2048).expect("written");
@@ -163,7 +159,7 @@ fn read_all(blob: &OpenBlob, range: std::ops::Range<u64>) -> Vec<u8> {
     found
 }
 
-fn a_blob_reads_as_it_was_written(kind: BlobStoreKind) {
+fn blob_reads_back(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     for (length, chunk) in
         [(0, 1), (1, 1), (1023, 100), (1024, 1024), (1025, 5), (10_000, 3000), (70_000, 70_000)]
@@ -182,7 +178,7 @@ fn a_blob_reads_as_it_was_written(kind: BlobStoreKind) {
     }
 }
 
-fn a_draft_is_never_content(kind: BlobStoreKind) {
+fn draft_is_never_content(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, &content);
@@ -205,7 +201,7 @@ fn a_draft_is_never_content(kind: BlobStoreKind) {
     assert_eq!(store.0.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
-fn wrong_bytes_leave_nothing(kind: BlobStoreKind) {
+fn mismatch_leaves_nothing(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, b"something else");
@@ -225,7 +221,7 @@ fn wrong_bytes_leave_nothing(kind: BlobStoreKind) {
     assert_eq!(writer.finish(&repository("a"), Some(4999), at(1)).expect("finished"), DraftEnd::Mismatch);
 }
 
-fn a_draft_of_nothing_leaves_nothing(kind: BlobStoreKind) {
+fn empty_draft_leaves_nothing(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let digest = Digest::of(Algorithm::Sha256, b"never comes");
     drop(store.open_draft(&digest).expect("a draft"));
@@ -233,7 +229,7 @@ fn a_draft_of_nothing_leaves_nothing(kind: BlobStoreKind) {
     assert!(!is_kept(&store, &folder, &digest));
 }
 
-fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStoreKind) {
+fn unreadable_fact_is_ignored(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let digest = fill(&store, &body(10), 10);
     store
@@ -252,7 +248,7 @@ fn a_fact_that_does_not_decode_is_passed_over(kind: BlobStoreKind) {
     assert_eq!(store.0.counts(), Counts { content: 10, manifests: 0, blobs: 1 });
 }
 
-fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStoreKind) {
+fn manifest_with_an_unreadable_fact_is_stored_again(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let kept = StoredManifest { media_type: MediaType::new("a/b").expect("a type"), body: body(10) };
     let digest = Digest::of(Algorithm::Sha256, &kept.body);
@@ -269,7 +265,7 @@ fn a_manifest_whose_fact_does_not_decode_is_kept_anew(kind: BlobStoreKind) {
 }
 
 #[test]
-fn the_last_byte_waits_for_verification() {
+fn last_byte_waits_for_verification() {
     let at = |received, total, verified: bool| {
         let end = verified.then_some(DraftEnd::Verified);
         Progress { received, written: 0, total, end }.readable()
@@ -283,7 +279,7 @@ fn the_last_byte_waits_for_verification() {
     assert_eq!(at(0, Some(0), false), 0);
 }
 
-fn readers_find_the_newest_in_memory_and_the_rest_where_it_was_written(kind: BlobStoreKind) {
+fn reader_gets_the_newest_bytes_from_memory_and_the_rest_from_disk(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let content = body(3 << 20);
     let digest = Digest::of(Algorithm::Sha256, &content);
@@ -303,7 +299,7 @@ fn readers_find_the_newest_in_memory_and_the_rest_where_it_was_written(kind: Blo
     assert!(draft.recent(length..length + 1).is_none());
 }
 
-fn damage_is_never_content(kind: BlobStoreKind) {
+fn damaged_blob_is_never_content(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
@@ -326,11 +322,11 @@ fn damage_is_never_content(kind: BlobStoreKind) {
     assert_eq!(store.0.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
-fn bytes_that_are_gone_are_damage(kind: BlobStoreKind) {
+fn missing_bytes_are_damage(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
-    store.0.blobs.remove_content(&digest).expect("removed");
+    store.0.blobs.remove(&digest).expect("removed");
     let entry = blob(&store, &digest);
     let read = entry.open().and_then(|open| open.read(0..5000, 5000));
     assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
@@ -339,7 +335,7 @@ fn bytes_that_are_gone_are_damage(kind: BlobStoreKind) {
     assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
 }
 
-fn what_was_flushed_is_there_after_the_next_start(kind: BlobStoreKind) {
+fn flushed_content_survives_a_restart(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digests = [fill(&store, &content, 5000), fill(&store, &body(0), 1), fill(&store, &body(1), 1)];
@@ -358,7 +354,7 @@ fn what_was_flushed_is_there_after_the_next_start(kind: BlobStoreKind) {
     }
 }
 
-fn the_other_kind_is_refused(kind: BlobStoreKind) {
+fn other_kind_of_blob_store_is_refused(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     drop(store);
     let other = if kind == BlobStoreKind::Sled { BlobStoreKind::Files } else { BlobStoreKind::Sled };
@@ -367,7 +363,7 @@ fn the_other_kind_is_refused(kind: BlobStoreKind) {
     open(&folder, kind).expect("opens again");
 }
 
-fn a_manifest_keeps_its_first_type_and_links_what_it_points_at(kind: BlobStoreKind) {
+fn manifest_keeps_its_first_media_type_and_links_its_content(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let kept = |text: &str, body: &Bytes| StoredManifest {
         media_type: MediaType::new(text).expect("a type"),
@@ -396,7 +392,7 @@ fn put_tag(store: &StoreSession, name: &str, tag: &str, fact: TagFact) -> Result
     store.apply(&[Change::SetPointer(tag_pointer(name, tag), fact)])
 }
 
-fn names_come_in_byte_order_page_by_page(kind: BlobStoreKind) {
+fn names_are_paginated_in_byte_order(kind: BlobStoreKind) {
     let (store, _folder) = store(kind);
     let fact = TagFact { digest: Digest::of(Algorithm::Sha256, b""), checked_at: at(1), moved_at: at(1) };
     for tag in ["b", "B", "a", "10", "9", "_"] {
@@ -415,7 +411,7 @@ fn names_come_in_byte_order_page_by_page(kind: BlobStoreKind) {
     assert_eq!(store.names(NameList::Repositories(&upstream), None, 10).expect("names").len(), 1);
 }
 
-fn a_second_larder_is_told_so(kind: BlobStoreKind) {
+fn second_process_gets_an_error(kind: BlobStoreKind) {
     let (_store, folder) = store(kind);
     let error = Engine::open(&options(&folder, kind), SMALL).expect_err("locked");
     assert!(matches!(error, StoreError::Locked(_)), "{error:?}");

@@ -175,7 +175,7 @@ impl BlobReader {
     fn read_ahead(&mut self) {
         match &self.source {
             // The operating system reads ahead.
-            BlobSource::Stored(blob, _) if blob.comes_by_itself() => {}
+            BlobSource::Stored(blob, _) if blob.has_read_ahead() => {}
             // The next bytes of a draft may not have arrived yet, so there is at most one read.
             BlobSource::Filling(_) | BlobSource::Passing(..) => {
                 if self.steps.is_empty() && !self.is_at_end() {

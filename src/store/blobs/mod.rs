@@ -1,25 +1,30 @@
-//! Where the bytes of blobs and drafts live. A draft is a file; content is that file under another name, or pages of a
-//! sled tree that it was copied into.
+//! Contract of a blob store: the bytes of blobs, by digest.
 //!
-//! Everything in which the two kinds of store differ stands behind these two enums; facts, links, tags and manifests
-//! are in sled in both.
+//! A new kind of blob store implements [`Blobs`] in a file of this folder, is created in `kind.rs`, has a name in
+//! `config/schema.rs`, and passes the tests in `contract.rs`.
 
+#[cfg(test)]
+mod contract;
 pub(in crate::store) mod entry;
 pub(in crate::store) mod files;
+pub(in crate::store) mod kind;
+pub(in crate::store) mod pages;
 
+use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
-use crate::oci::Digest;
-
-use crate::store::blobs::files::{FileBody, FileDraft, Files, Found};
+use crate::oci::{Digest, Hasher};
+use crate::store::blobs::files::draft::FileDraft;
+use crate::store::blobs::files::folder::{Files, FoundFile};
 use crate::store::error::StoreError;
-use crate::store::index::database::Database;
-use crate::store::index::inventory::DraftUsage;
-use crate::store::index::page_tree::Pages;
+use crate::store::index::trees::Trees;
+
+/// Bytes that are read at a time to copy or verify a blob.
+const COPY_STEP: u64 = 1 << 20;
 
 /// Way in which a store uses and frees disk space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,155 +40,102 @@ pub enum SpaceModel {
     Shared,
 }
 
-/// The bytes of all blobs and drafts; clones share them.
-#[derive(Clone, Debug)]
-pub(in crate::store) enum Blobs {
-    /// `store.blobs = "sled"`: content is in pages, drafts are files.
-    Pages(Database, Files),
-    /// `store.blobs = "files"`.
-    Files(Files),
-}
-
-impl Blobs {
-    /// Held while content is taken over, kept or removed under its name, so that none of these comes between the steps
-    /// of another. Pages have no names: they are written and removed by the one fill there is of a digest.
-    pub(in crate::store) fn names(&self) -> Option<MutexGuard<'_, ()>> {
-        match self {
-            Self::Pages(..) => None,
-            Self::Files(files) => Some(files.names()),
-        }
-    }
-
-    pub(in crate::store) fn files(&self) -> &Files {
-        let (Self::Pages(_, files) | Self::Files(files)) = self;
-        files
-    }
-
+/// Storage of the bytes of blobs.
+///
+/// * Content is complete and verified: [`commit`](Self::commit) and [`import`](Self::import) are the only ways in.
+/// * Content that was committed is on disk before the caller writes a fact that points at it, or is recovered together
+///   with that fact.
+/// * Bytes that are missing, or were changed by another program, read as [`StoreError::Damaged`].
+/// * An open blob can be read to its end after it was removed from a store of the model [`SpaceModel::Separate`].
+pub(in crate::store) trait Blobs: Debug + Send + Sync {
     /// Returns the way in which content uses disk space.
-    pub(in crate::store) fn space_model(&self) -> SpaceModel {
-        match self {
-            Self::Pages(..) => SpaceModel::Shared,
-            // File systems allocate blocks of this size.
-            Self::Files(_) => SpaceModel::Separate { block_size: 4096 },
-        }
-    }
+    fn space_model(&self) -> SpaceModel;
 
-    /// Whether a draft must be copied to become content.
-    pub(in crate::store) fn are_copied(&self) -> bool {
-        matches!(self, Self::Pages(..))
-    }
+    /// Returns the files of the drafts. Drafts are files in every kind: they grow as fast as the network delivers.
+    fn files(&self) -> &Files;
 
-    /// The bytes of a blob, to be read. For a file this looks whether it is still the one that was kept.
-    pub(in crate::store) fn open(
+    /// Prepares the store's folder.
+    fn prepare(&self) -> Result<(), StoreError>;
+
+    /// Locks the names of content, where content has names: while they are locked, no other thread commits, opens a
+    /// draft of, or removes content.
+    fn lock_names(&self) -> Option<MutexGuard<'_, ()>>;
+
+    /// Opens a blob. Detects damage as far as it is visible without reading all bytes.
+    fn open(&self, digest: &Digest, size: u64, stored_at: Timestamp) -> Result<BlobBytes, StoreError>;
+
+    /// Opens a blob if that does not block.
+    fn open_now(&self, digest: &Digest) -> Option<BlobBytes>;
+
+    /// Makes content of a complete draft. `trees` are those to which the caller writes the blob's fact.
+    fn commit(&self, draft: &mut FileDraft, stored_at: Timestamp, trees: &Trees) -> Result<(), StoreError>;
+
+    /// Copies a blob of another store, and verifies it. Returns false, and stores nothing, if the bytes are wrong.
+    fn import(
         &self,
+        from: &dyn ReadBlob,
         digest: &Digest,
         size: u64,
         stored_at: Timestamp,
-    ) -> Result<BlobBody, StoreError> {
-        match self {
-            Self::Pages(database, _) => Ok(BlobBody::Pages(database.clone(), *digest)),
-            Self::Files(files) => Ok(BlobBody::File(files.open(digest, size, stored_at)?)),
-        }
-    }
+    ) -> Result<bool, StoreError>;
 
-    /// As `open`, where that needs no disk.
-    pub(in crate::store) fn open_now(&self, digest: &Digest) -> Option<BlobBody> {
-        match self {
-            Self::Pages(database, _) => Some(BlobBody::Pages(database.clone(), *digest)),
-            Self::Files(_) => None,
-        }
-    }
+    /// Returns true if a blob is stored and complete.
+    fn is_complete(&self, digest: &Digest, size: u64, stored_at: Timestamp) -> Result<bool, StoreError>;
 
-    /// The bytes of a draft, to be added to. Whoever calls this holds the names.
-    pub(in crate::store) fn draft(&self, digest: &Digest) -> Result<FileDraft, StoreError> {
-        self.files().draft(digest)
-    }
+    /// Removes a blob, or a part of one. The caller has locked the names.
+    fn remove(&self, digest: &Digest) -> Result<(), StoreError>;
 
-    /// Sees to it that a fact may point at the bytes of a draft, which are all there. sled keeps its own order; a file
-    /// must be on the disk, under its name.
-    pub(in crate::store) fn commit(
-        &self,
-        draft: &mut FileDraft,
-        stored_at: Timestamp,
-        pages: &Pages,
-    ) -> Result<(), StoreError> {
-        match self {
-            Self::Pages(..) => {
-                let mut writer = pages.writer(draft.digest(), draft.length());
-                draft.copy(|piece| writer.append(piece))?;
-                writer.complete()
-            }
-            Self::Files(_) => draft.commit(stored_at),
-        }
-    }
+    /// Removes a damaged blob if that is fast, and returns true if so. The caller has locked the names.
+    fn remove_damaged(&self, digest: &Digest) -> Result<bool, StoreError>;
 
-    /// Removes the bytes of content. Whoever calls this holds the names.
-    pub(in crate::store) fn remove_content(&self, digest: &Digest) -> Result<(), StoreError> {
-        match self {
-            Self::Pages(database, _) => database.pages()?.remove(digest),
-            Self::Files(files) => files.remove_content(digest),
-        }
-    }
+    /// Lists all content. `None` if content and facts are recovered together, so that they cannot differ after a crash.
+    fn list(&self) -> Result<Option<Vec<FoundFile>>, StoreError>;
 
-    /// Removes damaged content if that is quickly done, and tells whether it was: many pages take their time. Whoever
-    /// calls this holds the names.
-    pub(in crate::store) fn remove_damaged(&self, digest: &Digest) -> Result<bool, StoreError> {
-        match self {
-            Self::Pages(..) => Ok(false),
-            Self::Files(files) => files.remove_damaged(digest).map(|()| true),
-        }
-    }
+    /// Returns the bytes on disk outside of the database, including drafts.
+    fn size_on_disk(&self) -> Result<u64, StoreError>;
 
-    /// Removes the bytes of a draft.
-    pub(in crate::store) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.files().remove_draft(digest)
-    }
+    /// Returns the trees of the database that contain nothing but content of this blob store.
+    fn trees(&self) -> &'static [&'static str];
 
-    /// All drafts.
-    pub(in crate::store) fn drafts(&self) -> Result<Vec<DraftUsage>, StoreError> {
-        let drafted =
-            |found: &Found| DraftUsage { digest: found.digest, bytes: found.disk, changed: found.changed };
-        Ok(self.files().drafts()?.iter().map(drafted).collect())
-    }
-
-    /// Bytes on disk beside sled's own.
-    pub(in crate::store) fn size_on_disk(&self) -> Result<u64, StoreError> {
-        self.files().size_on_disk()
-    }
+    /// Removes all content outside of the database.
+    fn remove_all(&self) -> Result<(), StoreError>;
 }
 
-/// Bytes to be read: a blob's, or those of a draft that are written. Clones share what is open.
-#[derive(Clone, Debug)]
-pub(in crate::store) enum BlobBody {
-    Pages(Database, Digest),
-    File(FileBody),
-}
+/// Open bytes of a blob; clones share them.
+pub(in crate::store) type BlobBytes = Arc<dyn ReadBlob>;
 
-impl BlobBody {
+/// Bytes that can be read by range.
+pub(in crate::store) trait ReadBlob: Debug + Send + Sync {
     /// Reads from `range.start` up to about `step` bytes, and never past `range.end`.
-    pub(in crate::store) fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
-        if range.start >= range.end {
-            return Ok(Vec::new());
-        }
-        match self {
-            Self::Pages(database, digest) => database.pages_soon()?.read(digest, range, step),
-            Self::File(file) => file.read(range, step),
-        }
-    }
+    fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError>;
 
-    /// What the system has in memory of the start of `range`. Needs no blocking thread.
-    pub(in crate::store) fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
-        match self {
-            Self::Pages(..) => None,
-            Self::File(file) => file.read_now(range),
-        }
-    }
+    /// Reads the start of `range` if it is in the page cache of the operating system. Does not block.
+    fn read_now(&self, range: Range<u64>) -> Option<Bytes>;
 
-    /// Whether `read_now` is likely to find what comes next, so that nobody need read it ahead.
-    pub(in crate::store) fn comes_by_itself(&self) -> bool {
-        match self {
-            Self::Pages(..) => false,
-            Self::File(file) => file.comes_by_itself(),
+    /// Returns true if the operating system reads ahead, so that `read_now` usually finds the next bytes.
+    fn has_read_ahead(&self) -> bool;
+}
+
+/// Passes all bytes of a blob to `to`. Returns true if they match the digest.
+pub(in crate::store) fn copy_verified(
+    from: &dyn ReadBlob,
+    digest: &Digest,
+    size: u64,
+    mut to: impl FnMut(Bytes) -> Result<(), StoreError>,
+) -> Result<bool, StoreError> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut offset = 0;
+    while offset < size {
+        let pieces = match from.read(offset..size, COPY_STEP) {
+            Ok(pieces) => pieces,
+            Err(StoreError::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        for piece in pieces {
+            offset += piece.len() as u64;
+            hasher.update(&piece);
+            to(piece)?;
         }
     }
+    Ok(hasher.finish() == *digest)
 }

@@ -1,65 +1,65 @@
-//! Verified drafts on their way to becoming content: how many at once, and how long a stop waits for them.
+//! Queue of verified drafts that are being committed.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Drafts copied at once. sled has one log, so that more write no faster, and each is read into memory that the system
-/// keeps.
+/// Largest number of drafts that are copied at the same time. sled has one log, so more copies are not faster, and each uses
+/// the page cache.
 const COPIED: usize = 2;
 
-/// What is known of all drafts that settle; clones share it.
+/// State of all commits; clones share it.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct CommitQueue(Arc<Shared>);
+pub(in crate::store) struct CommitQueue(Arc<CommitState>);
 
 #[derive(Debug)]
-struct Shared {
-    under_way: Mutex<usize>,
+struct CommitState {
+    running: Mutex<usize>,
     ended: Condvar,
     copied: Arc<Semaphore>,
 }
 
-/// One draft that is to settle, until this is dropped.
+/// Draft that is to be committed. It counts until this is dropped.
 #[derive(Debug)]
 pub(in crate::store) struct PendingCommit(CommitQueue);
 
-/// Leave to settle now. To be held until it is done.
+/// Permit to commit a verified draft. Hold it until the commit has finished.
 #[derive(Debug)]
 pub struct CommitPermit(#[allow(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
 impl CommitQueue {
     pub(in crate::store) fn new() -> Self {
         let copied = Arc::new(Semaphore::new(COPIED));
-        Self(Arc::new(Shared { under_way: Mutex::default(), ended: Condvar::new(), copied }))
+        Self(Arc::new(CommitState { running: Mutex::default(), ended: Condvar::new(), copied }))
     }
 
-    /// One more draft is to settle.
+    /// Adds a draft.
     pub(in crate::store) fn begin(&self) -> PendingCommit {
-        *self.under_way() += 1;
+        *self.running() += 1;
         PendingCommit(self.clone())
     }
 
-    /// Waits until it is a draft's turn to be copied. Needs no blocking thread.
+    /// Waits for a permit to copy a draft.
     pub(in crate::store) async fn commit_permit(&self) -> CommitPermit {
-        // Nobody closes it; without it a copy would only be in more company.
+        // The semaphore is never closed.
         CommitPermit(Arc::clone(&self.0.copied).acquire_owned().await.ok())
     }
 
-    /// Waits until no draft is to settle, but no longer than `patience`. Returns how many are left.
-    pub(in crate::store) fn wait(&self, patience: Duration) -> usize {
-        let waited = self.0.ended.wait_timeout_while(self.under_way(), patience, |left| *left > 0);
+    /// Waits until all drafts are committed, at most for `deadline`. Returns the number of drafts that are left.
+    pub(in crate::store) fn wait(&self, deadline: Duration) -> usize {
+        let waited = self.0.ended.wait_timeout_while(self.running(), deadline, |left| *left > 0);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn under_way(&self) -> MutexGuard<'_, usize> {
-        // Nothing under this lock can panic halfway through a change.
-        self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> MutexGuard<'_, usize> {
+        // No code under this lock can panic in the middle of a change.
+        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl CommitPermit {
-    /// Where nothing is copied it is always one's turn.
+    /// Returns a permit without a limit, for commits that copy nothing.
     pub(in crate::store) const fn free() -> Self {
         Self(None)
     }
@@ -67,7 +67,7 @@ impl CommitPermit {
 
 impl Drop for PendingCommit {
     fn drop(&mut self) {
-        *self.0.under_way() -= 1;
+        *self.0.running() -= 1;
         self.0.0.ended.notify_all();
     }
 }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_waits_for_what_settles_and_not_for_ever() {
+    fn wait_ends_with_the_last_commit_or_at_the_deadline() {
         let commit_queue = CommitQueue::new();
         assert_eq!(commit_queue.wait(Duration::ZERO), 0);
         let (first, second) = (commit_queue.begin(), commit_queue.begin());
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_few_are_copied_at_once() {
+    async fn commit_permits_are_limited() {
         let commit_queue = CommitQueue::new();
         let mut turns = Vec::new();
         for _ in 0..COPIED {
@@ -105,6 +105,6 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!next.is_finished());
         turns.pop();
-        next.await.expect("its turn comes");
+        next.await.expect("a permit");
     }
 }

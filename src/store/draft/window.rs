@@ -1,4 +1,4 @@
-//! The newest bytes of a draft, in memory, and how far its readers have come.
+//! Newest bytes of a draft in memory, and the positions of its readers.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -7,21 +7,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use crate::store::draft::Progress;
+use crate::store::draft::progress::Progress;
 
-/// The newest bytes, by offset, without gaps up to what was received.
+/// Newest bytes by offset, without gaps, up to the last received byte.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Window {
     chunks: VecDeque<(u64, Bytes)>,
-    /// Where each reader stands.
+    /// Position of each reader.
     followers: HashMap<u64, u64>,
     next_id: u64,
-    /// Told whenever a reader moves on or leaves.
+    /// Notified when a reader advances or ends.
     pub(in crate::store) moved: Arc<Notify>,
 }
 
 impl Window {
-    /// Adds what comes after `received` bytes.
+    /// Appends bytes after the first `received` bytes.
     pub(in crate::store) fn push(&mut self, received: u64, bytes: Bytes) {
         let at = self.newest().unwrap_or(received);
         self.chunks.push_back((at, bytes));
@@ -31,13 +31,13 @@ impl Window {
         self.chunks.back().map(|(at, last)| at + last.len() as u64)
     }
 
-    /// Bytes held.
-    pub(in crate::store) fn held(&self) -> u64 {
+    /// Returns the bytes in memory.
+    pub(in crate::store) fn bytes(&self) -> u64 {
         let oldest = self.chunks.front().map_or(0, |(at, _)| *at);
         self.newest().unwrap_or_default() - oldest
     }
 
-    /// What is held of `range`, from its start.
+    /// Returns the bytes in memory from the start of `range`.
     pub(in crate::store) fn get(&self, range: Range<u64>) -> Option<Vec<Bytes>> {
         let first = self.chunks.partition_point(|(at, bytes)| at + bytes.len() as u64 <= range.start);
         if self.chunks.get(first).is_none_or(|(at, _)| *at > range.start) {
@@ -60,7 +60,7 @@ impl Window {
         Some(found)
     }
 
-    /// Drops what is written, up to `keep` bytes behind the newest.
+    /// Releases written bytes, except the newest `keep` bytes.
     pub(in crate::store) fn trim(&mut self, written: u64, keep: u64) {
         let newest = self.newest().unwrap_or_default();
         self.drop_before(written.min(newest.saturating_sub(keep)));
@@ -72,7 +72,7 @@ impl Window {
         }
     }
 
-    /// Whether everything from `at` on is held or written.
+    /// Returns true if all bytes from `at` on are in memory or written.
     pub(in crate::store) fn reaches(&self, at: u64, progress: &Progress) -> bool {
         let oldest = self.chunks.front().map_or(progress.received, |(at, _)| *at);
         at >= oldest || (at < progress.written && oldest <= progress.written)
@@ -93,33 +93,33 @@ impl Window {
     }
 
     pub(in crate::store) fn moved_to(&mut self, id: u64, at: u64) {
-        // Whoever was lost stays so.
+        // A dropped reader stays dropped.
         if let Some(before) = self.followers.get_mut(&id) {
             *before = at;
             self.moved.notify_one();
         }
     }
 
-    pub(in crate::store) fn leave(&mut self, id: u64) {
+    pub(in crate::store) fn remove_reader(&mut self, id: u64) {
         self.followers.remove(&id);
         self.moved.notify_one();
     }
 
-    /// Drops what all have taken of what is not written. Returns whether anything went.
-    pub(in crate::store) fn pass(&mut self, written: u64) -> bool {
+    /// Releases unwritten bytes that all readers have taken. Returns true if there were any.
+    pub(in crate::store) fn release(&mut self, written: u64) -> bool {
         let before = self.chunks.len();
         let last = self.last(written);
         self.drop_before(last);
         self.chunks.len() < before
     }
 
-    /// Waits no longer for those who are the furthest behind.
-    pub(in crate::store) fn lose_the_last(&mut self, written: u64) {
+    /// Drops the slowest readers.
+    pub(in crate::store) fn drop_slowest(&mut self, written: u64) {
         let last = self.last(written);
         self.followers.retain(|_, at| (*at).max(written) > last);
     }
 
-    /// What the furthest behind needs next that is not written.
+    /// Returns the next unwritten byte of the slowest reader.
     fn last(&self, written: u64) -> u64 {
         self.followers.values().min().map_or(u64::MAX, |at| (*at).max(written))
     }
@@ -138,45 +138,45 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_found() {
+    fn window_returns_bytes_in_memory() {
         let mut window = window();
-        assert_eq!(window.held(), 40);
+        assert_eq!(window.bytes(), 40);
         assert_eq!(
-            window.get(5..25).expect("held").concat(),
+            window.get(5..25).expect("in memory").concat(),
             [[0; 5].as_slice(), &[1; 10], &[2; 5]].concat()
         );
         window.trim(25, 0);
         assert_eq!(
-            (window.held(), window.get(5..25), window.get(20..21)),
+            (window.bytes(), window.get(5..25), window.get(20..21)),
             (20, None, Some(vec![Bytes::from_static(&[2])]))
         );
         window.trim(40, 15);
-        assert_eq!(window.held(), 20);
+        assert_eq!(window.bytes(), 20);
     }
 
     #[test]
-    fn only_what_all_have_taken_goes() {
+    fn window_releases_bytes_that_all_readers_have_taken() {
         let mut window = window();
         let (slow, fast) = (window.follow(0), window.follow(0));
         window.moved_to(fast, 40);
-        assert!(!window.pass(0));
+        assert!(!window.release(0));
         window.moved_to(slow, 15);
-        assert!(window.pass(0));
-        assert_eq!(window.held(), 30);
-        // Who reads what is written needs everything after it.
-        assert!(!window.pass(10));
-        window.lose_the_last(0);
-        assert!(window.pass(0) && window.is_followed());
-        assert_eq!(window.held(), 0);
-        window.leave(fast);
+        assert!(window.release(0));
+        assert_eq!(window.bytes(), 30);
+        // A reader of written bytes needs everything after them.
+        assert!(!window.release(10));
+        window.drop_slowest(0);
+        assert!(window.release(0) && window.is_followed());
+        assert_eq!(window.bytes(), 0);
+        window.remove_reader(fast);
         assert!(!window.is_followed());
-        // Who was lost does not come back.
+        // A dropped reader does not return.
         window.moved_to(slow, 16);
         assert!(!window.is_followed());
     }
 
     #[test]
-    fn nobody_begins_behind_a_gap() {
+    fn reader_cannot_start_in_a_gap() {
         let mut window = window();
         let progress = Progress { received: 40, written: 20, total: None, end: None };
         assert!(

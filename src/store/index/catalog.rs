@@ -1,9 +1,9 @@
 //! Look-ups of pointers, names, links and the prefetch queue.
 
 use crate::oci::{Digest, Repository, UpstreamName};
-use crate::store::engine::{Engine, readable};
+use crate::store::engine::Engine;
 use crate::store::error::StoreError;
-use crate::store::index::fact::{LinkFact, TagFact};
+use crate::store::index::fact::{LinkFact, TagFact, readable};
 use crate::store::index::key::Key;
 use crate::store::index::pointer::{Pointer, PointerScope};
 

@@ -1,4 +1,4 @@
-//! The values of facts: small records behind a version byte.
+//! Values of facts: small records after a version byte.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -8,13 +8,12 @@ use crate::oci::Digest;
 
 use crate::store::error::StoreError;
 
-/// A record that knows its version. A new version gets a new number and a branch in `decode`.
+/// Record with a version. A new version gets a new number and a branch in `decode`.
 pub(in crate::store) trait Fact: Serialize + DeserializeOwned {
     const VERSION: u8 = 1;
 
     fn encode(&self) -> Vec<u8> {
-        // Serialising plain data into a growing vector cannot fail; if it ever did, the empty value that results
-        // does not decode and reads as damage.
+        // Plain data in a growing vector cannot fail. An empty value would not decode.
         postcard::to_extend(self, vec![Self::VERSION]).unwrap_or_default()
     }
 
@@ -29,24 +28,23 @@ pub(in crate::store) trait Fact: Serialize + DeserializeOwned {
     }
 }
 
-/// What a tag stands for, or where a list of referrers is, and since when that is known. Times are milliseconds since
-/// 1970.
+/// Target of a pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagFact {
-    /// The manifest.
+    /// The manifest that the pointer points at.
     #[serde(with = "digest")]
     pub digest: Digest,
-    /// When the upstream last confirmed it.
+    /// Time of the last confirmation by the upstream.
     pub checked_at: Timestamp,
-    /// When it last moved.
+    /// Time at which the pointer last changed.
     pub moved_at: Timestamp,
 }
 
-/// A repository's right to a digest.
+/// Link from a repository to a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkFact {
-    /// The size that a descriptor promised, or that the verified content has. Not what an upstream says in a HEAD:
-    /// content is held against this.
+    /// Size in a descriptor, or of the verified content. Never the size in an upstream's answer to HEAD, because content is
+    /// checked against this size.
     pub size: Option<u64>,
 }
 
@@ -64,19 +62,19 @@ pub(in crate::store) struct BlobFact {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::store) struct DraftFact {
-    /// What lies in the place of content, with no fact that points at it, must go before anything else: it is known to
-    /// be wrong, or a part of what was to be copied there. A draft of the same digest is not meant.
-    pub(in crate::store) condemned: bool,
+pub(in crate::store) struct LeftoverFact {
+    /// True if bytes of content without a fact must be removed before anything else: they are wrong, or an incomplete copy.
+    /// This does not concern a draft of the same digest.
+    pub(in crate::store) must_remove: bool,
 }
 
-/// When content was last asked for, in milliseconds since 1970.
+/// Last access to content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::store) struct AccessFact {
     pub(in crate::store) last: Timestamp,
 }
 
-/// When content was last held against its digest, in milliseconds since 1970.
+/// Last verification of content against its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::store) struct VerifiedFact {
     pub(in crate::store) at: Timestamp,
@@ -86,32 +84,38 @@ impl Fact for TagFact {}
 impl Fact for LinkFact {}
 impl Fact for ManifestFact {}
 impl Fact for BlobFact {}
-impl Fact for DraftFact {}
+impl Fact for LeftoverFact {}
 impl Fact for AccessFact {}
 impl Fact for VerifiedFact {}
 
 mod digest {
-    //! A digest inside a record: algorithm byte and raw bytes.
+    //! Digest inside a record: algorithm code and raw bytes.
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use crate::oci::{Algorithm, Digest};
 
-    pub(in crate::store) fn serialize<S: Serializer>(
-        digest: &Digest,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        (digest.algorithm() == Algorithm::Sha512, digest.as_bytes()).serialize(serializer)
+    /// Difference to [`Algorithm::code`]: the first version of the record had a boolean here, true for SHA-512.
+    const OFFSET: u8 = 1;
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        (digest.algorithm().code() - OFFSET, digest.as_bytes()).serialize(serializer)
     }
 
-    pub(in crate::store) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Digest, D::Error> {
-        let (long, raw) = <(bool, Vec<u8>)>::deserialize(deserializer)?;
-        let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
-        Digest::from_bytes(algorithm, &raw)
-            .ok_or_else(|| serde::de::Error::custom("a digest of the wrong length"))
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        let (code, raw) = <(u8, Vec<u8>)>::deserialize(deserializer)?;
+        let algorithm = code.checked_add(OFFSET).and_then(Algorithm::from_code);
+        algorithm
+            .and_then(|algorithm| Digest::from_bytes(algorithm, &raw))
+            .ok_or_else(|| serde::de::Error::custom("unknown algorithm, or a digest of the wrong length"))
     }
+}
+
+/// Decodes a fact. A fact that cannot be decoded counts as missing, which costs a request to the upstream.
+pub(in crate::store) fn readable<F: Fact>(bytes: &[u8]) -> Option<F> {
+    F::decode(bytes)
+        .inspect_err(|error| tracing::error!(%error, "ignored a fact that cannot be decoded"))
+        .ok()
 }
 
 #[cfg(test)]
@@ -120,7 +124,7 @@ mod tests {
     use crate::oci::Algorithm;
 
     #[test]
-    fn records_come_back_as_they_went() {
+    fn record_survives_encoding() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let fact = TagFact {
                 digest: Digest::of(algorithm, b"x"),
@@ -128,11 +132,13 @@ mod tests {
                 moved_at: Timestamp::from_millis(u64::MAX),
             };
             assert_eq!(TagFact::decode(&fact.encode()).expect("a fact"), fact);
+            // The byte that earlier versions read as a boolean.
+            assert_eq!(fact.encode()[1], u8::from(algorithm == Algorithm::Sha512));
         }
     }
 
     #[test]
-    fn strange_bytes_are_errors() {
+    fn unknown_bytes_are_errors() {
         assert!(TagFact::decode(&[]).is_err());
         assert!(TagFact::decode(&[9, 1, 2]).is_err());
         assert!(TagFact::decode(&[1]).is_err());

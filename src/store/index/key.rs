@@ -1,37 +1,37 @@
-//! The one place where a fact's key becomes bytes.
+//! Keys of facts, and their bytes. No other file encodes a key.
 //!
-//! Numbers are big-endian, so that byte order is number order; texts that are followed by something end with a
-//! zero byte, which no name contains, so that no key is another's prefix by accident.
+//! Numbers are big-endian, so that byte order is numeric order. A text that is not at the end of a key is terminated by a
+//! zero byte, which no name contains, so that no key is the prefix of another by accident.
 
 use crate::oci::{Algorithm, Digest, Repository, UpstreamName};
 use crate::store::index::pointer::{Pointer, TagKey};
 
-/// A fact's key.
+/// Key of a fact.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) enum Key<'a> {
-    /// A tag of a repository.
+    /// Tag of a repository.
     Tag(&'a Repository, &'a str),
-    /// A tag of a repository for clients that accept only these types.
+    /// Variant of a tag, for clients that accept only these media types.
     Variant(&'a Repository, &'a str, &'a str),
-    /// A repository that holds a tag.
+    /// Repository with a tag.
     Repository(&'a UpstreamName, &'a str),
-    /// A repository's right to a digest.
+    /// Link from a repository to a digest.
     Link(&'a Repository, &'a Digest),
-    /// A manifest held.
+    /// Stored manifest.
     Manifest(&'a Digest),
-    /// A blob held.
+    /// Stored blob.
     Blob(&'a Digest),
-    /// When a manifest or blob was last asked for.
+    /// Last access to a manifest or blob.
     Access(&'a Digest),
-    /// When a manifest or blob was last verified again.
+    /// Last verification of a manifest or blob.
     Verified(&'a Digest),
-    /// A blob whose bytes must go, because they are wrong or were not copied to their end.
-    Draft(&'a Digest),
-    /// An index below which something is still to be fetched.
+    /// Blob with leftovers: bytes that are wrong, or an incomplete copy.
+    Leftover(&'a Digest),
+    /// Index in the prefetch queue.
     Prefetch(&'a Repository, &'a Digest),
-    /// The list of what refers to a manifest of a repository.
+    /// List of the referrers of a manifest.
     Referrers(&'a Repository, &'a Digest),
-    /// That a repository's manifest is referred to by another that was kept for it.
+    /// Stored manifest that refers to a subject.
     Referrer(&'a Repository, &'a Digest, &'a Digest),
 }
 
@@ -48,37 +48,37 @@ impl<'a> From<&'a Pointer> for Key<'a> {
 }
 
 impl Key<'_> {
-    /// The prefix of all manifest facts.
+    /// Returns the prefix of all manifest facts.
     pub(in crate::store) const fn manifests() -> &'static [u8] {
         b"m"
     }
 
-    /// The prefix of all blob facts.
+    /// Returns the prefix of all blob facts.
     pub(in crate::store) const fn blobs() -> &'static [u8] {
         b"b"
     }
 
-    /// The prefixes of all facts that stand for a manifest: tags, their variants, lists of referrers.
+    /// The prefixes of all facts of pointers: tags, their variants, lists of referrers.
     pub(in crate::store) const fn pointers() -> [&'static [u8]; 3] {
         [b"t", b"v", b"f"]
     }
 
-    /// The prefix of all tags.
+    /// Returns the prefix of all tags.
     pub(in crate::store) const fn tags() -> &'static [u8] {
         b"t"
     }
 
-    /// The prefix of all facts of the kind [`Key::Referrer`].
+    /// Returns the prefix of all facts of the kind [`Key::Referrer`].
     pub(in crate::store) const fn referrers() -> &'static [u8] {
         b"s"
     }
 
-    /// The prefixes of all facts about content that say nothing without it.
+    /// Returns the prefixes of facts that have no meaning without their content.
     pub(in crate::store) const fn remarks() -> [&'static [u8]; 2] {
         [b"a", b"c"]
     }
 
-    /// The prefix of all links.
+    /// Returns the prefix of all links.
     pub(in crate::store) const fn links() -> &'static [u8] {
         b"l"
     }
@@ -114,21 +114,21 @@ impl Key<'_> {
         }
     }
 
-    /// Reads the key of the kind [`Key::Referrer`]: what refers.
+    /// Reads the key of the kind [`Key::Referrer`]: the manifest that refers.
     pub(in crate::store) fn read_referrer(key: &[u8]) -> Option<Digest> {
         let (_, digests) = read_repository(key.strip_prefix(Self::referrers())?)?;
         let (_, referrer) = split_digest(digests)?;
         digest(referrer)
     }
 
-    /// The prefix of all links of a repository.
+    /// Returns the prefix of all links of a repository.
     pub(in crate::store) fn links_of(repository: &Repository) -> Vec<u8> {
         let mut key = Self::links().to_vec();
         push_repository(&mut key, repository);
         key
     }
 
-    /// The prefix of all variants of a tag.
+    /// Returns the prefix of all variants of a tag.
     pub(in crate::store) fn variants_of(repository: &Repository, tag: &str) -> Vec<u8> {
         let mut key = vec![b'v'];
         push_repository(&mut key, repository);
@@ -136,18 +136,18 @@ impl Key<'_> {
         key
     }
 
-    /// The prefix of all walks.
+    /// Returns the prefix of the prefetch queue.
     pub(in crate::store) const fn prefetches() -> &'static [u8] {
         b"w"
     }
 
-    /// Reads the key of a walk.
+    /// Reads the key of an index in the prefetch queue.
     pub(in crate::store) fn read_prefetch(key: &[u8]) -> Option<(Repository, Digest)> {
         let (repository, index) = read_repository(key.strip_prefix(Self::prefetches())?)?;
         Some((repository, digest(index)?))
     }
 
-    /// The prefix of all facts of the kind [`Key::Referrer`] about one manifest.
+    /// Returns the prefix of all facts of the kind [`Key::Referrer`] about one manifest.
     pub(in crate::store) fn referrers_of(repository: &Repository, subject: &Digest) -> Vec<u8> {
         let mut key = vec![b's'];
         push_repository(&mut key, repository);
@@ -155,94 +155,79 @@ impl Key<'_> {
         key
     }
 
-    /// The prefix of all facts of drafts.
-    pub(in crate::store) const fn drafts() -> &'static [u8] {
+    /// Returns the prefix of all blobs with leftovers.
+    pub(in crate::store) const fn leftovers() -> &'static [u8] {
         b"d"
     }
 
+    /// Returns the bytes of the key.
     pub(in crate::store) fn to_bytes(self) -> Vec<u8> {
-        let mut key = Vec::with_capacity(128);
         match self {
-            Self::Tag(repository, tag) => {
-                key.push(b't');
-                push_repository(&mut key, repository);
-                key.extend_from_slice(tag.as_bytes());
-            }
+            Self::Tag(repository, tag) => of_repository(Self::tags(), repository, tag.as_bytes()),
             Self::Variant(repository, tag, types) => {
-                key.push(b'v');
-                push_repository(&mut key, repository);
-                push_text(&mut key, tag);
+                let mut key = Self::variants_of(repository, tag);
                 key.extend_from_slice(types.as_bytes());
+                key
             }
             Self::Repository(upstream, name) => {
-                key.push(b'r');
+                let mut key = b"r".to_vec();
                 push_text(&mut key, upstream.as_str());
                 key.extend_from_slice(name.as_bytes());
+                key
             }
-            Self::Link(repository, digest) => {
-                key.push(b'l');
-                push_repository(&mut key, repository);
-                push_digest(&mut key, digest);
-            }
-            Self::Manifest(digest) => {
-                key.extend_from_slice(Self::manifests());
-                push_digest(&mut key, digest);
-            }
-            Self::Blob(digest) => {
-                key.extend_from_slice(Self::blobs());
-                push_digest(&mut key, digest);
-            }
-            Self::Access(digest) => {
-                key.push(b'a');
-                push_digest(&mut key, digest);
-            }
-            Self::Verified(digest) => {
-                key.push(b'c');
-                push_digest(&mut key, digest);
-            }
-            Self::Draft(digest) => {
-                key.extend_from_slice(Self::drafts());
-                push_digest(&mut key, digest);
-            }
+            Self::Link(repository, digest) => with_digest(Self::links_of(repository), digest),
+            Self::Manifest(digest) => with_digest(Self::manifests().to_vec(), digest),
+            Self::Blob(digest) => with_digest(Self::blobs().to_vec(), digest),
+            Self::Access(digest) => with_digest(b"a".to_vec(), digest),
+            Self::Verified(digest) => with_digest(b"c".to_vec(), digest),
+            Self::Leftover(digest) => with_digest(Self::leftovers().to_vec(), digest),
             Self::Prefetch(repository, digest) => {
-                key.extend_from_slice(Self::prefetches());
-                push_repository(&mut key, repository);
-                push_digest(&mut key, digest);
+                with_digest(of_repository(Self::prefetches(), repository, b""), digest)
             }
             Self::Referrers(repository, subject) => {
-                key.push(b'f');
-                push_repository(&mut key, repository);
-                push_digest(&mut key, subject);
+                with_digest(of_repository(b"f", repository, b""), subject)
             }
             Self::Referrer(repository, subject, referrer) => {
-                key = Self::referrers_of(repository, subject);
-                push_digest(&mut key, referrer);
+                with_digest(Self::referrers_of(repository, subject), referrer)
             }
         }
-        key
     }
 }
 
-/// The digest of a blob's fact, from its key.
+/// Creates the key of something in a repository.
+fn of_repository(prefix: &[u8], repository: &Repository, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(128);
+    key.extend_from_slice(prefix);
+    push_repository(&mut key, repository);
+    key.extend_from_slice(rest);
+    key
+}
+
+fn with_digest(mut key: Vec<u8>, digest: &Digest) -> Vec<u8> {
+    push_digest(&mut key, digest);
+    key
+}
+
+/// Returns the digest of a blob's fact, from its key.
 pub(in crate::store) fn blob_of(key: &[u8]) -> Option<Digest> {
     digest(key.strip_prefix(Key::blobs())?)
 }
 
-/// The prefix of all pages of a digest.
+/// Returns the prefix of all pages of a digest.
 pub(in crate::store) fn pages_of(digest: &Digest) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + 64 + 8);
     push_digest(&mut key, digest);
     key
 }
 
-/// The key of one page.
+/// Returns the key of one page.
 pub(in crate::store) fn page(digest: &Digest, number: u64) -> Vec<u8> {
     let mut key = pages_of(digest);
     key.extend_from_slice(&number.to_be_bytes());
     key
 }
 
-/// Whose page a key is.
+/// Returns the digest of the key of a page.
 pub(in crate::store) fn page_of(key: &[u8]) -> Option<Digest> {
     digest(split_digest(key)?.0)
 }
@@ -258,14 +243,11 @@ fn push_text(key: &mut Vec<u8>, text: &str) {
 }
 
 fn push_digest(key: &mut Vec<u8>, digest: &Digest) {
-    key.push(match digest.algorithm() {
-        Algorithm::Sha256 => 1,
-        Algorithm::Sha512 => 2,
-    });
+    key.push(digest.algorithm().code());
     key.extend_from_slice(digest.as_bytes());
 }
 
-/// Reads what `push_repository` wrote, and gives what comes after it.
+/// Splits off what `push_repository` wrote.
 fn read_repository(key: &[u8]) -> Option<(Repository, &[u8])> {
     let mut parts = key.splitn(3, |byte| *byte == 0);
     let mut text = || std::str::from_utf8(parts.next()?).ok();
@@ -273,24 +255,16 @@ fn read_repository(key: &[u8]) -> Option<(Repository, &[u8])> {
     Some((Repository { upstream, name }, parts.next()?))
 }
 
-/// Cuts the first of several digests off.
+/// Splits off the first of several digests.
 fn split_digest(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let length = match bytes.first()? {
-        1 => 1 + 32,
-        _ => 1 + 64,
-    };
-    bytes.split_at_checked(length)
+    let algorithm = Algorithm::from_code(*bytes.first()?)?;
+    bytes.split_at_checked(1 + algorithm.size())
 }
 
 /// Reads what `push_digest` wrote.
 pub(in crate::store) fn digest(bytes: &[u8]) -> Option<Digest> {
     let (algorithm, raw) = bytes.split_first()?;
-    let algorithm = match algorithm {
-        1 => Algorithm::Sha256,
-        2 => Algorithm::Sha512,
-        _ => return None,
-    };
-    Digest::from_bytes(algorithm, raw)
+    Digest::from_bytes(Algorithm::from_code(*algorithm)?, raw)
 }
 
 #[cfg(test)]
@@ -298,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_walks_key_reads_back() {
+    fn prefetch_key_reads_back() {
         let repository = Repository {
             upstream: "reg.test:5000".parse().expect("a name"),
             name: "org/app".parse().expect("a name"),
@@ -313,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn order_of_keys_is_order_of_names_and_numbers() {
+    fn key_order_is_the_order_of_names_and_numbers() {
         let digest = Digest::of(Algorithm::Sha256, b"x");
         assert!(page(&digest, 255) < page(&digest, 256));
         assert!(page(&digest, u64::from(u32::MAX)) < page(&digest, u64::from(u32::MAX) + 1));
@@ -322,14 +296,14 @@ mod tests {
             name: name.parse().expect("a name"),
         };
         let (a, ab) = (repository("a"), repository("a/b"));
-        // A repository's tags never mix with those of one whose name goes on.
+        // The tags of a repository are separate from those of a repository with a longer name.
         let prefix = Key::Tag(&a, "").to_bytes();
         assert!(!Key::Tag(&ab, "x").to_bytes().starts_with(&prefix));
         assert!(Key::Tag(&a, "1").to_bytes() < Key::Tag(&a, "10").to_bytes());
     }
 
     #[test]
-    fn digests_come_back_from_keys() {
+    fn digest_reads_back_from_a_key() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let mut key = Vec::new();
             push_digest(&mut key, &Digest::of(algorithm, b"x"));
@@ -341,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_of_tags_and_referrers_read_back() {
+    fn pointer_and_referrer_keys_read_back() {
         let repository = Repository {
             upstream: "docker.io".parse().expect("a name"),
             name: "a/b".parse().expect("a name"),
@@ -366,11 +340,11 @@ mod tests {
     }
 
     #[test]
-    fn a_blobs_key_tells_its_digest() {
+    fn blob_key_has_its_digest() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::of(algorithm, b"x");
             assert_eq!(blob_of(&Key::Blob(&digest).to_bytes()), Some(digest));
-            assert_eq!(blob_of(&Key::Draft(&digest).to_bytes()), None);
+            assert_eq!(blob_of(&Key::Leftover(&digest).to_bytes()), None);
             assert_eq!(blob_of(&Key::Blob(&digest).to_bytes()[..20]), None);
         }
     }

@@ -1,4 +1,4 @@
-//! Bytes in a sled tree, cut into pages that are keyed by digest and number.
+//! Tree of pages: bytes in sled, split into pages that are keyed by digest and number.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,35 +12,35 @@ use crate::oci::Digest;
 use crate::store::error::{StoreError, is_unreadable};
 use crate::store::index::key;
 
-/// Look-ups of a page beside the one that reads or writes it. sled's cache hears of look-ups in blocks of 64 for each of its
-/// 256 shards and evicts only then, so that with one look-up a page it would keep up to 16 384 pages whatever its capacity.
+/// Extra look-ups of a page for each read or write. sled's cache processes look-ups in blocks of 64 for each of its 256
+/// shards, and evicts only then: with one look-up for each page it keeps up to 16,384 pages, whatever its capacity.
 const TOUCHES: usize = 15;
 
-/// Empty entries behind each page of a blob, put in before the page. A leaf of sled's tree is split when its 17th
-/// entry comes, and both halves are written anew: pages that are simply appended are written four times. With the
-/// empty entries there first, the splits happen while there is nothing to copy, and each page goes once into a leaf
-/// that is never split again. Fewer leave splits, more cost more than they save; `benches/store.rs` measures it.
+/// Empty entries after each page of a blob, inserted before the page. sled splits a leaf at its 17th entry and writes both
+/// halves again, so pages that are only appended are written four times. With empty entries first, the splits copy nothing,
+/// and each page is written once. Fewer entries do not avoid all splits, more cost more than they save; `benches/store.rs`
+/// measures it.
 const SPACERS: u8 = 3;
 
-/// Leaves moved for one page that comes or goes, at most.
+/// Largest number of leaves that are moved for each page that is added or removed.
 const MOVES: u32 = 4;
-/// How many times as long as the changes alone they take with a leaf that is moved: it has hundreds of KiB.
+/// Factor by which the changes of one round take longer if sled has moved a leaf, which has hundreds of KiB.
 const MOVED: u64 = 4;
-/// Changes to one entry after which sled writes its leaf anew instead of noting one more change to it.
+/// Changes of one entry after which sled writes its leaf again instead of a further change.
 const CHANGES: u8 = 10;
 
-/// One tree of pages; clones share it.
+/// Tree of pages; clones share it.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct Pages {
+pub(in crate::store) struct PageTree {
     tree: sled::Tree,
-    /// A tree of the same database with one entry that says nothing, see `collect`.
+    /// Tree of the same database with one meaningless entry; see `collect`.
     spare: sled::Tree,
-    /// Nanoseconds that changes to it took when there was nothing to move.
+    /// Shortest time of one round of changes in nanoseconds: without a leaf to move.
     least: Arc<AtomicU64>,
     page_size: usize,
 }
 
-/// sled hands out reference-counted bytes; this lets a response carry them without a copy.
+/// Reference-counted bytes of sled, which a response sends without a copy.
 struct Shared(sled::IVec);
 
 impl AsRef<[u8]> for Shared {
@@ -49,7 +49,7 @@ impl AsRef<[u8]> for Shared {
     }
 }
 
-impl Pages {
+impl PageTree {
     pub(in crate::store) fn new(tree: sled::Tree, spare: sled::Tree, page_size: usize) -> Self {
         Self { tree, spare, least: Arc::new(AtomicU64::new(u64::MAX)), page_size }
     }
@@ -69,17 +69,17 @@ impl Pages {
         self.collect()
     }
 
-    /// Lets sled move leaves out of segments that are mostly garbage. It moves one whenever it writes a leaf anew, and
-    /// otherwise some for half of each half second, beginning at the front of its file. Where content comes and goes that
-    /// is too seldom: the file grows by a twentieth of all that comes, without end. So each page that comes or goes has it
-    /// move one more, and a few if there are more: that shows in the time it takes.
+    /// Has sled move leaves out of segments that are mostly garbage. sled moves one leaf whenever it writes a leaf again, and
+    /// some in the background. With a high turnover of content this is not enough: the file grows by a twentieth of all new
+    /// content, without end. So each page that is added or removed causes one more move, and a few moves while the time of a
+    /// round shows that there was something to move.
     fn collect(&self) -> Result<(), StoreError> {
         for _ in 0..MOVES {
             let begin = Instant::now();
             for change in 0..CHANGES {
-                // A value that is there already is no change.
+                // Different values, because sled ignores an equal value.
                 match self.spare.insert(b"", &[change]) {
-                    // The leaf that was to move is damaged. Whoever asks for what lies in it is told.
+                    // The leaf to move is damaged. A later read of its entries reports that.
                     Err(sled::Error::Corruption { .. }) => return Ok(()),
                     changed => drop(changed?),
                 }
@@ -93,7 +93,7 @@ impl Pages {
         Ok(())
     }
 
-    /// Makes room in the tree for pages `first..last`, which come next.
+    /// Inserts the empty entries of pages `first..last`, which are written next.
     pub(in crate::store) fn prepare(&self, digest: &Digest, first: u64, last: u64) -> Result<(), StoreError> {
         for number in first..last {
             let mut key = key::page(digest, number);
@@ -113,7 +113,7 @@ impl Pages {
         Ok(())
     }
 
-    /// Pages `first..last`, all of which must be there.
+    /// Reads pages `first..last`, all of which must exist.
     fn run(&self, digest: &Digest, first: u64, last: u64) -> Result<Vec<Bytes>, StoreError> {
         let mut pages = Vec::with_capacity(usize::try_from(last - first).unwrap_or_default());
         for number in first..last {
@@ -125,7 +125,7 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Reads whole pages that cover the start of `range`, cut to it: page by page, uncopied.
+    /// Reads the pages that cover the start of `range`, cut to the range, without a copy.
     pub(in crate::store) fn read(
         &self,
         digest: &Digest,
@@ -140,7 +140,7 @@ impl Pages {
         let mut at = first * page_size;
         for page in &mut found {
             let whole = page.len() as u64;
-            // Every page but a blob's last is full; a short one in the middle would shift all that follows.
+            // Every page except the last is full. A short page would shift all following bytes.
             let expected = page_size.min(range.end - at);
             if whole < expected {
                 return Err(StoreError::Damaged(*digest));
@@ -155,23 +155,23 @@ impl Pages {
         Ok(found)
     }
 
-    /// Takes the `total` bytes of a blob, from the first page on.
+    /// Returns a writer for the `total` bytes of a blob.
     pub(in crate::store) fn writer<'a>(&'a self, digest: &'a Digest, total: u64) -> PageWriter<'a> {
         let last = total.div_ceil(self.page_size as u64);
         PageWriter { pages: self, digest, last, rest: BytesMut::new(), next: 0 }
     }
 
-    /// The keys of all pages.
+    /// Returns the keys of all pages.
     pub(in crate::store) fn keys(&self) -> impl Iterator<Item = Result<sled::IVec, StoreError>> {
         self.tree.iter().keys().map(|key| Ok(key?))
     }
 
-    /// Removes every page of a digest, in their order: against it sled writes twice as much.
+    /// Removes all pages of a digest in their order: in reverse order sled writes twice as much.
     pub(in crate::store) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
         let each = usize::from(SPACERS) + 1;
         for (place, item) in self.tree.scan_prefix(key::pages_of(digest)).keys().enumerate() {
             match item.and_then(|key| self.tree.remove(key)) {
-                // What cannot be read is never content.
+                // Unreadable pages are never content.
                 Err(sled::Error::Corruption { .. }) => return Ok(()),
                 removed => drop(removed?),
             }
@@ -183,18 +183,18 @@ impl Pages {
     }
 }
 
-/// sled found that a leaf is not as it wrote it: that is the end of what lies in it, and of nothing else.
+/// Converts an error of sled. A corrupt leaf damages the content in it, and nothing else.
 fn damaged(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
     move |error| match error {
         sled::Error::Corruption { .. } => {
             tracing::error!(%digest, %error, "sled cannot read a page");
             StoreError::Damaged(*digest)
         }
-        other => StoreError::Sled(other),
+        other => other.into(),
     }
 }
 
-/// The same for who only reads: a bad spot of the disk has taken what was there.
+/// Converts an error of a read. A defect of the disk damages the content that is read.
 fn lost(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
     move |error| match error {
         sled::Error::Io(error) if is_unreadable(&error) => {
@@ -205,22 +205,22 @@ fn lost(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
     }
 }
 
-/// Pages for which room is made at a time.
+/// Number of pages whose empty entries are inserted at a time.
 const PREPARED: u64 = 32;
 
-/// Cuts a blob's bytes into pages.
+/// Writer that splits the bytes of a blob into pages.
 #[derive(Debug)]
 pub(in crate::store) struct PageWriter<'a> {
-    pages: &'a Pages,
+    pages: &'a PageTree,
     digest: &'a Digest,
     last: u64,
-    /// What does not fill a page yet.
+    /// Bytes that do not fill a page yet.
     rest: BytesMut,
     next: u64,
 }
 
 impl PageWriter<'_> {
-    /// Writes the pages that `bytes` fill.
+    /// Appends bytes, and writes all full pages.
     pub(in crate::store) fn append(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
         let page_size = self.pages.page_size;
         while self.rest.len() + bytes.len() >= page_size {
@@ -240,7 +240,7 @@ impl PageWriter<'_> {
         Ok(())
     }
 
-    /// Writes what fills no page.
+    /// Writes the last, incomplete page.
     pub(in crate::store) fn complete(mut self) -> Result<(), StoreError> {
         if !self.rest.is_empty() {
             let page = std::mem::take(&mut self.rest);

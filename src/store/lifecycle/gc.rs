@@ -1,4 +1,4 @@
-//! What is left of content that has gone, and of fills that never ended: found and removed.
+//! Garbage collection: removes facts and bytes that removed content has left.
 
 use std::collections::HashSet;
 use std::ops::AddAssign;
@@ -9,33 +9,31 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::oci::Digest;
 
-use crate::store::engine::{Engine, readable};
+use crate::store::engine::Engine;
 use crate::store::error::StoreError;
-use crate::store::index::fact::DraftFact;
-use crate::store::index::fact::TagFact;
-use crate::store::index::inventory::DraftUsage;
+use crate::store::index::fact::{TagFact, readable};
 use crate::store::index::key::{self, Key};
 
-/// What was removed, by kind.
+/// Number of removed objects, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
-    /// Tags, and lists of referrers, whose manifest is gone.
+    /// Tags and lists of referrers without a manifest.
     pub pointers: u64,
-    /// Rights of repositories to content that is neither held nor needed by a manifest held.
+    /// Links to content that is not stored and that no stored manifest needs.
     pub links: u64,
-    /// Other facts about content that is gone.
+    /// Other facts about removed content.
     pub remarks: u64,
-    /// Bytes of manifests without the fact that makes them one.
+    /// Bytes of manifests without a fact.
     pub documents: u64,
-    /// Blobs of which a removal left bytes.
+    /// Blobs with leftovers of an interrupted copy or removal.
     #[serde(rename = "remains")]
     pub leftovers: u64,
-    /// Drafts that nobody has gone on with.
+    /// Abandoned drafts.
     pub drafts: u64,
 }
 
 impl Collected {
-    /// Each number with its name.
+    /// Returns each number with its name in the API and in metrics.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         [
             ("pointers", self.pointers),
@@ -61,34 +59,19 @@ impl AddAssign for Collected {
 }
 
 impl Engine {
-    /// Removes facts that lead to nothing. `needed` tells what a manifest held needs; pointers that were confirmed
-    /// after `before` (milliseconds since 1970) stay, because their manifest may be on its way.
+    /// Removes facts that lead to no content. `needed` returns true for content that a stored manifest needs. Pointers that
+    /// were confirmed after `before` stay, because their manifest may still be on its way.
     pub(in crate::store) fn collect_facts(
         &self,
         needed: impl Fn(&Digest) -> bool,
         before: Timestamp,
     ) -> Result<Collected, StoreError> {
-        let mut collected = Collected::default();
-        let mut bare = HashSet::new();
-        for prefix in Key::pointers() {
-            for item in self.database.facts()?.scan_prefix(prefix) {
-                let (key, value) = item?;
-                let fact = readable::<TagFact>(&value);
-                let leads = match fact {
-                    Some(fact) => fact.checked_at >= before || self.holds_manifest(&fact.digest)?,
-                    None => false,
-                };
-                if !leads && self.remove_unchanged(&key, &value)? {
-                    collected.pointers += 1;
-                    bare.extend(Key::read_tagged_repository(&key));
-                }
-            }
-        }
-        self.remove_untagged_from_catalog(bare)?;
+        let pointers = self.collect_pointers(before)?;
+        let mut collected = Collected { pointers, ..Collected::default() };
         for item in self.database.facts()?.scan_prefix(Key::links()).keys() {
             let key = item?;
             let Some((_, digest)) = Key::read_link(&key) else { continue };
-            if !needed(&digest) && !self.holds(&digest)? {
+            if !needed(&digest) && !self.has_content(&digest)? {
                 self.database.facts()?.remove(&key)?;
                 collected.links += 1;
             }
@@ -97,7 +80,7 @@ impl Engine {
             for item in self.database.facts()?.scan_prefix(prefix).keys() {
                 let key = item?;
                 let digest = key::digest(key.strip_prefix(prefix).unwrap_or_default());
-                if !matches!(digest, Some(digest) if self.holds(&digest)?) {
+                if !matches!(digest, Some(digest) if self.has_content(&digest)?) {
                     self.database.facts()?.remove(&key)?;
                     collected.remarks += 1;
                 }
@@ -105,7 +88,7 @@ impl Engine {
         }
         for item in self.database.facts()?.scan_prefix(Key::referrers()).keys() {
             let key = item?;
-            if !matches!(Key::read_referrer(&key), Some(referrer) if self.holds_manifest(&referrer)?) {
+            if !matches!(Key::read_referrer(&key), Some(referrer) if self.has_manifest(&referrer)?) {
                 self.database.facts()?.remove(&key)?;
                 collected.remarks += 1;
             }
@@ -114,7 +97,28 @@ impl Engine {
         Ok(collected)
     }
 
-    /// Removes the bytes of manifests that have no fact.
+    /// Removes pointers without a manifest. Returns their number.
+    fn collect_pointers(&self, before: Timestamp) -> Result<u64, StoreError> {
+        let (mut removed, mut untagged) = (0, HashSet::new());
+        for prefix in Key::pointers() {
+            for item in self.database.facts()?.scan_prefix(prefix) {
+                let (key, value) = item?;
+                let fact = readable::<TagFact>(&value);
+                let is_live = match fact {
+                    Some(fact) => fact.checked_at >= before || self.has_manifest(&fact.digest)?,
+                    None => false,
+                };
+                if !is_live && self.remove_unchanged(&key, &value)? {
+                    removed += 1;
+                    untagged.extend(Key::read_tagged_repository(&key));
+                }
+            }
+        }
+        self.remove_untagged_from_catalog(untagged)?;
+        Ok(removed)
+    }
+
+    /// Removes the bytes of manifests that have no fact. Returns the number of manifests.
     fn collect_documents(&self) -> Result<u64, StoreError> {
         let mut found = HashSet::new();
         for key in self.database.documents()?.keys() {
@@ -122,9 +126,9 @@ impl Engine {
         }
         let mut removed = 0;
         for digest in found {
-            // A document that is being kept has its bytes before its fact.
-            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            if !self.holds_manifest(&digest)? {
+            // The bytes of a manifest are written before its fact.
+            let _lock = self.manifest_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.has_manifest(&digest)? {
                 self.database.documents()?.remove(&digest)?;
                 removed += 1;
             }
@@ -132,50 +136,16 @@ impl Engine {
         Ok(removed)
     }
 
-    /// The blobs of which bytes are left that must go.
-    pub(in crate::store) fn leftovers(&self) -> Result<Vec<Digest>, StoreError> {
-        let mut found = Vec::new();
-        for item in self.database.facts()?.scan_prefix(Key::drafts()) {
-            let (key, value) = item?;
-            if readable::<DraftFact>(&value).is_none_or(|fact| fact.condemned) {
-                found.extend(key::digest(key.strip_prefix(Key::drafts()).unwrap_or_default()));
-            }
-        }
-        Ok(found)
-    }
-
-    /// Removes what is left of a blob that is not held and that nobody fills.
-    pub(in crate::store) fn remove_leftovers(&self, digest: &Digest) -> Result<(), StoreError> {
-        let _names = self.blobs.names();
-        if self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())? {
-            return Ok(());
-        }
-        self.blobs.remove_content(digest)?;
-        self.database.facts()?.remove(Key::Draft(digest).to_bytes())?;
-        Ok(())
-    }
-
-    /// The drafts that have files, also those of running fills.
-    pub(in crate::store) fn drafts(&self) -> Result<Vec<DraftUsage>, StoreError> {
-        self.blobs.drafts()
-    }
-
-    /// Removes a draft that nobody fills.
-    pub(in crate::store) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.blobs.remove_draft(digest)
-    }
-
-    fn holds_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
+    fn has_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.database.facts()?.contains_key(Key::Manifest(digest).to_bytes())?)
     }
 
-    /// Whether a manifest or blob is held.
-    pub(in crate::store) fn holds(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.holds_manifest(digest)?
-            || self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())?)
+    /// Returns true if a manifest or blob is stored.
+    fn has_content(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.has_manifest(digest)? || self.database.facts()?.contains_key(Key::Blob(digest).to_bytes())?)
     }
 
-    /// Removes a fact unless somebody has changed it meanwhile.
+    /// Removes a fact, unless it has changed since it was read.
     fn remove_unchanged(&self, key: &[u8], value: &[u8]) -> Result<bool, StoreError> {
         Ok(self.database.facts()?.compare_and_swap(key, Some(value), None::<&[u8]>)?.is_ok())
     }

@@ -1,10 +1,9 @@
-//! The store's header: its format, how bytes are cut up, which can never change, and where those of blobs are.
+//! Header of a store: format, geometry, which can never change, and kind of blob store.
 //!
-//! A header of an earlier format is brought to the present one, format by format, when it is read ([`STEPS`]), and
-//! written so once the store is open. A format changes when an earlier larder would read the store wrongly. Then
-//! [`FORMAT`] grows by one and a step is added here, which says in TOML what the new format calls what the old one had;
-//! what must change beside the header is done on opening, where [`Header::found`] tells from which format, in such a way
-//! that it can be done again after a crash. Records have versions of their own (`fact.rs`).
+//! A header of an earlier format is migrated format by format when it is read ([`STEPS`]), and written when the store is
+//! open. The format changes if an earlier version would read the store wrongly. To change it, add one to [`FORMAT`], and add
+//! a step that converts the TOML of the header. Other changes are made when the store is opened, where [`Header::found`] has
+//! the earlier format, and must be repeatable after a crash. Facts have versions of their own (`fact.rs`).
 
 use std::fs;
 use std::io::{ErrorKind, Write as _};
@@ -19,28 +18,28 @@ use crate::store::error::StoreError;
 pub(in crate::store) const FILE: &str = "header.toml";
 const FORMAT: u32 = 2;
 
-/// What makes a header of one format one of the next; the first makes format 2 of format 1.
+/// Migration of a header to the next format; the first is from format 1 to format 2.
 type Step = fn(&mut toml::Table);
 const STEPS: [Step; FORMAT as usize - 1] = [
-    // Format 2 knows an identity, which opening gives to a store that has none.
+    // Format 2 has an identity, which is created when a store without one is opened.
     |_| {},
 ];
 
-/// How bytes are cut up. Fixed for the life of a store: sled cannot change its segments afterwards.
+/// Sizes of pages and segments. They never change, because sled cannot change the segments of an existing database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Geometry {
     /// Bytes of a blob per sled value.
     pub page_size: usize,
-    /// sled's unit of allocation on disk, a power of two.
+    /// Unit of allocation of sled on disk, a power of two.
     pub segment_size: usize,
 }
 
 impl Geometry {
-    /// What new stores get. CONTRIBUTING.md has the measurement that chose it.
+    /// Geometry of new stores. CONTRIBUTING.md has the measurement.
     pub const CHOSEN: Self = Self { page_size: 64 << 10, segment_size: 4 << 20 };
 
-    /// Whether sled could ever have been opened so, with pages that it keeps in its segments.
+    /// Returns true if sled accepts the sizes, and stores pages inside its segments.
     fn is_usable(self) -> bool {
         self.segment_size.is_power_of_two()
             && (256..=16 << 20).contains(&self.segment_size)
@@ -48,20 +47,20 @@ impl Geometry {
     }
 }
 
-/// What a store's folder says of itself.
+/// Header in the store's folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::store) struct Header {
     format: u32,
-    /// The format in which it was found.
+    /// Format of the header on disk.
     #[serde(skip)]
     found: u32,
-    /// What sled was told that it holds, if it was told: one that does not know it has lost what it held.
+    /// Identity that sled also stores. A database with another identity, or with none, has lost its content.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::store) identity: Option<u32>,
-    /// Where the bytes of blobs are.
+    /// Kind of blob store.
     pub(in crate::store) blobs: BlobStoreKind,
-    /// Where some of them may still be: they are being moved, or somebody was interrupted at it.
+    /// Kind of blob store that may still have some of the blobs, during a conversion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::store) moving_from: Option<BlobStoreKind>,
     #[serde(flatten)]
@@ -69,12 +68,12 @@ pub(in crate::store) struct Header {
 }
 
 impl Header {
-    /// The header of a new store.
+    /// Creates the header of a new store.
     pub(in crate::store) fn new(blobs: BlobStoreKind, geometry: Geometry) -> Self {
         Self { format: FORMAT, found: FORMAT, identity: None, blobs, moving_from: None, geometry }
     }
 
-    /// The header in `folder`, brought to the present format; `None` where no store is.
+    /// Reads the header in `folder`, and migrates it to the current format; `None` if there is no store.
     pub(in crate::store) fn read(folder: &Path) -> Result<Option<Self>, StoreError> {
         let corrupt = |reason: String| StoreError::Corrupt { path: folder.to_owned(), reason };
         let text = match fs::read_to_string(folder.join(FILE)) {
@@ -111,12 +110,12 @@ impl Header {
         Ok(Self { found, ..header })
     }
 
-    /// Whether the header on the disk is of an earlier format.
+    /// Returns true if the header on disk has an earlier format.
     pub(in crate::store) fn was_earlier(&self) -> bool {
         self.found < self.format
     }
 
-    /// Writes the header of the store in `folder`.
+    /// Writes the header to `folder`.
     pub(in crate::store) fn write(&self, folder: &Path) -> Result<(), StoreError> {
         let text = toml::to_string(self)
             .map_err(|error| StoreError::Foreign { path: folder.to_owned(), reason: error.to_string() })?;
@@ -124,7 +123,7 @@ impl Header {
             .map_err(|source| StoreError::Folder { path: folder.to_owned(), source })
     }
 
-    /// Refuses a store whose bytes are not all where `wanted` says.
+    /// Returns an error if the store has blobs in another kind of blob store than `wanted`.
     pub(in crate::store) fn require(&self, wanted: BlobStoreKind, folder: &Path) -> Result<(), StoreError> {
         let (held, wanted) = (self.blobs.as_str(), wanted.as_str());
         let reason = if let Some(from) = self.moving_from {
@@ -144,7 +143,7 @@ impl Header {
     }
 }
 
-/// A header is there whole or not at all, even across a power loss.
+/// Writes a file atomically, also across a power loss.
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     let draft = path.with_extension("toml.new");
     let mut file = fs::File::create(&draft)?;
@@ -168,7 +167,7 @@ mod tests {
     };
 
     #[test]
-    fn a_header_reads_as_it_was_written() {
+    fn header_reads_back() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(Header::read(folder.path()).expect("a look"), None);
         let halfway = Header { moving_from: Some(BlobStoreKind::Sled), ..HEADER };
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_does_not_read_is_corrupt() {
+    fn unreadable_header_is_corrupt() {
         let folder = tempfile::tempdir().expect("a folder");
         let whole = toml::to_string(&HEADER).expect("text");
         for text in [
@@ -205,9 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn a_header_of_format_1_is_read() {
+    fn header_of_format_1_is_migrated() {
         let folder = tempfile::tempdir().expect("a folder");
-        // As larder wrote it before format 2.
+        // As written before format 2.
         let text = "format = 1\nblobs = \"files\"\npage_size = 8192\nsegment_size = 524288\n";
         fs::write(folder.path().join(FILE), text).expect("written");
         let header = Header::read(folder.path()).expect("a look").expect("a header");
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_are_gone_through_one_after_the_other() {
+    fn migrations_run_one_after_the_other() {
         let steps: [Step; 3] = [
             |table| drop(table.insert("blobs".to_owned(), "files".into())),
             |table| {
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_elsewhere_are_refused_with_the_remedy() {
+    fn other_kind_is_refused_with_the_remedy() {
         let refused = |header: Header, wanted| {
             header.require(wanted, Path::new("/x")).err().map(|error| error.to_string()).unwrap_or_default()
         };

@@ -1,107 +1,36 @@
-//! Opening a store: its header, its trees, and what a crash or somebody else has left to be put right.
+//! Opening and closing of a store, with repairs after a crash or a change by another program.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::config::schema::{self, BlobStoreKind, OnCorruption};
 use crate::oci::Digest;
-
-use crate::store::blobs::Blobs;
-use crate::store::blobs::files::{Files, Found};
+use crate::store::blobs::files::folder::FoundFile;
+use crate::store::blobs::kind;
 use crate::store::draft::commit_queue::CommitQueue;
-use crate::store::engine::{Counters, Counts, Engine, readable};
+use crate::store::engine::{Counters, Counts, Engine};
 use crate::store::error::StoreError;
 use crate::store::index::database::Database;
-use crate::store::index::database::{TREE, Trees, contained};
-use crate::store::index::fact::{BlobFact, ManifestFact};
-use crate::store::index::inventory::DraftUsage;
+use crate::store::index::fact::{BlobFact, ManifestFact, readable};
 use crate::store::index::key::{self, Key};
+use crate::store::index::trees::{TREE, Trees, contain_panics};
 use crate::store::lifecycle::header::{self, Geometry, Header};
-use crate::store::lifecycle::lock::{self, Folder};
+use crate::store::lifecycle::location::{HeldFolder, Location, file_id};
+use crate::store::lifecycle::lock::{self, FolderLock};
 use crate::store::lifecycle::quarantine;
 
-/// Holds sled against the store's header, which is written anew if it is of an earlier format or has no identity
-/// yet: sled takes an empty or foreign file for a new database, and would be as good as new with it.
-fn identify(db: &sled::Db, folder: &Path, header: &mut Header) -> Result<(), StoreError> {
-    let held = db.get(IDENTITY)?;
-    if let Some(identity) = header.identity {
-        if held.as_deref() != Some(&identity.to_be_bytes()) {
-            let reason = "the database has lost what it held".to_owned();
-            return Err(StoreError::Corrupt { path: folder.to_owned(), reason });
-        }
-        if !header.was_earlier() {
-            return Ok(());
-        }
-    } else {
-        let held = held.as_deref().and_then(|held| Some(u32::from_be_bytes(held.try_into().ok()?)));
-        let identity = held.unwrap_or_else(|| fastrand::u32(..));
-        db.insert(IDENTITY, &identity.to_be_bytes())?;
-        // Before the header promises it.
-        db.flush()?;
-        header.identity = Some(identity);
-    }
-    header.write(folder)
-}
-
-/// Where sled keeps the store's identity, in a tree of its own.
-const IDENTITY: &[u8] = b"identity";
-/// Something to write there.
-const PROBE: &[u8] = b"probe";
-
-/// How a store is opened, the first time and again.
-#[derive(Debug)]
-pub(in crate::store) struct Opening {
-    path: PathBuf,
-    blobs: BlobStoreKind,
-    /// For a store that is new.
-    geometry: Geometry,
-    cache_memory: u64,
-    on_corruption: OnCorruption,
-    /// What is held while it is open; locked while it is opened or closed.
-    held: Mutex<Option<Held>>,
-}
-
-/// What an open store holds on the disk.
-#[derive(Debug)]
-struct Held {
-    _folder: Folder,
-    database: FileId,
-}
-
-impl Opening {
-    pub(in crate::store) fn kind(&self) -> BlobStoreKind {
-        self.blobs
-    }
-
-    pub(in crate::store) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn database_file(&self) -> PathBuf {
-        self.path.join(TREE).join("db")
-    }
-
-    fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        // What is held is put there whole and taken away whole.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// For how long sled is waited for that was just closed: until the last operation that still uses it has ended.
-const CLOSED_WITHIN: Duration = Duration::from_secs(5);
+/// Time for which a closed database may still be in use by operations of this process.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// Opens the store in `options.path`, making it if there is none. One that does not open because its files are not
-    /// as they were written is set aside, if `options` says so, and an empty one takes its place. One whose disk takes
-    /// nothing, or does not give what it has, is closed until [`reopen`](Self::reopen) has better luck.
+    /// Opens the store in `options.path`, or creates it with `geometry`. A corrupt store is quarantined if `options` says so,
+    /// and an empty one is created. If the disk fails, the store stays closed until [`reopen`](Self::reopen) succeeds.
     pub(in crate::store) fn open(options: &schema::Store, geometry: Geometry) -> Result<Self, StoreError> {
-        let store = Self::closed(Opening {
+        let store = Self::closed(Location {
             path: options.path.clone(),
-            blobs: options.blobs,
+            kind: options.blobs,
             geometry,
             cache_memory: options.cache_memory.as_u64(),
             on_corruption: options.on_corruption,
@@ -116,54 +45,44 @@ impl Engine {
         }
     }
 
-    fn closed(opening: Opening) -> Self {
-        let (database, files) = (Database::default(), Files::new(&opening.path));
-        let blobs = match opening.blobs {
-            BlobStoreKind::Sled => Blobs::Pages(database.clone(), files),
-            BlobStoreKind::Files => Blobs::Files(files),
-        };
+    fn closed(location: Location) -> Self {
+        let database = Database::default();
+        let blobs = kind::create(location.kind, &location.path, &database);
         let (commit_queue, counters) = (CommitQueue::new(), Arc::new(Counters::default()));
-        let (opening, changing) = (Arc::new(opening), Arc::default());
-        Self { database, blobs, commit_queue, counters, opening, changing }
+        let (location, manifest_lock) = (Arc::new(location), Arc::default());
+        Self { database, blobs, commit_queue, counters, location, manifest_lock }
     }
 
-    /// Whether the store is open, and lies where it was opened.
+    /// Returns true if the store is open and its database file is still where it was opened.
     pub(in crate::store) fn is_available(&self) -> bool {
-        let held = self.opening.held();
-        let now = file_id(&self.opening.database_file()).ok();
+        let held = self.location.held();
+        let now = file_id(&self.location.database_file()).ok();
         held.as_ref().is_some_and(|held| now == Some(held.database))
     }
 
-    /// Finds out whether the disk takes something again, and then whether the store does. One that does not, or that is
-    /// known to be `broken`, is opened anew, from what lies in its folder.
+    /// Tests whether the disk accepts writes, and then whether the store does. Opens the store again if it does not, or if
+    /// it is known to be `broken`.
     pub(in crate::store) fn recover(&self, broken: bool) -> Result<(), StoreError> {
-        let path = self.opening.path();
-        // Before anything is closed: what is open can still be read.
+        let path = &self.location.path;
+        // Before the store is closed: an open store can still be read.
         lock::probe(path).map_err(folder_error(path))?;
-        if !broken && self.is_available() && self.takes_facts().is_ok() {
+        if !broken && self.is_available() && self.database.trees().and_then(|trees| trees.probe()).is_ok() {
             return Ok(());
         }
         self.reopen()
     }
 
-    fn takes_facts(&self) -> Result<(), StoreError> {
-        let db = self.database.db()?;
-        db.insert(PROBE, &fastrand::u64(..).to_be_bytes())?;
-        db.flush()?;
-        Ok(())
-    }
-
-    /// Closes the store, if it is open, and opens what lies in its folder. Meanwhile everybody else is told that it is
-    /// closed, and it stays so if it does not open.
+    /// Closes the store, if it is open, and opens it again. Other operations get [`StoreError::Closed`] meanwhile. After an
+    /// error the store stays closed.
     pub(in crate::store) fn reopen(&self) -> Result<(), StoreError> {
-        let mut held = self.opening.held();
+        let mut held = self.location.held();
         self.database.replace(None);
-        let Opening { path, blobs, on_corruption, .. } = &*self.opening;
-        let patience = if held.take().is_some() { CLOSED_WITHIN } else { Duration::ZERO };
-        let folder = taken(path, patience)?;
+        let Location { path, kind, on_corruption, .. } = &*self.location;
+        let deadline = if held.take().is_some() { CLOSE_DEADLINE } else { Duration::ZERO };
+        let lock = FolderLock::acquire_within(path, deadline)?;
         match self.open_in(path) {
             Err(StoreError::Corrupt { reason, .. }) if *on_corruption == OnCorruption::SetAside => {
-                let aside = quarantine::quarantine(path, *blobs, &reason)?;
+                let aside = quarantine::quarantine(path, *kind, &reason)?;
                 tracing::error!(
                     store = %path.display(),
                     aside = %aside.display(),
@@ -176,50 +95,47 @@ impl Engine {
             }
             opened => opened?,
         }
-        let file = self.opening.database_file();
+        let file = self.location.database_file();
         let database = file_id(&file).map_err(folder_error(&file))?;
-        *held = Some(Held { _folder: folder, database });
+        *held = Some(HeldFolder { _lock: lock, database });
         Ok(())
     }
 
-    /// Closes the store for good, and opens its database once more on the way: sled notes where everything is only when
-    /// it opens, and reads what was written since then at the next start, which somebody may wait for. Takes as long as
-    /// that start would have.
+    /// Closes the store for good. Opens and closes its database once more: sled saves the positions of its pages only when
+    /// it opens, and would otherwise read everything written since then at the next start. Takes as long as that start.
     pub(in crate::store) fn close(&self) -> Result<(), StoreError> {
         if !self.is_available() {
             return Ok(());
         }
-        let mut held = self.opening.held();
+        let mut held = self.location.held();
         self.database.replace(None);
         drop(held.take());
-        let path = self.opening.path();
-        let _folder = taken(path, CLOSED_WITHIN)?;
+        let path = &self.location.path;
+        let _lock = FolderLock::acquire_within(path, CLOSE_DEADLINE)?;
         if let Some(header) = Header::read(path)? {
-            drop(Trees::open(path, header.geometry, self.opening.cache_memory)?);
+            drop(Trees::open(path, header.geometry, self.location.cache_memory)?);
         }
         Ok(())
     }
 
     fn open_in(&self, path: &Path) -> Result<(), StoreError> {
-        let Opening { blobs, geometry, cache_memory, .. } = *self.opening;
-        let mut header = header_of(path, blobs, geometry)?;
-        let trees = contained(path, || {
+        let Location { kind, geometry, cache_memory, .. } = *self.location;
+        let mut header = read_or_create_header(path, kind, geometry)?;
+        let trees = contain_panics(path, || {
             let trees = Trees::open_at(&path.join(TREE), header.geometry, cache_memory)?;
-            identify(&trees.db, path, &mut header)?;
-            match blobs {
-                BlobStoreKind::Sled => self.blobs.files().make_ready()?,
-                BlobStoreKind::Files => self.blobs.files().make_ready_for_content()?,
-            }
-            self.count_content(&trees.facts)?;
+            identify(&trees, path, &mut header)?;
+            self.blobs.prepare()?;
+            self.count_content(&trees)?;
             Ok(trees)
         })?;
         self.database.replace(Some(trees));
         Ok(())
     }
 
-    /// Counts what is there; once, on opening. Every fact is read: one that cannot be would fail whoever asks for it
-    /// or its neighbours, from now on and for ever.
-    fn count_content(&self, facts: &sled::Tree) -> Result<(), StoreError> {
+    /// Counts the stored content, and repairs differences between facts and files. Reads every fact, so that a damaged
+    /// database is found now and not by a later request.
+    fn count_content(&self, trees: &Trees) -> Result<(), StoreError> {
+        let facts = &trees.facts;
         for item in facts {
             item?;
         }
@@ -229,13 +145,13 @@ impl Engine {
             counts.manifests += 1;
             counts.content += fact.size;
         }
-        if let Blobs::Files(files) = &self.blobs {
-            reconcile(facts, files)?;
+        if let Some(files) = self.blobs.list()? {
+            self.reconcile(trees, files)?;
         }
-        for DraftUsage { digest, .. } in self.blobs.drafts()? {
-            // Content is there already: a crash kept its draft from going.
+        for FoundFile { digest, .. } in self.blobs.files().drafts()? {
+            // A crash after the commit has left the draft.
             if facts.contains_key(Key::Blob(&digest).to_bytes())? {
-                self.blobs.remove_draft(&digest)?;
+                self.blobs.files().remove_draft(&digest)?;
             }
         }
         for item in facts.scan_prefix(Key::blobs()) {
@@ -243,65 +159,70 @@ impl Engine {
             counts.blobs += 1;
             counts.content += fact.size;
         }
-        self.counters.manifests.store(counts.manifests, Ordering::Relaxed);
-        self.counters.blobs.store(counts.blobs, Ordering::Relaxed);
-        self.counters.content.store(counts.content, Ordering::Relaxed);
+        self.counters.set(counts);
+        Ok(())
+    }
+
+    /// Removes facts whose file is missing or has another length. Makes drafts of files without a fact, so that the next
+    /// fill verifies them.
+    fn reconcile(&self, trees: &Trees, files: Vec<FoundFile>) -> Result<(), StoreError> {
+        let mut files: HashMap<Digest, FoundFile> =
+            files.into_iter().map(|file| (file.digest, file)).collect();
+        let mut missing = 0_u64;
+        for item in trees.facts.scan_prefix(Key::blobs()) {
+            let (key, value) = item?;
+            let (Some(digest), Some(fact)) = (key::blob_of(&key), readable::<BlobFact>(&value)) else {
+                continue;
+            };
+            if files.remove(&digest).is_none_or(|file| file.size != fact.size) {
+                trees.facts.remove(&key)?;
+                self.blobs.remove(&digest)?;
+                missing += 1;
+            }
+        }
+        for digest in files.keys() {
+            self.blobs.files().demote(digest)?;
+        }
+        if missing > 0 {
+            tracing::warn!(
+                blobs = missing,
+                "files of blobs are missing or truncated; they will be fetched again"
+            );
+        }
+        if !files.is_empty() {
+            tracing::info!(files = files.len(), "files of blobs without a fact become drafts");
+        }
         Ok(())
     }
 }
 
-/// Brings facts and files together: a fact whose file is not there in its length goes, and a file without a fact is a
-/// draft again, for the next fill to find out what it is.
-fn reconcile(facts: &sled::Tree, files: &Files) -> Result<(), StoreError> {
-    let mut there: HashMap<Digest, Found> =
-        files.walk()?.into_iter().map(|found| (found.digest, found)).collect();
-    let mut lost = 0_u64;
-    for item in facts.scan_prefix(Key::blobs()) {
-        let (key, value) = item?;
-        let (Some(digest), Some(fact)) = (key::blob_of(&key), readable::<BlobFact>(&value)) else {
-            continue;
-        };
-        if there.remove(&digest).is_none_or(|found| found.size != fact.size) {
-            facts.remove(&key)?;
-            files.remove_content(&digest)?;
-            lost += 1;
+/// Compares the identity in sled with the header's. sled opens an empty or foreign file as a new database, whose identity
+/// differs. Writes the header if it is of an earlier format, or has no identity yet.
+fn identify(trees: &Trees, folder: &Path, header: &mut Header) -> Result<(), StoreError> {
+    let stored = trees.identity()?;
+    if let Some(identity) = header.identity {
+        if stored != Some(identity) {
+            let reason = "the database has lost what it held".to_owned();
+            return Err(StoreError::Corrupt { path: folder.to_owned(), reason });
         }
-    }
-    for digest in there.keys() {
-        files.demote(digest)?;
-    }
-    if lost > 0 {
-        tracing::warn!(lost, "files of blobs are missing or cut off; they will be fetched again");
-    }
-    if !there.is_empty() {
-        tracing::info!(found = there.len(), "files of blobs that no fact speaks of are drafts again");
-    }
-    Ok(())
-}
-
-/// Takes a folder, which this process itself may still use for a while.
-fn taken(path: &Path, patience: Duration) -> Result<Folder, StoreError> {
-    let end = Instant::now() + patience;
-    loop {
-        match Folder::take(path) {
-            Err(StoreError::Locked(_)) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            taken => return taken,
+        if !header.was_earlier() {
+            return Ok(());
         }
+    } else {
+        let identity = stored.unwrap_or_else(|| fastrand::u32(..));
+        // On disk before the header refers to it.
+        trees.set_identity(identity)?;
+        header.identity = Some(identity);
     }
+    header.write(folder)
 }
 
-/// Which file a name stands for.
-type FileId = (u64, u64);
-
-fn file_id(path: &Path) -> std::io::Result<FileId> {
-    let found = std::fs::metadata(path)?;
-    Ok((found.dev(), found.ino()))
-}
-
-/// The header of the store in a folder, made if there is no store.
-fn header_of(path: &Path, blobs: BlobStoreKind, geometry: Geometry) -> Result<Header, StoreError> {
+/// Returns the header of the store in a folder, and creates it if there is no store.
+fn read_or_create_header(
+    path: &Path,
+    blobs: BlobStoreKind,
+    geometry: Geometry,
+) -> Result<Header, StoreError> {
     let held = Header::read(path)?;
     let tree = path.join(TREE).try_exists().map_err(folder_error(path))?;
     match held {
@@ -313,7 +234,7 @@ fn header_of(path: &Path, blobs: BlobStoreKind, geometry: Geometry) -> Result<He
             }
             Ok(header)
         }
-        // The header comes first and goes last, so that no crash leaves this.
+        // The header is written first and quarantined last, so no crash leaves this state.
         None if tree => {
             let reason = format!("its {} is gone", header::FILE);
             Err(StoreError::Corrupt { path: path.to_owned(), reason })

@@ -1,7 +1,8 @@
-//! Sets aside a store that does not open: what makes it a store moves into a dated folder inside its own.
+//! Quarantine of a corrupt store: its files move into a dated folder inside the store's folder.
 //!
-//! Inside and not beside: the store's folder may be a mount point or lie in one that larder cannot write, as in
-//! containers and under service managers; and a rename within it never crosses file systems. Nothing is ever removed.
+//! The dated folder is inside and not beside the store's folder, which may be a mount point or have a parent that larder
+//! cannot write to, as in containers and under service managers. A rename inside it never crosses file systems. Quarantined
+//! stores are never removed automatically.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -11,23 +12,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::schema::BlobStoreKind;
 
-use crate::store::blobs::files::CONTENT;
+use crate::store::blobs::files::folder::CONTENT;
 use crate::store::error::StoreError;
-use crate::store::index::database::TREE;
+use crate::store::index::trees::TREE;
 use crate::store::lifecycle::compact::{NEW, OLD};
 use crate::store::lifecycle::header;
 
-/// What such a folder's name begins with.
+/// Prefix of the names of quarantine folders.
 const PREFIX: &str = "set-aside-";
-/// Stores that lie aside at most: what goes wrong more often goes wrong again, and each may hold as much disk as the store.
+/// Largest number of quarantined stores. After that the corruption has a lasting cause, and each may use as much disk space
+/// as the store.
 const MOST: usize = 3;
-/// The file that says why.
+/// File with the reason.
 const REASON: &str = "reason.txt";
 
-/// Moves what is in `folder`, which nobody else may use, into a dated folder inside it, and tells its path.
+/// Moves the store in `folder`, which this process has locked, into a dated folder inside it. Returns the path.
 ///
-/// Files of blobs stay for a store that keeps them so: they are named by their digest, and one that no fact speaks of is
-/// a draft, which is not believed before it is hashed.
+/// A store with blobs in files keeps them: each is named by its digest and becomes a draft, which is hashed before it is
+/// content again.
 pub(in crate::store) fn quarantine(
     folder: &Path,
     blobs: BlobStoreKind,
@@ -45,20 +47,20 @@ pub(in crate::store) fn quarantine(
     }
     let aside = new_folder(folder, SystemTime::now()).map_err(failed)?;
     let blobs = (blobs == BlobStoreKind::Sled).then_some(CONTENT);
-    // The header last: what is left by a crash in between is a store without its database, or none at all.
+    // The header is last: a crash leaves a store without its database, or no store.
     for name in [TREE, NEW, OLD].into_iter().chain(blobs).chain([header::FILE]) {
         match fs::rename(folder.join(name), aside.join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }
-    // The log has it too.
+    // The reason is also in the log.
     let _ = fs::write(aside.join(REASON), format!("{reason}\n"));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
     Ok(aside)
 }
 
-/// The stores that lie aside in `folder`, the oldest first.
+/// Returns the quarantined stores in `folder`, oldest first.
 pub(in crate::store) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let failed = |source| StoreError::Folder { path: folder.to_owned(), source };
     let mut found = Vec::new();
@@ -72,10 +74,10 @@ pub(in crate::store) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreEr
     Ok(found)
 }
 
-/// A new folder that is named by the time, and by a number if there is one of that time.
+/// Creates a folder whose name has the time, and a number if that name exists.
 fn new_folder(folder: &Path, now: SystemTime) -> std::io::Result<PathBuf> {
     let mut date = String::new();
-    // A clock that stands nowhere near the present has no such date.
+    // A wrong clock may have a time that has no such date.
     if now < UNIX_EPOCH || write!(date, "{}", humantime::format_rfc3339_seconds(now)).is_err() {
         "undated".clone_into(&mut date);
     }
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_time_makes_a_new_name() {
+    fn quarantine_folder_gets_a_new_name_each_time() {
         let folder = tempfile::tempdir().expect("a folder");
         let [day, century] = [24 * 3600, 36_525 * 24 * 3600].map(Duration::from_secs);
         let times = [

@@ -1,33 +1,33 @@
-//! What happens between the last byte of a draft and its being content.
+//! Tests of the commit: between the last byte of a draft and its content.
 
 use super::*;
 
-over_both_kinds! {
-    a_draft_whose_settling_was_cut_needs_no_second_download
-    a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start
-    a_verified_draft_is_read_to_its_end_before_and_after_it_settles
+over_every_kind! {
+    draft_with_an_interrupted_commit_needs_no_second_download
+    draft_beside_its_content_is_removed_at_the_start
+    verified_draft_is_readable_before_and_after_the_commit
 }
 
-fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStoreKind) {
+fn draft_with_an_interrupted_commit_needs_no_second_download(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
-    // Longer than what is gathered for one write, so that it has a file in either kind.
+    // Longer than one write, so that it has a file in every kind.
     let content = body(600_000);
     let digest = Digest::of(Algorithm::Sha256, &content);
     let mut writer = store.open_draft(&digest).expect("a draft");
     append(&mut writer, content.clone());
     let verified = writer.verify(Some(600_000)).expect("verified").expect("the right bytes");
     drop(verified);
-    // As a crash in the middle of copying leaves it, or one before content was renamed.
-    let condemned = crate::store::index::fact::DraftFact { condemned: true };
+    // The state after a crash during the copy, or before the rename.
+    let leftover = crate::store::index::fact::LeftoverFact { must_remove: true };
     store
         .0
         .database
         .facts()
         .expect("open")
-        .insert(Key::Draft(&digest).to_bytes(), condemned.encode())
+        .insert(Key::Leftover(&digest).to_bytes(), leftover.encode())
         .expect("written");
-    if let Blobs::Pages(database, _) = &store.0.blobs {
-        let pages = database.pages().expect("open");
+    if store.0.blobs.space_model() == SpaceModel::Shared {
+        let pages = store.0.database.pages().expect("open");
         pages.put(&digest, 0, b"a part").expect("written");
     }
     store.0.flush().expect("flushed");
@@ -36,8 +36,8 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStoreKind) 
     assert!(store.blob(&digest).expect("a look").is_none());
     let writer = store.open_draft(&digest).expect("a draft");
     assert_eq!(writer.draft().progress().received, 600_000);
-    if let Blobs::Pages(database, _) = &store.0.blobs {
-        let pages = database.pages().expect("open");
+    if store.0.blobs.space_model() == SpaceModel::Shared {
+        let pages = store.0.database.pages().expect("open");
         assert!(pages.get(&digest, 0).expect("a look").is_none());
     }
     assert_eq!(writer.finish(&repository("a"), Some(600_000), at(1)).expect("finished"), DraftEnd::Verified);
@@ -45,7 +45,7 @@ fn a_draft_whose_settling_was_cut_needs_no_second_download(kind: BlobStoreKind) 
     assert!(files_below(&folder, "drafts").is_empty());
 }
 
-fn a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start(kind: BlobStoreKind) {
+fn draft_beside_its_content_is_removed_at_the_start(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = fill(&store, &content, 5000);
@@ -58,7 +58,7 @@ fn a_draft_that_a_crash_left_beside_its_content_is_gone_after_a_start(kind: Blob
     assert_eq!(read_all(&blob(&store, &digest).open().expect("a blob"), 0..5000), content);
 }
 
-fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobStoreKind) {
+fn verified_draft_is_readable_before_and_after_the_commit(kind: BlobStoreKind) {
     for length in [5000, 3 << 20] {
         let (store, folder) = store(kind);
         let content = body(length);
@@ -84,7 +84,7 @@ fn a_verified_draft_is_read_to_its_end_before_and_after_it_settles(kind: BlobSto
         let verified = writer.verify(None).expect("verified").expect("the right bytes");
         assert_eq!(draft.progress().readable(), length as u64);
         assert!(all(&draft) == content);
-        // A few bytes are written once, where they are to stay.
+        // A small draft never has a file.
         assert_eq!(files_below(&folder, "drafts").is_empty(), length < 500_000);
         verified.commit(Some(&repository("a")), at(1)).expect("settled");
         assert!(all(&draft) == content);

@@ -1,4 +1,4 @@
-//! A file that is being read: content, or a draft as far as it is written.
+//! Open file for reading: content, or the written part of a draft.
 
 use std::fs::File;
 use std::io::{ErrorKind, IoSliceMut};
@@ -12,34 +12,34 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Hasher};
-use crate::store::error::is_unreadable;
+use crate::store::error::{StoreError, is_unreadable};
 
 use super::buffers::PIECE;
-use super::{Files, StoreError, failed, time_of};
+use super::folder::{Files, failed, time_of};
 
-/// A file that is open, so that it can be read to its end whatever happens to its name. Clones share it.
+/// Open file, which can be read to its end whatever happens to its name. Clones share it.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct FileBody(Arc<Opened>);
+pub(in crate::store) struct FileBody(Arc<OpenFile>);
 
 #[derive(Debug)]
-struct Opened {
+struct OpenFile {
     files: Files,
     digest: Digest,
-    /// A draft's file is made when there is something to put into it.
+    /// Missing until the first write to a draft.
     file: OnceLock<File>,
-    /// What content must look like from outside for as long as it is read.
-    kept: Option<Kept>,
+    /// Expected length and time of content while it is read; `None` for a draft.
+    kept: Option<ExpectedFile>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Kept {
+struct ExpectedFile {
     size: u64,
     stored_at: Timestamp,
 }
 
 impl Files {
-    /// Opens content. What is not there, or not as it was kept, is damaged. A file whose time alone is another is read
-    /// and hashed: a copy of the whole folder may have lost the times.
+    /// Opens content. Missing or changed content is damaged. A file that differs only in its time is read and hashed: a copy
+    /// of the whole folder may have lost the times.
     pub(in crate::store) fn open(
         &self,
         digest: &Digest,
@@ -49,19 +49,19 @@ impl Files {
         let path = self.content(digest);
         let file = match File::open(&path) {
             Ok(file) => file,
-            // Too many open files say nothing of this one.
+            // Too many open files are not a defect of this file.
             Err(error) if is_busy(&error) => return Err(failed(&path)(error)),
             Err(error) => {
-                tracing::debug!(%digest, %error, "a file cannot be opened");
+                tracing::debug!(%digest, %error, "cannot open a file of a blob");
                 return Err(StoreError::Damaged(*digest));
             }
         };
         let found = file.metadata().map_err(failed(&path))?;
-        let body = FileBody(Arc::new(Opened {
+        let body = FileBody(Arc::new(OpenFile {
             files: self.clone(),
             digest: *digest,
             file: file.into(),
-            kept: Some(Kept { size, stored_at }),
+            kept: Some(ExpectedFile { size, stored_at }),
         }));
         if !self.is_kept(&found, size, stored_at) {
             if !found.is_file() || found.len() != size {
@@ -73,34 +73,34 @@ impl Files {
     }
 }
 
-/// Whether it is not the file that an error is about.
+/// Returns true if the process or the system is out of resources, so that the file itself may be right.
 fn is_busy(error: &std::io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 impl FileBody {
-    /// A draft's body; its file comes later.
+    /// Creates the body of a draft that has no file yet.
     pub(super) fn of_draft(files: &Files, digest: &Digest) -> Self {
-        Self(Arc::new(Opened { files: files.clone(), digest: *digest, file: OnceLock::new(), kept: None }))
+        Self(Arc::new(OpenFile { files: files.clone(), digest: *digest, file: OnceLock::new(), kept: None }))
     }
 
-    /// Gives a draft its file.
+    /// Sets the file of a draft.
     pub(super) fn set_file(&self, file: File) {
-        // The one writer of a draft does this once.
+        // A draft has one writer, which sets the file once.
         let _ = self.0.file.set(file);
     }
 
-    /// The file, once there is one.
+    /// Returns the file, if it exists.
     pub(super) fn file(&self) -> Option<&File> {
         self.0.file.get()
     }
 
-    /// Hashes all of a file that somebody may have written to, and gives it its time back if it is right.
+    /// Hashes a whole file that another program may have written to, and restores its time if the bytes are right.
     fn verify(&self, size: u64, stored_at: Timestamp) -> Result<(), StoreError> {
-        let Opened { files, digest, .. } = &*self.0;
+        let OpenFile { files, digest, .. } = &*self.0;
         let _turn = files.0.verifying.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_unchanged().is_ok() {
-            // Another reader has done it in the meantime.
+            // Another reader has verified the file in the meantime.
             return Ok(());
         }
         let mut hasher = Hasher::new(digest.algorithm());
@@ -110,7 +110,7 @@ impl FileBody {
         if hasher.finish() != *digest {
             return Err(damaged());
         }
-        tracing::info!(%digest, "a file's time had changed; its bytes are right");
+        tracing::info!(%digest, "the modification time of a file had changed, its bytes are right");
         file.set_modified(time_of(stored_at)).map_err(failed(&files.content(digest)))
     }
 
@@ -139,9 +139,9 @@ impl FileBody {
         Ok(found)
     }
 
-    /// A whole piece, or what there is up to `end`.
+    /// Reads one piece, or less if `end` is nearer.
     fn piece(&self, at: u64, end: u64) -> Result<Bytes, StoreError> {
-        let Opened { files, digest, .. } = &*self.0;
+        let OpenFile { files, digest, .. } = &*self.0;
         let damaged = || StoreError::Damaged(*digest);
         let file = self.file().ok_or_else(damaged)?;
         let mut buffer = files.0.buffers.take(usize::try_from(end - at).unwrap_or(PIECE));
@@ -153,42 +153,43 @@ impl FileBody {
             }
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(damaged()),
             Err(error) if is_unreadable(&error) => {
-                // A bad spot of the disk: what was there is lost, and can be fetched again.
-                tracing::error!(%digest, %error, "a file cannot be read");
+                // A defect of the disk: the bytes are lost, and can be fetched again.
+                tracing::error!(%digest, %error, "cannot read a file of a blob");
                 Err(damaged())
             }
             Err(error) => Err(failed(&files.content(digest))(error)),
         }
     }
 
-    /// What the system has in memory of the start of `range`.
+    /// Reads the start of `range` if it is in the page cache of the operating system. Does not block.
     pub(in crate::store) fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
-        let Opened { files, .. } = &*self.0;
+        let OpenFile { files, .. } = &*self.0;
         let file = self.file()?;
-        if range.start >= range.end || !self.comes_by_itself() {
+        if range.start >= range.end || !self.has_read_ahead() {
             return None;
         }
         let mut buffer = files.0.buffers.take(usize::try_from(range.end - range.start).unwrap_or(PIECE));
         let read = preadv2(file, &mut [IoSliceMut::new(buffer.room())], range.start, ReadWriteFlags::NOWAIT);
         match read {
-            // What is wrong with a file that ends too early, or was written to, is for `read` to say.
+            // `read` reports a file that is too short or was changed.
             Ok(length @ 1..) => self.is_unchanged().ok().map(|()| buffer.into_bytes(length)),
             Ok(0) | Err(Errno::AGAIN | Errno::INTR | Errno::IO) => None,
             Err(error) => {
-                tracing::debug!(%error, "files are read on threads of their own from here on");
+                tracing::debug!(%error, "reads from the page cache are not supported; files are read on blocking threads");
                 files.0.reads_now.store(false, Ordering::Relaxed);
                 None
             }
         }
     }
 
-    pub(in crate::store) fn comes_by_itself(&self) -> bool {
+    /// Returns true if `read_now` usually finds the next bytes.
+    pub(in crate::store) fn has_read_ahead(&self) -> bool {
         self.0.files.0.reads_now.load(Ordering::Relaxed)
     }
 
-    /// Content that somebody has written to since it was opened must not go out as if it were whole.
+    /// Returns an error if another program has written to content since it was opened.
     fn is_unchanged(&self) -> Result<(), StoreError> {
-        let Opened { files, digest, kept, .. } = &*self.0;
+        let OpenFile { files, digest, kept, .. } = &*self.0;
         let (Some(kept), Some(file)) = (kept, self.file()) else { return Ok(()) };
         let found = file.metadata().map_err(failed(&files.content(digest)))?;
         if files.is_kept(&found, kept.size, kept.stored_at) {

@@ -1,21 +1,21 @@
-//! Buffers that are used again: the one that was given back last is still in the processor's cache.
+//! Pool of buffers: the buffer that was returned last is still in the CPU cache.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// The longest piece that is read at once. Longer ones leave the processor's cache before they are sent.
+/// Largest piece of one read. A larger piece leaves the CPU cache before it is sent.
 pub(super) const PIECE: usize = 256 << 10;
-/// Pieces up to this length get memory of their own: it costs less than it saves to keep a whole buffer for them.
+/// Largest piece with memory of its own, which is cheaper than to occupy a whole buffer.
 const SMALL: usize = 32 << 10;
-/// Buffers kept while nobody uses them.
+/// Largest number of unused buffers in the pool.
 const KEPT: usize = 32;
 
-/// Buffers that nobody uses.
+/// Unused buffers.
 #[derive(Debug, Default)]
 pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
 
-/// A buffer in use.
+/// Buffer in use.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
@@ -24,7 +24,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffers {
-    /// A buffer for up to `length` bytes, and no more than a piece.
+    /// Returns a buffer for up to `length` bytes, at most one piece.
     pub(super) fn take(self: &Arc<Self>, length: usize) -> Buffer {
         let length = length.min(PIECE);
         if length <= SMALL {
@@ -35,18 +35,18 @@ impl Buffers {
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock can panic in the middle of a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Buffer {
-    /// What is to be filled.
+    /// Returns the memory to fill.
     pub(super) fn room(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.length]
     }
 
-    /// The first `filled` bytes; the buffer goes back when their last reader drops them.
+    /// Returns the first `filled` bytes. The buffer returns to the pool when the last reader drops them.
     pub(super) fn into_bytes(mut self, filled: usize) -> Bytes {
         self.length = self.length.min(filled);
         Bytes::from_owner(self)
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_come_back_and_no_more_than_a_few_are_kept() {
+    fn pool_reuses_buffers_up_to_a_limit() {
         let buffers = Arc::new(Buffers::default());
         let mut buffer = buffers.take(100_000);
         buffer.room()[..3].copy_from_slice(b"abc");

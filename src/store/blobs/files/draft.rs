@@ -1,4 +1,4 @@
-//! A draft's file, as its one writer sees it.
+//! Writer of a draft's file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, Write as _};
@@ -11,30 +11,31 @@ use crate::clock::Timestamp;
 use crate::oci::Digest;
 
 use super::body::FileBody;
-use super::{Files, StoreError, failed, make_folder, remove, sync_folder, time_of};
+use super::folder::{Files, failed, make_folder, remove, sync_folder, time_of};
+use crate::store::error::StoreError;
 
-/// How much is gathered for one write.
+/// Bytes that are collected for one write.
 const WRITE: usize = 512 << 10;
-/// Pieces of one write: the system takes no more at once (`IOV_MAX`).
+/// Largest number of pieces in one write (`IOV_MAX`).
 const PIECES: usize = 1024;
 
-/// The file of a draft, which grows at its end.
+/// File of a draft, which grows at its end.
 #[derive(Debug)]
 pub(in crate::store) struct FileDraft {
     files: Files,
     digest: Digest,
     body: FileBody,
-    /// What waits to be written, as it came.
+    /// Bytes that are not written yet.
     waiting: Vec<Bytes>,
     waiting_bytes: usize,
     written: u64,
-    /// The file's time when it was last seen to be ours: after each write of our own.
+    /// Modification time of the file after the latest write of this writer.
     stamp: Option<SystemTime>,
 }
 
 impl Files {
-    /// The draft of a digest, new or left by an earlier writer. Content of that name is what a crash kept from getting
-    /// its fact, or its fact was lost: it is a draft again. Whoever calls this holds the names.
+    /// Opens the draft of a digest, or creates it. Content without a fact, which a crash left, becomes the draft. The caller
+    /// has locked the names.
     pub(in crate::store) fn draft(&self, digest: &Digest) -> Result<FileDraft, StoreError> {
         self.demote(digest)?;
         let path = self.growing(digest);
@@ -66,31 +67,30 @@ impl FileDraft {
         &self.digest
     }
 
-    /// How many bytes can be read back.
+    /// Returns the number of bytes that are written.
     pub(in crate::store) fn written(&self) -> u64 {
         self.written
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes, including those that are not written yet.
     pub(in crate::store) fn length(&self) -> u64 {
         self.written + self.waiting_bytes as u64
     }
 
-    /// Whether there is a file, which a draft of a few bytes never needs where its content is elsewhere.
+    /// Returns true if the draft has a file. A small draft whose content is stored elsewhere never needs a file.
     pub(in crate::store) fn has_file(&self) -> bool {
         self.body.file().is_some()
     }
 
-    /// The same bytes for readers, as far as they are written.
+    /// Returns the written bytes for readers.
     pub(in crate::store) fn body(&self) -> FileBody {
         self.body.clone()
     }
 
-    /// Adds bytes; they are written in few and large steps, from where they came to, and can be read back when `written`
-    /// counts them.
+    /// Appends bytes. They are written in few large steps without a copy, and are readable when `written` counts them.
     pub(in crate::store) fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         if bytes.is_empty() {
-            // An empty piece looks like a file that takes nothing.
+            // A write of an empty piece returns 0, like a write to a full file.
             return Ok(());
         }
         self.waiting_bytes += bytes.len();
@@ -101,7 +101,7 @@ impl FileDraft {
         Ok(())
     }
 
-    /// Writes what waits.
+    /// Writes all collected bytes.
     pub(in crate::store) fn complete(&mut self) -> Result<(), StoreError> {
         if self.waiting_bytes == 0 {
             return Ok(());
@@ -113,7 +113,7 @@ impl FileDraft {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
             )
         {
-            // Nobody can use the last free bytes as long as half a blob lies on them.
+            // An incomplete blob must not occupy the last free bytes.
             self.files.remove_draft(&self.digest)?;
         }
         written
@@ -140,13 +140,13 @@ impl FileDraft {
         Ok(())
     }
 
-    /// The file, made if there is none yet.
+    /// Returns the file, and creates it if necessary.
     fn file(&self) -> Result<&File, StoreError> {
         let path = self.files.growing(&self.digest);
         if self.body.file().is_none() {
             let open = || OpenOptions::new().read(true).append(true).create(true).open(&path);
             let made = match open() {
-                // Somebody has removed the folder.
+                // Another program has removed the folder.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let folder = path.parent().unwrap_or(&path);
                     make_folder(folder).map_err(failed(folder))?;
@@ -156,11 +156,11 @@ impl FileDraft {
             };
             self.body.set_file(made.map_err(failed(&path))?);
         }
-        // It was set right above if it was not set before.
+        // The file was set above.
         self.body.file().ok_or_else(|| failed(&path)(ErrorKind::NotFound.into()))
     }
 
-    /// Hands on all bytes, those that wait to be written included.
+    /// Passes all bytes to `to`, including those that are not written yet.
     pub(in crate::store) fn copy(
         &self,
         mut to: impl FnMut(Bytes) -> Result<(), StoreError>,
@@ -173,13 +173,13 @@ impl FileDraft {
                 to(piece)?;
             }
         }
-        // Nor while it was copied.
+        // Check again: the file may have changed during the copy.
         self.is_ours()?;
         self.waiting.iter().cloned().try_for_each(to)
     }
 
-    /// Refuses a file to which somebody else wrote, as far as its length and its time show that: what was hashed as it
-    /// came is not what lies there.
+    /// Returns an error if another program has written to the file, judging by length and time: then the hashed bytes are not
+    /// the bytes in the file.
     pub(in crate::store) fn is_ours(&self) -> Result<(), StoreError> {
         let Some(file) = self.body.file() else { return Ok(()) };
         let draft = self.files.growing(&self.digest);
@@ -191,9 +191,8 @@ impl FileDraft {
         Ok(())
     }
 
-    /// Waits until the bytes are on the disk, then until they are there under the name of content. Every fill does this
-    /// for itself, on its own thread: the file system's journal groups those that come together, and does so better
-    /// than one thread that goes through them.
+    /// Makes content of the draft: synchronises its bytes, renames it, and synchronises the folder. Each fill does this on a
+    /// thread of its own, because the journal of the file system groups concurrent calls better than one thread.
     pub(in crate::store) fn commit(&mut self, stored_at: Timestamp) -> Result<(), StoreError> {
         let (draft, content) = (self.files.growing(&self.digest), self.files.content(&self.digest));
         self.complete()?;
@@ -208,13 +207,13 @@ impl FileDraft {
         {
             let _names = self.files.names();
             make_folder(folder).map_err(failed(folder))?;
-            // The name may have been given to another file, or to none.
+            // Another program may have replaced or removed the file.
             let named = fs::symlink_metadata(&draft).map_err(failed(&draft))?;
             if (named.dev(), named.ino()) != (found.dev(), found.ino()) {
                 return Err(StoreError::Damaged(self.digest));
             }
             fs::rename(&draft, &content).map_err(failed(&draft))?;
-            self.files.0.disk.came(&found);
+            self.files.0.disk.add(&found);
         }
         sync_folder(folder).map_err(failed(folder))
     }

@@ -1,4 +1,4 @@
-//! What holds for files alone: what a crash, or somebody with a shell, leaves behind.
+//! Tests of files: states after a crash, or after a change by another program.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -12,7 +12,6 @@ use tempfile::TempDir;
 use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
 use crate::oci::{Algorithm, Digest, Repository};
-use crate::store::blobs::Blobs;
 use crate::store::{BlobEntry, Counts, DraftEnd, DraftWriter, Removal, StoreError, StoreSession};
 
 /// Longer than one step of writing and several pieces of reading.
@@ -92,7 +91,7 @@ impl House {
         }
     }
 
-    /// What the cache does with damage, and that all is well after it.
+    /// Removes the damaged blob as the cache does, fills it again and reads it.
     fn heals(&self) {
         self.store.remove(Removal::CorruptBlob(&self.blob().expect("a fact"))).expect("condemned");
         assert!(self.blob().is_none() && !self.path().exists() && !self.draft_path().exists());
@@ -104,12 +103,11 @@ impl House {
 
     #[track_caller]
     fn is_measured_exactly(&self) {
-        let Blobs::Files(files) = &self.store.0.blobs else { panic!("another kind") };
         let mut exact = 0;
         for path in [self.path(), self.draft_path()] {
             exact += fs::metadata(path).map_or(0, |file| file.blocks() * 512);
         }
-        assert_eq!(files.size_on_disk().expect("a size"), exact);
+        assert_eq!(self.store.0.blobs.size_on_disk().expect("a size"), exact);
     }
 }
 
@@ -135,7 +133,7 @@ fn write(path: &PathBuf) -> File {
 }
 
 #[test]
-fn files_that_somebody_changed_are_damaged_and_heal() {
+fn changed_file_is_damaged_and_filled_again() {
     let changes: [fn(&PathBuf); 5] = [
         |path| fs::remove_file(path).expect("removed"),
         |path| write(path).set_len(LENGTH as u64 - 1).expect("cut off"),
@@ -153,7 +151,7 @@ fn files_that_somebody_changed_are_damaged_and_heal() {
 }
 
 #[test]
-fn files_that_change_while_they_are_read_are_cut_off() {
+fn file_that_changes_during_a_read_is_damaged() {
     let changes: [fn(&PathBuf); 3] = [
         |path| write(path).set_len(500_000).expect("cut off"),
         |path| write(path).write_all_at(b"x", 10).expect("written"),
@@ -172,7 +170,7 @@ fn files_that_change_while_they_are_read_are_cut_off() {
 }
 
 #[test]
-fn a_file_that_lost_only_its_time_is_right() {
+fn file_with_another_time_only_is_verified() {
     let house = House::filled();
     let kept = fs::metadata(house.path()).expect("a file").modified().expect("a time");
     write(&house.path()).set_modified(SystemTime::now()).expect("a time");
@@ -184,7 +182,7 @@ fn a_file_that_lost_only_its_time_is_right() {
 }
 
 #[test]
-fn a_file_that_is_open_is_read_to_its_end_and_takes_no_room_any_more() {
+fn open_file_is_readable_after_its_removal() {
     let house = House::filled();
     house.is_measured_exactly();
     let blob = house.blob().expect("a fact").open().expect("open");
@@ -199,7 +197,7 @@ fn a_file_that_is_open_is_read_to_its_end_and_takes_no_room_any_more() {
 }
 
 #[test]
-fn content_without_its_fact_needs_no_second_download() {
+fn content_without_a_fact_needs_no_second_download() {
     // As a crash leaves it between the rename and the fact, found at the start and found by a fill.
     for reopened in [true, false] {
         let mut house = House::filled();
@@ -218,7 +216,7 @@ fn content_without_its_fact_needs_no_second_download() {
 }
 
 #[test]
-fn facts_without_their_file_are_gone_after_a_start() {
+fn fact_without_a_file_is_removed_at_the_start() {
     let changes: [fn(&PathBuf); 2] =
         [|path| fs::remove_file(path).expect("removed"), |path| write(path).set_len(7).expect("cut off")];
     for change in changes {
@@ -234,7 +232,7 @@ fn facts_without_their_file_are_gone_after_a_start() {
 }
 
 #[test]
-fn what_is_not_larders_is_left_alone() {
+fn foreign_file_is_ignored() {
     let house = House::filled();
     let strange = house.path().with_file_name("precious.txt");
     let drafted = house.draft_path().with_file_name("precious.txt");
@@ -249,7 +247,7 @@ fn what_is_not_larders_is_left_alone() {
 }
 
 #[test]
-fn a_draft_goes_on_where_it_was_cut_at_any_byte() {
+fn draft_resumes_at_any_byte() {
     for kept in [0, 1, 511, 512, 524_289, LENGTH - 1] {
         let house = House::new();
         let mut writer = house.store.open_draft(&house.digest).expect("a draft");
@@ -267,7 +265,7 @@ fn a_draft_goes_on_where_it_was_cut_at_any_byte() {
 }
 
 #[test]
-fn a_draft_that_somebody_changed_does_not_become_content() {
+fn changed_draft_does_not_become_content() {
     let changes: [fn(&PathBuf); 3] = [
         |path| fs::remove_file(path).expect("removed"),
         |path| write(path).set_len(9).expect("cut off"),
@@ -292,7 +290,7 @@ fn a_draft_that_somebody_changed_does_not_become_content() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_that_leaves_nothing() {
+fn full_disk_is_an_error_and_leaves_nothing() {
     let house = House::new();
     // The one file that is always full.
     std::os::unix::fs::symlink("/dev/full", house.draft_path()).expect("a link");
