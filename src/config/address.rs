@@ -1,4 +1,4 @@
-//! Where to listen: an address and port, a socket in the file system, or one that the service manager has opened.
+//! Addresses to listen on: IP address and port, Unix socket, or a socket inherited from the service manager.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,33 +8,33 @@ use std::str::FromStr;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What a socket's path may take: the system's `sun_path` less its end, and less what its name has while it is made.
-const LONGEST_PATH: usize = 106;
+/// Maximum length of a socket path: the system's `sun_path` without the terminating NUL and the temporary suffix.
+const PATH_MAX: usize = 106;
 
-/// One place to listen at.
+/// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
     /// `127.0.0.1:5000` or `[::1]:5000`.
     Tcp(SocketAddr),
     /// `unix:/run/larder.sock`.
     Unix(PathBuf),
-    /// `systemd:NAME`: all sockets that were passed under this name (`FileDescriptorName=`).
+    /// `systemd:NAME`: all inherited sockets with this name (`FileDescriptorName=`).
     Named(String),
-    /// `fd:3`: the socket that was passed as this descriptor.
+    /// `fd:3`: the socket inherited as this descriptor.
     Descriptor(u16),
 }
 
-/// What is no address.
+/// Error of parsing an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListenAddressError {
-    /// None of the forms.
-    #[error("`{0}` is no address; write IP:PORT, unix:/PATH, systemd:NAME or fd:NUMBER")]
+    /// The text has none of the known forms.
+    #[error("`{0}` is not an address; write IP:PORT, unix:/PATH, systemd:NAME or fd:NUMBER")]
     Form(String),
-    /// A socket's path that no system takes.
-    #[error("`{0}` is no path for a socket; write an absolute one of at most {LONGEST_PATH} bytes")]
+    /// The path is not valid for a socket.
+    #[error("`{0}` is not a valid socket path; write an absolute path of at most {PATH_MAX} bytes")]
     Path(String),
-    /// Standard input, output and error are no sockets to listen at.
-    #[error("fd:{0} is a standard stream; sockets are passed from fd:3 on")]
+    /// Descriptors 0 to 2 are standard streams.
+    #[error("fd:{0} is a standard stream; inherited sockets start at fd:3")]
     Descriptor(u16),
 }
 
@@ -44,7 +44,7 @@ impl FromStr for ListenAddress {
     fn from_str(text: &str) -> Result<Self, ListenAddressError> {
         let form = || ListenAddressError::Form(text.to_owned());
         if let Some(path) = text.strip_prefix("unix:") {
-            let fine = path.starts_with('/') && !path.ends_with('/') && path.len() <= LONGEST_PATH;
+            let fine = path.starts_with('/') && !path.ends_with('/') && path.len() <= PATH_MAX;
             return if fine {
                 Ok(Self::Unix(path.into()))
             } else {
@@ -52,7 +52,7 @@ impl FromStr for ListenAddress {
             };
         }
         if let Some(name) = text.strip_prefix("systemd:") {
-            // As systemd names descriptors: printable, and separated by colons where several are passed.
+            // systemd allows printable characters except the colon, which separates names.
             let fine = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
             return if fine { Ok(Self::Named(name.to_owned())) } else { Err(form()) };
         }
@@ -79,7 +79,7 @@ impl fmt::Display for ListenAddress {
 }
 
 impl ListenAddress {
-    /// Where to connect to it from this machine, if that can be told: on loopback, where it is listened at everywhere.
+    /// Returns the address for connecting from this machine, if it is known. An unspecified IP becomes loopback.
     fn reachable(&self) -> Option<Self> {
         match self {
             Self::Tcp(address) if address.port() != 0 => {
@@ -95,8 +95,8 @@ impl ListenAddress {
         }
     }
 
-    /// Whether nobody but this machine reaches it.
-    fn is_near(&self) -> bool {
+    /// Returns true if only this machine can connect.
+    fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),
             Self::Unix(_) => true,
@@ -104,7 +104,7 @@ impl ListenAddress {
         }
     }
 
-    /// Whether both cannot be listened at, as far as can be told without trying.
+    /// Returns true if a process cannot listen on both addresses.
     pub fn clashes(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tcp(one), Self::Tcp(other)) => {
@@ -123,7 +123,7 @@ impl From<SocketAddr> for ListenAddress {
     }
 }
 
-/// Places to listen at; in the configuration one, or a list.
+/// Addresses to listen on. The configuration has one address, or a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListenAddresses(pub Vec<ListenAddress>);
 
@@ -134,11 +134,11 @@ impl<A: Into<ListenAddress>> From<A> for ListenAddresses {
 }
 
 impl ListenAddresses {
-    /// Where to connect to one of them from this machine, if that can be told: where nobody else does, if there is such
-    /// a place, since no token is asked for there.
+    /// Returns an address for connecting from this machine, if one is known. Prefers local addresses, because they require
+    /// no token.
     pub fn reachable(&self) -> Option<ListenAddress> {
-        let near = self.0.iter().filter(|address| address.is_near());
-        near.chain(&self.0).find_map(ListenAddress::reachable)
+        let local = self.0.iter().filter(|address| address.is_local());
+        local.chain(&self.0).find_map(ListenAddress::reachable)
     }
 }
 
@@ -159,7 +159,7 @@ impl<'de> Deserialize<'de> for ListenAddresses {
             type Value = ListenAddresses;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an address, or a list of them")
+                f.write_str("an address, or a list of addresses")
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ListenAddresses, E> {
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_larder_is_asked_where_only_this_machine_asks() {
+    fn reachable_prefers_local_addresses() {
         for (listen, asked) in [
             (&["0.0.0.0:5001"][..], Some("127.0.0.1:5001")),
             (&["[::]:5001"], Some("[::1]:5001")),
@@ -197,17 +197,21 @@ mod tests {
         ] {
             let addresses =
                 ListenAddresses(listen.iter().map(|text| text.parse().expect("an address")).collect());
-            assert_eq!(addresses.reachable().map(|place| place.to_string()).as_deref(), asked, "{listen:?}");
+            assert_eq!(
+                addresses.reachable().map(|address| address.to_string()).as_deref(),
+                asked,
+                "{listen:?}"
+            );
         }
     }
 
     #[test]
-    fn each_form_is_read_and_written() {
+    fn listen_address_forms_are_parsed_and_displayed() {
         for text in ["127.0.0.1:5000", "[::1]:5000", "unix:/run/larder.sock", "systemd:larder.socket", "fd:3"]
         {
             assert_eq!(text.parse::<ListenAddress>().expect(text).to_string(), text);
         }
-        let long = format!("unix:/{}", "x".repeat(LONGEST_PATH));
+        let long = format!("unix:/{}", "x".repeat(PATH_MAX));
         for text in [
             "localhost:5000",
             "127.0.0.1",
@@ -228,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_both_be_had_clashes() {
+    fn clashes_detects_overlapping_addresses() {
         let clash = |one: &str, other: &str| {
             let [one, other] = [one, other].map(|text| text.parse::<ListenAddress>().expect(text));
             assert_eq!(one.clashes(&other), other.clashes(&one));
@@ -237,7 +241,7 @@ mod tests {
         assert!(clash("127.0.0.1:5000", "127.0.0.1:5000"));
         assert!(clash("127.0.0.1:5000", "0.0.0.0:5000"));
         assert!(!clash("127.0.0.1:5000", "127.0.0.2:5000"));
-        assert!(!clash("127.0.0.1:0", "127.0.0.1:0"), "the system chooses two");
+        assert!(!clash("127.0.0.1:0", "127.0.0.1:0"), "the system chooses different ports");
         assert!(clash("unix:/a", "unix:/a"));
         assert!(!clash("unix:/a", "unix:/b"));
         assert!(clash("fd:3", "fd:3"));

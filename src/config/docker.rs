@@ -1,4 +1,4 @@
-//! docker's `config.json` as a source of credentials: what it holds, and which of it is meant for whom.
+//! Credentials in Docker's `config.json`: parsing, and look-up of the entry for a registry and repository.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,30 +14,30 @@ use url::Url;
 
 use crate::oci::{Name, UpstreamName};
 
-/// No file with credentials is larger.
+/// Maximum size of a file with credentials.
 pub const FILE_MAX: u64 = 1 << 20;
 
-/// Tools differ in whether they pad.
+/// Base64 with or without padding, because tools differ.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The names that Docker Hub has in such files; `docker login` writes `https://index.docker.io/v1/`.
+/// Names of Docker Hub in such files. `docker login` writes `https://index.docker.io/v1/`.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
-/// What Docker Hub is called towards credential helpers.
+/// Name of Docker Hub for credential helpers.
 const DOCKER_HUB_LOGIN: &str = "https://index.docker.io/v1/";
 
-/// Who larder is at a registry. `Debug` shows nothing of it.
+/// Credential for a registry. `Debug` does not show it.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credential {
-    /// May be empty beside an identity token.
+    /// User name. May be empty if there is an identity token.
     pub username: String,
-    /// Bytes rather than text: a password file may hold any.
+    /// Password. Bytes, because a password file may contain any bytes.
     pub password: Vec<u8>,
-    /// For the token service alone, which gives tokens for it (`refresh_token` in OAuth 2.0).
+    /// Token for the token service only, which exchanges it for other tokens (`refresh_token` in OAuth 2.0).
     pub identity_token: Option<String>,
-    /// For the registry, as it is.
+    /// Token for the registry, sent unchanged.
     pub registry_token: Option<String>,
 }
 
@@ -47,39 +47,39 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Why a `config.json` cannot be used. Its content is never quoted.
+/// Error of reading a `config.json`. Its content is never shown.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerConfigError {
-    /// Not there, not readable, no file, or too large.
-    #[error("it cannot be read: {0}")]
+    /// The file does not exist, cannot be read, is not a regular file, or is too large.
+    #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
-    /// No JSON, or a value of another type than docker writes.
-    #[error("{} at line {line}, column {column}", if *syntax { "it is no JSON" } else { "a value has the wrong type" })]
+    /// The file is not JSON, or a value has the wrong type.
+    #[error("{} at line {line}, column {column}", if *syntax { "not valid JSON" } else { "a value has the wrong type" })]
     Json {
-        /// Whether it is no JSON at all.
+        /// True if the file is not JSON.
         syntax: bool,
-        /// Counted from 1.
+        /// Line, counted from 1.
         line: usize,
-        /// Counted from 1.
+        /// Column, counted from 1.
         column: usize,
     },
-    /// An `auth` that is no base64 of `user:password`.
-    #[error("auths.{0:?}.auth is no base64 of `user:password`")]
+    /// An `auth` value is not the Base64 encoding of `user:password`.
+    #[error("auths.{0:?}.auth is not the Base64 encoding of `user:password`")]
     Auth(String),
-    /// A helper that could be a program anywhere.
+    /// The name of a helper contains forbidden characters. It could name any program.
     #[error(
-        "{key} names the helper {helper:?}; a helper's name has only letters, digits and `.`, `_`, `-`, and stands for \
+        "{key} names the helper {helper:?}; use only letters, digits and `.`, `_`, `-`; larder runs \
          the program docker-credential-NAME"
     )]
     Helper {
-        /// Where it is named.
+        /// Key that names the helper.
         key: String,
-        /// The name.
+        /// Name of the helper.
         helper: String,
     },
 }
 
-/// What a `config.json` says about credentials.
+/// Credentials of a `config.json`.
 #[derive(Clone, Debug, Default)]
 pub struct DockerConfig {
     helpers: Vec<(AuthKey, String)>,
@@ -87,17 +87,17 @@ pub struct DockerConfig {
     auths: Vec<(AuthKey, Credential)>,
 }
 
-/// Where the credential for a request is.
+/// Location of the credential for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialLocation {
-    /// The program `docker-credential-NAME` knows.
+    /// The program `docker-credential-NAME` has the credential.
     Helper {
-        /// What comes after `docker-credential-`.
+        /// Name after `docker-credential-`.
         name: String,
-        /// What it is to be asked about, one after the other until it knows one.
+        /// Server names to request from the helper, in this order.
         logins: Vec<String>,
     },
-    /// In the file.
+    /// The credential is in the file.
     Credential(Credential),
 }
 
@@ -107,9 +107,9 @@ impl DockerConfig {
         Self::parse(&read_secret(path)?)
     }
 
-    /// Parses a file's content. One wrong entry makes the whole file wrong, as it does for docker.
+    /// Parses the content of a file. One invalid entry makes the whole file invalid, as in Docker.
     pub fn parse(text: &[u8]) -> Result<Self, DockerConfigError> {
-        // The parser's own message would quote values, and values are secrets.
+        // The message of the parser would show values, and values are secrets.
         let file: ConfigFile = serde_json::from_slice(text).map_err(|error| DockerConfigError::Json {
             syntax: !error.is_data(),
             line: error.line(),
@@ -118,7 +118,7 @@ impl DockerConfig {
         let mut config = Self::default();
         for (key, name) in file.cred_helpers.unwrap_or_default() {
             let at = || format!("credHelpers.{key:?}");
-            // An empty name is docker's way to except a registry from credsStore.
+            // In Docker an empty name excludes a registry from credsStore.
             let name = if name.is_empty() { name } else { helper_name(name, at)? };
             config.helpers.extend(AuthKey::parse(&key).map(|key| (key, name)));
         }
@@ -134,8 +134,9 @@ impl DockerConfig {
         Ok(config)
     }
 
-    /// Where the credential is for a repository of a registry that has these names, the best one first. A helper of the
-    /// registry's own comes before the common one, and that before what is written down, whatever is found there.
+    /// Returns the location of the credential for a repository. `names` are the names of its registry, the best one first.
+    ///
+    /// A helper for this registry takes precedence over `credsStore`, and that over `auths`.
     pub fn find(&self, names: &[RegistryHost], repository: &Name) -> Option<CredentialLocation> {
         let own = names.iter().find_map(|server| Some((best(&self.helpers, server, repository)?, server)));
         let helper = match (own, &self.store) {
@@ -151,24 +152,24 @@ impl DockerConfig {
     }
 }
 
-/// Reads a file that holds credentials. What is no plain file is refused: a pipe can be read only once.
+/// Reads a file with credentials. Only regular files are accepted, because a pipe can be read only once.
 pub fn read_secret(path: &Path) -> io::Result<Vec<u8>> {
     let refuse = |reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason);
-    // Opening a pipe would wait for its writer, so this is asked first.
+    // Checked before opening, because opening a pipe waits for its writer.
     if !std::fs::metadata(path)?.is_file() {
-        return Err(refuse("it is no plain file".to_owned()));
+        return Err(refuse("not a regular file".to_owned()));
     }
     let mut content = Vec::new();
     File::open(path)?.take(FILE_MAX + 1).read_to_end(&mut content)?;
     if content.len() as u64 > FILE_MAX {
-        return Err(refuse(format!("it is larger than {FILE_MAX} bytes")));
+        return Err(refuse(format!("larger than {FILE_MAX} bytes")));
     }
     Ok(content)
 }
 
 fn helper_name(name: String, at: impl FnOnce() -> String) -> Result<String, DockerConfigError> {
-    let harmless = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    if name.bytes().all(harmless) {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if name.bytes().all(allowed) {
         Ok(name)
     } else {
         Err(DockerConfigError::Helper { key: at(), helper: name })
@@ -194,7 +195,7 @@ struct AuthEntry {
 }
 
 impl AuthEntry {
-    /// What the entry says; `auth` wins over the fields beside it. `None` if `auth` cannot be read.
+    /// Returns the credential of the entry; `None` if `auth` is invalid. `auth` takes precedence over the other fields.
     fn credential(self) -> Option<Credential> {
         let filled = |text: &String| !text.is_empty();
         let (username, password) = match self.auth.filter(filled) {
@@ -210,7 +211,7 @@ impl AuthEntry {
     }
 }
 
-/// The two halves of an `auth`. Some tools pad them with NULs.
+/// Splits an `auth` value into user name and password. Some tools pad both with NULs.
 fn pair(auth: &str) -> Option<(String, Vec<u8>)> {
     let encoded: Vec<u8> = auth.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let decoded = BASE64.decode(encoded).ok()?;
@@ -223,33 +224,33 @@ fn pair(auth: &str) -> Option<(String, Vec<u8>)> {
     Some((username.trim_matches('\0').to_owned(), password.to_vec()))
 }
 
-/// A registry under the name that it has in `config.json`.
+/// Name of a registry, as used in `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryHost {
     host: String,
     port: u16,
-    /// Whether the port is the scheme's own, which is left out.
-    implied: bool,
+    /// True if the port is the default of the scheme.
+    default_port: bool,
 }
 
 impl RegistryHost {
-    /// The registry at an endpoint; `None` if the URL has no host or port.
+    /// Returns the registry of an endpoint; `None` if the URL has no host or port.
     pub fn at(endpoint: &Url) -> Option<Self> {
         let (host, port) = (endpoint.host_str()?, endpoint.port_or_known_default()?);
-        Some(Self { host: hub(&host.to_ascii_lowercase()), port, implied: endpoint.port().is_none() })
+        Some(Self { host: hub(&host.to_ascii_lowercase()), port, default_port: endpoint.port().is_none() })
     }
 
-    /// The registry that an upstream is named after.
+    /// Returns the registry with the name of an upstream.
     pub fn named(upstream: &UpstreamName) -> Self {
         let (host, port) = split_port(upstream.as_str());
-        Self { host: hub(host), port: port.unwrap_or(443), implied: port.is_none() }
+        Self { host: hub(host), port: port.unwrap_or(443), default_port: port.is_none() }
     }
 
-    /// What a credential helper is asked about: what `docker login` has stored it under.
+    /// Returns the server name for credential helpers, as stored by `docker login`.
     pub fn login(&self) -> String {
         if self.host == DOCKER_HUB[0] {
             DOCKER_HUB_LOGIN.to_owned()
-        } else if self.implied {
+        } else if self.default_port {
             self.host.clone()
         } else {
             format!("{}:{}", self.host, self.port)
@@ -257,20 +258,21 @@ impl RegistryHost {
     }
 }
 
-/// A key of `auths` or `credHelpers`.
+/// Key of `auths` or `credHelpers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AuthKey {
     host: String,
     port: Option<u16>,
-    /// The part of the registry's repositories that it is for; empty for all.
+    /// Prefix of the repositories that the key applies to; empty for all.
     namespace: String,
-    /// Of two keys for the same, the one that says nothing more goes first.
-    plain: KeyForm,
+    /// Form of the key. Of two equal keys the simpler form takes precedence.
+    form: KeyForm,
 }
 
+/// Form of a key, in ascending precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum KeyForm {
-    /// A URL with a path that is no API's: docker takes it for the whole registry.
+    /// A URL with a path that is not an API path. Docker applies it to the whole registry.
     Url,
     /// `https://host/v1/`.
     Api,
@@ -279,7 +281,7 @@ enum KeyForm {
 }
 
 impl AuthKey {
-    /// Reads a key in any of its forms; `None` for one that is for something else than a registry.
+    /// Parses a key in any form; `None` if it is not a key for a registry.
     fn parse(key: &str) -> Option<Self> {
         let lower = key.to_ascii_lowercase();
         let bare = lower.strip_prefix("https://").or_else(|| lower.strip_prefix("http://"));
@@ -287,20 +289,20 @@ impl AuthKey {
             Some((host, path)) => (host, path.trim_matches('/')),
             None => (bare.unwrap_or(&lower), ""),
         };
-        let (namespace, plain) = match (path, bare.is_some()) {
+        let (namespace, form) = match (path, bare.is_some()) {
             ("", false) => ("", KeyForm::Host),
             ("" | "v1" | "v2", _) => ("", KeyForm::Api),
             (namespace, false) => (namespace, KeyForm::Host),
-            // What docker keeps of a login in the browser; it is not for the registry.
+            // Docker stores the tokens of a browser login under these keys. They are not for the registry.
             (_, true) if path.ends_with("/access-token") || path.ends_with("/refresh-token") => return None,
             (_, true) => ("", KeyForm::Url),
         };
         let (host, port) = split_port(host);
-        (!host.is_empty()).then(|| Self { host: hub(host), port, namespace: namespace.to_owned(), plain })
+        (!host.is_empty()).then(|| Self { host: hub(host), port, namespace: namespace.to_owned(), form })
     }
 
     fn fits(&self, server: &RegistryHost, repository: &Name) -> bool {
-        let port = self.port.map_or(server.implied, |port| port == server.port);
+        let port = self.port.map_or(server.default_port, |port| port == server.port);
         let inside = self.namespace.is_empty()
             || repository
                 .as_str()
@@ -310,20 +312,20 @@ impl AuthKey {
     }
 }
 
-/// The value under the most specific key that fits.
+/// Returns the value of the most specific matching key.
 fn best<'c, T>(entries: &'c [(AuthKey, T)], server: &RegistryHost, repository: &Name) -> Option<&'c T> {
     let fitting = entries.iter().filter(|(key, _)| key.fits(server, repository));
-    fitting.max_by_key(|(key, _)| (key.namespace.len(), key.plain)).map(|(_, value)| value)
+    fitting.max_by_key(|(key, _)| (key.namespace.len(), key.form)).map(|(_, value)| value)
 }
 
-/// One name for all that Docker Hub has.
+/// Maps all names of Docker Hub to one.
 fn hub(host: &str) -> String {
     if DOCKER_HUB.contains(&host) { DOCKER_HUB[0].to_owned() } else { host.to_owned() }
 }
 
 fn split_port(host: &str) -> (&str, Option<u16>) {
     match host.rsplit_once(':') {
-        // The colons of an IPv6 address stand in brackets.
+        // The colons of an IPv6 address are inside brackets.
         Some((name, port)) if !port.ends_with(']') => match port.parse() {
             Ok(port) => (name, Some(port)),
             Err(_) => (host, None),
@@ -352,7 +354,7 @@ mod tests {
         RegistryHost::named(&name.parse().expect("a name"))
     }
 
-    /// The user name, or the helper, for a repository.
+    /// Returns the user name, or the helper, for a repository.
     fn who(config: &DockerConfig, server: &RegistryHost, repository: &str) -> String {
         whose(config, std::slice::from_ref(server), repository)
     }
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn an_auth_is_split_at_its_first_colon() {
+    fn auth_is_split_at_its_first_colon() {
         let of = |bytes: &[u8]| {
             let auth = base64::prelude::BASE64_STANDARD.encode(bytes);
             let credential = entry(&format!(r#"{{"auth":"{auth}"}}"#));
@@ -394,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn other_fields_of_an_entry() {
+    fn entry_reads_other_fields() {
         let plain = entry(r#"{"username":"u","password":"p","email":"u@x.test"}"#);
         assert_eq!((plain.username.as_str(), plain.password.as_slice()), ("u", b"p".as_slice()));
         assert_eq!(entry(r#"{"auth":"dTpw","username":"x","password":"y"}"#).username, "u");
@@ -408,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_many_forms() {
+    fn key_parses_all_forms() {
         let server = at("https://reg.test");
         let asked = |key: &str| {
             let config = config(&format!(r#"{{"auths":{{"{key}":{{"username":"u"}}}}}}"#));
@@ -442,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_not_mixed_up() {
+    fn key_matches_its_port_only() {
         let key = |key: &str| config(&format!(r#"{{"auths":{{"{key}":{{"username":"u"}}}}}}"#));
         assert_eq!(who(&key("reg.test:5000"), &at("http://reg.test:5000"), "a"), "u");
         assert_eq!(who(&key("reg.test:5000"), &named("reg.test:5000"), "a"), "u");
@@ -454,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_hub_goes_by_all_its_names() {
+    fn docker_hub_has_several_names() {
         for key in ["https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io"] {
             let config = config(&format!(r#"{{"auths":{{"{key}":{{"username":"u"}}}}}}"#));
             for server in [at("https://registry-1.docker.io"), named("docker.io")] {
@@ -469,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_specific_key_counts() {
+    fn find_returns_the_most_specific_key() {
         let config = config(
             r#"{"auths":{"reg.test":{"username":"all"},"reg.test/org":{"username":"org"},
                 "reg.test/org/app":{"username":"app"},"https://reg.test/v1/":{"username":"api"},
@@ -491,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn helpers_come_first() {
+    fn find_prefers_helpers() {
         let config = config(
             r#"{"auths":{"a.test":{"username":"u"},"b.test":{"username":"u"},"c.test":{"username":"u"}},
                 "credHelpers":{"a.test":"own","c.test":""},"credsStore":"common"}"#,
@@ -508,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_is_a_name_and_no_path() {
+    fn helper_must_be_a_name_without_path() {
         for bad in ["../x", "/bin/sh", "a/b", "a b", "a\\u0000", "a;b", "é"] {
             for text in [
                 format!(r#"{{"credsStore":"{bad}"}}"#),
@@ -522,17 +524,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_a_secret() {
+    fn errors_show_no_secret() {
         for (bad, wanted) in [
-            ("", "it is no JSON at line 1"),
-            ("{\n\"auths\": hush", "it is no JSON at line 2"),
+            ("", "not valid JSON at line 1"),
+            ("{\n\"auths\": hush", "not valid JSON at line 2"),
             (r#"{"auths":"hush"}"#, "a value has the wrong type at line 1"),
             (r#"{"auths":{"reg.test":"hush"}}"#, "a value has the wrong type at line 1"),
             (r#"{"auths":{"reg.test":{"password":7,"auth":"hush"}}}"#, "wrong type"),
             (r#"{"credsStore":["hush"]}"#, "wrong type"),
             (r#"["hush"]"#, "wrong type"),
-            (r#"{"auths":{"reg.test":{"auth":"hush"}}}"#, r#"auths."reg.test".auth is no base64"#),
-            (r#"{"auths":{"reg.test":{"auth":"hush!"}}}"#, r#"auths."reg.test".auth is no base64"#),
+            (r#"{"auths":{"reg.test":{"auth":"hush"}}}"#, r#"auths."reg.test".auth is not the Base64"#),
+            (r#"{"auths":{"reg.test":{"auth":"hush!"}}}"#, r#"auths."reg.test".auth is not the Base64"#),
         ] {
             let error = refusal(bad);
             assert!(error.contains(wanted) && !error.contains("hush"), "{bad}: {error}");
@@ -542,11 +544,13 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_files_of_bounded_size_are_read() {
+    fn read_secret_accepts_regular_files_of_limited_size_only() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("config.json");
         assert!(DockerConfig::load(&path).is_err(), "not there");
-        assert!(DockerConfig::load(folder.path()).expect_err("a folder").to_string().contains("plain file"));
+        assert!(
+            DockerConfig::load(folder.path()).expect_err("a folder").to_string().contains("regular file")
+        );
         std::fs::write(&path, "{}").expect("written");
         assert!(DockerConfig::load(&path).is_ok());
         let large = File::options().write(true).open(&path).expect("opened");

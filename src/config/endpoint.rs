@@ -1,18 +1,18 @@
-//! One way to reach an upstream, as it is written in the configuration: a URL, or a table that says more.
+//! Endpoint of an upstream in the configuration: a URL, or a table with a URL and options.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// One way to reach an upstream: `"https://host"`, `"oci:///folder"`, or a table that says more.
+/// Endpoint of an upstream: `"https://host"`, `"oci:///directory"`, or a table with `url` and `authoritative`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// `http://`, `https://` or `oci://`.
     pub url: String,
-    /// Whether it may say which digest a tag stands for.
+    /// True if the endpoint may resolve tags to digests.
     pub authoritative: bool,
 }
 
 impl Endpoint {
-    /// An authoritative endpoint at `url`.
+    /// Creates an authoritative endpoint.
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), authoritative: true }
     }
@@ -43,7 +43,7 @@ impl Serialize for Endpoint {
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged, expecting = "an endpoint is a URL, or a table with `url` and `authoritative`")]
+        #[serde(untagged, expecting = "expected a URL, or a table with `url` and `authoritative`")]
         enum Either {
             Url(String),
             Table(EndpointTable),

@@ -1,7 +1,7 @@
-//! Files whose content is watched: when they have changed, and come to rest.
+//! Detection of changed files by polling their content.
 //!
-//! Looked at by content and again and again, because nothing else holds everywhere: Kubernetes swaps a symbolic link
-//! two folders above the file, certbot replaces links, editors rename, and network file systems tell nobody.
+//! File system notifications do not work everywhere. Kubernetes replaces a symbolic link two directories above the file,
+//! certbot replaces links, editors rename files, and network file systems send no notifications.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -10,18 +10,18 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often files are looked at; what has changed is used after it was found the same once more.
+/// Interval of polling. A change is applied when two polls in a row have found the same content.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Of a larger file the rest is not looked at; no certificate and no configuration is that long.
-const LARGEST: u64 = 1 << 20;
+/// Maximum number of bytes that are compared. No certificate and no configuration is longer.
+const COMPARED_MAX: u64 = 1 << 20;
 
-/// What files hold, as far as it takes to tell a change; `None` for one that cannot be read.
+/// Hashes of the content of files; `None` for a file that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileFingerprint(Vec<Option<u64>>);
 
 impl FileFingerprint {
-    /// Reads the files; blocks.
+    /// Reads and hashes the files. Blocking.
     pub fn of(paths: &[PathBuf]) -> Self {
         let one = |path: &PathBuf| {
             content(path).ok().map(|bytes| {
@@ -36,42 +36,45 @@ impl FileFingerprint {
 
 fn content(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST).read_to_end(&mut bytes)?;
+    File::open(path)?.take(COMPARED_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// What is known of watched files.
+/// State of polled files.
 #[derive(Debug)]
 pub struct FileWatch {
-    used: FileFingerprint,
-    moving: Option<FileFingerprint>,
+    /// Content in use.
+    current: FileFingerprint,
+    /// Changed content found by the last poll.
+    pending: Option<FileFingerprint>,
 }
 
 impl FileWatch {
-    /// Begins with what is used now.
-    pub fn new(used: FileFingerprint) -> Self {
-        Self { used, moving: None }
+    /// Starts with the content in use.
+    pub fn new(current: FileFingerprint) -> Self {
+        Self { current, pending: None }
     }
 
-    /// Whether what was found is to be used now: it is new, and was found twice in a row, so that whoever writes it,
-    /// or writes several files that belong together, has had time to finish.
+    /// Returns true if the polled content is new and was found twice in a row. Then it becomes the current content.
+    ///
+    /// The second poll gives a program time to finish writing several files that belong together.
     pub fn is_new_and_stable(&mut self, found: FileFingerprint) -> bool {
-        if found == self.used {
-            self.moving = None;
+        if found == self.current {
+            self.pending = None;
             return false;
         }
-        if self.moving.as_ref() == Some(&found) {
+        if self.pending.as_ref() == Some(&found) {
             self.set_current(found);
             return true;
         }
-        self.moving = Some(found);
+        self.pending = Some(found);
         false
     }
 
-    /// Notes what is used from now on, settled or not.
+    /// Sets the content in use, even if it was found only once.
     pub fn set_current(&mut self, found: FileFingerprint) {
-        self.used = found;
-        self.moving = None;
+        self.current = found;
+        self.pending = None;
     }
 }
 
@@ -80,12 +83,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_counts_once_it_has_come_to_rest() {
+    fn file_watch_reports_a_change_after_two_equal_polls() {
         let [a, b, c] = [1, 2, 3].map(|content| FileFingerprint(vec![Some(content)]));
         let mut watch = FileWatch::new(a.clone());
         let seen = [&a, &b, &c, &c, &c, &b, &c, &b, &b];
-        let settled = seen.map(|found| watch.is_new_and_stable(found.clone()));
-        assert_eq!(settled, [false, false, false, true, false, false, false, false, true]);
+        let stable = seen.map(|found| watch.is_new_and_stable(found.clone()));
+        assert_eq!(stable, [false, false, false, true, false, false, false, false, true]);
         watch.set_current(c.clone());
         assert!(!watch.is_new_and_stable(c));
         assert!(!watch.is_new_and_stable(a.clone()));
@@ -93,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_told_apart_by_content() {
+    fn fingerprint_depends_on_content() {
         let folder = tempfile::tempdir().expect("a folder");
         let paths = [folder.path().join("a"), folder.path().join("b")];
         let none = FileFingerprint::of(&paths);

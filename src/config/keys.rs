@@ -1,6 +1,6 @@
-//! Which keys the schema has, what the nearest right name is, and whether a value fits its key.
+//! Keys of the schema: names, suggestions for misspelt names, and type checks of single values.
 //!
-//! Everything here is read off the derived deserializers of `schema`, so a key is written down only once.
+//! All of this is derived from the deserializers of `schema`, so each key is declared only once.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use super::schema::{
 /// The table that holds one table per upstream.
 pub(super) const UPSTREAM: &str = "upstream";
 
-/// Each top-level section with its struct; a test holds this against the fields of `Config`.
+/// Sections with their structs. A test compares the list with the fields of `Config`.
 const SECTIONS: [(&str, Shape); 8] = [
     ("server", Shape::of::<Server>()),
     ("admin", Shape::of::<Admin>()),
@@ -28,7 +28,7 @@ const SECTIONS: [(&str, Shape); 8] = [
     ("trace", Shape::of::<Trace>()),
 ];
 
-/// What is known of a struct from its derived deserializer.
+/// Keys and type check of a section, derived from its struct.
 #[derive(Clone, Copy)]
 struct Shape {
     keys: fn() -> &'static [&'static str],
@@ -41,19 +41,19 @@ impl Shape {
     }
 }
 
-/// The table that a key stands in.
+/// Table of the configuration that contains a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ConfigTable {
-    /// No table: the top of the file.
+    /// The root of the file.
     Root,
-    /// A section, which is one that `ConfigTable::section` found.
+    /// A section. Created by `ConfigTable::section` only, so the name exists.
     Section(&'static str),
     /// `[upstream."name"]`.
     Upstream(String),
 }
 
 impl ConfigTable {
-    /// The section of this name.
+    /// Returns the section with this name.
     pub(super) fn section(name: &str) -> Option<Self> {
         SECTIONS.iter().find(|(section, _)| *section == name).map(|(section, _)| Self::Section(section))
     }
@@ -69,13 +69,13 @@ impl ConfigTable {
         }
     }
 
-    /// The keys that may stand here; at the root the sections are among them.
+    /// Returns the keys of the table. Those of the root include the sections.
     pub(super) fn keys(&self) -> &'static [&'static str] {
         (self.shape().keys)()
     }
 
-    /// Whether `value` is of the type that `key` wants; else why not. Every struct of the schema fills in
-    /// defaults, so one key can be tried alone and the answer is about that key.
+    /// Checks that `value` has the type of `key`. A single key can be checked alone, because each struct of the schema has
+    /// defaults for the other keys.
     pub(super) fn fits(&self, key: &str, value: &toml::Value) -> Result<(), String> {
         let alone = toml::Table::from_iter([(key.to_owned(), value.clone())]);
         (self.shape().fits)(alone).map_err(|error| match self.example(key) {
@@ -84,23 +84,23 @@ impl ConfigTable {
         })
     }
 
-    /// The default of a key, as it would be written; `None` where there is none or it shows nothing.
+    /// Returns the default of a key as an example; `None` if there is no default, or if it is an empty list.
     fn example(&self, key: &str) -> Option<toml::Value> {
         let default = toml::Table::try_from(Config::default()).ok()?;
         let found = match self {
             Self::Root => default.get(key),
             Self::Section(section) => default.get(*section)?.get(key),
-            // An upstream's freshness keys have their defaults in the common section.
+            // The freshness keys of an upstream have their defaults in `[cache]`.
             Self::Upstream(_) => {
                 let builtin = default.get(UPSTREAM)?.as_table()?.values().next();
                 builtin.and_then(|table| table.get(key)).or_else(|| default.get("cache")?.get(key))
             }
         };
-        let shows = |value: &&toml::Value| value.as_array().is_none_or(|array| !array.is_empty());
-        found.filter(shows).cloned()
+        let is_example = |value: &&toml::Value| value.as_array().is_none_or(|array| !array.is_empty());
+        found.filter(is_example).cloned()
     }
 
-    /// The key with the names of its tables, as it would be written in TOML.
+    /// Returns the dotted path of a key, as in TOML.
     pub(super) fn path(&self, key: &str) -> String {
         match self {
             Self::Root => dotted(&[key]),
@@ -109,7 +109,7 @@ impl ConfigTable {
         }
     }
 
-    /// The end of a sentence about a key that is not known here: the nearest name, or where this name belongs.
+    /// Returns the hint for an unknown key: the nearest name, the section with this key, or the list of keys.
     pub(super) fn hint(&self, unknown: &str) -> Hint {
         if let Some(near) = nearest(unknown, self.keys().iter().copied()) {
             return Hint(format!("; did you mean `{near}`?"));
@@ -117,12 +117,12 @@ impl ConfigTable {
         let elsewhere = SECTIONS.iter().find(|(_, shape)| (shape.keys)().contains(&unknown));
         Hint(match elsewhere {
             Some((section, _)) => format!("; did you mean `{section}.{unknown}`?"),
-            None => format!("; known here: {}", self.keys().join(", ")),
+            None => format!("; known keys: {}", self.keys().join(", ")),
         })
     }
 }
 
-/// The end of a sentence about a name that is not known.
+/// Hint at the end of an error about an unknown name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hint(pub(super) String);
 
@@ -132,12 +132,12 @@ impl fmt::Display for Hint {
     }
 }
 
-/// The keys of an endpoint that is written as a table.
+/// Returns the keys of an endpoint that is written as a table.
 pub(super) fn endpoint_keys() -> &'static [&'static str] {
     fields::<EndpointTable>()
 }
 
-/// The environment variable of every key, for the built-in upstreams and for those named here.
+/// Returns the environment variables of all keys, for the built-in upstreams and the given ones.
 pub fn variables<'a>(upstreams: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut tables = vec![ConfigTable::Root];
     tables.extend(SECTIONS.iter().map(|(section, _)| ConfigTable::Section(section)));
@@ -154,26 +154,26 @@ pub fn variables<'a>(upstreams: impl IntoIterator<Item = &'a str>) -> Vec<String
         .collect()
 }
 
-/// Whether a key of the root is a table rather than a value.
+/// Returns true if a key of the root is a table.
 pub(super) fn is_table(key: &str) -> bool {
     key == UPSTREAM || ConfigTable::section(key).is_some()
 }
 
 fn variable(table: &ConfigTable, key: &str) -> String {
-    let twin = match table {
+    let name = match table {
         ConfigTable::Root => format!("LARDER_{key}"),
         ConfigTable::Section(section) => format!("LARDER_{section}__{key}"),
         ConfigTable::Upstream(name) => format!("LARDER_{UPSTREAM}__{}__{key}", plain(name)),
     };
-    twin.to_ascii_uppercase()
+    name.to_ascii_uppercase()
 }
 
-/// An upstream's name as it stands in a variable, but in lower case: shells allow nothing but letters, digits and `_`.
+/// Returns an upstream's name as used in variables, in lower case. Shells allow only letters, digits and `_` there.
 pub(super) fn plain(name: &str) -> String {
     name.to_ascii_lowercase().replace(['.', '-', ':'], "_")
 }
 
-/// The known name nearest to what was written, if any is near enough to be what was meant.
+/// Returns the known name nearest to a misspelt one, if any is similar enough.
 pub(super) fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let reach = (written.chars().count() / 3).clamp(1, 4);
     known
@@ -183,33 +183,33 @@ pub(super) fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -
         .map(|(_, name)| name)
 }
 
-/// A path of keys as TOML writes it.
+/// Formats a path of keys as in TOML.
 pub(super) fn dotted(path: &[&str]) -> String {
     path.iter().map(|key| quoted(key)).collect::<Vec<_>>().join(".")
 }
 
-/// A key as TOML wants it: bare where that is allowed.
+/// Formats a key as in TOML: without quotes if possible.
 fn quoted(key: &str) -> String {
     let bare = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
     if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { format!("{key:?}") }
 }
 
-/// The field names of a struct, asked of its derived deserializer.
+/// Returns the field names of a struct, taken from its derived deserializer.
 fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
     let mut found: &'static [&'static str] = &[];
-    // The probe refuses every value, so what it noted on the way is all there is.
+    // The probe always returns an error, after it has recorded the names.
     let _ = T::deserialize(Probe(&mut found));
     found
 }
 
-/// A deserializer that notes which fields it is asked for and holds nothing.
+/// Deserializer that records the requested field names and provides no value.
 struct Probe<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for Probe<'_> {
     type Error = Refusal;
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refusal> {
-        Err(Refusal::custom("a probe holds no value"))
+        Err(Refusal::custom("no value"))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -219,7 +219,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         _: V,
     ) -> Result<V::Value, Refusal> {
         *self.0 = fields;
-        Err(Refusal::custom("a probe holds no value"))
+        Err(Refusal::custom("no value"))
     }
 
     serde::forward_to_deserialize_any! {
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_table_of_the_schema_is_known() {
+    fn sections_match_the_schema() {
         let tables: Vec<_> = ConfigTable::Root.keys().iter().filter(|key| is_table(key)).collect();
         assert_eq!(tables.len(), SECTIONS.len() + 1);
         let default = toml::Table::try_from(Config::default()).expect("a table");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn near_means_near() {
+    fn nearest_and_hint_suggest_similar_names() {
         assert_eq!(nearest("tag_tll", ConfigTable::Section("cache").keys().iter().copied()), Some("tag_ttl"));
         assert_eq!(nearest("colour", ConfigTable::Section("cache").keys().iter().copied()), None);
         assert_eq!(nearest("x", ["y", "abc"].into_iter()), Some("y"));
@@ -255,11 +255,11 @@ mod tests {
             ConfigTable::Section("server").hint("tag_ttl").to_string(),
             "; did you mean `cache.tag_ttl`?"
         );
-        assert!(ConfigTable::Section("admin").hint("colour").to_string().contains("; known here: listen, "));
+        assert!(ConfigTable::Section("admin").hint("colour").to_string().contains("; known keys: listen, "));
     }
 
     #[test]
-    fn paths_are_written_as_toml() {
+    fn path_is_formatted_as_toml() {
         assert_eq!(ConfigTable::Upstream("docker.io".into()).path("a b"), r#"upstream."docker.io"."a b""#);
         assert_eq!(ConfigTable::Root.path("builtin_upstreams"), "builtin_upstreams");
     }

@@ -1,4 +1,4 @@
-//! Where a configuration comes from: defaults, then a file, then the environment, then flags, each over the last.
+//! Loading of the configuration: defaults, file, environment, command-line flags. Each source overrides the previous one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,21 +11,21 @@ use super::address::{ListenAddress, ListenAddresses};
 use super::keys::{self, ConfigTable, Hint, UPSTREAM};
 use super::schema::{Config, Upstream, builtin_upstreams};
 
-/// The variable that names the file.
+/// Environment variable with the path of the configuration file.
 const VARIABLE: &str = "LARDER_CONFIG";
 
-/// What the command line says about the configuration.
+/// Configuration given by command-line flags.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
-    /// `--listen`: where clients pull from, without TLS; may be repeated.
+    /// `--listen`: addresses for clients, without TLS.
     pub listen: Vec<ListenAddress>,
-    /// `--data`: the store's folder.
+    /// `--data`: directory of the store.
     pub data: Option<PathBuf>,
-    /// `--upstream NAME=URL`, in order: the endpoints of the upstreams it names.
+    /// `--upstream NAME=URL`, in order: endpoints of upstreams.
     pub upstreams: Vec<(String, String)>,
 }
 
-/// A place in a file: its path, and the line where that is known.
+/// Location in a file: the path, and the line if it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileLocation {
     path: PathBuf,
@@ -39,67 +39,67 @@ impl fmt::Display for FileLocation {
     }
 }
 
-/// Why there is no configuration.
+/// Error of loading the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The file is not there, cannot be read, or is no UTF-8.
-    #[error("the configuration file {path} cannot be read")]
+    /// The file does not exist, cannot be read, or is not UTF-8.
+    #[error("configuration file {path} cannot be read")]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// The file is no TOML.
+    /// The file is not valid TOML.
     #[error("{at}: {message}")]
     Syntax {
-        /// Where.
+        /// Location in the file.
         at: FileLocation,
-        /// What the parser says.
+        /// Message of the parser.
         message: String,
     },
-    /// The file has a key that does not exist.
+    /// The file contains an unknown key.
     #[error("{at}: unknown key `{key}`{hint}")]
     UnknownKey {
-        /// Where.
+        /// Location in the file.
         at: FileLocation,
-        /// The key with its tables.
+        /// Dotted path of the key.
         key: String,
-        /// What was meant.
+        /// Suggestion.
         hint: Hint,
     },
-    /// The file has a value that its key cannot take.
+    /// The file contains a value of the wrong type.
     #[error("{at}: `{key}`: {message}")]
     Value {
-        /// Where.
+        /// Location in the file.
         at: FileLocation,
-        /// The key with its tables.
+        /// Dotted path of the key.
         key: String,
-        /// What is wrong with the value.
+        /// Fault of the value.
         message: String,
     },
-    /// The environment has a variable that stands for no key.
+    /// The environment contains a variable that matches no key.
     #[error("unknown environment variable {name}{hint}")]
     UnknownVariable {
         /// The variable.
         name: String,
-        /// What was meant.
+        /// Suggestion.
         hint: Hint,
     },
-    /// The environment has a value that its key cannot take.
+    /// The environment contains a value of the wrong type.
     #[error("environment variable {name}: {message}")]
     Variable {
         /// The variable.
         name: String,
-        /// What is wrong with the value.
+        /// Fault of the value.
         message: String,
     },
-    /// The parts fit and the whole does not.
-    #[error("the configuration does not fit together: {0}")]
+    /// The configuration as a whole is inconsistent.
+    #[error("configuration is inconsistent: {0}")]
     Whole(String),
 }
 
-/// Puts the configuration together. `file` wins over the variable `LARDER_CONFIG`; without either there is no file.
+/// Loads the configuration. `file` overrides the variable `LARDER_CONFIG`; without both there is no file.
 pub fn load(
     file: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,
@@ -127,14 +127,14 @@ pub fn load(
     Ok(config)
 }
 
-/// The file of a configuration: `file`, or the one that the variable `LARDER_CONFIG` names, if either does.
+/// Returns the path of the configuration file: `file`, or the value of `LARDER_CONFIG`.
 pub fn file(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Option<PathBuf> {
     let named = env.into_iter().find(|(name, path)| name == VARIABLE && !path.is_empty());
     file.map(Path::to_owned).or(named.map(|(_, path)| path.into()))
 }
 
-/// Kubernetes tells every pod about the services in its namespace; for a service called `larder` those variables
-/// begin as ours do, and none of them is a mistake. `LARDER_PORT=80` is one: a service's is a URL.
+/// Returns true for the variables that Kubernetes sets for a service called `larder`. They begin with `LARDER_` and must
+/// be ignored. `LARDER_PORT=80` is a mistake, because the variable of a service contains a URL.
 fn is_service_link(name: &str, value: &str) -> bool {
     let numbered =
         |at: usize| name[at..].trim_start_matches("_PORT_").starts_with(|c: char| c.is_ascii_digit());
@@ -144,23 +144,23 @@ fn is_service_link(name: &str, value: &str) -> bool {
         || (!name.contains("__") && name.match_indices("_PORT_").any(|(at, _)| numbered(at)))
 }
 
-/// What has been said so far; a later layer overwrites an earlier one key by key.
+/// Keys set so far. A later source overrides an earlier one key by key.
 #[derive(Default)]
 struct Layers {
-    said: Table,
+    keys: Table,
     upstreams: BTreeMap<String, Table>,
 }
 
 impl Layers {
     fn set(&mut self, place: &ConfigTable, key: &str, value: Value) {
         let table = match place {
-            ConfigTable::Root => &mut self.said,
+            ConfigTable::Root => &mut self.keys,
             ConfigTable::Upstream(name) => self.upstreams.entry(name.clone()).or_default(),
             ConfigTable::Section(section) => {
-                let entry = self.said.entry(*section).or_insert_with(|| Value::Table(Table::new()));
+                let entry = self.keys.entry(*section).or_insert_with(|| Value::Table(Table::new()));
                 match entry {
                     Value::Table(table) => table,
-                    // Sections are only ever written here, and as tables.
+                    // Sections are written only here, always as tables.
                     _ => return,
                 }
             }
@@ -211,7 +211,7 @@ impl Layers {
                 let known = keys::variables(upstreams.iter().map(String::as_str));
                 let hint = match keys::nearest(&name, known.iter().map(String::as_str)) {
                     Some(near) => format!("; did you mean {near}?"),
-                    None => "; variables are called LARDER_SECTION__KEY".to_owned(),
+                    None => "; variables have the form LARDER_SECTION__KEY".to_owned(),
                 };
                 return Err(LoadError::UnknownVariable { name, hint: Hint(hint) });
             };
@@ -232,15 +232,15 @@ impl Layers {
         }
     }
 
-    /// Lays what was said over the defaults. A named upstream starts from its built-in settings if it has any.
+    /// Applies the keys to the defaults. A named upstream starts with its built-in settings, if there are any.
     fn finish(self) -> Result<Config, LoadError> {
         let whole = |error: toml::de::Error| LoadError::Whole(error.message().to_owned());
-        let mut config: Config = self.said.try_into().map_err(whole)?;
+        let mut config: Config = self.keys.try_into().map_err(whole)?;
         let mut builtin = builtin_upstreams();
-        let elected =
+        let has_default =
             self.upstreams.values().any(|keys| keys.get("default").and_then(Value::as_bool) == Some(true));
-        if elected {
-            // A default that was asked for takes the place of the one that was merely there.
+        if has_default {
+            // A configured default upstream replaces the built-in one.
             for upstream in builtin.values_mut() {
                 upstream.default = false;
             }
@@ -259,7 +259,7 @@ impl Layers {
     }
 }
 
-/// A file's text, for errors that say where.
+/// Text of a file, for errors with a location.
 struct SourceFile<'a> {
     path: &'a Path,
     text: &'a str,
@@ -277,7 +277,7 @@ impl SourceFile<'_> {
         LoadError::Syntax { at: self.at(error.span().map(|span| span.start)), message }
     }
 
-    /// Where the last name of a path stands.
+    /// Returns the location of the last key of a path.
     fn find(&self, root: &DeTable<'_>, path: &[&str]) -> FileLocation {
         let mut table = Some(root);
         let mut offset = None;
@@ -325,7 +325,7 @@ impl SourceFile<'_> {
             if let Some(unknown) = unknown {
                 let hint = match keys::nearest(unknown, known.iter().copied()) {
                     Some(near) => format!("; did you mean `{near}`?"),
-                    None => format!("; known here: {}", known.join(", ")),
+                    None => format!("; known keys: {}", known.join(", ")),
                 };
                 let key = format!("{}[{number}].{unknown}", place.path(key));
                 return Err(LoadError::UnknownKey { at: at(), key, hint: Hint(hint) });
@@ -335,7 +335,7 @@ impl SourceFile<'_> {
     }
 }
 
-/// The key that an environment variable stands for; `None` if there is no such key.
+/// Returns the table and key of an environment variable; `None` if there is no such key.
 fn resolve_variable(
     variable: &str,
     upstreams: &[String],
@@ -352,11 +352,11 @@ fn resolve_variable(
             let mut fitting = upstreams.iter().filter(|known| keys::plain(known) == keys::plain(name));
             let found = fitting.next();
             if let (Some(one), Some(other)) = (found, fitting.next()) {
-                let message = format!("it could mean `{one}` or `{other}`; set this key in the file");
+                let message = format!("the name matches `{one}` and `{other}`; set this key in the file");
                 return Err(LoadError::Variable { name: variable.to_owned(), message });
             }
             if found.is_none() && keys::nearest(name, upstreams.iter().map(String::as_str)).is_none() {
-                let message = "no upstream has this name; name it in the file or with --upstream".to_owned();
+                let message = "no upstream has this name; add it to the file or with --upstream".to_owned();
                 return Err(LoadError::Variable { name: variable.to_owned(), message });
             }
             found.map(|name| ConfigTable::Upstream(name.clone()))
@@ -365,7 +365,7 @@ fn resolve_variable(
     Ok(place.filter(|place| place.keys().contains(&key)).map(|place| (place, key.to_owned())))
 }
 
-/// The value that a variable's text stands for: the first reading that its key takes.
+/// Returns the value of a variable: the first interpretation that has the type of its key.
 fn typed(place: &ConfigTable, key: &str, text: &str) -> Result<Value, String> {
     let string = Value::String(text.to_owned());
     let Err(message) = place.fits(key, &string) else { return Ok(string) };

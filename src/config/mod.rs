@@ -1,4 +1,4 @@
-//! Configuration: plain data, where it comes from, and what is wrong with it.
+//! Configuration: the schema, loading from file, environment and flags, validation, and detection of changes.
 
 pub mod address;
 pub mod change;

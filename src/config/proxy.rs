@@ -1,4 +1,4 @@
-//! The proxy that an upstream is asked through, as it is written in the configuration.
+//! HTTP proxy of an upstream in the configuration.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,36 +6,34 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
-/// What an upstream's `proxy` says; what the environment says where it is not set.
+/// Value of an upstream's `proxy` key. Without the key, the environment decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proxy {
-    /// None, whatever the environment names. Written `"direct"`.
+    /// No proxy, even if the environment names one. Written `"direct"`.
     Direct,
-    /// This one, for every request.
+    /// This proxy, for every request.
     At(Url),
 }
 
-/// What is wrong with a proxy's URL, and what to do.
+/// Error of parsing a proxy's URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
-    /// It is no URL of an HTTP proxy.
-    #[error("`{0}` is no proxy; write its URL, such as \"http://proxy.example.com:3128\", or \"direct\"")]
+    /// The text is not a URL of an HTTP proxy.
+    #[error("`{0}` is not a proxy; write a URL such as \"http://proxy.example.com:3128\", or \"direct\"")]
     Malformed(String),
-    /// A proxy of another kind.
-    #[error("larder cannot use a {0} proxy; name one that speaks HTTP, or write \"direct\"")]
+    /// The proxy uses an unsupported protocol.
+    #[error("proxies of type {0} are not supported; use an HTTP proxy, or write \"direct\"")]
     Scheme(String),
-    /// A secret where everybody may read it.
-    #[error(
-        "credentials do not belong into the configuration; put them into the URL in larder's environment: HTTPS_PROXY"
-    )]
+    /// The URL contains credentials, which do not belong into the configuration.
+    #[error("the URL contains credentials; set it in the environment variable HTTPS_PROXY instead")]
     Credentials,
 }
 
-/// Reads a proxy's URL, with credentials or without, as the environment has it: without a scheme it is http.
+/// Parses a proxy's URL as used in environment variables. Without a scheme, http is assumed. Credentials are allowed.
 pub fn url(text: &str) -> Result<Url, ProxyError> {
     let text = text.trim();
     let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    // What cannot be read may have a secret in it.
+    // An invalid URL may contain a password, so the part before `@` is not shown.
     let shown = || text.rsplit_once('@').map_or(text, |(_, rest)| rest).to_owned();
     let url = Url::parse(&whole).map_err(|_| ProxyError::Malformed(shown()))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -90,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proxies_are_read_as_they_are_written() {
+    fn proxy_is_parsed_and_displayed() {
         assert_eq!("direct".parse(), Ok(Proxy::Direct));
         for (written, read) in [
             ("http://proxy.test:3128", "http://proxy.test:3128"),
@@ -104,13 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_refused_and_no_secret_shown() {
+    fn proxy_errors_show_no_password() {
         let error = |text: &str| text.parse::<Proxy>().expect_err("no proxy").to_string();
         for bad in
             ["", "http://", "http://proxy.test/path", "http://proxy.test?q", "me:secret@pro xy", "off:y"]
         {
             let error = error(bad);
-            assert!(error.contains("is no proxy") && !error.contains("secret"), "{bad}: {error}");
+            assert!(error.contains("is not a proxy") && !error.contains("secret"), "{bad}: {error}");
         }
         assert!(error("socks5://proxy.test:1080").contains("socks5"));
         assert!(error("http://me:secret@proxy.test").contains("HTTPS_PROXY"));

@@ -1,4 +1,4 @@
-//! Every setting there is, one documented struct per section, with its default.
+//! All configuration keys with their defaults, one struct for each section.
 
 mod log;
 
@@ -19,30 +19,30 @@ pub use log::{Log, LogFormat, Trace};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Whether upstreams that the file does not name keep their built-in settings; `false` leaves only those named.
+    /// True to keep the built-in upstreams that the file does not name. `false` leaves only the named ones.
     pub builtin_upstreams: bool,
-    /// The port that clients pull from.
+    /// Port that clients pull from.
     pub server: Server,
-    /// The port for the operator.
+    /// Port for operators.
     pub admin: Admin,
-    /// Where and how content is kept.
+    /// Storage of content.
     pub store: Store,
-    /// Whether what is held is still what its digest says.
+    /// Periodic verification of stored content.
     pub scrub: Scrub,
-    /// How long things stay fresh, and what happens when an upstream does not answer.
+    /// Freshness of tags, and behaviour when an upstream does not respond.
     pub cache: Cache,
-    /// What is fetched before anybody asks.
+    /// Downloads in advance of client requests.
     pub prefetch: Prefetch,
-    /// What is logged, and how.
+    /// The log.
     pub log: Log,
-    /// Where traces go.
+    /// Export of traces.
     pub trace: Trace,
-    /// The registries behind the cache, by name.
+    /// Upstream registries, by name.
     pub upstream: BTreeMap<String, Upstream>,
 }
 
 impl Default for Config {
-    /// The configuration of a larder that was given none: the built-in upstreams with docker.io as default.
+    /// The configuration without a file: the built-in upstreams, with docker.io as the default upstream.
     fn default() -> Self {
         Self {
             builtin_upstreams: true,
@@ -59,28 +59,28 @@ impl Default for Config {
     }
 }
 
-/// The port that clients pull from.
+/// Section `[server]`: the port that clients pull from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
-    /// Where plain HTTP is spoken.
+    /// Addresses for plain HTTP.
     pub listen: ListenAddresses,
-    /// Where TLS is spoken.
+    /// Addresses for TLS.
     pub tls_listen: ListenAddresses,
-    /// PEM file with the certificate and what leads from it to an authority; read again when it changes.
+    /// PEM file with the certificate chain; reloaded when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_cert: Option<PathBuf>,
-    /// PEM file with the certificate's key.
+    /// PEM file with the private key of the certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
-    /// How refusals and trouble are worded: for clients with an origin to fall back on, or without.
+    /// Status codes for clients that can fall back to the origin registry, or for clients that cannot.
     pub mode: ServerMode,
-    /// How long running transfers may go on after a stop signal.
+    /// Maximum time for running transfers to finish after a stop signal.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
-    /// Connections served at once; further ones wait to be accepted.
+    /// Maximum number of open connections; further ones wait to be accepted.
     pub max_connections: usize,
-    /// How long a client may take over its request's headers, and sit idle between requests.
+    /// Time-out for request headers, and idle time-out between requests.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
 }
@@ -100,32 +100,32 @@ impl Default for Server {
     }
 }
 
-/// Which statuses clients see when there is nothing to serve.
+/// Status codes for requests that cannot be served (`server.mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServerMode {
-    /// Clients fall back to the origin: 404 for what is refused, 503 for an upstream's 429.
+    /// Clients fall back to the origin registry: 404 if access is denied, 503 if an upstream answers 429.
     #[default]
     Mirror,
-    /// Clients have no origin: 403 and 429 are passed on as such.
+    /// Clients have no other registry: 403 and 429 are passed on.
     Gateway,
 }
 
-/// The port for the operator.
+/// Section `[admin]`: the port for operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Where the pages, `/livez`, `/readyz`, `/metrics` and `/api/v1` are, as plain HTTP.
+    /// Addresses for plain HTTP: status pages, `/livez`, `/readyz`, `/metrics` and `/api/v1`.
     pub listen: ListenAddresses,
-    /// Where TLS is spoken.
+    /// Addresses for TLS.
     pub tls_listen: ListenAddresses,
-    /// PEM file with the certificate; the server's if neither this nor the key is set.
+    /// PEM file with the certificate chain. Default: the certificate of `[server]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_cert: Option<PathBuf>,
-    /// PEM file with the certificate's key.
+    /// PEM file with the private key of the certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
-    /// File with the token that `/api/v1` and the pages ask for beyond loopback; read when it is needed.
+    /// File with the token that `/api/v1` and the pages require on addresses other than loopback; read for each request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
 }
@@ -142,23 +142,23 @@ impl Default for Admin {
     }
 }
 
-/// Where and how content is kept.
+/// Section `[store]`: storage of content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
-    /// The folder; made if it is not there.
+    /// Directory of the store; created if it does not exist.
     pub path: PathBuf,
-    /// Where the bytes of blobs live.
+    /// Storage of blob bytes.
     pub blobs: BlobStoreKind,
-    /// What becomes of a store that does not open because its files are not as they were written.
+    /// Action if the store cannot be opened because its files are damaged.
     pub on_corruption: OnCorruption,
-    /// Upper bound for bytes on disk, of content and of the database's own.
+    /// Maximum size on disk, including the overhead of the database.
     #[serde(serialize_with = "exact_size")]
     pub max_size: ByteSize,
-    /// How much of the disk is left free.
+    /// Minimum free space on the disk.
     #[serde(serialize_with = "exact_size")]
     pub min_free: ByteSize,
-    /// Memory for sled's page cache.
+    /// Size of sled's page cache in memory.
     #[serde(serialize_with = "exact_size")]
     pub cache_memory: ByteSize,
 }
@@ -176,8 +176,8 @@ impl Default for Store {
     }
 }
 
-/// Writes a size so that reading it gives the same number: `ByteSize` alone would round it to one decimal.
-// The signature is serde's.
+/// Serializes a size exactly. `ByteSize` alone rounds to one decimal.
+// The signature is required by serde.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn exact_size<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
     let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
@@ -187,14 +187,14 @@ fn exact_size<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S:
     serializer.collect_str(&format_args!("{}{name}", bytes >> shift))
 }
 
-/// Whether what is held is still what its digest says.
+/// Section `[scrub]`: periodic verification of stored content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scrub {
-    /// Within which time everything is verified once; 0 is never.
+    /// Period within which all content is verified once; 0 disables the scrub.
     #[serde(with = "humantime_serde")]
     pub every: Duration,
-    /// Bytes per second that are read for it; 0 is as many as there are.
+    /// Maximum read rate in bytes per second; 0 means no limit.
     #[serde(serialize_with = "exact_size")]
     pub rate: ByteSize,
 }
@@ -205,19 +205,19 @@ impl Default for Scrub {
     }
 }
 
-/// Where the bytes of blobs live.
+/// Storage of blob bytes (`store.blobs`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BlobStoreKind {
-    /// In sled, with everything else.
+    /// In the sled database.
     #[default]
     Sled,
-    /// As files beside the tree.
+    /// As files beside the database.
     Files,
 }
 
 impl BlobStoreKind {
-    /// The word in the configuration.
+    /// Returns the word used in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sled => "sled",
@@ -226,38 +226,38 @@ impl BlobStoreKind {
     }
 }
 
-/// What becomes of a store that does not open because its files are not as they were written.
+/// Action if the store cannot be opened because its files are damaged (`store.on_corruption`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnCorruption {
-    /// It moves into a dated folder inside its own, and a new one begins empty.
+    /// The store is quarantined in a dated directory, and the server starts with an empty store.
     #[default]
     SetAside,
-    /// larder does not start.
+    /// The server does not start.
     Refuse,
 }
 
-/// Freshness and behaviour in trouble; every key may be overridden per upstream.
+/// Section `[cache]`: freshness, and behaviour when an upstream fails. Each upstream may override each key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
-    /// How long a tag is served without asking the upstream.
+    /// Time during which a tag is fresh, that is, served without contacting the upstream.
     #[serde(with = "humantime_serde")]
     pub tag_ttl: Duration,
-    /// How long a definite 404 is remembered.
+    /// Time during which a 404 of the upstream is cached.
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
-    /// How long past its freshness a tag may be served when the upstream cannot be asked.
+    /// Maximum age beyond freshness for serving a stale tag if the upstream is not available.
     pub stale_if_error: StaleLimit,
-    /// How long past its freshness a tag is served at once while it is revalidated in the background.
+    /// Age beyond freshness up to which a stale tag is served at once and revalidated in the background.
     #[serde(with = "humantime_serde")]
     pub stale_while_revalidate: Duration,
-    /// How long an upstream is waited for when a copy exists.
+    /// Time-out for revalidation if a stale copy can be served.
     #[serde(with = "humantime_serde")]
     pub revalidate_timeout: Duration,
-    /// What `tags/list` shows.
+    /// Content of `tags/list`.
     pub tags_list: TagsList,
-    /// What an upstream's 404 does to a tag that is held.
+    /// Effect of an upstream's 404 on a cached tag.
     pub on_upstream_404: OnUpstream404,
 }
 
@@ -275,12 +275,12 @@ impl Default for Cache {
     }
 }
 
-/// A duration, or no bound at all.
+/// Maximum age of stale content, or no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleLimit {
     /// Written `"forever"`.
     Forever,
-    /// At most this long.
+    /// Limited to this duration.
     For(Duration),
 }
 
@@ -305,42 +305,41 @@ impl<'de> Deserialize<'de> for StaleLimit {
     }
 }
 
-/// What `tags/list` shows.
+/// Content of `tags/list` (`cache.tags_list`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TagsList {
-    /// The tags held here.
+    /// The cached tags.
     #[default]
     Cached,
-    /// The upstream's list.
+    /// All tags of the upstream.
     Upstream,
     /// Both.
     Merged,
 }
 
-/// What an upstream's 404 does to a tag that is held.
+/// Effect of an upstream's 404 on a cached tag (`cache.on_upstream_404`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUpstream404 {
-    /// The tag is gone for clients too; content stays.
+    /// Clients get 404 too; the content stays in the store.
     #[default]
     Miss,
-    /// The last known content is served on.
+    /// The last known content is still served.
     Stale,
 }
 
-/// What is fetched before anybody asks.
+/// Section `[prefetch]`: downloads in advance of client requests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prefetch {
-    /// Whether an index's child manifests are fetched when it comes in.
+    /// True to fetch all child manifests of an index when the index is cached.
     pub children: bool,
-    /// Platforms (`os/arch[/variant]`) whose blobs are fetched too.
+    /// Platforms (`os/arch[/variant]`) whose blobs are prefetched too.
     pub platforms: Vec<String>,
-    /// The share of an upstream's quota, from 0 to 1, that is left for what clients ask for: below it nothing is
-    /// fetched ahead.
+    /// Share of an upstream's quota, from 0 to 1, that is reserved for client requests. Below it the prefetch pauses.
     pub quota_floor: f64,
-    /// How often an upstream whose quota is below the floor is asked whether it has returned.
+    /// Interval for checking the quota of an upstream whose quota is below the floor.
     #[serde(with = "humantime_serde")]
     pub quota_check: Duration,
 }
@@ -351,50 +350,50 @@ impl Default for Prefetch {
     }
 }
 
-/// One registry behind the cache.
+/// Section `[upstream."NAME"]`: one upstream registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upstream {
-    /// Where it is reached, in the order they are tried.
+    /// Endpoints, in the order in which they are tried.
     pub endpoints: Vec<Endpoint>,
-    /// Whether names without an upstream belong to it. Exactly one upstream may say so.
+    /// True for the upstream of image names without a registry. Exactly one upstream is the default.
     pub default: bool,
-    /// Values of a request's `Host` header that select it.
+    /// Values of the `Host` header that select this upstream.
     pub hostnames: Vec<String>,
-    /// User name at the registry.
+    /// User name for the registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
-    /// File that holds the password, read when it is needed.
+    /// File with the password; read when it is needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// A docker `config.json` to take credentials from.
+    /// Docker `config.json` with credentials.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
-    /// Hosts of token services elsewhere that may see the credentials.
+    /// Additional hosts of token services that may receive the credentials.
     pub realm_hosts: Vec<String>,
-    /// PEM file with certificate authorities trusted beside the built-in ones.
+    /// PEM file with certificate authorities that are trusted in addition to the built-in ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// PEM file with the client certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cert: Option<PathBuf>,
-    /// PEM file with the client certificate's key.
+    /// PEM file with the private key of the client certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
-    /// Accept any certificate. For laboratories.
+    /// True to accept any certificate. For tests only.
     pub insecure_skip_verify: bool,
     /// Patterns ([`NamePattern`](crate::oci::NamePattern)) of repositories that may be pulled; empty means all.
     pub allow: Vec<String>,
-    /// Patterns of repositories that may not, whatever `allow` says.
+    /// Patterns of repositories that may not be pulled; takes precedence over `allow`.
     pub deny: Vec<String>,
-    /// Whether redirects and token realms may lead to private addresses.
+    /// True if redirects and token realms may lead to private addresses.
     pub allow_private: bool,
-    /// Through what it is asked; what the environment says (`HTTPS_PROXY` and the like) if not set.
+    /// HTTP proxy for this upstream. Default: the proxy in the environment (`HTTPS_PROXY` and others).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
-    /// Connections to it at once.
+    /// Maximum number of connections to the upstream.
     pub max_connections: usize,
-    /// How long a body may stand still before it is asked for anew from where it stopped; 30 s if not set.
+    /// Time without progress after which a download is resumed with a new request. Default: 30 s.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
     /// Overrides `cache.tag_ttl`.
@@ -452,7 +451,7 @@ impl Default for Upstream {
 }
 
 impl Upstream {
-    /// The cache settings for this upstream: its own where it has any, else the common ones.
+    /// Returns the cache settings of this upstream: its own keys, and the common ones for keys that it does not set.
     pub fn cache(&self, common: &Cache) -> Cache {
         Cache {
             tag_ttl: self.tag_ttl.unwrap_or(common.tag_ttl),
@@ -466,7 +465,7 @@ impl Upstream {
     }
 }
 
-/// The upstreams that are there without being configured.
+/// Returns the built-in upstreams.
 pub fn builtin_upstreams() -> BTreeMap<String, Upstream> {
     [
         ("docker.io", "https://registry-1.docker.io"),

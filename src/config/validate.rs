@@ -1,4 +1,4 @@
-//! What is wrong with a configuration whose every key and type is right, and what to do about it.
+//! Validation of a configuration that has the right keys and types. Each problem names the key and the remedy.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,25 +15,25 @@ use super::keys::{UPSTREAM, dotted};
 use super::schema::{BlobStoreKind, Cache, Config, Endpoint, StaleLimit, Trace, Upstream};
 use crate::oci::{NamePattern, UpstreamName};
 
-/// Beyond this a deadline may not be computable on every clock.
-const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
-/// More connections than one process has file descriptors for anywhere.
-const MOST_CONNECTIONS: usize = 1 << 20;
-/// A smaller page cache would be none.
-const LEAST_MEMORY: u64 = 1 << 20;
-/// In less of sled's file there is hardly room for content.
-const LEAST_SLED: u64 = 256 << 20;
-/// At less than this the largest layers would take days.
-const LEAST_RATE: u64 = 64 << 10;
-/// The largest size that is still a plausible disk.
-const LARGEST: u64 = 1 << 60;
+/// Maximum duration. A longer one may overflow the clock.
+const DURATION_MAX: Duration = Duration::from_hours(100 * 365 * 24);
+/// Maximum number of connections: more than the file descriptors of a process.
+const CONNECTIONS_MAX: usize = 1 << 20;
+/// Minimum size of the page cache.
+const CACHE_MEMORY_MIN: u64 = 1 << 20;
+/// Minimum size of a store with blobs in sled. A smaller file has no space for content.
+const SLED_SIZE_MIN: u64 = 256 << 20;
+/// Minimum rate of the scrub. At a lower rate, a large layer takes days.
+const SCRUB_RATE_MIN: u64 = 64 << 10;
+/// Maximum size of a plausible disk.
+const SIZE_MAX: u64 = 1 << 60;
 
-/// One thing that is wrong: the key and the remedy.
+/// One problem of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
-    /// The key with its tables, as it would be written in TOML.
+    /// Dotted path of the key, as in TOML.
     pub key: String,
-    /// What is wrong and what to do.
+    /// Problem and remedy.
     pub message: String,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for ConfigProblem {
     }
 }
 
-/// All problems found, in the order of the sections.
+/// Problems found, in the order of the sections.
 #[derive(Default)]
 struct ProblemList(Vec<ConfigProblem>);
 
@@ -59,13 +59,13 @@ impl ProblemList {
     }
 
     fn duration(&mut self, value: Duration, may_be_zero: bool, path: &[&str]) {
-        self.require(may_be_zero || !value.is_zero(), path, "it must be longer than 0; try \"1m\"");
-        self.require(value <= LONGEST, path, "it must not be longer than 100 years");
+        self.require(may_be_zero || !value.is_zero(), path, "must be longer than 0, for example \"1m\"");
+        self.require(value <= DURATION_MAX, path, "must not be longer than 100 years");
     }
 
     fn connections(&mut self, value: usize, path: &[&str]) {
-        let message = format!("it must be between 1 and {MOST_CONNECTIONS}");
-        self.require((1..=MOST_CONNECTIONS).contains(&value), path, &message);
+        let message = format!("must be between 1 and {CONNECTIONS_MAX}");
+        self.require((1..=CONNECTIONS_MAX).contains(&value), path, &message);
     }
 
     fn readable(&mut self, file: Option<&Path>, path: &[&str]) {
@@ -73,19 +73,19 @@ impl ProblemList {
         let opened = File::open(file).and_then(|open| open.metadata());
         match opened {
             Ok(found) if !found.is_dir() => {}
-            Ok(_) => self.add(path, format!("{} is a folder; name a file", file.display())),
+            Ok(_) => self.add(path, format!("{} is a directory; configure a file", file.display())),
             Err(error) => self.add(path, format!("{} cannot be read: {error}", file.display())),
         }
     }
 }
 
-/// A configuration that cannot be used.
+/// Error of validation: the problems of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration cannot be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct InvalidConfig(pub Vec<ConfigProblem>);
 
-/// Checks everything that can be known without contacting anybody. Only whether named files are readable, and a
-/// `config.json` is one, is asked of the world.
+/// Checks the configuration without network access. Reads the named files to check that they are readable, and parses a
+/// `config.json`.
 pub fn validate(config: &Config) -> Result<(), InvalidConfig> {
     let mut problems = ProblemList::default();
     sections(config, &mut problems);
@@ -96,6 +96,7 @@ pub fn validate(config: &Config) -> Result<(), InvalidConfig> {
     if problems.0.is_empty() { Ok(()) } else { Err(InvalidConfig(problems.0)) }
 }
 
+/// Checks the sections other than the upstreams.
 fn sections(config: &Config, problems: &mut ProblemList) {
     let Config { server, store, scrub, cache, log, .. } = config;
     ports(config, problems);
@@ -105,20 +106,20 @@ fn sections(config: &Config, problems: &mut ProblemList) {
     problems.require(
         !store.path.as_os_str().is_empty(),
         &["store", "path"],
-        "it must name a folder, such as \"larder-data\"",
+        "must be a directory, for example \"larder-data\"",
     );
     for (key, size, least) in [
-        ("max_size", store.max_size, if store.blobs == BlobStoreKind::Sled { LEAST_SLED } else { 1 }),
+        ("max_size", store.max_size, if store.blobs == BlobStoreKind::Sled { SLED_SIZE_MIN } else { 1 }),
         ("min_free", store.min_free, 0),
-        ("cache_memory", store.cache_memory, LEAST_MEMORY),
+        ("cache_memory", store.cache_memory, CACHE_MEMORY_MIN),
     ] {
-        let fine = (least..=LARGEST).contains(&size.as_u64());
-        let hint = if least == LEAST_SLED { "; with `blobs = \"files\"` it may be less" } else { "" };
-        problems.require(fine, &["store", key], &format!("it must be between {least} B and 1 EiB{hint}"));
+        let fine = (least..=SIZE_MAX).contains(&size.as_u64());
+        let hint = if least == SLED_SIZE_MIN { "; `blobs = \"files\"` allows less" } else { "" };
+        problems.require(fine, &["store", key], &format!("must be between {least} B and 1 EiB{hint}"));
     }
     problems.duration(scrub.every, true, &["scrub", "every"]);
-    let fine = scrub.rate.as_u64() == 0 || (LEAST_RATE..=LARGEST).contains(&scrub.rate.as_u64());
-    let message = "it must be at least 64KiB a second, or 0 for as much as there is";
+    let fine = scrub.rate.as_u64() == 0 || (SCRUB_RATE_MIN..=SIZE_MAX).contains(&scrub.rate.as_u64());
+    let message = "must be at least 64KiB (per second), or 0 for no limit";
     problems.require(fine, &["scrub", "rate"], message);
     freshness(cache, &["cache"], problems);
     trace(&config.trace, problems);
@@ -128,19 +129,20 @@ fn sections(config: &Config, problems: &mut ProblemList) {
     problems.require(
         (0.0..=1.0).contains(&config.prefetch.quota_floor),
         &["prefetch", "quota_floor"],
-        "it is a share of the quota, between 0.0 and 1.0",
+        "must be a share of the quota, between 0.0 and 1.0",
     );
     problems.duration(config.prefetch.quota_check, false, &["prefetch", "quota_check"]);
     for platform in &config.prefetch.platforms {
         let parts: Vec<&str> = platform.split('/').collect();
         let shaped = matches!(parts.len(), 2 | 3) && parts.iter().all(|part| !part.is_empty());
-        let message =
-            format!("`{platform}` is no platform; write os/arch or os/arch/variant, such as \"linux/arm64\"");
+        let message = format!(
+            "`{platform}` is not a platform; write os/arch or os/arch/variant, for example \"linux/arm64\""
+        );
         problems.require(shaped, &["prefetch", "platforms"], &message);
     }
 }
 
-/// Where to listen, and with which certificates.
+/// Checks the addresses of both ports, and their certificates.
 fn ports(config: &Config, problems: &mut ProblemList) {
     let Config { server, admin, .. } = config;
     let mut places: Vec<([&str; 2], &ListenAddress)> = Vec::new();
@@ -152,14 +154,13 @@ fn ports(config: &Config, problems: &mut ProblemList) {
     ] {
         for address in &addresses.0 {
             if let Some((other, _)) = places.iter().find(|(_, other)| other.clashes(address)) {
-                let message =
-                    format!("{address} is taken by `{}` already; choose another port", dotted(other));
+                let message = format!("{address} conflicts with `{}`; choose another port", dotted(other));
                 problems.add(&[section, key], message);
             }
             places.push(([section, key], address));
         }
         let either = places.iter().any(|(place, _)| place[0] == section);
-        let message = "there is no address at all; name one here or in `tls_listen`";
+        let message = "no address is configured; set one here or in `tls_listen`";
         problems.require(either || key == "listen", &[section, "listen"], message);
     }
     for (section, cert, key) in [
@@ -167,26 +168,26 @@ fn ports(config: &Config, problems: &mut ProblemList) {
         ("admin", admin.tls_cert.as_deref(), admin.tls_key.as_deref()),
     ] {
         match (cert, key) {
-            (Some(_), None) => problems.add(&[section, "tls_cert"], "it needs `tls_key` beside it"),
-            (None, Some(_)) => problems.add(&[section, "tls_key"], "it needs `tls_cert` beside it"),
+            (Some(_), None) => problems.add(&[section, "tls_cert"], "requires `tls_key`"),
+            (None, Some(_)) => problems.add(&[section, "tls_key"], "requires `tls_cert`"),
             _ => {}
         }
         problems.readable(cert, &[section, "tls_cert"]);
         problems.readable(key, &[section, "tls_key"]);
     }
     problems.readable(admin.token_file.as_deref(), &["admin", "token_file"]);
-    let wanting = "it needs a certificate; set `tls_cert` and `tls_key`";
-    let idle = "nothing would use it; name the addresses that speak TLS in `tls_listen`";
+    let missing = "requires a certificate; set `tls_cert` and `tls_key`";
+    let unused = "the certificate is not used; set addresses for TLS in `tls_listen`";
     let speaks = |addresses: &ListenAddresses| !addresses.0.is_empty();
     let (own, other) = (server.tls_cert.is_some(), admin.tls_cert.is_some());
-    problems.require(own || !speaks(&server.tls_listen), &["server", "tls_listen"], wanting);
-    problems.require(own || other || !speaks(&admin.tls_listen), &["admin", "tls_listen"], wanting);
+    problems.require(own || !speaks(&server.tls_listen), &["server", "tls_listen"], missing);
+    problems.require(own || other || !speaks(&admin.tls_listen), &["admin", "tls_listen"], missing);
     let used = speaks(&server.tls_listen) || speaks(&admin.tls_listen) && !other;
-    problems.require(used || !own, &["server", "tls_cert"], idle);
-    problems.require(speaks(&admin.tls_listen) || !other, &["admin", "tls_cert"], idle);
+    problems.require(used || !own, &["server", "tls_cert"], unused);
+    problems.require(speaks(&admin.tls_listen) || !other, &["admin", "tls_cert"], unused);
 }
 
-/// Where traces go.
+/// Checks the export of traces.
 fn trace(trace: &Trace, problems: &mut ProblemList) {
     if let Some(endpoint) = &trace.endpoint {
         let fine = Url::parse(endpoint).is_ok_and(|url| {
@@ -197,18 +198,20 @@ fn trace(trace: &Trace, problems: &mut ProblemList) {
                 && url.query().is_none()
                 && url.fragment().is_none()
         });
-        let message = "it must be a collector's http:// or https:// URL, such as \"http://127.0.0.1:4318\"";
+        let message =
+            "must be the http:// or https:// URL of a collector, for example \"http://127.0.0.1:4318\"";
         problems.require(fine, &["trace", "endpoint"], message);
     }
-    let message = "it is a share of the requests, between 0.0 and 1.0";
+    let message = "must be a share of the requests, between 0.0 and 1.0";
     problems.require((0.0..=1.0).contains(&trace.sample), &["trace", "sample"], message);
     problems.require(
         !trace.service.is_empty(),
         &["trace", "service"],
-        "it must be a name, such as \"larder\"",
+        "must be a name, for example \"larder\"",
     );
 }
 
+/// Checks the time-outs of `[cache]`, or of the same keys in an upstream.
 fn freshness(cache: &Cache, table: &[&str], problems: &mut ProblemList) {
     let under = |key| [table, &[key]].concat();
     problems.duration(cache.tag_ttl, true, &under("tag_ttl"));
@@ -220,44 +223,31 @@ fn freshness(cache: &Cache, table: &[&str], problems: &mut ProblemList) {
     problems.duration(cache.revalidate_timeout, false, &under("revalidate_timeout"));
 }
 
-/// `EnvFilter` takes any word for the name of a module, so a misspelt level would silence the log unnoticed.
+/// Checks a log level or filter. `EnvFilter` accepts any word as the name of a module, so a misspelt level would disable
+/// the log.
 fn level(text: &str) -> Result<(), String> {
     let word = text.split(',').map(str::trim).find(|part| {
         let targeted = part.contains(['=', '[', ':']);
         !targeted && part.parse::<LevelFilter>().is_err()
     });
     if let Some(word) = word {
-        return Err(format!("`{word}` is no level; use off, error, warn, info, debug or trace"));
+        return Err(format!("`{word}` is not a level; use off, error, warn, info, debug or trace"));
     }
-    EnvFilter::try_new(text)
-        .map(drop)
-        .map_err(|error| format!("{error}; use a level, or a filter such as \"info,larder::upstream=debug\""))
+    EnvFilter::try_new(text).map(drop).map_err(|error| {
+        format!("{error}; use a level, or a filter, for example \"info,larder::upstream=debug\"")
+    })
 }
 
+/// Checks one upstream.
 fn one_upstream(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
     let at = |key| [UPSTREAM, name, key];
     if name.parse::<UpstreamName>().is_err() {
-        problems.add(&[UPSTREAM, name], "its name must be a lower-case host name, such as \"ghcr.io\"");
+        problems.add(&[UPSTREAM, name], "the name must be a lower-case host name, for example \"ghcr.io\"");
     }
-    problems.require(
-        !upstream.endpoints.is_empty(),
-        &at("endpoints"),
-        "it must name at least one endpoint, such as [\"https://registry.example.com\"]",
-    );
-    problems.require(
-        upstream.endpoints.is_empty() || upstream.endpoints.iter().any(|endpoint| endpoint.authoritative),
-        &at("endpoints"),
-        "none is authoritative, so none could say what a tag stands for; leave `authoritative = false` out of one",
-    );
-    for endpoint in &upstream.endpoints {
-        if let Err(message) = endpoint_url(endpoint) {
-            problems.add(&at("endpoints"), message);
-        }
-    }
+    endpoints(name, upstream, problems);
     for hostname in &upstream.hostnames {
         if hostname.to_ascii_lowercase().parse::<UpstreamName>().is_err() {
-            problems
-                .add(&at("hostnames"), "each must be a host name, with a port if need be, and nothing else");
+            problems.add(&at("hostnames"), "each must be a host name, optionally with a port");
         }
     }
     for (key, patterns) in [("allow", &upstream.allow), ("deny", &upstream.deny)] {
@@ -267,72 +257,105 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
             }
         }
     }
+    credentials(name, upstream, problems);
+    certificates(name, upstream, problems);
+    problems.connections(upstream.max_connections, &at("max_connections"));
+    if let Some(time) = upstream.idle_timeout {
+        problems.duration(time, false, &at("idle_timeout"));
+    }
+    // Keys that are not set here come from `[cache]`, which is checked separately.
+    freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);
+}
+
+/// Checks the endpoints of an upstream.
+fn endpoints(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
+    let at = [UPSTREAM, name, "endpoints"];
+    problems.require(
+        !upstream.endpoints.is_empty(),
+        &at,
+        "must contain at least one endpoint, for example [\"https://registry.example.com\"]",
+    );
+    problems.require(
+        upstream.endpoints.is_empty() || upstream.endpoints.iter().any(|endpoint| endpoint.authoritative),
+        &at,
+        "no endpoint may resolve tags; remove `authoritative = false` from one",
+    );
+    for endpoint in &upstream.endpoints {
+        if let Err(message) = endpoint_url(endpoint) {
+            problems.add(&at, message);
+        }
+    }
+}
+
+/// Checks the keys for logging in to an upstream.
+fn credentials(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
+    let at = |key| [UPSTREAM, name, key];
     match (&upstream.username, &upstream.password_file) {
-        (Some(_), None) => problems.add(&at("username"), "it needs `password_file` beside it"),
-        (None, Some(_)) => problems.add(&at("password_file"), "it needs `username` beside it"),
+        (Some(_), None) => problems.add(&at("username"), "requires `password_file`"),
+        (None, Some(_)) => problems.add(&at("password_file"), "requires `username`"),
         _ => {}
     }
     problems.readable(upstream.password_file.as_deref(), &at("password_file"));
     docker_config(name, upstream, problems);
     for host in &upstream.realm_hosts {
         if host.to_ascii_lowercase().parse::<UpstreamName>().is_err() {
-            let message =
-                "each must be a token service's host name, with a port if need be, and nothing else";
+            let message = "each must be the host name of a token service, optionally with a port";
             problems.add(&at("realm_hosts"), message);
         }
     }
+}
+
+/// Checks the certificate files of an upstream.
+fn certificates(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
+    let at = |key| [UPSTREAM, name, key];
     match (&upstream.client_cert, &upstream.client_key) {
-        (Some(_), None) => problems.add(&at("client_cert"), "it needs `client_key` beside it"),
-        (None, Some(_)) => problems.add(&at("client_key"), "it needs `client_cert` beside it"),
+        (Some(_), None) => problems.add(&at("client_cert"), "requires `client_key`"),
+        (None, Some(_)) => problems.add(&at("client_key"), "requires `client_cert`"),
         _ => {}
     }
     problems.readable(upstream.ca_file.as_deref(), &at("ca_file"));
     problems.readable(upstream.client_cert.as_deref(), &at("client_cert"));
     problems.readable(upstream.client_key.as_deref(), &at("client_key"));
-    problems.connections(upstream.max_connections, &at("max_connections"));
-    if let Some(time) = upstream.idle_timeout {
-        problems.duration(time, false, &at("idle_timeout"));
-    }
-    // Keys that are not set here are the common ones, which have had their turn.
-    freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);
 }
 
-/// What is wrong with the `config.json` that credentials are taken from.
+/// Checks the `config.json` with credentials.
 fn docker_config(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
     let Some(path) = &upstream.docker_config else { return };
     let at = [UPSTREAM, name, "docker_config"];
     if upstream.username.is_some() || upstream.password_file.is_some() {
-        problems.add(&at, "credentials come from one place; leave it or `username` and `password_file` out");
+        problems.add(&at, "conflicts with `username` and `password_file`; remove one of them");
     }
     if let Err(error) = DockerConfig::load(path) {
-        let message =
-            format!("{}: {error}; it must be a config.json as `docker login` writes it", path.display());
+        let message = format!(
+            "{}: {error}; the file must be a config.json as written by `docker login`",
+            path.display()
+        );
         problems.add(&at, message);
     }
 }
 
-/// What is wrong with a pattern over an upstream's repositories: also that it can match none of them.
+/// Checks a pattern of repository names. A pattern that cannot match any repository is an error.
 fn repository_pattern(upstream: &str, text: &str) -> Result<(), String> {
     text.parse::<NamePattern>().map_err(|error| error.to_string())?;
     if let Some(rest) = text.strip_prefix(upstream).and_then(|rest| rest.strip_prefix('/')) {
-        return Err(format!("`{text}` begins with the upstream's own name; write \"{rest}\""));
+        return Err(format!("`{text}` begins with the name of the upstream; write \"{rest}\""));
     }
     if upstream == "docker.io" && !text.contains('/') && text != "**" {
         return Err(format!(
-            "`{text}` matches no repository of docker.io: its names have two parts; write \"library/{text}\", \
+            "`{text}` matches no repository of docker.io, because its names have two parts; write \"library/{text}\", \
              or \"**\" for all"
         ));
     }
     Ok(())
 }
 
-/// What is wrong with an endpoint. The URL is repeated only where it cannot hold a secret.
+/// Checks the URL of an endpoint. Errors do not show the URL, because it may contain a password.
 fn endpoint_url(endpoint: &Endpoint) -> Result<(), String> {
     let example = "\"https://registry.example.com\" or \"oci:///srv/layout\"";
     let url = Url::parse(&endpoint.url)
-        .map_err(|error| format!("an endpoint is no URL ({error}); write {example}"))?;
+        .map_err(|error| format!("an endpoint is not a URL ({error}); write {example}"))?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("an endpoint holds credentials; move them to `username` and `password_file`".to_owned());
+        return Err("an endpoint contains credentials; use `username` and `password_file` instead".to_owned());
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(format!("an endpoint has a query or a fragment; write {example}"));
@@ -340,23 +363,27 @@ fn endpoint_url(endpoint: &Endpoint) -> Result<(), String> {
     match url.scheme() {
         "http" | "https" if url.host().is_some() => Ok(()),
         "oci" if endpoint.url.starts_with("oci:///") && url.path().len() > 1 => Ok(()),
-        "oci" => Err("an oci:// endpoint needs an absolute path, as in \"oci:///srv/layout\"".to_owned()),
+        "oci" => {
+            Err("an oci:// endpoint requires an absolute path, for example \"oci:///srv/layout\"".to_owned())
+        }
         scheme => Err(format!("an endpoint's scheme is `{scheme}`; write {example}")),
     }
 }
 
+/// Checks rules that concern several upstreams: the default upstream, and unique host names.
 fn across_upstreams(config: &Config, problems: &mut ProblemList) {
     let defaults: Vec<_> = config.upstream.iter().filter(|(_, upstream)| upstream.default).collect();
     match defaults.as_slice() {
         [] if config.upstream.is_empty() => {
             problems
-                .add(&[UPSTREAM], "there is no upstream at all; name one, or set `builtin_upstreams = true`");
+                .add(&[UPSTREAM], "no upstream is configured; add one, or set `builtin_upstreams = true`");
         }
-        [] => problems.add(&[UPSTREAM], "no upstream is the default; set `default = true` in one of them"),
+        [] => problems.add(&[UPSTREAM], "no upstream is the default; set `default = true` for one"),
         [_] => {}
         [first, others @ ..] => {
             for (name, _) in others {
-                let message = format!("`{}` is the default already; only one upstream can be", first.0);
+                let message =
+                    format!("`{}` is the default too; only one upstream can be the default", first.0);
                 problems.add(&[UPSTREAM, name, "default"], message);
             }
         }
@@ -366,8 +393,9 @@ fn across_upstreams(config: &Config, problems: &mut ProblemList) {
         for hostname in &upstream.hostnames {
             let owner = *owners.entry(hostname.to_ascii_lowercase()).or_insert(name);
             if owner != name {
-                let message =
-                    format!("upstream `{owner}` has the same host name; a host name selects one upstream");
+                let message = format!(
+                    "upstream `{owner}` has the same host name; each host name must select one upstream"
+                );
                 problems.add(&[UPSTREAM, name, "hostnames"], message);
             }
         }

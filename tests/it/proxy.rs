@@ -134,9 +134,9 @@ fn proxy_credentials_come_from_the_environment_and_are_never_printed() {
 fn malformed_proxy_is_refused() {
     let registry = Registry::start();
     for (written, told) in [
-        ("socks5://127.0.0.1:1080", "cannot use a socks5 proxy"),
+        ("socks5://127.0.0.1:1080", "proxies of type socks5 are not supported"),
         ("http://me:secret@127.0.0.1:3128", "HTTPS_PROXY"),
-        ("http://127.0.0.1:3128/path", "is no proxy"),
+        ("http://127.0.0.1:3128/path", "is not a proxy"),
     ] {
         let exit = Setup::with(&registry).upstream_set("docker.io", "proxy", written).run_to_exit();
         assert!(!exit.status.success());
@@ -144,9 +144,10 @@ fn malformed_proxy_is_refused() {
         assert!(!exit.stderr.contains("secret"), "{}", exit.stderr);
     }
     // What the environment says is held against the same rules, and `direct` does without it.
-    for (value, told) in
-        [("socks5://127.0.0.1:1080", "cannot use a socks5 proxy"), ("me:secret@pro xy", "is no proxy")]
-    {
+    for (value, told) in [
+        ("socks5://127.0.0.1:1080", "proxies of type socks5 are not supported"),
+        ("me:secret@pro xy", "is not a proxy"),
+    ] {
         let setup = Setup::empty()
             .upstream_set("docker.io", "endpoints", vec![format!("http://{NAME}")])
             .upstream_set("docker.io", "default", true);

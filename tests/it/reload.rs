@@ -198,7 +198,7 @@ fn upstreams_can_be_added_removed_and_moved() {
         let setup = setup.set("upstream", toml::Table::new());
         setup.upstream("docker.io", &other).upstream_set("docker.io", "default", true)
     });
-    wait_followed(&larder, "a table is gone");
+    wait_followed(&larder, "removed, was a table");
     assert_eq!(larder.get(&path("v2")).status(), 404);
     larder.get("/v2/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
 }

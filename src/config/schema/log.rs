@@ -1,16 +1,16 @@
-//! The sections about what is told of larder's work: the log, and traces.
+//! Sections `[log]` and `[trace]`.
 
 use serde::{Deserialize, Serialize};
 
-/// What is logged, and how.
+/// Section `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// A level, or a filter in tracing's syntax (`info,larder::upstream=debug`).
+    /// Level, or filter in the syntax of tracing (`info,larder::upstream=debug`).
     pub level: String,
-    /// The shape of a line.
+    /// Format of a log line.
     pub format: LogFormat,
-    /// Whether each request gets a line.
+    /// True to log each request.
     pub requests: bool,
 }
 
@@ -20,16 +20,16 @@ impl Default for Log {
     }
 }
 
-/// Where traces go, if anywhere.
+/// Section `[trace]`: export of traces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trace {
-    /// The collector's URL for OTLP over HTTP, without `/v1/traces`; no traces if it is not set.
+    /// URL of the collector (OTLP over HTTP), without `/v1/traces`. Default: no traces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The share of requests, from 0 to 1, that are traced, of those whose client has not decided it.
+    /// Share of requests that are traced, from 0 to 1. Does not apply to requests whose client has decided.
     pub sample: f64,
-    /// What larder is called there.
+    /// Service name in traces.
     pub service: String,
 }
 
@@ -39,13 +39,13 @@ impl Default for Trace {
     }
 }
 
-/// The shape of a log line.
+/// Format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for humans.
     #[default]
     Text,
-    /// For machines, one object per line.
+    /// JSON, one object for each line.
     Json,
 }

@@ -112,7 +112,7 @@ fn bogus_key_in_any_endpoint_of_any_example_is_rejected() {
             let endpoints = upstream.get("endpoints").and_then(Value::as_array);
             for place in 0..endpoints.map_or(0, Vec::len) {
                 for (bogus, hint) in
-                    [("bogus_key", "; known here: url, authoritative"), ("urll", "; did you mean `url`?")]
+                    [("bogus_key", "; known keys: url, authoritative"), ("urll", "; did you mean `url`?")]
                 {
                     let mut changed = document.clone();
                     let endpoint = &mut changed["upstream"][name]["endpoints"][place];

@@ -45,7 +45,7 @@ fn errors_are_one_sentence_with_an_exit_code() {
             &["validate", "--config", "/nowhere"],
             &[],
             1,
-            "larder: the configuration file /nowhere cannot be read: ",
+            "larder: configuration file /nowhere cannot be read: ",
         ),
         (
             &["serve"],

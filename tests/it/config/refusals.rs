@@ -28,7 +28,7 @@ fn unknown_key_error_suggests_the_nearest_key() {
         ),
         (
             "[admin]\nzzz = 1",
-            "larder.toml:2: unknown key `admin.zzz`; known here: listen, tls_listen, tls_cert, tls_key, token_file",
+            "larder.toml:2: unknown key `admin.zzz`; known keys: listen, tls_listen, tls_cert, tls_key, token_file",
         ),
     ];
     for (text, wanted) in cases {
@@ -42,9 +42,12 @@ fn wrong_value_error_names_key_and_line() {
         ("[server]\nlisten = 5", "larder.toml:2: `server.listen`: "),
         (
             "[server]\nlisten = \"localhost\"",
-            "larder.toml:2: `server.listen`: `localhost` is no address; write IP:PORT",
+            "larder.toml:2: `server.listen`: `localhost` is not an address; write IP:PORT",
         ),
-        ("[server]\nlisten = [\"[::1]:1\", \"unix:x\"]", "larder.toml:2: `server.listen`: `x` is no path"),
+        (
+            "[server]\nlisten = [\"[::1]:1\", \"unix:x\"]",
+            "larder.toml:2: `server.listen`: `x` is not a valid socket path",
+        ),
         ("builtin_upstreams = \"no\"", "larder.toml:1: `builtin_upstreams`: "),
         ("[store]\n\nmax_size = \"many\"", "larder.toml:3: `store.max_size`: "),
         ("[cache]\nstale_if_error = \"sometimes\"", "larder.toml:2: `cache.stale_if_error`: "),
@@ -169,8 +172,11 @@ fn docker_config_must_be_valid() {
         Vec::<String>::new()
     );
     for (content, wanted) in [
-        ("", "it is no JSON at line 1"),
-        ("{ \"auths\": { \"quay.io\": { \"auth\": \"hush\" } } }", "auths.\"quay.io\".auth is no base64"),
+        ("", "not valid JSON at line 1"),
+        (
+            "{ \"auths\": { \"quay.io\": { \"auth\": \"hush\" } } }",
+            "auths.\"quay.io\".auth is not the Base64",
+        ),
         ("{ \"auths\": { \"quay.io\": \"hush\" } }", "a value has the wrong type"),
         ("{ \"credsStore\": \"../pass\" }", "credsStore names the helper \"../pass\""),
         ("{ \"credHelpers\": { \"quay.io\": \"/bin/sh\" } }", "names the helper \"/bin/sh\""),
@@ -183,7 +189,7 @@ fn docker_config_must_be_valid() {
     }
     let both = found("{}", "username = \"u\"\npassword_file = \"/dev/null\"");
     assert_eq!(both.len(), 1, "{both:?}");
-    assert!(both[0].contains("leave it or `username`"), "{both:?}");
+    assert!(both[0].contains("conflicts with `username`"), "{both:?}");
 }
 
 #[test]

@@ -309,8 +309,8 @@ fn broken_docker_config_is_named_only_in_the_log() {
     larder.get(TAG).is_ok_with(&image.manifest.bytes);
     let file = larder.setup().folder().join("docker.io.json");
     for (content, wanted) in [
-        (Some("{\"auths\": hush"), "it is no JSON"),
-        (Some("{\"auths\":{\"docker.io\":{\"auth\":\"hush\"}}}"), "is no base64"),
+        (Some("{\"auths\": hush"), "not valid JSON"),
+        (Some("{\"auths\":{\"docker.io\":{\"auth\":\"hush\"}}}"), "is not the Base64"),
         (None, "it cannot be read"),
     ] {
         match content {
@@ -341,7 +341,7 @@ fn malformed_docker_config_refuses_to_start() {
     for (config, wanted) in [
         (json!({ "credsStore": "../../bin/sh" }), "names the helper"),
         (json!({ "credHelpers": { "docker.io": "/bin/sh" } }), "names the helper"),
-        (json!({ "auths": { "docker.io": { "auth": "hush" } } }), "is no base64"),
+        (json!({ "auths": { "docker.io": { "auth": "hush" } } }), "is not the Base64"),
         (json!(["hush"]), "wrong type"),
     ] {
         let exit = setup(&registry, &config).run_to_exit();
