@@ -1,4 +1,4 @@
-//! The `larder` program: parses its arguments, runs, and turns an error into one sentence and an exit code.
+//! Program `larder`: parses the arguments, runs the command, and reports an error as one line and an exit code.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -10,19 +10,21 @@ fn main() -> ExitCode {
     match cli::run(cli::arguments()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // If standard error is gone too, the exit code has to do.
+            // If standard error is closed, only the exit code remains.
             let _ = writeln!(std::io::stderr().lock(), "larder: {}", cli::sentence(&error));
             ExitCode::from(cli::exit_code(&error))
         }
     }
 }
 
-/// Sets the C library's allocator up for buffers that are used for a moment by every thread, unless its own variables say
-/// otherwise. By itself it makes eight heaps for each processor, and whatever a thread frees stays in the heap that it came
-/// from: with content in sled that doubles the memory held after many have read at once, and is no faster. And it gives a
-/// buffer of half a MiB back to the system as soon as it is freed, to get it anew, page by page, for the next step.
+/// Configures the allocator of the C library for short-lived buffers that are used by all threads. The environment variables
+/// of the allocator take precedence.
+///
+/// By default glibc creates eight heaps for each CPU, and freed memory stays in its heap. With blobs in sled this doubles
+/// the memory use after many concurrent reads and is not faster. By default glibc also returns a buffer of 512 KiB to the
+/// system when it is freed, and allocates it again, page by page, for the next step of a body.
 #[cfg(target_env = "gnu")]
-#[expect(unsafe_code, reason = "the C library has no other way, but for a variable set before the start")]
+#[expect(unsafe_code, reason = "the C library has no safe interface for this")]
 fn tune_allocator() {
     use std::ffi::c_int;
 
@@ -36,17 +38,17 @@ fn tune_allocator() {
     }
 
     let heaps = std::thread::available_parallelism().map_or(2, |number| number.get().max(2));
-    // What may lie free at the top of each heap: 64 MiB over all of them, as long as that makes a few buffers for each.
+    // Free memory kept at the top of each heap: 64 MiB over all heaps, but enough for a few buffers each.
     let spare = (64 * MIB / heaps).clamp(MIB, 8 * MIB);
     for (variable, parameter, value) in [
         ("MALLOC_ARENA_MAX", M_ARENA_MAX, heaps),
-        // A step of a body is 512 KiB and must come from a heap.
+        // A step of a body is 512 KiB. It must be allocated from a heap.
         ("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, MIB + 1),
         ("MALLOC_TRIM_THRESHOLD_", M_TRIM_THRESHOLD, spare),
     ] {
         if std::env::var_os(variable).is_none() {
-            // SAFETY: It takes two numbers, changes the allocator's own settings under its lock, and there is no second
-            // thread yet. What it does not understand it ignores.
+            // SAFETY: mallopt takes two numbers and changes settings of the allocator under its lock. No other thread exists
+            // yet. Unknown parameters are ignored.
             unsafe {
                 mallopt(parameter, c_int::try_from(value).unwrap_or(c_int::MAX));
             }

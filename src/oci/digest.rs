@@ -1,4 +1,6 @@
-//! Content digests (image-spec, descriptor.md "Digests"): parsing, printing and computing.
+//! Content digests (image-spec, descriptor.md, section "Digests"): parsing, formatting and computing.
+//!
+//! A new algorithm needs one line in the table of algorithms below.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,102 +8,145 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
 
-/// A digest algorithm that larder can verify.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Algorithm {
-    /// SHA-256; every conforming registry offers it.
-    Sha256,
-    /// SHA-512; optional in the image-spec.
-    Sha512,
+/// Declares the digest algorithms. The code is part of the format on disk and must not change.
+macro_rules! algorithms {
+    ($($(#[$doc:meta])* $variant:ident: $name:literal, code $code:literal, $hasher:ty;)+) => {
+        /// Digest algorithm that can be verified.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Algorithm {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Algorithm {
+            /// All algorithms.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// Returns the name, which is the part of a digest before the colon.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// Returns the code of the algorithm in the format on disk.
+            pub const fn code(self) -> u8 {
+                match self {
+                    $(Self::$variant => $code,)+
+                }
+            }
+
+            /// Returns the length of the raw digest in bytes.
+            pub fn size(self) -> usize {
+                match self {
+                    $(Self::$variant => <$hasher>::output_size(),)+
+                }
+            }
+        }
+
+        #[derive(Clone, Debug)]
+        enum HasherState {
+            $($variant($hasher),)+
+        }
+
+        impl Hasher {
+            /// Creates a hasher without content.
+            pub fn new(algorithm: Algorithm) -> Self {
+                Self(match algorithm {
+                    $(Algorithm::$variant => HasherState::$variant(<$hasher>::new()),)+
+                })
+            }
+
+            /// Adds `bytes` to the content.
+            pub fn update(&mut self, bytes: &[u8]) {
+                match &mut self.0 {
+                    $(HasherState::$variant(hasher) => hasher.update(bytes),)+
+                }
+            }
+
+            /// Returns the digest of the content.
+            pub fn finish(self) -> Digest {
+                match self.0 {
+                    $(HasherState::$variant(hasher) => Digest::new(Algorithm::$variant, &hasher.finalize()),)+
+                }
+            }
+        }
+    };
+}
+
+algorithms! {
+    /// SHA-256, supported by every conforming registry.
+    Sha256: "sha256", code 1, sha2::Sha256;
+    /// SHA-512, optional in the image-spec.
+    Sha512: "sha512", code 2, sha2::Sha512;
 }
 
 impl Algorithm {
-    /// All algorithms.
-    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
-
-    /// Returns the number of the algorithm in stored keys and facts. A number is never reused.
-    pub const fn code(self) -> u8 {
-        match self {
-            Self::Sha256 => 1,
-            Self::Sha512 => 2,
-        }
+    /// Returns the algorithm with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|algorithm| algorithm.as_str() == name)
     }
 
-    /// Returns the algorithm with a number.
+    /// Returns the algorithm with this code in the format on disk.
     pub fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|algorithm| algorithm.code() == code)
-    }
-
-    /// The name as it stands before the colon.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sha256 => "sha256",
-            Self::Sha512 => "sha512",
-        }
-    }
-
-    /// Length of the raw digest, in bytes.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::Sha256 => 32,
-            Self::Sha512 => 64,
-        }
+        Self::ALL.iter().copied().find(|algorithm| algorithm.code() == code)
     }
 }
 
-/// Why a string is no digest.
+/// Error of parsing a digest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// It does not match `algorithm ":" encoded`, or the encoded part does not fit the algorithm.
+    /// The text does not match `algorithm ":" encoded`, or the encoded part has the wrong length.
     #[error("`{0}` is not a digest: expected sha256:<64 lower-case hex digits> or sha512:<128>")]
     Syntax(String),
-    /// Well formed, but of an algorithm that cannot be verified here.
+    /// The digest is well-formed, but the algorithm cannot be verified.
     #[error("digest algorithm `{0}` is not supported: only sha256 and sha512 can be verified")]
     Unsupported(String),
 }
 
-/// A verified-by-construction digest: `sha256:…` or `sha512:…`, lower-case hex.
+/// Maximum length of a raw digest, in bytes.
+const SIZE_MAX: usize = 64;
+
+/// Digest of a supported algorithm, formatted as `sha256:…` or `sha512:…` with lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Digest {
-    /// A SHA-256 value.
-    Sha256([u8; 32]),
-    /// A SHA-512 value.
-    Sha512([u8; 64]),
+pub struct Digest {
+    algorithm: Algorithm,
+    /// Raw digest. The bytes after the algorithm's size are zero.
+    raw: [u8; SIZE_MAX],
 }
 
 impl Digest {
-    /// The digest of `content` under `algorithm`.
+    /// Computes the digest of `content`.
     pub fn of(algorithm: Algorithm, content: &[u8]) -> Self {
         let mut hasher = Hasher::new(algorithm);
         hasher.update(content);
         hasher.finish()
     }
 
-    /// The algorithm this value was computed with.
+    /// Creates a digest from raw bytes, which have the algorithm's size.
+    fn new(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut raw = [0; SIZE_MAX];
+        for (to, from) in raw.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        Self { algorithm, raw }
+    }
+
+    /// Returns the algorithm.
     pub const fn algorithm(&self) -> Algorithm {
-        match self {
-            Self::Sha256(_) => Algorithm::Sha256,
-            Self::Sha512(_) => Algorithm::Sha512,
-        }
+        self.algorithm
     }
 
-    /// The raw bytes, 32 or 64 of them.
-    pub const fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Sha256(raw) => raw,
-            Self::Sha512(raw) => raw,
-        }
+    /// Returns the raw bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.raw[..self.algorithm.size()]
     }
 
-    /// Rebuilds a digest from its raw bytes.
+    /// Creates a digest from raw bytes. Returns `None` if the length is wrong.
     pub fn from_bytes(algorithm: Algorithm, raw: &[u8]) -> Option<Self> {
-        match algorithm {
-            Algorithm::Sha256 => raw.try_into().ok().map(Self::Sha256),
-            Algorithm::Sha512 => raw.try_into().ok().map(Self::Sha512),
-        }
+        (raw.len() == algorithm.size()).then(|| Self::new(algorithm, raw))
     }
 
-    /// The part after the colon.
+    /// Returns the hex digits after the colon.
     pub fn hex(&self) -> String {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let raw = self.as_bytes();
@@ -153,23 +198,22 @@ impl fmt::Debug for Digest {
 impl FromStr for Digest {
     type Err = DigestError;
 
-    /// Parses `algorithm ":" encoded`; upper-case hex is refused (image-spec: "MUST NOT").
+    /// Parses `algorithm ":" encoded`. Upper-case hex digits are an error (image-spec: "MUST NOT").
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let syntax = || DigestError::Syntax(text.chars().take(200).collect());
         let (algorithm, encoded) = text.split_once(':').ok_or_else(syntax)?;
-        let algorithm = match algorithm {
-            "sha256" => Algorithm::Sha256,
-            "sha512" => Algorithm::Sha512,
-            other if is_algorithm(other) && is_encoded(encoded) => {
-                return Err(DigestError::Unsupported(other.chars().take(64).collect()));
+        let algorithm = match Algorithm::from_name(algorithm) {
+            Some(known) => known,
+            None if is_algorithm(algorithm) && is_encoded(encoded) => {
+                return Err(DigestError::Unsupported(algorithm.chars().take(64).collect()));
             }
-            _ => return Err(syntax()),
+            None => return Err(syntax()),
         };
         let hex = encoded.as_bytes();
         if hex.len() != algorithm.size() * 2 {
             return Err(syntax());
         }
-        let mut raw = [0_u8; 64];
+        let mut raw = [0_u8; SIZE_MAX];
         for (byte, pair) in raw.iter_mut().zip(hex.chunks_exact(2)) {
             let (Some(high), Some(low)) = (nibble(pair[0]), nibble(pair[1])) else {
                 return Err(syntax());
@@ -188,7 +232,7 @@ fn nibble(digit: u8) -> Option<u8> {
     }
 }
 
-/// `algorithm-component *[algorithm-separator algorithm-component]` of the image-spec grammar.
+/// Returns true if the text matches `algorithm` in the grammar of the image-spec.
 fn is_algorithm(text: &str) -> bool {
     text.split(['+', '.', '_', '-'])
         .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()))
@@ -198,41 +242,9 @@ fn is_encoded(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-'))
 }
 
-/// A running digest.
+/// Incremental computation of a digest.
 #[derive(Clone, Debug)]
-pub struct Hasher(State);
-
-#[derive(Clone, Debug)]
-enum State {
-    Sha256(sha2::Sha256),
-    Sha512(sha2::Sha512),
-}
-
-impl Hasher {
-    /// An empty hasher for `algorithm`.
-    pub fn new(algorithm: Algorithm) -> Self {
-        Self(match algorithm {
-            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
-            Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
-        })
-    }
-
-    /// Adds `bytes` at the end of what was hashed so far.
-    pub fn update(&mut self, bytes: &[u8]) {
-        match &mut self.0 {
-            State::Sha256(hasher) => hasher.update(bytes),
-            State::Sha512(hasher) => hasher.update(bytes),
-        }
-    }
-
-    /// The digest of everything added.
-    pub fn finish(self) -> Digest {
-        match self.0 {
-            State::Sha256(hasher) => Digest::Sha256(hasher.finalize().into()),
-            State::Sha512(hasher) => Digest::Sha512(hasher.finalize().into()),
-        }
-    }
-}
+pub struct Hasher(HasherState);
 
 #[cfg(test)]
 mod tests {
@@ -241,7 +253,7 @@ mod tests {
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     #[test]
-    fn prints_what_it_parsed() {
+    fn digest_is_parsed_and_formatted() {
         let digest: Digest = EMPTY.parse().expect("a digest");
         assert_eq!(digest.to_string(), EMPTY);
         assert_eq!(digest, Digest::of(Algorithm::Sha256, b""));
@@ -250,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_upper_case_short_and_foreign() {
+    fn parse_rejects_upper_case_short_and_unsupported_digests() {
         assert!(matches!(EMPTY.to_uppercase().parse::<Digest>(), Err(DigestError::Syntax(_))));
         let upper = EMPTY.replace('e', "E");
         assert!(matches!(upper.parse::<Digest>(), Err(DigestError::Syntax(_))));
@@ -258,5 +270,20 @@ mod tests {
         assert!(matches!("sha256".parse::<Digest>(), Err(DigestError::Syntax(_))));
         assert!(matches!("blake3:abc=_-".parse::<Digest>(), Err(DigestError::Unsupported(_))));
         assert!(matches!("md5+:abc".parse::<Digest>(), Err(DigestError::Syntax(_))));
+    }
+
+    #[test]
+    fn algorithm_codes_and_names_are_unique_and_fit() {
+        for algorithm in Algorithm::ALL {
+            assert_eq!(Algorithm::from_code(algorithm.code()), Some(*algorithm));
+            assert_eq!(Algorithm::from_name(algorithm.as_str()), Some(*algorithm));
+            assert!(algorithm.size() <= SIZE_MAX);
+            let digest = Digest::of(*algorithm, b"x");
+            assert_eq!(Digest::from_bytes(*algorithm, digest.as_bytes()), Some(digest));
+        }
+        // Codes are part of the format on disk.
+        assert_eq!((Algorithm::Sha256.code(), Algorithm::Sha512.code()), (1, 2));
+        assert_eq!(Algorithm::from_code(0), None);
+        assert_eq!(Digest::from_bytes(Algorithm::Sha256, &[0; 64]), None);
     }
 }

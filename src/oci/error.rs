@@ -1,41 +1,41 @@
-//! The error codes of the distribution-spec and the document that carries them to a client.
+//! Error codes of the distribution-spec, and the JSON body of an error answer.
 
-/// An error code as clients see it, together with those that distribution uses outside the specification.
+/// Error code for clients: a code of the specification, or one that only the distribution registry uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// A code of the distribution-spec.
+    /// Code of the distribution-spec.
     Spec(&'static str),
-    /// A code known from distribution's registry only.
+    /// Code of the distribution registry, not part of the specification.
     Distribution(&'static str),
 }
 
 impl Code {
-    /// Blob unknown to the registry.
+    /// The blob is unknown.
     pub const BLOB_UNKNOWN: Self = Self::Spec("BLOB_UNKNOWN");
-    /// Manifest unknown to the registry.
+    /// The manifest is unknown.
     pub const MANIFEST_UNKNOWN: Self = Self::Spec("MANIFEST_UNKNOWN");
-    /// Repository name not known.
+    /// The repository is unknown.
     pub const NAME_UNKNOWN: Self = Self::Spec("NAME_UNKNOWN");
-    /// Repository name breaks the grammar.
+    /// The repository name is invalid.
     pub const NAME_INVALID: Self = Self::Spec("NAME_INVALID");
-    /// Digest breaks the grammar.
+    /// The digest is invalid.
     pub const DIGEST_INVALID: Self = Self::Spec("DIGEST_INVALID");
-    /// The upstream refuses.
+    /// The upstream denied access.
     pub const DENIED: Self = Self::Spec("DENIED");
-    /// The operation is unsupported.
+    /// The operation is not supported.
     pub const UNSUPPORTED: Self = Self::Spec("UNSUPPORTED");
     /// Too many requests.
     pub const TOOMANYREQUESTS: Self = Self::Spec("TOOMANYREQUESTS");
-    /// An error of our own.
+    /// Internal error.
     pub const UNKNOWN: Self = Self::Distribution("UNKNOWN");
-    /// The upstream cannot be asked now.
+    /// The upstream is not available.
     pub const UNAVAILABLE: Self = Self::Distribution("UNAVAILABLE");
-    /// A range outside the body.
+    /// The range is outside the body.
     pub const RANGE_INVALID: Self = Self::Distribution("RANGE_INVALID");
-    /// `n` is no number.
+    /// `n` is not a number.
     pub const PAGINATION_NUMBER_INVALID: Self = Self::Distribution("PAGINATION_NUMBER_INVALID");
 
-    /// The code's text.
+    /// Returns the text of the code.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Spec(text) | Self::Distribution(text) => text,
@@ -43,7 +43,7 @@ impl Code {
     }
 }
 
-/// The body of an error answer: `{"errors":[{"code":…,"message":…}]}`.
+/// Returns the body of an error answer: `{"errors":[{"code":…,"message":…}]}`.
 pub fn document(code: Code, message: &str) -> Vec<u8> {
     serde_json::json!({ "errors": [{ "code": code.as_str(), "message": message }] }).to_string().into_bytes()
 }
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn spec_codes_are_the_specs() {
+    fn spec_codes_are_part_of_the_specification() {
         for code in [
             Code::BLOB_UNKNOWN,
             Code::MANIFEST_UNKNOWN,

@@ -1,7 +1,7 @@
-//! Manifests and indexes as opaque documents: which type is this, and what does it point at?
+//! Manifests and indexes: detection of the media type, and extraction of descriptors. Documents are never changed.
 //!
-//! Nothing here rewrites a document. The rules refuse what two clients could read in two ways
-//! (CVE-2021-41190 and its kin): a document is kept only under one type, decided once.
+//! A document that two clients could interpret differently is rejected (see CVE-2021-41190). Each stored document has exactly
+//! one media type, determined once.
 
 use std::fmt;
 
@@ -12,55 +12,55 @@ use serde_json::Value;
 use super::content::media::{self, ManifestKind, MediaType};
 use super::digest::Digest;
 
-/// What a descriptor says of the content it points at.
+/// Descriptor: reference to content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// The content's digest.
+    /// Digest of the content.
     pub digest: Digest,
-    /// The content's size in bytes, where stated.
+    /// Size of the content in bytes, if given.
     pub size: Option<u64>,
-    /// The content's media type, where stated.
+    /// Media type of the content, if given.
     pub media_type: Option<MediaType>,
-    /// `os/architecture[/variant]`, where stated.
+    /// Platform as `os/architecture[/variant]`, if given.
     pub platform: Option<String>,
-    /// Whether it names addresses of its own (`urls`): a layer that the registry need not have.
+    /// True if the descriptor has its own download addresses (`urls`). The registry may lack such a layer.
     pub foreign: bool,
 }
 
-/// What is known of a document after reading it once.
+/// Parsed manifest or index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// The type it is served under.
+    /// Media type for serving the document.
     pub media_type: MediaType,
-    /// Manifests it points at (an index's `manifests`).
+    /// Child manifests (`manifests` of an index).
     pub children: Vec<Descriptor>,
-    /// Blobs it points at (`config`, `layers`, an artifact's `blobs`).
+    /// Blobs (`config`, `layers`, and `blobs` of an artifact).
     pub blobs: Vec<Descriptor>,
-    /// The manifest that this one refers to.
+    /// Manifest that this manifest refers to.
     pub subject: Option<Digest>,
 }
 
-/// Why a document is not kept.
+/// Error of parsing a manifest. Such a document is not stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// Not a JSON object.
+    /// The document is not a JSON object.
     #[error("the document is not a JSON object: {0}")]
     NotJson(String),
-    /// Two readers could take it for two different things.
+    /// Clients could interpret the document differently.
     #[error("the document is ambiguous: {0}")]
     Ambiguous(String),
-    /// Docker schema 1.
+    /// The document is a Docker schema 1 manifest.
     #[error(
-        "the document is a Docker schema 1 manifest, which is not kept; push the image again in a current format"
+        "the document is a Docker schema 1 manifest, which is not supported; push the image again in a current format"
     )]
     Schema1,
-    /// Neither header nor body tells its type.
-    #[error("neither the Content-Type nor the document says what it is")]
+    /// Neither the header nor the body gives the type.
+    #[error("neither the Content-Type nor the document gives the media type")]
     Unknown,
 }
 
-/// The keys whose meaning decides between types. Go's decoder matches them in any case and takes the last of
-/// several, serde does neither, so a document that relies on either is refused.
+/// Keys that determine the type of a document. Go's decoder ignores their case and uses the last duplicate; serde does
+/// neither. A document that depends on this difference is rejected.
 const DECISIVE: [&str; 9] = [
     "schemaVersion",
     "mediaType",
@@ -74,11 +74,11 @@ const DECISIVE: [&str; 9] = [
 ];
 
 impl Manifest {
-    /// Reads a document that came with `content_type` (the raw header value, if any).
+    /// Parses a document. `content_type` is the raw value of the Content-Type header, if there is one.
     ///
-    /// The header wins if it names a manifest type that agrees with the body, else the body decides.
+    /// The header determines the type if it gives a manifest type that agrees with the body. Otherwise the body does.
     pub fn read(body: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
-        let document: Document =
+        let document: TopLevelKeys =
             serde_json::from_slice(body).map_err(|error| ManifestError::NotJson(error.to_string()))?;
         document.check_keys()?;
         let media_type = document.media_type(content_type)?;
@@ -94,37 +94,37 @@ impl Manifest {
     }
 }
 
-/// The top level of a document, in order, with nothing folded together.
-struct Document(Vec<(String, Value)>);
+/// Top level of a document: all keys in their order, including duplicates.
+struct TopLevelKeys(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Document {
+impl<'de> Deserialize<'de> for TopLevelKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TopLevel;
-        impl<'de> Visitor<'de> for TopLevel {
-            type Value = Document;
+        struct TopLevelVisitor;
+        impl<'de> Visitor<'de> for TopLevelVisitor {
+            type Value = TopLevelKeys;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TopLevelKeys, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = map.next_entry()? {
                     entries.push(entry);
                 }
-                Ok(Document(entries))
+                Ok(TopLevelKeys(entries))
             }
         }
-        deserializer.deserialize_map(TopLevel)
+        deserializer.deserialize_map(TopLevelVisitor)
     }
 }
 
-impl Document {
+impl TopLevelKeys {
     fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value)
     }
 
-    /// A key counts as present unless it is null or an empty list, as in Go.
+    /// Returns true if a key is present and neither null nor an empty list, as in Go.
     fn has(&self, key: &str) -> bool {
         match self.get(key) {
             None | Some(Value::Null) => false,
@@ -139,10 +139,10 @@ impl Document {
 
     fn check_keys(&self) -> Result<(), ManifestError> {
         for known in DECISIVE {
-            let mut spellings = self.0.iter().filter(|(key, _)| same_to_go(key, known));
+            let mut spellings = self.0.iter().filter(|(key, _)| equal_in_go(key, known));
             match (spellings.next(), spellings.next()) {
                 (Some(_), Some(_)) => {
-                    return Err(ManifestError::Ambiguous(format!("the key `{known}` stands in it twice")));
+                    return Err(ManifestError::Ambiguous(format!("duplicate key `{known}`")));
                 }
                 (Some((key, _)), None) if key != known => {
                     return Err(ManifestError::Ambiguous(format!("the key `{known}` is spelled `{key}`")));
@@ -171,7 +171,7 @@ impl Document {
         }
     }
 
-    /// The body names its type: that stands, if its shape allows it and no specific header contradicts.
+    /// Returns the type that the body gives, if it agrees with the keys of the body and with the header.
     fn named_type(&self, named: MediaType, header: Option<MediaType>) -> Result<MediaType, ManifestError> {
         let clash = |keys: &[&str]| keys.iter().find(|key| self.has(key)).map(|key| (*key).to_owned());
         let wrong = match named.kind() {
@@ -180,14 +180,14 @@ impl Document {
             Some(ManifestKind::Index) => clash(&["config", "layers", "fsLayers"]),
             None if is_generic(&named) => {
                 return Err(ManifestError::Ambiguous(format!(
-                    "its `mediaType` is {named}, which is no manifest's type"
+                    "its `mediaType` is {named}, which is not a type of manifests"
                 )));
             }
             None => match header {
-                // A type of nobody's list is opaque: kept if header and body tell the same story.
+                // An unknown type is stored if header and body agree.
                 Some(header) if !is_generic(&header) && header != named => {
                     return Err(ManifestError::Ambiguous(format!(
-                        "Content-Type says {header}, the body {named}"
+                        "Content-Type is {header}, the body gives {named}"
                     )));
                 }
                 _ => None,
@@ -199,20 +199,21 @@ impl Document {
         }
     }
 
-    /// The body names no type: its shape must tell, and the header may choose between types of that shape.
+    /// Returns the type of a document that gives none. Its keys determine the kind; the header may select a type of this
+    /// kind.
     fn detected_type(&self, header: Option<MediaType>) -> Result<MediaType, ManifestError> {
         if self.get("schemaVersion").and_then(Value::as_u64) == Some(1) || self.has("fsLayers") {
             return Err(ManifestError::Schema1);
         }
         let image = self.has("config") || self.has("layers");
-        // An index may be empty, an image may not: the bare key is enough here.
+        // An index may be empty, an image may not. For an index the key is sufficient.
         let index = self.get("manifests").is_some_and(Value::is_array);
         let config_type =
             self.get("config").and_then(|config| config.get("mediaType")).and_then(Value::as_str);
         let (kind, detected) = match (image, index) {
             (true, true) => {
                 return Err(ManifestError::Ambiguous(
-                    "both an image's and an index's keys, and no `mediaType`".into(),
+                    "it has keys of an image and of an index, and no `mediaType`".into(),
                 ));
             }
             (true, false) if config_type == Some(media::DOCKER_CONFIG) => {
@@ -229,9 +230,9 @@ impl Document {
     }
 }
 
-/// Whether Go's JSON decoder takes one key for the other. It folds case as Unicode does, and two characters outside
-/// ASCII have their lower case in it.
-fn same_to_go(key: &str, known: &str) -> bool {
+/// Returns true if Go's JSON decoder treats both keys as equal. It uses Unicode case folding, where two characters outside
+/// ASCII fold to ASCII letters.
+fn equal_in_go(key: &str, known: &str) -> bool {
     let folded = |c: char| match c {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',
@@ -240,8 +241,8 @@ fn same_to_go(key: &str, known: &str) -> bool {
     key.chars().map(folded).eq(known.chars().map(folded))
 }
 
-/// Types that say nothing about a manifest. None but an `application/*` is one, and served under `text/html` or its
-/// like a document could do harm in a browser.
+/// Returns true for types that cannot be the type of a manifest: types other than `application/*`, and general types. A
+/// document served as `text/html` could attack a browser.
 fn is_generic(media_type: &MediaType) -> bool {
     let text = media_type.as_str().to_ascii_lowercase();
     match text.strip_prefix("application/") {
@@ -253,7 +254,7 @@ fn is_generic(media_type: &MediaType) -> bool {
     }
 }
 
-/// Reads a descriptor; one whose digest cannot be verified here points at nothing that could be served.
+/// Parses a descriptor. `None` if its digest cannot be verified, because such content is never served.
 fn descriptor(value: &Value) -> Option<Descriptor> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let platform = value.get("platform").and_then(|platform| {
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn header_and_body_agree() {
+    fn media_type_of_agreeing_header_and_body() {
         let body = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#);
         for header in
             [Some(OCI_INDEX), None, Some("application/json"), Some(OCI_MANIFEST), Some("text/plain; x=y")]
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn shape_decides_where_nothing_is_named() {
+    fn media_type_is_detected_from_keys() {
         let image = format!(r#"{{"config":{{"digest":"{D}","size":2}},"layers":[]}}"#);
         assert_eq!(type_of(&image, None).as_deref(), Ok(OCI_MANIFEST));
         assert_eq!(type_of(&image, Some(DOCKER_MANIFEST)).as_deref(), Ok(DOCKER_MANIFEST));
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn two_readings_are_refused() {
+    fn ambiguous_documents_are_rejected() {
         let refused =
             |body: &str| assert!(matches!(type_of(body, None), Err(ManifestError::Ambiguous(_))), "{body}");
         refused(&format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"layers":[{{}}]}}"#));
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_go_folds_is_another_spelling() {
+    fn keys_that_go_treats_as_equal_are_duplicates() {
         for twin in [
             "layer\u{17f}",
             "\u{17f}ubject",
@@ -333,14 +334,14 @@ mod tests {
             let body = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"{twin}":[{{}}]}}"#);
             assert!(matches!(type_of(&body, None), Err(ManifestError::Ambiguous(_))), "{body}");
         }
-        assert!(same_to_go("\u{212a}ey", "key"));
-        // German's sharp s folds to itself alone.
+        assert!(equal_in_go("\u{212a}ey", "key"));
+        // The German sharp s folds only to itself.
         let body = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"layerß":[{{}}]}}"#);
         assert_eq!(type_of(&body, None).as_deref(), Ok(OCI_INDEX));
     }
 
     #[test]
-    fn a_type_that_is_no_manifests_is_never_served() {
+    fn general_media_types_are_rejected() {
         for named in [
             "application/json",
             "Application/JSON",
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn schema1_and_nonsense_are_refused() {
+    fn schema1_and_invalid_documents_are_rejected() {
         assert_eq!(type_of(r#"{"schemaVersion":1,"fsLayers":[]}"#, None), Err(ManifestError::Schema1));
         let signed = format!(r#"{{"mediaType":"{}"}}"#, media::DOCKER_SCHEMA1_SIGNED);
         assert_eq!(type_of(&signed, None), Err(ManifestError::Schema1));
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_types_are_opaque() {
+    fn unknown_media_types_are_accepted() {
         let body =
             r#"{"mediaType":"application/vnd.example.experiment.v1+json","target":{},"dependencies":[]}"#;
         let own = "application/vnd.example.experiment.v1+json";
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_what_it_points_at() {
+    fn read_extracts_descriptors() {
         let body = format!(
             r#"{{"manifests":[{{"digest":"{D}","size":2,"mediaType":"{OCI_MANIFEST}",
             "platform":{{"os":"linux","architecture":"arm","variant":"v7"}}}},{{"digest":"blake3:00"}}],

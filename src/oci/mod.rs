@@ -1,7 +1,7 @@
-//! The field's vocabulary as types: a digest, name, tag, media type or document exists only if it parsed.
+//! OCI vocabulary as types: digest, name, tag, media type, manifest. A value exists only if it was parsed successfully.
 //!
-//! Layer 0: pure functions and data, no I/O and no clock. Grammars are those of the OCI distribution-spec 1.1
-//! and image-spec 1.1; where a real client differs from the specification the item says so.
+//! Layer 0: pure functions and data, without I/O and clock. Grammars follow the OCI distribution-spec 1.1 and image-spec
+//! 1.1. Deviations of real clients are documented at the item.
 
 pub mod content;
 pub mod digest;

@@ -1,4 +1,4 @@
-//! Names: a repository's name, a tag, a reference, and the upstream that a repository belongs to.
+//! Names: repository name, tag, reference, and the name of an upstream.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,24 +6,24 @@ use std::sync::Arc;
 
 use super::digest::{Digest, DigestError};
 
-/// Clients cap `host[:port]/name` at 255 characters (distribution-spec, "Pulling manifests").
+/// Maximum length of a name. Clients limit `host[:port]/name` to 255 characters (distribution-spec, "Pulling manifests").
 const NAME_MAX: usize = 255;
 const TAG_MAX: usize = 128;
 
-/// Why a string is no name, tag or reference.
+/// Error of parsing a name, tag or reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// The repository name breaks the grammar or is longer than 255 characters.
+    /// The repository name is invalid or longer than 255 characters.
     #[error(
         "`{0}` is not a repository name: lower-case letters, digits and separators, components joined by `/`"
     )]
     Name(String),
-    /// The tag breaks the grammar or is longer than 128 characters.
+    /// The tag is invalid or longer than 128 characters.
     #[error(
         "`{0}` is not a tag: at most 128 of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"
     )]
     Tag(String),
-    /// The reference looks like a digest and is not one.
+    /// The reference contains a colon and is not a valid digest.
     #[error(transparent)]
     Digest(#[from] DigestError),
 }
@@ -31,7 +31,7 @@ pub enum NameError {
 macro_rules! text_type {
     ($name:ident) => {
         impl $name {
-            /// The text as it was parsed.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -51,7 +51,7 @@ macro_rules! text_type {
     };
 }
 
-/// A repository's name inside one registry, such as `library/busybox`.
+/// Name of a repository inside one registry, for example `library/busybox`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(Arc<str>);
 text_type!(Name);
@@ -59,7 +59,7 @@ text_type!(Name);
 impl FromStr for Name {
     type Err = NameError;
 
-    /// distribution-spec: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/…)*`.
+    /// Parses a name by the grammar of the distribution-spec: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/…)*`.
     fn from_str(text: &str) -> Result<Self, NameError> {
         if !text.is_empty() && text.len() <= NAME_MAX && text.split('/').all(is_component) {
             Ok(Self(text.into()))
@@ -69,7 +69,7 @@ impl FromStr for Name {
     }
 }
 
-/// One path component: runs of `[a-z0-9]` with exactly one of `.`, `_`, `__` or `-`+ between two of them.
+/// Returns true for a path component: runs of `[a-z0-9]`, separated by one of `.`, `_`, `__` or `-`+.
 fn is_component(text: &str) -> bool {
     let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
@@ -81,7 +81,7 @@ fn is_component(text: &str) -> bool {
     })
 }
 
-/// A tag, at most 128 characters of `[a-zA-Z0-9_][a-zA-Z0-9._-]*`.
+/// Tag: at most 128 characters of `[a-zA-Z0-9_][a-zA-Z0-9._-]*`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(Arc<str>);
 text_type!(Tag);
@@ -102,8 +102,8 @@ impl FromStr for Tag {
 }
 
 impl Tag {
-    /// The tag under which a registry without the referrers API keeps the list of what refers to a manifest
-    /// (distribution-spec, "Referrers Tag Schema"): of the encoded part no more than 64 characters.
+    /// Returns the tag of the referrers list in a registry without the referrers API (distribution-spec, "Referrers Tag
+    /// Schema"). It contains at most 64 characters of the encoded digest.
     pub fn of_referrers(subject: &Digest) -> Self {
         let hex = subject.hex();
         let cut = hex.get(..64).unwrap_or(&hex);
@@ -111,17 +111,17 @@ impl Tag {
     }
 }
 
-/// What follows `/manifests/`: a tag or a digest, nothing else.
+/// Reference to a manifest: a tag or a digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
-    /// A name that may move.
+    /// Tag, which may move to another digest.
     Tag(Tag),
-    /// Content, for ever.
+    /// Digest, which always means the same content.
     Digest(Digest),
 }
 
 impl Reference {
-    /// The digest, if it is one.
+    /// Returns the digest, if the reference is one.
     pub fn digest(&self) -> Option<&Digest> {
         match self {
             Self::Digest(digest) => Some(digest),
@@ -133,7 +133,7 @@ impl Reference {
 impl FromStr for Reference {
     type Err = NameError;
 
-    /// A colon can stand only in a digest, so it decides which of the two errors the client sees.
+    /// Parses a digest if the text contains a colon, otherwise a tag.
     fn from_str(text: &str) -> Result<Self, NameError> {
         if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
     }
@@ -148,7 +148,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// The name of a configured upstream, such as `docker.io`: a look-up key, never an address to dial.
+/// Name of a configured upstream, for example `docker.io`. It is a look-up key and never used as an address.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UpstreamName(Arc<str>);
 text_type!(UpstreamName);
@@ -156,7 +156,7 @@ text_type!(UpstreamName);
 impl FromStr for UpstreamName {
     type Err = NameError;
 
-    /// A host name, with a port if need be: it must be usable as `?ns=` and in a `Host` header.
+    /// Parses a host name, optionally with a port. The name must be usable as `?ns=` and as a `Host` header.
     fn from_str(text: &str) -> Result<Self, NameError> {
         let allowed =
             |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b':' | b'_');
@@ -171,12 +171,12 @@ impl FromStr for UpstreamName {
     }
 }
 
-/// A repository: a name at an upstream. Tags, links and access all belong to a repository.
+/// Repository of an upstream. Tags and links belong to a repository.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
-    /// The upstream's configured name.
+    /// Configured name of the upstream.
     pub upstream: UpstreamName,
-    /// The name as the upstream knows it.
+    /// Name inside the upstream.
     pub name: Name,
 }
 
@@ -192,7 +192,7 @@ impl fmt::Debug for Repository {
     }
 }
 
-/// Names come from clients: what an error repeats of them is bounded and printable.
+/// Returns a name for an error message. Names come from clients, so the text is truncated and made printable.
 fn shown(text: &str) -> String {
     text.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
 }
@@ -228,9 +228,9 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_of_referrers_is_cut_to_what_a_tag_may_be() {
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let digest = Digest::of(algorithm, b"x");
+    fn tag_of_referrers_is_a_valid_tag() {
+        for algorithm in Algorithm::ALL {
+            let digest = Digest::of(*algorithm, b"x");
             let tag = Tag::of_referrers(&digest);
             assert_eq!(tag.as_str(), format!("{}-{}", algorithm.as_str(), &digest.hex()[..64]));
             assert_eq!(tag.as_str().parse(), Ok(tag));
@@ -238,13 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn a_colon_means_digest() {
+    fn reference_with_a_colon_is_a_digest() {
         assert!(matches!("sha256:bad".parse::<Reference>(), Err(NameError::Digest(_))));
         assert!(matches!("bad!".parse::<Reference>(), Err(NameError::Tag(_))));
     }
 
     #[test]
-    fn upstream_names_are_hosts() {
+    fn upstream_name_is_a_host_name() {
         for good in ["docker.io", "reg.example.test:5000", "localhost"] {
             assert!(good.parse::<UpstreamName>().is_ok(), "{good}");
         }

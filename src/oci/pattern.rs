@@ -1,34 +1,36 @@
-//! Patterns over the names of repositories: what an upstream's `allow` and `deny` are made of.
+//! Patterns of repository names, used by an upstream's `allow` and `deny`.
 
 use std::str::FromStr;
 
 use super::name::Name;
 
-/// A glob over a repository's name, without its upstream: `*` and `?` stay within one component of the path, `**`
-/// stands for any number of components, `[ab]` for one of these characters.
+/// Glob pattern of a repository name without the upstream. `*` and `?` match within one path component, `**` matches any
+/// number of components, `[ab]` matches one of these characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern(glob::Pattern);
 
-/// Why a text is no pattern, or one that no repository's name can match.
+/// Error of parsing a pattern. A pattern that cannot match any name is an error too.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// The glob itself is malformed.
+    /// The glob is malformed.
     #[error(
-        "`{0}` is no pattern: {1}; write `**` as a component of its own, as in \"org/**\", and close every `[`"
+        "`{0}` is not a pattern: {1}; write `**` as a component of its own, as in \"org/**\", and close every `[`"
     )]
     Malformed(String, &'static str),
-    /// No name has such a character.
-    #[error("`{0}` matches no repository: names have no `{1}`; they are lower case, without upstream or tag")]
+    /// The pattern contains a character that is not allowed in names.
+    #[error(
+        "`{0}` matches no repository: names do not contain `{1}`; write lower case, without upstream and tag"
+    )]
     Character(String, char),
-    /// No name has an empty component.
-    #[error("`{0}` matches no repository: a component of it is empty; write \"org/**\" for all below org")]
+    /// The pattern has an empty component.
+    #[error("`{0}` matches no repository: it has an empty component; write \"org/**\" for all below org")]
     Component(String),
 }
 
 impl FromStr for NamePattern {
     type Err = PatternError;
 
-    /// Refuses what can never match as well: an operator who denies something means to deny it.
+    /// Also rejects patterns that can never match, because an operator would rely on them, for example in `deny`.
     fn from_str(text: &str) -> Result<Self, PatternError> {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/*?[]!".contains(c);
         if let Some(odd) = text.chars().find(|c| !fits(*c)) {
@@ -43,7 +45,7 @@ impl FromStr for NamePattern {
 }
 
 impl NamePattern {
-    /// Whether this is the name of a repository that the pattern means.
+    /// Returns true if the name matches.
     pub fn matches(&self, name: &Name) -> bool {
         let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
         self.0.matches_with(name.as_str(), options)
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_star_stays_within_a_component_and_two_do_not() {
+    fn one_star_matches_within_a_component_only() {
         let cases = [
             ("library/*", "library/busybox", true),
             ("library/*", "library/a/b", false),
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_match_is_no_pattern() {
+    fn pattern_that_never_matches_is_rejected() {
         for (text, said) in [
             ("", "empty"),
             ("/library/*", "empty"),
@@ -99,7 +101,7 @@ mod tests {
             ("{a,b}/*", "`{`"),
             ("org/**b", "component of its own"),
             ("org/a**", "component of its own"),
-            ("org/***", "no pattern"),
+            ("org/***", "not a pattern"),
             ("org/[ab", "close every"),
         ] {
             let error = text.parse::<NamePattern>().expect_err(text).to_string();

@@ -1,7 +1,7 @@
-//! Lists of referrers (distribution-spec, "Listing Referrers"): what refers to one manifest, one descriptor each.
+//! Lists of referrers (distribution-spec, "Listing Referrers"): descriptors of the manifests that refer to one manifest.
 //!
-//! A list is a view, not content: it is put together from several sources, so it is kept sorted by digest and written
-//! anew each time, the same bytes for the same entries. Descriptors go out with every member they came with.
+//! A list is a view that is merged from several sources. It is sorted by digest, so equal entries always give the same
+//! bytes. Descriptors keep all members that they were received with.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use serde_json::{Map, Value};
 use super::content::media::{ManifestKind, MediaType, OCI_INDEX};
 use super::digest::{Digest, DigestError};
 
-/// One entry: a manifest that refers to another, or an index.
+/// Entry of a list: the descriptor of a manifest or index that refers to another manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Referrer {
     digest: String,
-    /// An object.
+    /// JSON object.
     descriptor: Value,
 }
 
 impl Referrer {
-    /// Describes a manifest that is held: its type, digest and size, its `artifactType` (else its config's media type)
-    /// and all its annotations. `None` if it is no JSON object.
+    /// Creates the descriptor of a cached manifest: media type, digest, size, annotations, and `artifactType` (or the media
+    /// type of the config). `None` if the manifest is not a JSON object.
     pub fn describe(digest: &Digest, media_type: &MediaType, body: &[u8]) -> Option<Self> {
         let Value::Object(manifest) = serde_json::from_slice(body).ok()? else { return None };
         let text = |value: Option<&Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
@@ -40,47 +40,47 @@ impl Referrer {
         Some(Self { digest: digest.to_string(), descriptor: descriptor.into() })
     }
 
-    /// Reads an entry of somebody's list; one that no client could fetch is none.
+    /// Parses an entry of an upstream's list. `None` if no client could fetch it.
     fn read(descriptor: Value) -> Option<Self> {
         let digest = descriptor.get("digest")?.as_str()?.to_owned();
-        // An algorithm that cannot be verified here may be known to the client, which can go to the registry itself.
+        // The client may support an algorithm that larder does not, and can contact the registry itself.
         let known = matches!(digest.parse::<Digest>(), Ok(_) | Err(DigestError::Unsupported(_)));
         let typed = descriptor.get("mediaType").is_some_and(Value::is_string);
         let sized = descriptor.get("size").is_some_and(Value::is_u64);
         (known && typed && sized).then_some(Self { digest, descriptor })
     }
 
-    /// What it is for, as its list states it.
+    /// Returns the artifact type given in the list.
     pub fn artifact_type(&self) -> Option<&str> {
         self.descriptor.get("artifactType")?.as_str()
     }
 
-    /// Its digest; of an algorithm that cannot be verified here, perhaps.
+    /// Returns the digest. Its algorithm may be unsupported.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Its length in bytes, as its list states it.
+    /// Returns the size in bytes given in the list.
     pub fn size(&self) -> Option<u64> {
         self.descriptor.get("size")?.as_u64()
     }
 }
 
-/// A list of referrers, sorted by digest, each digest once.
+/// List of referrers, sorted by digest, without duplicates.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Referrers(BTreeMap<String, Referrer>);
 
-/// A part of a list as an image index.
+/// Page of a list, as an image index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The document.
+    /// JSON document.
     pub body: Vec<u8>,
-    /// The digest after which the rest follows, if there is a rest.
+    /// Last digest of this page, if there are more pages.
     pub next: Option<String>,
 }
 
 impl Referrers {
-    /// Reads an image index. `None` if it is none: no object, no list of manifests, or the keys of an image.
+    /// Parses an image index. `None` if the document is not an object, has no list of manifests, or has keys of an image.
     pub fn read(body: &[u8]) -> Option<Self> {
         let Value::Object(mut index) = serde_json::from_slice(body).ok()? else { return None };
         let typed = index.get("mediaType").is_none_or(|named| named == OCI_INDEX);
@@ -90,7 +90,7 @@ impl Referrers {
         }
         let manifests = match index.remove("manifests")? {
             Value::Array(manifests) => manifests,
-            // Go writes an empty list so, unless it is told not to.
+            // Go encodes an empty list as null by default.
             Value::Null => Vec::new(),
             _ => return None,
         };
@@ -99,32 +99,32 @@ impl Referrers {
         Some(list)
     }
 
-    /// Whether this digest is in it.
+    /// Returns true if the list contains this digest.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.0.contains_key(&digest.to_string())
     }
 
-    /// All entries, by digest.
+    /// Returns all entries, sorted by digest.
     pub fn iter(&self) -> impl Iterator<Item = &Referrer> {
         self.0.values()
     }
 
-    /// Whether nothing refers.
+    /// Returns true if the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Leaves only the entries of this artifact type.
+    /// Removes entries of other artifact types.
     pub fn retain(&mut self, artifact_type: &str) {
         self.0.retain(|_, referrer| referrer.artifact_type() == Some(artifact_type));
     }
 
-    /// The whole list as an image index.
+    /// Returns the whole list as an image index.
     pub fn to_index(&self) -> Vec<u8> {
         self.page(None, usize::MAX).body
     }
 
-    /// The entries after `last`, as many as fit into a document of `most` bytes, but at least one.
+    /// Returns the entries after `last`, as many as fit into a document of `most` bytes, but at least one.
     pub fn page(&self, last: Option<&str>, most: usize) -> Page {
         let mut body = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":["#).into_bytes();
         let mut written: Option<&String> = None;
@@ -134,7 +134,7 @@ impl Referrers {
                 continue;
             }
             let descriptor = referrer.descriptor.to_string();
-            // A comma before it and two brackets after it.
+            // One comma before the entry and two brackets after it.
             if let Some(written) = written
                 && body.len().saturating_add(descriptor.len() + 3) > most
             {
@@ -153,7 +153,7 @@ impl Referrers {
 }
 
 impl Extend<Referrer> for Referrers {
-    /// Adds entries whose digests are not there already.
+    /// Adds the entries whose digests are not in the list yet.
     fn extend<T: IntoIterator<Item = Referrer>>(&mut self, referrers: T) {
         for referrer in referrers {
             self.0.entry(referrer.digest.clone()).or_insert(referrer);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_entries_give_the_same_bytes() {
+    fn equal_entries_give_equal_bytes() {
         let (a, b) = (entry("a", "t"), entry("b", "t"));
         let one = Referrers::read(&list(&[a.clone(), b.clone(), a.clone()])).expect("an index");
         let mut other = Referrers::read(&list(&[b])).expect("an index");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_a_list() {
+    fn empty_list_is_valid() {
         let empty: Value = serde_json::from_slice(&Referrers::default().to_index()).expect("JSON");
         assert_eq!(empty, json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] }));
         for text in [r#"{"manifests":null}"#, r#"{"schemaVersion":2,"manifests":[]}"#] {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_index_is_no_list() {
+    fn read_rejects_documents_that_are_not_an_index() {
         let manifest = format!(r#"{{"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#);
         for text in
             ["", "[]", "{}", "<html>", r#"{"manifests":{}}"#, r#"{"manifests":[],"layers":[]}"#, &manifest]
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_nobody_could_fetch_are_left_out() {
+    fn read_skips_entries_that_cannot_be_fetched() {
         let bad = [
             json!("text"),
             json!({ "mediaType": OCI_MANIFEST, "size": 1 }),
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_leaves_one_type() {
+    fn retain_keeps_one_artifact_type() {
         let mut found = Referrers::read(&list(&[entry("a", "t"), entry("b", "u")])).expect("an index");
         found.retain("u");
         assert!(found.contains(&digest("b")) && !found.contains(&digest("a")));
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_hold_everything_once_and_keep_their_size() {
+    fn pages_are_complete_and_limited_in_size() {
         let entries: Vec<_> = (0..100).map(|n| entry(&n.to_string(), "t")).collect();
         let all = Referrers::read(&list(&entries)).expect("an index");
         for most in [0, 700, 1000, 5000] {
@@ -270,7 +270,7 @@ mod tests {
             assert_eq!(whole, all, "{most}");
             assert!(pages > 1, "{most}");
         }
-        // One that fits to the last byte is one page.
+        // A list that fits exactly is one page.
         let exact = all.to_index().len();
         assert_eq!(all.page(None, exact).next, None);
         assert!(all.page(None, exact - 1).next.is_some());
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_manifest_is_described_as_a_registry_would() {
+    fn describe_matches_the_descriptor_of_a_registry() {
         let image = MediaType::new(OCI_MANIFEST).expect("a type");
         let index = MediaType::new(OCI_INDEX).expect("a type");
         let describe = |media_type: &MediaType, value: Value| {

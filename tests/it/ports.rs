@@ -118,7 +118,7 @@ fn file_that_is_not_a_socket_is_kept() {
     let setup = setup.set("server.listen", format!("unix:{}", precious.display()));
     let exit = setup.run_to_exit();
     assert!(!exit.status.success());
-    assert!(exit.stderr.contains("no socket") && exit.stderr.contains("precious"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("not a socket") && exit.stderr.contains("precious"), "{}", exit.stderr);
     assert_eq!(std::fs::read_to_string(precious).unwrap(), "mine");
 }
 

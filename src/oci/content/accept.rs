@@ -1,16 +1,16 @@
-//! A client's Accept header, reduced to what a registry needs: does it take this media type?
+//! Accept headers of clients: check if a media type is accepted.
 
 use http::HeaderMap;
 use http::header::ACCEPT;
 
 use super::media::{CANONICAL_ACCEPT, MediaType};
 
-/// The media types a client accepts. All Accept lines count; parameters, weights and order do not.
+/// Media types that a client accepts. All Accept lines are used; parameters, weights and order are ignored.
 #[derive(Clone, Copy, Debug)]
 pub struct Accept<'a>(&'a HeaderMap);
 
 impl<'a> Accept<'a> {
-    /// The Accept lines of a request.
+    /// Returns the accepted types of a request.
     pub fn from_headers(headers: &'a HeaderMap) -> Self {
         Self(headers)
     }
@@ -23,20 +23,20 @@ impl<'a> Accept<'a> {
             .filter(|item| !item.is_empty())
     }
 
-    /// Whether a document of `media_type` may be answered as it is. Silence and wildcards take anything.
+    /// Returns true if the client accepts `media_type`. Without an Accept header, or with a wildcard, it accepts all types.
     pub fn allows(self, media_type: &MediaType) -> bool {
-        let mut silent = true;
+        let mut unspecified = true;
         for item in self.types() {
-            silent = false;
+            unspecified = false;
             if matches!(item, "*/*" | "application/*") || item.eq_ignore_ascii_case(media_type.as_str()) {
                 return true;
             }
         }
-        silent
+        unspecified
     }
 
-    /// The canonical manifest types that the client named, in canonical order: what an upstream may be asked for
-    /// on its behalf. Empty if it named none of them.
+    /// Returns the canonical manifest types that the client named, in canonical order. They are requested from an upstream
+    /// for this client. Empty if the client named none of them.
     pub fn canonical(self) -> Vec<&'static str> {
         CANONICAL_ACCEPT
             .split(", ")
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_counts() {
+    fn allows_uses_every_accept_line() {
         let lines = [OCI_MANIFEST, "application/json", &format!("{DOCKER_LIST};q=0.1,{OCI_INDEX}")];
         assert!(allows(&lines, OCI_INDEX) && allows(&lines, DOCKER_LIST));
         assert!(!allows(&lines, DOCKER_MANIFEST));
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_and_silence_take_anything() {
+    fn allows_everything_without_accept_or_with_a_wildcard() {
         assert!(allows(&[], OCI_INDEX));
         assert!(allows(&[DOCKER_MANIFEST, "text/plain, */*;q=0.1"], OCI_INDEX));
         assert!(!allows(&["text/plain"], OCI_INDEX));

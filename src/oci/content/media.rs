@@ -1,4 +1,4 @@
-//! Media types: the manifest types a registry serves, and what a Content-Type header says about a document.
+//! Media types of manifests, and parsing of Content-Type headers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,32 +15,32 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
 /// Docker image manifest, version 2 schema 1, signed; never served.
 pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
-/// Docker image configuration, by which an untyped manifest is known to be Docker's.
+/// Docker image configuration. It identifies a manifest without a media type as Docker's.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// The Accept value sent to every upstream: all types that can be kept, and none that makes a registry convert.
+/// Accept value for upstreams: all types that can be stored, and none that makes a registry convert the manifest.
 pub const CANONICAL_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, \
 application/vnd.docker.distribution.manifest.v2+json";
 
-/// Which of the four shapes a media type names.
+/// Kind of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ManifestKind {
-    /// Points at other manifests.
+    /// Image index or manifest list: refers to other manifests.
     Index,
-    /// Points at a config and layers.
+    /// Image manifest: refers to a config and layers.
     Image,
-    /// Schema 1, of which nothing is kept.
+    /// Docker schema 1, which is never stored.
     Schema1,
 }
 
-/// A document's media type, without parameters, exactly as it is served.
+/// Media type of a document, without parameters, exactly as it is served.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MediaType(Arc<str>);
 
 impl MediaType {
-    /// Takes a type that is known to be free of parameters and printable.
+    /// Parses a media type without parameters.
     pub fn new(text: &str) -> Option<Self> {
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$&-^_.+/".contains(&b);
         let shaped =
@@ -48,12 +48,12 @@ impl MediaType {
         (shaped && text.len() <= 255 && text.bytes().all(token)).then(|| Self(text.into()))
     }
 
-    /// The type of an image index.
+    /// Returns the type of an OCI image index.
     pub fn oci_index() -> Self {
         Self(OCI_INDEX.into())
     }
 
-    /// Reads a Content-Type header value: parameters dropped; `None` if what is left is no media type.
+    /// Parses the value of a Content-Type header and drops the parameters. `None` if the value is not a media type.
     pub fn from_header(value: &str) -> Option<Self> {
         Self::new(value.split(';').next().unwrap_or_default().trim())
     }

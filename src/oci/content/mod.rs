@@ -1,4 +1,4 @@
-//! How content is named and asked for over HTTP: media types, Accept, byte ranges.
+//! Content negotiation over HTTP: media types, the Accept header, byte ranges.
 
 pub mod accept;
 pub mod media;

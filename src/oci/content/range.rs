@@ -1,20 +1,20 @@
-//! Byte ranges (RFC 9110, section 14): what a Range header asks of a body of known length.
+//! Byte ranges (RFC 9110, section 14) and their application to a body of known length.
 
 use std::ops::Range;
 
-/// What a client's Range header amounts to.
+/// Request for a whole body or a part of it, from a Range header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeRequest {
-    /// No header, another unit, several ranges, or one that RFC 9110 lets a server ignore: send all of it.
+    /// The whole body: no header, another unit, several ranges, or a range that RFC 9110 allows a server to ignore.
     Whole,
-    /// One range, not yet held against the length.
+    /// One range, not yet checked against the length.
     One(ByteRange),
 }
 
-/// One `bytes=` range as written.
+/// One `bytes=` range as written in the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteRange {
-    /// `a-b`, both included.
+    /// `a-b`, both inclusive.
     Between(u64, u64),
     /// `a-`.
     From(u64),
@@ -23,7 +23,7 @@ pub enum ByteRange {
 }
 
 impl RangeRequest {
-    /// Reads a Range header value. Whatever is no single byte range is answered whole.
+    /// Parses the value of a Range header. Everything but a single byte range means the whole body.
     pub fn parse(value: Option<&str>) -> Self {
         let one = || {
             let spec = value?.trim().strip_prefix("bytes=")?.trim();
@@ -43,9 +43,9 @@ impl RangeRequest {
 }
 
 impl ByteRange {
-    /// The bytes of a body of `length` that this names; `None` means 416.
+    /// Returns the range within a body of `length`; `None` means status 416.
     ///
-    /// `500-0` is unsatisfiable here although RFC 9110 would let it be ignored: the conformance suite wants 416.
+    /// `500-0` is unsatisfiable. RFC 9110 would allow ignoring it, but the conformance suite requires 416.
     pub fn within(self, length: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::Between(first, last) if first <= last => first..last.saturating_add(1).min(length),
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_conformance_cases() {
+    fn range_conforms_to_the_conformance_suite() {
         assert_eq!(ask("bytes=500-1499", 4000), Some(500..1500));
         assert_eq!(ask("bytes=500-", 4000), Some(500..4000));
         assert_eq!(ask("bytes=-500", 4000), Some(3500..4000));

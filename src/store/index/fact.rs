@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn record_survives_encoding() {
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for algorithm in Algorithm::ALL.iter().copied() {
             let fact = TagFact {
                 digest: Digest::of(algorithm, b"x"),
                 checked_at: Timestamp::from_millis(7),

@@ -277,7 +277,7 @@ mod tests {
             upstream: "reg.test:5000".parse().expect("a name"),
             name: "org/app".parse().expect("a name"),
         };
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for algorithm in Algorithm::ALL.iter().copied() {
             let digest = Digest::of(algorithm, b"x");
             let key = Key::Prefetch(&repository, &digest).to_bytes();
             assert_eq!(Key::read_prefetch(&key), Some((repository.clone(), digest)));
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn digest_reads_back_from_a_key() {
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for algorithm in Algorithm::ALL.iter().copied() {
             let mut key = Vec::new();
             push_digest(&mut key, &Digest::of(algorithm, b"x"));
             assert_eq!(digest(&key), Some(Digest::of(algorithm, b"x")));
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn blob_key_has_its_digest() {
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for algorithm in Algorithm::ALL.iter().copied() {
             let digest = Digest::of(algorithm, b"x");
             assert_eq!(blob_of(&Key::Blob(&digest).to_bytes()), Some(digest));
             assert_eq!(blob_of(&Key::Leftover(&digest).to_bytes()), None);

@@ -106,7 +106,7 @@ fn unknown_variables_are_rejected() {
         ("LARDER_BUILTIN_UPSTREAM", "1", "did you mean LARDER_BUILTIN_UPSTREAMS?"),
         ("LARDER_UPSTREAM__DOCKER_OI__TAG_TTL", "1s", "did you mean LARDER_UPSTREAM__DOCKER_IO__TAG_TTL?"),
         ("LARDER_UPSTREAM__NOWHERE__TAG_TTL", "1s", "no upstream has this name"),
-        ("LARDER_WHATEVER_ELSE", "1", "variables are called LARDER_SECTION__KEY"),
+        ("LARDER_WHATEVER_ELSE", "1", "variables have the form LARDER_SECTION__KEY"),
         ("LARDER_SERVER", "1", "LARDER_SERVER"),
         ("LARDER_STORE__MAX_SIZE", "lots", "environment variable LARDER_STORE__MAX_SIZE: "),
         ("LARDER_SERVER__MAX_CONNECTIONS", "many", "environment variable LARDER_SERVER__MAX_CONNECTIONS: "),

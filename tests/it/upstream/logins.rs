@@ -311,7 +311,7 @@ fn broken_docker_config_is_named_only_in_the_log() {
     for (content, wanted) in [
         (Some("{\"auths\": hush"), "not valid JSON"),
         (Some("{\"auths\":{\"docker.io\":{\"auth\":\"hush\"}}}"), "is not the Base64"),
-        (None, "it cannot be read"),
+        (None, "cannot be read"),
     ] {
         match content {
             Some(content) => std::fs::write(&file, content).unwrap(),

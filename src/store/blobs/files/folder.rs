@@ -166,7 +166,7 @@ impl Files {
     /// Lists all content, and measures its size on disk.
     pub(in crate::store) fn list(&self) -> Result<Vec<FoundFile>, StoreError> {
         let mut found = Vec::new();
-        for algorithm in Algorithm::ALL {
+        for algorithm in Algorithm::ALL.iter().copied() {
             let top = self.0.folder.join(CONTENT).join(algorithm.as_str());
             for shard in read_dir(&top)? {
                 let shard = shard.map_err(failed(&top))?.path();
@@ -182,7 +182,7 @@ impl Files {
     /// Lists all drafts.
     pub(in crate::store) fn drafts(&self) -> Result<Vec<FoundFile>, StoreError> {
         let mut found = Vec::new();
-        for algorithm in Algorithm::ALL {
+        for algorithm in Algorithm::ALL.iter().copied() {
             files_in(&self.0.folder.join(DRAFTS).join(algorithm.as_str()), algorithm, &mut found)?;
         }
         Ok(found)
@@ -286,7 +286,7 @@ fn keeps_times(probe: &Path) -> io::Result<bool> {
 }
 
 fn make_folders(folder: &Path, below: &str) -> Result<(), StoreError> {
-    for algorithm in Algorithm::ALL {
+    for algorithm in Algorithm::ALL.iter().copied() {
         let path = folder.join(below).join(algorithm.as_str());
         make_folder(&path).map_err(failed(&path))?;
     }
