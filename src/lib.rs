@@ -1,92 +1,142 @@
 //! larder: a pull-through cache for container images.
 //!
-//! A reverse proxy for the read side of the OCI Distribution API. It downloads missing content from the real registry,
-//! verifies it by digest, stores it in sled and in files, and serves it from then on, also while the registry is slow,
-//! rate-limited or down. This page describes the architecture. The manuals are `README.md`, `config/README.md` (every
-//! setting) and `deploy/README.md` (operation).
+//! larder is a reverse proxy for the read side of the OCI Distribution API. It downloads missing content from the upstream
+//! registry, verifies the digest, stores the content, and serves it from then on. Cached content is also served when the
+//! registry is slow, rate-limited or down.
+//!
+//! This page describes the architecture. README.md describes the product, and `config/larder.toml` lists all configuration
+//! keys.
 //!
 //! # Layers
 //!
-//! A layer imports only what stands below it, as the last column says; a test reads every `use crate::` line.
+//! A module imports only modules of lower layers, as listed in the last column. The test `tests/it/layers` checks this.
 //!
-//! | layer | module | what it is | may import |
+//! | layer | module | contents | may import |
 //! |---|---|---|---|
-//! | 7 | [`cli`] | arguments in, exit codes out | app, ops, config, oci |
-//! | 6 | [`app`] | builds the layers from a configuration, serves, drains, flushes | all below |
-//! | 5 | [`api`] | HTTP in and out; the only place that picks a status | ops, cache, oci, telemetry |
-//! | 4 | [`ops`] | what a timer or an operator asks for | cache, store and below |
-//! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream and below |
-//! | 2 | [`store`] | blobs and manifests by digest, facts by key | oci, config, telemetry, clock |
-//! | 2 | [`upstream`] | registries over HTTP as sources: routing, endpoints, health, quota, credentials | source, oci, config, telemetry, clock |
-//! | 2 | [`source`] | contract of all places that content is fetched from, and the OCI image layout | oci, telemetry |
-//! | 2 | [`server`] | sockets, TLS and HTTP connections; knows no registry | oci, config, telemetry |
-//! | 1 | [`telemetry`] | every metric series; the log and traces | oci, config's schema |
-//! | 1 | [`config`] | plain data, where it comes from, what is wrong with it | oci |
-//! | 0 | [`oci`] | the field's vocabulary; no I/O, no clock | nothing |
-//! | 0 | [`clock`] | what time it is | nothing |
+//! | 7 | [`cli`] | command line: arguments in, exit codes out | app, ops, config, tls, oci, clock |
+//! | 6 | [`app`] | composition root: builds the layers, serves, reloads, drains | all below |
+//! | 5 | [`api`] | HTTP in and out; the only place that selects a status code | ops, cache, oci, telemetry, clock |
+//! | 4 | [`ops`] | operations for operators, the admin API and timers | cache, store and layers 0 and 1 |
+//! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream, source and layers 0 and 1 |
+//! | 2 | [`store`] | content and facts on disk: sled, and files | layers 0 and 1 |
+//! | 2 | [`source`] | contract of a source of content, and the OCI layout directory as a source | oci, telemetry |
+//! | 2 | [`upstream`] | registries: routing, endpoints, health, quota, credentials | source, tls and layers 0 and 1 |
+//! | 2 | [`server`] | sockets, TLS, HTTP connections, limits, drain; knows no registry | config, tls |
+//! | 1 | [`tls`] | server certificates; trust and client certificates for upstreams | config, telemetry |
+//! | 1 | [`telemetry`] | metrics, log, recent warnings, traces | oci, config, clock |
+//! | 1 | [`config`] | configuration: schema, loading, validation, changes | oci |
+//! | 0 | [`oci`] | vocabulary of the OCI specifications; no I/O | nothing |
+//! | 0 | [`clock`] | time, adjustable by tests | nothing |
 //!
-//! Requests go down as (repository, reference or digest, byte range); content comes up. Nothing low calls up: no
-//! callbacks, no event bus, no globals. Background work is a task that owns its inputs.
+//! Requests go down as (repository, reference or digest, byte range); content comes up. Lower layers never call higher ones:
+//! there are no callbacks, no event bus and no global state. Background work is a task that owns its inputs.
 //!
-//! # Three journeys
+//! # Data flow
 //!
-//! **A tag is asked for** (`GET /v2/library/busybox/manifests/latest`). [`server`] reads the head, [`api`] parses
-//! the path from the right and lets [`upstream::Router`] find the [repository](oci::Repository).
-//! [`cache::Cache::manifest`] looks for the tag in memory, then in the store, and judges its age
-//! ([`cache::freshness::judge`]). Fresh: the document is answered from memory, `hit`. Expired: one flight asks the
-//! upstream with one HEAD, for all who wait. The same digest: only the time of the check moves, `revalidated`.
-//! Another: a GET by tag, verified against the announced digest, stored, and then the tag moves, `miss`; the
-//! children of an index follow in the background, as far as the upstream's quota allows, and what has to wait is
-//! noted in the store. No answer in time: the last known document, `stale`. The list of what refers to a manifest goes
-//! the same way ([`cache::Cache::referrers`]): it is put together from the upstream's pages, kept as a document, and
-//! pointed at as by a tag. So does the upstream's list of tags, in memory alone.
+//! ## Request for a tag
 //!
-//! Below the cache one question becomes a round through the upstream's endpoints, in order, until one answers. An
-//! endpoint that failed several times in a row, or asked to be left alone, is passed over at no cost; when its time is
-//! up, one request finds out for all whether it is back.
+//! `GET /v2/library/busybox/manifests/latest`:
 //!
-//! **Several clients ask for a blob that nobody has.** The first request makes [`cache::Cache::blob`] start a fill,
-//! a task of the cache's own; the others join. The fill opens a [draft](store::Draft), taking over what an earlier
-//! one left, and asks the upstream for the rest. What comes in goes two ways: into the draft's window, from where
-//! every [reader](cache::BlobReader) takes it at its own pace, and through a bounded queue to a blocking thread
-//! that hashes it and writes it to a file. A reader that falls behind the window reads what is written. The draft shows
-//! all but its last byte, which is shown when size and digest have matched. Then it [settles](store::VerifiedDraft), which
-//! no client waits for: its file is renamed, or copied into sled's pages, a few at a time, and when the bytes are where
-//! they are to stay, one transaction makes them content. Who comes before that reads the draft.
-//! If they do not match, every connection is cut short of its Content-Length and the draft is dropped. If the
-//! upstream breaks off, the fill goes on with a ranged request where it stopped; clients notice nothing.
+//! 1. [`server`] reads the request head. [`api`] parses the path, and [`upstream::Router`] selects the
+//!    [repository](oci::Repository).
+//! 2. [`cache::Cache`] looks up the tag in memory, then in the store. [`cache::freshness`] compares the age of the tag with
+//!    `cache.tag_ttl`.
+//! 3. If the tag is fresh, the manifest is served: outcome `hit`.
+//! 4. If the tag has expired, one flight sends one HEAD request to the upstream, for all waiting clients. If the digest is
+//!    unchanged, only the time of the check is updated: outcome `revalidated`.
+//! 5. If the digest is new, one GET request downloads the manifest. The manifest is verified and stored, and then the tag
+//!    moves: outcome `miss`. The child manifests of an index are prefetched in the background, within the quota of the
+//!    upstream. Deferred indexes are recorded in the store.
+//! 6. If the upstream does not respond in time, the last known manifest is served: outcome `stale`.
 //!
-//! **The disk takes nothing.** The draft goes on without one: hashed as it comes, shown from its window to those who
-//! [follow](store::Follower) it, at the pace of the slowest, verified before its last byte, and forgotten. Who comes too late
-//! for the window gets a fill of their own. Where the store cannot be asked, nothing is held and the upstream is asked. One
-//! probe every few seconds finds out whether the disk takes something again, and opens the store anew
-//! ([`store::Store::recover`]): nobody keeps a handle of sled's beyond one operation, so that it can be closed at any time.
+//! A request to an upstream tries its endpoints in order. An endpoint is skipped while its circuit breaker is open or while
+//! it has asked the server to wait. After the back-off, one request probes the endpoint for all others.
+//! The referrers of a manifest are cached by the same rules. The tag list of an upstream is cached in memory only.
 //!
-//! **Something must go.** Content that turns out to be damaged leaves in the order in which nobody can find a half
-//! of it: one transaction takes its fact away and condemns its bytes ([`store::Removal::CorruptBlob`]), so that the next
-//! request is a miss. A file goes at once; pages are removed by the fill which that starts, and so are those that a crash
-//! left of a copy: they are condemned before the first of them is written. Eviction goes the same way. A ledger in memory
-//! knows what is held, what needs it and when it was last asked for; a [keeper](cache::Cache::run_evictor) measures the disk
-//! whenever something comes, takes from the ledger what has to go, closes it to fills, and removes first what leads to a
-//! document, then the document, then blobs that no document needs. A request that reads a blob holds it in the ledger.
+//! ## Cold blob with several clients
 //!
-//! **An archive comes in** ([`ops::import`]). A tar is read once, as it is sent. Its blobs go into drafts and have a place on
-//! the board, but are nobody's ([`cache::Importer`]): who asks for one meanwhile needs a right of their own and reads along.
-//! What may be a manifest waits until the archive's index says what it is. Then manifests are kept, each after what it
-//! points at, with the links that they give their repository, and at last the tag is set, as if its upstream had just
-//! confirmed it. The way out ([`ops::export`]) finds out first what an archive will consist of, so that its length is known,
-//! and then reads blobs as a client does.
+//! 1. The first request starts a fill, a task that is owned by the cache. Further requests join it: outcome `join`.
+//! 2. The fill opens a [draft](store::Draft). If an earlier fill left one, the fill resumes it with a Range request.
+//! 3. Received bytes go into the draft's window in memory and, by a bounded queue, to a blocking thread that hashes and
+//!    writes them. Every [reader](cache::BlobReader) reads from the window at its own pace. A reader that falls behind reads
+//!    from the file.
+//! 4. Readers get all bytes but the last one. The last byte is released when size and digest have been verified. On a
+//!    mismatch all connections are closed before the end of the body, and the draft is deleted.
+//! 5. The [verified draft](store::VerifiedDraft) is committed in the background: its file is renamed, or copied into pages of
+//!    sled. A [permit](store::CommitPermit) limits the number of concurrent commits. One transaction makes the blob visible.
+//!    Requests that arrive earlier read the draft.
+//!
+//! If the upstream interrupts a download, the fill resumes it with a Range request. Clients do not notice.
+//!
+//! ## Disk failure
+//!
+//! If the store fails, the server enters degraded mode. Content is passed through from the upstream and not stored. A
+//! running fill continues without a file: readers [follow](store::Follower) its window at the pace of the slowest one, and
+//! the content is still verified. A request that is too late for the window starts its own download. Every few seconds one
+//! probe writes to the disk. When the probe succeeds, the store is reopened and degraded mode ends.
+//!
+//! ## Eviction
+//!
+//! 1. An index in memory holds the size, the dependencies and the last-access time of all content.
+//! 2. The evictor runs when content was added. It measures the disk and compares the usage with `store.max_size` and
+//!    `store.min_free`.
+//! 3. Above the limit it takes the least recently used entries from the index. Entries with a [pin](cache::ContentPin) are
+//!    skipped. A manifest is evicted before the blobs that only this manifest needs.
+//! 4. For each entry the pointers are deleted first, then the manifests, then the blobs (`cache/eviction/delete.rs`). New
+//!    fills of these digests are blocked meanwhile.
+//!
+//! Corrupt content is removed by the same rule: one transaction deletes its record and marks its bytes for deletion, so the
+//! next request is a miss. Bytes that remain after a crash are deleted by garbage collection.
+//!
+//! ## Import and export
+//!
+//! [`ops::import`] reads a tar archive once, as a stream. Blobs become drafts and are committed by
+//! [`cache::Importer`]. Possible manifests are kept aside until `index.json` names them. Then manifests are stored, each one
+//! after its content, with links for the repository. At the end the tag is set, as if the upstream had just confirmed it.
+//!
+//! [`ops::export`] first determines all members of the archive, so the length is known in advance. Then it reads the blobs
+//! as a client does.
 //!
 //! # Glossary
 //!
-//! Our own words; all others are the specification's.
+//! Terms of our own:
 //!
-//! * **fill**: one download of one digest from an upstream into the store.
-//! * **draft**: the growing, unverified bytes of a fill. It survives a restart.
-//! * **flight**: the set of requests that wait for the same work; its end is told to all of them.
-//! * **link**: the fact that a repository contains a digest. Bytes are shared between repositories, access is not.
-//! * **outcome**: what the cache did: `hit`, `miss`, `join`, `revalidated`, `stale` or `bypass`
-//!   ([`telemetry::Outcome`]); the same word in logs, metrics and headers.
+//! | term | meaning | code |
+//! |---|---|---|
+//! | fill | one download of one digest from an upstream into the store | `cache/blob/fill.rs` |
+//! | draft | growing, unverified bytes of a fill; survives a restart | [`store::Draft`] |
+//! | link | fact that a repository contains a digest; content is shared between repositories, access is not | [`store::LinkFact`] |
+//! | outcome | result of the cache for one request: `hit`, `miss`, `join`, `revalidated`, `stale` or `bypass` | [`telemetry::Outcome`] |
+//! | flight | one piece of work with all requests that wait for its result | `cache/flight.rs` |
+//!
+//! Terms of the field, and where they are implemented:
+//!
+//! | term | meaning here | code |
+//! |---|---|---|
+//! | back-off, retry | growing delay between attempts to contact an upstream | `cache/blob/download.rs`, `upstream/health.rs` |
+//! | back-pressure | bounded queues slow down a download when the disk or the readers are slower | `cache/blob/write_pipeline.rs`, [`store::Follower`] |
+//! | circuit breaker | failing endpoint is skipped until a probe succeeds | [`upstream::Breaker`], `upstream/health.rs` |
+//! | coalesce, single flight | concurrent requests for the same content cause one download | `cache/flight.rs`, `cache/fills.rs` |
+//! | commit | makes a verified draft visible as content, atomically | [`store::VerifiedDraft`], [`store::CommitPermit`] |
+//! | degraded mode | store fails; content is passed through | `cache/degraded_mode.rs`, `cache/store_health.rs` |
+//! | drain | running answers finish before the server stops | [`server::serve`] |
+//! | evict, least recently used (LRU) | removes content to stay within the limits | `cache/eviction/evictor.rs`, `cache/eviction/index.rs` |
+//! | fresh, stale, revalidate | age of a tag compared with its TTL; check at the upstream | [`cache::freshness`] |
+//! | garbage collection | deletes orphaned records and bytes | `store/lifecycle/gc.rs` |
+//! | high and low watermark | eviction starts above a limit and continues to a lower one | `cache/eviction/policy.rs`, `cache/eviction/budget.rs` |
+//! | in flight | started and not finished, as a request, fill or flight | [`cache::FillStatus`] |
+//! | keep-alive, time-out | supervision of client connections | [`server::ConnectionLimits`], `server/h2_keepalive.rs` |
+//! | lease, lock | only one process uses a store | `store/lifecycle/lock.rs` |
+//! | lingering close | reads from a closing connection so that the client gets all bytes | `server/lingering_close.rs` |
+//! | negative cache | remembered 404 of an upstream | `cache/memory.rs` |
+//! | orphaned | record or bytes that nothing refers to | [`store::Collected`] |
+//! | pin | protects content from eviction while it is read | [`cache::ContentPin`] |
+//! | prefetch, prefetch queue | downloads child manifests and blobs before clients request them | `cache/prefetch/`, `cache/prefetch_queue.rs` |
+//! | quarantine | damaged store is moved into a dated directory | `store/lifecycle/quarantine.rs` |
+//! | quota, rate limit | requests that an upstream allows per period | [`upstream::QuotaState`], `upstream/quota.rs` |
+//! | scrub | periodic verification of all stored content | [`cache::Integrity`], `cache/maintenance/scrub.rs` |
+//! | source | registry or directory that content is downloaded from | [`source::Source`] |
+//! | withheld tail | last byte of a body, sent after verification only | [`cache::BlobReader`] |
 
 #![forbid(unsafe_code)]
 
