@@ -146,6 +146,7 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod layout;
 pub mod oci;
 pub mod ops;
 pub mod server;

@@ -16,9 +16,8 @@ use serde_json::Value;
 use super::backend::{Backend, ServerOptions};
 use super::table::{content, fair};
 use super::{note, progress};
-use crate::ops::channel_reader::ChannelReader;
+use crate::layout::{self, ChannelReader};
 use crate::ops::export::{self, Export as Outgoing, ExportReport, ExportRequest, REPORT_HEADER};
-use crate::ops::folder;
 
 /// Arguments of `larder export`.
 #[derive(Args, Debug)]
@@ -175,7 +174,7 @@ impl Target {
     /// Writes the archive. An incomplete archive leaves no file.
     fn write(&self, mut pipe: ChannelReader, length: u64) -> anyhow::Result<()> {
         match self {
-            Self::Folder(path) => Ok(folder::unpack(path, pipe)?),
+            Self::Folder(path) => Ok(layout::extract(path, pipe)?),
             Self::Stdout => {
                 let mut out = io::stdout().lock();
                 let written = io::copy(&mut pipe, &mut out).and_then(|_| out.flush());

@@ -20,8 +20,7 @@ use tokio::sync::mpsc;
 use super::backend::{Answer, Backend, ServerOptions};
 use super::progress;
 use super::table::{bad, content, good, iec, many};
-use crate::ops::channel_reader::{self, ChannelReader};
-use crate::ops::folder::LayoutTar;
+use crate::layout::{self, ChannelReader, LayoutTar};
 use crate::ops::import::{self, ImportReport, ImportRequest, ImportedImage};
 
 /// Bytes that are read from a file at a time.
@@ -62,7 +61,7 @@ async fn send(
             .with_style(ProgressStyle::with_template("{prefix} {bytes} {binary_bytes_per_sec} {elapsed}")?),
     }
     .with_prefix("importing");
-    let (sender, pieces) = mpsc::channel(channel_reader::QUEUE);
+    let (sender, pieces) = mpsc::channel(layout::QUEUE);
     let mut sending = tokio::task::spawn_blocking({
         let bar = bar.clone();
         move || source.send(&sender, |bytes| bar.inc(bytes))

@@ -6,6 +6,7 @@
 pub mod content;
 pub mod digest;
 pub mod error;
+pub mod index_walk;
 pub mod manifest;
 pub mod name;
 pub mod pattern;

@@ -1,84 +1,81 @@
-//! What lies below a manifest or an index: its images by platform, their blobs, and which of it is held.
+//! Tree below a manifest or an index: images by platform, their blobs, and what of it is cached.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cache::CacheView;
+use crate::oci::index_walk::{IndexWalk, WalkItem};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::{StoreError, StoredManifest};
 
 use super::platform::NO_IMAGE;
 
-/// Nested deeper than any walk below an index goes.
-const DEPTH_MAX: u32 = 8;
-/// More manifests than any walk brings in.
-const COUNT_MAX: usize = 4096;
-/// A larger config is no image's.
+/// Largest image config in bytes.
 pub(super) const CONFIG_MAX: u64 = 4 << 20;
 
-/// Something that a manifest or index points at.
+/// Content that a manifest or index points at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Part)]
 pub struct ContentPart {
-    /// Its digest.
+    /// Digest of the content.
     pub digest: Digest,
-    /// Its length in bytes, as far as it is known.
+    /// Length in bytes, if known.
     pub size: Option<u64>,
-    /// Its media type, as it is stated.
+    /// Media type in the descriptor.
     pub media_type: Option<String>,
-    /// Whether it is held.
+    /// True if the content is cached.
     pub held: bool,
-    /// Whether it lies elsewhere (`urls`), so that no registry need have it.
+    /// True if the content is outside the registry (`urls`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub foreign: bool,
 }
 
-/// An image for one platform, or whatever else an index points at.
+/// Image for one platform, or other content of an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformImage {
-    /// `os/arch[/variant]`, as far as it is stated.
+    /// `os/arch[/variant]`, if stated.
     pub platform: Option<String>,
-    /// The manifest.
+    /// Manifest of the image.
     pub manifest: ContentPart,
-    /// What the manifest points at; empty while it is not held.
+    /// Blobs of the manifest. Empty if the manifest is not cached.
     pub blobs: Vec<ContentPart>,
 }
 
 impl PlatformImage {
-    /// Whether all that a pull needs is held.
+    /// Returns true if everything that a pull needs is cached.
     pub fn is_complete(&self) -> bool {
         self.manifest.held && self.blobs.iter().all(|blob| blob.held)
     }
 
-    /// Whether it is one that a machine could run, and no attestation.
+    /// Returns true for an image, false for an attestation.
     pub fn is_image(&self) -> bool {
         self.platform.as_deref() != Some(NO_IMAGE)
     }
 
-    /// What is not held of it.
+    /// Returns the parts that are not cached.
     pub fn missing(&self) -> impl Iterator<Item = &ContentPart> {
         std::iter::once(&self.manifest).chain(&self.blobs).filter(|part| !part.held)
     }
 }
 
-/// A document with all that lies below it.
+/// Manifest or index with everything below it.
 #[derive(Clone, Debug)]
 pub struct ImageTree {
-    /// The document itself.
+    /// Root of the tree.
     pub document: StoredManifest,
-    /// Whether it is an index.
+    /// True if the root is an index.
     pub is_index: bool,
-    /// Images, in the order of the index; one for a document that is none.
+    /// Images in the order of the index, or one image if the root is no index.
     pub images: Vec<PlatformImage>,
-    /// Indexes below it.
+    /// Indexes below the root.
     pub indexes: Vec<ContentPart>,
 }
 
 impl ImageTree {
-    /// The tree below a manifest or index that a repository may serve; `None` if it is not held.
+    /// Returns the tree below a manifest or index that a repository contains, or `None` if it is not cached.
     pub fn below(
         held: &CacheView<'_>,
         repository: &Repository,
@@ -87,68 +84,65 @@ impl ImageTree {
         let Some(document) = held.manifest(repository, digest)? else { return Ok(None) };
         let is_index = document.media_type.kind() == Some(ManifestKind::Index);
         let mut tree = Self { document, is_index, images: Vec::new(), indexes: Vec::new() };
-        if is_index {
-            let root = tree.document.clone();
-            tree.descend(held, repository, &root, &mut HashSet::from([*digest]), 1)?;
-        } else {
+        if !is_index {
             let size = Some(tree.document.body.len() as u64);
             let media_type = Some(tree.document.media_type.to_string());
             let manifest = ContentPart { digest: *digest, size, media_type, held: true, foreign: false };
             let blobs = blobs_of(held, repository, &tree.document)?;
             let platform = platform_of(held, repository, &blobs)?;
             tree.images.push(PlatformImage { platform, manifest, blobs });
+        } else if let Some(index) = read(&tree.document) {
+            let mut walk = IndexWalk::below(*digest, &index);
+            while let Some(item) = walk.next() {
+                tree.add(held, repository, &mut walk, item)?;
+            }
         }
         Ok(Some(tree))
     }
 
-    fn descend(
+    /// Adds a child of an index.
+    fn add(
         &mut self,
         held: &CacheView<'_>,
         repository: &Repository,
-        index: &StoredManifest,
-        seen: &mut HashSet<Digest>,
-        depth: u32,
+        walk: &mut IndexWalk,
+        item: WalkItem,
     ) -> Result<(), StoreError> {
-        for child in read(index).map(|read| read.children).unwrap_or_default() {
-            // The same manifest may stand for several platforms; an index is entered once.
-            let known = !seen.insert(child.digest);
-            if self.images.len() + self.indexes.len() >= COUNT_MAX {
-                return Ok(());
-            }
-            let document = held.manifest(repository, &child.digest)?;
-            let kind = match &document {
-                Some(document) => document.media_type.kind(),
-                None => child.media_type.as_ref().and_then(crate::oci::MediaType::kind),
-            };
-            let manifest = ContentPart {
-                size: document.as_ref().map(|document| document.body.len() as u64).or(child.size),
-                media_type: document
-                    .as_ref()
-                    .map(|document| document.media_type.to_string())
-                    .or_else(|| child.media_type.as_ref().map(ToString::to_string)),
-                held: document.is_some(),
-                digest: child.digest,
-                foreign: child.foreign,
-            };
-            if kind == Some(ManifestKind::Index) {
-                if !known {
-                    self.indexes.push(manifest);
-                    if let Some(document) = document.filter(|_| depth < DEPTH_MAX) {
-                        self.descend(held, repository, &document, seen, depth + 1)?;
-                    }
+        let WalkItem { descriptor: child, repeated } = item;
+        let document = held.manifest(repository, &child.digest)?;
+        let kind = match &document {
+            Some(document) => document.media_type.kind(),
+            None => child.media_type.as_ref().and_then(crate::oci::MediaType::kind),
+        };
+        let manifest = ContentPart {
+            size: document.as_ref().map(|document| document.body.len() as u64).or(child.size),
+            media_type: document
+                .as_ref()
+                .map(|document| document.media_type.to_string())
+                .or_else(|| child.media_type.as_ref().map(ToString::to_string)),
+            held: document.is_some(),
+            digest: child.digest,
+            foreign: child.foreign,
+        };
+        if kind == Some(ManifestKind::Index) {
+            if !repeated {
+                self.indexes.push(manifest);
+                if let Some((document, read)) = document.and_then(|it| read(&it).map(|read| (it, read))) {
+                    walk.visit(&read, document.body.len() as u64);
                 }
-                continue;
             }
-            let blobs = match &document {
-                Some(document) => blobs_of(held, repository, document)?,
-                None => Vec::new(),
-            };
-            self.images.push(PlatformImage { platform: child.platform, manifest, blobs });
+            return Ok(());
         }
+        let blobs = match &document {
+            Some(document) => blobs_of(held, repository, document)?,
+            None => Vec::new(),
+        };
+        // An index may list one manifest for several platforms.
+        self.images.push(PlatformImage { platform: child.platform, manifest, blobs });
         Ok(())
     }
 
-    /// The platforms there are, without what is no image.
+    /// Returns the platforms of the images, without attestations.
     pub fn platforms(&self) -> Vec<String> {
         self.images
             .iter()
@@ -157,7 +151,7 @@ impl ImageTree {
             .collect()
     }
 
-    /// Bytes of all that is held of it.
+    /// Returns the bytes of all cached parts.
     pub fn held_bytes(&self) -> u64 {
         let mut sizes: HashMap<Digest, u64> = HashMap::new();
         let parts = self.images.iter().flat_map(|image| std::iter::once(&image.manifest).chain(&image.blobs));
@@ -189,7 +183,7 @@ fn blobs_of(
         .collect()
 }
 
-/// What the config of an image says that it is for.
+/// Reads the platform from the cached config of an image.
 fn platform_of(
     held: &CacheView<'_>,
     repository: &Repository,
@@ -205,7 +199,7 @@ fn platform_of(
     Ok(platform_in(&body))
 }
 
-/// What a config says that its image is for.
+/// Reads the platform from a config.
 pub(super) fn platform_in(config: &[u8]) -> Option<String> {
     let config: Value = serde_json::from_slice(config).ok()?;
     let text = |key: &str| config.get(key)?.as_str().filter(|text| !text.is_empty());
@@ -221,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_config_tells_its_platform() {
+    fn platform_is_read_from_a_config() {
         let of = |text: &str| platform_in(text.as_bytes());
         assert_eq!(of(r#"{"os":"linux","architecture":"amd64"}"#).as_deref(), Some("linux/amd64"));
         let arm = of(r#"{"os":"linux","architecture":"arm","variant":"v7"}"#);

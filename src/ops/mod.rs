@@ -1,17 +1,14 @@
 //! What a timer or an operator can ask for, one verb per file.
 
-pub mod channel_reader;
 pub mod check;
 pub mod convert;
 mod error;
 pub mod export;
-pub mod folder;
 pub mod image_tree;
 pub mod import;
 pub mod inspect;
 pub mod job_spec;
 pub mod jobs;
-pub mod layout;
 pub mod list;
 mod operations;
 pub mod platform;
@@ -21,8 +18,6 @@ pub mod reference;
 pub mod remove;
 pub mod scrub;
 pub mod status;
-pub mod tar_reader;
-pub mod tar_writer;
 pub mod warm;
 
 pub use error::{Failure, OpsError};

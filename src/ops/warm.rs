@@ -1,5 +1,5 @@
-//! `warm`: fetches images before anybody asks for them. What is held stays as it is, and what an interrupted fetch left is
-//! gone on with.
+//! `warm`: fetches images before a client pulls them. Cached content is not fetched again, and an interrupted fetch is
+//! resumed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::cache::{Cache, CacheError, CachedManifest, ManifestAnswer};
+use crate::oci::index_walk::{IndexWalk, WalkItem};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
@@ -20,56 +21,51 @@ use super::platform::{NO_IMAGE, Platform};
 use super::progress::{ProgressPiece, ProgressReporter};
 use super::reference::{self, ImageReference};
 
-/// Images at once.
+/// Images that are fetched at once.
 const IMAGES: usize = 4;
-/// Blobs at once, over all images.
+/// Blobs that are fetched at once, for all images together.
 const BLOBS: usize = 8;
-/// Deeper than any walk below an index goes.
-const DEPTH_MAX: u32 = 8;
-/// More manifests than any walk brings in.
-const COUNT_MAX: usize = 1024;
-
-/// What is to be fetched.
+/// Images to fetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schema(as = Warm)]
 pub struct WarmSpec {
-    /// The references.
+    /// References of the images.
     #[schema(required = true)]
     pub references: Vec<String>,
-    /// Of an index the platforms that are wanted; none is all of them.
+    /// Platforms of an index to fetch. Empty means all.
     pub platforms: Vec<String>,
 }
 
-/// What became of one reference.
+/// Result for one reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmedImage {
-    /// The reference, in full.
+    /// Whole reference.
     pub reference: String,
-    /// What it stands for.
+    /// Digest of the image.
     pub digest: Option<Digest>,
-    /// The platforms that were wanted of it.
+    /// Platforms that were fetched.
     pub platforms: Vec<String>,
-    /// Manifests that are held now, indexes included.
+    /// Manifests that are cached now, indexes included.
     pub manifests: u64,
-    /// Blobs that are held now.
+    /// Blobs that are cached now.
     pub blobs: u64,
     /// Bytes of these blobs.
     pub bytes: u64,
-    /// Of these blobs, those that had to be fetched.
+    /// Blobs of these that were downloaded.
     pub fetched: u64,
-    /// Why the tag could not be confirmed at its upstream, if it could not: then what it last stood for is held.
+    /// Reason why the upstream did not confirm the tag. Then the image that the tag last named was fetched.
     pub stale: Option<String>,
-    /// Why not all of it is held; none if all is.
+    /// Reason why the image is incomplete. None if it is complete.
     pub error: Option<String>,
 }
 
-/// What became of all of them.
+/// Result of `warm`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmReport {
-    /// Whether everything is held.
+    /// True if all images are complete.
     pub complete: bool,
-    /// One for each reference, in their order.
+    /// One result for each reference, in the same order.
     pub images: Vec<WarmedImage>,
 }
 
@@ -95,7 +91,7 @@ pub async fn warm(cache: &Cache, ask: WarmSpec, reporter: &ProgressReporter) -> 
     let (images, blobs) = (Arc::new(Semaphore::new(IMAGES)), Arc::new(Semaphore::new(BLOBS)));
     let mut work = JoinSet::new();
     for (place, named) in named.into_iter().enumerate() {
-        let image = ImageWarmer {
+        let image = ImageFetch {
             cache: cache.clone(),
             named,
             platforms: Arc::clone(&platforms),
@@ -109,36 +105,36 @@ pub async fn warm(cache: &Cache, ask: WarmSpec, reporter: &ProgressReporter) -> 
     }
     let mut rows = work.join_all().await;
     rows.sort_by_key(|(place, _)| *place);
-    let images: Vec<WarmedImage> = rows.into_iter().map(|(_, row)| row).collect();
-    Ok(WarmReport { complete: images.iter().all(|row| row.error.is_none()), images })
+    let images: Vec<WarmedImage> = rows.into_iter().map(|(_, image)| image).collect();
+    Ok(WarmReport { complete: images.iter().all(|image| image.error.is_none()), images })
 }
 
-/// One reference on its way in.
-struct ImageWarmer {
+/// Fetch of one reference.
+struct ImageFetch {
     cache: Cache,
     named: ImageReference,
     platforms: Arc<Vec<(String, Platform)>>,
     blobs: Arc<Semaphore>,
 }
 
-impl ImageWarmer {
+impl ImageFetch {
     async fn warm(&self, reporter: &ProgressReporter) -> WarmedImage {
-        let mut row = WarmedImage { reference: self.named.to_string(), ..WarmedImage::default() };
-        let piece = Arc::new(reporter.begin(row.reference.clone()));
-        if let Err(error) = self.bring(&mut row, &piece).await {
-            tracing::warn!(reference = row.reference, %error, "an image could not be fetched ahead");
-            row.error = Some(error.to_string());
+        let mut image = WarmedImage { reference: self.named.to_string(), ..WarmedImage::default() };
+        let piece = Arc::new(reporter.begin(image.reference.clone()));
+        if let Err(error) = self.bring(&mut image, &piece).await {
+            tracing::warn!(reference = image.reference, %error, "an image could not be fetched ahead");
+            image.error = Some(error.to_string());
         }
-        row
+        image
     }
 
-    async fn bring(&self, row: &mut WarmedImage, piece: &Arc<ProgressPiece>) -> Result<(), OpsError> {
+    async fn bring(&self, image: &mut WarmedImage, piece: &Arc<ProgressPiece>) -> Result<(), OpsError> {
         let found = self.root().await?;
-        row.stale = found.stale.as_ref().map(ToString::to_string);
-        row.digest = Some(found.manifest.digest);
-        row.manifests = 1;
+        image.stale = found.stale.as_ref().map(ToString::to_string);
+        image.digest = Some(found.manifest.digest);
+        image.manifests = 1;
         let mut blobs = Vec::new();
-        for manifest in self.manifests(&found.manifest, row).await? {
+        for manifest in self.manifests(&found.manifest, image).await? {
             blobs.extend(read(&manifest).map(|read| read.blobs).unwrap_or_default());
         }
         let mut seen = HashSet::new();
@@ -159,9 +155,9 @@ impl ImageWarmer {
             let Ok((blob, brought)) = ended else { continue };
             match brought {
                 Ok(fetched) => {
-                    row.blobs += 1;
-                    row.bytes += blob.size.unwrap_or_default();
-                    row.fetched += u64::from(fetched);
+                    image.blobs += 1;
+                    image.bytes += blob.size.unwrap_or_default();
+                    image.fetched += u64::from(fetched);
                 }
                 Err(CacheError::Store(error)) => {
                     failed = Some(OpsError::Content(format!("{} could not be kept: {error}", blob.digest)));
@@ -172,7 +168,7 @@ impl ImageWarmer {
         failed.map_or(Ok(()), Err)
     }
 
-    /// The document that the reference stands for. Where it names both, the tag is asked for, and held against the digest.
+    /// Fetches the manifest of the reference. If the reference has a tag and a digest, the tag must name the digest.
     async fn root(&self) -> Result<ManifestAnswer, OpsError> {
         let ImageReference { repository, tag, digest } = &self.named;
         let reference = match (tag, digest) {
@@ -190,56 +186,56 @@ impl ImageWarmer {
         }
     }
 
-    /// The manifests of the wanted platforms.
+    /// Fetches the manifests of the wanted platforms.
     async fn manifests(
         &self,
         root: &Arc<CachedManifest>,
-        row: &mut WarmedImage,
+        image: &mut WarmedImage,
     ) -> Result<Vec<Arc<CachedManifest>>, OpsError> {
         if root.media_type.kind() != Some(ManifestKind::Index) {
             return Ok(vec![Arc::clone(root)]);
         }
-        let children = self.children(root, row).await?;
+        let children = self.children(root, image).await?;
         let mut found = Vec::new();
         for place in self.wanted(&children)? {
             let Some(child) = children.get(place) else { continue };
-            row.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
+            image.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
             let reference = Reference::Digest(child.digest);
             found.push(manifest(&self.cache, &self.named.repository, &reference).await?.manifest);
-            row.manifests += 1;
+            image.manifests += 1;
         }
         Ok(found)
     }
 
-    /// All that an index points at and that is no index, those in nested ones included.
+    /// Returns the children of an index and of its nested indexes, without the indexes.
     async fn children(
         &self,
         root: &Arc<CachedManifest>,
-        row: &mut WarmedImage,
+        image: &mut WarmedImage,
     ) -> Result<Vec<Descriptor>, OpsError> {
-        let (mut found, mut seen) = (Vec::new(), HashSet::from([root.digest]));
-        let mut left = vec![(Arc::clone(root), 1)];
-        while let Some((index, depth)) = left.pop() {
-            for child in read(&index).map(|read| read.children).unwrap_or_default() {
-                if !seen.insert(child.digest) && child.platform.is_none() || found.len() >= COUNT_MAX {
-                    continue;
-                }
-                let nested =
-                    child.media_type.as_ref().is_some_and(|it| it.kind() == Some(ManifestKind::Index));
-                if nested && depth < DEPTH_MAX {
-                    let reference = Reference::Digest(child.digest);
-                    let document = manifest(&self.cache, &self.named.repository, &reference).await?.manifest;
-                    row.manifests += 1;
-                    left.push((document, depth + 1));
-                } else if !nested {
-                    found.push(child);
+        let Some(index) = read(root) else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        let mut walk = IndexWalk::below(root.digest, &index);
+        while let Some(WalkItem { descriptor: child, repeated }) = walk.next() {
+            // An index may list one manifest for several platforms.
+            if repeated && child.platform.is_none() {
+                continue;
+            }
+            if child.media_type.as_ref().is_none_or(|it| it.kind() != Some(ManifestKind::Index)) {
+                found.push(child);
+            } else if !repeated {
+                let reference = Reference::Digest(child.digest);
+                let document = manifest(&self.cache, &self.named.repository, &reference).await?.manifest;
+                image.manifests += 1;
+                if let Some(nested) = read(&document) {
+                    walk.visit(&nested, document.body.len() as u64);
                 }
             }
         }
         Ok(found)
     }
 
-    /// The places of the children that are wanted.
+    /// Returns the positions of the wanted children.
     fn wanted(&self, children: &[Descriptor]) -> Result<Vec<usize>, OpsError> {
         if self.platforms.is_empty() {
             return Ok((0..children.len()).collect());
@@ -268,8 +264,8 @@ fn read(document: &CachedManifest) -> Option<Manifest> {
     Manifest::read(&document.body, Some(document.media_type.as_str())).ok()
 }
 
-/// Nobody waits in front of a screen for an answer within ten seconds: what is slow is asked again a few times.
-pub(super) fn patience() -> ExponentialBuilder {
+/// Returns the back-off between retries. It is longer than for a client, because no client waits.
+pub(super) fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(500))
         .with_max_delay(Duration::from_secs(10))
@@ -284,22 +280,22 @@ pub(super) async fn manifest(
 ) -> Result<ManifestAnswer, CacheError> {
     let anything = HeaderMap::new();
     let attempt = || cache.manifest(repository, reference, Accept::from_headers(&anything));
-    attempt.retry(patience()).when(CacheError::is_retryable).await
+    attempt.retry(backoff()).when(CacheError::is_retryable).await
 }
 
-/// Brings a blob, and tells of each byte once, however often it has to be begun again. Returns whether it was fetched.
+/// Fetches a blob and reports each byte once, also after a retry. Returns true if the blob was downloaded.
 async fn bring(
     cache: &Cache,
     repository: &Repository,
     blob: &Descriptor,
     piece: &ProgressPiece,
 ) -> Result<bool, CacheError> {
-    let told = std::sync::atomic::AtomicU64::new(0);
+    let reported = std::sync::atomic::AtomicU64::new(0);
     let attempt = || {
-        cache.fetch_blob(repository, &blob.digest, |there| {
-            let before = told.fetch_max(there, std::sync::atomic::Ordering::Relaxed);
-            piece.done(there.saturating_sub(before));
+        cache.fetch_blob(repository, &blob.digest, |available| {
+            let before = reported.fetch_max(available, std::sync::atomic::Ordering::Relaxed);
+            piece.done(available.saturating_sub(before));
         })
     };
-    attempt.retry(patience()).when(CacheError::is_retryable).await
+    attempt.retry(backoff()).when(CacheError::is_retryable).await
 }

@@ -13,7 +13,7 @@ use utoipa::openapi::{KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, T
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::body::Body;
-use crate::ops::channel_reader::ChannelReader;
+use crate::layout::ChannelReader;
 use crate::ops::{export, import};
 
 use super::reply::{self, Refused};

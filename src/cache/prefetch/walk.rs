@@ -1,8 +1,7 @@
 //! Walk below one index: fetches its children, and the blobs of chosen platforms.
 //!
-//! The walk is bounded in depth, count and bytes, and visits each digest once, so that no index costs more than these bounds.
+//! [`IndexWalk`] bounds the depth, count and bytes of the walk.
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,17 +16,10 @@ use crate::cache::prefetch::quota_wait::QuotaGate;
 use crate::cache::prefetch_queue::IndexKey;
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
-use crate::oci::media::ManifestKind;
-use crate::oci::{Descriptor, Digest, Manifest, Repository};
+use crate::oci::index_walk::{IndexWalk, WalkItem, WalkLimit};
+use crate::oci::{Descriptor, Manifest, Repository};
 use crate::store::Change;
 use crate::telemetry::Metrics;
-
-/// Depth of nested indexes below the index of the walk.
-const DEPTH_MAX: u32 = 4;
-/// Children of one walk.
-const COUNT_MAX: usize = 1024;
-/// Bytes of manifests that one walk fetches.
-const BYTES_MAX: u64 = 64 << 20;
 
 /// Components and limits that all walks share.
 #[derive(Debug)]
@@ -64,11 +56,10 @@ enum BlobsEnd {
 }
 
 /// Walk in progress.
-struct IndexWalk<'a> {
+struct Prefetch<'a> {
     scope: &'a WalkScope,
     index: &'a IndexKey,
-    pending: VecDeque<(Descriptor, u32)>,
-    seen: HashSet<Digest>,
+    walk: IndexWalk,
     gauge: MissingGauge<'a>,
     /// True once the store has a record of this walk.
     recorded: bool,
@@ -76,28 +67,30 @@ struct IndexWalk<'a> {
 
 /// Fetches the missing content below an index.
 pub(super) async fn walk(scope: &WalkScope, index: &IndexKey, manifest: &CachedManifest) -> WalkEnd {
-    let mut walk = IndexWalk {
+    let Some(parsed) = parse(manifest) else { return WalkEnd::Complete };
+    let mut prefetch = Prefetch {
         scope,
         index,
-        pending: VecDeque::new(),
-        seen: HashSet::from([manifest.digest]),
+        walk: IndexWalk::below(manifest.digest, &parsed),
         gauge: MissingGauge::new(&scope.storage.metrics),
         recorded: false,
     };
-    walk.add_children(manifest, 1);
-    walk.run().await
+    prefetch.run().await
 }
 
-impl IndexWalk<'_> {
+fn parse(manifest: &CachedManifest) -> Option<Manifest> {
+    Manifest::read(&manifest.body, Some(manifest.media_type.as_str())).ok()
+}
+
+impl Prefetch<'_> {
     async fn run(&mut self) -> WalkEnd {
         let (repository, index) = self.index;
-        let (mut bytes, mut end) = (0, WalkEnd::Complete);
-        while let Some((child, depth)) = self.pending.pop_front() {
-            if bytes > BYTES_MAX {
-                tracing::warn!(%repository, %index, limit = BYTES_MAX, "prefetch stopped: the index's children exceed the limit; the rest is fetched on request");
-                break;
+        let mut end = WalkEnd::Complete;
+        while let Some(WalkItem { descriptor: child, repeated }) = self.walk.next() {
+            if repeated {
+                continue;
             }
-            let missing = self.pending.len() + 1;
+            let missing = self.walk.waiting() + 1;
             self.gauge.set(missing, Waiting::Queued);
             let manifest = match self.obtain(&child, missing).await {
                 Ok(manifest) => manifest,
@@ -118,7 +111,6 @@ impl IndexWalk<'_> {
                 }
             };
             self.gauge.set(missing, Waiting::Queued);
-            bytes += manifest.body.len() as u64;
             if child.platform.as_deref().is_some_and(|platform| self.scope.wants_blobs(platform)) {
                 match self.scope.fetch_blobs(repository, &manifest).await {
                     BlobsEnd::Complete => {}
@@ -126,20 +118,14 @@ impl IndexWalk<'_> {
                     BlobsEnd::Deferred => return WalkEnd::Deferred { missing },
                 }
             }
-            if depth < DEPTH_MAX && manifest.media_type.kind() == Some(ManifestKind::Index) {
-                self.add_children(&manifest, depth + 1);
+            if let Some(parsed) = parse(&manifest) {
+                self.walk.visit(&parsed, manifest.body.len() as u64);
             }
+        }
+        if let Some(limit @ (WalkLimit::Count | WalkLimit::Bytes)) = self.walk.limit() {
+            tracing::warn!(%repository, %index, %limit, "prefetch stopped; the other children are fetched on request");
         }
         end
-    }
-
-    fn add_children(&mut self, index: &CachedManifest, depth: u32) {
-        let Ok(parsed) = Manifest::read(&index.body, Some(index.media_type.as_str())) else { return };
-        for child in parsed.children {
-            if self.seen.len() <= COUNT_MAX && self.seen.insert(child.digest) {
-                self.pending.push_back((child, depth));
-            }
-        }
     }
 
     /// Returns a child from the store, or fetches it. The fetch may take long, because no client waits for it.

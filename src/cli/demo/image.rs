@@ -8,8 +8,8 @@ use oci_spec::image::{
     PlatformBuilder, RootFsBuilder, SCHEMA_VERSION,
 };
 
+use crate::layout::LayoutWriter;
 use crate::oci::{Algorithm, Digest, Hasher, media};
-use crate::ops::layout::LayoutWriter;
 
 /// Size of a layer's payload in bytes: large enough to be visible in the table.
 const PAYLOAD: usize = 2 << 20;

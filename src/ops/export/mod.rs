@@ -21,8 +21,9 @@ use self::plan::{ArchivePart, PlannedBlob};
 use self::search::Search;
 use super::platform::Platform;
 use super::query::{Pairs, target};
-use super::warm::patience;
-use super::{Operations, OpsError, reference, tar_writer};
+use super::warm::backoff;
+use super::{Operations, OpsError, reference};
+use crate::layout::{TAR_END, blob_path, file_header, padding};
 
 /// Pieces that may wait for whoever reads.
 const QUEUE: usize = 4;
@@ -132,8 +133,7 @@ pub async fn export(operations: &Operations, ask: ExportRequest) -> Result<Expor
     let search = Search { cache, named: &named, platforms: &platforms, offline: ask.offline };
     let plan = search.plan().await?;
     let parts = plan.parts(name.as_ref());
-    let length =
-        parts.iter().map(ArchivePart::length).fold(tar_writer::END.len() as u64, u64::saturating_add);
+    let length = parts.iter().map(ArchivePart::length).fold(TAR_END.len() as u64, u64::saturating_add);
     let report = plan.report(&named, name);
     let (sender, pieces) = mpsc::channel(QUEUE);
     let sending =
@@ -182,19 +182,19 @@ impl Sending {
             begun = place + 1 + AHEAD;
             match part {
                 ArchivePart::File(path, content) => {
-                    let mut bytes = BytesMut::from(&*tar_writer::file(path, content.len() as u64));
+                    let mut bytes = BytesMut::from(&*file_header(path, content.len() as u64));
                     bytes.extend_from_slice(content);
-                    bytes.extend_from_slice(tar_writer::filling(content.len() as u64));
+                    bytes.extend_from_slice(padding(content.len() as u64));
                     self.send(bytes.freeze()).await?;
                 }
                 ArchivePart::Blob(blob) => {
-                    self.send(tar_writer::file(&tar_writer::path_of(&blob.digest), blob.size)).await?;
+                    self.send(file_header(&blob_path(&blob.digest), blob.size)).await?;
                     self.blob(blob).await?;
-                    self.send(Bytes::from_static(tar_writer::filling(blob.size))).await?;
+                    self.send(Bytes::from_static(padding(blob.size))).await?;
                 }
             }
         }
-        self.send(Bytes::from_static(&tar_writer::END)).await
+        self.send(Bytes::from_static(&TAR_END)).await
     }
 
     /// Sends a blob. What turns out to be damaged has left the store, and its rest is fetched, if it may be.
@@ -214,7 +214,7 @@ impl Sending {
     async fn rest(&self, blob: &PlannedBlob, at: &mut u64) -> Result<(), Stop> {
         let PlannedBlob { digest, size, .. } = blob;
         let attempt = || self.cache.blob(&self.repository, digest);
-        let found = attempt.retry(patience()).when(CacheError::is_retryable).await?;
+        let found = attempt.retry(backoff()).when(CacheError::is_retryable).await?;
         let range = (*at > 0).then_some(*at..*size);
         let (mut reader, _) = self.cache.reader(&self.repository, digest, found, range).await?;
         while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
@@ -244,7 +244,7 @@ fn is_worth_another(error: &CacheError) -> bool {
 /// Fetches a blob before it is sent. Whether that fails is told to who sends it.
 async fn fetch(cache: Cache, repository: Repository, digest: Digest) {
     let attempt = || cache.fetch_blob(&repository, &digest, |_| {});
-    drop(attempt.retry(patience()).when(CacheError::is_retryable).await);
+    drop(attempt.retry(backoff()).when(CacheError::is_retryable).await);
 }
 
 #[cfg(test)]

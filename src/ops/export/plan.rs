@@ -8,10 +8,9 @@ use crate::oci::media::{DOCKER_CONFIG, ManifestKind, OCI_INDEX};
 use crate::oci::{Digest, Manifest, MediaType};
 
 use super::ExportReport;
-use crate::ops::layout::IMAGE_NAME;
+use crate::layout::{DOCKER_FILE, IMAGE_NAME, INDEX_FILE, MARKER, MARKER_FILE, blob_path, entry_length};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::reference::{self, ImageReference};
-use crate::ops::tar_writer;
 
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
@@ -70,8 +69,8 @@ impl ArchivePart {
     /// Bytes that it takes in the archive.
     pub(super) fn length(&self) -> u64 {
         match self {
-            Self::File(path, content) => tar_writer::length(path, content.len() as u64),
-            Self::Blob(blob) => tar_writer::length(&tar_writer::path_of(&blob.digest), blob.size),
+            Self::File(path, content) => entry_length(path, content.len() as u64),
+            Self::Blob(blob) => entry_length(&blob_path(&blob.digest), blob.size),
         }
     }
 }
@@ -87,14 +86,10 @@ impl Plan {
     /// All of it, in order.
     pub(super) fn parts(&self, name: Option<&ArchiveName>) -> Vec<ArchivePart> {
         let file = |path: &str, content: String| ArchivePart::File(path.to_owned(), content.into());
-        let mut parts = vec![
-            file(tar_writer::MARKER.0, tar_writer::MARKER.1.to_owned()),
-            file(tar_writer::INDEX, self.index(name).to_string()),
-        ];
-        parts.extend(self.docker(name).map(|docker| file(tar_writer::DOCKER, docker.to_string())));
-        parts.extend(
-            self.documents().map(|it| ArchivePart::File(tar_writer::path_of(&it.digest), it.body.clone())),
-        );
+        let mut parts =
+            vec![file(MARKER_FILE, MARKER.to_owned()), file(INDEX_FILE, self.index(name).to_string())];
+        parts.extend(self.docker(name).map(|docker| file(DOCKER_FILE, docker.to_string())));
+        parts.extend(self.documents().map(|it| ArchivePart::File(blob_path(&it.digest), it.body.clone())));
         parts.extend(self.blobs.iter().map(|blob| ArchivePart::Blob(*blob)));
         parts
     }
@@ -128,9 +123,9 @@ impl Plan {
         {
             return None;
         }
-        let layers: Vec<String> = layers.iter().map(|layer| tar_writer::path_of(&layer.digest)).collect();
+        let layers: Vec<String> = layers.iter().map(|layer| blob_path(&layer.digest)).collect();
         let tags = name.map(|(whole, _)| [reference::familiar(whole)]);
-        Some(json!([{ "Config": tar_writer::path_of(&config.digest), "RepoTags": tags, "Layers": layers }]))
+        Some(json!([{ "Config": blob_path(&config.digest), "RepoTags": tags, "Layers": layers }]))
     }
 
     /// The same for people.

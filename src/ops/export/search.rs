@@ -1,4 +1,4 @@
-//! What an export will consist of: which documents and blobs, and how long they are.
+//! Finds the manifests and blobs of an export, and their lengths.
 
 use std::collections::HashSet;
 use std::future::poll_fn;
@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use backon::Retryable as _;
 
 use crate::cache::{Cache, CacheError};
+use crate::oci::index_walk::{BYTES_MAX, IndexWalk, WalkItem, WalkLimit};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Reference};
 use crate::store::StoreError;
@@ -15,16 +16,9 @@ use crate::ops::OpsError;
 use crate::ops::image_tree::{CONFIG_MAX, platform_in};
 use crate::ops::platform::{NO_IMAGE, Platform};
 use crate::ops::reference::ImageReference;
-use crate::ops::warm::{manifest, patience};
+use crate::ops::warm::{backoff, manifest};
 
-/// Deeper than any walk below an index goes.
-const DEPTH_MAX: u32 = 8;
-/// More manifests than any walk brings in.
-const COUNT_MAX: usize = 4096;
-/// Bytes of manifests that are in memory at once.
-const BYTES_MAX: usize = 64 << 20;
-
-/// Finds out what there is.
+/// Search for the content of an export.
 pub(super) struct Search<'a> {
     pub(super) cache: &'a Cache,
     pub(super) named: &'a ImageReference,
@@ -32,7 +26,7 @@ pub(super) struct Search<'a> {
     pub(super) offline: bool,
 }
 
-/// What is below an index.
+/// Content below an index.
 #[derive(Default)]
 struct Below {
     indexes: Vec<PlannedDocument>,
@@ -40,7 +34,7 @@ struct Below {
 }
 
 impl Search<'_> {
-    /// Finds it out.
+    /// Finds the content, and fetches the manifests that are not cached.
     pub(super) async fn plan(&self) -> Result<Plan, OpsError> {
         let (mut root, stale) = self.root().await?;
         let (mut below, mut loose, mut complete) = (Vec::new(), Vec::new(), true);
@@ -48,7 +42,7 @@ impl Search<'_> {
             let Below { indexes, children } = self.below(&root).await?;
             let wanted = self.wanted(&children)?;
             if let ([only], false) = (&*wanted, self.platforms.is_empty()) {
-                // The one image stands for itself.
+                // A single image is exported without its index.
                 root = self.child(only).await?.ok_or_else(|| self.missing(vec![only.digest]))?;
             } else {
                 let all: HashSet<Digest> = children.iter().map(|child| child.digest).collect();
@@ -57,13 +51,13 @@ impl Search<'_> {
                 loose = self.documents(wanted, &mut below).await?;
             }
         } else {
-            self.hold_single(&root).await?;
+            self.check_platform(&root).await?;
         }
         let blobs = self.blobs(&root, &below, loose).await?;
         Ok(Plan { root, below, blobs, complete, stale })
     }
 
-    /// Adds the documents of what an index points at, and returns what is none.
+    /// Adds the manifests of the wanted children, and returns the children that are no manifests.
     async fn documents(
         &self,
         wanted: Vec<Descriptor>,
@@ -79,7 +73,7 @@ impl Search<'_> {
                     documents.push(document);
                 }
                 Ok(None) => loose.push(child),
-                // All that is missing is to be told.
+                // The error lists everything that is missing.
                 Err(OpsError::Missing { missing: more, .. }) => missing.extend(more),
                 Err(error) => return Err(error),
             }
@@ -87,16 +81,16 @@ impl Search<'_> {
         if missing.is_empty() { Ok(loose) } else { Err(self.missing(missing)) }
     }
 
-    /// Holds the length of all documents against what may be in memory.
+    /// Checks the length of all manifests, which are in memory at once.
     fn bounded(&self, bytes: usize) -> Result<(), OpsError> {
-        if bytes <= BYTES_MAX {
+        if bytes as u64 <= BYTES_MAX {
             return Ok(());
         }
         let named = self.named;
         Err(OpsError::Content(format!("the manifests of {named} exceed {BYTES_MAX} bytes")))
     }
 
-    /// What the reference stands for. Where it names both, the tag is asked for, and held against the digest.
+    /// Finds the manifest of the reference. If the reference has a tag and a digest, the tag must name the digest.
     async fn root(&self) -> Result<(PlannedDocument, Option<String>), OpsError> {
         let ImageReference { repository, tag, digest } = self.named;
         let wanted = match (tag, digest) {
@@ -107,7 +101,7 @@ impl Search<'_> {
         let not_held = || {
             let named = self.named;
             OpsError::NotHeld(format!(
-                "{named} is not held; leave out --offline, or fetch it with `larder warm`"
+                "{named} is not cached; leave out --offline, or fetch it with `larder warm`"
             ))
         };
         let (document, stale) = if self.offline {
@@ -151,7 +145,7 @@ impl Search<'_> {
         }))
     }
 
-    /// Something that an index points at; `None` for what is no manifest.
+    /// Finds a child of an index. Returns `None` if it is no manifest.
     async fn child(&self, child: &Descriptor) -> Result<Option<PlannedDocument>, OpsError> {
         let Descriptor { digest, platform, .. } = child.clone();
         let known = child.media_type.as_ref().is_some_and(|it| it.kind().is_some());
@@ -166,10 +160,10 @@ impl Search<'_> {
                 let (media_type, body) = (found.manifest.media_type.clone(), found.manifest.body.clone());
                 Ok(Some(PlannedDocument { digest, media_type, body, platform }))
             }
-            // Some caches of builders are indexes of blobs.
+            // Some build caches are indexes of blobs.
             Err(CacheError::NotFound) if !known => Ok(None),
             Err(CacheError::NotFound) => Err(OpsError::Content(format!(
-                "{} points at {digest} ({}), which its upstream does not have; name the platforms that are wanted with --platform",
+                "{} points at {digest} ({}), which the upstream does not have; select platforms with --platform",
                 self.named,
                 child.platform.as_deref().unwrap_or("for no platform"),
             ))),
@@ -181,41 +175,35 @@ impl Search<'_> {
         OpsError::Missing { reference: self.named.to_string(), missing }
     }
 
-    /// All that is below an index: nested ones, and what none of them is.
+    /// Finds everything below an index: nested indexes and other children.
     async fn below(&self, root: &PlannedDocument) -> Result<Below, OpsError> {
-        let (mut below, mut seen) = (Below::default(), HashSet::from([root.digest]));
-        let (mut left, mut bytes) = (vec![(root.clone(), 1)], 0);
-        while let Some((index, depth)) = left.pop() {
-            for child in index.read().map(|read| read.children).unwrap_or_default() {
-                let known = !seen.insert(child.digest);
-                // The same manifest may stand for several platforms.
-                if known && child.platform.is_none() || child.foreign {
-                    continue;
+        let mut below = Below::default();
+        let Some(index) = root.read() else { return Ok(below) };
+        let mut walk = IndexWalk::below(root.digest, &index);
+        while let Some(WalkItem { descriptor: child, repeated }) = walk.next() {
+            // An index may list one manifest for several platforms.
+            if repeated && child.platform.is_none() || child.foreign {
+                continue;
+            }
+            if child.media_type.as_ref().is_none_or(|it| it.kind() != Some(ManifestKind::Index)) {
+                below.children.push(child);
+            } else if !repeated {
+                let index = self.child(&child).await?.ok_or_else(|| self.missing(vec![child.digest]))?;
+                if let Some(nested) = index.read() {
+                    walk.visit(&nested, index.body.len() as u64);
                 }
-                if below.children.len() + below.indexes.len() >= COUNT_MAX {
-                    let named = self.named;
-                    return Err(OpsError::Content(format!("{named} has more than {COUNT_MAX} manifests")));
-                }
-                let nested =
-                    child.media_type.as_ref().is_some_and(|it| it.kind() == Some(ManifestKind::Index));
-                match nested.then_some(depth < DEPTH_MAX) {
-                    Some(true) if !known => {
-                        let index =
-                            self.child(&child).await?.ok_or_else(|| self.missing(vec![child.digest]))?;
-                        bytes += index.body.len();
-                        self.bounded(bytes)?;
-                        below.indexes.push(index.clone());
-                        left.push((index, depth + 1));
-                    }
-                    Some(_) => {}
-                    None => below.children.push(child),
-                }
+                below.indexes.push(index);
             }
         }
-        Ok(below)
+        match walk.limit() {
+            Some(limit @ (WalkLimit::Count | WalkLimit::Bytes)) => {
+                Err(OpsError::Content(format!("{} cannot be exported: {limit}", self.named)))
+            }
+            Some(WalkLimit::Depth) | None => Ok(below),
+        }
     }
 
-    /// Of the children those that are wanted, each once.
+    /// Returns the wanted children without duplicates.
     fn wanted(&self, children: &[Descriptor]) -> Result<Vec<Descriptor>, OpsError> {
         let mut found: Vec<Descriptor> = Vec::new();
         if self.platforms.is_empty() {
@@ -239,7 +227,7 @@ impl Search<'_> {
         Ok(found)
     }
 
-    /// The blobs of these documents, with their sizes.
+    /// Returns the blobs of the manifests, with their sizes.
     async fn blobs(
         &self,
         root: &PlannedDocument,
@@ -251,7 +239,7 @@ impl Search<'_> {
             seen.insert(document.digest);
             wanted.extend(document.read().map(|read| read.blobs).unwrap_or_default());
         }
-        // What lies outside the registry is for the client to get there.
+        // Clients get foreign layers from their own addresses.
         wanted.retain(|blob| !blob.foreign && seen.insert(blob.digest));
         let sizes = self.sizes(&wanted).await?;
         let missing: Vec<Digest> = wanted
@@ -269,7 +257,7 @@ impl Search<'_> {
             let size = if let Some(size) = size {
                 size
             } else {
-                // Nobody says how long it is but itself, when all of it is there.
+                // No descriptor states the size, so the blob is fetched first.
                 self.cache.fetch_blob(&self.named.repository, &digest, |_| {}).await?;
                 let found = self.cache.blob(&self.named.repository, &digest).await?;
                 found.size.ok_or(CacheError::Interrupted)?
@@ -279,7 +267,7 @@ impl Search<'_> {
         Ok(blobs)
     }
 
-    /// Of each blob the length, if it is held.
+    /// Returns the length of each blob that is cached.
     async fn sizes(&self, wanted: &[Descriptor]) -> Result<Vec<Option<u64>>, OpsError> {
         let (repository, digests) = (self.named.repository.clone(), wanted.iter().map(|it| it.digest));
         let digests: Vec<Digest> = digests.collect();
@@ -289,8 +277,8 @@ impl Search<'_> {
         Ok(sizes.await?)
     }
 
-    /// Holds a single image against the platforms that were asked for. It tells its own in its config.
-    async fn hold_single(&self, image: &PlannedDocument) -> Result<(), OpsError> {
+    /// Checks that a single image is for one of the wanted platforms. Its config states its platform.
+    async fn check_platform(&self, image: &PlannedDocument) -> Result<(), OpsError> {
         let config = image.read().and_then(|read| read.blobs.first().map(|config| config.digest));
         let (Some(config), Some((text, _))) = (config, self.platforms.first()) else { return Ok(()) };
         let Some(there) = self.config(&config).await?.as_deref().and_then(platform_in) else { return Ok(()) };
@@ -302,7 +290,7 @@ impl Search<'_> {
         Err(OpsError::NoPlatform { reference, wanted, there: vec![there] })
     }
 
-    /// A config; `None` for what is longer than any is, or is missing and must not be fetched.
+    /// Reads a config. Returns `None` if it is too large, or missing and `offline` is set.
     async fn config(&self, digest: &Digest) -> Result<Option<Vec<u8>>, OpsError> {
         let (repository, wanted) = (self.named.repository.clone(), *digest);
         if self.offline {
@@ -310,7 +298,7 @@ impl Search<'_> {
             return Ok(held.map(Into::into));
         }
         let attempt = || self.cache.blob(&repository, &wanted);
-        let blob = attempt.retry(patience()).when(CacheError::is_retryable).await?;
+        let blob = attempt.retry(backoff()).when(CacheError::is_retryable).await?;
         let (mut reader, _) = self.cache.reader(&repository, digest, blob, None).await?;
         let mut body = Vec::new();
         while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {

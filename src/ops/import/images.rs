@@ -1,120 +1,141 @@
-//! From what came in to images: each manifest after all that it points at, the tag last.
-
-use std::collections::HashSet;
+//! Imports the images of an archive: each manifest after everything that it points at, the tag last.
 
 use bytes::Bytes;
 
-use super::names::Wanted;
+use super::names::ImportTarget;
 use super::spool::Spool;
-use super::{Taken, spoiled};
+use super::{TakenImage, spool_failed};
 use crate::cache::{ImportError, Importer};
+use crate::oci::index_walk::{IndexWalk, WalkStep};
 use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository};
 use crate::ops::OpsError;
 
-/// Deeper than any walk below an index goes.
-const DEPTH_MAX: u32 = 8;
-/// More manifests than any walk brings in.
-const COUNT_MAX: usize = 4096;
-
-/// What came in, and where what may be a manifest is.
+/// Received blobs, and the spool with documents that may be manifests.
 pub(super) struct Images<'a> {
     pub(super) importer: &'a mut Importer,
     pub(super) spool: &'a Spool,
 }
 
+/// Manifest that is stored after everything below it.
+struct OpenManifest {
+    digest: Digest,
+    read: Manifest,
+    body: Bytes,
+}
+
 impl Images<'_> {
-    /// Takes an entry of the archive's index into its repository.
-    pub(super) fn take(&mut self, wanted: Wanted) -> Result<Taken, OpsError> {
-        let Wanted { digest, size, media_type, repository, tag } = wanted;
+    /// Imports an entry of the archive's index into its repository.
+    pub(super) fn import(&mut self, target: ImportTarget) -> Result<TakenImage, OpsError> {
+        let ImportTarget { digest, size, media_type, repository, tag } = target;
         let media_type = media_type.as_deref().and_then(MediaType::new);
         let root = Descriptor { digest, size, media_type, platform: None, foreign: false };
-        let mut seen = HashSet::new();
-        if !self.manifest(&repository, &root, &mut seen, 1)? {
-            return Err(OpsError::Content(format!(
-                "index.json in the archive points at {digest}, which is not in it"
-            )));
-        }
+        self.import_tree(&repository, root)?;
         if let Some(tag) = &tag {
             self.importer.tag(&repository, tag, &digest)?;
         }
-        Ok(Taken { repository, tag, digest })
+        Ok(TakenImage { repository, tag, digest })
     }
 
-    /// Takes a manifest with all below it. Returns whether it is there at all.
-    fn manifest(
-        &mut self,
-        repository: &Repository,
-        wanted: &Descriptor,
-        seen: &mut HashSet<Digest>,
-        depth: u32,
-    ) -> Result<bool, OpsError> {
-        let digest = &wanted.digest;
-        if seen.len() >= COUNT_MAX || depth > DEPTH_MAX {
-            return Err(OpsError::Content(format!(
-                "{digest} is nested too deep, or one of too many: {DEPTH_MAX} levels and {COUNT_MAX} manifests are the most"
-            )));
+    /// Imports a manifest and everything below it.
+    fn import_tree(&mut self, repository: &Repository, root: Descriptor) -> Result<(), OpsError> {
+        let root_digest = root.digest;
+        let mut walk = IndexWalk::new(root);
+        let mut open: Vec<OpenManifest> = Vec::new();
+        while let Some(step) = walk.step() {
+            match step {
+                WalkStep::Enter(item) if item.descriptor.foreign => {}
+                WalkStep::Enter(item) if item.repeated => self.check_repeated(&item.descriptor)?,
+                WalkStep::Enter(item) => {
+                    let is_root = item.descriptor.digest == root_digest && open.is_empty();
+                    if let Some(manifest) = self.find(&item.descriptor, is_root)? {
+                        walk.visit(&manifest.read, manifest.body.len() as u64);
+                        open.push(manifest);
+                    }
+                }
+                WalkStep::Leave(_) => {
+                    let Some(manifest) = open.pop() else { continue };
+                    self.store_manifest(repository, manifest)?;
+                }
+            }
         }
-        let known = wanted.media_type.as_ref().is_some_and(|it| it.kind().is_some());
-        let Some(body) = self.document(digest)? else {
-            // Some caches of builders are indexes of blobs.
-            let size = if known { None } else { self.importer.blob_size(digest)? };
-            return size.map_or(Ok(false), |size| fits(wanted, size).map(|()| true));
+        match walk.limit() {
+            Some(limit) => Err(OpsError::Content(format!("{root_digest} cannot be imported: {limit}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the stated size of a manifest that another descriptor names too.
+    fn check_repeated(&self, wanted: &Descriptor) -> Result<(), OpsError> {
+        self.document(&wanted.digest)?.map_or(Ok(()), |body| check_size(wanted, body.len() as u64))
+    }
+
+    /// Finds the manifest of a descriptor. Returns `None` for a blob, and for a child that is not in the archive.
+    fn find(&mut self, wanted: &Descriptor, is_root: bool) -> Result<Option<OpenManifest>, OpsError> {
+        let digest = wanted.digest;
+        let is_manifest_type = wanted.media_type.as_ref().is_some_and(|it| it.kind().is_some());
+        let Some(body) = self.document(&digest)? else {
+            // Some build caches are indexes of blobs.
+            let size = if is_manifest_type { None } else { self.importer.blob_size(&digest)? };
+            return match size {
+                Some(size) => check_size(wanted, size).map(|()| None),
+                // A child may be left out on purpose. The report lists what is missing.
+                None if !is_root => Ok(None),
+                None => Err(OpsError::Content(format!(
+                    "index.json in the archive points at {digest}, which is not in it"
+                ))),
+            };
         };
-        fits(wanted, body.len() as u64)?;
-        if !seen.insert(*digest) {
-            return Ok(true);
-        }
+        check_size(wanted, body.len() as u64)?;
         let media_type = wanted.media_type.as_ref().map(MediaType::as_str);
-        let read = match Manifest::read(&body, media_type) {
-            Ok(read) => read,
-            Err(_) if !known && depth > 1 => {
-                self.importer.blob(digest, body.len() as u64, &mut &*body)?;
-                return Ok(true);
+        match Manifest::read(&body, media_type) {
+            Ok(read) => Ok(Some(OpenManifest { digest, read, body })),
+            Err(_) if !is_manifest_type && !is_root => {
+                self.importer.blob(&digest, body.len() as u64, &mut &*body)?;
+                Ok(None)
             }
-            Err(reason) => {
-                return Err(ImportError::Document { digest: (*digest).into(), reason }.into());
-            }
-        };
-        for child in read.children.iter().filter(|child| !child.foreign) {
-            // What is not there may have been left out on purpose; the report tells.
-            self.manifest(repository, child, seen, depth + 1)?;
+            Err(reason) => Err(ImportError::Document { digest: digest.into(), reason }.into()),
         }
-        for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
-            self.blob(digest, blob)?;
-        }
-        self.importer.manifest(repository, digest, &read, body)?;
-        Ok(true)
     }
 
-    /// A document that came in, or is held.
+    /// Stores a manifest. Everything that it points at is stored already.
+    fn store_manifest(&mut self, repository: &Repository, manifest: OpenManifest) -> Result<(), OpsError> {
+        let OpenManifest { digest, read, body } = manifest;
+        for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
+            self.store_blob(&digest, blob)?;
+        }
+        self.importer.manifest(repository, &digest, &read, body)?;
+        Ok(())
+    }
+
+    /// Returns a document that was received or is stored.
     fn document(&self, digest: &Digest) -> Result<Option<Bytes>, OpsError> {
-        if let Some(body) = self.spool.get(digest).map_err(|error| spoiled(&error))? {
+        if let Some(body) = self.spool.get(digest).map_err(|error| spool_failed(&error))? {
             return Ok(Some(body));
         }
-        Ok(self.importer.stored_manifest(digest)?.map(|held| held.body))
+        Ok(self.importer.stored_manifest(digest)?.map(|stored| stored.body))
     }
 
-    /// A blob has come in, is held, or was taken for what may be a manifest.
-    fn blob(&mut self, manifest: &Digest, wanted: &Descriptor) -> Result<(), OpsError> {
+    /// Stores a blob that is still in the spool, and checks that the blob exists.
+    fn store_blob(&mut self, manifest: &Digest, wanted: &Descriptor) -> Result<(), OpsError> {
         let digest = &wanted.digest;
-        if let Some(body) = self.spool.get(digest).map_err(|error| spoiled(&error))? {
+        if let Some(body) = self.spool.get(digest).map_err(|error| spool_failed(&error))? {
             self.importer.blob(digest, body.len() as u64, &mut &*body)?;
         }
         match self.importer.blob_size(digest)? {
-            Some(size) => fits(wanted, size),
-            // A layer that is left out by mistake looks the same as one that was cut off.
+            Some(size) => check_size(wanted, size),
+            // A layer that was left out by mistake looks the same as a truncated archive.
             None => Err(OpsError::Content(format!(
-                "the archive lacks {digest}, which the manifest {manifest} in it needs, and it is not held either"
+                "the archive lacks {digest}, which the manifest {manifest} in it needs, and it is not cached either"
             ))),
         }
     }
 }
 
-/// Holds a length against what a descriptor says of it.
-fn fits(wanted: &Descriptor, size: u64) -> Result<(), OpsError> {
+/// Compares a length with the one in a descriptor.
+fn check_size(wanted: &Descriptor, size: u64) -> Result<(), OpsError> {
     match wanted.size {
-        Some(said) if said != size => Err(OpsError::Content(format!(
-            "{} has {size} bytes in the archive, its descriptor says {said}",
+        Some(stated) if stated != size => Err(OpsError::Content(format!(
+            "{} has {size} bytes in the archive, but its descriptor says {stated}",
             wanted.digest
         ))),
         _ => Ok(()),

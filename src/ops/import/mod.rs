@@ -1,8 +1,8 @@
-//! `import`: images from an OCI layout in a tar, as if they had been pulled.
+//! `import`: stores the images of an OCI layout in a tar, as if they had been pulled.
 //!
-//! The tar is read once, as it comes. Blobs are kept as soon as they verify, for nobody; what may be a manifest waits in a
-//! file without a name until `index.json` says what it is. Then come manifests, each after what it points at, and at last
-//! tags. Nothing in the archive is ever used as a path.
+//! The tar is read once, as a stream. A blob is stored as soon as it is verified, without a link to a repository. A
+//! document that may be a manifest waits in a temporary file until `index.json` is known. Then manifests are stored,
+//! each after everything that it points at, and tags last. No path of the archive is used as a path on disk.
 
 mod images;
 mod names;
@@ -16,46 +16,43 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cache::{Cache, CacheView, Importer};
+use crate::layout::{
+    ArchiveError, ChannelReader, DOCKER_FILE, EntryKind, INDEX_FILE, INDEX_MAX, MANIFEST_MAX, MARKER_FILE,
+    TarEntry, TarReader, digest_of_path,
+};
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::StoreError;
 
 use self::images::Images;
-use self::names::Wanted;
+use self::names::ImportTarget;
 use self::spool::Spool;
-use super::channel_reader::ChannelReader;
 use super::check::MissingPart;
 use super::image_tree::{ContentPart, ImageTree};
 use super::query::{Pairs, target};
-use super::tar_reader::{ArchiveError, EntryKind, TarEntry, TarReader};
-use super::tar_writer::{self, DOCKER, INDEX, MARKER};
 use super::{Operations, OpsError, reference};
 
-/// No manifest is larger.
-const DOCUMENT_MAX: u64 = 4 << 20;
-/// No index.json is larger.
-const INDEX_MAX: u64 = 16 << 20;
-/// A longer marker of a layout says something else.
+/// Largest marker file in bytes.
 const MARKER_MAX: u64 = 4096;
 
-/// How an archive is to be taken in.
+/// Options of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ImportRequest {
-    /// The repository that its images go to, whatever they are called in it.
+    /// Repository for all images, whatever their names in the archive are.
     #[param(rename = "as")]
     pub repository: Option<String>,
 }
 
 impl ImportRequest {
-    /// Where this is, as a path of the admin API.
+    /// Path in the admin API.
     pub const PATH: &str = "/import";
 
-    /// Path and query.
+    /// Returns the path and query.
     pub fn target(&self) -> String {
         target(Self::PATH, self.repository.clone().map(|name| ("as", name)).into_iter().collect())
     }
 
-    /// Reads the query that `target` wrote.
+    /// Parses the query that `target` wrote.
     pub fn read(query: &str) -> Result<Self, OpsError> {
         let mut pairs = Pairs::of(query);
         let ask = Self { repository: pairs.one("as")? };
@@ -63,45 +60,45 @@ impl ImportRequest {
     }
 }
 
-/// What became of one image.
+/// Result for one image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Imported)]
 pub struct ImportedImage {
-    /// The reference, in full.
+    /// Whole reference.
     pub reference: String,
-    /// What it stands for.
+    /// Digest of the image.
     pub digest: Digest,
-    /// Its media type.
+    /// Media type of the image.
     pub media_type: Option<String>,
-    /// The platforms of which everything is held.
+    /// Platforms with all content in the cache.
     pub platforms: Vec<String>,
-    /// Whether everything of it is held.
+    /// True if all content is in the cache.
     pub complete: bool,
-    /// Manifests of it that are held, indexes included.
+    /// Cached manifests, indexes included.
     pub manifests: u64,
-    /// Blobs of it that are held.
+    /// Cached blobs.
     pub blobs: u64,
-    /// Bytes of both.
+    /// Bytes of these manifests and blobs.
     pub bytes: u64,
-    /// What was not in the archive, and is not held either.
+    /// Content that is neither in the archive nor in the cache.
     pub missing: Vec<MissingPart>,
 }
 
-/// What became of an archive.
+/// Result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Import)]
 pub struct ImportReport {
-    /// Whether everything of all images is held.
+    /// True if all content of all images is in the cache.
     pub complete: bool,
-    /// Blobs that were not held before, and their bytes.
+    /// Blobs that were not in the cache before.
     pub new_blobs: u64,
-    /// Bytes of them.
+    /// Bytes of these blobs.
     pub new_bytes: u64,
-    /// One for each, in the order of the archive's index.
+    /// One result for each image, in the order of `index.json`.
     pub images: Vec<ImportedImage>,
 }
 
-/// Takes an archive in, as it is read from `pipe`.
+/// Imports the archive that `archive` reads.
 pub async fn import(
     operations: &Operations,
     ask: ImportRequest,
@@ -111,7 +108,7 @@ pub async fn import(
     let into =
         ask.repository.as_deref().map(|name| reference::repository_foreign(cache, name)).transpose()?;
     let (owned, folder) = (cache.clone(), operations.config().store.path.clone());
-    // A task of the runtime's own: what has come in is put right whatever becomes of who asked.
+    // A task of its own, so that the import finishes even if the client disconnects.
     let taking = tokio::task::spawn_blocking(move || take(&owned, into.as_ref(), &folder, pipe));
     let (taken, new) = match taking.await {
         Ok(taken) => taken?,
@@ -126,23 +123,23 @@ pub async fn import(
     Ok(ImportReport { complete, new_blobs: new.0, new_bytes: new.1, images })
 }
 
-/// Something that came in.
+/// Image that was stored.
 #[derive(Clone, Debug)]
-struct Taken {
+struct TakenImage {
     repository: Repository,
     tag: Option<Tag>,
     digest: Digest,
 }
 
-/// An archive while it is read.
-struct Reading<'a> {
+/// State of an import while the archive is read.
+struct ArchiveImport<'a> {
     cache: &'a Cache,
     into: Option<&'a Repository>,
     archive: TarReader,
     importer: Importer,
     spool: Spool,
-    index: Option<Vec<Wanted>>,
-    /// Whether it has what docker's older versions write.
+    index: Option<Vec<ImportTarget>>,
+    /// True if the archive has the file of docker before version 25.
     docker: bool,
 }
 
@@ -151,17 +148,17 @@ fn take(
     into: Option<&Repository>,
     folder: &Path,
     pipe: ChannelReader,
-) -> Result<(Vec<Taken>, (u64, u64)), OpsError> {
+) -> Result<(Vec<TakenImage>, (u64, u64)), OpsError> {
     let importer = cache.importer()?;
     let spool = Spool::in_folder(folder).map_err(|error| {
         OpsError::Content(format!("a file for manifests cannot be made in {}: {error}", folder.display()))
     })?;
     let archive = TarReader::open(pipe)?;
-    let mut reading = Reading { cache, into, archive, importer, spool, index: None, docker: false };
+    let mut reading = ArchiveImport { cache, into, archive, importer, spool, index: None, docker: false };
     while let Some(entry) = reading.archive.entry()? {
         reading.entry(&entry)?;
     }
-    let Reading { mut importer, spool, index, docker, .. } = reading;
+    let ArchiveImport { mut importer, spool, index, docker, .. } = reading;
     let Some(index) = index else {
         return Err(OpsError::Content(if docker {
             "the archive is one of an older `docker save`, which has no OCI layout in it; make one with \
@@ -173,18 +170,18 @@ fn take(
     };
     let mut images = Images { importer: &mut importer, spool: &spool };
     let mut taken = Vec::new();
-    for wanted in index {
-        taken.push(images.take(wanted)?);
+    for target in index {
+        taken.push(images.import(target)?);
     }
     let new = importer.added();
     Ok((taken, new))
 }
 
-impl Reading<'_> {
+impl ArchiveImport<'_> {
     fn entry(&mut self, entry: &TarEntry) -> Result<(), OpsError> {
-        let content = tar_writer::digest_at(&entry.path);
-        if content.is_none() && ![INDEX, MARKER.0, DOCKER].contains(&&*entry.path) {
-            // Whatever else somebody put into it is never looked at.
+        let content = digest_of_path(&entry.path);
+        if content.is_none() && ![INDEX_FILE, MARKER_FILE, DOCKER_FILE].contains(&&*entry.path) {
+            // Other files are ignored.
             return Ok(());
         }
         if entry.kind != EntryKind::File {
@@ -192,16 +189,16 @@ impl Reading<'_> {
         }
         match (content, &*entry.path) {
             (Some(digest), _) => self.content(&digest, entry.size),
-            (None, INDEX) => {
+            (None, INDEX_FILE) => {
                 if self.index.is_some() {
                     return Err(OpsError::Content("index.json stands in the archive twice".to_owned()));
                 }
                 let text = self.whole(entry, INDEX_MAX)?;
-                // Names are judged here, so that what would be refused is not sent in vain.
+                // Names are checked now, so that an archive with a wrong name is refused before its blobs are sent.
                 self.index = Some(names::read(self.cache, self.into, &text)?);
                 Ok(())
             }
-            (None, DOCKER) => {
+            (None, DOCKER_FILE) => {
                 self.docker = true;
                 Ok(())
             }
@@ -231,7 +228,7 @@ impl Reading<'_> {
     }
 
     fn content(&mut self, digest: &Digest, size: u64) -> Result<(), OpsError> {
-        if size > DOCUMENT_MAX {
+        if size > MANIFEST_MAX {
             return Ok(self.importer.blob(digest, size, &mut self.archive)?);
         }
         let mut body = Vec::new();
@@ -242,11 +239,11 @@ impl Reading<'_> {
         if Digest::of(digest.algorithm(), &body) != *digest {
             return Err(crate::cache::ImportError::Mismatch((*digest).into()).into());
         }
-        self.spool.keep(digest, &body).map_err(|error| spoiled(&error))
+        self.spool.add(digest, &body).map_err(|error| spool_failed(&error))
     }
 }
 
-fn spoiled(error: &std::io::Error) -> OpsError {
+fn spool_failed(error: &std::io::Error) -> OpsError {
     OpsError::Content(format!("the file for manifests in the store's folder cannot be used: {error}"))
 }
 
@@ -256,9 +253,9 @@ impl From<ArchiveError> for OpsError {
     }
 }
 
-/// What is held of something that came in.
-fn row(held: &CacheView<'_>, taken: &Taken) -> Result<ImportedImage, StoreError> {
-    let Taken { repository, tag, digest } = taken;
+/// Compares an imported image with the content of the cache.
+fn row(held: &CacheView<'_>, taken: &TakenImage) -> Result<ImportedImage, StoreError> {
+    let TakenImage { repository, tag, digest } = taken;
     let reference = match tag {
         Some(tag) => format!("{repository}:{tag}"),
         None => format!("{repository}@{digest}"),
@@ -298,7 +295,7 @@ fn row(held: &CacheView<'_>, taken: &Taken) -> Result<ImportedImage, StoreError>
         parts.entry(index.digest).or_insert(("manifest", None, index));
     }
     for (kind, platform, part) in parts.into_values() {
-        // Some caches of builders are indexes of blobs.
+        // Some build caches are indexes of blobs.
         let blob = if part.held { None } else { held.blob(repository, &part.digest)? };
         if !part.held && blob.is_none() {
             let (platform, kind) = (platform.map(str::to_owned), kind.to_owned());

@@ -1,4 +1,4 @@
-//! What the images of an archive are called here.
+//! Repository and tag for each image of an archive.
 
 use std::collections::HashMap;
 
@@ -6,17 +6,17 @@ use oci_spec::image::ANNOTATION_REF_NAME;
 use serde_json::Value;
 
 use crate::cache::Cache;
+use crate::layout::{IMAGE_NAME, annotation};
 use crate::oci::{Digest, Repository, Tag};
 use crate::ops::OpsError;
-use crate::ops::layout::{IMAGE_NAME, annotation};
 use crate::ops::reference::{self, ImageReference};
 
-/// More than any archive has.
+/// Most images in one archive.
 const ENTRIES_MAX: usize = 4096;
 
-/// An entry of `index.json`, and where it goes.
+/// Entry of `index.json` with its destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct ImportTarget {
     pub(super) digest: Digest,
     pub(super) size: Option<u64>,
     pub(super) media_type: Option<String>,
@@ -24,8 +24,12 @@ pub(super) struct Wanted {
     pub(super) tag: Option<Tag>,
 }
 
-/// Reads an `index.json`.
-pub(super) fn read(cache: &Cache, into: Option<&Repository>, text: &[u8]) -> Result<Vec<Wanted>, OpsError> {
+/// Parses an `index.json` and finds the destination of each entry.
+pub(super) fn read(
+    cache: &Cache,
+    into: Option<&Repository>,
+    text: &[u8],
+) -> Result<Vec<ImportTarget>, OpsError> {
     let index: Value = serde_json::from_slice(text)
         .map_err(|error| OpsError::Content(format!("index.json in the archive is no JSON: {error}")))?;
     let entries = index["manifests"]
@@ -54,12 +58,14 @@ pub(super) fn read(cache: &Cache, into: Option<&Repository>, text: &[u8]) -> Res
             )));
         }
         let media_type = entry["mediaType"].as_str().map(str::to_owned);
-        found.push(Wanted { digest, size: entry["size"].as_u64(), media_type, repository, tag });
+        found.push(ImportTarget { digest, size: entry["size"].as_u64(), media_type, repository, tag });
     }
     Ok(found)
 }
 
-/// Where an entry goes. A whole name counts before a tag, and what the operator says of the repository before both.
+/// Returns the destination of an entry.
+///
+/// A repository that the operator named takes precedence, then a whole reference, then a bare tag.
 fn name(
     cache: &Cache,
     into: Option<&Repository>,

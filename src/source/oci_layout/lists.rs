@@ -5,7 +5,8 @@ use std::io::Read as _;
 
 use oci_spec::image::Descriptor;
 
-use super::{IMAGE_NAME, OciLayout, REF_NAME, annotation, open, read_index, unreadable};
+use super::{OciLayout, REF_NAME, annotation, open, unreadable};
+use crate::layout::IMAGE_NAME;
 use crate::oci::{Digest, Manifest, Name, Referrer, Referrers, Tag};
 use crate::source::content::MANIFEST_MAX;
 use crate::source::error::SourceError;
@@ -17,7 +18,7 @@ impl OciLayout {
     /// Reads the tags of a repository from `index.json`.
     pub(super) fn read_tags(&self, name: &Name) -> Result<Vec<Tag>, SourceError> {
         let folder = self.folder(name)?;
-        let index = read_index(&folder.path.join("index.json"))?.ok_or(SourceError::NotFound)?;
+        let index = folder.layout.index()?.ok_or(SourceError::NotFound)?;
         let tags = index.manifests().iter().flat_map(|it| self.tags_of(it, name, folder.own));
         let tags: BTreeSet<Tag> = tags.collect();
         if tags.is_empty() { Err(SourceError::NotFound) } else { Ok(tags.into_iter().collect()) }
@@ -37,11 +38,11 @@ impl OciLayout {
     /// the list may exist under its fallback tag.
     pub(super) fn read_referrers(&self, name: &Name, subject: &Digest) -> Result<Referrers, SourceError> {
         let folder = self.folder(name)?;
-        let index = read_index(&folder.path.join("index.json"))?;
+        let index = folder.layout.index()?;
         let (mut list, mut budget) = (Referrers::default(), READ_MAX);
         for descriptor in index.as_ref().map_or(&[][..], |index| index.manifests().as_slice()) {
             let Ok(digest) = descriptor.digest().to_string().parse::<Digest>() else { continue };
-            let found = match open(&folder.path, digest, Some(descriptor)) {
+            let found = match open(&folder.layout, digest, Some(descriptor)) {
                 Ok(found) if found.size <= MANIFEST_MAX as u64 => found,
                 Ok(_) | Err(SourceError::NotFound) => continue,
                 Err(error) => return Err(error),

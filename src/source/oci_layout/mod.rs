@@ -9,7 +9,7 @@
 mod lists;
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,23 +17,20 @@ use std::time::Instant as StdInstant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use oci_spec::image::{Descriptor, ImageIndex};
+use oci_spec::image::Descriptor;
 use tokio::time::Instant;
 
 use super::content::{BlobBody, ByteRange, Chunks, MANIFEST_MAX, ManifestHead, UnverifiedManifest};
 use super::contract::Source;
 use super::error::SourceError;
+use crate::layout::{IMAGE_NAME, INDEX_MAX, LayoutFile, LayoutReadError, LayoutReader};
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::telemetry::Metrics;
 
 /// Bytes of a blob that are read at once.
 const CHUNK: u64 = 256 * 1024;
-/// Largest `index.json` in bytes.
-const INDEX_MAX: u64 = 16 * 1024 * 1024;
 /// Annotation with the tag or reference of an image (image-spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Annotation with the whole reference of an image, as containerd writes it.
-const IMAGE_NAME: &str = "io.containerd.image.name";
 /// Registry whose official images have a shorter name.
 const DOCKER_HUB: &str = "docker.io";
 
@@ -90,7 +87,8 @@ impl Source for OciLayout {
         _deadline: Option<Instant>,
     ) -> Result<Option<u64>, SourceError> {
         let (name, digest) = (name.clone(), *digest);
-        self.run("HEAD", move |layout| Ok(Some(open(&layout.folder(&name)?.path, digest, None)?.size))).await
+        self.run("HEAD", move |layout| Ok(Some(open(&layout.folder(&name)?.layout, digest, None)?.size)))
+            .await
     }
 
     async fn blob(
@@ -102,7 +100,7 @@ impl Source for OciLayout {
     ) -> Result<BlobBody, SourceError> {
         let (name, digest) = (name.clone(), *digest);
         self.run("GET", move |layout| {
-            let found = open(&layout.folder(&name)?.path, digest, None)?;
+            let found = open(&layout.folder(&name)?.layout, digest, None)?;
             let is_reversed = range.last.is_some_and(|last| last < range.first);
             if !range.is_all() && (range.first >= found.size || is_reversed) {
                 return Err(SourceError::RangeNotSatisfiable);
@@ -200,15 +198,15 @@ impl OciLayout {
             tracing::warn!(upstream = %self.upstream, folder = %self.root.display(), "the folder of the image layout does not exist");
             return Err(SourceError::Unreachable("its folder does not exist; see the log".to_owned()));
         }
-        let path = self.root.join(name.as_str());
-        let own = path.join("index.json").is_file();
-        Ok(RepositoryFolder { path: if own { path } else { self.root.clone() }, own })
+        let layout = LayoutReader::new(self.root.join(name.as_str()));
+        let own = layout.exists();
+        Ok(RepositoryFolder { layout: if own { layout } else { LayoutReader::new(&self.root) }, own })
     }
 
     /// Opens the manifest that a reference names.
     fn find(&self, name: &Name, reference: &Reference) -> Result<OpenedFile, SourceError> {
         let folder = self.folder(name)?;
-        let index = read_index(&folder.path.join("index.json"))?;
+        let index = folder.layout.index()?;
         let descriptors = index.as_ref().map_or(&[][..], |index| index.manifests().as_slice());
         match reference {
             Reference::Tag(tag) => {
@@ -222,12 +220,12 @@ impl OciLayout {
                         "index.json has an invalid digest for {name}:{tag}: {error}"
                     ))
                 })?;
-                open(&folder.path, digest, Some(descriptor))
+                open(&folder.layout, digest, Some(descriptor))
             }
             Reference::Digest(digest) => {
                 let text = digest.to_string();
                 let descriptor = descriptors.iter().find(|it| it.digest().to_string() == text);
-                open(&folder.path, *digest, descriptor)
+                open(&folder.layout, *digest, descriptor)
             }
         }
     }
@@ -251,7 +249,7 @@ impl OciLayout {
 
 /// Folder of the layout that contains a repository.
 struct RepositoryFolder {
-    path: PathBuf,
+    layout: LayoutReader,
     /// True if the layout contains this repository only.
     own: bool,
 }
@@ -260,38 +258,30 @@ fn annotation<'d>(descriptor: &'d Descriptor, key: &str) -> Option<&'d str> {
     descriptor.annotations().as_ref()?.get(key).map(String::as_str)
 }
 
-fn open(folder: &Path, digest: Digest, descriptor: Option<&Descriptor>) -> Result<OpenedFile, SourceError> {
-    let path = folder.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Err(SourceError::NotFound);
-        }
-        Err(error) => return Err(unreadable(&path, &error)),
-    };
-    let metadata = file.metadata().map_err(|error| unreadable(&path, &error))?;
-    if !metadata.is_file() {
-        return Err(SourceError::NotFound);
-    }
+fn open(
+    layout: &LayoutReader,
+    digest: Digest,
+    descriptor: Option<&Descriptor>,
+) -> Result<OpenedFile, SourceError> {
+    let LayoutFile { file, path, size } = layout.open(&digest)?.ok_or(SourceError::NotFound)?;
     let content_type = descriptor.map(|descriptor| descriptor.media_type().to_string());
-    Ok(OpenedFile { file, path, size: metadata.len(), digest, content_type })
+    Ok(OpenedFile { file, path, size, digest, content_type })
 }
 
-fn read_index(path: &Path) -> Result<Option<ImageIndex>, SourceError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(path, &error)),
-    };
-    let mut text = Vec::new();
-    file.take(INDEX_MAX + 1).read_to_end(&mut text).map_err(|error| unreadable(path, &error))?;
-    if text.len() as u64 > INDEX_MAX {
-        return Err(SourceError::Invalid(format!("its index.json is larger than {INDEX_MAX} bytes")));
+/// Logs the error, and returns one without the path, which clients must not see.
+impl From<LayoutReadError> for SourceError {
+    fn from(error: LayoutReadError) -> Self {
+        match error {
+            LayoutReadError::Read { path, source } => unreadable(&path, &source),
+            LayoutReadError::TooLarge(_) => {
+                Self::Invalid(format!("its index.json is larger than {INDEX_MAX} bytes"))
+            }
+            LayoutReadError::Index { path, source } => {
+                tracing::warn!(path = %path.display(), error = %source, "index.json is no valid image index");
+                Self::Invalid("its index.json is no valid image index".to_owned())
+            }
+        }
     }
-    serde_json::from_slice(&text).map(Some).map_err(|error| {
-        tracing::warn!(path = %path.display(), %error, "index.json is no valid image index");
-        SourceError::Invalid("its index.json is no valid image index".to_owned())
-    })
 }
 
 /// Logs why a file cannot be read, and returns an error without the path, which clients must not see.

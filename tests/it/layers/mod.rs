@@ -10,24 +10,25 @@ use std::path::Path;
 use source::Source;
 
 /// Top-level modules with the top-level modules that each may import.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("oci", &[]),
     ("clock", &[]),
     ("config", &["oci"]),
     ("telemetry", &["oci", "config", "clock"]),
     ("tls", &["config", "telemetry"]),
+    ("layout", &["oci"]),
     ("store", &["oci", "config", "telemetry", "clock"]),
-    ("source", &["oci", "telemetry"]),
+    ("source", &["layout", "oci", "telemetry"]),
     ("upstream", &["source", "oci", "config", "telemetry", "tls", "clock"]),
     ("server", &["config", "tls"]),
     ("cache", &["store", "upstream", "source", "oci", "config", "telemetry", "clock"]),
-    ("ops", &["cache", "store", "oci", "config", "telemetry", "clock"]),
-    ("api", &["ops", "cache", "oci", "telemetry", "clock"]),
+    ("ops", &["cache", "store", "layout", "oci", "config", "telemetry", "clock"]),
+    ("api", &["ops", "cache", "layout", "oci", "telemetry", "clock"]),
     (
         "app",
         &["api", "ops", "cache", "store", "upstream", "server", "oci", "config", "telemetry", "tls", "clock"],
     ),
-    ("cli", &["app", "ops", "config", "tls", "oci", "clock"]),
+    ("cli", &["app", "ops", "layout", "config", "tls", "oci", "clock"]),
     ("main", &["cli"]),
 ];
 /// Names that say nothing about the contents.

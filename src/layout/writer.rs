@@ -1,7 +1,7 @@
-//! Writes an OCI image layout (image-spec, image-layout.md): a folder of images that tools and larder can read.
+//! Writes an OCI image layout into a folder.
 //!
-//! Every file appears under its name only when it is whole and its digest is known, and `index.json` comes last:
-//! an interrupted export leaves a folder that no reader takes for a layout. All of it is blocking work.
+//! A file gets its name only after it is complete and verified. `index.json` is written last, so that an interrupted
+//! export leaves no folder that a reader takes for a layout.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -15,109 +15,107 @@ use tempfile::{Builder, NamedTempFile};
 
 use crate::oci::{Algorithm, Digest, Hasher, media};
 
-use super::tar_writer::{INDEX, MARKER};
+use super::format::{IMAGE_NAME, INDEX_FILE, MARKER, MARKER_FILE, annotation, blob_path};
 
-/// containerd's annotation with an image's whole name.
-pub const IMAGE_NAME: &str = "io.containerd.image.name";
-/// What files have in front of their names while they are written.
+/// Prefix of the names of incomplete files.
 const DRAFT: &str = ".draft-";
-/// How much of a blob is in memory at a time.
-const STEP: usize = 256 * 1024;
+/// Bytes of a blob that are in memory at once.
+const CHUNK: usize = 256 * 1024;
 
-/// Why a layout cannot be written.
+/// Reason why a layout cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// The folder holds a layout already.
-    #[error("{0} holds an OCI layout already; name another folder, or remove it first")]
+    /// The folder contains a layout.
+    #[error("{} contains an OCI layout; name another folder, or remove it first", .0.display())]
     Occupied(PathBuf),
-    /// The folder holds something else.
-    #[error("{} holds `{name}`, which is no part of an OCI layout; name an empty or new folder", folder.display())]
+    /// The folder contains other files.
+    #[error("{} contains `{name}`, which is no part of an OCI layout; name an empty or new folder", folder.display())]
     Foreign {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// What is in it.
+        /// Name of the foreign file.
         name: String,
     },
-    /// The folder's index is none.
+    /// The `index.json` of the folder is invalid.
     #[error("{} is no image index; name another folder", .0.display())]
     Index(PathBuf),
-    /// Somebody else writes into the folder.
-    #[error("{} is being written by somebody else; wait for the end of that", .0.display())]
+    /// Another process writes into the folder.
+    #[error("another process writes into {}; wait until it has finished", .0.display())]
     Busy(PathBuf),
-    /// Another image has the tag in the folder.
+    /// Another image has the tag.
     #[error(
         "the folder has {holder} under the tag {tag} already; give the image another name with --name, or take another folder"
     )]
     Taken {
-        /// The tag.
+        /// Tag of both images.
         tag: String,
-        /// Whose it is.
+        /// Name of the image that has the tag.
         holder: String,
     },
     /// A file or folder cannot be written.
     #[error("{path} cannot be written")]
     Write {
-        /// Which one.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The content given cannot be read to its end.
+    /// The content cannot be read to its end.
     #[error("the content of {digest} cannot be read")]
     Read {
-        /// What it was to be.
+        /// Expected digest.
         digest: Digest,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The content is not what it was said to be; nothing was kept of it.
+    /// The content does not match its digest. Nothing was kept.
     #[error("the content given for {wanted} has the digest {found}")]
     Mismatch {
-        /// What it was to be.
+        /// Expected digest.
         wanted: Box<Digest>,
-        /// What it is.
+        /// Digest of the content.
         found: Box<Digest>,
     },
-    /// A document of the layout cannot be made.
+    /// A JSON document of the layout cannot be created.
     #[error(transparent)]
     Document(#[from] OciSpecError),
 }
 
-/// A layout that is being written. Without `finish` it never becomes one.
+/// Writer of a layout. The folder is a layout only after [`LayoutWriter::finish`].
 #[derive(Debug)]
 pub struct LayoutWriter {
     folder: PathBuf,
-    /// `index.json`, but for its manifests.
+    /// Content of `index.json` without `manifests`.
     index: Map<String, Value>,
     manifests: Vec<Value>,
-    /// Keeps others out while it is open.
+    /// Lock on the folder while it is open.
     _lock: File,
 }
 
 impl LayoutWriter {
-    /// Begins a layout in `folder`, which is made if it is not there.
+    /// Starts a new layout in `folder`, which is created if necessary.
     pub fn create(folder: impl Into<PathBuf>) -> Result<Self, LayoutError> {
         let folder = folder.into();
-        if folder.join(INDEX).exists() {
+        if folder.join(INDEX_FILE).exists() {
             return Err(LayoutError::Occupied(folder));
         }
-        Self::begin(folder)
+        Self::start(folder)
     }
 
-    /// Begins to add to the layout in `folder`, or a new one if nothing is there.
+    /// Opens the layout in `folder` to add images, or starts a new one.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, LayoutError> {
         let folder = folder.into();
         if folder.exists() {
             let failed = |source| LayoutError::Write { path: folder.clone(), source };
             for entry in fs::read_dir(&folder).map_err(failed)? {
                 let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-                if ![MARKER.0, INDEX, "blobs"].contains(&&*name) && !name.starts_with(DRAFT) {
+                if ![MARKER_FILE, INDEX_FILE, "blobs"].contains(&&*name) && !name.starts_with(DRAFT) {
                     return Err(LayoutError::Foreign { folder, name });
                 }
             }
         }
-        let mut writer = Self::begin(folder)?;
-        let path = writer.folder.join(INDEX);
+        let mut writer = Self::start(folder)?;
+        let path = writer.folder.join(INDEX_FILE);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(writer),
@@ -134,8 +132,8 @@ impl LayoutWriter {
         Ok(writer)
     }
 
-    fn begin(folder: PathBuf) -> Result<Self, LayoutError> {
-        // The specification wants `blobs` to be there even if it stays empty.
+    fn start(folder: PathBuf) -> Result<Self, LayoutError> {
+        // The specification requires `blobs`, even if it stays empty.
         make_folder(&folder.join("blobs"))?;
         let lock =
             File::open(&folder).map_err(|source| LayoutError::Write { path: folder.clone(), source })?;
@@ -147,31 +145,31 @@ impl LayoutWriter {
         Ok(Self { folder, index, manifests: Vec::new(), _lock: lock })
     }
 
-    /// Adds content that is at hand, under its sha256.
+    /// Adds content under its SHA-256 digest.
     pub fn blob(&self, media_type: MediaType, content: &[u8]) -> Result<Descriptor, LayoutError> {
         let digest = Digest::of(Algorithm::Sha256, content);
         self.stream(media_type, digest, content)
     }
 
-    /// Adds a manifest or an index, byte for byte as given.
+    /// Adds a manifest or an index, byte for byte.
     pub fn manifest(&self, media_type: &str, content: &[u8]) -> Result<Descriptor, LayoutError> {
         self.blob(MediaType::from(media_type), content)
     }
 
-    /// Adds content of any size as it is read; kept only if it matches `digest`.
+    /// Adds content of any size from a reader. Keeps it only if it matches `digest`.
     pub fn stream(
         &self,
         media_type: MediaType,
         digest: Digest,
         mut content: impl Read,
     ) -> Result<Descriptor, LayoutError> {
-        let folder = self.folder.join("blobs").join(digest.algorithm().as_str());
-        make_folder(&folder)?;
-        let path = folder.join(digest.hex());
-        let mut file = draft(&folder).map_err(|source| LayoutError::Write { path: path.clone(), source })?;
+        let path = self.folder.join(blob_path(&digest));
+        let folder = path.parent().unwrap_or(&self.folder);
+        make_folder(folder)?;
+        let mut file = draft(folder).map_err(|source| LayoutError::Write { path: path.clone(), source })?;
         let mut hasher = Hasher::new(digest.algorithm());
         let mut size: u64 = 0;
-        let mut step = vec![0; STEP];
+        let mut step = vec![0; CHUNK];
         loop {
             let read = match content.read(&mut step) {
                 Ok(0) => break,
@@ -188,12 +186,12 @@ impl LayoutWriter {
         if found != digest {
             return Err(LayoutError::Mismatch { wanted: digest.into(), found: found.into() });
         }
-        keep(file, &path)?;
+        persist(file, &path)?;
         let digest: oci_spec::image::Digest = digest.to_string().parse()?;
         Ok(Descriptor::new(media_type, size, digest))
     }
 
-    /// Makes a manifest or an index findable under `name`; an earlier holder of the name loses it.
+    /// Adds a manifest or an index to `index.json` under `name`. Replaces an earlier entry with the name.
     pub fn tag(&mut self, mut descriptor: Descriptor, name: &str) -> Result<(), LayoutError> {
         let mut annotations: HashMap<_, _> = descriptor.annotations().clone().unwrap_or_default();
         annotations.insert(ANNOTATION_REF_NAME.to_owned(), name.to_owned());
@@ -201,18 +199,20 @@ impl LayoutWriter {
         self.add(serde_json::to_value(descriptor).map_err(OciSpecError::from)?)
     }
 
-    /// Adds an entry of an index. An earlier holder of its tag loses it, unless that bears another image's whole name.
+    /// Adds an entry to `index.json`. Replaces an earlier entry with the tag, unless that has the name of another image.
     pub fn add(&mut self, entry: Value) -> Result<(), LayoutError> {
         let tag = annotation(&entry, ANNOTATION_REF_NAME);
         let (name, digest) = (annotation(&entry, IMAGE_NAME), entry.get("digest"));
-        let of_another = |held: &&Value| {
+        let of_another_image = |held: &&Value| {
             let holder = annotation(held, IMAGE_NAME);
             tag.is_some()
                 && annotation(held, ANNOTATION_REF_NAME) == tag
                 && holder.is_some()
                 && holder != name
         };
-        if let (Some(held), Some(tag), true) = (self.manifests.iter().find(of_another), tag, name.is_some()) {
+        if let (Some(held), Some(tag), true) =
+            (self.manifests.iter().find(of_another_image), tag, name.is_some())
+        {
             let holder = annotation(held, IMAGE_NAME).unwrap_or_default().to_owned();
             return Err(LayoutError::Taken { tag: tag.to_owned(), holder });
         }
@@ -224,43 +224,39 @@ impl LayoutWriter {
         Ok(())
     }
 
-    /// Makes the folder a layout.
+    /// Writes the marker and `index.json`, which makes the folder a layout.
     pub fn finish(self) -> Result<(), LayoutError> {
         let mut index = self.index;
         index.insert("manifests".to_owned(), Value::Array(self.manifests));
         let index = Value::Object(index).to_string();
-        for (name, text) in [(MARKER.0, MARKER.1), (INDEX, &*index)] {
+        for (name, text) in [(MARKER_FILE, MARKER), (INDEX_FILE, &*index)] {
             let path = self.folder.join(name);
             let file = draft(&self.folder).and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
                 Ok(file)
             });
-            keep(file.map_err(|source| LayoutError::Write { path: path.clone(), source })?, &path)?;
+            persist(file.map_err(|source| LayoutError::Write { path: path.clone(), source })?, &path)?;
         }
         Ok(())
     }
-}
-
-/// An annotation of an entry of an index.
-pub fn annotation<'a>(entry: &'a Value, key: &str) -> Option<&'a str> {
-    entry.get("annotations")?.get(key)?.as_str()
 }
 
 fn make_folder(path: &Path) -> Result<(), LayoutError> {
     fs::create_dir_all(path).map_err(|source| LayoutError::Write { path: path.to_owned(), source })
 }
 
-/// A file that goes away unless it is kept.
+/// Creates a temporary file. It is removed unless it is persisted.
 fn draft(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = Builder::new();
     builder.prefix(DRAFT);
-    // A layout is made to be handed on, so its files get the mode that any other file would.
+    // Other users read a layout, so its files get the mode of ordinary files.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder)
 }
 
-fn keep(file: NamedTempFile, path: &Path) -> Result<(), LayoutError> {
+/// Syncs a temporary file and gives it its name.
+fn persist(file: NamedTempFile, path: &Path) -> Result<(), LayoutError> {
     let synced = file.as_file().sync_all();
     synced
         .and_then(|()| file.persist(path).map(drop).map_err(|error| error.error))
@@ -272,7 +268,7 @@ mod tests {
     use super::*;
     use oci_spec::image::{ImageIndex, OciLayout};
 
-    /// Every file below a folder, relative to it, sorted.
+    /// Returns the relative paths of all files below a folder, sorted.
     fn files(folder: &Path) -> Vec<String> {
         let mut found = Vec::new();
         let mut left = vec![folder.to_owned()];
@@ -291,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn layout_writer_output_can_be_read() {
         let root = tempfile::tempdir().expect("a folder");
         let folder = root.path().join("new");
         let mut writer = LayoutWriter::create(&folder).expect("created");
@@ -302,7 +298,7 @@ mod tests {
         let manifest = writer.manifest("application/vnd.example+json", b"{ }").expect("written");
         writer.tag(layer, "latest").expect("tagged");
         writer.tag(manifest.clone(), "latest").expect("tagged");
-        assert!(!folder.join(INDEX).exists());
+        assert!(!folder.join(INDEX_FILE).exists());
         writer.finish().expect("finished");
 
         let sha256 = |content| format!("blobs/sha256/{}", Digest::of(Algorithm::Sha256, content).hex());
@@ -318,7 +314,7 @@ mod tests {
         assert_eq!(fs::read(folder.join(sha256(b"layer"))).expect("the blob"), b"layer");
         let layout = OciLayout::from_file(folder.join("oci-layout")).expect("a marker");
         assert_eq!(layout.image_layout_version(), "1.0.0");
-        let index = ImageIndex::from_file(folder.join(INDEX)).expect("an index");
+        let index = ImageIndex::from_file(folder.join(INDEX_FILE)).expect("an index");
         let [only] = index.manifests().as_slice() else { panic!("{index:?}") };
         assert_eq!((only.digest(), only.size()), (manifest.digest(), 3));
         assert_eq!(only.media_type().to_string(), "application/vnd.example+json");
@@ -335,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_match_leaves_nothing() {
+    fn layout_writer_keeps_no_mismatched_content() {
         let root = tempfile::tempdir().expect("a folder");
         let writer = LayoutWriter::create(root.path()).expect("created");
         let wanted = Digest::of(Algorithm::Sha256, b"this");
@@ -356,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_added_to() {
+    fn layout_writer_adds_to_a_layout() {
         let root = tempfile::tempdir().expect("a folder");
         let add = |entries: &[Value]| {
             let mut writer = LayoutWriter::open(root.path())?;
@@ -373,25 +369,25 @@ mod tests {
         assert!(taken.contains("docker.io/x:1") && taken.contains("--name"), "{taken}");
         add(&[entry("f", Some("2"), None)]).expect("written");
         let index: Value =
-            serde_json::from_slice(&fs::read(root.path().join(INDEX)).expect("an index")).expect("JSON");
+            serde_json::from_slice(&fs::read(root.path().join(INDEX_FILE)).expect("an index")).expect("JSON");
         let digests: Vec<_> =
             index["manifests"].as_array().expect("a list").iter().map(|it| &it["digest"]).collect();
         assert_eq!(digests, ["c", "b", "d", "f"]);
     }
 
     #[test]
-    fn what_is_no_layout_is_left_alone() {
+    fn layout_writer_leaves_other_folders_unchanged() {
         let root = tempfile::tempdir().expect("a folder");
         fs::write(root.path().join("precious"), "x").expect("written");
         let error = LayoutWriter::open(root.path()).expect_err("refused").to_string();
         assert!(error.contains("`precious`"), "{error}");
         let root = tempfile::tempdir().expect("a folder");
-        fs::write(root.path().join(INDEX), "[]").expect("written");
+        fs::write(root.path().join(INDEX_FILE), "[]").expect("written");
         assert!(matches!(LayoutWriter::open(root.path()), Err(LayoutError::Index(_))));
     }
 
     #[test]
-    fn only_one_writes_at_a_time() {
+    fn layout_writer_locks_the_folder() {
         let root = tempfile::tempdir().expect("a folder");
         let first = LayoutWriter::open(root.path()).expect("opened");
         assert!(matches!(LayoutWriter::open(root.path()), Err(LayoutError::Busy(_))));
@@ -400,11 +396,11 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_is_never_overwritten() {
+    fn layout_writer_overwrites_no_layout() {
         let root = tempfile::tempdir().expect("a folder");
         LayoutWriter::create(root.path()).expect("created").finish().expect("finished");
         assert!(matches!(LayoutWriter::create(root.path()), Err(LayoutError::Occupied(_))));
-        let file = root.path().join(INDEX);
+        let file = root.path().join(INDEX_FILE);
         let error = LayoutWriter::create(file.join("below")).expect_err("a file is no folder");
         assert!(matches!(error, LayoutError::Write { .. }), "{error}");
     }

@@ -1,74 +1,76 @@
-//! Reads a tar, compressed with gzip or not, entry by entry as it comes, and believes nothing in it.
+//! Streaming reader of tar archives from untrusted senders, plain or compressed with gzip.
 //!
-//! The `tar` crate reads a header's fields. It is not asked for entries, because it takes extended headers into memory
-//! however long they say they are, and here they may come from anybody. All of it is blocking work.
+//! The `tar` crate parses the fields of a header. Its iterator over entries is not used, because it reads extended
+//! headers of any length into memory.
 
 use std::io::{self, Cursor, ErrorKind, Read};
 
 use flate2::read::MultiGzDecoder;
 use tar::{EntryType, Header, PaxExtensions};
 
-/// What a tar is made of, in bytes.
-pub const BLOCK: u64 = 512;
-/// A longer name, or a longer list of attributes, is nobody's honest one.
+/// Size of the blocks of a tar in bytes.
+const BLOCK: u64 = 512;
+/// Longest name or list of attributes in bytes.
 const EXTENSION_MAX: u64 = 64 << 10;
-/// What may follow the end of an archive: programs fill up to the size of their writes.
+/// Bytes that are read after the end of an archive. Some programs pad the archive to their write size.
 const REST_MAX: u64 = 1 << 20;
-/// How compressed data begins, and how to undo it.
+/// First bytes of compressed data, name of the compression, and command to decompress it.
 const COMPRESSIONS: [(&[u8], &str, &str); 3] = [
     (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"),
     (b"\xfd7zXZ\0", "xz", "xz -dc"),
     (b"BZh", "bzip2", "bzip2 -dc"),
 ];
 
-/// Why an archive cannot be read.
+/// Reason why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// It is compressed by other means than gzip.
+    /// The archive is compressed, but not with gzip.
     #[error(
         "the archive is compressed with {0}; give it as a plain tar or with gzip, as in `{1} FILE | larder import -`"
     )]
     Compressed(&'static str, &'static str),
-    /// It is none.
+    /// The data is no tar archive.
     #[error("the archive is no tar: {0}")]
     NoTar(&'static str),
-    /// It breaks a rule that an honest archive keeps.
+    /// The archive is malformed or too large.
     #[error("the archive is refused: {0}")]
     Refused(String),
-    /// It cannot be read on, or ends before its end.
+    /// The data cannot be read, or ends too early.
     #[error("the archive cannot be read: {0}")]
     Source(#[from] io::Error),
 }
 
-/// What an entry is.
+/// Type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
-    /// A file; its content is read from the archive.
+    /// A file. Its content can be read from the archive.
     File,
     /// A folder.
     Folder,
-    /// A link, a device, or something else that is no content.
+    /// A link, a device, or another type without content.
     Other,
 }
 
-/// Something in an archive.
+/// Entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TarEntry {
-    /// Its path, without `./` in front; never absolute, and never out of the archive.
+    /// Path without a leading `./`. Never absolute, and never leads out of the archive.
     pub path: String,
-    /// What it is.
+    /// Type of the entry.
     pub kind: EntryKind,
-    /// Bytes of its content.
+    /// Length of the content in bytes.
     pub size: u64,
 }
 
-/// A tar that is being read. Reading gives the content of the entry that came last.
+/// Reader of a tar archive. `read` returns the content of the current entry.
 pub struct TarReader {
     source: Box<dyn Read + Send>,
-    /// Bytes of content not read yet, and of what fills up the last block.
+    /// Unread bytes of the current entry's content.
     left: u64,
-    filling: u64,
-    begun: bool,
+    /// Bytes after the content up to the next block.
+    padding: u64,
+    /// True after the first valid header.
+    has_header: bool,
 }
 
 impl std::fmt::Debug for TarReader {
@@ -78,7 +80,7 @@ impl std::fmt::Debug for TarReader {
 }
 
 impl TarReader {
-    /// Looks at how it begins.
+    /// Opens an archive. Reads its first block to detect compression.
     pub fn open(mut source: impl Read + Send + 'static) -> Result<Self, ArchiveError> {
         let mut start = Vec::new();
         source.by_ref().take(BLOCK).read_to_end(&mut start)?;
@@ -94,26 +96,26 @@ impl TarReader {
         let whole = Cursor::new(start).chain(source);
         let source: Box<dyn Read + Send> =
             if compressed { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
-        Ok(Self { source, left: 0, filling: 0, begun: false })
+        Ok(Self { source, left: 0, padding: 0, has_header: false })
     }
 
-    /// The next entry; `None` at the end.
+    /// Returns the next entry, or `None` at the end.
     pub fn entry(&mut self) -> Result<Option<TarEntry>, ArchiveError> {
         let (mut path, mut size) = (None, None);
         loop {
             self.skip()?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let told = header.entry_size().map_err(|_| refused("a size in it is no number"))?;
+            let stated = header.entry_size().map_err(|_| refused("a size in it is no number"))?;
             match header.entry_type() {
                 EntryType::GNULongName => {
-                    self.enter(told)?;
-                    let mut name = self.extension(told)?;
+                    self.enter(stated)?;
+                    let mut name = self.extension(stated)?;
                     while name.pop_if(|last| *last == 0).is_some() {}
                     path = Some(name);
                 }
                 EntryType::XHeader => {
-                    self.enter(told)?;
-                    for attribute in PaxExtensions::new(&self.extension(told)?) {
+                    self.enter(stated)?;
+                    for attribute in PaxExtensions::new(&self.extension(stated)?) {
                         let attribute = attribute.map_err(|_| refused("an attribute in it is malformed"))?;
                         match attribute.key_bytes() {
                             b"path" => path = Some(attribute.value_bytes().to_owned()),
@@ -125,17 +127,17 @@ impl TarReader {
                         }
                     }
                 }
-                EntryType::XGlobalHeader | EntryType::GNULongLink => self.enter(told)?,
+                EntryType::XGlobalHeader | EntryType::GNULongLink => self.enter(stated)?,
                 kind => {
                     let path = path.take().unwrap_or_else(|| header.path_bytes().into_owned());
                     let path = inside(&String::from_utf8_lossy(&path))?;
-                    let size = size.take().unwrap_or(told);
+                    let size = size.take().unwrap_or(stated);
                     let kind = match kind {
                         EntryType::Regular | EntryType::Continuous => EntryKind::File,
                         EntryType::Directory => EntryKind::Folder,
                         _ => EntryKind::Other,
                     };
-                    // Links have the size of what they point at in some programs' archives, and never content.
+                    // Links have no content, but some programs state the size of their target.
                     let content = !matches!(header.entry_type(), EntryType::Link | EntryType::Symlink);
                     self.enter(if content { size } else { 0 })?;
                     return Ok(Some(TarEntry { path, kind, size }));
@@ -144,15 +146,16 @@ impl TarReader {
         }
     }
 
-    /// The content that follows is `size` bytes long.
+    /// Starts content of `size` bytes.
     fn enter(&mut self, size: u64) -> Result<(), ArchiveError> {
         if size > i64::MAX as u64 {
             return Err(refused(&format!("an entry in it claims {size} bytes")));
         }
-        (self.left, self.filling) = (size, size.next_multiple_of(BLOCK) - size);
+        (self.left, self.padding) = (size, size.next_multiple_of(BLOCK) - size);
         Ok(())
     }
 
+    /// Reads an extended header.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
         if size > EXTENSION_MAX {
             return Err(refused(&format!("a header in it claims {size} bytes")));
@@ -162,26 +165,26 @@ impl TarReader {
         Ok(bytes)
     }
 
-    /// Passes over what is left of an entry.
+    /// Skips the rest of the current entry.
     fn skip(&mut self) -> Result<(), ArchiveError> {
-        let rest = self.left + std::mem::take(&mut self.filling);
+        let rest = self.left + std::mem::take(&mut self.padding);
         self.left = 0;
-        let passed = io::copy(&mut (&mut self.source).take(rest), &mut io::sink())?;
-        if passed < rest { Err(cut().into()) } else { Ok(()) }
+        let skipped = io::copy(&mut (&mut self.source).take(rest), &mut io::sink())?;
+        if skipped < rest { Err(truncated().into()) } else { Ok(()) }
     }
 
-    /// The next header; `None` where the end is marked.
+    /// Reads the next header, or returns `None` at the end mark.
     fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
         let mut block = [0; 512];
         match self.source.read_exact(&mut block) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof && !self.begun => {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && !self.has_header => {
                 return Err(ArchiveError::NoTar("it is too short"));
             }
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(cut().into()),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(truncated().into()),
             read => read?,
         }
         if block.iter().all(|byte| *byte == 0) {
-            // Nobody who sends it should find that the rest is not wanted. What it is does not matter.
+            // Read the rest, so that the sender does not fail on a closed connection. Its content does not matter.
             let _ = io::copy(&mut (&mut self.source).take(REST_MAX), &mut io::sink());
             return Ok(None);
         }
@@ -189,13 +192,13 @@ impl TarReader {
         let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
         let field: u32 = block[148..156].iter().map(|byte| u32::from(*byte)).sum();
         if header.cksum().ok() != Some(sum - field + 8 * u32::from(b' ')) {
-            return Err(if self.begun {
+            return Err(if self.has_header {
                 refused("a header in it has a wrong checksum")
             } else {
                 ArchiveError::NoTar("it does not begin like one")
             });
         }
-        self.begun = true;
+        self.has_header = true;
         Ok(Some(header.clone()))
     }
 }
@@ -207,7 +210,7 @@ impl Read for TarReader {
             return Ok(0);
         }
         match self.source.read(&mut buffer[..most])? {
-            0 => Err(cut()),
+            0 => Err(truncated()),
             read => {
                 self.left -= read as u64;
                 Ok(read)
@@ -216,7 +219,7 @@ impl Read for TarReader {
     }
 }
 
-fn cut() -> io::Error {
+fn truncated() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "it was cut off before its end")
 }
 
@@ -224,7 +227,7 @@ fn refused(why: &str) -> ArchiveError {
     ArchiveError::Refused(why.to_owned())
 }
 
-/// A path that stays in the archive.
+/// Normalises a path, and refuses one that leads out of the archive.
 fn inside(path: &str) -> Result<String, ArchiveError> {
     let leads_out = path.starts_with('/') || path.split('/').any(|part| part == "..");
     if leads_out || path.contains('\0') {
@@ -251,7 +254,7 @@ mod tests {
         tar.into_inner().expect("a tar")
     }
 
-    /// A header of our own making, with whatever in it.
+    /// Returns a header with any content.
     fn header(path: &str, kind: EntryType, size: u64) -> Vec<u8> {
         let mut header = Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
@@ -279,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_with_their_content() {
+    fn tar_reader_returns_entries_with_content() {
         let long = "a/".repeat(80) + "b";
         let bytes = tar(&[("./x", b"one"), (&long, &[7; 1000]), ("empty", b"")]);
         let wanted = vec![
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_read_is_passed_over() {
+    fn tar_reader_skips_unread_content() {
         let mut archive =
             TarReader::open(Cursor::new(tar(&[("a", &[1; 700]), ("b", b"two")]))).expect("a tar");
         archive.entry().expect("read").expect("a");
@@ -305,10 +308,10 @@ mod tests {
     }
 
     #[test]
-    fn attributes_of_pax_count() {
+    fn tar_reader_applies_pax_attributes() {
         let mut attributes = Vec::new();
         for (key, value) in [("path", "blobs/sha512/long"), ("size", "3"), ("mtime", "1.5")] {
-            // The length of a record counts its own digits.
+            // The length of a record includes its own digits.
             let length = key.len() + value.len() + 3;
             let length = length
                 + if length + 2 > 99 {
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dishonest_is_refused() {
+    fn tar_reader_refuses_malformed_archives() {
         let whole = tar(&[("a", &[1; 700]), ("b", b"two")]);
         for cut in [512 + 100, 512 + 1024, 512 + 1024 + 200] {
             is_refused(whole[..cut].to_vec(), "cut off");
@@ -352,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tar_is_named() {
+    fn tar_reader_names_the_format_of_other_data() {
         is_refused(Vec::new(), "it is empty");
         is_refused(b"short".to_vec(), "too short");
         is_refused(vec![b'x'; 2048], "does not begin like one");
@@ -361,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_no_content() {
+    fn tar_reader_gives_links_no_content() {
         let mut bytes = header("blobs/sha256/x", EntryType::Symlink, 700);
         bytes.extend(header("dir/", EntryType::Directory, 0));
         bytes.resize(bytes.len() + 1024, 0);
