@@ -1,4 +1,4 @@
-//! `check`: would a pull succeed if the upstream were gone, and if not, what is missing?
+//! `check`: reports whether pulls would succeed without the upstream, and what is missing.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,12 +11,12 @@ use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::platform::Platform;
 use super::reference::{self, ImageReference};
 
-/// What is to be checked.
+/// Images to check.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct CheckQuery {
-    /// The references.
+    /// References of the images.
     #[param(rename = "reference", required = true)]
     pub references: Vec<String>,
     /// The platforms that would be pulled; none is all that an index has.
@@ -24,25 +24,25 @@ pub struct CheckQuery {
     pub platforms: Vec<String>,
 }
 
-/// What a pull of one reference would meet.
+/// Result for one reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Verdict)]
 pub struct CheckVerdict {
-    /// The reference, in full.
+    /// Whole reference.
     pub reference: String,
-    /// What it stands for.
+    /// Digest of the image.
     pub digest: Option<Digest>,
-    /// The platforms that were looked at.
+    /// Checked platforms.
     pub platforms: Vec<String>,
-    /// Whether the pull would succeed.
+    /// True if the pull would succeed.
     pub pullable: bool,
     /// Why it would not, other than for what is missing.
     pub reason: Option<String>,
-    /// What is missing.
+    /// Missing content.
     pub missing: Vec<MissingPart>,
 }
 
-/// Something that a pull would lack.
+/// Content that a pull needs and that is not cached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Missing)]
 pub struct MissingPart {
@@ -56,17 +56,17 @@ pub struct MissingPart {
     pub part: ContentPart,
 }
 
-/// What pulls would meet.
+/// Report of `check`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Verdicts)]
 pub struct CheckReport {
-    /// Whether all would succeed.
+    /// True if all pulls would succeed.
     pub pullable: bool,
-    /// One for each reference, in their order.
+    /// One result for each reference, in the same order.
     pub images: Vec<CheckVerdict>,
 }
 
-/// Checks whether everything is held that pulls need. Asks no upstream.
+/// Checks whether all content that pulls need is cached. Contacts no upstream.
 pub async fn check(cache: &Cache, ask: CheckQuery) -> Result<CheckReport, OpsError> {
     if ask.references.is_empty() {
         return Err(OpsError::Invalid("no reference is named".to_owned()));
@@ -135,13 +135,13 @@ fn verdict(
     Ok(verdict)
 }
 
-/// The images of a tree that would be pulled.
+/// Returns the images of a tree that would be pulled.
 fn wanted<'a>(
     tree: &'a ImageTree,
     platforms: &[(String, Platform)],
     verdict: &mut CheckVerdict,
 ) -> Vec<&'a PlatformImage> {
-    // A single image is pulled whatever platform it is for; clients only warn.
+    // Clients pull a single image for any platform, with a warning.
     if platforms.is_empty() || !tree.is_index {
         return tree.images.iter().filter(|image| image.is_image()).collect();
     }

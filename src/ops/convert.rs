@@ -1,24 +1,24 @@
-//! Moves the blobs of a store that no larder has open to the other place: from sled into files, or back.
+//! Converts the blobs of a store that is not in use: from sled to files, or back.
 
 use crate::config::schema::{self, BlobStoreKind};
 use crate::oci::Digest;
 use crate::store::{Conversion, StepEnd, StoreError};
 
-/// Blobs being moved. Each item is the length in bytes of the blob that was seen to last.
+/// Running conversion. Each item is the length in bytes of a converted blob.
 #[derive(Debug)]
 pub struct Convert {
     conversion: Conversion,
     report: ConvertReport,
 }
 
-/// What was done.
+/// Result of a conversion.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConvertReport {
-    /// Blobs moved, and their length in bytes.
+    /// Number and bytes of converted blobs.
     pub moved: (u64, u64),
-    /// Blobs that were in their new place already.
+    /// Blobs that were converted before.
     pub found: u64,
-    /// Blobs that were damaged and are gone; they will be fetched again when somebody asks for them.
+    /// Corrupt blobs that were removed. They are fetched again on the next pull.
     pub dropped: Vec<Digest>,
 }
 
@@ -33,12 +33,12 @@ impl Convert {
         self.conversion.from()
     }
 
-    /// Length in bytes of all blobs.
+    /// Returns the length of all blobs in bytes.
     pub fn bytes(&self) -> u64 {
         self.conversion.bytes()
     }
 
-    /// Ends the work, after the last blob: the store can be opened again.
+    /// Finishes the conversion. The store can be opened again.
     pub fn finish(self) -> Result<ConvertReport, StoreError> {
         self.conversion.finish()?;
         Ok(self.report)

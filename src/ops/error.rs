@@ -1,4 +1,4 @@
-//! Why an operator does not get what was asked for: each with a word for programs and a sentence for people.
+//! Errors of operations, each with a code for programs and a message for people.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,57 +6,57 @@ use crate::cache::{CacheError, ImportError, RouteError};
 use crate::oci::Digest;
 use crate::oci::name::NameError;
 
-/// Why there is no answer. Its words are part of the admin API.
+/// Error of an operation. Its codes are part of the admin API.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpsError {
-    /// Something in the question is not what it should be.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
     /// What was asked about is not held.
     #[error("{0}")]
     NotHeld(String),
-    /// There is no image for a platform; the platforms there are.
+    /// The index has no image for a platform.
     #[error("{reference} has no image for {wanted}; there are: {}", listed(there))]
     NoPlatform {
-        /// What was asked about.
+        /// Reference in the request.
         reference: String,
-        /// The platform that was asked for.
+        /// Requested platform.
         wanted: String,
-        /// The platforms that there are.
+        /// Available platforms.
         there: Vec<String>,
     },
-    /// Nothing is held of a media type; the media types there are.
+    /// The image is not cached with a media type.
     #[error(
         "{reference} is held as {}, not as {wanted}; larder never converts one into another",
         listed(there)
     )]
     NoMediaType {
-        /// What was asked about.
+        /// Reference in the request.
         reference: String,
-        /// The media types that were asked for.
+        /// Requested media types.
         wanted: String,
-        /// Those that are held.
+        /// Cached media types.
         there: Vec<String>,
     },
-    /// Not all of it is held, and what is not must not be fetched.
+    /// Content is missing and must not be fetched.
     #[error(
         "{reference} is not held whole: {} missing, first {}; leave out --offline, or fetch it with `larder warm`",
         if missing.len() == 1 { "one thing is".to_owned() } else { format!("{} things are", missing.len()) },
         first(missing)
     )]
     Missing {
-        /// What was asked about.
+        /// Reference in the request.
         reference: String,
-        /// What is not held.
+        /// Digests of the missing content.
         missing: Vec<Digest>,
     },
-    /// Something else has to end first.
+    /// Another operation must finish first.
     #[error("{0}")]
     Busy(String),
-    /// The content that was given, or found, is not what it should be.
+    /// The content is invalid.
     #[error("{0}")]
     Content(String),
-    /// The cache had nothing to give.
+    /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
@@ -72,7 +72,7 @@ fn first(digests: &[Digest]) -> String {
 }
 
 impl OpsError {
-    /// The word for it.
+    /// Code for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid",
@@ -87,7 +87,7 @@ impl OpsError {
         }
     }
 
-    /// As it is told to programs.
+    /// Returns the error in the form of the admin API.
     pub fn failure(&self) -> Failure {
         Failure { code: self.code().to_owned(), message: self.to_string() }
     }
@@ -114,12 +114,12 @@ impl From<RouteError> for OpsError {
     }
 }
 
-/// Why there is no answer, as it goes over the wire.
+/// Error in the form of the admin API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error, utoipa::ToSchema)]
 #[error("{message}")]
 pub struct Failure {
-    /// The word for it.
+    /// Code for programs.
     pub code: String,
-    /// The sentence for people.
+    /// Message for people.
     pub message: String,
 }

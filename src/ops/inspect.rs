@@ -1,4 +1,4 @@
-//! `inspect`: an index, or one platform's manifest or config, as it is held, and what of it is not.
+//! `inspect`: shows a cached index, manifest or config, and what of the image is missing.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -15,31 +15,31 @@ use super::list::{PlatformRow, TagFreshness};
 use super::platform::Platform;
 use super::reference::{self, ImageReference};
 
-/// A larger config is no image's.
+/// Largest image config in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
 
-/// What is to be shown of a reference.
+/// Part of an image to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct InspectQuery {
-    /// The reference.
+    /// Reference of the image.
     #[param(required = true)]
     pub reference: String,
-    /// The platform whose manifest is wanted.
+    /// Platform whose manifest to show.
     pub platform: Option<String>,
-    /// Whether the index itself is wanted, and nothing else will do.
+    /// True to accept only an index.
     pub index: bool,
-    /// Whether only an OCI document will do, and no Docker one.
+    /// True to accept only OCI media types.
     pub oci: bool,
-    /// The only media type that will do.
+    /// Only media type to accept.
     pub media_type: Option<String>,
-    /// Whether the image's config is wanted in the place of its manifest.
+    /// True to show the config instead of the manifest.
     pub config: bool,
 }
 
 impl InspectQuery {
-    /// The media types that will do; none if all do.
+    /// Returns the accepted media types. Empty means all.
     fn types(&self) -> Vec<&str> {
         match (&self.media_type, self.oci) {
             (Some(one), _) => vec![one],
@@ -49,37 +49,37 @@ impl InspectQuery {
     }
 }
 
-/// What is held of a reference.
+/// Report of `inspect`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Inspection)]
 pub struct InspectReport {
-    /// The reference, in full.
+    /// Whole reference.
     pub reference: String,
-    /// The digest of what is shown.
+    /// Digest of the shown document.
     pub digest: Digest,
-    /// Its media type, whatever that is.
+    /// Media type.
     pub media_type: Option<String>,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub size: Option<u64>,
-    /// The index that it was found in, if it was.
+    /// Index that contains the document.
     pub index: Option<Digest>,
-    /// The platform that it is for.
+    /// Platform of the document.
     pub platform: Option<String>,
     /// When the upstream last confirmed the tag, in milliseconds since 1970.
     pub checked_at: Option<u64>,
     /// Whether the tag has to be asked for again.
     pub freshness: TagFreshness,
-    /// Whether a pull of what is shown needs nothing from the upstream.
+    /// True if a pull of the document needs no upstream.
     pub complete: bool,
-    /// What is held and what is not, in a sentence.
+    /// Summary of cached and missing content.
     pub says: String,
-    /// What there is for which platform.
+    /// Platforms of the index.
     pub platforms: Vec<PlatformRow>,
-    /// What the manifest shown points at.
+    /// Blobs of the manifest.
     pub blobs: Vec<ContentPart>,
-    /// What a pull of what is shown lacks.
+    /// Missing content of the document.
     pub missing: Vec<ContentPart>,
-    /// What is known here of what refers to what is shown: signatures, attestations.
+    /// Known referrers of the document, such as signatures and attestations.
     #[serde(default)]
     #[schema(required = true)]
     pub referrers: Vec<ReferrerRow>,
@@ -90,21 +90,21 @@ pub struct InspectReport {
     pub raw: Option<String>,
 }
 
-/// Something that refers to a manifest.
+/// Referrer of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Referrer)]
 pub struct ReferrerRow {
-    /// Its digest.
+    /// Digest.
     pub digest: String,
-    /// What it is for, as far as it is stated.
+    /// Artifact type, if stated.
     pub artifact_type: Option<String>,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub size: Option<u64>,
-    /// Whether its manifest is held.
+    /// True if the manifest is cached.
     pub held: bool,
 }
 
-/// What was found to be shown.
+/// Document to show.
 struct Shown {
     digest: Digest,
     media_type: Option<String>,
@@ -112,7 +112,7 @@ struct Shown {
     body: Option<Bytes>,
 }
 
-/// Shows what is held of a reference. Nothing is fetched, and nothing converted.
+/// Shows a cached document. Fetches and converts nothing.
 pub async fn inspect(cache: &Cache, ask: InspectQuery) -> Result<InspectReport, OpsError> {
     let named = reference::parse(cache, &ask.reference)?;
     let platform = ask.platform.as_deref().map(Platform::parse).transpose()?;
@@ -321,7 +321,7 @@ fn report(
     })
 }
 
-/// What is held and what is not.
+/// Returns the summary of cached and missing content.
 fn says(tree: &ImageTree, image: Option<&PlatformImage>) -> String {
     let Some(image) = image else {
         let images: Vec<&PlatformImage> = tree.images.iter().filter(|image| image.is_image()).collect();
@@ -358,7 +358,7 @@ fn names(images: &[&PlatformImage], complete: usize, all: usize) -> String {
     names.join(", ")
 }
 
-/// What is held of one image.
+/// Returns the summary of one image.
 pub fn state(image: &PlatformImage) -> String {
     if !image.manifest.held {
         return "its manifest is not held".to_owned();

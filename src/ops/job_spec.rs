@@ -1,29 +1,29 @@
-//! The long work that an operator may ask for.
+//! Specification of jobs in the admin API.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::encoding::json;
 use super::progress::ProgressReporter;
-use super::query::json;
 use super::scrub::{self, Pace};
 use super::{Operations, OpsError, remove, warm};
 
-/// Something that takes its time or changes what is held; in JSON an object with a `verb`.
+/// Operation that runs as a job. In JSON an object with a `verb`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 #[schema(as = Task)]
 pub enum JobSpec {
-    /// Hold everything against its digest.
+    /// Verify the digests of all cached content.
     Verify {
         /// Whether what is damaged is fetched again at once.
         #[serde(default)]
         repair: bool,
     },
-    /// Remove what is left of content that has gone.
+    /// Remove leftovers of deleted content.
     Gc {},
-    /// Fetch images before anybody asks for them.
+    /// Fetch images before a client pulls them.
     Warm(warm::WarmSpec),
-    /// Take images out of the cache.
+    /// Remove images from the cache.
     Rm {
         /// Which.
         references: Vec<String>,
@@ -31,7 +31,7 @@ pub enum JobSpec {
 }
 
 impl JobSpec {
-    /// Its word.
+    /// Returns the verb.
     pub fn verb(&self) -> &'static str {
         match self {
             Self::Verify { .. } => "verify",
@@ -41,12 +41,12 @@ impl JobSpec {
         }
     }
 
-    /// Whether a second one at the same time would do the same again.
+    /// Returns true if only one such job may run at a time.
     pub(super) fn is_alone(&self) -> bool {
         matches!(self, Self::Verify { .. } | Self::Gc {})
     }
 
-    /// Does it, and tells what came of it.
+    /// Runs the operation and returns its report.
     pub async fn run(self, operations: &Operations, reporter: &ProgressReporter) -> Result<Value, OpsError> {
         let Operations { cache, metrics, .. } = operations;
         match self {

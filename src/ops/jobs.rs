@@ -1,4 +1,4 @@
-//! Long work as jobs: begun, watched, ended early, and remembered for a while.
+//! Long operations as jobs, which can be started, watched, cancelled and listed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,48 +12,48 @@ use super::job_spec::JobSpec;
 use super::progress::{Progress, ProgressReporter};
 use super::{Failure, Operations, OpsError};
 
-/// Jobs under way at once.
+/// Most jobs that run at once.
 const RUNNING_MAX: usize = 16;
-/// Jobs that have ended and are remembered.
+/// Finished jobs that are kept in the list.
 const ENDED_MAX: usize = 64;
 
-/// How a job stands.
+/// State of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = JobState)]
 pub enum JobState {
-    /// It is under way.
+    /// The job is running.
     Running,
-    /// It has a report.
+    /// The job has finished and has a report.
     Done,
-    /// It has an error.
+    /// The job has failed and has an error.
     Failed,
-    /// Somebody ended it.
+    /// The job was cancelled.
     Cancelled,
 }
 
-/// A job as it is told.
+/// Snapshot of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Job)]
 pub struct JobView {
-    /// Its number.
+    /// Number of the job.
     pub id: u64,
-    /// What it does.
+    /// Verb of the job.
     pub verb: String,
-    /// How it stands.
+    /// State of the job.
     pub state: JobState,
     /// When it began, in milliseconds since 1970.
     pub started_at: u64,
-    /// How far it has come.
+    /// Progress of the job.
     pub progress: Progress,
-    /// What came of it.
+    /// Report of the finished job.
     #[schema(required = true)]
     pub report: Option<Value>,
-    /// Why nothing came of it.
+    /// Error of the failed job.
     pub error: Option<Failure>,
 }
 
-/// How a job ended.
+/// Outcome of a job.
 #[derive(Clone, Debug)]
 enum JobEnd {
     Running,
@@ -61,7 +61,7 @@ enum JobEnd {
     Ended(Result<Value, Failure>),
 }
 
-/// A job to be watched.
+/// Job that can be watched and cancelled.
 #[derive(Clone, Debug)]
 pub struct Job {
     id: u64,
@@ -74,7 +74,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// As it is now.
+    /// Returns a snapshot.
     pub fn view(&self) -> JobView {
         let (state, report, error) = match &*self.ending.borrow() {
             JobEnd::Running => (JobState::Running, None, None),
@@ -94,14 +94,14 @@ impl Job {
         }
     }
 
-    /// Waits until it has come further, or has ended. Returns whether it has ended.
+    /// Waits for progress or the end of the job. Returns true if the job has ended.
     pub async fn changed(&mut self) -> bool {
         if self.has_ended() {
             return true;
         }
         tokio::select! {
             further = self.progress.changed() => {
-                // Nobody reports any more: the ending is near.
+                // The work was dropped, so the end follows.
                 if further.is_err() {
                     let _ = self.ending.changed().await;
                 }
@@ -115,14 +115,14 @@ impl Job {
         !matches!(&*self.ending.borrow(), JobEnd::Running)
     }
 
-    /// Ends it. What it has done stays; a fill that it began goes on.
+    /// Cancels the job. Its results stay, and a fill that it started continues.
     pub fn cancel(&self) {
         end(&self.cancel, JobEnd::Cancelled);
         self.work.abort();
     }
 }
 
-/// Ends a job, unless it has ended.
+/// Sets the outcome of a job that is running.
 fn end(job: &watch::Sender<JobEnd>, how: JobEnd) {
     job.send_if_modified(|ending| {
         let running = matches!(ending, JobEnd::Running);
@@ -133,7 +133,7 @@ fn end(job: &watch::Sender<JobEnd>, how: JobEnd) {
     });
 }
 
-/// All jobs; clones share them.
+/// List of jobs. Clones share the list.
 #[derive(Clone, Debug, Default)]
 pub struct Jobs(Arc<Mutex<(u64, BTreeMap<u64, Job>)>>);
 
@@ -143,7 +143,7 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a job. What walks over the whole store is done by one at a time.
+    /// Starts a job. Only one job of a kind that reads the whole store runs at a time.
     pub fn begin(&self, operations: &Operations, task: JobSpec) -> Result<Job, OpsError> {
         let mut all = self.lock();
         let running: Vec<&Job> = all.1.values().filter(|job| !job.has_ended()).collect();
@@ -171,7 +171,7 @@ impl Jobs {
         });
         let (handle, told) = (work.abort_handle(), cancel.clone());
         tokio::spawn(async move {
-            // Only a panic leaves work without an ending.
+            // Only a panic ends the work without an outcome.
             if work.await.is_err() {
                 let message = "the job was lost; the log tells more".to_owned();
                 end(&told, JobEnd::Ended(Err(Failure { code: "lost".to_owned(), message })));
@@ -182,17 +182,17 @@ impl Jobs {
         Ok(job)
     }
 
-    /// The job of that number.
+    /// Returns the job with a number.
     pub fn get(&self, id: u64) -> Option<Job> {
         self.lock().1.get(&id).cloned()
     }
 
-    /// All of them, newest last.
+    /// Returns snapshots of all jobs, newest last.
     pub fn list(&self) -> Vec<JobView> {
         self.lock().1.values().map(Job::view).collect()
     }
 
-    /// Ends all that are under way.
+    /// Cancels all running jobs.
     pub fn stop(&self) {
         self.lock().1.values().for_each(Job::cancel);
     }

@@ -1,4 +1,4 @@
-//! `ls` and `tags`: what is held, one row for each tag, and for each manifest that was pulled by digest.
+//! `ls` and `tags`: one row for each cached tag, and for each manifest that was pulled by digest.
 
 use std::collections::HashSet;
 
@@ -14,29 +14,29 @@ use super::OpsError;
 use super::image_tree::{ImageTree, PlatformImage};
 use super::reference;
 
-/// How much is held of what a reference stands for.
+/// Completeness of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Completeness {
-    /// Everything for every platform.
+    /// All platforms are complete.
     All,
-    /// Everything for some platforms.
+    /// Some platforms are complete.
     Some,
-    /// No image can be pulled of it while its upstream is gone.
+    /// No platform can be pulled without the upstream.
     None,
 }
 
-/// Whether a tag has to be asked for again.
+/// Freshness of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TagFreshness {
-    /// It is served without asking.
+    /// Served without a request to the upstream.
     Fresh,
-    /// It is served, and asked for in the background.
+    /// Served, and revalidated in the background.
     Revalidate,
-    /// The upstream is asked first.
+    /// Revalidated before it is served.
     Expired,
-    /// A digest stands for the same for ever.
+    /// Reference by digest, which never changes.
     Immutable,
 }
 
@@ -50,7 +50,7 @@ impl From<Freshness> for TagFreshness {
     }
 }
 
-/// One platform of an image.
+/// Platform of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Platform)]
 pub struct PlatformRow {
@@ -58,9 +58,9 @@ pub struct PlatformRow {
     pub platform: Option<String>,
     /// Its manifest.
     pub digest: Digest,
-    /// Whether the manifest is held.
+    /// True if the manifest is cached.
     pub manifest: bool,
-    /// Whether everything is.
+    /// True if all content is cached.
     pub complete: bool,
     /// Bytes of manifest and blobs, as far as they are known.
     pub size: u64,
@@ -79,7 +79,7 @@ impl From<&PlatformImage> for PlatformRow {
     }
 }
 
-/// Something that is held under a name.
+/// Cached image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Image)]
 pub struct ListRow {
@@ -107,7 +107,7 @@ pub struct ListRow {
     pub complete: Completeness,
 }
 
-/// What is held.
+/// Report of `ls` and `tags`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Images)]
 pub struct ListReport {

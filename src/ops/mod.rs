@@ -1,7 +1,8 @@
-//! What a timer or an operator can ask for, one verb per file.
+//! Operations for operators and timers, one verb per file.
 
 pub mod check;
 pub mod convert;
+pub mod encoding;
 mod error;
 pub mod export;
 pub mod image_tree;

@@ -1,4 +1,4 @@
-//! What all verbs work on: the cache, what it counts, the configuration, and the jobs under way.
+//! Context of all operations: cache, metrics, configuration and jobs.
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -9,18 +9,18 @@ use crate::telemetry::{Metrics, Warnings};
 
 use super::jobs::Jobs;
 
-/// A larder that serves, and not only a store that is looked at.
+/// Running server, in contrast to a store that is only opened.
 #[derive(Clone, Debug, Default)]
 pub struct Service {
-    /// When it began, in milliseconds since 1970.
+    /// Start time, in milliseconds since 1970.
     pub started_at: u64,
-    /// Where clients pull from: `http://…`, `https://…` or `unix:/…`.
+    /// Addresses for clients: `http://…`, `https://…` or `unix:/…`.
     pub addresses: Vec<String>,
-    /// What its log warned of lately.
+    /// Recent warnings of the log.
     pub warnings: Warnings,
 }
 
-/// All that an operator can ask for is asked of this; clones share it.
+/// Context of operations. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Operations {
     pub(super) cache: Cache,
@@ -32,13 +32,13 @@ pub struct Operations {
 }
 
 impl Operations {
-    /// Verbs over `cache`, which works by `config`.
+    /// Creates the context over `cache`, which uses `config`.
     pub fn new(cache: Cache, metrics: Arc<Metrics>, clock: Clock, config: Config) -> Self {
         let config = Arc::new(RwLock::new(Arc::new(config)));
         Self { cache, metrics, clock, config, jobs: Jobs::default(), service: Arc::default() }
     }
 
-    /// The cache.
+    /// Returns the cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
@@ -48,28 +48,28 @@ impl Operations {
         self.clock.now_millis()
     }
 
-    /// The configuration that counts now.
+    /// Returns the current configuration.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Goes by another configuration from now on.
+    /// Replaces the configuration.
     pub fn follow(&self, config: Config) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
-    /// Notes that clients are served from now on, at these addresses, and what the log warns of.
+    /// Records that the server runs, with its addresses and the warnings of its log.
     pub fn serves(&self, addresses: Vec<String>, warnings: Warnings) {
-        // It begins once.
+        // The server starts once.
         let _ = self.service.set(Service { started_at: self.clock.now_millis(), addresses, warnings });
     }
 
-    /// What clients are served; none if no larder runs.
+    /// Returns the running server, or `None` if only the store was opened.
     pub fn service(&self) -> Option<&Service> {
         self.service.get()
     }
 
-    /// The jobs under way, and those that ended lately.
+    /// Returns the running and recent jobs.
     pub fn jobs(&self) -> &Jobs {
         &self.jobs
     }

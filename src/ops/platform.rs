@@ -1,21 +1,21 @@
-//! Platforms: which of those that an index has is meant by `os/arch[/variant]`. Pure.
+//! Selection of a platform of an index by `os/arch[/variant]`.
 
 use super::OpsError;
 
-/// What an index says of a manifest that is no image, such as an attestation.
+/// Platform of a manifest that is no image, such as an attestation.
 pub const NO_IMAGE: &str = "unknown/unknown";
 
-/// A platform as it was asked for; equal for all spellings of the same.
+/// Normalised platform. All spellings of one platform are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Platform {
     os: String,
     architecture: String,
-    /// 0 where there is none.
+    /// Number of the variant, or 0 for none.
     variant: u32,
 }
 
 impl Platform {
-    /// Reads `os/arch[/variant]`.
+    /// Parses `os/arch[/variant]`.
     pub fn parse(text: &str) -> Result<Self, OpsError> {
         Self::read(text).ok_or_else(|| {
             OpsError::Invalid(format!(
@@ -24,7 +24,7 @@ impl Platform {
         })
     }
 
-    /// `None` for what is no platform. Architectures have other names outside the world of containers.
+    /// Parses a platform, with the architecture names of other systems. Returns `None` if it is invalid.
     fn read(text: &str) -> Option<Self> {
         let lower = text.to_ascii_lowercase();
         let mut parts = lower.split('/');
@@ -40,7 +40,7 @@ impl Platform {
             "i386" => ("386", None),
             other => (other, None),
         };
-        // containerd's rules (platforms/database.go): some variants are what their architecture means by itself.
+        // As in containerd (platforms/database.go): some variants are the default of their architecture.
         let variant = match (architecture, variant.or(implied)) {
             ("arm", None) => 7,
             (_, None) | ("arm64", Some("8" | "v8")) | ("amd64", Some("v1")) => 0,
@@ -56,12 +56,12 @@ impl Platform {
         let fits = found.filter(|(_, other)| {
             other.os == self.os && other.architecture == self.architecture && other.variant <= self.variant
         });
-        // Of equals the first counts, as everywhere.
+        // The first of equal candidates is chosen.
         fits.min_by_key(|(place, other)| (self.variant - other.variant, *place)).map(|(place, _)| place)
     }
 }
 
-/// The platform whose images the machine pulls that this runs on.
+/// Returns the platform of images for this machine.
 pub fn of_this_machine() -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -71,7 +71,7 @@ pub fn of_this_machine() -> String {
         "powerpc64" => "ppc64le",
         other => other,
     };
-    // Where the system is another, containers run in a virtual machine with Linux.
+    // On other systems containers run in a Linux virtual machine.
     format!("linux/{architecture}")
 }
 
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_variant_is_chosen() {
+    fn platform_chooses_the_nearest_variant() {
         let index = ["linux/amd64", "linux/arm/v5", "linux/arm/v7", "linux/arm64/v8", "unknown/unknown"];
         assert_eq!(choose("linux/arm64", &index), Some(3));
         assert_eq!(choose("linux/aarch64", &index), Some(3));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_platform_is_refused() {
+    fn invalid_platform_is_refused() {
         for text in ["", "linux", "linux/", "/arm64", "a/b/c/d", "linux/arm/", "linux/arm/x"] {
             assert!(Platform::parse(text).is_err(), "{text}");
         }

@@ -1,53 +1,53 @@
-//! How far long work has come, for whoever looks on: on this terminal, or on another machine.
+//! Progress of long operations, for the terminal and the admin API.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-/// One piece of long work that is under way.
+/// Item of work that is running.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Bar)]
 pub struct ProgressItem {
-    /// Tells it from others.
+    /// Number of the item.
     pub id: u64,
-    /// What it is.
+    /// Name of the item.
     pub name: String,
-    /// Bytes done.
+    /// Processed bytes.
     pub done: u64,
-    /// Bytes in all, as far as they are known.
+    /// Total bytes, as far as known.
     pub total: u64,
 }
 
-/// All that is under way.
+/// Progress of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
-    /// What is under way now.
+    /// Running items.
     pub bars: Vec<ProgressItem>,
-    /// Pieces that have ended.
+    /// Finished items.
     pub ended: u64,
-    /// Pieces in all, as far as they are known.
+    /// Total items, as far as known.
     pub all: u64,
-    /// The next bar's number.
+    /// Number of the next item.
     #[serde(skip)]
     next: u64,
 }
 
-/// Tells how far work has come. Clones tell the same.
+/// Reporter of progress. Clones report to the same receiver.
 #[derive(Clone, Debug)]
 pub struct ProgressReporter(watch::Sender<Progress>);
 
 impl ProgressReporter {
-    /// A reporter, and what looks on.
+    /// Creates a reporter and its receiver.
     pub fn new() -> (Self, watch::Receiver<Progress>) {
         let (sender, receiver) = watch::channel(Progress::default());
         (Self(sender), receiver)
     }
 
-    /// There will be so many pieces.
+    /// Adds items to the total.
     pub fn expect(&self, pieces: usize) {
         self.0.send_modify(|progress| progress.all += pieces as u64);
     }
 
-    /// A piece of work begins; it ends when what is returned is dropped.
+    /// Starts an item. It ends when the returned value is dropped.
     pub fn begin(&self, name: impl Into<String>) -> ProgressPiece {
         let mut id = 0;
         self.0.send_modify(|progress| {
@@ -67,7 +67,7 @@ impl ProgressReporter {
     }
 }
 
-/// One piece of work.
+/// Running item of work.
 #[derive(Debug)]
 pub struct ProgressPiece {
     reporter: ProgressReporter,
@@ -75,12 +75,12 @@ pub struct ProgressPiece {
 }
 
 impl ProgressPiece {
-    /// So many bytes more are to be done.
+    /// Adds bytes to the total.
     pub fn expect(&self, bytes: u64) {
         self.reporter.change(self.id, |bar| bar.total = bar.total.saturating_add(bytes));
     }
 
-    /// So many bytes more are done.
+    /// Adds processed bytes.
     pub fn done(&self, bytes: u64) {
         self.reporter.change(self.id, |bar| bar.done = bar.done.saturating_add(bytes));
     }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_come_and_go() {
+    fn progress_counts_items_and_bytes() {
         let (reporter, seen) = ProgressReporter::new();
         reporter.expect(2);
         let (one, other) = (reporter.begin("one"), reporter.begin("other"));

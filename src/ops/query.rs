@@ -1,39 +1,35 @@
-//! The questions that an operator may ask, and how each is written as a path and a query of the admin API.
+//! Read-only queries of the admin API, and their encoding as a path and a query string.
 //!
-//! Both sides are here, so that the command line cannot write what the API does not read.
+//! Writing and parsing are in one file, so that the command line and the API agree.
 
-use serde::Serialize;
 use serde_json::Value;
-use url::form_urlencoded;
 
+use super::encoding::{Pairs, json, target};
 use super::{Operations, OpsError, check, inspect, list, status};
 
-/// Where the admin API is.
-pub const ROOT: &str = "/api/v1";
-
-/// Something that is answered at once and changes nothing.
+/// Query that changes nothing and is answered at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
     /// What is held, of one repository or of all.
     List {
-        /// The only repository.
+        /// Repository to list. None means all.
         repository: Option<String>,
     },
-    /// The tags held of a repository.
+    /// Cached tags of a repository.
     Tags {
-        /// Which one.
+        /// Name of the repository.
         repository: String,
     },
     /// A manifest, index or config.
     Inspect(inspect::InspectQuery),
-    /// Whether pulls would succeed without the upstream.
+    /// Check whether pulls would succeed without the upstream.
     Check(check::CheckQuery),
     /// How the larder is doing.
     Status,
 }
 
 impl Query {
-    /// Path and query.
+    /// Returns the path and query.
     pub fn target(&self) -> String {
         let (path, pairs) = self.written();
         target(path, pairs)
@@ -69,7 +65,7 @@ impl Query {
         (path, pairs)
     }
 
-    /// Reads what `target` wrote; the path is what follows [`ROOT`]. `None` if it is no question's.
+    /// Parses a path below `ROOT` and a query that `target` wrote. Returns `None` for any other path.
     pub fn read(path: &str, query: &str) -> Option<Result<Self, OpsError>> {
         let mut pairs = Pairs::of(query);
         let question = match path {
@@ -86,7 +82,7 @@ impl Query {
         Some(question.and_then(|question| pairs.end().map(|()| question)))
     }
 
-    /// The answer, as JSON.
+    /// Runs the query and returns its report as JSON.
     pub async fn answer(self, operations: &Operations) -> Result<Value, OpsError> {
         let cache = operations.cache();
         match self {
@@ -97,14 +93,6 @@ impl Query {
             Self::Status => json(&status::status(operations).await?),
         }
     }
-}
-
-/// A path below [`ROOT`] with its query.
-pub(super) fn target(path: &str, pairs: Vec<(&'static str, String)>) -> String {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    query.extend_pairs(pairs);
-    let query = query.finish();
-    if query.is_empty() { format!("{ROOT}{path}") } else { format!("{ROOT}{path}?{query}") }
 }
 
 fn inspect_ask(pairs: &mut Pairs) -> Result<inspect::InspectQuery, OpsError> {
@@ -118,64 +106,13 @@ fn inspect_ask(pairs: &mut Pairs) -> Result<inspect::InspectQuery, OpsError> {
     })
 }
 
-/// A report as JSON.
-pub(super) fn json(report: &impl Serialize) -> Result<Value, OpsError> {
-    serde_json::to_value(report)
-        .map_err(|error| OpsError::Content(format!("the report cannot be written: {error}")))
-}
-
-/// The pairs of a query that nobody has asked for yet.
-pub(super) struct Pairs(Vec<(String, String)>);
-
-impl Pairs {
-    pub(super) fn of(query: &str) -> Self {
-        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
-    }
-
-    pub(super) fn all(&mut self, key: &str) -> Vec<String> {
-        let (found, left) = std::mem::take(&mut self.0).into_iter().partition(|(name, _)| name == key);
-        self.0 = left;
-        let found: Vec<(String, String)> = found;
-        found.into_iter().map(|(_, value)| value).collect()
-    }
-
-    pub(super) fn one(&mut self, key: &str) -> Result<Option<String>, OpsError> {
-        let mut found = self.all(key);
-        match found.len() {
-            0 | 1 => Ok(found.pop()),
-            _ => Err(OpsError::Invalid(format!("`{key}` may be given once"))),
-        }
-    }
-
-    pub(super) fn needed(&mut self, key: &str) -> Result<String, OpsError> {
-        self.one(key)?.ok_or_else(|| OpsError::Invalid(format!("`{key}` is missing")))
-    }
-
-    pub(super) fn flag(&mut self, key: &str) -> Result<bool, OpsError> {
-        match self.one(key)?.as_deref() {
-            None | Some("false") => Ok(false),
-            Some("true" | "") => Ok(true),
-            Some(_) => Err(OpsError::Invalid(format!("`{key}` is true or false"))),
-        }
-    }
-
-    pub(super) fn end(&self) -> Result<(), OpsError> {
-        match self.0.first() {
-            Some((key, _)) => {
-                let key: String = key.chars().filter(char::is_ascii_graphic).take(40).collect();
-                Err(OpsError::Invalid(format!("`{key}` says nothing here")))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::encoding::ROOT;
 
     #[test]
-    fn questions_come_back_as_they_went() {
+    fn query_survives_encoding() {
         let (text, other) = (|text: &str| text.to_owned(), |text: &str| Some(text.to_owned()));
         for question in [
             Query::List { repository: None },
@@ -203,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_question_is_refused() {
+    fn invalid_query_is_refused() {
         assert!(Query::read("/nothing", "").is_none());
         for (path, query) in [
             ("/tags", ""),

@@ -8,19 +8,19 @@ use crate::oci::{Digest, Name, Repository, Tag};
 
 use super::OpsError;
 
-/// The tag that is meant where none is named.
+/// Tag of a reference without tag and digest.
 const LATEST: &str = "latest";
-/// Where names without a registry are from.
+/// Registry of a name without one.
 const DOCKER_HUB: &str = "docker.io";
 
-/// An image as it was named; it has a tag, a digest, or both.
+/// Parsed reference of an image, with a tag, a digest, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageReference {
-    /// Whose it is.
+    /// Repository of the image.
     pub repository: Repository,
-    /// The tag, where one was named, or nothing was.
+    /// Tag in the reference, or `latest` if it has no tag and no digest.
     pub tag: Option<Tag>,
-    /// The digest, where one was named.
+    /// Digest in the reference.
     pub digest: Option<Digest>,
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for ImageReference {
     }
 }
 
-/// Reads a reference.
+/// Parses a reference.
 pub fn parse(cache: &Cache, text: &str) -> Result<ImageReference, OpsError> {
     let (name, tag, digest) = split(text);
     let repository = repository(cache, name)?;
@@ -53,13 +53,12 @@ pub fn parse(cache: &Cache, text: &str) -> Result<ImageReference, OpsError> {
     Ok(ImageReference { repository, tag, digest })
 }
 
-/// Reads the name of a repository.
+/// Parses the name of a repository.
 pub fn repository(cache: &Cache, name: &str) -> Result<Repository, OpsError> {
     Ok(cache.route(None, None, None, name)?)
 }
 
-/// Reads a reference that was written elsewhere. A registry that is not configured here is never taken for the beginning
-/// of a name at the default one.
+/// Parses a reference of another program. An unknown registry is an error, not a part of a name at the default registry.
 pub fn parse_foreign(cache: &Cache, text: &str) -> Result<ImageReference, OpsError> {
     if let Some((host, _)) = host(text) {
         cache.upstream_named(host)?;
@@ -67,7 +66,7 @@ pub fn parse_foreign(cache: &Cache, text: &str) -> Result<ImageReference, OpsErr
     parse(cache, text)
 }
 
-/// The same for the name of a repository.
+/// Parses the name of a repository of another program, like [`parse_foreign`].
 pub fn repository_foreign(cache: &Cache, name: &str) -> Result<Repository, OpsError> {
     if let Some((host, _)) = host(name) {
         cache.upstream_named(host)?;
@@ -75,7 +74,7 @@ pub fn repository_foreign(cache: &Cache, name: &str) -> Result<Repository, OpsEr
     repository(cache, name)
 }
 
-/// The tag of a reference, if it has one or means one.
+/// Returns the tag of a reference, or `latest` if it has no tag and no digest.
 pub fn tag_of(text: &str) -> Result<Option<Tag>, OpsError> {
     Ok(match split(text) {
         (_, Some(tag), _) => Some(tag.parse()?),
@@ -100,7 +99,7 @@ pub fn whole(cache: &Cache, text: &str) -> Result<(String, String), OpsError> {
     Ok((format!("{registry}/{name}:{tag}"), tag.to_string()))
 }
 
-/// A whole name as docker shows it.
+/// Returns the short form of a whole name, as docker shows it.
 pub fn familiar(whole: &str) -> &str {
     let Some(name) = whole.strip_prefix("docker.io/") else { return whole };
     name.strip_prefix("library/").unwrap_or(name)
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_told_from_a_name() {
+    fn host_is_split_from_a_name() {
         assert_eq!(host("reg.test/a/b:1"), Some(("reg.test", "a/b:1")));
         assert_eq!(host("reg:5000/a"), Some(("reg:5000", "a")));
         assert_eq!(host("localhost/a"), Some(("localhost", "a")));
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_shows_less_than_the_whole_name() {
+    fn familiar_name_omits_docker_hub() {
         for (whole, shown) in [
             ("docker.io/library/a:1", "a:1"),
             ("docker.io/org/a:1", "org/a:1"),
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn names_tags_and_digests_are_told_apart() {
+    fn reference_is_split_into_name_tag_and_digest() {
         assert_eq!(split("busybox"), ("busybox", None, None));
         assert_eq!(split("a/b:1"), ("a/b", Some("1"), None));
         assert_eq!(split("reg:5000/a"), ("reg:5000/a", None, None));

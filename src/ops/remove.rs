@@ -1,4 +1,4 @@
-//! `rm`: takes images out of the cache, with what only they led to.
+//! `rm`: removes images from the cache, with the content that only they need.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,24 +7,24 @@ use crate::cache::{Cache, RemovalReport, RemovalTarget};
 use super::OpsError;
 use super::reference::{self, ImageReference};
 
-/// What became of one reference.
+/// Result for one reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovedImage {
-    /// The reference, in full.
+    /// Whole reference.
     pub reference: String,
-    /// What went.
+    /// Removed content.
     #[serde(flatten)]
     pub removed: RemovalReport,
 }
 
-/// What was removed.
+/// Report of `rm`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveReport {
-    /// One for each reference, in their order.
+    /// One result for each reference, in the same order.
     pub images: Vec<RemovedImage>,
 }
 
-/// Removes images. All must be held, or none goes.
+/// Removes images. Removes none if one of them is not cached.
 pub async fn remove(cache: &Cache, references: &[String]) -> Result<RemoveReport, OpsError> {
     if references.is_empty() {
         return Err(OpsError::Invalid("no reference is named".to_owned()));
@@ -57,7 +57,7 @@ async fn target(cache: &Cache, named: &ImageReference) -> Result<RemovalTarget, 
         .await?;
     match (&named.tag, named.digest) {
         (Some(tag), None) => fact.map(|_| RemovalTarget::Tag(tag.clone())).ok_or_else(not_held),
-        // Both are named, so the tag has to stand for the digest.
+        // With a tag and a digest, the tag must name the digest.
         (Some(tag), Some(digest)) => {
             let stands = fact.is_some_and(|fact| fact.digest == digest);
             if stands { Ok(RemovalTarget::Tag(tag.clone())) } else { Err(not_held()) }

@@ -1,5 +1,6 @@
-//! The scrub: one walk over all that is held that asks whether it is intact and whether a tag leads to it, and removes
-//! what is left of things that have gone. From time to time, or when the operator wants it.
+//! Scrub: verifies all cached content, finds content that no tag needs, and removes leftovers of deleted content.
+//!
+//! It runs periodically, or when an operator starts it.
 
 use std::time::{Duration, Instant};
 
@@ -13,29 +14,29 @@ use crate::oci::Digest;
 use crate::store::Collected;
 use crate::telemetry::Metrics;
 
-/// How often it is looked whether something is due.
+/// Interval of the check whether content is due.
 const LOOK_EVERY: Duration = Duration::from_hours(1);
 
-/// What a walk found and did.
+/// Report of a scrub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubReport {
-    /// Manifests that are intact.
+    /// Intact manifests.
     pub manifests: u64,
-    /// Blobs that are intact.
+    /// Intact blobs.
     pub blobs: u64,
-    /// Bytes that were held against their digests.
+    /// Verified bytes.
     pub bytes: u64,
-    /// What was damaged, and has left the store.
+    /// Corrupt content that was removed.
     pub damaged: Vec<DamagedContent>,
-    /// What of that was fetched again.
+    /// Corrupt content that was fetched again.
     pub repaired: Vec<Digest>,
     /// Whether a tag leads to what is held.
     pub reached: Reachability,
-    /// What was removed because it led to nothing.
+    /// Removed leftovers.
     pub collected: Collected,
 }
 
-/// Keeps a number of bytes per second.
+/// Limit on the bytes per second.
 #[derive(Debug)]
 pub struct Pace {
     begin: Instant,
@@ -44,12 +45,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// `rate` bytes per second from now on; 0 is as many as there are.
+    /// Creates a limit of `rate` bytes per second. 0 means no limit.
     pub fn new(rate: u64) -> Self {
         Self { begin: Instant::now(), rate, done: 0 }
     }
 
-    /// How long to rest after `bytes` more, at `now`. Time that was lost is not made up for.
+    /// Returns the pause after `bytes` more at `now`. Lost time is not made up for.
     fn rest(&mut self, bytes: u64, now: Instant) -> Duration {
         if self.rate == 0 {
             return Duration::ZERO;
@@ -93,12 +94,12 @@ pub async fn verify(
     Ok(report)
 }
 
-/// How far a walk has come.
+/// Progress of a scrub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScrubProgress {
-    /// So many bytes are to be read.
+    /// Bytes to read.
     Due(u64),
-    /// So many more were read.
+    /// Bytes read since the last report.
     Read(u64),
 }
 
@@ -174,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pace_is_kept_and_lost_time_is_lost() {
+    fn pace_does_not_make_up_for_lost_time() {
         let mut pace = Pace::new(1000);
         let begin = pace.begin;
         assert_eq!(pace.rest(500, begin), Duration::from_millis(500));

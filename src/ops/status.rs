@@ -1,4 +1,4 @@
-//! `status`: how a larder is doing, on one screen.
+//! `status`: state of the server on one screen.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,70 +10,70 @@ use super::jobs::{JobState, JobView};
 use super::{Operations, OpsError};
 pub use crate::telemetry::Warning;
 
-/// How a larder is doing.
+/// Report of `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Status)]
 pub struct StatusReport {
-    /// What time it is, in milliseconds since 1970.
+    /// Time of the report, in milliseconds since 1970.
     pub now: u64,
-    /// Its version.
+    /// Version of larder.
     pub version: String,
-    /// What it does for whom; none if no larder runs, and only the store was looked at.
+    /// Figures of the running server. None if only the store was opened.
     pub service: Option<ServiceReport>,
-    /// The store.
+    /// State of the store.
     pub store: StoreStatus,
-    /// The upstreams, by name.
+    /// Upstreams, sorted by name.
     pub upstreams: Vec<UpstreamRow>,
-    /// Fills under way, oldest first.
+    /// Running fills, oldest first.
     pub fills: Vec<FillStatus>,
-    /// Child manifests that wait to be fetched.
+    /// Child manifests in the prefetch queue.
     pub children_queued: u64,
-    /// Child manifests that are left for later: the upstream's quota is low, or it is in trouble.
+    /// Child manifests that are deferred, because the upstream's quota is low or the upstream fails.
     pub children_deferred: u64,
-    /// Jobs under way.
+    /// Running jobs.
     pub jobs: Vec<JobView>,
-    /// What the log warned of lately, newest first.
+    /// Recent warnings of the log, newest first.
     pub warnings: Vec<Warning>,
 }
 
-/// What a larder that runs has done since its start.
+/// Figures of a running server since its start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Service)]
 pub struct ServiceReport {
-    /// When it began to serve, in milliseconds since 1970; all figures here count from then on.
+    /// Start time, in milliseconds since 1970.
     pub started_at: u64,
-    /// Where clients pull from: `http://…`, `https://…` or `unix:/…`.
+    /// Addresses for clients: `http://…`, `https://…` or `unix:/…`.
     pub addresses: Vec<String>,
-    /// Connections of clients that are open now.
+    /// Open client connections.
     pub connections: u64,
-    /// Requests that the cache took part in.
+    /// Requests to the cache.
     pub requests: u64,
-    /// Of these, those that cost no transfer of their own.
+    /// Requests that caused no download.
     pub hits: u64,
-    /// The share of them, between 0 and 1; none before the first request.
+    /// Share of hits in requests, between 0 and 1. None before the first request.
     pub hit_ratio: Option<f64>,
     /// Body bytes sent to clients.
     pub served: u64,
     /// Body bytes received from upstreams.
     pub fetched: u64,
-    /// Bytes that clients had and no upstream sent. What was fetched ahead counts against that.
+    /// Bytes sent to clients minus bytes fetched from upstreams, at least 0.
     pub saved: u64,
-    /// The share of them, between 0 and 1; none before the first byte.
+    /// Share of saved bytes in sent bytes, between 0 and 1. None before the first byte.
     pub byte_hit_ratio: Option<f64>,
 }
 
-/// One upstream.
+/// State of one upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Upstream)]
 pub struct UpstreamRow {
-    /// How it stands.
+    /// State of its endpoints.
     #[serde(flatten)]
     pub state: UpstreamState,
-    /// Body bytes received from it since the start.
+    /// Body bytes received from the upstream since the start.
     pub fetched: u64,
 }
 
-/// Tells how a larder is doing. Asks no upstream.
+/// Returns the state of the server. Contacts no upstream.
 pub async fn status(operations: &Operations) -> Result<StatusReport, OpsError> {
     let Operations { cache, metrics, clock, .. } = operations;
     let store = cache.store_status().await?;
@@ -117,9 +117,9 @@ fn service(operations: &Operations) -> Option<ServiceReport> {
     })
 }
 
-/// How much of `all` that is.
+/// Returns `part` divided by `all`, or `None` if `all` is 0.
 fn share(part: u64, all: u64) -> Option<f64> {
-    // A ratio for people; what a float cannot tell apart does not show.
+    // Precise enough for display.
     #[allow(clippy::cast_precision_loss)]
     (all > 0).then(|| part as f64 / all as f64)
 }
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_has_no_share() {
+    fn share_of_nothing_is_none() {
         assert_eq!(share(0, 0), None);
         assert_eq!(share(1, 4), Some(0.25));
         assert_eq!(share(4, 4), Some(1.0));

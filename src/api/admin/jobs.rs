@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use crate::api::body::Body;
+use crate::ops::encoding::ROOT;
 use crate::ops::job_spec::JobSpec;
 use crate::ops::jobs::{Job, JobState, JobView};
-use crate::ops::query::ROOT;
 
 use super::reply::{self, Refused};
 use super::request::{self, ApiRequest};

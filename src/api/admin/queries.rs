@@ -3,7 +3,8 @@
 use http::{Response, StatusCode};
 
 use crate::api::body::Body;
-use crate::ops::query::{Query, ROOT};
+use crate::ops::encoding::ROOT;
+use crate::ops::query::Query;
 use crate::ops::{check, inspect, list, status};
 
 use super::reply::{self, Refused};

@@ -1,7 +1,7 @@
-//! `export`: an image as an OCI layout in a tar, for tools that take one. What is not held is fetched on the way.
+//! `export`: sends an image as an OCI layout in a tar. Missing content is fetched during the export.
 //!
-//! What it will consist of is found out first, so that its length is known, and what is wrong is told, before the first byte
-//! leaves. Documents leave as they are. What cannot be sent whole is cut short of its length.
+//! The content is listed first, so that the length and most errors are known before the first byte is sent. Manifests
+//! are sent unchanged. An export that fails is shorter than its stated length.
 
 mod plan;
 mod search;
@@ -19,40 +19,40 @@ use crate::oci::{Digest, Repository};
 
 use self::plan::{ArchivePart, PlannedBlob};
 use self::search::Search;
+use super::encoding::{Pairs, target};
 use super::platform::Platform;
-use super::query::{Pairs, target};
 use super::warm::backoff;
 use super::{Operations, OpsError, reference};
 use crate::layout::{TAR_END, blob_path, file_header, padding};
 
-/// Pieces that may wait for whoever reads.
+/// Chunks that wait for the receiver at most.
 const QUEUE: usize = 4;
-/// Blobs that are fetched while an earlier one is sent.
+/// Blobs that are fetched ahead.
 const AHEAD: usize = 4;
-/// How often the rest of a blob is begun anew.
+/// Attempts to read a blob to its end.
 const ATTEMPTS: usize = 3;
 
-/// What is to be exported.
+/// Options of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ExportRequest {
-    /// The reference.
+    /// Reference of the image.
     pub reference: String,
-    /// Of an index the platforms that are wanted; none is all of them.
+    /// Platforms of an index to export. Empty means all.
     #[param(rename = "platform", required = false)]
     pub platforms: Vec<String>,
-    /// The name that it gets in the archive, if it is another.
+    /// Name of the image in the archive, if different.
     pub name: Option<String>,
-    /// Whether nothing may be fetched.
+    /// True to fetch nothing.
     #[param(required = false)]
     pub offline: bool,
 }
 
 impl ExportRequest {
-    /// Where this is, as a path and a query of the admin API.
+    /// Path in the admin API.
     pub const PATH: &str = "/export";
 
-    /// Path and query.
+    /// Returns the path and query.
     pub fn target(&self) -> String {
         let mut pairs = vec![("reference", self.reference.clone())];
         pairs.extend(self.platforms.iter().map(|it| ("platform", it.clone())));
@@ -61,7 +61,7 @@ impl ExportRequest {
         target(Self::PATH, pairs)
     }
 
-    /// Reads the query that `target` wrote.
+    /// Parses the query that `target` wrote.
     pub fn read(query: &str) -> Result<Self, OpsError> {
         let mut pairs = Pairs::of(query);
         let ask = Self {
@@ -74,49 +74,49 @@ impl ExportRequest {
     }
 }
 
-/// Where the admin API's answer has the report, as JSON.
+/// Response header with the report as JSON.
 pub const REPORT_HEADER: &str = "larder-report";
 
-/// What is exported.
+/// Report of an export.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Export)]
 pub struct ExportReport {
-    /// The reference, in full.
+    /// Whole reference.
     pub reference: String,
-    /// The whole name that the archive gives it; none for what has no tag.
+    /// Whole name in the archive. None for an image without a tag.
     pub name: Option<String>,
-    /// The digest of what the archive's index points at.
+    /// Digest of the image in the archive.
     pub digest: Digest,
-    /// Its media type.
+    /// Media type.
     pub media_type: String,
-    /// The platforms that are in it.
+    /// Platforms in the archive.
     pub platforms: Vec<String>,
-    /// Whether the archive has all that an index of it points at.
+    /// True if the archive has everything that the index points at.
     pub complete: bool,
-    /// Manifests in it, indexes included.
+    /// Manifests in the archive, indexes included.
     pub manifests: u64,
-    /// Blobs in it.
+    /// Blobs in the archive.
     pub blobs: u64,
-    /// Bytes of both.
+    /// Bytes of manifests and blobs.
     pub bytes: u64,
-    /// Of the blobs, those that were not held when it began.
+    /// Blobs that were not cached at the start.
     pub fetched: u64,
-    /// Why the tag could not be confirmed at its upstream, if it could not.
+    /// Reason why the upstream did not confirm the tag.
     pub stale: Option<String>,
 }
 
-/// An archive on its way.
+/// Running export.
 #[derive(Debug)]
 pub struct Export {
-    /// What is in it.
+    /// Report of the export.
     pub report: ExportReport,
-    /// Its length in bytes.
+    /// Length of the archive in bytes.
     pub length: u64,
-    /// Its bytes, in order. An error means that the rest does not come.
+    /// Chunks of the archive. After an error no more chunks follow.
     pub pieces: mpsc::Receiver<Result<Bytes, CacheError>>,
 }
 
-/// Begins an export.
+/// Starts an export.
 pub async fn export(operations: &Operations, ask: ExportRequest) -> Result<Export, OpsError> {
     let cache = operations.cache();
     let named = reference::parse(cache, &ask.reference)?;
@@ -141,16 +141,16 @@ pub async fn export(operations: &Operations, ask: ExportRequest) -> Result<Expor
     tokio::spawn(async move {
         if let Err(Stop::Failed(error)) = sending.run(&parts).await {
             tracing::warn!(reference = %sending.repository, %error, "an export broke off");
-            // Nobody may be there any more to hear of it.
+            // The receiver may be gone.
             let _ = sending.sender.send(Err(error)).await;
         }
     });
     Ok(Export { report, length, pieces })
 }
 
-/// Why an archive is not sent on.
+/// Reason why an export stops.
 enum Stop {
-    /// Nobody takes it.
+    /// The receiver was dropped.
     Gone,
     Failed(CacheError),
 }
@@ -161,7 +161,7 @@ impl From<CacheError> for Stop {
     }
 }
 
-/// An archive being sent.
+/// Sender of an archive.
 struct Sending {
     cache: Cache,
     repository: Repository,
@@ -171,7 +171,7 @@ struct Sending {
 
 impl Sending {
     async fn run(&self, parts: &[ArchivePart]) -> Result<(), Stop> {
-        // What it has begun ends with it, but for the fills, which are the cache's own.
+        // Dropping the set stops the waiting, not the fills, which the cache owns.
         let (mut ahead, mut begun) = (JoinSet::new(), 0);
         for (place, part) in parts.iter().enumerate() {
             for next in parts.iter().take(place + 1 + AHEAD).skip(begun.max(place + 1)) {
@@ -197,7 +197,7 @@ impl Sending {
         self.send(Bytes::from_static(&TAR_END)).await
     }
 
-    /// Sends a blob. What turns out to be damaged has left the store, and its rest is fetched, if it may be.
+    /// Sends a blob. If the cached copy is corrupt, the rest is fetched unless `offline` is set.
     async fn blob(&self, blob: &PlannedBlob) -> Result<(), Stop> {
         let mut at = 0;
         for _ in 1..ATTEMPTS {
@@ -241,7 +241,7 @@ fn is_worth_another(error: &CacheError) -> bool {
     error.is_retryable() || error.kind() == CacheErrorKind::Corrupt
 }
 
-/// Fetches a blob before it is sent. Whether that fails is told to who sends it.
+/// Fetches a blob before it is sent. An error is found again when the blob is sent.
 async fn fetch(cache: Cache, repository: Repository, digest: Digest) {
     let attempt = || cache.fetch_blob(&repository, &digest, |_| {});
     drop(attempt.retry(backoff()).when(CacheError::is_retryable).await);
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wish_comes_back_as_it_went() {
+    fn export_request_survives_encoding() {
         for ask in [
             ExportRequest { reference: "a:1".to_owned(), ..ExportRequest::default() },
             ExportRequest {

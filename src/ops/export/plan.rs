@@ -1,4 +1,4 @@
-//! What goes into an archive, in its order: what tells of the rest, documents, blobs.
+//! Content of an archive in its order: index files, manifests, blobs.
 
 use bytes::Bytes;
 use oci_spec::image::ANNOTATION_REF_NAME;
@@ -14,13 +14,13 @@ use crate::ops::reference::{self, ImageReference};
 
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// A manifest or an index.
+/// Manifest or index of an export.
 #[derive(Clone, Debug)]
 pub(super) struct PlannedDocument {
     pub(super) digest: Digest,
     pub(super) media_type: MediaType,
     pub(super) body: Bytes,
-    /// What the index says that it is for.
+    /// Platform in the index.
     pub(super) platform: Option<String>,
 }
 
@@ -34,7 +34,7 @@ impl PlannedDocument {
     }
 }
 
-/// A blob, and whether it is held already.
+/// Blob of an export.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlannedBlob {
     pub(super) digest: Digest,
@@ -42,31 +42,31 @@ pub(super) struct PlannedBlob {
     pub(super) held: bool,
 }
 
-/// What an archive will consist of.
+/// Content of an archive.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// What its index points at.
+    /// Manifest or index that the archive names.
     pub(super) root: PlannedDocument,
-    /// Everything below that.
+    /// Manifests below the root.
     pub(super) below: Vec<PlannedDocument>,
     pub(super) blobs: Vec<PlannedBlob>,
-    /// Whether that is all there is below an index of it.
+    /// True if everything below the index is included.
     pub(super) complete: bool,
-    /// Why the tag could not be confirmed.
+    /// Reason why the upstream did not confirm the tag.
     pub(super) stale: Option<String>,
 }
 
-/// A part of an archive.
+/// Entry of an archive.
 #[derive(Clone, Debug)]
 pub(super) enum ArchivePart {
-    /// A file that is at hand.
+    /// File in memory.
     File(String, Bytes),
-    /// One that the cache has, or fetches.
+    /// Blob that the cache has or fetches.
     Blob(PlannedBlob),
 }
 
 impl ArchivePart {
-    /// Bytes that it takes in the archive.
+    /// Returns the bytes that the entry takes in the archive.
     pub(super) fn length(&self) -> u64 {
         match self {
             Self::File(path, content) => entry_length(path, content.len() as u64),
@@ -75,7 +75,7 @@ impl ArchivePart {
     }
 }
 
-/// The whole name that an image gets, and its tag.
+/// Whole name of the image in the archive, and its tag.
 pub(super) type ArchiveName = (String, String);
 
 impl Plan {
@@ -83,7 +83,7 @@ impl Plan {
         std::iter::once(&self.root).chain(&self.below)
     }
 
-    /// All of it, in order.
+    /// Returns all entries in order.
     pub(super) fn parts(&self, name: Option<&ArchiveName>) -> Vec<ArchivePart> {
         let file = |path: &str, content: String| ArchivePart::File(path.to_owned(), content.into());
         let mut parts =
@@ -110,7 +110,7 @@ impl Plan {
         json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] })
     }
 
-    /// What docker's older versions read, if there is just one image for them.
+    /// Returns the `manifest.json` for docker before version 25, if the archive has exactly one image.
     fn docker(&self, name: Option<&ArchiveName>) -> Option<Value> {
         let is_image = |it: &&PlannedDocument| !it.is_index() && it.platform.as_deref() != Some(NO_IMAGE);
         let mut images = self.documents().filter(is_image);
@@ -128,7 +128,7 @@ impl Plan {
         Some(json!([{ "Config": blob_path(&config.digest), "RepoTags": tags, "Layers": layers }]))
     }
 
-    /// The same for people.
+    /// Returns the report of the export.
     pub(super) fn report(&self, named: &ImageReference, name: Option<ArchiveName>) -> ExportReport {
         let documents = self.documents().map(|it| it.body.len() as u64);
         let platforms = self.documents().filter_map(|it| it.platform.clone());
@@ -148,7 +148,7 @@ impl Plan {
     }
 }
 
-/// As a descriptor has it.
+/// Returns a platform as in a descriptor.
 fn platform(text: &str) -> Option<Value> {
     let mut parts = text.split('/');
     let mut platform = json!({ "os": parts.next()?, "architecture": parts.next()? });
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn dockers_older_versions_get_the_one_image() {
+    fn docker_manifest_is_written_for_one_image() {
         let name = ("docker.io/library/a:1".to_owned(), "1".to_owned());
         let index = || document(DOCKER_LIST, "{}".to_owned(), None);
         let docker = |plan: Plan| plan.docker(Some(&name));
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_has_its_names_and_its_platform() {
+    fn index_entry_has_name_and_platform() {
         let name = ("quay.io/a:1".to_owned(), "1".to_owned());
         let index = plan(image(OCI_CONFIG, Some("linux/arm/v7")), Vec::new()).index(Some(&name));
         let entry = &index["manifests"][0];

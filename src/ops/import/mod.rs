@@ -27,8 +27,8 @@ use self::images::Images;
 use self::names::ImportTarget;
 use self::spool::Spool;
 use super::check::MissingPart;
+use super::encoding::{Pairs, target};
 use super::image_tree::{ContentPart, ImageTree};
-use super::query::{Pairs, target};
 use super::{Operations, OpsError, reference};
 
 /// Largest marker file in bytes.
