@@ -9,7 +9,6 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use super::{pem, trust};
-use crate::config::schema;
 
 /// Error of the TLS set-up for an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,21 +26,34 @@ pub enum ClientTlsError {
     Setup(String),
 }
 
-/// Returns the TLS configuration for an upstream.
-pub fn client_config(name: &str, upstream: &schema::Upstream) -> Result<ClientConfig, ClientTlsError> {
+/// TLS settings for an upstream: trust, and the client certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientTls {
+    /// PEM file with certificate authorities trusted beside the built-in ones.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the client certificate.
+    pub client_cert: Option<PathBuf>,
+    /// PEM file with the private key of the client certificate.
+    pub client_key: Option<PathBuf>,
+    /// True to accept every certificate.
+    pub insecure_skip_verify: bool,
+}
+
+/// Returns the TLS configuration for the upstream `name`.
+pub fn client_config(name: &str, settings: &ClientTls) -> Result<ClientConfig, ClientTlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| ClientTlsError::Setup(error.to_string()))?;
     let unusable = |path: &Path, reason| ClientTlsError::File { path: path.to_owned(), reason };
-    let verifier: Arc<dyn ServerCertVerifier> = if upstream.insecure_skip_verify {
+    let verifier: Arc<dyn ServerCertVerifier> = if settings.insecure_skip_verify {
         tracing::warn!(upstream = name, "certificates are not verified (insecure_skip_verify)");
         Arc::new(AnyCertificate::new(&provider))
     } else {
-        trust::verifier(upstream.ca_file.as_deref(), provider).map_err(ClientTlsError::Setup)?
+        trust::verifier(settings.ca_file.as_deref(), provider).map_err(ClientTlsError::Setup)?
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-    let mut config = match (&upstream.client_cert, &upstream.client_key) {
+    let mut config = match (&settings.client_cert, &settings.client_key) {
         (Some(cert), Some(key)) => {
             let chain = pem::certificates(cert).map_err(|reason| unusable(cert, reason))?;
             let secret = pem::private_key(key).map_err(|reason| unusable(key, reason))?;
@@ -114,17 +126,17 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("ca.pem");
         std::fs::write(&path, "nothing here").expect("written");
-        let upstream = schema::Upstream { ca_file: Some(path.clone()), ..schema::Upstream::default() };
-        let error = client_config("reg.test", &upstream).expect_err("refused").to_string();
+        let settings = ClientTls { ca_file: Some(path.clone()), ..ClientTls::default() };
+        let error = client_config("reg.test", &settings).expect_err("refused").to_string();
         assert!(error.contains("ca.pem") && error.contains("no certificate"), "{error}");
         std::fs::remove_file(&path).expect("removed");
-        let error = client_config("reg.test", &upstream).expect_err("refused").to_string();
+        let error = client_config("reg.test", &settings).expect_err("refused").to_string();
         assert!(error.contains("ca.pem"), "{error}");
     }
 
     #[test]
     fn client_config_offers_both_http_versions() {
-        let config = client_config("reg.test", &schema::Upstream::default()).expect("a configuration");
+        let config = client_config("reg.test", &ClientTls::default()).expect("a configuration");
         assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
     }
 }

@@ -5,7 +5,7 @@ mod pem;
 mod server;
 mod trust;
 
-pub use client::{ClientTlsError, client_config};
+pub use client::{ClientTls, ClientTlsError, client_config};
 pub use pem::{certificates, private_key};
 pub use server::{Certificate, CertificateError, CertificateFiles};
 pub use trust::verifier;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::settings::EndpointSettings;
 use crate::config::file_watch::FileFingerprint;
 use crate::config::schema::Upstream;
+use crate::tls::ClientTls;
 
 /// Settings that endpoints are built from, and the content of the files that these name.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,8 +24,9 @@ impl EndpointFingerprint {
 
 /// Returns the files that are read when endpoints are built. Files with credentials are read when they are needed.
 pub fn files(upstream: &Upstream) -> Vec<PathBuf> {
-    let Upstream { ca_file, client_cert, client_key, .. } = upstream;
-    [ca_file, client_cert, client_key].into_iter().flatten().cloned().collect()
+    let ClientTls { ca_file, client_cert, client_key, insecure_skip_verify: _ } =
+        EndpointSettings::of(upstream).connection.tls;
+    [ca_file, client_cert, client_key].into_iter().flatten().collect()
 }
 
 #[cfg(test)]

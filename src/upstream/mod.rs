@@ -1,8 +1,8 @@
 //! Upstreams: the registries behind the cache, the router that finds the one for a request, and how each is asked.
 //!
 //! An upstream has endpoints, each a [`Source`] with its own health and quota. Requests go through the endpoints in
-//! order ([`attempts`]). Nothing here stores or verifies content. Only hosts that the configuration names are dialled,
-//! and hosts that these redirect to, within the rules of [`transport::address`].
+//! order (`attempts`). Nothing here stores or verifies content. Only hosts that the configuration names are dialled,
+//! and hosts that these redirect to, within the rules of `transport::address`.
 
 mod admission;
 mod attempts;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::schema::{self, Endpoint, Proxy};
+use crate::tls::ClientTls;
 
 /// Settings that the endpoints of an upstream are built from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub(crate) struct EndpointSettings {
 /// Settings of connections, the same for the registry and its mirrors. No secrets that an endpoint gets to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionSettings {
-    /// Trust and client certificate; all other keys have their defaults. A client certificate proves the possession of its key without showing the key.
-    pub(crate) tls: schema::Upstream,
+    /// Trust and client certificate. A client certificate proves the possession of its key without showing the key.
+    pub(crate) tls: ClientTls,
     pub(crate) allow_private: bool,
     pub(crate) proxy: Option<Proxy>,
     pub(crate) max_connections: usize,
@@ -80,12 +81,11 @@ impl EndpointSettings {
             tags_list: _,
             on_upstream_404: _,
         } = upstream;
-        let tls = schema::Upstream {
+        let tls = ClientTls {
             ca_file: ca_file.clone(),
             client_cert: client_cert.clone(),
             client_key: client_key.clone(),
             insecure_skip_verify: *insecure_skip_verify,
-            ..schema::Upstream::default()
         };
         Self {
             connection: ConnectionSettings {

@@ -12,7 +12,7 @@ use larder::config::Config;
 use larder::config::schema::{Endpoint, Upstream as Settings};
 use larder::oci::content::media::CANONICAL_ACCEPT;
 use larder::oci::{Name, Reference};
-use larder::source::{BlobBody, ByteRange, MANIFEST_MAX, OciLayout, Source, SourceError};
+use larder::source::{BlobBody, ByteRange, MANIFEST_MAX, OciLayout, Source, SourceError, open_blob};
 use larder::telemetry::Metrics;
 use larder::upstream::Upstreams;
 use serde_json::json;
@@ -338,6 +338,25 @@ async fn dropped_request_leaves_the_source_usable(fixture: Fixture) {
         }
     }
     assert!(bytes == *blob.bytes);
+}
+
+#[tokio::test]
+async fn open_blob_asks_sources_in_order() {
+    let empty = Registry::start();
+    let (empty_source, full) = (upstream(&empty.url()), oci_layout());
+    let (blob, name) = (&full.content.blob, name());
+    let digest = blob.digest.parse().unwrap();
+    let sources = [Arc::clone(&empty_source), Arc::clone(&full.source)];
+    let body = open_blob(&sources, &name, &digest, ByteRange::ALL).await.unwrap();
+    assert!(read(body).await.unwrap() == *blob.bytes);
+    let missing = Blob::new("missing").digest.parse().unwrap();
+    let found = open_blob(&sources, &name, &missing, ByteRange::ALL).await;
+    assert_eq!(found.map(drop), Err(SourceError::NotFound));
+    // A source that cannot be asked may have the blob.
+    empty.down();
+    let error = open_blob(&sources, &name, &missing, ByteRange::ALL).await.expect_err("an error");
+    assert!(error.is_outage(), "{error:?}");
+    assert!(open_blob(&sources, &name, &digest, ByteRange::ALL).await.is_ok());
 }
 
 macro_rules! contract {

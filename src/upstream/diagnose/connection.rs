@@ -20,6 +20,7 @@ use url::{Host, Url};
 use super::super::error::BuildError;
 use super::super::probe::Step;
 use super::super::registry::Registry;
+use super::super::settings::EndpointSettings;
 use super::super::transport::proxy;
 use super::End;
 use super::remedy::distrusted;
@@ -192,9 +193,13 @@ impl Registry {
             End
         };
         let upstream = self.http.upstream.as_str();
-        let mut config = tls::client_config(upstream, settings).map_err(|error| {
-            fail(BuildError::tls(upstream, error).to_string(), "correct the file or the key that is named")
-        })?;
+        let mut config = tls::client_config(upstream, &EndpointSettings::of(settings).connection.tls)
+            .map_err(|error| {
+                fail(
+                    BuildError::tls(upstream, error).to_string(),
+                    "correct the file or the key that is named",
+                )
+            })?;
         if peer == Peer::Proxy {
             config.alpn_protocols.clear();
         }
