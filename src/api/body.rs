@@ -1,4 +1,4 @@
-//! The body of an answer: nothing, bytes in memory, a blob as it is read, or what is made while it is sent.
+//! Body of a response: empty, in memory, a blob that is read while it is sent, or a stream from a task.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,51 +11,51 @@ use crate::cache::{BlobReader, CacheError};
 
 use super::request_log::RequestLog;
 
-/// What hyper sends after the head.
+/// Body of a response.
 #[derive(Debug)]
 pub enum Body {
-    /// Nothing.
+    /// No body.
     Empty,
     /// Bytes in memory.
     Whole(Bytes),
-    /// A blob, read while it is sent.
+    /// Blob that is read while it is sent.
     Blob(Box<BlobBody>),
-    /// What a task makes while it is sent.
+    /// Data that a task produces while it is sent.
     Stream(BodyStream),
 }
 
-/// Bytes that a task makes.
+/// Data that a task produces.
 #[derive(Debug)]
 pub struct BodyStream {
-    pieces: mpsc::Receiver<Result<Bytes, CacheError>>,
-    /// Bytes still to come, where known.
+    chunks: mpsc::Receiver<Result<Bytes, CacheError>>,
+    /// Bytes that remain, where known.
     left: Option<u64>,
 }
 
-/// A blob on its way to a client.
+/// Blob that is being sent to a client.
 #[derive(Debug)]
 pub struct BlobBody {
     reader: BlobReader,
-    /// Bytes still to come, where known.
+    /// Bytes that remain, where known.
     left: Option<u64>,
     sent: u64,
-    record: RequestLog,
+    log: RequestLog,
 }
 
 impl Body {
-    pub(super) fn blob(reader: BlobReader, length: Option<u64>, record: RequestLog) -> Self {
-        Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, record }))
+    pub(super) fn blob(reader: BlobReader, length: Option<u64>, log: RequestLog) -> Self {
+        Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, log }))
     }
 
-    pub(super) fn stream(pieces: mpsc::Receiver<Result<Bytes, CacheError>>, length: Option<u64>) -> Self {
-        Self::Stream(BodyStream { pieces, left: length })
+    pub(super) fn stream(chunks: mpsc::Receiver<Result<Bytes, CacheError>>, length: Option<u64>) -> Self {
+        Self::Stream(BodyStream { chunks, left: length })
     }
 }
 
 impl Drop for BlobBody {
     fn drop(&mut self) {
-        // Of a body of unknown length only its own end tells; that sets what is left to nothing.
-        self.record.ended(self.sent, self.left == Some(0));
+        // The end of a body of unknown length sets `left` to 0.
+        self.log.record_end(self.sent, self.left == Some(0));
     }
 }
 
@@ -78,14 +78,14 @@ impl http_body::Body for Body {
                     blob.left = blob.left.map(|left| left.saturating_sub(length));
                     Poll::Ready(Some(Ok(Frame::data(bytes))))
                 }
-                // An error makes hyper cut the connection, short of what the head promised.
+                // After an error hyper closes the connection before the length that the head announced.
                 Some(Err(error)) => Poll::Ready(Some(Err(error))),
                 None => {
                     blob.left.get_or_insert(0);
                     Poll::Ready(None)
                 }
             },
-            Self::Stream(stream) => match ready!(stream.pieces.poll_recv(cx)) {
+            Self::Stream(stream) => match ready!(stream.chunks.poll_recv(cx)) {
                 Some(Ok(bytes)) => {
                     stream.left = stream.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     Poll::Ready(Some(Ok(Frame::data(bytes))))

@@ -1,9 +1,8 @@
-//! HTTP in and out: what a request means, what the cache says to it, and which status that becomes.
+//! HTTP services: the registry API for clients, and the admin API and web page for operators.
 
 mod admin;
-mod blobs;
 mod body;
-mod lists;
+mod refusal;
 mod registry;
 mod request_log;
 mod response;

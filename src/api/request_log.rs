@@ -1,4 +1,4 @@
-//! One record per request: counted, and logged as one structured line when its body has ended.
+//! Access log: counts each request, and logs one line when its response has ended.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,68 +10,68 @@ use tracing::Span;
 use crate::oci::Name;
 use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 
-/// What is known of a request when its answer begins.
+/// Log entry of a request. It is written when it is dropped, at the latest.
 #[derive(Debug)]
 pub(super) struct RequestLog {
     pub(super) metrics: Arc<Metrics>,
     pub(super) logged: bool,
-    pub(super) begin: Instant,
+    pub(super) started: Instant,
     pub(super) method: http::Method,
-    /// Path only: queries may carry what is nobody's business.
+    /// Path without the query, which may contain secrets.
     pub(super) path: String,
-    /// Where the client is, unless it came by a socket in the file system.
+    /// Address of the client; `None` on a unix socket.
     pub(super) client: Option<SocketAddr>,
-    /// The request's name, for whoever looks for it in several logs.
+    /// Request id, by which the request is found in the logs of several programs.
     pub(super) id: HeaderValue,
     pub(super) repository: Option<Name>,
-    /// The tag or digest, as it was asked for.
+    /// Tag or digest in the request.
     pub(super) reference: Option<String>,
     pub(super) upstream: Option<Arc<str>>,
     pub(super) kind: RequestKind,
     pub(super) outcome: Outcome,
     pub(super) status: u16,
-    /// Why there is no content, if there is none.
+    /// Reason for which there is no content.
     pub(super) reason: Option<String>,
-    /// Whether the end was noted.
-    pub(super) over: bool,
-    /// Its span, which ends with it.
+    /// True after the end was recorded.
+    pub(super) ended: bool,
+    /// Trace span of the request.
     pub(super) span: Span,
 }
 
-/// What a request counts as whose client left before there was an answer; no client ever sees it.
-const CLIENT_LEFT: u16 = 499;
+/// Status of a request whose client disconnected before the response. It is logged and never sent.
+const CLIENT_DISCONNECTED: u16 = 499;
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
-        if self.over {
+        if self.ended {
             return;
         }
         if self.status == 0 {
-            self.status = CLIENT_LEFT;
-            self.reason = Some("the client left before there was an answer".to_owned());
-            self.answered();
+            self.status = CLIENT_DISCONNECTED;
+            self.reason = Some("the client disconnected before the response".to_owned());
+            self.record_head();
         }
-        self.ended(0, false);
+        self.record_end(0, false);
     }
 }
 
 impl RequestLog {
-    /// Counts the head of the answer.
-    pub(super) fn answered(&self) {
-        self.metrics.request(self.kind, self.outcome, self.status, self.begin.elapsed());
+    /// Counts the head of the response.
+    pub(super) fn record_head(&self) {
+        self.metrics.request(self.kind, self.outcome, self.status, self.started.elapsed());
         let repository = self.repository.as_ref().map(Name::as_str);
         trace::answered(&self.span, self.status, self.outcome.as_str(), self.upstream.as_deref(), repository);
     }
 
     /// Counts and logs the end of the body, complete or not.
-    pub(super) fn ended(&mut self, bytes: u64, complete: bool) {
-        self.over = true;
+    pub(super) fn record_end(&mut self, bytes: u64, complete: bool) {
+        self.ended = true;
         self.metrics.served(self.kind, bytes);
         trace::ended(&self.span, bytes, complete);
         if !self.logged {
             return;
         }
-        let ms = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
             client = self.client.map(tracing::field::display),
             id = self.id.to_str().unwrap_or_default(),
@@ -91,30 +91,30 @@ impl RequestLog {
     }
 }
 
-/// The name of a request, as clients and the proxies before us have it.
+/// Header with the request id, as clients and reverse proxies use it.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// No longer name is taken from a client.
-const ID_LONGEST: usize = 128;
+/// Maximum length of a request id from a client.
+const ID_MAX: usize = 128;
 
-/// The request's name: the client's own if it is one that can stand in every log, else one that is made here.
+/// Returns the request id: the client's own if it is printable and short, else a new one.
 ///
-/// Upstreams never see it: what they are asked is for all who wait, and is nobody's business there.
+/// The id is not sent to upstreams, because one upstream request can serve many clients.
 pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let mut given = headers.get_all(REQUEST_ID).iter();
     let only = given.next().filter(|_| given.next().is_none());
-    let sane = |id: &&HeaderValue| {
-        (1..=ID_LONGEST).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    let is_valid = |id: &&HeaderValue| {
+        (1..=ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    match only.filter(sane) {
+    match only.filter(is_valid) {
         Some(id) => id.clone(),
         None => HeaderValue::try_from(format!("{:032x}", fastrand::u128(..)))
-            // Hexadecimal digits always are a header's value.
+            // Hexadecimal digits are always valid in a header.
             .unwrap_or_else(|_| HeaderValue::from_static("-")),
     }
 }
 
-/// A path comes from a client: what the log shows of it is bounded and printable.
+/// Text from a client. In the log it is limited in length and printable.
 struct Printable<'a>(&'a str);
 
 impl std::fmt::Display for Printable<'_> {
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_keeps_a_sane_name_and_gets_one_otherwise() {
+    fn request_id_keeps_a_valid_id_and_replaces_others() {
         let id = |values: &[&[u8]]| {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -143,13 +143,13 @@ mod tests {
             request_id(&headers)
         };
         assert_eq!(id(&[b"0af7-6519/x"]), "0af7-6519/x");
-        assert_eq!(id(&[&[b'x'; ID_LONGEST]]).len(), ID_LONGEST);
-        let long = [b'x'; ID_LONGEST + 1];
-        let insane: [&[&[u8]]; 6] = [&[], &[b""], &[b"a b"], &[b"caf\xe9"], &[&long], &[b"one", b"two"]];
-        for insane in insane {
-            let made = id(insane);
+        assert_eq!(id(&[&[b'x'; ID_MAX]]).len(), ID_MAX);
+        let long = [b'x'; ID_MAX + 1];
+        let invalid: [&[&[u8]]; 6] = [&[], &[b""], &[b"a b"], &[b"caf\xe9"], &[&long], &[b"one", b"two"]];
+        for invalid in invalid {
+            let made = id(invalid);
             assert!(made.len() == 32 && made.as_bytes().iter().all(u8::is_ascii_hexdigit), "{made:?}");
-            assert_ne!(made, id(insane));
+            assert_ne!(made, id(invalid));
         }
     }
 }

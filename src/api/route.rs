@@ -1,10 +1,11 @@
-//! What a path asks for. Names are read from the right, because a component of a name may be called `blobs`.
+//! Parser for paths and queries of the registry API. Paths are parsed from the right, because a component of a
+//! repository name may be called `blobs`.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// A resource of the `/v2` API; its parts are decoded and not yet checked.
+/// Resource of the registry API. Its parts are percent-decoded and not validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resource {
     /// `/v2/`.
@@ -22,7 +23,7 @@ pub(super) enum Resource {
 }
 
 impl Resource {
-    /// The tag or digest among it.
+    /// Returns the tag or digest.
     pub(super) fn reference(&self) -> Option<&str> {
         match self {
             Self::Manifest(reference) => Some(reference),
@@ -32,19 +33,19 @@ impl Resource {
     }
 }
 
-/// Where a request goes.
+/// Parsed path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
-    /// What stands before `/v2`, as dockerd and containerd put it.
+    /// Path segment before `/v2`, as dockerd and containerd send it for a mirror with a path.
     pub(super) prefix: Option<String>,
-    /// The repository's name as written; empty for what belongs to none.
+    /// Name of the repository as written; empty for resources without a repository.
     pub(super) name: String,
-    /// What of it.
+    /// Resource of the repository.
     pub(super) resource: Resource,
 }
 
 impl Route {
-    /// Reads a raw path; `None` if it belongs to no resource. It is percent-decoded here, once.
+    /// Parses a raw path and percent-decodes it once. Returns `None` if the path names no resource.
     pub(super) fn parse(path: &str) -> Option<Self> {
         let path: Cow<'_, str> = percent_decode_str(path).decode_utf8().ok()?;
         let (prefix, rest) = split_version(&path)?;
@@ -87,21 +88,21 @@ fn split_version(path: &str) -> Option<(Option<&str>, &str)> {
     rest.strip_prefix("v2/").map(|rest| (Some(prefix), rest))
 }
 
-/// The query parameters that mean something here, decoded.
+/// Known parameters of a query, decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RegistryQuery {
-    /// The registry that the client means.
+    /// Registry that the client addresses.
     pub(super) ns: Option<String>,
     /// Page size.
     pub(super) n: Option<String>,
-    /// Where the page begins, exclusive.
+    /// Last entry of the previous page.
     pub(super) last: Option<String>,
-    /// The only type of referrers to list.
+    /// Artifact type of the referrers to list.
     pub(super) artifact_type: Option<String>,
 }
 
 impl RegistryQuery {
-    /// Reads a raw query; the first of repeated parameters counts, unknown ones do not.
+    /// Parses a raw query. The first of repeated parameters is used; unknown parameters are ignored.
     pub(super) fn parse(query: Option<&str>) -> Self {
         let mut found = Self::default();
         let Some(query) = query else { return found };
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_from_the_right() {
+    fn route_is_parsed_from_the_right() {
         assert_eq!(
             parse("/v2/a/blobs/b/manifests/latest"),
             Some(plain("a/blobs/b", Resource::Manifest("latest".into())))
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn both_places_of_a_prefix() {
+    fn route_accepts_a_prefix_before_and_after_v2() {
         assert_eq!(
             parse("/ghcr.io/v2/o/a/manifests/1"),
             Some((Some("ghcr.io".into()), "o/a".into(), Resource::Manifest("1".into())))
@@ -165,19 +166,19 @@ mod tests {
         assert_eq!(parse("/ghcr.io/v2/"), Some((Some("ghcr.io".into()), String::new(), Resource::Base)));
         assert_eq!(parse("/v2"), Some(plain("", Resource::Base)));
         assert_eq!(parse("/v2/_catalog"), Some(plain("", Resource::Catalog)));
-        // A repository called v2 is no prefix.
+        // A repository with the name v2 is not a prefix.
         assert_eq!(parse("/v2/v2/manifests/1"), Some(plain("v2", Resource::Manifest("1".into()))));
     }
 
     #[test]
-    fn decoded_once_and_no_more() {
+    fn route_is_decoded_once() {
         assert_eq!(parse("/v2/a/blobs/sha256%3Ax"), Some(plain("a", Resource::Blob("sha256:x".into()))));
         assert_eq!(parse("/v2/a/blobs/sha256%253Ax"), Some(plain("a", Resource::Blob("sha256%3Ax".into()))));
         assert_eq!(parse("/v2/%ff/blobs/x"), None);
     }
 
     #[test]
-    fn the_rest_is_nothing() {
+    fn route_rejects_other_paths() {
         for path in
             ["/", "/v1/_ping", "/v2/a", "/v2/a/b", "/v2//manifests/x", "/v2/a/blobs/uploads/x", "/a/b/v2/"]
         {
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_decoded() {
+    fn query_is_decoded() {
         let query =
             RegistryQuery::parse(Some("ns=myreg.io%3A5000&n=3&last=a%2Bb&x=y&n=9&artifactType=a%2Fb"));
         assert_eq!(query.ns.as_deref(), Some("myreg.io:5000"));

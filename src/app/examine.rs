@@ -11,7 +11,7 @@ use rustix::fs::{Access, access, statfs, statvfs};
 use rustix::process::{Resource, getrlimit};
 use tokio::task::JoinSet;
 
-use super::{Offline, is_in_use};
+use super::offline::{Offline, is_in_use};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema::OnCorruption;

@@ -1,4 +1,4 @@
-//! A configuration that is read again while larder runs: followed where that is safe, and what takes a restart is said.
+//! Reload of the configuration: applies changed keys while the server runs, and reports keys that need a restart.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,20 +19,23 @@ use crate::telemetry::{LogLevel, NO_DEDUP};
 use crate::tls::Certificate;
 use crate::upstream;
 
-/// Puts the configuration together again, checked; the error is one sentence for people.
+use super::limits::{admin_limits, client_limits, registry_options};
+use super::systemd;
+
+/// Loads and validates the configuration. The error is a message for people.
 pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
-/// Where another configuration comes from, and when.
+/// Source of a changed configuration.
 pub struct Reload {
-    /// Brings something whenever all is to be read again, whether or not it has changed.
-    pub asked: mpsc::Receiver<()>,
-    /// Puts the configuration together again.
+    /// Requests to reload, for example by SIGHUP. They reload even if no file has changed.
+    pub requests: mpsc::Receiver<()>,
+    /// Loads the configuration.
     pub load: Load,
-    /// The file that is watched, if there is one.
+    /// Configuration file to watch.
     pub file: Option<PathBuf>,
-    /// What it held before it was read: what has changed since then is found.
+    /// State of the file from before it was read, so that a change since then is found.
     pub read: FileFingerprint,
-    /// The log's level, to be changed.
+    /// Level of the log.
     pub level: LogLevel,
 }
 
@@ -42,8 +45,8 @@ impl std::fmt::Debug for Reload {
     }
 }
 
-/// What runs and can follow another configuration.
-pub(super) struct Running {
+/// Parts of the server that apply a changed configuration.
+pub(super) struct ReloadTargets {
     pub(super) config: Config,
     pub(super) cache: Cache,
     pub(super) operations: Operations,
@@ -52,34 +55,38 @@ pub(super) struct Running {
     pub(super) admin_limits: watch::Sender<ConnectionLimits>,
     pub(super) scrub: watch::Sender<Scrub>,
     pub(super) certificates: Vec<Certificate>,
-    /// What the service manager shows.
+    /// Status text for the service manager.
     pub(super) status: String,
 }
 
-/// The files that are watched: the configuration's own, and those that it names and that are read only once.
-struct Watched {
+/// Watched files: the configuration file, and files that it refers to and that are read only at a reload.
+struct WatchedFiles {
     file: Vec<PathBuf>,
-    named: Vec<PathBuf>,
+    referenced: Vec<PathBuf>,
     watches: [FileWatch; 2],
 }
 
-impl Watched {
-    /// What has been read of both is what was there before it was read.
+impl WatchedFiles {
+    /// Starts with the state of the files from before they were read.
     fn new(file: Option<PathBuf>, read: [FileFingerprint; 2], config: &Config) -> Self {
-        Self { file: file.into_iter().collect(), named: named(config), watches: read.map(FileWatch::new) }
+        Self {
+            file: file.into_iter().collect(),
+            referenced: referenced_files(config),
+            watches: read.map(FileWatch::new),
+        }
     }
 
-    fn look(&self) -> [FileFingerprint; 2] {
-        [FileFingerprint::of(&self.file), FileFingerprint::of(&self.named)]
+    fn fingerprints(&self) -> [FileFingerprint; 2] {
+        [FileFingerprint::of(&self.file), FileFingerprint::of(&self.referenced)]
     }
 
-    /// Whether all is to be read again: because somebody `told` so, or because something has changed and come to rest.
+    /// Returns true if the configuration must be reloaded: on request, or after a file has changed and is stable again.
     /// Blocks.
-    fn is_due(&mut self, told: bool) -> bool {
-        let found = self.look();
-        let mut due = told;
+    fn is_due(&mut self, requested: bool) -> bool {
+        let found = self.fingerprints();
+        let mut due = requested;
         for (watch, found) in self.watches.iter_mut().zip(found) {
-            if told {
+            if requested {
                 watch.set_current(found);
             } else {
                 due |= watch.is_new_and_stable(found);
@@ -88,32 +95,34 @@ impl Watched {
         due
     }
 
-    /// Watches what another configuration names. Blocks.
-    fn follow(&mut self, config: &Config) {
-        let now = named(config);
-        if now != self.named {
-            self.named = now;
-            self.watches[1].set_current(FileFingerprint::of(&self.named));
+    /// Watches the files that a changed configuration refers to. Blocks.
+    fn update(&mut self, config: &Config) {
+        let files = referenced_files(config);
+        if files != self.referenced {
+            self.referenced = files;
+            self.watches[1].set_current(FileFingerprint::of(&self.referenced));
         }
     }
 }
 
-/// The files that a configuration names and that are read when it is followed. Certificates of our own are watched where
-/// they are used, and files with credentials are read when they are needed.
-pub(super) fn named(config: &Config) -> Vec<PathBuf> {
+/// Returns the files that a configuration refers to and that are read only when it is applied. The server's own
+/// certificates are watched by the TLS layer, and files with credentials are read when they are needed.
+pub(super) fn referenced_files(config: &Config) -> Vec<PathBuf> {
     config.upstream.values().flat_map(upstream::files).collect()
 }
 
-/// Follows the configuration until nobody can ask for it any more. `read` is what the named files held before.
-pub(super) async fn attend(mut running: Running, reload: Reload, read: FileFingerprint) {
-    let Reload { mut asked, load, file, read: file_read, level } = reload;
-    let mut watched = Watched::new(file, [file_read, read], &running.config);
+/// Reloads the configuration on request and after changes of files, until the sender of requests is dropped.
+///
+/// `referenced` is the state of the referenced files from before they were read.
+pub(super) async fn run(mut targets: ReloadTargets, reload: Reload, referenced: FileFingerprint) {
+    let Reload { mut requests, load, file, read, level } = reload;
+    let mut watched = WatchedFiles::new(file, [read, referenced], &targets.config);
     let load = Arc::new(load);
     let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let told = tokio::select! {
-            told = asked.recv() => match told {
+        let requested = tokio::select! {
+            request = requests.recv() => match request {
                 Some(()) => true,
                 None => return,
             },
@@ -121,69 +130,69 @@ pub(super) async fn attend(mut running: Running, reload: Reload, read: FileFinge
         };
         level.report_suppressed(Instant::now());
         let (load, level) = (Arc::clone(&load), level.clone());
-        let turn = tokio::task::spawn_blocking(move || {
-            if watched.is_due(told) {
-                super::systemd::reloading();
-                if told {
-                    running.certificates.iter().for_each(Certificate::reload);
+        let pass = tokio::task::spawn_blocking(move || {
+            if watched.is_due(requested) {
+                systemd::reloading();
+                if requested {
+                    targets.certificates.iter().for_each(Certificate::reload);
                 }
-                running.read(&load, &level);
-                watched.follow(&running.config);
-                super::systemd::ready(&running.status);
+                targets.reload(&load, &level);
+                watched.update(&targets.config);
+                systemd::ready(&targets.status);
             }
-            (running, watched)
+            (targets, watched)
         });
-        match turn.await {
-            Ok(back) => (running, watched) = back,
+        match pass.await {
+            Ok(state) => (targets, watched) = state,
             // The runtime ends.
             Err(_) => return,
         }
     }
 }
 
-impl Running {
-    /// Reads the configuration and follows it; after an error all stays as it is. Blocks.
-    fn read(&mut self, load: &Load, level: &LogLevel) {
-        match load().and_then(|config| self.follow(&config, level)) {
+impl ReloadTargets {
+    /// Loads and applies the configuration. After an error, nothing has changed. Blocks.
+    fn reload(&mut self, load: &Load, level: &LogLevel) {
+        match load().and_then(|config| self.apply(&config, level)) {
             Ok(changes) => report(&changes),
             Err(error) => {
-                tracing::error!(target: NO_DEDUP, error, "the configuration cannot be used and stays as it was");
+                tracing::error!(target: NO_DEDUP, error, "configuration not reloaded; the previous one stays in effect");
             }
         }
     }
 
-    fn follow(&mut self, config: &Config, level: &LogLevel) -> Result<Vec<KeyChange>, String> {
-        let turn = change::compare(&self.config, config).map_err(|error| error.to_string())?;
-        let next = turn.next;
-        // First what may fail, so that it can be taken back.
+    fn apply(&mut self, config: &Config, level: &LogLevel) -> Result<Vec<KeyChange>, String> {
+        let comparison = change::compare(&self.config, config).map_err(|error| error.to_string())?;
+        let next = comparison.next;
+        // Steps that can fail come first, so that they can be undone.
         if next.log.level != self.config.log.level {
             level.follow(&next.log.level).map_err(|error| error.to_string())?;
         }
         if let Err(error) = self.cache.reload(&next) {
-            // This level was right before, and is so again.
+            // The old level was valid, so this cannot fail.
             let _ = level.follow(&self.config.log.level);
             return Err(error.to_string());
         }
-        self.registry.follow(super::registry_options(&next));
-        self.limits.send_replace(super::limits(&next));
-        self.admin_limits.send_replace(super::admin_limits(&next));
+        self.registry.set_options(registry_options(&next));
+        self.limits.send_replace(client_limits(&next));
+        self.admin_limits.send_replace(admin_limits(&next));
         self.scrub.send_replace(next.scrub.clone());
         self.operations.follow(next.clone());
         self.config = next;
-        Ok(turn.changes)
+        Ok(comparison.changes)
     }
 }
 
-/// Says what is different now, and what will only be after a restart.
+/// Logs the changed keys that are in effect, and those that need a restart.
 fn report(changes: &[KeyChange]) {
     let (later, now): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.needs_restart());
     let listed =
         |changes: &[&KeyChange]| changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     match now.as_slice() {
-        [] => tracing::info!("the configuration was read again, and no key has changed"),
-        now => tracing::info!(changed = listed(now), "the configuration was read again and is followed"),
+        [] => tracing::info!("configuration reloaded, no key has changed"),
+        now => tracing::info!(changed = listed(now), "configuration reloaded, changes are in effect"),
     }
     if !later.is_empty() {
-        tracing::warn!(target: NO_DEDUP, keys = listed(&later), "these changes need a restart and are not followed until then");
+        tracing::warn!(target: NO_DEDUP, keys = listed(&later), "changed keys that take effect after a restart");
     }
 }

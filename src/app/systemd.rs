@@ -1,45 +1,45 @@
-//! What systemd is told (`sd_notify(3)`): ready, reloading, stopping, alive, and a line for `systemctl status`. Without
-//! systemd, nothing.
+//! Notifications to systemd (`sd_notify(3)`): ready, reloading, stopping, watchdog, and the text of `systemctl status`.
+//! Without systemd nothing is sent.
 
 use std::future::Future;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Tells it; who does not listen is no reason to stop.
-fn tell(states: &[NotifyState<'_>]) {
+/// Sends a notification. A failure is not an error of the server.
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager could not be told");
+        tracing::debug!(%error, "cannot notify the service manager");
     }
 }
 
-/// Requests are served.
+/// Reports that requests are served.
 pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// A configuration is read again; [`ready`] ends it.
+/// Reports that the configuration is reloaded. [`ready`] ends the reload.
 pub(super) fn reloading() {
-    // `Type=notify-reload` goes by the time, to tell this from an earlier one.
+    // `Type=notify-reload` requires the time.
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
     }
 }
 
-/// The end has begun.
+/// Reports that shutdown has begun.
 pub(super) fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Tells the watchdog that the runtime runs, twice in the time that it waits (`WatchdogSec=`). `None` without one.
+/// Returns the task that notifies the watchdog twice per `WatchdogSec=`; `None` without a watchdog.
 pub(super) fn watchdog() -> Option<impl Future<Output = ()> + Send> {
     let every = sd_notify::watchdog_enabled()?.checked_div(2).filter(|every| *every > Duration::ZERO)?;
     Some(async move {
         let mut ticks = tokio::time::interval(every);
         loop {
             ticks.tick().await;
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
     })
 }

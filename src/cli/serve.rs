@@ -26,9 +26,9 @@ pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
         let (level, traces) = app::init_telemetry(&config.log, &config.trace)?;
         let shutdown = shutdown_signal()?;
         // Watch SIGHUP before the start, which takes time: an unwatched SIGHUP ends the process.
-        let asked = reload_signal()?;
+        let requests = reload_signal()?;
         let load = Box::new(move || settings.load().map_err(|error| sentence(&error)));
-        let reload = Reload { asked, load, file, read, level };
+        let reload = Reload { requests, load, file, read, level };
         let served = App::build(config, passed).await?.reloading(reload).run(shutdown).await;
         if let Some(traces) = traces {
             tokio::task::spawn_blocking(move || traces.finish()).await?;

@@ -55,7 +55,7 @@ systemctl reload larder
 is "a reload is followed" logged 'changed="cache.tag_ttl'
 echo 'nonsense = [' >>$config
 systemctl reload larder
-is "a broken file changes nothing" logged "the configuration cannot be used and stays as it was"
+is "a broken file changes nothing" logged "configuration not reloaded; the previous one stays in effect"
 sed -i '$d' $config
 is "root's larder finds it" larder status --config $config
 kill -STOP "$(property MainPID)"

@@ -11,10 +11,10 @@ use serde_json::Value;
 use support::house::TAG;
 use support::{Auth, Fault, Image, Issued, Larder, Registry, Setup, TlsServer, When, eventually};
 
-const FOLLOWED: &str = "the configuration was read again and is followed";
-const UNCHANGED: &str = "the configuration was read again, and no key has changed";
-const REFUSED: &str = "the configuration cannot be used and stays as it was";
-const LATER: &str = "these changes need a restart and are not followed until then";
+const FOLLOWED: &str = "configuration reloaded, changes are in effect";
+const UNCHANGED: &str = "configuration reloaded, no key has changed";
+const REFUSED: &str = "configuration not reloaded; the previous one stays in effect";
+const LATER: &str = "changed keys that take effect after a restart";
 
 fn house() -> (Registry, Image, Setup) {
     let registry = Registry::start();

@@ -81,7 +81,7 @@ fn missing_service_manager_is_harmless() {
     larder.get("/v2/").is_ok_with(b"{}");
     larder.hang_up();
     larder.wait_for_line("the reload", |line| {
-        line["message"].as_str().is_some_and(|m| m.contains("read again"))
+        line["message"].as_str().is_some_and(|m| m.contains("configuration reloaded"))
     });
     larder.terminate();
     assert!(larder.wait_exit().success());

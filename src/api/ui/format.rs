@@ -1,11 +1,11 @@
-//! Figures and times as people read them, and exactly.
+//! Formatting of sizes, times, numbers and links for people.
 
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use url::form_urlencoded;
 
-/// Bytes: rounded where it is shown, exact where somebody looks closer.
+/// Number of bytes; displayed in a unit such as MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ByteCount(pub(super) u64);
 
@@ -16,12 +16,13 @@ impl fmt::Display for ByteCount {
 }
 
 impl ByteCount {
+    /// Returns the exact number of bytes.
     pub(super) fn exact(self) -> String {
         format!("{} bytes", thousands(self.0))
     }
 }
 
-/// A time, seen from now; both in milliseconds since 1970.
+/// Time relative to now, such as "5 minutes ago"; both in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RelativeTime {
     pub(super) at: u64,
@@ -40,15 +41,15 @@ impl fmt::Display for RelativeTime {
 }
 
 impl RelativeTime {
-    /// As RFC 3339 has it, in UTC.
+    /// Returns the time as RFC 3339, in UTC.
     pub(super) fn exact(self) -> String {
-        // Beyond the year 9999 no clock is right.
+        // RFC 3339 ends with the year 9999.
         let at = Duration::from_millis(self.at.min(253_402_300_799_000));
         humantime::format_rfc3339_seconds(UNIX_EPOCH + at).to_string()
     }
 }
 
-/// A length of time in milliseconds, in one unit.
+/// Duration in milliseconds; displayed in its largest unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HumanDuration(pub(super) u64);
 
@@ -65,7 +66,7 @@ impl fmt::Display for HumanDuration {
     }
 }
 
-/// A number with its thousands apart.
+/// Formats a number with separators between thousands.
 pub(super) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -78,17 +79,17 @@ pub(super) fn thousands(number: u64) -> String {
     text
 }
 
-/// So many of a thing.
+/// Formats a number with its noun in singular or plural.
 pub(super) fn plural(number: u64, one: &str) -> String {
     format!("{} {one}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 
-/// A share between 0 and 1.
+/// Formats a ratio between 0 and 1.
 pub(super) fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", share * 100.0))
 }
 
-/// As much of a digest as tells it from others at a glance.
+/// Shortens a digest for display.
 pub(super) fn short_digest(digest: &str) -> String {
     match digest.split_once(':') {
         Some((algorithm, rest)) => format!("{algorithm}:{}", rest.chars().take(12).collect::<String>()),
@@ -96,7 +97,7 @@ pub(super) fn short_digest(digest: &str) -> String {
     }
 }
 
-/// Where an image has its page.
+/// Returns the link to the page of an image.
 pub(super) fn image_url(path: &str, reference: &str, more: &[(&str, &str)]) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("reference", reference).extend_pairs(more);
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_from_now() {
+    fn relative_time_is_relative_to_now() {
         let when = |at, now| RelativeTime { at, now }.to_string();
         assert_eq!(when(0, 500), "just now");
         assert_eq!(when(0, 1000), "1 second ago");
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_and_links_are_cut_and_written() {
+    fn digest_is_shortened_and_link_is_encoded() {
         assert_eq!(short_digest("sha256:0123456789abcdef"), "sha256:0123456789ab");
         assert_eq!(short_digest("nothing"), "nothing");
         assert_eq!(

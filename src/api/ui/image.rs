@@ -11,10 +11,10 @@ use crate::ops::{Operations, OpsError, check, reference};
 
 use super::format::{self, ByteCount, RelativeTime, plural, short_digest};
 use super::images::{PlatformChip, chips, fresh};
+use super::page::{PageFrame, render};
 use super::pull_commands::{PullAddress, PullCommand};
-use super::raw::asked;
+use super::raw;
 use super::status_view::Badge;
-use super::{PageFrame, render};
 
 /// Entries of a list in somebody's document that are shown; the raw document has all.
 const SHOWN: usize = 200;
@@ -123,7 +123,7 @@ struct HistoryStep {
 
 /// The page of what the query asks for.
 pub(super) async fn page(operations: &Operations, query: &str) -> Result<String, OpsError> {
-    let ask = InspectQuery { config: false, ..asked(query)? };
+    let ask = InspectQuery { config: false, ..raw::parse(query)? };
     let cache = operations.cache();
     let report = inspect::inspect(cache, ask.clone()).await?;
     let platforms = ask.platform.clone().into_iter().collect();

@@ -9,8 +9,8 @@ use crate::ops::platform::NO_IMAGE;
 use crate::ops::{Operations, OpsError};
 
 use super::format::{self, ByteCount, RelativeTime, plural, short_digest};
+use super::page::{PageFrame, render};
 use super::status_view::Badge;
-use super::{PageFrame, render};
 
 /// Rows on a page: more are nothing to read, and a search finds them.
 const SHOWN: usize = 1000;

@@ -4,9 +4,9 @@ use askama::Template;
 
 use crate::ops::{Operations, OpsError, status};
 
+use super::page::{PageFrame, render};
 use super::pull_commands::{PullAddress, PullCommand};
 use super::status_view::{JobRow, StatusView, job_row};
-use super::{PageFrame, render};
 
 /// What the first command of whoever tries larder pulls: small, and there for every platform.
 const FIRST: &str = "library/alpine:3";

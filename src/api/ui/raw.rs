@@ -1,4 +1,4 @@
-//! The documents themselves, byte for byte, as text that no browser takes for anything else.
+//! Raw documents, byte for byte, as plain text that a browser does not interpret.
 
 use http::header::ETAG;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
@@ -6,33 +6,35 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use crate::ops::query::Query;
 use crate::ops::{Operations, OpsError, inspect};
 
-use super::{Body, answered};
+use crate::api::body::Body;
 
-/// Nothing at all may come of what somebody pushed.
+use super::response::respond;
+
+/// Content security policy of a raw document: everything is forbidden.
 const POLICY: &str =
     "default-src 'none'; sandbox; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// What the query asks to inspect.
-pub(super) fn asked(query: &str) -> Result<inspect::InspectQuery, OpsError> {
+/// Parses the query of an image page or raw document.
+pub(super) fn parse(query: &str) -> Result<inspect::InspectQuery, OpsError> {
     match Query::read("/inspect", query) {
         Some(Ok(Query::Inspect(ask))) => Ok(ask),
         Some(Err(error)) => Err(error),
-        _ => Err(OpsError::Invalid("no reference is named".to_owned())),
+        _ => Err(OpsError::Invalid("`reference` is missing".to_owned())),
     }
 }
 
-/// A manifest, index or config.
+/// Returns a manifest, an index or a config.
 pub(super) async fn document(operations: &Operations, query: &str) -> Result<Response<Body>, OpsError> {
-    let report = inspect::inspect(operations.cache(), asked(query)?).await?;
+    let report = inspect::inspect(operations.cache(), parse(query)?).await?;
     let Some(raw) = report.raw else { return Err(OpsError::NotHeld(report.says)) };
     let media_type = "text/plain; charset=utf-8";
-    let mut answer = answered(StatusCode::OK, media_type, "private, no-cache", POLICY, raw.into());
+    let mut response = respond(StatusCode::OK, media_type, "private, no-cache", POLICY, raw.into());
     let digest = report.digest.to_string();
     let name = HeaderName::from_static("docker-content-digest");
     for (name, value) in [(name, digest.clone()), (ETAG, format!("\"{digest}\""))] {
         if let Ok(value) = HeaderValue::try_from(value) {
-            answer.headers_mut().insert(name, value);
+            response.headers_mut().insert(name, value);
         }
     }
-    Ok(answer)
+    Ok(response)
 }

@@ -1,0 +1,192 @@
+//! Error responses of the registry API: the only place that picks a status and an OCI error code.
+
+use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+
+use crate::cache::{CacheError, CacheErrorKind, RouteError};
+use crate::oci::error::{Code, document};
+use crate::oci::name::NameError;
+use crate::telemetry::RequestKind;
+
+use super::body::Body;
+use super::response::insert_text;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Reason for which a request gets no content.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The path names no resource.
+    NoSuchPath,
+    /// The method is not a read.
+    Write,
+    /// The request has a body with `Transfer-Encoding`, a possible request smuggling attack (RFC 9112, 6.1).
+    Framing,
+    /// The name, tag or digest is invalid.
+    Name(NameError),
+    /// The request names no configured repository.
+    Route(RouteError),
+    /// The page size is not a number, or larger than the maximum.
+    PageSize(Option<usize>),
+    /// The range has no byte of the blob, which has this length.
+    Range(u64),
+    /// No tag of the repository is cached.
+    NoTags,
+    /// The cache cannot serve the content.
+    Cache(CacheError),
+}
+
+impl From<CacheError> for Refusal {
+    fn from(error: CacheError) -> Self {
+        Self::Cache(error)
+    }
+}
+
+impl From<NameError> for Refusal {
+    fn from(error: NameError) -> Self {
+        Self::Name(error)
+    }
+}
+
+impl From<RouteError> for Refusal {
+    fn from(error: RouteError) -> Self {
+        Self::Route(error)
+    }
+}
+
+impl Refusal {
+    /// Returns the status, the OCI error code and the message.
+    ///
+    /// Clients of a mirror fall back to the registry after each of these statuses. So a response must not say "does not
+    /// exist" if that is unknown, and must not ask for credentials.
+    fn meaning(&self, kind: RequestKind, gateway: bool) -> (StatusCode, Code, String) {
+        match self {
+            Self::NoSuchPath => (
+                StatusCode::NOT_FOUND,
+                Code::UNSUPPORTED,
+                "no such path; the registry API is under /v2/".into(),
+            ),
+            Self::Write => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                Code::UNSUPPORTED,
+                "this is a read-only cache; push to the registry itself".into(),
+            ),
+            Self::Framing => {
+                (StatusCode::BAD_REQUEST, Code::UNSUPPORTED, "a read request must not have a body".into())
+            }
+            // The conformance suite requires 404 for an invalid tag.
+            Self::Name(error @ NameError::Tag(_)) => {
+                (StatusCode::NOT_FOUND, Code::MANIFEST_UNKNOWN, error.to_string())
+            }
+            Self::Name(error @ NameError::Digest(_)) => {
+                (StatusCode::BAD_REQUEST, Code::DIGEST_INVALID, error.to_string())
+            }
+            Self::Name(error @ NameError::Name(_)) | Self::Route(RouteError::Name(error)) => {
+                (StatusCode::BAD_REQUEST, Code::NAME_INVALID, error.to_string())
+            }
+            Self::Route(error) => (StatusCode::NOT_FOUND, Code::NAME_UNKNOWN, error.to_string()),
+            Self::PageSize(maximum) => {
+                let message = maximum.map_or_else(
+                    || "`n` must be a number that is not negative".to_owned(),
+                    |maximum| format!("`n` must not be larger than {maximum}"),
+                );
+                (StatusCode::BAD_REQUEST, Code::PAGINATION_NUMBER_INVALID, message)
+            }
+            Self::Range(length) => (
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                Code::RANGE_INVALID,
+                format!("the blob has {length} bytes, none of them in the range"),
+            ),
+            Self::NoTags => {
+                (StatusCode::NOT_FOUND, Code::NAME_UNKNOWN, "no tag of this repository is cached".into())
+            }
+            Self::Cache(error) => {
+                let (status, code) = cache_meaning(error, kind, gateway);
+                (status, code, error.to_string())
+            }
+        }
+    }
+
+    /// Returns the response, and its message for the log.
+    pub(super) fn response(&self, kind: RequestKind, gateway: bool) -> (Response<Body>, String) {
+        let (status, code, message) = self.meaning(kind, gateway);
+        let body = document(code, &message);
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        match self {
+            Self::Framing => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::Write => {
+                headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+            Self::Range(length) => {
+                insert_text(headers, http::header::CONTENT_RANGE, &format!("bytes */{length}"));
+            }
+            Self::Cache(error) => {
+                if let Some(pause) = error.retry_after() {
+                    headers.insert(RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
+                }
+            }
+            _ => {}
+        }
+        *response.body_mut() = Body::Whole(body.into());
+        (response, message)
+    }
+}
+
+/// Returns the status for content that the cache cannot serve.
+fn cache_meaning(error: &CacheError, kind: RequestKind, gateway: bool) -> (StatusCode, Code) {
+    let unknown = match kind {
+        RequestKind::Blob => Code::BLOB_UNKNOWN,
+        RequestKind::ManifestTag | RequestKind::ManifestDigest => Code::MANIFEST_UNKNOWN,
+        _ => Code::NAME_UNKNOWN,
+    };
+    match (error.kind(), gateway) {
+        // Clients read a 404 for referrers as an empty list.
+        (CacheErrorKind::Denied, false) if kind == RequestKind::Referrers => {
+            (StatusCode::FORBIDDEN, Code::DENIED)
+        }
+        (CacheErrorKind::NoReferrers, _) => (StatusCode::NOT_FOUND, Code::UNSUPPORTED),
+        (CacheErrorKind::NotFound, _) | (CacheErrorKind::Denied, false) => (StatusCode::NOT_FOUND, unknown),
+        (CacheErrorKind::Denied, true) => (StatusCode::FORBIDDEN, Code::DENIED),
+        (CacheErrorKind::RateLimited, true) => (StatusCode::TOO_MANY_REQUESTS, Code::TOOMANYREQUESTS),
+        // podman and containerd retry a 429 of a mirror for a long time before they fall back.
+        (CacheErrorKind::RateLimited, false)
+        | (CacheErrorKind::Overloaded | CacheErrorKind::Interrupted, _) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Code::UNAVAILABLE)
+        }
+        (CacheErrorKind::Timeout, _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE),
+        (CacheErrorKind::Unreachable | CacheErrorKind::Invalid | CacheErrorKind::Mismatch, _) => {
+            (StatusCode::BAD_GATEWAY, Code::UNAVAILABLE)
+        }
+        (CacheErrorKind::Corrupt | CacheErrorKind::Store, _) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, Code::UNKNOWN)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(error: CacheError, gateway: bool) -> u16 {
+        Refusal::Cache(error).response(RequestKind::ManifestTag, gateway).0.status().as_u16()
+    }
+
+    #[test]
+    fn refusal_depends_on_the_mode() {
+        let limited = || CacheError::RateLimited { retry_after: None };
+        assert_eq!(status(limited(), false), 503);
+        assert_eq!(status(limited(), true), 429);
+        assert_eq!(status(CacheError::Denied, false), 404);
+        assert_eq!(status(CacheError::Denied, true), 403);
+        assert_eq!(status(CacheError::timeout(""), false), 504);
+        assert_eq!(status(CacheError::unreachable(""), false), 502);
+        assert_eq!(status(CacheError::invalid(""), false), 502);
+        assert_eq!(status(CacheError::NotFound, false), 404);
+    }
+}
