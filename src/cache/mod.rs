@@ -1,13 +1,21 @@
 //! Cache: the only layer that uses both the store and the upstreams.
 //!
-//! [`Cache`] is a facade over components that own what they need: [`manifest`], [`blob`], [`lists`], [`prefetch`],
-//! [`eviction`] and [`maintenance`]. A fetch belongs to the cache and not to a request: it continues when no request waits
-//! for it any more.
+//! [`Cache`] is a facade over components that own what they need. From top to bottom:
+//!
+//! | module | content |
+//! |---|---|
+//! | `maintenance` | scrub, garbage collection, import, removal, status, read-only view |
+//! | `prefetch` | fetches the children of cached indexes |
+//! | `lists` | lists of tags, of referrers and of repositories |
+//! | `manifest`, `blob` | manifests by tag and digest; blobs, fills and readers |
+//! | `access`, `deadline`, `flight`, `freshness` | rules that all of them follow |
+//! | `storage`, `eviction`, `memory`, `fills`, `rules`, `error` | state that all of them share |
+//!
+//! A fetch belongs to the cache and not to a request: it continues when no request waits for it any more.
 
 mod access;
 mod blob;
 mod blocking;
-mod core;
 mod deadline;
 mod degraded_mode;
 mod error;
@@ -33,7 +41,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
 use crate::oci::{Accept, Digest, Reference, Referrers, Repository, UpstreamName};
-use crate::store::{Collected, Pointer, Store, StoreError, TagKey};
+use crate::store::{Collected, Pointer, Store, StoreError, StoreSession, TagKey};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstreams};
 
@@ -52,14 +60,63 @@ pub use memory::CachedManifest;
 
 pub use crate::upstream::{Breaker, EndpointState, HealthState, QuotaState, RouteError, UpstreamState};
 
-use core::Shared;
+use blob::Blobs;
 use deadline::in_time;
 use eviction::evictor::Evictor;
+use lists::{Catalog, ReferrersLists, TagLists};
 use maintenance::{gc, remove, scrub, status};
+use manifest::{Manifests, Pointers};
+use prefetch::Prefetcher;
+use prefetch_queue::PrefetchQueue;
+use rules::Rules;
+use storage::Storage;
+
+/// Components of the cache. Each one owns the components that it needs.
+#[derive(Debug)]
+struct Components {
+    storage: Arc<Storage>,
+    rules: Arc<Rules>,
+    manifests: Arc<Manifests>,
+    pointers: Arc<Pointers>,
+    blobs: Arc<Blobs>,
+    tag_lists: Arc<TagLists>,
+    referrers_lists: ReferrersLists,
+    catalog: Catalog,
+    prefetcher: Arc<Prefetcher>,
+}
+
+impl Components {
+    fn new(
+        (store, options): (Store, &schema::Store),
+        upstreams: Upstreams,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        prefetch: Prefetch,
+    ) -> Self {
+        let prefetch_queue = Arc::new(PrefetchQueue::new(&metrics, &clock));
+        let storage = Arc::new(Storage::new(store, options, metrics, clock));
+        let rules = Arc::new(Rules::new(upstreams, prefetch));
+        let manifests = Arc::new(Manifests::new(&storage, &rules, &prefetch_queue));
+        let pointers = Arc::new(Pointers::new(&storage, &rules, &manifests));
+        let blobs = Arc::new(Blobs::new(&storage, &rules));
+        let prefetcher = Prefetcher::new(&storage, &rules, &prefetch_queue, &manifests, &blobs);
+        Self {
+            tag_lists: Arc::new(TagLists::new(&storage, &rules)),
+            referrers_lists: ReferrersLists::new(&storage, &pointers),
+            catalog: Catalog::new(&storage, &rules),
+            prefetcher: Arc::new(prefetcher),
+            storage,
+            rules,
+            manifests,
+            pointers,
+            blobs,
+        }
+    }
+}
 
 /// Cache. Clones share the same content and state.
 #[derive(Clone, Debug)]
-pub struct Cache(Arc<Shared>);
+pub struct Cache(Arc<Components>);
 
 impl Cache {
     /// Creates a cache over `store`, which was opened with `options`, and `upstreams`.
@@ -70,7 +127,7 @@ impl Cache {
         clock: Clock,
         prefetch: Prefetch,
     ) -> Self {
-        Self(Arc::new(Shared::new(store, upstreams, metrics, clock, prefetch)))
+        Self(Arc::new(Components::new(store, upstreams, metrics, clock, prefetch)))
     }
 
     /// Finds the repository that a request addresses, by the rules of
@@ -82,19 +139,19 @@ impl Cache {
         host: Option<&str>,
         name: &str,
     ) -> Result<Repository, RouteError> {
-        self.0.rules().upstreams.router().route(ns, prefix, host, name)
+        self.0.rules.current().upstreams.router().route(ns, prefix, host, name)
     }
 
     /// Returns the upstream that `ns` or a path prefix names.
     pub fn upstream_named(&self, text: &str) -> Result<UpstreamName, RouteError> {
-        self.0.rules().upstreams.router().upstream(text).cloned()
+        self.0.rules.current().upstreams.router().upstream(text).cloned()
     }
 
     /// Applies another configuration of upstreams, freshness, prefetch and store limits. Running requests finish with the old
     /// one. Upstreams with unchanged settings keep their connections and tokens. After an error nothing has changed.
     pub fn reload(&self, config: &Config) -> Result<(), BuildError> {
         self.0.rules.reload(config)?;
-        self.0.capacity.set_limits(&config.store);
+        self.0.storage.capacity.set_limits(&config.store);
         Ok(())
     }
 
@@ -109,7 +166,7 @@ impl Cache {
         accept: Accept<'_>,
     ) -> Result<ManifestAnswer, CacheError> {
         let answer = in_time(self.find_manifest(repository, reference, accept)).await?;
-        answer.manifest.usage.touch(self.0.clock.now());
+        answer.manifest.usage.touch(self.0.storage.clock.now());
         Ok(answer)
     }
 
@@ -217,17 +274,17 @@ impl Cache {
 impl Cache {
     /// Keeps the store within its limits. Never returns.
     pub async fn run_evictor(self) {
-        Evictor::new(&self.0).run().await;
+        Evictor::new(&self.0.storage).run().await;
     }
 
     /// Writes recent access times to the store, from where the next start reads them.
     pub async fn save_access_times(&self) {
-        Evictor::new(&self.0).save_access_times().await;
+        Evictor::new(&self.0.storage).save_access_times().await;
     }
 
     /// Adds all content of the store to the eviction index.
     pub async fn rebuild_index(&self) -> Result<(), CacheError> {
-        Evictor::new(&self.0).rebuild_index().await
+        Evictor::new(&self.0.storage).rebuild_index().await
     }
 
     /// Checks without any request whether the store works, and retries a failed store. Never returns.
@@ -237,34 +294,34 @@ impl Cache {
 
     /// Lists the content that was last verified before `before`, least recently verified first.
     pub async fn list_due(&self, before: Timestamp) -> Result<Vec<ScrubItem>, CacheError> {
-        self.0.with_store(move |store| scrub::list_due(store, before)).await
+        self.0.storage.with_store(move |store| scrub::list_due(store, before)).await
     }
 
     /// Compares content with its digest, and deletes damaged content.
     pub async fn verify(&self, item: &ScrubItem, throttle: Throttle<'_>) -> Result<Integrity, CacheError> {
-        scrub::verify(self, item, throttle).await
+        scrub::verify(&self.0.storage, item, throttle).await
     }
 
     /// Fetches damaged content again. Returns the digests that were fetched, or are being fetched.
     pub async fn repair(&self, damaged: &[DamagedContent]) -> Result<Vec<Digest>, CacheError> {
-        scrub::repair(self, damaged).await
+        scrub::repair(&self.0.storage, &self.0.manifests, &self.0.blobs, damaged).await
     }
 
     /// Deletes facts, bytes and drafts that no cached content uses.
     pub async fn collect_garbage(&self) -> Result<Collected, CacheError> {
-        let shared = Arc::clone(&self.0);
-        self.0.with_store(move |store| gc::collect(&shared, store)).await
+        let storage = Arc::clone(&self.0.storage);
+        self.0.storage.with_store(move |store| gc::collect(&storage, store)).await
     }
 
     /// Counts content that tags and lists of referrers lead to, and other content.
     pub async fn reachability(&self) -> Result<Reachability, CacheError> {
-        let shared = Arc::clone(&self.0);
-        self.0.with_store(move |store| gc::reachability(&shared, store)).await
+        let storage = Arc::clone(&self.0.storage);
+        self.0.storage.with_store(move |store| gc::reachability(&storage, store)).await
     }
 
     /// Starts an import. Its methods block, and must be called on a thread of the runtime for blocking work.
     pub fn importer(&self) -> Result<Importer, ImportError> {
-        Importer::new(self)
+        Importer::new(&self.0.storage)
     }
 
     /// Removes a tag or a manifest of a repository, and the content that nothing else points at or needs.
@@ -273,7 +330,7 @@ impl Cache {
         repository: &Repository,
         target: RemovalTarget,
     ) -> Result<RemovalReport, CacheError> {
-        remove::remove(&self.0, repository, target).await
+        remove::remove(&self.0.storage, repository, target).await
     }
 
     /// Runs `view` on a read-only view of the cached content, off the async threads.
@@ -282,26 +339,28 @@ impl Cache {
         T: Send + 'static,
         F: FnOnce(CacheView<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        let shared = Arc::clone(&self.0);
-        self.0.with_store(move |store| view(CacheView(&shared, store))).await
+        let (storage, rules) = (Arc::clone(&self.0.storage), self.0.rules.current());
+        let work =
+            move |session: &StoreSession| view(CacheView { storage: &storage, rules: &rules, session });
+        self.0.storage.with_store(work).await
     }
 
     /// Returns the status of the running fills, oldest first.
     pub fn fills(&self) -> Vec<FillStatus> {
-        let now = self.0.clock.now();
-        let mut fills = self.0.fills.running();
+        let now = self.0.storage.clock.now();
+        let mut fills = self.0.storage.fills.running();
         fills.sort_by_key(|fill| fill.since);
         fills.into_iter().map(|fill| status::fill_status(fill, now)).collect()
     }
 
     /// Returns the status of the upstreams, sorted by name.
     pub fn upstreams(&self) -> Vec<UpstreamState> {
-        self.0.rules().upstreams.states()
+        self.0.rules.current().upstreams.states()
     }
 
     /// Returns the status of the store.
     pub async fn store_status(&self) -> Result<StoreStatus, CacheError> {
-        let shared = Arc::clone(&self.0);
-        self.0.with_store(move |store| Ok(status::store_status(&shared.storage, store))).await
+        let storage = Arc::clone(&self.0.storage);
+        self.0.storage.with_store(move |store| Ok(status::store_status(&storage, store))).await
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
+use crate::cache::storage::Storage;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Manifest};
 use crate::store::{Change, ContentEntry, Counts, DraftUsage, StoreError, StoreSession};
@@ -28,7 +28,7 @@ const BATCH_BYTES: u64 = 256 << 20;
 /// Background task that evicts content.
 #[derive(Clone, Debug)]
 pub(in crate::cache) struct Evictor {
-    shared: Arc<Shared>,
+    storage: Arc<Storage>,
 }
 
 /// Result of one step towards the limits.
@@ -43,13 +43,13 @@ enum EvictionStep {
 }
 
 impl Evictor {
-    pub(in crate::cache) fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared) }
+    pub(in crate::cache) fn new(storage: &Arc<Storage>) -> Self {
+        Self { storage: Arc::clone(storage) }
     }
 
     /// Keeps the store within its limits. Never returns.
     pub(in crate::cache) async fn run(self) {
-        let shared = &self.shared;
+        let storage = &self.storage;
         let mut ticks = tokio::time::interval(MEASURE_INTERVAL);
         let (mut intervals, mut exhausted) = (0_u64, false);
         loop {
@@ -61,12 +61,12 @@ impl Evictor {
                     }
                     self.update_gauges().await;
                 }
-                () = shared.capacity.woken() => {}
+                () = storage.capacity.woken() => {}
             }
-            if !shared.eviction.is_complete()
+            if !storage.eviction.is_complete()
                 && let Err(error) = self.rebuild_index().await
             {
-                shared.report_error(
+                storage.report_error(
                     "cannot list the cached content; nothing is evicted until it succeeds",
                     &error,
                 );
@@ -83,33 +83,33 @@ impl Evictor {
 
     /// Writes recent access times to the store, from where the next start reads them.
     pub(in crate::cache) async fn save_access_times(&self) {
-        let times = self.shared.eviction.index().take_access_times();
+        let times = self.storage.eviction.index().take_access_times();
         if times.is_empty() {
             return;
         }
         let changes: Vec<_> = times.into_iter().map(|(digest, at)| Change::SetAccessed(digest, at)).collect();
-        if let Err(error) = self.shared.with_store(move |store| store.apply(&changes)).await {
-            self.shared.report_error("cannot save access times", &error);
+        if let Err(error) = self.storage.with_store(move |store| store.apply(&changes)).await {
+            self.storage.report_error("cannot save access times", &error);
         }
     }
 
     /// Adds all content of the store to the index.
     pub(in crate::cache) async fn rebuild_index(&self) -> Result<(), CacheError> {
-        let shared = Arc::clone(&self.shared);
-        self.shared.with_store(move |store| rebuild_index(&shared, store)).await
+        let storage = Arc::clone(&self.storage);
+        self.storage.with_store(move |store| rebuild_index(&storage, store)).await
     }
 
     /// Deletes drafts and content until the limits hold. Returns true if a limit stays exceeded because nothing more is
     /// evictable.
     async fn enforce_limits(&self) -> bool {
-        let capacity = &self.shared.capacity;
-        if !self.shared.eviction.is_complete() {
+        let capacity = &self.storage.capacity;
+        if !self.storage.eviction.is_complete() {
             capacity.release_waiting();
             return false;
         }
         loop {
-            let shared = Arc::clone(&self.shared);
-            let step = self.shared.with_store(move |store| evict_step(&shared, store));
+            let storage = Arc::clone(&self.storage);
+            let step = self.storage.with_store(move |store| evict_step(&storage, store));
             match step.await {
                 Ok(EvictionStep::WithinLimits) => return false,
                 Ok(EvictionStep::Deleted) => self.update_gauges().await,
@@ -120,8 +120,8 @@ impl Evictor {
                 Err(error) => {
                     capacity.release_waiting();
                     // Content that could not be deleted is still in the store, and must return to the index.
-                    self.shared.eviction.set_incomplete();
-                    self.shared.report_error("eviction failed", &error);
+                    self.storage.eviction.set_incomplete();
+                    self.storage.report_error("eviction failed", &error);
                     return false;
                 }
             }
@@ -130,27 +130,27 @@ impl Evictor {
 
     /// Updates the metrics of the store.
     async fn update_gauges(&self) {
-        let shared = &self.shared;
-        match shared.with_store(StoreSession::usage).await {
+        let storage = &self.storage;
+        match storage.with_store(StoreSession::usage).await {
             Ok(usage) => {
-                let Counts { content, manifests, blobs } = shared.store.counts();
-                shared.metrics.set_quarantined_stores(usage.quarantined);
-                shared.metrics.set_store_usage(usage.total, content, manifests, blobs);
-                let stats = shared.eviction.index().stats();
+                let Counts { content, manifests, blobs } = storage.store.counts();
+                storage.metrics.set_quarantined_stores(usage.quarantined);
+                storage.metrics.set_store_usage(usage.total, content, manifests, blobs);
+                let stats = storage.eviction.index().stats();
                 let oldest = stats.oldest_access.map(Timestamp::as_millis);
-                shared.metrics.set_store_limits(
+                storage.metrics.set_store_limits(
                     stats.unneeded_bytes,
                     oldest,
-                    shared.capacity.limits().max_size,
+                    storage.capacity.limits().max_size,
                 );
             }
-            Err(error) => shared.report_error("cannot measure the store", &error),
+            Err(error) => storage.report_error("cannot measure the store", &error),
         }
     }
 }
 
-fn rebuild_index(shared: &Shared, store: &StoreSession) -> Result<(), StoreError> {
-    let (content, now) = (&shared.eviction, shared.clock.now());
+fn rebuild_index(storage: &Storage, store: &StoreSession) -> Result<(), StoreError> {
+    let (content, now) = (&storage.eviction, storage.clock.now());
     let inventory = store.inventory()?;
     let mut deleted: HashSet<Digest> = content.index().digests().collect();
     let last_access = |entry: &ContentEntry| entry.last.min(now);
@@ -176,7 +176,7 @@ fn rebuild_index(shared: &Shared, store: &StoreSession) -> Result<(), StoreError
         }
     }
     // Leftovers occupy space and are in no counter.
-    shared.deleter(store).delete_leftovers(&inventory.leftovers)?;
+    storage.deleter(store).delete_leftovers(&inventory.leftovers)?;
     content.set_complete();
     Ok(())
 }
@@ -205,49 +205,49 @@ fn stored_dependencies(store: &StoreSession, digest: &Digest) -> Result<Vec<Dige
 }
 
 /// Measures the store. Returns also the drafts on disk.
-fn measure(shared: &Shared, store: &StoreSession) -> Result<(Measurement, Vec<DraftUsage>), StoreError> {
-    let (pending, pending_unwritten) = shared.fills.pending();
+fn measure(storage: &Storage, store: &StoreSession) -> Result<(Measurement, Vec<DraftUsage>), StoreError> {
+    let (pending, pending_unwritten) = storage.fills.pending();
     let usage = store.usage()?;
     let mut measured = Measurement {
         disk: usage.total,
         drafts: usage.draft_bytes(),
         growth: 0,
-        content: shared.store.counts().content,
+        content: storage.store.counts().content,
         pending,
         pending_unwritten,
         free: usage.free,
     };
-    measured.growth = shared.capacity.file_growth(&measured);
+    measured.growth = storage.capacity.file_growth(&measured);
     Ok((measured, usage.drafts))
 }
 
 /// Measures the store, and deletes abandoned drafts or a batch of content if a limit is exceeded.
-fn evict_step(shared: &Shared, store: &StoreSession) -> Result<EvictionStep, StoreError> {
-    let (space, limits) = (shared.capacity.space(), shared.capacity.limits());
-    let (measured, drafts) = measure(shared, store)?;
+fn evict_step(storage: &Storage, store: &StoreSession) -> Result<EvictionStep, StoreError> {
+    let (space, limits) = (storage.capacity.space(), storage.capacity.limits());
+    let (measured, drafts) = measure(storage, store)?;
     let disk_limit = disk_limit(&measured, &limits).0;
-    shared.capacity.set_budgets(disk_limit, content_budget(&measured, disk_limit));
+    storage.capacity.set_budgets(disk_limit, content_budget(&measured, disk_limit));
     let excess = excess(space, &measured, &limits);
     let wanted = excess.map_or(0, |(bytes, _)| bytes);
-    if evict_drafts(shared, store, drafts, wanted, draft_budget(space, disk_limit))? {
+    if evict_drafts(storage, store, drafts, wanted, draft_budget(space, disk_limit))? {
         return Ok(EvictionStep::Deleted);
     }
     let Some((bytes, reason)) = excess else { return Ok(EvictionStep::WithinLimits) };
-    let freed = evict_content(shared, store, bytes.min(BATCH_BYTES), reason)?;
+    let freed = evict_content(storage, store, bytes.min(BATCH_BYTES), reason)?;
     Ok(if freed > 0 { EvictionStep::Deleted } else { EvictionStep::Exhausted })
 }
 
 /// Deletes abandoned drafts to free `wanted` bytes, or because they exceed `budget`. Returns true if any was deleted.
 fn evict_drafts(
-    shared: &Shared,
+    storage: &Storage,
     store: &StoreSession,
     mut drafts: Vec<DraftUsage>,
     wanted: u64,
     budget: u64,
 ) -> Result<bool, StoreError> {
-    drafts.retain(|draft| !shared.fills.contains(&draft.digest));
-    let drafts = drafts_to_evict(drafts, wanted, budget, shared.clock.now());
-    let (drafts, bytes) = shared.deleter(store).delete_drafts(drafts)?;
+    drafts.retain(|draft| !storage.fills.contains(&draft.digest));
+    let drafts = drafts_to_evict(drafts, wanted, budget, storage.clock.now());
+    let (drafts, bytes) = storage.deleter(store).delete_drafts(drafts)?;
     if drafts > 0 {
         tracing::info!(drafts, bytes = %ByteSize(bytes), "evicted abandoned drafts");
     }
@@ -256,23 +256,23 @@ fn evict_drafts(
 
 /// Evicts content of about `bytes`. Returns the bytes that were freed.
 fn evict_content(
-    shared: &Shared,
+    storage: &Storage,
     store: &StoreSession,
     bytes: u64,
     reason: EvictionReason,
 ) -> Result<u64, StoreError> {
-    let mut blocked = BlockedFills::new(&shared.fills);
-    let victims = shared.eviction.index().take_victims(bytes, shared.clock.now(), |victim| {
+    let mut blocked = BlockedFills::new(&storage.fills);
+    let victims = storage.eviction.index().take_victims(bytes, storage.clock.now(), |victim| {
         victim.kind == ContentKind::Blob && !blocked.block(&victim.digest)
     });
     let mut batch = DeletionBatch::default();
     for victim in &victims {
         batch.push(victim);
     }
-    shared.deleter(store).delete(&batch, None, &mut blocked, || shared.capacity.content_deleted())?;
+    storage.deleter(store).delete(&batch, None, &mut blocked, || storage.capacity.content_deleted())?;
     let (manifests, blobs, bytes) = (batch.manifests(), batch.blobs(), batch.bytes());
     if bytes > 0 {
-        shared.metrics.evicted(reason.as_str(), manifests, blobs, bytes);
+        storage.metrics.evicted(reason.as_str(), manifests, blobs, bytes);
         tracing::info!(manifests, blobs, bytes = %ByteSize(bytes), reason = reason.as_str(), "evicted");
     }
     Ok(bytes)

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::cache::core::Shared;
 use crate::cache::eviction::index::Reachability;
+use crate::cache::storage::Storage;
 use crate::store::{Collected, PointerScope, StoreError, StoreSession};
 
 /// Age up to which a pointer without a manifest stays: the manifest may be in the process of being stored.
@@ -12,9 +12,9 @@ const POINTER_GRACE: Duration = Duration::from_hours(1);
 const DRAFT_MAX_AGE: Duration = Duration::from_hours(24);
 
 /// Deletes facts, bytes and drafts that no cached content uses. Blocks.
-pub(in crate::cache) fn collect(shared: &Shared, store: &StoreSession) -> Result<Collected, StoreError> {
-    let (deleter, now) = (shared.deleter(store), shared.clock.now());
-    let is_needed = |digest: &_| shared.eviction.is_needed(digest);
+pub(in crate::cache) fn collect(storage: &Storage, store: &StoreSession) -> Result<Collected, StoreError> {
+    let (deleter, now) = (storage.deleter(store), storage.clock.now());
+    let is_needed = |digest: &_| storage.eviction.is_needed(digest);
     let mut collected = store.collect_garbage(is_needed, now.minus(POINTER_GRACE))?;
     collected.leftovers += deleter.delete_leftovers(&store.inventory()?.leftovers)?;
     let drafts = store.usage()?.drafts.into_iter();
@@ -25,10 +25,10 @@ pub(in crate::cache) fn collect(shared: &Shared, store: &StoreSession) -> Result
 
 /// Counts content that tags and lists of referrers lead to, and other content. Blocks.
 pub(in crate::cache) fn reachability(
-    shared: &Shared,
+    storage: &Storage,
     store: &StoreSession,
 ) -> Result<Reachability, StoreError> {
     let pointers = store.pointers(PointerScope::All)?;
     let roots = pointers.into_iter().map(|(_, fact)| fact.digest).collect();
-    Ok(shared.eviction.reachability(&roots))
+    Ok(storage.eviction.reachability(&roots))
 }

@@ -12,8 +12,6 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::cache::Cache;
-use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::eviction::delete::{BlockedFills, DeletionBatch};
 use crate::cache::eviction::index::dependencies;
@@ -62,7 +60,7 @@ pub enum ImportError {
 /// the runtime for blocking work.
 #[derive(Debug)]
 pub struct Importer {
-    cache: Cache,
+    storage: Arc<Storage>,
     runtime: Handle,
     /// Blobs that the import has added.
     added: HashMap<Digest, ContentPin>,
@@ -76,13 +74,13 @@ pub struct Importer {
 
 impl Importer {
     /// Starts an import, unless the store is in degraded mode.
-    pub(in crate::cache) fn new(cache: &Cache) -> Result<Self, ImportError> {
-        if cache.0.store_health.is_degraded() {
-            cache.0.storage.retry_store();
+    pub(in crate::cache) fn new(storage: &Arc<Storage>) -> Result<Self, ImportError> {
+        if storage.store_health.is_degraded() {
+            storage.retry_store();
             return Err(ImportError::NotKept);
         }
         Ok(Self {
-            cache: cache.clone(),
+            storage: Arc::clone(storage),
             runtime: Handle::current(),
             added: HashMap::new(),
             present: HashMap::new(),
@@ -94,25 +92,30 @@ impl Importer {
 
     /// Imports a blob of `size` bytes. A cached blob is only compared with `content`, and not written again.
     pub fn blob(&mut self, digest: &Digest, size: u64, content: &mut impl Read) -> Result<(), ImportError> {
-        let shared = Arc::clone(&self.cache.0);
+        let storage = Arc::clone(&self.storage);
         loop {
             if self.is_present(digest)? {
                 return compare(digest, size, content);
             }
             // No client waits for an import, so it waits until the disk has caught up.
-            self.runtime.block_on(shared.fills.wait_until(|| !shared.is_crowded(digest, Some(size))));
-            match shared.fills.start_import(digest) {
+            self.runtime.block_on(storage.fills.wait_until(|| !storage.is_crowded(digest, Some(size))));
+            match storage.fills.start_import(digest) {
                 Ok(phase) => {
-                    shared.metrics.fills_running.inc();
-                    let import =
-                        BlobImport { shared: &shared, digest, phase, draft: None, end: FillPhase::Starting };
+                    storage.metrics.fills_running.inc();
+                    let import = BlobImport {
+                        storage: &storage,
+                        digest,
+                        phase,
+                        draft: None,
+                        end: FillPhase::Starting,
+                    };
                     // Another fill may have stored the blob since the look-up. No deletion can start meanwhile.
                     if let Some(entry) = self.entry(digest)? {
-                        shared.eviction.add_blob(digest, entry.size(), shared.clock.now());
+                        storage.eviction.add_blob(digest, entry.size(), storage.clock.now());
                         continue;
                     }
                     self.added_bytes = self.added_bytes.saturating_add(size);
-                    let max_size = shared.capacity.limits().max_size;
+                    let max_size = storage.capacity.limits().max_size;
                     if self.added_bytes > max_size {
                         return Err(ImportError::TooMuch(max_size));
                     }
@@ -127,7 +130,7 @@ impl Importer {
 
     fn entry(&self, digest: &Digest) -> Result<Option<BlobEntry>, ImportError> {
         let digest = *digest;
-        Ok(self.runtime.block_on(self.cache.0.store.run(move |store| store.blob(&digest)))?)
+        Ok(self.runtime.block_on(self.storage.store.run(move |store| store.blob(&digest)))?)
     }
 
     /// Returns true if a blob is cached, and pins it. A damaged blob is deleted and counts as missing.
@@ -135,16 +138,16 @@ impl Importer {
         if self.added.contains_key(digest) || self.present.contains_key(digest) {
             return Ok(true);
         }
-        let shared = &self.cache.0;
+        let storage = &self.storage;
         let Some(entry) = self.entry(digest)? else { return Ok(false) };
         match entry.open() {
             Err(error @ StoreError::Damaged(_)) => {
-                self.runtime.block_on(shared.storage.delete_damaged_blob(&entry, &error));
+                self.runtime.block_on(storage.delete_damaged_blob(&entry, &error));
                 return Ok(false);
             }
             opened => drop(opened?),
         }
-        let pin = shared.eviction.pin_for_client(&entry, shared.clock.now());
+        let pin = storage.eviction.pin_for_client(&entry, storage.clock.now());
         let is_present = pin.is_some();
         self.present.extend(pin.map(|pin| (*digest, pin)));
         Ok(is_present)
@@ -166,7 +169,7 @@ impl Importer {
     /// Returns a cached manifest of any repository.
     pub fn stored_manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, ImportError> {
         let digest = *digest;
-        match self.runtime.block_on(self.cache.0.store.run(move |store| store.manifest(&digest))) {
+        match self.runtime.block_on(self.storage.store.run(move |store| store.manifest(&digest))) {
             Err(StoreError::Damaged(_)) => Ok(None),
             found => Ok(found?),
         }
@@ -181,28 +184,28 @@ impl Importer {
         manifest: &Manifest,
         body: Bytes,
     ) -> Result<(), ImportError> {
-        let shared = &self.cache.0;
+        let storage = &self.storage;
         verify(digest, &body)?;
-        let (owned, repository, digest) = (Arc::clone(shared), repository.clone(), *digest);
+        let (owned, repository, digest) = (Arc::clone(storage), repository.clone(), *digest);
         let parsed = manifest.clone();
-        self.runtime.block_on(shared.store.run(move |store| {
+        self.runtime.block_on(storage.store.run(move |store| {
             if let Err(StoreError::Damaged(_)) = store.manifest(&digest) {
                 owned.deleter(store).delete_damaged_manifest(&digest)?;
             }
-            put_manifest(&owned.storage, store, &repository, digest, &parsed, body)
+            put_manifest(&owned, store, &repository, digest, &parsed, body)
         }))?;
-        self.manifests.extend(shared.eviction.pin(&digest));
+        self.manifests.extend(storage.eviction.pin(&digest));
         self.needed.extend(dependencies(manifest));
         Ok(())
     }
 
     /// Points a tag at an imported manifest, as if the upstream had just confirmed it, and deletes the variants of the tag.
     pub fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), ImportError> {
-        let shared = &self.cache.0;
-        let (owned, digest, now) = (Arc::clone(shared), *digest, shared.clock.now());
+        let storage = &self.storage;
+        let (owned, digest, now) = (Arc::clone(storage), *digest, storage.clock.now());
         let (repository, tag, pointer) = (repository.clone(), tag.clone(), Pointer::tag(repository, tag));
         let own = pointer.clone();
-        let fact = self.runtime.block_on(shared.store.run(move |store| {
+        let fact = self.runtime.block_on(storage.store.run(move |store| {
             let before = store.pointer(&own)?.filter(|fact| fact.digest == digest);
             let moved_at = before.map_or(now, |fact| fact.moved_at);
             let fact = TagFact { digest, checked_at: now, moved_at };
@@ -210,8 +213,8 @@ impl Importer {
             owned.deleter(store).delete_variants(&repository, &tag)?;
             Ok(fact)
         }))?;
-        let at = Some(shared.clock.instant());
-        shared.memory.pointers.insert(pointer, CheckedPointer { fact, at });
+        let at = Some(storage.clock.instant());
+        storage.memory.pointers.insert(pointer, CheckedPointer { fact, at });
         Ok(())
     }
 }
@@ -219,10 +222,10 @@ impl Importer {
 impl Drop for Importer {
     /// Deletes added blobs that no imported manifest needs, also after an error.
     fn drop(&mut self) {
-        let shared = &self.cache.0;
+        let storage = &self.storage;
         let added: Vec<Digest> = self.added.drain().map(|(digest, _)| digest).collect();
-        let (owned, needed) = (Arc::clone(shared), std::mem::take(&mut self.needed));
-        let deleted = self.runtime.block_on(shared.store.run(move |store| {
+        let (owned, needed) = (Arc::clone(storage), std::mem::take(&mut self.needed));
+        let deleted = self.runtime.block_on(storage.store.run(move |store| {
             let mut blocked = BlockedFills::new(&owned.fills);
             let mut batch = DeletionBatch::default();
             for digest in added.iter().filter(|digest| !needed.contains(digest)) {
@@ -238,16 +241,16 @@ impl Drop for Importer {
             owned.deleter(store).delete(&batch, None, &mut blocked, || {})
         }));
         if let Err(error) = deleted {
-            shared.report_store_error("cannot delete imported blobs that nothing needs", &error);
-            shared.eviction.set_incomplete();
-            shared.capacity.wake_evictor();
+            storage.report_store_error("cannot delete imported blobs that nothing needs", &error);
+            storage.eviction.set_incomplete();
+            storage.capacity.wake_evictor();
         }
     }
 }
 
 /// Import of one blob, which clients may read meanwhile like a fill.
 struct BlobImport<'a> {
-    shared: &'a Arc<Shared>,
+    storage: &'a Arc<Storage>,
     digest: &'a Digest,
     phase: watch::Sender<FillPhase>,
     draft: Option<Arc<Draft>>,
@@ -258,8 +261,8 @@ struct BlobImport<'a> {
 impl Drop for BlobImport<'_> {
     /// Ends the import for its readers. It leaves the list of fills first, so that a new request starts a new fill.
     fn drop(&mut self) {
-        self.shared.fills.remove(self.digest, &self.phase);
-        self.shared.metrics.fills_running.dec();
+        self.storage.fills.remove(self.digest, &self.phase);
+        self.storage.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
         }
@@ -278,7 +281,7 @@ impl BlobImport<'_> {
         size: u64,
         content: &mut impl Read,
     ) -> Result<ContentPin, ImportError> {
-        let Storage { store, eviction, capacity, clock, .. } = &*self.shared.storage;
+        let Storage { store, eviction, capacity, clock, .. } = &**self.storage;
         let digest = *self.digest;
         // The archive has the whole blob, and the draft of an interrupted fill may be wrong.
         let mut writer = runtime.block_on(store.run(move |store| {
@@ -297,7 +300,7 @@ impl BlobImport<'_> {
         let Some(verified) = writer.verify(Some(size))? else {
             return Err(ImportError::Mismatch((*self.digest).into()));
         };
-        let permit = runtime.block_on(self.shared.storage.commit_permit(&verified));
+        let permit = runtime.block_on(self.storage.commit_permit(&verified));
         let now = clock.now();
         if !verified.commit(None, now)? {
             return Err(ImportError::NotKept);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
 use crate::cache::eviction::delete::{BlockedFills, DeletionBatch};
 use crate::cache::eviction::evictor::Evictor;
+use crate::cache::storage::Storage;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Pointer, PointerScope, StoreError, StoreSession};
 
@@ -39,14 +39,14 @@ pub enum RemovalTarget {
 /// Removes a tag or a manifest of a repository, and the content that nothing else points at or needs. Content that another
 /// repository is linked to stays, and so does pinned content.
 pub(in crate::cache) async fn remove(
-    shared: &Arc<Shared>,
+    storage: &Arc<Storage>,
     repository: &Repository,
     target: RemovalTarget,
 ) -> Result<RemovalReport, CacheError> {
-    if !shared.eviction.is_complete() {
-        Evictor::new(shared).rebuild_index().await?;
+    if !storage.eviction.is_complete() {
+        Evictor::new(storage).rebuild_index().await?;
     }
-    let (owned, repository) = (Arc::clone(shared), repository.clone());
+    let (owned, repository) = (Arc::clone(storage), repository.clone());
     let work = move |store: &StoreSession| {
         let removed = remove_now(&owned, store, &repository, &target);
         if removed.is_err() {
@@ -55,16 +55,16 @@ pub(in crate::cache) async fn remove(
         }
         removed
     };
-    shared.with_store(work).await
+    storage.with_store(work).await
 }
 
 fn remove_now(
-    shared: &Shared,
+    storage: &Storage,
     store: &StoreSession,
     repository: &Repository,
     target: &RemovalTarget,
 ) -> Result<RemovalReport, StoreError> {
-    let deleter = shared.deleter(store);
+    let deleter = storage.deleter(store);
     let tags = tags_to_delete(store, repository, target)?;
     let mut roots = deleter.delete_tags(repository, &tags)?;
     let mut report = RemovalReport { tags: roots.len() as u64, ..RemovalReport::default() };
@@ -74,8 +74,8 @@ fn remove_now(
     let pointed_at = store.pointers(PointerScope::All)?.into_iter().map(|(_, fact)| fact.digest);
     let linked = store.links(None, |other, _| other != repository)?.into_iter().map(|(_, digest)| digest);
     let protected = pointed_at.chain(linked).collect();
-    let mut blocked = BlockedFills::new(&shared.fills);
-    let (batch, kept) = take_unneeded(shared, roots, &protected, &mut blocked);
+    let mut blocked = BlockedFills::new(&storage.fills);
+    let (batch, kept) = take_unneeded(storage, roots, &protected, &mut blocked);
     deleter.delete(&batch, Some(repository), &mut blocked, || {})?;
     report.manifests = batch.manifests() as u64;
     report.blobs = batch.blobs() as u64;
@@ -87,7 +87,7 @@ fn remove_now(
 /// Takes content out of the index, from `roots` along dependencies, except content that is protected, pinned, needed or
 /// being filled. Returns also the number of cached manifests and blobs that stay.
 fn take_unneeded(
-    shared: &Shared,
+    storage: &Storage,
     roots: Vec<Digest>,
     protected: &HashSet<Digest>,
     blocked: &mut BlockedFills<'_>,
@@ -104,8 +104,8 @@ fn take_unneeded(
         }
         // Block fills first: a fill that starts after the look-up would write bytes that are being deleted.
         let is_blocked = blocked.block(&digest);
-        let dependencies = shared.eviction.dependencies(&digest);
-        if let Some(victim) = is_blocked.then(|| shared.eviction.take(&digest)).flatten() {
+        let dependencies = storage.eviction.dependencies(&digest);
+        if let Some(victim) = is_blocked.then(|| storage.eviction.take(&digest)).flatten() {
             pending.extend(dependencies);
             if victim.is_manifest() {
                 blocked.unblock(&digest);
@@ -114,7 +114,7 @@ fn take_unneeded(
         } else {
             blocked.unblock(&digest);
             // Content that was never cached does not count as kept.
-            kept += u64::from(shared.eviction.contains(&digest));
+            kept += u64::from(storage.eviction.contains(&digest));
         }
     }
     (batch, kept)

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::Cache;
+use crate::cache::blob::Blobs;
 use crate::cache::blocking::blocking;
-use crate::cache::core::Shared;
 use crate::cache::error::CacheError;
+use crate::cache::manifest::Manifests;
+use crate::cache::storage::Storage;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Hasher, Repository};
 use crate::store::{Change, OpenBlob, StoreError, StoreSession};
@@ -74,32 +75,32 @@ pub(in crate::cache) fn list_due(
 
 /// Compares content with its digest, and deletes damaged content.
 pub(in crate::cache) async fn verify(
-    cache: &Cache,
+    storage: &Arc<Storage>,
     item: &ScrubItem,
     throttle: Throttle<'_>,
 ) -> Result<Integrity, CacheError> {
     let integrity = if item.manifest {
-        verify_manifest(&cache.0, &item.digest, throttle).await?
+        verify_manifest(storage, &item.digest, throttle).await?
     } else {
-        verify_blob(cache, &item.digest, throttle).await?
+        verify_blob(storage, &item.digest, throttle).await?
     };
     if integrity == Integrity::Intact {
-        let change = Change::SetVerified(item.digest, cache.0.clock.now());
-        cache.0.with_store(move |store| store.apply(&[change])).await?;
+        let change = Change::SetVerified(item.digest, storage.clock.now());
+        storage.with_store(move |store| store.apply(&[change])).await?;
     }
     Ok(integrity)
 }
 
 async fn verify_blob(
-    cache: &Cache,
+    storage: &Arc<Storage>,
     digest: &Digest,
     throttle: Throttle<'_>,
 ) -> Result<Integrity, CacheError> {
     let wanted = *digest;
-    let Some(entry) = cache.0.with_store(move |store| store.blob(&wanted)).await? else {
+    let Some(entry) = storage.with_store(move |store| store.blob(&wanted)).await? else {
         return Ok(Integrity::Missing);
     };
-    let Some(_pin) = cache.0.eviction.pin(digest) else { return Ok(Integrity::Missing) };
+    let Some(_pin) = storage.eviction.pin(digest) else { return Ok(Integrity::Missing) };
     let opened = {
         let entry = entry.clone();
         blocking(move || entry.open()).await
@@ -111,11 +112,11 @@ async fn verify_blob(
     match found {
         Ok(found) if found == *digest => Ok(Integrity::Intact),
         Ok(_) => {
-            cache.0.storage.delete_damaged_blob(&entry, &StoreError::Damaged(*digest)).await;
+            storage.delete_damaged_blob(&entry, &StoreError::Damaged(*digest)).await;
             Ok(Integrity::Damaged)
         }
         Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
-            cache.0.storage.delete_damaged_blob(&entry, &error).await;
+            storage.delete_damaged_blob(&entry, &error).await;
             Ok(Integrity::Damaged)
         }
         Err(error) => Err(error),
@@ -123,11 +124,11 @@ async fn verify_blob(
 }
 
 async fn verify_manifest(
-    shared: &Arc<Shared>,
+    storage: &Arc<Storage>,
     digest: &Digest,
     throttle: Throttle<'_>,
 ) -> Result<Integrity, CacheError> {
-    let (owned, digest) = (Arc::clone(shared), *digest);
+    let (owned, digest) = (Arc::clone(storage), *digest);
     let verify = move |store: &StoreSession| {
         let error = match store.manifest(&digest) {
             Ok(None) => return Ok((Integrity::Missing, 0)),
@@ -142,7 +143,7 @@ async fn verify_manifest(
         owned.deleter(store).delete_damaged_manifest(&digest)?;
         Ok((Integrity::Damaged, 0))
     };
-    let (integrity, length) = shared.with_store(verify).await?;
+    let (integrity, length) = storage.with_store(verify).await?;
     tokio::time::sleep(throttle(length)).await;
     Ok(integrity)
 }
@@ -150,20 +151,22 @@ async fn verify_manifest(
 /// Fetches damaged content again, each from a repository that is linked to it. Returns the digests that were fetched, or
 /// are being fetched.
 pub(in crate::cache) async fn repair(
-    cache: &Cache,
+    storage: &Storage,
+    manifests: &Arc<Manifests>,
+    blobs: &Arc<Blobs>,
     damaged: &[DamagedContent],
 ) -> Result<Vec<Digest>, CacheError> {
     let wanted: HashSet<_> = damaged.iter().map(|damaged| damaged.digest).collect();
-    let links = cache.0.with_store(move |store| store.links(None, |_, digest| wanted.contains(digest)));
+    let links = storage.with_store(move |store| store.links(None, |_, digest| wanted.contains(digest)));
     let linked: HashMap<Digest, Repository> =
         links.await?.into_iter().map(|(repository, digest)| (digest, repository)).rev().collect();
     let mut repaired = Vec::new();
     for DamagedContent { digest, manifest } in damaged {
         let Some(repository) = linked.get(digest) else { continue };
         let fetched = if *manifest {
-            cache.0.manifests.get(repository, digest).await.map(drop)
+            manifests.get(repository, digest).await.map(drop)
         } else {
-            cache.fetch_blob(repository, digest, |_| {}).await.map(drop)
+            blobs.fetch(repository, digest, |_| {}).await.map(drop)
         };
         match fetched {
             Ok(()) => repaired.push(*digest),

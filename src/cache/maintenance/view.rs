@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cache::core::Shared;
 use crate::cache::freshness::{self, Freshness};
 use crate::cache::lists::known_referrers;
 use crate::cache::memory::CheckedPointer;
+use crate::cache::rules::RuleSet;
+use crate::cache::storage::Storage;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Referrers, Repository, Tag};
 use crate::store::{Counts, PointerScope, StoreError, StoreSession, StoredManifest, TagFact};
@@ -16,7 +17,11 @@ use crate::store::{Pointer, TagKey};
 
 /// Read-only view of the cached content. Methods may block on the disk.
 #[derive(Debug)]
-pub struct CacheView<'a>(pub(in crate::cache) &'a Shared, pub(in crate::cache) &'a StoreSession);
+pub struct CacheView<'a> {
+    pub(in crate::cache) storage: &'a Storage,
+    pub(in crate::cache) rules: &'a RuleSet,
+    pub(in crate::cache) session: &'a StoreSession,
+}
 
 /// Freshness of a cached tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +37,17 @@ pub struct TagStatus {
 impl CacheView<'_> {
     /// Returns the current time.
     pub fn now(&self) -> Timestamp {
-        self.0.clock.now()
+        self.storage.clock.now()
     }
 
     /// Returns the number and size of the cached content.
     pub fn counts(&self) -> Counts {
-        self.0.store.counts()
+        self.storage.store.counts()
     }
 
     /// Returns the cached tags of one repository, or of all configured repositories.
     pub fn tagged(&self, only: Option<&Repository>) -> Result<Vec<(Repository, Tag, TagFact)>, StoreError> {
-        let tags = self.1.pointers(PointerScope::Tags(only))?.into_iter();
+        let tags = self.session.pointers(PointerScope::Tags(only))?.into_iter();
         let tags = tags.filter_map(|(pointer, fact)| match pointer {
             Pointer::Tag(TagKey { repository, tag, .. }) => Some((repository, tag, fact)),
             Pointer::Referrers(..) => None,
@@ -56,8 +61,8 @@ impl CacheView<'_> {
         only: Option<&Repository>,
     ) -> Result<Vec<(Repository, Digest)>, StoreError> {
         let mut found = Vec::new();
-        for (repository, digest) in self.1.links(only, |repository, _| self.is_served(repository))? {
-            if none_if_damaged(self.1.manifest(&digest))?.is_some() {
+        for (repository, digest) in self.session.links(only, |repository, _| self.is_served(repository))? {
+            if none_if_damaged(self.session.manifest(&digest))?.is_some() {
                 found.push((repository, digest));
             }
         }
@@ -66,12 +71,12 @@ impl CacheView<'_> {
 
     /// Returns the target of a tag.
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagFact>, StoreError> {
-        self.1.pointer(&Pointer::tag(repository, tag))
+        self.session.pointer(&Pointer::tag(repository, tag))
     }
 
     /// Returns the variants of a tag: the media types that a client accepts, and the target for such clients.
     pub fn variants(&self, repository: &Repository, tag: &Tag) -> Result<Vec<(String, TagFact)>, StoreError> {
-        let variants = self.1.pointers(PointerScope::Variants(repository, tag))?.into_iter();
+        let variants = self.session.pointers(PointerScope::Variants(repository, tag))?.into_iter();
         let variants = variants.filter_map(|(pointer, fact)| match pointer {
             Pointer::Tag(TagKey { variant: Some(types), .. }) => Some((types, fact)),
             Pointer::Tag(_) | Pointer::Referrers(..) => None,
@@ -85,18 +90,18 @@ impl CacheView<'_> {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<StoredManifest>, StoreError> {
-        match self.1.link(repository, digest)? {
-            Some(_) => none_if_damaged(self.1.manifest(digest)),
+        match self.session.link(repository, digest)? {
+            Some(_) => none_if_damaged(self.session.manifest(digest)),
             None => Ok(None),
         }
     }
 
     /// Returns the size of a blob that the repository is linked to. Checks that the bytes exist, and does not read them.
     pub fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        if self.1.link(repository, digest)?.is_none() {
+        if self.session.link(repository, digest)?.is_none() {
             return Ok(None);
         }
-        let Some(entry) = self.1.blob(digest)? else { return Ok(None) };
+        let Some(entry) = self.session.blob(digest)? else { return Ok(None) };
         Ok(none_if_damaged(entry.open().map(Some))?.map(|open| open.entry().size()))
     }
 
@@ -107,10 +112,10 @@ impl CacheView<'_> {
         digest: &Digest,
         size_max: u64,
     ) -> Result<Option<Bytes>, StoreError> {
-        if self.1.link(repository, digest)?.is_none() {
+        if self.session.link(repository, digest)?.is_none() {
             return Ok(None);
         }
-        let entry = self.1.blob(digest)?.filter(|entry| entry.size() <= size_max);
+        let entry = self.session.blob(digest)?.filter(|entry| entry.size() <= size_max);
         let Some(entry) = entry else { return Ok(None) };
         let Some(open) = none_if_damaged(entry.open().map(Some))? else { return Ok(None) };
         let mut body = Vec::new();
@@ -128,22 +133,23 @@ impl CacheView<'_> {
 
     /// Returns the cached referrers of a manifest. An empty list does not mean that the upstream has none.
     pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Referrers, StoreError> {
-        known_referrers(self.1, repository, subject)
+        known_referrers(self.session, repository, subject)
     }
 
     /// Returns the last access to content, or the time at which it was stored.
     pub fn last_access(&self, digest: &Digest) -> Option<Timestamp> {
-        self.0.eviction.last_access(digest)
+        self.storage.eviction.last_access(digest)
     }
 
     /// Returns the freshness of a tag; `None` if its upstream is no longer configured.
     pub fn tag_status(&self, repository: &Repository, tag: &Tag, fact: &TagFact) -> Option<TagStatus> {
-        let rules = self.0.rules();
+        let rules = self.rules;
         let settings = rules.upstreams.get(&repository.upstream)?.settings();
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
         // A pointer in memory has its age also by the monotonic clock, which cannot be set.
-        let checked = self.0.memory.pointers.peek(&Pointer::Tag(key)).filter(|checked| checked.fact == *fact);
-        let age = checked.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.0.clock);
+        let checked =
+            self.storage.memory.pointers.peek(&Pointer::Tag(key)).filter(|checked| checked.fact == *fact);
+        let age = checked.unwrap_or(CheckedPointer { fact: *fact, at: None }).age(&self.storage.clock);
         let freshness = freshness::judge(age, fact.checked_at, settings);
         let served_offline = freshness != Freshness::Expired || freshness::may_serve_stale(age, settings);
         Some(TagStatus { freshness, age, served_offline })
@@ -151,7 +157,7 @@ impl CacheView<'_> {
 
     /// Returns true if the configuration permits pulls from the repository.
     fn is_served(&self, repository: &Repository) -> bool {
-        let rules = self.0.rules();
+        let rules = self.rules;
         rules.upstreams.get(&repository.upstream).is_some() && rules.upstreams.router().admits(repository)
     }
 }

@@ -36,8 +36,8 @@ pub(in crate::cache) struct Manifests {
 pub(in crate::cache) enum Children {
     /// Queue the index for prefetch.
     Prefetch,
-    /// Leave the children to the caller, which walks the index itself within its own bounds.
-    Leave,
+    /// The caller walks the index itself, within its own bounds.
+    ByCaller,
 }
 
 /// State of a digest in the store, as seen from one repository.
