@@ -13,7 +13,7 @@ use super::storage::Storage;
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Storage {
-    /// Reports a failed operation of the store, from which the caller goes on: verified content can still be served. A
+    /// Reports a failed operation of the store, after which the caller continues: verified content can still be served. A
     /// failure of the disk begins degraded mode, and is logged once, not for every request.
     pub(super) fn report_store_error(&self, operation: &str, error: &StoreError) {
         self.metrics.store_error();

@@ -53,7 +53,7 @@ pub use lists::{ListResult, NamePage};
 pub use maintenance::import::{ImportError, Importer};
 pub use maintenance::remove::{RemovalReport, RemovalTarget};
 pub use maintenance::scrub::{DamagedContent, Integrity, ScrubItem, Throttle};
-pub use maintenance::status::{DiskUsage, FillStatus, StoreStatus};
+pub use maintenance::status::{DiskStatus, FillStatus, StoreStatus};
 pub use maintenance::view::{CacheView, TagStatus};
 pub use manifest::ManifestAnswer;
 pub use memory::CachedManifest;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::cache::{
-    Breaker, DiskUsage, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
+    Breaker, DiskStatus, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
 };
 
 use super::jobs::{JobState, JobView};

@@ -148,7 +148,7 @@ impl Deleter<'_> {
         Ok(targets)
     }
 
-    /// Deletes the variants of a tag. The tag itself stays in the store, and leaves memory.
+    /// Deletes the variants of a tag. The tag itself stays in the store, and is removed from memory.
     pub(in crate::cache) fn delete_variants(
         &self,
         repository: &Repository,

@@ -259,7 +259,7 @@ struct BlobImport<'a> {
 }
 
 impl Drop for BlobImport<'_> {
-    /// Ends the import for its readers. It leaves the list of fills first, so that a new request starts a new fill.
+    /// Ends the import for its readers. It is removed from the list of fills first, so that a new request starts a new fill.
     fn drop(&mut self) {
         self.storage.fills.remove(self.digest, &self.phase);
         self.storage.metrics.fills_running.dec();

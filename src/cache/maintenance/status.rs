@@ -58,13 +58,13 @@ pub struct StoreStatus {
     /// Space to keep free on the disk.
     pub min_free: u64,
     /// Sizes on disk; `None` if they cannot be measured.
-    pub disk: Option<DiskUsage>,
+    pub disk: Option<DiskStatus>,
 }
 
 /// Sizes of the store on its disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Disk)]
-pub struct DiskUsage {
+pub struct DiskStatus {
     /// Size of the store: content, database overhead and drafts.
     pub taken: u64,
     /// Part of `taken` that is not verified yet.
@@ -100,7 +100,7 @@ pub(in crate::cache) fn store_status(storage: &Storage, session: &StoreSession) 
     let Storage { store, eviction, capacity, store_health, clock, .. } = storage;
     let (counts, stats, limits) = (store.counts(), eviction.stats(), capacity.limits());
     let usage = session.usage().ok();
-    let disk = usage.map(|it| DiskUsage { taken: it.total, drafts: it.draft_bytes(), free: it.free });
+    let disk = usage.map(|it| DiskStatus { taken: it.total, drafts: it.draft_bytes(), free: it.free });
     let degraded_for = store_health.degraded_for(clock.instant());
     StoreStatus {
         kind: store.kind(),
