@@ -28,8 +28,8 @@ impl Storage {
             self.capacity.wake_evictor();
             tracing::error!(
                 %error,
-                "the store fails: {operation}; clients are served directly from the upstreams and nothing is stored until \
-                 the store works again, which is retried every few seconds; check the disk"
+                "the store fails: {operation}; clients are served directly from the upstreams and nothing is stored until it \
+                 works again, which is retried every few seconds; check the disk"
             );
         } else {
             tracing::debug!(%error, "{operation}");
