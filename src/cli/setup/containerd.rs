@@ -218,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_is_found_wherever_it_is_named() {
+    fn config_path_is_found_in_all_notations() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = Disk::new(folder.path()).expect("a root");
         let etc = folder.path().join("etc/containerd");
         std::fs::create_dir_all(etc.join("conf.d")).expect("a folder");
         let write = |name: &str, text: &str| std::fs::write(etc.join(name), text).expect("written");
         let said = || unread(&disk).expect("readable");
-        assert!(said().expect("a note").contains("there is no "));
+        assert!(said().expect("a note").contains("does not exist"));
         write("config.toml", "version = 2\n");
         assert!(said().expect("a note").contains("[plugins.\"io.containerd.grpc.v1.cri\".registry]"));
         write("config.toml", "version = 3\nimports = [\"conf.d/*.toml\"]\n");

@@ -117,7 +117,7 @@ fn unknown_variables_are_rejected() {
     }
     let ambiguous =
         load_text("[upstream.a-b]\n[upstream.\"a.b\"]\n", &[("LARDER_UPSTREAM__A_B__TAG_TTL", "1s")]);
-    assert!(ambiguous.expect_err("ambiguous").contains("`a-b` or `a.b`"));
+    assert!(ambiguous.expect_err("ambiguous").contains("`a-b` and `a.b`"));
 }
 
 #[test]

@@ -198,7 +198,7 @@ fn malformed_pattern_error_names_the_remedy() {
         ("quay.io", "org**", "as in \"org/**\""),
         ("quay.io", "quay.io/org/*", "write \"org/*\""),
         ("docker.io", "busybox", "write \"library/busybox\""),
-        ("quay.io", "Org/*", "they are lower case"),
+        ("quay.io", "Org/*", "write lower case"),
     ] {
         let config =
             load_text(&format!("[upstream.\"{name}\"]\ndeny = [\"{pattern}\"]"), &[]).expect("loads");
