@@ -156,10 +156,10 @@ class Browser:
 
 def an_empty_store(browser, _):
     browser.open(f"{EMPTY}/")
-    require("Nothing is held yet" in browser.text("h2#start-title"), "it does not say that nothing is held")
+    require("The cache is empty" in browser.text("h2#start-title"), "it does not say that nothing is held")
     command = f"docker pull 127.0.0.1:{world.EMPTY_API}/docker.io/library/alpine:3"
     require(command in browser.text(), "it does not show the first command")
-    require("Nothing is held yet" in (browser.open(f"{EMPTY}/images") or browser.text("main")), "the list is no page")
+    require("The cache is empty" in (browser.open(f"{EMPTY}/images") or browser.text("main")), "the list is no page")
 
 
 def by_mouse(browser, _):
@@ -210,8 +210,8 @@ def copied(browser, _):
     button = browser.one(".command .copy")
     button.click()
     browser.wait("the button says so", lambda: button.text == "Copied")
-    require(browser.text("#told") is not None and browser.script(
-        "return document.getElementById('told').textContent") == "Copied", "a screen reader is not told")
+    require(browser.text("#announcement") is not None and browser.script(
+        "return document.getElementById('announcement').textContent") == "Copied", "a screen reader is not told")
     found = browser.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
     require(found == f"docker pull 127.0.0.1:{world.API}/docker.io/library/postgres:17", f"copied is {found!r}")
 
@@ -235,7 +235,7 @@ def a_live_fill(browser, shots):
     world.settle()
     require(browser.script(value), "it goes on although it is paused")
     browser.one("#live-toggle").click()
-    browser.wait("it goes on", lambda: "Nothing is being fetched" in browser.text("#fills"))
+    browser.wait("it goes on", lambda: "No fill is running" in browser.text("#fills"))
 
 
 def hostile_names(browser, _):

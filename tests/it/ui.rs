@@ -85,21 +85,15 @@ fn image_page_shows_cached_parts() {
     let world = HalfHeld::new();
     let index = world.page("/image?reference=multi:v1");
     assert!(index.contains("The index is held with 2 of 2 manifests; held whole: linux/amd64."), "{index}");
-    assert!(index.contains("1 platform pullable without the upstream"), "{index}");
+    assert!(index.contains("1 platform can be pulled offline"), "{index}");
     assert!(index.contains("manifest only") && index.contains(&world.index.document.digest));
     let held = world.page("/image?reference=multi:v1&platform=linux/amd64");
     let [image, other] = [&world.index.images[0], &world.index.images[1]];
-    assert!(
-        held.contains("linux/amd64: held whole.") && held.contains("pullable without the upstream"),
-        "{held}"
-    );
+    assert!(held.contains("linux/amd64: held whole.") && held.contains("can be pulled offline"), "{held}");
     assert!(image.blobs().all(|blob| held.contains(&blob.digest)), "{held}");
     let lacking = world.page("/image?reference=multi:v1&platform=linux/arm64");
-    assert!(
-        lacking.contains("not pullable without the upstream") && lacking.contains("not held"),
-        "{lacking}"
-    );
-    assert!(lacking.contains("The config is not held") && lacking.contains(&other.manifest.digest));
+    assert!(lacking.contains("cannot be pulled offline") && lacking.contains("not cached"), "{lacking}");
+    assert!(lacking.contains("The config is not cached") && lacking.contains(&other.manifest.digest));
     // Each client is told where this larder really is, whatever the browser calls it.
     let place = format!("{}/docker.io/library/multi:v1", world.larder.api_addr());
     for command in ["docker pull ", "podman pull --tls-verify=false ", "ctr images pull --plain-http "] {
@@ -130,8 +124,7 @@ fn cached_images_are_listed_and_searchable() {
     assert!(all.contains("docker.io/library/multi") && all.contains("docker.io/org/single"), "{all}");
     let tags = world.page("/images/docker.io/library/multi");
     assert!(
-        tags.contains("some platforms")
-            && tags.contains("linux/arm64<span class=\"hidden\">, not held whole"),
+        tags.contains("some platforms") && tags.contains("linux/arm64<span class=\"hidden\">, incomplete"),
         "{tags}"
     );
     // A name is read as a client's is.
@@ -142,10 +135,7 @@ fn cached_images_are_listed_and_searchable() {
         "{found}"
     );
     let none = world.page(&format!("/images?q={}", "%22%3E%3Cscript%3Ealert(3)"));
-    assert!(
-        none.contains("Nothing that is held is called that") && !none.contains("<script>alert"),
-        "{none}"
-    );
+    assert!(none.contains("No cached image matches") && !none.contains("<script>alert"), "{none}");
 }
 
 #[test]
@@ -254,8 +244,8 @@ fn empty_store_shows_first_steps() {
     let larder = Larder::before(&registry);
     let text = page(&larder, "/");
     let command = format!("docker pull {}/docker.io/library/alpine:3", larder.api_addr());
-    assert!(text.contains("Nothing is held yet") && text.contains(&command), "{text}");
-    assert!(page(&larder, "/images").contains("Nothing is held yet"));
+    assert!(text.contains("The cache is empty") && text.contains(&command), "{text}");
+    assert!(page(&larder, "/images").contains("The cache is empty"));
     assert!(page(&larder, "/jobs").contains("No job has run"));
 }
 
@@ -277,7 +267,7 @@ fn running_fill_is_shown() {
     assert!(text.contains("3.0 MiB") && text.contains("75.0 %") && text.contains("1 reader"), "{text}");
     gate.open();
     transfer.finish().unwrap();
-    eventually("nothing is under way", || page(&larder, "/ui/live").contains("Nothing is being fetched"));
+    eventually("nothing is under way", || page(&larder, "/ui/live").contains("No fill is running"));
 }
 
 #[test]

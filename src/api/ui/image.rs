@@ -1,4 +1,4 @@
-//! One image: what it is, what of it is held, how to pull it, and the documents themselves.
+//! Page of one image: details, cached content, pull commands and documents.
 
 use askama::Template;
 use serde_json::Value;
@@ -16,10 +16,10 @@ use super::pull_commands::{PullAddress, PullCommand};
 use super::raw;
 use super::status_view::Badge;
 
-/// Entries of a list in somebody's document that are shown; the raw document has all.
-const SHOWN: usize = 200;
-/// A longer document is not shown, only linked to.
-const READABLE: usize = 256 << 10;
+/// Maximum number of entries of a list that are shown. The raw document has all entries.
+const ENTRIES_MAX: usize = 200;
+/// Maximum size of a document that is shown, in bytes. A larger one has only a link.
+const DOCUMENT_MAX: usize = 256 << 10;
 
 #[derive(Template)]
 #[template(path = "image.html", config = "src/api/ui/askama.toml")]
@@ -27,7 +27,7 @@ struct ImagePage {
     page: PageFrame,
     reference: String,
     repository: String,
-    /// What stands behind the repository: tag, digest, or both.
+    /// Text after the repository: tag, digest, or both.
     rest: String,
     platform: Option<String>,
     tabs: Vec<Tab>,
@@ -37,7 +37,7 @@ struct ImagePage {
     index: Option<(String, String)>,
     checked: Option<RelativeTime>,
     fresh: Badge,
-    /// What is held, in a sentence.
+    /// Summary of the cached content.
     says: String,
     complete: bool,
     offline: Badge,
@@ -47,7 +47,7 @@ struct ImagePage {
     parts: Vec<BlobRow>,
     total: ByteCount,
     config: Option<ConfigView>,
-    /// Whether there is a config that is not held.
+    /// True if the image has a config that is not cached.
     config_missing: bool,
     annotations: Vec<(String, String)>,
     referrers: Vec<ReferrerLink>,
@@ -56,7 +56,7 @@ struct ImagePage {
     commands: Vec<PullCommand>,
 }
 
-/// One of the documents that a reference leads to.
+/// Tab for the index or for one platform.
 struct Tab {
     name: String,
     link: String,
@@ -64,7 +64,7 @@ struct Tab {
     complete: bool,
 }
 
-/// A line of an index.
+/// Row of an index.
 struct ManifestRow {
     name: String,
     link: String,
@@ -74,7 +74,7 @@ struct ManifestRow {
     held: Badge,
 }
 
-/// A config, layer, or whatever else a manifest needs.
+/// Blob of a manifest.
 struct BlobRow {
     role: String,
     digest: String,
@@ -93,16 +93,16 @@ struct ReferrerLink {
     held: Badge,
 }
 
-/// A document to be read.
+/// Document for display.
 struct DocumentView {
     name: &'static str,
     digest: String,
     link: String,
-    /// None if it is too long.
+    /// `None` if the document is too large.
     text: Option<String>,
 }
 
-/// What a config says of the containers that are made of its image.
+/// Content of an image config.
 #[derive(Default)]
 struct ConfigView {
     created: Option<String>,
@@ -113,15 +113,15 @@ struct ConfigView {
     history: Vec<HistoryStep>,
 }
 
-/// A step of an image's history.
+/// Step of the history of an image.
 struct HistoryStep {
     command: String,
     created: Option<String>,
-    /// Whether it changed no file.
+    /// True if the step created no layer.
     empty: bool,
 }
 
-/// The page of what the query asks for.
+/// Renders the page of the image that the query names.
 pub(super) async fn page(operations: &Operations, query: &str) -> Result<String, OpsError> {
     let ask = InspectQuery { config: false, ..raw::parse(query)? };
     let cache = operations.cache();
@@ -137,7 +137,7 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
     let place = PullAddress::of(operations.service());
     let named = reference::parse(cache, &report.reference)?;
     let rest = report.reference.strip_prefix(&named.repository.to_string()).unwrap_or_default().to_owned();
-    // Not all clients take a tag and a digest at once, and the digest is what is meant.
+    // Some clients do not accept a tag together with a digest, so only the digest is used.
     let image = match (&named.digest, &named.tag) {
         (Some(digest), _) => format!("{}@{digest}", named.repository),
         (None, Some(tag)) => format!("{}:{tag}", named.repository),
@@ -180,22 +180,22 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
     })
 }
 
-/// Whether clients could go on pulling it with the upstream gone.
+/// Returns whether the image can be pulled while the upstream is unavailable.
 fn offline(report: &InspectReport, verdict: Option<&check::CheckVerdict>) -> Badge {
     let stale = match verdict {
-        Some(verdict) if verdict.pullable => return Badge::new("good", "pullable without the upstream"),
+        Some(verdict) if verdict.pullable => return Badge::new("good", "can be pulled offline"),
         verdict => verdict.is_none_or(|verdict| verdict.reason.is_some()),
     };
     let whole = chips(&report.platforms).iter().filter(|chip| chip.complete).count();
     match whole {
         1.. if is_index(report) && !stale => {
-            Badge::new("fair", format!("{} pullable without the upstream", plural(whole as u64, "platform")))
+            Badge::new("fair", format!("{} can be pulled offline", plural(whole as u64, "platform")))
         }
-        _ => Badge::new("bad", "not pullable without the upstream"),
+        _ => Badge::new("bad", "cannot be pulled offline"),
     }
 }
 
-/// As a sentence of its own. What begins with a name begins as the name does.
+/// Formats a summary as a sentence. A name at the beginning keeps its case.
 fn sentence(says: &str) -> String {
     match says.strip_prefix("the ") {
         Some(rest) => format!("The {rest}."),
@@ -203,7 +203,7 @@ fn sentence(says: &str) -> String {
     }
 }
 
-/// The config of the image that is shown, if it is held.
+/// Returns the config of the image, if it is cached.
 async fn config_of(operations: &Operations, ask: &InspectQuery) -> Result<Option<InspectReport>, OpsError> {
     let ask = InspectQuery { config: true, index: false, oci: false, media_type: None, ..ask.clone() };
     match inspect::inspect(operations.cache(), ask).await {
@@ -217,7 +217,7 @@ fn is_index(report: &InspectReport) -> bool {
     report.document.as_ref().is_some_and(|document| document.get("manifests").is_some())
 }
 
-/// Where a manifest of an index has its page: by its platform, if that leads to it and to no other, else by its digest.
+/// Returns the link to a manifest of an index: by platform if the platform selects this manifest, else by digest.
 fn link(report: &InspectReport, repository: &str, row: &PlatformRow) -> String {
     let there = || report.platforms.iter().map(|row| row.platform.as_deref());
     let leads = |platform: &&str| {
@@ -230,7 +230,7 @@ fn link(report: &InspectReport, repository: &str, row: &PlatformRow) -> String {
     }
 }
 
-/// The index, and one tab for each platform; what has no platform of its own is reached by its digest.
+/// Returns a tab for the index and one for each platform.
 fn tabs(report: &InspectReport, ask: &InspectQuery, repository: &str) -> Vec<Tab> {
     let whole = report.platforms.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
     let mut tabs = vec![Tab {
@@ -239,7 +239,7 @@ fn tabs(report: &InspectReport, ask: &InspectQuery, repository: &str) -> Vec<Tab
         current: report.index.is_none(),
         complete: whole.clone().all(|row| row.complete),
     }];
-    for row in whole.take(SHOWN) {
+    for row in whole.take(ENTRIES_MAX) {
         let Some(platform) = &row.platform else { continue };
         if tabs.iter().any(|tab| tab.name == *platform) {
             continue;
@@ -256,7 +256,7 @@ fn tabs(report: &InspectReport, ask: &InspectQuery, repository: &str) -> Vec<Tab
 }
 
 fn held(there: bool) -> Badge {
-    if there { Badge::new("good", "held") } else { Badge::new("bad", "not held") }
+    if there { Badge::new("good", "cached") } else { Badge::new("bad", "not cached") }
 }
 
 fn manifests(report: &InspectReport, repository: &str) -> Vec<ManifestRow> {
@@ -264,19 +264,19 @@ fn manifests(report: &InspectReport, repository: &str) -> Vec<ManifestRow> {
         let digest = row.digest.to_string();
         let image = row.platform.as_deref().filter(|platform| *platform != NO_IMAGE);
         ManifestRow {
-            name: image.unwrap_or("not an image: an attestation, for example").to_owned(),
+            name: image.unwrap_or("not an image, for example an attestation").to_owned(),
             link: link(report, repository, row),
             short: short_digest(&digest),
             digest,
             size: ByteCount(row.size),
             held: match (row.complete, row.manifest) {
-                (true, _) => Badge::new("good", "held whole"),
+                (true, _) => Badge::new("good", "complete"),
                 (false, true) => Badge::new("fair", "manifest only"),
-                (false, false) => Badge::new("bad", "not held"),
+                (false, false) => Badge::new("bad", "not cached"),
             },
         }
     });
-    rows.take(SHOWN).collect()
+    rows.take(ENTRIES_MAX).collect()
 }
 
 fn parts(report: &InspectReport) -> Vec<BlobRow> {
@@ -298,7 +298,7 @@ fn parts(report: &InspectReport) -> Vec<BlobRow> {
             media_type: part.media_type.clone().unwrap_or_else(|| "not stated".to_owned()),
             size: part.size.map(ByteCount),
             held: if part.foreign && !part.held {
-                Badge::new("fair", "lies elsewhere")
+                Badge::new("fair", "not in the registry")
             } else {
                 held(part.held)
             },
@@ -316,7 +316,7 @@ fn referrers(report: &InspectReport, repository: &str) -> Vec<ReferrerLink> {
         size: row.size.map(ByteCount),
         held: held(row.held),
     };
-    report.referrers.iter().take(SHOWN).map(line).collect()
+    report.referrers.iter().take(ENTRIES_MAX).map(line).collect()
 }
 
 fn shown(name: &'static str, report: &InspectReport, ask: &InspectQuery, config: bool) -> DocumentView {
@@ -337,11 +337,11 @@ fn shown(name: &'static str, report: &InspectReport, ask: &InspectQuery, config:
         } else {
             String::new()
         },
-        text: text.filter(|text| text.len() <= READABLE),
+        text: text.filter(|text| text.len() <= DOCUMENT_MAX),
     }
 }
 
-/// A value as it is read: texts without their quotation marks.
+/// Formats a value; strings have no quotation marks.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -350,20 +350,20 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The entries of an object.
+/// Returns the entries of an object.
 fn pairs(value: &Value) -> Vec<(String, String)> {
     let entries = value.as_object().into_iter().flatten();
-    entries.take(SHOWN).map(|(key, value)| (key.clone(), text(value))).collect()
+    entries.take(ENTRIES_MAX).map(|(key, value)| (key.clone(), text(value))).collect()
 }
 
-/// The entries of a list.
+/// Returns the entries of a list.
 fn list(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().take(SHOWN).map(text).collect()
+    value.as_array().into_iter().flatten().take(ENTRIES_MAX).map(text).collect()
 }
 
 fn facts(document: &Value) -> ConfigView {
     let config = &document["config"];
-    // A list of words as a shell would be told it, so that it shows where one ends.
+    // Arguments are shown as JSON, so that the boundaries between them are visible.
     let words = |key: &str| {
         let all = list(&config[key]);
         (!all.is_empty()).then(|| serde_json::to_string(&all).unwrap_or_default())
@@ -386,7 +386,7 @@ fn facts(document: &Value) -> ConfigView {
         ("Stop signal", one(&config["StopSignal"])),
         ("Platform", (!platform.is_empty()).then_some(platform)),
     ];
-    let steps = document["history"].as_array().into_iter().flatten().take(SHOWN);
+    let steps = document["history"].as_array().into_iter().flatten().take(ENTRIES_MAX);
     ConfigView {
         created: one(&document["created"]),
         author: one(&document["author"]),
@@ -409,7 +409,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_config_of_any_shape_gives_what_it_has() {
+    fn config_of_any_shape_is_read() {
         for odd in [json!(null), json!([1]), json!("x"), json!({"config": 7, "history": {}, "created": 5})] {
             assert!(facts(&odd).env.is_empty());
         }

@@ -1,4 +1,4 @@
-//! What is held: repositories, the tags of one, and what a search finds.
+//! Pages of the cached images: repositories, tags of a repository, and search results.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::format::{self, ByteCount, RelativeTime, plural, short_digest};
 use super::page::{PageFrame, render};
 use super::status_view::Badge;
 
-/// Rows on a page: more are nothing to read, and a search finds them.
+/// Maximum number of rows on a page.
 const SHOWN: usize = 1000;
 
 #[derive(Template)]
@@ -20,11 +20,11 @@ const SHOWN: usize = 1000;
 struct Repositories {
     page: PageFrame,
     rows: Vec<RepositoryRow>,
-    /// Whether nothing at all is held.
+    /// True if the cache is empty.
     is_empty: bool,
-    /// What a search found, if there was one.
+    /// Results of a search.
     found: Option<Vec<TagRow>>,
-    /// How many rows are left out.
+    /// Number of rows that are not shown.
     more: usize,
 }
 
@@ -40,7 +40,7 @@ struct RepositoryPage {
 struct RepositoryRow {
     name: String,
     tags: String,
-    /// What is held without a tag, in words.
+    /// Number of images without a tag, in words.
     untagged: Option<String>,
     complete: Badge,
     last_pull: Option<RelativeTime>,
@@ -61,13 +61,13 @@ struct TagRow {
     complete: Badge,
 }
 
-/// A platform, and whether all of it is held.
+/// Platform of an image; `complete` is true if all of its content is cached.
 pub(super) struct PlatformChip {
     pub(super) name: String,
     pub(super) complete: bool,
 }
 
-/// The repositories, or the tags that a search finds.
+/// Renders the list of repositories, or the results of a search.
 pub(super) async fn all(operations: &Operations, query: &str) -> Result<String, OpsError> {
     let report = list::list(operations.cache(), None, true).await?;
     let is_empty = report.images.is_empty();
@@ -81,17 +81,17 @@ pub(super) async fn all(operations: &Operations, query: &str) -> Result<String, 
     }
     page.title = format!("Images with “{query}”");
     let words: Vec<String> = query.to_lowercase().split_whitespace().map(str::to_owned).collect();
-    let hits: Vec<&ListRow> = report.images.iter().filter(|row| is_meant(row, &words)).collect();
+    let hits: Vec<&ListRow> = report.images.iter().filter(|row| matches_search(row, &words)).collect();
     let more = hits.len().saturating_sub(SHOWN);
     let found = hits.into_iter().take(SHOWN).map(|row| tag_row(row, report.now)).collect();
     render(&Repositories { page, rows: Vec::new(), is_empty, found: Some(found), more })
 }
 
-/// What is held of one repository.
+/// Renders the list of images of a repository.
 pub(super) async fn repository(operations: &Operations, name: &str) -> Result<String, OpsError> {
     let report = list::list(operations.cache(), Some(name), true).await?;
     let Some(first) = report.images.first() else {
-        return Err(OpsError::NotHeld(format!("nothing is held of {name}")));
+        return Err(OpsError::NotHeld(format!("nothing of {name} is cached")));
     };
     let repository = first.repository.clone();
     let more = report.images.len().saturating_sub(SHOWN);
@@ -99,8 +99,8 @@ pub(super) async fn repository(operations: &Operations, name: &str) -> Result<St
     render(&RepositoryPage { page: PageFrame::new(repository.clone(), "images"), repository, rows, more })
 }
 
-/// Whether a row has all words somewhere in its name, tag or digest.
-fn is_meant(row: &ListRow, words: &[String]) -> bool {
+/// Returns true if the name, tag or digest of a row contain all words.
+fn matches_search(row: &ListRow, words: &[String]) -> bool {
     let tag = row.tag.as_deref().unwrap_or_default();
     let whole = format!("{}:{tag} {}", row.repository, row.digest).to_lowercase();
     words.iter().all(|word| whole.contains(word))
@@ -121,9 +121,9 @@ fn repositories(images: &[ListRow], now: u64) -> Vec<RepositoryRow> {
             tags: plural(tags as u64, "tag"),
             untagged: (untagged > 0).then(|| format!("{untagged} by digest")),
             complete: match (whole == rows.len(), some) {
-                (true, _) => Badge::new("good", "all held whole"),
-                (false, true) => Badge::new("fair", format!("{whole} of {} held whole", rows.len())),
-                (false, false) => Badge::new("bad", "none can be pulled offline"),
+                (true, _) => Badge::new("good", "all complete"),
+                (false, true) => Badge::new("fair", format!("{whole} of {} complete", rows.len())),
+                (false, false) => Badge::new("bad", "none complete"),
             },
             last_pull: rows.iter().filter_map(|row| row.last_pull).max().map(|at| RelativeTime { at, now }),
         }
@@ -151,14 +151,14 @@ fn tag_row(row: &ListRow, now: u64) -> TagRow {
         last_pull: when(row.last_pull),
         fresh: fresh(row.freshness),
         complete: match row.complete {
-            Completeness::All => Badge::new("good", "whole"),
+            Completeness::All => Badge::new("good", "complete"),
             Completeness::Some => Badge::new("fair", "some platforms"),
-            Completeness::None => Badge::new("bad", "not pullable offline"),
+            Completeness::None => Badge::new("bad", "incomplete"),
         },
     }
 }
 
-/// The platforms, without what is no image.
+/// Returns the platforms of the images, without attestations.
 pub(super) fn chips(rows: &[PlatformRow]) -> Vec<PlatformChip> {
     let images = rows.iter().filter(|row| row.platform.as_deref() != Some(NO_IMAGE));
     let named =
@@ -166,12 +166,12 @@ pub(super) fn chips(rows: &[PlatformRow]) -> Vec<PlatformChip> {
     named.collect()
 }
 
-/// Whether a tag has to be asked for again.
+/// Returns the freshness of a tag.
 pub(super) fn fresh(freshness: TagFreshness) -> Badge {
     match freshness {
         TagFreshness::Fresh => Badge::new("good", "fresh"),
         TagFreshness::Immutable => Badge::new("good", "by digest"),
-        TagFreshness::Revalidate => Badge::new("fair", "to be confirmed"),
+        TagFreshness::Revalidate => Badge::new("fair", "revalidate"),
         TagFreshness::Expired => Badge::new("fair", "expired"),
     }
 }
@@ -198,15 +198,16 @@ mod tests {
     }
 
     #[test]
-    fn all_words_are_looked_for_everywhere() {
+    fn search_matches_all_words_in_any_field() {
         let row = row("docker.io/library/BusyBox", Some("1.36"), Completeness::All);
-        let meant = |text: &str| is_meant(&row, &text.split(' ').map(str::to_lowercase).collect::<Vec<_>>());
+        let meant =
+            |text: &str| matches_search(&row, &text.split(' ').map(str::to_lowercase).collect::<Vec<_>>());
         assert!(meant("busy") && meant("box 1.3") && meant("busybox:1") && meant("sha256:2d71"));
         assert!(!meant("busy alpine"));
     }
 
     #[test]
-    fn repositories_are_summed_up() {
+    fn repositories_show_totals() {
         let rows = [
             row("a", Some("1"), Completeness::All),
             row("a", None, Completeness::None),
@@ -214,7 +215,7 @@ mod tests {
         ];
         let rows = repositories(&rows, 10);
         assert_eq!((rows[0].tags.as_str(), rows[0].untagged.as_deref()), ("1 tag", Some("1 by digest")));
-        assert_eq!(rows[0].complete.text, "1 of 2 held whole");
+        assert_eq!(rows[0].complete.text, "1 of 2 complete");
         assert_eq!(rows[1].complete.class, "bad");
     }
 }

@@ -1,4 +1,4 @@
-//! How the larder is doing: the first page, the part of it that is fetched again and again, and the jobs.
+//! Overview page, its part that is updated, and the page of jobs.
 
 use askama::Template;
 
@@ -8,7 +8,7 @@ use super::page::{PageFrame, render};
 use super::pull_commands::{PullAddress, PullCommand};
 use super::status_view::{JobRow, StatusView, job_row};
 
-/// What the first command of whoever tries larder pulls: small, and there for every platform.
+/// Image of the example command on the page of an empty cache: small, and available for every platform.
 const FIRST: &str = "library/alpine:3";
 
 #[derive(Template)]
@@ -17,11 +17,11 @@ struct Overview {
     page: PageFrame,
     live: StatusView,
     place: Option<PullAddress>,
-    /// For whoever has pulled nothing yet.
+    /// Example commands for an empty cache.
     first: Vec<PullCommand>,
 }
 
-/// What of it changes.
+/// Part of the overview that is updated.
 #[derive(Template)]
 #[template(path = "live.html", config = "src/api/ui/askama.toml")]
 struct Fragment {
@@ -35,7 +35,7 @@ struct JobsPage {
     jobs: Vec<JobRow>,
 }
 
-/// The first page.
+/// Renders the overview page.
 pub(super) async fn page(operations: &Operations) -> Result<String, OpsError> {
     let report = status::status(operations).await?;
     let place = PullAddress::of(operations.service());
@@ -50,12 +50,12 @@ pub(super) async fn page(operations: &Operations) -> Result<String, OpsError> {
     })
 }
 
-/// What of it changes.
+/// Renders the part of the overview that is updated.
 pub(super) async fn live(operations: &Operations) -> Result<String, OpsError> {
     render(&Fragment { live: StatusView::new(status::status(operations).await?) })
 }
 
-/// The jobs under way, and those that ended lately; the newest first.
+/// Renders the page of jobs, newest first.
 pub(super) fn jobs(operations: &Operations) -> Result<String, OpsError> {
     let now = operations.now();
     let jobs = operations.jobs().list().iter().rev().map(|job| job_row(job, now)).collect();

@@ -1,19 +1,19 @@
-//! How clients name this larder: commands that can be copied as they are.
+//! Pull commands for several clients, ready to copy.
 
 use crate::ops::Service;
 
-/// Where clients find this larder, as its own sockets tell; a name that a request came with is not to be trusted.
+/// Address of the client port, from the listening sockets. The `Host` of a request is not trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PullAddress {
-    /// Address and port.
+    /// Host and port.
     pub(super) host: String,
-    /// Whether TLS is spoken there.
+    /// True if the port uses TLS.
     pub(super) tls: bool,
-    /// Whether it listens on all addresses, and `host` is only what this machine calls it.
+    /// True if the server listens on all addresses, so that `host` is valid on this machine only.
     pub(super) everywhere: bool,
 }
 
-/// A command for one client.
+/// Command for one client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PullCommand {
     pub(super) client: &'static str,
@@ -21,7 +21,7 @@ pub(super) struct PullCommand {
 }
 
 impl PullAddress {
-    /// The first one that clients reach over a network.
+    /// Returns the first address that is not a unix socket.
     pub(super) fn of(service: Option<&Service>) -> Option<Self> {
         service?.addresses.iter().find_map(|address| {
             let (scheme, host) = address.split_once("://")?;
@@ -37,13 +37,13 @@ impl PullAddress {
         })
     }
 
-    /// How each client pulls `image`, a repository with its upstream in front and a tag or digest.
+    /// Returns the commands that pull `image`: upstream, repository, and tag or digest.
     pub(super) fn commands(&self, image: &str, platform: Option<&str>) -> Vec<PullCommand> {
         let Self { host, tls, .. } = self;
         let plain = |flag: &str| if *tls { String::new() } else { format!(" {flag}") };
-        // An index can call a platform anything; what a shell would take apart is left out.
-        let fine = |text: &&str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
-        let platform = platform.filter(fine);
+        // The platform comes from an index: a name with shell syntax is left out.
+        let is_safe = |text: &&str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+        let platform = platform.filter(is_safe);
         let wanted = platform.map_or_else(String::new, |it| format!(" --platform {it}"));
         let parts = platform.unwrap_or_default().split('/').filter(|part| !part.is_empty());
         let overrides = ["os", "arch", "variant"]
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_one_of_our_own() {
+    fn pull_address_is_the_first_network_socket() {
         let found = |addresses| place(addresses).map(|place| (place.host, place.tls, place.everywhere));
         let own = |host: &str, tls, everywhere| Some((host.to_owned(), tls, everywhere));
         assert_eq!(found(&["unix:/run/a", "http://10.0.0.7:5000"]), own("10.0.0.7:5000", false, false));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn each_client_has_its_own_words() {
+    fn commands_have_the_options_of_each_client() {
         let plain = place(&["http://127.0.0.1:5000"]).expect("a place");
         let lines: Vec<_> =
             plain.commands("docker.io/a/b:1", Some("linux/arm/v7")).into_iter().map(|it| it.line).collect();

@@ -1,4 +1,4 @@
-//! What `status` reports, as the overview shows it.
+//! View of the status report, as the overview shows it.
 
 use crate::clock::Timestamp;
 use crate::ops::jobs::{JobState, JobView};
@@ -8,7 +8,7 @@ use crate::ops::status::{
 
 use super::format::{ByteCount, HumanDuration, RelativeTime, percent, plural, short_digest, thousands};
 
-/// What changes while somebody looks on.
+/// Content of the part of the overview that is updated.
 #[derive(Debug)]
 pub(super) struct StatusView {
     pub(super) when: RelativeTime,
@@ -16,13 +16,13 @@ pub(super) struct StatusView {
     pub(super) store: StoreView,
     pub(super) upstreams: Vec<EndpointRow>,
     pub(super) fills: Vec<FillRow>,
-    /// Child manifests that wait, in words.
+    /// Queued child manifests, in words.
     pub(super) children: Option<String>,
     pub(super) jobs: Vec<JobRow>,
     pub(super) warnings: Vec<WarningRow>,
 }
 
-/// What was served since the start.
+/// Traffic since the start.
 #[derive(Debug)]
 pub(super) struct ServerView {
     pub(super) since: RelativeTime,
@@ -39,7 +39,7 @@ pub(super) struct ServerView {
     pub(super) fetched: ByteCount,
 }
 
-/// The store.
+/// State of the store.
 #[derive(Debug)]
 pub(super) struct StoreView {
     pub(super) kind: &'static str,
@@ -54,7 +54,7 @@ pub(super) struct StoreView {
     pub(super) free: Option<ByteCount>,
 }
 
-/// A state in a word or two, and how it is coloured.
+/// State in one or two words, with its CSS class.
 #[derive(Debug)]
 pub(super) struct Badge {
     pub(super) class: &'static str,
@@ -67,7 +67,7 @@ impl Badge {
     }
 }
 
-/// One endpoint; the first of an upstream carries its name.
+/// Endpoint; the first endpoint of an upstream has its name.
 #[derive(Debug)]
 pub(super) struct EndpointRow {
     pub(super) upstream: Option<String>,
@@ -80,7 +80,7 @@ pub(super) struct EndpointRow {
     pub(super) fetched: Option<ByteCount>,
 }
 
-/// What is left of a quota.
+/// Rest of a quota.
 #[derive(Debug)]
 pub(super) struct QuotaView {
     pub(super) remaining: u64,
@@ -89,7 +89,7 @@ pub(super) struct QuotaView {
     pub(super) resets: Option<RelativeTime>,
 }
 
-/// A fill under way.
+/// Running fill.
 #[derive(Debug)]
 pub(super) struct FillRow {
     pub(super) digest: String,
@@ -104,7 +104,7 @@ pub(super) struct FillRow {
     pub(super) state: Option<Badge>,
 }
 
-/// A job.
+/// Job.
 #[derive(Debug)]
 pub(super) struct JobRow {
     pub(super) id: u64,
@@ -118,14 +118,14 @@ pub(super) struct JobRow {
     pub(super) error: Option<String>,
 }
 
-/// Something that the log warned of.
+/// Warning from the log.
 #[derive(Debug)]
 pub(super) struct WarningRow {
     pub(super) when: RelativeTime,
     pub(super) level: Badge,
     pub(super) message: String,
     pub(super) detail: String,
-    /// How often, if more than once.
+    /// Number of repetitions, if more than one.
     pub(super) times: Option<String>,
 }
 
@@ -134,7 +134,7 @@ impl StatusView {
         let now = report.now;
         let children = (report.children_queued + report.children_deferred > 0).then(|| {
             format!(
-                "{} waiting to be fetched, {} left for later until the quota allows it",
+                "{} queued, {} deferred until the quota of the upstream allows the download",
                 plural(report.children_queued, "child manifest"),
                 thousands(report.children_deferred)
             )
@@ -198,15 +198,15 @@ fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
     };
     let health = &endpoint.health;
     let state = match health.breaker {
-        Breaker::Open => Badge::new("bad", format!("left alone for {}", left(health.open_until))),
-        Breaker::HalfOpen => Badge::new("fair", "to be tried again"),
+        Breaker::Open => Badge::new("bad", format!("circuit breaker open for {}", left(health.open_until))),
+        Breaker::HalfOpen => Badge::new("fair", "circuit breaker half open"),
         Breaker::Closed if endpoint.limited_until.is_some() => {
-            Badge::new("fair", format!("limited for {}", left(endpoint.limited_until)))
+            Badge::new("fair", format!("rate limited for {}", left(endpoint.limited_until)))
         }
         Breaker::Closed if health.failures > 0 => {
             Badge::new("fair", plural(health.failures.into(), "failure"))
         }
-        Breaker::Closed => Badge::new("good", "well"),
+        Breaker::Closed => Badge::new("good", "healthy"),
     };
     let quota = endpoint.quota.as_ref().map(|quota| QuotaView {
         remaining: quota.remaining,
@@ -232,7 +232,7 @@ fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
 
 fn fill_row(fill: &FillStatus, now: u64) -> FillRow {
     let digest = fill.digest.to_string();
-    // A ratio for people; what a float cannot tell apart does not show.
+    // A ratio for people; the precision of a float is enough.
     #[allow(clippy::cast_precision_loss)]
     let share = fill.total.filter(|total| *total > 0).map(|total| fill.received as f64 / total as f64);
     FillRow {
@@ -247,7 +247,7 @@ fn fill_row(fill: &FillStatus, now: u64) -> FillRow {
         since: RelativeTime { at: fill.started_at, now },
         state: match (fill.settling, fill.kept) {
             (true, _) => Some(Badge::new("good", "verified")),
-            (false, false) => Some(Badge::new("fair", "not kept")),
+            (false, false) => Some(Badge::new("fair", "not stored")),
             (false, true) => None,
         },
     }

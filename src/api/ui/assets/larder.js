@@ -1,15 +1,15 @@
-// The pages work without this: it copies, focuses the search, and keeps the overview up to date.
+// Optional features of the pages: copy buttons, a shortcut for the search, and updates of the overview.
 "use strict";
 
-const EVERY = 2000;
-const SLOWEST = 30000;
+const INTERVAL = 2000;
+const MAX_INTERVAL = 30000;
 
-const told = (text) => {
-  const place = document.getElementById("told");
-  if (place) place.textContent = text;
+const announce = (text) => {
+  const status = document.getElementById("announcement");
+  if (status) status.textContent = text;
 };
 
-// "/" leads to the search from anywhere but where text is typed.
+// "/" focuses the search, except while text is typed in a field.
 document.addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest("input, textarea, select, [contenteditable]")) return;
@@ -20,7 +20,7 @@ document.addEventListener("keydown", (event) => {
   search.select();
 });
 
-// Where the page did not come over TLS or from this machine, browsers have no clipboard to offer but the old one.
+// The clipboard API needs TLS or a loopback address. Otherwise the old copy command is used.
 const copy = async (text) => {
   try {
     await navigator.clipboard.writeText(text);
@@ -43,12 +43,12 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     const done = await copy(button.dataset.copy);
     button.focus();
     button.textContent = done ? "Copied" : "Not allowed";
-    told(done ? "Copied" : "The browser does not allow copying");
+    announce(done ? "Copied" : "The browser does not allow copying");
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 }
 
-// Sections that have changed take the place of those that are shown; what somebody has focused or marked stays so.
+// Replaces the sections that have changed. Selected text and the focused link are preserved.
 const replace = (text) => {
   const fresh = new DOMParser().parseFromString(text, "text/html");
   for (const next of fresh.querySelectorAll("[data-live]")) {
@@ -62,43 +62,43 @@ const replace = (text) => {
   }
 };
 
-const keepLive = (live) => {
+const keepUpdated = (live) => {
   const state = document.getElementById("live-state");
   const toggle = document.getElementById("live-toggle");
   let paused = false;
-  let wait = EVERY;
+  let wait = INTERVAL;
   let timer = 0;
 
-  const say = () => {
+  const showState = () => {
     live.classList.toggle("paused", paused);
-    live.classList.toggle("lost", !paused && wait > EVERY);
-    state.textContent = paused ? "paused" : wait > EVERY ? "no answer" : "live";
+    live.classList.toggle("lost", !paused && wait > INTERVAL);
+    state.textContent = paused ? "paused" : wait > INTERVAL ? "no answer" : "live";
   };
-  const turn = async () => {
+  const update = async () => {
     clearTimeout(timer);
     if (paused || document.hidden) return;
     try {
       const answer = await fetch(live.dataset.from, { cache: "no-store", signal: AbortSignal.timeout(10000) });
       if (!answer.ok) throw new Error(String(answer.status));
       replace(await answer.text());
-      wait = EVERY;
+      wait = INTERVAL;
     } catch {
-      wait = Math.min(wait * 2, SLOWEST);
+      wait = Math.min(wait * 2, MAX_INTERVAL);
     }
-    say();
+    showState();
     clearTimeout(timer);
-    timer = setTimeout(turn, wait);
+    timer = setTimeout(update, wait);
   };
   toggle.addEventListener("click", () => {
     paused = !paused;
-    toggle.textContent = paused ? "Go on" : "Pause";
-    say();
-    turn();
+    toggle.textContent = paused ? "Resume" : "Pause";
+    showState();
+    update();
   });
-  document.addEventListener("visibilitychange", turn);
+  document.addEventListener("visibilitychange", update);
   live.hidden = false;
-  timer = setTimeout(turn, EVERY);
+  timer = setTimeout(update, INTERVAL);
 };
 
 const live = document.getElementById("live");
-if (live) keepLive(live);
+if (live) keepUpdated(live);
