@@ -106,7 +106,7 @@ fn healthy_server_passes_and_clients_are_checked() {
     let arguments = ["doctor", "--address", &address, "--config", config.to_str().unwrap()];
     let text = verb::run(larder.setup(), larder.setup().bare_command().args(arguments)).ended(0).stdout;
     assert!(text.contains(&format!("ok      docker.io, {}: connection: to ", registry.url())), "{text}");
-    assert!(text.contains("ok      client podman: pull: docker.io/library/app:1 is there"), "{text}");
+    assert!(text.contains("ok      client podman: pull: docker.io/library/app:1 can be pulled"), "{text}");
 }
 
 #[test]
