@@ -198,7 +198,7 @@ fn damaged(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
 fn lost(digest: &Digest) -> impl FnOnce(sled::Error) -> StoreError {
     move |error| match error {
         sled::Error::Io(error) if is_unreadable(&error) => {
-            tracing::error!(%digest, %error, "a page cannot be read");
+            tracing::error!(%digest, %error, "cannot read a page of a blob");
             StoreError::Damaged(*digest)
         }
         other => damaged(digest)(other),
