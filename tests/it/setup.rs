@@ -213,7 +213,7 @@ fn impossible_setup_is_refused() {
         .upstream_set("reg.test:5000", "endpoints", vec!["http://reg.test:5000"])
         .upstream_set("reg.test:5000", "default", true);
     says(&none, &["docker"], "no upstream `docker.io`");
-    says(&none, &["podman"], "no path has a colon");
+    says(&none, &["podman"], "a path cannot contain a colon");
     // Those that name the registry in the query can be told of it.
     for client in ["containerd", "buildkit", "k3s"] {
         setup(&none, root.path(), &[client]).ended(0);
