@@ -269,7 +269,7 @@ fn export_fetches_missing_content_unless_offline() {
         verb::online(&larder, &arguments)
     };
     let ran = export(&["--offline"]).ended(5);
-    assert!(ran.stderr.contains("docker.io/library/multi:v1 is not held"), "{ran:?}");
+    assert!(ran.stderr.contains("docker.io/library/multi:v1 is not cached"), "{ran:?}");
     verb::online(&larder, &["warm", "multi:v1", "--platform", "linux/amd64"]).ended(0);
     export(&["--offline", "--platform", "linux/amd64"]).ended(0);
     let ran = export(&["--offline"]).ended(4);
