@@ -282,7 +282,8 @@ fn circles_between_and_inside_modules_are_found() {
     expect(&[facade, child], &["store/draft.rs → store/mod.rs → store/draft.rs"]);
     // A base is imported by its children and imports none.
     let base = Source::new("store/mod.rs", "//! A.\nmod draft;\npub struct Store;\n");
-    let child = Source::new("store/draft.rs", "//! B.\nuse super::Store;\nimpl Store {}\n");
+    let child =
+        Source::new("store/draft.rs", "//! B.\nuse super::Store;\nimpl Store { pub(super) fn f() {} }\n");
     expect(&[base, child], &[]);
 }
 

@@ -246,6 +246,9 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         visit::visit_variant(self, variant);
     }
 
+    /// `pub(super)` and `pub(in crate::cache)` name a module and import nothing.
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
+
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         self.note_path(&segments);
