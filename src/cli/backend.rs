@@ -7,10 +7,11 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::output::print;
 use super::progress::ProgressBars;
 use super::remote::{AdminAddress, Remote};
 use super::serve::on_runtime;
-use super::{Settings, print};
+use super::settings::Settings;
 use crate::app::{self, Offline};
 use crate::config::Config;
 use crate::ops::job_spec::JobSpec;

@@ -7,8 +7,9 @@ use std::time::Instant;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output::{note, print};
+use super::settings::environment;
 use super::table::{iec, many};
-use super::{environment, note, print};
 use crate::config::schema::BlobStoreKind;
 use crate::config::{self, Config, Flags};
 use crate::ops::convert::{Convert, ConvertReport};

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 use url::Url;
 
 use self::pull::{Client, Pull};
-use super::{print, serve};
+use super::output::print;
+use super::serve;
 use crate::app::{self, App, InheritedSockets};
 use crate::config::Config;
 use crate::config::schema::{Endpoint, Upstream, builtin_upstreams};

@@ -4,7 +4,6 @@ mod clients;
 mod running;
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -12,9 +11,8 @@ use tokio::time::timeout;
 
 use super::backend::ServerOptions;
 use super::exit::ExitAnswer;
-use super::print;
+use super::output::{print, sentence};
 use super::remote::Remote;
-use super::sentence;
 use super::serve::on_runtime;
 use super::setup::Given;
 use super::table::{bad, fair, good};
@@ -23,9 +21,6 @@ use crate::app::examine::{self, Sample, Step, Verdict};
 use crate::config::Config;
 use crate::ops::list::{Completeness, ListReport, ListRow};
 use crate::ops::query::Query;
-
-/// Time-out for each request to the running server.
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Arguments of `larder doctor`.
 #[derive(Args, Debug)]
@@ -117,7 +112,9 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut DoctorRep
         }
     };
     let running = match &remote {
-        Some(remote) if timeout(TIMEOUT, remote.is_there()).await.unwrap_or_default() => Some(remote),
+        Some(remote) if timeout(running::TIMEOUT, remote.is_there()).await.unwrap_or_default() => {
+            Some(remote)
+        }
         _ => None,
     };
     let (steps, offline) =
@@ -145,7 +142,9 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut DoctorRep
     };
     report.add("larder", None, running::steps(remote, config).await);
     report.add("larder", None, reason);
-    for (client, steps) in clients::steps(arguments, config, images.first()).await {
+    for (client, steps) in
+        clients::steps(&arguments.server, arguments.address.as_ref(), config, images.first()).await
+    {
         report.add("client", Some(client), steps);
     }
     Ok(())
@@ -155,7 +154,7 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut DoctorRep
 async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListRow>, Option<Step>) {
     let question = Query::List { repository: None };
     let answer = match (running, offline) {
-        (Some(remote), _) => match timeout(TIMEOUT, remote.ask(&question)).await {
+        (Some(remote), _) => match timeout(running::TIMEOUT, remote.ask(&question)).await {
             Ok(answer) => answer.map_err(|error| sentence(&error)),
             Err(_) => Err(format!("{} did not answer in time", remote.address())),
         },

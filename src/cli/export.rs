@@ -14,8 +14,9 @@ use reqwest::{Method, Response};
 use serde_json::Value;
 
 use super::backend::{Backend, ServerOptions};
+use super::output::{note, print};
+use super::progress;
 use super::table::{content, fair};
-use super::{note, progress};
 use crate::layout::{self, ChannelReader};
 use crate::ops::export::{self, Export as Outgoing, ExportReport, ExportRequest, REPORT_HEADER};
 
@@ -54,7 +55,7 @@ pub(super) fn run(arguments: Export) -> anyhow::Result<()> {
     })?;
     let text = if server.json { serde_json::to_string_pretty(&value)? } else { render(&report, &target) };
     // Standard output carries the archive.
-    if matches!(target, Target::Stdout) { note(&text) } else { super::print(&(text + "\n")) }
+    if matches!(target, Target::Stdout) { note(&text) } else { print(&(text + "\n")) }
 }
 
 async fn fetch(

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use reqwest::Method;
 
+use super::output::print;
 use super::remote::{AdminAddress, Remote};
 use super::serve::on_runtime;
 use crate::config::Config;
@@ -22,7 +23,7 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     let answer = on_runtime(async { Ok(request.send().await) })?;
     let answer = answer.with_context(|| format!("no server answers at {address}"))?;
     match answer.status().as_u16() {
-        200 => super::print("ready\n"),
+        200 => print("ready\n"),
         other => bail!("{address} answers /readyz with {other}"),
     }
 }

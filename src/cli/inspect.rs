@@ -7,7 +7,7 @@ use clap::Args;
 use super::backend::{Answer, ServerOptions};
 use super::exit::ExitAnswer;
 use super::list::fresh;
-use super::print;
+use super::output::print;
 use super::table::{Table, bad, good, iec};
 use crate::ops::inspect::{InspectQuery, InspectReport};
 use crate::ops::query::Query;

@@ -4,12 +4,13 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::{Args, Command, CommandFactory as _, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{Arguments, exit, print};
+use super::exit;
+use super::output::print;
 
 /// Arguments of `larder completions`.
 #[derive(Args, Debug)]
@@ -49,15 +50,15 @@ pub(super) struct Manual {
 }
 
 /// Prints the completion script of a shell.
-pub(super) fn completions(arguments: &Completions) -> anyhow::Result<()> {
+pub(super) fn completions(arguments: &Completions, mut command: Command) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    generate(Shell::from(arguments.shell), &mut Arguments::command(), "larder", &mut script);
+    generate(Shell::from(arguments.shell), &mut command, "larder", &mut script);
     print(&String::from_utf8(script).context("the completion script is not UTF-8")?)
 }
 
 /// Prints the manual's first page, or writes all pages.
-pub(super) fn man(arguments: &Manual) -> anyhow::Result<()> {
-    let mut command = Arguments::command().disable_help_subcommand(true);
+pub(super) fn man(arguments: &Manual, command: Command) -> anyhow::Result<()> {
+    let mut command = command.disable_help_subcommand(true);
     command.build();
     let Some(folder) = &arguments.dir else {
         return print(&String::from_utf8(page(&command)?).context("the page is not UTF-8")?);

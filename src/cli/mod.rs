@@ -14,28 +14,26 @@ mod import;
 mod inspect;
 mod list;
 mod manual;
+mod output;
 mod platforms;
 mod progress;
 mod remote;
 mod remove;
 mod scrub;
 mod serve;
+mod settings;
 mod setup;
 mod status;
 mod table;
 mod validate;
 mod warm;
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use anyhow::Context as _;
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use settings::Settings;
 
 pub use exit::code as exit_code;
-
-use crate::config::address::ListenAddress;
-use crate::config::{self, Config, Flags};
+pub use output::sentence;
 
 /// A pull-through cache for container images.
 #[derive(Debug, Parser)]
@@ -96,58 +94,6 @@ enum Verb {
     },
 }
 
-/// Sources of the configuration, shared by the verbs that need one.
-#[derive(Args, Clone, Debug)]
-struct Settings {
-    /// Configuration file; default: the value of `LARDER_CONFIG`, else none
-    #[arg(long, id = "config_file", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Address for clients, without TLS: `IP:PORT`, `unix:/PATH` or `systemd:NAME` (server.listen); may be repeated
-    #[arg(long, value_name = "ADDR")]
-    listen: Vec<ListenAddress>,
-    /// Folder of the store (store.path)
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Upstream and its endpoint, such as docker.io=https://mirror.example.com; may be repeated
-    #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
-    upstream: Vec<(String, String)>,
-}
-
-fn upstream(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, url)) if !name.is_empty() && !url.is_empty() => Ok((name.to_owned(), url.to_owned())),
-        _ => Err("write NAME=URL, such as ghcr.io=https://ghcr.io".to_owned()),
-    }
-}
-
-impl Settings {
-    /// Returns the effective configuration after validation.
-    fn load(&self) -> anyhow::Result<Config> {
-        let Self { listen, data, upstream, .. } = self.clone();
-        let flags = Flags { listen, data, upstreams: upstream };
-        let config = config::load(self.config.as_deref(), environment()?.into_iter(), flags)?;
-        config::validate(&config)?;
-        Ok(config)
-    }
-
-    /// Returns the configuration file, if there is one.
-    fn file(&self) -> anyhow::Result<Option<PathBuf>> {
-        Ok(config::file(self.config.as_deref(), environment()?))
-    }
-}
-
-/// Returns the environment variables that begin with `LARDER_`. Their values must be UTF-8.
-fn environment() -> anyhow::Result<Vec<(String, String)>> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, _)| name.starts_with("LARDER_"))
-        .map(|(name, value)| match value.into_string() {
-            Ok(value) => Ok((name, value)),
-            Err(_) => anyhow::bail!("environment variable {name}: the value is not UTF-8"),
-        })
-        .collect()
-}
-
 /// Parses the command line. Help and usage errors end the process.
 pub fn arguments() -> Arguments {
     let colours = colours::choice();
@@ -177,40 +123,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Gc(arguments) => scrub::gc(arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Setup(arguments) => setup::run(&arguments),
-        Verb::Completions(arguments) => manual::completions(&arguments),
-        Verb::Man(arguments) => manual::man(&arguments),
+        Verb::Completions(arguments) => manual::completions(&arguments, Arguments::command()),
+        Verb::Man(arguments) => manual::man(&arguments, Arguments::command()),
         Verb::Demo { stay } => demo::run(stay),
     }
-}
-
-/// Returns an error and its causes in one line. Skips a cause that the text already ends with.
-pub fn sentence(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if line.is_empty() {
-            line = cause;
-        } else if !line.ends_with(&cause) {
-            // Writing to a String cannot fail.
-            let _ = write!(line, ": {cause}");
-        }
-    }
-    line.replace('\n', " ")
-}
-
-/// Writes to standard output. A closed pipe (`larder validate | head -1`) is not an error.
-fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("standard output cannot be written"),
-    }
-}
-
-/// Writes a line to standard error, so that standard output stays machine-readable.
-fn note(line: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    writeln!(std::io::stderr().lock(), "{line}").context("standard error cannot be written")
 }
 
 #[cfg(test)]
@@ -243,13 +159,5 @@ mod tests {
         for bad in ["a", "=b", "a="] {
             assert!(Arguments::try_parse_from(["larder", "serve", "--upstream", bad]).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn sentence_joins_the_error_chain() {
-        let inner = anyhow::anyhow!("disk\nfull");
-        let repeated = anyhow::anyhow!("cannot write: disk full");
-        assert_eq!(sentence(&inner.context("cannot write")), "cannot write: disk full");
-        assert_eq!(sentence(&anyhow::anyhow!("disk full").context(repeated)), "cannot write: disk full");
     }
 }

@@ -8,7 +8,8 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::{Settings, sentence};
+use super::output::sentence;
+use super::settings::Settings;
 use crate::app::{self, App, InheritedSockets, Reload};
 use crate::config::file_watch::FileFingerprint;
 

@@ -16,7 +16,8 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::{Settings, note, print};
+use super::output::{note, print};
+use super::settings::Settings;
 use crate::config::Config;
 use disk::{Disk, Outcome};
 use file_edit::Plan;

@@ -7,8 +7,8 @@ use clap::Args;
 use console::{Term, measure_text_width, style, truncate_str};
 
 use super::backend::{Answer, Backend, ServerOptions};
+use super::output::{note, print, sentence};
 use super::table::{Table, ago, bad, fair, good, iec, many};
-use super::{note, print, sentence};
 use crate::clock::Timestamp;
 use crate::ops::query::Query;
 use crate::ops::status::{

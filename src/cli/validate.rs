@@ -2,11 +2,12 @@
 
 use anyhow::Context as _;
 
+use super::output;
 use crate::config::Config;
 
 /// Prints a valid configuration. The configuration names files with secrets and contains no secret.
 pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     let text = toml::to_string(config).context("the configuration cannot be written as TOML")?;
-    super::print(&text)?;
-    super::note("ok")
+    output::print(&text)?;
+    output::note("ok")
 }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use reqwest::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Method};
 
-use super::super::remote;
-use super::super::setup::{Instance, Scheme};
-use super::Doctor;
 use crate::app::examine::Step;
+use crate::cli::backend::ServerOptions;
+use crate::cli::output::sentence;
+use crate::cli::remote;
+use crate::cli::setup::{Given, Instance, Scheme};
 use crate::config::Config;
 use crate::ops::list::ListRow;
 
@@ -57,22 +58,23 @@ impl Request {
 
 /// Runs the requests of each client.
 pub(super) async fn steps(
-    arguments: &Doctor,
+    server: &ServerOptions,
+    given: Option<&Given>,
     config: &Config,
     image: Option<&ListRow>,
 ) -> Vec<(&'static str, Vec<Step>)> {
-    if arguments.server.is_elsewhere() && arguments.address.is_none() {
+    if server.is_elsewhere() && given.is_none() {
         let found = "the address under which clients reach the named server is unknown";
         return vec![("requests", vec![Step::warning("address", found, "name it with --address")])];
     }
-    let instance = match Instance::seen_from_here(config, arguments.address.as_ref()) {
+    let instance = match Instance::seen_from_here(config, given) {
         Ok(instance) => instance,
         Err(error) => {
             let remedy = "give the address under which clients reach the server with --address";
             return vec![("requests", vec![Step::warning("address", error.to_string(), remedy)])];
         }
     };
-    let client = match client(arguments) {
+    let client = match client(server) {
         Ok(client) => client,
         Err(error) => {
             return vec![("requests", vec![Step::fails("tls", format!("{error:#}"), "correct --ca-file")])];
@@ -124,8 +126,8 @@ async fn tls_on_plain_port(instance: &Instance) -> Step {
     step.since(began)
 }
 
-fn client(arguments: &Doctor) -> anyhow::Result<Client> {
-    let tls = remote::tls(arguments.server.ca_file())?;
+fn client(server: &ServerOptions) -> anyhow::Result<Client> {
+    let tls = remote::tls(server.ca_file())?;
     Ok(Client::builder().no_proxy().timeout(TIMEOUT).tls_backend_preconfigured(tls).build()?)
 }
 
@@ -198,7 +200,7 @@ async fn ask(client: &Client, instance: &Instance, requests: &[Request]) -> Resu
         }
         let url = format!("{}{target}", instance.url());
         let answer = client.request(method.clone(), url).headers(headers).send().await;
-        let answer = answer.map_err(|error| wrong(&super::sentence(&error.without_url().into())))?;
+        let answer = answer.map_err(|error| wrong(&sentence(&error.without_url().into())))?;
         if answer.status() != 200 {
             return Err(wrong(&format!("{} instead of 200", answer.status().as_u16())));
         }

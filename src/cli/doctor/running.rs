@@ -1,14 +1,18 @@
 //! Checks of the running server: reachable, ready, version, open files and endpoints with an open circuit breaker.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use reqwest::Method;
 use tokio::time::timeout;
 
-use super::super::remote::Remote;
 use crate::app::examine::{self, Step};
+use crate::cli::output::sentence;
+use crate::cli::remote::Remote;
 use crate::config::Config;
+
+/// Time-out for each request to the running server.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the step for a server that does not answer.
 pub(super) fn absent(remote: Option<&Remote>) -> Step {
@@ -44,7 +48,7 @@ pub(super) async fn steps(remote: &Remote, config: &Config) -> Vec<Step> {
                 format!("/readyz answers {status}: {}", said.trim()),
                 "unless the server is stopping, see its log",
             ),
-            Err(error) => Step::fails("ready", super::sentence(&error), "see the server's log"),
+            Err(error) => Step::fails("ready", sentence(&error), "see the server's log"),
         }
         .since(began),
     ];
@@ -84,7 +88,7 @@ async fn text(remote: &Remote, target: &str) -> anyhow::Result<(u16, String)> {
         let answer = remote.request(Method::GET, target)?.send().await?;
         anyhow::Ok((answer.status().as_u16(), answer.text().await?))
     };
-    timeout(super::TIMEOUT, asked).await.context("no answer in time")?
+    timeout(TIMEOUT, asked).await.context("no answer in time")?
 }
 
 /// Returns the value of a series without labels.
