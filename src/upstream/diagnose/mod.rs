@@ -116,7 +116,7 @@ impl Registry {
         Instant::now() + self.http.timeouts.total
     }
 
-    /// A login, or the token that anybody gets.
+    /// Reports the login, or the token for anonymous clients.
     async fn let_in(
         &self,
         url: &Url,
@@ -125,36 +125,39 @@ impl Registry {
         steps: &mut Vec<Step>,
     ) -> Result<(), End> {
         let began = Began::now();
-        let mut push = |step: Step| steps.push(step.since(began));
+        let Some(step) = self.login_step(url, headers, known).await else { return Ok(()) };
+        let failed = step.verdict == Verdict::Fails;
+        steps.push(step.since(began));
+        if failed { Err(End) } else { Ok(()) }
+    }
+
+    /// Answers the challenge in `headers` and returns the result; none if there is nothing to log in with.
+    async fn login_step(&self, url: &Url, headers: &HeaderMap, known: Option<&Known>) -> Option<Step> {
         let Some(challenge) = challenge::choose(headers) else {
-            push(Step::fails(
+            return Some(Step::fails(
                 "login",
                 "it wants one of a kind that larder does not know (neither Bearer nor Basic)",
                 "check whether a proxy of somebody else's stands before the registry",
             ));
-            return Err(End);
         };
-        let name = known.map(|(name, _)| name.clone()).or_else(|| NOBODYS.parse().ok());
-        let Some(name) = name else { return Ok(()) };
+        let name = known.map(|(name, _)| name.clone()).or_else(|| NOBODYS.parse().ok())?;
         let own = match self.auth.has_credential(&name, self.doctor_deadline()).await {
             Ok(own) => own,
             Err(error) => {
                 let remedy = "check the files and the credential helper that the upstream's table names";
-                push(Step::fails("login", error.to_string(), remedy));
-                return Err(End);
+                return Some(Step::fails("login", error.to_string(), remedy));
             }
         };
         let realm = match &challenge {
             Challenge::Basic => None,
             Challenge::Bearer { realm, .. } => url.join(realm).ok(),
         };
-        if realm.is_none() && challenge == Challenge::Basic && !own {
-            push(Step::fails(
+        if challenge == Challenge::Basic && !own {
+            return Some(Step::fails(
                 "login",
                 "it wants a user name and a password, and none is configured",
                 "set `username` and `password_file`, or `docker_config`",
             ));
-            return Err(End);
         }
         let service = realm.as_ref().and_then(Url::host_str).unwrap_or("the registry itself");
         let trusted = realm.as_ref().is_none_or(|realm| self.auth.trusts(realm));
@@ -163,52 +166,38 @@ impl Registry {
             Some(_) => self.auth.answer_challenge(headers, url, &name, None, self.doctor_deadline()).await,
             None => self.auth.login(headers, url, &name, self.doctor_deadline()).await,
         };
-        let header = match met {
-            Ok(header) => header,
-            Err(error) => {
-                let step = unmet(error, service, own && trusted, own);
-                let over = step.verdict == Verdict::Fails;
-                push(step);
-                return if over { Err(End) } else { Ok(()) };
-            }
-        };
-        if own && !trusted {
-            push(Step::warning(
+        Some(match met {
+            Err(error) => unmet(error, service, own && trusted, own),
+            Ok(_) if own && !trusted => Step::warning(
                 "login",
                 format!(
                     "{service} is asked for a token without the credentials: it is not the registry's own"
                 ),
                 "if it may have them, name it in `realm_hosts`",
-            ));
-            return Ok(());
-        }
-        if !own {
-            push(Step::ok("login", format!("none, with a token of {service} that everybody gets")));
-            return Ok(());
-        }
-        // Only the registry's answer shows that what was given is good.
-        match self.get(url, Some(&header)).await {
+            ),
+            Ok(_) if !own => {
+                Step::ok("login", format!("none, with a token of {service} that everybody gets"))
+            }
+            Ok(header) => self.credentials_step(url, &header, service).await,
+        })
+    }
+
+    /// Sends the credentials: only the registry's answer shows that they are valid.
+    async fn credentials_step(&self, url: &Url, header: &HeaderValue, service: &str) -> Step {
+        match self.get(url, Some(header)).await {
             Ok(answer) if answer.status().is_success() => {
-                push(Step::ok("login", format!("the credentials are good ({service})")));
-                Ok(())
+                Step::ok("login", format!("the credentials are good ({service})"))
             }
-            Ok(answer) if matches!(answer.status().as_u16(), 401 | 403) => {
-                push(Step::fails(
-                    "login",
-                    format!("the registry refuses the credentials with {}", answer.status().as_u16()),
-                    RENEW,
-                ));
-                Err(End)
-            }
+            Ok(answer) if matches!(answer.status().as_u16(), 401 | 403) => Step::fails(
+                "login",
+                format!("the registry refuses the credentials with {}", answer.status().as_u16()),
+                RENEW,
+            ),
             Ok(answer) => {
                 let found = format!("the registry answers a login with {}", answer.status().as_u16());
-                push(Step::warning("login", found, "try again"));
-                Ok(())
+                Step::warning("login", found, "try again")
             }
-            Err(error) => {
-                push(Step::fails("login", error.to_string(), "try again"));
-                Err(End)
-            }
+            Err(error) => Step::fails("login", error.to_string(), "try again"),
         }
     }
 
