@@ -6,7 +6,7 @@ use crate::cache::{Cache, CacheView};
 use crate::oci::Digest;
 use crate::store::StoreError;
 
-use super::OpsError;
+use super::error::OpsError;
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::platform::Platform;
 use super::reference::{self, ImageReference};

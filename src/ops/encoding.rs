@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use url::form_urlencoded;
 
-use super::OpsError;
+use super::error::OpsError;
 
 /// Path of the admin API.
 pub const ROOT: &str = "/api/v1";

@@ -9,7 +9,7 @@ use crate::oci::Digest;
 use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
 use crate::store::StoreError;
 
-use super::OpsError;
+use super::error::OpsError;
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::list::{PlatformRow, TagFreshness};
 use super::platform::Platform;

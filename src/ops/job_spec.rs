@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::encoding::json;
+use super::error::OpsError;
+use super::operations::Operations;
 use super::progress::ProgressReporter;
 use super::scrub::{self, Pace};
-use super::{Operations, OpsError, remove, warm};
+use super::{remove, warm};
 
 /// Operation that runs as a job. In JSON an object with a `verb`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -8,9 +8,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::error::{Failure, OpsError};
 use super::job_spec::JobSpec;
+use super::operations::Operations;
 use super::progress::{Progress, ProgressReporter};
-use super::{Failure, Operations, OpsError};
 
 /// Most jobs that run at once.
 const RUNNING_MAX: usize = 16;

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{StoreError, TagFact};
 
-use super::OpsError;
+use super::error::OpsError;
 use super::image_tree::{ImageTree, PlatformImage};
 use super::reference;
 

@@ -5,7 +5,9 @@
 use serde_json::Value;
 
 use super::encoding::{Pairs, json, target};
-use super::{Operations, OpsError, check, inspect, list, status};
+use super::error::OpsError;
+use super::operations::Operations;
+use super::{check, inspect, list, status};
 
 /// Query that changes nothing and is answered at once.
 #[derive(Clone, Debug, PartialEq, Eq)]

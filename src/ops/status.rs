@@ -6,8 +6,9 @@ pub use crate::cache::{
     Breaker, DiskStatus, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
 };
 
+use super::error::OpsError;
 use super::jobs::{JobState, JobView};
-use super::{Operations, OpsError};
+use super::operations::Operations;
 pub use crate::telemetry::Warning;
 
 /// Report of `status`.

@@ -16,7 +16,7 @@ use crate::oci::index_walk::{IndexWalk, WalkItem};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
-use super::OpsError;
+use super::error::OpsError;
 use super::platform::{NO_IMAGE, Platform};
 use super::progress::{ProgressPiece, ProgressReporter};
 use super::reference::{self, ImageReference};

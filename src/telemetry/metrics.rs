@@ -6,8 +6,8 @@ use prometheus::{Encoder, Histogram, IntCounter, IntCounterVec, IntGauge, Regist
 
 use super::labels::{Outcome, RequestKind, STATUS_CLASSES};
 use super::series::SeriesRegistry;
-use super::store::StoreSeries;
-use super::upstream::UpstreamSeries;
+use super::store_series::StoreSeries;
+use super::upstream_series::UpstreamSeries;
 
 /// All metric series. Label values are bounded: upstream names come from the configuration, never from a request.
 #[derive(Debug)]
@@ -144,11 +144,6 @@ fn request_durations(series: &SeriesRegistry) -> Vec<Histogram> {
     );
     let labels = RequestKind::ALL.into_iter().flat_map(|kind| Outcome::ALL.map(|outcome| (kind, outcome)));
     labels.map(|(kind, outcome)| durations.with_label_values(&[kind.as_str(), outcome.as_str()])).collect()
-}
-
-/// Converts a value for a gauge. Values beyond the range become the largest one.
-pub(super) fn saturating_i64(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 fn difference(before: usize, now: usize) -> i64 {

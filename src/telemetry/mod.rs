@@ -6,9 +6,11 @@ mod log_dedup;
 mod metrics;
 mod series;
 mod store;
+mod store_series;
 mod totals;
 pub mod trace;
 mod upstream;
+mod upstream_series;
 mod warnings;
 
 pub use labels::{Outcome, RequestKind};

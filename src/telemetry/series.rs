@@ -41,3 +41,8 @@ impl SeriesRegistry {
         self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
     }
 }
+
+/// Converts a value for a gauge. Values beyond the range become the largest one.
+pub(super) fn saturating_i64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,73 +1,12 @@
-//! Metrics of upstreams: traffic, requests, tokens, quota and circuit breakers.
+//! Events of upstreams: traffic, requests, tokens, quota and circuit breakers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::core::Collector as _;
-use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
 
-use super::metrics::{Metrics, saturating_i64};
-use super::series::SeriesRegistry;
-
-/// Series with an `upstream` label.
-#[derive(Debug)]
-pub(super) struct UpstreamSeries {
-    fetched: IntCounterVec,
-    requests: IntCounterVec,
-    seconds: HistogramVec,
-    tokens: IntCounterVec,
-    quota_limit: IntGaugeVec,
-    quota_remaining: IntGaugeVec,
-    open: IntGaugeVec,
-    verify_failures: IntCounterVec,
-}
-
-impl UpstreamSeries {
-    pub(super) fn new(series: &SeriesRegistry) -> Self {
-        Self {
-            fetched: series.counters(
-                "larder_fetched_bytes_total",
-                "Body bytes received from upstreams.",
-                &["upstream", "kind"],
-            ),
-            requests: series.counters(
-                "larder_upstream_requests_total",
-                "Requests sent to upstreams, by HTTP status; `error` if no response was received.",
-                &["upstream", "method", "status"],
-            ),
-            seconds: series.histograms(
-                "larder_upstream_response_seconds",
-                "Time from sending a request to an upstream to receiving the response head.",
-                &["upstream"],
-            ),
-            tokens: series.counters(
-                "larder_upstream_token_requests_total",
-                "Token requests for upstreams, by result.",
-                &["upstream", "result"],
-            ),
-            quota_limit: series.gauges(
-                "larder_upstream_quota_limit",
-                "Quota of the upstream: requests per window, as last announced.",
-                &["upstream"],
-            ),
-            quota_remaining: series.gauges(
-                "larder_upstream_quota_remaining",
-                "Remaining requests of the upstream's quota, as last announced.",
-                &["upstream"],
-            ),
-            open: series.gauges(
-                "larder_upstream_endpoint_open",
-                "1 while the circuit breaker of an endpoint is open, until the endpoint responds again.",
-                &["upstream", "endpoint"],
-            ),
-            verify_failures: series.counters(
-                "larder_verify_failures_total",
-                "Downloads whose digest or size did not match, by upstream.",
-                &["upstream", "kind"],
-            ),
-        }
-    }
-}
+use super::metrics::Metrics;
+use super::series::saturating_i64;
 
 impl Metrics {
     /// Counts body bytes received from an upstream; `kind` is `manifest`, `blob` or `list`.

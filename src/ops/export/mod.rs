@@ -4,13 +4,13 @@
 //! are sent unchanged. An export that fails is shorter than its stated length.
 
 mod plan;
+mod report;
 mod search;
 
 use std::future::poll_fn;
 
 use backon::Retryable as _;
 use bytes::{Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -18,11 +18,14 @@ use crate::cache::{Cache, CacheError, CacheErrorKind};
 use crate::oci::{Digest, Repository};
 
 use self::plan::{ArchivePart, PlannedBlob};
+pub use self::report::ExportReport;
 use self::search::Search;
 use super::encoding::{Pairs, target};
+use super::error::OpsError;
+use super::operations::Operations;
 use super::platform::Platform;
+use super::reference;
 use super::warm::backoff;
-use super::{Operations, OpsError, reference};
 use crate::layout::{TAR_END, blob_path, file_header, padding};
 
 /// Chunks that wait for the receiver at most.
@@ -76,34 +79,6 @@ impl ExportRequest {
 
 /// Response header with the report as JSON.
 pub const REPORT_HEADER: &str = "larder-report";
-
-/// Report of an export.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Export)]
-pub struct ExportReport {
-    /// Whole reference.
-    pub reference: String,
-    /// Whole name in the archive. None for an image without a tag.
-    pub name: Option<String>,
-    /// Digest of the image in the archive.
-    pub digest: Digest,
-    /// Media type.
-    pub media_type: String,
-    /// Platforms in the archive.
-    pub platforms: Vec<String>,
-    /// True if the archive has everything that the index points at.
-    pub complete: bool,
-    /// Manifests in the archive, indexes included.
-    pub manifests: u64,
-    /// Blobs in the archive.
-    pub blobs: u64,
-    /// Bytes of manifests and blobs.
-    pub bytes: u64,
-    /// Blobs that were not cached at the start.
-    pub fetched: u64,
-    /// Reason why the upstream did not confirm the tag.
-    pub stale: Option<String>,
-}
 
 /// Running export.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::oci::media::{DOCKER_CONFIG, ManifestKind, OCI_INDEX};
 use crate::oci::{Digest, Manifest, MediaType};
 
-use super::ExportReport;
+use super::report::ExportReport;
 use crate::layout::{DOCKER_FILE, IMAGE_NAME, INDEX_FILE, MARKER, MARKER_FILE, blob_path, entry_length};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::reference::{self, ImageReference};

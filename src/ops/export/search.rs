@@ -12,7 +12,7 @@ use crate::oci::{Descriptor, Digest, Reference};
 use crate::store::StoreError;
 
 use super::plan::{Plan, PlannedBlob, PlannedDocument};
-use crate::ops::OpsError;
+use crate::ops::error::OpsError;
 use crate::ops::image_tree::{CONFIG_MAX, platform_in};
 use crate::ops::platform::{NO_IMAGE, Platform};
 use crate::ops::reference::ImageReference;

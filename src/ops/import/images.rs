@@ -3,12 +3,19 @@
 use bytes::Bytes;
 
 use super::names::ImportTarget;
-use super::spool::Spool;
-use super::{TakenImage, spool_failed};
+use super::spool::{Spool, spool_failed};
 use crate::cache::{ImportError, Importer};
 use crate::oci::index_walk::{IndexWalk, WalkStep};
-use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository};
-use crate::ops::OpsError;
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository, Tag};
+use crate::ops::error::OpsError;
+
+/// Image that was stored.
+#[derive(Clone, Debug)]
+pub(super) struct TakenImage {
+    pub(super) repository: Repository,
+    pub(super) tag: Option<Tag>,
+    pub(super) digest: Digest,
+}
 
 /// Received blobs, and the spool with documents that may be manifests.
 pub(super) struct Images<'a> {

@@ -20,16 +20,18 @@ use crate::layout::{
     ArchiveError, ChannelReader, DOCKER_FILE, EntryKind, INDEX_FILE, INDEX_MAX, MANIFEST_MAX, MARKER_FILE,
     TarEntry, TarReader, digest_of_path,
 };
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, Repository};
 use crate::store::StoreError;
 
-use self::images::Images;
+use self::images::{Images, TakenImage};
 use self::names::ImportTarget;
-use self::spool::Spool;
+use self::spool::{Spool, spool_failed};
 use super::check::MissingPart;
 use super::encoding::{Pairs, target};
+use super::error::OpsError;
 use super::image_tree::{ContentPart, ImageTree};
-use super::{Operations, OpsError, reference};
+use super::operations::Operations;
+use super::reference;
 
 /// Largest marker file in bytes.
 const MARKER_MAX: u64 = 4096;
@@ -121,14 +123,6 @@ pub async fn import(
     }
     let complete = images.iter().all(|image| image.complete);
     Ok(ImportReport { complete, new_blobs: new.0, new_bytes: new.1, images })
-}
-
-/// Image that was stored.
-#[derive(Clone, Debug)]
-struct TakenImage {
-    repository: Repository,
-    tag: Option<Tag>,
-    digest: Digest,
 }
 
 /// State of an import while the archive is read.
@@ -241,10 +235,6 @@ impl ArchiveImport<'_> {
         }
         self.spool.add(digest, &body).map_err(|error| spool_failed(&error))
     }
-}
-
-fn spool_failed(error: &std::io::Error) -> OpsError {
-    OpsError::Content(format!("the file for manifests in the store's folder cannot be used: {error}"))
 }
 
 impl From<ArchiveError> for OpsError {

@@ -9,6 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use crate::oci::Digest;
+use crate::ops::error::OpsError;
 
 /// Most bytes in the file.
 const BYTES_MAX: u64 = 1 << 30;
@@ -49,6 +50,11 @@ impl Spool {
         self.file.read_exact_at(&mut body, *at)?;
         Ok(Some(body.into()))
     }
+}
+
+/// Converts an error of the file.
+pub(super) fn spool_failed(error: &std::io::Error) -> OpsError {
+    OpsError::Content(format!("the file for manifests in the store's folder cannot be used: {error}"))
 }
 
 #[cfg(test)]

@@ -22,8 +22,7 @@ use super::super::probe::Step;
 use super::super::registry::Registry;
 use super::super::settings::EndpointSettings;
 use super::super::transport::proxy;
-use super::End;
-use super::remedy::distrusted;
+use super::remedy::{End, distrusted};
 use crate::config::schema;
 use crate::tls;
 

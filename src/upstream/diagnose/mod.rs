@@ -19,14 +19,12 @@ use crate::config::schema;
 use crate::oci::{Name, Reference};
 use crate::source::{Source as _, SourceError};
 use connection::Peer;
-use remedy::{RENEW, clock, limited, unmet};
+use remedy::{End, RENEW, clock, limited, unmet};
 
 /// What Docker keeps to have its quota read from: a HEAD of it is not counted.
 const HUB_PREVIEW: (&str, &str) = ("ratelimitpreview/test", "latest");
 /// For whose sake credentials are looked up where no repository is known.
 const NOBODYS: &str = "larder/doctor";
-/// Nothing further can be tried.
-struct End;
 
 impl Registry {
     /// Tries all of it, up to the first step that fails.

@@ -9,6 +9,9 @@ use rustls::{CertificateError, Error as TlsError};
 use super::super::probe::Step;
 use crate::source::SourceError;
 
+/// Marker: later steps cannot be tried.
+pub(super) struct End;
+
 /// What helps where credentials are refused.
 pub(super) const RENEW: &str =
     "check `username` and what is in `password_file`, or log in anew where `docker_config` is written";
