@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::encoding::json;
 use super::error::OpsError;
+use super::jobs::Job;
 use super::operations::Operations;
 use super::progress::ProgressReporter;
 use super::scrub::{self, Pace};
@@ -44,8 +45,16 @@ impl JobSpec {
     }
 
     /// Returns true if only one such job may run at a time.
-    pub(super) fn is_alone(&self) -> bool {
+    fn is_alone(&self) -> bool {
         matches!(self, Self::Verify { .. } | Self::Gc {})
+    }
+
+    /// Starts the operation as a job.
+    pub fn begin(self, operations: &Operations) -> Result<Job, OpsError> {
+        let (kind, now) = ((self.verb(), self.is_alone()), operations.now());
+        let context = operations.clone();
+        let work = |reporter| async move { self.run(&context, &reporter).await };
+        operations.jobs().begin(kind, now, work)
     }
 
     /// Runs the operation and returns its report.

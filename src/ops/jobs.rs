@@ -9,8 +9,6 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::error::{Failure, OpsError};
-use super::job_spec::JobSpec;
-use super::operations::Operations;
 use super::progress::{Progress, ProgressReporter};
 
 /// Most jobs that run at once.
@@ -144,14 +142,22 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a job. Only one job of a kind that reads the whole store runs at a time.
-    pub fn begin(&self, operations: &Operations, task: JobSpec) -> Result<Job, OpsError> {
+    /// Starts `work` as a job, with the time `now`. A job that is alone runs once at a time.
+    pub(super) fn begin<F>(
+        &self,
+        (verb, is_alone): (&'static str, bool),
+        now: u64,
+        work: impl FnOnce(ProgressReporter) -> F,
+    ) -> Result<Job, OpsError>
+    where
+        F: Future<Output = Result<Value, OpsError>> + Send + 'static,
+    {
         let mut all = self.lock();
         let running: Vec<&Job> = all.1.values().filter(|job| !job.has_ended()).collect();
         if running.len() >= RUNNING_MAX {
             return Err(OpsError::Busy(format!("{RUNNING_MAX} jobs are under way; wait for one to end")));
         }
-        if let Some(same) = running.iter().find(|job| task.is_alone() && job.verb == task.verb()) {
+        if let Some(same) = running.iter().find(|job| is_alone && job.verb == verb) {
             return Err(OpsError::Busy(format!("job {} does the same already", same.id)));
         }
         let ended: Vec<u64> = all.1.values().filter(|job| job.has_ended()).map(|job| job.id).collect();
@@ -159,23 +165,23 @@ impl Jobs {
             all.1.remove(id);
         }
         all.0 += 1;
-        let (id, verb, started_at) = (all.0, task.verb(), operations.clock.now_millis());
+        let (id, started_at) = (all.0, now);
         let (reporter, progress) = ProgressReporter::new();
         let (cancel, ending) = watch::channel(JobEnd::Running);
-        let (operations, told) = (operations.clone(), cancel.clone());
+        let (work, outcome) = (work(reporter), cancel.clone());
         let work = tokio::spawn(async move {
-            let result = task.run(&operations, &reporter).await;
+            let result = work.await;
             if let Err(error) = &result {
                 tracing::warn!(job = id, verb, %error, "a job failed");
             }
-            end(&told, JobEnd::Ended(result.map_err(|error| error.failure())));
+            end(&outcome, JobEnd::Ended(result.map_err(|error| error.failure())));
         });
-        let (handle, told) = (work.abort_handle(), cancel.clone());
+        let (handle, outcome) = (work.abort_handle(), cancel.clone());
         tokio::spawn(async move {
             // Only a panic ends the work without an outcome.
             if work.await.is_err() {
                 let message = "the job was lost; the log tells more".to_owned();
-                end(&told, JobEnd::Ended(Err(Failure { code: "lost".to_owned(), message })));
+                end(&outcome, JobEnd::Ended(Err(Failure { code: "lost".to_owned(), message })));
             }
         });
         let job = Job { id, verb, started_at, progress, ending, cancel, work: handle };

@@ -52,7 +52,7 @@ pub(super) async fn jobs(request: ApiRequest) -> Response<Body> {
 pub(super) async fn begin(request: ApiRequest) -> Response<Body> {
     let ApiRequest { operations, body, .. } = request;
     let started = match request::read_json::<JobSpec>(body).await {
-        Ok(task) => operations.jobs().begin(&operations, task),
+        Ok(task) => task.begin(&operations),
         Err(error) => Err(error),
     };
     let job = match started {
