@@ -177,7 +177,7 @@ def by_mouse(browser, _):
     browser.one("summary").click()
     require("apt-get install" in browser.text("details[open]"), "the history does not open")
     browser.all("summary")[1].click()
-    browser.click("The exact bytes")
+    browser.click("Raw document")
     require('"schemaVersion" : 2' in browser.text(), "the document is not the one that was pushed")
 
 
