@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use base64::Engine as _;
+use rustix::net::{AddressFamily, SocketType};
 
 use super::PATIENCE;
 use super::content::{Blob, Document, Image, Index};
@@ -90,6 +92,8 @@ pub(super) struct Inner {
 pub struct Registry {
     inner: Arc<Inner>,
     listening: Mutex<Option<JoinHandle<()>>>,
+    /// Socket that keeps the port while the registry is down.
+    reserved: Mutex<Option<OwnedFd>>,
 }
 
 impl Registry {
@@ -103,7 +107,7 @@ impl Registry {
             addr: listener.local_addr().unwrap(),
         });
         let thread = Inner::listen(&inner, listener);
-        Self { inner, listening: Mutex::new(Some(thread)) }
+        Self { inner, listening: Mutex::new(Some(thread)), reserved: Mutex::default() }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -193,12 +197,14 @@ impl Registry {
         // The listening thread sits in accept: a connection of our own wakes it to see that it is over.
         let _ = TcpStream::connect(self.inner.addr);
         let _ = thread.join();
+        *self.reserved.lock().unwrap() = Some(reserve(self.inner.addr));
     }
 
     /// Listens again on the same port.
     pub fn up(&self) {
         let mut listening = self.listening.lock().unwrap();
         if listening.is_none() {
+            self.reserved.lock().unwrap().take();
             let end = Instant::now() + PATIENCE;
             let listener = loop {
                 match TcpListener::bind(self.inner.addr) {
@@ -246,6 +252,14 @@ impl Registry {
             state = self.inner.changed.wait_timeout(state, left).unwrap().0;
         }
     }
+}
+
+/// Binds a socket that does not listen: connections are refused, and no other test gets the port.
+fn reserve(addr: SocketAddr) -> OwnedFd {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    rustix::net::bind(&socket, &addr).unwrap();
+    socket
 }
 
 impl Drop for Registry {
