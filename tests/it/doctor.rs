@@ -2,13 +2,12 @@
 
 use crate::support;
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::proxy::Proxy;
 use support::verb::{self, Ran};
-use support::{Auth, Fault, Gate, Image, Larder, Registry, Setup, TlsServer, When};
+use support::{Auth, Fault, Gate, Image, Larder, Port, Registry, Setup, TlsServer, When};
 
 /// What `--json` prints, by what each check is about.
 struct Seen {
@@ -54,11 +53,6 @@ impl Seen {
 
 fn doctor(setup: &Setup) -> Seen {
     Seen::of(verb::offline(setup, &["doctor", "--json"]))
-}
-
-/// Where nobody listens.
-fn nobody() -> String {
-    format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
 }
 
 #[test]
@@ -129,8 +123,9 @@ fn other_server_on_our_port_is_detected() {
 
 #[test]
 fn refused_port_fails_and_skips_later_steps() {
+    let refusing = Port::reserve();
     let setup = Setup::empty()
-        .upstream_set("reg.test", "endpoints", vec![nobody()])
+        .upstream_set("reg.test", "endpoints", vec![format!("http://{}", refusing.addr())])
         .upstream_set("reg.test", "default", true);
     let seen = doctor(&setup);
     assert_eq!(seen.ran.code, 4);
@@ -235,7 +230,8 @@ fn proxy_source_is_reported() {
     let found = &through.check("upstream", "proxy")["found"];
     assert_eq!(found, &format!("{}, as larder's environment says", proxy.url()));
     assert!(!through.ran.stdout.contains("secret"), "{}", through.report);
-    let around = setup.upstream_set("reg.test", "endpoints", vec![nobody()]);
+    let refusing = Port::reserve();
+    let around = setup.upstream_set("reg.test", "endpoints", vec![format!("http://{}", refusing.addr())]);
     seen(&around).is("upstream", "connection", "fails", "`proxy` or NO_PROXY");
 }
 

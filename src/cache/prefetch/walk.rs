@@ -234,14 +234,19 @@ impl<'a> MissingGauge<'a> {
         Self { metrics, count: 0, waiting: Waiting::Queued }
     }
 
+    /// Sets the share. No reader of the metrics sees a moment without these children.
     fn set(&mut self, count: usize, waiting: Waiting) {
-        self.change(self.count, 0);
-        (self.count, self.waiting) = (count, waiting);
-        self.change(0, count);
+        let before = std::mem::replace(&mut self.count, count);
+        if self.waiting == waiting {
+            return self.change(waiting, before, count);
+        }
+        let left = std::mem::replace(&mut self.waiting, waiting);
+        self.change(waiting, 0, count);
+        self.change(left, before, 0);
     }
 
-    fn change(&self, before: usize, after: usize) {
-        match self.waiting {
+    fn change(&self, waiting: Waiting, before: usize, after: usize) {
+        match waiting {
             Waiting::Queued => self.metrics.children_queued(before, after),
             Waiting::Deferred => self.metrics.children_deferred(before, after),
         }
@@ -250,6 +255,6 @@ impl<'a> MissingGauge<'a> {
 
 impl Drop for MissingGauge<'_> {
     fn drop(&mut self) {
-        self.set(0, Waiting::Queued);
+        self.set(0, self.waiting);
     }
 }

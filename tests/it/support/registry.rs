@@ -2,20 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use base64::Engine as _;
-use rustix::net::{AddressFamily, SocketType};
-
 use super::PATIENCE;
 use super::content::{Blob, Document, Image, Index};
 use super::lists::Manners;
+use super::port::Port;
 use super::script::{Fault, Plan, When};
 use super::wire;
+use base64::Engine as _;
 
 /// A request as it arrived, and how much of the answer's body has left.
 #[derive(Clone, Debug)]
@@ -92,22 +90,21 @@ pub(super) struct Inner {
 pub struct Registry {
     inner: Arc<Inner>,
     listening: Mutex<Option<JoinHandle<()>>>,
-    /// Socket that keeps the port while the registry is down.
-    reserved: Mutex<Option<OwnedFd>>,
+    port: Port,
 }
 
 impl Registry {
     /// An empty registry on a port of its own.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = Port::reserve();
         let inner = Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
             generation: AtomicU64::new(0),
-            addr: listener.local_addr().unwrap(),
+            addr: port.addr(),
         });
-        let thread = Inner::listen(&inner, listener);
-        Self { inner, listening: Mutex::new(Some(thread)), reserved: Mutex::default() }
+        let thread = Inner::listen(&inner, port.listen());
+        Self { inner, listening: Mutex::new(Some(thread)), port }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -197,23 +194,13 @@ impl Registry {
         // The listening thread sits in accept: a connection of our own wakes it to see that it is over.
         let _ = TcpStream::connect(self.inner.addr);
         let _ = thread.join();
-        *self.reserved.lock().unwrap() = Some(reserve(self.inner.addr));
     }
 
     /// Listens again on the same port.
     pub fn up(&self) {
         let mut listening = self.listening.lock().unwrap();
         if listening.is_none() {
-            self.reserved.lock().unwrap().take();
-            let end = Instant::now() + PATIENCE;
-            let listener = loop {
-                match TcpListener::bind(self.inner.addr) {
-                    Ok(listener) => break listener,
-                    Err(error) => assert!(Instant::now() < end, "cannot listen again: {error}"),
-                }
-                std::thread::yield_now();
-            };
-            *listening = Some(Inner::listen(&self.inner, listener));
+            *listening = Some(Inner::listen(&self.inner, self.port.listen()));
         }
     }
 
@@ -252,14 +239,6 @@ impl Registry {
             state = self.inner.changed.wait_timeout(state, left).unwrap().0;
         }
     }
-}
-
-/// Binds a socket that does not listen: connections are refused, and no other test gets the port.
-fn reserve(addr: SocketAddr) -> OwnedFd {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-    rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
-    rustix::net::bind(&socket, &addr).unwrap();
-    socket
 }
 
 impl Drop for Registry {

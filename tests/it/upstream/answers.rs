@@ -7,8 +7,8 @@ use larder::config::schema::Upstream as Settings;
 use larder::oci::content::media::CANONICAL_ACCEPT;
 use larder::source::{ByteRange, Denial, MANIFEST_MAX, Source as _, SourceError};
 use larder::upstream::Timeouts;
-use tokio::net::TcpListener;
 
+use crate::support::Port;
 use crate::upstream::registry::{
     PATIENT, Piece, Registry, Reply, SHORT, answer, at, counted, digest, name, open, read, tag, upstream,
 };
@@ -210,10 +210,8 @@ async fn silent_registry_is_not_retried() {
 
 #[tokio::test]
 async fn closed_port_is_unreachable() {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    drop(listener);
-    let (upstream, _) = upstream(at(&url), PATIENT);
+    let port = Port::reserve();
+    let (upstream, _) = upstream(at(&format!("http://{}", port.addr())), PATIENT);
     let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("an error");
     assert!(matches!(&error, SourceError::Unreachable(text) if text.contains("refused")), "{error}");
     assert!(!error.to_string().contains("127.0.0.1"), "{error}");
