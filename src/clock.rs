@@ -28,6 +28,11 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(u64);
 
 impl Timestamp {
+    /// Latest possible time.
+    pub const MAX: Self = Self(u64::MAX);
+    /// Latest time that RFC 3339 can express: it has four digits for the year.
+    pub const RFC_3339_MAX: Self = Self(253_402_300_799_999);
+
     /// Creates a timestamp from milliseconds since 1970-01-01 UTC.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
@@ -38,9 +43,19 @@ impl Timestamp {
         self.0
     }
 
+    /// Returns the seconds since 1970-01-01 UTC.
+    pub const fn as_secs(self) -> u64 {
+        self.0 / 1000
+    }
+
     /// Returns the time that passed since `earlier`, or zero if `earlier` is later: an operator may set the clock back.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Returns the time between both timestamps, whichever is later.
+    pub const fn abs_diff(self, other: Self) -> Duration {
+        Duration::from_millis(self.0.abs_diff(other.0))
     }
 
     /// Returns the timestamp that is `time` later, or the largest one.
@@ -72,9 +87,8 @@ impl From<Timestamp> for SystemTime {
 impl fmt::Display for Timestamp {
     /// Writes the time as RFC 3339 in UTC with milliseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // RFC 3339 has four digits for the year; a larger value is a damaged or hostile number.
-        const LAST: u64 = 253_402_300_799_999;
-        if self.0 > LAST {
+        // A later time is a damaged or hostile number.
+        if *self > Self::RFC_3339_MAX {
             return write!(f, "{} ms after 1970", self.0);
         }
         write!(f, "{}", humantime::format_rfc3339_millis(SystemTime::from(*self)))
@@ -99,11 +113,6 @@ impl Clock {
                 .saturating_add(self.ahead.load(Ordering::Relaxed))
                 .saturating_add_signed(self.set.load(Ordering::Relaxed)),
         )
-    }
-
-    /// Returns [`now`](Self::now) in milliseconds since 1970.
-    pub fn now_millis(&self) -> u64 {
-        self.now().as_millis()
     }
 
     /// Returns a time that never goes back, for state that ends with the process.
@@ -155,16 +164,17 @@ mod tests {
 
     #[test]
     fn timestamp_arithmetic_saturates() {
-        let last = Timestamp::from_millis(u64::MAX);
+        let last = Timestamp::MAX;
         assert_eq!(last.plus(Duration::MAX), last);
         assert_eq!(last.minus(Duration::MAX), Timestamp::default());
         assert_eq!(Timestamp::default().since(last), Duration::ZERO);
+        assert_eq!(Timestamp::default().abs_diff(last), last.since(Timestamp::default()));
     }
 
     #[test]
     fn timestamp_is_written_as_rfc_3339() {
         assert_eq!(Timestamp::from_millis(0).to_string(), "1970-01-01T00:00:00.000Z");
         assert_eq!(Timestamp::from_millis(1_796_042_978_123).to_string(), "2026-11-30T12:49:38.123Z");
-        assert_eq!(Timestamp::from_millis(u64::MAX).to_string(), format!("{} ms after 1970", u64::MAX));
+        assert_eq!(Timestamp::MAX.to_string(), format!("{} ms after 1970", u64::MAX));
     }
 }

@@ -85,7 +85,7 @@ impl Storage {
         if let Err(error) = self.with_store(move |store| storage.memory.remove_unstored(store)).await {
             tracing::debug!(%error, "cannot compare memory with the store");
         }
-        self.eviction.set_incomplete();
+        self.content.set_incomplete();
         self.capacity.wake_evictor();
         if let Some(duration) = self.store_health.recover(self.clock.instant()) {
             self.metrics.set_store_degraded(false);

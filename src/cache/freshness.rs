@@ -28,12 +28,11 @@ pub fn age(now: Timestamp, checked_at: Timestamp, elapsed: Option<Duration>) -> 
 
 /// Judges a tag by the age of its last check, which was made at `checked_at`.
 pub fn judge(age: Option<Duration>, checked_at: Timestamp, settings: &CacheSettings) -> Freshness {
-    let Some(age) = age.map(millis) else { return Freshness::Expired };
-    let ttl = millis(settings.tag_ttl);
-    let ttl = ttl - jitter(checked_at.as_millis(), ttl / JITTER_DIVISOR);
+    let Some(age) = age else { return Freshness::Expired };
+    let ttl = settings.tag_ttl.saturating_sub(jitter(checked_at, settings.tag_ttl / JITTER_DIVISOR));
     if age < ttl {
         Freshness::Fresh
-    } else if age < ttl.saturating_add(millis(settings.stale_while_revalidate)) {
+    } else if age < ttl.saturating_add(settings.stale_while_revalidate) {
         Freshness::ServeAndRevalidate
     } else {
         Freshness::Expired
@@ -41,12 +40,14 @@ pub fn judge(age: Option<Duration>, checked_at: Timestamp, settings: &CacheSetti
 }
 
 /// Divisor of `tag_ttl` for the jitter: tags that were checked together do not all expire together.
-const JITTER_DIVISOR: u64 = 20;
+const JITTER_DIVISOR: u32 = 20;
 
-/// Returns a number below `width` that is always the same for one seed, and different for neighbouring seeds.
-fn jitter(seed: u64, width: u64) -> u64 {
+/// Returns a time below `width` that is always the same for one check, and different for checks at nearly the same time.
+fn jitter(checked_at: Timestamp, width: Duration) -> Duration {
     // Multiplier of Fibonacci hashing.
-    (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).checked_rem(width).unwrap_or_default()
+    let hash = checked_at.as_millis().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let width = u64::try_from(width.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(hash.checked_rem(width).unwrap_or_default())
 }
 
 /// Returns true if a tag of this age may be served although it could not be revalidated (RFC 5861, section 4).
@@ -60,10 +61,6 @@ pub fn may_serve_stale(age: Option<Duration>, settings: &CacheSettings) -> bool 
 /// Returns `ttl`, or `tag_ttl` if that is longer: a fact about a repository is not checked more often than its tags.
 pub fn at_least_tag_ttl(ttl: Duration, settings: &CacheSettings) -> Duration {
     ttl.max(settings.tag_ttl)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

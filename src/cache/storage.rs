@@ -1,4 +1,4 @@
-//! Store together with the state that must agree with it: memory, eviction, running fills and health.
+//! Store together with the state that must agree with it: memory, content index, running fills and health.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use super::store_health::StoreHealth;
 pub(super) struct Storage {
     pub(super) store: Store,
     pub(super) memory: MemoryCache,
-    pub(super) eviction: ContentTracker,
+    pub(super) content: ContentTracker,
     pub(super) capacity: Capacity,
     pub(super) fills: Fills,
     pub(super) store_health: StoreHealth,
@@ -34,7 +34,7 @@ impl Storage {
     pub(super) fn new(store: Store, options: &schema::Store, metrics: Arc<Metrics>, clock: Clock) -> Self {
         Self {
             memory: MemoryCache::new(),
-            eviction: ContentTracker::new(store.space_model()),
+            content: ContentTracker::new(store.space_model()),
             capacity: Capacity::new(options, store.space_model()),
             store,
             fills: Fills::default(),
@@ -55,8 +55,8 @@ impl Storage {
 
     /// Returns the parts that a deletion changes.
     pub(super) fn deleter<'a>(&'a self, store: &'a StoreSession) -> Deleter<'a> {
-        let Self { memory, eviction, fills, .. } = self;
-        Deleter { store, memory, content: eviction, fills }
+        let Self { memory, content, fills, .. } = self;
+        Deleter { store, memory, content, fills }
     }
 
     /// Returns true if running fills leave no room for another draft. `size` is the expected size, if known.

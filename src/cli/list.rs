@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::backend::{Answer, ServerOptions};
 use super::table::{Table, ago, bad, fair, good, iec};
+use crate::clock::Timestamp;
 use crate::ops::list::{Completeness, ListReport, ListRow, TagFreshness};
 use crate::ops::query::Query;
 
@@ -56,7 +57,7 @@ const COLUMNS: [(&str, Cell); 10] = [
 ];
 
 /// Function from a row and the current time to the text of a cell.
-type Cell = fn(&ListRow, u64) -> String;
+type Cell = fn(&ListRow, Timestamp) -> String;
 
 fn render(report: &ListReport, repositories: bool) -> String {
     let ListReport { now, images } = report;

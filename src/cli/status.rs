@@ -155,7 +155,7 @@ fn served(text: &mut String, report: &StatusReport, service: &ServiceReport) {
     line(text, "traffic", &traffic);
 }
 
-fn stored(text: &mut String, now: u64, store: &StoreStatus) {
+fn stored(text: &mut String, now: Timestamp, store: &StoreStatus) {
     let state = match store.degraded_at {
         Some(at) => bad(&format!(
             "degraded mode for {}: nothing is stored, clients are served from upstreams",
@@ -213,7 +213,7 @@ fn filled(fill: &FillStatus) -> String {
     format!("{digest} {size} {state}, {}  {}", many(fill.readers, "reader"), fill.repository)
 }
 
-fn upstreams(text: &mut String, now: u64, rows: &[UpstreamRow]) {
+fn upstreams(text: &mut String, now: Timestamp, rows: &[UpstreamRow]) {
     if rows.is_empty() {
         line(text, "upstreams", &bad("none"));
         return;
@@ -237,18 +237,16 @@ fn upstreams(text: &mut String, now: u64, rows: &[UpstreamRow]) {
 }
 
 /// Returns the time from `now` to `then` in one unit.
-fn left(now: u64, then: u64) -> String {
-    ago(then, Some(now.min(then)))
+fn left(now: Timestamp, then: Timestamp) -> String {
+    ago(then, Some(now))
 }
 
-fn breaker(endpoint: &EndpointState, now: u64) -> String {
+fn breaker(endpoint: &EndpointState, now: Timestamp) -> String {
     let health = &endpoint.health;
     match health.breaker {
-        Breaker::Open => {
-            bad(&format!("open for {}", left(now, health.open_until.map_or(now, Timestamp::as_millis))))
-        }
+        Breaker::Open => bad(&format!("open for {}", left(now, health.open_until.unwrap_or(now)))),
         Breaker::HalfOpen => fair("half-open"),
-        Breaker::Closed => match endpoint.limited_until.map(Timestamp::as_millis) {
+        Breaker::Closed => match endpoint.limited_until {
             Some(until) => fair(&format!("rate limited for {}", left(now, until))),
             None if health.failures > 0 => fair(&many(health.failures, "failure")),
             None => good("ok"),
@@ -256,18 +254,14 @@ fn breaker(endpoint: &EndpointState, now: u64) -> String {
     }
 }
 
-fn quota(endpoint: &EndpointState, now: u64) -> String {
+fn quota(endpoint: &EndpointState, now: Timestamp) -> String {
     let Some(quota) = &endpoint.quota else { return "-".to_owned() };
-    let resets = match quota.resets_at.map(Timestamp::as_millis) {
+    let resets = match quota.resets_at {
         Some(at) if at > now => format!(", resets within {}", left(now, at)),
         _ => String::new(),
     };
-    let text = format!(
-        "{} of {}{resets}, seen {} ago",
-        quota.remaining,
-        quota.limit,
-        ago(now, Some(quota.seen_at.as_millis()))
-    );
+    let text =
+        format!("{} of {}{resets}, seen {} ago", quota.remaining, quota.limit, ago(now, Some(quota.seen_at)));
     // The same threshold as the dashboard's warning.
     if quota.remaining.saturating_mul(10) < quota.limit { fair(&text) } else { text }
 }
@@ -297,7 +291,8 @@ mod tests {
     fn percent_and_remaining_time_are_formatted() {
         assert_eq!(percent(None), "-");
         assert_eq!(percent(Some(0.9876)), "98.8 %");
-        assert_eq!(left(1000, 61_000), "1m");
-        assert_eq!(left(5000, 1000), "0s");
+        let time = Timestamp::from_millis;
+        assert_eq!(left(time(1000), time(61_000)), "1m");
+        assert_eq!(left(time(5000), time(1000)), "0s");
     }
 }

@@ -3,6 +3,8 @@
 use bytesize::ByteSize;
 use console::{Alignment, measure_text_width, pad_str, style};
 
+use crate::clock::Timestamp;
+
 /// Table with a header. Columns are as wide as their content.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -78,9 +80,9 @@ pub(super) fn content(manifests: u64, blobs: u64, bytes: u64) -> String {
 }
 
 /// Returns the time since `then` in one unit.
-pub(super) fn ago(now: u64, then: Option<u64>) -> String {
+pub(super) fn ago(now: Timestamp, then: Option<Timestamp>) -> String {
     let Some(then) = then else { return "-".to_owned() };
-    let seconds = now.saturating_sub(then) / 1000;
+    let seconds = now.since(then).as_secs();
     let (count, unit) = match seconds {
         0..60 => (seconds, "s"),
         60..3600 => (seconds / 60, "m"),
@@ -92,14 +94,18 @@ pub(super) fn ago(now: u64, then: Option<u64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn ages_have_one_unit() {
-        let shown = [0, 59, 60, 3599, 3600, 172_799, 172_800].map(|seconds| ago(seconds * 1000, Some(0)));
+        let start = Timestamp::default();
+        let shown = [0, 59, 60, 3599, 3600, 172_799, 172_800]
+            .map(|seconds| ago(start.plus(Duration::from_secs(seconds)), Some(start)));
         assert_eq!(shown, ["0s", "59s", "1m", "59m", "1h", "47h", "2d"]);
-        assert_eq!(ago(0, None), "-");
-        assert_eq!(ago(0, Some(5000)), "0s");
+        assert_eq!(ago(start, None), "-");
+        assert_eq!(ago(start, Some(start.plus(Duration::from_secs(5)))), "0s");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cache::{Cache, CacheView};
+use crate::clock::Timestamp;
 use crate::oci::Digest;
 use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
 use crate::store::StoreError;
@@ -65,8 +66,8 @@ pub struct InspectReport {
     pub index: Option<Digest>,
     /// Platform of the document.
     pub platform: Option<String>,
-    /// When the upstream last confirmed the tag, in milliseconds since 1970.
-    pub checked_at: Option<u64>,
+    /// Time at which the upstream last confirmed the tag.
+    pub checked_at: Option<Timestamp>,
     /// Whether the tag has to be asked for again.
     pub freshness: TagFreshness,
     /// True if a pull of the document needs no upstream.
@@ -304,7 +305,7 @@ fn report(
         size: shown.size,
         index: (tree.is_index && image.is_some()).then_some(root),
         platform: image.and_then(|image| image.platform.clone()),
-        checked_at: fact.map(|(_, fact)| fact.checked_at.as_millis()),
+        checked_at: fact.map(|(_, fact)| fact.checked_at),
         freshness: match (named.digest.is_some(), standing) {
             (true, _) => TagFreshness::Immutable,
             (false, Some(standing)) => standing.freshness.into(),

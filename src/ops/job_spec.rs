@@ -10,6 +10,7 @@ use super::operations::Operations;
 use super::progress::ProgressReporter;
 use super::scrub::{self, Pace};
 use super::{remove, warm};
+use crate::clock::Timestamp;
 
 /// Operation that runs as a job. In JSON an object with a `verb`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -68,7 +69,8 @@ impl JobSpec {
                     scrub::ScrubProgress::Due(bytes) => piece.expect(bytes),
                     scrub::ScrubProgress::Read(bytes) => piece.done(bytes),
                 };
-                let mut report = scrub::verify(cache, metrics, u64::MAX, &mut Pace::new(0), step).await?;
+                let mut report =
+                    scrub::verify(cache, metrics, Timestamp::MAX, &mut Pace::new(0), step).await?;
                 if repair && !report.damaged.is_empty() {
                     report.repaired = cache.repair(&report.damaged).await?;
                 }

@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 
 use super::error::{Failure, OpsError};
 use super::progress::{Progress, ProgressReporter};
+use crate::clock::Timestamp;
 
 /// Most jobs that run at once.
 const RUNNING_MAX: usize = 16;
@@ -41,8 +42,8 @@ pub struct JobView {
     pub verb: String,
     /// State of the job.
     pub state: JobState,
-    /// When it began, in milliseconds since 1970.
-    pub started_at: u64,
+    /// Start time.
+    pub started_at: Timestamp,
     /// Progress of the job.
     pub progress: Progress,
     /// Report of the finished job.
@@ -65,7 +66,7 @@ enum JobEnd {
 pub struct Job {
     id: u64,
     verb: &'static str,
-    started_at: u64,
+    started_at: Timestamp,
     progress: watch::Receiver<Progress>,
     ending: watch::Receiver<JobEnd>,
     cancel: watch::Sender<JobEnd>,
@@ -146,7 +147,7 @@ impl Jobs {
     pub(super) fn begin<F>(
         &self,
         (verb, is_alone): (&'static str, bool),
-        now: u64,
+        now: Timestamp,
         work: impl FnOnce(ProgressReporter) -> F,
     ) -> Result<Job, OpsError>
     where

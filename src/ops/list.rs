@@ -95,12 +95,12 @@ pub struct ListRow {
     pub platforms: Vec<PlatformRow>,
     /// Bytes that are held of it.
     pub size: u64,
-    /// Since when the tag stands for this, in milliseconds since 1970.
-    pub moved_at: Option<u64>,
-    /// When the upstream last confirmed that, in milliseconds since 1970.
-    pub checked_at: Option<u64>,
-    /// When it was last pulled, or came in, in milliseconds since 1970.
-    pub last_pull: Option<u64>,
+    /// Time at which the tag moved to this digest.
+    pub moved_at: Option<Timestamp>,
+    /// Time at which the upstream last confirmed the tag.
+    pub checked_at: Option<Timestamp>,
+    /// Time of the last pull, or at which the image was stored.
+    pub last_pull: Option<Timestamp>,
     /// Whether it has to be asked for again.
     pub freshness: TagFreshness,
     /// How much of it is held.
@@ -111,8 +111,8 @@ pub struct ListRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Images)]
 pub struct ListReport {
-    /// What time it is, in milliseconds since 1970.
-    pub now: u64,
+    /// Time of the report.
+    pub now: Timestamp,
     /// In the order of their names; digests after tags.
     pub images: Vec<ListRow>,
 }
@@ -125,7 +125,7 @@ pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Re
             let only = only.clone();
             move |held| {
                 let images = rows(&held, only.as_ref(), untagged)?;
-                Ok(ListReport { now: held.now().as_millis(), images })
+                Ok(ListReport { now: held.now(), images })
             }
         })
         .await?;
@@ -198,9 +198,9 @@ fn row(
         media_type: tree.map(|tree| tree.document.media_type.to_string()),
         platforms: tree.map(|tree| tree.images.iter().map(PlatformRow::from).collect()).unwrap_or_default(),
         size: tree.map(ImageTree::held_bytes).unwrap_or_default(),
-        moved_at: tagged.map(|(_, fact)| fact.moved_at.as_millis()),
-        checked_at: tagged.map(|(_, fact)| fact.checked_at.as_millis()),
-        last_pull: held.last_access(&digest).map(Timestamp::as_millis),
+        moved_at: tagged.map(|(_, fact)| fact.moved_at),
+        checked_at: tagged.map(|(_, fact)| fact.checked_at),
+        last_pull: held.last_access(&digest),
         freshness,
         complete: tree.map_or(Completeness::None, completeness),
     }

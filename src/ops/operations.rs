@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::cache::Cache;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::telemetry::{Metrics, Warnings};
 
@@ -12,8 +12,8 @@ use super::jobs::Jobs;
 /// Running server, in contrast to a store that is only opened.
 #[derive(Clone, Debug, Default)]
 pub struct Service {
-    /// Start time, in milliseconds since 1970.
-    pub started_at: u64,
+    /// Start time.
+    pub started_at: Timestamp,
     /// Addresses for clients: `http://…`, `https://…` or `unix:/…`.
     pub addresses: Vec<String>,
     /// Recent warnings of the log.
@@ -43,9 +43,9 @@ impl Operations {
         &self.cache
     }
 
-    /// What time it is, in milliseconds since 1970.
-    pub fn now(&self) -> u64 {
-        self.clock.now_millis()
+    /// Returns the current time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Returns the current configuration.
@@ -61,7 +61,7 @@ impl Operations {
     /// Records that the server runs, with its addresses and the warnings of its log.
     pub fn serves(&self, addresses: Vec<String>, warnings: Warnings) {
         // The server starts once.
-        let _ = self.service.set(Service { started_at: self.clock.now_millis(), addresses, warnings });
+        let _ = self.service.set(Service { started_at: self.clock.now(), addresses, warnings });
     }
 
     /// Returns the running server, or `None` if only the store was opened.

@@ -66,16 +66,16 @@ impl Pace {
     }
 }
 
-/// Verifies everything that was last verified before `before` (milliseconds since 1970), oldest first. `step` is told of
+/// Verifies everything that was last verified before `before`, oldest first. `step` is told of
 /// everything that is due in bytes, and of every number of bytes read.
 pub async fn verify(
     cache: &Cache,
     metrics: &Metrics,
-    before: u64,
+    before: Timestamp,
     pace: &mut Pace,
     mut step: impl FnMut(ScrubProgress) + Send,
 ) -> Result<ScrubReport, CacheError> {
-    let due = cache.list_due(Timestamp::from_millis(before)).await?;
+    let due = cache.list_due(before).await?;
     step(ScrubProgress::Due(due.iter().map(|due| due.size).sum()));
     let mut report = ScrubReport::default();
     for due in due {
@@ -133,9 +133,8 @@ pub async fn attend(cache: Cache, metrics: &Metrics, clock: Clock, mut settings:
             () = changed(&mut settings) => continue,
             () = tokio::time::sleep(every.min(LOOK_EVERY)), if !every.is_zero() => {}
         }
-        let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
-        let now = clock.now_millis();
-        if let Err(error) = walk(&cache, metrics, (now.saturating_sub(every), now), rate.as_u64()).await {
+        let now = clock.now();
+        if let Err(error) = walk(&cache, metrics, (now.minus(every), now), rate.as_u64()).await {
             tracing::error!(%error, "the scrub broke off; it goes on the next time");
         }
     }
@@ -151,7 +150,7 @@ async fn changed(settings: &mut watch::Receiver<Settings>) {
 async fn walk(
     cache: &Cache,
     metrics: &Metrics,
-    (before, now): (u64, u64),
+    (before, now): (Timestamp, Timestamp),
     rate: u64,
 ) -> Result<(), CacheError> {
     let mut report = verify(cache, metrics, before, &mut Pace::new(rate), |_| {}).await?;

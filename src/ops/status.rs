@@ -9,14 +9,15 @@ pub use crate::cache::{
 use super::error::OpsError;
 use super::jobs::{JobState, JobView};
 use super::operations::Operations;
+use crate::clock::Timestamp;
 pub use crate::telemetry::Warning;
 
 /// Report of `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Status)]
 pub struct StatusReport {
-    /// Time of the report, in milliseconds since 1970.
-    pub now: u64,
+    /// Time of the report.
+    pub now: Timestamp,
     /// Version of larder.
     pub version: String,
     /// Figures of the running server. None if only the store was opened.
@@ -41,8 +42,8 @@ pub struct StatusReport {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Service)]
 pub struct ServiceReport {
-    /// Start time, in milliseconds since 1970.
-    pub started_at: u64,
+    /// Start time.
+    pub started_at: Timestamp,
     /// Addresses for clients: `http://…`, `https://…` or `unix:/…`.
     pub addresses: Vec<String>,
     /// Open client connections.
@@ -87,7 +88,7 @@ pub async fn status(operations: &Operations) -> Result<StatusReport, OpsError> {
     let mut jobs = operations.jobs().list();
     jobs.retain(|job| job.state == JobState::Running);
     Ok(StatusReport {
-        now: clock.now_millis(),
+        now: clock.now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         service: service(operations),
         store,

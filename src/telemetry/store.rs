@@ -2,6 +2,7 @@
 
 use super::metrics::Metrics;
 use super::series::saturating_i64;
+use crate::clock::Timestamp;
 
 impl Metrics {
     /// Counts a failed operation of the store.
@@ -32,11 +33,11 @@ impl Metrics {
         self.store.set_aside.set(saturating_i64(stores as u64));
     }
 
-    /// Sets the bytes of blobs that no cached manifest needs, the last-access time of the least recently used entry
-    /// (milliseconds since 1970), and the maximum size of the store.
-    pub fn set_store_limits(&self, reclaimable: u64, oldest: Option<u64>, limit: u64) {
+    /// Sets the bytes of blobs that no cached manifest needs, the last-access time of the least recently used entry,
+    /// and the maximum size of the store.
+    pub fn set_store_limits(&self, reclaimable: u64, oldest: Option<Timestamp>, limit: u64) {
         self.store.bytes.with_label_values(&["reclaimable"]).set(saturating_i64(reclaimable));
-        self.store.oldest.set(saturating_i64(oldest.unwrap_or_default() / 1000));
+        self.store.oldest.set(saturating_i64(oldest.unwrap_or_default().as_secs()));
         self.store.limit.set(saturating_i64(limit));
     }
 
@@ -50,9 +51,9 @@ impl Metrics {
         self.store.scrubbed.with_label_values(&[kind, if intact { "intact" } else { "damaged" }]).inc();
     }
 
-    /// Sets the time when the scrub finished (milliseconds since 1970).
-    pub fn scrub_ended(&self, now: u64) {
-        self.store.scrub_ended.set(saturating_i64(now / 1000));
+    /// Sets the time when the scrub finished.
+    pub fn scrub_ended(&self, now: Timestamp) {
+        self.store.scrub_ended.set(saturating_i64(now.as_secs()));
     }
 
     /// Sets the bytes of content without a tag.

@@ -3,13 +3,15 @@
 use std::collections::VecDeque;
 use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+
+use crate::clock::Timestamp;
 
 /// Number of messages kept.
 const KEPT: usize = 20;
@@ -19,8 +21,8 @@ const LENGTH_MAX: usize = 500;
 /// Warning or error of the log. Repetitions are counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Warning {
-    /// Time of the last occurrence, in milliseconds since 1970.
-    pub at: u64,
+    /// Time of the last occurrence.
+    pub at: Timestamp,
     /// True for an error, false for a warning.
     pub error: bool,
     /// The message.
@@ -68,9 +70,8 @@ impl<S: Subscriber> Layer<S> for Warnings {
         }
         let mut text = EventText::default();
         event.record(&mut text);
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.add(Warning {
-            at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            at: SystemTime::now().into(),
             error: *event.metadata().level() == Level::ERROR,
             message: cut(&text.message),
             detail: cut(&text.detail),

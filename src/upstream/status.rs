@@ -38,7 +38,7 @@ pub struct HealthState {
     pub failures: u32,
     /// Last failure, if there was no success since.
     pub error: Option<String>,
-    /// End of the back-off, in milliseconds since 1970.
+    /// End of the back-off.
     pub open_until: Option<Timestamp>,
 }
 
@@ -52,9 +52,9 @@ pub struct QuotaState {
     pub remaining: u64,
     /// Length of the window in seconds, if announced.
     pub window: Option<u64>,
-    /// Time of the announcement, in milliseconds since 1970.
+    /// Time of the announcement.
     pub seen_at: Timestamp,
-    /// Time at which a whole window has passed, in milliseconds since 1970.
+    /// Time at which a whole window has passed.
     pub resets_at: Option<Timestamp>,
 }
 
@@ -71,6 +71,6 @@ pub struct EndpointState {
     pub health: HealthState,
     /// Quota, if announced.
     pub quota: Option<QuotaState>,
-    /// End of the pause after a rate limit or an overload, in milliseconds since 1970.
+    /// End of the pause after a rate limit or an overload.
     pub limited_until: Option<Timestamp>,
 }

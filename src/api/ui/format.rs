@@ -1,9 +1,11 @@
 //! Formatting of sizes, times, numbers and links for people.
 
 use std::fmt;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use url::form_urlencoded;
+
+use crate::clock::Timestamp;
 
 /// Number of bytes; displayed in a unit such as MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,18 +24,18 @@ impl ByteCount {
     }
 }
 
-/// Time relative to now, such as "5 minutes ago"; both in milliseconds since 1970.
+/// Time relative to now, such as "5 minutes ago".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RelativeTime {
-    pub(super) at: u64,
-    pub(super) now: u64,
+    pub(super) at: Timestamp,
+    pub(super) now: Timestamp,
 }
 
 impl fmt::Display for RelativeTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { at, now } = *self;
         let span = HumanDuration(at.abs_diff(now));
-        if span.0 < 1000 {
+        if span.0 < Duration::from_secs(1) {
             return f.write_str("just now");
         }
         if at > now { write!(f, "in {span}") } else { write!(f, "{span} ago") }
@@ -43,19 +45,18 @@ impl fmt::Display for RelativeTime {
 impl RelativeTime {
     /// Returns the time as RFC 3339, in UTC.
     pub(super) fn exact(self) -> String {
-        // RFC 3339 ends with the year 9999.
-        let at = Duration::from_millis(self.at.min(253_402_300_799_000));
-        humantime::format_rfc3339_seconds(UNIX_EPOCH + at).to_string()
+        let at = self.at.min(Timestamp::RFC_3339_MAX);
+        humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
     }
 }
 
-/// Duration in milliseconds; displayed in its largest unit.
+/// Duration; displayed in its largest unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HumanDuration(pub(super) u64);
+pub(super) struct HumanDuration(pub(super) Duration);
 
 impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0 / 1000;
+        let seconds = self.0.as_secs();
         let (number, unit) = match seconds {
             0..60 => (seconds, "second"),
             60..3600 => (seconds / 60, "minute"),
@@ -119,13 +120,14 @@ mod tests {
 
     #[test]
     fn relative_time_is_relative_to_now() {
-        let when = |at, now| RelativeTime { at, now }.to_string();
+        let time = Timestamp::from_millis;
+        let when = |at, now| RelativeTime { at: time(at), now: time(now) }.to_string();
         assert_eq!(when(0, 500), "just now");
         assert_eq!(when(0, 1000), "1 second ago");
         assert_eq!(when(0, 7_200_000), "2 hours ago");
         assert_eq!(when(120_000, 0), "in 2 minutes");
-        assert_eq!(RelativeTime { at: 0, now: 0 }.exact(), "1970-01-01T00:00:00Z");
-        assert_eq!(RelativeTime { at: u64::MAX, now: 0 }.exact(), "9999-12-31T23:59:59Z");
+        assert_eq!(RelativeTime { at: time(0), now: time(0) }.exact(), "1970-01-01T00:00:00Z");
+        assert_eq!(RelativeTime { at: Timestamp::MAX, now: time(0) }.exact(), "9999-12-31T23:59:59Z");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 
+use crate::clock::Timestamp;
 use crate::ops::list::{self, Completeness, ListRow, PlatformRow, TagFreshness};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::{Operations, OpsError};
@@ -106,7 +107,7 @@ fn matches_search(row: &ListRow, words: &[String]) -> bool {
     words.iter().all(|word| whole.contains(word))
 }
 
-fn repositories(images: &[ListRow], now: u64) -> Vec<RepositoryRow> {
+fn repositories(images: &[ListRow], now: Timestamp) -> Vec<RepositoryRow> {
     let mut by_name: BTreeMap<&str, Vec<&ListRow>> = BTreeMap::new();
     for row in images {
         by_name.entry(&row.repository).or_default().push(row);
@@ -131,13 +132,13 @@ fn repositories(images: &[ListRow], now: u64) -> Vec<RepositoryRow> {
     by_name.into_iter().map(row).collect()
 }
 
-fn tag_row(row: &ListRow, now: u64) -> TagRow {
+fn tag_row(row: &ListRow, now: Timestamp) -> TagRow {
     let digest = row.digest.to_string();
     let reference = match &row.tag {
         Some(tag) => format!("{}:{tag}", row.repository),
         None => format!("{}@{digest}", row.repository),
     };
-    let when = |at: Option<u64>| at.map(|at| RelativeTime { at, now });
+    let when = |at: Option<Timestamp>| at.map(|at| RelativeTime { at, now });
     TagRow {
         repository: row.repository.clone(),
         tag: row.tag.clone(),
@@ -191,7 +192,7 @@ mod tests {
             size: 0,
             moved_at: None,
             checked_at: None,
-            last_pull: Some(5),
+            last_pull: Some(Timestamp::from_millis(5)),
             freshness: TagFreshness::Fresh,
             complete,
         }
@@ -213,7 +214,7 @@ mod tests {
             row("a", None, Completeness::None),
             row("b", Some("1"), Completeness::None),
         ];
-        let rows = repositories(&rows, 10);
+        let rows = repositories(&rows, Timestamp::from_millis(10));
         assert_eq!((rows[0].tags.as_str(), rows[0].untagged.as_deref()), ("1 tag", Some("1 by digest")));
         assert_eq!(rows[0].complete.text, "1 of 2 complete");
         assert_eq!(rows[1].complete.class, "bad");

@@ -1,5 +1,7 @@
 //! View of the status report, as the overview shows it.
 
+use std::time::Duration;
+
 use crate::clock::Timestamp;
 use crate::ops::jobs::{JobState, JobView};
 use crate::ops::status::{
@@ -160,7 +162,7 @@ impl StatusView {
     }
 }
 
-fn serving(service: ServiceReport, now: u64) -> ServerView {
+fn serving(service: ServiceReport, now: Timestamp) -> ServerView {
     ServerView {
         since: RelativeTime { at: service.started_at, now },
         addresses: service.addresses,
@@ -177,10 +179,10 @@ fn serving(service: ServiceReport, now: u64) -> ServerView {
     }
 }
 
-fn kept(store: &StoreStatus, now: u64) -> StoreView {
+fn kept(store: &StoreStatus, now: Timestamp) -> StoreView {
     StoreView {
         kind: store.kind.as_str(),
-        fails_for: store.degraded_at.map(|at| HumanDuration(now.saturating_sub(at))),
+        fails_for: store.degraded_at.map(|at| HumanDuration(now.since(at))),
         content: ByteCount(store.content),
         manifests: plural(store.manifests, "manifest"),
         blobs: plural(store.blobs, "blob"),
@@ -192,10 +194,9 @@ fn kept(store: &StoreStatus, now: u64) -> StoreView {
     }
 }
 
-fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
-    let left = |until: Option<Timestamp>| {
-        HumanDuration(until.map_or(now, Timestamp::as_millis).saturating_sub(now).max(1000))
-    };
+fn endpoint_row(endpoint: &EndpointState, now: Timestamp) -> EndpointRow {
+    let left =
+        |until: Option<Timestamp>| HumanDuration(until.unwrap_or(now).since(now).max(Duration::from_secs(1)));
     let health = &endpoint.health;
     let state = match health.breaker {
         Breaker::Open => Badge::new("bad", format!("circuit breaker open for {}", left(health.open_until))),
@@ -211,12 +212,8 @@ fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
     let quota = endpoint.quota.as_ref().map(|quota| QuotaView {
         remaining: quota.remaining,
         limit: quota.limit,
-        seen: RelativeTime { at: quota.seen_at.as_millis(), now },
-        resets: quota
-            .resets_at
-            .map(Timestamp::as_millis)
-            .filter(|at| *at > now)
-            .map(|at| RelativeTime { at, now }),
+        seen: RelativeTime { at: quota.seen_at, now },
+        resets: quota.resets_at.filter(|at| *at > now).map(|at| RelativeTime { at, now }),
     });
     EndpointRow {
         upstream: None,
@@ -230,7 +227,7 @@ fn endpoint_row(endpoint: &EndpointState, now: u64) -> EndpointRow {
     }
 }
 
-fn fill_row(fill: &FillStatus, now: u64) -> FillRow {
+fn fill_row(fill: &FillStatus, now: Timestamp) -> FillRow {
     let digest = fill.digest.to_string();
     // A ratio for people; the precision of a float is enough.
     #[allow(clippy::cast_precision_loss)]
@@ -253,7 +250,7 @@ fn fill_row(fill: &FillStatus, now: u64) -> FillRow {
     }
 }
 
-fn warning_row(warning: Warning, now: u64) -> WarningRow {
+fn warning_row(warning: Warning, now: Timestamp) -> WarningRow {
     WarningRow {
         when: RelativeTime { at: warning.at, now },
         level: if warning.error { Badge::new("bad", "error") } else { Badge::new("fair", "warning") },
@@ -263,7 +260,7 @@ fn warning_row(warning: Warning, now: u64) -> WarningRow {
     }
 }
 
-pub(super) fn job_row(job: &JobView, now: u64) -> JobRow {
+pub(super) fn job_row(job: &JobView, now: Timestamp) -> JobRow {
     let bars = &job.progress.bars;
     let sum = |of: fn(&crate::ops::progress::ProgressItem) -> u64| {
         bars.iter().map(of).fold(0_u64, u64::saturating_add)

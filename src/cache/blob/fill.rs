@@ -277,7 +277,7 @@ impl Fill {
             entry => entry?,
         };
         if let Some(entry) = &entry {
-            storage.eviction.add_blob(&digest, entry.size(), now);
+            storage.content.add_blob(&digest, entry.size(), now);
         }
         Ok(entry)
     }

@@ -50,7 +50,7 @@ impl Blobs {
         let Some(entry) = self.storage.memory.blobs.get(&(repository.clone(), *digest)) else {
             return Ok(None);
         };
-        match self.storage.eviction.pin_for_client(&entry, self.storage.clock.now()) {
+        match self.storage.content.pin_for_client(&entry, self.storage.clock.now()) {
             Some(pin) => self.open_stored(entry, pin, Outcome::Hit).await,
             None => Ok(None),
         }
@@ -67,7 +67,7 @@ impl Blobs {
 
     async fn find_size(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
         let (link, entry) = self.look_up(repository, digest).await?;
-        self.storage.eviction.touch(digest, self.storage.clock.now());
+        self.storage.content.touch(digest, self.storage.clock.now());
         if let (Some(_), Some(entry)) = (&link, &entry) {
             return Ok(BlobAnswer { size: Some(entry.size()), source: None, outcome: Outcome::Hit });
         }
@@ -172,7 +172,7 @@ impl BlobLookup<'_> {
         self.size = link.and_then(|link| link.size);
         let storage = &self.blobs.storage;
         if let Some(entry) = entry
-            && let Some(pin) = storage.eviction.pin_for_client(&entry, storage.clock.now())
+            && let Some(pin) = storage.content.pin_for_client(&entry, storage.clock.now())
         {
             return Ok(LookupState::Open { entry, pin, is_linked });
         }
@@ -224,7 +224,7 @@ impl BlobLookup<'_> {
             FirstBytes::Filling(draft) => self.follow(fill, &draft),
             FirstBytes::Stored(entry) => {
                 let storage = &self.blobs.storage;
-                let Some(pin) = storage.eviction.pin_for_client(&entry, storage.clock.now()) else {
+                let Some(pin) = storage.content.pin_for_client(&entry, storage.clock.now()) else {
                     return Ok(LookupState::Store);
                 };
                 let blob = self.blobs.open_stored(entry, pin, fill.outcome).await?;

@@ -8,7 +8,6 @@ use bytesize::ByteSize;
 
 use crate::cache::error::CacheError;
 use crate::cache::storage::Storage;
-use crate::clock::Timestamp;
 use crate::oci::{Digest, Manifest};
 use crate::store::{Change, ContentEntry, Counts, DraftUsage, StoreError, StoreSession};
 
@@ -63,7 +62,7 @@ impl Evictor {
                 }
                 () = storage.capacity.woken() => {}
             }
-            if !storage.eviction.is_complete()
+            if !storage.content.is_complete()
                 && let Err(error) = self.rebuild_index().await
             {
                 storage.report_error(
@@ -83,7 +82,7 @@ impl Evictor {
 
     /// Writes recent access times to the store, from where the next start reads them.
     pub(in crate::cache) async fn save_access_times(&self) {
-        let times = self.storage.eviction.index().take_access_times();
+        let times = self.storage.content.index().take_access_times();
         if times.is_empty() {
             return;
         }
@@ -103,7 +102,7 @@ impl Evictor {
     /// evictable.
     async fn enforce_limits(&self) -> bool {
         let capacity = &self.storage.capacity;
-        if !self.storage.eviction.is_complete() {
+        if !self.storage.content.is_complete() {
             capacity.release_waiting();
             return false;
         }
@@ -120,7 +119,7 @@ impl Evictor {
                 Err(error) => {
                     capacity.release_waiting();
                     // Content that could not be deleted is still in the store, and must return to the index.
-                    self.storage.eviction.set_incomplete();
+                    self.storage.content.set_incomplete();
                     self.storage.report_error("eviction failed", &error);
                     return false;
                 }
@@ -136,11 +135,10 @@ impl Evictor {
                 let Counts { content, manifests, blobs } = storage.store.counts();
                 storage.metrics.set_quarantined_stores(usage.quarantined);
                 storage.metrics.set_store_usage(usage.total, content, manifests, blobs);
-                let stats = storage.eviction.index().stats();
-                let oldest = stats.oldest_access.map(Timestamp::as_millis);
+                let stats = storage.content.index().stats();
                 storage.metrics.set_store_limits(
                     stats.unneeded_bytes,
-                    oldest,
+                    stats.oldest_access,
                     storage.capacity.limits().max_size,
                 );
             }
@@ -150,7 +148,7 @@ impl Evictor {
 }
 
 fn rebuild_index(storage: &Storage, store: &StoreSession) -> Result<(), StoreError> {
-    let (content, now) = (&storage.eviction, storage.clock.now());
+    let (content, now) = (&storage.content, storage.clock.now());
     let inventory = store.inventory()?;
     let mut deleted: HashSet<Digest> = content.index().digests().collect();
     let last_access = |entry: &ContentEntry| entry.last.min(now);
@@ -262,7 +260,7 @@ fn evict_content(
     reason: EvictionReason,
 ) -> Result<u64, StoreError> {
     let mut blocked = BlockedFills::new(&storage.fills);
-    let victims = storage.eviction.index().take_victims(bytes, storage.clock.now(), |victim| {
+    let victims = storage.content.index().take_victims(bytes, storage.clock.now(), |victim| {
         victim.kind == ContentKind::Blob && !blocked.block(&victim.digest)
     });
     let mut batch = DeletionBatch::default();

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::clock::Timestamp;
 
-/// Resolution of the last access, in milliseconds.
-const RESOLUTION: u64 = 1000;
+/// Resolution of the last access.
+const RESOLUTION: Duration = Duration::from_secs(1);
 
 /// Last access and pins of one cached manifest or blob.
 #[derive(Debug, Default)]
@@ -28,7 +29,7 @@ impl Usage {
     /// Sets the last access, also to an earlier time if the clock was set back. Accesses within one second write once, so
     /// that CPUs do not contend for popular content.
     pub(in crate::cache) fn touch(&self, now: Timestamp) {
-        if self.last_access.load(Ordering::Relaxed).abs_diff(now.as_millis()) >= RESOLUTION {
+        if self.last_access().abs_diff(now) >= RESOLUTION {
             self.last_access.store(now.as_millis(), Ordering::Relaxed);
         }
     }
@@ -95,7 +96,7 @@ mod tests {
     fn access_is_returned_once_for_saving() {
         let usage = Usage::new(at(5000));
         assert_eq!(usage.take_unsaved(), None);
-        usage.touch(at(5000 + RESOLUTION - 1));
+        usage.touch(at(5999));
         assert_eq!(usage.take_unsaved(), None, "within the resolution");
         usage.touch(at(9000));
         assert_eq!((usage.take_unsaved(), usage.take_unsaved()), (Some(at(9000)), None));

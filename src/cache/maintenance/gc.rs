@@ -14,7 +14,7 @@ const DRAFT_MAX_AGE: Duration = Duration::from_hours(24);
 /// Deletes facts, bytes and drafts that no cached content uses. Blocks.
 pub(in crate::cache) fn collect(storage: &Storage, store: &StoreSession) -> Result<Collected, StoreError> {
     let (deleter, now) = (storage.deleter(store), storage.clock.now());
-    let is_needed = |digest: &_| storage.eviction.is_needed(digest);
+    let is_needed = |digest: &_| storage.content.is_needed(digest);
     let mut collected = store.collect_garbage(is_needed, now.minus(POINTER_GRACE))?;
     collected.leftovers += deleter.delete_leftovers(&store.inventory()?.leftovers)?;
     let drafts = store.usage()?.drafts.into_iter();
@@ -30,5 +30,5 @@ pub(in crate::cache) fn reachability(
 ) -> Result<Reachability, StoreError> {
     let pointers = store.pointers(PointerScope::All)?;
     let roots = pointers.into_iter().map(|(_, fact)| fact.digest).collect();
-    Ok(storage.eviction.reachability(&roots))
+    Ok(storage.content.reachability(&roots))
 }

@@ -111,7 +111,7 @@ impl Importer {
                     };
                     // Another fill may have stored the blob since the look-up. No deletion can start meanwhile.
                     if let Some(entry) = self.entry(digest)? {
-                        storage.eviction.add_blob(digest, entry.size(), storage.clock.now());
+                        storage.content.add_blob(digest, entry.size(), storage.clock.now());
                         continue;
                     }
                     self.added_bytes = self.added_bytes.saturating_add(size);
@@ -147,7 +147,7 @@ impl Importer {
             }
             opened => drop(opened?),
         }
-        let pin = storage.eviction.pin_for_client(&entry, storage.clock.now());
+        let pin = storage.content.pin_for_client(&entry, storage.clock.now());
         let is_present = pin.is_some();
         self.present.extend(pin.map(|pin| (*digest, pin)));
         Ok(is_present)
@@ -194,7 +194,7 @@ impl Importer {
             }
             put_manifest(&owned, store, &repository, digest, &parsed, body)
         }))?;
-        self.manifests.extend(storage.eviction.pin(&digest));
+        self.manifests.extend(storage.content.pin(&digest));
         self.needed.extend(dependencies(manifest));
         Ok(())
     }
@@ -230,7 +230,7 @@ impl Drop for Importer {
             let mut batch = DeletionBatch::default();
             for digest in added.iter().filter(|digest| !needed.contains(digest)) {
                 if blocked.block(digest)
-                    && let Some(victim) = owned.eviction.take(digest)
+                    && let Some(victim) = owned.content.take(digest)
                 {
                     batch.push(&victim);
                 }
@@ -242,7 +242,7 @@ impl Drop for Importer {
         }));
         if let Err(error) = deleted {
             storage.report_store_error("cannot delete imported blobs that nothing needs", &error);
-            storage.eviction.set_incomplete();
+            storage.content.set_incomplete();
             storage.capacity.wake_evictor();
         }
     }
@@ -281,7 +281,7 @@ impl BlobImport<'_> {
         size: u64,
         content: &mut impl Read,
     ) -> Result<ContentPin, ImportError> {
-        let Storage { store, eviction, capacity, clock, .. } = &**self.storage;
+        let Storage { store, content: tracker, capacity, clock, .. } = &**self.storage;
         let digest = *self.digest;
         // The archive has the whole blob, and the draft of an interrupted fill may be wrong.
         let mut writer = runtime.block_on(store.run(move |store| {
@@ -308,8 +308,8 @@ impl BlobImport<'_> {
         drop(permit);
         let entry = runtime.block_on(store.run(move |store| store.blob(&digest)))?;
         let entry = entry.ok_or(ImportError::NotKept)?;
-        eviction.add_blob(self.digest, entry.size(), now);
-        let pin = eviction.pin(self.digest).ok_or(ImportError::NotKept)?;
+        tracker.add_blob(self.digest, entry.size(), now);
+        let pin = tracker.pin(self.digest).ok_or(ImportError::NotKept)?;
         self.end = FillPhase::Stored(entry);
         Ok(pin)
     }

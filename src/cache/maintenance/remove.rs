@@ -43,7 +43,7 @@ pub(in crate::cache) async fn remove(
     repository: &Repository,
     target: RemovalTarget,
 ) -> Result<RemovalReport, CacheError> {
-    if !storage.eviction.is_complete() {
+    if !storage.content.is_complete() {
         Evictor::new(storage).rebuild_index().await?;
     }
     let (owned, repository) = (Arc::clone(storage), repository.clone());
@@ -51,7 +51,7 @@ pub(in crate::cache) async fn remove(
         let removed = remove_now(&owned, store, &repository, &target);
         if removed.is_err() {
             // Content that could not be deleted is still in the store, and must return to the index.
-            owned.eviction.set_incomplete();
+            owned.content.set_incomplete();
         }
         removed
     };
@@ -104,8 +104,8 @@ fn take_unneeded(
         }
         // Block fills first: a fill that starts after the look-up would write bytes that are being deleted.
         let is_blocked = blocked.block(&digest);
-        let dependencies = storage.eviction.dependencies(&digest);
-        if let Some(victim) = is_blocked.then(|| storage.eviction.take(&digest)).flatten() {
+        let dependencies = storage.content.dependencies(&digest);
+        if let Some(victim) = is_blocked.then(|| storage.content.take(&digest)).flatten() {
             pending.extend(dependencies);
             if victim.is_manifest() {
                 blocked.unblock(&digest);
@@ -114,7 +114,7 @@ fn take_unneeded(
         } else {
             blocked.unblock(&digest);
             // Content that was never cached does not count as kept.
-            kept += u64::from(storage.eviction.contains(&digest));
+            kept += u64::from(storage.content.contains(&digest));
         }
     }
     (batch, kept)

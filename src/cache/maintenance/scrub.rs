@@ -100,7 +100,7 @@ async fn verify_blob(
     let Some(entry) = storage.with_store(move |store| store.blob(&wanted)).await? else {
         return Ok(Integrity::Missing);
     };
-    let Some(_pin) = storage.eviction.pin(digest) else { return Ok(Integrity::Missing) };
+    let Some(_pin) = storage.content.pin(digest) else { return Ok(Integrity::Missing) };
     let opened = {
         let entry = entry.clone();
         blocking(move || entry.open()).await

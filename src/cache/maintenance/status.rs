@@ -27,8 +27,8 @@ pub struct FillStatus {
     pub rate: u64,
     /// Number of clients that read the draft.
     pub readers: u64,
-    /// Start of the fill, in milliseconds since 1970.
-    pub started_at: u64,
+    /// Start of the fill.
+    pub started_at: Timestamp,
     /// True if the blob is being stored, false if it is only passed on.
     pub kept: bool,
     /// True if the draft is verified and waits to be committed.
@@ -41,8 +41,8 @@ pub struct FillStatus {
 pub struct StoreStatus {
     /// Kind of the blob store.
     pub kind: BlobStoreKind,
-    /// Start of degraded mode, in milliseconds since 1970; `None` if the store works.
-    pub degraded_at: Option<u64>,
+    /// Start of degraded mode; `None` if the store works.
+    pub degraded_at: Option<Timestamp>,
     /// Bytes of content: manifests and blobs, without overhead.
     pub content: u64,
     /// Number of manifests and indexes.
@@ -51,8 +51,8 @@ pub struct StoreStatus {
     pub blobs: u64,
     /// Bytes of blobs that no cached manifest needs.
     pub reclaimable: u64,
-    /// Last access of the least recently used content, in milliseconds since 1970.
-    pub oldest_access: Option<u64>,
+    /// Last access of the least recently used content.
+    pub oldest_access: Option<Timestamp>,
     /// Limit of the size on disk.
     pub max_size: u64,
     /// Space to keep free on the disk.
@@ -89,7 +89,7 @@ pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillSt
         total: progress.and_then(|progress| progress.total),
         rate: downloaded.saturating_mul(1000) / millis.max(1),
         readers: draft.map_or(0, |draft| draft.followers() as u64),
-        started_at: now.minus(elapsed).as_millis(),
+        started_at: now.minus(elapsed),
         kept: draft.is_none_or(Draft::is_kept),
         settling: progress.is_some_and(|progress| progress.end.is_some()),
     }
@@ -97,19 +97,19 @@ pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillSt
 
 /// Returns the status of the store. Blocks.
 pub(in crate::cache) fn store_status(storage: &Storage, session: &StoreSession) -> StoreStatus {
-    let Storage { store, eviction, capacity, store_health, clock, .. } = storage;
-    let (counts, stats, limits) = (store.counts(), eviction.stats(), capacity.limits());
+    let Storage { store, content, capacity, store_health, clock, .. } = storage;
+    let (counts, stats, limits) = (store.counts(), content.stats(), capacity.limits());
     let usage = session.usage().ok();
     let disk = usage.map(|it| DiskStatus { taken: it.total, drafts: it.draft_bytes(), free: it.free });
     let degraded_for = store_health.degraded_for(clock.instant());
     StoreStatus {
         kind: store.kind(),
-        degraded_at: degraded_for.map(|time| clock.now().minus(time).as_millis()),
+        degraded_at: degraded_for.map(|time| clock.now().minus(time)),
         content: counts.content,
         manifests: counts.manifests,
         blobs: counts.blobs,
         reclaimable: stats.unneeded_bytes,
-        oldest_access: stats.oldest_access.map(Timestamp::as_millis),
+        oldest_access: stats.oldest_access,
         max_size: limits.max_size,
         min_free: limits.min_free,
         disk,

@@ -138,7 +138,7 @@ impl CacheView<'_> {
 
     /// Returns the last access to content, or the time at which it was stored.
     pub fn last_access(&self, digest: &Digest) -> Option<Timestamp> {
-        self.storage.eviction.last_access(digest)
+        self.storage.content.last_access(digest)
     }
 
     /// Returns the freshness of a tag; `None` if its upstream is no longer configured.

@@ -140,7 +140,7 @@ impl Manifests {
             };
             let manifest = stored.map(|StoredManifest { media_type, body }| {
                 let now = storage.clock.now();
-                let usage = storage.eviction.manifest_usage(&digest, &body, media_type.as_str(), now);
+                let usage = storage.content.manifest_usage(&digest, &body, media_type.as_str(), now);
                 Arc::new(CachedManifest { digest, media_type, body, usage })
             });
             Ok(StoredState { link, manifest })
@@ -277,7 +277,7 @@ pub(in crate::cache) fn put_manifest(
         let repository = repository.clone();
         store.apply(&[Change::AddReferrer { repository, subject, referrer: digest }])?;
     }
-    let usage = storage.eviction.add_manifest(&digest, &body, dependencies(parsed), now);
+    let usage = storage.content.add_manifest(&digest, &body, dependencies(parsed), now);
     let manifest = Arc::new(CachedManifest { digest, media_type, body, usage });
     storage.memory.manifests.insert(repository, Arc::clone(&manifest));
     Ok(manifest)

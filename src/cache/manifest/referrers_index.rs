@@ -59,7 +59,7 @@ async fn keep(
         let stored = StoredManifest { media_type: media_type.clone(), body: body.clone() };
         let now = shared.clock.now();
         let usage = match store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now) {
-            Ok(_) => shared.eviction.add_manifest(&digest, &body, std::iter::empty(), now),
+            Ok(_) => shared.content.add_manifest(&digest, &body, std::iter::empty(), now),
             Err(error) => {
                 shared.report_store_error(
                     "a list of referrers could not be stored; it is served from memory",

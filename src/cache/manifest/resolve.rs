@@ -244,7 +244,7 @@ impl Pointers {
             self.storage.report_error("a tag or a list of referrers could not be stored", &error);
         }
         // The manifest may have been evicted, together with its pointers, before this pointer was written.
-        if !self.storage.eviction.contains(&fact.digest) {
+        if !self.storage.content.contains(&fact.digest) {
             self.remove(pointer).await;
         }
     }
