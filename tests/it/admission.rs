@@ -41,7 +41,7 @@ fn is_kept_out(larder: &Larder, registry: &Registry, name: &str, image: &Image) 
     registry.forget_requests();
     let began = Instant::now();
     for path in paths(name, image) {
-        larder.get(&path).is_error(404, "NAME_UNKNOWN");
+        larder.get(&path).assert_error(404, "NAME_UNKNOWN");
         let head = larder.head(&path);
         assert_eq!((head.status(), head.header("www-authenticate")), (404, None), "{path}");
     }
@@ -55,7 +55,7 @@ fn denied_repository_is_not_found() {
     let larder = Setup::with(&registry).upstream_set("docker.io", "deny", lists(&["team/secret/**"])).start();
     is_kept_out(&larder, &registry, DENIED, &image);
     for name in ["library/busybox", "org/app", "org/deep/er/app"] {
-        larder.get(&format!("/v2/{name}/manifests/v1")).is_ok_with(&image.manifest.bytes);
+        larder.get(&format!("/v2/{name}/manifests/v1")).assert_body(&image.manifest.bytes);
     }
 }
 
@@ -67,7 +67,7 @@ fn repository_must_be_allowed_and_deny_wins() {
         .upstream_set("docker.io", "deny", lists(&["org/deep/**"]))
         .start();
     for name in ["/v2/busybox", "/v2/library/busybox", "/v2/org/app"] {
-        larder.get(&format!("{name}/manifests/v1")).is_ok_with(&image.manifest.bytes);
+        larder.get(&format!("{name}/manifests/v1")).assert_body(&image.manifest.bytes);
     }
     is_kept_out(&larder, &registry, DENIED, &image);
     is_kept_out(&larder, &registry, "org/deep/er/app", &image);
@@ -78,12 +78,12 @@ fn denied_repository_is_hidden_even_if_cached() {
     let (registry, image) = registry();
     let mut larder = Setup::with(&registry).start();
     for name in ["library/busybox", "org/app", "org/deep/er/app", DENIED] {
-        larder.get(&format!("/v2/{name}/manifests/v1")).is_ok_with(&image.manifest.bytes);
+        larder.get(&format!("/v2/{name}/manifests/v1")).assert_body(&image.manifest.bytes);
         larder
             .get(&format!("/v2/{name}/blobs/{}", image.layers[0].digest))
-            .is_ok_with(&image.layers[0].bytes);
+            .assert_body(&image.layers[0].bytes);
     }
-    larder.settle();
+    larder.wait_idle();
     // Stopped rather than killed: what was written last is to be there.
     larder.terminate();
     larder.wait_exit();
@@ -99,7 +99,7 @@ fn denied_repository_is_hidden_even_if_cached() {
     assert_eq!(larder.get("/v2/_catalog?ns=docker.io").json(), json!({ "repositories": [DENIED] }));
     // It was not thrown away: the operator may think better of it.
     let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "deny", lists(&[])));
-    larder.get("/v2/org/app/manifests/v1").is_outcome("larder; hit");
+    larder.get("/v2/org/app/manifests/v1").assert_outcome("larder; hit");
 }
 
 #[test]
@@ -110,10 +110,10 @@ fn patterns_apply_to_their_own_upstream() {
         .upstream("other.test", &other)
         .upstream_set("other.test", "allow", lists(&["org/*"]))
         .start();
-    larder.get("/v2/library/busybox/manifests/v1").is_ok_with(&image.manifest.bytes);
-    larder.get("/v2/other.test/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
-    larder.get("/v2/other.test/library/busybox/manifests/v1").is_error(404, "NAME_UNKNOWN");
-    larder.get("/v2/library/busybox/manifests/v1?ns=other.test").is_error(404, "NAME_UNKNOWN");
+    larder.get("/v2/library/busybox/manifests/v1").assert_body(&image.manifest.bytes);
+    larder.get("/v2/other.test/org/app/manifests/v1").assert_body(&image.manifest.bytes);
+    larder.get("/v2/other.test/library/busybox/manifests/v1").assert_error(404, "NAME_UNKNOWN");
+    larder.get("/v2/library/busybox/manifests/v1?ns=other.test").assert_error(404, "NAME_UNKNOWN");
 }
 
 #[test]

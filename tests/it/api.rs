@@ -4,7 +4,7 @@ use crate::support;
 
 use std::time::Duration;
 
-use support::house::cold;
+use support::fixture::cold;
 use support::{Answer, Blob, Document, Image, Larder, Registry};
 
 const SILENCE: Duration = Duration::from_secs(5);
@@ -14,7 +14,7 @@ fn base_endpoint_answers_without_the_upstream() {
     let (registry, larder, _) = cold();
     for path in ["/v2/", "/v2"] {
         let answer = larder.get(path);
-        answer.is_ok_with(b"{}");
+        answer.assert_body(b"{}");
         assert_eq!(answer.header("docker-distribution-api-version"), Some("registry/2.0"));
         assert_eq!(answer.header("content-type"), Some("application/json"));
         assert_eq!(answer.header("www-authenticate"), None);
@@ -39,7 +39,7 @@ fn writes_answer_405_with_allow() {
         ("POST", "/v2/"),
     ] {
         let answer = larder.api().send(method, path, &[("Content-Length", "0")]);
-        answer.is_error(405, "UNSUPPORTED");
+        answer.assert_error(405, "UNSUPPORTED");
         assert_eq!(answer.header("allow"), Some("GET, HEAD"), "{method} {path}");
     }
     assert_eq!(registry.requests().len(), 0);
@@ -52,7 +52,7 @@ fn manifest_answer_has_all_required_headers() {
     let by_digest = format!("/v2/library/app/manifests/{digest}");
     for path in ["/v2/library/app/manifests/v1", &by_digest, "/v2/library/app/manifests/v1", &by_digest] {
         let answer = larder.get(path);
-        answer.is_ok_with(&image.manifest.bytes);
+        answer.assert_body(&image.manifest.bytes);
         assert_eq!(answer.header("content-type"), Some(image.manifest.media_type.as_str()));
         assert_eq!(answer.head.content_length(), Some(image.manifest.bytes.len()));
         assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()));
@@ -67,10 +67,10 @@ fn answers_carry_the_outcome() {
     let (_registry, larder, image) = cold();
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
     for path in ["/v2/library/app/manifests/v1", &blob] {
-        larder.get(path).is_outcome("larder; fwd=uri-miss; stored; detail=miss");
-        larder.settle();
-        larder.get(path).is_outcome("larder; hit");
-        larder.head(path).is_outcome("larder; hit");
+        larder.get(path).assert_outcome("larder; fwd=uri-miss; stored; detail=miss");
+        larder.wait_idle();
+        larder.get(path).assert_outcome("larder; hit");
+        larder.head(path).assert_outcome("larder; hit");
     }
     let answer = larder.get("/v2/library/app/manifests/v1");
     assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()), "{answer:?}");
@@ -106,7 +106,7 @@ fn head_equals_get_without_body() {
         "/v2/".to_owned(),
     ] {
         let get = larder.get(&path);
-        larder.settle();
+        larder.wait_idle();
         let head = larder.head(&path);
         assert!(head.body.is_empty());
         assert_eq!(head.status(), get.status(), "{path}");
@@ -126,9 +126,9 @@ fn head_of_uncached_content_has_correct_headers() {
     assert_eq!((head.status(), head.head.content_length()), (200, Some(layer.len())));
     assert_eq!(head.header("docker-content-digest"), Some(layer.digest.as_str()));
     // A HEAD that was answered implies that the manifest can be had, the upstream or no upstream.
-    larder.settle();
+    larder.wait_idle();
     registry.down();
-    larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn conditional_get_answers_304() {
         (format!("/v2/library/app/blobs/{}", layer.digest), &layer.digest),
     ] {
         larder.get(&path);
-        larder.settle();
+        larder.wait_idle();
         for tag in
             [format!("\"{digest}\""), format!("W/\"{digest}\""), format!("\"x\", \"{digest}\""), "*".into()]
         {
@@ -176,12 +176,12 @@ fn ranges_of_a_cached_blob() {
     let registry = Registry::start();
     let blob = Blob::random(3, 300_000);
     registry.add_blob("library/app", &blob);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let whole = larder.get(&path);
-    whole.is_ok_with(&blob.bytes);
+    whole.assert_body(&blob.bytes);
     assert_eq!(whole.header("accept-ranges"), Some("bytes"));
-    larder.settle();
+    larder.wait_idle();
     registry.down();
     let end = blob.len();
     for (value, from, to) in [
@@ -207,7 +207,7 @@ fn ranges_of_a_cached_blob() {
         assert_eq!(answer.header("content-range"), Some("bytes */300000"), "{value}");
     }
     for value in ["bytes=0-1,5-6", "pages=1-2", "bytes=a-b", "bytes=-", "nonsense"] {
-        range(&larder, &path, value).is_ok_with(&blob.bytes);
+        range(&larder, &path, value).assert_body(&blob.bytes);
     }
 }
 
@@ -219,16 +219,16 @@ fn ranges_of_an_uncached_blob() {
         let registry = Registry::start();
         let blob = Blob::random(4, 300_000);
         registry.add_blob("library/app", &blob);
-        let larder = Larder::before(&registry);
+        let larder = Larder::in_front_of(&registry);
         let path = format!("/v2/library/app/blobs/{}", blob.digest);
         is_part(&range(&larder, &path, value), &blob, from, to);
-        larder.settle();
-        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.wait_idle();
+        larder.get(&path).assert_body(&blob.bytes);
     }
     let registry = Registry::start();
     let blob = Blob::random(5, 1000);
     registry.add_blob("library/app", &blob);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let answer = range(&larder, &format!("/v2/library/app/blobs/{}", blob.digest), "bytes=1000-");
     assert_eq!((answer.status(), answer.header("content-range")), (416, Some("bytes */1000")));
 }
@@ -249,11 +249,11 @@ fn if_range_applies_only_to_the_same_content() {
     let layer = &image.layers[0];
     let path = format!("/v2/library/app/blobs/{}", layer.digest);
     larder.get(&path);
-    larder.settle();
+    larder.wait_idle();
     let same = format!("\"{}\"", layer.digest);
     let ask = |tag: &str| larder.api().send("GET", &path, &[("Range", "bytes=5-9"), ("If-Range", tag)]);
     is_part(&ask(&same), layer, 5, 10);
-    ask("\"sha256:other\"").is_ok_with(&layer.bytes);
+    ask("\"sha256:other\"").assert_body(&layer.bytes);
 }
 
 #[test]
@@ -265,18 +265,18 @@ fn sha512_and_empty_content_are_served() {
     registry.add_blob("library/app", &blob);
     registry.add_blob("library/app", &empty);
     registry.add_manifest("library/app", &manifest);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for _ in 0..2 {
         for blob in [&blob, &empty] {
             let answer = larder.get(&format!("/v2/library/app/blobs/{}", blob.digest));
-            answer.is_ok_with(&blob.bytes);
+            answer.assert_body(&blob.bytes);
             assert_eq!(answer.head.content_length(), Some(blob.len()));
             assert_eq!(answer.header("docker-content-digest"), Some(blob.digest.as_str()));
         }
         let answer = larder.get(&format!("/v2/library/app/manifests/{}", manifest.digest));
-        answer.is_ok_with(&manifest.bytes);
+        answer.assert_body(&manifest.bytes);
         assert_eq!(answer.header("docker-content-digest"), Some(manifest.digest.as_str()));
-        larder.settle();
+        larder.wait_idle();
     }
     assert_eq!(registry.count("GET", "/blobs/"), 2);
 }
@@ -285,7 +285,7 @@ fn sha512_and_empty_content_are_served() {
 fn malformed_references_and_names_are_rejected() {
     let (registry, larder, image) = cold();
     for tag in [".INVALID", "-x", &"t".repeat(129), "a%20b", "a+b"] {
-        larder.get(&format!("/v2/library/app/manifests/{tag}")).is_error(404, "MANIFEST_UNKNOWN");
+        larder.get(&format!("/v2/library/app/manifests/{tag}")).assert_error(404, "MANIFEST_UNKNOWN");
     }
     let hex = image.manifest.digest.strip_prefix("sha256:").unwrap();
     for digest in [
@@ -297,8 +297,8 @@ fn malformed_references_and_names_are_rejected() {
         ":".to_owned(),
         format!("SHA256:{hex}"),
     ] {
-        larder.get(&format!("/v2/library/app/manifests/{digest}")).is_error(400, "DIGEST_INVALID");
-        larder.get(&format!("/v2/library/app/blobs/{digest}")).is_error(400, "DIGEST_INVALID");
+        larder.get(&format!("/v2/library/app/manifests/{digest}")).assert_error(400, "DIGEST_INVALID");
+        larder.get(&format!("/v2/library/app/blobs/{digest}")).assert_error(400, "DIGEST_INVALID");
     }
     for name in ["UPPER/app", "a//b", "-a", "a/../b", "a/..%2f..%2fb", "a%00b", &"n/".repeat(200)] {
         let answer = larder.get(&format!("/v2/{name}/manifests/v1"));
@@ -320,11 +320,11 @@ fn names_may_contain_path_keywords() {
     for name in names {
         registry.add_image(name, "manifests", &image);
     }
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for name in names {
-        larder.get(&format!("/v2/{name}/manifests/manifests")).is_ok_with(&image.manifest.bytes);
+        larder.get(&format!("/v2/{name}/manifests/manifests")).assert_body(&image.manifest.bytes);
         let layer = &image.layers[0];
-        larder.get(&format!("/v2/{name}/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+        larder.get(&format!("/v2/{name}/blobs/{}", layer.digest)).assert_body(&layer.bytes);
         let list = larder.get(&format!("/v2/{name}/tags/list")).json();
         assert_eq!(list, serde_json::json!({ "name": name, "tags": ["manifests"] }));
     }
@@ -358,11 +358,11 @@ fn documents_are_served_byte_for_byte() {
         registry.add_manifest("library/odd", &document);
         registry.tag("library/odd", &format!("v{n}"), &document.digest);
     }
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for _ in 0..2 {
         for (n, (media_type, text)) in larder_side.iter().enumerate() {
             let answer = larder.get(&format!("/v2/library/odd/manifests/v{n}"));
-            answer.is_ok_with(text.as_bytes());
+            answer.assert_body(text.as_bytes());
             assert_eq!(answer.header("content-type"), Some(*media_type));
         }
     }

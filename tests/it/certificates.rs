@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::house::{MIB, TAG};
-use support::secure::{client, shown};
-use support::{Blob, Image, Issued, Larder, PATIENCE, Registry, Setup};
+use support::certificate::{client, peer_certificate};
+use support::fixture::{MIB, TAG};
+use support::{Blob, Image, Larder, Registry, Setup, TIME_LIMIT, TestCertificate};
 
 const ERROR: &str = "TLS certificate cannot be reloaded; the previous one stays in use";
 const AGAIN: &str = "TLS certificate reloaded";
@@ -29,15 +29,15 @@ fn url(larder: &Larder, path: &str) -> String {
 }
 
 /// The certificate that a new connection sees.
-async fn seen(larder: &Larder, trusted: &[Issued]) -> Option<Issued> {
+async fn seen(larder: &Larder, trusted: &[TestCertificate]) -> Option<TestCertificate> {
     let answer = client(trusted, "http/1.1").get(url(larder, "/v2/")).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 200);
-    let der = shown(&answer);
+    let der = peer_certificate(&answer);
     trusted.iter().find(|issued| issued.der == der).cloned()
 }
 
-async fn wait_seen(larder: &Larder, wanted: &Issued, trusted: &[Issued]) {
-    let end = Instant::now() + PATIENCE;
+async fn wait_seen(larder: &Larder, wanted: &TestCertificate, trusted: &[TestCertificate]) {
+    let end = Instant::now() + TIME_LIMIT;
     while seen(larder, trusted).await.is_none_or(|found| found.cert != wanted.cert) {
         assert!(Instant::now() < end, "the new certificate does not come; the log:\n{}", larder.log_text());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -45,7 +45,7 @@ async fn wait_seen(larder: &Larder, wanted: &Issued, trusted: &[Issued]) {
 }
 
 /// As Kubernetes mounts a secret: `tls.crt` → `..data/tls.crt`, `..data` → a folder, and a swap replaces `..data`.
-fn swap(mount: &Path, issued: &Issued, number: usize) {
+fn swap(mount: &Path, issued: &TestCertificate, number: usize) {
     issued.write_into(&mount.join(format!("..{number}")));
     let making = mount.join("..data_tmp");
     symlink(format!("..{number}"), &making).unwrap();
@@ -53,7 +53,7 @@ fn swap(mount: &Path, issued: &Issued, number: usize) {
 }
 
 /// As certbot leaves it: links in `live` that are replaced one after the other.
-fn renew(live: &Path, issued: &Issued, number: usize) {
+fn renew(live: &Path, issued: &TestCertificate, number: usize) {
     let archive = live.join(format!("archive{number}"));
     let (cert, key) = issued.write_into(&archive);
     for (name, target) in [("tls.key", key), ("tls.crt", cert)] {
@@ -69,7 +69,7 @@ async fn certificate_replacement_fails_no_request() {
     let layer = Blob::random(1, 2 * MIB);
     let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
     registry.add_image("library/app", "v1", &image);
-    let trusted: Vec<_> = (0..9).map(|_| Issued::new()).collect();
+    let trusted: Vec<_> = (0..9).map(|_| TestCertificate::new()).collect();
     let setup = Setup::with(&registry);
     let mount = setup.folder().join("mount");
     std::fs::create_dir(&mount).unwrap();
@@ -108,7 +108,7 @@ async fn certificate_replacement_fails_no_request() {
         wait_seen(&larder, issued, &trusted).await;
         // Each certificate carries some load before the next one comes.
         let so_far = done.load(Ordering::SeqCst);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         while done.load(Ordering::SeqCst) < so_far + 4 {
             assert!(Instant::now() < end && !pulling.iter().all(tokio::task::JoinHandle::is_finished));
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -125,7 +125,7 @@ async fn certificate_replacement_fails_no_request() {
 async fn mismatched_pair_is_ignored_and_logged_once() {
     let registry = Registry::start();
     let setup = Setup::with(&registry);
-    let trusted: Vec<_> = (0..3).map(|_| Issued::new()).collect();
+    let trusted: Vec<_> = (0..3).map(|_| TestCertificate::new()).collect();
     let folder = setup.folder().join("live");
     std::fs::create_dir(&folder).unwrap();
     renew(&folder, &trusted[0], 0);

@@ -26,22 +26,22 @@ fn index_tree_is_complete_in_an_outage() {
     let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
     for (tag, index) in &trees {
         let answer = larder.get(&format!("/v2/library/app/manifests/{tag}"));
-        answer.is_ok_with(&index.document.bytes);
+        answer.assert_body(&index.document.bytes);
     }
-    larder.get("/v2/library/app/manifests/artifact").is_ok_with(&artifact.manifest.bytes);
+    larder.get("/v2/library/app/manifests/artifact").assert_body(&artifact.manifest.bytes);
     // Every child arrives without any client asking.
     for (_, index) in &trees {
         for document in index.documents().into_iter().skip(1) {
             registry.wait_for(1, "GET", &document.digest);
         }
     }
-    larder.settle();
+    larder.wait_idle();
     registry.down();
     for (_, index) in &trees {
         for document in index.documents() {
             let answer = larder.get(&format!("/v2/library/app/manifests/{}", document.digest));
-            answer.is_ok_with(&document.bytes);
-            answer.is_outcome("larder; hit");
+            answer.assert_body(&document.bytes);
+            answer.assert_outcome("larder; hit");
             assert_eq!(answer.header("content-type"), Some(document.media_type.as_str()));
             assert_eq!(answer.header("docker-content-digest"), Some(document.digest.as_str()));
         }
@@ -53,20 +53,20 @@ fn children_are_served_after_a_restart() {
     let registry = Registry::start();
     let index = Index::nested(1);
     registry.add_index("library/app", "v1", &index);
-    let mut larder = Larder::before(&registry);
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let mut larder = Larder::in_front_of(&registry);
+    larder.get(TAG).assert_body(&index.document.bytes);
     for document in &index.documents()[1..] {
         registry.wait_for(1, "GET", &document.digest);
     }
-    larder.settle();
+    larder.wait_idle();
     larder.terminate();
     assert!(larder.wait_exit().success());
     registry.down();
     larder.restart();
     for document in index.documents() {
-        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).assert_body(&document.bytes);
     }
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
 }
 
 #[test]
@@ -75,11 +75,11 @@ fn children_prefetch_can_be_disabled() {
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
     let larder = Setup::with(&registry).set("prefetch.children", false).start();
-    larder.get(TAG).is_ok_with(&index.document.bytes);
-    larder.settle();
+    larder.get(TAG).assert_body(&index.document.bytes);
+    larder.wait_idle();
     assert_eq!(registry.count("GET", "/manifests/sha256:"), 0);
     let child = &index.images[1].manifest;
-    larder.get(&format!("/v2/library/app/manifests/{}", child.digest)).is_ok_with(&child.bytes);
+    larder.get(&format!("/v2/library/app/manifests/{}", child.digest)).assert_body(&child.bytes);
 }
 
 #[test]
@@ -88,14 +88,14 @@ fn missing_child_does_not_affect_the_others() {
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
     registry.script(When::manifests().path(&index.images[0].manifest.digest), Fault::Status(404));
-    let larder = Larder::before(&registry);
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let larder = Larder::in_front_of(&registry);
+    larder.get(TAG).assert_body(&index.document.bytes);
     let other = &index.images[1].manifest;
     registry.wait_for(1, "GET", &other.digest);
-    larder.settle();
+    larder.wait_idle();
     registry.down();
-    larder.get(TAG).is_ok_with(&index.document.bytes);
-    larder.get(&format!("/v2/library/app/manifests/{}", other.digest)).is_ok_with(&other.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
+    larder.get(&format!("/v2/library/app/manifests/{}", other.digest)).assert_body(&other.bytes);
 }
 
 #[test]
@@ -106,15 +106,15 @@ fn index_chain_depth_is_bounded() {
         index = Index::over(OCI_INDEX, Vec::new(), vec![index]);
     }
     registry.add_index("library/app", "v1", &index);
-    let larder = Larder::before(&registry);
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let larder = Larder::in_front_of(&registry);
+    larder.get(TAG).assert_body(&index.document.bytes);
     registry.wait_for(3, "GET", "/manifests/");
-    larder.settle();
+    larder.wait_idle();
     let ahead = registry.count("GET", "/manifests/sha256:");
     assert!((2..30).contains(&ahead), "{ahead} fetched ahead");
     // What lies deeper is fetched when somebody asks for it.
     for document in index.documents() {
-        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+        larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).assert_body(&document.bytes);
     }
 }
 
@@ -128,10 +128,10 @@ fn wide_index_without_content_is_harmless() {
     let document = Document::json(OCI_INDEX, &value);
     registry.add_manifest("library/app", &document);
     registry.tag("library/app", "v1", &document.digest);
-    let larder = Larder::before(&registry);
-    larder.get(TAG).is_ok_with(&document.bytes);
-    larder.get(TAG).is_ok_with(&document.bytes);
-    larder.settle();
+    let larder = Larder::in_front_of(&registry);
+    larder.get(TAG).assert_body(&document.bytes);
+    larder.get(TAG).assert_body(&document.bytes);
+    larder.wait_idle();
 }
 
 fn child_path(document: &Document) -> String {
@@ -140,13 +140,13 @@ fn child_path(document: &Document) -> String {
 
 /// All of an index is there without the upstream.
 fn is_all_there(larder: &Larder, registry: &Registry, index: &Index) {
-    larder.settle();
+    larder.wait_idle();
     for document in index.documents() {
         eventually("the child is kept", || larder.get(&child_path(document)).head.outcome() == "larder; hit");
     }
     registry.down();
     for document in index.documents() {
-        larder.get(&child_path(document)).is_ok_with(&document.bytes);
+        larder.get(&child_path(document)).assert_body(&document.bytes);
     }
 }
 
@@ -156,7 +156,7 @@ fn prefetch_continues_after_the_client_disconnects() {
         let registry = Registry::start();
         let index = Index::oci(1);
         registry.add_index("library/app", "v1", &index);
-        let larder = Larder::before(&registry);
+        let larder = Larder::in_front_of(&registry);
         let gate = Gate::new();
         let path = if by_tag { TAG.to_owned() } else { child_path(&index.document) };
         registry.script(When::manifests().method("GET").path(&path), Fault::HoldHead(gate.clone()));
@@ -177,9 +177,9 @@ fn prefetch_continues_after_the_client_disconnects() {
 /// Asks for the tag until each child has been asked for.
 fn are_sought(larder: &Larder, registry: &Registry, index: &Index) {
     registry.forget_requests();
-    registry.behave();
+    registry.clear_faults();
     eventually("all children have been sought again", || {
-        larder.get(TAG).is_ok_with(&index.document.bytes);
+        larder.get(TAG).assert_body(&index.document.bytes);
         index.documents()[1..].iter().all(|document| registry.count("GET", &document.digest) > 0)
     });
 }
@@ -193,7 +193,7 @@ fn children_are_retried_after_a_refusal() {
     for image in &index.images {
         registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(403));
     }
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
     larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);
@@ -208,7 +208,7 @@ fn children_prefetch_resumes_after_a_restart() {
     for image in &index.images {
         registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(503));
     }
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
     registry.wait_for(1, "GET", &index.images[0].manifest.digest);
     larder.terminate();
     larder.wait_exit();
@@ -227,7 +227,7 @@ fn children_are_retried_after_giving_up() {
     for image in &index.images {
         registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(503));
     }
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
     larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);
@@ -244,7 +244,7 @@ fn index_is_prefetched_once_at_a_time() {
         registry.script(When::manifests().path(&image.manifest.digest), Fault::HoldHead(gate.clone()));
     }
     for _ in 0..50 {
-        larder.get(TAG).is_ok_with(&index.document.bytes);
+        larder.get(TAG).assert_body(&index.document.bytes);
     }
     gate.wait_reached(1);
     let waiting = larder.counter("larder_children_queued", &[]);
@@ -261,9 +261,9 @@ fn damaged_child_is_fetched_again() {
     registry.add_index("library/app", "v1", &index);
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     for image in &index.images {
-        registry.script(When::manifests().path(&image.manifest.digest).times(1), Fault::Flip(0));
+        registry.script(When::manifests().path(&image.manifest.digest).times(1), Fault::FlipBit(0));
     }
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
     larder.wait_counter("larder_verify_failures_total", &[("kind", "manifest")], 2);
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);
@@ -275,7 +275,7 @@ fn blobs_are_prefetched_for_configured_platforms() {
     let index = Index::oci(1);
     registry.add_index("library/app", "v1", &index);
     let larder = Setup::with(&registry).set("prefetch.platforms", vec!["linux/arm64".to_owned()]).start();
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
     let [amd64, arm64] = index.images.as_slice() else { panic!("two platforms") };
     let held = |blob: &Blob| {
         let answer = larder.api().send("HEAD", &format!("/v2/library/app/blobs/{}", blob.digest), &[]);

@@ -5,12 +5,12 @@ use crate::support;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::house::{Cold, MIB};
+use support::fixture::{ColdBlob, MIB};
 use support::{Blob, Fault, Gate, Image, Larder, Registry, When, eventually};
 
 #[test]
 fn first_byte_does_not_wait_for_the_last() {
-    let cold = Cold::new(10 * MIB);
+    let cold = ColdBlob::new(10 * MIB);
     let gate = cold.hold_every_get(MIB / 2);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     assert_eq!(transfer.head.status, 200);
@@ -26,7 +26,7 @@ fn first_byte_does_not_wait_for_the_last() {
 #[test]
 fn last_byte_waits_for_verification() {
     // The upstream withholds nothing but the very end of its answer: what a client has by then is not a whole body.
-    let cold = Cold::new(MIB);
+    let cold = ColdBlob::new(MIB);
     let gate = cold.hold_every_get(MIB - 1);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     gate.wait_reached(1);
@@ -59,7 +59,7 @@ fn memory_is_bounded_for_many_clients_of_a_large_blob() {
 
 fn many_clients(length: usize, watch: impl Fn(&Larder) + Sync) {
     const CLIENTS: usize = 32;
-    let cold = Cold::new(length);
+    let cold = ColdBlob::new(length);
     watch(&cold.larder);
     let gate = cold.hold_every_get(length / 2);
     let early = Gate::new();
@@ -115,12 +115,12 @@ fn many_clients(length: usize, watch: impl Fn(&Larder) + Sync) {
 
 #[test]
 fn slow_client_does_not_slow_others() {
-    let cold = Cold::new(24 * MIB);
+    let cold = ColdBlob::new(24 * MIB);
     let mut crawler = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     assert!(crawler.read_exactly(10).unwrap() == cold.blob.bytes[..10]);
     // Far more than all buffers on the way to the crawler hold.
     let began = Instant::now();
-    cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
+    cold.larder.get(&cold.path).assert_body(&cold.blob.bytes);
     cold.wait_filled();
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert_eq!(cold.gets().len(), 1);
@@ -130,7 +130,7 @@ fn slow_client_does_not_slow_others() {
 
 #[test]
 fn fill_continues_when_the_last_client_has_left() {
-    let cold = Cold::new(4 * MIB);
+    let cold = ColdBlob::new(4 * MIB);
     let gate = cold.hold_every_get(MIB);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     transfer.read_exactly(1000).unwrap();
@@ -140,13 +140,13 @@ fn fill_continues_when_the_last_client_has_left() {
     cold.wait_filled();
     cold.registry.down();
     let answer = cold.larder.get(&cold.path);
-    answer.is_ok_with(&cold.blob.bytes);
-    answer.is_outcome("larder; hit");
+    answer.assert_body(&cold.blob.bytes);
+    answer.assert_outcome("larder; hit");
 }
 
 #[test]
 fn fill_continues_when_the_client_leaves_before_the_answer() {
-    let cold = Cold::new(MIB);
+    let cold = ColdBlob::new(MIB);
     let gate = Gate::new();
     cold.registry.script(When::blobs(), Fault::HoldHead(gate.clone()));
     let connection = cold.larder.api().connect().unwrap();
@@ -157,13 +157,13 @@ fn fill_continues_when_the_client_leaves_before_the_answer() {
     eventually("the client's end was noticed", || cold.larder.counter("larder_connections", &[]) == 0);
     gate.open();
     cold.wait_filled();
-    cold.larder.get(&cold.path).is_outcome("larder; hit");
+    cold.larder.get(&cold.path).assert_outcome("larder; hit");
     assert_eq!(cold.gets().len(), 1);
 }
 
 #[test]
 fn range_that_has_arrived_is_served_from_the_draft() {
-    let cold = Cold::new(16 * MIB);
+    let cold = ColdBlob::new(16 * MIB);
     let gate = cold.hold_every_get(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     first.read_exactly(MIB).unwrap();
@@ -179,12 +179,12 @@ fn range_that_has_arrived_is_served_from_the_draft() {
 
 #[test]
 fn range_far_ahead_of_the_fill_bypasses_it() {
-    let cold = Cold::new(16 * MIB);
+    let cold = ColdBlob::new(16 * MIB);
     let gate = cold.hold_every_get(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     first.read_exactly(MIB).unwrap();
     // The fill stands still; what lazy pullers read first is the end.
-    let client = cold.larder.api().patient_for(Duration::from_secs(15));
+    let client = cold.larder.api().read_timeout(Duration::from_secs(15));
     let tail = client.send("GET", &cold.path, &[("Range", "bytes=-1000")]);
     assert_eq!(tail.status(), 206, "{:?}", tail.head);
     assert!(tail.body == cold.blob.bytes[16 * MIB - 1000..]);
@@ -196,39 +196,39 @@ fn range_far_ahead_of_the_fill_bypasses_it() {
 
 #[test]
 fn fill_is_joined_by_another_repository_only_with_its_own_link() {
-    let cold = Cold::new(4 * MIB);
+    let cold = ColdBlob::new(4 * MIB);
     cold.registry.add_blob("library/also", &cold.blob);
     let gate = cold.hold_every_get(2 * MIB);
     let mut first = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     first.read_exactly(MIB).unwrap();
     let at = |name: &str| format!("/v2/library/{name}/blobs/{}", cold.blob.digest);
-    cold.larder.get(&at("stranger")).is_error(404, "BLOB_UNKNOWN");
+    cold.larder.get(&at("stranger")).assert_error(404, "BLOB_UNKNOWN");
     let mut second = cold.larder.api().open("GET", &at("also"), &[]).unwrap();
     assert!(second.read_exactly(MIB).unwrap() == cold.blob.bytes[..MIB]);
     gate.open();
     assert!(first.finish().unwrap().body == cold.blob.bytes[MIB..]);
     assert!(second.finish().unwrap().body == cold.blob.bytes[MIB..]);
     assert_eq!(cold.gets().len(), 1);
-    cold.larder.get(&at("stranger")).is_error(404, "BLOB_UNKNOWN");
+    cold.larder.get(&at("stranger")).assert_error(404, "BLOB_UNKNOWN");
 }
 
 #[test]
 fn body_of_unknown_length_is_served_and_stored() {
-    let cold = Cold::new(3 * MIB + 17);
+    let cold = ColdBlob::new(3 * MIB + 17);
     cold.registry.script(When::blobs(), Fault::Chunked);
-    cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
+    cold.larder.get(&cold.path).assert_body(&cold.blob.bytes);
     cold.wait_filled();
     cold.registry.down();
     let warm = cold.larder.get(&cold.path);
-    warm.is_ok_with(&cold.blob.bytes);
+    warm.assert_body(&cold.blob.bytes);
     assert_eq!(warm.head.content_length(), Some(cold.blob.len()));
 }
 
 #[test]
 fn slow_upstream_is_streamed_as_it_arrives() {
-    let cold = Cold::new(MIB);
+    let cold = ColdBlob::new(MIB);
     cold.registry.script(When::blobs(), Fault::Throttle(2 * MIB));
-    cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
+    cold.larder.get(&cold.path).assert_body(&cold.blob.bytes);
     assert_eq!(cold.gets().len(), 1);
 }
 
@@ -240,7 +240,7 @@ fn images_are_pulled_by_many_clients_at_once() {
     for (n, image) in images.iter().enumerate() {
         registry.add_image(&format!("library/app{n}"), "v1", image);
     }
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     std::thread::scope(|scope| {
         for worker in 0..16 {
             let (images, client) = (&images, larder.api());
@@ -248,10 +248,10 @@ fn images_are_pulled_by_many_clients_at_once() {
                 for n in 0..images.len() {
                     let n = (n + worker) % images.len();
                     let manifest = client.get(&format!("/v2/library/app{n}/manifests/v1"));
-                    manifest.is_ok_with(&images[n].manifest.bytes);
+                    manifest.assert_body(&images[n].manifest.bytes);
                     for blob in images[n].blobs() {
                         let path = format!("/v2/library/app{n}/blobs/{}", blob.digest);
-                        client.get(&path).is_ok_with(&blob.bytes);
+                        client.get(&path).assert_body(&blob.bytes);
                     }
                 }
             });

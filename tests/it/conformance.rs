@@ -155,16 +155,16 @@ fn pull_manifests_and_blobs() {
     for _ in 0..2 {
         for (reference, document) in suite.manifests() {
             let answer = suite.ask("GET", &format!("manifests/{reference}"));
-            answer.is_ok_with(&document.bytes);
+            answer.assert_body(&document.bytes);
             assert_eq!(answer.header("docker-content-digest"), Some(document.digest.as_str()));
             assert_eq!(answer.header("content-type"), Some(document.media_type.as_str()));
         }
         for blob in suite.blobs() {
             let answer = suite.ask("GET", &format!("blobs/{}", blob.digest));
-            answer.is_ok_with(&blob.bytes);
+            answer.assert_body(&blob.bytes);
             assert_eq!(answer.header("docker-content-digest"), Some(blob.digest.as_str()));
         }
-        suite.larder.settle();
+        suite.larder.wait_idle();
     }
 }
 
@@ -173,7 +173,7 @@ fn pull_ranges_of_blobs() {
     let registry = Registry::start();
     let blob = Blob::random(3, 3000);
     registry.add_blob("library/conformance", &blob);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let path = format!("{REPOSITORY}/blobs/{}", blob.digest);
     for (range, from, to) in
         [("500-1499", 500, 1500), ("500-", 500, 3000), ("-500", 2500, 3000), ("2000-5000", 2000, 3000)]
@@ -276,5 +276,5 @@ fn write_requests_are_unsupported() {
             ("UNSUPPORTED", Some("GET, HEAD"))
         );
     }
-    suite.ask("GET", "manifests/tag1").is_ok_with(&suite.image.manifest.bytes);
+    suite.ask("GET", "manifests/tag1").assert_body(&suite.image.manifest.bytes);
 }

@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use support::house::{House, TAG};
+use support::fixture::{Fixture, TAG};
 use support::larder::Exit;
 use support::{Larder, Setup, eventually};
 
@@ -84,25 +84,25 @@ fn set_aside(data: &Path) -> Vec<PathBuf> {
 }
 
 #[track_caller]
-fn pull(house: &House, larder: &Larder) {
-    larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-    for blob in house.image.blobs() {
-        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+fn pull(fixture: &Fixture, larder: &Larder) {
+    larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    for blob in fixture.image.blobs() {
+        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
     }
-    larder.settle();
+    larder.wait_idle();
 }
 
 /// A larder that has pulled an image, and has stopped.
-fn kept(kind: &str) -> (House, Setup) {
-    let mut house = House::with(|setup| setup.set("store.blobs", kind));
-    pull(&house, &house.larder);
-    house.larder.terminate();
-    assert!(house.larder.wait_exit().success());
-    let data = house.larder.setup().data();
-    let mut setup = Setup::with(&house.registry).set("store.blobs", kind);
+fn kept(kind: &str) -> (Fixture, Setup) {
+    let mut fixture = Fixture::with(|setup| setup.set("store.blobs", kind));
+    pull(&fixture, &fixture.larder);
+    fixture.larder.terminate();
+    assert!(fixture.larder.wait_exit().success());
+    let data = fixture.larder.setup().data();
+    let mut setup = Setup::with(&fixture.registry).set("store.blobs", kind);
     setup = setup.set("store.path", data.display().to_string());
-    house.registry.forget_requests();
-    (house, setup)
+    fixture.registry.forget_requests();
+    (fixture, setup)
 }
 
 #[track_caller]
@@ -117,8 +117,8 @@ fn is_refused(exit: &Exit, words: &[&str]) {
 fn unreadable_store_is_quarantined_and_the_server_starts() {
     for kind in KINDS {
         for (what, damage) in DAMAGES {
-            let (house, setup) = kept(kind);
-            let data = house.larder.setup().data();
+            let (fixture, setup) = kept(kind);
+            let data = fixture.larder.setup().data();
             damage(&data);
             let inode = fs::metadata(&data).unwrap().ino();
             let (header, tree) = (data.join("header.toml"), contents(&data.join("tree")));
@@ -143,36 +143,36 @@ fn unreadable_store_is_quarantined_and_the_server_starts() {
             // The folder is the same one: it may be a mount point.
             assert_eq!(fs::metadata(&data).unwrap().ino(), inode);
             eventually("the gauge says so", || larder.counter("larder_store_set_aside", &[]) == 1);
-            pull(&house, &larder);
+            pull(&fixture, &larder);
             // Files are named by what is in them, and need no second download.
-            let fetched = house.registry.count("GET", "/blobs/");
+            let fetched = fixture.registry.count("GET", "/blobs/");
             assert_eq!(fetched, if kind == "files" { 0 } else { 2 }, "{kind}, {what}");
-            house.registry.down();
-            larder.get(TAG).is_outcome("larder; hit");
-            larder.get(&house.path).is_outcome("larder; hit");
+            fixture.registry.down();
+            larder.get(TAG).assert_outcome("larder; hit");
+            larder.get(&fixture.path).assert_outcome("larder; hit");
         }
     }
 }
 
 #[test]
 fn quarantined_store_stays_quarantined() {
-    let (house, setup) = kept("sled");
-    fs::write(house.larder.setup().data().join("header.toml"), "").unwrap();
+    let (fixture, setup) = kept("sled");
+    fs::write(fixture.larder.setup().data().join("header.toml"), "").unwrap();
     let mut larder = setup.start();
-    pull(&house, &larder);
+    pull(&fixture, &larder);
     larder.terminate();
     larder.wait_exit();
     larder.restart();
-    larder.get(&house.path).is_outcome("larder; hit");
+    larder.get(&fixture.path).assert_outcome("larder; hit");
     assert!(!larder.log_text().contains("set aside"), "{}", larder.log_text());
-    assert_eq!(set_aside(&house.larder.setup().data()).len(), 1);
+    assert_eq!(set_aside(&fixture.larder.setup().data()).len(), 1);
 }
 
 #[test]
 fn unreadable_store_refuses_to_start_if_configured() {
     for (what, damage) in DAMAGES {
-        let (house, setup) = kept("sled");
-        let data = house.larder.setup().data();
+        let (fixture, setup) = kept("sled");
+        let data = fixture.larder.setup().data();
         damage(&data);
         let before = entries(&data);
         let exit = setup.set("store.on_corruption", "refuse").run_to_exit();
@@ -183,10 +183,10 @@ fn unreadable_store_refuses_to_start_if_configured() {
 
 #[test]
 fn store_in_use_is_never_quarantined() {
-    let house = House::new();
-    pull(&house, &house.larder);
-    let data = house.larder.setup().data();
-    let second = || Setup::with(&house.registry).set("store.path", data.display().to_string());
+    let fixture = Fixture::new();
+    pull(&fixture, &fixture.larder);
+    let data = fixture.larder.setup().data();
+    let second = || Setup::with(&fixture.registry).set("store.path", data.display().to_string());
     for (what, damage) in &DAMAGES[..7] {
         damage(&data);
         is_refused(&second().run_to_exit(), &["in use by another larder"]);
@@ -198,13 +198,13 @@ fn store_in_use_is_never_quarantined() {
         fs::write(data.join("header.toml"), "").unwrap();
         fs::write(data.join("tree/conf"), [0; 63]).unwrap();
     }
-    house.larder.get(&house.path).is_outcome("larder; hit");
+    fixture.larder.get(&fixture.path).assert_outcome("larder; hit");
 }
 
 #[test]
 fn quarantine_keeps_at_most_three_stores() {
-    let (house, mut setup) = kept("files");
-    let data = house.larder.setup().data();
+    let (fixture, mut setup) = kept("files");
+    let data = fixture.larder.setup().data();
     for round in 1..=3 {
         fs::write(data.join("header.toml"), "").unwrap();
         let mut larder = setup.start();
@@ -219,35 +219,35 @@ fn quarantine_keeps_at_most_three_stores() {
     assert_eq!(aside.len(), 3);
     is_refused(&exit, &["remove them", &aside[0].display().to_string(), &aside[2].display().to_string()]);
     fs::remove_dir_all(&aside[0]).unwrap();
-    pull(&house, &setup.start());
+    pull(&fixture, &setup.start());
 }
 
 #[test]
 fn removed_database_is_reported() {
     for kind in KINDS {
-        let (house, setup) = kept(kind);
-        let data = house.larder.setup().data();
+        let (fixture, setup) = kept(kind);
+        let data = fixture.larder.setup().data();
         fs::remove_dir_all(data.join("tree")).unwrap();
         let larder = setup.start();
         let line = larder.wait_for_line("the line that says so", |line| line["level"] == "ERROR");
         assert!(line["message"].as_str().unwrap().contains("database is gone"), "{line}");
         assert_eq!(set_aside(&data).len(), 0);
-        pull(&house, &larder);
+        pull(&fixture, &larder);
     }
 }
 
 #[test]
 fn store_of_format_1_is_migrated() {
     for kind in KINDS {
-        let (house, setup) = kept(kind);
-        let header = house.larder.setup().data().join("header.toml");
+        let (fixture, setup) = kept(kind);
+        let header = fixture.larder.setup().data().join("header.toml");
         let text = fs::read_to_string(&header).unwrap();
         let lines = text.lines().filter(|line| !line.starts_with("identity"));
         let earlier = lines.collect::<Vec<_>>().join("\n").replace("format = 2", "format = 1");
         fs::write(&header, earlier + "\n").unwrap();
-        house.registry.down();
+        fixture.registry.down();
         let larder = setup.start();
-        larder.get(&house.path).is_outcome("larder; hit");
+        larder.get(&fixture.path).assert_outcome("larder; hit");
         let now = fs::read_to_string(&header).unwrap();
         assert!(now.contains("format = 2") && now.contains("identity"), "{now}");
     }

@@ -111,7 +111,7 @@ fn killed_at_random_moments(blobs: &str) {
     for (path, expected) in &catalogue.entries {
         assert_eq!(pull(larder.api(), path, expected), Ok(true), "seed {seed}");
     }
-    larder.settle();
+    larder.wait_idle();
     // All of it is held now: the upstream is no longer needed, not even after one more death.
     larder.terminate();
     assert!(larder.wait_exit().success());
@@ -155,7 +155,7 @@ fn half(blobs: &str, fault: Option<Fault>) -> Half {
 #[track_caller]
 fn goes_on(half: &Half) {
     half.registry.forget_requests();
-    half.larder.get(&half.path).is_ok_with(&half.blob.bytes);
+    half.larder.get(&half.path).assert_body(&half.blob.bytes);
     let gets = half.registry.seen("GET", "/blobs/");
     let start = gets[0].range_start().unwrap_or(0);
     assert!(start > 0, "the draft was lost: {:?}", gets[0].headers);
@@ -182,7 +182,7 @@ fn killed_at_sixty_percent(length: usize, flushed: Duration) {
     registry.add_blob("library/app", &blob);
     let (gate, at) = (Gate::new(), length / 10 * 6);
     registry.script(When::blobs().method("GET").times(1), Fault::HoldBody(at, gate.clone()));
-    let mut larder = Larder::before(&registry);
+    let mut larder = Larder::in_front_of(&registry);
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
     let mut read = 0;
@@ -207,7 +207,7 @@ fn killed_at_sixty_percent(length: usize, flushed: Duration) {
     let (start, at) = (starts[1].unwrap_or(0), at as u64);
     assert!((at - MIB as u64..=at).contains(&start), "it went on at {start}, not at {at}");
     assert!(sent <= (length + MIB) as u64, "{sent} bytes sent for {length}");
-    larder.settle();
+    larder.wait_idle();
     registry.down();
     assert_eq!(larder.api().open("GET", &path, &[]).unwrap().compare(&blob.bytes).unwrap(), length);
 }
@@ -249,7 +249,7 @@ fn draft_survives_wrong_range_answers() {
         half.larder.restart();
         half.registry.script(When::blobs(), fault);
         half.registry.forget_requests();
-        half.larder.get(&half.path).is_ok_with(&half.blob.bytes);
+        half.larder.get(&half.path).assert_body(&half.blob.bytes);
         let starts: Vec<_> = half.registry.seen("GET", "/blobs/").iter().map(Seen::range_start).collect();
         assert!(starts[0].is_some() && starts.len() <= 2, "{starts:?}");
     }
@@ -258,7 +258,7 @@ fn draft_survives_wrong_range_answers() {
 #[test]
 fn corrupt_draft_does_not_affect_the_next_fill() {
     for blobs in KINDS {
-        let mut half = half(blobs, Some(Fault::Flip(1000)));
+        let mut half = half(blobs, Some(Fault::FlipBit(1000)));
         std::thread::sleep(Duration::from_secs(2));
         half.larder.kill9();
         half.larder.restart();
@@ -267,8 +267,8 @@ fn corrupt_draft_does_not_affect_the_next_fill() {
             Ok(answer) => assert!([502, 503, 504].contains(&answer.status()), "{answer:?}"),
             Err(_) => {}
         }
-        half.larder.settle();
-        half.larder.get(&half.path).is_ok_with(&half.blob.bytes);
+        half.larder.wait_idle();
+        half.larder.get(&half.path).assert_body(&half.blob.bytes);
     }
 }
 
@@ -282,15 +282,15 @@ fn committed_content_survives_sigkill() {
         registry.add_image("library/app", "v1", &image);
         let mut larder = Setup::with(&registry).set("store.blobs", blobs).start();
         let (path, tag) = (format!("/v2/library/app/blobs/{}", blob.digest), "/v2/library/app/manifests/v1");
-        larder.get(&path).is_ok_with(&blob.bytes);
-        larder.get(tag).is_ok_with(&image.manifest.bytes);
+        larder.get(&path).assert_body(&blob.bytes);
+        larder.get(tag).assert_body(&image.manifest.bytes);
         larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
         // As above: commits go to disk in groups.
         std::thread::sleep(Duration::from_secs(2));
         larder.kill9();
         registry.down();
         larder.restart();
-        larder.get(&path).is_ok_with(&blob.bytes);
-        larder.get(tag).is_ok_with(&image.manifest.bytes);
+        larder.get(&path).assert_body(&blob.bytes);
+        larder.get(tag).assert_body(&image.manifest.bytes);
     }
 }

@@ -7,29 +7,29 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use support::fixture::{Fixture, MIB, TAG};
 use support::folder::files_below;
-use support::house::{House, MIB, TAG};
 use support::{Answer, Blob, Fault, Gate, Image, When, eventually};
 
 const KINDS: [&str; 2] = ["sled", "files"];
 
-fn house(kind: &str) -> House {
-    House::with(|setup| setup.set("store.blobs", kind))
+fn fixture(kind: &str) -> Fixture {
+    Fixture::with(|setup| setup.set("store.blobs", kind))
 }
 
 /// An answer. Who reads from a database in the moment when another one takes its place is cut off, and comes again as
 /// every client does.
 #[track_caller]
-fn get(house: &House, path: &str) -> Answer {
-    house.larder.api().try_send("GET", path, &[]).unwrap_or_else(|_| house.larder.get(path))
+fn get(fixture: &Fixture, path: &str) -> Answer {
+    fixture.larder.api().try_send("GET", path, &[]).unwrap_or_else(|_| fixture.larder.get(path))
 }
 
 /// All of the image, answered right.
 #[track_caller]
-fn pull(house: &House, image: &Image, tag: &str) {
-    get(house, &format!("/v2/library/app/manifests/{tag}")).is_ok_with(&image.manifest.bytes);
+fn pull(fixture: &Fixture, image: &Image, tag: &str) {
+    get(fixture, &format!("/v2/library/app/manifests/{tag}")).assert_body(&image.manifest.bytes);
     for blob in image.blobs() {
-        get(house, &path(blob)).is_ok_with(&blob.bytes);
+        get(fixture, &path(blob)).assert_body(&blob.bytes);
     }
 }
 
@@ -38,24 +38,24 @@ fn path(blob: &Blob) -> String {
 }
 
 /// Whether all of the image is held.
-fn is_held(house: &House, image: &Image) -> bool {
-    image.blobs().all(|blob| get(house, &path(blob)).head.outcome() == "larder; hit")
+fn is_held(fixture: &Fixture, image: &Image) -> bool {
+    image.blobs().all(|blob| get(fixture, &path(blob)).head.outcome() == "larder; hit")
 }
 
 /// Waits until what is pulled is kept again.
 #[track_caller]
-fn heals(house: &House, image: &Image, tag: &str) {
+fn heals(fixture: &Fixture, image: &Image, tag: &str) {
     eventually("it has healed", || {
-        pull(house, image, tag);
-        house.larder.settle();
-        is_held(house, image)
+        pull(fixture, image, tag);
+        fixture.larder.wait_idle();
+        is_held(fixture, image)
     });
 }
 
 /// An image that nobody has pulled yet.
-fn another(house: &House, seed: u64) -> Image {
+fn another(fixture: &Fixture, seed: u64) -> Image {
     let image = Image::oci(seed, "linux/amd64", vec![Blob::random(seed * 100, 2 * MIB + 5)]);
-    house.registry.add_image("library/app", &format!("v{seed}"), &image);
+    fixture.registry.add_image("library/app", &format!("v{seed}"), &image);
     image
 }
 
@@ -82,40 +82,40 @@ const WIPES: [(&str, Change); 6] = [
 fn wiped_folders_cost_downloads_but_no_failures() {
     for kind in KINDS {
         for (what, wipe) in WIPES {
-            let mut house = house(kind);
-            pull(&house, &house.image, "v1");
-            house.larder.settle();
-            wipe(&house.larder.setup().data());
-            let new = another(&house, 2);
+            let mut fixture = fixture(kind);
+            pull(&fixture, &fixture.image, "v1");
+            fixture.larder.wait_idle();
+            wipe(&fixture.larder.setup().data());
+            let new = another(&fixture, 2);
             for _ in 0..3 {
-                pull(&house, &house.image, "v1");
-                pull(&house, &new, "v2");
+                pull(&fixture, &fixture.image, "v1");
+                pull(&fixture, &new, "v2");
             }
-            heals(&house, &house.image, "v1");
-            heals(&house, &new, "v2");
+            heals(&fixture, &fixture.image, "v1");
+            heals(&fixture, &new, "v2");
             // It is not just memory that has healed: after the store was looked after, all of it is on the disk.
             if ["the database", "all of it", "what is in it"].contains(&what) {
-                house.larder.wait_for_line("the line that says so", |line| {
+                fixture.larder.wait_for_line("the line that says so", |line| {
                     line["level"] == "ERROR"
                         && line["message"]
                             .as_str()
                             .unwrap_or_default()
                             .contains("directly from the upstreams")
                 });
-                house.larder.wait_for_line("the line that says that it has passed", |line| {
+                fixture.larder.wait_for_line("the line that says that it has passed", |line| {
                     line["message"].as_str().unwrap_or_default().contains("the store works again")
                 });
-                heals(&house, &house.image, "v1");
-                heals(&house, &new, "v2");
-                house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+                heals(&fixture, &fixture.image, "v1");
+                heals(&fixture, &new, "v2");
+                fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
             }
-            house.larder.terminate();
-            assert!(house.larder.wait_exit().success(), "{kind}, {what}: {}", house.larder.log_text());
-            house.registry.down();
-            house.larder.restart();
-            let held = is_held(&house, &house.image) && is_held(&house, &new);
-            assert!(held, "{kind}, {what}: {}", house.larder.log_text());
-            assert_eq!(house.larder.counter("larder_store_set_aside", &[]), 0, "{kind}, {what}");
+            fixture.larder.terminate();
+            assert!(fixture.larder.wait_exit().success(), "{kind}, {what}: {}", fixture.larder.log_text());
+            fixture.registry.down();
+            fixture.larder.restart();
+            let held = is_held(&fixture, &fixture.image) && is_held(&fixture, &new);
+            assert!(held, "{kind}, {what}: {}", fixture.larder.log_text());
+            assert_eq!(fixture.larder.counter("larder_store_set_aside", &[]), 0, "{kind}, {what}");
         }
     }
 }
@@ -137,15 +137,15 @@ fn modified_draft_never_becomes_content() {
     ];
     for kind in KINDS {
         for (what, change) in changes {
-            let house = house(kind);
+            let fixture = fixture(kind);
             let blob = Blob::random(77, 8 * MIB);
-            house.registry.add_blob("library/app", &blob);
+            fixture.registry.add_blob("library/app", &blob);
             let gate = Gate::new();
-            house.registry.script(When::blobs().times(1), Fault::HoldBody(5 * MIB, gate.clone()));
-            let mut transfer = house.larder.api().open("GET", &path(&blob), &[]).unwrap();
+            fixture.registry.script(When::blobs().times(1), Fault::HoldBody(5 * MIB, gate.clone()));
+            let mut transfer = fixture.larder.api().open("GET", &path(&blob), &[]).unwrap();
             let start = transfer.read_exactly(4 * MIB).unwrap();
             assert!(start == blob.bytes[..4 * MIB]);
-            let drafts = house.larder.setup().data().join("drafts");
+            let drafts = fixture.larder.setup().data().join("drafts");
             let draft =
                 files_below(&drafts).into_iter().find(|path| path.ends_with(&blob.digest[7..])).unwrap();
             // A file's time moves on by a few milliseconds at once.
@@ -159,13 +159,13 @@ fn modified_draft_never_becomes_content() {
             if let Ok(rest) = transfer.finish() {
                 assert!(rest.body == blob.bytes[4 * MIB..], "{kind}, {what}");
             }
-            house.larder.settle();
+            fixture.larder.wait_idle();
             eventually("it has healed", || {
                 // A body that is cut is one that nobody takes for whole.
-                match house.larder.api().try_send("GET", &path(&blob), &[]) {
+                match fixture.larder.api().try_send("GET", &path(&blob), &[]) {
                     Ok(answer) => {
                         assert!(answer.body == *blob.bytes, "{kind}, {what}");
-                        house.larder.settle();
+                        fixture.larder.wait_idle();
                         answer.head.outcome() == "larder; hit"
                     }
                     Err(_) => false,
@@ -179,21 +179,21 @@ fn modified_draft_never_becomes_content() {
 fn modified_database_bytes_are_never_served() {
     for kind in KINDS {
         for seed in 0..6_u64 {
-            let mut house = house(kind);
-            let more: Vec<_> = (2..5).map(|seed| another(&house, seed)).collect();
-            let images: Vec<_> = more.iter().chain([&house.image]).cloned().collect();
-            let all = |house: &House| {
+            let mut fixture = fixture(kind);
+            let more: Vec<_> = (2..5).map(|seed| another(&fixture, seed)).collect();
+            let images: Vec<_> = more.iter().chain([&fixture.image]).cloned().collect();
+            let all = |fixture: &Fixture| {
                 for (n, image) in [2, 3, 4, 1].into_iter().zip(&images) {
-                    house
+                    fixture
                         .larder
                         .get(&format!("/v2/library/app/manifests/v{n}"))
-                        .is_ok_with(&image.manifest.bytes);
+                        .assert_body(&image.manifest.bytes);
                     for blob in image.blobs() {
                         // Who is in the middle of it is cut off at a damaged page, and asks again.
                         eventually("it is served whole", || {
-                            match house.larder.api().try_send("GET", &path(blob), &[]) {
+                            match fixture.larder.api().try_send("GET", &path(blob), &[]) {
                                 Ok(answer) => {
-                                    answer.is_ok_with(&blob.bytes);
+                                    answer.assert_body(&blob.bytes);
                                     true
                                 }
                                 Err(_) => false,
@@ -201,13 +201,13 @@ fn modified_database_bytes_are_never_served() {
                         });
                     }
                 }
-                house.larder.settle();
+                fixture.larder.wait_idle();
             };
-            all(&house);
+            all(&fixture);
             for round in 0..2 {
-                house.larder.terminate();
-                house.larder.wait_exit();
-                let db = house.larder.setup().data().join("tree/db");
+                fixture.larder.terminate();
+                fixture.larder.wait_exit();
+                let db = fixture.larder.setup().data().join("tree/db");
                 let length = fs::metadata(&db).unwrap().len();
                 let open = fs::File::options().write(true).open(&db).unwrap();
                 let mut random = support::Random::new(seed * 2 + round);
@@ -215,28 +215,28 @@ fn modified_database_bytes_are_never_served() {
                     let at = random.below(length);
                     std::os::unix::fs::FileExt::write_all_at(&open, &random.bytes(40), at).unwrap();
                 }
-                house.larder.restart();
-                all(&house);
-                all(&house);
+                fixture.larder.restart();
+                all(&fixture);
+                all(&fixture);
             }
         }
     }
 }
 
 /// Bytes that the store would give up first, as it tells every ten seconds.
-fn reclaimable(house: &House) -> u64 {
-    house.larder.counter("larder_store_bytes", &[("what", "reclaimable")])
+fn reclaimable(fixture: &Fixture) -> u64 {
+    fixture.larder.counter("larder_store_bytes", &[("what", "reclaimable")])
 }
 
 #[test]
 fn wiped_content_is_no_longer_counted() {
     for kind in KINDS {
-        let house = house(kind);
+        let fixture = fixture(kind);
         let blob = Blob::random(9, 3 * MIB);
-        house.registry.add_blob("library/app", &blob);
-        house.larder.get(&path(&blob)).is_ok_with(&blob.bytes);
-        eventually("it is counted", || reclaimable(&house) >= 3 * 1024 * 1024);
-        fs::remove_dir_all(house.larder.setup().data()).unwrap();
-        eventually("it is counted no longer", || reclaimable(&house) == 0);
+        fixture.registry.add_blob("library/app", &blob);
+        fixture.larder.get(&path(&blob)).assert_body(&blob.bytes);
+        eventually("it is counted", || reclaimable(&fixture) >= 3 * 1024 * 1024);
+        fs::remove_dir_all(fixture.larder.setup().data()).unwrap();
+        eventually("it is counted no longer", || reclaimable(&fixture) == 0);
     }
 }

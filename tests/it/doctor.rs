@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::proxy::Proxy;
-use support::verb::{self, Ran};
+use support::verb::{self, Output};
 use support::{Auth, Fault, Gate, Image, Larder, Port, Registry, Setup, TlsServer, When};
 
 /// What `--json` prints, by what each check is about.
 struct Seen {
-    ran: Ran,
+    ran: Output,
     report: Value,
 }
 
 impl Seen {
-    fn of(ran: Ran) -> Self {
+    fn of(ran: Output) -> Self {
         let report = ran.json();
         assert_eq!(report["ok"], ran.code == 0, "{ran:?}");
         assert_eq!(ran.code, if report["ok"] == true { 0 } else { 4 }, "{ran:?}");
@@ -82,7 +82,7 @@ fn healthy_server_passes_and_clients_are_checked() {
             .args(["warm", "app:1", "--server"])
             .arg(format!("http://{}", larder.admin_addr())),
     )
-    .ended(0);
+    .exited_with(0);
     let held = asked();
     assert_eq!(held.ran.code, 0, "{}", held.report);
     assert_eq!(held.way(), ["connection", "/v2/", "pull"]);
@@ -98,7 +98,7 @@ fn healthy_server_passes_and_clients_are_checked() {
     // For people: a word, what it is about, what was found.
     let config = larder.setup().config_file();
     let arguments = ["doctor", "--address", &address, "--config", config.to_str().unwrap()];
-    let text = verb::run(larder.setup(), larder.setup().bare_command().args(arguments)).ended(0).stdout;
+    let text = verb::run(larder.setup(), larder.setup().bare_command().args(arguments)).exited_with(0).stdout;
     assert!(text.contains(&format!("ok      docker.io, {}: connection: to ", registry.url())), "{text}");
     assert!(text.contains("ok      client podman: pull: docker.io/library/app:1 can be pulled"), "{text}");
 }
@@ -107,8 +107,8 @@ fn healthy_server_passes_and_clients_are_checked() {
 fn other_server_on_our_port_is_detected() {
     let registry = Registry::start();
     registry.add_image("library/app", "1", &Image::small(1));
-    let larder = Larder::before(&registry);
-    verb::online(&larder, &["warm", "app:1"]).ended(0);
+    let larder = Larder::in_front_of(&registry);
+    verb::online(&larder, &["warm", "app:1"]).exited_with(0);
     // Another server at the address where clients are sent: it knows no image, and closes on TLS.
     let other = Registry::start();
     let (config, server) = (larder.setup().config_file(), format!("http://{}", larder.admin_addr()));
@@ -182,7 +182,7 @@ fn proxy_is_checked_step_by_step() {
     assert_eq!(seen.way(), ["proxy", "connection", "tunnel", "tls", "/v2/"]);
     assert_eq!(seen.check("upstream", "proxy")["found"], format!("{}, as `proxy` says", proxy.url()));
     // In the order of what is wrong with it.
-    proxy.demand("Basic bWU6c2VjcmV0");
+    proxy.require_login("Basic bWU6c2VjcmV0");
     doctor(&setup).is("upstream", "tunnel", "fails", "HTTPS_PROXY=http://user:password@");
     proxy.refuse(403);
     doctor(&setup).is("upstream", "tunnel", "fails", "permit CONNECT");
@@ -197,7 +197,7 @@ fn proxy_is_checked_step_by_step() {
 #[test]
 fn proxy_behind_tls_is_asked_in_http_1() {
     let answer = "HTTP/1.1 407 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    let proxy = TlsServer::knowing(&["h2"], answer.to_owned());
+    let proxy = TlsServer::with_alpn(&["h2"], answer.to_owned());
     let setup = Setup::empty();
     let ca = setup.write("ca.pem", &proxy.pem).display().to_string();
     let setup = setup
@@ -214,7 +214,7 @@ fn proxy_behind_tls_is_asked_in_http_1() {
 #[test]
 fn proxy_source_is_reported() {
     let registry = Registry::start();
-    let proxy = Proxy::knowing("registry.test", registry.addr());
+    let proxy = Proxy::resolving("registry.test", registry.addr());
     let setup = Setup::empty()
         .upstream_set("reg.test", "endpoints", vec!["http://registry.test"])
         .upstream_set("reg.test", "default", true);
@@ -251,7 +251,7 @@ fn credentials_are_tried_and_never_printed() {
     let (user, password) = me();
     for demand in [Auth::Basic(user, password), Auth::Bearer(Some(me()))] {
         let registry = Registry::start();
-        registry.demand(demand.clone());
+        registry.require_auth(demand.clone());
         let setup = Setup::with(&registry);
         let none = doctor(&setup);
         match demand {
@@ -277,7 +277,7 @@ fn credentials_are_tried_and_never_printed() {
         }
     }
     let open = Registry::start();
-    open.demand(Auth::Bearer(None));
+    open.require_auth(Auth::Bearer(None));
     let seen = doctor(&Setup::with(&open));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
     assert_eq!(seen.way(), ["connection", "/v2/", "login"]);
@@ -291,11 +291,11 @@ fn credentials_are_tried_and_never_printed() {
 #[test]
 fn login_is_tried_with_a_cached_repository() {
     let registry = Registry::start();
-    registry.demand(Auth::Bearer(None));
+    registry.require_auth(Auth::Bearer(None));
     registry.add_image("library/app", "1", &Image::small(1));
     let setup = Setup::with(&registry);
     let mut larder = setup.start();
-    verb::online(&larder, &["warm", "app:1"]).ended(0);
+    verb::online(&larder, &["warm", "app:1"]).exited_with(0);
     larder.terminate();
     assert!(larder.wait_exit().success());
     registry.forget_requests();
@@ -340,12 +340,12 @@ fn exhausted_quota_is_reported() {
     let seen = doctor(&Setup::with(&registry));
     let found = &seen.is("upstream", "quota", "ok", "")["found"];
     assert_eq!(found, "76 of 100 requests in 6h are left");
-    registry.behave();
+    registry.clear_faults();
     registry.script(When::any(), left("0;w=21600"));
     let seen = doctor(&Setup::with(&registry));
     assert_eq!(seen.ran.code, 0, "it is worth a look, and does not fail: {}", seen.report);
     seen.is("upstream", "quota", "warning", "username");
-    registry.behave();
+    registry.clear_faults();
     registry.script(When::any(), Fault::Answer(429, headers(&[("Retry-After", "300")]), Vec::new()));
     let seen = doctor(&Setup::with(&registry));
     assert_eq!(seen.ran.code, 4);
@@ -358,7 +358,7 @@ fn non_registry_and_wrong_clock_are_reported() {
     let registry = Registry::start();
     registry.script(When::any(), Fault::Status(404));
     doctor(&Setup::with(&registry)).is("upstream", "/v2/", "fails", "`endpoints`");
-    registry.behave();
+    registry.clear_faults();
     let long_ago = vec![("Date".to_owned(), "Sun, 06 Nov 1994 08:49:37 GMT".to_owned())];
     registry.script(When::any(), Fault::Answer(200, long_ago, b"{}".to_vec()));
     doctor(&Setup::with(&registry)).is("upstream", "clock", "fails", "clock");
@@ -400,7 +400,7 @@ fn hanging_admin_port_times_out() {
 #[test]
 fn damaged_store_is_reported_and_not_modified() {
     let registry = Registry::start();
-    let mut larder = Larder::before(&registry);
+    let mut larder = Larder::in_front_of(&registry);
     larder.terminate();
     assert!(larder.wait_exit().success());
     let setup = larder.into_setup();

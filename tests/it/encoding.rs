@@ -5,7 +5,7 @@ use crate::support;
 use std::sync::Arc;
 
 use support::content::{OCI_MANIFEST, sha256};
-use support::house::{House, MIB, TAG, is_trouble};
+use support::fixture::{Fixture, MIB, TAG, is_gateway_error};
 use support::script::gzip;
 use support::{Blob, Fault, Image, Larder, Registry, When};
 
@@ -15,7 +15,7 @@ fn text(length: usize) -> Blob {
 }
 
 fn label(coding: &str) -> Fault {
-    Fault::Header("Content-Encoding", coding.to_owned())
+    Fault::SetHeader("Content-Encoding", coding.to_owned())
 }
 
 /// A registry with an image around this layer, and a larder that knows its manifest if it is to know sizes.
@@ -23,10 +23,10 @@ fn with_layer(layer: &Blob, known: bool) -> (Registry, Larder, String) {
     let registry = Registry::start();
     let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
     registry.add_image("library/app", "v1", &image);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     if known {
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
-        larder.settle();
+        larder.get(TAG).assert_body(&image.manifest.bytes);
+        larder.wait_idle();
     }
     (registry, larder, format!("/v2/library/app/blobs/{}", layer.digest))
 }
@@ -34,31 +34,31 @@ fn with_layer(layer: &Blob, known: bool) -> (Registry, Larder, String) {
 #[test]
 fn encoded_manifest_is_decoded_before_verification() {
     for fault in [Fault::Gzip, label("gzip"), label("x-gzip")] {
-        let house = House::impatient();
-        house.registry.script(When::manifests(), fault);
-        for path in [TAG, &format!("/v2/library/app/manifests/{}", house.image.manifest.digest), TAG] {
-            let answer = house.larder.get(path);
-            answer.is_ok_with(&house.image.manifest.bytes);
+        let fixture = Fixture::with_zero_ttl();
+        fixture.registry.script(When::manifests(), fault);
+        for path in [TAG, &format!("/v2/library/app/manifests/{}", fixture.image.manifest.digest), TAG] {
+            let answer = fixture.larder.get(path);
+            answer.assert_body(&fixture.image.manifest.bytes);
             assert_eq!(answer.header("content-type"), Some(OCI_MANIFEST));
             assert_eq!(answer.header("content-encoding"), None);
-            assert_eq!(answer.head.content_length(), Some(house.image.manifest.bytes.len()));
+            assert_eq!(answer.head.content_length(), Some(fixture.image.manifest.bytes.len()));
         }
-        house.registry.down();
-        house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+        fixture.registry.down();
+        fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
     }
 }
 
 #[test]
 fn encoded_manifest_has_the_same_size_limit() {
-    let house = House::new();
+    let fixture = Fixture::new();
     let bomb = Arc::new(vec![b' '; 64 * MIB]);
-    house.registry.script(When::manifests(), Fault::Other(bomb));
-    house.registry.script(When::manifests(), Fault::Gzip);
-    let before = house.larder.rss();
-    let answer = house.larder.get(TAG);
-    answer.is_error(502, "UNAVAILABLE");
+    fixture.registry.script(When::manifests(), Fault::ReplaceBody(bomb));
+    fixture.registry.script(When::manifests(), Fault::Gzip);
+    let before = fixture.larder.rss();
+    let answer = fixture.larder.get(TAG);
+    answer.assert_error(502, "UNAVAILABLE");
     assert!(answer.text().contains("larger"), "{}", answer.text());
-    assert!(house.larder.rss() < before + 48 * MIB as u64);
+    assert!(fixture.larder.rss() < before + 48 * MIB as u64);
 }
 
 #[test]
@@ -68,10 +68,10 @@ fn encoded_blob_is_decoded() {
         let (registry, larder, path) = with_layer(&layer, known);
         registry.script(When::blobs(), Fault::Gzip);
         let answer = larder.get(&path);
-        answer.is_ok_with(&layer.bytes);
+        answer.assert_body(&layer.bytes);
         assert_eq!(answer.header("content-encoding"), None);
         assert_eq!(answer.head.content_length(), known.then_some(layer.len()));
-        larder.settle();
+        larder.wait_idle();
         let gets = registry.seen("GET", "/blobs/");
         assert_eq!(gets.len(), 1);
         assert!(gets[0].sent() < layer.len() as u64 / 2, "it was not encoded");
@@ -99,8 +99,8 @@ fn gzip_layer_labelled_as_encoded_is_stored_unchanged() {
     registry.script(When::blobs(), label("gzip"));
     registry.script(When::blobs().method("GET").times(1), Fault::Cut(layer.len() / 2));
     // Its length is the one that its descriptor promised: nothing needs to be tried, and ranges are the blob's own.
-    larder.get(&path).is_ok_with(&layer.bytes);
-    larder.settle();
+    larder.get(&path).assert_body(&layer.bytes);
+    larder.wait_idle();
     let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();
     assert_eq!(starts, [None, Some(layer.len() as u64 / 2)]);
 }
@@ -114,8 +114,8 @@ fn digest_decides_if_the_length_is_unknown() {
     if let Ok(answer) = larder.api().try_send("GET", &path, &[]) {
         assert!(answer.status() != 200 || answer.body == *layer.bytes, "{:?} completed", answer.head);
     }
-    larder.get(&path).is_ok_with(&layer.bytes);
-    larder.settle();
+    larder.get(&path).assert_body(&layer.bytes);
+    larder.wait_idle();
     assert_eq!(registry.count("GET", "/blobs/"), 2, "one for each reading");
     assert_eq!(larder.counter("larder_fills_total", &[("result", "ok")]), 1);
     assert_eq!(larder.counter("larder_verify_failures_total", &[]), 0);
@@ -126,7 +126,7 @@ fn body_without_gzip_header_is_taken_unchanged() {
     for layer in [text(100_000), Blob::new(*b"\x1f"), Blob::new(*b"")] {
         let (registry, larder, path) = with_layer(&layer, false);
         registry.script(When::blobs(), label("gzip"));
-        larder.get(&path).is_ok_with(&layer.bytes);
+        larder.get(&path).assert_body(&layer.bytes);
         assert_eq!(registry.count("GET", "/blobs/"), 1);
     }
 }
@@ -137,7 +137,7 @@ fn body_with_only_a_gzip_header_is_taken_unchanged() {
     let (registry, larder, path) = with_layer(&layer, false);
     registry.script(When::blobs(), label("gzip"));
     drop(larder.api().try_send("GET", &path, &[]));
-    larder.get(&path).is_ok_with(&layer.bytes);
+    larder.get(&path).assert_body(&layer.bytes);
 }
 
 #[test]
@@ -147,8 +147,8 @@ fn encoded_body_is_never_resumed_by_range() {
         let (registry, larder, path) = with_layer(&layer, known);
         registry.script(When::blobs(), Fault::Gzip);
         registry.script(When::blobs().method("GET").times(2), Fault::Cut(300_000));
-        larder.get(&path).is_ok_with(&layer.bytes);
-        larder.settle();
+        larder.get(&path).assert_body(&layer.bytes);
+        larder.wait_idle();
         let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();
         assert_eq!(starts, [None, None, None]);
     }
@@ -161,7 +161,7 @@ fn cut_body_may_resume_encoded() {
     let (registry, larder, path) = with_layer(&layer, true);
     registry.script(When::blobs().method("GET").times(1), Fault::Cut(2 * MIB));
     registry.script(When::blobs().method("GET").after(1), Fault::Gzip);
-    larder.get(&path).is_ok_with(&layer.bytes);
+    larder.get(&path).assert_body(&layer.bytes);
     let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();
     assert_eq!(starts, [None, Some(2 * MIB as u64), None]);
 }
@@ -171,18 +171,18 @@ fn encoded_wrong_bytes_fail_verification() {
     for known in [true, false] {
         let layer = text(MIB);
         let (registry, larder, path) = with_layer(&layer, known);
-        for fault in [Fault::Flip(MIB / 2), Fault::OneLess, Fault::OneMore] {
+        for fault in [Fault::FlipBit(MIB / 2), Fault::RemoveLastByte, Fault::AppendByte] {
             registry.script(When::blobs(), fault);
             registry.script(When::blobs(), Fault::Gzip);
             for _ in 0..2 {
                 if let Ok(answer) = larder.api().try_send("GET", &path, &[]) {
-                    assert!(is_trouble(answer.status()), "{:?} completed", answer.head);
+                    assert!(is_gateway_error(answer.status()), "{:?} completed", answer.head);
                 }
-                larder.settle();
+                larder.wait_idle();
             }
-            registry.behave();
+            registry.clear_faults();
         }
-        larder.get(&path).is_ok_with(&layer.bytes);
+        larder.get(&path).assert_body(&layer.bytes);
         assert!(larder.counter("larder_verify_failures_total", &[("kind", "blob")]) > 0);
     }
 }
@@ -200,16 +200,16 @@ fn range_ahead_of_an_encoded_fill_has_decoded_bytes() {
 #[test]
 fn unsupported_encoding_is_refused_by_name() {
     for coding in ["br", "zstd", "deflate", "gzip, gzip", "br, gzip"] {
-        let house = House::new();
-        house.registry.script(When::any(), label(coding));
-        for path in [TAG, &house.path] {
-            let answer = house.larder.get(path);
-            answer.is_error(502, "UNAVAILABLE");
+        let fixture = Fixture::new();
+        fixture.registry.script(When::any(), label(coding));
+        for path in [TAG, &fixture.path] {
+            let answer = fixture.larder.get(path);
+            answer.assert_error(502, "UNAVAILABLE");
             assert!(answer.text().contains(coding), "{}", answer.text());
         }
-        assert_eq!(house.larder.head(&house.path).status(), 502);
-        house.registry.behave();
-        house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-        house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
+        assert_eq!(fixture.larder.head(&fixture.path).status(), 502);
+        fixture.registry.clear_faults();
+        fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+        fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
     }
 }

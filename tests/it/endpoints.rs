@@ -3,7 +3,7 @@
 use crate::support;
 
 use support::content::{OCI_INDEX, OCI_MANIFEST};
-use support::house::{MIB, TAG, image, is_trouble};
+use support::fixture::{MIB, TAG, image, is_gateway_error};
 use support::{Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
 
 /// Two registries, both with the image, and a larder that asks the first before the second.
@@ -31,8 +31,8 @@ fn layer_path(image: &Image) -> String {
 #[test]
 fn first_healthy_endpoint_is_asked() {
     let (first, second, larder, image) = pair(|setup| setup);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    larder.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.get(&layer_path(&image)).assert_body(&image.layers[0].bytes);
     assert!(second.requests().is_empty() && !first.requests().is_empty());
 }
 
@@ -48,9 +48,9 @@ fn endpoint_may_be_another_larder_server() {
         .upstream_set("docker.io", "default", true)
         .upstream_set("quay.io", "endpoints", vec![format!("{central_url}/quay.io")])
         .start();
-    near.get(TAG).is_ok_with(&image.manifest.bytes);
-    near.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
-    near.get("/v2/org/tool/manifests/v1?ns=quay.io").is_ok_with(&image.manifest.bytes);
+    near.get(TAG).assert_body(&image.manifest.bytes);
+    near.get(&layer_path(&image)).assert_body(&image.layers[0].bytes);
+    near.get("/v2/org/tool/manifests/v1?ns=quay.io").assert_body(&image.manifest.bytes);
     assert_eq!(quay.count("GET", "/v2/org/tool/manifests/"), 1);
 }
 
@@ -58,7 +58,7 @@ fn endpoint_may_be_another_larder_server() {
 fn next_endpoint_answers_for_every_kind_of_failure() {
     let faults = [
         None,
-        Some(Fault::Close),
+        Some(Fault::CloseConnection),
         Some(Fault::Status(500)),
         Some(Fault::Status(503)),
         Some(Fault::Status(429)),
@@ -74,9 +74,9 @@ fn next_endpoint_answers_for_every_kind_of_failure() {
             None => first.down(),
         }
         let digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
-        larder.get(&digest).is_ok_with(&image.manifest.bytes);
-        larder.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
+        larder.get(&digest).assert_body(&image.manifest.bytes);
+        larder.get(&layer_path(&image)).assert_body(&image.layers[0].bytes);
         assert!(second.requests().len() >= 2);
     }
 }
@@ -85,7 +85,7 @@ fn next_endpoint_answers_for_every_kind_of_failure() {
 fn hanging_endpoint_leaves_time_for_the_next() {
     let (first, _second, larder, image) = pair(|setup| setup);
     first.script(When::any(), Fault::HoldHead(Gate::new()));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
 #[test]
@@ -96,11 +96,11 @@ fn absence_is_definite_only_if_all_endpoints_agree() {
     assert_eq!((first.count("GET", "/none"), second.count("GET", "/none")), (1, 1));
     first.down();
     let answer = larder.get(path);
-    assert!(is_trouble(answer.status()), "{answer:?}");
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
     first.up();
     second.script(When::any(), Fault::Status(500));
     let answer = larder.get(path);
-    assert!(is_trouble(answer.status()), "{answer:?}");
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
 }
 
 #[test]
@@ -119,8 +119,8 @@ fn blob_resumes_from_the_next_endpoint() {
     let from = seen[0].range_start().unwrap();
     assert!((1..=MIB as u64).contains(&from), "{from}");
     second.down();
-    larder.settle();
-    larder.get(&layer_path(&image)).is_ok_with(&layer.bytes);
+    larder.wait_idle();
+    larder.get(&layer_path(&image)).assert_body(&layer.bytes);
 }
 
 #[test]
@@ -132,14 +132,14 @@ fn mirror_is_asked_by_digest_but_not_for_tags() {
     other.add_image("library/app", "only-here", &elsewhere);
     let endpoints = vec![mirror(&other), origin.url().into()];
     let larder = Setup::with(&origin).upstream_set("docker.io", "endpoints", endpoints).start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     assert!(other.requests().is_empty(), "a tag is no matter for a mirror");
-    larder.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
+    larder.get(&layer_path(&image)).assert_body(&image.layers[0].bytes);
     assert_eq!((origin.count("GET", "/blobs/"), other.count("GET", "/blobs/")), (0, 1));
     assert_eq!(larder.get("/v2/library/app/manifests/only-here").status(), 404);
     origin.down();
     let answer = larder.get("/v2/library/app/manifests/only-here-too");
-    assert!(is_trouble(answer.status()), "{answer:?}");
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
 }
 
 #[test]
@@ -147,16 +147,16 @@ fn lying_mirror_is_harmless() {
     let (origin, other, image) = (Registry::start(), Registry::start(), image());
     origin.add_image("library/app", "v1", &image);
     other.add_image("library/app", "v1", &image);
-    other.script(When::blobs(), Fault::Flip(MIB));
-    other.script(When::manifests(), Fault::Flip(5));
+    other.script(When::blobs(), Fault::FlipBit(MIB));
+    other.script(When::manifests(), Fault::FlipBit(5));
     let endpoints = vec![mirror(&other), origin.url().into()];
     let larder = Setup::with(&origin).upstream_set("docker.io", "endpoints", endpoints).start();
     let digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
-    larder.get(&digest).is_ok_with(&image.manifest.bytes);
+    larder.get(&digest).assert_body(&image.manifest.bytes);
     // Bytes of a blob were on their way already: this answer is cut, the next one comes from the origin.
     assert!(larder.api().try_send("GET", &layer_path(&image), &[]).is_err());
-    larder.settle();
-    larder.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
+    larder.wait_idle();
+    larder.get(&layer_path(&image)).assert_body(&image.layers[0].bytes);
     assert_eq!(origin.count("GET", "/blobs/"), 1);
 }
 
@@ -165,7 +165,7 @@ fn mirror_never_receives_the_password() {
     let (origin, other, image) = (Registry::start(), Registry::start(), image());
     origin.add_image("library/app", "v1", &image);
     for registry in [&origin, &other] {
-        registry.demand(support::Auth::Basic("somebody".into(), "hush".into()));
+        registry.require_auth(support::Auth::Basic("somebody".into(), "hush".into()));
     }
     let endpoints = vec![mirror(&other), origin.url().into()];
     let setup = Setup::with(&origin).upstream_set("docker.io", "endpoints", endpoints);
@@ -175,8 +175,8 @@ fn mirror_never_receives_the_password() {
         .upstream_set("docker.io", "password_file", password.to_str().unwrap())
         .start();
     let digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
-    larder.get(&digest).is_ok_with(&image.manifest.bytes);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(&digest).assert_body(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     assert!(!other.requests().is_empty());
     assert!(other.requests().iter().all(|seen| seen.header("authorization").is_none()));
 }
@@ -204,10 +204,10 @@ fn layout_can_precede_a_registry() {
     std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     let seeds = format!("oci://{}", setup.folder().join("seeds").display());
     let larder = setup.upstream_set("docker.io", "endpoints", vec![seeds, registry.url()]).start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    larder.get(&layer_path(&image)).is_ok_with(&image.layers[0].bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.get(&layer_path(&image)).assert_body(&image.layers[0].bytes);
     assert!(registry.requests().is_empty(), "all of it is in the layout");
-    larder.get("/v2/library/app/manifests/v2").is_ok_with(&other.manifest.bytes);
+    larder.get("/v2/library/app/manifests/v2").assert_body(&other.manifest.bytes);
 }
 
 #[test]
@@ -215,14 +215,14 @@ fn recovered_endpoint_is_asked_again() {
     let (first, second, larder, image) = pair(|setup| setup.set("cache.tag_ttl", "0s"));
     first.down();
     for _ in 0..10 {
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
     }
     assert_eq!(larder.counter("larder_upstream_endpoint_open", &[("endpoint", &first.url())]), 1);
     assert_eq!(larder.counter("larder_upstream_endpoint_open", &[("endpoint", &second.url())]), 0);
     first.up();
     first.forget_requests();
     eventually("it is asked", || {
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
         !first.requests().is_empty()
     });
 }
@@ -268,12 +268,12 @@ fn failed_list_does_not_affect_images() {
         registry.script(When::any().path("/referrers/"), Fault::Status(504));
     }
     for n in 0..4 {
-        assert!(is_trouble(larder.get("/v2/library/app/tags/list").status()));
+        assert!(is_gateway_error(larder.get("/v2/library/app/tags/list").status()));
         let referrers = format!("/v2/library/app/referrers/sha256:{}", n.to_string().repeat(64));
-        assert!(is_trouble(larder.get(&referrers).status()));
+        assert!(is_gateway_error(larder.get(&referrers).status()));
     }
     first.forget_requests();
     second.forget_requests();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     assert!(!first.requests().is_empty() && second.requests().is_empty());
 }

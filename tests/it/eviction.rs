@@ -5,8 +5,8 @@ use crate::support;
 use std::time::Duration;
 
 use support::folder::on_disk;
+use support::in_process::InProcessLarder;
 use support::larder::sum_of;
-use support::timed::Timed;
 use support::{Blob, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
 
 const MIB: u64 = 1 << 20;
@@ -49,10 +49,10 @@ impl World {
     fn pull(&self, larder: &Larder, n: usize) {
         let image = &self.images[n];
         for reference in [&tag(n), &image.manifest.digest] {
-            larder.get(&manifest(reference)).is_ok_with(&image.manifest.bytes);
+            larder.get(&manifest(reference)).assert_body(&image.manifest.bytes);
         }
         for blob in image.blobs() {
-            larder.get(&blob_path(blob)).is_ok_with(&blob.bytes);
+            larder.get(&blob_path(blob)).assert_body(&blob.bytes);
         }
     }
 
@@ -93,7 +93,7 @@ fn store_stays_within_max_size_and_keeps_shared_layers() {
         let mut most = 0;
         for n in 0..world.images.len() {
             world.pull(&larder, n);
-            larder.settle();
+            larder.wait_idle();
             most = most.max(on_disk(&larder.setup().data()));
         }
         // By no more than what was under way.
@@ -115,19 +115,19 @@ fn store_stays_within_max_size_and_keeps_shared_layers() {
 #[test]
 fn recently_used_content_stays_across_restarts_and_smaller_sizes() {
     let world = World::new(4, 8 * MIB);
-    let larder = Timed::start(world.setup("files", 1 << 30));
-    let pull = |larder: &Timed, n: usize| {
+    let larder = InProcessLarder::start(world.setup("files", 1 << 30));
+    let pull = |larder: &InProcessLarder, n: usize| {
         for blob in world.images[n].blobs() {
-            larder.get(&blob_path(blob)).is_ok_with(&blob.bytes);
+            larder.get(&blob_path(blob)).assert_body(&blob.bytes);
         }
-        larder.get(&manifest(&tag(n))).is_ok_with(&world.images[n].manifest.bytes);
+        larder.get(&manifest(&tag(n))).assert_body(&world.images[n].manifest.bytes);
     };
     for n in 0..4 {
         pull(&larder, n);
-        larder.pass(Duration::from_hours(1));
+        larder.advance(Duration::from_hours(1));
     }
     // Just the manifest: who has the layers asks for no more.
-    larder.get(&manifest(&tag(0))).is_ok_with(&world.images[0].manifest.bytes);
+    larder.get(&manifest(&tag(0))).assert_body(&world.images[0].manifest.bytes);
     // Room for two images and the layer they share.
     let room = 50 * MIB;
     let larder = larder.restart_with(world.setup("files", room), Duration::from_hours(5));
@@ -150,10 +150,10 @@ fn blob_in_use_is_not_evicted() {
         let slow = Blob::random(7, 5 << 20);
         world.registry.add_blob(REPOSITORY, &slow);
         let larder = world.setup(kind, max_size).start();
-        larder.get(&blob_path(&slow)).is_ok_with(&slow.bytes);
-        larder.settle();
+        larder.get(&blob_path(&slow)).assert_body(&slow.bytes);
+        larder.wait_idle();
         // In narrow buffers, so that most of it is still to be read when everything else has changed.
-        let mut reading = larder.api().narrow().open("GET", &blob_path(&slow), &[]).unwrap();
+        let mut reading = larder.api().small_receive_buffer().open("GET", &blob_path(&slow), &[]).unwrap();
         let head = reading.read_exactly(1000).unwrap();
         // A slow disk keeps a part of what comes.
         eventually("something goes", || {
@@ -187,7 +187,7 @@ fn disk_filled_by_others_stops_storing() {
         for n in [0, 1] {
             world.pull(&larder, n);
         }
-        larder.settle();
+        larder.wait_idle();
         eventually("all goes", || {
             let metrics = larder.metrics_text();
             evicted(&metrics, "min_free") > 0.0
@@ -239,16 +239,16 @@ fn content_arriving_too_fast_to_store_is_served() {
     let mut first = larder.api().open("GET", &blob_path(&blobs[0]), &[]).unwrap();
     let head = first.read_exactly(1000).unwrap();
     let passed = larder.get(&blob_path(&blobs[1]));
-    passed.is_ok_with(&blobs[1].bytes);
+    passed.assert_body(&blobs[1].bytes);
     gate.open();
     let rest = first.finish().unwrap();
     assert!([head, rest.body].concat() == *blobs[0].bytes);
-    larder.settle();
+    larder.wait_idle();
     // Now there is room.
-    larder.get(&blob_path(&blobs[2])).is_ok_with(&blobs[2].bytes);
-    larder.settle();
+    larder.get(&blob_path(&blobs[2])).assert_body(&blobs[2].bytes);
+    larder.wait_idle();
     registry.down();
-    larder.get(&blob_path(&blobs[0])).is_ok_with(&blobs[0].bytes);
-    larder.get(&blob_path(&blobs[2])).is_ok_with(&blobs[2].bytes);
+    larder.get(&blob_path(&blobs[0])).assert_body(&blobs[0].bytes);
+    larder.get(&blob_path(&blobs[2])).assert_body(&blobs[2].bytes);
     assert!(larder.get(&blob_path(&blobs[1])).status() >= 500);
 }

@@ -95,29 +95,29 @@ fn blob_that_cannot_be_written_is_served() {
         });
         assert!(larder.counter("larder_store_errors_total", &[]) > 0);
         assert_eq!(larder.admin().get("/readyz").status(), 200);
-        larder.settle();
+        larder.wait_idle();
         // From the first byte on without a disk now, for whoever asks, by one download.
         registry.forget_requests();
         std::thread::scope(|scope| {
             let pulls: Vec<_> = (0..4).map(|_| scope.spawn(|| larder.get(&path(&small)))).collect();
             for pull in pulls {
-                pull.join().unwrap().is_ok_with(&small.bytes);
+                pull.join().unwrap().assert_body(&small.bytes);
             }
         });
         assert!(registry.count("GET", "/blobs/") >= 1);
         for round in 0..3 {
-            larder.get(&path(&large)).is_ok_with(&large.bytes);
+            larder.get(&path(&large)).assert_body(&large.bytes);
             assert_eq!(lines(&larder, "directly from the upstreams"), 1, "round {round}");
         }
         lift(&larder);
         eventually("it is kept again", || {
-            larder.get(&path(&small)).is_ok_with(&small.bytes);
-            larder.settle();
+            larder.get(&path(&small)).assert_body(&small.bytes);
+            larder.wait_idle();
             larder.get(&path(&small)).head.outcome() == "larder; hit"
         });
         assert!(!degraded(&larder));
         assert_eq!(lines(&larder, "the store works again"), 1);
-        larder.get(&path(&large)).is_ok_with(&large.bytes);
+        larder.get(&path(&large)).assert_body(&large.bytes);
         eventually("the large one too", || larder.get(&path(&large)).head.outcome() == "larder; hit");
     }
 }
@@ -130,10 +130,10 @@ fn unstored_content_is_stored_on_the_next_request() {
         registry.add_image("library/app", "v1", &image);
         let mut larder = limited(Setup::with(&registry).set("store.blobs", kind), 1024);
         let pull = |larder: &Larder| {
-            larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+            larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
             image.blobs().all(|blob| {
                 let answer = larder.get(&path(blob));
-                answer.is_ok_with(&blob.bytes);
+                answer.assert_body(&blob.bytes);
                 answer.head.outcome() == "larder; hit"
             })
         };
@@ -146,7 +146,7 @@ fn unstored_content_is_stored_on_the_next_request() {
         lift(&larder);
         eventually("all of it is held", || {
             let held = pull(&larder);
-            larder.settle();
+            larder.wait_idle();
             held && !degraded(&larder)
         });
         larder.terminate();
@@ -164,10 +164,10 @@ fn unstored_content_is_verified() {
         let blob = Blob::random(1, 20 * MIB);
         registry.add_blob("library/app", &blob);
         let larder = limited(Setup::with(&registry).set("store.blobs", kind), 5);
-        registry.script(When::blobs().times(1), Fault::Flip(19 * MIB));
+        registry.script(When::blobs().times(1), Fault::FlipBit(19 * MIB));
         larder.api().try_send("GET", &path(&blob), &[]).expect_err("wrong bytes must not look whole");
-        larder.settle();
-        larder.get(&path(&blob)).is_ok_with(&blob.bytes);
+        larder.wait_idle();
+        larder.get(&path(&blob)).assert_body(&blob.bytes);
     }
 }
 
@@ -199,12 +199,12 @@ fn full_disk_recovers_when_space_returns() {
         let ballast = data.join("ballast");
         let pull = |larder: &Larder| {
             for (n, image) in images.iter().enumerate() {
-                larder.get(&format!("/v2/library/app/manifests/v{n}")).is_ok_with(&image.manifest.bytes);
+                larder.get(&format!("/v2/library/app/manifests/v{n}")).assert_body(&image.manifest.bytes);
                 for blob in image.blobs() {
-                    larder.get(&path(blob)).is_ok_with(&blob.bytes);
+                    larder.get(&path(blob)).assert_body(&blob.bytes);
                 }
             }
-            larder.settle();
+            larder.wait_idle();
         };
         // Somebody else takes the disk.
         let mut file = std::fs::File::create(&ballast).unwrap();
@@ -228,9 +228,9 @@ fn full_disk_recovers_when_space_returns() {
         let image = &images[0];
         eventually("it is kept again", || {
             let layer = path(&image.layers[0]);
-            larder.get("/v2/library/app/manifests/v0").is_ok_with(&image.manifest.bytes);
-            larder.get(&layer).is_ok_with(&image.layers[0].bytes);
-            larder.settle();
+            larder.get("/v2/library/app/manifests/v0").assert_body(&image.manifest.bytes);
+            larder.get(&layer).assert_body(&image.layers[0].bytes);
+            larder.wait_idle();
             larder.get(&layer).head.outcome() == "larder; hit"
         });
         assert!(!degraded(&larder), "{kind}");
@@ -239,7 +239,7 @@ fn full_disk_recovers_when_space_returns() {
         assert!(larder.wait_exit().success());
         registry.down();
         larder.restart();
-        larder.get(&path(&image.layers[0])).is_outcome("larder; hit");
+        larder.get(&path(&image.layers[0])).assert_outcome("larder; hit");
         drop(larder);
         let _ = Command::new("umount").arg("--lazy").arg(&data).status();
     }

@@ -4,7 +4,7 @@ use crate::support;
 
 use std::time::Duration;
 
-use support::house::cold;
+use support::fixture::cold;
 use support::{Registry, Setup};
 
 const SILENCE: Duration = Duration::from_secs(5);
@@ -43,11 +43,11 @@ fn garbage_does_not_affect_other_clients() {
         let status = String::from_utf8_lossy(&answer[..answer.len().min(12)]).into_owned();
         // Hanging up is an answer too; a success is none that garbage may get.
         assert!(answer.is_empty() || status.starts_with("HTTP/1.1 4"), "{start:?} got {status:?}");
-        larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+        larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
     }
     // Half a request, and away.
     drop(std::io::Write::write(&mut larder.api().connect().unwrap(), b"GET /v2/ HT"));
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn strange_headers_are_harmless() {
         ("Expect", "100-continue"),
     ] {
         let answer = larder.api().send("GET", path, &[(name, value)]);
-        answer.is_ok_with(&image.manifest.bytes);
+        answer.assert_body(&image.manifest.bytes);
         assert_eq!(answer.header("content-encoding"), None);
     }
 }
@@ -118,8 +118,8 @@ fn connections_beyond_the_limit_wait() {
     let larder = Setup::with(&registry).set("server.max_connections", 2).start();
     let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
     support::eventually("both are taken in", || larder.counter("larder_connections", &[]) == 2);
-    let third = larder.api().patient_for(Duration::from_millis(300));
+    let third = larder.api().read_timeout(Duration::from_millis(300));
     third.try_send("GET", "/v2/", &[]).unwrap_err();
     drop(held);
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
 }

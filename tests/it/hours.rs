@@ -4,25 +4,25 @@ use crate::support;
 
 use std::time::{Duration, Instant};
 
-use support::house::{TAG, image, is_trouble};
-use support::{Blob, Fault, Gate, Image, Registry, Setup, Timed, When, eventually};
+use support::fixture::{TAG, image, is_gateway_error};
+use support::{Blob, Fault, Gate, Image, InProcessLarder, Registry, Setup, When, eventually};
 
-fn house(change: impl FnOnce(Setup) -> Setup) -> (Registry, Timed, Image) {
+fn fixture(change: impl FnOnce(Setup) -> Setup) -> (Registry, InProcessLarder, Image) {
     let registry = Registry::start();
     let image = image();
     registry.add_image("library/app", "v1", &image);
-    let larder = Timed::start(change(Setup::with(&registry)));
+    let larder = InProcessLarder::start(change(Setup::with(&registry)));
     (registry, larder, image)
 }
 
 #[test]
 fn ten_thousand_pulls_cost_ten_revalidations() {
-    let (registry, larder, image) = house(|setup| setup);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let (registry, larder, image) = fixture(|setup| setup);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     registry.forget_requests();
     let client = larder.api();
     for _ in 0..10_000 {
-        larder.pass(Duration::from_millis(60));
+        larder.advance(Duration::from_millis(60));
         assert_eq!(client.get(TAG).status(), 200);
     }
     let (heads, gets) = (registry.count("HEAD", "/manifests/"), registry.count("GET", ""));
@@ -37,12 +37,12 @@ fn hour_without_the_upstream_goes_unnoticed() {
         for (n, image) in images.iter().enumerate() {
             registry.add_image("library/app", &format!("v{n}"), image);
         }
-        let larder = Timed::start(Setup::with(&registry));
+        let larder = InProcessLarder::start(Setup::with(&registry));
         let tag = |n: usize| format!("/v2/library/app/manifests/v{n}");
         let blob = |image: &Image| format!("/v2/library/app/blobs/{}", image.layers[0].digest);
         for (n, image) in images.iter().enumerate() {
-            larder.get(&tag(n)).is_ok_with(&image.manifest.bytes);
-            larder.get(&blob(image)).is_ok_with(&image.layers[0].bytes);
+            larder.get(&tag(n)).assert_body(&image.manifest.bytes);
+            larder.get(&blob(image)).assert_body(&image.layers[0].bytes);
         }
         if hangs {
             registry.script(When::any(), Fault::HoldHead(Gate::new()));
@@ -51,27 +51,27 @@ fn hour_without_the_upstream_goes_unnoticed() {
         }
         let mut slow = 0;
         for minute in 0..60 {
-            larder.pass(Duration::from_mins(1));
+            larder.advance(Duration::from_mins(1));
             let (n, image) = (minute % images.len(), &images[minute % images.len()]);
             let began = Instant::now();
             let answer = larder.get(&tag(n));
             let took = began.elapsed();
-            answer.is_ok_with(&image.manifest.bytes);
-            answer.is_outcome("larder; hit; detail=stale");
+            answer.assert_body(&image.manifest.bytes);
+            answer.assert_outcome("larder; hit; detail=stale");
             assert!(answer.header("warning").is_some() && answer.header("age").is_some());
             assert!(took < Duration::from_millis(2500), "minute {minute}: {took:?}");
             // Once it is known that the upstream is away, nobody waits for it.
             slow += usize::from(took > Duration::from_millis(50));
-            larder.get(&blob(image)).is_ok_with(&image.layers[0].bytes);
+            larder.get(&blob(image)).assert_body(&image.layers[0].bytes);
         }
         assert!(slow <= 8, "{slow} of 60 pulls waited");
         let open = support::larder::sum_of(&larder.metrics_text(), "larder_upstream_endpoint_open", &[]);
         assert!((0.5..1.5).contains(&open), "{open}");
-        registry.behave();
+        registry.clear_faults();
         registry.up();
-        larder.pass(Duration::from_mins(2));
+        larder.advance(Duration::from_mins(2));
         eventually("it is noticed that the upstream is back", || {
-            larder.pass(Duration::from_mins(2));
+            larder.advance(Duration::from_mins(2));
             larder.get(&tag(0)).head.outcome() == "larder; hit; detail=revalidated"
         });
     }
@@ -79,13 +79,13 @@ fn hour_without_the_upstream_goes_unnoticed() {
 
 #[test]
 fn unreachable_upstream_is_asked_less_and_less() {
-    let (registry, larder, image) = house(|setup| setup.set("cache.tag_ttl", "1s"));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let (registry, larder, image) = fixture(|setup| setup.set("cache.tag_ttl", "1s"));
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     registry.script(When::any(), Fault::Status(500));
     registry.forget_requests();
     for _ in 0..600 {
-        larder.pass(Duration::from_secs(1));
-        larder.get(TAG).is_outcome("larder; hit; detail=stale");
+        larder.advance(Duration::from_secs(1));
+        larder.get(TAG).assert_outcome("larder; hit; detail=stale");
     }
     // Three before it is left alone, then after 5, 10, 20 and 40 seconds and each minute; all with two repetitions.
     // A repetition takes real time, in which the clock here moves on by minutes.
@@ -95,24 +95,24 @@ fn unreachable_upstream_is_asked_less_and_less() {
 
 #[test]
 fn uncached_content_fails_at_once_in_an_outage() {
-    let (registry, larder, image) = house(|setup| setup);
+    let (registry, larder, image) = fixture(|setup| setup);
     registry.down();
     eventually("it is left alone", || {
         let began = Instant::now();
         let answer = larder.get(TAG);
-        assert!(is_trouble(answer.status()), "{answer:?}");
+        assert!(is_gateway_error(answer.status()), "{answer:?}");
         answer.text().contains("the next attempt is in") && began.elapsed() < Duration::from_millis(50)
     });
     registry.up();
-    larder.pass(Duration::from_mins(2));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.advance(Duration::from_mins(2));
+    larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
 #[test]
 fn rate_limit_is_respected_for_its_duration() {
     let headers = vec![("Retry-After".to_owned(), "600".to_owned())];
-    let (registry, larder, image) = house(|setup| setup.set("cache.tag_ttl", "1s"));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let (registry, larder, image) = fixture(|setup| setup.set("cache.tag_ttl", "1s"));
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     // A manifest that is counted is refused; HEADs and blobs are not.
     registry.script(When::manifests().method("GET"), Fault::Answer(429, headers, Vec::new()));
     let other = "/v2/library/app/manifests/other";
@@ -120,25 +120,25 @@ fn rate_limit_is_respected_for_its_duration() {
     assert_eq!(answer.status(), 503);
     registry.forget_requests();
     for minute in 0..9 {
-        larder.pass(Duration::from_mins(1));
+        larder.advance(Duration::from_mins(1));
         let answer = larder.get(other);
         assert_eq!(answer.status(), 503, "{answer:?}");
         let left: u64 = answer.header("retry-after").unwrap().parse().unwrap();
         let due = 600 - (minute + 1) * 60;
         assert!(left <= due && left + 30 > due, "{left} of {due} s");
-        larder.get(TAG).is_outcome("larder; hit; detail=revalidated");
+        larder.get(TAG).assert_outcome("larder; hit; detail=revalidated");
     }
     assert_eq!(registry.count("GET", "/manifests/"), 0);
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
-    larder.get(&blob).is_ok_with(&image.layers[0].bytes);
-    registry.behave();
-    larder.pass(Duration::from_mins(2));
+    larder.get(&blob).assert_body(&image.layers[0].bytes);
+    registry.clear_faults();
+    larder.advance(Duration::from_mins(2));
     assert_eq!(larder.get(other).status(), 404);
 }
 
 #[test]
 fn absence_is_cached_for_negative_ttl() {
-    let (registry, larder, _) = house(|setup| setup.set("cache.negative_ttl", "10s"));
+    let (registry, larder, _) = fixture(|setup| setup.set("cache.negative_ttl", "10s"));
     let (tag, digest) = ("/v2/library/app/manifests/none", format!("sha256:{:064}", 1));
     let blob = format!("/v2/library/app/blobs/{digest}");
     let manifest = format!("/v2/library/app/manifests/{digest}");
@@ -149,10 +149,10 @@ fn absence_is_cached_for_negative_ttl() {
     };
     ask();
     let asked = registry.requests().len();
-    larder.pass(Duration::from_secs(9));
+    larder.advance(Duration::from_secs(9));
     ask();
     assert_eq!(registry.requests().len(), asked);
-    larder.pass(Duration::from_secs(2));
+    larder.advance(Duration::from_secs(2));
     ask();
     assert_eq!(registry.requests().len(), 2 * asked);
 }
@@ -160,7 +160,7 @@ fn absence_is_cached_for_negative_ttl() {
 #[test]
 fn overloaded_registry_is_not_asked() {
     for mode in ["mirror", "gateway"] {
-        let (registry, larder, image) = house(|setup| setup.set("server.mode", mode));
+        let (registry, larder, image) = fixture(|setup| setup.set("server.mode", mode));
         let headers = vec![("Retry-After".to_owned(), "120".to_owned())];
         registry.script(When::any(), Fault::Answer(503, headers, Vec::new()));
         for path in [TAG.to_owned(), format!("/v2/library/app/blobs/{}", image.layers[0].digest)] {
@@ -169,23 +169,23 @@ fn overloaded_registry_is_not_asked() {
             assert!(answer.header("retry-after").is_some_and(|left| left.parse::<u64>().unwrap() <= 120));
         }
         assert_eq!(registry.requests().len(), 1, "asked once");
-        registry.behave();
-        larder.pass(Duration::from_mins(2));
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        registry.clear_faults();
+        larder.advance(Duration::from_mins(2));
+        larder.get(TAG).assert_body(&image.manifest.bytes);
     }
 }
 
 #[test]
 fn stale_while_revalidate_does_not_delay_clients() {
     let (registry, larder, image) =
-        house(|setup| setup.set("cache.tag_ttl", "1m").set("cache.stale_while_revalidate", "1h"));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        fixture(|setup| setup.set("cache.tag_ttl", "1m").set("cache.stale_while_revalidate", "1h"));
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     let gate = Gate::new();
     registry.script(When::manifests().method("HEAD"), Fault::HoldHead(gate.clone()));
-    larder.pass(Duration::from_mins(30));
+    larder.advance(Duration::from_mins(30));
     let began = Instant::now();
-    larder.get(TAG).is_outcome("larder; hit");
-    larder.get(TAG).is_outcome("larder; hit");
+    larder.get(TAG).assert_outcome("larder; hit");
+    larder.get(TAG).assert_outcome("larder; hit");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     gate.wait_reached(1);
     assert_eq!(registry.count("HEAD", "/manifests/"), 1);
@@ -195,23 +195,23 @@ fn stale_while_revalidate_does_not_delay_clients() {
 
 #[test]
 fn clock_jumps_cost_revalidations_but_no_failures() {
-    let (registry, larder, image) = house(|setup| setup);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let (registry, larder, image) = fixture(|setup| setup);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     // Ten years ahead, and by the restart back again: the check then lies in the future.
-    larder.pass(Duration::from_hours(24 * 3650));
-    larder.get(TAG).is_outcome("larder; hit; detail=revalidated");
+    larder.advance(Duration::from_hours(24 * 3650));
+    larder.get(TAG).assert_outcome("larder; hit; detail=revalidated");
     let larder = larder.restart();
-    larder.get(TAG).is_outcome("larder; hit; detail=revalidated");
-    larder.get(TAG).is_outcome("larder; hit");
+    larder.get(TAG).assert_outcome("larder; hit; detail=revalidated");
+    larder.get(TAG).assert_outcome("larder; hit");
     registry.down();
-    larder.pass(Duration::from_hours(24));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.advance(Duration::from_hours(24));
+    larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
 #[test]
 fn slow_answers_do_not_add_up() {
-    let (registry, larder, image) = house(|setup| setup);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    let (registry, larder, image) = fixture(|setup| setup);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     // Another repository has the same layer: its right is asked for by HEAD, and here both HEAD and GET take long.
     registry.add_image("library/other", "v1", &image);
     let blob = format!("/v2/library/other/blobs/{}", image.layers[0].digest);
@@ -238,58 +238,58 @@ const JUMPS: [i64; 4] = [YEAR, -YEAR, -100 * YEAR, 100 * YEAR];
 #[test]
 fn clock_changes_do_not_affect_tag_freshness() {
     for jump in JUMPS {
-        let (registry, larder, image) = house(|setup| setup.set("cache.tags_list", "upstream"));
+        let (registry, larder, image) = fixture(|setup| setup.set("cache.tags_list", "upstream"));
         let list = "/v2/library/app/tags/list";
         let asked = |registry: &Registry| registry.requests().len();
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
         assert_eq!(larder.get(list).status(), 200);
         // There and back again: each costs a question at most, and then all is as it was.
         for millis in [jump, -jump, jump] {
             larder.set_clock_by(millis);
             registry.forget_requests();
             for _ in 0..10 {
-                larder.get(TAG).is_ok_with(&image.manifest.bytes);
+                larder.get(TAG).assert_body(&image.manifest.bytes);
                 assert_eq!(larder.get(list).status(), 200);
             }
             assert!(asked(&registry) <= 2, "set by {millis}: {:?}", registry.requests());
             // However the clock stands, a tag that moved is seen to move when its time is up.
-            larder.pass(Duration::from_mins(2));
+            larder.advance(Duration::from_mins(2));
             registry.forget_requests();
-            larder.get(TAG).is_outcome("larder; hit; detail=revalidated");
-            larder.get(TAG).is_outcome("larder; hit");
+            larder.get(TAG).assert_outcome("larder; hit; detail=revalidated");
+            larder.get(TAG).assert_outcome("larder; hit");
             assert_eq!(larder.get(list).status(), 200);
             assert_eq!(asked(&registry), 2, "set by {millis}: {:?}", registry.requests());
         }
         registry.down();
-        larder.pass(Duration::from_mins(2));
-        larder.get(TAG).is_outcome("larder; hit; detail=stale");
+        larder.advance(Duration::from_mins(2));
+        larder.get(TAG).assert_outcome("larder; hit; detail=stale");
     }
 }
 
 #[test]
 fn clock_changes_do_not_affect_absence_or_back_off() {
     for jump in JUMPS {
-        let (registry, larder, image) = house(|setup| setup.set("cache.negative_ttl", "10s"));
+        let (registry, larder, image) = fixture(|setup| setup.set("cache.negative_ttl", "10s"));
         let (tag, blob) = ("/v2/library/app/manifests/late", Blob::random(9, 1000));
         let path = format!("/v2/library/app/blobs/{}", blob.digest);
         assert_eq!((larder.get(tag).status(), larder.get(&path).status()), (404, 404));
         larder.set_clock_by(jump);
         registry.add_image("library/app", "late", &image);
         registry.add_blob("library/app", &blob);
-        larder.pass(Duration::from_secs(11));
-        larder.get(tag).is_ok_with(&image.manifest.bytes);
-        larder.get(&path).is_ok_with(&blob.bytes);
+        larder.advance(Duration::from_secs(11));
+        larder.get(tag).assert_body(&image.manifest.bytes);
+        larder.get(&path).assert_body(&blob.bytes);
         // Left alone for what it says, and for having failed.
         for fault in
             [Fault::Answer(503, vec![("Retry-After".into(), "60".into())], Vec::new()), Fault::Status(500)]
         {
             registry.script(When::any(), fault);
             for n in 0..4 {
-                assert!(is_trouble(larder.get(&format!("/v2/library/app/manifests/no{n}")).status()));
+                assert!(is_gateway_error(larder.get(&format!("/v2/library/app/manifests/no{n}")).status()));
             }
             larder.set_clock_by(-jump);
-            registry.behave();
-            larder.pass(Duration::from_mins(2));
+            registry.clear_faults();
+            larder.advance(Duration::from_mins(2));
             assert_eq!(larder.get("/v2/library/app/manifests/none").status(), 404);
             larder.set_clock_by(jump);
         }
@@ -300,20 +300,20 @@ fn clock_changes_do_not_affect_absence_or_back_off() {
 fn content_stored_under_any_clock_is_usable_under_any_other() {
     for kind in ["sled", "files"] {
         for jump in JUMPS {
-            let (registry, larder, image) = house(|setup| setup.set("store.blobs", kind));
+            let (registry, larder, image) = fixture(|setup| setup.set("store.blobs", kind));
             larder.set_clock_by(jump);
             let layer = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
-            larder.get(TAG).is_ok_with(&image.manifest.bytes);
-            larder.get(&layer).is_ok_with(&image.layers[0].bytes);
+            larder.get(TAG).assert_body(&image.manifest.bytes);
+            larder.get(&layer).assert_body(&image.layers[0].bytes);
             eventually("it is kept", || larder.get(&layer).head.outcome() == "larder; hit");
             registry.down();
             // The clock begins anew, and by that jumps back.
             let larder = larder.restart();
-            larder.get(&layer).is_ok_with(&image.layers[0].bytes);
-            larder.get(TAG).is_ok_with(&image.manifest.bytes);
+            larder.get(&layer).assert_body(&image.layers[0].bytes);
+            larder.get(TAG).assert_body(&image.manifest.bytes);
             registry.up();
             eventually("its tag is asked for again", || {
-                larder.pass(Duration::from_mins(2));
+                larder.advance(Duration::from_mins(2));
                 larder.get(TAG).head.outcome() == "larder; hit; detail=revalidated"
             });
         }
@@ -322,14 +322,14 @@ fn content_stored_under_any_clock_is_usable_under_any_other() {
 
 #[test]
 fn retry_after_date_uses_the_servers_date() {
-    let (registry, larder, image) = house(|setup| setup);
+    let (registry, larder, image) = fixture(|setup| setup);
     // Their clock is a year behind ours, or ours ahead.
     let date = |second: u32| format!("Tue, 03 Jun 2008 11:05:{second:02} GMT");
     let headers = vec![("Date".to_owned(), date(0)), ("Retry-After".to_owned(), date(30))];
     registry.script(When::any(), Fault::Answer(503, headers, Vec::new()));
     let left = larder.get(TAG).header("retry-after").map(|left| left.parse::<u64>().unwrap());
     assert!(left.is_some_and(|left| (25..=30).contains(&left)), "{left:?}");
-    registry.behave();
-    larder.pass(Duration::from_secs(31));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    registry.clear_faults();
+    larder.advance(Duration::from_secs(31));
+    larder.get(TAG).assert_body(&image.manifest.bytes);
 }

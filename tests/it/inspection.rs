@@ -4,14 +4,14 @@ use crate::support;
 
 use serde_json::{Value, json};
 use support::content::{DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
-use support::house::HalfHeld;
-use support::verb::{self, Ran};
+use support::fixture::PartlyCached;
+use support::verb::{self, Output};
 use support::{Document, Image, Larder, Registry, Setup};
 
-impl HalfHeld {
+impl PartlyCached {
     /// Runs a verb against the larder, and then over its store, which must say the same.
     #[track_caller]
-    fn both(self, arguments: &[&str]) -> Ran {
+    fn both(self, arguments: &[&str]) -> Output {
         let online = verb::online(&self.larder, arguments);
         let mut larder = self.larder;
         larder.terminate();
@@ -36,9 +36,9 @@ fn timeless(mut report: Value) -> Value {
 
 #[test]
 fn cached_content_is_listed() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     let digest = world.index.document.digest.clone();
-    let report = world.both(&["ls", "--json"]).ended(0).json();
+    let report = world.both(&["ls", "--json"]).exited_with(0).json();
     let images = report["images"].as_array().unwrap();
     assert_eq!(images.len(), 2, "{report}");
     let multi = &images[0];
@@ -59,14 +59,14 @@ fn cached_content_is_listed() {
 
 #[test]
 fn tables_are_readable() {
-    let world = HalfHeld::new();
-    let text = verb::online(&world.larder, &["ls"]).ended(0).stdout;
+    let world = PartlyCached::new();
+    let text = verb::online(&world.larder, &["ls"]).exited_with(0).stdout;
     assert!(text.lines().next().unwrap().starts_with("REPOSITORY"), "{text}");
     assert!(text.contains("docker.io/library/multi") && text.contains("linux/amd64 (+1)"), "{text}");
     assert!(!text.contains('\u{1b}'), "no colour where it is no terminal: {text:?}");
-    let text = verb::online(&world.larder, &["tags", "multi"]).ended(0).stdout;
+    let text = verb::online(&world.larder, &["tags", "multi"]).exited_with(0).stdout;
     assert!(text.starts_with("TAG") && text.lines().count() == 2, "{text}");
-    let none = verb::online(&world.larder, &["tags", "absent"]).ended(5);
+    let none = verb::online(&world.larder, &["tags", "absent"]).exited_with(5);
     assert!(none.stderr.contains("nothing is held of docker.io/library/absent"), "{none:?}");
 }
 
@@ -75,20 +75,22 @@ fn manifest_pulled_by_digest_has_its_own_row() {
     let registry = Registry::start();
     let image = Image::small(5);
     registry.add_image("org/app", "v1", &image);
-    let larder = Larder::before(&registry);
-    larder.get(&format!("/v2/org/app/manifests/{}", image.manifest.digest)).is_ok_with(&image.manifest.bytes);
-    let report = verb::online(&larder, &["ls", "org/app", "--json"]).ended(0).json();
+    let larder = Larder::in_front_of(&registry);
+    larder
+        .get(&format!("/v2/org/app/manifests/{}", image.manifest.digest))
+        .assert_body(&image.manifest.bytes);
+    let report = verb::online(&larder, &["ls", "org/app", "--json"]).exited_with(0).json();
     let row = &report["images"][0];
     assert_eq!((&row["tag"], &row["freshness"]), (&Value::Null, &json!("immutable")));
     assert_eq!(row["digest"], image.manifest.digest);
-    verb::online(&larder, &["tags", "org/app"]).ended(5);
+    verb::online(&larder, &["tags", "org/app"]).exited_with(5);
 }
 
 #[test]
 fn platform_without_blobs_is_reported() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     let arm = world.index.images[1].clone();
-    let ran = world.both(&["inspect", "multi:v1", "--platform", "linux/arm64", "--json"]).ended(0);
+    let ran = world.both(&["inspect", "multi:v1", "--platform", "linux/arm64", "--json"]).exited_with(0);
     let report = ran.json();
     assert_eq!(report["digest"], arm.manifest.digest);
     assert_eq!(report["platform"], "linux/arm64");
@@ -107,9 +109,9 @@ fn platform_without_blobs_is_reported() {
 
 #[test]
 fn inspect_prints_documents_byte_for_byte() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     let (larder, index) = (&world.larder, &world.index);
-    let raw = |arguments: &[&str]| verb::online(larder, arguments).ended(0).stdout.into_bytes();
+    let raw = |arguments: &[&str]| verb::online(larder, arguments).exited_with(0).stdout.into_bytes();
     assert_eq!(raw(&["inspect", "multi:v1", "--raw"]), **index.document.bytes);
     assert_eq!(raw(&["inspect", "docker.io/library/multi:v1", "--index", "--raw"]), **index.document.bytes);
     let amd = &index.images[0];
@@ -127,9 +129,9 @@ fn inspect_prints_documents_byte_for_byte() {
 
 #[test]
 fn missing_platform_error_lists_the_available_ones() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     let larder = &world.larder;
-    let told = |arguments: &[&str], code: i32| verb::online(larder, arguments).ended(code).stderr;
+    let told = |arguments: &[&str], code: i32| verb::online(larder, arguments).exited_with(code).stderr;
     let text = told(&["inspect", "multi:v1", "--platform", "linux/s390x"], 5);
     assert!(text.contains("no image for linux/s390x; there are: linux/amd64, linux/arm64"), "{text}");
     let text = told(&["inspect", "org/single:2", "--oci"], 5);
@@ -152,43 +154,43 @@ fn unknown_media_type_is_shown_unchanged() {
     let document = Document::new(own, format!(r#"{{"target": {{"any":1, "also":2}}, "mediaType":"{own}"}}"#));
     registry.add_manifest("org/odd", &document);
     registry.tag("org/odd", "x", &document.digest);
-    let larder = Larder::before(&registry);
-    larder.get("/v2/org/odd/manifests/x").is_ok_with(&document.bytes);
-    let report = verb::online(&larder, &["inspect", "org/odd:x", "--json"]).ended(0).json();
+    let larder = Larder::in_front_of(&registry);
+    larder.get("/v2/org/odd/manifests/x").assert_body(&document.bytes);
+    let report = verb::online(&larder, &["inspect", "org/odd:x", "--json"]).exited_with(0).json();
     assert_eq!(report["media_type"], own);
     assert_eq!(report["document"]["target"]["any"], 1);
-    let text = verb::online(&larder, &["inspect", "org/odd:x"]).ended(0).stdout;
+    let text = verb::online(&larder, &["inspect", "org/odd:x"]).exited_with(0).stdout;
     let order = ["\"target\"", "\"any\"", "\"also\"", "\"mediaType\""].map(|key| text.find(key).unwrap());
     assert!(order.is_sorted(), "{text}");
-    let text = verb::online(&larder, &["ls"]).ended(0).stdout;
+    let text = verb::online(&larder, &["ls"]).exited_with(0).stdout;
     assert!(text.contains(own), "{text}");
 }
 
 #[test]
 fn check_names_missing_content() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     let arm = world.index.images[1].clone();
     let (larder, index) = (&world.larder, &world.index);
     let check =
         |arguments: &[&str]| verb::online(larder, &[&["check", "--offline", "--json"], arguments].concat());
-    let good = check(&["multi:v1", "--platform", "linux/amd64"]).ended(0).json();
+    let good = check(&["multi:v1", "--platform", "linux/amd64"]).exited_with(0).json();
     assert_eq!(good["pullable"], true, "{good}");
-    let bad = check(&["multi:v1", "--platform", "linux/arm64"]).ended(4).json();
+    let bad = check(&["multi:v1", "--platform", "linux/arm64"]).exited_with(4).json();
     let missing = bad["images"][0]["missing"].as_array().unwrap();
     let digests: Vec<_> = missing.iter().map(|it| it["digest"].clone()).collect();
     assert_eq!(digests, arm.blobs().map(|blob| json!(blob.digest)).collect::<Vec<_>>());
     assert!(missing.iter().all(|it| it["kind"] == "blob" && it["platform"] == "linux/arm64"), "{bad}");
     let by_digest = format!("multi:any@{}", index.document.digest);
-    check(&[&by_digest, "--platform", "linux/amd64"]).ended(0);
-    let several = check(&["multi:v1", "gone:1", "--all-platforms"]).ended(4).json();
+    check(&[&by_digest, "--platform", "linux/amd64"]).exited_with(0);
+    let several = check(&["multi:v1", "gone:1", "--all-platforms"]).exited_with(4).json();
     assert_eq!(several["images"][1]["reason"], "the tag is not held");
-    let none = check(&["multi:v1", "--platform", "linux/s390x"]).ended(4).json();
+    let none = check(&["multi:v1", "--platform", "linux/s390x"]).exited_with(4).json();
     assert!(none["images"][0]["reason"].as_str().unwrap().contains("linux/amd64, linux/arm64"), "{none}");
 }
 
 #[test]
 fn check_predicts_the_pull() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     world.registry.down();
     let (larder, index) = (&world.larder, &world.index);
     for image in &index.images {
@@ -209,15 +211,15 @@ fn check_fails_for_a_tag_past_stale_if_error() {
     registry.add_image("org/app", "v1", &image);
     let setup = Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s");
     let larder = setup.start();
-    larder.get("/v2/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/org/app/manifests/v1").assert_body(&image.manifest.bytes);
     for blob in image.blobs() {
-        larder.get(&format!("/v2/org/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        larder.get(&format!("/v2/org/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
     }
-    larder.settle();
-    let ran = verb::online(&larder, &["check", "--offline", "org/app:v1"]).ended(4);
+    larder.wait_idle();
+    let ran = verb::online(&larder, &["check", "--offline", "org/app:v1"]).exited_with(4);
     assert!(ran.stdout.contains("stale_if_error"), "{ran:?}");
     let by_digest = format!("org/app@{}", image.manifest.digest);
-    verb::online(&larder, &["check", "--offline", &by_digest]).ended(0);
+    verb::online(&larder, &["check", "--offline", &by_digest]).exited_with(0);
 }
 
 #[test]
@@ -228,14 +230,14 @@ fn running_server_is_found_by_the_configuration() {
     let mut larder = setup.set("admin.listen", vec!["127.0.0.1:0".to_owned(), socket.clone()]).start();
     let image = Image::small(5);
     registry.add_image("org/app", "v1", &image);
-    larder.get("/v2/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
-    let found = verb::offline(larder.setup(), &["ls", "--json"]).ended(0).json();
+    larder.get("/v2/org/app/manifests/v1").assert_body(&image.manifest.bytes);
+    let found = verb::offline(larder.setup(), &["ls", "--json"]).exited_with(0).json();
     assert_eq!(found["images"][0]["tag"], "v1");
     let named = verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", &socket]));
-    assert!(named.ended(0).stdout.contains("org/app"));
+    assert!(named.exited_with(0).stdout.contains("org/app"));
     larder.terminate();
     assert!(larder.wait_exit().success());
-    let alone = verb::offline(larder.setup(), &["ls", "--json"]).ended(0).json();
+    let alone = verb::offline(larder.setup(), &["ls", "--json"]).exited_with(0).json();
     assert_eq!(alone["images"][0]["tag"], "v1");
 }
 
@@ -243,16 +245,16 @@ fn running_server_is_found_by_the_configuration() {
 fn empty_store_error_names_the_remedy() {
     let registry = Registry::start();
     let setup = Setup::with(&registry);
-    let ran = verb::offline(&setup, &["ls"]).ended(1);
+    let ran = verb::offline(&setup, &["ls"]).exited_with(1);
     assert!(ran.stderr.contains("there is no store in") && ran.stderr.contains("--server"), "{ran:?}");
     assert!(!setup.data().exists(), "a question makes no store");
     let larder = setup.start();
-    let ran = verb::offline(larder.setup(), &["ls"]).ended(1);
+    let ran = verb::offline(larder.setup(), &["ls"]).exited_with(1);
     assert!(ran.stderr.contains("in use") && ran.stderr.contains("--server"), "{ran:?}");
     let ran =
         verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", "127.0.0.1:9"]));
-    assert!(ran.ended(1).stderr.contains("no server answers at http://127.0.0.1:9"));
+    assert!(ran.exited_with(1).stderr.contains("no server answers at http://127.0.0.1:9"));
     let client = format!("http://{}", larder.api_addr());
     let ran = verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", &client]));
-    assert!(ran.ended(1).stderr.contains("it is not the admin API of larder"));
+    assert!(ran.exited_with(1).stderr.contains("it is not the admin API of larder"));
 }

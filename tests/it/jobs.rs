@@ -30,7 +30,7 @@ fn post(larder: &Larder, task: &Value, headers: &[(&str, &str)]) -> (u16, Value)
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
-fn house() -> (Registry, Index, Larder) {
+fn fixture() -> (Registry, Index, Larder) {
     let registry = Registry::start();
     let index = Index::oci(7);
     registry.add_index("library/multi", "v1", &index);
@@ -42,10 +42,10 @@ fn house() -> (Registry, Index, Larder) {
 
 #[test]
 fn warmed_image_is_pulled_without_the_registry() {
-    let (registry, index, larder) = house();
+    let (registry, index, larder) = fixture();
     let ran =
         verb::online(&larder, &["warm", "multi:v1", "org/app:1", "--platform", "linux/arm64", "--json"]);
-    let report = ran.ended(0).json();
+    let report = ran.exited_with(0).json();
     assert_eq!(report["complete"], true, "{report}");
     let first = &report["images"][0];
     assert_eq!(
@@ -60,31 +60,31 @@ fn warmed_image_is_pulled_without_the_registry() {
         assert_eq!(registry.count("GET", &blob.digest), 0, "another platform's");
     }
     registry.down();
-    verb::online(&larder, &["check", "--offline", "multi:v1", "--platform", "linux/arm64"]).ended(0);
-    larder.get("/v2/library/multi/manifests/v1").is_ok_with(&index.document.bytes);
+    verb::online(&larder, &["check", "--offline", "multi:v1", "--platform", "linux/arm64"]).exited_with(0);
+    larder.get("/v2/library/multi/manifests/v1").assert_body(&index.document.bytes);
     let arm = &index.images[1];
     larder
         .get(&format!("/v2/library/multi/manifests/{}", arm.manifest.digest))
-        .is_ok_with(&arm.manifest.bytes);
+        .assert_body(&arm.manifest.bytes);
     for blob in arm.blobs() {
-        larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).assert_body(&blob.bytes);
     }
 }
 
 #[test]
 fn all_platforms_are_fetched_once() {
-    let (registry, index, larder) = house();
+    let (registry, index, larder) = fixture();
     let list =
         larder.setup().write("list.txt", "# what we use\nmulti:v1\n\norg/app:1 # and this\nmulti:v1\n");
     let arguments = ["warm", "--file", list.to_str().unwrap(), "--all-platforms", "--json"];
-    let report = verb::online(&larder, &arguments).ended(0).json();
+    let report = verb::online(&larder, &arguments).exited_with(0).json();
     assert_eq!(report["images"].as_array().unwrap().len(), 2, "{report}");
     assert_eq!(report["images"][0]["manifests"], 3);
     let blobs: Vec<&Blob> = index.images.iter().flat_map(Image::blobs).collect();
     for blob in &blobs {
         assert_eq!(registry.count("GET", &blob.digest), 1);
     }
-    let again = verb::online(&larder, &arguments).ended(0).json();
+    let again = verb::online(&larder, &arguments).exited_with(0).json();
     assert_eq!(again["images"][0]["fetched"], 0, "{again}");
     for blob in &blobs {
         assert_eq!(registry.count("GET", &blob.digest), 1, "what is held is not fetched again");
@@ -93,26 +93,26 @@ fn all_platforms_are_fetched_once() {
 
 #[test]
 fn tag_with_digest_is_fetched_by_tag_and_verified() {
-    let (registry, index, larder) = house();
+    let (registry, index, larder) = fixture();
     let right = format!("multi:v1@{}", index.document.digest);
-    verb::online(&larder, &["warm", &right, "--platform", "linux/amd64"]).ended(0);
+    verb::online(&larder, &["warm", &right, "--platform", "linux/amd64"]).exited_with(0);
     assert_eq!(registry.count("GET", "/v2/library/multi/manifests/v1"), 1, "by tag");
     let wrong = format!("multi:v1@{}", index.images[0].manifest.digest);
-    let ran = verb::online(&larder, &["warm", &wrong, "org/app:1"]).ended(4);
+    let ran = verb::online(&larder, &["warm", &wrong, "org/app:1"]).exited_with(4);
     assert!(ran.stdout.contains(&format!("stands for {}", index.document.digest)), "{ran:?}");
     assert!(
         ran.stdout.contains("cached docker.io/org/app:1"),
         "one failure does not stop the others: {ran:?}"
     );
     let by_digest = format!("org/app@{}", Image::small(3).manifest.digest);
-    verb::online(&larder, &["warm", &by_digest]).ended(0);
+    verb::online(&larder, &["warm", &by_digest]).exited_with(0);
 }
 
 #[test]
 fn unfetchable_content_is_named() {
-    let (_registry, _, larder) = house();
+    let (_registry, _, larder) = fixture();
     let ran = verb::online(&larder, &["warm", "multi:v2", "multi:v1", "--platform", "linux/s390x", "--json"])
-        .ended(4);
+        .exited_with(4);
     let report = ran.json();
     assert_eq!(report["complete"], false);
     assert!(report["images"][0]["error"].as_str().unwrap().contains("does not have it"), "{report}");
@@ -121,27 +121,27 @@ fn unfetchable_content_is_named() {
         "{report}"
     );
     assert!(ran.stderr.contains("2 of 2 images"), "{ran:?}");
-    verb::online(&larder, &["warm"]).ended(2);
+    verb::online(&larder, &["warm"]).exited_with(2);
 }
 
 #[test]
 fn store_without_a_server_is_warmed() {
-    let (registry, index, mut larder) = house();
+    let (registry, index, mut larder) = fixture();
     larder.terminate();
     assert!(larder.wait_exit().success());
     let setup = larder.into_setup();
-    verb::offline(&setup, &["warm", "multi:v1", "--platform", "linux/amd64"]).ended(0);
-    verb::offline(&setup, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).ended(0);
+    verb::offline(&setup, &["warm", "multi:v1", "--platform", "linux/amd64"]).exited_with(0);
+    verb::offline(&setup, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).exited_with(0);
     registry.down();
     let larder = setup.start();
     for blob in index.images[0].blobs() {
-        larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).assert_body(&blob.bytes);
     }
 }
 
 #[test]
 fn killed_job_is_resumed() {
-    let (registry, _, mut larder) = house();
+    let (registry, _, mut larder) = fixture();
     let layer = Blob::random(5, 8 * MIB);
     registry.add_image("org/big", "1", &Image::oci(9, "linux/amd64", vec![layer.clone()]));
     larder.terminate();
@@ -157,7 +157,7 @@ fn killed_job_is_resumed() {
     killed.kill().unwrap();
     killed.wait().unwrap();
     gate.open();
-    let report = verb::offline(&setup, &line).ended(0).json();
+    let report = verb::offline(&setup, &line).exited_with(0).json();
     assert_eq!(report["complete"], true, "{report}");
     let starts: Vec<_> = registry.seen("GET", &layer.digest).iter().map(Seen::range_start).collect();
     assert!(matches!(starts[..], [None, Some(at)] if at > 5 * MIB as u64), "{starts:?}");
@@ -165,7 +165,7 @@ fn killed_job_is_resumed() {
 
 #[test]
 fn job_is_watched_to_its_end() {
-    let (registry, index, larder) = house();
+    let (registry, index, larder) = fixture();
     let layer = index.images[0].layers[0].clone();
     let gate = Gate::new();
     registry.script(When::blobs().path(&layer.digest), Fault::HoldBody(100, gate.clone()));
@@ -192,7 +192,7 @@ fn job_is_watched_to_its_end() {
 
 #[test]
 fn job_can_be_cancelled_and_its_fills_continue() {
-    let (registry, index, larder) = house();
+    let (registry, index, larder) = fixture();
     let layer = index.images[0].layers[0].clone();
     let gate = Gate::new();
     registry.script(When::blobs().path(&layer.digest), Fault::HoldBody(100, gate.clone()));
@@ -203,14 +203,14 @@ fn job_can_be_cancelled_and_its_fills_continue() {
     assert_eq!(larder.admin().send("DELETE", &path, &[]).json()["state"], "cancelled");
     assert_eq!(larder.admin().get(&path).json()["state"], "cancelled");
     gate.open();
-    larder.settle();
-    larder.get(&format!("/v2/library/multi/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    larder.wait_idle();
+    larder.get(&format!("/v2/library/multi/blobs/{}", layer.digest)).assert_body(&layer.bytes);
     assert_eq!(registry.count("GET", &layer.digest), 1);
 }
 
 #[test]
 fn malformed_job_is_refused() {
-    let (_registry, _, larder) = house();
+    let (_registry, _, larder) = fixture();
     for (task, headers, status) in [
         (json!({ "verb": "nothing" }), vec![JSON], 400),
         (json!({ "verb": "gc", "more": 1 }), vec![JSON], 400),
@@ -238,25 +238,25 @@ fn removed_tag_removes_unshared_content() {
         registry.add_image("org/app", "1", &one);
         registry.add_image("org/app", "2", &other);
         let larder = Setup::with(&registry).set("store.blobs", kind).set("cache.tag_ttl", "1h").start();
-        verb::online(&larder, &["warm", "org/app:1", "org/app:2"]).ended(0);
-        larder.settle();
-        let report = verb::online(&larder, &["rm", "org/app:1", "--json"]).ended(0).json();
+        verb::online(&larder, &["warm", "org/app:1", "org/app:2"]).exited_with(0);
+        larder.wait_idle();
+        let report = verb::online(&larder, &["rm", "org/app:1", "--json"]).exited_with(0).json();
         let row = &report["images"][0];
         assert_eq!(
             (&row["tags"], &row["manifests"], &row["blobs"], &row["kept"]),
             (&json!(1), &json!(1), &json!(2), &json!(1)),
             "{kind}: {row}"
         );
-        verb::online(&larder, &["inspect", "org/app:1"]).ended(5);
-        verb::online(&larder, &["check", "--offline", "org/app:2"]).ended(0);
+        verb::online(&larder, &["inspect", "org/app:1"]).exited_with(5);
+        verb::online(&larder, &["check", "--offline", "org/app:2"]).exited_with(0);
         // It is fetched again when somebody asks for it, all but what stayed.
         registry.forget_requests();
-        larder.get("/v2/org/app/manifests/1").is_ok_with(&one.manifest.bytes);
+        larder.get("/v2/org/app/manifests/1").assert_body(&one.manifest.bytes);
         for blob in one.blobs() {
-            larder.get(&format!("/v2/org/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+            larder.get(&format!("/v2/org/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
         }
         assert_eq!((registry.count("GET", &own.digest), registry.count("GET", &shared.digest)), (1, 0));
-        verb::online(&larder, &["rm", "org/app:3"]).ended(5);
+        verb::online(&larder, &["rm", "org/app:3"]).exited_with(5);
     }
 }
 
@@ -267,28 +267,28 @@ fn removal_keeps_content_of_other_repositories() {
     for repository in ["org/one", "org/other"] {
         registry.add_image(repository, "1", &image);
     }
-    let larder = Larder::before(&registry);
-    verb::online(&larder, &["warm", "org/one:1", "org/other:1"]).ended(0);
-    larder.settle();
+    let larder = Larder::in_front_of(&registry);
+    verb::online(&larder, &["warm", "org/one:1", "org/other:1"]).exited_with(0);
+    larder.wait_idle();
     let by_digest = format!("org/one@{}", image.manifest.digest);
-    let row = verb::online(&larder, &["rm", &by_digest, "--json"]).ended(0).json()["images"][0].clone();
+    let row = verb::online(&larder, &["rm", &by_digest, "--json"]).exited_with(0).json()["images"][0].clone();
     assert_eq!((&row["tags"], &row["manifests"], &row["blobs"]), (&json!(1), &json!(0), &json!(0)), "{row}");
-    verb::online(&larder, &["check", "--offline", "org/other:1"]).ended(0);
-    verb::online(&larder, &["tags", "org/one"]).ended(5);
+    verb::online(&larder, &["check", "--offline", "org/other:1"]).exited_with(0);
+    verb::online(&larder, &["tags", "org/one"]).exited_with(5);
 }
 
 #[test]
 fn store_in_use_is_verified_and_collected_by_the_server() {
-    let (_registry, _, larder) = house();
-    verb::online(&larder, &["warm", "multi:v1", "--all-platforms"]).ended(0);
-    larder.settle();
-    let report = verb::online(&larder, &["verify", "--json"]).ended(0).json();
+    let (_registry, _, larder) = fixture();
+    verb::online(&larder, &["warm", "multi:v1", "--all-platforms"]).exited_with(0);
+    larder.wait_idle();
+    let report = verb::online(&larder, &["verify", "--json"]).exited_with(0).json();
     assert_eq!(
         (&report["manifests"], &report["blobs"], &report["damaged"]),
         (&json!(3), &json!(4), &json!([])),
         "{report}"
     );
-    let report = verb::online(&larder, &["gc", "--json"]).ended(0).json();
+    let report = verb::online(&larder, &["gc", "--json"]).exited_with(0).json();
     assert_eq!(report["reached"]["reachable"]["manifests"], 3, "{report}");
 }
 
@@ -312,9 +312,9 @@ fn token_is_required_beyond_loopback() {
     }
     assert_eq!(larder.admin().get("/api/v1/images").status(), 401);
     assert_eq!(larder.admin().get("/livez").status(), 200);
-    let ran = verb::online(&larder, &["ls"]).ended(1);
+    let ran = verb::online(&larder, &["ls"]).exited_with(1);
     assert!(ran.stderr.contains("token"), "{ran:?}");
-    verb::online(&larder, &["ls", "--token-file", token.to_str().unwrap()]).ended(0);
+    verb::online(&larder, &["ls", "--token-file", token.to_str().unwrap()]).exited_with(0);
     // A new token counts at once.
     larder.setup().write("token", "another");
     assert_eq!(ask("Bearer a-long-secret").status(), 401);

@@ -5,8 +5,8 @@ use crate::support;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::house::{cold, is_trouble};
-use support::{Answer, Fault, Gate, Image, Larder, Registry, Setup, Timed, When};
+use support::fixture::{cold, is_gateway_error};
+use support::{Answer, Fault, Gate, Image, InProcessLarder, Larder, Registry, Setup, When};
 
 /// Follows the Link headers from `path` on and returns the pages.
 fn pages(larder: &Larder, path: &str, key: &str) -> Vec<Vec<String>> {
@@ -58,7 +58,7 @@ fn tags_are_paginated_and_sorted_by_bytes() {
     assert_eq!(nothing.json()["tags"], serde_json::json!([]));
     assert_eq!(nothing.header("link"), None);
     for n in ["-1", "x", "1.5", ""] {
-        larder.get(&format!("{list}?n={n}")).is_error(400, "PAGINATION_NUMBER_INVALID");
+        larder.get(&format!("{list}?n={n}")).assert_error(400, "PAGINATION_NUMBER_INVALID");
     }
     let huge = larder.get(&format!("{list}?n=99999999999999999999999999"));
     assert!([200, 400].contains(&huge.status()), "{huge:?}");
@@ -91,18 +91,18 @@ fn catalog_lists_pullable_repositories() {
         assert_eq!(found, all.chunks(n).map(<[String]>::to_vec).collect::<Vec<_>>());
     }
     assert_eq!(larder.get("/v2/_catalog?n=0").json()["repositories"], serde_json::json!([]));
-    larder.get("/v2/_catalog?n=x").is_error(400, "PAGINATION_NUMBER_INVALID");
+    larder.get("/v2/_catalog?n=x").assert_error(400, "PAGINATION_NUMBER_INVALID");
     // As many as may be asked for, and one more.
     assert_eq!(larder.get("/v2/_catalog?n=10000").json()["repositories"], json!(all));
     for n in ["10001", "99999999999999999999999999"] {
-        larder.get(&format!("/v2/_catalog?n={n}")).is_error(400, "PAGINATION_NUMBER_INVALID");
+        larder.get(&format!("/v2/_catalog?n={n}")).assert_error(400, "PAGINATION_NUMBER_INVALID");
     }
     // One upstream's, under their own names, and the next page is of the same one.
     let own = larder.get("/v2/_catalog?ns=other.test");
     assert_eq!(own.json(), json!({ "repositories": ["team/z"] }));
     let link = larder.get("/v2/_catalog?ns=docker.io&n=1");
     assert!(link.header("link").unwrap().contains("ns=docker.io"), "{link:?}");
-    larder.get("/v2/_catalog?ns=nowhere.test").is_error(404, "NAME_UNKNOWN");
+    larder.get("/v2/_catalog?ns=nowhere.test").assert_error(404, "NAME_UNKNOWN");
     assert_eq!(
         larder.head("/v2/_catalog").head.content_length(),
         Some(larder.get("/v2/_catalog").body.len())
@@ -116,7 +116,7 @@ fn catalog_lists_pullable_repositories() {
 #[test]
 fn unknown_repository_is_404_not_an_empty_list() {
     let (_registry, larder, _) = cold();
-    larder.get("/v2/library/never/tags/list").is_error(404, "NAME_UNKNOWN");
+    larder.get("/v2/library/never/tags/list").assert_error(404, "NAME_UNKNOWN");
 }
 
 const LIST: &str = "/v2/library/app/tags/list";
@@ -153,7 +153,7 @@ fn lists(answer: &Answer, tags: &[String]) {
 
 #[track_caller]
 fn is_stale(answer: &Answer) {
-    answer.is_outcome("larder; hit; detail=stale");
+    answer.assert_outcome("larder; hit; detail=stale");
     assert!(answer.header("warning").unwrap().starts_with("299 - \""), "{answer:?}");
 }
 
@@ -164,11 +164,11 @@ fn upstream_tags_are_fetched_completely_and_cached() {
         let larder = listing(Setup::with(&registry), which).start();
         let first = larder.get(LIST);
         lists(&first, &tags);
-        first.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+        first.assert_outcome("larder; fwd=uri-miss; stored; detail=miss");
         assert_eq!((first.header("age"), first.header("warning")), (Some("0"), None));
         assert_eq!(registry.requests().len(), 7, "{which}: a page each");
         assert!(registry.requests().iter().all(|seen| seen.path == LIST));
-        larder.get(LIST).is_outcome("larder; hit");
+        larder.get(LIST).assert_outcome("larder; hit");
         for n in [1, 3, 26, 27] {
             let found = pages(&larder, &format!("{LIST}?n={n}"), "tags");
             assert_eq!(found, tags.chunks(n).map(<[String]>::to_vec).collect::<Vec<_>>(), "n={n}");
@@ -195,7 +195,7 @@ fn tags_list_can_be_set_per_upstream() {
         .upstream("other.test", &registry)
         .upstream_set("other.test", "tags_list", "upstream")
         .start();
-    larder.get(LIST).is_error(404, "NAME_UNKNOWN");
+    larder.get(LIST).assert_error(404, "NAME_UNKNOWN");
     lists(&larder.get(&format!("{LIST}?ns=other.test")), &tags);
 }
 
@@ -204,7 +204,7 @@ fn tag_list_expires() {
     let (registry, image, mut tags) = full();
     let larder = impatient(Setup::with(&registry), "upstream").start();
     lists(&larder.get(LIST), &tags);
-    larder.get(LIST).is_outcome("larder; hit; detail=revalidated");
+    larder.get(LIST).assert_outcome("larder; hit; detail=revalidated");
     registry.add_image("library/app", "z", &image);
     tags.push("z".to_owned());
     lists(&larder.get(LIST), &tags);
@@ -213,14 +213,15 @@ fn tag_list_expires() {
 #[test]
 fn tag_list_is_fresh_for_tag_ttl() {
     let (registry, image, mut tags) = full();
-    let larder = Timed::start(listing(Setup::with(&registry), "upstream").set("cache.tag_ttl", "1h"));
+    let larder =
+        InProcessLarder::start(listing(Setup::with(&registry), "upstream").set("cache.tag_ttl", "1h"));
     lists(&larder.get(LIST), &tags);
     registry.add_image("library/app", "z", &image);
-    larder.pass(Duration::from_mins(56));
+    larder.advance(Duration::from_mins(56));
     let answer = larder.get(LIST);
     lists(&answer, &tags);
     assert!(answer.header("age").unwrap().parse::<u64>().unwrap() >= 56 * 60);
-    larder.pass(Duration::from_mins(4));
+    larder.advance(Duration::from_mins(4));
     tags.push("z".to_owned());
     lists(&larder.get(LIST), &tags);
 }
@@ -253,7 +254,7 @@ fn invalid_and_duplicate_tags_are_skipped() {
     registry.script(When::any(), Fault::Answer(200, headers.clone(), body.to_string().into_bytes()));
     lists(&larder.get(LIST), &["a".to_owned(), "b".to_owned()]);
     for none in ["{\"tags\":null}", "{\"name\":\"library/app\"}"] {
-        registry.behave();
+        registry.clear_faults();
         registry.script(When::any(), Fault::Answer(200, headers.clone(), none.as_bytes().to_vec()));
         let larder = listing(Setup::with(&registry), "upstream").start();
         lists(&larder.get(LIST), &[]);
@@ -267,8 +268,8 @@ fn last_known_tags_are_served_for_every_kind_of_failure() {
         Some(Fault::Status(500)),
         Some(Fault::Status(429)),
         Some(Fault::Status(403)),
-        Some(Fault::Close),
-        Some(Fault::OneLessThanPromised),
+        Some(Fault::CloseConnection),
+        Some(Fault::EndOneByteEarly),
         Some(Fault::Answer(200, Vec::new(), b"<html>Please log in</html>".to_vec())),
     ] {
         for which in ["upstream", "merged"] {
@@ -306,7 +307,7 @@ fn outage_never_gives_an_empty_tag_list() {
         for path in ["/v2/library/new/tags/list", "/v2/library/none/tags/list"] {
             for method in ["GET", "HEAD"] {
                 let answer = larder.api().send(method, path, &[]);
-                assert!(is_trouble(answer.status()), "{which}: {method} {path}: {answer:?}");
+                assert!(is_gateway_error(answer.status()), "{which}: {method} {path}: {answer:?}");
             }
         }
         // The upstream's list has not outlived the process; what is held has.
@@ -315,7 +316,7 @@ fn outage_never_gives_an_empty_tag_list() {
             lists(&answer, &["v7".to_owned()]);
             is_stale(&answer);
         } else {
-            assert!(is_trouble(answer.status()), "{answer:?}");
+            assert!(is_gateway_error(answer.status()), "{answer:?}");
         }
     }
 }
@@ -325,7 +326,7 @@ fn hanging_upstream_does_not_delay_cached_lists() {
     let (registry, _, _) = full();
     let larder = impatient(Setup::with(&registry), "merged").start();
     assert_eq!(larder.get("/v2/library/app/manifests/v7").status(), 200);
-    larder.settle();
+    larder.wait_idle();
     registry.script(When::any(), Fault::HoldHead(Gate::new()));
     let began = Instant::now();
     let answer = larder.get(LIST);
@@ -340,7 +341,7 @@ fn upstream_404_is_forwarded() {
         let (registry, _, tags) = full();
         let larder = listing(Setup::with(&registry), which).set("cache.negative_ttl", "1h").start();
         for _ in 0..3 {
-            larder.get("/v2/library/none/tags/list").is_error(404, "NAME_UNKNOWN");
+            larder.get("/v2/library/none/tags/list").assert_error(404, "NAME_UNKNOWN");
         }
         assert_eq!(registry.count("GET", "/library/none/"), 1);
         let larder = impatient(Setup::with(&registry), which).start();
@@ -353,7 +354,7 @@ fn upstream_404_is_forwarded() {
                 lists(&answer, &["v7".to_owned()]);
                 assert_eq!(answer.header("warning"), None);
             } else {
-                answer.is_error(404, "NAME_UNKNOWN");
+                answer.assert_error(404, "NAME_UNKNOWN");
             }
         }
     }
@@ -401,7 +402,7 @@ fn endless_list_is_abandoned() {
     registry.script(When::any(), endless);
     registry.script(When::any().after(3000), Fault::HoldHead(Gate::new()));
     let answer = larder.get(LIST);
-    assert!(is_trouble(answer.status()), "{answer:?}");
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
     assert!(registry.requests().len() <= 1000, "{}", registry.requests().len());
 }
 

@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
-use support::house::{TAG, cold};
-use support::{Answer, Fault, Image, Larder, PATIENCE, Registry, Setup, When, eventually};
+use support::fixture::{TAG, cold};
+use support::{Answer, Fault, Image, Larder, Registry, Setup, TIME_LIMIT, When, eventually};
 
 /// The line of the request that goes by this name.
 #[track_caller]
@@ -68,7 +68,7 @@ fn text_format_has_the_same_fields() {
     let mut child = setup.command().spawn().unwrap();
     eventually("it listens", || UnixStream::connect(&socket).is_ok());
     let mut stream = UnixStream::connect(&socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     write!(stream, "GET {TAG} HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine-1\r\nConnection: close\r\n\r\n")
         .unwrap();
     let mut answer = String::new();
@@ -118,7 +118,7 @@ fn dead_upstream_does_not_flood_the_log() {
     let other = Registry::start();
     let setup = Setup::with(&registry).upstream("quay.io", &other).set("cache.negative_ttl", "0s");
     for registry in [&registry, &other] {
-        registry.script(When::any(), Fault::Close);
+        registry.script(When::any(), Fault::CloseConnection);
     }
     let larder = setup.start();
     for number in 0..20 {

@@ -29,12 +29,12 @@ fn asked(registry: &Registry) -> Vec<String> {
 fn fresh_tag_needs_no_upstream_request() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    larder.settle();
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
     registry.forget_requests();
     for _ in 0..3 {
-        larder.get(TAG).is_outcome("larder; hit");
-        larder.head(TAG).is_outcome("larder; hit");
+        larder.get(TAG).assert_outcome("larder; hit");
+        larder.head(TAG).assert_outcome("larder; hit");
     }
     assert_eq!(asked(&registry), Vec::<String>::new());
 }
@@ -43,11 +43,11 @@ fn fresh_tag_needs_no_upstream_request() {
 fn unchanged_tag_costs_one_head() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     for n in 1..=3 {
         registry.forget_requests();
         let answer = if n == 2 { larder.head(TAG) } else { larder.get(TAG) };
-        answer.is_outcome(REVALIDATED);
+        answer.assert_outcome(REVALIDATED);
         assert_eq!(asked(&registry), ["HEAD v1"], "round {n}");
     }
 }
@@ -56,19 +56,19 @@ fn unchanged_tag_costs_one_head() {
 fn moved_tag_is_fetched_and_old_content_stays() {
     let (registry, old) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
-    larder.get(TAG).is_ok_with(&old.manifest.bytes);
+    larder.get(TAG).assert_body(&old.manifest.bytes);
     let new = Image::docker(2, "linux/amd64", vec![Blob::random(2, 100)]);
     registry.add_image("library/app", "v1", &new);
     registry.forget_requests();
     let answer = larder.get(TAG);
-    answer.is_ok_with(&new.manifest.bytes);
-    answer.is_outcome(MISS);
+    answer.assert_body(&new.manifest.bytes);
+    answer.assert_outcome(MISS);
     assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
     assert_eq!(asked(&registry)[0], "HEAD v1");
     assert_eq!(registry.count("GET", "/manifests/"), 1);
     registry.down();
     let digest = &old.manifest.digest;
-    larder.get(&format!("/v2/library/app/manifests/{digest}")).is_ok_with(&old.manifest.bytes);
+    larder.get(&format!("/v2/library/app/manifests/{digest}")).assert_body(&old.manifest.bytes);
 }
 
 #[test]
@@ -77,26 +77,26 @@ fn tag_moved_to_cached_content_needs_no_get() {
     let two = Image::small(2);
     registry.add_image("library/app", "v2", &two);
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
-    larder.get(TAG).is_ok_with(&one.manifest.bytes);
-    larder.get("/v2/library/app/manifests/v2").is_ok_with(&two.manifest.bytes);
+    larder.get(TAG).assert_body(&one.manifest.bytes);
+    larder.get("/v2/library/app/manifests/v2").assert_body(&two.manifest.bytes);
     registry.tag("library/app", "v1", &two.manifest.digest);
-    larder.get(TAG).is_ok_with(&two.manifest.bytes);
+    larder.get(TAG).assert_body(&two.manifest.bytes);
     registry.tag("library/app", "v1", &one.manifest.digest);
-    larder.get(TAG).is_ok_with(&one.manifest.bytes);
+    larder.get(TAG).assert_body(&one.manifest.bytes);
 }
 
 #[test]
 fn upstream_without_head_or_digest_is_asked_by_get() {
-    for fault in [Fault::Status(405), Fault::Without("Docker-Content-Digest")] {
+    for fault in [Fault::Status(405), Fault::RemoveHeader("Docker-Content-Digest")] {
         let (registry, image) = with_image();
         registry.script(When::manifests().method("HEAD"), fault);
         let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
         for _ in 0..2 {
-            larder.get(TAG).is_ok_with(&image.manifest.bytes);
+            larder.get(TAG).assert_body(&image.manifest.bytes);
         }
         let new = Image::small(2);
         registry.add_image("library/app", "v1", &new);
-        larder.get(TAG).is_ok_with(&new.manifest.bytes);
+        larder.get(TAG).assert_body(&new.manifest.bytes);
     }
 }
 
@@ -107,17 +107,17 @@ fn unfinished_head_confirms_nothing() {
         registry.add_image("library/granted", "v1", &image);
         registry.add_image("library/other", "v1", &Image::small(2));
         registry.script(When::manifests().method("HEAD"), Fault::Status(status));
-        let larder = Larder::before(&registry);
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
-        larder.settle();
+        let larder = Larder::in_front_of(&registry);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
+        larder.wait_idle();
         let ask = |name: &str| larder.get(&format!("/v2/library/{name}/manifests/{}", image.manifest.digest));
-        ask("other").is_error(404, "MANIFEST_UNKNOWN");
-        ask("granted").is_ok_with(&image.manifest.bytes);
+        ask("other").assert_error(404, "MANIFEST_UNKNOWN");
+        ask("granted").assert_body(&image.manifest.bytes);
 
         let lie = Arc::new(b"something else".to_vec());
         registry.add_image("library/lied", "v1", &image);
-        registry.script(When::manifests().method("GET"), Fault::Other(lie));
-        ask("lied").is_error(502, "UNAVAILABLE");
+        registry.script(When::manifests().method("GET"), Fault::ReplaceBody(lie));
+        ask("lied").assert_error(502, "UNAVAILABLE");
     }
 }
 
@@ -126,11 +126,11 @@ fn digest_is_never_revalidated() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
-    larder.get(&path).is_ok_with(&image.manifest.bytes);
-    larder.settle();
+    larder.get(&path).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
     registry.forget_requests();
     for _ in 0..3 {
-        larder.get(&path).is_outcome("larder; hit");
+        larder.get(&path).assert_outcome("larder; hit");
     }
     assert_eq!(registry.requests().len(), 0);
 }
@@ -150,9 +150,9 @@ fn revalidation_is_shared_by_waiting_clients() {
         let others: Vec<_> = (0..8).map(|_| scope.spawn(move || client.get(TAG))).collect();
         eventually("all nine are connected", || larder.counter("larder_connections", &[]) >= 9);
         gate.open();
-        first.join().unwrap().is_ok_with(bytes);
+        first.join().unwrap().assert_body(bytes);
         for other in others {
-            other.join().unwrap().is_ok_with(bytes);
+            other.join().unwrap().assert_body(bytes);
         }
     });
     let heads = registry.count("HEAD", "/manifests/v1");
@@ -166,7 +166,7 @@ fn uncached_tag_costs_one_get_for_many_clients() {
     let (registry, image) = with_image();
     let gate = Gate::new();
     registry.script(When::manifests(), Fault::HoldHead(gate.clone()));
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let client = larder.api();
     std::thread::scope(|scope| {
         let all: Vec<_> = (0..16).map(|_| scope.spawn(move || client.get(TAG))).collect();
@@ -174,7 +174,7 @@ fn uncached_tag_costs_one_get_for_many_clients() {
         eventually("all are connected", || larder.counter("larder_connections", &[]) >= 16);
         gate.open();
         for one in all {
-            one.join().unwrap().is_ok_with(&image.manifest.bytes);
+            one.join().unwrap().assert_body(&image.manifest.bytes);
         }
     });
     assert_eq!(registry.count("GET", "/manifests/v1"), 1);
@@ -191,17 +191,17 @@ fn absence_is_cached() {
         (blob, "BLOB_UNKNOWN"),
     ] {
         registry.forget_requests();
-        larder.get(&path).is_error(404, code);
+        larder.get(&path).assert_error(404, code);
         let first = registry.requests().len();
         assert!(first >= 1);
         for _ in 0..3 {
-            larder.get(&path).is_error(404, code);
+            larder.get(&path).assert_error(404, code);
             assert_eq!(larder.head(&path).status(), 404);
         }
         assert_eq!(registry.requests().len(), first, "{path}");
     }
     // The tag that exists is none of that.
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
 #[test]
@@ -209,9 +209,9 @@ fn absence_expires() {
     let (registry, image) = with_image();
     let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
     let path = "/v2/library/app/manifests/soon";
-    larder.get(path).is_error(404, "MANIFEST_UNKNOWN");
+    larder.get(path).assert_error(404, "MANIFEST_UNKNOWN");
     registry.tag("library/app", "soon", &image.manifest.digest);
-    larder.get(path).is_ok_with(&image.manifest.bytes);
+    larder.get(path).assert_body(&image.manifest.bytes);
 }
 
 #[test]
@@ -220,12 +220,12 @@ fn deleted_tag_is_404_after_its_ttl() {
         let (registry, image) = with_image();
         let setup = Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s");
         let larder = setup.set("cache.on_upstream_404", setting).start();
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
         registry.untag("library/app", "v1");
         assert_eq!(larder.get(TAG).status(), status, "{setting}");
         // No content is lost with it.
         let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
-        larder.get(&path).is_outcome("larder; hit");
+        larder.get(&path).assert_outcome("larder; hit");
     }
 }
 
@@ -239,8 +239,8 @@ fn content_is_served_only_to_linked_repositories() {
     larder.get("/v2/team/private/manifests/v1");
     let layer = &private.images[0].layers[0];
     let child = &private.images[0].manifest;
-    larder.get(&format!("/v2/team/private/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
-    larder.settle();
+    larder.get(&format!("/v2/team/private/blobs/{}", layer.digest)).assert_body(&layer.bytes);
+    larder.wait_idle();
     let blob = format!("/v2/library/public/blobs/{}", layer.digest);
     let manifest = format!("/v2/library/public/manifests/{}", child.digest);
     for method in ["GET", "HEAD"] {
@@ -259,12 +259,12 @@ fn content_is_served_only_to_linked_repositories() {
     registry.add_manifest("library/public", child);
     registry.forget_requests();
     eventually("the upstream is asked again", || larder.get(&blob).status() == 200);
-    larder.get(&blob).is_ok_with(&layer.bytes);
-    larder.get(&manifest).is_ok_with(&child.bytes);
+    larder.get(&blob).assert_body(&layer.bytes);
+    larder.get(&manifest).assert_body(&child.bytes);
     assert_eq!(registry.count("HEAD", &layer.digest), 1);
     assert_eq!(registry.count("GET", &layer.digest), 0);
     registry.down();
-    larder.get(&blob).is_outcome("larder; hit");
+    larder.get(&blob).assert_outcome("larder; hit");
 }
 
 #[test]
@@ -273,16 +273,16 @@ fn manifest_links_its_blobs_only() {
     let image = Image::small(1);
     registry.add_image("library/one", "v1", &image);
     registry.add_image("library/two", "v1", &image);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let layer = &image.layers[0];
     larder.get("/v2/library/one/manifests/v1");
-    larder.get(&format!("/v2/library/one/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
-    larder.settle();
+    larder.get(&format!("/v2/library/one/blobs/{}", layer.digest)).assert_body(&layer.bytes);
+    larder.wait_idle();
     // Its own manifest says that the layer belongs to it: nobody need be asked.
-    larder.get("/v2/library/two/manifests/v1").is_ok_with(&image.manifest.bytes);
-    larder.settle();
+    larder.get("/v2/library/two/manifests/v1").assert_body(&image.manifest.bytes);
+    larder.wait_idle();
     registry.forget_requests();
-    larder.get(&format!("/v2/library/two/blobs/{}", layer.digest)).is_ok_with(&layer.bytes);
+    larder.get(&format!("/v2/library/two/blobs/{}", layer.digest)).assert_body(&layer.bytes);
     assert_eq!(registry.count("GET", "/blobs/"), 0);
 }
 
@@ -300,7 +300,7 @@ fn expired_tag_is_revalidated_once() {
     let larder = Setup::with(&registry).set("cache.tag_ttl", "4s").start();
     let path = |tag: &str| format!("/v2/library/app/manifests/{tag}");
     for tag in &tags {
-        larder.get(&path(tag)).is_ok_with(&image.manifest.bytes);
+        larder.get(&path(tag)).assert_body(&image.manifest.bytes);
     }
     // Only time makes a tag old.
     std::thread::sleep(TTL);
@@ -318,7 +318,7 @@ fn expired_tag_is_revalidated_once() {
                 let (client, path, bytes) = (larder.api(), path(tag), &image.manifest.bytes);
                 scope.spawn(move || {
                     std::thread::sleep(Duration::from_micros(delay));
-                    client.get(&path).is_ok_with(bytes);
+                    client.get(&path).assert_body(bytes);
                 });
             }
         });

@@ -5,10 +5,10 @@ use crate::support;
 use std::fs;
 use std::process::{Command, Stdio};
 
-use support::verb::{self, Ran};
+use support::verb::{self, Output};
 use support::{Image, Larder, Registry, Setup};
 
-fn larder(setup: &Setup, arguments: &[&str]) -> Ran {
+fn larder(setup: &Setup, arguments: &[&str]) -> Output {
     verb::run(setup, setup.bare_command().args(arguments))
 }
 
@@ -22,7 +22,7 @@ fn is_there(program: &str) -> bool {
 fn completions_exist_for_every_shell() {
     let setup = Setup::empty();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let script = larder(&setup, &["completions", shell]).ended(0).stdout;
+        let script = larder(&setup, &["completions", shell]).exited_with(0).stdout;
         for word in ["larder", "doctor", "per-registry", "containerd"] {
             assert!(script.contains(word), "{shell} lacks {word}");
         }
@@ -33,7 +33,7 @@ fn completions_exist_for_every_shell() {
             assert!(read.status.success() && read.stderr.is_empty(), "{shell}: {read:?}");
         }
     }
-    larder(&setup, &["completions", "tcsh"]).ended(2);
+    larder(&setup, &["completions", "tcsh"]).exited_with(2);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn bash_completion_has_verbs_and_clients() {
         return;
     }
     let setup = Setup::empty();
-    let script = larder(&setup, &["completions", "bash"]).ended(0).stdout;
+    let script = larder(&setup, &["completions", "bash"]).exited_with(0).stdout;
     let file = setup.write("larder.bash", &script);
     let complete = |words: &str, at: usize| {
         let line = format!(
@@ -61,7 +61,7 @@ fn bash_completion_has_verbs_and_clients() {
 fn manual_page_exists_for_every_verb() {
     let setup = Setup::empty();
     let folder = setup.folder().join("man1");
-    let told = larder(&setup, &["man", "--dir", folder.to_str().unwrap()]).ended(0).stdout;
+    let told = larder(&setup, &["man", "--dir", folder.to_str().unwrap()]).exited_with(0).stdout;
     let mut names: Vec<_> =
         fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -71,7 +71,7 @@ fn manual_page_exists_for_every_verb() {
     }
     assert!(!names.iter().any(|it| it.contains("help")), "{names:?}");
     let first = fs::read_to_string(folder.join("larder.1")).unwrap();
-    assert_eq!(larder(&setup, &["man"]).ended(0).stdout, first);
+    assert_eq!(larder(&setup, &["man"]).exited_with(0).stdout, first);
     for section in ["NAME", "SYNOPSIS", "OPTIONS", "\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
         assert!(first.contains(&format!("\n.SH {section}\n")), "no {section}: {first}");
     }
@@ -89,7 +89,7 @@ fn manual_page_exists_for_every_verb() {
         }
     }
     let file = setup.write("file", "");
-    let refused = larder(&setup, &["man", "--dir", file.to_str().unwrap()]).ended(1);
+    let refused = larder(&setup, &["man", "--dir", file.to_str().unwrap()]).exited_with(1);
     assert!(refused.stderr.contains("file"), "{refused:?}");
 }
 
@@ -97,8 +97,8 @@ fn manual_page_exists_for_every_verb() {
 fn colours_need_a_terminal_or_a_request() {
     let registry = Registry::start();
     registry.add_image("library/app", "1", &Image::small(1));
-    let larder = Larder::before(&registry);
-    verb::online(&larder, &["warm", "app:1"]).ended(0);
+    let larder = Larder::in_front_of(&registry);
+    verb::online(&larder, &["warm", "app:1"]).exited_with(0);
     let server = format!("http://{}", larder.admin_addr());
     let config = larder.setup().config_file().display().to_string();
     let reach = ["--server", server.as_str()];
@@ -122,7 +122,7 @@ fn colours_need_a_terminal_or_a_request() {
                 command.env_remove(name);
             }
             command.env("TERM", "xterm").envs(variables.iter().copied()).args(&arguments);
-            let ran = verb::run(larder.setup(), &mut command).ended(0);
+            let ran = verb::run(larder.setup(), &mut command).exited_with(0);
             ran.stdout.contains('\u{1b}') || ran.stderr.contains('\u{1b}')
         };
         assert!(!escapes(&[]), "{arguments:?} is no terminal's");

@@ -9,17 +9,17 @@ use support::{Auth, Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eve
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 
-fn house() -> (Registry, Larder, Image) {
+fn fixture() -> (Registry, Larder, Image) {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     (registry, larder, image)
 }
 
 #[test]
 fn admin_port_answers_without_the_upstream() {
-    let (registry, larder, _) = house();
+    let (registry, larder, _) = fixture();
     registry.down();
     for path in ["/livez", "/readyz"] {
         assert_eq!(larder.admin().get(path).status(), 200, "{path}");
@@ -37,14 +37,14 @@ fn admin_port_answers_without_the_upstream() {
 
 #[test]
 fn requests_are_counted_by_kind_and_outcome() {
-    let (registry, larder, image) = house();
+    let (registry, larder, image) = fixture();
     let layer = &image.layers[0];
     let blob = format!("/v2/library/app/blobs/{}", layer.digest);
     let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
     for path in [TAG, TAG, &by_digest, &blob] {
         assert_eq!(larder.get(path).status(), 200);
     }
-    larder.settle();
+    larder.wait_idle();
     for path in [&blob, "/v2/", "/v2/_catalog", "/v2/library/app/tags/list"] {
         assert_eq!(larder.get(path).status(), 200);
     }
@@ -103,7 +103,7 @@ fn requests_are_counted_by_kind_and_outcome() {
 
 #[test]
 fn unanswered_upstream_request_is_counted() {
-    let (registry, larder, _) = house();
+    let (registry, larder, _) = fixture();
     registry.down();
     larder.get(TAG);
     let labels = [("upstream", "docker.io"), ("status", "error")];
@@ -121,7 +121,7 @@ fn series(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn exposition_follows_prometheus_conventions() {
-    let (_registry, larder, _) = house();
+    let (_registry, larder, _) = fixture();
     larder.get(TAG);
     let text = larder.metrics_text();
     let mut types = BTreeSet::new();
@@ -149,7 +149,7 @@ fn exposition_follows_prometheus_conventions() {
 
 #[test]
 fn requests_create_no_new_series() {
-    let (_registry, larder, _) = house();
+    let (_registry, larder, _) = fixture();
     let ask = |n: u32| {
         larder.get(&format!("/v2/library/none{n}/manifests/v{n}"));
         larder.get(&format!("/v2/org{n}/app/blobs/{}", Blob::new(n.to_string()).digest));
@@ -171,9 +171,9 @@ fn request_lines(larder: &Larder) -> Vec<Value> {
 
 #[test]
 fn request_is_logged_in_one_line() {
-    let (_registry, larder, image) = house();
+    let (_registry, larder, image) = fixture();
     larder.get(TAG);
-    larder.settle();
+    larder.wait_idle();
     larder.get(TAG);
     larder.head(TAG);
     larder.get("/v2/library/app/manifests/none");
@@ -205,7 +205,7 @@ fn request_is_logged_in_one_line() {
 
 #[test]
 fn request_log_can_be_disabled() {
-    let (registry, _, _) = house();
+    let (registry, _, _) = fixture();
     let larder = Setup::with(&registry).set("log.requests", false).start();
     larder.get(TAG);
     larder.get("/v2/");
@@ -217,7 +217,7 @@ fn request_log_can_be_disabled() {
 
 #[test]
 fn request_cannot_inject_log_lines() {
-    let (_registry, larder, _) = house();
+    let (_registry, larder, _) = fixture();
     let forged = "%0a{%22message%22:%22request%22,%22forged%22:true}";
     larder.get(&format!("/v2/library/app/manifests/{forged}"));
     larder.get(&format!("/v2/library/app/manifests/v1?ns={forged}"));
@@ -248,8 +248,8 @@ fn secrets_are_not_logged_at_trace_level() {
         Auth::Bearer(Some(("someone".into(), "changed".into()))),
         Auth::Basic("someone".into(), "changed".into()),
     ] {
-        registry.demand(auth);
-        registry.behave();
+        registry.require_auth(auth);
+        registry.clear_faults();
         let signed = format!("{}/v2/library/app/blobs/", cdn.url());
         registry.script(
             When::blobs(),
@@ -306,18 +306,18 @@ fn verify_failures_count_only_verification() {
     let registry = Registry::start();
     let blob = Blob::random(1, 100_000);
     registry.add_blob("library/app", &blob);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let broken_page = vec![("Content-Type".to_owned(), "text/html".to_owned())];
     let faults = [
-        (Fault::Header("Content-Encoding", "br".to_owned()), 0),
+        (Fault::SetHeader("Content-Encoding", "br".to_owned()), 0),
         // Of this machine, and all the same not the host that is configured.
         (Fault::Redirect(307, "http://127.0.0.2:9".to_owned()), 0),
         (Fault::Redirect(307, "ftp://127.0.0.1".to_owned()), 0),
         (Fault::Answer(204, broken_page, Vec::new()), 0),
-        (Fault::Close, 0),
+        (Fault::CloseConnection, 0),
         (Fault::Status(403), 0),
-        (Fault::Flip(50_000), 1),
+        (Fault::FlipBit(50_000), 1),
     ];
     for (n, (fault, failures)) in (1..).zip(faults) {
         registry.script(When::blobs().method("GET"), fault);
@@ -325,17 +325,17 @@ fn verify_failures_count_only_verification() {
             assert_ne!(answer.status(), 200, "fault {n}: {answer:?}");
         }
         larder.wait_counter("larder_fills_total", &[], n);
-        larder.settle();
+        larder.wait_idle();
         let counted = larder.counter("larder_verify_failures_total", &[]);
         assert_eq!(counted, failures, "fault {n}: {}", larder.log_text());
-        registry.behave();
+        registry.clear_faults();
     }
-    larder.get(&path).is_ok_with(&blob.bytes);
+    larder.get(&path).assert_body(&blob.bytes);
 }
 
 #[test]
 fn aborted_request_is_counted_once() {
-    let (registry, larder, image) = house();
+    let (registry, larder, image) = fixture();
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
     let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
     for (n, path) in (1..).zip([&blob, &by_digest, TAG]) {
@@ -350,7 +350,7 @@ fn aborted_request_is_counted_once() {
         let line = larder.wait_for_line("the line of a request that was left", is_its);
         assert!(line["status"] == 499 || line["complete"] == false, "{line}");
         gate.open();
-        larder.settle();
+        larder.wait_idle();
         // Whatever came after the gate has had its time when this one is through.
         assert_eq!(larder.get("/v2/").status(), 200);
         assert_eq!(larder.log_lines().iter().filter(|line| is_its(line)).count(), 1, "{path}");

@@ -3,7 +3,7 @@
 use crate::support;
 
 use support::content::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
-use support::house::TAG;
+use support::fixture::TAG;
 use support::{Answer, Document, Fault, Image, Index, Larder, Registry, Setup, When, eventually};
 
 const LIST: &str = "/v2/library/app/manifests/v1";
@@ -42,18 +42,18 @@ fn variant_is_stored_and_revalidated_beside_the_index() {
     let (registry, index) = converting(None);
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     let child = &index.images[0].manifest;
-    larder.get(LIST).is_ok_with(&index.document.bytes);
-    old(&larder, "GET").is_ok_with(&child.bytes);
-    larder.settle();
+    larder.get(LIST).assert_body(&index.document.bytes);
+    old(&larder, "GET").assert_body(&child.bytes);
+    larder.wait_idle();
     registry.forget_requests();
     // One HEAD for the tag, one for the variant.
-    old(&larder, "GET").is_outcome("larder; hit; detail=revalidated");
+    old(&larder, "GET").assert_outcome("larder; hit; detail=revalidated");
     assert_eq!((registry.count("HEAD", "/v1"), registry.count("GET", "/manifests/")), (2, 0));
     registry.down();
     let answer = old(&larder, "GET");
-    answer.is_ok_with(&child.bytes);
-    answer.is_outcome("larder; hit; detail=stale");
-    larder.get(LIST).is_ok_with(&index.document.bytes);
+    answer.assert_body(&child.bytes);
+    answer.assert_outcome("larder; hit; detail=stale");
+    larder.get(LIST).assert_body(&index.document.bytes);
 }
 
 /// As Docker Hub, GHCR and others do: 404 for who takes none of the types that the tag has.
@@ -80,7 +80,7 @@ fn refused_variant_is_forwarded_and_changes_nothing() {
         );
         let larder = Setup::with(&registry).set("cache.negative_ttl", "1h").start();
         if first {
-            larder.get(LIST).is_ok_with(&index.document.bytes);
+            larder.get(LIST).assert_body(&index.document.bytes);
         }
         for method in ["GET", "HEAD", "GET"] {
             let answer = old(&larder, method);
@@ -93,9 +93,9 @@ fn refused_variant_is_forwarded_and_changes_nothing() {
             .filter(|seen| !accepts_index(seen.header("accept").unwrap_or_default()));
         assert_eq!(refused.count(), 1);
         // Who takes the index has it all the same.
-        larder.get(LIST).is_ok_with(&index.document.bytes);
+        larder.get(LIST).assert_body(&index.document.bytes);
         registry.down();
-        larder.get(LIST).is_outcome("larder; hit");
+        larder.get(LIST).assert_outcome("larder; hit");
     }
 }
 
@@ -108,18 +108,18 @@ fn child_answered_under_the_index_digest_is_corrected() {
         let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
         let child = &index.images[0].manifest;
         if index_first {
-            larder.get(LIST).is_ok_with(&index.document.bytes);
+            larder.get(LIST).assert_body(&index.document.bytes);
         }
         for _ in 0..3 {
             let answer = old(&larder, "GET");
-            answer.is_ok_with(&child.bytes);
+            answer.assert_body(&child.bytes);
             assert_eq!(answer.header("docker-content-digest"), Some(child.digest.as_str()));
             assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
             assert_eq!(old(&larder, "HEAD").header("docker-content-digest"), Some(child.digest.as_str()));
         }
-        larder.get(LIST).is_ok_with(&index.document.bytes);
+        larder.get(LIST).assert_body(&index.document.bytes);
         registry.down();
-        old(&larder, "GET").is_ok_with(&child.bytes);
+        old(&larder, "GET").assert_body(&child.bytes);
     }
 }
 
@@ -128,12 +128,12 @@ fn wrong_content_type_is_replaced_by_the_body_type() {
     for told in ["text/html", "image/png", "application/octet-stream", "nonsense", OCI_INDEX] {
         let (registry, image) = (Registry::start(), Image::small(1));
         registry.add_image("library/app", "v1", &image);
-        registry.script(When::manifests(), Fault::Header("Content-Type", told.to_owned()));
-        let larder = Larder::before(&registry);
+        registry.script(When::manifests(), Fault::SetHeader("Content-Type", told.to_owned()));
+        let larder = Larder::in_front_of(&registry);
         let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
         for path in [TAG, &by_digest] {
             let answer = larder.get(path);
-            answer.is_ok_with(&image.manifest.bytes);
+            answer.assert_body(&image.manifest.bytes);
             assert_eq!(answer.header("content-type"), Some(OCI_MANIFEST), "{told}");
             assert_eq!(larder.head(path).header("content-type"), Some(OCI_MANIFEST), "{told}");
         }
@@ -151,16 +151,16 @@ fn tag_is_kept_if_only_head_says_404() {
             Setup::with(&registry).set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s").start();
         for _ in 0..2 {
             let answer = larder.get(TAG);
-            answer.is_ok_with(&image.manifest.bytes);
+            answer.assert_body(&image.manifest.bytes);
             assert!(!answer.head.outcome().contains("stale"), "{status}: {:?}", answer.head);
             assert_eq!(larder.head(TAG).status(), 200, "{status}");
         }
         // It moves, and it goes, by what GET says.
         let new = Image::small(2);
         registry.add_image("library/app", "v1", &new);
-        larder.get(TAG).is_ok_with(&new.manifest.bytes);
+        larder.get(TAG).assert_body(&new.manifest.bytes);
         registry.untag("library/app", "v1");
-        larder.get(TAG).is_error(404, "MANIFEST_UNKNOWN");
+        larder.get(TAG).assert_error(404, "MANIFEST_UNKNOWN");
     }
 }
 
@@ -171,16 +171,16 @@ fn blob_is_found_although_head_says_404() {
         registry.add_image("library/app", "v1", &image);
         registry.add_image("library/also", "v1", &image);
         registry.script(When::blobs().method("HEAD"), Fault::Status(status));
-        let larder = Larder::before(&registry);
+        let larder = Larder::in_front_of(&registry);
         let layer = &image.layers[0];
         let at = |name: &str| format!("/v2/library/{name}/blobs/{}", layer.digest);
         let head = larder.head(&at("app"));
         assert_eq!((head.status(), head.head.content_length()), (200, Some(layer.len())), "{status}");
-        larder.get(&at("app")).is_ok_with(&layer.bytes);
-        larder.settle();
+        larder.get(&at("app")).assert_body(&layer.bytes);
+        larder.wait_idle();
         // The right to what is held already can only be asked for.
-        larder.get(&at("also")).is_ok_with(&layer.bytes);
-        larder.get(&at("stranger")).is_error(404, "BLOB_UNKNOWN");
+        larder.get(&at("also")).assert_body(&layer.bytes);
+        larder.get(&at("stranger")).assert_error(404, "BLOB_UNKNOWN");
         let sent: u64 = registry.seen("GET", "/blobs/").iter().map(support::Seen::sent).sum();
         assert!(sent < 2 * layer.len() as u64, "it was fetched more than once: {sent} bytes");
     }
@@ -189,10 +189,14 @@ fn blob_is_found_although_head_says_404() {
 #[test]
 fn missing_digest_length_and_type_are_determined() {
     let faults = [
-        vec![Fault::Without("Docker-Content-Digest")],
+        vec![Fault::RemoveHeader("Docker-Content-Digest")],
         vec![Fault::Chunked],
-        vec![Fault::Untold],
-        vec![Fault::Without("Docker-Content-Digest"), Fault::Without("Content-Type"), Fault::Untold],
+        vec![Fault::NoLength],
+        vec![
+            Fault::RemoveHeader("Docker-Content-Digest"),
+            Fault::RemoveHeader("Content-Type"),
+            Fault::NoLength,
+        ],
     ];
     for (n, faults) in faults.into_iter().enumerate() {
         let (registry, index) = (Registry::start(), Index::oci(1));
@@ -204,24 +208,26 @@ fn missing_digest_length_and_type_are_determined() {
         let documents: Vec<&Document> = index.documents();
         for _ in 0..2 {
             let answer = larder.get(TAG);
-            answer.is_ok_with(&index.document.bytes);
+            answer.assert_body(&index.document.bytes);
             assert_eq!(answer.header("docker-content-digest"), Some(index.document.digest.as_str()));
             assert_eq!(answer.header("content-type"), Some(OCI_INDEX));
             assert_eq!(answer.head.content_length(), Some(index.document.bytes.len()));
             assert_eq!(larder.head(TAG).head.content_length(), Some(index.document.bytes.len()), "{n}");
         }
         for document in &documents {
-            larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).is_ok_with(&document.bytes);
+            larder
+                .get(&format!("/v2/library/app/manifests/{}", document.digest))
+                .assert_body(&document.bytes);
         }
         for blob in index.images.iter().flat_map(Image::blobs) {
-            larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+            larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
         }
-        larder.settle();
+        larder.wait_idle();
         registry.down();
         eventually("the tag is served on", || larder.get(TAG).status() == 200);
         for document in documents {
             let path = format!("/v2/library/app/manifests/{}", document.digest);
-            larder.get(&path).is_outcome("larder; hit");
+            larder.get(&path).assert_outcome("larder; hit");
         }
     }
 }
@@ -231,9 +237,9 @@ fn missing_digest_length_and_type_are_determined() {
 fn short_body_without_length_is_incomplete() {
     let (registry, image) = (Registry::start(), Image::small(1));
     registry.add_image("library/app", "v1", &image);
-    registry.script(When::any().method("GET"), Fault::Untold);
+    registry.script(When::any().method("GET"), Fault::NoLength);
     registry.script(When::any().method("GET"), Fault::Cut(100));
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let layer = &image.layers[0];
     let manifest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
     let blob = format!("/v2/library/app/blobs/{}", layer.digest);
@@ -242,8 +248,8 @@ fn short_body_without_length_is_incomplete() {
             assert_eq!(answer.status(), 502, "{path}: {answer:?}");
         }
     }
-    larder.settle();
-    registry.behave();
-    larder.get(&manifest).is_ok_with(&image.manifest.bytes);
-    larder.get(&blob).is_ok_with(&layer.bytes);
+    larder.wait_idle();
+    registry.clear_faults();
+    larder.get(&manifest).assert_body(&image.manifest.bytes);
+    larder.get(&blob).assert_body(&layer.bytes);
 }

@@ -82,12 +82,12 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
 }
 
 /// A larder with an index of which one platform is held, a job that has ended, and its document.
-fn house() -> (Registry, Larder, Value) {
+fn fixture() -> (Registry, Larder, Value) {
     let registry = Registry::start();
     registry.add_index("library/multi", "v1", &Index::oci(7));
     registry.add_image("org/app", "1", &Image::small(3));
-    let larder = Larder::before(&registry);
-    verb::online(&larder, &["warm", "multi:v1", "org/app:1", "--platform", "linux/amd64"]).ended(0);
+    let larder = Larder::in_front_of(&registry);
+    verb::online(&larder, &["warm", "multi:v1", "org/app:1", "--platform", "linux/amd64"]).exited_with(0);
     let document = larder.admin().get("/api/v1/openapi.json").json();
     (registry, larder, document)
 }
@@ -107,7 +107,7 @@ fn target(path: &str) -> String {
 
 #[test]
 fn routes_answer_as_documented() {
-    let (_registry, larder, document) = house();
+    let (_registry, larder, document) = fixture();
     for (path, operations) in document["paths"].as_object().unwrap() {
         let operations = operations.as_object().unwrap();
         for method in METHODS {
@@ -142,7 +142,7 @@ fn routes_answer_as_documented() {
 
 #[test]
 fn inventory_matches_its_schema() {
-    let (_registry, larder, document) = house();
+    let (_registry, larder, document) = fixture();
     let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
     for (path, name) in [
         ("/images", "Images"),

@@ -11,17 +11,17 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::house::{MIB, TAG};
+use support::certificate::{client, peer_certificate};
+use support::fixture::{MIB, TAG};
 use support::larder::run_to_exit;
-use support::secure::{client, shown};
 use support::{
-    Blob, Client, Fault, Gate, Image, Issued, Larder, PATIENCE, Registry, Setup, When, eventually,
+    Blob, Client, Fault, Gate, Image, Larder, Registry, Setup, TIME_LIMIT, TestCertificate, When, eventually,
 };
 
 /// The whole answer to a GET over a socket in the file system.
 fn get_by(socket: &Path, path: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIME_LIMIT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -36,7 +36,7 @@ fn setup() -> (Registry, Setup) {
 }
 
 /// The setup with a port for TLS and this certificate.
-fn with_tls(setup: Setup, issued: &Issued) -> Setup {
+fn with_tls(setup: Setup, issued: &TestCertificate) -> Setup {
     let (cert, key) = issued.write_into(&setup.folder().join("tls"));
     setup
         .set("server.tls_listen", "127.0.0.1:0")
@@ -57,7 +57,7 @@ fn every_socket_of_a_port_is_served() {
     let addresses = larder.addresses("api");
     assert_eq!(addresses.len(), 2);
     for address in addresses {
-        Client::new(address).get("/v2/").is_ok_with(b"{}");
+        Client::new(address).get("/v2/").assert_body(b"{}");
     }
     let answer = get_by(&socket, "/v2/").unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("{}"), "{answer}");
@@ -79,11 +79,11 @@ fn connection_limit_is_shared_by_all_sockets() {
     // Silence on one socket keeps the only place, until it has lasted too long.
     let mut silent = UnixStream::connect(&socket).unwrap();
     eventually("it is taken in", || larder.counter("larder_connections", &[]) == 1);
-    let hasty = larder.api().patient_for(Duration::from_millis(100));
+    let hasty = larder.api().read_timeout(Duration::from_millis(100));
     hasty.try_send("GET", "/v2/", &[]).unwrap_err();
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
     let mut rest = Vec::new();
-    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    silent.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     silent.read_to_end(&mut rest).expect("it was let go");
 }
 
@@ -165,7 +165,7 @@ fn sockets_are_inherited_from_the_service_manager() {
     let mut answer = String::new();
     early.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
     assert!(get_by(&socket, "/v2/").unwrap().starts_with("HTTP/1.1 200 "));
     larder.terminate();
     assert!(larder.wait_exit().success());
@@ -195,13 +195,13 @@ async fn tls_negotiates_http1_and_http2() {
     let layer = Blob::random(1, 5 * MIB + 17);
     let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
     registry.add_image("library/app", "v1", &image);
-    let issued = Issued::new();
+    let issued = TestCertificate::new();
     let larder = with_tls(Setup::with(&registry), &issued).start();
     for (name, version) in [("http/1.1", http::Version::HTTP_11), ("h2", http::Version::HTTP_2)] {
         let client = client([&issued], name);
         let answer = client.get(url(&larder, TAG)).send().await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
-        assert_eq!(shown(&answer), issued.der);
+        assert_eq!(peer_certificate(&answer), issued.der);
         assert!(answer.bytes().await.unwrap() == *image.manifest.bytes);
         // Cold for the first version, warm for the second; several at once on one connection.
         let path = format!("/v2/library/app/blobs/{}", layer.digest);
@@ -220,7 +220,7 @@ async fn tls_negotiates_http1_and_http2() {
         assert_eq!(missing.status().as_u16(), 404);
     }
     // The plain port goes on beside it.
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,7 +228,7 @@ async fn http2_authority_selects_the_upstream() {
     let (hub, other) = (Registry::start(), Registry::start());
     let image = Image::small(3);
     other.add_image("org/app", "v1", &image);
-    let issued = Issued::new();
+    let issued = TestCertificate::new();
     let setup = with_tls(Setup::with(&hub).upstream("quay.io", &other), &issued);
     let larder = setup.upstream_set("quay.io", "hostnames", vec!["127.0.0.1"]).start();
     for version in ["http/1.1", "h2"] {
@@ -240,9 +240,9 @@ async fn http2_authority_selects_the_upstream() {
 #[test]
 fn broken_certificate_is_named_at_start() {
     let (_registry, setup) = setup();
-    let setup = with_tls(setup, &Issued::new());
+    let setup = with_tls(setup, &TestCertificate::new());
     let folder = setup.folder().join("tls");
-    std::fs::write(folder.join("tls.key"), Issued::new().key).unwrap();
+    std::fs::write(folder.join("tls.key"), TestCertificate::new().key).unwrap();
     let exit = setup.run_to_exit();
     assert!(!exit.status.success());
     assert!(exit.stderr.contains("tls.key") && exit.stderr.contains("does not belong to"), "{}", exit.stderr);
@@ -254,7 +254,7 @@ fn broken_certificate_is_named_at_start() {
 #[test]
 fn admin_port_supports_tls() {
     let (_registry, setup) = setup();
-    let issued = Issued::new();
+    let issued = TestCertificate::new();
     let larder = with_tls(setup, &issued).set("admin.tls_listen", "127.0.0.1:0").start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let address = larder.addresses("admin_tls")[0];
@@ -267,7 +267,7 @@ fn admin_port_supports_tls() {
 #[test]
 fn unfinished_tls_handshake_times_out() {
     let (_registry, setup) = setup();
-    let larder = with_tls(setup, &Issued::new()).set("server.header_timeout", "500ms").start();
+    let larder = with_tls(setup, &TestCertificate::new()).set("server.header_timeout", "500ms").start();
     let port = Client::new(larder.addresses("api_tls")[0]);
     for start in [&b""[..], &[0x16, 0x03, 0x01, 0x00, 0xc8, 0x01]] {
         let began = Instant::now();
@@ -278,13 +278,13 @@ fn unfinished_tls_handshake_times_out() {
     let began = Instant::now();
     let answer = port.raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", Duration::from_secs(20));
     assert!(began.elapsed() < Duration::from_secs(10) && !answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_http2_connection_is_closed() {
     let (_registry, setup) = setup();
-    let issued = Issued::new();
+    let issued = TestCertificate::new();
     let larder = with_tls(setup, &issued).set("server.header_timeout", "500ms").start();
     let client = client([&issued], "h2");
     assert_eq!(client.get(url(&larder, "/v2/")).send().await.unwrap().status().as_u16(), 200);
@@ -300,7 +300,7 @@ async fn stop_lets_http2_transfers_finish() {
     registry.add_blob("library/app", &blob);
     let gate = Gate::new();
     registry.script(When::blobs(), Fault::HoldBody(2 * MIB, gate.clone()));
-    let issued = Issued::new();
+    let issued = TestCertificate::new();
     let mut larder = with_tls(Setup::with(&registry), &issued).start();
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let mut answer = client([&issued], "h2").get(url(&larder, &path)).send().await.unwrap();
@@ -322,8 +322,8 @@ async fn http2_stream_of_a_wrong_body_is_reset() {
     let registry = Registry::start();
     let blob = Blob::random(1, 2 * MIB);
     registry.add_blob("library/app", &blob);
-    registry.script(When::blobs(), Fault::Flip(MIB));
-    let issued = Issued::new();
+    registry.script(When::blobs(), Fault::FlipBit(MIB));
+    let issued = TestCertificate::new();
     let larder = with_tls(Setup::with(&registry), &issued).start();
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let client = client([&issued], "h2");
@@ -337,12 +337,12 @@ async fn http2_stream_of_a_wrong_body_is_reset() {
 #[test]
 fn half_open_clients_are_harmless() {
     let (_registry, setup) = setup();
-    let larder = with_tls(setup, &Issued::new()).start();
+    let larder = with_tls(setup, &TestCertificate::new()).start();
     let port = Client::new(larder.addresses("api_tls")[0]);
     for _ in 0..20 {
         let stream = port.connect().unwrap();
         let _ = (&stream).write_all(&[0x16, 0x03, 0x01]);
         let _ = stream.shutdown(Shutdown::Both);
     }
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
 }

@@ -2,7 +2,7 @@
 
 use crate::support;
 
-use support::house::TAG;
+use support::fixture::TAG;
 use support::larder::run_to_exit;
 use support::proxy::Proxy;
 use support::{Image, Larder, Registry, Setup, TlsServer};
@@ -21,9 +21,9 @@ fn registry() -> (Registry, Image) {
 /// Pulls the image, cold.
 #[track_caller]
 fn pull(larder: &Larder, image: &Image) {
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     for blob in image.blobs() {
-        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
     }
 }
 
@@ -44,13 +44,13 @@ fn configured_proxy_is_used_for_everything() {
     let ((registry, image), proxy) = (registry(), Proxy::start());
     let larder = Setup::with(&registry).upstream_set("docker.io", "proxy", proxy.url()).start();
     pull(&larder, &image);
-    let asked = proxy.asked();
+    let asked = proxy.requests();
     assert_eq!(asked.len(), registry.requests().len(), "{asked:?}");
     assert!(asked.iter().any(|line| *line == format!("GET {}{TAG} HTTP/1.1", registry.url())), "{asked:?}");
     // Another upstream has nothing to do with it.
     let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "proxy", "direct"));
     larder.get("/v2/library/app/manifests/other");
-    assert_eq!(proxy.asked().len(), asked.len());
+    assert_eq!(proxy.requests().len(), asked.len());
 }
 
 #[test]
@@ -65,10 +65,10 @@ fn tls_uses_a_tunnel() {
         .upstream_set("docker.io", "ca_file", ca)
         .upstream_set("docker.io", "proxy", proxy.url())
         .start();
-    larder.get(TAG).is_error(404, "MANIFEST_UNKNOWN");
+    larder.get(TAG).assert_error(404, "MANIFEST_UNKNOWN");
     let to = server.url().replace("https://", "CONNECT ") + " HTTP/1.1";
-    assert!(proxy.asked().iter().all(|line| *line == to), "{:?}", proxy.asked());
-    assert!(!proxy.asked().is_empty());
+    assert!(proxy.requests().iter().all(|line| *line == to), "{:?}", proxy.requests());
+    assert!(!proxy.requests().is_empty());
     // A proxy that refuses is said to have done so, and what it is called is no client's business.
     proxy.refuse(403);
     let answer = larder.get("/v2/library/app/manifests/other");
@@ -80,13 +80,13 @@ fn tls_uses_a_tunnel() {
 #[test]
 fn environment_proxy_is_used_unless_excluded() {
     let (registry, image) = registry();
-    let proxy = Proxy::knowing(NAME, registry.addr());
+    let proxy = Proxy::resolving(NAME, registry.addr());
     for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY"] {
-        let before = proxy.asked().len();
+        let before = proxy.requests().len();
         pull(&elsewhere(Setup::empty(), &[(name, &proxy.url())]), &image);
-        assert!(proxy.asked().len() > before, "{name}");
+        assert!(proxy.requests().len() > before, "{name}");
     }
-    let before = proxy.asked().len();
+    let before = proxy.requests().len();
     for (variables, settings) in [
         (&[("HTTP_PROXY", proxy.url()), ("NO_PROXY", ".test".to_owned())][..], None),
         (&[("HTTP_PROXY", proxy.url())], Some("direct")),
@@ -101,20 +101,20 @@ fn environment_proxy_is_used_unless_excluded() {
         };
         assert_eq!(elsewhere(setup, &variables).get(TAG).status(), 502, "{variables:?}");
     }
-    assert_eq!(proxy.asked().len(), before);
+    assert_eq!(proxy.requests().len(), before);
     // What is on this machine needs none.
     let setup = Setup::with(&registry);
     let mut command = setup.command();
     command.env("HTTP_PROXY", proxy.url());
     pull(&setup.start_by(&mut command), &image);
-    assert_eq!(proxy.asked().len(), before);
+    assert_eq!(proxy.requests().len(), before);
 }
 
 #[test]
 fn proxy_credentials_come_from_the_environment_and_are_never_printed() {
     let (registry, image) = registry();
-    let proxy = Proxy::knowing(NAME, registry.addr());
-    proxy.demand(LOGIN);
+    let proxy = Proxy::resolving(NAME, registry.addr());
+    proxy.require_login(LOGIN);
     let with = |login: &str| format!("http://{login}@{}", proxy.addr());
     for (login, status) in [("me:secret", 200), ("me:wrong-secret", 502)] {
         let larder = elsewhere(Setup::empty(), &[("HTTP_PROXY", &with(login))]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use support::{Fault, Index, Larder, Registry, Setup, Timed, When, eventually};
+use support::{Fault, InProcessLarder, Index, Larder, Registry, Setup, When, eventually};
 
 const TAG: &str = "/v2/library/multi/manifests/v1";
 
@@ -65,8 +65,8 @@ impl Hub {
 fn quota_is_shown() {
     let hub = Hub::new(90);
     let larder = hub.setup().start();
-    larder.get(TAG).is_ok_with(&hub.index.document.bytes);
-    larder.settle();
+    larder.get(TAG).assert_body(&hub.index.document.bytes);
+    larder.wait_idle();
     let upstream = [("upstream", "docker.io")];
     assert_eq!(larder.counter("larder_upstream_quota_limit", &upstream), 100);
     assert_eq!(larder.counter("larder_upstream_quota_remaining", &upstream), hub.left.load(Ordering::SeqCst));
@@ -77,7 +77,7 @@ fn quota_is_shown() {
 fn children_wait_below_the_quota_floor() {
     let hub = Hub::new(51);
     let larder = hub.setup().start();
-    larder.get(TAG).is_ok_with(&hub.index.document.bytes);
+    larder.get(TAG).assert_body(&hub.index.document.bytes);
     // It is asked now and then, at no cost, and nothing is fetched.
     hub.registry.wait_for(3, "HEAD", "/manifests/sha256:");
     assert_eq!((hub.fetched(), hub.left.load(Ordering::SeqCst)), (0, 50));
@@ -85,10 +85,10 @@ fn children_wait_below_the_quota_floor() {
     // Clients have the rest.
     let child = hub.index.documents()[1];
     let path = format!("/v2/library/multi/manifests/{}", child.digest);
-    larder.get(&path).is_ok_with(&child.bytes);
+    larder.get(&path).assert_body(&child.bytes);
     hub.left.store(100, Ordering::SeqCst);
     hub.all_there(&larder);
-    larder.settle();
+    larder.wait_idle();
     assert_eq!(larder.counter("larder_children_deferred", &[]), 0);
     assert!(hub.fetched() <= hub.children());
 }
@@ -98,7 +98,7 @@ fn prefetch_queue_survives_stop_and_kill() {
     for kill in [false, true] {
         let hub = Hub::new(51);
         let mut larder = hub.setup().start();
-        larder.get(TAG).is_ok_with(&hub.index.document.bytes);
+        larder.get(TAG).assert_body(&hub.index.document.bytes);
         hub.registry.wait_for(1, "HEAD", "/manifests/sha256:");
         if kill {
             // What a kill may lose is what came in the last moments before it.
@@ -113,7 +113,7 @@ fn prefetch_queue_survives_stop_and_kill() {
         hub.left.store(100, Ordering::SeqCst);
         // Nobody asks for anything.
         hub.registry.wait_for(hub.children(), "GET", "/manifests/sha256:");
-        larder.settle();
+        larder.wait_idle();
         hub.registry.down();
         hub.all_there(&larder);
         // It is not done twice.
@@ -122,8 +122,8 @@ fn prefetch_queue_survives_stop_and_kill() {
         hub.registry.up();
         hub.registry.forget_requests();
         larder.restart();
-        larder.get(TAG).is_ok_with(&hub.index.document.bytes);
-        larder.settle();
+        larder.get(TAG).assert_body(&hub.index.document.bytes);
+        larder.wait_idle();
         assert_eq!(hub.fetched(), 0);
     }
 }
@@ -154,17 +154,17 @@ fn interrupted_prefetch_is_resumed_without_a_request() {
     let index = Index::oci(1);
     registry.add_index("library/multi", "v1", &index);
     registry.script(When::manifests().path("sha256:"), Fault::Status(429));
-    let larder = Timed::start(Setup::with(&registry).set("prefetch.quota_check", "50ms"));
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    let larder = InProcessLarder::start(Setup::with(&registry).set("prefetch.quota_check", "50ms"));
+    larder.get(TAG).assert_body(&index.document.bytes);
     let deferred = || support::larder::sum_of(&larder.metrics_text(), "larder_children_deferred", &[]) > 0.5;
     eventually("the walk is left for later", || {
-        larder.pass(Duration::from_secs(1));
+        larder.advance(Duration::from_secs(1));
         deferred()
     });
-    registry.behave();
+    registry.clear_faults();
     registry.forget_requests();
     eventually("it is taken up and done", || {
-        larder.pass(Duration::from_mins(1));
+        larder.advance(Duration::from_mins(1));
         !deferred() && registry.count("GET", "/manifests/sha256:") == index.documents().len() - 1
     });
 }

@@ -4,16 +4,16 @@ use crate::support;
 
 use std::time::Duration;
 
-use support::house::{Cold, MIB};
+use support::fixture::{ColdBlob, MIB};
 use support::{Answer, Blob, Fault, Gate, Larder, Registry, Seen, When, eventually};
 
 /// What may lie in sockets and queues on the way of one answer that nobody reads to its end, and the piece of a range that
 /// was asked for in the meantime.
 const ON_THE_WAY: u64 = 12 << 20;
 
-impl Cold {
+impl ColdBlob {
     fn range(&self, range: &str) -> Answer {
-        let client = self.larder.api().patient_for(Duration::from_secs(15));
+        let client = self.larder.api().read_timeout(Duration::from_secs(15));
         client.send("GET", &self.path, &[("Range", range)])
     }
 
@@ -35,12 +35,12 @@ impl Cold {
 
 /// What containerd 2.1 and later do: each chunk by a connection of its own, whose range is open and which is hung up
 /// on when the chunk has come. The chunks are asked for at once.
-fn in_chunks(cold: &Cold, chunk: usize) {
+fn in_chunks(cold: &ColdBlob, chunk: usize) {
     std::thread::scope(|scope| {
         for from in (0..cold.blob.len()).step_by(chunk) {
             scope.spawn(move || {
                 let range = format!("bytes={from}-");
-                let client = cold.larder.api().narrow();
+                let client = cold.larder.api().small_receive_buffer();
                 let mut transfer = client.open("GET", &cold.path, &[("Range", &range)]).unwrap();
                 assert_eq!(transfer.head.status, 206);
                 let length = chunk.min(cold.blob.len() - from);
@@ -54,7 +54,7 @@ fn in_chunks(cold: &Cold, chunk: usize) {
 #[test]
 fn aborted_open_ranges_cost_little_extra() {
     const CHUNK: usize = 8 * MIB;
-    let cold = Cold::new(80 * MIB);
+    let cold = ColdBlob::new(80 * MIB);
     // Slow enough that the chunks at the end are far from what has come.
     cold.registry.script(When::blobs().method("GET").times(1), Fault::Throttle(48 * MIB));
     in_chunks(&cold, CHUNK);
@@ -71,27 +71,27 @@ fn aborted_open_ranges_cost_little_extra() {
 #[test]
 fn tail_first_then_chunks() {
     for tail in [format!("bytes=-{}", 50_000), format!("bytes={}-", 24 * MIB - 50_000)] {
-        let cold = Cold::new(24 * MIB);
+        let cold = ColdBlob::new(24 * MIB);
         let gate = cold.hold_first_get(MIB);
         let answer = cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB);
-        answer.is_outcome("larder; fwd=bypass; detail=bypass");
+        answer.assert_outcome("larder; fwd=bypass; detail=bypass");
         let between = format!("bytes={}-{}", 20 * MIB, 20 * MIB + 99_999);
         cold.is_part(&between, 20 * MIB, 20 * MIB + 100_000);
         cold.is_part("bytes=1000-1999", 1000, 2000);
         assert!(cold.sent() <= (MIB + 150_000) as u64, "{} bytes sent", cold.sent());
         gate.open();
-        cold.larder.get(&cold.path).is_ok_with(&cold.blob.bytes);
+        cold.larder.get(&cold.path).assert_body(&cold.blob.bytes);
         cold.wait_filled();
         assert_eq!(cold.gets().len(), 3);
         assert_eq!(cold.sent(), (24 * MIB + 150_000) as u64);
         cold.registry.down();
-        cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB).is_outcome("larder; hit");
+        cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB).assert_outcome("larder; hit");
     }
 }
 
 #[test]
 fn range_just_ahead_of_the_fill_waits() {
-    let cold = Cold::new(24 * MIB);
+    let cold = ColdBlob::new(24 * MIB);
     let gate = cold.hold_first_get(4 * MIB);
     std::thread::scope(|scope| {
         let (from, to) = (6 * MIB, 7 * MIB);
@@ -108,7 +108,7 @@ fn range_just_ahead_of_the_fill_waits() {
 
 #[test]
 fn bypass_ranges_are_limited() {
-    let cold = Cold::new(40 * MIB);
+    let cold = ColdBlob::new(40 * MIB);
     let gate = cold.hold_first_get(MIB);
     let all_but_one = Gate::new();
     // Those that go past the fill stand still, so that none makes room for another.
@@ -128,9 +128,9 @@ fn bypass_ranges_are_limited() {
 
 #[test]
 fn bypass_range_continues_from_the_draft() {
-    let cold = Cold::new(48 * MIB);
+    let cold = ColdBlob::new(48 * MIB);
     let gate = cold.hold_first_get(MIB);
-    let (from, client) = (16 * MIB, cold.larder.api().narrow());
+    let (from, client) = (16 * MIB, cold.larder.api().small_receive_buffer());
     let mut transfer = client.open("GET", &cold.path, &[("Range", "bytes=16777216-")]).unwrap();
     assert_eq!(transfer.head.outcome(), "larder; fwd=bypass; detail=bypass");
     assert!(transfer.read_exactly(MIB).unwrap() == cold.blob.bytes[from..from + MIB]);
@@ -144,7 +144,7 @@ fn bypass_range_continues_from_the_draft() {
 #[test]
 fn broken_bypass_range_waits_for_the_fill() {
     for fault in [Fault::Status(503), Fault::IgnoreRange, Fault::Cut(MIB)] {
-        let cold = Cold::new(24 * MIB);
+        let cold = ColdBlob::new(24 * MIB);
         let gate = cold.hold_first_get(MIB);
         // The first piece comes, what follows it does not.
         cold.registry.script(When::blobs().method("GET").after(2), fault);
@@ -160,7 +160,7 @@ fn broken_bypass_range_waits_for_the_fill() {
 
 #[test]
 fn multiple_ranges_send_everything() {
-    let cold = Cold::new(3 * MIB);
+    let cold = ColdBlob::new(3 * MIB);
     let gate = cold.hold_first_get(MIB);
     let several = "bytes=0-99,2000000-2000099";
     std::thread::scope(|scope| {
@@ -168,19 +168,19 @@ fn multiple_ranges_send_everything() {
         gate.wait_reached(1);
         gate.open();
         let answer = waiting.join().unwrap();
-        answer.is_ok_with(&cold.blob.bytes);
+        answer.assert_body(&cold.blob.bytes);
         assert_eq!(answer.header("content-range"), None);
     });
     cold.wait_filled();
     for range in [several, "bytes=-1,0-0", "bytes=0-0, 2-2, 4-4", "lines=1-2", "bytes=x-y"] {
-        cold.range(range).is_ok_with(&cold.blob.bytes);
+        cold.range(range).assert_body(&cold.blob.bytes);
     }
     assert_eq!(cold.gets().len(), 1);
 }
 
 #[test]
 fn blob_of_unknown_length_is_sent_completely() {
-    let cold = Cold::new(3 * MIB);
+    let cold = ColdBlob::new(3 * MIB);
     cold.registry.script(When::blobs(), Fault::Chunked);
     let gate = cold.hold_first_get(MIB);
     std::thread::scope(|scope| {
@@ -190,7 +190,7 @@ fn blob_of_unknown_length_is_sent_completely() {
         assert_eq!((head.status(), head.head.content_length()), (200, None));
         gate.open();
         let answer = waiting.join().unwrap();
-        answer.is_ok_with(&cold.blob.bytes);
+        answer.assert_body(&cold.blob.bytes);
         assert_eq!((answer.head.content_length(), answer.header("content-range")), (None, None));
     });
     cold.wait_filled();
@@ -201,9 +201,9 @@ fn blob_of_unknown_length_is_sent_completely() {
 
 #[test]
 fn descriptor_size_suffices_for_ranges() {
-    let cold = Cold::new(3 * MIB);
+    let cold = ColdBlob::new(3 * MIB);
     cold.larder.get("/v2/library/app/manifests/v1");
-    cold.larder.settle();
+    cold.larder.wait_idle();
     cold.registry.script(When::blobs(), Fault::Chunked);
     assert_eq!(cold.larder.head(&cold.path).head.content_length(), Some(3 * MIB));
     cold.is_part("bytes=-1000", 3 * MIB - 1000, 3 * MIB);
@@ -212,7 +212,7 @@ fn descriptor_size_suffices_for_ranges() {
 
 #[test]
 fn upstream_without_ranges_is_supported() {
-    let cold = Cold::new(24 * MIB);
+    let cold = ColdBlob::new(24 * MIB);
     cold.registry.script(When::blobs(), Fault::IgnoreRange);
     let gate = cold.hold_first_get(MIB);
     std::thread::scope(|scope| {
@@ -229,10 +229,10 @@ fn upstream_without_ranges_is_supported() {
 
 #[test]
 fn range_past_the_end_is_416_with_the_length() {
-    let cold = Cold::new(100_000);
+    let cold = ColdBlob::new(100_000);
     for range in ["bytes=100000-", "bytes=500000-500001", "bytes=500-0", "bytes=-0"] {
         let answer = cold.range(range);
-        answer.is_error(416, "RANGE_INVALID");
+        answer.assert_error(416, "RANGE_INVALID");
         assert_eq!(answer.header("content-range"), Some("bytes */100000"), "{range}");
     }
     cold.is_part("bytes=99999-200000", 99_999, 100_000);
@@ -248,18 +248,18 @@ fn range_of_an_empty_blob_sends_everything() {
     let registry = Registry::start();
     let nothing = Blob::new("");
     registry.add_blob("library/app", &nothing);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let path = format!("/v2/library/app/blobs/{}", nothing.digest);
     for _ in 0..2 {
         let answer = larder.api().send("GET", &path, &[("Range", "bytes=0-")]);
-        answer.is_ok_with(b"");
+        answer.assert_body(b"");
         assert_eq!(answer.head.content_length(), Some(0));
     }
 }
 
 #[test]
 fn if_range_mismatch_sends_everything() {
-    let cold = Cold::new(100_000);
+    let cold = ColdBlob::new(100_000);
     let ask = |validator: &str| {
         let headers = [("Range", "bytes=10-19"), ("If-Range", validator)];
         cold.larder.api().send("GET", &cold.path, &headers)
@@ -271,7 +271,7 @@ fn if_range_mismatch_sends_everything() {
         // (RFC 9110, 13.1.5).
         let weak = format!("W/{own}");
         for other in ["\"sha256:0\"", "Wed, 21 Oct 2015 07:28:00 GMT", weak.as_str(), "*"] {
-            ask(other).is_ok_with(&cold.blob.bytes);
+            ask(other).assert_body(&cold.blob.bytes);
         }
         cold.wait_filled();
     }
@@ -280,7 +280,7 @@ fn if_range_mismatch_sends_everything() {
 
 #[test]
 fn range_of_a_manifest_is_ignored() {
-    let cold = Cold::new(1000);
+    let cold = ColdBlob::new(1000);
     for _ in 0..2 {
         let answer = cold.larder.api().send("GET", "/v2/library/app/manifests/v1", &[("Range", "bytes=0-")]);
         assert_eq!((answer.status(), answer.header("content-range")), (200, None));
@@ -289,7 +289,7 @@ fn range_of_a_manifest_is_ignored() {
 
 #[test]
 fn head_ignores_ranges() {
-    let cold = Cold::new(1000);
+    let cold = ColdBlob::new(1000);
     cold.is_part("bytes=1-2", 1, 3);
     cold.wait_filled();
     let head = cold.larder.api().send("HEAD", &cold.path, &[("Range", "bytes=1-2")]);

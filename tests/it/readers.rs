@@ -23,7 +23,7 @@ fn filling(faults: Vec<Fault>) -> Filling {
     for fault in faults {
         registry.script(When::blobs(), fault);
     }
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     Filling { registry, larder, blob, path }
 }
@@ -38,7 +38,7 @@ impl Filling {
         self.larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
         assert_eq!(self.registry.count("GET", "/blobs/"), 1);
         self.registry.down();
-        self.larder.get(&self.path).is_ok_with(&self.blob.bytes);
+        self.larder.get(&self.path).assert_body(&self.blob.bytes);
     }
 }
 
@@ -65,7 +65,7 @@ fn paused_reader_continues_correctly() {
                 gate.open();
             }
         });
-        answer.unwrap().is_ok_with(&filling.blob.bytes);
+        answer.unwrap().assert_body(&filling.blob.bytes);
         filling.is_whole();
     }
 }
@@ -96,7 +96,7 @@ fn randomly_pausing_readers_get_everything() {
                         }
                     });
                     match answer {
-                        Ok(answer) => answer.is_ok_with(&filling.blob.bytes),
+                        Ok(answer) => answer.assert_body(&filling.blob.bytes),
                         Err(error) => panic!("seed {seed}, round {round}, reader {reader}: {error:?}"),
                     }
                 });

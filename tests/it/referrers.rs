@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::content::{OCI_INDEX, OCI_MANIFEST};
-use support::house::is_trouble;
+use support::fixture::is_gateway_error;
 use support::lists::descriptor;
-use support::{Answer, Auth, Document, Fault, Gate, Image, Larder, Registry, Setup, Timed, When};
+use support::{Answer, Auth, Document, Fault, Gate, Image, InProcessLarder, Larder, Registry, Setup, When};
 
 const SIGNATURE: &str = "application/vnd.example.signature";
 const SBOM: &str = "application/vnd.example.sbom";
@@ -83,7 +83,7 @@ impl Signed {
     /// Has larder hold a manifest.
     fn hold(&self, document: &Document) {
         let path = format!("/v2/library/app/manifests/{}", document.digest);
-        self.larder.get(&path).is_ok_with(&document.bytes);
+        self.larder.get(&path).assert_body(&document.bytes);
     }
 
     /// Checks that an answer lists just these, sorted.
@@ -95,7 +95,7 @@ impl Signed {
         assert_eq!(answer.json()["manifests"], Value::from(wanted), "{:?}", answer.head);
     }
 
-    fn asked(&self) -> usize {
+    fn requests(&self) -> usize {
         self.registry.requests().len()
     }
 }
@@ -115,7 +115,7 @@ fn is_list(answer: &Answer) {
 
 #[track_caller]
 fn is_stale(answer: &Answer) {
-    answer.is_outcome("larder; hit; detail=stale");
+    answer.assert_outcome("larder; hit; detail=stale");
     assert!(answer.header("warning").unwrap().starts_with("299 - \""), "{answer:?}");
 }
 
@@ -125,7 +125,7 @@ fn upstream_pages_are_merged_and_cached() {
     signed.registry.page_lists(1);
     let answer = signed.get();
     signed.lists(&answer, &[&signed.signature, &signed.sbom]);
-    answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+    answer.assert_outcome("larder; fwd=uri-miss; stored; detail=miss");
     assert_eq!((answer.header("age"), answer.header("warning")), (Some("0"), None));
     assert_eq!(answer.header("oci-filters-applied"), None);
     assert_eq!(answer.header("link"), None);
@@ -136,15 +136,15 @@ fn upstream_pages_are_merged_and_cached() {
     assert_eq!(asked[0].header("accept"), Some(OCI_INDEX));
     for _ in 0..3 {
         let again = signed.get();
-        again.is_outcome("larder; hit");
+        again.assert_outcome("larder; hit");
         assert_eq!(again.body, answer.body);
     }
     let head = signed.larder.head(&signed.path());
     assert_eq!((head.status(), head.head.content_length()), (200, Some(answer.body.len())));
     assert_eq!(head.header("content-type"), Some(OCI_INDEX));
     // Nobody asked for what is listed.
-    signed.larder.settle();
-    assert_eq!(signed.asked(), 2);
+    signed.larder.wait_idle();
+    assert_eq!(signed.requests(), 2);
     let labels = [("kind", "referrers"), ("outcome", "hit"), ("status", "2xx")];
     assert_eq!(signed.larder.counter("larder_requests_total", &labels), 4);
 }
@@ -197,13 +197,13 @@ fn artifact_type_falls_back_to_the_config_type() {
 fn list_is_revalidated_after_its_ttl() {
     let signed = Signed::impatient();
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
-    signed.get().is_outcome("larder; hit; detail=revalidated");
+    signed.get().assert_outcome("larder; hit; detail=revalidated");
     let third = Image::statement(SBOM, "another", &signed.image.manifest);
     signed.registry.add_manifest("library/app", &third);
     let answer = signed.get();
-    answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+    answer.assert_outcome("larder; fwd=uri-miss; stored; detail=miss");
     signed.lists(&answer, &[&signed.signature, &signed.sbom, &third]);
-    assert_eq!(signed.asked(), 3);
+    assert_eq!(signed.requests(), 3);
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn concurrent_requests_are_coalesced() {
         gate.open();
         clients.into_iter().map(|it| it.join().unwrap().head.outcome().to_owned()).collect()
     });
-    assert_eq!(signed.asked(), 1);
+    assert_eq!(signed.requests(), 1);
     assert!(outcomes.contains("larder; fwd=uri-miss; stored; detail=miss"), "{outcomes:?}");
 }
 
@@ -228,14 +228,14 @@ fn fallback_tag_is_used_without_the_api() {
     let index = signed.tag_list(&[&signed.signature, &signed.sbom]);
     let answer = signed.get();
     signed.lists(&answer, &[&signed.signature, &signed.sbom]);
-    answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
+    answer.assert_outcome("larder; fwd=uri-miss; stored; detail=miss");
     assert_eq!(signed.registry.count("GET", "/referrers/"), 1);
     // Clients that ask for the tag themselves get it as it is.
     let path = format!("/v2/library/app/manifests/{}", signed.fallback());
     let tagged = signed.larder.get(&path);
-    tagged.is_ok_with(&index.bytes);
-    tagged.is_outcome("larder; hit");
-    signed.get().is_outcome("larder; hit");
+    tagged.assert_body(&index.bytes);
+    tagged.assert_outcome("larder; hit");
+    signed.get().assert_outcome("larder; hit");
     // The missing API is remembered: another image costs one question, for its tag.
     let other = Image::small(2);
     signed.registry.add_image("library/app", "v2", &other);
@@ -271,15 +271,15 @@ fn empty_list_is_cached_for_negative_ttl() {
             let path = format!("/v2/{repository}/referrers/{digest}");
             let answer = signed.larder.get(&path);
             signed.lists(&answer, &[]);
-            answer.is_outcome("larder; fwd=uri-miss; stored; detail=miss");
-            let asked = signed.asked();
+            answer.assert_outcome("larder; fwd=uri-miss; stored; detail=miss");
+            let asked = signed.requests();
             assert!((1..=2).contains(&asked), "{asked}");
             for _ in 0..3 {
                 let again = signed.larder.get(&path);
                 signed.lists(&again, &[]);
-                again.is_outcome("larder; hit");
+                again.assert_outcome("larder; hit");
             }
-            assert_eq!(signed.asked(), asked, "{repository}, with the API: {api}");
+            assert_eq!(signed.requests(), asked, "{repository}, with the API: {api}");
         }
     }
     // Who looks just before a signature is pushed does not go on without it for the time of a tag.
@@ -295,10 +295,10 @@ fn empty_list_is_cached_for_negative_ttl() {
 }
 
 /// A larder in the test's process before a registry with one image, and the path of that image's referrers.
-fn timed(change: impl FnOnce(Setup) -> Setup) -> (Registry, Timed, Image, String) {
+fn timed(change: impl FnOnce(Setup) -> Setup) -> (Registry, InProcessLarder, Image, String) {
     let (registry, image) = (Registry::start(), Image::small(1));
     registry.add_image("library/app", "v1", &image);
-    let larder = Timed::start(change(Setup::with(&registry)));
+    let larder = InProcessLarder::start(change(Setup::with(&registry)));
     let path = format!("/v2/library/app/referrers/{}", image.manifest.digest);
     (registry, larder, image, path)
 }
@@ -325,15 +325,15 @@ fn missing_signature_tags_are_cached_for_negative_ttl() {
             for suffix in ["sig", "att", "sbom"] {
                 assert_eq!(larder.get(&path(suffix)).status(), 404);
             }
-            larder.pass(Duration::from_mins(2));
+            larder.advance(Duration::from_mins(2));
         }
         assert_eq!(registry.requests().len(), 3 * round);
-        larder.pass(Duration::from_mins(2));
+        larder.advance(Duration::from_mins(2));
     }
     let signature = Image::statement(SIGNATURE, "late", &image.manifest);
     registry.add_manifest("library/app", &signature);
     registry.tag("library/app", path("sig").rsplit('/').next().unwrap(), &signature.digest);
-    larder.get(&path("sig")).is_ok_with(&signature.bytes);
+    larder.get(&path("sig")).assert_body(&signature.bytes);
 }
 
 #[test]
@@ -348,14 +348,14 @@ fn list_is_fresh_for_tag_ttl() {
             registry.wait_for(1, "GET", &sbom.digest);
         }
         let asked = registry.requests().len();
-        larder.pass(Duration::from_mins(56));
+        larder.advance(Duration::from_mins(56));
         let answer = larder.get(&path);
-        answer.is_outcome("larder; hit");
+        answer.assert_outcome("larder; hit");
         assert!(answer.header("age").unwrap().parse::<u64>().unwrap() >= 56 * 60);
         assert_eq!(registry.requests().len(), asked);
-        larder.pass(Duration::from_mins(4));
+        larder.advance(Duration::from_mins(4));
         let answer = larder.get(&path);
-        answer.is_outcome("larder; hit; detail=revalidated");
+        answer.assert_outcome("larder; hit; detail=revalidated");
         assert_eq!(answer.header("age"), Some("0"));
     }
 }
@@ -370,11 +370,11 @@ fn fresh_list_is_served_in_an_outage() {
         assert_eq!(larder.get(&format!("/v2/library/app/manifests/{}", sbom.digest)).status(), 200);
         registry.down();
         for n in 0..4 {
-            assert!(is_trouble(larder.get(&format!("/v2/library/app/manifests/none-{n}")).status()));
+            assert!(is_gateway_error(larder.get(&format!("/v2/library/app/manifests/none-{n}")).status()));
         }
         let answer = larder.get(&path);
         assert_eq!(answer.json()["manifests"], json!([entry]));
-        answer.is_outcome("larder; hit");
+        answer.assert_outcome("larder; hit");
         assert_eq!(answer.header("warning"), None);
     }
 }
@@ -386,9 +386,9 @@ fn missing_api_is_probed_again_later() {
     assert_eq!(listed(), 0);
     registry.offer_referrers(true);
     registry.add_manifest("library/app", &Image::statement(SBOM, "listed", &image.manifest));
-    larder.pass(Duration::from_mins(9));
+    larder.advance(Duration::from_mins(9));
     assert_eq!((listed(), registry.count("GET", "/referrers/")), (0, 1));
-    larder.pass(Duration::from_mins(1));
+    larder.advance(Duration::from_mins(1));
     assert_eq!((listed(), registry.count("GET", "/referrers/")), (1, 2));
 }
 
@@ -462,12 +462,12 @@ fn upstream_answers_map_to_client_answers() {
         (Fault::Status(429), Wanted::Status(503)),
         (Fault::Status(401), Wanted::Status(403)),
         (Fault::Status(403), Wanted::Status(403)),
-        (Fault::Close, Wanted::Trouble),
-        (Fault::OneLessThanPromised, Wanted::Trouble),
-        (Fault::Header("Content-Encoding", "br".to_owned()), Wanted::Trouble),
+        (Fault::CloseConnection, Wanted::Trouble),
+        (Fault::EndOneByteEarly, Wanted::Trouble),
+        (Fault::SetHeader("Content-Encoding", "br".to_owned()), Wanted::Trouble),
         // Pages that do not end, or do not come.
-        (Fault::Header("Link", "<?last=x>; rel=\"next\"".to_owned()), Wanted::Trouble),
-        (Fault::Header("Link", "</>; rel=\"next\"".to_owned()), Wanted::Trouble),
+        (Fault::SetHeader("Link", "<?last=x>; rel=\"next\"".to_owned()), Wanted::Trouble),
+        (Fault::SetHeader("Link", "</>; rel=\"next\"".to_owned()), Wanted::Trouble),
     ];
     // Mostly they wait, for what is tried again.
     std::thread::scope(|scope| {
@@ -484,7 +484,7 @@ fn upstream_answers_map_to_client_answers() {
                         Wanted::Tag if tagged => signed.lists(&answer, &[&signed.sbom]),
                         Wanted::Tag => signed.lists(&answer, &[]),
                         Wanted::Status(status) => assert_eq!(answer.status(), status, "case {n}: {answer:?}"),
-                        Wanted::Trouble => assert!(is_trouble(answer.status()), "case {n}: {answer:?}"),
+                        Wanted::Trouble => assert!(is_gateway_error(answer.status()), "case {n}: {answer:?}"),
                     }
                     assert_eq!(answer.header("www-authenticate"), None);
                     assert_eq!(answer.header("warning"), None, "case {n}");
@@ -509,9 +509,9 @@ fn trouble_hides_nothing(signed: &Signed, fault: &Fault) {
     is_stale(&answer);
     // A filter that leaves nothing of it does not make "none" of "not known".
     let answer = signed.get_only(SBOM);
-    assert!(answer.status() == 403 || is_trouble(answer.status()), "{answer:?}");
+    assert!(answer.status() == 403 || is_gateway_error(answer.status()), "{answer:?}");
     // Once the whole list was there, it is served on.
-    signed.registry.behave();
+    signed.registry.clear_faults();
     support::eventually("the list is there", || signed.get().head.header("warning").is_none());
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
     signed.registry.script(When::any().path("/referrers/"), fault.clone());
@@ -528,17 +528,17 @@ fn truncated_list_is_rejected() {
     for fault in [
         Fault::Status(500),
         Fault::Status(404),
-        Fault::Close,
+        Fault::CloseConnection,
         Fault::Answer(200, vec![("Content-Type".into(), "text/html".into())], b"<html>".to_vec()),
         // The first page again, and again.
         Fault::rewrite(|seen, plan| plan.set("Link", &format!("<?{}>; rel=\"next\"", seen.query))),
     ] {
-        signed.registry.behave();
+        signed.registry.clear_faults();
         signed.registry.script(When::any().path("/referrers/").after(1), fault);
         let answer = signed.get();
-        assert!(is_trouble(answer.status()), "{answer:?}");
+        assert!(is_gateway_error(answer.status()), "{answer:?}");
     }
-    signed.registry.behave();
+    signed.registry.clear_faults();
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
 }
 
@@ -553,7 +553,7 @@ fn endless_list_is_abandoned() {
     signed.registry.script(When::any().path("/referrers/"), endless);
     signed.registry.script(When::any().path("/referrers/").after(3000), Fault::HoldHead(gate));
     let answer = signed.get();
-    assert!(is_trouble(answer.status()), "{answer:?}");
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
     let asked = signed.registry.count("GET", "/referrers/");
     assert!(asked <= 1000, "{asked}");
 }
@@ -595,7 +595,7 @@ fn list_survives_a_restart_and_an_outage() {
         assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
         signed.lists(&signed.get_only(SBOM), &[&signed.sbom]);
         // What was not on the list was not there when it was last seen, which is no word on today.
-        assert!(is_trouble(signed.get_only("application/vnd.none").status()));
+        assert!(is_gateway_error(signed.get_only("application/vnd.none").status()));
         signed.registry.up();
         support::eventually("the upstream is asked again", || {
             signed.get().head.outcome() == "larder; hit; detail=revalidated"
@@ -614,7 +614,7 @@ fn cached_referrers_survive_a_restart() {
     let answer = signed.get();
     signed.lists(&answer, &[&signed.signature]);
     is_stale(&answer);
-    assert!(is_trouble(signed.get_only(SBOM).status()));
+    assert!(is_gateway_error(signed.get_only(SBOM).status()));
 }
 
 #[test]
@@ -628,7 +628,7 @@ fn outage_never_gives_an_empty_list() {
         signed.registry.down();
         for method in ["GET", "HEAD"] {
             let answer = signed.larder.api().send(method, &path, &[]);
-            assert!(is_trouble(answer.status()), "{method}, with the API: {api}: {answer:?}");
+            assert!(is_gateway_error(answer.status()), "{method}, with the API: {api}: {answer:?}");
         }
     }
 }
@@ -641,7 +641,7 @@ fn hanging_upstream_is_bounded() {
     let answer = signed.get();
     assert!([502, 504].contains(&answer.status()), "{answer:?}");
     assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
-    signed.registry.behave();
+    signed.registry.clear_faults();
     signed.hold(&signed.signature);
     signed.registry.script(When::any(), Fault::HoldHead(Gate::new()));
     let began = Instant::now();
@@ -676,7 +676,7 @@ fn stale_list_respects_stale_if_error() {
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
     signed.registry.down();
     let answer = signed.get();
-    assert!(is_trouble(answer.status()), "{answer:?}");
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
 }
 
 #[test]
@@ -699,13 +699,15 @@ fn referrers_belong_to_one_repository() {
     let answer = signed.larder.get(&there);
     signed.lists(&answer, &[]);
     signed.registry.down();
-    assert!(is_trouble(signed.larder.get(&there).status()));
+    assert!(is_gateway_error(signed.larder.get(&there).status()));
     signed.registry.up();
     // The list has a digest too, and is no manifest of another repository.
     let digest = support::content::sha256(&kept.body);
     for repository in ["library/app", "evil/x"] {
         let path = format!("/v2/{repository}/manifests/{digest}");
-        support::eventually("the upstream is there again", || !is_trouble(signed.larder.get(&path).status()));
+        support::eventually("the upstream is there again", || {
+            !is_gateway_error(signed.larder.get(&path).status())
+        });
         let status = signed.larder.get(&path).status();
         assert_eq!(status, if repository == "evil/x" { 404 } else { 200 });
     }
@@ -742,7 +744,7 @@ fn referrer_is_linked_to_each_repository_that_fetched_it() {
     // The bytes are there already: one HEAD gives the other repository its right to them.
     signed.registry.add_manifest("library/copy", &signed.signature);
     let path = format!("/v2/library/copy/manifests/{}", signed.signature.digest);
-    signed.larder.get(&path).is_outcome("larder; hit; detail=revalidated");
+    signed.larder.get(&path).assert_outcome("larder; hit; detail=revalidated");
     let copy = signed.path().replace("library/app", "library/copy");
     signed.lists(&signed.larder.get(&copy), &[&signed.signature]);
 }
@@ -796,7 +798,7 @@ fn long_list_is_paginated() {
 fn pages_are_requested_with_the_token() {
     let signed = Signed::new(|setup| setup);
     signed.registry.page_lists(1);
-    signed.registry.demand(Auth::Bearer(None));
+    signed.registry.require_auth(Auth::Bearer(None));
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
     assert_eq!(signed.registry.count("GET", "/token"), 1);
     assert_eq!(signed.registry.count("GET", "/referrers/"), 3);
@@ -806,11 +808,11 @@ fn pages_are_requested_with_the_token() {
 fn malformed_requests_are_rejected() {
     let signed = Signed::new(|setup| setup);
     for digest in ["sha256:bad", "latest", "sha256:", "blake3:00"] {
-        signed.larder.get(&format!("/v2/library/app/referrers/{digest}")).is_error(400, "DIGEST_INVALID");
+        signed.larder.get(&format!("/v2/library/app/referrers/{digest}")).assert_error(400, "DIGEST_INVALID");
     }
     let nowhere = signed.path() + "?ns=nowhere.test";
-    signed.larder.get(&nowhere).is_error(404, "NAME_UNKNOWN");
-    assert_eq!(signed.asked(), 0);
+    signed.larder.get(&nowhere).assert_error(404, "NAME_UNKNOWN");
+    assert_eq!(signed.requests(), 0);
 }
 
 #[test]

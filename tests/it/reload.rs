@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use support::house::TAG;
-use support::{Auth, Fault, Image, Issued, Larder, Registry, Setup, TlsServer, When, eventually};
+use support::fixture::TAG;
+use support::{Auth, Fault, Image, Larder, Registry, Setup, TestCertificate, TlsServer, When, eventually};
 
 const FOLLOWED: &str = "configuration reloaded, changes are in effect";
 const UNCHANGED: &str = "configuration reloaded, no key has changed";
 const REFUSED: &str = "configuration not reloaded; the previous one stays in effect";
 const LATER: &str = "changed keys that take effect after a restart";
 
-fn house() -> (Registry, Image, Setup) {
+fn fixture() -> (Registry, Image, Setup) {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
@@ -34,23 +34,23 @@ fn wait_followed(larder: &Larder, key: &str) -> Value {
 
 #[test]
 fn changed_file_is_reloaded_automatically() {
-    let (registry, image, setup) = house();
+    let (registry, image, setup) = fixture();
     let mut larder = setup.start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    larder.settle();
-    larder.get(TAG).is_outcome("larder; hit");
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
+    larder.get(TAG).assert_outcome("larder; hit");
     larder.rewrite(|setup| setup.set("cache.tag_ttl", "0s"));
     let line = wait_followed(&larder, "cache.tag_ttl");
     assert_eq!(line["changed"], "cache.tag_ttl: \"1h\" -> \"0s\"");
     assert_eq!(line["level"], "INFO");
     let before = registry.requests().len();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     assert_eq!(registry.requests().len(), before + 1, "the tag is asked about");
 }
 
 #[test]
 fn sighup_reloads_and_logs_an_unchanged_file() {
-    let (_registry, _, setup) = house();
+    let (_registry, _, setup) = fixture();
     let mut larder = setup.start();
     larder.hang_up();
     larder.wait_for_line("an answer", |line| line["message"] == UNCHANGED);
@@ -63,7 +63,7 @@ fn sighup_reloads_and_logs_an_unchanged_file() {
 
 #[test]
 fn broken_file_is_ignored_and_logged_once() {
-    let (_registry, image, setup) = house();
+    let (_registry, image, setup) = fixture();
     let mut larder = setup.start();
     let file = larder.setup().folder().join("larder.toml");
     let good = std::fs::read_to_string(&file).unwrap();
@@ -85,7 +85,7 @@ fn broken_file_is_ignored_and_logged_once() {
         let said = errors[number]["error"].as_str().unwrap();
         assert!(words.iter().all(|word| said.contains(word)), "{said}");
         assert_eq!(errors[number]["level"], "ERROR");
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
     }
     // It is not said again while the file stays as it is; and a good file ends it.
     std::thread::sleep(Duration::from_secs(3));
@@ -101,7 +101,7 @@ fn broken_file_is_ignored_and_logged_once() {
 
 #[test]
 fn keys_that_need_a_restart_are_logged_in_one_line() {
-    let (_registry, image, setup) = house();
+    let (_registry, image, setup) = fixture();
     let mut larder = setup.start();
     larder.rewrite(|setup| {
         let elsewhere = setup.folder().join("elsewhere").display().to_string();
@@ -116,7 +116,7 @@ fn keys_that_need_a_restart_are_logged_in_one_line() {
     }
     assert!(!keys.contains("negative_ttl"), "{keys}");
     wait_followed(&larder, "cache.negative_ttl");
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     assert!(!larder.setup().folder().join("elsewhere").exists());
     // The next change says it again, because it still waits.
     larder.rewrite(|setup| setup.set("cache.negative_ttl", "4s"));
@@ -125,24 +125,24 @@ fn keys_that_need_a_restart_are_logged_in_one_line() {
 
 #[test]
 fn environment_and_flags_override_a_reloaded_file() {
-    let (registry, image, setup) = house();
+    let (registry, image, setup) = fixture();
     let mut command = setup.command();
     command.env("LARDER_CACHE__TAG_TTL", "2h").args(["--listen", "127.0.0.1:0"]);
     let mut larder = setup.start_by(&mut command);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    larder.settle();
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
     let before = registry.requests().len();
     larder.rewrite(|setup| setup.set("cache.tag_ttl", "0s").set("server.listen", "127.0.0.1:1"));
     larder.wait_for_line("an answer", |line| line["message"] == UNCHANGED);
     assert_eq!(larder.count_lines(LATER), 0);
-    larder.get(TAG).is_outcome("larder; hit");
+    larder.get(TAG).assert_outcome("larder; hit");
     assert_eq!(registry.requests().len(), before);
 }
 
 #[test]
 fn swapped_symlink_is_reloaded() {
     // As Kubernetes mounts a ConfigMap.
-    let (_registry, _, setup) = house();
+    let (_registry, _, setup) = fixture();
     let mount = setup.folder().join("mount");
     let text = std::fs::read_to_string(setup.config_file()).unwrap();
     let place = |number: usize, text: &str| {
@@ -163,20 +163,20 @@ fn swapped_symlink_is_reloaded() {
 
 #[test]
 fn repository_patterns_are_reloaded() {
-    let (_registry, image, setup) = house();
+    let (_registry, image, setup) = fixture();
     let mut larder = setup.start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     larder.rewrite(|setup| setup.upstream_set("docker.io", "deny", vec!["library/*"]));
     wait_followed(&larder, "upstream.\"docker.io\".deny");
     assert_eq!(larder.get(TAG).status(), 404);
     larder.rewrite(|setup| setup.upstream_set("docker.io", "deny", Vec::<String>::new()));
     wait_followed(&larder, "[\"library/*\"] -> []");
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
 #[test]
 fn upstreams_can_be_added_removed_and_moved() {
-    let (_registry, _, setup) = house();
+    let (_registry, _, setup) = fixture();
     let (other, moved) = (Registry::start(), Registry::start());
     let image = Image::small(5);
     other.add_image("org/app", "v1", &image);
@@ -186,12 +186,12 @@ fn upstreams_can_be_added_removed_and_moved() {
     assert_eq!(larder.get(&path("v1")).status(), 404);
     larder.rewrite(|setup| setup.upstream("quay.io", &other));
     wait_followed(&larder, "upstream.\"quay.io\"");
-    larder.get(&path("v1")).is_ok_with(&image.manifest.bytes);
+    larder.get(&path("v1")).assert_body(&image.manifest.bytes);
     let series = |url: &str| larder.metrics_text().contains(&format!("endpoint=\"{url}\""));
     assert!(series(&other.url()));
     larder.rewrite(|setup| setup.upstream("quay.io", &moved));
     wait_followed(&larder, &moved.url());
-    larder.get(&path("v2")).is_ok_with(&image.manifest.bytes);
+    larder.get(&path("v2")).assert_body(&image.manifest.bytes);
     let series = |url: &str| larder.metrics_text().contains(&format!("endpoint=\"{url}\""));
     assert!(series(&moved.url()) && !series(&other.url()), "an endpoint that is gone has no series");
     larder.rewrite(|setup| {
@@ -200,7 +200,7 @@ fn upstreams_can_be_added_removed_and_moved() {
     });
     wait_followed(&larder, "removed, was a table");
     assert_eq!(larder.get(&path("v2")).status(), 404);
-    larder.get("/v2/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/org/app/manifests/v1").assert_body(&image.manifest.bytes);
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn replaced_ca_file_is_reloaded() {
     let media_type = &image.manifest.media_type;
     let head = format!("Content-Type: {media_type}\r\nContent-Length: {}\r\nConnection: close", body.len());
     let server = TlsServer::start(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}"));
-    let (_registry, _, setup) = house();
-    let ca = setup.write("ca.pem", &Issued::new().cert);
+    let (_registry, _, setup) = fixture();
+    let ca = setup.write("ca.pem", &TestCertificate::new().cert);
     let setup = setup.upstream_set("quay.io", "endpoints", vec![server.url()]);
     let larder = setup.upstream_set("quay.io", "ca_file", ca.display().to_string()).start();
     let path = "/v2/quay.io/org/app/manifests/v1";
@@ -222,18 +222,18 @@ fn replaced_ca_file_is_reloaded() {
     });
     std::fs::write(&ca, &server.pem).unwrap();
     larder.wait_for_line("the change", |line| line["message"] == UNCHANGED);
-    larder.get(path).is_ok_with(&image.manifest.bytes);
+    larder.get(path).assert_body(&image.manifest.bytes);
 }
 
 #[test]
 fn unchanged_upstream_keeps_its_state() {
-    let (dead, _, setup) = house();
+    let (dead, _, setup) = fixture();
     let guarded = Registry::start();
-    guarded.demand(Auth::Bearer(None));
+    guarded.require_auth(Auth::Bearer(None));
     let image = Image::small(6);
     guarded.add_image("org/app", "v1", &image);
     guarded.add_image("org/app", "v2", &image);
-    dead.script(When::any(), Fault::Close);
+    dead.script(When::any(), Fault::CloseConnection);
     let mut larder = setup.upstream("quay.io", &guarded).start();
     let open =
         |larder: &Larder| larder.counter("larder_upstream_endpoint_open", &[("upstream", "docker.io")]);
@@ -241,8 +241,8 @@ fn unchanged_upstream_keeps_its_state() {
         assert_eq!(larder.get(&format!("/v2/library/app/manifests/x{number}")).status(), 502);
     }
     assert_eq!(open(&larder), 1);
-    larder.get("/v2/quay.io/org/app/manifests/v1").is_ok_with(&image.manifest.bytes);
-    larder.settle();
+    larder.get("/v2/quay.io/org/app/manifests/v1").assert_body(&image.manifest.bytes);
+    larder.wait_idle();
     let tokens = |larder: &Larder| larder.counter("larder_upstream_token_requests_total", &[]);
     let (asked, got) = (dead.requests().len(), tokens(&larder));
     assert!(got > 0);
@@ -254,7 +254,7 @@ fn unchanged_upstream_keeps_its_state() {
     assert_eq!(open(&larder), 1);
     assert_eq!(larder.get("/v2/library/app/manifests/y").status(), 502);
     assert_eq!(dead.requests().len(), asked, "it is still left alone");
-    larder.get("/v2/quay.io/org/app/manifests/v2").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/quay.io/org/app/manifests/v2").assert_body(&image.manifest.bytes);
     assert_eq!(tokens(&larder), got, "the token is still used");
     // Another limit is another client: what was known of the old one went with it.
     larder.rewrite(|setup| setup.upstream_set("docker.io", "max_connections", 7));
@@ -264,7 +264,7 @@ fn unchanged_upstream_keeps_its_state() {
 
 #[test]
 fn level_mode_and_limits_are_reloaded() {
-    let (registry, _, setup) = house();
+    let (registry, _, setup) = fixture();
     let mut larder = setup.set("server.max_connections", 1).start();
     registry.script(When::any(), Fault::Status(403));
     assert_eq!(larder.get("/v2/library/app/manifests/x").status(), 404);
@@ -278,23 +278,23 @@ fn level_mode_and_limits_are_reloaded() {
     assert_eq!(larder.log_lines().len(), lines + 1, "{line}");
     let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
     eventually("both are taken in", || larder.counter("larder_connections", &[]) == 2);
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
     larder.rewrite(|setup| setup.set("server.max_connections", 1));
     wait_followed(&larder, "server.max_connections: 3 -> 1");
     drop(held);
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
     let held = larder.api().connect().unwrap();
     eventually("it is taken in", || larder.counter("larder_connections", &[]) == 1);
-    let hasty = larder.api().patient_for(Duration::from_millis(300));
+    let hasty = larder.api().read_timeout(Duration::from_millis(300));
     hasty.try_send("GET", "/v2/", &[]).unwrap_err();
     drop(held);
 }
 
 #[test]
 fn reload_fails_no_request() {
-    let (_registry, image, setup) = house();
+    let (_registry, image, setup) = fixture();
     let mut larder = setup.set("log.requests", false).start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     let over = AtomicBool::new(false);
     let api = larder.api();
     std::thread::scope(|scope| {
@@ -303,7 +303,7 @@ fn reload_fails_no_request() {
                 scope.spawn(|| {
                     let mut pulls = 0;
                     while !over.load(Ordering::SeqCst) {
-                        api.get(TAG).is_ok_with(&image.manifest.bytes);
+                        api.get(TAG).assert_body(&image.manifest.bytes);
                         pulls += 1;
                     }
                     pulls

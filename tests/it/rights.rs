@@ -5,7 +5,7 @@ use crate::support;
 use std::sync::Barrier;
 
 use serde_json::{Value, json};
-use support::client::Broken;
+use support::client::TransferError;
 use support::content::{OCI_INDEX, OCI_MANIFEST};
 use support::{Answer, Blob, Document, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
 
@@ -25,11 +25,11 @@ impl Neighbours {
         registry.add_image("library/app", "v1", &image);
         // What was asked once is asked again: every answer here is the upstream's own.
         let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
-        larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+        larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
         for blob in image.blobs() {
-            larder.get(&blob_path("library/app", &blob.digest)).is_ok_with(&blob.bytes);
+            larder.get(&blob_path("library/app", &blob.digest)).assert_body(&blob.bytes);
         }
-        larder.settle();
+        larder.wait_idle();
         Self { registry, larder, image }
     }
 
@@ -45,8 +45,8 @@ impl Neighbours {
         self.registry.add_manifest("evil/x", document);
         self.registry.tag("evil/x", "v1", &document.digest);
         let path = manifest_path("evil/x", &document.digest);
-        self.larder.get(&path).is_ok_with(&document.bytes);
-        self.larder.settle();
+        self.larder.get(&path).assert_body(&document.bytes);
+        self.larder.wait_idle();
     }
 
     /// `evil/x` has no right to this: its upstream is asked, and says so.
@@ -150,13 +150,13 @@ fn fill_of_another_repository_grants_no_access() {
         body.wait_reached(1);
         refused();
         body.open();
-        first.join().unwrap().is_ok_with(&blob.bytes);
+        first.join().unwrap().assert_body(&blob.bytes);
     });
-    larder.settle();
+    larder.wait_idle();
     registry.forget_requests();
     refused();
     assert_eq!(registry.requests().iter().filter(|seen| seen.path == there).count(), 3);
-    larder.get(&here).is_outcome("larder; hit");
+    larder.get(&here).assert_outcome("larder; hit");
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn concurrent_requests_have_their_own_access() {
     for blob in &blobs {
         registry.add_blob("library/app", blob);
     }
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let start = Barrier::new(4);
     std::thread::scope(|scope| {
         for worker in 0..4 {
@@ -191,18 +191,18 @@ fn concurrent_requests_have_their_own_access() {
 }
 
 /// `evil/x` is held up with a fill of the layer when `library/alpine` asks for it, and fails; the other does not.
-fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, Broken> {
+fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, TransferError> {
     let registry = Registry::start();
     let blob = Blob::random(7, 300_000);
     let image = Image::oci(7, "linux/amd64", vec![blob.clone()]);
     registry.add_image("library/alpine", "v1", &image);
-    let larder = Larder::before(&registry);
-    larder.get("/v2/library/alpine/manifests/v1").is_ok_with(&image.manifest.bytes);
+    let larder = Larder::in_front_of(&registry);
+    larder.get("/v2/library/alpine/manifests/v1").assert_body(&image.manifest.bytes);
     if let Some(size) = size {
         registry.add_blob("evil/x", &blob);
         let document = manifest_over(&layer(&blob, size));
         registry.add_manifest("evil/x", &document);
-        larder.get(&manifest_path("evil/x", &document.digest)).is_ok_with(&document.bytes);
+        larder.get(&manifest_path("evil/x", &document.digest)).assert_body(&document.bytes);
     }
     let gate = Gate::new();
     let evil = When::blobs().path("/evil/x/");
@@ -221,21 +221,21 @@ fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, Br
         });
         gate.open();
         let failed = failing.join().unwrap();
-        good.join().unwrap().expect("a whole answer").is_ok_with(&blob.bytes);
+        good.join().unwrap().expect("a whole answer").assert_body(&blob.bytes);
         failed
     });
-    larder.settle();
+    larder.wait_idle();
     registry.down();
     let again = larder.get(&at("library/alpine"));
-    again.is_ok_with(&blob.bytes);
-    again.is_outcome("larder; hit");
+    again.assert_body(&blob.bytes);
+    again.assert_outcome("larder; hit");
     failed
 }
 
 #[test]
 fn absence_belongs_to_one_repository() {
     let failed = one_fails_alone(None, Vec::new()).unwrap();
-    failed.is_error(404, "BLOB_UNKNOWN");
+    failed.assert_error(404, "BLOB_UNKNOWN");
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn wrong_size_of_an_unknown_length_belongs_to_one_repository() {
 
 #[test]
 fn wrong_answer_belongs_to_one_repository() {
-    let failed = one_fails_alone(Some(300_000), vec![Fault::OneLess]).unwrap();
+    let failed = one_fails_alone(Some(300_000), vec![Fault::RemoveLastByte]).unwrap();
     assert_eq!(failed.status(), 502, "{failed:?}");
 }
 
@@ -283,13 +283,13 @@ fn absence_belongs_to_one_kind_of_request() {
         for _ in 0..3 {
             assert_eq!(larder.api().send(method, &as_blob, &[]).status(), 404);
         }
-        larder.get(&manifest_path("library/app", &manifest.digest)).is_ok_with(&manifest.bytes);
+        larder.get(&manifest_path("library/app", &manifest.digest)).assert_body(&manifest.bytes);
         for (blob, first) in [(config, "GET"), (layer, "HEAD")] {
             let as_manifest = manifest_path("library/app", &blob.digest);
             assert_eq!(larder.api().send(method, &as_manifest, &[]).status(), 404);
             let path = blob_path("library/app", &blob.digest);
             assert_eq!(larder.api().send(first, &path, &[]).status(), 200);
-            larder.get(&path).is_ok_with(&blob.bytes);
+            larder.get(&path).assert_body(&blob.bytes);
         }
         // And of its own kind it is remembered.
         assert_eq!(registry.requests().iter().filter(|seen| seen.path == as_blob).count(), 1);
@@ -303,15 +303,15 @@ fn time_out_belongs_to_one_repository() {
     let blob = Blob::random(7, 300_000);
     let image = Image::oci(7, "linux/amd64", vec![blob.clone()]);
     registry.add_image("library/alpine", "v1", &image);
-    let larder = Larder::before(&registry);
-    larder.get("/v2/library/alpine/manifests/v1").is_ok_with(&image.manifest.bytes);
+    let larder = Larder::in_front_of(&registry);
+    larder.get("/v2/library/alpine/manifests/v1").assert_body(&image.manifest.bytes);
     let never = Gate::new();
     registry.script(When::blobs().path("/evil/x/"), Fault::HoldHead(never.clone()));
     let (client, at) = (larder.api(), |repository| blob_path(repository, &blob.digest));
     std::thread::scope(|scope| {
         scope.spawn(|| client.try_send("GET", &at("evil/x"), &[]));
         never.wait_reached(1);
-        client.get(&at("library/alpine")).is_ok_with(&blob.bytes);
+        client.get(&at("library/alpine")).assert_body(&blob.bytes);
         never.open();
     });
 }

@@ -21,7 +21,7 @@ fn registry_serves_content_and_records_requests() {
     registry.add_index("a/b", "t", &index);
     let client = Client::new(registry.addr());
     let answer = client.send("GET", "/v2/a/b/manifests/t?ns=x", &[("Accept", "one"), ("Accept", "two")]);
-    answer.is_ok_with(&index.document.bytes);
+    answer.assert_body(&index.document.bytes);
     assert_eq!(answer.header("content-type"), Some(OCI_INDEX));
     assert_eq!(answer.header("docker-content-digest"), Some(index.document.digest.as_str()));
     let head = client.head("/v2/a/b/manifests/t");
@@ -42,8 +42,8 @@ fn registry_serves_ranges_and_their_faults() {
     assert_eq!(part.header("content-range"), Some("bytes 10-19/1000"));
     assert_eq!(client.send("GET", &path, &[("Range", "bytes=1000-")]).status(), 416);
     registry.script(When::blobs(), Fault::IgnoreRange);
-    client.send("GET", &path, &[("Range", "bytes=10-19")]).is_ok_with(&blob.bytes);
-    registry.behave();
+    client.send("GET", &path, &[("Range", "bytes=10-19")]).assert_body(&blob.bytes);
+    registry.clear_faults();
     registry.script(When::blobs(), Fault::WrongContentRange);
     let part = client.send("GET", &path, &[("Range", "bytes=10-")]);
     assert_eq!(part.header("content-range"), Some("bytes 11-1000/1001"));
@@ -56,24 +56,24 @@ fn registry_breaks_bodies_as_scripted() {
     registry.script(once(), Fault::Cut(70_000));
     client.try_send("GET", &path, &[]).unwrap_err();
     assert_eq!(registry.requests()[0].sent(), 70_000);
-    registry.script(once(), Fault::OneLessThanPromised);
+    registry.script(once(), Fault::EndOneByteEarly);
     client.try_send("GET", &path, &[]).unwrap_err();
-    registry.script(once(), Fault::OneLess);
-    client.get(&path).is_ok_with(&blob.bytes[..199_999]);
-    registry.script(once(), Fault::OneMore);
+    registry.script(once(), Fault::RemoveLastByte);
+    client.get(&path).assert_body(&blob.bytes[..199_999]);
+    registry.script(once(), Fault::AppendByte);
     assert_eq!(client.get(&path).body.len(), 200_001);
-    registry.script(once(), Fault::OneMoreUntold);
+    registry.script(once(), Fault::AppendByteChunked);
     let answer = client.get(&path);
     assert_eq!((answer.body.len(), answer.head.content_length()), (200_001, None));
-    registry.script(once(), Fault::Flip(5));
+    registry.script(once(), Fault::FlipBit(5));
     let answer = client.get(&path);
     assert_eq!((answer.body[5], answer.body.len()), (blob.bytes[5] ^ 1, 200_000));
-    registry.script(once(), Fault::Close);
+    registry.script(once(), Fault::CloseConnection);
     client.try_send("GET", &path, &[]).unwrap_err();
     registry.script(once(), Fault::Chunked);
-    client.get(&path).is_ok_with(&blob.bytes);
+    client.get(&path).assert_body(&blob.bytes);
     registry.script(once(), Fault::Status(429));
-    client.get(&path).is_error(429, "TOOMANYREQUESTS");
+    client.get(&path).assert_error(429, "TOOMANYREQUESTS");
     let compared = client.open("GET", &path, &[]).unwrap().compare(&blob.bytes).unwrap();
     assert_eq!(compared, 200_000);
 }
@@ -105,22 +105,22 @@ fn registry_comes_up_on_the_same_port() {
     waiting.join().unwrap().unwrap_err();
     assert!(client.connect().is_err());
     registry.up();
-    client.get(&path).is_ok_with(&blob.bytes);
+    client.get(&path).assert_body(&blob.bytes);
 }
 
 #[test]
 fn registry_demands_credentials() {
     let (registry, blob, client, path) = with_blob(100);
-    registry.demand(Auth::Bearer(Some(("me".into(), "secret".into()))));
+    registry.require_auth(Auth::Bearer(Some(("me".into(), "secret".into()))));
     let refused = client.get(&path);
     assert_eq!(refused.status(), 401);
     assert!(refused.header("www-authenticate").unwrap().contains("scope=\"repository:a/b:pull\""));
     assert_eq!(client.get("/token").status(), 401);
     let token = client.send("GET", "/token", &[("Authorization", "Basic bWU6c2VjcmV0")]).json();
     let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
-    client.send("GET", &path, &[("Authorization", &bearer)]).is_ok_with(&blob.bytes);
+    client.send("GET", &path, &[("Authorization", &bearer)]).assert_body(&blob.bytes);
     registry.revoke_tokens();
     assert_eq!(client.send("GET", &path, &[("Authorization", &bearer)]).status(), 401);
-    registry.demand(Auth::Basic("me".into(), "secret".into()));
-    client.send("GET", &path, &[("Authorization", "Basic bWU6c2VjcmV0")]).is_ok_with(&blob.bytes);
+    registry.require_auth(Auth::Basic("me".into(), "secret".into()));
+    client.send("GET", &path, &[("Authorization", "Basic bWU6c2VjcmV0")]).assert_body(&blob.bytes);
 }

@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use support::in_process::InProcessLarder;
 use support::larder::{Exit, run_to_exit, sum_of};
-use support::timed::Timed;
 use support::{Blob, Image, Larder, Registry, Setup, eventually};
 
 const KINDS: [&str; 2] = ["files", "sled"];
@@ -35,9 +35,9 @@ impl World {
     /// A store that holds the image, closed.
     fn filled(&self, kind: &str) -> Setup {
         let larder = self.setup(kind).start();
-        larder.get("/v2/library/app/manifests/v1").is_ok_with(&self.image.manifest.bytes);
+        larder.get("/v2/library/app/manifests/v1").assert_body(&self.image.manifest.bytes);
         for blob in self.image.blobs() {
-            larder.get(&path(blob)).is_ok_with(&blob.bytes);
+            larder.get(&path(blob)).assert_body(&blob.bytes);
         }
         stop(larder)
     }
@@ -48,7 +48,7 @@ fn path(blob: &Blob) -> String {
 }
 
 fn stop(mut larder: Larder) -> Setup {
-    larder.settle();
+    larder.wait_idle();
     larder.terminate();
     assert!(larder.wait_exit().success(), "{}", larder.log_text());
     larder.into_setup()
@@ -120,7 +120,7 @@ fn damaged_content_is_removed_or_fetched_again() {
     // What was removed is fetched again when it is asked for.
     let larder = setup.start();
     for layer in &layers {
-        larder.get(&path(layer)).is_ok_with(&layer.bytes);
+        larder.get(&path(layer)).assert_body(&layer.bytes);
     }
     let setup = stop(larder);
     spoil(&setup, layers[0]);
@@ -157,7 +157,7 @@ fn idle_content_is_verified_periodically() {
     assert_eq!(scrubbed("damaged"), 1.0);
     assert!(sum_of(&larder.metrics_text(), "larder_scrub_end_timestamp_seconds", &[]) > 1e9);
     world.registry.forget_requests();
-    larder.get(&path(spoiled)).is_ok_with(&spoiled.bytes);
+    larder.get(&path(spoiled)).assert_body(&spoiled.bytes);
     assert_eq!(world.registry.count("GET", &spoiled.digest), 1);
 }
 
@@ -166,14 +166,14 @@ fn orphans_of_moved_tags_and_cut_fills_are_found() {
     for kind in KINDS {
         let world = World::new();
         let moved = Image::oci(9, "linux/amd64", vec![Blob::random(90, 50_000)]);
-        let larder = Timed::start(world.setup(kind));
-        larder.get("/v2/library/app/manifests/v1").is_ok_with(&world.image.manifest.bytes);
+        let larder = InProcessLarder::start(world.setup(kind));
+        larder.get("/v2/library/app/manifests/v1").assert_body(&world.image.manifest.bytes);
         for blob in world.image.blobs() {
-            larder.get(&path(blob)).is_ok_with(&blob.bytes);
+            larder.get(&path(blob)).assert_body(&blob.bytes);
         }
         world.registry.add_image("library/app", "v1", &moved);
-        larder.pass(Duration::from_hours(1));
-        larder.get("/v2/library/app/manifests/v1").is_ok_with(&moved.manifest.bytes);
+        larder.advance(Duration::from_hours(1));
+        larder.get("/v2/library/app/manifests/v1").assert_body(&moved.manifest.bytes);
         let setup = larder.stop();
         // A draft of two days ago, and one of now.
         let drafts = setup.data().join("drafts/sha256");
@@ -193,7 +193,7 @@ fn orphans_of_moved_tags_and_cut_fills_are_found() {
         world.registry.down();
         let larder = setup.start();
         for blob in world.image.blobs() {
-            larder.get(&path(blob)).is_ok_with(&blob.bytes);
+            larder.get(&path(blob)).assert_body(&blob.bytes);
         }
     }
 }

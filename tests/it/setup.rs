@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::verb::{self, Ran};
-use support::{Issued, Setup};
+use support::verb::{self, Output};
+use support::{Setup, TestCertificate};
 use tempfile::TempDir;
 
 /// A configuration that listens at a port of its own, with two upstreams.
@@ -24,7 +24,7 @@ fn machine() -> TempDir {
 }
 
 /// Runs it for the machine below a folder.
-fn setup(setup: &Setup, root: &Path, arguments: &[&str]) -> Ran {
+fn setup(setup: &Setup, root: &Path, arguments: &[&str]) -> Output {
     let root = root.to_str().unwrap();
     verb::offline(setup, &[&["setup"], arguments, &["--root", root]].concat())
 }
@@ -51,13 +51,13 @@ fn documentation_matches_the_output() {
     let manual = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/README.md")).unwrap();
     let (larder, root) = (larder(), machine());
     for client in ["docker", "containerd", "podman", "crio"] {
-        let printed = setup(&larder, root.path(), &[client, "--json"]).ended(0).json();
+        let printed = setup(&larder, root.path(), &[client, "--json"]).exited_with(0).json();
         let content = printed[0]["content"].as_str().unwrap();
         let wanted: Vec<_> = content.lines().filter(|line| !line.starts_with('#')).collect();
         assert!(manual.contains(wanted.join("\n").trim()), "{client}: {content}");
     }
     // BuildKit's there has one upstream.
-    let printed = setup(&larder, root.path(), &["buildkit", "--json"]).ended(0).json();
+    let printed = setup(&larder, root.path(), &["buildkit", "--json"]).exited_with(0).json();
     for line in printed[0]["content"].as_str().unwrap().lines().filter(|line| !line.contains("quay.io")) {
         assert!(manual.contains(line), "{line}");
     }
@@ -66,7 +66,7 @@ fn documentation_matches_the_output() {
 #[test]
 fn file_is_printed_between_path_and_instructions() {
     let (larder, root) = (larder(), machine());
-    let printed = setup(&larder, root.path(), &["crio"]).ended(0).stdout;
+    let printed = setup(&larder, root.path(), &["crio"]).exited_with(0).stdout;
     let path = root.path().join("etc/containers/registries.conf.d/larder.conf");
     assert!(printed.starts_with(&format!("# {}\n# Written by `larder setup`", path.display())), "{printed}");
     assert!(printed.ends_with("\n# systemctl reload crio\n"), "{printed}");
@@ -86,11 +86,11 @@ fn clients_are_configured_once_and_then_unchanged() {
         ("buildkit", "etc/buildkit/buildkitd.toml"),
         ("k3s", "etc/rancher/k3s/registries.yaml"),
     ] {
-        let first = setup(&larder, root.path(), &[client, "--write"]).ended(0);
+        let first = setup(&larder, root.path(), &[client, "--write"]).exited_with(0);
         assert!(first.stdout.contains(&format!("{file}: written\n")), "{first:?}");
         let written = text(root.path(), file);
         assert!(written.contains("127.0.0.1:5000"), "{written}");
-        let again = setup(&larder, root.path(), &[client, "--write"]).ended(0);
+        let again = setup(&larder, root.path(), &[client, "--write"]).exited_with(0);
         assert!(again.stdout.ends_with(&format!("{file}: unchanged\n")), "{again:?}");
         assert_eq!(text(root.path(), file), written);
         let folder = Path::new(file).parent().unwrap().to_str().unwrap();
@@ -98,7 +98,7 @@ fn clients_are_configured_once_and_then_unchanged() {
         assert_eq!(beside(root.path(), folder, &[name]), Vec::<String>::new(), "no copy without a change");
     }
     // CRI-O reads Podman's.
-    let crio = setup(&larder, root.path(), &["crio", "--write", "--json"]).ended(0).json();
+    let crio = setup(&larder, root.path(), &["crio", "--write", "--json"]).exited_with(0).json();
     assert_eq!(crio[0]["outcome"], "unchanged", "{crio}");
 }
 
@@ -112,7 +112,7 @@ fn existing_settings_and_backup_are_kept() {
     put(root.path(), "etc/docker/daemon.json", daemon);
     put(root.path(), "etc/containerd/certs.d/quay.io/hosts.toml", hosts);
     put(root.path(), "etc/buildkit/buildkitd.toml", buildkit);
-    let docker = setup(&larder, root.path(), &["docker", "--write", "--json"]).ended(0).json();
+    let docker = setup(&larder, root.path(), &["docker", "--write", "--json"]).exited_with(0).json();
     assert_eq!(docker[0]["outcome"], "written");
     assert_eq!(fs::read_to_string(docker[0]["backup"].as_str().unwrap()).unwrap(), daemon);
     let now: Value = serde_json::from_str(&text(root.path(), "etc/docker/daemon.json")).unwrap();
@@ -123,13 +123,13 @@ fn existing_settings_and_backup_are_kept() {
             "registry-mirrors": ["https://other.test", "http://127.0.0.1:5000"],
         })
     );
-    let general = setup(&larder, root.path(), &["containerd"]).ended(0);
+    let general = setup(&larder, root.path(), &["containerd"]).exited_with(0);
     assert!(general.stderr.contains("quay.io/hosts.toml exists"), "{general:?}");
-    setup(&larder, root.path(), &["containerd", "--per-registry", "--write"]).ended(0);
+    setup(&larder, root.path(), &["containerd", "--per-registry", "--write"]).exited_with(0);
     let now = text(root.path(), "etc/containerd/certs.d/quay.io/hosts.toml");
     assert!(now.starts_with(hosts) && now.contains("[host.\"http://127.0.0.1:5000\"]"), "{now}");
     assert!(root.path().join("etc/containerd/certs.d/docker.io/hosts.toml").exists());
-    setup(&larder, root.path(), &["buildkit", "--write"]).ended(0);
+    setup(&larder, root.path(), &["buildkit", "--write"]).exited_with(0);
     let now = text(root.path(), "etc/buildkit/buildkitd.toml");
     assert!(now.contains("gc = true # by hand") && now.contains("\"127.0.0.1:5000/quay.io\""), "{now}");
 }
@@ -147,17 +147,17 @@ fn malformed_and_foreign_files_are_not_changed() {
         ("k3s", "etc/rancher/k3s/registries.yaml", "mirrors: {}\n", "not written by"),
     ] {
         put(root.path(), file, content);
-        let ran = setup(&larder, root.path(), &[client, "--write"]).ended(1);
+        let ran = setup(&larder, root.path(), &[client, "--write"]).exited_with(1);
         assert!(ran.stderr.contains(file) && ran.stderr.contains(says), "{ran:?}");
         assert_eq!(text(root.path(), file), content);
         // What there is to add by hand is still to be had.
-        setup(&larder, root.path(), &[client]).ended(0);
+        setup(&larder, root.path(), &[client]).exited_with(0);
     }
 }
 
 #[test]
 fn tls_setup_includes_the_authority() {
-    let (issued, root) = (Issued::new(), machine());
+    let (issued, root) = (TestCertificate::new(), machine());
     let larder = larder();
     let (cert, key) = issued.write_into(&larder.folder().join("tls"));
     let ca = cert.to_str().unwrap().to_owned();
@@ -166,9 +166,9 @@ fn tls_setup_includes_the_authority() {
         .set("server.tls_listen", "0.0.0.0:5443")
         .set("server.tls_cert", ca.clone())
         .set("server.tls_key", key.to_str().unwrap());
-    let open = setup(&larder, root.path(), &["docker"]).ended(1);
+    let open = setup(&larder, root.path(), &["docker"]).exited_with(1);
     assert!(open.stderr.contains("--address HOST:PORT"), "{open:?}");
-    let trusted = setup(&larder, root.path(), &["docker", "--address", "larder.test:5443"]).ended(0);
+    let trusted = setup(&larder, root.path(), &["docker", "--address", "larder.test:5443"]).exited_with(0);
     assert!(trusted.stderr.contains("add --ca-file"), "{trusted:?}");
     let at = ["--address", "larder.test:5443", "--ca-file", &ca];
     for (client, file, says) in [
@@ -183,11 +183,11 @@ fn tls_setup_includes_the_authority() {
         ("k3s", "etc/rancher/k3s/larder-ca.crt", "ca_file: \"/etc/rancher/k3s/larder-ca.crt\""),
         ("kind", "", "ca = \"/etc/containerd/certs.d/larder-ca.crt\""),
     ] {
-        let printed = setup(&larder, root.path(), &[&[client][..], &at].concat()).ended(0).stdout;
+        let printed = setup(&larder, root.path(), &[&[client][..], &at].concat()).exited_with(0).stdout;
         assert!(printed.contains(says), "{printed}");
         assert!(!printed.contains("http://larder.test") && !printed.contains("insecure"), "{printed}");
         if client != "kind" {
-            setup(&larder, root.path(), &[&[client, "--write"][..], &at].concat()).ended(0);
+            setup(&larder, root.path(), &[&[client, "--write"][..], &at].concat()).exited_with(0);
             assert_eq!(text(root.path(), file), issued.cert);
         }
     }
@@ -197,7 +197,7 @@ fn tls_setup_includes_the_authority() {
 fn impossible_setup_is_refused() {
     let root = machine();
     let says = |larder: &Setup, arguments: &[&str], word: &str| {
-        let ran = setup(larder, root.path(), arguments).ended(1);
+        let ran = setup(larder, root.path(), arguments).exited_with(1);
         assert!(ran.stderr.contains(word), "{ran:?}");
     };
     let hidden = larder().set("server.listen", "unix:/run/larder.sock");
@@ -216,9 +216,10 @@ fn impossible_setup_is_refused() {
     says(&none, &["podman"], "a path cannot contain a colon");
     // Those that name the registry in the query can be told of it.
     for client in ["containerd", "buildkit", "k3s"] {
-        setup(&none, root.path(), &[client]).ended(0);
+        setup(&none, root.path(), &[client]).exited_with(0);
     }
-    let far = setup(&larder(), root.path(), &["docker", "--address", "larder.test:5000", "--json"]).ended(0);
+    let far =
+        setup(&larder(), root.path(), &["docker", "--address", "larder.test:5000", "--json"]).exited_with(0);
     let daemon: Value = serde_json::from_str(far.json()[0]["content"].as_str().unwrap()).unwrap();
     assert_eq!(daemon["insecure-registries"], json!(["larder.test:5000"]));
 }
@@ -226,7 +227,7 @@ fn impossible_setup_is_refused() {
 #[test]
 fn containerd_config_path_is_checked() {
     let (larder, root) = (larder(), machine());
-    let said = || setup(&larder, root.path(), &["containerd"]).ended(0).stderr;
+    let said = || setup(&larder, root.path(), &["containerd"]).exited_with(0).stderr;
     assert!(said().contains("config.toml does not exist"), "{}", said());
     put(root.path(), "etc/containerd/config.toml", "version = 2\n");
     assert!(said().contains("io.containerd.grpc.v1.cri"), "{}", said());

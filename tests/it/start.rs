@@ -38,7 +38,7 @@ fn plain() -> Setup {
 fn start_contacts_no_upstream() {
     let registry = Registry::start();
     registry.script(When::any(), Fault::HoldHead(Gate::new()));
-    let mut larder = Larder::before(&registry);
+    let mut larder = Larder::in_front_of(&registry);
     assert_eq!(larder.admin().get("/livez").status(), 200);
     assert_eq!(larder.admin().get("/readyz").status(), 200);
     larder.terminate();
@@ -57,7 +57,7 @@ fn flags_suffice_to_start() {
     command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream, "--data"]).arg(setup.data());
     command.env("LARDER_ADMIN__LISTEN", "127.0.0.1:0").env("LARDER_LOG__FORMAT", "json");
     let larder = setup.start_by(&mut command);
-    larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
     assert!(larder.setup().data().is_dir());
 }
 
@@ -74,7 +74,7 @@ fn port_in_use_is_named() {
 #[test]
 fn locked_store_is_named() {
     let registry = Registry::start();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let data = larder.setup().data().display().to_string();
     let exit = Setup::with(&registry).set("store.path", data.clone()).run_to_exit();
     is_one_sentence(&exit, &[&data]);
@@ -140,7 +140,7 @@ fn bad_flag_is_a_usage_error() {
 fn signals_stop_an_idle_server_at_once() {
     for interrupt in [false, true] {
         let registry = Registry::start();
-        let mut larder = Larder::before(&registry);
+        let mut larder = Larder::in_front_of(&registry);
         // A connection that is kept open and does nothing is no running transfer.
         let idle = larder.api().connect().unwrap();
         let began = Instant::now();
@@ -190,7 +190,7 @@ fn stop_lets_running_transfers_finish() {
     assert_eq!(running.larder.wait_exit().code(), Some(0), "{}", running.larder.log_text());
     // And what was transferred was kept.
     running.larder.restart();
-    running.larder.get(&running.path).is_outcome("larder; hit");
+    running.larder.get(&running.path).assert_outcome("larder; hit");
 }
 
 #[test]
@@ -210,9 +210,9 @@ fn stop_lets_cached_transfers_finish() {
     let registry = Registry::start();
     let blob = Blob::random(1, 24 * MIB);
     registry.add_blob("library/app", &blob);
-    let mut larder = Larder::before(&registry);
+    let mut larder = Larder::in_front_of(&registry);
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
-    larder.get(&path).is_ok_with(&blob.bytes);
+    larder.get(&path).assert_body(&blob.bytes);
     let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
     transfer.read_exactly(MIB).unwrap();
     larder.terminate();
@@ -268,8 +268,8 @@ fn start_after_a_stop_does_not_read_all_data() {
     registry.add_blob("library/app", &blob);
     let mut larder = Setup::with(&registry).set("store.blobs", "sled").start();
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
-    larder.get(&path).is_ok_with(&blob.bytes);
-    larder.settle();
+    larder.get(&path).assert_body(&blob.bytes);
+    larder.wait_idle();
     larder.terminate();
     assert!(larder.wait_exit().success());
     larder.restart();

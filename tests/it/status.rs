@@ -10,7 +10,7 @@ use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventuall
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 
-fn house(layer: usize) -> (Registry, Larder, Image) {
+fn fixture(layer: usize) -> (Registry, Larder, Image) {
     let registry = Registry::start();
     let image = Image::oci(1, "linux/amd64", vec![Blob::random(2, layer)]);
     registry.add_image("library/app", "v1", &image);
@@ -28,12 +28,12 @@ fn status(larder: &Larder) -> Value {
 
 #[test]
 fn traffic_totals_are_shown() {
-    let (_registry, larder, image) = house(1 << 20);
+    let (_registry, larder, image) = fixture(1 << 20);
     for _ in 0..4 {
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
-        larder.get(&blob(&image)).is_ok_with(&image.layers[0].bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
+        larder.get(&blob(&image)).assert_body(&image.layers[0].bytes);
     }
-    larder.settle();
+    larder.wait_idle();
     let report = status(&larder);
     let service = &report["service"];
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
@@ -56,7 +56,7 @@ fn traffic_totals_are_shown() {
         "{store}"
     );
     assert_eq!(report["upstreams"][0]["fetched"].as_u64(), Some(once as u64));
-    let told = verb::online(&larder, &["status"]).ended(0).stdout;
+    let told = verb::online(&larder, &["status"]).exited_with(0).stdout;
     for part in
         ["75.0 % of 8 requests (6 hits)", "1 manifest and 1 blob", "docker.io", "ok", "fills      none"]
     {
@@ -66,7 +66,7 @@ fn traffic_totals_are_shown() {
 
 #[test]
 fn running_fill_is_shown() {
-    let (registry, larder, image) = house(4 << 20);
+    let (registry, larder, image) = fixture(4 << 20);
     let gate = Gate::default();
     registry.script(When::blobs(), Fault::HoldBody(3 << 20, gate.clone()));
     let mut transfer = larder.api().open("GET", &blob(&image), &[]).unwrap();
@@ -81,17 +81,17 @@ fn running_fill_is_shown() {
     assert_eq!(fill["repository"], "docker.io/library/app");
     assert_eq!((fill["total"].as_u64(), fill["readers"].as_u64()), (Some(4 << 20), Some(1)), "{fill}");
     assert!(fill["rate"].as_u64() > Some(0) && fill["kept"] == true && fill["settling"] == false, "{fill}");
-    let told = verb::online(&larder, &["status"]).ended(0).stdout;
+    let told = verb::online(&larder, &["status"]).exited_with(0).stdout;
     assert!(told.contains("3.0 MiB of 4.0 MiB") && told.contains("1 reader"), "{told}");
     gate.open();
     transfer.finish().unwrap();
-    larder.settle();
+    larder.wait_idle();
     assert_eq!(status(&larder)["fills"], serde_json::json!([]));
 }
 
 #[test]
 fn failing_upstream_and_quota_are_shown() {
-    let (registry, larder, image) = house(1000);
+    let (registry, larder, image) = fixture(1000);
     registry.script(
         When::manifests(),
         Fault::rewrite(|_, plan| {
@@ -99,8 +99,8 @@ fn failing_upstream_and_quota_are_shown() {
             plan.set("RateLimit-Remaining", "7;w=21600");
         }),
     );
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    larder.settle();
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
     let endpoint = &status(&larder)["upstreams"][0]["endpoints"][0];
     assert_eq!((endpoint["breaker"].as_str(), endpoint["failures"].as_u64()), (Some("closed"), Some(0)));
     let quota = &endpoint["quota"];
@@ -117,7 +117,7 @@ fn failing_upstream_and_quota_are_shown() {
     let warned = &report["warnings"][0];
     assert!(warned["message"].as_str().unwrap().contains("no requests are sent"), "{report}");
     assert!(warned["detail"].as_str().unwrap().contains("docker.io"), "{warned}");
-    let told = verb::online(&larder, &["status"]).ended(0).stdout;
+    let told = verb::online(&larder, &["status"]).exited_with(0).stdout;
     assert!(
         told.contains("warning") && told.contains("open for") && told.contains("7 of 100, resets within"),
         "{told}"
@@ -126,24 +126,24 @@ fn failing_upstream_and_quota_are_shown() {
 
 #[test]
 fn store_without_a_server_has_a_status() {
-    let (_registry, mut larder, image) = house(1000);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    larder.settle();
+    let (_registry, mut larder, image) = fixture(1000);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
     larder.terminate();
     larder.wait_exit();
     let setup = larder.into_setup();
-    let told = verb::offline(&setup, &["status"]).ended(0).stdout;
+    let told = verb::offline(&setup, &["status"]).exited_with(0).stdout;
     assert!(told.contains("no server runs") && told.contains("1 manifest and 0 blobs"), "{told}");
     assert!(!told.contains("hits") && !told.contains("docker.io"), "{told}");
-    let report = verb::offline(&setup, &["status", "--json"]).ended(0).json();
+    let report = verb::offline(&setup, &["status", "--json"]).exited_with(0).json();
     assert!(report["service"].is_null() && report["store"]["manifests"] == 1, "{report}");
-    let watched = verb::offline(&setup, &["status", "--watch"]).ended(0);
+    let watched = verb::offline(&setup, &["status", "--watch"]).exited_with(0);
     assert!(watched.stderr.contains("nothing to watch"), "{watched:?}");
 }
 
 #[test]
 fn watch_prints_json_lines() {
-    let (_registry, mut larder, image) = house(1000);
+    let (_registry, mut larder, image) = fixture(1000);
     let server = format!("http://{}", larder.admin_addr());
     let mut command = larder.setup().bare_command();
     command.args(["status", "--json", "--watch", "1", "--server", &server]).stdout(Stdio::piped());
@@ -151,7 +151,7 @@ fn watch_prints_json_lines() {
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!(next()["service"]["requests"].as_u64(), Some(0));
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     while next()["service"]["requests"].as_u64() != Some(1) {}
     // It goes on while nobody answers.
     larder.kill9();

@@ -57,9 +57,9 @@ impl World {
     #[track_caller]
     fn pull(&self, larder: &Larder) {
         for (path, bytes) in &self.entries {
-            larder.get(path).is_ok_with(bytes);
+            larder.get(path).assert_body(bytes);
         }
-        larder.settle();
+        larder.wait_idle();
     }
 
     /// Everything is held, and served without the registry.
@@ -68,9 +68,9 @@ impl World {
         self.registry.down();
         for (path, bytes) in &self.entries {
             let answer = larder.get(path);
-            answer.is_ok_with(bytes);
+            answer.assert_body(bytes);
             if path.contains("/blobs/") {
-                answer.is_outcome("larder; hit");
+                answer.assert_outcome("larder; hit");
             }
         }
         self.registry.up();
@@ -268,8 +268,8 @@ fn kept() -> Kept {
     registry.add_blob("library/app", &blob);
     let larder = Setup::with(&registry).set("store.blobs", "files").start();
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
-    larder.get(&path).is_ok_with(&blob.bytes);
-    larder.settle();
+    larder.get(&path).assert_body(&blob.bytes);
+    larder.wait_idle();
     let file = files_below(&larder.setup().data().join("blobs")).remove(0);
     Kept { registry, larder, blob, path, file }
 }
@@ -290,15 +290,15 @@ fn modified_files_are_a_miss() {
     ];
     let kept = kept();
     for (n, change) in changes.into_iter().enumerate() {
-        kept.larder.get(&kept.path).is_outcome("larder; hit");
+        kept.larder.get(&kept.path).assert_outcome("larder; hit");
         change(&kept.file);
         kept.registry.forget_requests();
         // Nobody sees more of it than that the registry was asked again.
         let answer = kept.larder.get(&kept.path);
-        answer.is_ok_with(&kept.blob.bytes);
+        answer.assert_body(&kept.blob.bytes);
         assert!(answer.head.outcome().contains("detail=miss"), "change {n}: {:?}", answer.head);
         assert_eq!(kept.registry.count("GET", "/blobs/"), 1, "change {n}");
-        kept.larder.settle();
+        kept.larder.wait_idle();
         assert!(fs::read(&kept.file).unwrap() == *kept.blob.bytes, "change {n}");
     }
     assert_eq!(kept.larder.counter("larder_store_errors_total", &[]), 4);
@@ -316,10 +316,10 @@ fn file_changed_under_a_reader_cuts_the_connection() {
         transfer.read_exactly(1000).unwrap();
         change(&kept.file);
         transfer.finish().expect_err("a body that was cut must not look whole");
-        kept.larder.settle();
-        kept.larder.get(&kept.path).is_ok_with(&kept.blob.bytes);
-        kept.larder.settle();
-        kept.larder.get(&kept.path).is_outcome("larder; hit");
+        kept.larder.wait_idle();
+        kept.larder.get(&kept.path).assert_body(&kept.blob.bytes);
+        kept.larder.wait_idle();
+        kept.larder.get(&kept.path).assert_outcome("larder; hit");
         assert_eq!(kept.registry.count("GET", "/blobs/"), 2, "change {n}");
     }
 }
@@ -339,7 +339,7 @@ fn files_with_lost_times_are_not_fetched_again() {
     let kept = kept();
     write(&kept.file).set_modified(std::time::SystemTime::now()).unwrap();
     kept.registry.forget_requests();
-    kept.larder.get(&kept.path).is_outcome("larder; hit");
+    kept.larder.get(&kept.path).assert_outcome("larder; hit");
     assert_eq!(kept.registry.count("GET", "/blobs/"), 0);
 }
 
@@ -360,13 +360,13 @@ fn draft_is_resumed_byte_for_byte_after_a_stop() {
     registry.down();
     larder.wait_counter("larder_fills_total", &[("result", "upstream")], 1);
     transfer.hang_up();
-    registry.behave();
+    registry.clear_faults();
     registry.up();
     registry.forget_requests();
     larder.terminate();
     larder.wait_exit();
     larder.restart();
-    larder.get(&path).is_ok_with(&blob.bytes);
+    larder.get(&path).assert_body(&blob.bytes);
     let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();
     assert_eq!(starts, [Some(6 * MIB as u64 + 123)]);
 }
@@ -377,7 +377,7 @@ fn with_whole_draft(kind: &str, bytes: &[u8], blob: &Blob) -> (Registry, Larder,
     let image = Image::oci(9, "linux/amd64", vec![blob.clone()]);
     registry.add_image("library/app", "v1", &image);
     let larder = Setup::with(&registry).set("store.blobs", kind).start();
-    larder.get("/v2/library/app/manifests/v1").is_ok_with(&image.manifest.bytes);
+    larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
     let setup = stop(larder);
     let (algorithm, hex) = blob.digest.split_once(':').unwrap();
     fs::write(setup.data().join("drafts").join(algorithm).join(hex), bytes).unwrap();
@@ -390,9 +390,9 @@ fn complete_draft_needs_no_upstream() {
         let blob = Blob::random(8, 5 * MIB);
         let (registry, larder, path) = with_whole_draft(kind, &blob.bytes, &blob);
         registry.down();
-        larder.get(&path).is_ok_with(&blob.bytes);
-        larder.settle();
-        larder.get(&path).is_outcome("larder; hit");
+        larder.get(&path).assert_body(&blob.bytes);
+        larder.wait_idle();
+        larder.get(&path).assert_outcome("larder; hit");
         assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
     }
 }
@@ -404,11 +404,11 @@ fn draft_with_wrong_bytes_of_the_right_length_is_fetched_again() {
         let (registry, larder, path) = with_whole_draft(kind, &vec![7; 5 * MIB], &blob);
         // Who was shown some of it is cut off; who came a moment later gets the right one.
         if let Ok(answer) = larder.api().try_send("GET", &path, &[]) {
-            answer.is_ok_with(&blob.bytes);
+            answer.assert_body(&blob.bytes);
         }
-        larder.settle();
-        larder.get(&path).is_ok_with(&blob.bytes);
-        larder.get(&path).is_outcome("larder; hit");
+        larder.wait_idle();
+        larder.get(&path).assert_body(&blob.bytes);
+        larder.get(&path).assert_outcome("larder; hit");
         assert_eq!(registry.count("GET", "/blobs/"), 1);
     }
 }

@@ -4,7 +4,7 @@ use crate::support;
 
 use std::os::unix::net::UnixDatagram;
 
-use support::{Larder, PATIENCE, Registry, Setup};
+use support::{Larder, Registry, Setup, TIME_LIMIT};
 
 struct Manager(UnixDatagram);
 
@@ -34,7 +34,7 @@ fn managed(watchdog: Option<&str>) -> (Manager, Larder, Registry) {
     let setup = Setup::with(&registry);
     let path = setup.folder().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     let mut command = setup.command();
     command.env("NOTIFY_SOCKET", &path);
     if let Some(time) = watchdog {
@@ -51,7 +51,7 @@ fn service_manager_is_notified_of_each_step() {
     let status = format!("STATUS=serving on {}", larder.api_addr());
     assert!(ready.lines().any(|line| line == status), "{ready}");
     // Ready means that requests are answered.
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
     larder.hang_up();
     let reloading = manager.next();
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
@@ -78,7 +78,7 @@ fn missing_service_manager_is_harmless() {
     let (manager, mut larder, _registry) = managed(Some("100000"));
     manager.wait("READY=1");
     drop(manager);
-    larder.get("/v2/").is_ok_with(b"{}");
+    larder.get("/v2/").assert_body(b"{}");
     larder.hang_up();
     larder.wait_for_line("the reload", |line| {
         line["message"].as_str().is_some_and(|m| m.contains("configuration reloaded"))

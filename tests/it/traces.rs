@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use support::collector::attribute;
-use support::house::{MIB, TAG};
+use support::fixture::{MIB, TAG};
 use support::{Blob, Collector, Fault, Gate, Image, Larder, Registry, Setup, When};
 
 const FAILED: &str = "traces were lost: the collector did not accept them";
@@ -20,7 +20,7 @@ fn start(registry: &Registry, collector: &Collector) -> Larder {
 
 /// All spans, once the larder has ended.
 fn spans(mut larder: Larder, collector: &Collector) -> Vec<Span> {
-    larder.settle();
+    larder.wait_idle();
     larder.terminate();
     assert!(larder.wait_exit().success(), "{}", larder.log_text());
     collector.spans()
@@ -54,14 +54,14 @@ fn cold_pull_is_one_trace() {
     registry.add_image("library/app", "v1", &image);
     let collector = Collector::start();
     let larder = start(&registry, &collector);
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     let path = format!("/v2/library/app/blobs/{}", layer.digest);
     let answer = larder.api().send("GET", &path, &[("X-Request-Id", "cold")]);
-    answer.is_ok_with(&layer.bytes);
+    answer.assert_body(&layer.bytes);
     assert_eq!(larder.get("/v2/library/app/manifests/none").status(), 404);
     // The end of a fill follows the last byte that its clients get.
-    larder.settle();
-    larder.get(&path).is_outcome("larder; hit");
+    larder.wait_idle();
+    larder.get(&path).assert_outcome("larder; hit");
     let spans = spans(larder, &collector);
     assert_eq!(collector.services()[0], "pantry");
 
@@ -150,7 +150,7 @@ fn client_trace_is_continued_and_not_forwarded() {
     // Only what a client decided is traced.
     let larder = setup.set("trace.sample", 0.0).start();
     let sampled = format!("00-{TRACE}-{PARENT}-01");
-    larder.api().send("GET", TAG, &[("traceparent", &sampled)]).is_ok_with(&image.manifest.bytes);
+    larder.api().send("GET", TAG, &[("traceparent", &sampled)]).assert_body(&image.manifest.bytes);
     let unsampled = format!("00-{TRACE}-{PARENT}-00");
     larder.api().send("GET", "/v2/", &[("traceparent", &unsampled)]);
     larder.api().send("GET", "/v2/", &[("traceparent", "nonsense")]);
@@ -167,7 +167,7 @@ fn client_trace_is_continued_and_not_forwarded() {
 #[test]
 fn failures_are_marked_in_spans() {
     let registry = Registry::start();
-    registry.script(When::any(), Fault::Close);
+    registry.script(When::any(), Fault::CloseConnection);
     let collector = Collector::start();
     let larder = start(&registry, &collector);
     assert_eq!(larder.get(TAG).status(), 502);
@@ -186,12 +186,12 @@ fn dead_collector_does_not_delay_requests() {
     registry.add_image("library/app", "v1", &image);
     for silent in [false, true] {
         let collector = Collector::start();
-        collector.fall_silent();
+        collector.stop_answering();
         let url = if silent { collector.url() } else { "http://127.0.0.1:1".to_owned() };
         let mut larder = Setup::with(&registry).set("trace.endpoint", url).start();
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
         if silent {
-            support::eventually("the collector is asked", || collector.asked() > 0);
+            support::eventually("the collector is asked", || collector.requests() > 0);
         } else {
             larder.wait_for_line("the warning", |line| line["message"] == FAILED && line["level"] == "WARN");
         }
@@ -244,8 +244,8 @@ fn tracing_is_disabled_without_an_endpoint() {
         let line = larder.wait_for_line("the line", |line| line["message"] == "request" && line["id"] == id);
         let keys: Vec<_> = line.as_object().unwrap().keys().collect();
         assert!(!keys.iter().any(|key| key.contains("span")), "{keys:?}");
-        let before = collector.asked();
+        let before = collector.requests();
         drop(spans(larder, &collector));
-        assert_eq!(collector.asked() > before, traced);
+        assert_eq!(collector.requests() > before, traced);
     }
 }

@@ -14,14 +14,14 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use support::content::{DOCKER_LIST, OCI_INDEX, OCI_MANIFEST};
 use support::folder::files_below;
-use support::verb::{self, Ran};
+use support::verb::{self, Output};
 use support::{Answer, Blob, Document, Fault, Gate, Image, Index, Larder, Registry, Setup, When, eventually};
 
 const IMAGE_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// A registry with an index and an image, and a larder before it that has pulled nothing.
-fn house() -> (Registry, Index, Image, Larder) {
+fn fixture() -> (Registry, Index, Image, Larder) {
     let registry = Registry::start();
     let (index, image) = (Index::oci(7), Image::docker(3, "linux/amd64", vec![Blob::random(3, 40_000)]));
     registry.add_index("library/multi", "v1", &index);
@@ -100,7 +100,7 @@ fn of_image(image: &Image, name: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Imports these bytes into a larder that runs.
-fn import(larder: &Larder, tar: &[u8], more: &[&str]) -> Ran {
+fn import(larder: &Larder, tar: &[u8], more: &[&str]) -> Output {
     let file = larder.setup().folder().join("import.tar");
     fs::write(&file, tar).unwrap();
     let mut arguments = vec!["import", file.to_str().unwrap()];
@@ -110,7 +110,7 @@ fn import(larder: &Larder, tar: &[u8], more: &[&str]) -> Ran {
 
 fn serves(larder: &Larder, repository: &str, tag: &str, root: &Document) -> Answer {
     let answer = larder.get(&format!("/v2/{repository}/manifests/{tag}"));
-    answer.is_ok_with(&root.bytes);
+    answer.assert_body(&root.bytes);
     assert_eq!(answer.header("content-type"), Some(root.media_type.as_str()));
     answer
 }
@@ -120,22 +120,22 @@ fn serves_all(larder: &Larder, repository: &str, documents: &[&Document], images
         serves(larder, repository, &document.digest, document);
     }
     for blob in images.iter().flat_map(|image| image.blobs()) {
-        larder.get(&format!("/v2/{repository}/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        larder.get(&format!("/v2/{repository}/blobs/{}", blob.digest)).assert_body(&blob.bytes);
     }
 }
 
 /// How many manifests and blobs are held, whoever may have them.
 fn holds(larder: &Larder) -> (u64, u64) {
-    let report = verb::online(larder, &["verify", "--json"]).ended(0).json();
+    let report = verb::online(larder, &["verify", "--json"]).exited_with(0).json();
     (report["manifests"].as_u64().unwrap(), report["blobs"].as_u64().unwrap())
 }
 
 #[test]
 fn export_to_a_folder_keeps_every_byte() {
-    let (registry, index, _, larder) = house();
+    let (registry, index, _, larder) = fixture();
     let folder = larder.setup().folder().join("layout");
     let target = folder.to_str().unwrap();
-    let ran = verb::online(&larder, &["export", "multi:v1", target]).ended(0);
+    let ran = verb::online(&larder, &["export", "multi:v1", target]).exited_with(0);
     assert!(ran.stdout.contains("docker.io/library/multi:v1 (linux/amd64, linux/arm64)"), "{ran:?}");
     assert_eq!(json_in(folder.join("oci-layout")), json!({ "imageLayoutVersion": "1.0.0" }));
     let entry = &json_in(folder.join("index.json"))["manifests"][0];
@@ -157,37 +157,38 @@ fn export_to_a_folder_keeps_every_byte() {
 
 #[test]
 fn export_adds_to_a_layout_and_replaces_a_tag() {
-    let (registry, index, image, larder) = house();
+    let (registry, index, image, larder) = fixture();
     let folder = larder.setup().folder().join("layout");
     let target = folder.to_str().unwrap();
-    verb::online(&larder, &["export", "multi:v1", target]).ended(0);
-    verb::online(&larder, &["export", "org/app:1", target]).ended(0);
-    verb::online(&larder, &["export", "multi:v1", target, "--platform", "linux/arm64"]).ended(0);
+    verb::online(&larder, &["export", "multi:v1", target]).exited_with(0);
+    verb::online(&larder, &["export", "org/app:1", target]).exited_with(0);
+    verb::online(&larder, &["export", "multi:v1", target, "--platform", "linux/arm64"]).exited_with(0);
     let entries = json_in(folder.join("index.json"))["manifests"].clone();
     let digests: Vec<_> = entries.as_array().unwrap().iter().map(|it| it["digest"].clone()).collect();
     assert_eq!(digests, [json!(image.manifest.digest), json!(index.images[1].manifest.digest)]);
     assert_eq!(entries[1]["platform"], json!({ "os": "linux", "architecture": "arm64" }));
 
     registry.add_image("org/other", "1", &Image::small(9));
-    let ran = verb::online(&larder, &["export", "org/other:1", target]).ended(1);
+    let ran = verb::online(&larder, &["export", "org/other:1", target]).exited_with(1);
     assert!(ran.stderr.contains("docker.io/org/app:1 under the tag 1 already"), "{ran:?}");
-    verb::online(&larder, &["export", "org/other:1", target, "--name", "quay.io/org/other:2"]).ended(0);
+    verb::online(&larder, &["export", "org/other:1", target, "--name", "quay.io/org/other:2"]).exited_with(0);
     let entry = json_in(folder.join("index.json"))["manifests"][2].clone();
     assert_eq!(entry["annotations"], json!({ IMAGE_NAME: "quay.io/org/other:2", REF_NAME: "2" }));
 
     let foreign = larder.setup().folder().join("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("letter.txt"), "dear").unwrap();
-    let ran = verb::online(&larder, &["export", "org/app:1", foreign.to_str().unwrap()]).ended(1);
+    let ran = verb::online(&larder, &["export", "org/app:1", foreign.to_str().unwrap()]).exited_with(1);
     assert!(ran.stderr.contains("`letter.txt`, which is no part of an OCI layout"), "{ran:?}");
     assert_eq!(files_below(&foreign).len(), 1);
 }
 
 #[test]
 fn export_writes_docker_archives() {
-    let (_registry, index, image, larder) = house();
+    let (_registry, index, image, larder) = fixture();
     let file = larder.setup().folder().join("app.tar");
-    let ran = verb::online(&larder, &["export", "org/app:1", file.to_str().unwrap(), "--json"]).ended(0);
+    let ran =
+        verb::online(&larder, &["export", "org/app:1", file.to_str().unwrap(), "--json"]).exited_with(0);
     let report = ran.json();
     assert_eq!(
         (&report["digest"], &report["manifests"], &report["blobs"], &report["fetched"]),
@@ -208,12 +209,12 @@ fn export_writes_docker_archives() {
         &larder,
         &["export", "multi:v1", &path(larder.setup().folder(), "one.tar"), "--platform", "linux/amd64"],
     );
-    assert!(one.ended(0).stdout.contains("(linux/amd64)"));
+    assert!(one.exited_with(0).stdout.contains("(linux/amd64)"));
     let files: BTreeMap<_, _> =
         untar(&fs::read(larder.setup().folder().join("one.tar")).unwrap()).into_iter().collect();
     assert!(files.contains_key("manifest.json") && !files.contains_key(&blob_path(&index.document.digest)));
     let all = verb::online(&larder, &["export", "multi:v1", &path(larder.setup().folder(), "all.tar")]);
-    all.ended(0);
+    all.exited_with(0);
     let files = untar(&fs::read(larder.setup().folder().join("all.tar")).unwrap());
     assert!(files.iter().all(|(path, _)| path != "manifest.json"), "it has no place for two platforms");
     let names: Vec<&str> = files.iter().take(2).map(|(path, _)| path.as_str()).collect();
@@ -222,16 +223,16 @@ fn export_writes_docker_archives() {
 
 #[test]
 fn export_selects_platforms_and_names_a_missing_one() {
-    let (registry, _, _, larder) = house();
+    let (registry, _, _, larder) = fixture();
     let folder = larder.setup().folder().to_owned();
     let ran =
         verb::online(&larder, &["export", "multi:v1", &path(&folder, "a.tar"), "--platform", "linux/s390x"]);
-    assert!(ran.ended(5).stderr.contains("there are: linux/amd64, linux/arm64"));
+    assert!(ran.exited_with(5).stderr.contains("there are: linux/amd64, linux/arm64"));
     let ran =
         verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar"), "--platform", "linux/arm64"]);
-    assert!(ran.ended(5).stderr.contains("there are: linux/amd64"));
+    assert!(ran.exited_with(5).stderr.contains("there are: linux/amd64"));
     verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar"), "--platform", "linux/amd64"])
-        .ended(0);
+        .exited_with(0);
     registry.add_index(
         "library/three",
         "v1",
@@ -252,7 +253,7 @@ fn export_selects_platforms_and_names_a_missing_one() {
         "--platform",
         "linux/amd64",
     ];
-    let ran = verb::online(&larder, &two).ended(0);
+    let ran = verb::online(&larder, &two).exited_with(0);
     assert!(ran.stdout.contains("names more platforms than the archive has"), "{ran:?}");
     // The index stands as it is, for the tools that take what there is for them.
     assert_eq!(files_below(&folder.join("two")).len(), 2 + 1 + 2 * 3);
@@ -260,7 +261,7 @@ fn export_selects_platforms_and_names_a_missing_one() {
 
 #[test]
 fn export_fetches_missing_content_unless_offline() {
-    let (registry, index, _, larder) = house();
+    let (registry, index, _, larder) = fixture();
     let folder = larder.setup().folder().to_owned();
     let export = |more: &[&str]| {
         let target = path(&folder, "a.tar");
@@ -268,33 +269,33 @@ fn export_fetches_missing_content_unless_offline() {
         arguments.extend(more);
         verb::online(&larder, &arguments)
     };
-    let ran = export(&["--offline"]).ended(5);
+    let ran = export(&["--offline"]).exited_with(5);
     assert!(ran.stderr.contains("docker.io/library/multi:v1 is not cached"), "{ran:?}");
-    verb::online(&larder, &["warm", "multi:v1", "--platform", "linux/amd64"]).ended(0);
-    export(&["--offline", "--platform", "linux/amd64"]).ended(0);
-    let ran = export(&["--offline"]).ended(4);
+    verb::online(&larder, &["warm", "multi:v1", "--platform", "linux/amd64"]).exited_with(0);
+    export(&["--offline", "--platform", "linux/amd64"]).exited_with(0);
+    let ran = export(&["--offline"]).exited_with(4);
     assert!(ran.stderr.contains(&index.images[1].manifest.digest), "{ran:?}");
     serves(&larder, "library/multi", &index.images[1].manifest.digest, &index.images[1].manifest);
-    let ran = export(&["--offline"]).ended(4);
+    let ran = export(&["--offline"]).exited_with(4);
     assert!(ran.stderr.contains("2 things are missing") && ran.stderr.contains("larder warm"), "{ran:?}");
     for blob in index.images[1].blobs() {
         assert!(ran.stderr.contains(&blob.digest), "{ran:?}");
         assert_eq!(registry.count("GET", &blob.digest), 0);
     }
-    let report = export(&["--json"]).ended(0).json();
+    let report = export(&["--json"]).exited_with(0).json();
     assert_eq!((&report["blobs"], &report["fetched"]), (&json!(4), &json!(2)), "{report}");
 }
 
 #[test]
 fn interrupted_export_leaves_nothing() {
-    let (registry, _, image, larder) = house();
+    let (registry, _, image, larder) = fixture();
     registry.script(When::blobs().path(&image.layers[0].digest), Fault::Status(404));
     let folder = larder.setup().folder().join("out");
     fs::create_dir(&folder).unwrap();
-    let ran = verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar")]).ended(1);
+    let ran = verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar")]).exited_with(1);
     assert!(ran.stderr.contains("was interrupted"), "{ran:?}");
     assert_eq!(files_below(&folder), Vec::<PathBuf>::new());
-    verb::online(&larder, &["export", "org/app:1", &path(&folder, "layout")]).ended(1);
+    verb::online(&larder, &["export", "org/app:1", &path(&folder, "layout")]).exited_with(1);
     assert!(!folder.join("layout/index.json").exists());
     // A program gets less than was promised.
     let cut = larder.admin().try_send("GET", "/api/v1/export?reference=org/app:1", &[]);
@@ -303,7 +304,7 @@ fn interrupted_export_leaves_nothing() {
 
 #[test]
 fn export_ends_when_its_client_disconnects() {
-    let (registry, _, image, larder) = house();
+    let (registry, _, image, larder) = fixture();
     let gate = Gate::new();
     registry.script(When::blobs().path(&image.layers[0].digest), Fault::HoldBody(100, gate.clone()));
     let mut transfer = larder.admin().open("GET", "/api/v1/export?reference=org/app:1", &[]).unwrap();
@@ -311,21 +312,21 @@ fn export_ends_when_its_client_disconnects() {
     gate.wait_reached(1);
     transfer.hang_up();
     gate.open();
-    larder.settle();
+    larder.wait_idle();
     // The fill is the cache's own and has come to its end.
-    larder.get(&format!("/v2/org/app/blobs/{}", image.layers[0].digest)).is_ok_with(&image.layers[0].bytes);
+    larder.get(&format!("/v2/org/app/blobs/{}", image.layers[0].digest)).assert_body(&image.layers[0].bytes);
     assert_eq!(registry.count("GET", &image.layers[0].digest), 1);
 }
 
 #[test]
 fn imported_archive_is_pulled_without_a_registry() {
-    let (_registry, index, image, larder) = house();
+    let (_registry, index, image, larder) = fixture();
     let folder = larder.setup().folder().to_owned();
-    verb::online(&larder, &["export", "multi:v1", &path(&folder, "both")]).ended(0);
-    verb::online(&larder, &["export", "org/app:1", &path(&folder, "both")]).ended(0);
+    verb::online(&larder, &["export", "multi:v1", &path(&folder, "both")]).exited_with(0);
+    verb::online(&larder, &["export", "org/app:1", &path(&folder, "both")]).exited_with(0);
 
     let island = island();
-    let ran = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).ended(0);
+    let ran = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).exited_with(0);
     let report = ran.json();
     assert_eq!((&report["complete"], &report["new_blobs"]), (&json!(true), &json!(6)), "{report}");
     let row = &report["images"][0];
@@ -343,28 +344,29 @@ fn imported_archive_is_pulled_without_a_registry() {
     serves_all(&island, "library/multi", &index.documents(), &index.all_images());
     serves(&island, "org/app", "1", &image.manifest);
     serves_all(&island, "org/app", &[&image.manifest], &[&image]);
-    verb::online(&island, &["check", "--offline", "multi:v1", "org/app:1", "--all-platforms"]).ended(0);
+    verb::online(&island, &["check", "--offline", "multi:v1", "org/app:1", "--all-platforms"]).exited_with(0);
 
     // Once more is the same again.
-    let again = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).ended(0).json();
+    let again = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).exited_with(0).json();
     assert_eq!((&again["complete"], &again["new_blobs"]), (&json!(true), &json!(0)), "{again}");
 }
 
 #[test]
 fn nested_indexes_and_digests_are_exported() {
-    let (registry, _, image, larder) = house();
+    let (registry, _, image, larder) = fixture();
     let nested = Index::nested(60);
     registry.add_index("library/nested", "v1", &nested);
     let folder = larder.setup().folder().to_owned();
-    verb::online(&larder, &["export", "nested:v1", &path(&folder, "images")]).ended(0);
+    verb::online(&larder, &["export", "nested:v1", &path(&folder, "images")]).exited_with(0);
     let by_digest = format!("org/app@{}", image.manifest.digest);
-    verb::online(&larder, &["export", &by_digest, &path(&folder, "images")]).ended(0);
+    verb::online(&larder, &["export", &by_digest, &path(&folder, "images")]).exited_with(0);
     let entries = json_in(folder.join("images/index.json"))["manifests"].clone();
     assert!(entries[1].get("annotations").is_none(), "a digest is no name: {entries}");
     let island = island();
-    let ran = verb::online(&island, &["import", &path(&folder, "images")]).ended(1);
+    let ran = verb::online(&island, &["import", &path(&folder, "images")]).exited_with(1);
     assert!(ran.stderr.contains(&image.manifest.digest), "{ran:?}");
-    verb::online(&island, &["import", &path(&folder, "images"), "--as", "docker.io/all/of-it"]).ended(0);
+    verb::online(&island, &["import", &path(&folder, "images"), "--as", "docker.io/all/of-it"])
+        .exited_with(0);
     serves(&island, "all/of-it", "v1", &nested.document);
     serves_all(&island, "all/of-it", &nested.documents(), &nested.all_images());
     serves_all(&island, "all/of-it", &[&image.manifest], &[&image]);
@@ -372,17 +374,17 @@ fn nested_indexes_and_digests_are_exported() {
 
 #[test]
 fn incomplete_index_is_exported_by_platform() {
-    let (registry, _, _, larder) = house();
+    let (registry, _, _, larder) = fixture();
     let index = Index::oci(80);
     let [amd, arm] = [&index.images[0], &index.images[1]];
     registry.add_image("library/pruned", "v1", arm);
     registry.add_manifest("library/pruned", &index.document);
     registry.tag("library/pruned", "v1", &index.document.digest);
     let target = path(larder.setup().folder(), "a.tar");
-    let ran = verb::online(&larder, &["export", "pruned:v1", &target]).ended(1);
+    let ran = verb::online(&larder, &["export", "pruned:v1", &target]).exited_with(1);
     assert!(ran.stderr.contains(&amd.manifest.digest) && ran.stderr.contains("--platform"), "{ran:?}");
     assert!(!Path::new(&target).exists());
-    verb::online(&larder, &["export", "pruned:v1", &target, "--platform", "linux/arm64"]).ended(0);
+    verb::online(&larder, &["export", "pruned:v1", &target, "--platform", "linux/arm64"]).exited_with(0);
 }
 
 #[test]
@@ -392,29 +394,29 @@ fn import_repairs_a_damaged_blob() {
     registry.down();
     let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 700_000)]);
     let tar = tar_of(&of_image(&image, "docker.io/org/app:1"));
-    import(&larder, &tar, &[]).ended(0);
+    import(&larder, &tar, &[]).exited_with(0);
     let hex = image.layers[0].digest.strip_prefix("sha256:").unwrap();
     let files = files_below(&larder.setup().data());
     let file = files.iter().find(|it| it.to_string_lossy().ends_with(hex)).unwrap();
     fs::write(file, b"rot").unwrap();
-    let report = import(&larder, &tar, &["--json"]).ended(0).json();
+    let report = import(&larder, &tar, &["--json"]).exited_with(0).json();
     assert_eq!((&report["complete"], &report["new_blobs"]), (&json!(true), &json!(1)), "{report}");
     serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
 }
 
 #[test]
 fn export_and_import_work_without_a_server() {
-    let (_registry, index, _, mut larder) = house();
+    let (_registry, index, _, mut larder) = fixture();
     larder.terminate();
     assert!(larder.wait_exit().success());
     let setup = larder.into_setup();
     let file = path(setup.folder(), "multi.tar");
-    verb::offline(&setup, &["export", "multi:v1", &file]).ended(0);
+    verb::offline(&setup, &["export", "multi:v1", &file]).exited_with(0);
     let mut island = island();
     island.terminate();
     assert!(island.wait_exit().success());
     let setup = island.into_setup();
-    let ran = verb::offline(&setup, &["import", &file]).ended(0);
+    let ran = verb::offline(&setup, &["import", &file]).exited_with(0);
     assert!(ran.stdout.contains("imported docker.io/library/multi:v1"), "{ran:?}");
     let island = setup.start();
     serves(&island, "library/multi", "v1", &index.document);
@@ -423,7 +425,7 @@ fn export_and_import_work_without_a_server() {
 
 #[test]
 fn archive_goes_through_standard_output_and_input() {
-    let (_registry, _, image, larder) = house();
+    let (_registry, _, image, larder) = fixture();
     let server = format!("http://{}", larder.admin_addr());
     let out = larder
         .setup()
@@ -449,7 +451,7 @@ fn archive_goes_through_standard_output_and_input() {
             .args(["import", "-", "--server", &server])
             .stdin(fs::File::open(&file).unwrap()),
     );
-    ran.ended(0);
+    ran.exited_with(0);
     serves_all(&island, "org/app", &[&image.manifest], &[&image]);
 }
 
@@ -460,22 +462,22 @@ fn import_name_is_found_or_required() {
     let of = |annotations: &[(&str, &str)]| {
         tar_of(&layout(&[entry(&image.manifest, annotations)], &[&image.manifest], &blobs))
     };
-    let ran = import(&bare, &of(&[(REF_NAME, "v1")]), &[]).ended(1);
+    let ran = import(&bare, &of(&[(REF_NAME, "v1")]), &[]).exited_with(1);
     assert!(ran.stderr.contains("the tag v1") && ran.stderr.contains("--as REPOSITORY"), "{ran:?}");
-    let ran = import(&bare, &of(&[(IMAGE_NAME, "registry.test/app:1")]), &[]).ended(1);
+    let ran = import(&bare, &of(&[(IMAGE_NAME, "registry.test/app:1")]), &[]).exited_with(1);
     assert!(ran.stderr.contains("registry.test") && ran.stderr.contains("--as"), "{ran:?}");
-    let ran = import(&bare, &of(&[]), &["--as", "registry.test/app"]).ended(1);
+    let ran = import(&bare, &of(&[]), &["--as", "registry.test/app"]).exited_with(1);
     assert!(ran.stderr.contains("no upstream `registry.test`"), "{ran:?}");
     assert_eq!(holds(&bare), (0, 0));
 
-    import(&bare, &of(&[(REF_NAME, "v1")]), &["--as", "docker.io/team/app"]).ended(0);
+    import(&bare, &of(&[(REF_NAME, "v1")]), &["--as", "docker.io/team/app"]).exited_with(0);
     serves(&bare, "team/app", "v1", &image.manifest);
-    import(&bare, &of(&[(REF_NAME, "docker.io/whole/name:2")]), &[]).ended(0);
+    import(&bare, &of(&[(REF_NAME, "docker.io/whole/name:2")]), &[]).exited_with(0);
     serves(&bare, "whole/name", "2", &image.manifest);
     import(&bare, &of(&[(IMAGE_NAME, "registry.test/app:3"), (REF_NAME, "3")]), &["--as", "team/app"])
-        .ended(0);
+        .exited_with(0);
     serves(&bare, "team/app", "3", &image.manifest);
-    let ran = import(&bare, &of(&[]), &["--as", "loose"]).ended(0);
+    let ran = import(&bare, &of(&[]), &["--as", "loose"]).exited_with(0);
     assert!(ran.stdout.contains(&format!("docker.io/library/loose@{}", image.manifest.digest)), "{ran:?}");
     serves(&bare, "library/loose", &image.manifest.digest, &image.manifest);
     // Bytes are shared, access is not.
@@ -488,14 +490,14 @@ fn imported_tag_is_fresh() {
     let (old, new) = (Image::small(5), Image::small(6));
     registry.add_image("org/app", "1", &new);
     let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
-    import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).ended(0);
-    serves(&larder, "org/app", "1", &old.manifest).is_outcome("larder; hit");
+    import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).exited_with(0);
+    serves(&larder, "org/app", "1", &old.manifest).assert_outcome("larder; hit");
     serves_all(&larder, "org/app", &[], &[&old]);
     assert_eq!(registry.count("GET", "/v2/"), 0, "nobody was asked");
     let larder = larder.restart_with(|setup| setup.set("cache.tag_ttl", "0s"));
     serves(&larder, "org/app", "1", &new.manifest);
     // And the other way round.
-    import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).ended(0);
+    import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).exited_with(0);
     registry.down();
     serves(&larder, "org/app", "1", &old.manifest);
 }
@@ -522,7 +524,7 @@ fn artifacts_are_exported_unchanged() {
         entry(&long.manifest, &[(REF_NAME, "long")]),
         entry(&list.document, &[(REF_NAME, "list")]),
     ];
-    import(&larder, &tar_of(&layout(&entries, &documents, &blobs)), &["--as", "org/things"]).ended(0);
+    import(&larder, &tar_of(&layout(&entries, &documents, &blobs)), &["--as", "org/things"]).exited_with(0);
     for (tag, document) in
         [("art", &artifact.manifest), ("odd", &odd), ("long", &long.manifest), ("list", &list.document)]
     {
@@ -531,7 +533,7 @@ fn artifacts_are_exported_unchanged() {
             &format!("/v2/org/things/manifests/{tag}"),
             &[("Accept", &format!("{}, {OCI_MANIFEST}", document.media_type))],
         );
-        answer.is_ok_with(&document.bytes);
+        answer.assert_body(&document.bytes);
         assert_eq!(answer.header("content-type"), Some(document.media_type.as_str()));
     }
     assert_eq!(list.document.media_type, DOCKER_LIST);
@@ -542,7 +544,7 @@ fn artifacts_are_exported_unchanged() {
 
 #[test]
 fn omitted_children_are_reported() {
-    let (registry, index, _, larder) = house();
+    let (registry, index, _, larder) = fixture();
     let island = island();
     let arm = &index.images[1];
     let blobs: Vec<&Blob> = arm.blobs().collect();
@@ -551,14 +553,14 @@ fn omitted_children_are_reported() {
         &[&index.document, &arm.manifest],
         &blobs,
     );
-    let ran = import(&island, &tar_of(&files), &[]).ended(0);
+    let ran = import(&island, &tar_of(&files), &[]).exited_with(0);
     let amd = &index.images[0].manifest.digest;
     assert!(ran.stdout.contains("incomplete docker.io/library/multi:v1 (linux/arm64)"), "{ran:?}");
     assert!(ran.stdout.contains(&format!("missing: linux/amd64 manifest {amd}")), "{ran:?}");
     serves_all(&island, "library/multi", &[&index.document, &arm.manifest], &[arm]);
-    verb::online(&island, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).ended(4);
+    verb::online(&island, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).exited_with(4);
     // Where there is a registry, the rest comes from there.
-    import(&larder, &tar_of(&files), &[]).ended(0);
+    import(&larder, &tar_of(&files), &[]).exited_with(0);
     serves_all(&larder, "library/multi", &[&index.images[0].manifest], &[&index.images[0]]);
     assert_eq!(registry.count("GET", &arm.manifest.digest), 0);
 }
@@ -613,16 +615,16 @@ fn malformed_archive_is_reported_and_leaves_nothing() {
         (b"no tar at all".to_vec(), "is no tar"),
         (b"\x28\xb5\x2f\xfd and so on".to_vec(), "zstd"),
     ] {
-        let ran = import(&larder, &archive, &[]).ended(1);
+        let ran = import(&larder, &archive, &[]).exited_with(1);
         assert!(ran.stderr.contains(reason), "{reason}: {ran:?}");
     }
-    let listed = verb::online(&larder, &["ls", "--json"]).ended(0).json();
+    let listed = verb::online(&larder, &["ls", "--json"]).exited_with(0).json();
     assert_eq!(listed["images"], json!([]));
     assert_eq!(holds(&larder), (0, 0));
     assert!(!larder.setup().folder().parent().unwrap().join("escape").exists());
     assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
     // And the whole one is still as welcome.
-    import(&larder, &good, &[]).ended(0);
+    import(&larder, &good, &[]).exited_with(0);
     serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
 }
 
@@ -643,7 +645,7 @@ fn import_skips_unreferenced_content() {
     let loose = Blob::random(77, 5 << 20);
     let mut files = vec![(blob_path(&loose.digest), loose.bytes.to_vec())];
     files.extend(of_image(&image, "docker.io/org/app:1"));
-    import(&larder, &tar_of(&files), &[]).ended(0);
+    import(&larder, &tar_of(&files), &[]).exited_with(0);
     assert_eq!(holds(&larder), (1, 2), "and not the third blob");
     serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
 }
@@ -654,7 +656,7 @@ fn archive_larger_than_the_store_is_refused() {
     let larder = Setup::with(&registry).set("store.blobs", "files").set("store.max_size", "8MiB").start();
     let layers = (0..4).map(|seed| Blob::random(seed, 3 << 20)).collect();
     let image = Image::oci(5, "linux/amd64", layers);
-    let ran = import(&larder, &tar_of(&of_image(&image, "docker.io/org/app:1")), &[]).ended(1);
+    let ran = import(&larder, &tar_of(&of_image(&image, "docker.io/org/app:1")), &[]).exited_with(1);
     assert!(ran.stderr.contains("store.max_size (8.0 MiB)"), "{ran:?}");
 }
 
@@ -706,9 +708,9 @@ fn aborted_import_leaves_nothing() {
     stream.write_all(&tar[..5 << 20]).unwrap();
     larder.wait_counter("larder_fills_running", &[], 1);
     drop(stream);
-    larder.settle();
+    larder.wait_idle();
     eventually("its draft is gone", || files_below(&larder.setup().data().join("drafts")).is_empty());
-    import(&larder, &tar, &[]).ended(0);
+    import(&larder, &tar, &[]).exited_with(0);
     serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
 }
 

@@ -4,20 +4,20 @@ use crate::support;
 
 use std::time::{Duration, Instant};
 
-use support::house::{House, TAG, is_trouble};
+use support::fixture::{Fixture, TAG, is_gateway_error};
 use support::{Auth, Fault, Gate, Registry, Setup, When, eventually};
 
 #[test]
 fn tag_is_served_stale_after_a_restart() {
-    let mut house = House::impatient();
-    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-    house.larder.terminate();
-    house.larder.wait_exit();
-    house.registry.down();
-    house.larder.restart();
-    let answer = house.larder.get(TAG);
-    answer.is_ok_with(&house.image.manifest.bytes);
-    answer.is_outcome("larder; hit; detail=stale");
+    let mut fixture = Fixture::with_zero_ttl();
+    fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    fixture.larder.terminate();
+    fixture.larder.wait_exit();
+    fixture.registry.down();
+    fixture.larder.restart();
+    let answer = fixture.larder.get(TAG);
+    answer.assert_body(&fixture.image.manifest.bytes);
+    answer.assert_outcome("larder; hit; detail=stale");
 }
 
 #[test]
@@ -27,77 +27,77 @@ fn last_known_tag_is_served_for_every_kind_of_failure() {
         Some(Fault::Status(500)),
         Some(Fault::Status(503)),
         Some(Fault::Status(429)),
-        Some(Fault::Close),
+        Some(Fault::CloseConnection),
     ];
     for fault in faults {
-        let house = House::impatient();
-        house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+        let fixture = Fixture::with_zero_ttl();
+        fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
         match fault {
-            Some(fault) => house.registry.script(When::any(), fault),
-            None => house.registry.down(),
+            Some(fault) => fixture.registry.script(When::any(), fault),
+            None => fixture.registry.down(),
         }
         for method in ["GET", "HEAD"] {
-            let answer = house.larder.api().send(method, TAG, &[]);
+            let answer = fixture.larder.api().send(method, TAG, &[]);
             assert_eq!(answer.status(), 200);
-            answer.is_outcome("larder; hit; detail=stale");
+            answer.assert_outcome("larder; hit; detail=stale");
             let warning = answer.header("warning").unwrap();
             assert!(warning.starts_with("299 - \"") && warning.ends_with('"'), "{warning}");
             assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
-            assert_eq!(answer.header("docker-content-digest"), Some(house.image.manifest.digest.as_str()));
+            assert_eq!(answer.header("docker-content-digest"), Some(fixture.image.manifest.digest.as_str()));
         }
-        house.registry.behave();
-        house.registry.up();
+        fixture.registry.clear_faults();
+        fixture.registry.up();
         eventually("the upstream is asked again", || {
-            house.larder.get(TAG).head.outcome() == "larder; hit; detail=revalidated"
+            fixture.larder.get(TAG).head.outcome() == "larder; hit; detail=revalidated"
         });
     }
 }
 
 #[test]
 fn hanging_upstream_does_not_delay_cached_content() {
-    let house = House::impatient();
-    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-    house.registry.script(When::any(), Fault::HoldHead(Gate::new()));
+    let fixture = Fixture::with_zero_ttl();
+    fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    fixture.registry.script(When::any(), Fault::HoldHead(Gate::new()));
     let began = Instant::now();
-    house.larder.get(TAG).is_outcome("larder; hit; detail=stale");
+    fixture.larder.get(TAG).assert_outcome("larder; hit; detail=stale");
     assert!(began.elapsed() < Duration::from_millis(3500), "{:?}", began.elapsed());
 }
 
 #[test]
 fn breaker_opens_after_repeated_failures() {
-    let house = House::with(|s| s.set("cache.tag_ttl", "0s").set("cache.revalidate_timeout", "100ms"));
-    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-    house.registry.forget_requests();
-    house.registry.script(When::any(), Fault::Status(500));
+    let fixture = Fixture::with(|s| s.set("cache.tag_ttl", "0s").set("cache.revalidate_timeout", "100ms"));
+    fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    fixture.registry.forget_requests();
+    fixture.registry.script(When::any(), Fault::Status(500));
     for _ in 0..40 {
-        house.larder.get(TAG).is_outcome("larder; hit; detail=stale");
+        fixture.larder.get(TAG).assert_outcome("larder; hit; detail=stale");
     }
-    let asked = house.registry.requests().len();
+    let asked = fixture.registry.requests().len();
     assert!((1..40).contains(&asked), "{asked} questions for 40 answers");
 }
 
 #[test]
 fn stale_tag_respects_stale_if_error() {
-    let house = House::with(|setup| setup.set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s"));
-    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-    house.registry.down();
-    let answer = house.larder.get(TAG);
-    assert!(is_trouble(answer.status()), "{answer:?}");
+    let fixture = Fixture::with(|setup| setup.set("cache.tag_ttl", "0s").set("cache.stale_if_error", "0s"));
+    fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    fixture.registry.down();
+    let answer = fixture.larder.get(TAG);
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
     // By digest nothing ever grows old.
-    let path = format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
-    house.larder.get(&path).is_outcome("larder; hit");
+    let path = format!("/v2/library/app/manifests/{}", fixture.image.manifest.digest);
+    fixture.larder.get(&path).assert_outcome("larder; hit");
 }
 
 #[test]
 fn unreachable_upstream_without_cached_content_is_not_404() {
-    let house = House::new();
-    house.registry.down();
-    let manifest = format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
-    for path in [TAG, &manifest, &house.path] {
+    let fixture = Fixture::new();
+    fixture.registry.down();
+    let manifest = format!("/v2/library/app/manifests/{}", fixture.image.manifest.digest);
+    for path in [TAG, &manifest, &fixture.path] {
         for method in ["GET", "HEAD"] {
             let began = Instant::now();
-            let answer = house.larder.api().send(method, path, &[]);
-            assert!(is_trouble(answer.status()), "{method} {path}: {answer:?}");
+            let answer = fixture.larder.api().send(method, path, &[]);
+            assert!(is_gateway_error(answer.status()), "{method} {path}: {answer:?}");
             assert!(began.elapsed() < Duration::from_secs(10));
             if method == "GET" {
                 assert!(answer.json()["errors"][0]["message"].is_string());
@@ -108,11 +108,11 @@ fn unreachable_upstream_without_cached_content_is_not_404() {
 
 #[test]
 fn hanging_upstream_without_cached_content_is_504_in_time() {
-    let house = House::new();
-    house.registry.script(When::any(), Fault::HoldHead(Gate::new()));
-    let client = house.larder.api();
+    let fixture = Fixture::new();
+    fixture.registry.script(When::any(), Fault::HoldHead(Gate::new()));
+    let client = fixture.larder.api();
     std::thread::scope(|scope| {
-        for path in [TAG, &house.path] {
+        for path in [TAG, &fixture.path] {
             scope.spawn(move || {
                 let began = Instant::now();
                 let answer = client.get(path);
@@ -126,27 +126,27 @@ fn hanging_upstream_without_cached_content_is_504_in_time() {
 #[test]
 fn upstream_error_is_502() {
     for status in [500, 502, 503] {
-        let house = House::new();
-        house.registry.script(When::any(), Fault::Status(status));
-        for path in [TAG, &house.path] {
-            let answer = house.larder.get(path);
-            assert!(is_trouble(answer.status()), "{status}: {answer:?}");
+        let fixture = Fixture::new();
+        fixture.registry.script(When::any(), Fault::Status(status));
+        for path in [TAG, &fixture.path] {
+            let answer = fixture.larder.get(path);
+            assert!(is_gateway_error(answer.status()), "{status}: {answer:?}");
         }
-        house.registry.behave();
-        eventually("it is not remembered", || house.larder.get(TAG).status() == 200);
+        fixture.registry.clear_faults();
+        eventually("it is not remembered", || fixture.larder.get(TAG).status() == 200);
     }
 }
 
 #[test]
 fn rate_limit_is_forwarded_by_mode() {
     for (mode, status) in [("mirror", 503), ("gateway", 429)] {
-        let house = House::with(|setup| setup.set("server.mode", mode));
+        let fixture = Fixture::with(|setup| setup.set("server.mode", mode));
         let headers = vec![("Retry-After".to_owned(), "17".to_owned())];
         // Docker Hub says some of its refusals in plain text.
         let body = b"Too Many Requests (HAP429)".to_vec();
-        house.registry.script(When::any(), Fault::Answer(429, headers, body));
-        for path in [TAG, &house.path] {
-            let answer = house.larder.get(path);
+        fixture.registry.script(When::any(), Fault::Answer(429, headers, body));
+        for path in [TAG, &fixture.path] {
+            let answer = fixture.larder.get(path);
             assert_eq!(answer.status(), status, "{answer:?}");
             let wait = answer.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
             assert!(wait.is_some_and(|seconds| (1..=17).contains(&seconds)), "{answer:?}");
@@ -159,68 +159,68 @@ fn rate_limit_is_forwarded_by_mode() {
 fn refusal_carries_no_challenge() {
     for (mode, wanted) in [("mirror", 404), ("gateway", 403)] {
         for status in [401, 403] {
-            let house = House::with(|setup| setup.set("server.mode", mode));
+            let fixture = Fixture::with(|setup| setup.set("server.mode", mode));
             let challenge = ("WWW-Authenticate".to_owned(), "Basic realm=\"upstream\"".to_owned());
-            house.registry.script(When::any(), Fault::Answer(status, vec![challenge], Vec::new()));
-            for path in [TAG, &house.path] {
+            fixture.registry.script(When::any(), Fault::Answer(status, vec![challenge], Vec::new()));
+            for path in [TAG, &fixture.path] {
                 for method in ["GET", "HEAD"] {
-                    let answer = house.larder.api().send(method, path, &[]);
+                    let answer = fixture.larder.api().send(method, path, &[]);
                     assert_eq!(answer.status(), wanted, "{method} {path} after {status}: {answer:?}");
                     assert_eq!(answer.header("www-authenticate"), None);
                 }
             }
             // Credentials may be mended any moment: no memory of it.
-            house.registry.behave();
-            house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
+            fixture.registry.clear_faults();
+            fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
         }
     }
 }
 
 #[test]
 fn refused_credentials_do_not_remove_cached_content() {
-    let house = House::impatient();
-    house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-    house.larder.get(&house.path).is_ok_with(&house.layer.bytes);
-    house.larder.settle();
-    house.registry.demand(Auth::Basic("someone".into(), "else".into()));
-    let by_digest = format!("/v2/library/app/manifests/{}", house.image.manifest.digest);
-    house.larder.get(&by_digest).is_outcome("larder; hit");
-    house.larder.get(&house.path).is_outcome("larder; hit");
-    let answer = house.larder.get(TAG);
+    let fixture = Fixture::with_zero_ttl();
+    fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
+    fixture.larder.wait_idle();
+    fixture.registry.require_auth(Auth::Basic("someone".into(), "else".into()));
+    let by_digest = format!("/v2/library/app/manifests/{}", fixture.image.manifest.digest);
+    fixture.larder.get(&by_digest).assert_outcome("larder; hit");
+    fixture.larder.get(&fixture.path).assert_outcome("larder; hit");
+    let answer = fixture.larder.get(TAG);
     assert!([200, 404].contains(&answer.status()), "{answer:?}");
     assert_eq!(answer.header("www-authenticate"), None);
 }
 
 #[test]
 fn login_page_of_a_proxy_is_not_a_registry() {
-    let house = House::new();
+    let fixture = Fixture::new();
     let html = vec![("Content-Type".to_owned(), "text/html".to_owned())];
-    house.registry.script(When::any(), Fault::Answer(200, html, b"<html>Please log in</html>".to_vec()));
-    let answer = house.larder.get(TAG);
-    assert!(is_trouble(answer.status()), "{answer:?}");
-    if let Ok(answer) = house.larder.api().try_send("GET", &house.path, &[]) {
-        assert!(is_trouble(answer.status()), "{answer:?}");
+    fixture.registry.script(When::any(), Fault::Answer(200, html, b"<html>Please log in</html>".to_vec()));
+    let answer = fixture.larder.get(TAG);
+    assert!(is_gateway_error(answer.status()), "{answer:?}");
+    if let Ok(answer) = fixture.larder.api().try_send("GET", &fixture.path, &[]) {
+        assert!(is_gateway_error(answer.status()), "{answer:?}");
     }
 }
 
 #[test]
 fn missing_tag_is_asked_for_once() {
     for policy in ["stale", "miss"] {
-        let house = House::with(|setup| {
+        let fixture = Fixture::with(|setup| {
             let setup = setup.set("cache.tag_ttl", "0s").set("cache.negative_ttl", "1h");
             setup.set("cache.on_upstream_404", policy)
         });
         for method in ["GET", "GET", "HEAD", "GET"] {
-            let answer = house.larder.api().send(method, "/v2/library/app/manifests/none", &[]);
+            let answer = fixture.larder.api().send(method, "/v2/library/app/manifests/none", &[]);
             assert_eq!(answer.status(), 404, "{policy}: {answer:?}");
         }
-        let asked = house.registry.requests().iter().filter(|seen| seen.path.ends_with("/none")).count();
+        let asked = fixture.registry.requests().iter().filter(|seen| seen.path.ends_with("/none")).count();
         assert_eq!(asked, 1, "{policy}");
         // One that was there is another matter.
-        house.larder.get(TAG).is_ok_with(&house.image.manifest.bytes);
-        house.registry.untag("library/app", "v1");
+        fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+        fixture.registry.untag("library/app", "v1");
         for _ in 0..2 {
-            let answer = house.larder.get(TAG);
+            let answer = fixture.larder.get(TAG);
             assert_eq!(answer.status(), if policy == "stale" { 200 } else { 404 }, "{policy}: {answer:?}");
         }
     }
@@ -247,7 +247,7 @@ fn errors_reveal_no_internals() {
     {
         let place = place.to_str().unwrap();
         let answer = larder.get(path);
-        assert!(is_trouble(answer.status()), "{answer:?}");
+        assert!(is_gateway_error(answer.status()), "{answer:?}");
         let said = String::from_utf8_lossy(&answer.body).into_owned();
         assert!(said.contains("see the log") && !said.contains(place), "{said}");
         larder.wait_for_line(place, |line| line.to_string().contains(place));

@@ -18,10 +18,10 @@ fn with_image() -> (Registry, Image) {
 #[test]
 fn upstream_receives_our_accept_header() {
     let (registry, image) = with_image();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let headers =
         [("Accept", OCI_MANIFEST), ("Accept", "application/json;q=0.5, */*"), ("User-Agent", "x/1")];
-    larder.api().send("GET", TAG, &headers).is_ok_with(&image.manifest.bytes);
+    larder.api().send("GET", TAG, &headers).assert_body(&image.manifest.bytes);
     let seen = registry.seen("GET", "/manifests/");
     let accept = seen[0].header("accept").unwrap();
     for wanted in [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST] {
@@ -54,29 +54,29 @@ fn converting() -> (Registry, Index) {
 #[test]
 fn client_without_index_support_gets_the_variant() {
     let (registry, index) = converting();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let old = || larder.api().send("GET", TAG, &[("Accept", DOCKER_MANIFEST)]);
     let child = &index.images[0].manifest;
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
     let answer = old();
-    answer.is_ok_with(&child.bytes);
+    answer.assert_body(&child.bytes);
     assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
     assert_eq!(answer.header("docker-content-digest"), Some(child.digest.as_str()));
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
     registry.forget_requests();
-    old().is_ok_with(&child.bytes);
+    old().assert_body(&child.bytes);
     assert_eq!(registry.count("GET", "/v1"), 0, "the variant is kept");
     let by_digest = format!("/v2/library/app/manifests/{}", index.document.digest);
-    larder.api().send("GET", &by_digest, &[("Accept", OCI_MANIFEST)]).is_ok_with(&index.document.bytes);
+    larder.api().send("GET", &by_digest, &[("Accept", OCI_MANIFEST)]).assert_body(&index.document.bytes);
 }
 
 #[test]
 fn variant_may_be_requested_before_the_index() {
     let (registry, index) = converting();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let answer = larder.api().send("GET", TAG, &[("Accept", DOCKER_MANIFEST)]);
-    answer.is_ok_with(&index.images[0].manifest.bytes);
-    larder.get(TAG).is_ok_with(&index.document.bytes);
+    answer.assert_body(&index.images[0].manifest.bytes);
+    larder.get(TAG).assert_body(&index.document.bytes);
 }
 
 #[test]
@@ -112,10 +112,10 @@ fn media_types_follow_the_rules() {
     }
     for (n, (told, value, wanted)) in cases.iter().enumerate() {
         // Each in a larder of its own: the same bytes have one type for ever.
-        let larder = Larder::before(&registry);
+        let larder = Larder::in_front_of(&registry);
         for _ in 0..2 {
             let answer = larder.get(&format!("/v2/library/app{n}/manifests/v1"));
-            answer.is_ok_with(&Document::json(told, value).bytes);
+            answer.assert_body(&Document::json(told, value).bytes);
             assert_eq!(answer.header("content-type"), Some(*wanted), "told {told}: {value}");
         }
     }
@@ -124,10 +124,10 @@ fn media_types_follow_the_rules() {
 #[test]
 fn missing_media_type_is_detected() {
     let (registry, image) = with_image();
-    registry.script(When::manifests(), Fault::Without("Content-Type"));
-    let larder = Larder::before(&registry);
+    registry.script(When::manifests(), Fault::RemoveHeader("Content-Type"));
+    let larder = Larder::in_front_of(&registry);
     let answer = larder.get(TAG);
-    answer.is_ok_with(&image.manifest.bytes);
+    answer.assert_body(&image.manifest.bytes);
     assert_eq!(answer.header("content-type"), Some(OCI_MANIFEST));
 }
 
@@ -147,7 +147,7 @@ fn ambiguous_document_is_refused() {
         (OCI_MANIFEST, ""),
     ];
     let registry = Registry::start();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for (n, (media_type, text)) in texts.iter().enumerate() {
         let text = text.replace("IMG", OCI_MANIFEST).replace("IDX", OCI_INDEX);
         let document = Document::new(media_type, text.clone());
@@ -175,7 +175,7 @@ fn schema1_is_refused_with_a_clear_error() {
     let document = Document::new(DOCKER_SCHEMA1, signed);
     registry.add_manifest("library/app", &document);
     registry.tag("library/app", "v1", &document.digest);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let answer = larder.get(TAG);
     assert!([404, 502].contains(&answer.status()), "{answer:?}");
     assert!(answer.text().contains("schema 1"), "{}", answer.text());
@@ -190,7 +190,7 @@ fn manifest_over_the_limit_is_refused() {
     let document = Document::new(OCI_MANIFEST, text.to_string());
     registry.add_manifest("library/app", &document);
     registry.tag("library/app", "v1", &document.digest);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     assert_eq!(larder.get(TAG).status(), 502);
     registry.script(When::manifests(), Fault::Chunked);
     assert_eq!(larder.get(TAG).status(), 502);
@@ -205,8 +205,8 @@ fn manifest_of_4_mib_is_served() {
     let document = Document::new(OCI_MANIFEST, text.to_string());
     registry.add_manifest("library/app", &document);
     registry.tag("library/app", "v1", &document.digest);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for _ in 0..2 {
-        larder.get(TAG).is_ok_with(&document.bytes);
+        larder.get(TAG).assert_body(&document.bytes);
     }
 }

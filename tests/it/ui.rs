@@ -7,13 +7,13 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde_json::json;
 use support::content::{OCI_INDEX, OCI_MANIFEST};
-use support::house::HalfHeld;
+use support::fixture::PartlyCached;
 use support::{Answer, Blob, Document, Fault, Gate, Image, Larder, Registry, Setup, When, eventually, verb};
 
 const HOSTILE: &str = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-impl HalfHeld {
+impl PartlyCached {
     #[track_caller]
     fn page(&self, path: &str) -> String {
         page(&self.larder, path)
@@ -50,8 +50,8 @@ fn attribute(page: &str, name: &str) -> Vec<String> {
 
 #[test]
 fn links_resolve() {
-    let world = HalfHeld::new();
-    verb::online(&world.larder, &["gc"]).ended(0);
+    let world = PartlyCached::new();
+    verb::online(&world.larder, &["gc"]).exited_with(0);
     let mut seen = BTreeSet::from(["/".to_owned()]);
     let mut todo: VecDeque<String> = seen.iter().cloned().collect();
     while let Some(path) = todo.pop_front() {
@@ -82,7 +82,7 @@ fn links_resolve() {
 
 #[test]
 fn image_page_shows_cached_parts() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     let index = world.page("/image?reference=multi:v1");
     assert!(index.contains("The index is held with 2 of 2 manifests; held whole: linux/amd64."), "{index}");
     assert!(index.contains("1 platform can be pulled offline"), "{index}");
@@ -108,7 +108,7 @@ fn image_page_shows_cached_parts() {
         ("reference=multi:v1&platform=linux/amd64&config=true", &image.config.bytes),
     ] {
         let raw = world.larder.admin().get(&format!("/raw?{query}"));
-        raw.is_ok_with(bytes);
+        raw.assert_body(bytes);
         assert_eq!(raw.header("docker-content-digest"), Some(support::content::sha256(bytes).as_str()));
         assert_eq!(raw.header("content-type"), Some("text/plain; charset=utf-8"));
         assert!(raw.header("content-security-policy").unwrap().contains("sandbox"));
@@ -119,7 +119,7 @@ fn image_page_shows_cached_parts() {
 
 #[test]
 fn cached_images_are_listed_and_searchable() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     let all = world.page("/images");
     assert!(all.contains("docker.io/library/multi") && all.contains("docker.io/org/single"), "{all}");
     let tags = world.page("/images/docker.io/library/multi");
@@ -175,12 +175,12 @@ fn pushed_text_is_escaped() {
     registry.add_blob("library/hostile", &config);
     registry.tag("library/hostile", "v1", &index.digest);
     registry.tag("library/hostile", "plain", &manifest.digest);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for tag in ["v1", "plain"] {
         assert_eq!(larder.get(&format!("/v2/library/hostile/manifests/{tag}")).status(), 200);
     }
-    larder.get(&format!("/v2/library/hostile/blobs/{}", config.digest)).is_ok_with(&config.bytes);
-    larder.settle();
+    larder.get(&format!("/v2/library/hostile/blobs/{}", config.digest)).assert_body(&config.bytes);
+    larder.wait_idle();
     let by_digest = format!("/image?reference=hostile@{}", manifest.digest);
     let mut shown = 0;
     for path in [
@@ -219,11 +219,11 @@ fn known_referrers_are_shown() {
     let statement = Image::artifact(2, &image.manifest);
     registry.add_image("library/app", "v1", &image);
     registry.add_image("library/app", "sbom", &statement);
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for tag in ["v1", "sbom"] {
         assert_eq!(larder.get(&format!("/v2/library/app/manifests/{tag}")).status(), 200);
     }
-    larder.settle();
+    larder.wait_idle();
     registry.forget_requests();
     let text = page(&larder, "/image?reference=app:v1");
     let link = format!(
@@ -232,7 +232,7 @@ fn known_referrers_are_shown() {
     );
     assert!(attribute(&text, "href").contains(&link), "{text}");
     assert!(page(&larder, &link).contains(&statement.manifest.digest));
-    let told = verb::online(&larder, &["inspect", "app:v1", "--json"]).ended(0).json();
+    let told = verb::online(&larder, &["inspect", "app:v1", "--json"]).exited_with(0).json();
     assert_eq!(told["referrers"][0]["digest"], json!(statement.manifest.digest), "{told}");
     assert_eq!(told["referrers"][0]["held"], true);
     assert_eq!(registry.requests().len(), 0, "to look on asks no upstream");
@@ -241,7 +241,7 @@ fn known_referrers_are_shown() {
 #[test]
 fn empty_store_shows_first_steps() {
     let registry = Registry::start();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let text = page(&larder, "/");
     let command = format!("docker pull {}/docker.io/library/alpine:3", larder.api_addr());
     assert!(text.contains("The cache is empty") && text.contains(&command), "{text}");
@@ -256,7 +256,7 @@ fn running_fill_is_shown() {
     registry.add_image("library/app", "v1", &image);
     let gate = Gate::default();
     registry.script(When::blobs(), Fault::HoldBody(3 << 20, gate.clone()));
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
     let transfer = larder.api().open("GET", &blob, &[]).unwrap();
     gate.wait_reached(1);
@@ -272,7 +272,7 @@ fn running_fill_is_shown() {
 
 #[test]
 fn missing_page_explains_itself() {
-    let world = HalfHeld::new();
+    let world = PartlyCached::new();
     for (path, status) in [
         ("/nothing", 404),
         ("/images/gone", 404),
@@ -299,7 +299,7 @@ fn missing_page_explains_itself() {
 #[test]
 fn assets_are_cached_until_they_change() {
     let registry = Registry::start();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     let text = page(&larder, "/");
     let style = attribute(&text, "href").into_iter().find(|link| link.contains(".css")).unwrap();
     let script = attribute(&text, "src").into_iter().find(|link| link.contains(".js")).unwrap();
@@ -320,7 +320,7 @@ fn assets_are_cached_until_they_change() {
 #[test]
 fn other_host_names_are_refused() {
     let registry = Registry::start();
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     for path in ["/", "/images", "/raw?reference=app:v1", "/ui/live"] {
         let answer = larder.admin().send("GET", path, &[("Host", "larder.example.com")]);
         assert_eq!(answer.status(), 403, "{path}");

@@ -15,7 +15,7 @@ use support::{Image, Larder, Registry, Setup, eventually};
 const KINDS: [&str; 2] = ["sled", "files"];
 
 /// A larder on a disk that fails when it is told to.
-struct House {
+struct Fixture {
     registry: Registry,
     image: Image,
     larder: Larder,
@@ -26,7 +26,7 @@ struct House {
     reads: PathBuf,
 }
 
-fn house(kind: &str) -> House {
+fn fixture(kind: &str) -> Fixture {
     let registry = Registry::start();
     let image = Image::oci(1, "linux/amd64", vec![support::Blob::random(2, 1 << 20)]);
     registry.add_image("library/app", "v1", &image);
@@ -37,10 +37,10 @@ fn house(kind: &str) -> House {
         Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
     assert!(made.unwrap().success());
     let (writes, reads) = (setup.folder().join("no-writes"), setup.folder().join("no-reads"));
-    House { registry, image, larder: setup.start(), library, writes, reads }
+    Fixture { registry, image, larder: setup.start(), library, writes, reads }
 }
 
-impl House {
+impl Fixture {
     /// Starts larder anew on the disk that fails.
     fn restart(&mut self) {
         let data = self.larder.setup().data();
@@ -53,10 +53,10 @@ impl House {
     /// All of the image, answered right. Tells whether all of its blobs are held.
     #[track_caller]
     fn pull(&self) -> bool {
-        self.larder.get("/v2/library/app/manifests/v1").is_ok_with(&self.image.manifest.bytes);
+        self.larder.get("/v2/library/app/manifests/v1").assert_body(&self.image.manifest.bytes);
         let held = self.image.blobs().map(|blob| {
             let answer = self.larder.get(&format!("/v2/library/app/blobs/{}", blob.digest));
-            answer.is_ok_with(&blob.bytes);
+            answer.assert_body(&blob.bytes);
             answer.head.outcome() == "larder; hit"
         });
         held.fold(true, |all, one| all & one)
@@ -66,7 +66,7 @@ impl House {
     fn is_held_in_the_end(&self) {
         eventually("all of it is held", || {
             let held = self.pull();
-            self.larder.settle();
+            self.larder.wait_idle();
             held && self.larder.counter("larder_store_degraded", &[]) == 0
         });
     }
@@ -81,53 +81,53 @@ impl House {
 #[test]
 fn write_errors_do_not_fail_pulls() {
     for kind in KINDS {
-        let mut house = house(kind);
-        house.restart();
-        File::create(&house.writes).unwrap();
+        let mut fixture = fixture(kind);
+        fixture.restart();
+        File::create(&fixture.writes).unwrap();
         eventually("it is noticed", || {
-            house.pull();
-            house.larder.counter("larder_store_degraded", &[]) == 1
+            fixture.pull();
+            fixture.larder.counter("larder_store_degraded", &[]) == 1
         });
         for _ in 0..3 {
-            house.pull();
+            fixture.pull();
         }
-        assert_eq!(house.lines("directly from the upstreams"), 1, "{kind}: {}", house.larder.log_text());
-        assert!(house.larder.counter("larder_store_errors_total", &[]) > 0);
-        assert_eq!(house.larder.admin().get("/readyz").status(), 200);
-        fs::remove_file(&house.writes).unwrap();
-        house.is_held_in_the_end();
-        assert_eq!(house.lines("the store works again"), 1, "{kind}: {}", house.larder.log_text());
-        house.larder.terminate();
-        assert!(house.larder.wait_exit().success(), "{kind}: {}", house.larder.log_text());
-        house.registry.down();
-        house.larder.restart();
-        assert!(house.pull(), "{kind}: {}", house.larder.log_text());
+        assert_eq!(fixture.lines("directly from the upstreams"), 1, "{kind}: {}", fixture.larder.log_text());
+        assert!(fixture.larder.counter("larder_store_errors_total", &[]) > 0);
+        assert_eq!(fixture.larder.admin().get("/readyz").status(), 200);
+        fs::remove_file(&fixture.writes).unwrap();
+        fixture.is_held_in_the_end();
+        assert_eq!(fixture.lines("the store works again"), 1, "{kind}: {}", fixture.larder.log_text());
+        fixture.larder.terminate();
+        assert!(fixture.larder.wait_exit().success(), "{kind}: {}", fixture.larder.log_text());
+        fixture.registry.down();
+        fixture.larder.restart();
+        assert!(fixture.pull(), "{kind}: {}", fixture.larder.log_text());
     }
 }
 
 #[test]
 fn unreadable_content_is_a_miss_and_fetched_again() {
     for kind in KINDS {
-        let mut house = house(kind);
-        house.is_held_in_the_end();
-        house.larder.terminate();
-        house.larder.wait_exit();
+        let mut fixture = fixture(kind);
+        fixture.is_held_in_the_end();
+        fixture.larder.terminate();
+        fixture.larder.wait_exit();
         // Neither sled nor the system has the blobs in memory; what is known of them is read by the first question.
-        house.restart();
-        for blob in house.image.blobs() {
+        fixture.restart();
+        for blob in fixture.image.blobs() {
             let path = format!("/v2/library/app/blobs/{}", blob.digest);
-            assert_eq!(house.larder.api().send("HEAD", &path, &[]).status(), 200);
+            assert_eq!(fixture.larder.api().send("HEAD", &path, &[]).status(), 200);
         }
-        for file in files_below(&house.larder.setup().data().join("blobs")) {
+        for file in files_below(&fixture.larder.setup().data().join("blobs")) {
             let file = File::open(file).unwrap();
             // The system drops only pages that are on the disk.
             file.sync_all().unwrap();
             fadvise(file, 0, None, Advice::DontNeed).unwrap();
         }
-        File::create(&house.reads).unwrap();
-        house.pull();
-        assert!(house.lines("cannot read a") > 0, "{kind}: {}", house.larder.log_text());
-        fs::remove_file(&house.reads).unwrap();
-        house.is_held_in_the_end();
+        File::create(&fixture.reads).unwrap();
+        fixture.pull();
+        assert!(fixture.lines("cannot read a") > 0, "{kind}: {}", fixture.larder.log_text());
+        fs::remove_file(&fixture.reads).unwrap();
+        fixture.is_held_in_the_end();
     }
 }

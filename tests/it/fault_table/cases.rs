@@ -163,7 +163,7 @@ fn status(status: u16, headers: &[(&str, &str)]) -> Fault {
 }
 
 fn header(name: &'static str, value: &str) -> Fault {
-    Fault::Header(name, value.to_owned())
+    Fault::SetHeader(name, value.to_owned())
 }
 
 fn answer(media_type: &str, body: &str) -> Fault {
@@ -193,8 +193,8 @@ fn connections() -> Vec<Case> {
         case("connection refused", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |site| {
             site.first.down();
         }),
-        always("closed before the head", &ALL, vec![Fault::Close]),
-        once("closed before the head, once", &ALL, Fault::Close),
+        always("closed before the head", &ALL, vec![Fault::CloseConnection]),
+        once("closed before the head, once", &ALL, Fault::CloseConnection),
         case("hangs before the head", &ALL, |site| {
             site.first.script(When::any(), Fault::HoldHead(Gate::new()));
         })
@@ -204,7 +204,8 @@ fn connections() -> Vec<Case> {
         case("body cut every time after a third", &[Blob], |site| {
             site.first.script(When::any(), Fault::Cut(CUT));
         }),
-        always("body cut, no length announced", &COLD, vec![Fault::Untold, Fault::Cut(CUT)]).held_at(CUT - 1),
+        always("body cut, no length announced", &COLD, vec![Fault::NoLength, Fault::Cut(CUT)])
+            .held_at(CUT - 1),
     ]
 }
 
@@ -236,24 +237,24 @@ fn statuses() -> Vec<Case> {
 fn bodies() -> Vec<Case> {
     let other = Arc::new(vec![b'x'; LENGTH]);
     vec![
-        always("other bytes", &COLD, vec![Fault::Other(other)]).held_at(END),
-        always("one bit flipped", &COLD, vec![Fault::Flip(CUT)]).held_at(END),
-        once("one bit flipped, once", &COLD, Fault::Flip(CUT)).held_at(END),
-        always("one byte short", &COLD, vec![Fault::OneLess]).held_at(END),
-        always("one byte long", &COLD, vec![Fault::OneMore]).held_at(END),
-        always("one byte long, no length announced", &COLD, vec![Fault::OneMoreUntold]).held_at(END),
-        once("one byte less than announced, once", &COLD, Fault::OneLessThanPromised),
+        always("other bytes", &COLD, vec![Fault::ReplaceBody(other)]).held_at(END),
+        always("one bit flipped", &COLD, vec![Fault::FlipBit(CUT)]).held_at(END),
+        once("one bit flipped, once", &COLD, Fault::FlipBit(CUT)).held_at(END),
+        always("one byte short", &COLD, vec![Fault::RemoveLastByte]).held_at(END),
+        always("one byte long", &COLD, vec![Fault::AppendByte]).held_at(END),
+        always("one byte long, no length announced", &COLD, vec![Fault::AppendByteChunked]).held_at(END),
+        once("one byte less than announced, once", &COLD, Fault::EndOneByteEarly),
         always(
             "Content-Length one short",
             &COLD,
-            vec![Fault::rewrite(|_, plan| plan.told_length = Some(plan.to - plan.from - 1))],
+            vec![Fault::rewrite(|_, plan| plan.content_length = Some(plan.to - plan.from - 1))],
         )
         .held_at(END),
         always("Content-Length is not a number", &COLD, vec![header("Content-Length", "many")]),
-        always("empty body", &COLD, vec![Fault::Other(Arc::default())]),
+        always("empty body", &COLD, vec![Fault::ReplaceBody(Arc::default())]),
         always("login page", &COLD, vec![answer("text/html", "<html>Please log in</html>")]).held_at(10),
         always("chunked", &COLD, vec![Fault::Chunked]),
-        always("no length announced", &COLD, vec![Fault::Untold]),
+        always("no length announced", &COLD, vec![Fault::NoLength]),
     ]
 }
 
@@ -268,7 +269,7 @@ fn ranges() -> Vec<Case> {
     vec![
         resumed("cut, then the range is ignored", Fault::IgnoreRange),
         resumed("cut, then another Content-Range", Fault::WrongContentRange),
-        resumed("cut, then no Content-Range", Fault::Without("Content-Range")),
+        resumed("cut, then no Content-Range", Fault::RemoveHeader("Content-Range")),
         resumed("cut, then 416", Fault::Status(416)),
         resumed("cut, then 503", Fault::Status(503)),
         resumed("cut, then 404", Fault::Status(404)),
@@ -319,7 +320,7 @@ fn labels() -> Vec<Case> {
         always("gzip-encoded", &COLD, vec![Fault::Gzip]),
         always("Content-Encoding gzip without compression", &COLD, vec![header("Content-Encoding", "gzip")]),
         always("Content-Encoding br without compression", &COLD, vec![header("Content-Encoding", "br")]),
-        always("no Content-Type", &MANIFEST, vec![Fault::Without("Content-Type")]),
+        always("no Content-Type", &MANIFEST, vec![Fault::RemoveHeader("Content-Type")]),
         types("Content-Type application/octet-stream", "application/octet-stream"),
         types("Content-Type application/json", "application/json"),
         types("Content-Type text/plain", "text/plain; charset=utf-8"),
@@ -367,7 +368,11 @@ fn heads_and_digests() -> Vec<Case> {
         on_head("HEAD alone answered with 404", 404),
         on_head("HEAD alone answered with 403", 403),
         on_head("HEAD alone answered with 503", 503),
-        always("no digest header", &[Tag, HeldTag, Digest], vec![Fault::Without("Docker-Content-Digest")]),
+        always(
+            "no digest header",
+            &[Tag, HeldTag, Digest],
+            vec![Fault::RemoveHeader("Docker-Content-Digest")],
+        ),
         always(
             "digest header is not a digest",
             &[Tag, HeldTag, Digest],
@@ -382,7 +387,7 @@ fn heads_and_digests() -> Vec<Case> {
             let next = Content::image(10_000 + u64::from(site.first.addr().port())).document;
             site.first.add_manifest(REPOSITORY, &next);
             site.first.tag(REPOSITORY, "v1", &next.digest);
-            site.first.script(When::any().method("GET"), Fault::Flip(CUT));
+            site.first.script(When::any().method("GET"), Fault::FlipBit(CUT));
         }),
     ]
 }
@@ -394,7 +399,7 @@ fn tokens() -> Vec<Case> {
     };
     let asks_for_token = |fault, happening: Fault| {
         case(fault, &COLD, move |site| {
-            site.first.demand(Auth::Bearer(None));
+            site.first.require_auth(Auth::Bearer(None));
             site.first.script(When::any().path("/token"), happening.clone());
         })
     };
@@ -403,14 +408,14 @@ fn tokens() -> Vec<Case> {
         vec![("username", "user".into()), ("password_file", file.to_str().unwrap().into())]
     };
     vec![
-        case("requires a token", &ALL, |site| site.first.demand(Auth::Bearer(None))),
+        case("requires a token", &ALL, |site| site.first.require_auth(Auth::Bearer(None))),
         case("token server down", &COLD, move |site| {
             // It is the registry's own host, and nobody listens there.
             site.other.down();
             site.first.script(When::any(), bearer(&format!("{}/token", site.other.url())));
         }),
         case("token server hangs", &ALL, |site| {
-            site.first.demand(Auth::Bearer(None));
+            site.first.require_auth(Auth::Bearer(None));
             site.first.script(When::any().path("/token"), Fault::HoldHead(Gate::new()));
         })
         .within(10),
@@ -426,14 +431,14 @@ fn tokens() -> Vec<Case> {
         case("foreign realm, larder has a password", &COLD, move |site| {
             let realm = format!("http://localhost:{}/token", site.other.addr().port());
             site.first.script(When::any(), bearer(&realm));
-            site.other.demand(Auth::Bearer(None));
+            site.other.require_auth(Auth::Bearer(None));
         })
         .beside(Beside::Elsewhere)
         .settings(move |site, setup| {
             [with_password(site, setup), vec![("allow_private", true.into())]].concat()
         }),
         case("requires a password, larder has a wrong one", &COLD, |site| {
-            site.first.demand(Auth::Basic("user".into(), "other".into()));
+            site.first.require_auth(Auth::Basic("user".into(), "other".into()));
         })
         .settings(with_password),
     ]
@@ -491,7 +496,7 @@ fn endpoints() -> Vec<Case> {
         first("two endpoints, the first answers with 500", &COLD, Fault::Status(500)),
         first("two endpoints, the first answers with 404", &COLD, Fault::Status(404)),
         first("two endpoints, the first answers with 429", &COLD, Fault::Status(429)),
-        first("two endpoints, the first flips a bit", &COLD, Fault::Flip(CUT)).held_at(END),
+        first("two endpoints, the first flips a bit", &COLD, Fault::FlipBit(CUT)).held_at(END),
         case("two endpoints, the first breaks off and is gone", &[Blob], |site| {
             site.first.script(When::any().times(1), Fault::Cut(CUT));
             site.first.script(When::any().after(1), Fault::Status(503));

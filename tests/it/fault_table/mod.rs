@@ -37,7 +37,7 @@ impl<'c> Row<'c> {
         Self { case, asked, site, got: String::new(), saw: String::new(), kept: String::new() }
     }
 
-    fn get(&self, client: Client) -> Result<support::Answer, support::client::Broken> {
+    fn get(&self, client: Client) -> Result<support::Answer, support::client::TransferError> {
         let path = self.site.path(self.asked);
         let accept = [("Accept", self.case.accept.unwrap_or("*/*"))];
         client.try_send("GET", &path, &accept)
@@ -154,9 +154,9 @@ fn try_all(rows: &mut [Row<'_>], mode: &str) {
     let larder = start(rows, mode);
     let client = larder.api();
     for_each(rows, |row| row.hold(client));
-    larder.settle();
+    larder.wait_idle();
     for_each(rows, |row| row.ask(client));
-    larder.settle();
+    larder.wait_idle();
     for row in &mut *rows {
         row.saw = row.site.saw();
         row.site.down();

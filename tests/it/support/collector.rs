@@ -1,4 +1,4 @@
-//! A collector of traces, by OTLP over HTTP.
+//! A trace collector: OTLP stopped HTTP.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -17,10 +17,10 @@ struct State {
     spans: Mutex<Vec<Span>>,
     services: Mutex<Vec<String>>,
     silent: AtomicBool,
-    asked: AtomicUsize,
+    requests: AtomicUsize,
 }
 
-/// The collector. Dropping it ends it.
+/// The collector. Dropping it stops it.
 pub struct Collector {
     listener: Listener,
     state: Arc<State>,
@@ -30,8 +30,8 @@ impl Collector {
     pub fn start() -> Self {
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
-        let listener = Listener::start(move |stream, over| {
-            let _ = serve(&stream, &shared, over);
+        let listener = Listener::start(move |stream, stopped| {
+            let _ = serve(&stream, &shared, stopped);
         });
         Self { listener, state }
     }
@@ -40,27 +40,27 @@ impl Collector {
         format!("http://{}", self.listener.addr())
     }
 
-    /// Takes requests and never answers.
-    pub fn fall_silent(&self) {
+    /// From now on accepts requests without answering them.
+    pub fn stop_answering(&self) {
         self.state.silent.store(true, Ordering::SeqCst);
     }
 
-    /// How many requests have come.
-    pub fn asked(&self) -> usize {
-        self.state.asked.load(Ordering::SeqCst)
+    /// Returns the number of received requests.
+    pub fn requests(&self) -> usize {
+        self.state.requests.load(Ordering::SeqCst)
     }
 
     pub fn spans(&self) -> Vec<Span> {
         self.state.spans.lock().unwrap().clone()
     }
 
-    /// What the senders call themselves.
+    /// Returns the service names of all received requests.
     pub fn services(&self) -> Vec<String> {
         self.state.services.lock().unwrap().clone()
     }
 }
 
-fn serve(mut stream: &TcpStream, state: &State, over: &AtomicBool) -> Option<()> {
+fn serve(mut stream: &TcpStream, state: &State, stopped: &AtomicBool) -> Option<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let (mut length, mut first) = (0, String::new());
@@ -79,9 +79,9 @@ fn serve(mut stream: &TcpStream, state: &State, over: &AtomicBool) -> Option<()>
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        state.asked.fetch_add(1, Ordering::SeqCst);
+        state.requests.fetch_add(1, Ordering::SeqCst);
         while state.silent.load(Ordering::SeqCst) {
-            if over.load(Ordering::SeqCst) {
+            if stopped.load(Ordering::SeqCst) {
                 return None;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -98,7 +98,7 @@ fn serve(mut stream: &TcpStream, state: &State, over: &AtomicBool) -> Option<()>
     }
 }
 
-/// An attribute as text.
+/// Returns the value of an attribute as text.
 pub fn attribute(span: &Span, key: &str) -> Option<String> {
     value_of(&span.attributes, key)
 }

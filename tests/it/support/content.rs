@@ -1,4 +1,4 @@
-//! Content for the scripted registry: blobs, manifests and indexes with exactly known bytes.
+//! Content for the scripted registry: blobs, manifests and indexes with known bytes.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub fn sha512(bytes: &[u8]) -> String {
     format!("sha512:{}", hex(sha2::Sha512::digest(bytes)))
 }
 
-/// Bytes and the digest they are known by.
+/// Bytes and their digest.
 #[derive(Clone, Debug)]
 pub struct Blob {
     pub bytes: Arc<Vec<u8>>,
@@ -51,7 +51,7 @@ impl Blob {
         Self { digest: sha512(&bytes), bytes: Arc::new(bytes) }
     }
 
-    /// `length` bytes that no compression shortens, the same for the same seed.
+    /// Returns `length` random bytes. Equal seeds give equal bytes.
     pub fn random(seed: u64, length: usize) -> Self {
         Self::new(Random::new(seed).bytes(length))
     }
@@ -65,7 +65,7 @@ impl Blob {
     }
 }
 
-/// A manifest as a registry hands it out: exact bytes, their digest, and the Content-Type.
+/// A manifest as a registry serves it: bytes, digest and Content-Type.
 #[derive(Clone, Debug)]
 pub struct Document {
     pub bytes: Arc<Vec<u8>>,
@@ -79,14 +79,14 @@ impl Document {
         Self { digest: sha256(&bytes), bytes: Arc::new(bytes), media_type: media_type.to_owned() }
     }
 
-    /// Odd white space on purpose: whoever re-serialises it changes its digest.
+    /// Serialises a manifest with unusual white space, so that serialising it again changes the digest.
     pub fn json(media_type: &str, value: &Value) -> Self {
         let mut text = serde_json::to_string_pretty(value).unwrap().replace("  ", "   ");
         text.push_str(" \n");
         Self::new(media_type, text)
     }
 
-    /// The same bytes, known by their sha512.
+    /// Returns the same bytes with their sha512 digest.
     #[must_use]
     pub fn with_sha512(mut self) -> Self {
         self.digest = sha512(&self.bytes);
@@ -107,28 +107,28 @@ pub struct Image {
 }
 
 impl Image {
-    /// An OCI image around given layers.
+    /// Returns an OCI image with these layers.
     pub fn oci(seed: u64, platform: &str, layers: Vec<Blob>) -> Self {
         Self::build(seed, platform, layers, [OCI_MANIFEST, OCI_CONFIG, OCI_LAYER], None)
     }
 
-    /// A Docker v2s2 image around given layers.
+    /// Returns a Docker v2s2 image with these layers.
     pub fn docker(seed: u64, platform: &str, layers: Vec<Blob>) -> Self {
         Self::build(seed, platform, layers, [DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER], None)
     }
 
-    /// An OCI image with one small layer.
+    /// Returns an OCI image with one layer of 3,000 bytes.
     pub fn small(seed: u64) -> Self {
         Self::oci(seed, "linux/amd64", vec![Blob::random(seed, 3000)])
     }
 
-    /// An artifact that refers to `subject`.
+    /// Returns an artifact whose subject is `subject`.
     pub fn artifact(seed: u64, subject: &Document) -> Self {
         let layers = vec![Blob::new(format!("a statement about {} ({seed})", subject.digest))];
         Self::build(seed, "unknown/unknown", layers, [OCI_MANIFEST, OCI_CONFIG, OCI_LAYER], Some(subject))
     }
 
-    /// An artifact of a type, with annotations, that refers to `subject`.
+    /// Returns the manifest of an artifact with a type and annotations, whose subject is `subject`.
     pub fn statement(media_type: &str, note: &str, subject: &Document) -> Document {
         let value = json!({
             "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": media_type,
@@ -176,19 +176,19 @@ pub struct Index {
 }
 
 impl Index {
-    /// linux/amd64 and linux/arm64 as an OCI index.
+    /// Returns an OCI index of linux/amd64 and linux/arm64.
     pub fn oci(seed: u64) -> Self {
         let image = |n: u64, platform| Image::oci(seed + n, platform, vec![Blob::random(seed + n, 5000)]);
         Self::over(OCI_INDEX, vec![image(1, "linux/amd64"), image(2, "linux/arm64")], Vec::new())
     }
 
-    /// linux/amd64 and linux/arm64 as a Docker manifest list.
+    /// Returns a Docker manifest list of linux/amd64 and linux/arm64.
     pub fn docker(seed: u64) -> Self {
         let image = |n: u64, platform| Image::docker(seed + n, platform, vec![Blob::random(seed + n, 5000)]);
         Self::over(DOCKER_LIST, vec![image(1, "linux/amd64"), image(2, "linux/arm64")], Vec::new())
     }
 
-    /// An index that holds an image and another index.
+    /// Returns an index that contains an image and another index.
     pub fn nested(seed: u64) -> Self {
         let image = Image::oci(seed, "linux/s390x", vec![Blob::random(seed, 4000)]);
         Self::over(OCI_INDEX, vec![image], vec![Self::oci(seed + 10)])
@@ -207,7 +207,7 @@ impl Index {
         Self { document: Document::json(media_type, &value), images, indexes }
     }
 
-    /// This document and every one below it.
+    /// Returns the document of this index and all documents below it.
     pub fn documents(&self) -> Vec<&Document> {
         let mut all = vec![&self.document];
         all.extend(self.images.iter().map(|image| &image.manifest));
@@ -215,7 +215,7 @@ impl Index {
         all
     }
 
-    /// Every image at any depth.
+    /// Returns all images at any depth.
     pub fn all_images(&self) -> Vec<&Image> {
         self.images.iter().chain(self.indexes.iter().flat_map(Self::all_images)).collect()
     }

@@ -1,4 +1,4 @@
-//! The real binary as a child process: its configuration, its log, its metrics, and all the ways to end it.
+//! The real binary as a child process: configuration, log, metrics, signals, exit.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -13,9 +13,9 @@ use tempfile::TempDir;
 
 use super::client::{Answer, Client};
 use super::registry::Registry;
-use super::{PATIENCE, eventually};
+use super::{TIME_LIMIT, eventually};
 
-/// A configuration and a data folder, from which larders are started.
+/// A configuration and a data folder to start servers with.
 #[derive(Debug)]
 pub struct Setup {
     config: toml::Table,
@@ -23,7 +23,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Ports of the system's choice, JSON logs, no built-in upstreams, and no upstream of its own.
+    /// Returns a configuration with free ports, JSON logs and no upstream.
     pub fn empty() -> Self {
         let folder = tempfile::Builder::new().prefix("larder-test-").tempdir().unwrap();
         let mut setup = Self { config: toml::Table::new(), folder };
@@ -34,19 +34,19 @@ impl Setup {
         }
         let data = setup.data().display().to_string();
         let setup = setup.set("builtin_upstreams", false).set("store.path", data);
-        // `BLOBS=files cargo test` makes every test run over the other kind of store.
+        // `BLOBS=files cargo test` runs all tests with the other kind of blob store.
         match std::env::var("BLOBS") {
             Ok(kind) => setup.set("store.blobs", kind),
             Err(_) => setup,
         }
     }
 
-    /// As `empty`, with `registry` as docker.io, the default upstream.
+    /// As `empty`, with `registry` as the default upstream docker.io.
     pub fn with(registry: &Registry) -> Self {
         Self::empty().upstream("docker.io", registry).upstream_set("docker.io", "default", true)
     }
 
-    /// One more upstream.
+    /// Adds an upstream.
     #[must_use]
     pub fn upstream(self, name: &str, registry: &Registry) -> Self {
         self.upstream_set(name, "endpoints", vec![registry.url()])
@@ -83,19 +83,19 @@ impl Setup {
         self.folder.path().join("data")
     }
 
-    /// A file beside the data folder.
+    /// Writes a file beside the data folder.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    /// This configuration as a file.
+    /// Writes the configuration file and returns its path.
     pub fn config_file(&self) -> PathBuf {
         self.write("larder.toml", &toml::to_string(&self.config).unwrap())
     }
 
-    /// `larder serve` with this configuration.
+    /// Returns the command `larder serve` with this configuration.
     pub fn command(&self) -> Command {
         let file = self.config_file();
         let mut command = self.bare_command();
@@ -103,10 +103,10 @@ impl Setup {
         command
     }
 
-    /// The binary without arguments, in the folder.
+    /// Returns a command of the binary without arguments, in the folder of the set-up.
     pub fn bare_command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
-        // What the person who runs the tests has in the environment must not reach the child.
+        // The environment of the person who runs the tests must not configure the server.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy().to_ascii_lowercase();
             if text.starts_with("larder_") || text.ends_with("_proxy") {
@@ -118,27 +118,27 @@ impl Setup {
         command
     }
 
-    /// Starts a larder and waits until it listens.
+    /// Starts a server and waits until it listens.
     #[track_caller]
     pub fn start(self) -> Larder {
         let mut command = self.command();
         self.start_by(&mut command)
     }
 
-    /// Starts a larder by a command of the test's own.
+    /// Starts a server with the given command.
     #[track_caller]
     pub fn start_by(self, command: &mut Command) -> Larder {
         Larder { running: Running::start(command), setup: self }
     }
 
-    /// Starts a larder that is expected to end by itself.
+    /// Runs a server that is expected to exit by itself.
     #[track_caller]
     pub fn run_to_exit(&self) -> Exit {
         run_to_exit(&mut self.command())
     }
 }
 
-/// Runs a command that is expected to end by itself.
+/// Runs a command that is expected to exit by itself.
 #[track_caller]
 pub fn run_to_exit(command: &mut Command) -> Exit {
     let mut child = command.spawn().unwrap();
@@ -150,12 +150,12 @@ pub fn run_to_exit(command: &mut Command) -> Exit {
     });
     let status = wait(&mut child).unwrap_or_else(|| {
         let _ = child.kill();
-        panic!("larder still runs after {PATIENCE:?}")
+        panic!("larder still runs after {TIME_LIMIT:?}")
     });
     Exit { status, stderr: reader.join().unwrap() }
 }
 
-/// The sum over all samples of `name` in an exposition that carry these labels; 0 if there is none.
+/// Returns the sum of all samples of `name` with these labels in a metrics text; 0 if there is none.
 pub fn sum_of(exposition: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     exposition
         .lines()
@@ -169,7 +169,7 @@ pub fn sum_of(exposition: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
         .sum()
 }
 
-/// How a larder ended by itself.
+/// Exit status and standard error of a finished process.
 #[derive(Debug)]
 pub struct Exit {
     pub status: ExitStatus,
@@ -177,7 +177,7 @@ pub struct Exit {
 }
 
 fn wait(child: &mut Child) -> Option<ExitStatus> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while Instant::now() < end {
         if let Some(status) = child.try_wait().unwrap() {
             return Some(status);
@@ -198,14 +198,14 @@ struct Running {
     child: Child,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
-    /// The line that says where it listens.
+    /// Log line `listening`, with all addresses.
     listening: Value,
     api: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Running {
-    /// The addresses of `api`, `api_tls`, `admin` or `admin_tls`, but for sockets in the file system.
+    /// Returns the TCP addresses in the field `api`, `api_tls`, `admin` or `admin_tls` of the log line.
     fn addresses(&self, field: &str) -> Vec<SocketAddr> {
         let text = self.listening[field].as_str().unwrap_or_default();
         text.split(", ").filter_map(|address| address.parse().ok()).collect()
@@ -228,7 +228,7 @@ impl Running {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut running =
             Self { child, log, reader: Some(reader), listening: Value::Null, api: nowhere, admin: nowhere };
-        let line = running.wait_for_line("the line that says where it listens", |line| {
+        let line = running.wait_for_line("log line `listening`", |line| {
             line["message"] == "listening" && line["api"].is_string()
         });
         running.listening = line;
@@ -239,7 +239,7 @@ impl Running {
 
     #[track_caller]
     fn wait_for_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         let mut lines = self.log.lines.lock().unwrap();
         let mut read = 0;
         loop {
@@ -250,7 +250,7 @@ impl Running {
                 }
             }
             let left = end.saturating_duration_since(Instant::now());
-            assert!(!lines.1 && !left.is_zero(), "{what} did not come; the log:\n{}", lines.0.join("\n"));
+            assert!(!lines.1 && !left.is_zero(), "no {what} in the log:\n{}", lines.0.join("\n"));
             lines = self.log.changed.wait_timeout(lines, left).unwrap().0;
         }
     }
@@ -266,7 +266,7 @@ impl Drop for Running {
     }
 }
 
-/// A larder that listens. Dropping it kills it.
+/// A listening server. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Larder {
     running: Running,
@@ -274,9 +274,9 @@ pub struct Larder {
 }
 
 impl Larder {
-    /// A larder in front of `registry` with default settings.
+    /// Starts a server in front of `registry` with default settings.
     #[track_caller]
-    pub fn before(registry: &Registry) -> Self {
+    pub fn in_front_of(registry: &Registry) -> Self {
         Setup::with(registry).start()
     }
 
@@ -296,12 +296,12 @@ impl Larder {
         self.running.admin
     }
 
-    /// Where it listens: all addresses of `api`, `api_tls`, `admin` or `admin_tls`.
+    /// Returns all addresses of `api`, `api_tls`, `admin` or `admin_tls`.
     pub fn addresses(&self, field: &str) -> Vec<SocketAddr> {
         self.running.addresses(field)
     }
 
-    /// What it was started from, once it has ended.
+    /// Returns the set-up of the server, which is killed if it still runs.
     pub fn into_setup(self) -> Setup {
         self.setup
     }
@@ -324,24 +324,24 @@ impl Larder {
         self.running.child.id()
     }
 
-    /// kill -9.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill9(&mut self) {
         self.running.child.kill().unwrap();
         self.running.child.wait().unwrap();
     }
 
     fn signal(&self, signal: &str) {
-        // The shell's own `kill`: a program of that name is not installed everywhere.
+        // `kill` of the shell: the program `kill` is not installed everywhere.
         let line = format!("kill -s {signal} {}", self.pid());
         assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
     }
 
-    /// SIGTERM, without waiting for the end.
+    /// Sends SIGTERM, without waiting for the end.
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// SIGHUP.
+    /// Sends SIGHUP.
     pub fn hang_up(&self) {
         self.signal("HUP");
     }
@@ -350,27 +350,27 @@ impl Larder {
         self.signal("INT");
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits until the process has exited by itself.
     #[track_caller]
     pub fn wait_exit(&mut self) -> ExitStatus {
         match wait(&mut self.running.child) {
             Some(status) => status,
-            None => panic!("larder did not end within {PATIENCE:?}; its log:\n{}", self.log_text()),
+            None => panic!("larder did not end within {TIME_LIMIT:?}; its log:\n{}", self.log_text()),
         }
     }
 
-    /// Whether the process is still there.
+    /// Returns true if the process has not exited.
     pub fn is_running(&mut self) -> bool {
         self.running.child.try_wait().unwrap().is_none()
     }
 
-    /// Starts again on the same data folder, on new ports; kills the old one if it still runs.
+    /// Kills the server if it runs, and starts it again with the same data folder on new ports.
     #[track_caller]
     pub fn restart(&mut self) {
         self.restart_by(|_| {});
     }
 
-    /// The same by a command that the test changes.
+    /// As `restart`; `change` modifies the command.
     #[track_caller]
     pub fn restart_by(&mut self, change: impl FnOnce(&mut Command)) {
         self.kill9_if_running();
@@ -379,7 +379,7 @@ impl Larder {
         self.running = Running::start(&mut command);
     }
 
-    /// Starts again with another configuration.
+    /// Starts the server again with another configuration.
     #[track_caller]
     pub fn restart_with(self, change: impl FnOnce(Setup) -> Setup) -> Self {
         let Self { running, setup } = self;
@@ -387,7 +387,7 @@ impl Larder {
         change(setup).start()
     }
 
-    /// Changes the configuration's file under the running larder.
+    /// Changes the configuration file of the running server.
     pub fn rewrite(&mut self, change: impl FnOnce(Setup) -> Setup) {
         let setup = std::mem::replace(&mut self.setup, Setup::empty());
         self.setup = change(setup);
@@ -400,29 +400,29 @@ impl Larder {
         }
     }
 
-    /// Everything on standard error so far.
+    /// Returns everything that the server has written to standard error.
     pub fn log_text(&self) -> String {
         self.running.log.lines.lock().unwrap().0.join("\n")
     }
 
-    /// The log's lines that are JSON.
+    /// Returns all JSON lines of the log.
     pub fn log_lines(&self) -> Vec<Value> {
         let lines = self.running.log.lines.lock().unwrap();
         lines.0.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// The first line that is wanted, once it has come.
+    /// Waits for the first log line that `wanted` accepts. `what` describes the line if it does not appear.
     #[track_caller]
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.running.wait_for_line(what, wanted)
     }
 
-    /// How many lines of the log have this message.
+    /// Returns the number of log lines with this message.
     pub fn count_lines(&self, message: &str) -> usize {
         self.log_lines().iter().filter(|line| line["message"] == message).count()
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -435,12 +435,12 @@ impl Larder {
         answer.text()
     }
 
-    /// The sum over all samples of `name` that carry these labels; 0 if there is none.
+    /// Returns the sum of all samples of `name` with these labels; 0 if there is none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         sum_of(&self.metrics_text(), name, labels)
     }
 
-    /// `metric` for what is counted in whole numbers.
+    /// As `metric`, as a whole number.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub fn counter(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         self.metric(name, labels).round() as u64
@@ -452,10 +452,10 @@ impl Larder {
         eventually(&format!("{name}{labels:?} is {value}"), || self.counter(name, labels) >= value);
     }
 
-    /// Waits until no fill runs and no child manifest waits.
+    /// Waits until no fill runs and no child manifest is queued.
     #[track_caller]
-    pub fn settle(&self) {
-        eventually("no fill runs and no child waits", || {
+    pub fn wait_idle(&self) {
+        eventually("no fill runs and no child manifest is queued", || {
             self.counter("larder_fills_running", &[]) == 0 && self.counter("larder_children_queued", &[]) == 0
         });
     }

@@ -1,4 +1,4 @@
-//! The scripted registry's lists: tags, and what refers to a manifest, in pages if it is told so.
+//! Lists of the scripted registry: tags and referrers, in pages if configured.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use super::content::{Document, OCI_INDEX};
 use super::registry::Seen;
 use super::script::Plan;
 
-/// How the registry lists.
+/// Behaviour of the registry for lists.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Manners {
-    /// Whether it has the referrers API.
+pub(super) struct ListOptions {
+    /// True if the registry has the referrers API.
     pub(super) referrers: bool,
-    /// Entries on a page at most.
-    pub(super) page: Option<usize>,
+    /// Maximum number of entries on a page.
+    pub(super) page_size: Option<usize>,
 }
 
-impl Manners {
+impl ListOptions {
     pub(super) fn tags(self, name: &str, tags: &BTreeMap<String, String>, seen: &Seen) -> Plan {
         let tags = tags.keys().map(|tag| (tag.as_str(), json!(tag)));
-        let (tags, link) = self.cut(tags, seen);
+        let (tags, link) = self.page(tags, seen);
         let body = json!({ "name": name, "tags": tags }).to_string();
-        listed("application/json", body, link)
+        list_plan("application/json", body, link)
     }
 
     pub(super) fn referrers(
@@ -33,7 +33,7 @@ impl Manners {
         seen: &Seen,
     ) -> Plan {
         if !self.referrers {
-            // As a router says it that knows no such path.
+            // The answer of a router without such a path.
             let body = b"404 page not found\n".to_vec();
             return Plan::new(404, &[("Content-Type", "text/plain; charset=utf-8")], Arc::new(body));
         }
@@ -43,23 +43,23 @@ impl Manners {
             .filter_map(|document| Some((document.digest.as_str(), descriptor(document, subject)?)))
             .filter(|(_, it)| wanted.as_ref().is_none_or(|wanted| it["artifactType"] == **wanted))
             .collect();
-        let (manifests, link) = self.cut(descriptors.into_iter(), seen);
+        let (manifests, link) = self.page(descriptors.into_iter(), seen);
         let body = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests }).to_string();
-        let mut plan = listed(OCI_INDEX, body, link);
+        let mut plan = list_plan(OCI_INDEX, body, link);
         if wanted.is_some() {
             plan.set("OCI-Filters-Applied", "artifactType");
         }
         plan
     }
 
-    /// The entries of the page that is asked for, and the link to the next one.
-    fn cut<'a>(
+    /// Returns the entries of the requested page, and the link to the next page.
+    fn page<'a>(
         self,
         entries: impl Iterator<Item = (&'a str, Value)>,
         seen: &Seen,
     ) -> (Vec<Value>, Option<String>) {
         let wanted = parameter(seen, "n").map(|n| n.parse().unwrap());
-        let most = self.page.into_iter().chain(wanted).min().unwrap_or(usize::MAX);
+        let most = self.page_size.into_iter().chain(wanted).min().unwrap_or(usize::MAX);
         let after = parameter(seen, "last").unwrap_or_default();
         let mut rest = entries.filter(|(key, _)| *key > after.as_str());
         let page: Vec<_> = rest.by_ref().take(most).collect();
@@ -72,7 +72,7 @@ impl Manners {
     }
 }
 
-fn listed(content_type: &str, body: String, link: Option<String>) -> Plan {
+fn list_plan(content_type: &str, body: String, link: Option<String>) -> Plan {
     let mut plan = Plan::new(200, &[("Content-Type", content_type)], Arc::new(body.into_bytes()));
     if let Some(link) = link {
         plan.set("Link", &link);
@@ -85,7 +85,8 @@ fn parameter(seen: &Seen, name: &str) -> Option<String> {
     pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-/// How a manifest is listed (distribution-spec, "Listing Referrers"); `None` if it does not refer to `subject`.
+/// Returns the descriptor of a manifest in a list of referrers (distribution-spec, "Listing Referrers"). `None` if its
+/// subject is not `subject`.
 pub fn descriptor(document: &Document, subject: &str) -> Option<Value> {
     let value: Value = serde_json::from_slice(&document.bytes).ok()?;
     if value["subject"]["digest"] != subject {

@@ -1,18 +1,20 @@
-//! What the black-box tests stand on: a scripted registry, content for it, the real binary, and a plain client.
+//! Test support for all black-box tests: a scripted registry, its content, the real binary, and a plain client.
 //!
-//! Nothing here sleeps to wait for something: a test waits for a request to arrive, for a gate to be reached,
-//! for a log line, or for bytes. Every wait has an end and says what it waited for.
+//! Tests wait for events, never for a fixed time: a request at the registry, an answer at a [`Gate`], a log line, or
+//! bytes. Every wait ends after [`TIME_LIMIT`] at the latest and reports the missing event.
 
-// Each test file compiles this module for itself and uses a part of it; and test code may panic.
+// The soak tests also compile this module and use a part of it. Test code may panic.
 #![allow(dead_code, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string, clippy::cast_precision_loss)]
 
+pub mod certificate;
 pub mod client;
 pub mod collector;
 pub mod content;
 pub mod docker;
+pub mod fixture;
 pub mod folder;
-pub mod house;
+pub mod in_process;
 pub mod larder;
 pub mod listener;
 pub mod lists;
@@ -20,40 +22,38 @@ pub mod port;
 pub mod proxy;
 pub mod registry;
 pub mod script;
-pub mod secure;
-pub mod timed;
 pub mod tls;
 pub mod verb;
 pub mod wire;
 
+pub use certificate::TestCertificate;
 pub use client::{Answer, Client, Transfer};
 pub use collector::Collector;
 pub use content::{Blob, Document, Image, Index};
 pub use docker::Helpers;
+pub use in_process::InProcessLarder;
 pub use larder::{Larder, Setup};
 pub use port::Port;
 pub use registry::{Auth, Registry, Seen};
 pub use script::{Fault, Gate, When};
-pub use secure::Issued;
-pub use timed::Timed;
 pub use tls::TlsServer;
 
 use std::time::{Duration, Instant};
 
-/// No wait in any test is longer than this; a healthy run comes nowhere near it.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+/// Upper limit of every wait in the tests. A wait that reaches it is a hang.
+pub const TIME_LIMIT: Duration = Duration::from_mins(1);
 
-/// Tries until `check` is content, yielding between tries; for what can only be observed by asking again.
+/// Polls `check` until it returns true. For states that can only be observed by polling.
 #[track_caller]
 pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIME_LIMIT;
     while !check() {
-        assert!(Instant::now() < end, "waited {PATIENCE:?} in vain until {what}");
+        assert!(Instant::now() < end, "not reached within {TIME_LIMIT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A small generator (xorshift64*), so that runs can be repeated from their seed.
+/// Random number generator (xorshift64*) with a seed, so that a run can be repeated.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -69,7 +69,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number in `0..end`.
+    /// Returns a number in `0..end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }

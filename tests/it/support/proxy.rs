@@ -1,4 +1,4 @@
-//! An HTTP proxy that passes plain requests on and tunnels the rest, and notes what it was asked for.
+//! An HTTP proxy that forwards plain requests, tunnels CONNECT requests, and records all of them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -8,17 +8,17 @@ use super::listener::Listener;
 
 #[derive(Default)]
 struct State {
-    /// The first lines of requests.
-    asked: Mutex<Vec<String>>,
-    /// The only `Proxy-Authorization` that it lets through.
+    /// Request lines.
+    requests: Mutex<Vec<String>>,
+    /// The only accepted value of `Proxy-Authorization`. `None` accepts all requests.
     login: Mutex<Option<String>>,
-    /// What every request is refused with.
+    /// Status for all requests, if set.
     refusal: Mutex<Option<u16>>,
-    /// Where names lead that nobody else knows.
+    /// Addresses of host names that only this proxy resolves.
     names: Vec<(String, SocketAddr)>,
 }
 
-/// The proxy. Dropping it ends it.
+/// The proxy. Dropping it stops it.
 pub struct Proxy {
     listener: Listener,
     state: Arc<State>,
@@ -29,8 +29,8 @@ impl Proxy {
         Self::with(State::default())
     }
 
-    /// Knows this name, which nobody else does.
-    pub fn knowing(name: &str, addr: SocketAddr) -> Self {
+    /// Starts a proxy that resolves a host name which has no address elsewhere.
+    pub fn resolving(name: &str, addr: SocketAddr) -> Self {
         Self::with(State { names: vec![(name.to_owned(), addr)], ..State::default() })
     }
 
@@ -51,23 +51,23 @@ impl Proxy {
         format!("http://{}", self.addr())
     }
 
-    /// Lets nobody through from now on who does not show this.
-    pub fn demand(&self, login: &str) {
+    /// From now on requires this value of `Proxy-Authorization`.
+    pub fn require_login(&self, login: &str) {
         *self.state.login.lock().unwrap() = Some(login.to_owned());
     }
 
-    /// Refuses everything from now on.
+    /// From now on answers all requests with this status.
     pub fn refuse(&self, status: u16) {
         *self.state.refusal.lock().unwrap() = Some(status);
     }
 
-    /// The first lines of all requests so far.
-    pub fn asked(&self) -> Vec<String> {
-        self.state.asked.lock().unwrap().clone()
+    /// Returns the request lines of all requests.
+    pub fn requests(&self) -> Vec<String> {
+        self.state.requests.lock().unwrap().clone()
     }
 }
 
-/// One request; plain ones take a connection each.
+/// Serves one request. A plain request ends the connection.
 fn serve(mut client: &TcpStream, state: &State) -> Option<()> {
     let mut reader = BufReader::new(client);
     let (mut first, mut login, mut headers) = (String::new(), None, String::new());
@@ -85,7 +85,7 @@ fn serve(mut client: &TcpStream, state: &State) -> Option<()> {
             _ => headers.push_str(&line),
         }
     }
-    state.asked.lock().unwrap().push(first.trim_end().to_owned());
+    state.requests.lock().unwrap().push(first.trim_end().to_owned());
     let refusal = *state.refusal.lock().unwrap();
     let wanted = state.login.lock().unwrap().clone();
     if let Some(status) = refusal.or((wanted.is_some() && wanted != login).then_some(407)) {

@@ -1,4 +1,4 @@
-//! A registry on loopback that does what a test tells it to, and remembers every request.
+//! A scripted registry on loopback. It records every request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,15 +7,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::PATIENCE;
+use super::TIME_LIMIT;
 use super::content::{Blob, Document, Image, Index};
-use super::lists::Manners;
+use super::lists::ListOptions;
 use super::port::Port;
 use super::script::{Fault, Plan, When};
 use super::wire;
 use base64::Engine as _;
 
-/// A request as it arrived, and how much of the answer's body has left.
+/// A received request, and the progress of its answer.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub method: String,
@@ -29,17 +29,17 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The header's first value.
+    /// Returns the first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 
-    /// How many bytes of the answer's body have been written.
+    /// Returns the number of bytes of the answer's body that have been sent.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
 
-    /// `N` of `Range: bytes=N-`.
+    /// Returns `N` of `Range: bytes=N-`.
     pub fn range_start(&self) -> Option<u64> {
         self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
     }
@@ -49,13 +49,13 @@ impl Seen {
     }
 }
 
-/// What the registry wants to see before it answers.
+/// Authentication that the registry requires.
 #[derive(Clone, Debug, Default)]
 pub enum Auth {
     #[default]
     Nothing,
     Basic(String, String),
-    /// A token from `/token` of this registry, given to everybody or only for a user name and password.
+    /// A token from `/token` of this registry, issued to all clients or only for a user name and password.
     Bearer(Option<(String, String)>),
 }
 
@@ -71,7 +71,7 @@ struct State {
     repositories: BTreeMap<String, Repository>,
     requests: Vec<Seen>,
     script: Vec<(When, Fault)>,
-    lists: Manners,
+    lists: ListOptions,
     auth: Auth,
     tokens: BTreeSet<String>,
     connections: BTreeMap<u64, TcpStream>,
@@ -81,7 +81,7 @@ struct State {
 pub(super) struct Inner {
     state: Mutex<State>,
     changed: Condvar,
-    /// Connections of an earlier generation are dead: the registry was down since.
+    /// Incremented when the registry goes down. Connections of earlier generations are closed.
     pub(super) generation: AtomicU64,
     pub(super) addr: SocketAddr,
 }
@@ -94,7 +94,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// An empty registry on a port of its own.
+    /// Starts an empty registry on a free port.
     pub fn start() -> Self {
         let port = Port::reserve();
         let inner = Arc::new(Inner {
@@ -135,14 +135,14 @@ impl Registry {
         self.repository(repository, |r| r.tags.remove(tag));
     }
 
-    /// An image with its blobs, and a tag for it.
+    /// Adds an image with its blobs and a tag.
     pub fn add_image(&self, repository: &str, tag: &str, image: &Image) {
         self.add_manifest(repository, &image.manifest);
         image.blobs().for_each(|blob| self.add_blob(repository, blob));
         self.tag(repository, tag, &image.manifest.digest);
     }
 
-    /// An index with everything below it, and a tag for it.
+    /// Adds an index with all its content and a tag.
     pub fn add_index(&self, repository: &str, tag: &str, index: &Index) {
         index.documents().into_iter().for_each(|document| self.add_manifest(repository, document));
         for image in index.all_images() {
@@ -151,52 +151,52 @@ impl Registry {
         self.tag(repository, tag, &index.document.digest);
     }
 
-    /// From now on `fault` happens to the requests that `when` names.
+    /// Applies `fault` to the answers of all following requests that match `when`.
     pub fn script(&self, when: When, fault: Fault) {
         self.inner.lock().script.push((when, fault));
     }
 
-    /// The registry behaves again.
-    pub fn behave(&self) {
+    /// Removes all faults.
+    pub fn clear_faults(&self) {
         self.inner.lock().script.clear();
     }
 
-    /// From now on it has the referrers API, or not, as at the start.
+    /// Switches the referrers API on or off. It is off at the start.
     pub fn offer_referrers(&self, offered: bool) {
         self.inner.lock().lists.referrers = offered;
     }
 
-    /// No page of a list has more entries than this.
+    /// Limits the pages of lists to this number of entries.
     pub fn page_lists(&self, entries: usize) {
-        self.inner.lock().lists.page = Some(entries);
+        self.inner.lock().lists.page_size = Some(entries);
     }
 
     pub fn remove_manifest(&self, repository: &str, digest: &str) {
         self.repository(repository, |r| r.manifests.remove(digest));
     }
 
-    pub fn demand(&self, auth: Auth) {
+    pub fn require_auth(&self, auth: Auth) {
         self.inner.lock().auth = auth;
     }
 
-    /// Tokens given so far are no longer good.
+    /// Invalidates all issued tokens.
     pub fn revoke_tokens(&self) {
         self.inner.lock().tokens.clear();
     }
 
-    /// Stops listening and cuts every connection.
+    /// Stops listening and closes all connections.
     pub fn down(&self) {
         let Some(thread) = self.listening.lock().unwrap().take() else { return };
         self.inner.generation.fetch_add(1, Ordering::SeqCst);
         for connection in std::mem::take(&mut self.inner.lock().connections).into_values() {
             let _ = connection.shutdown(Shutdown::Both);
         }
-        // The listening thread sits in accept: a connection of our own wakes it to see that it is over.
+        // The listening thread blocks in accept. This connection wakes it.
         let _ = TcpStream::connect(self.inner.addr);
         let _ = thread.join();
     }
 
-    /// Listens again on the same port.
+    /// Starts to listen again on the same port.
     pub fn up(&self) {
         let mut listening = self.listening.lock().unwrap();
         if listening.is_none() {
@@ -204,7 +204,7 @@ impl Registry {
         }
     }
 
-    /// All requests so far, in the order in which they came.
+    /// Returns all requests in the order of their arrival.
     pub fn requests(&self) -> Vec<Seen> {
         self.inner.lock().requests.clone()
     }
@@ -213,20 +213,20 @@ impl Registry {
         self.inner.lock().requests.clear();
     }
 
-    /// How many requests had this method and this in their path.
+    /// Returns the number of requests with this method whose path contains `part`.
     pub fn count(&self, method: &str, part: &str) -> usize {
         self.inner.lock().requests.iter().filter(|seen| seen.is(method, part)).count()
     }
 
-    /// The requests that had this method and this in their path.
+    /// Returns the requests with this method whose path contains `part`.
     pub fn seen(&self, method: &str, part: &str) -> Vec<Seen> {
         self.inner.lock().requests.iter().filter(|seen| seen.is(method, part)).cloned().collect()
     }
 
-    /// Waits until at least `n` requests with this method and this in their path have come.
+    /// Waits until at least `n` requests with this method, and with `part` in their path, have arrived.
     #[track_caller]
     pub fn wait_for(&self, n: usize, method: &str, part: &str) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         let mut state = self.inner.lock();
         loop {
             let found = state.requests.iter().filter(|seen| seen.is(method, part)).count();
@@ -235,7 +235,10 @@ impl Registry {
             }
             let left = end.saturating_duration_since(Instant::now());
             let all: Vec<_> = state.requests.iter().map(|s| format!("{} {}", s.method, s.path)).collect();
-            assert!(!left.is_zero(), "{found} of {n} × {method} …{part}… came, in all: {all:#?}");
+            assert!(
+                !left.is_zero(),
+                "{found} of {n} requests {method} …{part}… arrived; all requests: {all:#?}"
+            );
             state = self.inner.changed.wait_timeout(state, left).unwrap().0;
         }
     }
@@ -280,11 +283,11 @@ impl Inner {
         })
     }
 
-    /// Records the request and decides its answer.
+    /// Records the request and returns its answer.
     pub(super) fn answer(&self, seen: &Seen) -> Plan {
         let mut state = self.lock();
         state.requests.push(seen.clone());
-        let mut plan = state.honest(self.addr, seen);
+        let mut plan = state.normal(self.addr, seen);
         let mut script = std::mem::take(&mut state.script);
         for (when, fault) in &mut script {
             if when.fires(seen) {
@@ -298,7 +301,7 @@ impl Inner {
 }
 
 impl State {
-    fn honest(&mut self, addr: SocketAddr, seen: &Seen) -> Plan {
+    fn normal(&mut self, addr: SocketAddr, seen: &Seen) -> Plan {
         if seen.path == "/token" {
             return self.token(seen);
         }

@@ -1,13 +1,13 @@
-//! How the scripted registry misbehaves: which requests a fault is for, and what it does to their answers.
+//! Scripted faults of the registry: a filter for requests, and changes of their answers.
 
 use std::io::Write as _;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::TIME_LIMIT;
 use super::registry::Seen;
 
-/// A place where the registry stops until the test lets it go on.
+/// Point at which the registry stops sending until the test opens the gate.
 #[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<(Mutex<GateState>, Condvar)>);
 
@@ -27,10 +27,10 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    /// Waits until `n` answers have come as far as the gate.
+    /// Waits until `n` answers have reached the gate.
     #[track_caller]
     pub fn wait_reached(&self, n: usize) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         let mut state = self.0.0.lock().unwrap();
         while state.reached < n {
             let left = end.saturating_duration_since(Instant::now());
@@ -39,13 +39,13 @@ impl Gate {
         }
     }
 
-    /// Stops until the gate opens, or `gone` says that nobody waits for the answer any more.
-    pub(super) fn pass(&self, gone: impl Fn() -> bool) -> bool {
+    /// Blocks until the gate opens. Returns false if the registry goes down first.
+    pub(super) fn pass(&self, is_down: impl Fn() -> bool) -> bool {
         let mut state = self.0.0.lock().unwrap();
         state.reached += 1;
         self.0.1.notify_all();
         while !state.open {
-            if gone() {
+            if is_down() {
                 return false;
             }
             state = self.0.1.wait_timeout(state, Duration::from_millis(20)).unwrap().0;
@@ -54,7 +54,7 @@ impl Gate {
     }
 }
 
-/// Which requests.
+/// Filter for requests.
 #[derive(Clone, Debug, Default)]
 pub struct When {
     method: Option<&'static str>,
@@ -76,7 +76,7 @@ impl When {
         Self::any().path("/manifests/")
     }
 
-    /// Requests whose path contains this too.
+    /// Only requests whose path also contains `part`.
     #[must_use]
     pub fn path(mut self, part: &str) -> Self {
         self.path_has.push(part.to_owned());
@@ -89,14 +89,14 @@ impl When {
         self
     }
 
-    /// Only the first `n` of them.
+    /// Only the first `n` matching requests.
     #[must_use]
     pub fn times(mut self, n: usize) -> Self {
         self.times = Some(n);
         self
     }
 
-    /// Not the first `n` of them.
+    /// Not the first `n` matching requests.
     #[must_use]
     pub fn after(mut self, n: usize) -> Self {
         self.skip = n;
@@ -126,54 +126,54 @@ impl When {
 
 type Rewrite = dyn Fn(&Seen, &mut Plan) + Send + Sync;
 
-/// What happens to the answer. Several faults on one request add up.
+/// Change of an answer. Several faults for one request are applied in their order.
 #[derive(Clone)]
 pub enum Fault {
-    /// This status with an error document.
+    /// Sends this status with an error document.
     Status(u16),
-    /// This status with these headers and this body.
+    /// Sends this status with these headers and this body.
     Answer(u16, Vec<(String, String)>, Vec<u8>),
-    /// The head waits this long.
+    /// Delays the head.
     DelayHead(Duration),
-    /// The head waits for the gate.
+    /// Holds the head until the gate opens.
     HoldHead(Gate),
-    /// The body stops before the content's byte of this number until the gate opens.
+    /// Holds the body before this byte of the content until the gate opens.
     HoldBody(usize, Gate),
-    /// The body comes at this many bytes a second.
+    /// Sends the body with this number of bytes per second.
     Throttle(usize),
-    /// The connection ends after this many bytes of this answer's body.
+    /// Closes the connection after this number of bytes of the body.
     Cut(usize),
-    /// The connection ends before any answer.
-    Close,
-    /// The content's byte of this number has one bit changed.
-    Flip(usize),
-    /// The last byte is missing, and the Content-Length says so.
-    OneLess,
-    /// The last byte is missing although the Content-Length promises it; then the connection ends.
-    OneLessThanPromised,
-    /// There is one byte too many, and the Content-Length says so.
-    OneMore,
-    /// There is one byte too many, in a chunked body that tells no length.
-    OneMoreUntold,
-    /// Other bytes than the content's.
-    Other(Arc<Vec<u8>>),
-    /// Range is not understood: 200 and everything.
+    /// Closes the connection without an answer.
+    CloseConnection,
+    /// Changes one bit of this byte of the content.
+    FlipBit(usize),
+    /// Removes the last byte. The Content-Length is that of the shorter body.
+    RemoveLastByte,
+    /// Closes the connection before the last byte. The Content-Length includes it.
+    EndOneByteEarly,
+    /// Appends one byte. The Content-Length includes it.
+    AppendByte,
+    /// Appends one byte, in a chunked body without Content-Length.
+    AppendByteChunked,
+    /// Sends other bytes than the content.
+    ReplaceBody(Arc<Vec<u8>>),
+    /// Ignores Range: status 200 and the complete content.
     IgnoreRange,
-    /// 206 with a Content-Range that starts one byte late (the body is the one asked for).
+    /// Sends a Content-Range that starts one byte late, with the requested body.
     WrongContentRange,
-    /// A redirect to the same path at another base URL.
+    /// Redirects to the same path at another base URL.
     Redirect(u16, String),
-    /// No such header.
-    Without(&'static str),
-    /// This header with another value.
-    Header(&'static str, String),
-    /// No Content-Length; chunked.
+    /// Removes a header.
+    RemoveHeader(&'static str),
+    /// Sets a header.
+    SetHeader(&'static str, String),
+    /// Sends a chunked body.
     Chunked,
-    /// Neither a Content-Length nor chunks: the body ends with its connection.
-    Untold,
-    /// Encoded as gzip and labelled so, although nobody asked; a range is one of the encoded bytes.
+    /// Sends neither Content-Length nor chunks: the body ends with the connection.
+    NoLength,
+    /// Sends gzip with Content-Encoding although it was not requested. A range counts encoded bytes.
     Gzip,
-    /// Anything else.
+    /// Calls a function that changes the answer.
     Rewrite(Arc<Rewrite>),
 }
 
@@ -183,27 +183,28 @@ impl Fault {
     }
 }
 
-/// A gzip file of these bytes.
+/// Compresses bytes with gzip.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-/// An answer that has been decided and not sent.
+/// An answer before it is sent.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub status: u16,
     pub headers: Vec<(String, String)>,
-    /// The content, and which part of it is sent.
     pub content: Arc<Vec<u8>>,
+    /// First byte of the content that is sent.
     pub from: usize,
+    /// End of the part of the content that is sent.
     pub to: usize,
-    /// The Content-Length as it is told; by default the truth.
-    pub told_length: Option<usize>,
+    /// Content-Length, if it is not the length of the body.
+    pub content_length: Option<usize>,
     pub chunked: bool,
-    /// No length is told in any way, and the connection ends with the body.
-    pub untold: bool,
+    /// Sends no length: the connection ends with the body.
+    pub until_close: bool,
     pub head_delay: Duration,
     pub head_gates: Vec<Gate>,
     pub holds: Vec<(usize, Gate)>,
@@ -220,9 +221,9 @@ impl Plan {
             from: 0,
             to: content.len(),
             content,
-            told_length: None,
+            content_length: None,
             chunked: false,
-            untold: false,
+            until_close: false,
             head_delay: Duration::ZERO,
             head_gates: Vec::new(),
             holds: Vec::new(),
@@ -261,7 +262,7 @@ impl Plan {
         self.set("Content-Encoding", "gzip");
     }
 
-    /// Other content, sent whole or from where the range began.
+    /// Replaces the content and keeps the start of the range.
     fn replace(&mut self, content: Vec<u8>) {
         let to_the_end = self.to == self.content.len();
         self.to = if to_the_end { content.len() } else { self.to.min(content.len()) };
@@ -290,21 +291,21 @@ impl Plan {
             Fault::HoldBody(at, gate) => self.holds.push((*at, gate.clone())),
             Fault::Throttle(rate) => self.throttle = Some(*rate),
             Fault::Cut(after) => self.cut = Some(*after),
-            Fault::Close => self.close = true,
-            Fault::Flip(at) => {
+            Fault::CloseConnection => self.close = true,
+            Fault::FlipBit(at) => {
                 let mut bytes = self.content.to_vec();
                 // An error document may be shorter.
                 bytes.get_mut(*at).into_iter().for_each(|byte| *byte ^= 1);
                 self.content = Arc::new(bytes);
             }
-            Fault::OneLess => self.replace(self.content[..self.content.len() - 1].to_vec()),
-            Fault::OneLessThanPromised => self.cut = Some(self.to - self.from - 1),
-            Fault::OneMore => self.replace([self.content.as_slice(), b"!"].concat()),
-            Fault::OneMoreUntold => {
+            Fault::RemoveLastByte => self.replace(self.content[..self.content.len() - 1].to_vec()),
+            Fault::EndOneByteEarly => self.cut = Some(self.to - self.from - 1),
+            Fault::AppendByte => self.replace([self.content.as_slice(), b"!"].concat()),
+            Fault::AppendByteChunked => {
                 self.replace([self.content.as_slice(), b"!"].concat());
                 self.chunked = true;
             }
-            Fault::Other(bytes) => self.replace(bytes.to_vec()),
+            Fault::ReplaceBody(bytes) => self.replace(bytes.to_vec()),
             Fault::IgnoreRange => {
                 if self.status == 206 {
                     self.status = 200;
@@ -323,10 +324,10 @@ impl Plan {
                 let to = format!("{base}{}{query}", seen.path);
                 *self = Self::new(*status, &[("Location", &to)], Arc::default());
             }
-            Fault::Without(name) => self.remove(name),
-            Fault::Header(name, value) => self.set(name, value),
+            Fault::RemoveHeader(name) => self.remove(name),
+            Fault::SetHeader(name, value) => self.set(name, value),
             Fault::Chunked => self.chunked = true,
-            Fault::Untold => self.untold = true,
+            Fault::NoLength => self.until_close = true,
             Fault::Gzip => self.gzip(seen),
             Fault::Rewrite(change) => change(seen, self),
         }

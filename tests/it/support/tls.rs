@@ -1,4 +1,4 @@
-//! A server behind TLS that has one answer for everybody.
+//! A TLS server with the same answer to every request.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,21 +10,21 @@ use rustls::{ServerConfig, ServerConnection, Stream};
 
 use super::listener::Listener;
 
-/// The server. Dropping it ends it.
+/// The server. Dropping it stops it.
 pub struct TlsServer {
     listener: Listener,
-    /// The certificate that vouches for it.
+    /// The self-signed certificate of the server.
     pub pem: String,
 }
 
 impl TlsServer {
-    /// Answers each connection's request with these bytes.
+    /// Starts a server that answers the request of each connection with these bytes.
     pub fn start(answer: String) -> Self {
-        Self::knowing(&[], answer)
+        Self::with_alpn(&[], answer)
     }
 
-    /// The same, and agrees on one of these protocols with who offers any; then it has no answer.
-    pub fn knowing(protocols: &[&str], answer: String) -> Self {
+    /// As `start`, with these protocols for ALPN. A client that negotiates one of them gets no answer.
+    pub fn with_alpn(protocols: &[&str], answer: String) -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

@@ -1,4 +1,4 @@
-//! The scripted registry's HTTP/1.1, by hand: it must be able to break every rule that a library would keep.
+//! HTTP/1.1 of the scripted registry. Written by hand, because it must be able to violate the protocol.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -13,14 +13,14 @@ use super::script::Plan;
 pub(super) fn serve(inner: &Inner, generation: u64, stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut reader = BufReader::new(stream);
-    let gone = || inner.generation.load(Ordering::SeqCst) != generation;
+    let is_down = || inner.generation.load(Ordering::SeqCst) != generation;
     while let Some(seen) = read_request(&mut reader) {
-        if gone() {
+        if is_down() {
             return;
         }
         let plan = inner.answer(&seen);
         let last = seen.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
-        if deliver(stream, &seen, &plan, gone).is_none() || last {
+        if deliver(stream, &seen, &plan, is_down).is_none() || last {
             return;
         }
     }
@@ -66,44 +66,45 @@ fn read_line(reader: &mut impl BufRead) -> Option<String> {
     }
 }
 
-/// Sends the answer; `None` ends the connection.
-fn deliver(mut stream: &TcpStream, seen: &Seen, plan: &Plan, gone: impl Fn() -> bool) -> Option<()> {
+/// Sends the answer. `None` closes the connection.
+fn deliver(mut stream: &TcpStream, seen: &Seen, plan: &Plan, is_down: impl Fn() -> bool) -> Option<()> {
     if plan.close {
         return None;
     }
     let head_time = Instant::now() + plan.head_delay;
     while Instant::now() < head_time {
-        if gone() {
+        if is_down() {
             return None;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    if !plan.head_gates.iter().all(|gate| gate.pass(&gone)) {
+    if !plan.head_gates.iter().all(|gate| gate.pass(&is_down)) {
         return None;
     }
-    let bare = seen.method == "HEAD" || matches!(plan.status, 204 | 304);
+    let no_body = seen.method == "HEAD" || matches!(plan.status, 204 | 304);
     let mut head = format!("HTTP/1.1 {} Scripted\r\n", plan.status);
     for (name, value) in &plan.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     if plan.chunked {
         head.push_str("Transfer-Encoding: chunked\r\n");
-    } else if plan.untold {
+    } else if plan.until_close {
         head.push_str("Connection: close\r\n");
     } else if !plan.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
-        head.push_str(&format!("Content-Length: {}\r\n", plan.told_length.unwrap_or(plan.to - plan.from)));
+        head.push_str(&format!("Content-Length: {}\r\n", plan.content_length.unwrap_or(plan.to - plan.from)));
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).ok()?;
-    if bare {
-        return (!plan.untold).then_some(());
+    if no_body {
+        return (!plan.until_close).then_some(());
     }
-    send_body(stream, seen, plan, gone)?;
-    let told = !plan.untold && plan.told_length.is_none_or(|told| told == plan.to - plan.from);
-    told.then_some(())
+    send_body(stream, seen, plan, is_down)?;
+    let complete =
+        !plan.until_close && plan.content_length.is_none_or(|length| length == plan.to - plan.from);
+    complete.then_some(())
 }
 
-fn send_body(mut stream: &TcpStream, seen: &Seen, plan: &Plan, gone: impl Fn() -> bool) -> Option<()> {
+fn send_body(mut stream: &TcpStream, seen: &Seen, plan: &Plan, is_down: impl Fn() -> bool) -> Option<()> {
     const STEP: usize = 64 * 1024;
     let began = Instant::now();
     let end = plan.cut.map_or(plan.to, |cut| plan.to.min(plan.from + cut));
@@ -111,14 +112,14 @@ fn send_body(mut stream: &TcpStream, seen: &Seen, plan: &Plan, gone: impl Fn() -
     while at < end {
         let mut stop = end.min(at + plan.throttle.map_or(STEP, |rate| STEP.min(rate / 50 + 1)));
         for (hold, gate) in &plan.holds {
-            if *hold == at && !gate.pass(&gone) {
+            if *hold == at && !gate.pass(&is_down) {
                 return None;
             }
             if *hold > at {
                 stop = stop.min(*hold);
             }
         }
-        if gone() {
+        if is_down() {
             return None;
         }
         let part = &plan.content[at..stop];

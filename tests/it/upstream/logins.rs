@@ -13,7 +13,7 @@ const TAG: &str = "/v2/library/app/manifests/v1";
 fn registry(auth: Auth) -> (Registry, Image) {
     let (registry, image) = (Registry::start(), Image::small(1));
     registry.add_image("library/app", "v1", &image);
-    registry.demand(auth);
+    registry.require_auth(auth);
     (registry, image)
 }
 
@@ -42,12 +42,12 @@ fn helper_is_called_like_docker_does_and_cached() {
     helpers.add_login("own", "me", "hush");
     let larder = helpers.start(setup);
     for _ in 0..3 {
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
     }
     for blob in image.blobs() {
-        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+        larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
     }
-    assert_eq!(helpers.asked(), [format!("own {host}")]);
+    assert_eq!(helpers.requests(), [format!("own {host}")]);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn helper_precedence_is_registry_then_common_then_file() {
             "hub" => vec![format!("hub {}", registry.addr()), format!("hub {hub}")],
             _ => vec![],
         };
-        assert_eq!(helpers.asked(), asked, "{config}");
+        assert_eq!(helpers.requests(), asked, "{config}");
     }
 }
 
@@ -125,7 +125,7 @@ fn login_missing_in_the_keychain_is_anonymous() {
             .iter()
             .all(|seen| { !seen.header("authorization").is_some_and(|value| value.starts_with("Basic")) })
     );
-    assert_eq!(helpers.asked().len(), 2, "about its address and about its name: {:?}", helpers.asked());
+    assert_eq!(helpers.requests().len(), 2, "about its address and about its name: {:?}", helpers.requests());
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn helper_call_is_coalesced_and_survives_a_disconnect() {
     let left = larder.api().connect().unwrap();
     let request = format!("GET {TAG} HTTP/1.1\r\nHost: x\r\n\r\n");
     std::io::Write::write_all(&mut &left, request.as_bytes()).unwrap();
-    eventually("the helper runs", || helpers.asked().len() == 1);
+    eventually("the helper runs", || helpers.requests().len() == 1);
     drop(left);
     let blobs: Vec<String> = (10..16).map(|seed| fresh(&registry, seed)).collect();
     std::thread::scope(|scope| {
@@ -154,8 +154,8 @@ fn helper_call_is_coalesced_and_survives_a_disconnect() {
             assert_eq!(client.join().unwrap(), 200);
         }
     });
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
-    assert_eq!(helpers.asked().len(), 1, "{:?}", helpers.asked());
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    assert_eq!(helpers.requests().len(), 1, "{:?}", helpers.requests());
 }
 
 #[test]
@@ -167,9 +167,9 @@ fn refused_login_is_renewed_at_once() {
         helpers.add_login("ecr-login", "AWS", "hush-1");
         let larder = helpers.start(setup);
         assert_eq!(larder.get(&fresh(&registry, 10)).status(), 200);
-        assert_eq!(helpers.asked().len(), 1);
+        assert_eq!(helpers.requests().len(), 1);
         // The login has ended, and the helper knows the next one.
-        registry.demand(login("AWS", "hush-2"));
+        registry.require_auth(login("AWS", "hush-2"));
         helpers.add_login("ecr-login", "AWS", "hush-2");
         if refusal == 403 {
             // What ECR says to a login that has ended.
@@ -184,13 +184,13 @@ fn refused_login_is_renewed_at_once() {
             );
         }
         assert_eq!(larder.get(&fresh(&registry, 11)).status(), 200, "{refusal}");
-        assert_eq!(helpers.asked().len(), 2);
+        assert_eq!(helpers.requests().len(), 2);
         // One that stays refused is asked for once more and then not for a while.
-        registry.demand(login("AWS", "hush-3"));
+        registry.require_auth(login("AWS", "hush-3"));
         for seed in 20..24 {
             assert_eq!(larder.get(&fresh(&registry, seed)).status(), 404, "refused");
         }
-        assert_eq!(helpers.asked().len(), 3, "{refusal}: {:?}", helpers.asked());
+        assert_eq!(helpers.requests().len(), 3, "{refusal}: {:?}", helpers.requests());
     }
 }
 
@@ -204,10 +204,10 @@ fn token_service_refusal_renews_the_login() {
     helpers.add_login("own", "me", "hush-1");
     let larder = helpers.start(setup);
     assert_eq!(larder.get(TAG).status(), 200);
-    registry.demand(credential("hush-2"));
+    registry.require_auth(credential("hush-2"));
     helpers.add_login("own", "me", "hush-2");
     assert_eq!(larder.get("/v2/library/other/manifests/v1").status(), 200);
-    assert_eq!(helpers.asked().len(), 2);
+    assert_eq!(helpers.requests().len(), 2);
     let labels = |result| [("upstream", "docker.io"), ("result", result)];
     let counted = |result| larder.counter("larder_upstream_token_requests_total", &labels(result));
     assert_eq!((counted("ok"), counted("denied")), (2, 1));
@@ -242,7 +242,7 @@ fn failing_helper_is_named_only_in_the_log() {
         assert_eq!(line["program"], "docker-credential-broken", "{line}");
         assert_eq!(line["server"], "https://index.docker.io/v1/", "{line}");
         assert!(!larder.log_text().contains("hush"));
-        assert_eq!(helpers.asked().len(), 1, "a failure is kept for a few seconds");
+        assert_eq!(helpers.requests().len(), 1, "a failure is kept for a few seconds");
     }
     let (registry, _) = registry(login("me", "hush"));
     let larder = setup(&registry, &json!({ "credsStore": "that-is-not-there" })).start();
@@ -306,7 +306,7 @@ fn broken_docker_config_is_named_only_in_the_log() {
     let (registry, image) = registry(login("me", "hush"));
     let good = json!({ "auths": { "docker.io": { "username": "me", "password": "hush" } } });
     let larder = setup(&registry, &good).start();
-    larder.get(TAG).is_ok_with(&image.manifest.bytes);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
     let file = larder.setup().folder().join("docker.io.json");
     for (content, wanted) in [
         (Some("{\"auths\": hush"), "not valid JSON"),
@@ -328,7 +328,7 @@ fn broken_docker_config_is_named_only_in_the_log() {
             "{line}"
         );
         // What is held is served all the same.
-        larder.get(TAG).is_ok_with(&image.manifest.bytes);
+        larder.get(TAG).assert_body(&image.manifest.bytes);
     }
     std::fs::write(&file, good.to_string()).unwrap();
     assert_eq!(larder.get(&fresh(&registry, 99)).status(), 200);

@@ -70,7 +70,7 @@ fn registry(auth: Auth) -> Registry {
     let registry = Registry::start();
     registry.add_image("library/app", "v1", &Image::small(1));
     registry.add_blob("library/app", &Blob::new("more"));
-    registry.demand(auth);
+    registry.require_auth(auth);
     registry
 }
 
@@ -223,7 +223,7 @@ fn credentials_of_every_kind_stay_secret() {
         }
         search.ask(&larder, &format!("/v2/{name}/library/none/manifests/v1"));
         registry.revoke_tokens();
-        registry.script(When::any().path("/blobs/"), Fault::Close);
+        registry.script(When::any().path("/blobs/"), Fault::CloseConnection);
         search.ask(&larder, &format!("/v2/{name}/library/app/blobs/{}", Blob::new("none").digest));
     }
     let renewed = registries.iter().flat_map(|(_, registry)| registry.seen("POST", "/token"));

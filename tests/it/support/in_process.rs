@@ -1,4 +1,4 @@
-//! larder inside the test's own process, with a clock that the test moves: for what takes minutes or hours.
+//! A server in the process of the test, with an adjustable clock. For behaviour over minutes or hours.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 use super::client::{Answer, Client};
 use super::larder::Setup;
 
-/// A larder that listens. Dropping it stops it.
-pub struct Timed {
+/// A listening server. Dropping it stops the server.
+pub struct InProcessLarder {
     api: SocketAddr,
     admin: SocketAddr,
     clock: Clock,
@@ -22,17 +22,17 @@ pub struct Timed {
     running: Option<JoinHandle<()>>,
     setup: Setup,
     data: PathBuf,
-    /// Whose folders the store is in.
-    kept: Vec<Setup>,
+    /// Earlier set-ups: their folders contain the store.
+    earlier: Vec<Setup>,
 }
 
-impl Timed {
-    /// Starts the application with the setup's configuration.
+impl InProcessLarder {
+    /// Starts the application with the configuration of the set-up.
     pub fn start(setup: Setup) -> Self {
         Self::start_at(setup, Duration::ZERO)
     }
 
-    /// The same with a clock that is ahead.
+    /// As `start`, with a clock that is ahead by `ahead`.
     fn start_at(setup: Setup, ahead: Duration) -> Self {
         let config = config::load(Some(&setup.config_file()), std::iter::empty(), config::Flags::default());
         let config = config.expect("a configuration");
@@ -40,22 +40,22 @@ impl Timed {
         let clock = Clock::default();
         clock.advance(ahead);
         let (stop, stopped) = oneshot::channel();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (send, receive) = std::sync::mpsc::channel();
         let owned = clock.clone();
         let running = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let app = App::build_with(config, owned).await.expect("an application");
-                tell.send(app.api_addr().zip(app.admin_addr()).expect("two ports")).expect("the test waits");
+                send.send(app.api_addr().zip(app.admin_addr()).expect("two ports")).expect("the test waits");
                 app.run(async { stopped.await.unwrap_or_default() }).await.expect("a clean end");
             });
         });
-        let (api, admin) = told.recv().expect("it listens");
+        let (api, admin) = receive.recv().expect("the addresses");
         let data = setup.data();
-        Self { api, admin, clock, stop: Some(stop), running: Some(running), setup, data, kept: Vec::new() }
+        Self { api, admin, clock, stop: Some(stop), running: Some(running), setup, data, earlier: Vec::new() }
     }
 
-    /// Stops it and starts another on the same store. The clock begins anew.
+    /// Stops the server and starts it again on the same store. The clock starts again at the real time.
     pub fn restart(mut self) -> Self {
         self.end();
         let setup = std::mem::replace(&mut self.setup, Setup::empty());
@@ -63,25 +63,25 @@ impl Timed {
         Self::start(setup)
     }
 
-    /// Stops it.
+    /// Stops the server.
     pub fn stop(mut self) -> Setup {
         self.end();
         std::mem::replace(&mut self.setup, Setup::empty())
     }
 
-    /// Stops it and starts another with a setup of its own on the same store, at a time so far from now.
+    /// Stops the server and starts another one with `setup` on the same store. Its clock is ahead by `ahead`.
     pub fn restart_with(mut self, setup: Setup, ahead: Duration) -> Self {
         self.end();
         let data = self.data();
-        self.kept.push(std::mem::replace(&mut self.setup, Setup::empty()));
-        let kept = std::mem::take(&mut self.kept);
+        self.earlier.push(std::mem::replace(&mut self.setup, Setup::empty()));
+        let earlier = std::mem::take(&mut self.earlier);
         drop(self);
         let mut next = Self::start_at(setup.set("store.path", data.display().to_string()), ahead);
-        (next.data, next.kept) = (data, kept);
+        (next.data, next.earlier) = (data, earlier);
         next
     }
 
-    /// The store's folder.
+    /// Returns the folder of the store.
     pub fn data(&self) -> PathBuf {
         self.data.clone()
     }
@@ -102,12 +102,12 @@ impl Timed {
         self.api().get(path)
     }
 
-    /// Lets time pass, as far as ages go.
-    pub fn pass(&self, time: Duration) {
+    /// Advances the clock.
+    pub fn advance(&self, time: Duration) {
         self.clock.advance(time);
     }
 
-    /// Sets the clock by so many milliseconds; no time passes by that.
+    /// Changes the wall clock by `millis`. The monotonic clock does not change.
     pub fn set_clock_by(&self, millis: i64) {
         self.clock.set_by(millis);
     }
@@ -117,7 +117,7 @@ impl Timed {
     }
 }
 
-impl Drop for Timed {
+impl Drop for InProcessLarder {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.end();

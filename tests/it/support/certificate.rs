@@ -1,4 +1,4 @@
-//! Certificates made on the spot, and clients that trust them.
+//! Generated certificates, and clients that trust them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,24 +7,24 @@ use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::PATIENCE;
+use super::TIME_LIMIT;
 
-/// A certificate for loopback that vouches for itself.
+/// A self-signed certificate for 127.0.0.1.
 #[derive(Clone, Debug)]
-pub struct Issued {
+pub struct TestCertificate {
     pub cert: String,
     pub key: String,
     pub der: CertificateDer<'static>,
 }
 
-impl Issued {
+impl TestCertificate {
     pub fn new() -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let der = made.cert.der().clone();
         Self { cert: made.cert.pem(), key: made.signing_key.serialize_pem(), der }
     }
 
-    /// Writes `tls.crt` and `tls.key` into a folder, which is made if it is not there.
+    /// Writes `tls.crt` and `tls.key` into a folder. Creates the folder if necessary.
     pub fn write_into(&self, folder: &Path) -> (PathBuf, PathBuf) {
         std::fs::create_dir_all(folder).unwrap();
         let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
@@ -34,8 +34,8 @@ impl Issued {
     }
 }
 
-/// A client that trusts these and offers just this version: `h2` or `http/1.1`.
-pub fn client<'a>(trusted: impl IntoIterator<Item = &'a Issued>, version: &str) -> reqwest::Client {
+/// Returns a client that trusts these certificates and offers only this protocol: `h2` or `http/1.1`.
+pub fn client<'a>(trusted: impl IntoIterator<Item = &'a TestCertificate>, version: &str) -> reqwest::Client {
     let mut roots = RootCertStore::empty();
     for issued in trusted {
         roots.add(issued.der.clone()).unwrap();
@@ -50,13 +50,13 @@ pub fn client<'a>(trusted: impl IntoIterator<Item = &'a Issued>, version: &str) 
         .tls_backend_preconfigured(config)
         .tls_info(true)
         .no_proxy()
-        .timeout(PATIENCE)
+        .timeout(TIME_LIMIT)
         .build()
         .unwrap()
 }
 
-/// The certificate that the other end of an answer's connection showed.
-pub fn shown(answer: &reqwest::Response) -> CertificateDer<'static> {
+/// Returns the certificate of the server that sent the answer.
+pub fn peer_certificate(answer: &reqwest::Response) -> CertificateDer<'static> {
     let info = answer.extensions().get::<reqwest::tls::TlsInfo>().expect("TLS");
     CertificateDer::from(info.peer_certificate().expect("a certificate").to_vec())
 }

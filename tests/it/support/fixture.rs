@@ -1,42 +1,42 @@
-//! One image with a layer of three MiB behind one registry, and a larder before it.
+//! Common set-ups: a registry with content, and a larder server in front of it.
 
 use super::{Blob, Fault, Gate, Image, Index, Larder, Registry, Seen, Setup, When};
 
 pub const MIB: usize = 1 << 20;
-/// Where its tag is.
+/// Path of the tag of [`image`].
 pub const TAG: &str = "/v2/library/app/manifests/v1";
 
-/// An image whose layer is longer than any buffer on the way.
+/// Returns an image with a layer of 3 MiB, which is larger than every buffer between registry and client.
 pub fn image() -> Image {
     Image::oci(1, "linux/amd64", vec![Blob::random(1, 3 * MIB + 1000)])
 }
 
-/// A registry with one image and one index, and a larder that has pulled nothing yet.
+/// Returns a registry with one image and one index, a server with an empty cache, and the image.
 pub fn cold() -> (Registry, Larder, Image) {
     let registry = Registry::start();
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
     registry.add_index("library/multi", "v1", &Index::oci(7));
-    let larder = Larder::before(&registry);
+    let larder = Larder::in_front_of(&registry);
     (registry, larder, image)
 }
 
-/// A registry with one blob, and a larder that has pulled nothing yet.
-pub struct Cold {
+/// A registry with one blob, and a server with an empty cache.
+pub struct ColdBlob {
     pub registry: Registry,
     pub larder: Larder,
     pub blob: Blob,
-    /// Where the blob is.
+    /// Path of the blob.
     pub path: String,
 }
 
-impl Cold {
-    /// The blob has this length, and is its repository's only layer.
+impl ColdBlob {
+    /// Starts both. The blob has `length` random bytes and is the only layer of its repository.
     pub fn new(length: usize) -> Self {
         let registry = Registry::start();
         let blob = Blob::random(1, length);
         registry.add_image("library/app", "v1", &Image::oci(1, "linux/amd64", vec![blob.clone()]));
-        let larder = Larder::before(&registry);
+        let larder = Larder::in_front_of(&registry);
         let path = format!("/v2/library/app/blobs/{}", blob.digest);
         Self { registry, larder, blob, path }
     }
@@ -55,61 +55,62 @@ impl Cold {
         gate
     }
 
-    /// Returns the downloads that the registry has seen.
+    /// Returns the downloads of blobs that the registry has received.
     pub fn gets(&self) -> Vec<Seen> {
         self.registry.seen("GET", "/blobs/")
     }
 
-    /// Waits until the blob is kept.
+    /// Waits until the fill of the blob has finished.
     #[track_caller]
     pub fn wait_filled(&self) {
         self.larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
     }
 }
 
-/// An index of which one platform's blobs are held and the other's are not, and a single image's manifest.
-pub struct HalfHeld {
+/// A cache that contains an index, the blobs of one of its two platforms, and the manifest of another image.
+pub struct PartlyCached {
     pub registry: Registry,
     pub larder: Larder,
     pub index: Index,
 }
 
-impl HalfHeld {
-    /// What it has asked its registry for so far is forgotten.
+impl PartlyCached {
+    /// Starts both and fills the cache. The registry's list of requests is empty afterwards.
     pub fn new() -> Self {
         let registry = Registry::start();
         let index = Index::oci(7);
         registry.add_index("library/multi", "v1", &index);
         registry.add_image("org/single", "2", &Image::docker(3, "linux/s390x", vec![Blob::random(3, 1000)]));
         let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
-        larder.get("/v2/library/multi/manifests/v1").is_ok_with(&index.document.bytes);
-        larder.settle();
+        larder.get("/v2/library/multi/manifests/v1").assert_body(&index.document.bytes);
+        larder.wait_idle();
         for blob in index.images[0].blobs() {
-            larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).is_ok_with(&blob.bytes);
+            larder.get(&format!("/v2/library/multi/blobs/{}", blob.digest)).assert_body(&blob.bytes);
         }
         assert_eq!(larder.get("/v2/org/single/manifests/2").status(), 200);
-        larder.settle();
+        larder.wait_idle();
         registry.forget_requests();
         Self { registry, larder, index }
     }
 }
 
-pub struct House {
+/// A registry with the image of [`image`], and a server with an empty cache.
+pub struct Fixture {
     pub registry: Registry,
     pub larder: Larder,
     pub image: Image,
     pub layer: Blob,
-    /// Where its layer is.
+    /// Path of the layer.
     pub path: String,
 }
 
-impl House {
+impl Fixture {
     pub fn new() -> Self {
         Self::with(|setup| setup)
     }
 
-    /// A larder that asks for its tags again every time.
-    pub fn impatient() -> Self {
+    /// As `new`; the server revalidates a tag at every request.
+    pub fn with_zero_ttl() -> Self {
         Self::with(|setup| setup.set("cache.tag_ttl", "0s"))
     }
 
@@ -124,7 +125,7 @@ impl House {
     }
 }
 
-/// Whether a status says that the upstream gave nothing to serve.
-pub fn is_trouble(status: u16) -> bool {
+/// Returns true if the status reports that the upstream delivered no usable answer.
+pub fn is_gateway_error(status: u16) -> bool {
     [502, 503, 504].contains(&status)
 }
