@@ -2,7 +2,6 @@
 
 mod background;
 mod build;
-pub mod examine;
 mod limits;
 mod offline;
 mod reload;

@@ -13,10 +13,11 @@
 //!
 //! | layer | module | contents | may import |
 //! |---|---|---|---|
-//! | 7 | [`cli`] | command line: arguments in, exit codes out | app, ops, config, tls, oci, clock |
+//! | 7 | [`cli`] | command line: arguments in, exit codes out | app, diagnose, ops, config, tls, oci, clock |
 //! | 6 | [`app`] | composition root: builds the layers, serves, reloads, drains | all below |
 //! | 5 | [`api`] | HTTP in and out; the only place that selects a status code | ops, cache, oci, telemetry, clock |
 //! | 4 | [`ops`] | operations for operators, the admin API and timers | cache, store and layers 0 and 1 |
+//! | 4 | [`diagnose`] | checks of `larder doctor` | ops, upstream, source, store, and layers 0 and 1 |
 //! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream, source and layers 0 and 1 |
 //! | 2 | [`store`] | content and facts on disk: sled, and files | layers 0 and 1 |
 //! | 2 | [`source`] | contract of a source of content, and the OCI layout directory as a source | oci, telemetry |
@@ -146,6 +147,7 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod diagnose;
 pub mod layout;
 pub mod oci;
 pub mod ops;

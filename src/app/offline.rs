@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::Operations;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreSession};
 use crate::telemetry::Metrics;
 use crate::upstream::Upstreams;
 
@@ -49,6 +49,11 @@ impl Offline {
     /// Returns the operations on the cache.
     pub fn operations(&self) -> &Operations {
         &self.operations
+    }
+
+    /// Returns the disk usage of the store in bytes.
+    pub async fn disk_usage(&self) -> Result<u64, StoreError> {
+        Ok(self.store.run(StoreSession::usage).await?.total)
     }
 
     /// Writes everything to the disk.

@@ -1,26 +1,30 @@
 //! `larder doctor`: checks everything that larder depends on, and names a remedy for each failure.
 
-mod clients;
-mod running;
-
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use clap::Args;
-use serde::Serialize;
+use reqwest::{Client, Method};
 use tokio::time::timeout;
 
 use super::backend::ServerOptions;
 use super::exit::ExitAnswer;
 use super::output::{print, sentence};
-use super::remote::Remote;
+use super::remote::{self, Remote};
 use super::serve::on_runtime;
-use super::setup::Given;
+use super::setup::{Given, Instance, Scheme};
 use super::table::{bad, fair, good};
-use crate::app::Offline;
-use crate::app::examine::{self, Sample, Step, Verdict};
+use crate::app::{self, Offline};
 use crate::config::Config;
+use crate::diagnose::running_server::{self, Answers};
+use crate::diagnose::store::{self, FolderCheck};
+use crate::diagnose::{Check, Report, Step, Verdict, clients, open_files, upstreams};
 use crate::ops::list::{Completeness, ListReport, ListRow};
 use crate::ops::query::Query;
+
+/// Time-out of each request to the admin API.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Arguments of `larder doctor`.
 #[derive(Args, Debug)]
@@ -32,39 +36,9 @@ pub(super) struct Doctor {
     server: ServerOptions,
 }
 
-/// Result of all checks.
-#[derive(Debug, Default, Serialize)]
-struct DoctorReport {
-    /// True if no check fails.
-    ok: bool,
-    checks: Vec<Check>,
-}
-
-#[derive(Debug, Serialize)]
-struct Check {
-    /// Subject area: `configuration`, `upstream`, `store`, `system`, `larder` or `client`.
-    area: &'static str,
-    /// Name within the area, if the area has several subjects.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subject: Option<String>,
-    #[serde(flatten)]
-    step: Step,
-}
-
-impl DoctorReport {
-    fn add(&mut self, area: &'static str, subject: Option<&str>, steps: impl IntoIterator<Item = Step>) {
-        let subject = subject.map(str::to_owned);
-        self.checks.extend(steps.into_iter().map(|step| Check { area, subject: subject.clone(), step }));
-    }
-
-    fn count(&self, verdict: Verdict) -> usize {
-        self.checks.iter().filter(|check| check.step.verdict == verdict).count()
-    }
-}
-
 /// Runs all checks.
 pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
-    let mut report = DoctorReport::default();
+    let mut report = Report::default();
     match arguments.server.settings.load() {
         Ok(config) => {
             let upstreams = config.upstream.len();
@@ -79,7 +53,7 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
                     },
                 )],
             );
-            on_runtime(examine_all(arguments, &config, &mut report))?;
+            on_runtime(check_all(arguments, &config, &mut report))?;
         }
         Err(error) => {
             let remedy = "correct the named key; `config/larder.toml` lists every key, and `larder validate` checks again";
@@ -99,7 +73,7 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
     Err(ExitAnswer::No(format!("{fails} of {} checks fail", report.checks.len())).into())
 }
 
-async fn examine_all(arguments: &Doctor, config: &Config, report: &mut DoctorReport) -> anyhow::Result<()> {
+async fn check_all(arguments: &Doctor, config: &Config, report: &mut Report) -> anyhow::Result<()> {
     let remote = match arguments.server.running(config) {
         Ok(remote) => remote,
         Err(error) => {
@@ -112,22 +86,20 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut DoctorRep
         }
     };
     let running = match &remote {
-        Some(remote) if timeout(running::TIMEOUT, remote.is_there()).await.unwrap_or_default() => {
-            Some(remote)
-        }
+        Some(remote) if timeout(ADMIN_TIMEOUT, remote.is_there()).await.unwrap_or_default() => Some(remote),
         _ => None,
     };
     let (steps, offline) =
-        if arguments.server.is_elsewhere() { (Vec::new(), None) } else { examine::store(config).await };
+        if arguments.server.is_elsewhere() { (Vec::new(), None) } else { check_store(config).await };
     report.add("store", None, steps);
-    let (images, reason) = held(running, offline.as_ref()).await;
+    let (images, reason) = cached_images(running, offline.as_ref()).await;
     if let Some(offline) = offline {
         offline.close().await?;
     }
-    match examine::upstreams(config, &samples(&images)).await {
-        Ok(ways) => {
-            for (name, way) in ways {
-                report.add("upstream", Some(&format!("{name}, {}", way.endpoint)), way.steps);
+    match upstreams::check(config, &images).await.context("the upstreams cannot be set up") {
+        Ok(checks) => {
+            for check in checks {
+                report.add("upstream", Some(&format!("{}, {}", check.upstream, check.endpoint)), check.steps);
             }
         }
         Err(error) => {
@@ -136,25 +108,99 @@ async fn examine_all(arguments: &Doctor, config: &Config, report: &mut DoctorRep
         }
     }
     let Some(remote) = running else {
-        report.add("system", None, [examine::open_files(config)]);
-        report.add("larder", None, [running::absent(remote.as_ref())]);
+        report.add("system", None, [open_files::check_here(config)]);
+        let address = remote.map(|remote| remote.address().to_string());
+        report.add("larder", None, [running_server::no_answer(address)]);
         return Ok(());
     };
-    report.add("larder", None, running::steps(remote, config).await);
+    let answers = ask_server(remote).await;
+    report.add("larder", None, running_server::check(&remote.address().to_string(), answers, config));
     report.add("larder", None, reason);
-    for (client, steps) in
-        clients::steps(&arguments.server, arguments.address.as_ref(), config, images.first()).await
-    {
-        report.add("client", Some(client), steps);
+    for (client, step) in check_clients(arguments, config, images.first()).await {
+        report.add("client", Some(client), [step]);
     }
     Ok(())
 }
 
+/// Checks the store, and returns it if it could be opened.
+async fn check_store(config: &Config) -> (Vec<Step>, Option<Offline>) {
+    let FolderCheck { mut steps, can_open } = store::check_folder(config);
+    if !can_open {
+        return (steps, None);
+    }
+    let started = Instant::now();
+    let (step, opened) = match Offline::open(&store::without_quarantine(config)).await {
+        Ok(offline) => (store::opened(offline.disk_usage().await.ok()), Some(offline)),
+        Err(error) if app::is_in_use(&error) => (store::in_use(), None),
+        Err(error) => (store::not_opened(config, format!("{error:#}")), None),
+    };
+    steps.push(step.since(started));
+    (steps, opened)
+}
+
+/// Requests the readiness and the metrics of the running server.
+async fn ask_server(remote: &Remote) -> Answers {
+    let started = Instant::now();
+    let (ready, metrics) = tokio::join!(text(remote, "/readyz"), text(remote, "/metrics"));
+    let metrics = metrics.ok().filter(|(status, _)| *status == 200).map(|(_, text)| text);
+    Answers { ready: ready.map_err(|error| sentence(&error)), metrics, duration: started.elapsed() }
+}
+
+async fn text(remote: &Remote, target: &str) -> anyhow::Result<(u16, String)> {
+    let answer = async {
+        let answer = remote.request(Method::GET, target)?.send().await?;
+        anyhow::Ok((answer.status().as_u16(), answer.text().await?))
+    };
+    timeout(ADMIN_TIMEOUT, answer).await.context("no answer in time")?
+}
+
+/// Sends the requests of clients to the address under which they reach the server.
+async fn check_clients(
+    arguments: &Doctor,
+    config: &Config,
+    image: Option<&ListRow>,
+) -> Vec<(&'static str, Step)> {
+    let Doctor { address, server } = arguments;
+    if server.is_elsewhere() && address.is_none() {
+        let found = "the address under which clients reach the named server is unknown";
+        return vec![("requests", Step::warning("address", found, "name it with --address"))];
+    }
+    let instance = match Instance::seen_from_here(config, address.as_ref()) {
+        Ok(instance) => instance,
+        Err(error) => {
+            let remedy = "give the address under which clients reach the server with --address";
+            return vec![("requests", Step::warning("address", error.to_string(), remedy))];
+        }
+    };
+    let client = match client(server) {
+        Ok(client) => client,
+        Err(error) => {
+            return vec![("requests", Step::fails("tls", format!("{error:#}"), "correct --ca-file"))];
+        }
+    };
+    let mut steps = clients::check(&client, &instance.url(), config, image).await;
+    if instance.scheme == Scheme::Http {
+        steps.push((
+            "requests",
+            match remote::tls(None) {
+                Ok(tls) => clients::check_tls_on_plain_port(instance.to_string(), tls).await,
+                Err(error) => Step::fails("tls", sentence(&error), "try again"),
+            },
+        ));
+    }
+    steps
+}
+
+fn client(server: &ServerOptions) -> anyhow::Result<Client> {
+    let tls = remote::tls(server.ca_file())?;
+    Ok(Client::builder().no_proxy().timeout(clients::TIMEOUT).tls_backend_preconfigured(tls).build()?)
+}
+
 /// Returns the cached images, complete images first.
-async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListRow>, Option<Step>) {
+async fn cached_images(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListRow>, Option<Step>) {
     let question = Query::List { repository: None };
     let answer = match (running, offline) {
-        (Some(remote), _) => match timeout(running::TIMEOUT, remote.ask(&question)).await {
+        (Some(remote), _) => match timeout(ADMIN_TIMEOUT, remote.ask(&question)).await {
             Ok(answer) => answer.map_err(|error| sentence(&error)),
             Err(_) => Err(format!("{} did not answer in time", remote.address())),
         },
@@ -183,21 +229,7 @@ async fn held(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListR
     }
 }
 
-/// Returns one cached image of each upstream.
-fn samples(images: &[ListRow]) -> Vec<Sample> {
-    let mut found: Vec<Sample> = Vec::new();
-    for image in images {
-        let Some((upstream, name)) = image.repository.split_once('/') else { continue };
-        let (Ok(upstream), Ok(name)) = (upstream.parse(), name.parse()) else { continue };
-        let Some(Ok(reference)) = image.tag.as_deref().map(str::parse) else { continue };
-        if !found.iter().any(|sample| sample.upstream == upstream) {
-            found.push(Sample { upstream, name, reference });
-        }
-    }
-    found
-}
-
-fn render(report: &DoctorReport) -> String {
+fn render(report: &Report) -> String {
     let mut text = String::new();
     for Check { area, subject, step } in &report.checks {
         let word = match step.verdict {

@@ -54,7 +54,7 @@ pub enum BuildError {
 
 impl BuildError {
     /// Adds the upstream's name to an error of its TLS set-up.
-    pub(super) fn tls(upstream: &str, error: ClientTlsError) -> Self {
+    pub(crate) fn tls(upstream: &str, error: ClientTlsError) -> Self {
         let upstream = upstream.to_owned();
         match error {
             ClientTlsError::File { path, reason } => Self::Pem { upstream, path, reason },

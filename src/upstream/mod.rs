@@ -8,12 +8,10 @@ mod admission;
 mod attempts;
 mod auth;
 mod context;
-mod diagnose;
 mod endpoint;
 mod error;
 mod fingerprint;
 mod health;
-pub mod probe;
 mod quota;
 mod registry;
 mod router;
@@ -35,6 +33,15 @@ pub use fingerprint::files;
 pub use router::{RouteError, Router};
 pub use status::{Breaker, EndpointState, HealthState, QuotaState, UpstreamState};
 
+// Parts of a registry that `diagnose` checks one by one.
+pub(crate) use auth::challenge::{Challenge, choose as choose_challenge};
+pub(crate) use endpoint::{Endpoint, EndpointSource};
+pub(crate) use registry::Registry;
+pub(crate) use settings::EndpointSettings;
+pub(crate) use transport::client::{HttpClient, causes};
+pub(crate) use transport::proxy;
+pub(crate) use transport::status::check_status;
+
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::schema;
@@ -45,10 +52,8 @@ use crate::source::{
 use crate::telemetry::Metrics;
 use attempts::EndpointIter;
 use context::Context;
-use endpoint::Endpoint;
 use fingerprint::EndpointFingerprint;
 use quota::QuotaClass;
-use settings::EndpointSettings;
 
 /// All configured upstreams and the router over them.
 #[derive(Debug)]
@@ -173,6 +178,11 @@ impl Upstream {
     /// Returns the configured name.
     pub fn name(&self) -> &UpstreamName {
         &self.name
+    }
+
+    /// Returns the endpoints in the order in which they are asked.
+    pub(crate) fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
     }
 
     /// Returns the cache settings: the common ones, overridden by those of this upstream.

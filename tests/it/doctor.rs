@@ -86,7 +86,7 @@ fn healthy_server_passes_and_clients_are_checked() {
     let held = asked();
     assert_eq!(held.ran.code, 0, "{}", held.report);
     assert_eq!(held.way(), ["connection", "/v2/", "pull"]);
-    assert_eq!(held.is("store", "store", "ok", "")["found"], "in use by a larder that runs");
+    assert_eq!(held.is("store", "store", "ok", "")["found"], "in use by a running server");
     held.is("larder", "ready", "ok", "");
     held.is("larder", "version", "ok", "");
     held.is("client", "TLS on the plain port", "ok", "");
@@ -180,14 +180,14 @@ fn proxy_is_checked_step_by_step() {
     let seen = doctor(&setup);
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
     assert_eq!(seen.way(), ["proxy", "connection", "tunnel", "tls", "/v2/"]);
-    assert_eq!(seen.check("upstream", "proxy")["found"], format!("{}, as `proxy` says", proxy.url()));
+    assert_eq!(seen.check("upstream", "proxy")["found"], format!("{}, from `proxy`", proxy.url()));
     // In the order of what is wrong with it.
     proxy.require_login("Basic bWU6c2VjcmV0");
     doctor(&setup).is("upstream", "tunnel", "fails", "HTTPS_PROXY=http://user:password@");
     proxy.refuse(403);
     doctor(&setup).is("upstream", "tunnel", "fails", "permit CONNECT");
     proxy.refuse(502);
-    doctor(&setup).is("upstream", "tunnel", "fails", "whether the proxy can reach");
+    doctor(&setup).is("upstream", "tunnel", "fails", "that the proxy can reach");
     drop(proxy);
     let seen = doctor(&setup);
     seen.is("upstream", "connection", "fails", "`proxy`");
@@ -228,7 +228,7 @@ fn proxy_source_is_reported() {
     assert_eq!(through.ran.code, 0, "{}", through.report);
     assert_eq!(through.way(), ["proxy", "connection", "/v2/"]);
     let found = &through.check("upstream", "proxy")["found"];
-    assert_eq!(found, &format!("{}, as larder's environment says", proxy.url()));
+    assert_eq!(found, &format!("{}, from the environment", proxy.url()));
     assert!(!through.ran.stdout.contains("secret"), "{}", through.report);
     let refusing = Port::reserve();
     let around = setup.upstream_set("reg.test", "endpoints", vec![format!("http://{}", refusing.addr())]);
@@ -256,7 +256,7 @@ fn credentials_are_tried_and_never_printed() {
         let none = doctor(&setup);
         match demand {
             Auth::Basic(..) => none.is("upstream", "login", "fails", "password_file"),
-            _ => none.is("upstream", "login", "warning", "pull something"),
+            _ => none.is("upstream", "login", "warning", "pull an image"),
         };
         let file = setup.write("password", "wrongly-secret");
         let setup = setup.upstream_set("docker.io", "username", "me").upstream_set(
@@ -285,7 +285,7 @@ fn credentials_are_tried_and_never_printed() {
     open.script(When::any().path("/token"), Fault::Status(400));
     let seen = doctor(&Setup::with(&open));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
-    seen.is("upstream", "login", "warning", "pull something");
+    seen.is("upstream", "login", "warning", "pull an image");
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn hanging_registry_times_out_without_delaying_others() {
     let began = Instant::now();
     let seen = doctor(&setup);
     let took = began.elapsed();
-    seen.is("upstream", "/v2/", "fails", "what is held is served meanwhile");
+    seen.is("upstream", "/v2/", "fails", "cached content is still served");
     // Four seconds for each, at the same time: one after the other they would take twelve.
     assert!(took >= Duration::from_secs(4) && took < Duration::from_millis(7900), "{took:?}");
 }
@@ -350,7 +350,7 @@ fn exhausted_quota_is_reported() {
     let seen = doctor(&Setup::with(&registry));
     assert_eq!(seen.ran.code, 4);
     let quota = seen.is("upstream", "quota", "fails", "wait");
-    assert!(quota["found"].as_str().unwrap().ends_with("for 5m more"), "{quota}");
+    assert!(quota["found"].as_str().unwrap().ends_with("for another 5m"), "{quota}");
 }
 
 #[test]
@@ -411,7 +411,7 @@ fn damaged_store_is_reported_and_not_modified() {
     std::fs::write(&header, "nonsense").unwrap();
     let broken = doctor(&setup);
     assert_eq!(broken.ran.code, 4);
-    broken.is("store", "store", "fails", "sets it aside");
+    broken.is("store", "store", "fails", "into quarantine");
     assert_eq!(std::fs::read_to_string(&header).unwrap(), "nonsense");
     assert!(
         !std::fs::read_dir(setup.data())

@@ -1,5 +1,6 @@
-//! Client checks: sends the requests of each client to the running server, for an image that is cached.
+//! Client check: sends the requests of each client to the running server, for an image that is cached.
 
+use std::error::Error;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -7,17 +8,17 @@ use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Method};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
-use crate::app::examine::Step;
-use crate::cli::backend::ServerOptions;
-use crate::cli::output::sentence;
-use crate::cli::remote;
-use crate::cli::setup::{Given, Instance, Scheme};
+use super::report::Step;
 use crate::config::Config;
+use crate::oci::Digest;
 use crate::ops::list::ListRow;
+use crate::upstream::causes;
 
 /// Time-out of one request. Cached content takes milliseconds, a revalidation up to seconds.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 const KINDS: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -56,62 +57,40 @@ impl Request {
     }
 }
 
-/// Runs the requests of each client.
-pub(super) async fn steps(
-    server: &ServerOptions,
-    given: Option<&Given>,
+/// Runs the requests of each client against the server at `url`, with `client` as HTTP client.
+pub async fn check(
+    client: &Client,
+    url: &str,
     config: &Config,
     image: Option<&ListRow>,
-) -> Vec<(&'static str, Vec<Step>)> {
-    if server.is_elsewhere() && given.is_none() {
-        let found = "the address under which clients reach the named server is unknown";
-        return vec![("requests", vec![Step::warning("address", found, "name it with --address")])];
-    }
-    let instance = match Instance::seen_from_here(config, given) {
-        Ok(instance) => instance,
-        Err(error) => {
-            let remedy = "give the address under which clients reach the server with --address";
-            return vec![("requests", vec![Step::warning("address", error.to_string(), remedy)])];
-        }
-    };
-    let client = match client(server) {
-        Ok(client) => client,
-        Err(error) => {
-            return vec![("requests", vec![Step::fails("tls", format!("{error:#}"), "correct --ca-file")])];
-        }
-    };
-    let mut found = Vec::new();
-    for (name, requests) in shapes(config, image) {
-        let began = Instant::now();
-        let asked = ask(&client, &instance, &requests).await;
-        let of = image.and_then(|image| Some(format!("{}:{}", image.repository, image.tag.as_deref()?)));
-        let step = match asked {
-            Ok(()) => match of.filter(|_| requests.iter().any(|request| request.manifest)) {
-                Some(of) => Step::ok("pull", format!("{of} can be pulled")),
-                None => Step::ok(
-                    "pull",
-                    format!("{} answers; no image is cached yet for more checks", instance.url()),
-                ),
-            },
-            Err(wrong) => Step::fails(
+) -> Vec<(&'static str, Step)> {
+    let mut steps = Vec::new();
+    for (name, requests) in requests(config, image) {
+        let started = Instant::now();
+        let with_manifest = requests.iter().any(|request| request.manifest);
+        let pulled = image.filter(|_| with_manifest);
+        let pulled = pulled.and_then(|image| Some(format!("{}:{}", image.repository, image.tag.as_deref()?)));
+        let step = match (send(client, url, &requests).await, pulled) {
+            (Ok(()), Some(image)) => Step::ok("pull", format!("{image} can be pulled")),
+            (Ok(()), None) => {
+                Step::ok("pull", format!("{url} answers; no image is cached yet for more checks"))
+            }
+            (Err(error), _) => Step::fails(
                 "pull",
-                wrong,
+                error,
                 "check `listen` in the configuration and proxies between clients and server; the server's log has the request",
             ),
         };
-        found.push((name, vec![step.since(began)]));
+        steps.push((name, step.since(started)));
     }
-    if instance.scheme == Scheme::Http {
-        found.push(("requests", vec![tls_on_plain_port(&instance).await]));
-    }
-    found
+    steps
 }
 
 /// Checks that a TLS hello on the plain port gets the answer after which Docker falls back to HTTP.
-async fn tls_on_plain_port(instance: &Instance) -> Step {
-    let (address, began) = (instance.to_string(), Instant::now());
-    let said = tokio::task::spawn_blocking(move || hello(&address)).await;
-    let step = match said {
+pub async fn check_tls_on_plain_port(address: String, tls: ClientConfig) -> Step {
+    let started = Instant::now();
+    let answer = tokio::task::spawn_blocking(move || send_hello(&address, tls)).await;
+    let step = match answer {
         Ok(Ok(true)) => {
             Step::ok("TLS on the plain port", "answered with 400, so that clients fall back to HTTP")
         }
@@ -123,16 +102,11 @@ async fn tls_on_plain_port(instance: &Instance) -> Step {
         Ok(Err(error)) => Step::fails("TLS on the plain port", error.to_string(), "check --address"),
         Err(error) => Step::fails("TLS on the plain port", error.to_string(), "try again"),
     };
-    step.since(began)
-}
-
-fn client(server: &ServerOptions) -> anyhow::Result<Client> {
-    let tls = remote::tls(server.ca_file())?;
-    Ok(Client::builder().no_proxy().timeout(TIMEOUT).tls_backend_preconfigured(tls).build()?)
+    step.since(started)
 }
 
 /// Returns the requests of each client, as recorded from real clients.
-fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Request>)> {
+fn requests(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Request>)> {
     let named = image.and_then(|image| {
         let (upstream, name) = image.repository.split_once('/')?;
         Some((upstream, name, image.tag.as_deref()?, image))
@@ -142,7 +116,7 @@ fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Re
     };
     let (digest, exact) = (image.digest.to_string(), image.media_type.clone().unwrap_or_default());
     let one_by_one = || KINDS.iter().chain(&OLDER).map(|&kind| kind.to_owned()).collect::<Vec<_>>();
-    let mut shapes = Vec::new();
+    let mut found = Vec::new();
     // Docker does not name the registry in requests to a mirror, so it works for the default upstream only.
     if config.upstream.get(upstream).is_some_and(|upstream| upstream.default) {
         let types = KINDS.iter().chain(&[OLDER[0], "application/json"]);
@@ -157,10 +131,10 @@ fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Re
         for request in &mut requests {
             request.closes = true;
         }
-        shapes.push(("docker", requests));
+        found.push(("docker", requests));
     }
     let ns = upstream.replace(':', "%3A");
-    shapes.push((
+    found.push((
         "containerd",
         vec![
             Request::manifest(
@@ -179,14 +153,14 @@ fn shapes(config: &Config, image: Option<&ListRow>) -> Vec<(&'static str, Vec<Re
     if !upstream.contains(':') {
         let target = format!("/v2/{upstream}/{name}/manifests/{tag}");
         let podman = Request::manifest(Method::GET, target.clone(), one_by_one());
-        shapes.push(("podman", vec![Request::base(), podman]));
+        found.push(("podman", vec![Request::base(), podman]));
         let crane = Request::manifest(Method::GET, target, vec![one_by_one().join(",")]);
-        shapes.push(("crane", vec![Request::base(), crane]));
+        found.push(("crane", vec![Request::base(), crane]));
     }
-    shapes
+    found
 }
 
-async fn ask(client: &Client, instance: &Instance, requests: &[Request]) -> Result<(), String> {
+async fn send(client: &Client, url: &str, requests: &[Request]) -> Result<(), String> {
     for Request { method, target, accept, closes, manifest } in requests {
         let wrong = |what: &str| format!("{method} {target}: {what}");
         let mut headers = HeaderMap::new();
@@ -198,9 +172,9 @@ async fn ask(client: &Client, instance: &Instance, requests: &[Request]) -> Resu
         if *closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let url = format!("{}{target}", instance.url());
+        let url = format!("{url}{target}");
         let answer = client.request(method.clone(), url).headers(headers).send().await;
-        let answer = answer.map_err(|error| wrong(&sentence(&error.without_url().into())))?;
+        let answer = answer.map_err(|error| wrong(&causes(&error.without_url())))?;
         if answer.status() != 200 {
             return Err(wrong(&format!("{} instead of 200", answer.status().as_u16())));
         }
@@ -217,7 +191,7 @@ fn lacking(headers: &HeaderMap) -> Option<&'static str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let length = text(CONTENT_LENGTH.as_str()).and_then(|length| length.parse::<u64>().ok());
     let kind = text(CONTENT_TYPE.as_str()).filter(|kind| !kind.is_empty() && !kind.contains(';'));
-    let digest = text(DIGEST).filter(|digest| digest.parse::<crate::oci::Digest>().is_ok());
+    let digest = text(DIGEST).filter(|digest| digest.parse::<Digest>().is_ok());
     if length.is_none() {
         Some("Content-Length")
     } else if kind.is_none() {
@@ -230,15 +204,15 @@ fn lacking(headers: &HeaderMap) -> Option<&'static str> {
 }
 
 /// Sends a TLS hello to the plain port. Returns true if the answer is the HTTP 400 that clients understand.
-fn hello(address: &str) -> anyhow::Result<bool> {
+fn send_hello(address: &str, tls: ClientConfig) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let limit = Duration::from_secs(3);
     let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
-    let first = addresses.first().ok_or_else(|| anyhow::anyhow!("{address} has no address"))?;
+    let first = addresses.first().ok_or_else(|| format!("{address} has no address"))?;
     let mut stream = TcpStream::connect_timeout(first, limit)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
-    let name = rustls::pki_types::ServerName::try_from("localhost")?;
-    let mut connection = rustls::ClientConnection::new(Arc::new(remote::tls(None)?), name)?;
+    let name = ServerName::try_from("localhost")?;
+    let mut connection = ClientConnection::new(Arc::new(tls), name)?;
     connection.write_tls(&mut stream)?;
     stream.flush()?;
     let mut answer = Vec::new();
