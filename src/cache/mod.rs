@@ -15,7 +15,6 @@
 
 mod access;
 mod blob;
-mod blocking;
 mod deadline;
 mod degraded_mode;
 mod error;

@@ -18,6 +18,7 @@ mod lifecycle;
 mod session;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::path::Path;
 
@@ -41,6 +42,7 @@ pub use lifecycle::convert::{Conversion, Step, StepEnd};
 pub use lifecycle::gc::Collected;
 pub use lifecycle::header::Geometry;
 pub use session::{DiskUsage, Inventory, Removal, StoreSession};
+pub use work::Work;
 
 /// Handle of a store; clones share the store.
 #[derive(Clone, Debug)]
@@ -58,18 +60,19 @@ impl Store {
     /// closed until [`recover`](Self::recover) succeeds.
     pub async fn open(options: &schema::Store, geometry: Option<Geometry>) -> Result<Self, StoreError> {
         let options = options.clone();
-        blocking(move || Ok(Self(Engine::open(&options, geometry.unwrap_or(Geometry::CHOSEN))?))).await
+        Work::start(move || Ok(Self(Engine::open(&options, geometry.unwrap_or(Geometry::CHOSEN))?))).await
     }
 
-    /// Runs `work` on a thread that may block. The work runs to its end even if the caller stops waiting. A panic of sled
-    /// becomes [`StoreError::GaveUp`].
-    pub async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
+    /// Starts `work` at once, on a thread that may block. The work runs to its end even if the caller drops the [`Work`].
+    ///
+    /// The values that a session returns (entries, open blobs, drafts) block too: use them in a unit of work.
+    pub fn run<T, F>(&self, work: F) -> Work<T>
     where
         T: Send + 'static,
         F: FnOnce(&StoreSession) -> Result<T, StoreError> + Send + 'static,
     {
         let session = StoreSession(self.0.clone());
-        blocking(move || work(&session)).await
+        Work::start(move || work(&session))
     }
 
     /// Returns the amount of stored content. Does not block.
@@ -100,21 +103,21 @@ impl Store {
     /// Returns true if the store is open and its files are still where it was opened.
     pub async fn is_available(&self) -> bool {
         let engine = self.0.clone();
-        blocking(move || Ok(engine.is_available())).await.unwrap_or(true)
+        Work::start(move || Ok(engine.is_available())).await.unwrap_or(true)
     }
 
     /// Tests whether the disk accepts writes, and then whether the store does. Opens the store again if it does not, or if
     /// it is known to be `broken`.
     pub async fn recover(&self, broken: bool) -> Result<(), StoreError> {
         let engine = self.0.clone();
-        blocking(move || engine.recover(broken)).await
+        Work::start(move || engine.recover(broken)).await
     }
 
     /// Waits until everything written so far is on disk. Waits a few seconds for verified drafts to be committed; what is
     /// not committed by then stays a complete draft, which the next fill commits.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let engine = self.0.clone();
-        blocking(move || engine.flush()).await
+        Work::start(move || engine.flush()).await
     }
 
     /// Closes the store for good. Opens and closes its database once more, so that sled saves where everything is and
@@ -124,19 +127,5 @@ impl Store {
         // Not a thread of the runtime, whose shutdown would wait for it.
         std::thread::spawn(move || sender.send(engine.close()));
         closed.await.unwrap_or(Err(StoreError::GaveUp))
-    }
-}
-
-/// Runs work that may block on a thread that may block.
-async fn blocking<T, F>(work: F) -> Result<T, StoreError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> Result<T, StoreError> + Send + 'static,
-{
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => Err(StoreError::GaveUp),
-        // Only a runtime that shuts down cancels such work.
-        Err(_) => Err(StoreError::Closed),
     }
 }

@@ -7,7 +7,6 @@ use tokio::sync::Semaphore;
 
 use crate::cache::access::Access;
 use crate::cache::blob::answer::{BlobAnswer, BlobSource};
-use crate::cache::blocking::blocking;
 use crate::cache::error::CacheError;
 use crate::cache::eviction::usage::ContentPin;
 use crate::cache::rules::Rules;
@@ -75,7 +74,7 @@ impl Blobs {
             Ok(open)
         } else {
             let entry = entry.clone();
-            blocking(move || entry.open()).await
+            self.storage.with_store(move |_| entry.open()).await
         };
         match opened {
             Ok(open) => {

@@ -9,7 +9,7 @@ use crate::cache::blob::write_pipeline::WritePipeline;
 use crate::cache::error::CacheError;
 use crate::oci::{Digest, Name};
 use crate::source::{BlobBody, BlobSender, ByteRange, Source, SourceError, open_blob};
-use crate::store::{Draft, DraftWriter};
+use crate::store::{Draft, DraftWriter, Store};
 use crate::telemetry::trace;
 
 /// Consecutive requests without progress before a download fails. They outlast a restart of the registry, because some
@@ -24,6 +24,7 @@ const STALLED_READER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Download of one blob.
 pub(super) struct Download<'a> {
+    pub(super) store: &'a Store,
     /// Sources that may have the blob, in the order in which they are asked.
     pub(super) sources: &'a [Arc<dyn Source>],
     pub(super) name: &'a Name,
@@ -77,7 +78,7 @@ impl Download<'_> {
             download: self,
             received: draft.progress().received,
             draft,
-            pipeline: WritePipeline::new(writer),
+            pipeline: WritePipeline::new(self.store.clone(), writer),
             senders: Vec::new(),
             decoded: false,
             on_readable: Some(on_readable),

@@ -8,7 +8,6 @@ use tracing::{Instrument as _, Span};
 
 use crate::cache::blob::blobs::Blobs;
 use crate::cache::blob::download::{Download, DownloadEnd, Downloaded};
-use crate::cache::blocking::blocking;
 use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::fills::FillPhase;
 use crate::cache::memory::AbsenceKey;
@@ -162,7 +161,7 @@ impl Fill {
                 None => "the bytes do not match their digest or size".to_owned(),
             },
             DownloadEnd::Contradiction(reason) => {
-                blocking(move || writer.discard()).await?;
+                self.blobs.storage.with_store(move |_| writer.discard()).await?;
                 reason
             }
             DownloadEnd::Unwanted => return Ok(Attempt::Unwanted),
@@ -224,6 +223,7 @@ impl Fill {
         self.draft = Some(Arc::clone(writer.draft()));
         let sources = self.blobs.rules.sources(&self.repository)?;
         let download = Download {
+            store: &self.blobs.storage.store,
             sources: &sources,
             name: &self.repository.name,
             digest: &self.digest,
@@ -251,7 +251,7 @@ impl Fill {
         size: Option<u64>,
     ) -> Result<Option<VerifiedDraft>, CacheError> {
         let draft = Arc::clone(writer.draft());
-        let verified = blocking(move || writer.verify(size)).await?;
+        let verified = self.blobs.storage.with_store(move |_| writer.verify(size)).await?;
         if verified.is_some() {
             self.phase.send_replace(FillPhase::Running(draft));
         }

@@ -9,15 +9,13 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::cache::blob::answer::{BlobAnswer, BlobSource};
 use crate::cache::blob::blobs::Blobs;
-use crate::cache::blocking::blocking;
 use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::eviction::usage::ContentPin;
 use crate::oci::{Digest, Repository};
-use crate::store::{Draft, DraftEnd, OpenBlob, Progress, StoreError};
+use crate::store::{Draft, DraftEnd, OpenBlob, Progress, Store, StoreError, Work};
 use crate::telemetry::Outcome;
 
 /// Bytes of one read from the store. Reads run off the async threads, and the next one runs while the last one is sent.
@@ -212,7 +210,7 @@ impl BlobReader {
                 self.at = range.end;
                 let (blobs, blob, pin) = (Arc::clone(&self.blobs), blob.clone(), pin.clone());
                 if let Ok(permit) = Arc::clone(&blobs.store_reads).try_acquire_owned() {
-                    let read = spawn_read(permit, blob.clone(), pin, range);
+                    let read = start_read(&blobs.storage.store, permit, blob.clone(), pin, range);
                     Box::pin(async move { finish_read(&blobs, &blob, read.await).await })
                 } else {
                     // A separate task, so that the read progresses while this reader is not polled.
@@ -223,19 +221,23 @@ impl BlobReader {
             // A range that is passed through has ended, and the draft provides the rest.
             BlobSource::Filling(follower) | BlobSource::Passing(_, follower) => {
                 let draft = follower.draft();
-                Box::pin(read_draft(Arc::clone(draft), draft.watch(), self.at, self.end))
+                let blobs = Arc::clone(&self.blobs);
+                Box::pin(read_draft(blobs, Arc::clone(draft), draft.watch(), self.at, self.end))
             }
         };
         self.steps.push_back(ReadStep { bytes, _permit: permit });
     }
 }
 
-/// Read on a blocking thread.
-type ReadTask = JoinHandle<Result<Vec<Bytes>, StoreError>>;
-
 /// Reads a range of at most one step. The read may outlive its client, so it holds the pin.
-fn spawn_read(permit: OwnedSemaphorePermit, blob: OpenBlob, pin: ContentPin, range: Range<u64>) -> ReadTask {
-    spawn_blocking(move || {
+fn start_read(
+    store: &Store,
+    permit: OwnedSemaphorePermit,
+    blob: OpenBlob,
+    pin: ContentPin,
+    range: Range<u64>,
+) -> Work<Vec<Bytes>> {
+    store.run(move |_| {
         let _held = (permit, pin);
         blob.read(range, STEP)
     })
@@ -249,16 +251,17 @@ async fn queued_read(
     range: Range<u64>,
 ) -> Result<VecDeque<Bytes>, CacheError> {
     let permit = Arc::clone(&blobs.store_reads).acquire_owned().await.map_err(|_| CacheError::Interrupted)?;
-    finish_read(&blobs, &blob, spawn_read(permit, blob.clone(), pin, range).await).await
+    let read = start_read(&blobs.storage.store, permit, blob.clone(), pin, range);
+    finish_read(&blobs, &blob, read.await).await
 }
 
 /// Returns the bytes of a read. A corrupt blob is removed.
 async fn finish_read(
     blobs: &Blobs,
     blob: &OpenBlob,
-    read: Result<Result<Vec<Bytes>, StoreError>, JoinError>,
+    read: Result<Vec<Bytes>, StoreError>,
 ) -> Result<VecDeque<Bytes>, CacheError> {
-    match read.map_err(|_| CacheError::Interrupted)? {
+    match read {
         Ok(read) => Ok(read.into()),
         Err(error) => {
             if matches!(error, StoreError::Damaged(_)) {
@@ -271,6 +274,7 @@ async fn finish_read(
 
 /// Waits for bytes of a draft at `at`, and reads them. Returns no bytes at the verified end.
 async fn read_draft(
+    blobs: Arc<Blobs>,
     draft: Arc<Draft>,
     mut watch: watch::Receiver<Progress>,
     at: u64,
@@ -286,7 +290,7 @@ async fn read_draft(
             // Bytes that left the window are written: the writer counts them before it moves the window.
             let written = limit.min(draft.progress().written);
             if at < written {
-                return read_written(draft, at..written).await;
+                return read_written(&blobs.storage.store, draft, at..written).await;
             }
             if draft.has_lost(at) {
                 return Err(CacheError::Interrupted);
@@ -306,11 +310,15 @@ async fn read_draft(
 }
 
 /// Reads written bytes of a draft.
-async fn read_written(draft: Arc<Draft>, range: Range<u64>) -> Result<VecDeque<Bytes>, CacheError> {
+async fn read_written(
+    store: &Store,
+    draft: Arc<Draft>,
+    range: Range<u64>,
+) -> Result<VecDeque<Bytes>, CacheError> {
     if let Some(bytes) = draft.read_now(range.clone()) {
         return Ok(VecDeque::from([bytes]));
     }
-    let bytes: VecDeque<Bytes> = blocking(move || draft.read(range, STEP)).await?.into();
+    let bytes: VecDeque<Bytes> = store.run(move |_| draft.read(range, STEP)).await?.into();
     // An empty read would look like the end of the blob.
     if bytes.is_empty() { Err(CacheError::Interrupted) } else { Ok(bytes) }
 }

@@ -3,17 +3,16 @@
 //! No thread is held between two steps, so that any number of fills can wait for their upstreams.
 
 use bytes::Bytes;
-use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::cache::blocking::blocking;
 use crate::cache::error::CacheError;
-use crate::store::{DraftFile, DraftHasher, DraftWriter, StoreError};
+use crate::store::{DraftFile, DraftHasher, DraftWriter, Store, Work};
 
 /// Bytes of one step: large enough for a low cost per step, small enough to stay in the CPU cache.
 const STEP: usize = 512 << 10;
 
 /// Writer of a draft, with the bytes of the next step.
 pub(super) struct WritePipeline {
+    store: Store,
     state: PipelineState,
     chunks: Vec<Bytes>,
     bytes: usize,
@@ -24,17 +23,15 @@ enum PipelineState {
     /// No step is running.
     Idle(DraftHasher, DraftFile),
     /// One step is running.
-    Busy(StepTask<DraftHasher>, StepTask<DraftFile>),
+    Busy(Work<DraftHasher>, Work<DraftFile>),
     /// A step has failed.
     Failed,
 }
 
-type StepTask<T> = JoinHandle<Result<T, StoreError>>;
-
 impl WritePipeline {
-    pub(super) fn new(writer: DraftWriter) -> Self {
+    pub(super) fn new(store: Store, writer: DraftWriter) -> Self {
         let (hasher, file) = writer.split();
-        Self { state: PipelineState::Idle(hasher, file), chunks: Vec::new(), bytes: 0 }
+        Self { store, state: PipelineState::Idle(hasher, file), chunks: Vec::new(), bytes: 0 }
     }
 
     /// Adds the next bytes of the draft. Waits while the previous step is running (back-pressure), which bounds the memory.
@@ -50,12 +47,12 @@ impl WritePipeline {
             self.start_step().await?;
         }
         let (hasher, file) = self.idle().await?;
-        blocking(move || {
+        let flushed = self.store.run(move |_| {
             let mut writer = DraftWriter::join(hasher, file);
             writer.flush()?;
             Ok(writer)
-        })
-        .await
+        });
+        Ok(flushed.await?)
     }
 
     async fn start_step(&mut self) -> Result<(), CacheError> {
@@ -63,13 +60,13 @@ impl WritePipeline {
         let chunks = std::mem::take(&mut self.chunks);
         self.bytes = 0;
         let to_hash = chunks.clone();
-        let hashing = spawn_blocking(move || {
+        let hashing = self.store.run(move |_| {
             for chunk in to_hash {
                 hasher.append(&chunk)?;
             }
             Ok(hasher)
         });
-        let writing = spawn_blocking(move || {
+        let writing = self.store.run(move |_| {
             for chunk in chunks {
                 file.append(chunk)?;
             }
@@ -86,9 +83,8 @@ impl WritePipeline {
             PipelineState::Busy(hashing, writing) => {
                 // Both tasks are awaited before an error is returned: nothing may be writing when the fill ends.
                 let (hasher, file) = (hashing.await, writing.await);
-                let file = file.map_err(|_| CacheError::Interrupted)??;
-                let hasher = hasher.map_err(|_| CacheError::Interrupted)??;
-                Ok((hasher, file))
+                let file = file?;
+                Ok((hasher?, file))
             }
             PipelineState::Failed => Err(CacheError::Interrupted),
         }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::blob::Blobs;
-use crate::cache::blocking::blocking;
 use crate::cache::error::CacheError;
 use crate::cache::manifest::Manifests;
 use crate::cache::storage::Storage;
@@ -103,10 +102,10 @@ async fn verify_blob(
     let Some(_pin) = storage.content.pin(digest) else { return Ok(Integrity::Missing) };
     let opened = {
         let entry = entry.clone();
-        blocking(move || entry.open()).await
+        storage.with_store(move |_| entry.open()).await
     };
     let found = match opened {
-        Ok(blob) => hash(blob, throttle).await,
+        Ok(blob) => hash(storage, blob, throttle).await,
         Err(error) => Err(error),
     };
     match found {
@@ -179,13 +178,13 @@ pub(in crate::cache) async fn repair(
 }
 
 /// Computes the digest of a blob's bytes.
-async fn hash(blob: OpenBlob, throttle: Throttle<'_>) -> Result<Digest, CacheError> {
+async fn hash(storage: &Storage, blob: OpenBlob, throttle: Throttle<'_>) -> Result<Digest, CacheError> {
     let size = blob.entry().size();
     let mut hasher = Hasher::new(blob.entry().digest().algorithm());
     let mut offset = 0;
     while offset < size {
         let blob = blob.clone();
-        let (next, read) = blocking(move || {
+        let step = storage.with_store(move |_| {
             let mut read = 0;
             for chunk in blob.read(offset..size, STEP)? {
                 hasher.update(&chunk);
@@ -193,9 +192,9 @@ async fn hash(blob: OpenBlob, throttle: Throttle<'_>) -> Result<Digest, CacheErr
             }
             // An empty read before the end would repeat for ever.
             if read == 0 { Err(StoreError::Damaged(*blob.entry().digest())) } else { Ok((hasher, read)) }
-        })
-        .await?;
-        hasher = next;
+        });
+        let read;
+        (hasher, read) = step.await?;
         offset += read;
         tokio::time::sleep(throttle(read)).await;
     }
