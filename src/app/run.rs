@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::api::AdminApi;
 use crate::cache::Cache;
@@ -48,17 +49,17 @@ impl Phase {
     }
 }
 
-/// Port of the server: the task that serves it, and the signal that stops it.
+/// Port of the server. Dropping it stops the port without waiting.
 struct Port {
     /// The tasks; each returns true if all responses were complete at its end.
     serving: Vec<JoinHandle<bool>>,
-    stop: watch::Sender<bool>,
+    stop: DropGuard,
 }
 
 impl Port {
     /// Refuses new connections and waits for running responses. Returns true if all of them were complete.
     async fn drain(self, name: &'static str) -> anyhow::Result<bool> {
-        self.stop.send_replace(true);
+        drop(self.stop);
         let mut complete = true;
         for serving in self.serving {
             complete &= serving.await.with_context(|| format!("the {name} port failed"))?;
@@ -133,14 +134,14 @@ impl RunningServer {
 
         let admin = AdminApi::new(Arc::clone(&app.metrics), Arc::clone(&ready), app.operations.clone());
         let admin = serve_admin(app.admin_listeners, &admin, &admin_limits);
-        let (stop, stopped) = watch::channel(false);
+        let stop = CancellationToken::new();
         let (registry, open) = (app.registry, Some(app.metrics.connections.clone()));
         let answer = move |request, client| {
             let registry = registry.clone();
             async move { Ok(registry.answer(request, client).await) }
         };
-        let serving = server::serve(app.client_listeners, client_limits.clone(), open, stopped, answer);
-        let clients = Port { serving: vec![tokio::spawn(serving)], stop };
+        let serving = server::serve(app.client_listeners, client_limits.clone(), open, stop.clone(), answer);
+        let clients = Port { serving: vec![tokio::spawn(serving)], stop: stop.drop_guard() };
         tracing::debug!(phase = Phase::Serving.as_str(), "phase");
         systemd::ready(&status);
         let (store, cache, operations) = (app.store, app.cache, app.operations);
@@ -156,7 +157,7 @@ impl RunningServer {
         if !self.clients.drain("client").await? {
             tracing::warn!("running transfers were cut off at the end of the grace period");
         }
-        self.operations.jobs().stop();
+        self.operations.jobs().stop().await;
         // The admin port is stopped last: it shows the state of the shutdown.
         self.admin.drain("admin").await?;
 
@@ -178,17 +179,17 @@ fn serve_admin(
     admin: &AdminApi,
     limits: &watch::Receiver<ConnectionLimits>,
 ) -> Port {
-    let (stop, stopped) = watch::channel(false);
+    let stop = CancellationToken::new();
     let is_local = |it: &Listener| it.local().is_none_or(|address| address.ip().is_loopback());
     let (local, remote): (Vec<_>, Vec<_>) = listeners.into_iter().partition(is_local);
     let services = [(local, admin.clone().local()), (remote, admin.clone())];
     let serving = services.map(|(listeners, service)| {
-        tokio::spawn(server::serve(listeners, limits.clone(), None, stopped.clone(), move |request, _| {
+        tokio::spawn(server::serve(listeners, limits.clone(), None, stop.clone(), move |request, _| {
             let service = service.clone();
             async move { Ok(Box::pin(service.answer(request)).await) }
         }))
     });
-    Port { serving: serving.into(), stop }
+    Port { serving: serving.into(), stop: stop.drop_guard() }
 }
 
 fn log_listening(app: &App) {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::error::{Failure, OpsError};
 use super::progress::{Progress, ProgressReporter};
@@ -55,8 +56,7 @@ pub struct JobView {
 
 /// Outcome of a job.
 #[derive(Clone, Debug)]
-enum JobEnd {
-    Running,
+enum Outcome {
     Cancelled,
     Ended(Result<Value, Failure>),
 }
@@ -68,19 +68,20 @@ pub struct Job {
     verb: &'static str,
     started_at: Timestamp,
     progress: watch::Receiver<Progress>,
-    ending: watch::Receiver<JobEnd>,
-    cancel: watch::Sender<JobEnd>,
-    work: AbortHandle,
+    /// `None` while the task of the job runs.
+    outcome: watch::Receiver<Option<Outcome>>,
+    cancel: CancellationToken,
 }
 
 impl Job {
     /// Returns a snapshot.
     pub fn view(&self) -> JobView {
-        let (state, report, error) = match &*self.ending.borrow() {
-            JobEnd::Running => (JobState::Running, None, None),
-            JobEnd::Cancelled => (JobState::Cancelled, None, None),
-            JobEnd::Ended(Ok(report)) => (JobState::Done, Some(report.clone()), None),
-            JobEnd::Ended(Err(error)) => (JobState::Failed, None, Some(error.clone())),
+        let (state, report, error) = match &*self.outcome.borrow() {
+            // A cancelled job counts as ended before its task has noticed.
+            None if !self.cancel.is_cancelled() => (JobState::Running, None, None),
+            None | Some(Outcome::Cancelled) => (JobState::Cancelled, None, None),
+            Some(Outcome::Ended(Ok(report))) => (JobState::Done, Some(report.clone()), None),
+            Some(Outcome::Ended(Err(error))) => (JobState::Failed, None, Some(error.clone())),
         };
         let progress = self.progress.borrow().clone();
         JobView {
@@ -101,46 +102,77 @@ impl Job {
         }
         tokio::select! {
             further = self.progress.changed() => {
-                // The work was dropped, so the end follows.
+                // The work was dropped, so the outcome follows.
                 if further.is_err() {
-                    let _ = self.ending.changed().await;
+                    let _ = self.outcome.changed().await;
                 }
             }
-            _ = self.ending.changed() => {}
+            _ = self.outcome.changed() => {}
+            () = self.cancel.cancelled() => {}
         }
         self.has_ended()
     }
 
     fn has_ended(&self) -> bool {
-        !matches!(&*self.ending.borrow(), JobEnd::Running)
+        self.outcome.borrow().is_some() || self.cancel.is_cancelled()
     }
 
     /// Cancels the job. Its results stay, and a fill that it started continues.
     pub fn cancel(&self) {
-        end(&self.cancel, JobEnd::Cancelled);
-        self.work.abort();
+        self.cancel.cancel();
     }
 }
 
-/// Sets the outcome of a job that is running.
-fn end(job: &watch::Sender<JobEnd>, how: JobEnd) {
-    job.send_if_modified(|ending| {
-        let running = matches!(ending, JobEnd::Running);
-        if running {
-            *ending = how;
-        }
-        running
-    });
+/// Publishes the outcome of a job when its task ends, also after a panic.
+struct OutcomeGuard {
+    outcome: watch::Sender<Option<Outcome>>,
+    cancel: CancellationToken,
+    /// Result of the work, once it has ended.
+    result: Option<Result<Value, Failure>>,
+}
+
+impl OutcomeGuard {
+    /// Ends the job with the result of its work.
+    fn end(mut self, result: Result<Value, Failure>) {
+        self.result = Some(result);
+    }
+}
+
+impl Drop for OutcomeGuard {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or_else(|| {
+            let message = "the job was lost; the log tells more".to_owned();
+            Err(Failure { code: "lost".to_owned(), message })
+        });
+        // The token is read under the lock of the channel, so that a job that was seen as cancelled stays cancelled.
+        self.outcome.send_modify(|outcome| {
+            let ended = if self.cancel.is_cancelled() { Outcome::Cancelled } else { Outcome::Ended(result) };
+            *outcome = Some(ended);
+        });
+    }
 }
 
 /// List of jobs. Clones share the list.
 #[derive(Clone, Debug, Default)]
-pub struct Jobs(Arc<Mutex<(u64, BTreeMap<u64, Job>)>>);
+pub struct Jobs {
+    list: Arc<Mutex<JobTable>>,
+    tasks: TaskTracker,
+    /// Parent of the tokens of all jobs.
+    cancel: CancellationToken,
+}
+
+/// Running and recent jobs, by number.
+#[derive(Debug, Default)]
+struct JobTable {
+    /// Number of the newest job.
+    newest: u64,
+    jobs: BTreeMap<u64, Job>,
+}
 
 impl Jobs {
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Job>)> {
+    fn lock(&self) -> MutexGuard<'_, JobTable> {
         // Nothing under this lock can panic halfway through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts `work` as a job, with the time `now`. A job that is alone runs once at a time.
@@ -154,54 +186,85 @@ impl Jobs {
         F: Future<Output = Result<Value, OpsError>> + Send + 'static,
     {
         let mut all = self.lock();
-        let running: Vec<&Job> = all.1.values().filter(|job| !job.has_ended()).collect();
+        let running: Vec<&Job> = all.jobs.values().filter(|job| !job.has_ended()).collect();
         if running.len() >= RUNNING_MAX {
             return Err(OpsError::Busy(format!("{RUNNING_MAX} jobs are under way; wait for one to end")));
         }
         if let Some(same) = running.iter().find(|job| is_alone && job.verb == verb) {
             return Err(OpsError::Busy(format!("job {} does the same already", same.id)));
         }
-        let ended: Vec<u64> = all.1.values().filter(|job| job.has_ended()).map(|job| job.id).collect();
+        let ended: Vec<u64> = all.jobs.values().filter(|job| job.has_ended()).map(|job| job.id).collect();
         for id in ended.iter().take(ended.len().saturating_sub(ENDED_MAX)) {
-            all.1.remove(id);
+            all.jobs.remove(id);
         }
-        all.0 += 1;
-        let (id, started_at) = (all.0, now);
+        all.newest += 1;
+        let (id, started_at) = (all.newest, now);
         let (reporter, progress) = ProgressReporter::new();
-        let (cancel, ending) = watch::channel(JobEnd::Running);
-        let (work, outcome) = (work(reporter), cancel.clone());
-        let work = tokio::spawn(async move {
-            let result = work.await;
+        let (sender, outcome) = watch::channel(None);
+        let cancel = self.cancel.child_token();
+        let guard = OutcomeGuard { outcome: sender, cancel: cancel.clone(), result: None };
+        let work = cancel.clone().run_until_cancelled_owned(work(reporter));
+        self.tasks.spawn(async move {
+            let Some(result) = work.await else { return };
             if let Err(error) = &result {
                 tracing::warn!(job = id, verb, %error, "a job failed");
             }
-            end(&outcome, JobEnd::Ended(result.map_err(|error| error.failure())));
+            guard.end(result.map_err(|error| error.failure()));
         });
-        let (handle, outcome) = (work.abort_handle(), cancel.clone());
-        tokio::spawn(async move {
-            // Only a panic ends the work without an outcome.
-            if work.await.is_err() {
-                let message = "the job was lost; the log tells more".to_owned();
-                end(&outcome, JobEnd::Ended(Err(Failure { code: "lost".to_owned(), message })));
-            }
-        });
-        let job = Job { id, verb, started_at, progress, ending, cancel, work: handle };
-        all.1.insert(id, job.clone());
+        let job = Job { id, verb, started_at, progress, outcome, cancel };
+        all.jobs.insert(id, job.clone());
         Ok(job)
     }
 
     /// Returns the job with a number.
     pub fn get(&self, id: u64) -> Option<Job> {
-        self.lock().1.get(&id).cloned()
+        self.lock().jobs.get(&id).cloned()
     }
 
     /// Returns snapshots of all jobs, newest last.
     pub fn list(&self) -> Vec<JobView> {
-        self.lock().1.values().map(Job::view).collect()
+        self.lock().jobs.values().map(Job::view).collect()
     }
 
-    /// Cancels all running jobs.
-    pub fn stop(&self) {
-        self.lock().1.values().for_each(Job::cancel);
+    /// Cancels all running jobs and waits for their tasks.
+    pub async fn stop(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn end_of(mut job: Job) -> JobView {
+        while !job.changed().await {}
+        job.view()
+    }
+
+    #[tokio::test]
+    async fn cancelled_job_has_ended_at_once_and_stays_cancelled() {
+        let jobs = Jobs::default();
+        let waits = |_| std::future::pending();
+        let first = jobs.begin(("gc", true), Timestamp::default(), waits).expect("a job");
+        assert!(jobs.begin(("gc", true), Timestamp::default(), waits).is_err(), "one at a time");
+        first.cancel();
+        assert_eq!(first.view().state, JobState::Cancelled);
+        let second = jobs.begin(("gc", true), Timestamp::default(), waits).expect("a job");
+        jobs.stop().await;
+        assert_eq!([first, second].map(|job| job.view().state), [JobState::Cancelled; 2]);
+    }
+
+    #[tokio::test]
+    async fn outcome_of_a_job_is_its_result_or_its_loss() {
+        let jobs = Jobs::default();
+        let done = jobs.begin(("rm", false), Timestamp::default(), |_| async { Ok(Value::Null) });
+        let view = end_of(done.expect("a job")).await;
+        assert_eq!((view.state, view.report), (JobState::Done, Some(Value::Null)));
+        let lost = jobs.begin(("rm", false), Timestamp::default(), |_| async { panic!("on purpose") });
+        let view = end_of(lost.expect("a job")).await;
+        assert_eq!(view.state, JobState::Failed);
+        assert_eq!(view.error.map(|error| error.code).as_deref(), Some("lost"));
     }
 }

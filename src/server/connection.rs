@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use super::h2_keepalive::{Keepalive, KeepaliveBody, Verdict};
 use super::limits::ConnectionLimits;
@@ -39,7 +40,7 @@ const STREAMS_MAX: u32 = 128;
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionService<S> {
     pub(super) limits: watch::Receiver<ConnectionLimits>,
-    pub(super) stop: watch::Receiver<bool>,
+    pub(super) stop: CancellationToken,
     pub(super) answer: S,
 }
 
@@ -51,12 +52,8 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Serves a connection until it ends. `peer` is the client's address, or `None` on a Unix socket.
-    pub(super) async fn serve<T>(
-        mut self,
-        stream: T,
-        peer: Option<SocketAddr>,
-        tls: Option<Arc<ServerConfig>>,
-    ) where
+    pub(super) async fn serve<T>(self, stream: T, peer: Option<SocketAddr>, tls: Option<Arc<ServerConfig>>)
+    where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = *self.limits.borrow();
@@ -67,7 +64,7 @@ where
         let handshake = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
         let result = tokio::select! {
             // No request has arrived yet, so nothing is lost.
-            _ = self.stop.wait_for(|stop| *stop) => return,
+            () = self.stop.cancelled() => return,
             result = handshake => result,
         };
         match result {
@@ -120,11 +117,8 @@ where
 }
 
 /// Drives a connection to its end. When the port stops, running answers finish first.
-async fn drive<C>(
-    connection: C,
-    mut stop: watch::Receiver<bool>,
-    supervised: Option<(Keepalive, ConnectionLimits)>,
-) where
+async fn drive<C>(connection: C, stop: CancellationToken, supervised: Option<(Keepalive, ConnectionLimits)>)
+where
     C: GracefulConnection<Error = hyper::Error>,
 {
     let mut connection = pin!(connection);
@@ -138,8 +132,7 @@ async fn drive<C>(
                 }
                 return;
             }
-            // The wait ends with the value true or with the end of the sender. Both mean stop.
-            _ = stop.wait_for(|stop| *stop), if !closing => true,
+            () = stop.cancelled(), if !closing => true,
             verdict = idle_or_stalled(supervised.as_ref()) => verdict == Verdict::Idle && !closing,
         };
         if !close {

@@ -13,7 +13,9 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use prometheus::IntGauge;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::connection::ConnectionService;
 use super::limits::ConnectionLimits;
@@ -59,7 +61,7 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Serves connections until `stop` becomes true, then lets running answers finish within the grace period.
+/// Serves connections until `stop` is cancelled, then lets running answers finish within the grace period.
 ///
 /// `answer` gets the client's address, or `None` on a Unix socket. Changed limits apply to new connections and to the
 /// grace period. Returns true if all answers have finished.
@@ -67,7 +69,7 @@ pub async fn serve<S, F, B>(
     listeners: Vec<Listener>,
     limits: watch::Receiver<ConnectionLimits>,
     open: Option<IntGauge>,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
     answer: S,
 ) -> bool
 where
@@ -76,12 +78,16 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    // No message is ever sent. The channel closes when the last connection has dropped its sender.
-    let (active, mut drained) = mpsc::channel::<Infallible>(1);
+    let connections = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(limits.borrow().connections));
-    let resizing = tokio::spawn(resize(Arc::clone(&slots), limits.clone()));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(resize(Arc::clone(&slots), limits.clone())));
     let accepting = listeners.into_iter().map(|listener| {
-        let port = Port { listener, slots: Arc::clone(&slots), open: open.clone(), active: active.clone() };
+        let port = Port {
+            listener,
+            slots: Arc::clone(&slots),
+            open: open.clone(),
+            connections: connections.clone(),
+        };
         tokio::spawn(port.accept_all(ConnectionService {
             limits: limits.clone(),
             stop: stop.clone(),
@@ -89,16 +95,15 @@ where
         }))
     });
     let accepting: Vec<_> = accepting.collect();
-    drop(active);
     for accepting in accepting {
         // After a panic of one accept loop, the other loops must still be awaited.
         if let Err(error) = accepting.await {
             tracing::error!(%error, "accept loop failed");
         }
     }
-    resizing.abort();
     let grace = limits.borrow().grace;
-    tokio::time::timeout(grace, drained.recv()).await.is_ok()
+    connections.close();
+    tokio::time::timeout(grace, connections.wait()).await.is_ok()
 }
 
 /// Adapts the number of connection slots to changed limits. If the limit shrinks, slots in use are removed when they
@@ -122,7 +127,7 @@ struct Port {
     listener: Listener,
     slots: Arc<Semaphore>,
     open: Option<IntGauge>,
-    active: mpsc::Sender<Infallible>,
+    connections: TaskTracker,
 }
 
 /// Accepted connection.
@@ -134,7 +139,6 @@ enum Stream {
 /// Slot among the connections of a port. Dropping it frees the slot.
 struct ConnectionSlot {
     _permit: OwnedSemaphorePermit,
-    _active: mpsc::Sender<Infallible>,
     open: Option<IntGauge>,
 }
 
@@ -154,17 +158,16 @@ impl Port {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let mut stop = service.stop.clone();
         loop {
             let accepted = tokio::select! {
-                // The wait ends with the value true or with the end of the sender. Both mean stop.
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = service.stop.cancelled() => return,
                 accepted = self.accept() => accepted,
             };
             let Some((stream, slot)) = accepted else { continue };
-            let service = service.clone();
+            // The connection polls its token often. With a child token, connections do not contend for one lock.
+            let service = ConnectionService { stop: service.stop.child_token(), ..service.clone() };
             let tls = self.listener.tls.as_ref().map(Certificate::newest);
-            tokio::spawn(async move {
+            self.connections.spawn(async move {
                 match stream {
                     Stream::Tcp(stream, peer) => service.serve(stream, Some(peer), tls).await,
                     Stream::Unix(stream) => service.serve(stream, None, tls).await,
@@ -195,7 +198,7 @@ impl Port {
                     open.inc();
                 }
                 let open = self.open.clone();
-                Some((stream, ConnectionSlot { _permit: permit, _active: self.active.clone(), open }))
+                Some((stream, ConnectionSlot { _permit: permit, open }))
             }
             Err(error) => {
                 // Usually too many open files. Other connections must close first.
@@ -242,28 +245,29 @@ mod tests {
         let listeners = Listener::open(&loopback, "server.listen", None, &mut InheritedSockets::none()).await;
         let listeners = listeners.expect("a port");
         let address = listeners[0].local().expect("an address");
-        let (stop, stopped) = watch::channel(false);
+        let stop = CancellationToken::new();
         let (held, dropped) = oneshot::channel();
         let held = Arc::new(Mutex::new(Some(held)));
-        let server = tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
-            let held = held.lock().expect("no panic").take().expect("one request");
-            async move { Ok(Response::new(Endless(held))) }
-        }));
+        let server =
+            tokio::spawn(serve(listeners, watch::channel(limits).1, None, stop.clone(), move |_, _| {
+                let held = held.lock().expect("no panic").take().expect("one request");
+                async move { Ok(Response::new(Endless(held))) }
+            }));
         let mut client = TcpStream::connect(address).await.expect("a connection");
         client.write_all(b"GET / HTTP/1.1\r\nHost: larder\r\n\r\n").await.expect("sent");
         let disconnected = tokio::time::timeout(Duration::from_secs(30), dropped).await;
         assert!(disconnected.expect("the answer is dropped").is_err());
-        stop.send_replace(true);
+        stop.cancel();
         assert!(server.await.expect("no panic"), "no connection is left");
         drop(client);
     }
 
-    /// Serves an endless body with TLS. Returns a client for this HTTP version, the URL, the stop switch of the port, and
+    /// Serves an endless body with TLS. Returns a client for this HTTP version, the URL, the token that stops the port, and
     /// a channel that closes when the answer is dropped.
     async fn tls_port(
         version: &str,
         limits: ConnectionLimits,
-    ) -> (reqwest::Client, String, watch::Sender<bool>, oneshot::Receiver<()>) {
+    ) -> (reqwest::Client, String, CancellationToken, oneshot::Receiver<()>) {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
         let folder = tempfile::tempdir().expect("a folder");
         let files = CertificateFiles { cert: folder.path().join("cert"), key: folder.path().join("key") };
@@ -276,10 +280,10 @@ mod tests {
             Listener::open(&loopback, key, Some(&certificate), &mut InheritedSockets::none()).await;
         let listeners = listeners.expect("a port");
         let address = listeners[0].local().expect("an address");
-        let (stop, stopped) = watch::channel(false);
+        let stop = CancellationToken::new();
         let (held, dropped) = oneshot::channel();
         let held = Arc::new(Mutex::new(Some(held)));
-        tokio::spawn(serve(listeners, watch::channel(limits).1, None, stopped, move |_, _| {
+        tokio::spawn(serve(listeners, watch::channel(limits).1, None, stop.clone(), move |_, _| {
             let held = held.lock().expect("no panic").take().expect("one request");
             async move { Ok(Response::new(Endless(held))) }
         }));
@@ -302,13 +306,14 @@ mod tests {
         let limits =
             ConnectionLimits { connections: 1, head: long, write: Duration::from_millis(200), grace: long };
         for (name, version) in [("http/1.1", http::Version::HTTP_11), ("h2", http::Version::HTTP_2)] {
-            let (client, url, _stop, dropped) = tls_port(name, limits).await;
+            let (client, url, stop, dropped) = tls_port(name, limits).await;
             let mut answer = client.get(url).send().await.expect("an answer");
             assert_eq!(answer.version(), version);
             // On HTTP/2 the client answers pings, but it does not read this body.
             let disconnected = tokio::time::timeout(Duration::from_secs(30), dropped).await;
             assert!(disconnected.expect("the answer is dropped").is_err());
             while let Ok(Some(_)) = answer.chunk().await {}
+            stop.cancel();
         }
     }
 }
