@@ -2,8 +2,6 @@
 
 use crate::support;
 
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 use support::{Image, Larder, Registry, Setup};
 
@@ -39,13 +37,11 @@ fn paths(name: &str, image: &Image) -> Vec<String> {
 #[track_caller]
 fn is_kept_out(larder: &Larder, registry: &Registry, name: &str, image: &Image) {
     registry.forget_requests();
-    let began = Instant::now();
     for path in paths(name, image) {
         larder.get(&path).assert_error(404, "NAME_UNKNOWN");
         let head = larder.head(&path);
         assert_eq!((head.status(), head.header("www-authenticate")), (404, None), "{path}");
     }
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(registry.requests().len(), 0, "the upstream was asked for {name}");
 }
 

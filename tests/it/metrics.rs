@@ -31,7 +31,7 @@ fn admin_port_answers_without_the_upstream() {
     let metrics = larder.admin().get("/metrics");
     assert_eq!(metrics.status(), 200);
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain"), "{:?}", metrics.head);
-    larder.admin().raw(b"\0\0garbage\r\n\r\n", std::time::Duration::from_millis(300));
+    larder.admin().raw(b"\0\0garbage\r\n\r\n");
     assert_eq!(larder.admin().get("/livez").status(), 200);
 }
 
@@ -221,10 +221,7 @@ fn request_cannot_inject_log_lines() {
     let forged = "%0a{%22message%22:%22request%22,%22forged%22:true}";
     larder.get(&format!("/v2/library/app/manifests/{forged}"));
     larder.get(&format!("/v2/library/app/manifests/v1?ns={forged}"));
-    larder.api().raw(
-        b"GET /v2/\x1b[31m\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        std::time::Duration::from_millis(300),
-    );
+    larder.api().raw(b"GET /v2/\x1b[31m\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     larder.get("/v2/");
     larder.wait_for_line("the last request's line", |line| line["path"] == "/v2/");
     assert!(larder.log_lines().iter().all(|line| line["forged"].is_null()));

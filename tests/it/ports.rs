@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::certificate::{client, peer_certificate};
 use support::fixture::{MIB, TAG};
@@ -74,9 +74,9 @@ fn connection_limit_is_shared_by_all_sockets() {
     let larder = setup
         .set("server.listen", listen)
         .set("server.max_connections", 1)
-        .set("server.header_timeout", "700ms")
+        .set("server.header_timeout", "3s")
         .start();
-    // Silence on one socket keeps the only place, until it has lasted too long.
+    // A silent connection on one socket uses the only slot until it times out.
     let mut silent = UnixStream::connect(&socket).unwrap();
     eventually("it is taken in", || larder.counter("larder_connections", &[]) == 1);
     let hasty = larder.api().read_timeout(Duration::from_millis(100));
@@ -270,14 +270,11 @@ fn unfinished_tls_handshake_times_out() {
     let larder = with_tls(setup, &TestCertificate::new()).set("server.header_timeout", "500ms").start();
     let port = Client::new(larder.addresses("api_tls")[0]);
     for start in [&b""[..], &[0x16, 0x03, 0x01, 0x00, 0xc8, 0x01]] {
-        let began = Instant::now();
-        port.raw(start, Duration::from_secs(20));
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        port.raw(start);
     }
-    // Plain HTTP on it is no TLS, and is told so or let go at once.
-    let began = Instant::now();
-    let answer = port.raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", Duration::from_secs(20));
-    assert!(began.elapsed() < Duration::from_secs(10) && !answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
+    // A plain HTTP request is rejected, or its connection is closed.
+    let answer = port.raw(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
     larder.get("/v2/").assert_body(b"{}");
 }
 

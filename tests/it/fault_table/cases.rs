@@ -199,7 +199,7 @@ fn connections() -> Vec<Case> {
             site.first.script(When::any(), Fault::HoldHead(Gate::new()));
         })
         .within(10),
-        once("body stalls, once", &COLD, Fault::HoldBody(CUT, Gate::new())),
+        once("body stalls, once", &COLD, Fault::HoldBody(CUT, Gate::new())).setting("idle_timeout", "1s"),
         once("body cut, once", &COLD, Fault::Cut(CUT)),
         case("body cut every time after a third", &[Blob], |site| {
             site.first.script(When::any(), Fault::Cut(CUT));

@@ -12,7 +12,6 @@ mod site;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use cases::{Asked, Case};
 use site::Site;
@@ -62,17 +61,21 @@ impl<'c> Row<'c> {
             let _ = self.get(client);
         }
         self.site.forget_requests();
-        let began = Instant::now();
-        self.got = self.outcome(client);
-        let took = began.elapsed();
+        let (outcome, reason) = self.outcome(client);
+        self.got = outcome;
         if let Some(seconds) = self.case.within {
-            let limit = Duration::from_secs(if self.asked.is_held() { seconds.min(3) } else { seconds });
-            assert!(took < limit + Duration::from_secs(3), "{}: {took:?}", self.case.fault);
-            let _ = write!(self.got, ", within {} s", limit.as_secs());
+            let _ = write!(
+                self.got,
+                ", within {} s",
+                if self.asked.is_held() { seconds.min(3) } else { seconds }
+            );
+            // The reason proves that a time limit of the server ended the wait. The test itself measures no time.
+            assert!(reason.contains("no timely answer"), "{}: {reason}", self.case.fault);
         }
     }
 
-    fn outcome(&self, client: Client) -> String {
+    /// Returns a summary of the answer, and the reason in its error or warning.
+    fn outcome(&self, client: Client) -> (String, String) {
         let path = self.site.path(self.asked);
         let accept = [("Accept", self.case.accept.unwrap_or("*/*"))];
         let transfer = client.open("GET", &path, &accept).expect("an answer's head");
@@ -81,12 +84,13 @@ impl<'c> Row<'c> {
         let mut text = head.status.to_string();
         if head.status != 200 {
             let answer = transfer.finish().unwrap();
-            let _ = write!(text, " {}", answer.json()["errors"][0]["code"].as_str().unwrap());
+            let error = &answer.json()["errors"][0];
+            let _ = write!(text, " {}", error["code"].as_str().unwrap());
             if head.header("retry-after").is_some() {
                 text.push_str(", Retry-After");
             }
             assert_eq!(head.header("www-authenticate"), None, "{}", self.case.fault);
-            return text;
+            return (text, error["message"].to_string());
         }
         let _ = write!(text, " {}", outcome(head.outcome()));
         match transfer.finish() {
@@ -94,15 +98,16 @@ impl<'c> Row<'c> {
             Ok(_) => text.push_str(", WRONG"),
             Err(_) => text.push_str(", cut"),
         }
-        if head.header("warning").is_some() {
+        let warning = head.header("warning");
+        if warning.is_some() {
             text.push_str(", Warning");
         }
-        text
+        (text, warning.unwrap_or_default().to_owned())
     }
 
     /// Asks once more without any upstream.
     fn ask_alone(&mut self, client: Client) {
-        let outcome = self.outcome(client);
+        let (outcome, _) = self.outcome(client);
         self.kept = match outcome.strip_prefix("200 ") {
             Some(rest) => rest.split(',').next().unwrap().to_owned(),
             None => "nothing".to_owned(),
@@ -141,8 +146,7 @@ fn start(rows: &[Row<'_>], mode: &str) -> Larder {
             .upstream_set(name, "endpoints", row.site.endpoints())
             .upstream_set(name, "default", n == 0)
             .upstream_set(name, "tag_ttl", "0s")
-            .upstream_set(name, "negative_ttl", "0s")
-            .upstream_set(name, "idle_timeout", "1s");
+            .upstream_set(name, "negative_ttl", "0s");
         for (key, value) in (row.case.settings)(&row.site, &setup) {
             setup = setup.upstream_set(name, key, value);
         }
@@ -171,7 +175,7 @@ fn render(rows: &[Row<'_>]) -> String {
          `LARDER_BLESS=1 cargo test --test it fault_table::`.\n\n\
          * cached: the content was pulled before the fault.\n\
          * cached afterwards: the outcome of the same request when no upstream is left.\n\
-         * All tags are older than `tag_ttl` (`\"0s\"`); `idle_timeout` is 1 s. Bodies have 90,000 bytes.\n\
+         * All tags are older than `tag_ttl` (`\"0s\"`). If a body stalls, `idle_timeout` is 1 s. Bodies have 90,000 bytes.\n\
          * `@` is the start of a range; `×3` means three requests.\n\n\
          | fault of the upstream | request | response to the client | requests to the upstream | cached afterwards |\n\
          |---|---|---|---|---|\n",

@@ -195,18 +195,28 @@ impl Client {
         Ok(stream)
     }
 
-    /// Sends `bytes`, and returns the received bytes until the server closes the connection or is silent for `silence`.
-    pub fn raw(&self, bytes: &[u8], silence: Duration) -> Vec<u8> {
+    /// Sends `bytes`, and returns the received bytes when the server has closed the connection.
+    #[track_caller]
+    pub fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = self.connect().unwrap();
         // The server may answer and close the connection before it has read everything.
         let _ = stream.write_all(bytes);
-        stream.set_read_timeout(Some(silence)).unwrap();
         let mut out = Vec::new();
         let mut buffer = [0; 4096];
-        while let Ok(n @ 1..) = stream.read(&mut buffer) {
-            out.extend_from_slice(&buffer[..n]);
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return out,
+                Ok(n) => out.extend_from_slice(&buffer[..n]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    panic!(
+                        "the server did not close the connection; received: {:?}",
+                        String::from_utf8_lossy(&out)
+                    )
+                }
+                // A reset also closes the connection.
+                Err(_) => return out,
+            }
         }
-        out
     }
 }
 

@@ -125,6 +125,17 @@ impl Fixture {
     }
 }
 
+/// Opens `gate`, and asserts that the upstream's pending request then succeeds. So the request was not over when the
+/// client got its answer.
+#[track_caller]
+pub fn assert_answered_before_upstream(larder: &Larder, gate: &Gate) {
+    let requests = |status| larder.counter("larder_upstream_requests_total", &[("status", status)]);
+    assert_eq!(requests("error"), 0, "the request to the upstream timed out before the answer");
+    let before = requests("200");
+    gate.open();
+    larder.wait_counter("larder_upstream_requests_total", &[("status", "200")], before + 1);
+}
+
 /// Returns true if the status reports that the upstream delivered no usable answer.
 pub fn is_gateway_error(status: u16) -> bool {
     [502, 503, 504].contains(&status)

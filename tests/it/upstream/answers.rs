@@ -8,9 +8,9 @@ use larder::oci::content::media::CANONICAL_ACCEPT;
 use larder::source::{ByteRange, Denial, MANIFEST_MAX, Source as _, SourceError};
 use larder::upstream::Timeouts;
 
-use crate::support::Port;
+use crate::support::{Port, TIME_LIMIT};
 use crate::upstream::registry::{
-    PATIENT, Piece, Registry, Reply, SHORT, answer, at, counted, digest, name, open, read, tag, upstream,
+    Piece, Registry, Reply, TIMEOUTS, answer, at, counted, digest, name, open, read, tag, upstream,
 };
 
 #[tokio::test]
@@ -21,7 +21,7 @@ async fn manifest_is_fetched_unchanged() {
         answer(200, &headers, b"{}")
     })
     .await;
-    let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+    let (upstream, metrics) = upstream(at(&registry.url()), TIMEOUTS);
     let document = upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("a document");
     assert_eq!(document.body, "{}");
     assert_eq!(document.content_type.as_deref(), Some("text/odd; charset=x"));
@@ -49,7 +49,7 @@ async fn manifest_is_fetched_unchanged() {
 #[tokio::test]
 async fn endpoint_path_is_kept() {
     let registry = Registry::start(|_, _| answer(200, &[], b"{}")).await;
-    let (upstream, _) = upstream(at(&format!("{}/proxy/hub/", registry.url())), PATIENT);
+    let (upstream, _) = upstream(at(&format!("{}/proxy/hub/", registry.url())), TIMEOUTS);
     upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(registry.seen()[0].target, format!("/proxy/hub/v2/org/app/blobs/{}", digest()));
 }
@@ -181,7 +181,7 @@ async fn transient_failures_are_retried() {
         _ => answer(200, &[], b"content"),
     })
     .await;
-    let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+    let (upstream, metrics) = upstream(at(&registry.url()), TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen().len(), 3);
     let broken = r#"larder_upstream_requests_total{method="HEAD",status="error",upstream="reg.test"}"#;
@@ -199,11 +199,9 @@ async fn retries_are_limited_to_two() {
 #[tokio::test]
 async fn silent_registry_is_not_retried() {
     let registry = Registry::start(|_, _| Reply::Hang).await;
-    let error = upstream(at(&registry.url()), SHORT)
-        .0
-        .blob_size(&name(), &digest(), None)
-        .await
-        .expect_err("an error");
+    let timeouts = Timeouts { head: Duration::from_secs(1), ..TIMEOUTS };
+    let (upstream, _) = upstream(at(&registry.url()), timeouts);
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("an error");
     assert!(matches!(error, SourceError::Timeout(_)), "{error}");
     assert_eq!(registry.seen().len(), 1);
 }
@@ -211,7 +209,7 @@ async fn silent_registry_is_not_retried() {
 #[tokio::test]
 async fn closed_port_is_unreachable() {
     let port = Port::reserve();
-    let (upstream, _) = upstream(at(&format!("http://{}", port.addr())), PATIENT);
+    let (upstream, _) = upstream(at(&format!("http://{}", port.addr())), TIMEOUTS);
     let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("an error");
     assert!(matches!(&error, SourceError::Unreachable(text) if text.contains("refused")), "{error}");
     assert!(!error.to_string().contains("127.0.0.1"), "{error}");
@@ -244,7 +242,7 @@ async fn stalled_body_times_out() {
         pieces: vec![Piece::Data(b"01234".to_vec()), Piece::Stall],
     })
     .await;
-    let (upstream, _) = upstream(at(&registry.url()), SHORT);
+    let (upstream, _) = upstream(at(&registry.url()), Timeouts { idle: Duration::from_secs(1), ..TIMEOUTS });
     let mut body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
     let (got, error) = read(&mut body).await.expect_err("stalled");
     assert_eq!(got, b"01234");
@@ -263,13 +261,13 @@ async fn blob_transfers_leave_connections_for_manifests() {
     })
     .await;
     let settings = Settings { max_connections: 2, ..at(&registry.url()) };
-    // Who waits for a place is told as soon as who waits for an answer; a running blob may take its time.
-    let timeouts = Timeouts { total: Duration::from_secs(1), idle: Duration::from_hours(1), ..PATIENT };
+    // The time-out applies to requests that wait for a connection, not to a running transfer.
+    let timeouts = Timeouts { total: Duration::from_secs(3), idle: Duration::from_hours(1), ..TIMEOUTS };
     let (upstream, _) = upstream(settings, timeouts);
     let body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
     let (repository, blob) = (name(), digest());
     let refused = upstream.blob(&repository, &blob, ByteRange::ALL, None);
-    let refused = tokio::time::timeout(Duration::from_secs(30), refused).await.expect("told in time");
+    let refused = tokio::time::timeout(TIME_LIMIT, refused).await.expect("an error");
     let error = refused.expect_err("no room");
     assert_eq!(error, SourceError::Busy);
     upstream.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("room for a manifest");

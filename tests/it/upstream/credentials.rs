@@ -8,7 +8,7 @@ use larder::source::{Denial, Source as _, SourceError};
 use larder::upstream::Upstream;
 
 use crate::upstream::registry::{
-    PATIENT, Registry, answer, at, basic, digest, name, timed, upstream, with_docker_config, with_password,
+    Registry, TIMEOUTS, answer, at, basic, digest, name, timed, upstream, with_docker_config, with_password,
 };
 
 /// A registry that wants some Basic, whichever.
@@ -66,7 +66,7 @@ async fn login_is_found_under_every_form_of_its_key() {
     for key in &keys {
         for entry in entries {
             let settings = with_docker_config(&registry.url(), folder.path(), &auths(key, entry));
-            let (upstream, _) = upstream(settings, PATIENT);
+            let (upstream, _) = upstream(settings, TIMEOUTS);
             assert_eq!(sent(&registry, &upstream, "org/app").await, login, "{key} {entry}");
         }
     }
@@ -74,7 +74,7 @@ async fn login_is_found_under_every_form_of_its_key() {
         ["127.0.0.1", "127.0.0.1:1", "sub.reg.test", "reg.test:5000", "reg.test/org/ap", "reg.test/app"]
     {
         let settings = with_docker_config(&registry.url(), folder.path(), &auths(key, entries[0]));
-        let (upstream, _) = upstream(settings, PATIENT);
+        let (upstream, _) = upstream(settings, TIMEOUTS);
         assert_eq!(sent(&registry, &upstream, "org/app").await, None, "{key}");
     }
 }
@@ -87,9 +87,9 @@ async fn docker_hub_is_found_under_its_old_key() {
     {
         let content = auths(key, r#"{"username":"me","password":"pw"}"#);
         let settings = with_docker_config(&registry.url(), folder.path(), &content);
-        let (hub, _, _) = timed("docker.io", settings.clone(), PATIENT);
+        let (hub, _, _) = timed("docker.io", settings.clone(), TIMEOUTS);
         assert_eq!(sent(&registry, &hub, "library/app").await, Some(basic("me:pw")), "{key}");
-        let (other, _) = upstream(settings, PATIENT);
+        let (other, _) = upstream(settings, TIMEOUTS);
         assert_eq!(sent(&registry, &other, "library/app").await, None, "{key}");
     }
 }
@@ -102,7 +102,7 @@ async fn login_is_chosen_by_repository() {
         "reg.test":{"username":"all","password":"p"},
         "reg.test/org":{"username":"org","password":"p"},
         "reg.test/org/app":{"username":"app","password":"p"}}}"#;
-    let (upstream, _) = upstream(with_docker_config(&registry.url(), folder.path(), content), PATIENT);
+    let (upstream, _) = upstream(with_docker_config(&registry.url(), folder.path(), content), TIMEOUTS);
     // Each twice: when it is challenged, and when it knows.
     for _ in 0..2 {
         for (repository, user) in [
@@ -126,21 +126,21 @@ async fn mirror_does_not_get_the_registry_login() {
     let endpoint = |registry: &Registry, authoritative| Endpoint { url: registry.url(), authoritative };
     let endpoints = vec![endpoint(&mirror, false), endpoint(&registry, true)];
     let settings = Settings { endpoints, ..with_docker_config("", folder.path(), &content) };
-    assert_eq!(sent(&registry, &upstream(settings, PATIENT).0, "org/app").await, Some(basic("me:pw")));
+    assert_eq!(sent(&registry, &upstream(settings, TIMEOUTS).0, "org/app").await, Some(basic("me:pw")));
     assert_eq!(mirror.seen().len(), 1);
     assert_eq!(mirror.seen()[0].header("authorization"), None);
 
     // Two that speak for the registry: which of them the name means, only the operator knows.
     let endpoints = vec![endpoint(&mirror, true), endpoint(&registry, true)];
     let settings = Settings { endpoints, ..with_docker_config("", folder.path(), &content) };
-    assert_eq!(sent(&registry, &upstream(settings, PATIENT).0, "org/app").await, None);
+    assert_eq!(sent(&registry, &upstream(settings, TIMEOUTS).0, "org/app").await, None);
     assert_eq!(mirror.seen()[1].header("authorization"), None);
     // A key of its own says it.
     let key = registry.address.to_string();
     let content = auths(&key, r#"{"username":"me","password":"pw"}"#);
     let endpoints = vec![endpoint(&mirror, true), endpoint(&registry, true)];
     let settings = Settings { endpoints, ..with_docker_config("", folder.path(), &content) };
-    assert_eq!(sent(&registry, &upstream(settings, PATIENT).0, "org/app").await, Some(basic("me:pw")));
+    assert_eq!(sent(&registry, &upstream(settings, TIMEOUTS).0, "org/app").await, Some(basic("me:pw")));
     assert_eq!(mirror.seen()[2].header("authorization"), None);
 }
 
@@ -154,7 +154,8 @@ async fn registry_token_is_sent_unchanged() {
     .await;
     let folder = tempfile::tempdir().expect("a folder");
     let content = auths("reg.test", r#"{"auth":"bWU6cHc=","registrytoken":"hush-registry"}"#);
-    let (upstream, metrics) = upstream(with_docker_config(&registry.url(), folder.path(), &content), PATIENT);
+    let (upstream, metrics) =
+        upstream(with_docker_config(&registry.url(), folder.path(), &content), TIMEOUTS);
     for _ in 0..2 {
         assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     }
@@ -181,7 +182,7 @@ async fn changed_docker_config_is_used_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let login = |user: &str| auths("reg.test", &format!(r#"{{"username":"{user}","password":"p"}}"#));
     let settings = with_docker_config(&registry.url(), folder.path(), &login("one"));
-    let (upstream, _) = upstream(settings, PATIENT);
+    let (upstream, _) = upstream(settings, TIMEOUTS);
     let change = |content: &str| std::fs::write(folder.path().join("config.json"), content).expect("written");
     for user in ["one", "two", "six"] {
         // As many bytes as before, and perhaps within one tick of the file system's clock.
@@ -230,7 +231,7 @@ async fn changed_password_renews_a_refused_token() {
         // The first three requests are the challenge, the token and the answer.
         let registry = picky_registry(refusal, |before| if before < 4 { "one" } else { "two" }).await;
         let folder = tempfile::tempdir().expect("a folder");
-        let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), PATIENT);
+        let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), TIMEOUTS);
         assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
         std::fs::write(folder.path().join("password"), "two").expect("written");
         assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)), "while its token lasts");
@@ -250,7 +251,7 @@ async fn changed_password_renews_the_token_at_expiry() {
     let registry = picky_registry(401, |_| "").await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "one");
-    let (upstream, _, clock) = timed("reg.test", settings, PATIENT);
+    let (upstream, _, clock) = timed("reg.test", settings, TIMEOUTS);
     upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     std::fs::write(folder.path().join("password"), "two").expect("written");
     clock.advance(Duration::from_secs(294));
@@ -268,7 +269,7 @@ async fn changed_password_renews_the_token_at_expiry() {
 async fn unchanged_refusal_is_not_repeated() {
     let registry = picky_registry(403, |_| "nobody").await;
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), PATIENT);
+    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), TIMEOUTS);
     for requests in [3, 4, 5] {
         let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
         assert_eq!(error, SourceError::Denied(Denial::Forbidden));
@@ -284,7 +285,7 @@ async fn missing_login_is_anonymous() {
         at(&registry.url()),
         with_docker_config(&registry.url(), folder.path(), r#"{"auths":{"reg.test":{}}}"#),
     ] {
-        let (upstream, _) = upstream(settings, PATIENT);
+        let (upstream, _) = upstream(settings, TIMEOUTS);
         assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     }
     assert!(

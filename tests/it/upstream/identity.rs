@@ -10,7 +10,7 @@ use larder::upstream::Upstream;
 use url::form_urlencoded;
 
 use crate::upstream::registry::{
-    PATIENT, Registry, Reply, Seen, answer, basic, counted, digest, name, upstream, with_docker_config,
+    Registry, Reply, Seen, TIMEOUTS, answer, basic, counted, digest, name, upstream, with_docker_config,
 };
 
 /// What stands in the form of a POST.
@@ -59,7 +59,7 @@ async fn identity_token_is_exchanged_by_post() {
     let registry = registry(|_| token()).await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_entry(&registry, &folder, r#"{"auth":"bWU6","identitytoken":"hush/identity+1"}"#);
-    let (upstream, metrics) = upstream(settings, PATIENT);
+    let (upstream, metrics) = upstream(settings, TIMEOUTS);
     for _ in 0..2 {
         ask(&upstream, "org/app").await.expect("a blob");
     }
@@ -97,7 +97,7 @@ async fn get_is_tried_if_post_is_unsupported() {
             })
             .await;
             let folder = tempfile::tempdir().expect("a folder");
-            let (upstream, metrics) = upstream(with_entry(&registry, &folder, entry), PATIENT);
+            let (upstream, metrics) = upstream(with_entry(&registry, &folder, entry), TIMEOUTS);
             ask(&upstream, "org/app").await.expect("a blob");
             assert_eq!(methods(&registry), ["POST", "GET"], "{status} {entry}");
             ask(&upstream, "org/other").await.expect("a blob");
@@ -129,7 +129,7 @@ async fn refusal_is_final() {
         })
         .await;
         let folder = tempfile::tempdir().expect("a folder");
-        let (upstream, _) = upstream(with_entry(&registry, &folder, r#"{"identitytoken":"hush"}"#), PATIENT);
+        let (upstream, _) = upstream(with_entry(&registry, &folder, r#"{"identitytoken":"hush"}"#), TIMEOUTS);
         assert_eq!(ask(&upstream, "org/app").await, Err(expected));
         assert_eq!(methods(&registry).len(), asked, "{post} {get}");
     }
@@ -152,7 +152,7 @@ async fn renewed_identity_token_replaces_the_old_one() {
     })
     .await;
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_entry(&registry, &folder, r#"{"identitytoken":"hush-0"}"#), PATIENT);
+    let (upstream, _) = upstream(with_entry(&registry, &folder, r#"{"identitytoken":"hush-0"}"#), TIMEOUTS);
     for repository in ["org/a", "org/b", "org/c"] {
         ask(&upstream, repository).await.expect("a blob");
     }
@@ -190,14 +190,14 @@ async fn identity_token_is_not_sent_to_other_hosts() {
     let folder = tempfile::tempdir().expect("a folder");
     let entry = r#"{"auth":"bWU6cHc=","identitytoken":"hush"}"#;
     let mut settings = Settings { allow_private: true, ..with_entry(&registry, &folder, entry) };
-    ask(&upstream(settings.clone(), PATIENT).0, "org/app").await.expect("a blob");
+    ask(&upstream(settings.clone(), TIMEOUTS).0, "org/app").await.expect("a blob");
     let seen = service.seen();
     assert_eq!((seen.len(), seen[0].method.as_str(), seen[0].header("authorization")), (1, "GET", None));
     assert!(!seen[0].target.contains("hush"));
 
     // Unless the operator says that it is none.
     settings.realm_hosts = vec!["localhost".to_owned()];
-    ask(&upstream(settings, PATIENT).0, "org/app").await.expect("a blob");
+    ask(&upstream(settings, TIMEOUTS).0, "org/app").await.expect("a blob");
     assert_eq!(form(&service.seen()[1])["refresh_token"], "hush");
 }
 
@@ -210,6 +210,6 @@ async fn identity_token_is_the_basic_password() {
     .await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_entry(&registry, &folder, r#"{"username":"me","identitytoken":"hush"}"#);
-    let (upstream, _) = upstream(settings, PATIENT);
+    let (upstream, _) = upstream(settings, TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
 }

@@ -11,7 +11,7 @@ use larder::source::{ByteRange, Source as _, SourceError};
 use larder::telemetry::Metrics;
 use larder::upstream::{Upstream, Upstreams};
 
-use crate::upstream::registry::{PATIENT, at, counted, digest, name, read, tag, upstream};
+use crate::upstream::registry::{TIMEOUTS, at, counted, digest, name, read, tag, upstream};
 
 fn write_layout(folder: &Path, blobs: &[&[u8]], named: &[(&str, &str, &[u8])]) {
     let place = folder.join("blobs/sha256");
@@ -34,7 +34,7 @@ fn write_layout(folder: &Path, blobs: &[&[u8]], named: &[(&str, &str, &[u8])]) {
 }
 
 fn layout(root: &Path) -> (Arc<Upstream>, Arc<Metrics>) {
-    upstream(at(&format!("oci://{}", root.display())), PATIENT)
+    upstream(at(&format!("oci://{}", root.display())), TIMEOUTS)
 }
 
 fn reference(text: &str) -> Reference {

@@ -3,7 +3,7 @@
 use larder::oci::Tag;
 use larder::source::{LIST_MAX, Source as _, SourceError};
 
-use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, upstream};
+use crate::upstream::registry::{Registry, TIMEOUTS, answer, at, counted, digest, name, open, upstream};
 
 #[tokio::test]
 async fn pages_come_from_the_same_endpoint() {
@@ -19,7 +19,7 @@ async fn pages_come_from_the_same_endpoint() {
         }
     })
     .await;
-    let (upstream, metrics) = upstream(at(&format!("{}/proxy/hub/", registry.url())), PATIENT);
+    let (upstream, metrics) = upstream(at(&format!("{}/proxy/hub/", registry.url())), TIMEOUTS);
     let tags = upstream.tags(&name(), None).await.expect("a list");
     assert_eq!(tags.iter().map(Tag::as_str).collect::<Vec<_>>(), ["b", "a"]);
     let targets: Vec<_> = registry.seen().into_iter().map(|seen| seen.target).collect();

@@ -1,7 +1,6 @@
 //! Logins as the program itself finds them: credential helpers on its `PATH`, and files that are not what they should be.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -265,9 +264,7 @@ fn hanging_helper_is_killed() {
     let helpers = Helpers::new(&setup);
     helpers.add("hung", "echo $$ >own; sleep 600 & echo $! >child; wait");
     let larder = helpers.start(setup);
-    let began = Instant::now();
     assert!(larder.get(TAG).status() >= 500);
-    assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
     warning(&larder, "did not answer within");
     let gone = |name: &str| {
         let id = std::fs::read_to_string(helpers.file(name)).unwrap();

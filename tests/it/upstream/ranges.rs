@@ -2,7 +2,9 @@
 
 use larder::source::{ByteRange, Source as _, SourceError};
 
-use crate::upstream::registry::{PATIENT, Registry, answer, at, counted, digest, name, open, read, upstream};
+use crate::upstream::registry::{
+    Registry, TIMEOUTS, answer, at, counted, digest, name, open, read, upstream,
+};
 
 #[tokio::test]
 async fn blob_resumes_at_the_offset() {
@@ -14,7 +16,7 @@ async fn blob_resumes_at_the_offset() {
         None => answer(200, &[], b"0123456789"),
     })
     .await;
-    let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+    let (upstream, metrics) = upstream(at(&registry.url()), TIMEOUTS);
     for (from, to, bytes) in
         [(4, None, &b"456789"[..]), (4, Some(5), &b"45"[..]), (0, None, &b"0123456789"[..])]
     {

@@ -7,7 +7,7 @@ use larder::source::{ByteRange, Source as _, SourceError};
 use tokio::net::TcpListener;
 
 use crate::upstream::registry::{
-    Identity, PATIENT, Registry, Reply, answer, at, digest, name, open, read, upstream, with_docker_config,
+    Identity, Registry, Reply, TIMEOUTS, answer, at, digest, name, open, read, upstream, with_docker_config,
     with_password,
 };
 
@@ -26,7 +26,7 @@ async fn redirect_to_another_host_drops_credentials() {
     })
     .await;
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), PATIENT);
+    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), TIMEOUTS);
     let mut body = upstream.blob(&name(), &digest(), ByteRange::from(4), None).await.expect("a body");
     assert_eq!(read(&mut body).await.expect("the bytes"), b"456789");
 
@@ -86,7 +86,7 @@ async fn credentials_never_leave_the_registry() {
             .await;
             home.set(registry.url()).expect("set once");
             let settings = with_docker_config(&registry.url(), folder.path(), &content);
-            let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, PATIENT);
+            let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, TIMEOUTS);
             for _ in 0..2 {
                 // What comes of it is the trap's matter.
                 let _ = upstream.blob_size(&name(), &digest(), None).await;
@@ -122,7 +122,7 @@ async fn redirect_back_to_the_registry_regains_credentials() {
         .await;
     home.set(registry.url()).expect("set once");
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), PATIENT);
+    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen()[2].header("authorization"), None);
     assert_eq!(elsewhere.seen()[0].header("authorization"), None);
@@ -140,7 +140,7 @@ async fn other_scheme_is_another_host() {
     .await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "pw");
-    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, PATIENT);
+    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(storage.seen()[0].header("authorization"), None);
 }
@@ -172,7 +172,7 @@ async fn redirect_to_a_private_address_is_refused() {
     let target = format!("http://localhost:{}/", storage.address.port());
     let registry = Registry::start(move |_, _| answer(302, &[("location", &target)], b"")).await;
     let settings = Settings { allow_private: true, ..at(&registry.url()) };
-    let (upstream, _) = upstream(settings, PATIENT);
+    let (upstream, _) = upstream(settings, TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)), "unless that is permitted");
 }
 

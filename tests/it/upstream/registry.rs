@@ -31,20 +31,12 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// What larder itself waits; no test comes near it.
-pub(crate) const PATIENT: Timeouts = Timeouts {
+/// Time-outs of the server. Tests that wait for a time-out use a shorter one.
+pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(3),
     head: Duration::from_secs(8),
     total: Duration::from_secs(9),
     idle: Duration::from_secs(30),
-};
-
-/// Short enough for a test to wait for, long enough for a busy machine.
-pub(crate) const SHORT: Timeouts = Timeouts {
-    connect: Duration::from_secs(2),
-    head: Duration::from_secs(1),
-    total: Duration::from_secs(5),
-    idle: Duration::from_secs(1),
 };
 
 /// What the registry saw.
@@ -243,7 +235,7 @@ pub(crate) fn at(url: &str) -> Settings {
 }
 
 pub(crate) fn open(registry: &Registry) -> Arc<Upstream> {
-    upstream(at(&registry.url()), PATIENT).0
+    upstream(at(&registry.url()), TIMEOUTS).0
 }
 
 pub(crate) fn name() -> Name {

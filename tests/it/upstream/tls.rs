@@ -11,7 +11,7 @@ use larder::telemetry::Metrics;
 use larder::upstream::Upstreams;
 
 use crate::upstream::registry::{
-    Identity, PATIENT, Piece, Registry, Reply, answer, at, basic, digest, name, open, read, upstream,
+    Identity, Piece, Registry, Reply, TIMEOUTS, answer, at, basic, digest, name, open, read, upstream,
     with_password,
 };
 
@@ -26,10 +26,10 @@ async fn certificates_are_verified_by_default() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("ca.pem");
     std::fs::write(&file, &identity.pem).expect("written");
-    let (trusting, _) = upstream(Settings { ca_file: Some(file), ..at(&registry.url()) }, PATIENT);
+    let (trusting, _) = upstream(Settings { ca_file: Some(file), ..at(&registry.url()) }, TIMEOUTS);
     assert_eq!(trusting.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
 
-    let (blind, _) = upstream(Settings { insecure_skip_verify: true, ..at(&registry.url()) }, PATIENT);
+    let (blind, _) = upstream(Settings { insecure_skip_verify: true, ..at(&registry.url()) }, TIMEOUTS);
     assert_eq!(blind.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
 }
 
@@ -41,7 +41,7 @@ async fn cut_http2_stream_is_an_error() {
         pieces: vec![Piece::Data(b"01234".to_vec()), Piece::Flush, Piece::Cut],
     })
     .await;
-    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..at(&registry.url()) }, PATIENT);
+    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..at(&registry.url()) }, TIMEOUTS);
     let mut body = upstream.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
     assert_eq!(body.total, None);
     let (_, error) = read(&mut body).await.expect_err("cut");
@@ -55,7 +55,7 @@ async fn redirect_away_from_tls_is_refused() {
     let registry =
         Registry::start_tls(&Identity::new(), move |_, _| answer(307, &[("location", &target)], b"")).await;
     let settings = Settings { insecure_skip_verify: true, allow_private: true, ..at(&registry.url()) };
-    let (upstream, _) = upstream(settings, PATIENT);
+    let (upstream, _) = upstream(settings, TIMEOUTS);
     let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
     assert!(matches!(&error, SourceError::Invalid(text) if text.contains("https")), "{error}");
     assert_eq!(storage.seen().len(), 0);
@@ -72,7 +72,7 @@ async fn realm_without_tls_gets_no_credentials() {
     .await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "pw");
-    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, PATIENT);
+    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, TIMEOUTS);
     upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(service.seen()[0].header("authorization"), None);
 }
@@ -97,7 +97,7 @@ async fn client_certificate_is_sent_on_demand() {
         ..trusting.clone()
     };
     let ask = |settings: Settings| async {
-        upstream(settings, PATIENT).0.blob_size(&name(), &digest(), None).await
+        upstream(settings, TIMEOUTS).0.blob_size(&name(), &digest(), None).await
     };
 
     assert_eq!(ask(shows("own", &client)).await, Ok(Some(7)));
@@ -129,7 +129,7 @@ async fn token_service_uses_the_registry_tls_settings() {
         client_key: Some(file(&folder, "client-key.pem", &client.key)),
         ..with_password(&registry.url(), folder.path(), "pw")
     };
-    let (upstream, _) = upstream(settings, PATIENT);
+    let (upstream, _) = upstream(settings, TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(service.seen()[0].header("authorization"), Some(basic("user:pw").as_str()));
 }

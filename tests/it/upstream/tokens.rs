@@ -9,7 +9,7 @@ use larder::source::{Denial, Source as _, SourceError};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::upstream::registry::{
-    PATIENT, Registry, answer, at, basic, counted, digest, name, open, tag, upstream, with_password,
+    Registry, TIMEOUTS, answer, at, basic, counted, digest, name, open, tag, upstream, with_password,
 };
 
 /// A registry that wants the token that its token service, found at `/token`, gives.
@@ -32,7 +32,7 @@ async fn token_registry(realm: Option<String>) -> Registry {
 #[tokio::test]
 async fn token_is_requested_once_and_cached() {
     let registry = token_registry(None).await;
-    let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+    let (upstream, metrics) = upstream(at(&registry.url()), TIMEOUTS);
     for _ in 0..3 {
         assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     }
@@ -71,7 +71,7 @@ async fn concurrent_token_requests_are_coalesced() {
 async fn credentials_go_to_the_registrys_token_service() {
     let registry = token_registry(None).await;
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), PATIENT);
+    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), TIMEOUTS);
     upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(registry.seen()[1].header("authorization"), Some("Basic dXNlcjpwdw=="));
     let shown = format!("{upstream:?}");
@@ -85,7 +85,7 @@ async fn foreign_realm_gets_no_credentials() {
     let registry = token_registry(Some(realm)).await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = Settings { allow_private: true, ..with_password(&registry.url(), folder.path(), "pw") };
-    let (upstream, _) = upstream(settings, PATIENT);
+    let (upstream, _) = upstream(settings, TIMEOUTS);
     upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     assert_eq!(service.seen()[0].header("authorization"), None);
 }
@@ -105,7 +105,7 @@ async fn foreign_realm_gets_credentials_if_configured() {
         (vec!["host".to_owned(), "localhost.test".to_owned()], false),
     ] {
         settings.realm_hosts.clone_from(&hosts);
-        let (upstream, _) = upstream(settings.clone(), PATIENT);
+        let (upstream, _) = upstream(settings.clone(), TIMEOUTS);
         upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
         let sent = service.seen().last().and_then(|seen| seen.header("authorization").map(str::to_owned));
         assert_eq!(sent, expected.then(|| basic("user:pw")), "{hosts:?}");
@@ -113,7 +113,8 @@ async fn foreign_realm_gets_credentials_if_configured() {
     // It still has to be permitted to lead inside.
     settings.allow_private = false;
     settings.realm_hosts = vec!["localhost".to_owned()];
-    let error = upstream(settings, PATIENT).0.blob_size(&name(), &digest(), None).await.expect_err("refused");
+    let error =
+        upstream(settings, TIMEOUTS).0.blob_size(&name(), &digest(), None).await.expect_err("refused");
     assert!(matches!(&error, SourceError::Invalid(text) if text.contains("allow_private")), "{error}");
 }
 
@@ -182,7 +183,7 @@ async fn token_service_failures_are_reported() {
             answer(401, &[("www-authenticate", r#"Bearer realm="/token""#)], b"")
         })
         .await;
-        let (upstream, metrics) = upstream(at(&registry.url()), PATIENT);
+        let (upstream, metrics) = upstream(at(&registry.url()), TIMEOUTS);
         let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("no token");
         assert_eq!(matches!(error, SourceError::Denied(_)), expected == "denied", "{error}");
         assert!(!error.to_string().contains("hush"), "{error}");
@@ -243,7 +244,7 @@ async fn log_has_no_secrets() {
     // tests log has to be as clean.
     tracing::subscriber::set_global_default(subscriber.finish()).expect("the only one in this process");
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), PATIENT);
+    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), TIMEOUTS);
     upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     let log = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
     for shown in ["path=\"/place\"", "path=\"/token\"", "status=307", "upstream=reg.test"] {
@@ -264,7 +265,7 @@ async fn basic_needs_credentials_and_is_cached() {
     assert_eq!(registry.seen().len(), 1);
 
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "wrong"), PATIENT);
+    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "wrong"), TIMEOUTS);
     let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("wrong password");
     assert_eq!(error, SourceError::Denied(Denial::Unauthenticated));
     assert_eq!(registry.seen().len(), 3);
