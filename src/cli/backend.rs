@@ -14,9 +14,7 @@ use super::serve::on_runtime;
 use super::settings::Settings;
 use crate::app::{self, Offline};
 use crate::config::Config;
-use crate::ops::job_spec::JobSpec;
-use crate::ops::progress::ProgressReporter;
-use crate::ops::query::Query;
+use crate::ops::protocol::{JobSpec, ProgressReporter, Query};
 
 /// Options that select the server and the output format, shared by all verbs that ask a server.
 #[derive(Args, Clone, Debug)]

@@ -8,8 +8,8 @@ use super::backend::{Answer, ServerOptions};
 use super::exit::ExitAnswer;
 use super::platforms::Platforms;
 use super::table::{bad, good, iec};
-use crate::ops::check::{CheckQuery, CheckReport, CheckVerdict};
-use crate::ops::query::Query;
+use crate::ops::check::{CheckReport, CheckVerdict};
+use crate::ops::protocol::{CheckQuery, Query};
 
 /// Arguments of `larder check`.
 #[derive(Args, Debug)]

@@ -21,7 +21,7 @@ use crate::diagnose::running_server::{self, Answers};
 use crate::diagnose::store::{self, FolderCheck};
 use crate::diagnose::{Check, Report, Step, Verdict, clients, open_files, upstreams};
 use crate::ops::list::{Completeness, ListReport, ListRow};
-use crate::ops::query::Query;
+use crate::ops::protocol::Query;
 
 /// Time-out of each request to the admin API.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);

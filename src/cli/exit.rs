@@ -1,6 +1,6 @@
 //! Exit codes and their meanings.
 
-use crate::ops::Failure;
+use crate::ops::protocol::Failure;
 
 /// Table of exit codes for `larder --help` and the man page.
 pub(super) const TABLE: &str = "\

@@ -18,7 +18,8 @@ use super::output::{note, print};
 use super::progress;
 use super::table::{content, fair};
 use crate::layout::{self, ChannelReader};
-use crate::ops::export::{self, Export as Outgoing, ExportReport, ExportRequest, REPORT_HEADER};
+use crate::ops::export::{self, Export as Outgoing, ExportReport};
+use crate::ops::protocol::{ExportRequest, REPORT_HEADER};
 
 /// Arguments of `larder export`.
 #[derive(Args, Debug)]

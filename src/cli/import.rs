@@ -21,7 +21,8 @@ use super::backend::{Answer, Backend, ServerOptions};
 use super::progress;
 use super::table::{bad, content, good, iec, many};
 use crate::layout::{self, ChannelReader, LayoutTar};
-use crate::ops::import::{self, ImportReport, ImportRequest, ImportedImage};
+use crate::ops::import::{self, ImportReport, ImportedImage};
+use crate::ops::protocol::ImportRequest;
 
 /// Bytes that are read from a file at a time.
 const STEP: usize = 256 << 10;

@@ -9,8 +9,8 @@ use super::exit::ExitAnswer;
 use super::list::fresh;
 use super::output::print;
 use super::table::{Table, bad, good, iec};
-use crate::ops::inspect::{InspectQuery, InspectReport};
-use crate::ops::query::Query;
+use crate::ops::inspect::InspectReport;
+use crate::ops::protocol::{InspectQuery, Query};
 
 /// Arguments of `larder inspect`.
 // Each field is a flag of the command line.

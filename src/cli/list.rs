@@ -6,7 +6,7 @@ use super::backend::{Answer, ServerOptions};
 use super::table::{Table, ago, bad, fair, good, iec};
 use crate::clock::Timestamp;
 use crate::ops::list::{Completeness, ListReport, ListRow, TagFreshness};
-use crate::ops::query::Query;
+use crate::ops::protocol::Query;
 
 /// Arguments of `larder ls`.
 #[derive(Args, Debug)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::ops::progress::{Progress, ProgressItem};
+use crate::ops::protocol::{Progress, ProgressItem};
 
 /// Maximum number of bars on the screen.
 const SHOWN: usize = 12;

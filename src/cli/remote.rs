@@ -16,12 +16,7 @@ use url::Url;
 use super::events::Events;
 use crate::config::address::ListenAddress;
 use crate::config::schema::Admin;
-use crate::ops::Failure;
-use crate::ops::encoding::ROOT;
-use crate::ops::job_spec::JobSpec;
-use crate::ops::jobs::{JobState, JobView};
-use crate::ops::progress::Progress;
-use crate::ops::query::Query;
+use crate::ops::protocol::{Failure, JobSpec, JobState, JobView, Progress, Query, ROOT};
 use crate::tls;
 
 /// Time-out for connecting.

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::backend::{Answer, ServerOptions};
 use super::table::{content, many};
-use crate::ops::job_spec::JobSpec;
+use crate::ops::protocol::JobSpec;
 use crate::ops::remove::RemoveReport;
 
 /// Arguments of `larder rm`.

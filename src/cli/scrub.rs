@@ -7,7 +7,7 @@ use clap::Args;
 use super::backend::{Answer, ServerOptions};
 use super::exit::ExitAnswer;
 use super::table::{content, iec, many};
-use crate::ops::job_spec::JobSpec;
+use crate::ops::protocol::JobSpec;
 use crate::ops::scrub::ScrubReport;
 
 /// Arguments of `larder verify`.

@@ -10,7 +10,7 @@ use super::backend::{Answer, Backend, ServerOptions};
 use super::output::{note, print, sentence};
 use super::table::{Table, ago, bad, fair, good, iec, many};
 use crate::clock::Timestamp;
-use crate::ops::query::Query;
+use crate::ops::protocol::Query;
 use crate::ops::status::{
     Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, UpstreamRow,
 };

@@ -11,8 +11,8 @@ use super::backend::{Answer, ServerOptions};
 use super::exit::ExitAnswer;
 use super::platforms::Platforms;
 use super::table::{bad, fair, good, iec, many};
-use crate::ops::job_spec::JobSpec;
-use crate::ops::warm::{WarmReport, WarmSpec, WarmedImage};
+use crate::ops::protocol::{JobSpec, WarmSpec};
+use crate::ops::warm::{WarmReport, WarmedImage};
 
 /// Arguments of `larder warm`.
 #[derive(Args, Debug)]

@@ -6,23 +6,10 @@ use crate::cache::{Cache, CacheView};
 use crate::oci::Digest;
 use crate::store::StoreError;
 
-use super::error::OpsError;
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::platform::Platform;
+use super::protocol::{CheckQuery, OpsError};
 use super::reference::{self, ImageReference};
-
-/// Images to check.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
-#[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct CheckQuery {
-    /// References of the images.
-    #[param(rename = "reference", required = true)]
-    pub references: Vec<String>,
-    /// The platforms that would be pulled; none is all that an index has.
-    #[param(rename = "platform")]
-    pub platforms: Vec<String>,
-}
 
 /// Result for one reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -7,48 +7,16 @@ use serde_json::Value;
 use crate::cache::{Cache, CacheView};
 use crate::clock::Timestamp;
 use crate::oci::Digest;
-use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
 use crate::store::StoreError;
 
-use super::error::OpsError;
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::list::{PlatformRow, TagFreshness};
 use super::platform::Platform;
+use super::protocol::{InspectQuery, OpsError};
 use super::reference::{self, ImageReference};
 
 /// Largest image config in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
-
-/// Part of an image to show.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
-#[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct InspectQuery {
-    /// Reference of the image.
-    #[param(required = true)]
-    pub reference: String,
-    /// Platform whose manifest to show.
-    pub platform: Option<String>,
-    /// True to accept only an index.
-    pub index: bool,
-    /// True to accept only OCI media types.
-    pub oci: bool,
-    /// Only media type to accept.
-    pub media_type: Option<String>,
-    /// True to show the config instead of the manifest.
-    pub config: bool,
-}
-
-impl InspectQuery {
-    /// Returns the accepted media types. Empty means all.
-    fn types(&self) -> Vec<&str> {
-        match (&self.media_type, self.oci) {
-            (Some(one), _) => vec![one],
-            (None, true) => vec![OCI_INDEX, OCI_MANIFEST],
-            (None, false) => Vec::new(),
-        }
-    }
-}
 
 /// Report of `inspect`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]

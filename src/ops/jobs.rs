@@ -3,56 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::error::{Failure, OpsError};
-use super::progress::{Progress, ProgressReporter};
+use super::protocol::{Failure, JobState, JobView, OpsError, Progress, ProgressReporter};
 use crate::clock::Timestamp;
 
 /// Most jobs that run at once.
 const RUNNING_MAX: usize = 16;
 /// Finished jobs that are kept in the list.
 const ENDED_MAX: usize = 64;
-
-/// State of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-#[schema(as = JobState)]
-pub enum JobState {
-    /// The job is running.
-    Running,
-    /// The job has finished and has a report.
-    Done,
-    /// The job has failed and has an error.
-    Failed,
-    /// The job was cancelled.
-    Cancelled,
-}
-
-/// Snapshot of a job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Job)]
-pub struct JobView {
-    /// Number of the job.
-    pub id: u64,
-    /// Verb of the job.
-    pub verb: String,
-    /// State of the job.
-    pub state: JobState,
-    /// Start time.
-    pub started_at: Timestamp,
-    /// Progress of the job.
-    pub progress: Progress,
-    /// Report of the finished job.
-    #[schema(required = true)]
-    pub report: Option<Value>,
-    /// Error of the failed job.
-    pub error: Option<Failure>,
-}
 
 /// Outcome of a job.
 #[derive(Clone, Debug)]

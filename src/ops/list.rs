@@ -10,8 +10,8 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{StoreError, TagFact};
 
-use super::error::OpsError;
 use super::image_tree::{ImageTree, PlatformImage};
+use super::protocol::OpsError;
 use super::reference;
 
 /// Completeness of an image.

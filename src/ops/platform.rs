@@ -1,6 +1,6 @@
 //! Selection of a platform of an index by `os/arch[/variant]`.
 
-use super::error::OpsError;
+use super::protocol::OpsError;
 
 /// Platform of a manifest that is no image, such as an attestation.
 pub const NO_IMAGE: &str = "unknown/unknown";

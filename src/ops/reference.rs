@@ -6,7 +6,7 @@ use std::fmt;
 use crate::cache::Cache;
 use crate::oci::{Digest, Name, Repository, Tag};
 
-use super::error::OpsError;
+use super::protocol::OpsError;
 
 /// Tag of a reference without tag and digest.
 const LATEST: &str = "latest";

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, RemovalReport, RemovalTarget};
 
-use super::error::OpsError;
+use super::protocol::OpsError;
 use super::reference::{self, ImageReference};
 
 /// Result for one reference.

@@ -6,9 +6,8 @@ pub use crate::cache::{
     Breaker, DiskStatus, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
 };
 
-use super::error::OpsError;
-use super::jobs::{JobState, JobView};
 use super::operations::Operations;
+use super::protocol::{JobState, JobView, OpsError};
 use crate::clock::Timestamp;
 pub use crate::telemetry::Warning;
 

@@ -16,26 +16,14 @@ use crate::oci::index_walk::{IndexWalk, WalkItem};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
-use super::error::OpsError;
 use super::platform::{NO_IMAGE, Platform};
-use super::progress::{ProgressPiece, ProgressReporter};
+use super::protocol::{OpsError, ProgressPiece, ProgressReporter, WarmSpec};
 use super::reference::{self, ImageReference};
 
 /// Images that are fetched at once.
 const IMAGES: usize = 4;
 /// Blobs that are fetched at once, for all images together.
 const BLOBS: usize = 8;
-/// Images to fetch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schema(as = Warm)]
-pub struct WarmSpec {
-    /// References of the images.
-    #[schema(required = true)]
-    pub references: Vec<String>,
-    /// Platforms of an index to fetch. Empty means all.
-    pub platforms: Vec<String>,
-}
 
 /// Result for one reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,9 +10,8 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use crate::api::body::Body;
-use crate::ops::encoding::ROOT;
-use crate::ops::job_spec::JobSpec;
-use crate::ops::jobs::{Job, JobState, JobView};
+use crate::ops::jobs::Job;
+use crate::ops::protocol::{JobSpec, JobState, JobView, ROOT};
 
 use super::reply::{self, Refused};
 use super::request::{self, ApiRequest};

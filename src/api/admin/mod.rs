@@ -17,7 +17,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 
 use crate::ops::Operations;
-use crate::ops::encoding::ROOT;
+use crate::ops::protocol::ROOT;
 use crate::telemetry::Metrics;
 
 use self::authorize::authorize;

@@ -3,8 +3,7 @@
 use http::{Response, StatusCode};
 
 use crate::api::body::Body;
-use crate::ops::encoding::ROOT;
-use crate::ops::query::Query;
+use crate::ops::protocol::{CheckQuery, InspectQuery, Query, ROOT};
 use crate::ops::{check, inspect, list, status};
 
 use super::reply::{self, Refused};
@@ -44,7 +43,7 @@ pub(super) async fn tags(request: ApiRequest) -> Response<Body> {
 #[utoipa::path(
     get,
     path = "/inspect",
-    params(inspect::InspectQuery),
+    params(InspectQuery),
     responses(
         (status = 200, description = "Document and its parts", body = inspect::InspectReport),
         (status = 400, response = Refused),
@@ -59,7 +58,7 @@ pub(super) async fn inspect(request: ApiRequest) -> Response<Body> {
 #[utoipa::path(
     get,
     path = "/check",
-    params(check::CheckQuery),
+    params(CheckQuery),
     responses(
         (status = 200, description = "Result for each reference", body = check::CheckReport),
         (status = 400, response = Refused),

@@ -9,7 +9,7 @@ use utoipa::{ToResponse, ToSchema};
 
 use crate::api::body::Body;
 use crate::cache::CacheError;
-use crate::ops::{Failure, OpsError};
+use crate::ops::protocol::{Failure, OpsError};
 
 /// Media type of plain text.
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";

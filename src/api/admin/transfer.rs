@@ -14,6 +14,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::body::Body;
 use crate::layout::ChannelReader;
+use crate::ops::protocol::{ExportRequest, ImportRequest, REPORT_HEADER};
 use crate::ops::{export, import};
 
 use super::reply::{self, Refused};
@@ -48,7 +49,7 @@ impl ToSchema for Archive {}
 #[utoipa::path(
     get,
     path = "/export",
-    params(export::ExportRequest),
+    params(ExportRequest),
     responses(
         (
             status = 200,
@@ -64,7 +65,7 @@ impl ToSchema for Archive {}
     )
 )]
 pub(super) async fn export(request: ApiRequest) -> Response<Body> {
-    let started = match export::ExportRequest::read(request.query()) {
+    let started = match ExportRequest::read(request.query()) {
         Ok(options) => export::export(&request.operations, options).await,
         Err(error) => Err(error),
     };
@@ -80,7 +81,7 @@ pub(super) async fn export(request: ApiRequest) -> Response<Body> {
     // Only platforms, which an index may name in any way, can make this text unfit for a header.
     let text = serde_json::to_string(&report).unwrap_or_default();
     if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
-        headers.insert(export::REPORT_HEADER, value);
+        headers.insert(REPORT_HEADER, value);
     }
     response
 }
@@ -89,7 +90,7 @@ pub(super) async fn export(request: ApiRequest) -> Response<Body> {
 #[utoipa::path(
     post,
     path = "/import",
-    params(import::ImportRequest),
+    params(ImportRequest),
     request_body(content = inline(Archive), content_type = "application/x-tar"),
     responses(
         (status = 200, description = "Imported images", body = import::ImportReport),
@@ -107,7 +108,7 @@ pub(super) async fn import(request: ApiRequest) -> Response<Body> {
             "send an archive with `Content-Type: application/x-tar`",
         );
     }
-    let options = match import::ImportRequest::read(request.query()) {
+    let options = match ImportRequest::read(request.query()) {
         Ok(options) => options,
         Err(error) => return reply::failed(&error),
     };

@@ -4,9 +4,10 @@ use askama::Template;
 use serde_json::Value;
 
 use crate::ops::image_tree::ContentPart;
-use crate::ops::inspect::{self, InspectQuery, InspectReport};
+use crate::ops::inspect::{self, InspectReport};
 use crate::ops::list::PlatformRow;
 use crate::ops::platform::{NO_IMAGE, Platform};
+use crate::ops::protocol::{CheckQuery, InspectQuery};
 use crate::ops::{Operations, OpsError, check, reference};
 
 use super::format::{self, ByteCount, RelativeTime, plural, short_digest};
@@ -128,7 +129,7 @@ pub(super) async fn page(operations: &Operations, query: &str) -> Result<String,
     let report = inspect::inspect(cache, ask.clone()).await?;
     let platforms = ask.platform.clone().into_iter().collect();
     let references = vec![ask.reference.clone()];
-    let check = check::check(cache, check::CheckQuery { references, platforms }).await?;
+    let check = check::check(cache, CheckQuery { references, platforms }).await?;
     let has_config = report.document.as_ref().is_some_and(|document| document.get("config").is_some());
     let config = if has_config { config_of(operations, &ask).await? } else { None };
     let verdict = check.images.into_iter().next();

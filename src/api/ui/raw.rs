@@ -3,7 +3,7 @@
 use http::header::ETAG;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::ops::query::Query;
+use crate::ops::protocol::{InspectQuery, Query};
 use crate::ops::{Operations, OpsError, inspect};
 
 use crate::api::body::Body;
@@ -15,7 +15,7 @@ const POLICY: &str =
     "default-src 'none'; sandbox; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// Parses the query of an image page or raw document.
-pub(super) fn parse(query: &str) -> Result<inspect::InspectQuery, OpsError> {
+pub(super) fn parse(query: &str) -> Result<InspectQuery, OpsError> {
     match Query::read("/inspect", query) {
         Some(Ok(Query::Inspect(ask))) => Ok(ask),
         Some(Err(error)) => Err(error),

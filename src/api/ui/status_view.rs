@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::ops::jobs::{JobState, JobView};
+use crate::ops::protocol::{JobState, JobView};
 use crate::ops::status::{
     Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, Warning,
 };
@@ -262,7 +262,7 @@ fn warning_row(warning: Warning, now: Timestamp) -> WarningRow {
 
 pub(super) fn job_row(job: &JobView, now: Timestamp) -> JobRow {
     let bars = &job.progress.bars;
-    let sum = |of: fn(&crate::ops::progress::ProgressItem) -> u64| {
+    let sum = |of: fn(&crate::ops::protocol::ProgressItem) -> u64| {
         bars.iter().map(of).fold(0_u64, u64::saturating_add)
     };
     JobRow {

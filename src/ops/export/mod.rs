@@ -20,10 +20,9 @@ use crate::oci::{Digest, Repository};
 use self::plan::{ArchivePart, PlannedBlob};
 pub use self::report::ExportReport;
 use self::search::Search;
-use super::encoding::{Pairs, target};
-use super::error::OpsError;
 use super::operations::Operations;
 use super::platform::Platform;
+use super::protocol::{ExportRequest, OpsError};
 use super::reference;
 use super::warm::backoff;
 use crate::layout::{TAR_END, blob_path, file_header, padding};
@@ -34,51 +33,6 @@ const QUEUE: usize = 4;
 const AHEAD: usize = 4;
 /// Attempts to read a blob to its end.
 const ATTEMPTS: usize = 3;
-
-/// Options of an export.
-#[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct ExportRequest {
-    /// Reference of the image.
-    pub reference: String,
-    /// Platforms of an index to export. Empty means all.
-    #[param(rename = "platform", required = false)]
-    pub platforms: Vec<String>,
-    /// Name of the image in the archive, if different.
-    pub name: Option<String>,
-    /// True to fetch nothing.
-    #[param(required = false)]
-    pub offline: bool,
-}
-
-impl ExportRequest {
-    /// Path in the admin API.
-    pub const PATH: &str = "/export";
-
-    /// Returns the path and query.
-    pub fn target(&self) -> String {
-        let mut pairs = vec![("reference", self.reference.clone())];
-        pairs.extend(self.platforms.iter().map(|it| ("platform", it.clone())));
-        pairs.extend(self.name.clone().map(|name| ("name", name)));
-        pairs.extend(self.offline.then(|| ("offline", "true".to_owned())));
-        target(Self::PATH, pairs)
-    }
-
-    /// Parses the query that `target` wrote.
-    pub fn read(query: &str) -> Result<Self, OpsError> {
-        let mut pairs = Pairs::of(query);
-        let ask = Self {
-            reference: pairs.needed("reference")?,
-            platforms: pairs.all("platform"),
-            name: pairs.one("name")?,
-            offline: pairs.flag("offline")?,
-        };
-        pairs.end().map(|()| ask)
-    }
-}
-
-/// Response header with the report as JSON.
-pub const REPORT_HEADER: &str = "larder-report";
 
 /// Running export.
 #[derive(Debug)]
@@ -220,29 +174,4 @@ fn is_worth_another(error: &CacheError) -> bool {
 async fn fetch(cache: Cache, repository: Repository, digest: Digest) {
     let attempt = || cache.fetch_blob(&repository, &digest, |_| {});
     drop(attempt.retry(backoff()).when(CacheError::is_retryable).await);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn export_request_survives_encoding() {
-        for ask in [
-            ExportRequest { reference: "a:1".to_owned(), ..ExportRequest::default() },
-            ExportRequest {
-                reference: "ghcr.io/a/b@sha256:0".to_owned(),
-                platforms: vec!["linux/arm/v7".to_owned(), "linux/amd64".to_owned()],
-                name: Some("c:2".to_owned()),
-                offline: true,
-            },
-        ] {
-            let target = ask.target();
-            let (_, query) = target.split_once('?').expect("a query");
-            assert_eq!(ExportRequest::read(query).expect("well written"), ask);
-        }
-        for query in ["", "reference=a&platfrom=b", "reference=a&reference=b", "reference=a&offline=maybe"] {
-            assert!(ExportRequest::read(query).is_err(), "{query}");
-        }
-    }
 }

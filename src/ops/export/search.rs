@@ -12,9 +12,9 @@ use crate::oci::{Descriptor, Digest, Reference};
 use crate::store::StoreError;
 
 use super::plan::{Plan, PlannedBlob, PlannedDocument};
-use crate::ops::error::OpsError;
 use crate::ops::image_tree::{CONFIG_MAX, platform_in};
 use crate::ops::platform::{NO_IMAGE, Platform};
+use crate::ops::protocol::OpsError;
 use crate::ops::reference::ImageReference;
 use crate::ops::warm::{backoff, manifest};
 

@@ -7,7 +7,7 @@ use super::spool::{Spool, spool_failed};
 use crate::cache::{ImportError, Importer};
 use crate::oci::index_walk::{IndexWalk, WalkStep};
 use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository, Tag};
-use crate::ops::error::OpsError;
+use crate::ops::protocol::OpsError;
 
 /// Image that was stored.
 #[derive(Clone, Debug)]

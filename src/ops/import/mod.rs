@@ -27,40 +27,13 @@ use self::images::{Images, TakenImage};
 use self::names::ImportTarget;
 use self::spool::{Spool, spool_failed};
 use super::check::MissingPart;
-use super::encoding::{Pairs, target};
-use super::error::OpsError;
 use super::image_tree::{ContentPart, ImageTree};
 use super::operations::Operations;
+use super::protocol::{ImportRequest, OpsError};
 use super::reference;
 
 /// Largest marker file in bytes.
 const MARKER_MAX: u64 = 4096;
-
-/// Options of an import.
-#[derive(Clone, Debug, Default, PartialEq, Eq, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct ImportRequest {
-    /// Repository for all images, whatever their names in the archive are.
-    #[param(rename = "as")]
-    pub repository: Option<String>,
-}
-
-impl ImportRequest {
-    /// Path in the admin API.
-    pub const PATH: &str = "/import";
-
-    /// Returns the path and query.
-    pub fn target(&self) -> String {
-        target(Self::PATH, self.repository.clone().map(|name| ("as", name)).into_iter().collect())
-    }
-
-    /// Parses the query that `target` wrote.
-    pub fn read(query: &str) -> Result<Self, OpsError> {
-        let mut pairs = Pairs::of(query);
-        let ask = Self { repository: pairs.one("as")? };
-        pairs.end().map(|()| ask)
-    }
-}
 
 /// Result for one image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::cache::Cache;
 use crate::layout::{IMAGE_NAME, annotation};
 use crate::oci::{Digest, Repository, Tag};
-use crate::ops::error::OpsError;
+use crate::ops::protocol::OpsError;
 use crate::ops::reference::{self, ImageReference};
 
 /// Most images in one archive.

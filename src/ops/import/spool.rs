@@ -9,7 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use crate::oci::Digest;
-use crate::ops::error::OpsError;
+use crate::ops::protocol::OpsError;
 
 /// Most bytes in the file.
 const BYTES_MAX: u64 = 1 << 30;

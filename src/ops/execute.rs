@@ -1,55 +1,30 @@
-//! Specification of jobs in the admin API.
+//! Execution of the queries and jobs of the protocol by the operations.
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::encoding::json;
-use super::error::OpsError;
-use super::jobs::Job;
-use super::operations::Operations;
-use super::progress::ProgressReporter;
-use super::scrub::{self, Pace};
-use super::{remove, warm};
 use crate::clock::Timestamp;
 
-/// Operation that runs as a job. In JSON an object with a `verb`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
-#[schema(as = Task)]
-pub enum JobSpec {
-    /// Verify the digests of all cached content.
-    Verify {
-        /// Whether what is damaged is fetched again at once.
-        #[serde(default)]
-        repair: bool,
-    },
-    /// Remove leftovers of deleted content.
-    Gc {},
-    /// Fetch images before a client pulls them.
-    Warm(warm::WarmSpec),
-    /// Remove images from the cache.
-    Rm {
-        /// Which.
-        references: Vec<String>,
-    },
+use super::jobs::Job;
+use super::operations::Operations;
+use super::protocol::{JobSpec, OpsError, ProgressReporter, Query, json};
+use super::scrub::{self, Pace};
+use super::{check, inspect, list, remove, status, warm};
+
+impl Query {
+    /// Runs the query and returns its report as JSON.
+    pub async fn answer(self, operations: &Operations) -> Result<Value, OpsError> {
+        let cache = operations.cache();
+        match self {
+            Self::List { repository } => json(&list::list(cache, repository.as_deref(), true).await?),
+            Self::Tags { repository } => json(&list::list(cache, Some(&repository), false).await?),
+            Self::Inspect(ask) => json(&inspect::inspect(cache, ask).await?),
+            Self::Check(ask) => json(&check::check(cache, ask).await?),
+            Self::Status => json(&status::status(operations).await?),
+        }
+    }
 }
 
 impl JobSpec {
-    /// Returns the verb.
-    pub fn verb(&self) -> &'static str {
-        match self {
-            Self::Verify { .. } => "verify",
-            Self::Gc {} => "gc",
-            Self::Warm(_) => "warm",
-            Self::Rm { .. } => "rm",
-        }
-    }
-
-    /// Returns true if only one such job may run at a time.
-    fn is_alone(&self) -> bool {
-        matches!(self, Self::Verify { .. } | Self::Gc {})
-    }
-
     /// Starts the operation as a job.
     pub fn begin(self, operations: &Operations) -> Result<Job, OpsError> {
         let (kind, now) = ((self.verb(), self.is_alone()), operations.now());

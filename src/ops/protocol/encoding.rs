@@ -18,7 +18,7 @@ pub(super) fn target(path: &str, pairs: Vec<(&'static str, String)>) -> String {
 }
 
 /// Converts a report to JSON.
-pub(super) fn json(report: &impl Serialize) -> Result<Value, OpsError> {
+pub(in crate::ops) fn json(report: &impl Serialize) -> Result<Value, OpsError> {
     serde_json::to_value(report)
         .map_err(|error| OpsError::Content(format!("the report cannot be written: {error}")))
 }

@@ -2,12 +2,11 @@
 //!
 //! Writing and parsing are in one file, so that the command line and the API agree.
 
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
-use super::encoding::{Pairs, json, target};
+use super::encoding::{Pairs, target};
 use super::error::OpsError;
-use super::operations::Operations;
-use super::{check, inspect, list, status};
+use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
 
 /// Query that changes nothing and is answered at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +22,9 @@ pub enum Query {
         repository: String,
     },
     /// A manifest, index or config.
-    Inspect(inspect::InspectQuery),
+    Inspect(InspectQuery),
     /// Check whether pulls would succeed without the upstream.
-    Check(check::CheckQuery),
+    Check(CheckQuery),
     /// How the larder is doing.
     Status,
 }
@@ -76,29 +75,61 @@ impl Query {
             "/inspect" => inspect_ask(&mut pairs).map(Self::Inspect),
             "/check" => {
                 let (references, platforms) = (pairs.all("reference"), pairs.all("platform"));
-                Ok(Self::Check(check::CheckQuery { references, platforms }))
+                Ok(Self::Check(CheckQuery { references, platforms }))
             }
             "/status" => Ok(Self::Status),
             _ => return None,
         };
         Some(question.and_then(|question| pairs.end().map(|()| question)))
     }
+}
 
-    /// Runs the query and returns its report as JSON.
-    pub async fn answer(self, operations: &Operations) -> Result<Value, OpsError> {
-        let cache = operations.cache();
-        match self {
-            Self::List { repository } => json(&list::list(cache, repository.as_deref(), true).await?),
-            Self::Tags { repository } => json(&list::list(cache, Some(&repository), false).await?),
-            Self::Inspect(ask) => json(&inspect::inspect(cache, ask).await?),
-            Self::Check(ask) => json(&check::check(cache, ask).await?),
-            Self::Status => json(&status::status(operations).await?),
+/// Part of an image to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct InspectQuery {
+    /// Reference of the image.
+    #[param(required = true)]
+    pub reference: String,
+    /// Platform whose manifest to show.
+    pub platform: Option<String>,
+    /// True to accept only an index.
+    pub index: bool,
+    /// True to accept only OCI media types.
+    pub oci: bool,
+    /// Only media type to accept.
+    pub media_type: Option<String>,
+    /// True to show the config instead of the manifest.
+    pub config: bool,
+}
+
+impl InspectQuery {
+    /// Returns the accepted media types. Empty means all.
+    pub(in crate::ops) fn types(&self) -> Vec<&str> {
+        match (&self.media_type, self.oci) {
+            (Some(one), _) => vec![one],
+            (None, true) => vec![OCI_INDEX, OCI_MANIFEST],
+            (None, false) => Vec::new(),
         }
     }
 }
 
-fn inspect_ask(pairs: &mut Pairs) -> Result<inspect::InspectQuery, OpsError> {
-    Ok(inspect::InspectQuery {
+/// Images to check.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CheckQuery {
+    /// References of the images.
+    #[param(rename = "reference", required = true)]
+    pub references: Vec<String>,
+    /// The platforms that would be pulled; none is all that an index has.
+    #[param(rename = "platform")]
+    pub platforms: Vec<String>,
+}
+
+fn inspect_ask(pairs: &mut Pairs) -> Result<InspectQuery, OpsError> {
+    Ok(InspectQuery {
         reference: pairs.needed("reference")?,
         platform: pairs.one("platform")?,
         index: pairs.flag("index")?,
@@ -111,7 +142,7 @@ fn inspect_ask(pairs: &mut Pairs) -> Result<inspect::InspectQuery, OpsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::encoding::ROOT;
+    use crate::ops::protocol::ROOT;
 
     #[test]
     fn query_survives_encoding() {
@@ -120,7 +151,7 @@ mod tests {
             Query::List { repository: None },
             Query::List { repository: other("a/b&c=d") },
             Query::Tags { repository: text("busybox") },
-            Query::Inspect(inspect::InspectQuery {
+            Query::Inspect(InspectQuery {
                 reference: text("a:1@sha256:0"),
                 platform: other("linux/arm/v7"),
                 media_type: other("application/vnd.x+json"),
@@ -129,7 +160,7 @@ mod tests {
                 index: false,
             }),
             Query::Status,
-            Query::Check(check::CheckQuery {
+            Query::Check(CheckQuery {
                 references: vec![text("a"), text("b")],
                 platforms: vec![text("linux/amd64")],
             }),
