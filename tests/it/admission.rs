@@ -1,4 +1,4 @@
-//! `allow` and `deny`: what an upstream's patterns keep out is not there, for anybody, in any way.
+//! `allow` and `deny`: excluded repositories are not found, whichever way a client requests them.
 
 use crate::support;
 
@@ -20,7 +20,7 @@ fn lists(patterns: &[&str]) -> Vec<String> {
     patterns.iter().map(|pattern| (*pattern).to_owned()).collect()
 }
 
-/// Every way to ask for something of a repository.
+/// Returns all paths by which a client can request content of a repository.
 fn paths(name: &str, image: &Image) -> Vec<String> {
     vec![
         format!("/v2/{name}/manifests/v1"),
@@ -80,7 +80,7 @@ fn denied_repository_is_hidden_even_if_cached() {
             .assert_body(&image.layers[0].bytes);
     }
     larder.wait_idle();
-    // Stopped rather than killed: what was written last is to be there.
+    // Stopped instead of killed, so that the last writes are on disk.
     larder.terminate();
     larder.wait_exit();
     let deny = lists(&["library/*", "org/app", "org/deep/**"]);
@@ -88,12 +88,12 @@ fn denied_repository_is_hidden_even_if_cached() {
     for name in ["library/busybox", "org/app", "org/deep/er/app"] {
         is_kept_out(&larder, &registry, name, &image);
     }
-    // A page is filled with what may be named, past any number of names that may not.
+    // Hidden names are skipped, so a page of one entry has the allowed name.
     let catalog = larder.get("/v2/_catalog?n=1");
     assert_eq!(catalog.json(), json!({ "repositories": [DENIED] }));
     assert_eq!(catalog.header("link"), None);
     assert_eq!(larder.get("/v2/_catalog?ns=docker.io").json(), json!({ "repositories": [DENIED] }));
-    // It was not thrown away: the operator may think better of it.
+    // The content is still cached and is visible again when the pattern is removed.
     let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "deny", lists(&[])));
     larder.get("/v2/org/app/manifests/v1").assert_outcome("larder; hit");
 }

@@ -1,4 +1,4 @@
-//! The registry API as any client meets it: paths, methods, headers, ranges, pages, and what is no request at all.
+//! The registry API: paths, methods, headers, ranges, pages, and invalid requests.
 
 use crate::support;
 
@@ -72,7 +72,7 @@ fn answers_carry_the_outcome() {
     assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()), "{answer:?}");
 }
 
-/// All headers but those that tell of this one answer.
+/// Returns all headers except those that differ between two answers.
 fn lasting(answer: &Answer) -> Vec<(String, String)> {
     let mut headers: Vec<_> = answer
         .head
@@ -121,7 +121,7 @@ fn head_of_uncached_content_has_correct_headers() {
     let head = larder.head(&format!("/v2/library/app/blobs/{}", layer.digest));
     assert_eq!((head.status(), head.head.content_length()), (200, Some(layer.len())));
     assert_eq!(head.header("docker-content-digest"), Some(layer.digest.as_str()));
-    // A HEAD that was answered implies that the manifest can be had, the upstream or no upstream.
+    // The HEAD request has also cached the manifest, so it is available without the upstream.
     larder.wait_idle();
     registry.down();
     larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
@@ -189,7 +189,7 @@ fn ranges_of_a_cached_blob() {
         ("bytes=-999999999", 0, end),
         ("bytes=299999-299999", end - 1, end),
         ("bytes=200000-99999999", 200_000, end),
-        // Across every plausible edge of a page.
+        // Ranges across page boundaries of every page size.
         ("bytes=8191-8192", 8191, 8193),
         ("bytes=32767-131073", 32_767, 131_074),
     ] {

@@ -1,4 +1,4 @@
-//! Certificates that are replaced while larder serves: nobody's request fails, and new connections see the new one.
+//! Replacement of certificates while the server runs: no request fails, and new connections get the new certificate.
 
 use crate::support;
 
@@ -28,7 +28,7 @@ fn url(larder: &Larder, path: &str) -> String {
     format!("https://{}{path}", larder.addresses("api_tls")[0])
 }
 
-/// The certificate that a new connection sees.
+/// Returns the certificate of a new connection.
 async fn seen(larder: &Larder, trusted: &[TestCertificate]) -> Option<TestCertificate> {
     let answer = client(trusted, "http/1.1").get(url(larder, "/v2/")).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 200);
@@ -44,7 +44,8 @@ async fn wait_seen(larder: &Larder, wanted: &TestCertificate, trusted: &[TestCer
     }
 }
 
-/// As Kubernetes mounts a secret: `tls.crt` → `..data/tls.crt`, `..data` → a folder, and a swap replaces `..data`.
+/// Replaces a certificate as Kubernetes does with a mounted secret: `tls.crt` → `..data/tls.crt`, and `..data` is a
+/// link to a folder. The swap replaces `..data`.
 fn swap(mount: &Path, issued: &TestCertificate, number: usize) {
     issued.write_into(&mount.join(format!("..{number}")));
     let making = mount.join("..data_tmp");
@@ -52,7 +53,7 @@ fn swap(mount: &Path, issued: &TestCertificate, number: usize) {
     std::fs::rename(&making, mount.join("..data")).unwrap();
 }
 
-/// As certbot leaves it: links in `live` that are replaced one after the other.
+/// Replaces a certificate as certbot does: the links in `live` are replaced one after the other.
 fn renew(live: &Path, issued: &TestCertificate, number: usize) {
     let archive = live.join(format!("archive{number}"));
     let (cert, key) = issued.write_into(&archive);
@@ -89,7 +90,7 @@ async fn certificate_replacement_fails_no_request() {
         pulling.push(tokio::spawn(async move {
             let kept = client(&trusted, version);
             while !over.load(Ordering::SeqCst) {
-                // Two keep their connections for all the time, two make a new one for each round.
+                // Two clients keep their connections, two clients open a new connection for each round.
                 let pull = if number < 2 { kept.clone() } else { client(&trusted, version) };
                 let answer = pull.get(&tag).send().await.expect("an answer");
                 assert!(answer.bytes().await.expect("a whole body") == *manifest);
@@ -101,12 +102,12 @@ async fn certificate_replacement_fails_no_request() {
     }
     for (number, issued) in trusted.iter().enumerate().skip(1) {
         swap(&mount, issued, number);
-        // Half of them are found by the look, half are told.
+        // Half of the changes are found by the periodic check, half are announced by SIGHUP.
         if number % 2 == 0 {
             larder.hang_up();
         }
         wait_seen(&larder, issued, &trusted).await;
-        // Each certificate carries some load before the next one comes.
+        // Each certificate serves some requests before it is replaced.
         let so_far = done.load(Ordering::SeqCst);
         let end = Instant::now() + TIME_LIMIT;
         while done.load(Ordering::SeqCst) < so_far + 4 {
@@ -133,26 +134,26 @@ async fn mismatched_pair_is_ignored_and_logged_once() {
     let larder = start(&registry, &cert, &key, setup);
     let errors = || larder.log_lines().iter().filter(|line| line["message"] == ERROR).count();
 
-    // The new certificate is there and its key is not.
+    // The new certificate is installed before its key.
     std::fs::remove_file(&cert).unwrap();
     std::fs::write(&cert, &trusted[1].cert).unwrap();
-    let line = larder.wait_for_line("the error", |line| line["message"] == ERROR);
+    let line = larder.wait_for_line("error", |line| line["message"] == ERROR);
     assert!(line["error"].as_str().unwrap().contains("tls.key"), "{line}");
     assert_eq!(line["level"], "ERROR");
     assert_eq!(seen(&larder, &trusted).await.unwrap().cert, trusted[0].cert);
 
-    // Then its key comes.
+    // Then its key is installed.
     std::fs::remove_file(&key).unwrap();
     std::fs::write(&key, &trusted[1].key).unwrap();
     wait_seen(&larder, &trusted[1], &trusted).await;
 
-    // Half of a file, told at once; and again when it is told again, for whoever asks wants an answer.
+    // A truncated certificate. SIGHUP logs the error each time, because the operator expects an answer.
     std::fs::write(&cert, &trusted[2].cert[..trusted[2].cert.len() / 2]).unwrap();
     let before = errors();
     larder.hang_up();
-    support::eventually("the error is said", || errors() == before + 1);
+    support::eventually("the error is logged", || errors() == before + 1);
     assert_eq!(seen(&larder, &trusted).await.unwrap().cert, trusted[1].cert);
-    // While nothing changes, no look says it again; a good pair ends it.
+    // The periodic check does not log an unchanged error again. A valid pair ends the error.
     let said = errors();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(errors(), said);

@@ -1,4 +1,4 @@
-//! What an index names is fetched before anybody asks for it, within bounds.
+//! Prefetch: the child manifests of an index are downloaded in the background, within limits.
 
 use crate::support;
 
@@ -29,7 +29,7 @@ fn index_tree_is_complete_in_an_outage() {
         answer.assert_body(&index.document.bytes);
     }
     larder.get("/v2/library/app/manifests/artifact").assert_body(&artifact.manifest.bytes);
-    // Every child arrives without any client asking.
+    // Every child is downloaded without a request of a client.
     for (_, index) in &trees {
         for document in index.documents().into_iter().skip(1) {
             registry.wait_for(1, "GET", &document.digest);
@@ -112,7 +112,7 @@ fn index_chain_depth_is_bounded() {
     larder.wait_idle();
     let ahead = registry.count("GET", "/manifests/sha256:");
     assert!((2..30).contains(&ahead), "{ahead} fetched ahead");
-    // What lies deeper is fetched when somebody asks for it.
+    // Deeper levels are downloaded on request.
     for document in index.documents() {
         larder.get(&format!("/v2/library/app/manifests/{}", document.digest)).assert_body(&document.bytes);
     }
@@ -138,11 +138,13 @@ fn child_path(document: &Document) -> String {
     format!("/v2/library/app/manifests/{}", document.digest)
 }
 
-/// All of an index is there without the upstream.
+/// Asserts that all content of an index is served without the upstream.
 fn is_all_there(larder: &Larder, registry: &Registry, index: &Index) {
     larder.wait_idle();
     for document in index.documents() {
-        eventually("the child is kept", || larder.get(&child_path(document)).head.outcome() == "larder; hit");
+        eventually("the child is cached", || {
+            larder.get(&child_path(document)).head.outcome() == "larder; hit"
+        });
     }
     registry.down();
     for document in index.documents() {
@@ -165,7 +167,9 @@ fn prefetch_continues_after_the_client_disconnects() {
         std::io::Write::write_all(&mut &connection, request.as_bytes()).unwrap();
         gate.wait_reached(1);
         drop(connection);
-        eventually("the client's end was noticed", || larder.counter("larder_connections", &[]) == 0);
+        eventually("the server has closed the client's connection", || {
+            larder.counter("larder_connections", &[]) == 0
+        });
         gate.open();
         for document in &index.documents()[1..] {
             registry.wait_for(1, "GET", &document.digest);
@@ -174,11 +178,11 @@ fn prefetch_continues_after_the_client_disconnects() {
     }
 }
 
-/// Asks for the tag until each child has been asked for.
+/// Requests the tag until each child has been requested from the upstream.
 fn are_sought(larder: &Larder, registry: &Registry, index: &Index) {
     registry.forget_requests();
     registry.clear_faults();
-    eventually("all children have been sought again", || {
+    eventually("all children have been requested again", || {
         larder.get(TAG).assert_body(&index.document.bytes);
         index.documents()[1..].iter().all(|document| registry.count("GET", &document.digest) > 0)
     });
@@ -194,7 +198,7 @@ fn children_are_retried_after_a_refusal() {
         registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(403));
     }
     larder.get(TAG).assert_body(&index.document.bytes);
-    larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
+    larder.wait_for_line("warning about a skipped child", |line| line["child"].is_string());
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);
 }
@@ -228,7 +232,7 @@ fn children_are_retried_after_giving_up() {
         registry.script(When::manifests().path(&image.manifest.digest), Fault::Status(503));
     }
     larder.get(TAG).assert_body(&index.document.bytes);
-    larder.wait_for_line("the line that says that a child is left", |line| line["child"].is_string());
+    larder.wait_for_line("warning about a skipped child", |line| line["child"].is_string());
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);
 }
@@ -281,7 +285,7 @@ fn blobs_are_prefetched_for_configured_platforms() {
         let answer = larder.api().send("HEAD", &format!("/v2/library/app/blobs/{}", blob.digest), &[]);
         answer.header("cache-status") == Some("larder; hit")
     };
-    eventually("the wanted platform's blobs are held", || arm64.blobs().all(held));
+    eventually("the blobs of the requested platform are cached", || arm64.blobs().all(held));
     for blob in amd64.blobs() {
         let asked =
             registry.requests().iter().any(|seen| seen.method == "GET" && seen.path.ends_with(&blob.digest));

@@ -1,4 +1,4 @@
-//! A blob that is not there yet: one download, any number of readers at their own pace, and nobody in anybody's way.
+//! Blobs that are not cached: one download serves any number of readers, each at its own pace.
 
 use crate::support;
 
@@ -25,7 +25,7 @@ fn first_byte_does_not_wait_for_the_last() {
 
 #[test]
 fn last_byte_waits_for_verification() {
-    // The upstream withholds nothing but the very end of its answer: what a client has by then is not a whole body.
+    // The upstream holds only the end of its answer. Until then, no client has a complete body.
     let cold = ColdBlob::new(MIB);
     let gate = cold.hold_every_get(MIB - 1);
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
@@ -42,7 +42,7 @@ fn many_clients_share_one_download_despite_disconnects() {
     many_clients(64 * MIB, |_| ());
 }
 
-/// The same at the size of a real layer, with an eye on memory.
+/// The same with the size of a real layer, and a limit on memory.
 #[test]
 #[ignore = "half a gibibyte for each of 32 clients; for a release build"]
 fn memory_is_bounded_for_many_clients_of_a_large_blob() {
@@ -63,7 +63,7 @@ fn many_clients(length: usize, watch: impl Fn(&Larder) + Sync) {
     watch(&cold.larder);
     let gate = cold.hold_every_get(length / 2);
     let early = Gate::new();
-    // Nobody's head can come before all have asked: so all of them are of one flight.
+    // The upstream's answer is held until all clients have connected, so all of them join one flight.
     cold.registry.script(When::blobs(), Fault::HoldHead(early.clone()));
     let (done, started) = (AtomicBool::new(false), AtomicU64::new(0));
     let (blob, client, path) = (&cold.blob, cold.larder.api(), &cold.path);
@@ -93,9 +93,11 @@ fn many_clients(length: usize, watch: impl Fn(&Larder) + Sync) {
             })
             .collect();
         early.wait_reached(1);
-        eventually("all are connected", || cold.larder.counter("larder_connections", &[]) >= CLIENTS as u64);
+        eventually("all clients are connected", || {
+            cold.larder.counter("larder_connections", &[]) >= CLIENTS as u64
+        });
         early.open();
-        eventually("all have begun to read", || started.load(Ordering::SeqCst) == CLIENTS as u64);
+        eventually("all clients have begun to read", || started.load(Ordering::SeqCst) == CLIENTS as u64);
         gate.open();
         let outcomes: Vec<_> = clients.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::SeqCst);
@@ -132,7 +134,9 @@ fn fill_continues_when_the_last_client_has_left() {
     let mut transfer = cold.larder.api().open("GET", &cold.path, &[]).unwrap();
     transfer.read_exactly(1000).unwrap();
     transfer.hang_up();
-    eventually("the client's end was noticed", || cold.larder.counter("larder_connections", &[]) == 0);
+    eventually("the server has closed the client's connection", || {
+        cold.larder.counter("larder_connections", &[]) == 0
+    });
     gate.open();
     cold.wait_filled();
     cold.registry.down();
@@ -151,7 +155,9 @@ fn fill_continues_when_the_client_leaves_before_the_answer() {
     std::io::Write::write_all(&mut &connection, request.as_bytes()).unwrap();
     gate.wait_reached(1);
     drop(connection);
-    eventually("the client's end was noticed", || cold.larder.counter("larder_connections", &[]) == 0);
+    eventually("the server has closed the client's connection", || {
+        cold.larder.counter("larder_connections", &[]) == 0
+    });
     gate.open();
     cold.wait_filled();
     cold.larder.get(&cold.path).assert_outcome("larder; hit");

@@ -1,5 +1,6 @@
-//! The read-only cases of the OCI distribution-spec's conformance suites, pull and content discovery, one by one, in
-//! front of a registry that was seeded with what they ask for. Each is named after the case it stands for.
+//! The read-only cases of the OCI distribution-spec conformance suites: pull and content discovery, in front of a
+//! registry
+//! with the expected content. Each test has the name of its case.
 
 use crate::support;
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 use support::content::OCI_INDEX;
 use support::{Answer, Blob, Document, Image, Index, Larder, Registry, Setup};
 
-/// What the suites send: the two OCI types, in two header lines.
+/// `Accept` headers of the suites: the two OCI types, in two header lines.
 const ACCEPT: [(&str, &str); 2] = [
     ("Accept", "application/vnd.oci.image.index.v1+json"),
     ("Accept", "application/vnd.oci.image.manifest.v1+json"),
@@ -15,7 +16,7 @@ const ACCEPT: [(&str, &str); 2] = [
 const TYPES: [&str; 2] = ["application/vnd.example.signature", "application/vnd.example.sbom"];
 const REPOSITORY: &str = "/v2/library/conformance";
 
-/// A registry with two tags, and a larder that has pulled nothing yet.
+/// A registry with tags and referrers, and a server with an empty cache.
 struct Suite {
     _registry: Registry,
     larder: Larder,
@@ -39,7 +40,7 @@ impl Suite {
         for document in &referrers {
             registry.add_manifest("library/conformance", document);
         }
-        // The suites list tags before they pull any.
+        // The suites list tags before they pull any content.
         let larder = Setup::with(&registry).set("cache.tags_list", "merged").start();
         Self { _registry: registry, larder, image, index, referrers }
     }
@@ -58,7 +59,7 @@ impl Suite {
         self.image.blobs().collect()
     }
 
-    /// (reference, document) by tag and by digest.
+    /// Returns (reference, document) by tag and by digest.
     fn manifests(&self) -> Vec<(String, &Document)> {
         let (image, index) = (&self.image.manifest, &self.index.document);
         let children = self.index.images.iter().map(|child| &child.manifest);
@@ -123,7 +124,7 @@ fn discovery_n_and_last() {
     assert_eq!(rest["tags"], Value::from(all[3..].to_vec()));
     assert_eq!(suite.tags(&format!("?last={}", all[2])).0, all[3..]);
     assert_eq!(suite.tags("?n=2&last=A").0, ["b", "tag1"]);
-    // `last` need not be there.
+    // `last` does not need to exist.
     assert_eq!(suite.tags("?last=tag11").0, ["tag2", "tag3", "zz"]);
     let (none, answer) = suite.tags("?n=0");
     assert!(none.is_empty() && answer.header("link").is_none());
@@ -151,7 +152,7 @@ fn pull_head_has_every_header_and_no_body() {
 #[test]
 fn pull_manifests_and_blobs() {
     let suite = Suite::new();
-    // What is cold, and what is held.
+    // First not cached, then cached.
     for _ in 0..2 {
         for (reference, document) in suite.manifests() {
             let answer = suite.ask("GET", &format!("manifests/{reference}"));

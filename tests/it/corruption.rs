@@ -1,4 +1,5 @@
-//! Stores that do not open: set aside with all that is in them, loudly, and larder serves from an empty one.
+//! Stores that cannot be opened: they are moved to quarantine with all content, an error is logged, and the server uses
+//! an empty store.
 
 use crate::support;
 
@@ -12,10 +13,11 @@ use support::{Larder, Setup, eventually};
 
 const KINDS: [&str; 2] = ["sled", "files"];
 
-/// What is done to a stopped larder's folder.
+/// Damage of a store while the server is stopped.
 type Damage = fn(&Path);
 
-/// Each so that the store cannot open. Damage to sled's own files does not depend on the kind of store.
+/// All kinds of damage that prevent the store from opening. Damage to the files of sled does not depend on the kind of
+/// blob store.
 const DAMAGES: [(&str, Damage); 11] = [
     ("a header of garbage", |data| fs::write(data.join("header.toml"), [0xff; 100]).unwrap()),
     ("half a header", |data| {
@@ -30,7 +32,7 @@ const DAMAGES: [(&str, Damage); 11] = [
     ("no header", |data| fs::remove_file(data.join("header.toml")).unwrap()),
     ("a database whose settings are garbage", |data| fs::write(data.join("tree/conf"), [7; 60]).unwrap()),
     ("a database whose settings are cut off", |data| cut(&data.join("tree/conf"), 40)),
-    // sled takes these for a new database, or gives up on them with a panic, as long as it has no snapshot.
+    // sled treats these files as a new database, or panics, if there is no snapshot.
     ("a database of nothing", |data| {
         remove_snapshots(data);
         cut(&data.join("tree/db"), 0);
@@ -65,7 +67,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Every file below a folder, with what is in it.
+/// Returns all files below a folder with their content.
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     if folder.is_file() {
         return vec![(PathBuf::new(), fs::read(folder).unwrap())];
@@ -92,7 +94,7 @@ fn pull(fixture: &Fixture, larder: &Larder) {
     larder.wait_idle();
 }
 
-/// A larder that has pulled an image, and has stopped.
+/// Starts a server, pulls an image, and stops the server.
 fn kept(kind: &str) -> (Fixture, Setup) {
     let mut fixture = Fixture::with(|setup| setup.set("store.blobs", kind));
     pull(&fixture, &fixture.larder);
@@ -126,12 +128,12 @@ fn unreadable_store_is_quarantined_and_the_server_starts() {
             let larder = setup.start();
             let aside = set_aside(&data);
             assert_eq!(aside.len(), 1, "{kind}, {what}");
-            let line = larder.wait_for_line("the line that says so", |line| line["aside"].is_string());
+            let line = larder.wait_for_line("error about the quarantine", |line| line["aside"].is_string());
             assert_eq!(line["level"], "ERROR");
             assert_eq!(line["aside"], aside[0].display().to_string(), "{what}");
             assert_eq!(line["store"], data.display().to_string(), "{what}");
             assert!(!line["reason"].as_str().unwrap().is_empty(), "{what}");
-            // Nothing is lost but what sled itself may write while it finds out.
+            // All files are unchanged, except those that sled writes while it opens.
             assert_eq!(fs::read(aside[0].join("header.toml")).ok(), header, "{kind}, {what}");
             let names =
                 |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
@@ -140,11 +142,13 @@ fn unreadable_store_is_quarantined_and_the_server_starts() {
                 assert!(names(&kept).contains(&name), "{kind}, {what}: {} is gone", name.display());
             }
             assert!(fs::read_to_string(aside[0].join("reason.txt")).unwrap().len() > 10);
-            // The folder is the same one: it may be a mount point.
+            // The folder itself stays, because it may be a mount point.
             assert_eq!(fs::metadata(&data).unwrap().ino(), inode);
-            eventually("the gauge says so", || larder.counter("larder_store_set_aside", &[]) == 1);
+            eventually("the gauge reports the quarantine", || {
+                larder.counter("larder_store_set_aside", &[]) == 1
+            });
             pull(&fixture, &larder);
-            // Files are named by what is in them, and need no second download.
+            // Blob files are named by their digest and need no second download.
             let fetched = fixture.registry.count("GET", "/blobs/");
             assert_eq!(fetched, if kind == "files" { 0 } else { 2 }, "{kind}, {what}");
             fixture.registry.down();
@@ -191,7 +195,7 @@ fn store_in_use_is_never_quarantined() {
         damage(&data);
         is_refused(&second().run_to_exit(), &["in use by another larder"]);
         assert_eq!(set_aside(&data).len(), 0, "{what}");
-        // Nor when somebody has tidied up.
+        // Also after the operator has deleted the quarantine.
         fs::remove_file(data.join("lock")).unwrap();
         is_refused(&second().run_to_exit(), &["in use by another larder"]);
         assert_eq!(set_aside(&data).len(), 0, "{what}");
@@ -229,7 +233,7 @@ fn removed_database_is_reported() {
         let data = fixture.larder.setup().data();
         fs::remove_dir_all(data.join("tree")).unwrap();
         let larder = setup.start();
-        let line = larder.wait_for_line("the line that says so", |line| line["level"] == "ERROR");
+        let line = larder.wait_for_line("error", |line| line["level"] == "ERROR");
         assert!(line["message"].as_str().unwrap().contains("database is gone"), "{line}");
         assert_eq!(set_aside(&data).len(), 0);
         pull(&fixture, &larder);

@@ -1,6 +1,7 @@
-//! kill -9 at any moment: what is served afterwards is right and whole, the start never fails, and drafts go on.
+//! kill -9 at any time: all content that is served afterwards is correct and complete, the server starts, and drafts
+//! are resumed.
 
-// A failed run must show its seed.
+// A failed run must print its seed.
 use crate::support;
 
 use std::sync::Mutex;
@@ -14,7 +15,7 @@ use support::{
 const MIB: usize = 1 << 20;
 const ROUNDS: u64 = 20;
 
-/// Everything that can be asked for, with the bytes that must come.
+/// All paths with their expected bytes.
 #[derive(Default)]
 struct Catalogue {
     entries: Vec<(String, std::sync::Arc<Vec<u8>>)>,
@@ -42,7 +43,7 @@ impl Catalogue {
     }
 }
 
-/// What a client may see of a larder that may die any moment: right and whole, or visibly broken.
+/// Checks an answer of a server that can be killed at any time: it is correct and complete, or visibly incomplete.
 fn pull(client: Client, path: &str, expected: &[u8]) -> Result<bool, String> {
     match client.try_send("GET", path, &[]) {
         Ok(answer) if answer.status() == 200 && answer.body == expected => Ok(true),
@@ -68,7 +69,7 @@ fn killed_at_random_moments(blobs: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
     let seed: u64 = seed.unwrap_or(u64::try_from(now % 1_000_000_007).unwrap());
-    // Shown when the test fails: SEED=… repeats the run as far as timing lets it.
+    // Printed when the test fails. `SEED=…` repeats the run as far as the timing allows.
     println!("SEED={seed} over {blobs}");
     let mut random = Random::new(seed);
     let registry = Registry::start();
@@ -86,7 +87,7 @@ fn killed_at_random_moments(blobs: &str) {
                 let (over, wrong, pulled) = (&over, &wrong, &pulled);
                 scope.spawn(move || {
                     while !over.load(Ordering::SeqCst) {
-                        // Half of the time what is newest, so that there is always something cold.
+                        // Half of the requests are for the newest image, so that there is always uncached content.
                         let from = if random.below(2) == 0 { entries.len().saturating_sub(10) } else { 0 };
                         let at = from + usize::try_from(random.below((entries.len() - from) as u64)).unwrap();
                         match pull(client, &entries[at].0, &entries[at].1) {
@@ -97,7 +98,7 @@ fn killed_at_random_moments(blobs: &str) {
                     }
                 });
             }
-            // Not a wait for something: the random moment itself.
+            // This is the random time of the kill, not a wait for an event.
             std::thread::sleep(Duration::from_millis(5 + random.below(250)));
             larder.kill9();
             over.store(true, Ordering::SeqCst);
@@ -112,7 +113,7 @@ fn killed_at_random_moments(blobs: &str) {
         assert_eq!(pull(larder.api(), path, expected), Ok(true), "seed {seed}");
     }
     larder.wait_idle();
-    // All of it is held now: the upstream is no longer needed, not even after one more death.
+    // All content is cached now, so the upstream is not needed, also after another kill.
     larder.terminate();
     assert!(larder.wait_exit().success());
     registry.down();
@@ -132,7 +133,7 @@ struct Half {
 
 const KINDS: [&str; 2] = ["sled", "files"];
 
-/// A fill that has come to three quarters of 8 MiB and stands still; `fault` happens to it too.
+/// A fill of 8 MiB that is held after three quarters. `fault` also applies to it.
 fn half(blobs: &str, fault: Option<Fault>) -> Half {
     let registry = Registry::start();
     let blob = Blob::random(5, 8 * MIB);
@@ -167,7 +168,7 @@ fn goes_on(half: &Half) {
 fn draft_survives_sigkill() {
     for blobs in KINDS {
         let mut half = half(blobs, None);
-        // The store writes its log behind the scenes twice a second; nothing outside tells when it did.
+        // sled flushes its log twice a second. The flush cannot be observed from outside.
         std::thread::sleep(Duration::from_secs(2));
         half.larder.kill9();
         half.larder.restart();
@@ -175,7 +176,7 @@ fn draft_survives_sigkill() {
     }
 }
 
-/// A larder that is killed at 60 % of a blob and started again lets its upstream send the other 40 % and little more.
+/// Kills the server at 60 % of a blob. After the restart, the upstream sends the other 40 % and little more.
 fn killed_at_sixty_percent(length: usize, flushed: Duration) {
     let registry = Registry::start();
     let blob = Blob::random(7, length);
@@ -192,7 +193,7 @@ fn killed_at_sixty_percent(length: usize, flushed: Duration) {
         read += part.len();
     }
     gate.wait_reached(1);
-    // As above: nothing outside tells when the store has written what it was given.
+    // As above: the flush cannot be observed from outside.
     std::thread::sleep(flushed);
     larder.kill9();
     drop(transfer);
@@ -217,7 +218,7 @@ fn killed_server_downloads_only_the_rest() {
     killed_at_sixty_percent(48 * MIB, Duration::from_secs(2));
 }
 
-/// The same at the size of a large layer.
+/// The same with the size of a large layer.
 #[test]
 #[ignore = "a gibibyte, twice; for a release build"]
 fn killed_server_downloads_only_the_rest_of_a_gibibyte() {
@@ -230,7 +231,7 @@ fn draft_survives_a_stop() {
         let half = half(blobs, None);
         half.larder.terminate();
         let Half { registry, mut larder, blob, path } = half;
-        // The fill stands still, so the stop must not wait for it longer than the grace period.
+        // The fill is held, so the stop must end it after the grace period.
         registry.down();
         larder.wait_exit();
         registry.up();
@@ -285,7 +286,7 @@ fn committed_content_survives_sigkill() {
         larder.get(&path).assert_body(&blob.bytes);
         larder.get(tag).assert_body(&image.manifest.bytes);
         larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
-        // As above: commits go to disk in groups.
+        // As above: commits are flushed in groups.
         std::thread::sleep(Duration::from_secs(2));
         larder.kill9();
         registry.down();

@@ -1,5 +1,5 @@
-//! Files that somebody changes, cuts off or removes while larder runs: everybody is answered, nobody with a wrong byte,
-//! and the store heals by itself.
+//! Files that are changed, truncated or deleted while the server runs: clients get no wrong byte, and the store repairs
+//! itself.
 
 use crate::support;
 
@@ -17,14 +17,14 @@ fn fixture(kind: &str) -> Fixture {
     Fixture::with(|setup| setup.set("store.blobs", kind))
 }
 
-/// An answer. Who reads from a database in the moment when another one takes its place is cut off, and comes again as
-/// every client does.
+/// Requests a path. A client that reads from the database while the database is replaced is disconnected, and retries
+/// as every client does.
 #[track_caller]
 fn get(fixture: &Fixture, path: &str) -> Answer {
     fixture.larder.api().try_send("GET", path, &[]).unwrap_or_else(|_| fixture.larder.get(path))
 }
 
-/// All of the image, answered right.
+/// Asserts that all content of the image is served correctly.
 #[track_caller]
 fn pull(fixture: &Fixture, image: &Image, tag: &str) {
     get(fixture, &format!("/v2/library/app/manifests/{tag}")).assert_body(&image.manifest.bytes);
@@ -37,22 +37,22 @@ fn path(blob: &Blob) -> String {
     format!("/v2/library/app/blobs/{}", blob.digest)
 }
 
-/// Whether all of the image is held.
+/// Returns true if all content of the image is cached.
 fn is_held(fixture: &Fixture, image: &Image) -> bool {
     image.blobs().all(|blob| get(fixture, &path(blob)).head.outcome() == "larder; hit")
 }
 
-/// Waits until what is pulled is kept again.
+/// Waits until pulled content is cached again.
 #[track_caller]
 fn heals(fixture: &Fixture, image: &Image, tag: &str) {
-    eventually("it has healed", || {
+    eventually("the store has recovered", || {
         pull(fixture, image, tag);
         fixture.larder.wait_idle();
         is_held(fixture, image)
     });
 }
 
-/// An image that nobody has pulled yet.
+/// Returns a new image that is not cached.
 fn another(fixture: &Fixture, seed: u64) -> Image {
     let image = Image::oci(seed, "linux/amd64", vec![Blob::random(seed * 100, 2 * MIB + 5)]);
     fixture.registry.add_image("library/app", &format!("v{seed}"), &image);
@@ -93,16 +93,16 @@ fn wiped_folders_cost_downloads_but_no_failures() {
             }
             heals(&fixture, &fixture.image, "v1");
             heals(&fixture, &new, "v2");
-            // It is not just memory that has healed: after the store was looked after, all of it is on the disk.
+            // Not only the memory has recovered: after the store was closed and opened, all content is on disk.
             if ["the database", "all of it", "what is in it"].contains(&what) {
-                fixture.larder.wait_for_line("the line that says so", |line| {
+                fixture.larder.wait_for_line("error about the store", |line| {
                     line["level"] == "ERROR"
                         && line["message"]
                             .as_str()
                             .unwrap_or_default()
                             .contains("directly from the upstreams")
                 });
-                fixture.larder.wait_for_line("the line that says that it has passed", |line| {
+                fixture.larder.wait_for_line("message about the recovery", |line| {
                     line["message"].as_str().unwrap_or_default().contains("the store works again")
                 });
                 heals(&fixture, &fixture.image, "v1");
@@ -148,20 +148,20 @@ fn modified_draft_never_becomes_content() {
             let drafts = fixture.larder.setup().data().join("drafts");
             let draft =
                 files_below(&drafts).into_iter().find(|path| path.ends_with(&blob.digest[7..])).unwrap();
-            // A file's time moves on by a few milliseconds at once.
-            eventually("the last write has its own time", || {
+            // The time stamp of a file advances in steps of some milliseconds.
+            eventually("the last write has a later time stamp", || {
                 let written = fs::metadata(&draft).unwrap().modified().unwrap();
                 written.elapsed().is_ok_and(|since| since > Duration::from_millis(50))
             });
             change(&draft);
             gate.open();
-            // Who reads close to the frontier may have all of it from memory, and right.
+            // A reader that is close to the end of the fill may get all bytes from memory, which are correct.
             if let Ok(rest) = transfer.finish() {
                 assert!(rest.body == blob.bytes[4 * MIB..], "{kind}, {what}");
             }
             fixture.larder.wait_idle();
-            eventually("it has healed", || {
-                // A body that is cut is one that nobody takes for whole.
+            eventually("the store has recovered", || {
+                // An interrupted body does not look complete to the client.
                 match fixture.larder.api().try_send("GET", &path(&blob), &[]) {
                     Ok(answer) => {
                         assert!(answer.body == *blob.bytes, "{kind}, {what}");
@@ -189,8 +189,8 @@ fn modified_database_bytes_are_never_served() {
                         .get(&format!("/v2/library/app/manifests/v{n}"))
                         .assert_body(&image.manifest.bytes);
                     for blob in image.blobs() {
-                        // Who is in the middle of it is cut off at a damaged page, and asks again.
-                        eventually("it is served whole", || {
+                        // A reader is disconnected at a damaged page, and retries.
+                        eventually("the blob is served completely", || {
                             match fixture.larder.api().try_send("GET", &path(blob), &[]) {
                                 Ok(answer) => {
                                     answer.assert_body(&blob.bytes);
@@ -223,7 +223,7 @@ fn modified_database_bytes_are_never_served() {
     }
 }
 
-/// Bytes that the store would give up first, as it tells every ten seconds.
+/// Returns the number of bytes that the store can release, from a gauge that is updated every ten seconds.
 fn reclaimable(fixture: &Fixture) -> u64 {
     fixture.larder.counter("larder_store_bytes", &[("what", "reclaimable")])
 }
@@ -235,8 +235,8 @@ fn wiped_content_is_no_longer_counted() {
         let blob = Blob::random(9, 3 * MIB);
         fixture.registry.add_blob("library/app", &blob);
         fixture.larder.get(&path(&blob)).assert_body(&blob.bytes);
-        eventually("it is counted", || reclaimable(&fixture) >= 3 * 1024 * 1024);
+        eventually("the bytes are counted", || reclaimable(&fixture) >= 3 * 1024 * 1024);
         fs::remove_dir_all(fixture.larder.setup().data()).unwrap();
-        eventually("it is counted no longer", || reclaimable(&fixture) == 0);
+        eventually("the bytes are released", || reclaimable(&fixture) == 0);
     }
 }

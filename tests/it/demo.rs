@@ -1,6 +1,5 @@
-//! `larder demo` as a user runs it: the table, the exit code, and serving on with `--stay`.
+//! `larder demo`: the printed table, the exit code, and `--stay`.
 
-// The lint spares test functions by itself, but not what they share.
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
@@ -15,12 +14,12 @@ fn demo(temporary: &Path) -> Command {
     command
 }
 
-/// The cells of a row; columns are at least two spaces apart.
+/// Returns the cells of a row. Columns are separated by at least two spaces.
 fn cells(row: &str) -> Vec<&str> {
     row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()
 }
 
-/// How often an outcome stands in a cell such as `6 hit, 1 stale`.
+/// Returns the number of an outcome in a cell such as `6 hit, 1 stale`.
 fn count(outcomes: &str, word: &str) -> usize {
     outcomes
         .split(", ")
@@ -46,7 +45,7 @@ fn demo_pulls_three_times_and_the_last_needs_no_upstream() {
         assert!(row[5].ends_with(" ms"), "{said}");
     }
     let [first, second, third] = [rows[1][3], rows[2][3], rows[3][3]];
-    // Child manifests come in by themselves and may be there when they are asked for; the rest is fetched on request.
+    // Child manifests are prefetched and may already be cached. Other content is downloaded on request.
     assert!(count(first, "miss") >= 5, "{said}");
     assert!(rows[1][4].ends_with("MiB"), "{said}");
     assert_eq!((count(second, "hit"), count(second, "revalidated")), (6, 1), "{said}");

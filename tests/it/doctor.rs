@@ -1,4 +1,4 @@
-//! `larder doctor`: what is well, what is worth a look, what fails, and what helps.
+//! `larder doctor`: passed checks, warnings, failures, and remedies.
 
 use crate::support;
 
@@ -9,7 +9,7 @@ use support::proxy::Proxy;
 use support::verb::{self, Output};
 use support::{Auth, Fault, Gate, Image, Larder, Port, Registry, Setup, TlsServer, When};
 
-/// What `--json` prints, by what each check is about.
+/// Checks of `--json`, by their subject.
 struct Seen {
     ran: Output,
     report: Value,
@@ -27,14 +27,14 @@ impl Seen {
         self.report["checks"].as_array().unwrap()
     }
 
-    /// The check of this area and step.
+    /// Returns the check of an area and step.
     #[track_caller]
     fn check(&self, area: &str, step: &str) -> &Value {
         let found = self.all().iter().find(|it| it["area"] == area && it["step"] == step);
         found.unwrap_or_else(|| panic!("no {step} of {area}: {}", self.report))
     }
 
-    /// That check, which must be so and, if it is not well, name this remedy.
+    /// Asserts the result of a check, and its remedy if the check did not pass.
     #[track_caller]
     fn is(&self, area: &str, step: &str, verdict: &str, remedy: &str) -> &Value {
         let check = self.check(area, step);
@@ -44,7 +44,7 @@ impl Seen {
         check
     }
 
-    /// The steps on the way to the upstream.
+    /// Returns the steps on the way to the upstream.
     fn way(&self) -> Vec<&str> {
         let steps = self.all().iter().filter(|it| it["area"] == "upstream");
         steps.map(|it| it["step"].as_str().unwrap()).collect()
@@ -95,7 +95,7 @@ fn healthy_server_passes_and_clients_are_checked() {
     assert_eq!(clients.len(), 4, "{clients:?}");
     assert!(clients.iter().all(|(_, verdict)| *verdict == "ok"), "{}", held.report);
 
-    // For people: a word, what it is about, what was found.
+    // The text for people: result, subject, finding.
     let config = larder.setup().config_file();
     let arguments = ["doctor", "--address", &address, "--config", config.to_str().unwrap()];
     let text = verb::run(larder.setup(), larder.setup().bare_command().args(arguments)).exited_with(0).stdout;
@@ -109,7 +109,7 @@ fn other_server_on_our_port_is_detected() {
     registry.add_image("library/app", "1", &Image::small(1));
     let larder = Larder::in_front_of(&registry);
     verb::online(&larder, &["warm", "app:1"]).exited_with(0);
-    // Another server at the address where clients are sent: it knows no image, and closes on TLS.
+    // Another server at the address that clients use. It has no images and closes TLS connections.
     let other = Registry::start();
     let (config, server) = (larder.setup().config_file(), format!("http://{}", larder.admin_addr()));
     let address = other.addr().to_string();
@@ -131,7 +131,7 @@ fn refused_port_fails_and_skips_later_steps() {
     assert_eq!(seen.ran.code, 4);
     seen.is("upstream", "connection", "fails", "`endpoints`");
     assert_eq!(seen.way(), ["connection"]);
-    // Nobody made a store just to look.
+    // The check does not create a store.
     seen.is("store", "folder", "ok", "");
     assert!(!setup.data().exists());
     seen.is("larder", "running", "warning", "--server");
@@ -140,7 +140,7 @@ fn refused_port_fails_and_skips_later_steps() {
 
 #[test]
 fn unresolvable_name_fails() {
-    // No name below .invalid has one (RFC 6761).
+    // Host names below .invalid have no address (RFC 6761).
     let setup = Setup::empty()
         .upstream_set("reg.test", "endpoints", vec!["http://registry.invalid"])
         .upstream_set("reg.test", "default", true);
@@ -181,7 +181,7 @@ fn proxy_is_checked_step_by_step() {
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
     assert_eq!(seen.way(), ["proxy", "connection", "tunnel", "tls", "/v2/"]);
     assert_eq!(seen.check("upstream", "proxy")["found"], format!("{}, from `proxy`", proxy.url()));
-    // In the order of what is wrong with it.
+    // In the order of the proxy's faults.
     proxy.require_login("Basic bWU6c2VjcmV0");
     doctor(&setup).is("upstream", "tunnel", "fails", "HTTPS_PROXY=http://user:password@");
     proxy.refuse(403);
@@ -281,7 +281,7 @@ fn credentials_are_tried_and_never_printed() {
     let seen = doctor(&Setup::with(&open));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
     assert_eq!(seen.way(), ["connection", "/v2/", "login"]);
-    // A service that gives tokens for repositories alone is no fault of anybody's.
+    // A token service that issues tokens only for repositories is not faulty.
     open.script(When::any().path("/token"), Fault::Status(400));
     let seen = doctor(&Setup::with(&open));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);

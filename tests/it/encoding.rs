@@ -1,4 +1,4 @@
-//! Upstreams that encode what nobody asked them to encode, or say that they did.
+//! Upstreams that encode bodies without a request for it, or that declare a wrong encoding.
 
 use crate::support;
 
@@ -9,7 +9,7 @@ use support::fixture::{Fixture, MIB, TAG, is_gateway_error};
 use support::script::gzip;
 use support::{Blob, Fault, Image, Larder, Registry, When};
 
-/// Content that is worth encoding.
+/// Content that compresses well.
 fn text(length: usize) -> Blob {
     Blob::new((0..).flat_map(|n: u32| format!("line {n}\n").into_bytes()).take(length).collect::<Vec<u8>>())
 }
@@ -18,7 +18,7 @@ fn label(coding: &str) -> Fault {
     Fault::SetHeader("Content-Encoding", coding.to_owned())
 }
 
-/// A registry with an image around this layer, and a larder that knows its manifest if it is to know sizes.
+/// A registry with an image of this layer, and a server that has the manifest cached if it needs to know sizes.
 fn with_layer(layer: &Blob, known: bool) -> (Registry, Larder, String) {
     let registry = Registry::start();
     let image = Image::oci(1, "linux/amd64", vec![layer.clone()]);
@@ -98,7 +98,7 @@ fn gzip_layer_labelled_as_encoded_is_stored_unchanged() {
     let (registry, larder, path) = with_layer(&layer, true);
     registry.script(When::blobs(), label("gzip"));
     registry.script(When::blobs().method("GET").times(1), Fault::Cut(layer.len() / 2));
-    // Its length is the one that its descriptor promised: nothing needs to be tried, and ranges are the blob's own.
+    // The descriptor declares this length, so no decoding is tried, and ranges are those of the blob.
     larder.get(&path).assert_body(&layer.bytes);
     larder.wait_idle();
     let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();
@@ -110,7 +110,7 @@ fn digest_decides_if_the_length_is_unknown() {
     let layer = Blob::new(gzip(&text(3 * MIB).bytes));
     let (registry, larder, path) = with_layer(&layer, false);
     registry.script(When::blobs(), label("gzip"));
-    // Who was shown the wrong reading must not take it for whole.
+    // A client that got wrong bytes must not get a complete body.
     if let Ok(answer) = larder.api().try_send("GET", &path, &[]) {
         assert!(answer.status() != 200 || answer.body == *layer.bytes, "{:?} completed", answer.head);
     }
@@ -156,7 +156,7 @@ fn encoded_body_is_never_resumed_by_range() {
 
 #[test]
 fn cut_body_may_resume_encoded() {
-    // The first half came as it is; the answer to the Range is a part of something else.
+    // The first half is not encoded. The answer to the Range request is a part of other content.
     let layer = text(3 * MIB);
     let (registry, larder, path) = with_layer(&layer, true);
     registry.script(When::blobs().method("GET").times(1), Fault::Cut(2 * MIB));

@@ -1,4 +1,5 @@
-//! Several endpoints of one upstream: asked in order, tags only of those that may tell, blobs carried on by the next.
+//! Several endpoints of one upstream: they are tried in order, only authoritative ones are asked for tags, and the next
+//! one resumes a blob.
 
 use crate::support;
 
@@ -6,7 +7,7 @@ use support::content::{OCI_INDEX, OCI_MANIFEST};
 use support::fixture::{MIB, TAG, image, is_gateway_error};
 use support::{Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
 
-/// Two registries, both with the image, and a larder that asks the first before the second.
+/// Two registries with the same image, and a server that uses the first before the second.
 fn pair(change: impl FnOnce(Setup) -> Setup) -> (Registry, Registry, Larder, Image) {
     let (first, second, image) = (Registry::start(), Registry::start(), image());
     first.add_image("library/app", "v1", &image);
@@ -153,7 +154,7 @@ fn lying_mirror_is_harmless() {
     let larder = Setup::with(&origin).upstream_set("docker.io", "endpoints", endpoints).start();
     let digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
     larder.get(&digest).assert_body(&image.manifest.bytes);
-    // Bytes of a blob were on their way already: this answer is cut, the next one comes from the origin.
+    // Some bytes were already sent, so this answer is interrupted. The next one comes from the origin.
     assert!(larder.api().try_send("GET", &layer_path(&image), &[]).is_err());
     larder.wait_idle();
     larder.get(&layer_path(&image)).assert_body(&image.layers[0].bytes);
@@ -221,7 +222,7 @@ fn recovered_endpoint_is_asked_again() {
     assert_eq!(larder.counter("larder_upstream_endpoint_open", &[("endpoint", &second.url())]), 0);
     first.up();
     first.forget_requests();
-    eventually("it is asked", || {
+    eventually("the registry gets a request", || {
         larder.get(TAG).assert_body(&image.manifest.bytes);
         !first.requests().is_empty()
     });
@@ -248,10 +249,10 @@ fn lists_come_from_authoritative_endpoints() {
         let tags = larder.get("/v2/library/app/tags/list").json()["tags"].clone();
         (tags, larder.get(&referrers).json()["manifests"].as_array().unwrap().len())
     };
-    // What the first says is so, also that there is nothing.
+    // The answer of an authoritative endpoint is final, also a 404.
     assert_eq!(listed(), (serde_json::json!(["v1"]), 0));
     assert!(second.requests().is_empty());
-    // What it cannot say the next one may know.
+    // After an error, the next endpoint is tried.
     first.offer_referrers(false);
     first.script(When::any().path("/tags/list"), Fault::Status(500));
     assert_eq!(listed(), (serde_json::json!(["v1", "v2"]), 1));

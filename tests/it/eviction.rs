@@ -1,4 +1,4 @@
-//! Room: the store stays within its limits, what goes goes in a sensible order, and nothing that is served lacks a part.
+//! Eviction: the store stays within its limits, the order is sensible, and served images are complete.
 
 use crate::support;
 
@@ -10,7 +10,7 @@ use support::larder::sum_of;
 use support::{Blob, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
 
 const MIB: u64 = 1 << 20;
-/// Each kind of store, a size that holds some images and not all, and the length of an image's own layers.
+/// Each kind of blob store, a size for some but not all images, and the length of each image's own layers.
 const KINDS: [(&str, u64, u64); 2] = [("files", 24 * MIB, MIB), ("sled", 256 * MIB, 5 * MIB)];
 const REPOSITORY: &str = "library/app";
 
@@ -44,7 +44,7 @@ impl World {
             .set("cache.tag_ttl", "1h")
     }
 
-    /// Pulls an image as a client that has nothing would.
+    /// Pulls an image as a client without any layer does.
     #[track_caller]
     fn pull(&self, larder: &Larder, n: usize) {
         let image = &self.images[n];
@@ -56,7 +56,7 @@ impl World {
         }
     }
 
-    /// The numbers of the images whose tags are held.
+    /// Returns the numbers of the images whose tags are cached.
     fn held(larder: &Larder) -> Vec<usize> {
         let listed = larder.get(&format!("/v2/{REPOSITORY}/tags/list"));
         if listed.status() == 404 {
@@ -68,7 +68,7 @@ impl World {
     }
 }
 
-/// Tags whose order is that of their numbers.
+/// Tags in the order of their numbers.
 fn tag(n: usize) -> String {
     format!("v{n:03}")
 }
@@ -96,15 +96,15 @@ fn store_stays_within_max_size_and_keeps_shared_layers() {
             larder.wait_idle();
             most = most.max(on_disk(&larder.setup().data()));
         }
-        // By no more than what was under way.
+        // The limit is exceeded only by the downloads in flight.
         assert!(most <= max_size + layer, "{kind}: {most} of {max_size}");
-        eventually("room is made", || evicted(&larder.metrics_text(), "max_size") > 0.0);
+        eventually("content is evicted", || evicted(&larder.metrics_text(), "max_size") > 0.0);
         let held = World::held(&larder);
         assert!((2..20).contains(&held.len()), "{kind}: {held:?}");
-        // The newest are there, and the layer that all of them share was never fetched again.
+        // The newest images are cached, and the shared layer was never downloaded again.
         assert!(held.ends_with(&[28, 29]), "{kind}: {held:?}");
         assert_eq!(world.registry.count("GET", &world.base.digest), 1, "{kind}");
-        // Whatever can be served is whole.
+        // Every image with a cached manifest is complete.
         world.registry.down();
         for n in held {
             world.pull(&larder, n);
@@ -126,12 +126,12 @@ fn recently_used_content_stays_across_restarts_and_smaller_sizes() {
         pull(&larder, n);
         larder.advance(Duration::from_hours(1));
     }
-    // Just the manifest: who has the layers asks for no more.
+    // Only the manifest: a client with all layers requests nothing else.
     larder.get(&manifest(&tag(0))).assert_body(&world.images[0].manifest.bytes);
-    // Room for two images and the layer they share.
+    // Enough for two images and the layer that they share.
     let room = 50 * MIB;
     let larder = larder.restart_with(world.setup("files", room), Duration::from_hours(5));
-    eventually("room is made", || on_disk(&larder.data().join("blobs")) < room);
+    eventually("content is evicted", || on_disk(&larder.data().join("blobs")) < room);
     world.registry.down();
     for n in [0, 3] {
         pull(&larder, n);
@@ -152,11 +152,11 @@ fn blob_in_use_is_not_evicted() {
         let larder = world.setup(kind, max_size).start();
         larder.get(&blob_path(&slow)).assert_body(&slow.bytes);
         larder.wait_idle();
-        // In narrow buffers, so that most of it is still to be read when everything else has changed.
+        // With small buffers, so that most of the body is still unread after the evictions.
         let mut reading = larder.api().small_receive_buffer().open("GET", &blob_path(&slow), &[]).unwrap();
         let head = reading.read_exactly(1000).unwrap();
-        // A slow disk keeps a part of what comes.
-        eventually("something goes", || {
+        // On a slow disk, only a part of the new content is cached.
+        eventually("content is evicted", || {
             for n in 0..world.images.len() {
                 world.pull(&larder, n);
             }
@@ -167,9 +167,9 @@ fn blob_in_use_is_not_evicted() {
         world.registry.down();
         let rest = reading.finish().unwrap();
         assert!([head, rest.body].concat() == *slow.bytes, "{kind}");
-        // Nobody reads it now, and nothing needs it: it goes next.
+        // Without readers and without a manifest that needs it, the blob is evicted next.
         world.registry.up();
-        eventually("it goes", || {
+        eventually("the blob is evicted", || {
             for n in 12..24 {
                 world.pull(&larder, n);
             }
@@ -188,14 +188,14 @@ fn disk_filled_by_others_stops_storing() {
             world.pull(&larder, n);
         }
         larder.wait_idle();
-        eventually("all goes", || {
+        eventually("all content is evicted", || {
             let metrics = larder.metrics_text();
             evicted(&metrics, "min_free") > 0.0
                 && sum_of(&metrics, "larder_store_bytes", &[("what", "content")]) == 0.0
         });
-        // It is a cache that keeps nothing, and serves.
+        // The cache stores nothing and still serves content.
         world.pull(&larder, 0);
-        eventually("nothing is listed that is not there", || World::held(&larder).is_empty());
+        eventually("no evicted content is listed", || World::held(&larder).is_empty());
     }
 }
 
@@ -204,7 +204,7 @@ fn clients_do_not_notice_eviction() {
     for (kind, max_size, layer) in KINDS {
         let world = World::new(24, layer);
         let larder = world.setup(kind, max_size).start();
-        // A slow disk keeps a part of what comes, so that more has to come before as much goes.
+        // On a slow disk, only a part of the new content is cached, so more content is needed for the same evictions.
         let enough = || evicted(&larder.metrics_text(), "max_size") > 20.0;
         std::thread::scope(|scope| {
             for seed in 0..4 {
@@ -213,7 +213,7 @@ fn clients_do_not_notice_eviction() {
                     let mut random = Random::new(seed);
                     let mut pull = || world.pull(larder, usize::try_from(random.below(24)).unwrap());
                     (0..25).for_each(|_| pull());
-                    eventually("enough goes", || {
+                    eventually("enough content is evicted", || {
                         pull();
                         enough()
                     });
@@ -225,7 +225,7 @@ fn clients_do_not_notice_eviction() {
     }
 }
 
-/// Downloads that queue for the disk take a part of the store and no more: what comes beyond that is served, and not kept.
+/// Downloads that wait for the disk use a part of the store at most. Further downloads are served and not stored.
 #[test]
 fn content_arriving_too_fast_to_store_is_served() {
     let (registry, gate) = (Registry::start(), Gate::new());
@@ -235,7 +235,7 @@ fn content_arriving_too_fast_to_store_is_served() {
     }
     let larder = Setup::with(&registry).set("store.blobs", "sled").set("store.max_size", "256MiB").start();
     registry.script(When::blobs().path(&blobs[0].digest).times(1), Fault::HoldBody(10 << 20, gate.clone()));
-    // An eighth of the store is 32 MiB, and more is on its way.
+    // An eighth of the store is 32 MiB, and more is being downloaded.
     let mut first = larder.api().open("GET", &blob_path(&blobs[0]), &[]).unwrap();
     let head = first.read_exactly(1000).unwrap();
     let passed = larder.get(&blob_path(&blobs[1]));
@@ -244,7 +244,7 @@ fn content_arriving_too_fast_to_store_is_served() {
     let rest = first.finish().unwrap();
     assert!([head, rest.body].concat() == *blobs[0].bytes);
     larder.wait_idle();
-    // Now there is room.
+    // Now there is space.
     larder.get(&blob_path(&blobs[2])).assert_body(&blobs[2].bytes);
     larder.wait_idle();
     registry.down();

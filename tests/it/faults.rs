@@ -1,4 +1,4 @@
-//! Upstreams that lie, break off or send others elsewhere: no client ever completes wrong content.
+//! Upstreams that send wrong content, interrupt bodies or redirect: no client completes wrong content.
 
 use crate::support;
 
@@ -25,7 +25,7 @@ fn wrong_body_is_never_completed() {
         Fault::ReplaceBody(Arc::new(b"an error page of some proxy".to_vec())),
     ];
     for (n, fault) in faults.into_iter().enumerate() {
-        // With the descriptor's size known from the manifest, and without.
+        // With the size known from the manifest, and without.
         for known in [false, true] {
             let fixture = Fixture::new();
             if known {
@@ -35,7 +35,7 @@ fn wrong_body_is_never_completed() {
             fixture.registry.script(When::blobs().method("GET"), fault.clone());
             let client = fixture.larder.api();
             std::thread::scope(|scope| {
-                // A range up to the end is a whole body in another dress.
+                // A range up to the end is also a complete body.
                 for range in [&[][..], &[], &[("Range", "bytes=0-")], &[("Range", "bytes=5-")]] {
                     let path = &fixture.path;
                     scope.spawn(move || {
@@ -74,7 +74,7 @@ fn retry_after_a_failure_starts_a_new_fill() {
         if let Ok(answer) = client.try_send("GET", &path, &[]) {
             assert!(is_gateway_error(answer.status()), "{:?} completed", answer.head);
         }
-        // Clients retry at once: they must not be put into the flight that has just failed.
+        // Clients retry at once. They must not join the flight that has just failed.
         match client.try_send("GET", &path, &[]) {
             Ok(answer) => answer.assert_body(&blob.bytes),
             Err(error) => panic!("round {n}: the retry shared the failure: {error:?}"),
@@ -88,7 +88,7 @@ fn wrong_size_in_head_is_harmless() {
     fixture.registry.script(When::blobs().method("HEAD"), Fault::RemoveLastByte);
     assert_eq!(fixture.larder.head(&fixture.path).status(), 200);
     fixture.registry.clear_faults();
-    // What a HEAD said is a hint; only a descriptor under a digest is a promise.
+    // The size in the answer to a HEAD request is a hint. Only a descriptor is binding.
     fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
 }
 
@@ -127,7 +127,7 @@ fn wrong_manifest_is_never_served() {
 
 #[test]
 fn empty_body_is_not_a_blob() {
-    // There is no last byte to withhold: who gets an empty body to its end has taken it for the blob.
+    // An empty body has no last byte to withhold, so a client with an empty body would take it for the blob.
     for fault in [Fault::ReplaceBody(Arc::default()), Fault::Answer(200, Vec::new(), Vec::new())] {
         let fixture = Fixture::new();
         fixture.registry.script(When::blobs().method("GET"), fault);
@@ -221,12 +221,12 @@ fn repeated_cuts_end() {
     let gets = fixture.registry.count("GET", "/blobs/");
     assert!((2..=20).contains(&gets), "{gets} attempts");
     fixture.registry.clear_faults();
-    eventually("it works again", || {
+    eventually("the blob is served", || {
         fixture.larder.api().try_send("GET", &fixture.path, &[]).is_ok_and(|a| a.status() == 200)
     });
 }
 
-/// The first answer is cut, the second is this; from the third on all is well.
+/// The first answer is interrupted, the second has the fault, and all later answers are correct.
 #[track_caller]
 fn resumes_over(fault: Fault) {
     let fixture = Fixture::new();
@@ -274,7 +274,7 @@ fn blob_answered_with_416_fails() {
 #[test]
 fn content_that_changes_during_a_fill_is_never_mixed() {
     let fixture = Fixture::new();
-    // The first half of one body and the whole of another, and the Range is not understood.
+    // The first half of one body and all of another one, and the Range is ignored.
     fixture.registry.script(When::blobs().times(1), Fault::FlipBit(100));
     fixture.registry.script(When::blobs().times(1), Fault::Cut(MIB));
     fixture.registry.script(When::blobs(), Fault::IgnoreRange);
@@ -292,7 +292,7 @@ fn anonymous_tokens_are_fetched_once() {
     fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
     fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
     assert_eq!(fixture.registry.count("GET", "/token"), 1);
-    // A token that is no longer good is replaced without a word to the client.
+    // An invalid token is replaced without an error for the client.
     fixture.registry.revoke_tokens();
     let config = &fixture.image.config;
     fixture.larder.get(&format!("/v2/library/app/blobs/{}", config.digest)).assert_body(&config.bytes);
@@ -326,7 +326,7 @@ fn cut_after_a_redirect_restarts_at_the_registry() {
     registry.add_image("library/app", "v1", &image);
     cdn.add_image("library/app", "v1", &image);
     registry.script(When::blobs(), Fault::Redirect(307, cdn.url()));
-    // The signed address is good for one use.
+    // The signed URL is valid for one use.
     cdn.script(When::blobs().times(1), Fault::Cut(MIB));
     cdn.script(When::blobs().after(1).times(1), Fault::Status(403));
     let larder = Setup::with(&registry).upstream_set("docker.io", "allow_private", true).start();
@@ -359,7 +359,7 @@ fn random_faults_never_reach_a_client() {
     }
     let larder = Larder::in_front_of(&registry);
     let path = |blob: &Blob| format!("/v2/library/app/blobs/{}", blob.digest);
-    // Every blob meets some of these before its registry behaves.
+    // Every blob meets some of these faults before its registry works.
     for blob in &blobs {
         for _ in 0..random.below(5) {
             let at = random.below(blob.len() as u64) as usize;

@@ -1,4 +1,4 @@
-//! Disks that take nothing more: clients are served straight through, it is said once, and caching resumes by itself.
+//! Full disks: content is passed through to clients, the failure is logged once, and caching resumes without a restart.
 
 use crate::support;
 
@@ -10,7 +10,7 @@ use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventuall
 const MIB: usize = 1 << 20;
 const KINDS: [&str; 2] = ["sled", "files"];
 
-/// A larder that may write no file beyond so many MiB; to try is an error instead of a signal.
+/// Starts a server that cannot write beyond `mib` MiB of a file. A larger write is an error instead of a signal.
 fn limited(setup: Setup, mib: usize) -> Larder {
     let serve = setup.command();
     let mut command = Command::new("sh");
@@ -21,13 +21,13 @@ fn limited(setup: Setup, mib: usize) -> Larder {
     setup.start_by(&mut command)
 }
 
-/// Changes the limit of a running larder, in bytes.
+/// Changes the limit of a running server, in bytes.
 fn limit(larder: &Larder, current: Option<u64>) {
     let pid = Pid::from_raw(i32::try_from(larder.pid()).unwrap());
     prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
 }
 
-/// Lifts the limit of a running larder.
+/// Removes the limit of a running server.
 fn lift(larder: &Larder) {
     limit(larder, None);
 }
@@ -63,7 +63,7 @@ fn blob_that_cannot_be_written_is_served() {
         let larder = limited(Setup::with(&registry).set("store.blobs", kind), 24);
         let gate = Gate::new();
         registry.script(When::blobs().times(1), Fault::HoldBody(30 * MIB, gate.clone()));
-        // Both have come past where the disk is full when the rest is let go, and a third has left at its beginning.
+        // Both readers are beyond the limit when the upstream continues. A third one has stopped at the beginning.
         std::thread::scope(|scope| {
             let pulls: Vec<_> = (0..2)
                 .map(|_| {
@@ -88,15 +88,15 @@ fn blob_that_cannot_be_written_is_served() {
             }
         });
         assert_eq!(registry.count("GET", "/blobs/"), 1, "{kind}");
-        eventually("it is said", || degraded(&larder));
-        larder.wait_for_line("the line that says so", |line| {
+        eventually("degraded mode is reported", || degraded(&larder));
+        larder.wait_for_line("error about the store", |line| {
             line["level"] == "ERROR"
                 && line["message"].as_str().unwrap_or_default().contains("directly from the upstreams")
         });
         assert!(larder.counter("larder_store_errors_total", &[]) > 0);
         assert_eq!(larder.admin().get("/readyz").status(), 200);
         larder.wait_idle();
-        // From the first byte on without a disk now, for whoever asks, by one download.
+        // Without a disk, each new request is served from the first byte by one download.
         registry.forget_requests();
         std::thread::scope(|scope| {
             let pulls: Vec<_> = (0..4).map(|_| scope.spawn(|| larder.get(&path(&small)))).collect();
@@ -110,7 +110,7 @@ fn blob_that_cannot_be_written_is_served() {
             assert_eq!(lines(&larder, "directly from the upstreams"), 1, "round {round}");
         }
         lift(&larder);
-        eventually("it is kept again", || {
+        eventually("the blob is cached again", || {
             larder.get(&path(&small)).assert_body(&small.bytes);
             larder.wait_idle();
             larder.get(&path(&small)).head.outcome() == "larder; hit"
@@ -118,7 +118,7 @@ fn blob_that_cannot_be_written_is_served() {
         assert!(!degraded(&larder));
         assert_eq!(lines(&larder, "the store works again"), 1);
         larder.get(&path(&large)).assert_body(&large.bytes);
-        eventually("the large one too", || larder.get(&path(&large)).head.outcome() == "larder; hit");
+        eventually("the large blob is cached", || larder.get(&path(&large)).head.outcome() == "larder; hit");
     }
 }
 
@@ -138,13 +138,13 @@ fn unstored_content_is_stored_on_the_next_request() {
             })
         };
         limit(&larder, Some(0));
-        // Whatever is written fails, sled's own writing too, which it does after a while.
-        eventually("it is noticed", || {
+        // All writes fail, including those of sled, which writes in the background.
+        eventually("the failure is reported", || {
             pull(&larder);
             degraded(&larder)
         });
         lift(&larder);
-        eventually("all of it is held", || {
+        eventually("all content is cached", || {
             let held = pull(&larder);
             larder.wait_idle();
             held && !degraded(&larder)
@@ -171,8 +171,8 @@ fn unstored_content_is_verified() {
     }
 }
 
-/// Mounts a file system of so many MiB of its own at the data folder. Only where `.ci/stages/full-disk` has given this
-/// process a mount name space of its own, which ends with it.
+/// Mounts a file system of `mib` MiB at the data folder. Only in the mount namespace of `.ci/stages/full-disk`, which
+/// ends with this process.
 fn small_disk(setup: &Setup, mib: usize) {
     std::fs::create_dir_all(setup.data()).unwrap();
     let size = format!("size={mib}m");
@@ -206,7 +206,7 @@ fn full_disk_recovers_when_space_returns() {
             }
             larder.wait_idle();
         };
-        // Somebody else takes the disk.
+        // Another program fills the disk.
         let mut file = std::fs::File::create(&ballast).unwrap();
         let piece = vec![1; 65_536];
         while std::io::Write::write_all(&mut file, &piece).is_ok() {}
@@ -217,7 +217,7 @@ fn full_disk_recovers_when_space_returns() {
         assert!(degraded(&larder), "{kind}");
         assert_eq!(lines(&larder, "directly from the upstreams"), 1, "{kind}");
         assert_eq!(larder.admin().get("/readyz").status(), 200);
-        // A larder that begins on a full disk serves too.
+        // A server that starts on a full disk also serves content.
         let mut larder = larder;
         larder.terminate();
         larder.wait_exit();
@@ -226,7 +226,7 @@ fn full_disk_recovers_when_space_returns() {
         assert!(degraded(&larder), "{kind}");
         std::fs::remove_file(&ballast).unwrap();
         let image = &images[0];
-        eventually("it is kept again", || {
+        eventually("the blob is cached again", || {
             let layer = path(&image.layers[0]);
             larder.get("/v2/library/app/manifests/v0").assert_body(&image.manifest.bytes);
             larder.get(&layer).assert_body(&image.layers[0].bytes);

@@ -1,4 +1,4 @@
-//! What is no proper request, and clients that misbehave: answered or let go, and nobody else notices.
+//! Invalid requests and misbehaving clients: they get an error or are disconnected, and other clients are not affected.
 
 use crate::support;
 
@@ -10,7 +10,7 @@ use support::{Registry, Setup};
 #[test]
 fn tls_hello_on_the_plain_port_is_answered() {
     let (_registry, larder, _) = cold();
-    // The start of a TLS 1.2 record with a ClientHello, as podman sends it before it falls back to HTTP.
+    // The start of a TLS 1.2 record with a ClientHello. podman sends it before it falls back to HTTP.
     let mut hello = vec![0x16, 0x03, 0x01, 0x00, 0xc8, 0x01, 0x00, 0x00, 0xc4, 0x03, 0x03];
     hello.extend_from_slice(&[0x5a; 194]);
     let answer = larder.api().raw(&hello);
@@ -39,11 +39,11 @@ fn garbage_does_not_affect_other_clients() {
         let answer = larder.api().raw(&bytes);
         let start = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
         let status = String::from_utf8_lossy(&answer[..answer.len().min(12)]).into_owned();
-        // Hanging up is an answer too; a success is none that garbage may get.
+        // The server may close the connection without an answer, but must not answer with a success.
         assert!(answer.is_empty() || status.starts_with("HTTP/1.1 4"), "{start:?} got {status:?}");
         larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
     }
-    // Half a request, and away.
+    // Half of a request, then the connection is closed.
     drop(std::io::Write::write(&mut larder.api().connect().unwrap(), b"GET /v2/ HT"));
     larder.get("/v2/").assert_body(b"{}");
 }
@@ -113,7 +113,7 @@ fn connections_beyond_the_limit_wait() {
     let registry = Registry::start();
     let larder = Setup::with(&registry).set("server.max_connections", 2).start();
     let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
-    support::eventually("both are taken in", || larder.counter("larder_connections", &[]) == 2);
+    support::eventually("both connections are accepted", || larder.counter("larder_connections", &[]) == 2);
     let third = larder.api().read_timeout(Duration::from_millis(300));
     third.try_send("GET", "/v2/", &[]).unwrap_err();
     drop(held);

@@ -1,4 +1,4 @@
-//! What takes minutes or hours, with a clock that is moved: tags that age, upstreams that stay away, quotas.
+//! Behaviour over minutes or hours, with an adjustable clock: expired tags, long outages, quotas.
 
 use crate::support;
 
@@ -68,7 +68,7 @@ fn hour_without_the_upstream_goes_unnoticed() {
         registry.clear_faults();
         registry.up();
         larder.advance(Duration::from_mins(2));
-        eventually("it is noticed that the upstream is back", || {
+        eventually("the upstream is used again", || {
             larder.advance(Duration::from_mins(2));
             larder.get(&tag(0)).head.outcome() == "larder; hit; detail=revalidated"
         });
@@ -85,8 +85,8 @@ fn unreachable_upstream_is_asked_less_and_less() {
         larder.advance(Duration::from_secs(1));
         larder.get(TAG).assert_outcome("larder; hit; detail=stale");
     }
-    // Three before it is left alone, then after 5, 10, 20 and 40 seconds and each minute; all with two repetitions.
-    // A repetition takes real time, in which the clock here moves on by minutes.
+    // Three requests open the circuit breaker. The probes follow after 5, 10, 20 and 40 seconds, and then each minute,
+    // each with two retries. A retry takes real time, in which this test advances the clock by minutes.
     let asked = registry.requests().len();
     assert!((10..=75).contains(&asked), "{asked} requests in ten minutes");
 }
@@ -110,7 +110,7 @@ fn rate_limit_is_respected_for_its_duration() {
     let headers = vec![("Retry-After".to_owned(), "600".to_owned())];
     let (registry, larder, image) = fixture(|setup| setup.set("cache.tag_ttl", "1s"));
     larder.get(TAG).assert_body(&image.manifest.bytes);
-    // A manifest that is counted is refused; HEADs and blobs are not.
+    // Only GET requests of manifests are rate-limited, not HEAD requests or blobs.
     registry.script(When::manifests().method("GET"), Fault::Answer(429, headers, Vec::new()));
     let other = "/v2/library/app/manifests/other";
     let answer = larder.get(other);
@@ -185,14 +185,16 @@ fn stale_while_revalidate_does_not_delay_clients() {
     gate.wait_reached(1);
     assert_eq!(registry.count("HEAD", "/manifests/"), 1);
     gate.open();
-    eventually("the check has moved", || larder.get(TAG).header("age").unwrap().parse::<u64>().unwrap() < 60);
+    eventually("the time of the check is updated", || {
+        larder.get(TAG).header("age").unwrap().parse::<u64>().unwrap() < 60
+    });
 }
 
 #[test]
 fn clock_jumps_cost_revalidations_but_no_failures() {
     let (registry, larder, image) = fixture(|setup| setup);
     larder.get(TAG).assert_body(&image.manifest.bytes);
-    // Ten years ahead, and by the restart back again: the check then lies in the future.
+    // Ten years ahead, and back by the restart: the time of the check is then in the future.
     larder.advance(Duration::from_hours(24 * 3650));
     larder.get(TAG).assert_outcome("larder; hit; detail=revalidated");
     let larder = larder.restart();
@@ -207,7 +209,8 @@ fn clock_jumps_cost_revalidations_but_no_failures() {
 fn slow_answers_do_not_add_up() {
     let (registry, larder, image) = fixture(|setup| setup);
     larder.get(TAG).assert_body(&image.manifest.bytes);
-    // Another repository has the same layer: its right is asked for by HEAD, and here both HEAD and GET take long.
+    // Another repository has the same layer. The server verifies the access with HEAD, and here both HEAD and GET are
+    // slow.
     registry.add_image("library/other", "v1", &image);
     let blob = format!("/v2/library/other/blobs/{}", image.layers[0].digest);
     let gate = Gate::new();
@@ -227,7 +230,7 @@ fn slow_answers_do_not_add_up() {
 
 const YEAR: i64 = 365 * 24 * 3600 * 1000;
 
-/// Ways to set a clock: a year ahead and back, and to 1970 and before.
+/// Clock changes: a year ahead and back, and to 1970 and before.
 const JUMPS: [i64; 4] = [YEAR, -YEAR, -100 * YEAR, 100 * YEAR];
 
 #[test]
@@ -238,7 +241,7 @@ fn clock_changes_do_not_affect_tag_freshness() {
         let asked = |registry: &Registry| registry.requests().len();
         larder.get(TAG).assert_body(&image.manifest.bytes);
         assert_eq!(larder.get(list).status(), 200);
-        // There and back again: each costs a question at most, and then all is as it was.
+        // There and back: each change costs at most one request to the upstream.
         for millis in [jump, -jump, jump] {
             larder.set_clock_by(millis);
             registry.forget_requests();
@@ -247,7 +250,7 @@ fn clock_changes_do_not_affect_tag_freshness() {
                 assert_eq!(larder.get(list).status(), 200);
             }
             assert!(asked(&registry) <= 2, "set by {millis}: {:?}", registry.requests());
-            // However the clock stands, a tag that moved is seen to move when its time is up.
+            // With any clock, a moved tag is found when the old one has expired.
             larder.advance(Duration::from_mins(2));
             registry.forget_requests();
             larder.get(TAG).assert_outcome("larder; hit; detail=revalidated");
@@ -274,7 +277,7 @@ fn clock_changes_do_not_affect_absence_or_back_off() {
         larder.advance(Duration::from_secs(11));
         larder.get(tag).assert_body(&image.manifest.bytes);
         larder.get(&path).assert_body(&blob.bytes);
-        // Left alone for what it says, and for having failed.
+        // The pause is the requested one, and at least that after a failure.
         for fault in
             [Fault::Answer(503, vec![("Retry-After".into(), "60".into())], Vec::new()), Fault::Status(500)]
         {
@@ -300,14 +303,14 @@ fn content_stored_under_any_clock_is_usable_under_any_other() {
             let layer = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
             larder.get(TAG).assert_body(&image.manifest.bytes);
             larder.get(&layer).assert_body(&image.layers[0].bytes);
-            eventually("it is kept", || larder.get(&layer).head.outcome() == "larder; hit");
+            eventually("the layer is cached", || larder.get(&layer).head.outcome() == "larder; hit");
             registry.down();
-            // The clock begins anew, and by that jumps back.
+            // The restart sets the clock back.
             let larder = larder.restart();
             larder.get(&layer).assert_body(&image.layers[0].bytes);
             larder.get(TAG).assert_body(&image.manifest.bytes);
             registry.up();
-            eventually("its tag is asked for again", || {
+            eventually("the tag is revalidated", || {
                 larder.advance(Duration::from_mins(2));
                 larder.get(TAG).head.outcome() == "larder; hit; detail=revalidated"
             });
@@ -318,7 +321,7 @@ fn content_stored_under_any_clock_is_usable_under_any_other() {
 #[test]
 fn retry_after_date_uses_the_servers_date() {
     let (registry, larder, image) = fixture(|setup| setup);
-    // Their clock is a year behind ours, or ours ahead.
+    // The upstream's clock is a year behind, or ours is ahead.
     let date = |second: u32| format!("Tue, 03 Jun 2008 11:05:{second:02} GMT");
     let headers = vec![("Date".to_owned(), date(0)), ("Retry-After".to_owned(), date(30))];
     registry.script(When::any(), Fault::Answer(503, headers, Vec::new()));

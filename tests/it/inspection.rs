@@ -1,4 +1,4 @@
-//! What is held is told as it is: by `ls`, `tags`, `inspect` and `check`, over the admin API and over a closed store.
+//! `ls`, `tags`, `inspect` and `check`: the same report from a running server and from a store without a server.
 
 use crate::support;
 
@@ -9,7 +9,7 @@ use support::verb::{self, Output};
 use support::{Document, Image, Larder, Registry, Setup};
 
 impl PartlyCached {
-    /// Runs a verb against the larder, and then over its store, which must say the same.
+    /// Runs a verb with the running server, then offline on its store, and asserts equal reports.
     #[track_caller]
     fn both(self, arguments: &[&str]) -> Output {
         let online = verb::online(&self.larder, arguments);
@@ -26,7 +26,7 @@ impl PartlyCached {
     }
 }
 
-/// A report without what time it is.
+/// Returns a report without its time stamps.
 fn timeless(mut report: Value) -> Value {
     if let Some(table) = report.as_object_mut() {
         table.remove("now");

@@ -1,4 +1,4 @@
-//! Long work: fetching ahead, removing, verifying and collecting, as jobs of a larder that runs and over a closed store.
+//! Jobs: prefetch, removal, verification and garbage collection, on a running server and offline.
 
 use crate::support;
 
@@ -35,7 +35,7 @@ fn fixture() -> (Registry, Index, Larder) {
     let index = Index::oci(7);
     registry.add_index("library/multi", "v1", &index);
     registry.add_image("org/app", "1", &Image::small(3));
-    // What is fetched in the background would blur what was fetched for a reason.
+    // Background prefetch would mix with the requests of the job.
     let larder = Setup::with(&registry).set("prefetch.children", false).set("cache.tag_ttl", "1h").start();
     (registry, index, larder)
 }
@@ -153,7 +153,7 @@ fn killed_job_is_resumed() {
     let mut killed =
         setup.bare_command().args(line).arg("--config").arg(setup.config_file()).spawn().unwrap();
     gate.wait_reached(1);
-    eventually("most of it is written", || on_disk(&setup.data().join("drafts")) > 5 * MIB as u64);
+    eventually("most of the layer is written", || on_disk(&setup.data().join("drafts")) > 5 * MIB as u64);
     killed.kill().unwrap();
     killed.wait().unwrap();
     gate.open();
@@ -173,7 +173,7 @@ fn job_is_watched_to_its_end() {
     let (status, view) = post(&larder, &task, &[JSON]);
     assert_eq!((status, &view["verb"], &view["state"]), (202, &json!("warm"), &json!("running")), "{view}");
     let path = format!("/api/v1/jobs/{}", view["id"]);
-    eventually("the layer is on its way", || {
+    eventually("the layer is being downloaded", || {
         let bars = larder.admin().get(&path).json()["progress"]["bars"].clone();
         bars[0]["total"].as_u64().is_some_and(|total| total > 5000)
             && bars[0]["name"] == "docker.io/library/multi:v1"
@@ -249,7 +249,7 @@ fn removed_tag_removes_unshared_content() {
         );
         verb::online(&larder, &["inspect", "org/app:1"]).exited_with(5);
         verb::online(&larder, &["check", "--offline", "org/app:2"]).exited_with(0);
-        // It is fetched again when somebody asks for it, all but what stayed.
+        // Removed content is downloaded again on request, except the parts that stayed.
         registry.forget_requests();
         larder.get("/v2/org/app/manifests/1").assert_body(&one.manifest.bytes);
         for blob in one.blobs() {
@@ -315,7 +315,7 @@ fn token_is_required_beyond_loopback() {
     let ran = verb::online(&larder, &["ls"]).exited_with(1);
     assert!(ran.stderr.contains("token"), "{ran:?}");
     verb::online(&larder, &["ls", "--token-file", token.to_str().unwrap()]).exited_with(0);
-    // A new token counts at once.
+    // A new token is valid immediately.
     larder.setup().write("token", "another");
     assert_eq!(ask("Bearer a-long-secret").status(), 401);
     assert_eq!(ask("Bearer another").status(), 200);

@@ -1,4 +1,4 @@
-//! Lists: tags, held or as the upstream has them, and the repositories held; sorted by bytes, in pages.
+//! Lists: tags from the cache or from the upstream, and the catalog of repositories. Sorted by bytes, in pages.
 
 use crate::support;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use support::fixture::{assert_answered_before_upstream, cold, is_gateway_error};
 use support::{Answer, Fault, Gate, Image, InProcessLarder, Larder, Registry, Setup, When};
 
-/// Follows the Link headers from `path` on and returns the pages.
+/// Follows the Link headers from `path`, and returns all pages.
 fn pages(larder: &Larder, path: &str, key: &str) -> Vec<Vec<String>> {
     let mut next = Some(path.to_owned());
     let mut pages = Vec::new();
@@ -32,7 +32,7 @@ fn pages(larder: &Larder, path: &str, key: &str) -> Vec<Vec<String>> {
 fn tags_are_paginated_and_sorted_by_bytes() {
     let registry = Registry::start();
     let image = Image::small(6);
-    // In the order of their bytes.
+    // Sorted by bytes.
     let sorted = ["1.0", "1.0-rc", "1.0.1", "A", "B", "_x", "a", "a-b", "a.b"];
     for tag in sorted {
         registry.add_image("library/app", tag, &image);
@@ -50,7 +50,7 @@ fn tags_are_paginated_and_sorted_by_bytes() {
         assert_eq!(found, wanted, "n={n}");
     }
     assert_eq!(pages(&larder, &format!("{list}?last=A"), "tags")[0], sorted[4..]);
-    // `last` need not exist, and its percent-encoding is undone once.
+    // `last` does not need to exist. It is percent-decoded once.
     assert_eq!(pages(&larder, &format!("{list}?last=AA"), "tags")[0], sorted[4..]);
     assert_eq!(pages(&larder, &format!("{list}?n=2&last=%5Fx"), "tags")[0], sorted[6..8]);
     assert_eq!(pages(&larder, &format!("{list}?last=zzz"), "tags"), vec![Vec::<String>::new()]);
@@ -62,7 +62,7 @@ fn tags_are_paginated_and_sorted_by_bytes() {
     }
     let huge = larder.get(&format!("{list}?n=99999999999999999999999999"));
     assert!([200, 400].contains(&huge.status()), "{huge:?}");
-    // The next page is asked of the same upstream.
+    // The next page comes from the same upstream.
     let link = larder.get(&format!("{list}?ns=docker.io&n=2"));
     assert!(link.header("link").unwrap().contains("ns=docker.io"), "{link:?}");
 }
@@ -92,12 +92,12 @@ fn catalog_lists_pullable_repositories() {
     }
     assert_eq!(larder.get("/v2/_catalog?n=0").json()["repositories"], serde_json::json!([]));
     larder.get("/v2/_catalog?n=x").assert_error(400, "PAGINATION_NUMBER_INVALID");
-    // As many as may be asked for, and one more.
+    // The largest accepted number of entries, and one more.
     assert_eq!(larder.get("/v2/_catalog?n=10000").json()["repositories"], json!(all));
     for n in ["10001", "99999999999999999999999999"] {
         larder.get(&format!("/v2/_catalog?n={n}")).assert_error(400, "PAGINATION_NUMBER_INVALID");
     }
-    // One upstream's, under their own names, and the next page is of the same one.
+    // The repositories of one upstream have their own names, and the next page is of the same upstream.
     let own = larder.get("/v2/_catalog?ns=other.test");
     assert_eq!(own.json(), json!({ "repositories": ["team/z"] }));
     let link = larder.get("/v2/_catalog?ns=docker.io&n=1");
@@ -107,7 +107,7 @@ fn catalog_lists_pullable_repositories() {
         larder.head("/v2/_catalog").head.content_length(),
         Some(larder.get("/v2/_catalog").body.len())
     );
-    // What is held is listed whoever is there.
+    // Cached repositories are listed, also if the upstream is down.
     registry.down();
     other.down();
     assert_eq!(pages(&larder, "/v2/_catalog", "repositories").concat(), all);
@@ -278,7 +278,7 @@ fn last_known_tags_are_served_for_every_kind_of_failure() {
             lists(&larder.get(LIST), &tags);
             match &fault {
                 None => registry.down(),
-                // Half of a list is none.
+                // A part of a list is not a list.
                 Some(fault) => registry.script(When::any().path("/tags/list").after(2), fault.clone()),
             }
             let answer = larder.get(&format!("{LIST}?n=2&last=A"));
@@ -294,7 +294,7 @@ fn outage_never_gives_an_empty_tag_list() {
     for which in ["upstream", "merged"] {
         let (registry, image, _) = full();
         let mut larder = with_zero_ttl(Setup::with(&registry), which).start();
-        // A list that was empty when it was last seen says nothing of today.
+        // A list that was empty at the last check does not prove that it is empty now.
         registry.add_image("library/new", "v1", &image);
         registry.untag("library/new", "v1");
         assert_eq!(larder.get("/v2/library/new/tags/list").json()["tags"], json!([]));
@@ -310,7 +310,7 @@ fn outage_never_gives_an_empty_tag_list() {
                 assert!(is_gateway_error(answer.status()), "{which}: {method} {path}: {answer:?}");
             }
         }
-        // The upstream's list has not outlived the process; what is held has.
+        // The upstream's list is only in memory. The cached tags are on disk.
         let answer = larder.get(LIST);
         if which == "merged" {
             lists(&answer, &["v7".to_owned()]);
@@ -417,7 +417,7 @@ fn tag_list_over_the_limit_is_rejected() {
     let refused = larder.get(LIST);
     assert_eq!(refused.status(), 502, "{refused:?}");
     registry.script(When::any(), answer(&most));
-    // It is kept, however long it is.
+    // A list of any length is cached.
     for _ in 0..2 {
         assert_eq!(pages(&larder, LIST, "tags").concat().len(), most.len());
     }

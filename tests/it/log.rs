@@ -1,4 +1,4 @@
-//! The log: what a request's line says, the name a request goes by, and failures that repeat.
+//! The log: fields of a request, request ids, and suppression of repeated failures.
 
 use crate::support;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use support::fixture::{TAG, cold};
 use support::{Answer, Fault, Image, Larder, Registry, Setup, TIME_LIMIT, When, eventually};
 
-/// The line of the request that goes by this name.
+/// Returns the log line of the request with this id.
 #[track_caller]
 fn line_of(larder: &Larder, id: &str) -> Value {
     larder.wait_for_line(id, |line| line["message"] == "request" && line["id"] == id)
@@ -66,7 +66,7 @@ fn text_format_has_the_same_fields() {
     let socket = setup.folder().join("larder.sock");
     let setup = setup.set("log.format", "text").set("server.listen", format!("unix:{}", socket.display()));
     let mut child = setup.command().spawn().unwrap();
-    eventually("it listens", || UnixStream::connect(&socket).is_ok());
+    eventually("the server listens", || UnixStream::connect(&socket).is_ok());
     let mut stream = UnixStream::connect(&socket).unwrap();
     stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
     write!(stream, "GET {TAG} HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine-1\r\nConnection: close\r\n\r\n")
@@ -89,7 +89,7 @@ fn text_format_has_the_same_fields() {
     ] {
         assert!(line.contains(part), "{line}");
     }
-    // By a socket in the file system no client has an address.
+    // A client of a Unix socket has no address.
     assert!(!line.contains("client="), "{line}");
 }
 
@@ -102,7 +102,7 @@ fn request_id_of_the_client_is_logged_and_not_forwarded() {
     for seen in registry.requests() {
         assert_eq!(seen.header("x-request-id"), None);
     }
-    // What could not stand in every log is replaced, also where nothing is served.
+    // Ids with unsafe characters are replaced, also if the request is rejected.
     for insane in ["two words", &"x".repeat(129), ""] {
         let answer = larder.api().send("POST", "/v2/a/blobs/uploads/", &[("X-Request-Id", insane)]);
         let id = id_of(&answer);
@@ -129,12 +129,12 @@ fn dead_upstream_does_not_flood_the_log() {
         let fitting = lines.iter().filter(|line| line["level"] == "WARN" && line["upstream"] == upstream);
         fitting.map(|line| line["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    // One that it fails, and one that it is left alone.
+    // One message about the failure, and one about the open circuit breaker.
     let said = warnings(&larder, "docker.io");
     assert_eq!(said.len(), 2, "{said:?}");
-    // Another upstream's failure is another.
+    // A failure of another upstream is logged separately.
     assert_eq!(larder.get("/v2/quay.io/org/app/manifests/v1").status(), 502);
     assert_eq!(warnings(&larder, "quay.io").len(), 1);
-    // Each request has its line all the same.
+    // Each request still has its own log line.
     assert_eq!(larder.count_lines("request"), 21);
 }

@@ -3,7 +3,7 @@
 //! `cargo test --test it SUBJECT::` runs one subject. Tests that need root, an optimised build or much time are ignored;
 //! `.ci/run` runs them.
 
-// Code that tests share may panic; a test that cannot be set up has to fail.
+// Test code may panic: a test that cannot be set up fails.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(
     clippy::cast_possible_truncation,

@@ -1,4 +1,4 @@
-//! Manifests: freshness of tags, children of indexes, media types, variants, links, and what is remembered of a 404.
+//! Manifests: freshness of tags, children of indexes, media types, variants, links, and the negative cache.
 
 use crate::support;
 
@@ -21,7 +21,7 @@ fn with_image() -> (Registry, Image) {
     (registry, image)
 }
 
-/// What the upstream was asked for manifests, such as `["HEAD v1", "GET v1"]`.
+/// Returns the requests for manifests at the upstream, such as `["HEAD v1", "GET v1"]`.
 fn asked(registry: &Registry) -> Vec<String> {
     let manifests = registry.requests().into_iter().filter(|seen| seen.path.contains("/manifests/"));
     manifests.map(|seen| format!("{} {}", seen.method, seen.path.rsplit('/').next().unwrap())).collect()
@@ -150,7 +150,7 @@ fn revalidation_is_shared_by_waiting_clients() {
         let first = scope.spawn(move || client.get(TAG));
         gate.wait_reached(1);
         let others: Vec<_> = (0..8).map(|_| scope.spawn(move || client.get(TAG))).collect();
-        eventually("all nine are connected", || larder.counter("larder_connections", &[]) >= 9);
+        eventually("all nine clients are connected", || larder.counter("larder_connections", &[]) >= 9);
         gate.open();
         first.join().unwrap().assert_body(bytes);
         for other in others {
@@ -158,7 +158,8 @@ fn revalidation_is_shared_by_waiting_clients() {
         }
     });
     let heads = registry.count("HEAD", "/manifests/v1");
-    // Who came after the answer asks for himself; nine questions would mean that nobody waited.
+    // A request that arrives after the answer starts its own revalidation. Nine requests would mean that none was
+    // coalesced.
     assert!((1..=3).contains(&heads), "{heads} HEADs");
     assert_eq!(registry.count("GET", "/manifests/"), 0);
 }
@@ -173,7 +174,7 @@ fn uncached_tag_costs_one_get_for_many_clients() {
     std::thread::scope(|scope| {
         let all: Vec<_> = (0..16).map(|_| scope.spawn(move || client.get(TAG))).collect();
         gate.wait_reached(1);
-        eventually("all are connected", || larder.counter("larder_connections", &[]) >= 16);
+        eventually("all clients are connected", || larder.counter("larder_connections", &[]) >= 16);
         gate.open();
         for one in all {
             one.join().unwrap().assert_body(&image.manifest.bytes);
@@ -202,7 +203,7 @@ fn absence_is_cached() {
         }
         assert_eq!(registry.requests().len(), first, "{path}");
     }
-    // The tag that exists is none of that.
+    // The existing tag is not affected.
     larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
@@ -225,7 +226,7 @@ fn deleted_tag_is_404_after_its_ttl() {
         larder.get(TAG).assert_body(&image.manifest.bytes);
         registry.untag("library/app", "v1");
         assert_eq!(larder.get(TAG).status(), status, "{setting}");
-        // No content is lost with it.
+        // The content itself stays cached.
         let path = format!("/v2/library/app/manifests/{}", image.manifest.digest);
         larder.get(&path).assert_outcome("larder; hit");
     }
@@ -249,18 +250,18 @@ fn content_is_served_only_to_linked_repositories() {
         assert_eq!(larder.api().send(method, &blob, &[]).status(), 404);
         assert_eq!(larder.api().send(method, &manifest, &[]).status(), 404);
     }
-    // The upstream cannot be asked: still not.
+    // The upstream is down, so the access is still denied.
     registry.down();
     for path in [&blob, &manifest] {
         let answer = larder.get(path);
         assert!([502, 503, 504].contains(&answer.status()), "{answer:?}");
     }
-    // The upstream says that it belongs there too: no byte of it is fetched again.
+    // The upstream confirms that the repository contains the blob. No byte is downloaded again.
     registry.up();
     registry.add_blob("library/public", layer);
     registry.add_manifest("library/public", child);
     registry.forget_requests();
-    eventually("the upstream is asked again", || larder.get(&blob).status() == 200);
+    eventually("the upstream is used again", || larder.get(&blob).status() == 200);
     larder.get(&blob).assert_body(&layer.bytes);
     larder.get(&manifest).assert_body(&child.bytes);
     assert_eq!(registry.count("HEAD", &layer.digest), 1);
@@ -280,7 +281,7 @@ fn manifest_links_its_blobs_only() {
     larder.get("/v2/library/one/manifests/v1");
     larder.get(&format!("/v2/library/one/blobs/{}", layer.digest)).assert_body(&layer.bytes);
     larder.wait_idle();
-    // Its own manifest says that the layer belongs to it: nobody need be asked.
+    // The manifest of the repository lists the layer, so the upstream is not asked.
     larder.get("/v2/library/two/manifests/v1").assert_body(&image.manifest.bytes);
     larder.wait_idle();
     registry.forget_requests();

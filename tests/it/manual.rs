@@ -1,4 +1,4 @@
-//! What shells and the manual are told of the command line, and whether what is printed has colours.
+//! Shell completions, manual pages, and colours of the output.
 
 use crate::support;
 
@@ -12,7 +12,7 @@ fn larder(setup: &Setup, arguments: &[&str]) -> Output {
     verb::run(setup, setup.bare_command().args(arguments))
 }
 
-/// Whether a program is installed here.
+/// Returns true if a program is installed.
 fn is_there(program: &str) -> bool {
     let tried = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     tried.is_ok()
@@ -127,7 +127,7 @@ fn colours_need_a_terminal_or_a_request() {
         };
         assert!(!escapes(&[]), "{arguments:?} is no terminal's");
         assert!(!escapes(&[("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")]), "{arguments:?}");
-        // These have nothing to colour.
+        // These verbs print no colours.
         if !["gc", "verify", "warm"].contains(&verb[0]) {
             assert!(escapes(&[("CLICOLOR_FORCE", "1")]), "{arguments:?} is forced");
         }

@@ -1,4 +1,4 @@
-//! What the operator sees: the admin port, the metric series, one log line per request, and nothing secret anywhere.
+//! Metrics and log: the admin port, the metric series, one log line per request, and no secrets anywhere.
 
 use crate::support;
 
@@ -66,7 +66,7 @@ fn requests_are_counted_by_kind_and_outcome() {
     }
     let of = |kind, status| larder.counter("larder_requests_total", &[("kind", kind), ("status", status)]);
     assert_eq!((of("base", "2xx"), of("catalog", "2xx"), of("tags", "2xx")), (1, 1, 1));
-    // What is refused may be counted by what it asked for, or as none of it.
+    // A rejected request may be counted by its requested kind, or without one.
     assert_eq!(of("manifest_tag", "4xx") + of("other", "4xx"), 2);
     let all = larder.counter("larder_requests_total", &[]);
     assert_eq!((all, larder.counter("larder_response_seconds_count", &[])), (10, 10));
@@ -76,7 +76,7 @@ fn requests_are_counted_by_kind_and_outcome() {
     eventually("all bytes are counted", || {
         larder.counter("larder_served_bytes_total", &[("kind", "blob")]) == 2 * length
     });
-    // Lists and error documents are counted with the manifests.
+    // Lists and error documents are counted as manifests.
     let served = larder.counter("larder_served_bytes_total", &[("kind", "manifest")]);
     assert!((3 * manifest..3 * manifest + 1000).contains(&served), "{served}");
     let fetched =
@@ -93,7 +93,7 @@ fn requests_are_counted_by_kind_and_outcome() {
     );
     assert_eq!(larder.counter("larder_fills_running", &[]), 0);
     assert_eq!(larder.counter("larder_verify_failures_total", &[]), 0);
-    eventually("the store's size is known", || {
+    eventually("the size of the store is known", || {
         larder.counter("larder_store_bytes", &[("what", "content")]) >= manifest + length
             && larder.counter("larder_store_bytes", &[("what", "disk")]) > 0
             && larder.counter("larder_store_objects", &[("kind", "blob")]) == 1
@@ -111,7 +111,7 @@ fn unanswered_upstream_request_is_counted() {
     assert_eq!(larder.counter("larder_requests_total", &[("kind", "manifest_tag"), ("status", "5xx")]), 1);
 }
 
-/// Names with their labels, without values.
+/// Returns names with labels, without values.
 fn series(text: &str) -> BTreeSet<String> {
     text.lines()
         .filter(|l| !l.starts_with('#'))
@@ -180,7 +180,7 @@ fn request_is_logged_in_one_line() {
     let layer = &image.layers[0];
     larder.get(&format!("/v2/library/app/blobs/{}", layer.digest));
     let refused = larder.api().send("DELETE", TAG, &[]);
-    eventually("all six lines are there", || request_lines(&larder).len() >= 6);
+    eventually("all six lines are logged", || request_lines(&larder).len() >= 6);
     let lines = request_lines(&larder);
     assert_eq!(lines.len(), 6);
     let of = |method: &str, status: u64, outcome: &str| {
@@ -223,7 +223,7 @@ fn request_cannot_inject_log_lines() {
     larder.get(&format!("/v2/library/app/manifests/v1?ns={forged}"));
     larder.api().raw(b"GET /v2/\x1b[31m\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     larder.get("/v2/");
-    larder.wait_for_line("the last request's line", |line| line["path"] == "/v2/");
+    larder.wait_for_line("line of the last request", |line| line["path"] == "/v2/");
     assert!(larder.log_lines().iter().all(|line| line["forged"].is_null()));
     assert!(!larder.log_text().contains('\u{1b}'));
 }
@@ -241,7 +241,7 @@ fn secrets_are_not_logged_at_trace_level() {
     for auth in [
         Auth::Bearer(Some(("someone".into(), PASSWORD.into()))),
         Auth::Basic("someone".into(), PASSWORD.into()),
-        // Wrong credentials make errors, and errors are where secrets slip out.
+        // Wrong credentials cause errors, which could contain secrets.
         Auth::Bearer(Some(("someone".into(), "changed".into()))),
         Auth::Basic("someone".into(), "changed".into()),
     ] {
@@ -308,7 +308,7 @@ fn verify_failures_count_only_verification() {
     let broken_page = vec![("Content-Type".to_owned(), "text/html".to_owned())];
     let faults = [
         (Fault::SetHeader("Content-Encoding", "br".to_owned()), 0),
-        // Of this machine, and all the same not the host that is configured.
+        // An address of this machine, but not the configured host.
         (Fault::Redirect(307, "http://127.0.0.2:9".to_owned()), 0),
         (Fault::Redirect(307, "ftp://127.0.0.1".to_owned()), 0),
         (Fault::Answer(204, broken_page, Vec::new()), 0),
@@ -344,11 +344,11 @@ fn aborted_request_is_counted_once() {
         gate.wait_reached(1);
         drop(connection);
         let is_its = |line: &Value| line["message"] == "request" && line["path"] == path;
-        let line = larder.wait_for_line("the line of a request that was left", is_its);
+        let line = larder.wait_for_line("line of the aborted request", is_its);
         assert!(line["status"] == 499 || line["complete"] == false, "{line}");
         gate.open();
         larder.wait_idle();
-        // Whatever came after the gate has had its time when this one is through.
+        // This request ends after everything that was released by the gate.
         assert_eq!(larder.get("/v2/").status(), 200);
         assert_eq!(larder.log_lines().iter().filter(|line| is_its(line)).count(), 1, "{path}");
         assert_eq!(larder.counter("larder_requests_total", &[]), 2 * n, "{path}");

@@ -1,4 +1,4 @@
-//! Registries that negotiate, convert, lie about digests, or know no HEAD, no lengths and no digests at all.
+//! Registries that negotiate, convert, send wrong digests, or support no HEAD, lengths or digests.
 
 use crate::support;
 
@@ -8,7 +8,7 @@ use support::{Answer, Document, Fault, Image, Index, Larder, Registry, Setup, Wh
 
 const LIST: &str = "/v2/library/app/manifests/v1";
 
-/// A client that has not heard of indexes.
+/// `Accept` of a client that does not support indexes.
 fn old(larder: &Larder, method: &str) -> Answer {
     larder.api().send(method, LIST, &[("Accept", DOCKER_MANIFEST)])
 }
@@ -17,7 +17,8 @@ fn accepts_index(accept: &str) -> bool {
     accept.contains(DOCKER_LIST) || accept.contains(OCI_INDEX)
 }
 
-/// A registry that gives the first child to who takes no index, and says `digest` of it where that is given.
+/// A registry that converts an index to its first child for clients that accept no index. It sends `digest` as the
+/// digest of the child, if given.
 fn converting(digest: Option<&str>) -> (Registry, Index) {
     let registry = Registry::start();
     let index = Index::docker(1);
@@ -56,7 +57,7 @@ fn variant_is_stored_and_revalidated_beside_the_index() {
     larder.get(LIST).assert_body(&index.document.bytes);
 }
 
-/// As Docker Hub, GHCR and others do: 404 for who takes none of the types that the tag has.
+/// A registry like Docker Hub and GHCR: 404 if the client accepts no media type of the tag.
 #[test]
 fn refused_variant_is_forwarded_and_changes_nothing() {
     for first in [true, false] {
@@ -86,20 +87,20 @@ fn refused_variant_is_forwarded_and_changes_nothing() {
             let answer = old(&larder, method);
             assert_eq!(answer.status(), 404, "{answer:?}");
         }
-        // It is one answer, and known for a while like any other.
+        // This is one answer, and it is cached for a while like any other.
         let refused = registry
             .seen("GET", "/v1")
             .into_iter()
             .filter(|seen| !accepts_index(seen.header("accept").unwrap_or_default()));
         assert_eq!(refused.count(), 1);
-        // Who takes the index has it all the same.
+        // A client that accepts the index gets it.
         larder.get(LIST).assert_body(&index.document.bytes);
         registry.down();
         larder.get(LIST).assert_outcome("larder; hit");
     }
 }
 
-/// As Docker Hub has done: the child's body under the digest of its list.
+/// A registry as Docker Hub has been: the body of the child with the digest of its list.
 #[test]
 fn child_answered_under_the_index_digest_is_corrected() {
     let digest = Index::docker(1).document.digest;
@@ -140,7 +141,7 @@ fn wrong_content_type_is_replaced_by_the_body_type() {
     }
 }
 
-/// HEAD is refused, or denied as behind addresses that are signed for GET; GET works.
+/// HEAD is rejected, or denied as by URLs that are signed for GET. GET works.
 #[test]
 fn tag_is_kept_if_only_head_says_404() {
     for status in [400, 401, 403, 404, 405, 501] {
@@ -155,7 +156,7 @@ fn tag_is_kept_if_only_head_says_404() {
             assert!(!answer.head.outcome().contains("stale"), "{status}: {:?}", answer.head);
             assert_eq!(larder.head(TAG).status(), 200, "{status}");
         }
-        // It moves, and it goes, by what GET says.
+        // A moved tag and a deleted tag are found by GET.
         let new = Image::small(2);
         registry.add_image("library/app", "v1", &new);
         larder.get(TAG).assert_body(&new.manifest.bytes);
@@ -178,7 +179,7 @@ fn blob_is_found_although_head_says_404() {
         assert_eq!((head.status(), head.head.content_length()), (200, Some(layer.len())), "{status}");
         larder.get(&at("app")).assert_body(&layer.bytes);
         larder.wait_idle();
-        // The right to what is held already can only be asked for.
+        // The access to cached content can only be verified with a request.
         larder.get(&at("also")).assert_body(&layer.bytes);
         larder.get(&at("stranger")).assert_error(404, "BLOB_UNKNOWN");
         let sent: u64 = registry.seen("GET", "/blobs/").iter().map(support::Seen::sent).sum();
@@ -224,7 +225,7 @@ fn missing_digest_length_and_type_are_determined() {
         }
         larder.wait_idle();
         registry.down();
-        eventually("the tag is served on", || larder.get(TAG).status() == 200);
+        eventually("the tag is still served", || larder.get(TAG).status() == 200);
         for document in documents {
             let path = format!("/v2/library/app/manifests/{}", document.digest);
             larder.get(&path).assert_outcome("larder; hit");
@@ -232,7 +233,7 @@ fn missing_digest_length_and_type_are_determined() {
     }
 }
 
-/// The end of a body without a length is the end of its connection, so an early one looks whole.
+/// A body without a length ends with its connection, so an interrupted body looks complete.
 #[test]
 fn short_body_without_length_is_incomplete() {
     let (registry, image) = (Registry::start(), Image::small(1));

@@ -30,7 +30,7 @@ fn is_of(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Returns a schema with the fields of its parts (`allOf`) in one place, as a flattened field of a type has them.
+/// Returns a schema with the fields of all its parts (`allOf`) in one place.
 fn merge(document: &Value, schema: &Value) -> Value {
     let schema = resolve(document, schema);
     let Some(parts) = schema["allOf"].as_array() else { return schema.clone() };
@@ -44,7 +44,7 @@ fn merge(document: &Value, schema: &Value) -> Value {
     json!({ "type": "object", "properties": properties, "required": required })
 }
 
-/// Checks a value against a schema, as far as the document uses the schema language.
+/// Checks a value against a schema. Supports the parts of the schema language that the document uses.
 fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
     let schema = &merge(document, schema);
     if let Some(choices) = schema["oneOf"].as_array() {
@@ -81,7 +81,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
     }
 }
 
-/// A larder with an index of which one platform is held, a job that has ended, and its document.
+/// A server with an index of which one platform is cached, a finished job, and the `OpenAPI` document.
 fn fixture() -> (Registry, Larder, Value) {
     let registry = Registry::start();
     registry.add_index("library/multi", "v1", &Index::oci(7));
@@ -92,7 +92,7 @@ fn fixture() -> (Registry, Larder, Value) {
     (registry, larder, document)
 }
 
-/// How each path is asked so that it has something to say.
+/// Returns the requests that make each path return data.
 fn target(path: &str) -> String {
     let query = match path {
         "/tags" => "?repository=multi",

@@ -1,4 +1,4 @@
-//! Our own port: several sockets at once, in the file system too, passed by a service manager, and behind TLS.
+//! The registry port: several sockets, Unix sockets, sockets from a service manager, and TLS.
 
 use crate::support;
 
@@ -18,7 +18,7 @@ use support::{
     Blob, Client, Fault, Gate, Image, Larder, Registry, Setup, TIME_LIMIT, TestCertificate, When, eventually,
 };
 
-/// The whole answer to a GET over a socket in the file system.
+/// Returns the complete answer to a GET request over a Unix socket.
 fn get_by(socket: &Path, path: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(TIME_LIMIT))?;
@@ -28,14 +28,14 @@ fn get_by(socket: &Path, path: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// A registry that nobody asks, and a larder's configuration before it.
+/// Returns a registry that gets no requests, and the configuration of a server in front of it.
 fn setup() -> (Registry, Setup) {
     let registry = Registry::start();
     let setup = Setup::with(&registry);
     (registry, setup)
 }
 
-/// The setup with a port for TLS and this certificate.
+/// Adds a TLS port with this certificate.
 fn with_tls(setup: Setup, issued: &TestCertificate) -> Setup {
     let (cert, key) = issued.write_into(&setup.folder().join("tls"));
     setup
@@ -78,7 +78,7 @@ fn connection_limit_is_shared_by_all_sockets() {
         .start();
     // A silent connection on one socket uses the only slot until it times out.
     let mut silent = UnixStream::connect(&socket).unwrap();
-    eventually("it is taken in", || larder.counter("larder_connections", &[]) == 1);
+    eventually("the connection is accepted", || larder.counter("larder_connections", &[]) == 1);
     let hasty = larder.api().read_timeout(Duration::from_millis(100));
     hasty.try_send("GET", "/v2/", &[]).unwrap_err();
     larder.get("/v2/").assert_body(b"{}");
@@ -96,14 +96,14 @@ fn socket_file_mode_and_reuse_after_a_kill() {
     let found = std::fs::metadata(&socket).unwrap();
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o660);
-    // Another larder does not take it away from one that listens.
+    // A second server does not take the socket of a listening one.
     let (_other, second) = self::setup();
     let second = second.set("server.listen", format!("unix:{}", socket.display()));
     let exit = second.run_to_exit();
     assert!(!exit.status.success());
     assert!(exit.stderr.contains("another process listens on it"), "{}", exit.stderr);
     get_by(&socket, "/v2/").unwrap();
-    // What a killed one left behind is replaced.
+    // The socket of a killed server is replaced.
     larder.kill9();
     assert!(socket.exists());
     get_by(&socket, "/v2/").unwrap_err();
@@ -122,12 +122,13 @@ fn file_that_is_not_a_socket_is_kept() {
     assert_eq!(std::fs::read_to_string(precious).unwrap(), "mine");
 }
 
-/// `larder serve` with sockets passed as systemd does it: the first as descriptor 3, the second as 4.
+/// Returns the command `larder serve` with sockets passed as by systemd: the first as descriptor 3, the second as 4.
 fn passed(setup: &Setup, names: &str, first: OwnedFd, second: OwnedFd) -> Command {
     let larder = setup.command();
     let mut command = setup.bare_command();
     let program = larder.get_program().to_owned();
-    // The shell's process becomes larder, so it knows larder's number; standard input and output carry the sockets.
+    // The process of the shell becomes the server, so the shell knows its process id. Standard input and output carry
+    // the sockets.
     let line = "export LISTEN_PID=$$; exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null";
     let mut shell = Command::new("sh");
     shell
@@ -155,7 +156,7 @@ fn sockets_are_inherited_from_the_service_manager() {
     };
     let socket = setup.folder().join("managed.sock");
     let unix = OwnedFd::from(UnixListener::bind(&socket).unwrap());
-    // A connection that came before larder did is served too.
+    // A connection that was made before the start is also served.
     let mut early = std::net::TcpStream::connect(address).unwrap();
     early.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let setup = setup.set("server.listen", vec!["systemd:larder.socket", "fd:4"]);
@@ -203,7 +204,7 @@ async fn tls_negotiates_http1_and_http2() {
         assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
         assert_eq!(peer_certificate(&answer), issued.der);
         assert!(answer.bytes().await.unwrap() == *image.manifest.bytes);
-        // Cold for the first version, warm for the second; several at once on one connection.
+        // Not cached for the first protocol, cached for the second, with several requests on one connection.
         let path = format!("/v2/library/app/blobs/{}", layer.digest);
         let mut pulls = tokio::task::JoinSet::new();
         for _ in 0..4 {
@@ -219,7 +220,7 @@ async fn tls_negotiates_http1_and_http2() {
         let missing = client.get(url(&larder, "/v2/library/none/manifests/v1")).send().await.unwrap();
         assert_eq!(missing.status().as_u16(), 404);
     }
-    // The plain port goes on beside it.
+    // The plain port also works.
     larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
@@ -285,8 +286,8 @@ async fn idle_http2_connection_is_closed() {
     let larder = with_tls(setup, &issued).set("server.header_timeout", "500ms").start();
     let client = client([&issued], "h2");
     assert_eq!(client.get(url(&larder, "/v2/")).send().await.unwrap().status().as_u16(), 200);
-    eventually("the idle connection ends", || larder.counter("larder_connections", &[]) == 0);
-    // The client takes another, and is none the wiser.
+    eventually("the idle connection is closed", || larder.counter("larder_connections", &[]) == 0);
+    // The client opens a new connection without an error.
     assert_eq!(client.get(url(&larder, "/v2/")).send().await.unwrap().status().as_u16(), 200);
 }
 
@@ -303,7 +304,7 @@ async fn stop_lets_http2_transfers_finish() {
     let mut answer = client([&issued], "h2").get(url(&larder, &path)).send().await.unwrap();
     let mut body = answer.chunk().await.unwrap().unwrap().to_vec();
     larder.terminate();
-    eventually("nobody new is let in", || larder.api().try_send("GET", "/v2/", &[]).is_err());
+    eventually("new connections are refused", || larder.api().try_send("GET", "/v2/", &[]).is_err());
     assert!(larder.is_running());
     gate.open();
     while let Some(more) = answer.chunk().await.unwrap() {
@@ -326,7 +327,7 @@ async fn http2_stream_of_a_wrong_body_is_reset() {
     let client = client([&issued], "h2");
     let answer = client.get(url(&larder, &path)).send().await.unwrap();
     answer.bytes().await.expect_err("a body that was cut must not look whole");
-    // Its connection goes on.
+    // The connection stays usable.
     assert_eq!(client.get(url(&larder, "/v2/")).send().await.unwrap().status().as_u16(), 200);
     assert_eq!(larder.counter("larder_connections", &[]), 1);
 }

@@ -1,4 +1,4 @@
-//! Proxies between larder and its upstreams: the configured one, the environment's, none, and what goes wrong with them.
+//! Proxies between server and upstreams: configured, from the environment, none, and their failures.
 
 use crate::support;
 
@@ -7,9 +7,9 @@ use support::larder::run_to_exit;
 use support::proxy::Proxy;
 use support::{Image, Larder, Registry, Setup, TlsServer};
 
-/// `me:secret`, as it is sent.
+/// `me:secret`, in base64.
 const LOGIN: &str = "Basic bWU6c2VjcmV0";
-/// A name that only a proxy may know (RFC 6761).
+/// A host name that only a proxy may resolve (RFC 6761).
 const NAME: &str = "registry.test";
 
 fn registry() -> (Registry, Image) {
@@ -18,7 +18,7 @@ fn registry() -> (Registry, Image) {
     (registry, image)
 }
 
-/// Pulls the image, cold.
+/// Pulls the image, which is not cached.
 #[track_caller]
 fn pull(larder: &Larder, image: &Image) {
     larder.get(TAG).assert_body(&image.manifest.bytes);
@@ -27,7 +27,7 @@ fn pull(larder: &Larder, image: &Image) {
     }
 }
 
-/// A larder whose upstream is one that nobody finds without a proxy, with these variables in its environment.
+/// Starts a server with these environment variables. Its upstream is only reachable by a proxy.
 fn elsewhere(setup: Setup, variables: &[(&str, &str)]) -> Larder {
     let setup = setup.upstream_set("docker.io", "endpoints", vec![format!("http://{NAME}")]).upstream_set(
         "docker.io",
@@ -47,7 +47,7 @@ fn configured_proxy_is_used_for_everything() {
     let asked = proxy.requests();
     assert_eq!(asked.len(), registry.requests().len(), "{asked:?}");
     assert!(asked.iter().any(|line| *line == format!("GET {}{TAG} HTTP/1.1", registry.url())), "{asked:?}");
-    // Another upstream has nothing to do with it.
+    // The other upstream is independent of it.
     let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "proxy", "direct"));
     larder.get("/v2/library/app/manifests/other");
     assert_eq!(proxy.requests().len(), asked.len());
@@ -69,7 +69,7 @@ fn tls_uses_a_tunnel() {
     let to = server.url().replace("https://", "CONNECT ") + " HTTP/1.1";
     assert!(proxy.requests().iter().all(|line| *line == to), "{:?}", proxy.requests());
     assert!(!proxy.requests().is_empty());
-    // A proxy that refuses is said to have done so, and what it is called is no client's business.
+    // The log names the proxy that refused. Clients do not learn its name.
     proxy.refuse(403);
     let answer = larder.get("/v2/library/app/manifests/other");
     assert_eq!(answer.status(), 502, "{answer:?}");
@@ -90,7 +90,7 @@ fn environment_proxy_is_used_unless_excluded() {
     for (variables, settings) in [
         (&[("HTTP_PROXY", proxy.url()), ("NO_PROXY", ".test".to_owned())][..], None),
         (&[("HTTP_PROXY", proxy.url())], Some("direct")),
-        // For TLS only.
+        // Only for TLS.
         (&[("HTTPS_PROXY", proxy.url())], None),
     ] {
         let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -102,7 +102,7 @@ fn environment_proxy_is_used_unless_excluded() {
         assert_eq!(elsewhere(setup, &variables).get(TAG).status(), 502, "{variables:?}");
     }
     assert_eq!(proxy.requests().len(), before);
-    // What is on this machine needs none.
+    // Local addresses need no proxy.
     let setup = Setup::with(&registry);
     let mut command = setup.command();
     command.env("HTTP_PROXY", proxy.url());
@@ -143,7 +143,7 @@ fn malformed_proxy_is_refused() {
         assert!(exit.stderr.contains(told) && exit.stderr.contains("docker.io"), "{}", exit.stderr);
         assert!(!exit.stderr.contains("secret"), "{}", exit.stderr);
     }
-    // What the environment says is held against the same rules, and `direct` does without it.
+    // Variables of the environment follow the same rules, and `direct` ignores them.
     for (value, told) in [
         ("socks5://127.0.0.1:1080", "proxies of type socks5 are not supported"),
         ("me:secret@pro xy", "is not a proxy"),

@@ -1,4 +1,4 @@
-//! An upstream's quota: shown, spared for clients below the floor, and a queue for the rest that no restart loses.
+//! Quota of an upstream: it is reported, prefetch stops below the floor, and the prefetch queue survives restarts.
 
 use crate::support;
 
@@ -10,7 +10,7 @@ use support::{Fault, InProcessLarder, Index, Larder, Registry, Setup, When, even
 
 const TAG: &str = "/v2/library/multi/manifests/v1";
 
-/// A registry that tells its quota as Docker Hub does, and counts GETs of manifests against it.
+/// A registry that reports its quota as Docker Hub does, and counts GET requests of manifests.
 struct Hub {
     registry: Registry,
     left: Arc<AtomicU64>,
@@ -43,7 +43,7 @@ impl Hub {
         Setup::with(&self.registry).set("prefetch.quota_floor", 0.5).set("prefetch.quota_check", "50ms")
     }
 
-    /// GETs of manifests by digest: all of them children.
+    /// Returns the number of GET requests of manifests by digest. All of them are children.
     fn fetched(&self) -> usize {
         self.registry.count("GET", "/manifests/sha256:")
     }
@@ -56,7 +56,7 @@ impl Hub {
     fn all_there(&self, larder: &Larder) {
         for document in &self.index.documents()[1..] {
             let path = format!("/v2/library/multi/manifests/{}", document.digest);
-            eventually("the child is kept", || larder.get(&path).head.outcome() == "larder; hit");
+            eventually("the child is cached", || larder.get(&path).head.outcome() == "larder; hit");
         }
     }
 }
@@ -78,11 +78,11 @@ fn children_wait_below_the_quota_floor() {
     let hub = Hub::new(51);
     let larder = hub.setup().start();
     larder.get(TAG).assert_body(&hub.index.document.bytes);
-    // It is asked now and then, at no cost, and nothing is fetched.
+    // The quota is checked at intervals with free requests, and nothing is downloaded.
     hub.registry.wait_for(3, "HEAD", "/manifests/sha256:");
     assert_eq!((hub.fetched(), hub.left.load(Ordering::SeqCst)), (0, 50));
     assert!(larder.counter("larder_children_deferred", &[]) > 0);
-    // Clients have the rest.
+    // The rest of the quota is for clients.
     let child = hub.index.documents()[1];
     let path = format!("/v2/library/multi/manifests/{}", child.digest);
     larder.get(&path).assert_body(&child.bytes);
@@ -101,7 +101,7 @@ fn prefetch_queue_survives_stop_and_kill() {
         larder.get(TAG).assert_body(&hub.index.document.bytes);
         hub.registry.wait_for(1, "HEAD", "/manifests/sha256:");
         if kill {
-            // What a kill may lose is what came in the last moments before it.
+            // A kill may lose the writes of the last moments.
             std::thread::sleep(Duration::from_secs(1));
             larder.kill9();
         } else {
@@ -111,12 +111,12 @@ fn prefetch_queue_survives_stop_and_kill() {
         hub.registry.forget_requests();
         larder.restart();
         hub.left.store(100, Ordering::SeqCst);
-        // Nobody asks for anything.
+        // No client sends a request.
         hub.registry.wait_for(hub.children(), "GET", "/manifests/sha256:");
         larder.wait_idle();
         hub.registry.down();
         hub.all_there(&larder);
-        // It is not done twice.
+        // The prefetch is not repeated.
         larder.terminate();
         larder.wait_exit();
         hub.registry.up();
@@ -158,13 +158,13 @@ fn interrupted_prefetch_is_resumed_without_a_request() {
     let larder = InProcessLarder::start(Setup::with(&registry).set("prefetch.quota_check", "50ms"));
     larder.get(TAG).assert_body(&index.document.bytes);
     let deferred = || support::larder::sum_of(&larder.metrics_text(), "larder_children_deferred", &[]) > 0.5;
-    eventually("the walk is left for later", || {
+    eventually("the prefetch is deferred", || {
         larder.advance(Duration::from_secs(1));
         deferred()
     });
     registry.clear_faults();
     registry.forget_requests();
-    eventually("it is taken up and done", || {
+    eventually("the prefetch is complete", || {
         larder.advance(Duration::from_mins(1));
         !deferred() && registry.count("GET", "/manifests/sha256:") == index.documents().len() - 1
     });

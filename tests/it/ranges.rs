@@ -1,12 +1,12 @@
-//! Ranges of a blob that is not there yet, as containerd, lazy-pulling snapshotters and podman ask for them.
+//! Ranges of blobs that are not cached, as requested by containerd, lazy-pulling snapshotters and podman.
 
 use crate::support;
 
 use support::fixture::{ColdBlob, MIB};
 use support::{Answer, Blob, Fault, Gate, Larder, Registry, Seen, When, eventually};
 
-/// What may lie in sockets and queues on the way of one answer that nobody reads to its end, and the piece of a range that
-/// was asked for in the meantime.
+/// Upper limit of the bytes in sockets and queues for one answer that is not read to its end, plus one piece of a range
+/// that is requested meanwhile.
 const ON_THE_WAY: u64 = 12 << 20;
 
 impl ColdBlob {
@@ -30,8 +30,8 @@ impl ColdBlob {
     }
 }
 
-/// What containerd 2.1 and later do: each chunk by a connection of its own, whose range is open and which is hung up
-/// on when the chunk has come. The chunks are asked for at once.
+/// Requests as containerd 2.1 and later does: each chunk on its own connection, with an open range, and closed when the
+/// chunk is complete. All chunks are requested at the same time.
 fn in_chunks(cold: &ColdBlob, chunk: usize) {
     std::thread::scope(|scope| {
         for from in (0..cold.blob.len()).step_by(chunk) {
@@ -52,15 +52,15 @@ fn in_chunks(cold: &ColdBlob, chunk: usize) {
 fn aborted_open_ranges_cost_little_extra() {
     const CHUNK: usize = 8 * MIB;
     let cold = ColdBlob::new(80 * MIB);
-    // Slow enough that the chunks at the end are far from what has come.
+    // The throttle is slow enough that the last chunks are far ahead of the fill.
     cold.registry.script(When::blobs().method("GET").times(1), Fault::Throttle(48 * MIB));
     in_chunks(&cold, CHUNK);
     cold.wait_filled();
-    // Eight at most go past the fill; each took its chunk, a piece more, and what lies in the sockets.
+    // At most eight requests bypass the fill. Each one costs its chunk, one more piece, and the bytes in sockets.
     let beside = cold.sent() - cold.blob.len() as u64;
     assert!(beside > 0, "nothing went past the fill");
     assert!(beside <= 8 * (CHUNK as u64 + ON_THE_WAY), "{} MiB beside the blob", beside >> 20);
-    // What is held now costs nothing.
+    // Cached content causes no transfer.
     cold.registry.down();
     in_chunks(&cold, CHUNK);
 }
@@ -95,7 +95,7 @@ fn range_just_ahead_of_the_fill_waits() {
         let cold = &cold;
         let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-{}", to - 1), from, to));
         gate.wait_reached(1);
-        eventually("it waits", || cold.larder.counter("larder_connections", &[]) >= 1);
+        eventually("the request waits", || cold.larder.counter("larder_connections", &[]) >= 1);
         gate.open();
         waiting.join().unwrap();
     });
@@ -108,7 +108,7 @@ fn bypass_ranges_are_limited() {
     let cold = ColdBlob::new(40 * MIB);
     let gate = cold.hold_first_get(MIB);
     let all_but_one = Gate::new();
-    // Those that go past the fill stand still, so that none makes room for another.
+    // The transfers that bypass the fill are held, so none of them frees a slot.
     cold.registry.script(When::blobs().method("GET").after(1), Fault::HoldHead(all_but_one.clone()));
     std::thread::scope(|scope| {
         for n in 0..12 {
@@ -143,7 +143,7 @@ fn broken_bypass_range_waits_for_the_fill() {
     for fault in [Fault::Status(503), Fault::IgnoreRange, Fault::Cut(MIB)] {
         let cold = ColdBlob::new(24 * MIB);
         let gate = cold.hold_first_get(MIB);
-        // The first piece comes, what follows it does not.
+        // The first piece arrives, later ones do not.
         cold.registry.script(When::blobs().method("GET").after(2), fault);
         std::thread::scope(|scope| {
             let (cold, from) = (&cold, 12 * MIB);
@@ -215,7 +215,7 @@ fn upstream_without_ranges_is_supported() {
     std::thread::scope(|scope| {
         let (cold, from) = (&cold, 20 * MIB);
         let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-"), from, 24 * MIB));
-        // It was asked for the range, and its answer, all of the blob, was let go of.
+        // The upstream was asked for the range. Its answer with the complete blob was discarded.
         cold.registry.wait_for(2, "GET", "/blobs/");
         gate.open();
         waiting.join().unwrap();
@@ -238,8 +238,8 @@ fn range_past_the_end_is_416_with_the_length() {
     assert_eq!(cold.gets().len(), 1);
 }
 
-/// containerd asks for `bytes=0-` of everything; there is no such range of nothing (RFC 9110, 14.1.2), and it takes no
-/// 416 for an answer.
+/// containerd requests `bytes=0-` of every blob. Empty content has no such range (RFC 9110, 14.1.2), and containerd
+/// does not accept status 416.
 #[test]
 fn range_of_an_empty_blob_sends_everything() {
     let registry = Registry::start();
@@ -264,8 +264,7 @@ fn if_range_mismatch_sends_everything() {
     let own = format!("\"{}\"", cold.blob.digest);
     for _ in 0..2 {
         assert_eq!(ask(&own).status(), 206);
-        // A weak validator never makes a range safe, a date is none that was given, and `*` is no validator
-        // (RFC 9110, 13.1.5).
+        // A weak validator and a date never match for ranges, and `*` is not a validator (RFC 9110, 13.1.5).
         let weak = format!("W/{own}");
         for other in ["\"sha256:0\"", "Wed, 21 Oct 2015 07:28:00 GMT", weak.as_str(), "*"] {
             ask(other).assert_body(&cold.blob.bytes);

@@ -1,4 +1,4 @@
-//! Readers that lag behind a fill by any distance get all of it, and never a short body that looks whole.
+//! Readers that are behind a fill by any distance get all bytes, and never a short body that looks complete.
 
 use crate::support;
 
@@ -33,7 +33,7 @@ impl Filling {
         usize::try_from(self.registry.seen("GET", "/blobs/")[0].sent()).unwrap()
     }
 
-    /// Everybody has had the whole blob from one download, and so does who comes later.
+    /// All readers got the complete blob from one download, and later readers get it from the cache.
     fn is_whole(&self) {
         self.larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
         assert_eq!(self.registry.count("GET", "/blobs/"), 1);
@@ -44,9 +44,9 @@ impl Filling {
 
 #[test]
 fn paused_reader_continues_correctly() {
-    // With a length that is told to readers, and without.
+    // With a length that readers know, and without.
     for untold in [true, false] {
-        // The fill stands still near its end while the reader comes after it out of what has left memory.
+        // The fill is held near its end while the reader reads bytes that are no longer in memory.
         let gate = Gate::new();
         let mut faults = vec![Fault::HoldBody(30 * MIB, gate.clone())];
         if untold {

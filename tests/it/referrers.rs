@@ -1,4 +1,4 @@
-//! What refers to an image: the upstream's list and those held, by API and by tag, and never empty by accident.
+//! Referrers of an image: from the upstream and from the cache, by API and by tag, and never wrongly empty.
 
 use crate::support;
 
@@ -25,7 +25,7 @@ struct Signed {
 }
 
 impl Signed {
-    /// Behind a registry with the referrers API.
+    /// With a registry that has the referrers API.
     fn new(change: impl FnOnce(Setup) -> Setup) -> Self {
         let signed = Self::without_api(change);
         signed.registry.offer_referrers(true);
@@ -62,12 +62,12 @@ impl Signed {
         self.larder.get(&format!("{}?artifactType={artifact_type}", self.path()))
     }
 
-    /// The tag under which a registry without the API has the list.
+    /// Returns the tag of the list in a registry without the API.
     fn fallback(&self) -> String {
         self.image.manifest.digest.replace(':', "-")
     }
 
-    /// An index of these under the fall-back tag.
+    /// Adds an index of these documents with the fall-back tag.
     fn tag_list(&self, documents: &[&Document]) -> Document {
         let manifests: Vec<_> = documents.iter().map(|it| self.describe(it)).collect();
         let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
@@ -81,13 +81,13 @@ impl Signed {
         descriptor(document, &self.image.manifest.digest).unwrap()
     }
 
-    /// Has larder hold a manifest.
+    /// Makes the server cache a manifest.
     fn hold(&self, document: &Document) {
         let path = format!("/v2/library/app/manifests/{}", document.digest);
         self.larder.get(&path).assert_body(&document.bytes);
     }
 
-    /// Checks that an answer lists just these, sorted.
+    /// Asserts that an answer lists exactly these documents, sorted.
     #[track_caller]
     fn lists(&self, answer: &Answer, documents: &[&Document]) {
         let mut wanted: Vec<_> = documents.iter().map(|it| self.describe(it)).collect();
@@ -101,7 +101,7 @@ impl Signed {
     }
 }
 
-/// What every list must look like.
+/// Asserts the properties of every list.
 #[track_caller]
 fn is_list(answer: &Answer) {
     assert_eq!(answer.status(), 200, "{answer:?}");
@@ -143,7 +143,7 @@ fn upstream_pages_are_merged_and_cached() {
     let head = signed.larder.head(&signed.path());
     assert_eq!((head.status(), head.head.content_length()), (200, Some(answer.body.len())));
     assert_eq!(head.header("content-type"), Some(OCI_INDEX));
-    // Nobody asked for what is listed.
+    // Listed manifests are not prefetched.
     signed.larder.wait_idle();
     assert_eq!(signed.requests(), 2);
     let labels = [("kind", "referrers"), ("outcome", "hit"), ("status", "2xx")];
@@ -160,7 +160,7 @@ fn filter_is_applied_by_the_server() {
         signed.lists(&answer, &wanted);
         assert_eq!(answer.header("oci-filters-applied"), Some("artifactType"));
     }
-    // No value, no filter.
+    // An empty value is not a filter.
     let answer = signed.get_only("");
     signed.lists(&answer, &[&signed.signature, &signed.sbom]);
     assert_eq!(answer.header("oci-filters-applied"), None);
@@ -186,7 +186,7 @@ fn artifact_type_falls_back_to_the_config_type() {
     let document = Document::json(OCI_MANIFEST, &value);
     signed.registry.add_manifest("library/app", &document);
     signed.hold(&document);
-    // From the upstream's list, and then from what is held alone.
+    // From the upstream's list, then from the cache alone.
     signed.lists(&signed.get_only(config_type), &[&document]);
     let other = Signed::without_api(|setup| setup);
     other.registry.add_manifest("library/app", &document);
@@ -231,13 +231,13 @@ fn fallback_tag_is_used_without_the_api() {
     signed.lists(&answer, &[&signed.signature, &signed.sbom]);
     answer.assert_outcome("larder; fwd=uri-miss; stored; detail=miss");
     assert_eq!(signed.registry.count("GET", "/referrers/"), 1);
-    // Clients that ask for the tag themselves get it as it is.
+    // A client that requests the tag gets the index unchanged.
     let path = format!("/v2/library/app/manifests/{}", signed.fallback());
     let tagged = signed.larder.get(&path);
     tagged.assert_body(&index.bytes);
     tagged.assert_outcome("larder; hit");
     signed.get().assert_outcome("larder; hit");
-    // The missing API is remembered: another image costs one question, for its tag.
+    // The missing API is remembered: another image causes one request, for its tag.
     let other = Image::small(2);
     signed.registry.add_image("library/app", "v2", &other);
     let answer = signed.larder.get(&format!("/v2/library/app/referrers/{}", other.manifest.digest));
@@ -283,7 +283,7 @@ fn empty_list_is_cached_for_negative_ttl() {
             assert_eq!(signed.requests(), asked, "{repository}, with the API: {api}");
         }
     }
-    // Who looks just before a signature is pushed does not go on without it for the time of a tag.
+    // A client that asks just before a signature is pushed does not wait for `tag_ttl` to see it.
     let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "0s").set("cache.tag_ttl", "1h"));
     let other = Image::small(2);
     signed.registry.add_image("library/app", "v2", &other);
@@ -295,7 +295,7 @@ fn empty_list_is_cached_for_negative_ttl() {
     assert_eq!(answer.json()["manifests"].as_array().unwrap().len(), 1);
 }
 
-/// A larder in the test's process before a registry with one image, and the path of that image's referrers.
+/// An in-process server in front of a registry with one image, and the path of its referrers.
 fn timed(change: impl FnOnce(Setup) -> Setup) -> (Registry, InProcessLarder, Image, String) {
     let (registry, image) = (Registry::start(), Image::small(1));
     registry.add_image("library/app", "v1", &image);
@@ -304,7 +304,7 @@ fn timed(change: impl FnOnce(Setup) -> Setup) -> (Registry, InProcessLarder, Ima
     (registry, larder, image, path)
 }
 
-/// An SBOM of the image that is listed by the API and under the tag, and its entry there.
+/// Adds an SBOM of the image to the API and to the tag. Returns its entry in the list.
 fn listed_both_ways(registry: &Registry, image: &Image) -> (Document, Value) {
     let sbom = Image::statement(SBOM, "listed", &image.manifest);
     registry.add_manifest("library/app", &sbom);
@@ -344,7 +344,7 @@ fn list_is_fresh_for_tag_ttl() {
         registry.offer_referrers(api);
         let (sbom, entry) = listed_both_ways(&registry, &image);
         assert_eq!(larder.get(&path).json()["manifests"], json!([entry]));
-        // The child of an index is fetched ahead, what is on a list is not.
+        // The child of an index is prefetched, an entry of the list is not.
         if !api {
             registry.wait_for(1, "GET", &sbom.digest);
         }
@@ -393,7 +393,7 @@ fn missing_api_is_probed_again_later() {
     assert_eq!((listed(), registry.count("GET", "/referrers/")), (1, 2));
 }
 
-/// A registry that says something of the repository or the digest has said nothing of its API.
+/// An error about the repository or the digest does not mean that the API is missing.
 #[test]
 fn unknown_repository_is_not_a_missing_api() {
     let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "1h"));
@@ -409,7 +409,7 @@ fn unknown_repository_is_not_a_missing_api() {
 
 #[test]
 fn cached_referrers_are_added() {
-    // Neither the API's list nor the tag's has what a client fetched by its digest.
+    // Neither the list of the API nor that of the tag contains the manifest that a client pulled by digest.
     for api in [true, false] {
         let signed = Signed::with_zero_ttl();
         signed.registry.offer_referrers(api);
@@ -426,14 +426,14 @@ fn cached_referrers_are_added() {
     }
 }
 
-/// What an upstream does when it is asked for the list, and what comes of it: with the list under its tag, and without.
+/// Answers of an upstream to the request for the list, and the expected answers to the client: with the list as a tag,
+/// and without.
 #[test]
 fn upstream_answers_map_to_client_answers() {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Wanted {
-        /// The tag's list; nothing, for certain, where there is no tag.
+        /// The list of the tag. An empty list if there is no tag.
         Tag,
-        /// A status.
         Status(u16),
         /// 502, 503 or 504.
         GatewayError,
@@ -466,7 +466,7 @@ fn upstream_answers_map_to_client_answers() {
         (Fault::CloseConnection, Wanted::GatewayError),
         (Fault::EndOneByteEarly, Wanted::GatewayError),
         (Fault::SetHeader("Content-Encoding", "br".to_owned()), Wanted::GatewayError),
-        // Pages that do not end, or do not come.
+        // Pages that are endless or missing.
         (Fault::SetHeader("Link", "<?last=x>; rel=\"next\"".to_owned()), Wanted::GatewayError),
         (Fault::SetHeader("Link", "</>; rel=\"next\"".to_owned()), Wanted::GatewayError),
     ];
@@ -506,21 +506,21 @@ fn upstream_answers_map_to_client_answers() {
     });
 }
 
-/// A list cannot be had, and some of what is on it was fetched before, or the list was.
+/// Asserts the answers when the list is unavailable: first with a cached referrer, then with the cached list.
 fn assert_known_referrers_are_listed(signed: &Signed, fault: &Fault) {
-    // After some faults the registry is given a rest.
+    // After some faults the server pauses its requests to the registry.
     let path = format!("/v2/library/app/manifests/{}", signed.signature.digest);
-    support::eventually("the signature is held", || signed.larder.get(&path).status() == 200);
-    // What is held is better than nothing, and nobody takes it for all there is.
+    support::eventually("the signature is cached", || signed.larder.get(&path).status() == 200);
+    // A list of cached referrers is better than none. It is marked as incomplete.
     let answer = signed.get();
     signed.lists(&answer, &[&signed.signature]);
     is_stale(&answer);
-    // A filter that leaves nothing of it does not make "none" of "not known".
+    // A filter without a match does not turn "not known" into "none".
     let answer = signed.get_only(SBOM);
     assert!(answer.status() == 403 || is_gateway_error(answer.status()), "{answer:?}");
-    // Once the whole list was there, it is served on.
+    // A complete list that was cached once is still served.
     signed.registry.clear_faults();
-    support::eventually("the list is there", || signed.get().head.header("warning").is_none());
+    support::eventually("the list is complete", || signed.get().head.header("warning").is_none());
     signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
     signed.registry.script(When::any().path("/referrers/"), fault.clone());
     let answer = signed.get();
@@ -538,7 +538,7 @@ fn truncated_list_is_rejected() {
         Fault::Status(404),
         Fault::CloseConnection,
         Fault::Answer(200, vec![("Content-Type".into(), "text/html".into())], b"<html>".to_vec()),
-        // The first page again, and again.
+        // The first page again and again.
         Fault::rewrite(|seen, plan| plan.set("Link", &format!("<?{}>; rel=\"next\"", seen.query))),
     ] {
         signed.registry.clear_faults();
@@ -600,10 +600,10 @@ fn list_survives_a_restart_and_an_outage() {
         is_stale(&answer);
         assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
         signed.lists(&signed.get_only(SBOM), &[&signed.sbom]);
-        // What was not on the list was not there when it was last seen, which is no word on today.
+        // An entry that was not in the last list may exist now.
         assert!(is_gateway_error(signed.get_only("application/vnd.none").status()));
         signed.registry.up();
-        support::eventually("the upstream is asked again", || {
+        support::eventually("the upstream is used again", || {
             signed.get().head.outcome() == "larder; hit; detail=revalidated"
         });
     }
@@ -702,18 +702,18 @@ fn referrers_belong_to_one_repository() {
     signed.lists(&kept, &[&signed.signature, &signed.sbom]);
     signed.hold(&signed.signature);
     let there = signed.path().replace("library/app", "evil/x");
-    // A repository of its own upstream's making.
+    // A repository with content from its own upstream.
     signed.registry.add_image("evil/x", "v1", &Image::small(9));
     let answer = signed.larder.get(&there);
     signed.lists(&answer, &[]);
     signed.registry.down();
     assert!(is_gateway_error(signed.larder.get(&there).status()));
     signed.registry.up();
-    // The list has a digest too, and is no manifest of another repository.
+    // The list has a digest too, and is not a manifest of another repository.
     let digest = support::content::sha256(&kept.body);
     for repository in ["library/app", "evil/x"] {
         let path = format!("/v2/{repository}/manifests/{digest}");
-        support::eventually("the upstream is there again", || {
+        support::eventually("the upstream is used again", || {
             !is_gateway_error(signed.larder.get(&path).status())
         });
         let status = signed.larder.get(&path).status();
@@ -725,7 +725,7 @@ fn referrers_belong_to_one_repository() {
 fn listed_referrer_is_not_linked() {
     let signed = Signed::with_zero_ttl();
     signed.hold(&signed.image.manifest);
-    // evil/x says of a private manifest that it refers to something.
+    // A manifest of evil/x declares a private manifest as its subject.
     signed.registry.add_image("evil/x", "v1", &Image::small(9));
     let entry = json!({
         "mediaType": OCI_MANIFEST, "digest": signed.image.manifest.digest,
@@ -749,7 +749,7 @@ fn referrer_is_linked_to_each_repository_that_fetched_it() {
     let signed = Signed::with_zero_ttl();
     signed.registry.offer_referrers(false);
     signed.hold(&signed.signature);
-    // The bytes are there already: one HEAD gives the other repository its right to them.
+    // The bytes are cached. One HEAD request confirms that the other repository contains them.
     signed.registry.add_manifest("library/copy", &signed.signature);
     let path = format!("/v2/library/copy/manifests/{}", signed.signature.digest);
     signed.larder.get(&path).assert_outcome("larder; hit; detail=revalidated");

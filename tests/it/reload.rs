@@ -1,5 +1,5 @@
-//! A configuration that changes while larder runs: followed where that is safe, said where it takes a restart, and left
-//! where it is wrong.
+//! Changes of the configuration while the server runs: safe changes are applied, others are reported as pending,
+//! invalid ones are rejected.
 
 use crate::support;
 
@@ -24,7 +24,7 @@ fn fixture() -> (Registry, Image, Setup) {
     (registry, image, setup)
 }
 
-/// The line that says that a change of `key` is followed.
+/// Waits for the log line about an applied change of `key`.
 #[track_caller]
 fn wait_followed(larder: &Larder, key: &str) -> Value {
     larder.wait_for_line(&format!("the line about {key}"), |line| {
@@ -53,7 +53,7 @@ fn sighup_reloads_and_logs_an_unchanged_file() {
     let (_registry, _, setup) = fixture();
     let mut larder = setup.start();
     larder.hang_up();
-    larder.wait_for_line("an answer", |line| line["message"] == UNCHANGED);
+    larder.wait_for_line("answer to SIGHUP", |line| line["message"] == UNCHANGED);
     larder.rewrite(|setup| setup.set("log.requests", false));
     larder.hang_up();
     wait_followed(&larder, "log.requests");
@@ -78,7 +78,7 @@ fn broken_file_is_ignored_and_logged_once() {
     .enumerate()
     {
         std::fs::write(&file, text).unwrap();
-        eventually("the error is said", || larder.count_lines(REFUSED) > number);
+        eventually("the error is logged", || larder.count_lines(REFUSED) > number);
         let errors: Vec<_> =
             larder.log_lines().into_iter().filter(|line| line["message"] == REFUSED).collect();
         assert_eq!(errors.len(), number + 1, "{errors:?}");
@@ -87,14 +87,14 @@ fn broken_file_is_ignored_and_logged_once() {
         assert_eq!(errors[number]["level"], "ERROR");
         larder.get(TAG).assert_body(&image.manifest.bytes);
     }
-    // It is not said again while the file stays as it is; and a good file ends it.
+    // An unchanged invalid file is not reported again. A valid file ends the error.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(larder.count_lines(REFUSED), 5);
-    // Who asks gets an answer, the same one if need be.
+    // SIGHUP always logs an answer, also the same one.
     larder.hang_up();
-    eventually("the error is said", || larder.count_lines(REFUSED) == 6);
+    eventually("the error is logged", || larder.count_lines(REFUSED) == 6);
     std::fs::remove_file(&file).unwrap();
-    eventually("the error is said", || larder.count_lines(REFUSED) == 7);
+    eventually("the error is logged", || larder.count_lines(REFUSED) == 7);
     larder.rewrite(|setup| setup.set("cache.tag_ttl", "2h"));
     wait_followed(&larder, "cache.tag_ttl");
 }
@@ -108,7 +108,7 @@ fn keys_that_need_a_restart_are_logged_in_one_line() {
         let setup = setup.set("server.listen", "127.0.0.1:1").set("store.path", elsewhere);
         setup.set("store.max_size", "30GiB").set("log.format", "text").set("cache.negative_ttl", "3s")
     });
-    let line = larder.wait_for_line("the warning", |line| line["message"] == LATER);
+    let line = larder.wait_for_line("warning", |line| line["message"] == LATER);
     assert_eq!(line["level"], "WARN");
     let keys = line["keys"].as_str().unwrap();
     for key in ["server.listen", "store.path", "log.format"] {
@@ -118,9 +118,9 @@ fn keys_that_need_a_restart_are_logged_in_one_line() {
     wait_followed(&larder, "cache.negative_ttl");
     larder.get(TAG).assert_body(&image.manifest.bytes);
     assert!(!larder.setup().folder().join("elsewhere").exists());
-    // The next change says it again, because it still waits.
+    // The next change reports it again, because the restart is still pending.
     larder.rewrite(|setup| setup.set("cache.negative_ttl", "4s"));
-    eventually("it is said again", || larder.count_lines(LATER) == 2);
+    eventually("the warning is repeated", || larder.count_lines(LATER) == 2);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn environment_and_flags_override_a_reloaded_file() {
     larder.wait_idle();
     let before = registry.requests().len();
     larder.rewrite(|setup| setup.set("cache.tag_ttl", "0s").set("server.listen", "127.0.0.1:1"));
-    larder.wait_for_line("an answer", |line| line["message"] == UNCHANGED);
+    larder.wait_for_line("answer to SIGHUP", |line| line["message"] == UNCHANGED);
     assert_eq!(larder.count_lines(LATER), 0);
     larder.get(TAG).assert_outcome("larder; hit");
     assert_eq!(registry.requests().len(), before);
@@ -217,11 +217,11 @@ fn replaced_ca_file_is_reloaded() {
     let path = "/v2/quay.io/org/app/manifests/v1";
     assert_eq!(larder.get(path).status(), 502);
     std::fs::write(&ca, "half a cert").unwrap();
-    larder.wait_for_line("the error", |line| {
+    larder.wait_for_line("error", |line| {
         line["message"] == REFUSED && line["error"].as_str().unwrap().contains("ca.pem")
     });
     std::fs::write(&ca, &server.pem).unwrap();
-    larder.wait_for_line("the change", |line| line["message"] == UNCHANGED);
+    larder.wait_for_line("answer", |line| line["message"] == UNCHANGED);
     larder.get(path).assert_body(&image.manifest.bytes);
 }
 
@@ -256,7 +256,7 @@ fn unchanged_upstream_keeps_its_state() {
     assert_eq!(dead.requests().len(), asked, "it is still left alone");
     larder.get("/v2/quay.io/org/app/manifests/v2").assert_body(&image.manifest.bytes);
     assert_eq!(tokens(&larder), got, "the token is still used");
-    // Another limit is another client: what was known of the old one went with it.
+    // A new limit creates a new HTTP client. The state of the old client is gone.
     larder.rewrite(|setup| setup.upstream_set("docker.io", "max_connections", 7));
     wait_followed(&larder, "max_connections");
     assert_eq!(open(&larder), 0);
@@ -269,22 +269,22 @@ fn level_mode_and_limits_are_reloaded() {
     registry.script(When::any(), Fault::Status(403));
     assert_eq!(larder.get("/v2/library/app/manifests/x").status(), 404);
     larder.rewrite(|setup| setup.set("server.mode", "gateway").set("log.level", "error"));
-    // This change turns off the line that would say it.
-    eventually("it is followed", || larder.get("/v2/library/app/manifests/y").status() == 403);
+    // This change disables the log line that would report it.
+    eventually("the change is applied", || larder.get("/v2/library/app/manifests/y").status() == 403);
     let lines = larder.log_lines().len();
     larder.get("/v2/");
     larder.rewrite(|setup| setup.set("log.level", "info").set("server.max_connections", 3));
     let line = wait_followed(&larder, "server.max_connections: 1 -> 3");
     assert_eq!(larder.log_lines().len(), lines + 1, "{line}");
     let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
-    eventually("both are taken in", || larder.counter("larder_connections", &[]) == 2);
+    eventually("both connections are accepted", || larder.counter("larder_connections", &[]) == 2);
     larder.get("/v2/").assert_body(b"{}");
     larder.rewrite(|setup| setup.set("server.max_connections", 1));
     wait_followed(&larder, "server.max_connections: 3 -> 1");
     drop(held);
     larder.get("/v2/").assert_body(b"{}");
     let held = larder.api().connect().unwrap();
-    eventually("it is taken in", || larder.counter("larder_connections", &[]) == 1);
+    eventually("the connection is accepted", || larder.counter("larder_connections", &[]) == 1);
     let hasty = larder.api().read_timeout(Duration::from_millis(300));
     hasty.try_send("GET", "/v2/", &[]).unwrap_err();
     drop(held);

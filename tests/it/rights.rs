@@ -1,4 +1,4 @@
-//! Bytes are shared across repositories, the right to them is not: each repository answers for itself.
+//! Bytes are shared between repositories, access is not: each repository is authorised by its own upstream.
 
 use crate::support;
 
@@ -11,7 +11,7 @@ use support::{Answer, Blob, Document, Fault, Gate, Image, Larder, Registry, Setu
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// `library/app:v1` is a private image as far as `evil/x` is concerned, and larder holds all of it.
+/// `library/app:v1` is private, `evil/x` has no access to it, and all its content is cached.
 struct Neighbours {
     registry: Registry,
     larder: Larder,
@@ -23,7 +23,7 @@ impl Neighbours {
         let registry = Registry::start();
         let image = Image::small(1);
         registry.add_image("library/app", "v1", &image);
-        // What was asked once is asked again: every answer here is the upstream's own.
+        // Nothing is remembered, so every answer here is an answer of the upstream.
         let larder = Setup::with(&registry).set("cache.negative_ttl", "0s").start();
         larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
         for blob in image.blobs() {
@@ -33,14 +33,14 @@ impl Neighbours {
         Self { registry, larder, image }
     }
 
-    /// Everything that larder holds for `library/app`.
+    /// Returns all cached content of `library/app`.
     fn held(&self) -> Vec<(String, usize)> {
         let manifest = (self.image.manifest.digest.clone(), self.image.manifest.bytes.len());
         let blobs = self.image.blobs().map(|blob| (blob.digest.clone(), blob.len()));
         std::iter::once(manifest).chain(blobs).collect()
     }
 
-    /// Has larder fetch a manifest of `evil/x`.
+    /// Makes the server download a manifest of `evil/x`.
     fn plant(&self, document: &Document) {
         self.registry.add_manifest("evil/x", document);
         self.registry.tag("evil/x", "v1", &document.digest);
@@ -49,7 +49,7 @@ impl Neighbours {
         self.larder.wait_idle();
     }
 
-    /// `evil/x` has no right to this: its upstream is asked, and says so.
+    /// Asserts that `evil/x` has no access: its upstream is asked and denies it.
     fn keeps_to_itself(&self, digest: &str) {
         for path in [manifest_path("evil/x", digest), blob_path("evil/x", digest)] {
             for method in ["GET", "HEAD"] {
@@ -72,7 +72,7 @@ fn manifest_path(repository: &str, digest: &str) -> String {
     format!("/v2/{repository}/manifests/{digest}")
 }
 
-/// A manifest around one layer of the given descriptor; the config is nobody's.
+/// Returns a manifest with one layer of the given descriptor. The config does not exist.
 fn manifest_over(layer: &Value) -> Document {
     let config = Blob::new("{}");
     let config_type = "application/vnd.oci.image.config.v1+json";
@@ -138,7 +138,7 @@ fn fill_of_another_repository_grants_no_access() {
             assert_eq!(answer.status(), 404, "{method}: {:?}", answer.head);
         }
     };
-    // Before its first byte, in the middle, and when all of it is there.
+    // Before its first byte, in the middle, and when it is complete.
     let (head, body) = (Gate::new(), Gate::new());
     registry.script(When::blobs().method("GET").path("library/app"), Fault::HoldHead(head.clone()));
     registry.script(When::blobs().method("GET").path("library/app"), Fault::HoldBody(1 << 20, body.clone()));
@@ -190,7 +190,8 @@ fn concurrent_requests_have_their_own_access() {
     });
 }
 
-/// `evil/x` is held up with a fill of the layer when `library/alpine` asks for it, and fails; the other does not.
+/// A fill for `evil/x` is held when `library/alpine` requests the same layer. The fill fails, the other request does
+/// not.
 fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, TransferError> {
     let registry = Registry::start();
     let blob = Blob::random(7, 300_000);
@@ -215,7 +216,7 @@ fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, Tr
         let failing = scope.spawn(|| client.try_send("GET", &at("evil/x"), &[]));
         gate.wait_reached(1);
         let good = scope.spawn(|| client.try_send("GET", &at("library/alpine"), &[]));
-        eventually("the second has joined or asks for itself", || {
+        eventually("the second request has joined or has its own request", || {
             larder.counter("larder_fills_joined_total", &[]) > 0
                 || registry.requests().iter().any(|seen| seen.path == at("library/alpine"))
         });
@@ -257,7 +258,7 @@ fn wrong_size_belongs_to_one_repository() {
 #[test]
 fn wrong_size_of_an_unknown_length_belongs_to_one_repository() {
     for size in [299_999, 300_001] {
-        // Its head has gone out before anybody can know: then the body must not come to its end.
+        // The head is sent before the mismatch can be known, so the body must be interrupted.
         if let Ok(failed) = one_fails_alone(Some(size), vec![Fault::Chunked]) {
             assert_eq!(failed.status(), 502, "{failed:?}");
         }
@@ -276,7 +277,7 @@ fn absence_belongs_to_one_kind_of_request() {
     let image = Image::small(1);
     registry.add_image("library/app", "v1", &image);
     let (manifest, config, layer) = (&image.manifest, &image.config, &image.layers[0]);
-    // Blobs first, as some clients ask.
+    // Some clients request blobs first.
     for method in ["GET", "HEAD"] {
         let larder = Setup::with(&registry).set("cache.negative_ttl", "1h").start();
         let as_blob = blob_path("library/app", &manifest.digest);
@@ -291,7 +292,7 @@ fn absence_belongs_to_one_kind_of_request() {
             assert_eq!(larder.api().send(first, &path, &[]).status(), 200);
             larder.get(&path).assert_body(&blob.bytes);
         }
-        // And of its own kind it is remembered.
+        // The answer is remembered for this kind of request.
         assert_eq!(registry.requests().iter().filter(|seen| seen.path == as_blob).count(), 1);
         registry.forget_requests();
     }

@@ -1,4 +1,4 @@
-//! Which upstream a request belongs to: `?ns=`, path prefix, Host header, default; and that nothing else is dialled.
+//! Selection of the upstream: `?ns=`, path prefix, Host header, default. No other host is contacted.
 
 use crate::support;
 
@@ -12,7 +12,7 @@ struct Fixture {
     larder: Larder,
 }
 
-/// docker.io as the default and ghcr.io beside it; both have `org/app:v1`, with different content.
+/// docker.io as the default upstream, and ghcr.io. Both have `org/app:v1` with different content.
 fn fixture() -> Fixture {
     let (hub, ghcr) = (Registry::start(), Registry::start());
     let (hub_image, ghcr_image) = (Image::small(1), Image::small(2));
@@ -48,7 +48,7 @@ fn ns_selects_the_upstream_and_is_echoed() {
     assert_eq!(answer.header("oci-namespace"), Some("ghcr.io"));
     let answer = fixture.larder.get("/v2/org/app/manifests/v1?ns=docker.io");
     answer.assert_body(&fixture.hub_image.manifest.bytes);
-    // Our own parameter is not the upstream's business.
+    // The parameter `ns` is not forwarded to the upstream.
     assert!(fixture.ghcr.requests().iter().all(|seen| !seen.query.contains("ns=")));
 }
 
@@ -58,7 +58,7 @@ fn path_prefix_selects_the_upstream() {
     for path in ["/v2/ghcr.io/org/app/manifests/v1", "/ghcr.io/v2/org/app/manifests/v1"] {
         fixture.larder.get(path).assert_body(&fixture.ghcr_image.manifest.bytes);
     }
-    // What says yes to a ping has the content too, whatever it is called by.
+    // Every name for which `/v2/` succeeds also serves content.
     fixture.larder.get("/ghcr.mirror.test/v2/").assert_body(b"{}");
     fixture
         .larder
@@ -105,7 +105,7 @@ fn library_prefix_is_added_for_docker_io_only() {
     }
     fixture.larder.get("/v2/ghcr.io/busybox/manifests/v1").assert_body(&fixture.ghcr_image.manifest.bytes);
     assert_eq!(fixture.ghcr.count("GET", "library"), 0);
-    // It is one repository, whichever way it is called.
+    // All names select the same repository.
     assert_eq!(fixture.hub.count("GET", "/manifests/"), 1);
 }
 

@@ -1,4 +1,4 @@
-//! The scripted registry and the plain client against each other: the tools must be right before they judge.
+//! Tests of the scripted registry and the plain client, so that other tests can rely on them.
 
 use crate::support;
 

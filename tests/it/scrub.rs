@@ -1,4 +1,4 @@
-//! The scrub: damage is found before a client meets it, and what is left of things that have gone is removed.
+//! Scrub: damage is found before a client reads it, and orphaned data is deleted.
 
 use crate::support;
 
@@ -32,7 +32,7 @@ impl World {
         Setup::with(&self.registry).set("store.blobs", kind)
     }
 
-    /// A store that holds the image, closed.
+    /// A closed store that contains the image.
     fn filled(&self, kind: &str) -> Setup {
         let larder = self.setup(kind).start();
         larder.get("/v2/library/app/manifests/v1").assert_body(&self.image.manifest.bytes);
@@ -59,7 +59,7 @@ fn file_of(setup: &Setup, blob: &Blob) -> PathBuf {
     setup.data().join("blobs/sha256").join(&hex[..2]).join(hex)
 }
 
-/// Changes a byte of a blob's file so that nothing shows it from outside.
+/// Changes a byte of a blob's file. Size and time stamps stay the same.
 fn spoil(setup: &Setup, blob: &Blob) {
     let file = OpenOptions::new().write(true).open(file_of(setup, blob)).unwrap();
     let time = file.metadata().unwrap().modified().unwrap();
@@ -67,7 +67,7 @@ fn spoil(setup: &Setup, blob: &Blob) {
     file.set_modified(time).unwrap();
 }
 
-/// Runs a verb over a store that is closed, with JSON as its output.
+/// Runs a verb offline, with JSON as its output.
 fn verb(setup: &Setup, arguments: &[&str]) -> (Exit, Value) {
     let out = setup.folder().join("out.json");
     let file = setup.config_file();
@@ -108,7 +108,7 @@ fn damaged_content_is_removed_or_fetched_again() {
         spoil(&setup, layer);
     }
     world.registry.forget_requests();
-    // One is repaired while the registry does not know the other.
+    // One blob is repaired while the registry does not have the other.
     let (exit, report) = verb(&setup, &["verify"]);
     assert_eq!(exit.status.code(), Some(3), "{exit:?}");
     assert!(exit.stderr.contains("2 damaged"), "{exit:?}");
@@ -117,7 +117,7 @@ fn damaged_content_is_removed_or_fetched_again() {
         assert!(!file_of(&setup, layer).exists());
     }
     assert_eq!(world.registry.requests().len(), 0);
-    // What was removed is fetched again when it is asked for.
+    // Removed content is downloaded again on request.
     let larder = setup.start();
     for layer in &layers {
         larder.get(&path(layer)).assert_body(&layer.bytes);
@@ -152,7 +152,7 @@ fn idle_content_is_verified_periodically() {
         sum_of(&larder.metrics_text(), "larder_scrubbed_total", &[("kind", "blob"), ("result", result)])
     };
     eventually("the damage is found", || scrubbed("damaged") == 1.0);
-    // The other two go round again and again, and what was found stays found.
+    // The other two are verified repeatedly, and the damage stays recorded.
     eventually("everything is verified more than once", || scrubbed("intact") >= 6.0);
     assert_eq!(scrubbed("damaged"), 1.0);
     assert!(sum_of(&larder.metrics_text(), "larder_scrub_end_timestamp_seconds", &[]) > 1e9);
@@ -175,7 +175,7 @@ fn orphans_of_moved_tags_and_cut_fills_are_found() {
         larder.advance(Duration::from_hours(1));
         larder.get("/v2/library/app/manifests/v1").assert_body(&moved.manifest.bytes);
         let setup = larder.stop();
-        // A draft of two days ago, and one of now.
+        // A draft that is two days old, and a new one.
         let drafts = setup.data().join("drafts/sha256");
         let (old, new) = (drafts.join("a".repeat(64)), drafts.join("b".repeat(64)));
         for (draft, age) in [(&old, 48), (&new, 0)] {
@@ -189,7 +189,7 @@ fn orphans_of_moved_tags_and_cut_fills_are_found() {
         assert!(!old.exists() && new.exists());
         assert_eq!(report["reached"]["reachable"]["manifests"], 1, "{report}");
         assert_eq!(report["reached"]["unreachable"]["blobs"], 3, "{report}");
-        // What no tag leads to is served all the same: somebody may ask for it by digest.
+        // Content without a tag is still served by digest.
         world.registry.down();
         let larder = setup.start();
         for blob in world.image.blobs() {

@@ -1,4 +1,4 @@
-//! `larder setup`: what clients are told, and how that gets into files that are there already.
+//! `larder setup`: the configuration of clients, and its installation in existing files.
 
 use crate::support;
 
@@ -10,7 +10,7 @@ use support::verb::{self, Output};
 use support::{Setup, TestCertificate};
 use tempfile::TempDir;
 
-/// A configuration that listens at a port of its own, with two upstreams.
+/// A configuration with its own port and two upstreams.
 fn larder() -> Setup {
     Setup::empty()
         .set("server.listen", "127.0.0.1:5000")
@@ -23,7 +23,7 @@ fn machine() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// Runs it for the machine below a folder.
+/// Runs the verb for a machine whose file system is below a folder.
 fn setup(setup: &Setup, root: &Path, arguments: &[&str]) -> Output {
     let root = root.to_str().unwrap();
     verb::offline(setup, &[&["setup"], arguments, &["--root", root]].concat())
@@ -39,7 +39,7 @@ fn text(root: &Path, path: &str) -> String {
     fs::read_to_string(root.join(path)).unwrap()
 }
 
-/// All files below a folder but for those that begin with one of these.
+/// Returns all files below a folder, except those with these prefixes.
 fn beside(root: &Path, folder: &str, known: &[&str]) -> Vec<String> {
     let entries = fs::read_dir(root.join(folder)).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -56,7 +56,7 @@ fn documentation_matches_the_output() {
         let wanted: Vec<_> = content.lines().filter(|line| !line.starts_with('#')).collect();
         assert!(manual.contains(wanted.join("\n").trim()), "{client}: {content}");
     }
-    // BuildKit's there has one upstream.
+    // The BuildKit configuration there has one upstream.
     let printed = setup(&larder, root.path(), &["buildkit", "--json"]).exited_with(0).json();
     for line in printed[0]["content"].as_str().unwrap().lines().filter(|line| !line.contains("quay.io")) {
         assert!(manual.contains(line), "{line}");
@@ -70,7 +70,7 @@ fn file_is_printed_between_path_and_instructions() {
     let path = root.path().join("etc/containers/registries.conf.d/larder.conf");
     assert!(printed.starts_with(&format!("# {}\n# Written by `larder setup`", path.display())), "{printed}");
     assert!(printed.ends_with("\n# systemctl reload crio\n"), "{printed}");
-    // The whole of it is a file that can be used.
+    // The complete output is a usable file.
     let table: toml::Table = printed.parse().unwrap();
     assert_eq!(table["registry"].as_array().unwrap().len(), 2);
     assert!(!path.exists(), "nothing is written unasked");
@@ -97,7 +97,7 @@ fn clients_are_configured_once_and_then_unchanged() {
         let name = Path::new(file).file_name().unwrap().to_str().unwrap();
         assert_eq!(beside(root.path(), folder, &[name]), Vec::<String>::new(), "no copy without a change");
     }
-    // CRI-O reads Podman's.
+    // CRI-O reads the files of Podman.
     let crio = setup(&larder, root.path(), &["crio", "--write", "--json"]).exited_with(0).json();
     assert_eq!(crio[0]["outcome"], "unchanged", "{crio}");
 }
@@ -150,7 +150,7 @@ fn malformed_and_foreign_files_are_not_changed() {
         let ran = setup(&larder, root.path(), &[client, "--write"]).exited_with(1);
         assert!(ran.stderr.contains(file) && ran.stderr.contains(says), "{ran:?}");
         assert_eq!(text(root.path(), file), content);
-        // What there is to add by hand is still to be had.
+        // The manual instructions are still printed.
         setup(&larder, root.path(), &[client]).exited_with(0);
     }
 }
@@ -214,7 +214,7 @@ fn impossible_setup_is_refused() {
         .upstream_set("reg.test:5000", "default", true);
     says(&none, &["docker"], "no upstream `docker.io`");
     says(&none, &["podman"], "a path cannot contain a colon");
-    // Those that name the registry in the query can be told of it.
+    // Clients that send the registry as a query parameter can be configured.
     for client in ["containerd", "buildkit", "k3s"] {
         setup(&none, root.path(), &[client]).exited_with(0);
     }

@@ -1,4 +1,4 @@
-//! Starting and stopping: what is wrong is said in one sentence, and a stop lets running transfers come to their end.
+//! Start and stop: errors are one sentence, and running transfers finish before the exit.
 
 use crate::support;
 
@@ -9,12 +9,12 @@ use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventuall
 
 const MIB: usize = 1 << 20;
 
-/// Ends with an error, in one sentence that speaks of all `words`.
+/// Asserts that a command failed with a one-sentence error that contains all `words`.
 #[track_caller]
 fn is_one_sentence(exit: &Exit, words: &[&str]) {
     assert!(!exit.status.success(), "{exit:?}");
     assert!(exit.status.code().is_some(), "killed by a signal: {exit:?}");
-    // The log may have begun; what is said to the person is plain text.
+    // The log may precede it. The error for the user is plain text.
     let said: Vec<_> =
         exit.stderr.lines().filter(|line| !line.starts_with('{') && !line.is_empty()).collect();
     assert_eq!(said.len(), 1, "{}", exit.stderr);
@@ -24,7 +24,7 @@ fn is_one_sentence(exit: &Exit, words: &[&str]) {
     assert!(!exit.stderr.contains("panicked"), "{}", exit.stderr);
 }
 
-/// A configuration with an upstream that nobody will ask: it starts but for what the test makes of it.
+/// A configuration whose upstream gets no requests. It is valid unless the test changes it.
 fn plain() -> Setup {
     Setup::empty().upstream_set("docker.io", "endpoints", vec!["http://127.0.0.1:1"]).upstream_set(
         "docker.io",
@@ -77,14 +77,14 @@ fn locked_store_is_named() {
     let data = larder.setup().data().display().to_string();
     let exit = Setup::with(&registry).set("store.path", data.clone()).run_to_exit();
     is_one_sentence(&exit, &[&data]);
-    // The one that holds it is not disturbed.
+    // The server that uses the store is not disturbed.
     assert_eq!(larder.get("/v2/").status(), 200);
 }
 
 #[test]
 fn unwritable_folder_is_named() {
     let setup = plain();
-    // Even root cannot make a folder below a file.
+    // Even root cannot create a folder below a file.
     let path = setup.write("file", "").join("data").display().to_string();
     is_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
     let setup = plain();
@@ -101,8 +101,8 @@ fn foreign_folder_is_not_used() {
     let data = setup.data();
     drop(registry);
     let mut child = setup.command().spawn().unwrap();
-    // Whether it starts there or refuses, what was there stays.
-    eventually("it has decided", || {
+    // The existing files stay, whether the server starts or not.
+    eventually("the server has started or exited", || {
         child.try_wait().unwrap().is_some() || std::fs::read_dir(&data).unwrap().count() > 1
     });
     let _ = child.kill();
@@ -162,7 +162,7 @@ struct Running {
     _registry: Registry,
 }
 
-/// A cold blob whose second half waits at the gate.
+/// Starts a fill that is held after half of the blob.
 fn running(grace: &str) -> Running {
     let registry = Registry::start();
     let blob = Blob::random(1, 4 * MIB);
@@ -181,12 +181,12 @@ fn stop_lets_running_transfers_finish() {
     let start = transfer.read_exactly(MIB).unwrap();
     assert!(start == running.blob.bytes[..MIB]);
     running.larder.terminate();
-    eventually("nobody new is let in", || running.larder.api().try_send("GET", "/v2/", &[]).is_err());
+    eventually("new connections are refused", || running.larder.api().try_send("GET", "/v2/", &[]).is_err());
     assert!(running.larder.is_running());
     running.gate.open();
     assert!(transfer.finish().unwrap().body == running.blob.bytes[MIB..]);
     assert_eq!(running.larder.wait_exit().code(), Some(0), "{}", running.larder.log_text());
-    // And what was transferred was kept.
+    // The blob was cached.
     running.larder.restart();
     running.larder.get(&running.path).assert_outcome("larder; hit");
 }
@@ -212,12 +212,12 @@ fn stop_lets_cached_transfers_finish() {
     let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
     transfer.read_exactly(MIB).unwrap();
     larder.terminate();
-    eventually("nobody new is let in", || larder.api().try_send("GET", "/v2/", &[]).is_err());
+    eventually("new connections are refused", || larder.api().try_send("GET", "/v2/", &[]).is_err());
     assert!(transfer.finish().unwrap().body == blob.bytes[MIB..]);
     assert_eq!(larder.wait_exit().code(), Some(0));
 }
 
-/// What `larder healthy` says where the operator's port is `admin`.
+/// Runs `larder healthy` with `admin` as the admin address.
 fn healthy(setup: &Setup, admin: &str) -> Exit {
     let file = setup.config_file();
     run_to_exit(
@@ -249,7 +249,7 @@ fn health_check_runs_as_a_command() {
     assert!(exit.status.success(), "{exit:?}");
 }
 
-/// What the process has read so far, in bytes, from wherever.
+/// Returns the number of bytes that the process has read.
 fn has_read(larder: &Larder) -> usize {
     let told = std::fs::read_to_string(format!("/proc/{}/io", larder.pid())).unwrap();
     told.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()

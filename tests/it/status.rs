@@ -1,4 +1,4 @@
-//! `larder status`: what it shows of a larder that works, fills, is refused and fails, and of a store that nobody serves.
+//! `larder status`: of a working, downloading, rejected and failing server, and of a store without a server.
 
 use crate::support;
 
@@ -72,7 +72,7 @@ fn running_fill_is_shown() {
     let mut transfer = larder.api().open("GET", &blob(&image), &[]).unwrap();
     transfer.read_exactly(2 << 20).unwrap();
     gate.wait_reached(1);
-    eventually("the fill has come as far as the gate", || {
+    eventually("the fill has reached the gate", || {
         status(&larder)["fills"][0]["received"].as_u64() == Some(3 << 20)
     });
     let report = status(&larder);
@@ -153,7 +153,7 @@ fn watch_prints_json_lines() {
     assert_eq!(next()["service"]["requests"].as_u64(), Some(0));
     larder.get(TAG).assert_body(&image.manifest.bytes);
     while next()["service"]["requests"].as_u64() != Some(1) {}
-    // It goes on while nobody answers.
+    // The log continues when no server answers.
     larder.kill9();
     let mut complaints = BufReader::new(watching.stderr.take().unwrap()).lines();
     assert!(complaints.next().unwrap().unwrap().contains("no server answers"));

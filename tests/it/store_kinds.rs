@@ -1,5 +1,4 @@
-//! Blobs in sled and blobs in files: the same for clients, moved from one to the other without loss, and safe from
-//! whoever changes files.
+//! Blobs in sled and in files: equal for clients, converted without loss, and protected against changed files.
 
 use crate::support;
 
@@ -16,7 +15,7 @@ use support::{Blob, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, 
 const MIB: usize = 1 << 20;
 const KINDS: [&str; 2] = ["sled", "files"];
 
-/// A registry with images whose layers are small, large and empty, and a path for everything in it.
+/// A registry with images whose layers are small, large and empty, and the paths of all content.
 struct World {
     registry: Registry,
     entries: Vec<(String, std::sync::Arc<Vec<u8>>)>,
@@ -29,7 +28,7 @@ impl World {
         world
     }
 
-    /// One more image, with blobs of its own, and a list of all that can be asked for.
+    /// Adds an image with its own blobs. Returns the paths of all its content.
     fn add(&mut self, seed: u64) {
         let lengths = [0, 1, 70_000, 256 << 10, 3 * MIB + 17];
         let layers = (0..).zip(lengths).map(|(n, length)| match length {
@@ -62,7 +61,7 @@ impl World {
         larder.wait_idle();
     }
 
-    /// Everything is held, and served without the registry.
+    /// Asserts that all content is cached and served without the registry.
     #[track_caller]
     fn is_held(&self, larder: &Larder) {
         self.registry.down();
@@ -96,7 +95,7 @@ fn convert(setup: &Setup, to: &str) {
     assert!(!exit.stderr.contains("panicked"), "{exit:?}");
 }
 
-/// Ends with one sentence that speaks of all `words`.
+/// Asserts that a command failed with a one-sentence error that contains all `words`.
 #[track_caller]
 fn is_refused(exit: &Exit, words: &[&str]) {
     assert_eq!(exit.status.code(), Some(1), "{exit:?}");
@@ -179,7 +178,7 @@ fn blobs_are_converted_both_ways() {
         world.pull(&larder);
         setup = stop(larder);
     }
-    // sled never gives disk back by itself.
+    // sled itself never returns disk space.
     let left: u64 =
         files_below(&setup.data().join("tree")).iter().map(|f| fs::metadata(f).unwrap().blocks() * 512).sum();
     assert!(left < 8 * MIB as u64, "{left} bytes of sled are left");
@@ -206,11 +205,11 @@ fn killed_conversion_is_resumed() {
     let mut kills = 0;
     for round in 0..6 {
         let to = KINDS[(round + 1) % 2];
-        // Now and then the operator changes their mind.
+        // Sometimes the operator changes the kind again.
         for attempt in 0..4 {
             let to = if attempt % 3 == 2 { KINDS[round % 2] } else { to };
             let mut child = convert_command(&setup, to).spawn().unwrap();
-            // Not a wait for something: the random moment itself.
+            // This is the random time of the kill, not a wait for an event.
             std::thread::sleep(Duration::from_micros(500 + random.below(300_000)));
             let ended = child.try_wait().unwrap();
             child.kill().unwrap();
@@ -219,7 +218,7 @@ fn killed_conversion_is_resumed() {
                 continue;
             }
             kills += 1;
-            // Whatever is there now, nobody takes it for whole unless it is.
+            // Any content that exists now is complete, or does not look complete.
             setup = setup.set("store.blobs", to);
             let header = fs::read_to_string(setup.data().join("header.toml")).unwrap();
             if header.contains("moving_from") {
@@ -253,7 +252,7 @@ fn conversion_drops_damaged_blobs() {
     world.is_held(&larder);
 }
 
-/// A larder with one blob in a file.
+/// Starts a server with one blob in a file.
 struct Kept {
     registry: Registry,
     larder: Larder,
@@ -293,7 +292,7 @@ fn modified_files_are_a_miss() {
         kept.larder.get(&kept.path).assert_outcome("larder; hit");
         change(&kept.file);
         kept.registry.forget_requests();
-        // Nobody sees more of it than that the registry was asked again.
+        // The client notices nothing, except that the registry got another request.
         let answer = kept.larder.get(&kept.path);
         answer.assert_body(&kept.blob.bytes);
         assert!(answer.head.outcome().contains("detail=miss"), "change {n}: {:?}", answer.head);
@@ -355,7 +354,7 @@ fn draft_is_resumed_byte_for_byte_after_a_stop() {
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     let mut transfer = larder.api().open("GET", &path, &[]).unwrap();
     transfer.read_exactly(6 * MIB).unwrap();
-    // The registry's end is the end of the fill, which writes what it has.
+    // The registry goes down, so the fill ends and writes its bytes.
     registry.script(When::blobs(), Fault::Status(503));
     registry.down();
     larder.wait_counter("larder_fills_total", &[("result", "upstream")], 1);
@@ -371,7 +370,7 @@ fn draft_is_resumed_byte_for_byte_after_a_stop() {
     assert_eq!(starts, [Some(6 * MIB as u64 + 123)]);
 }
 
-/// A larder that knows an image, and before which somebody put a draft of its layer that has the layer's length.
+/// Starts a server with a cached manifest and a foreign draft of its layer, which has the length of the layer.
 fn with_whole_draft(kind: &str, bytes: &[u8], blob: &Blob) -> (Registry, Larder, String) {
     let registry = Registry::start();
     let image = Image::oci(9, "linux/amd64", vec![blob.clone()]);
@@ -402,7 +401,7 @@ fn draft_with_wrong_bytes_of_the_right_length_is_fetched_again() {
     for kind in KINDS {
         let blob = Blob::random(8, 5 * MIB);
         let (registry, larder, path) = with_whole_draft(kind, &vec![7; 5 * MIB], &blob);
-        // Who was shown some of it is cut off; who came a moment later gets the right one.
+        // A client that got wrong bytes is disconnected. A later client gets the correct blob.
         if let Ok(answer) = larder.api().try_send("GET", &path, &[]) {
             answer.assert_body(&blob.bytes);
         }

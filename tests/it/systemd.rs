@@ -1,4 +1,4 @@
-//! What a service manager is told, by a socket that stands for systemd's.
+//! Messages to a service manager, received by a socket in the place of systemd's.
 
 use crate::support;
 
@@ -9,7 +9,7 @@ use support::{Larder, Registry, Setup, TIME_LIMIT};
 struct Manager(UnixDatagram);
 
 impl Manager {
-    /// The next message.
+    /// Returns the next message.
     #[track_caller]
     fn next(&self) -> String {
         let mut buffer = [0; 4096];
@@ -17,7 +17,7 @@ impl Manager {
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 
-    /// The next message of which a line begins like this.
+    /// Returns the next message with a line that begins like this.
     #[track_caller]
     fn wait(&self, start: &str) -> String {
         loop {
@@ -56,7 +56,7 @@ fn service_manager_is_notified_of_each_step() {
     let reloading = manager.next();
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
     assert!(manager.next().starts_with("READY=1"));
-    // So is a change that nobody asked for.
+    // An automatic reload is also reported.
     larder.rewrite(|setup| setup.set("cache.tag_ttl", "9s"));
     manager.wait("RELOADING=1");
     manager.wait("READY=1");
@@ -80,7 +80,7 @@ fn missing_service_manager_is_harmless() {
     drop(manager);
     larder.get("/v2/").assert_body(b"{}");
     larder.hang_up();
-    larder.wait_for_line("the reload", |line| {
+    larder.wait_for_line("message about the reload", |line| {
         line["message"].as_str().is_some_and(|m| m.contains("configuration reloaded"))
     });
     larder.terminate();

@@ -1,4 +1,4 @@
-//! Traces as a collector receives them, and collectors that fail.
+//! Traces at a collector, and failing collectors.
 
 use crate::support;
 
@@ -16,7 +16,7 @@ fn start(registry: &Registry, collector: &Collector) -> Larder {
     Setup::with(registry).set("trace.endpoint", collector.url()).set("trace.service", "pantry").start()
 }
 
-/// All spans, once the larder has ended.
+/// Returns all spans, after the server has exited.
 fn spans(mut larder: Larder, collector: &Collector) -> Vec<Span> {
     larder.wait_idle();
     larder.terminate();
@@ -57,7 +57,7 @@ fn cold_pull_is_one_trace() {
     let answer = larder.api().send("GET", &path, &[("X-Request-Id", "cold")]);
     answer.assert_body(&layer.bytes);
     assert_eq!(larder.get("/v2/library/app/manifests/none").status(), 404);
-    // The end of a fill follows the last byte that its clients get.
+    // The span of the fill ends after the clients have the last byte.
     larder.wait_idle();
     larder.get(&path).assert_outcome("larder; hit");
     let spans = spans(larder, &collector);
@@ -90,7 +90,7 @@ fn cold_pull_is_one_trace() {
     assert!(fill.start_time_unix_nano <= call.start_time_unix_nano);
     assert!(call.end_time_unix_nano <= fill.end_time_unix_nano);
 
-    // A tag goes by a flight; what is not found is no failure of larder's.
+    // A tag is resolved by a flight. A 404 is not an error of the server.
     let tag = one(&spans, "the tag", |span| is(span, "url.path", TAG) && span.kind() == SpanKind::Server);
     let flight = one(&spans, "its flight", |span| span.parent_span_id == tag.span_id);
     assert_eq!(flight.name, "flight");
@@ -118,7 +118,7 @@ fn joined_request_links_to_the_fill_span() {
     let mut first = larder.api().open("GET", &path, &[("X-Request-Id", "first")]).unwrap();
     first.read_exactly(1000).unwrap();
     let second = larder.api().open("GET", &path, &[("X-Request-Id", "second")]).unwrap();
-    // One leaves before the fill has come to its end, and its span ends with it.
+    // One client disconnects before the fill has finished, and its span ends then.
     drop(second);
     let third = larder.api().open("GET", &path, &[("X-Request-Id", "third")]).unwrap();
     gate.open();
@@ -145,7 +145,7 @@ fn client_trace_is_continued_and_not_forwarded() {
     registry.add_image("library/app", "v1", &image);
     let collector = Collector::start();
     let setup = Setup::with(&registry).set("trace.endpoint", collector.url());
-    // Only what a client decided is traced.
+    // Only requests that the client has sampled are traced.
     let larder = setup.set("trace.sample", 0.0).start();
     let sampled = format!("00-{TRACE}-{PARENT}-01");
     larder.api().send("GET", TAG, &[("traceparent", &sampled)]).assert_body(&image.manifest.bytes);
@@ -189,9 +189,9 @@ fn dead_collector_does_not_delay_requests() {
         let mut larder = Setup::with(&registry).set("trace.endpoint", url).start();
         larder.get(TAG).assert_body(&image.manifest.bytes);
         if silent {
-            support::eventually("the collector is asked", || collector.requests() > 0);
+            support::eventually("the collector gets a request", || collector.requests() > 0);
         } else {
-            larder.wait_for_line("the warning", |line| line["message"] == FAILED && line["level"] == "WARN");
+            larder.wait_for_line("warning", |line| line["message"] == FAILED && line["level"] == "WARN");
         }
         // More spans than the queue holds.
         let mut connection = Keep::new(&larder);
@@ -204,7 +204,7 @@ fn dead_collector_does_not_delay_requests() {
     }
 }
 
-/// A connection that is kept, for many small requests.
+/// A kept connection for many small requests.
 struct Keep(std::io::BufReader<std::net::TcpStream>);
 
 impl Keep {
@@ -235,7 +235,8 @@ fn tracing_is_disabled_without_an_endpoint() {
         let setup = if traced { setup.set("trace.endpoint", collector.url()) } else { setup };
         let larder = setup.start();
         let id = larder.get(TAG).header("x-request-id").unwrap().to_owned();
-        let line = larder.wait_for_line("the line", |line| line["message"] == "request" && line["id"] == id);
+        let line = larder
+            .wait_for_line("line of the request", |line| line["message"] == "request" && line["id"] == id);
         let keys: Vec<_> = line.as_object().unwrap().keys().collect();
         assert!(!keys.iter().any(|key| key.contains("span")), "{keys:?}");
         let before = collector.requests();

@@ -1,5 +1,5 @@
-//! Images out of a larder and into another: what leaves is what came, what comes in is what was sent, and nothing that an
-//! archive says is believed.
+//! Export and import of images: archives are complete and unchanged, and nothing in an imported archive is trusted
+//! without verification.
 
 use crate::support;
 
@@ -20,7 +20,7 @@ use support::{Answer, Blob, Document, Fault, Gate, Image, Index, Larder, Registr
 const IMAGE_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// A registry with an index and an image, and a larder before it that has pulled nothing.
+/// A registry with an index and an image, and a server with an empty cache.
 fn fixture() -> (Registry, Index, Image, Larder) {
     let registry = Registry::start();
     let (index, image) = (Index::oci(7), Image::docker(3, "linux/amd64", vec![Blob::random(3, 40_000)]));
@@ -30,7 +30,7 @@ fn fixture() -> (Registry, Index, Image, Larder) {
     (registry, index, image, larder)
 }
 
-/// A larder that has nothing, and whose registry is gone.
+/// Starts a server with an empty cache, whose registry is down.
 fn island() -> Larder {
     let registry = Registry::start();
     let larder = Setup::with(&registry).start();
@@ -50,7 +50,7 @@ fn json_in(path: impl AsRef<Path>) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// All files of a tar, in order.
+/// Returns all files of a tar archive, in their order.
 fn untar(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut tar = tar::Archive::new(bytes);
     tar.entries()
@@ -64,7 +64,7 @@ fn untar(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-/// A tar with these files.
+/// Returns a tar archive of these files.
 fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {
@@ -76,7 +76,7 @@ fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// The files of a layout, the index last, as other tools write them.
+/// Returns the files of a layout, with the index last, as other tools write them.
 fn layout(entries: &[Value], documents: &[&Document], blobs: &[&Blob]) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = blobs.iter().map(|it| (blob_path(&it.digest), it.bytes.to_vec())).collect();
     files.extend(documents.iter().map(|it| (blob_path(&it.digest), it.bytes.to_vec())));
@@ -99,7 +99,7 @@ fn of_image(image: &Image, name: &str) -> Vec<(String, Vec<u8>)> {
     layout(&[entry(&image.manifest, &[(IMAGE_NAME, name)])], &[&image.manifest], &blobs)
 }
 
-/// Imports these bytes into a larder that runs.
+/// Imports these bytes into a running server.
 fn import(larder: &Larder, tar: &[u8], more: &[&str]) -> Output {
     let file = larder.setup().folder().join("import.tar");
     fs::write(&file, tar).unwrap();
@@ -124,7 +124,7 @@ fn serves_all(larder: &Larder, repository: &str, documents: &[&Document], images
     }
 }
 
-/// How many manifests and blobs are held, whoever may have them.
+/// Returns the number of cached manifests and blobs of all repositories.
 fn holds(larder: &Larder) -> (u64, u64) {
     let report = verb::online(larder, &["verify", "--json"]).exited_with(0).json();
     (report["manifests"].as_u64().unwrap(), report["blobs"].as_u64().unwrap())
@@ -255,7 +255,7 @@ fn export_selects_platforms_and_names_a_missing_one() {
     ];
     let ran = verb::online(&larder, &two).exited_with(0);
     assert!(ran.stdout.contains("names more platforms than the archive has"), "{ran:?}");
-    // The index stands as it is, for the tools that take what there is for them.
+    // The index is unchanged, for tools that accept an incomplete archive.
     assert_eq!(files_below(&folder.join("two")).len(), 2 + 1 + 2 * 3);
 }
 
@@ -297,7 +297,7 @@ fn interrupted_export_leaves_nothing() {
     assert_eq!(files_below(&folder), Vec::<PathBuf>::new());
     verb::online(&larder, &["export", "org/app:1", &path(&folder, "layout")]).exited_with(1);
     assert!(!folder.join("layout/index.json").exists());
-    // A program gets less than was promised.
+    // A program gets fewer bytes than announced.
     let cut = larder.admin().try_send("GET", "/api/v1/export?reference=org/app:1", &[]);
     assert!(cut.is_err(), "{cut:?}");
 }
@@ -313,7 +313,7 @@ fn export_ends_when_its_client_disconnects() {
     transfer.hang_up();
     gate.open();
     larder.wait_idle();
-    // The fill is the cache's own and has come to its end.
+    // The fill belongs to the cache and has finished.
     larder.get(&format!("/v2/org/app/blobs/{}", image.layers[0].digest)).assert_body(&image.layers[0].bytes);
     assert_eq!(registry.count("GET", &image.layers[0].digest), 1);
 }
@@ -346,7 +346,7 @@ fn imported_archive_is_pulled_without_a_registry() {
     serves_all(&island, "org/app", &[&image.manifest], &[&image]);
     verb::online(&island, &["check", "--offline", "multi:v1", "org/app:1", "--all-platforms"]).exited_with(0);
 
-    // Once more is the same again.
+    // A second import has the same result.
     let again = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).exited_with(0).json();
     assert_eq!((&again["complete"], &again["new_blobs"]), (&json!(true), &json!(0)), "{again}");
 }
@@ -496,7 +496,7 @@ fn imported_tag_is_fresh() {
     assert_eq!(registry.count("GET", "/v2/"), 0, "nobody was asked");
     let larder = larder.restart_with(|setup| setup.set("cache.tag_ttl", "0s"));
     serves(&larder, "org/app", "1", &new.manifest);
-    // And the other way round.
+    // And in the other direction.
     import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).exited_with(0);
     registry.down();
     serves(&larder, "org/app", "1", &old.manifest);
@@ -559,7 +559,7 @@ fn omitted_children_are_reported() {
     assert!(ran.stdout.contains(&format!("missing: linux/amd64 manifest {amd}")), "{ran:?}");
     serves_all(&island, "library/multi", &[&index.document, &arm.manifest], &[arm]);
     verb::online(&island, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).exited_with(4);
-    // Where there is a registry, the rest comes from there.
+    // With a registry, the missing content is downloaded from there.
     import(&larder, &tar_of(&files), &[]).exited_with(0);
     serves_all(&larder, "library/multi", &[&index.images[0].manifest], &[&index.images[0]]);
     assert_eq!(registry.count("GET", &arm.manifest.digest), 0);
@@ -623,12 +623,12 @@ fn malformed_archive_is_reported_and_leaves_nothing() {
     assert_eq!(holds(&larder), (0, 0));
     assert!(!larder.setup().folder().parent().unwrap().join("escape").exists());
     assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
-    // And the whole one is still as welcome.
+    // The complete archive is still accepted.
     import(&larder, &good, &[]).exited_with(0);
     serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
 }
 
-/// A header of a tar, with whatever in it.
+/// Returns a tar header with any values.
 fn raw_header(path: &str, kind: u8, size: u64) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
@@ -709,7 +709,7 @@ fn aborted_import_leaves_nothing() {
     larder.wait_counter("larder_fills_running", &[], 1);
     drop(stream);
     larder.wait_idle();
-    eventually("its draft is gone", || files_below(&larder.setup().data().join("drafts")).is_empty());
+    eventually("the draft is deleted", || files_below(&larder.setup().data().join("drafts")).is_empty());
     import(&larder, &tar, &[]).exited_with(0);
     serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
 }
@@ -730,7 +730,7 @@ fn client_joins_a_blob_that_is_being_imported() {
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&tar[..5 << 20]).unwrap();
     larder.wait_counter("larder_fills_running", &[], 1);
-    // It has a right of its own, by its registry, and reads along.
+    // The client is authorised by its registry and joins the fill.
     let layer = &image.layers[0];
     let transfer = larder.api().open("GET", &format!("/v2/org/app/blobs/{}", layer.digest), &[]).unwrap();
     stream.write_all(&tar[5 << 20..]).unwrap();

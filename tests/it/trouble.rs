@@ -1,4 +1,4 @@
-//! Upstreams that refuse, hang or are gone: old tags are served, and what is not there is not called absent.
+//! Upstreams that refuse, hang or are down: stale tags are served, and unavailable content is not reported as missing.
 
 use crate::support;
 
@@ -45,7 +45,7 @@ fn last_known_tag_is_served_for_every_kind_of_failure() {
         }
         fixture.registry.clear_faults();
         fixture.registry.up();
-        eventually("the upstream is asked again", || {
+        eventually("the upstream is used again", || {
             fixture.larder.get(TAG).head.outcome() == "larder; hit; detail=revalidated"
         });
     }
@@ -81,7 +81,7 @@ fn stale_tag_respects_stale_if_error() {
     fixture.registry.down();
     let answer = fixture.larder.get(TAG);
     assert!(is_gateway_error(answer.status()), "{answer:?}");
-    // By digest nothing ever grows old.
+    // Content by digest never expires.
     let path = format!("/v2/library/app/manifests/{}", fixture.image.manifest.digest);
     fixture.larder.get(&path).assert_outcome("larder; hit");
 }
@@ -127,7 +127,7 @@ fn upstream_error_is_502() {
             assert!(is_gateway_error(answer.status()), "{status}: {answer:?}");
         }
         fixture.registry.clear_faults();
-        eventually("it is not remembered", || fixture.larder.get(TAG).status() == 200);
+        eventually("the error is not remembered", || fixture.larder.get(TAG).status() == 200);
     }
 }
 
@@ -136,7 +136,7 @@ fn rate_limit_is_forwarded_by_mode() {
     for (mode, status) in [("mirror", 503), ("gateway", 429)] {
         let fixture = Fixture::with(|setup| setup.set("server.mode", mode));
         let headers = vec![("Retry-After".to_owned(), "17".to_owned())];
-        // Docker Hub says some of its refusals in plain text.
+        // Docker Hub sends some errors as plain text.
         let body = b"Too Many Requests (HAP429)".to_vec();
         fixture.registry.script(When::any(), Fault::Answer(429, headers, body));
         for path in [TAG, &fixture.path] {
@@ -163,7 +163,7 @@ fn refusal_carries_no_challenge() {
                     assert_eq!(answer.header("www-authenticate"), None);
                 }
             }
-            // Credentials may be mended any moment: no memory of it.
+            // Credentials may be corrected at any time, so the refusal is not remembered.
             fixture.registry.clear_faults();
             fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
         }
@@ -210,7 +210,7 @@ fn missing_tag_is_asked_for_once() {
         }
         let asked = fixture.registry.requests().iter().filter(|seen| seen.path.ends_with("/none")).count();
         assert_eq!(asked, 1, "{policy}");
-        // One that was there is another matter.
+        // A tag that existed is treated differently.
         fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
         fixture.registry.untag("library/app", "v1");
         for _ in 0..2 {
@@ -220,7 +220,7 @@ fn missing_tag_is_asked_for_once() {
     }
 }
 
-/// What is wrong inside is the operator's to know: clients get what it is, the log says where.
+/// Internal failures are logged with all details. Clients get a message without them.
 #[test]
 fn errors_reveal_no_internals() {
     let registry = Registry::start();

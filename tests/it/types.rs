@@ -1,4 +1,4 @@
-//! Media types: which one a document is served with, which documents are refused, and what the upstream is asked for.
+//! Media types: of served documents, rejected documents, and `Accept` of requests to the upstream.
 
 use crate::support;
 
@@ -31,7 +31,7 @@ fn upstream_receives_our_accept_header() {
     assert!(seen[0].header("user-agent").is_some_and(|agent| agent.starts_with("larder/")), "{seen:?}");
 }
 
-/// A registry that gives the linux/amd64 child to a client that takes no index, as Docker Hub does.
+/// A registry that sends the linux/amd64 child to a client that accepts no index, as Docker Hub does.
 fn converting() -> (Registry, Index) {
     let registry = Registry::start();
     let index = Index::docker(1);
@@ -111,7 +111,7 @@ fn media_types_follow_the_rules() {
         registry.tag(&format!("library/app{n}"), "v1", &document.digest);
     }
     for (n, (told, value, wanted)) in cases.iter().enumerate() {
-        // Each in a larder of its own: the same bytes have one type for ever.
+        // Each case has its own server, because the media type of cached bytes never changes.
         let larder = Larder::in_front_of(&registry);
         for _ in 0..2 {
             let answer = larder.get(&format!("/v2/library/app{n}/manifests/v1"));
@@ -162,7 +162,7 @@ fn ambiguous_document_is_refused() {
                 assert!(answer.json()["errors"][0]["message"].as_str().is_some());
             }
         }
-        // Nothing of it was kept: the upstream was asked each time.
+        // Nothing was cached: the upstream got each request.
         assert_eq!(registry.count("GET", "/manifests/"), 4, "{text}");
     }
 }

@@ -1,5 +1,4 @@
-//! The operator's pages as any browser gets them, without one: what they say, what they escape, whom they are for, and
-//! that every link on them leads somewhere.
+//! The status page without a browser: content, escaping, access, and valid links.
 
 use crate::support;
 
@@ -20,7 +19,7 @@ impl PartlyCached {
     }
 }
 
-/// A page that must be there, with all that keeps it safe.
+/// Requests a page that must exist, and checks its security headers.
 #[track_caller]
 fn page(larder: &Larder, path: &str) -> String {
     let answer = larder.admin().get(path);
@@ -41,7 +40,7 @@ fn guarded(answer: &Answer, path: &str) {
     assert_eq!(answer.header("referrer-policy"), Some("no-referrer"), "{path}");
 }
 
-/// The values of an attribute, as a browser reads them.
+/// Returns the values of an attribute, unescaped as by a browser.
 fn attribute(page: &str, name: &str) -> Vec<String> {
     let opening = format!(" {name}=\"");
     let values = page.split(&opening).skip(1).filter_map(|rest| rest.split('"').next());
@@ -94,14 +93,14 @@ fn image_page_shows_cached_parts() {
     let lacking = world.page("/image?reference=multi:v1&platform=linux/arm64");
     assert!(lacking.contains("cannot be pulled offline") && lacking.contains("not cached"), "{lacking}");
     assert!(lacking.contains("The config is not cached") && lacking.contains(&other.manifest.digest));
-    // Each client is told where this larder really is, whatever the browser calls it.
+    // The client configuration has the real address of the server, not the one in the browser.
     let place = format!("{}/docker.io/library/multi:v1", world.larder.api_addr());
     for command in ["docker pull ", "podman pull --tls-verify=false ", "ctr images pull --plain-http "] {
         assert!(index.contains(&format!("{command}{place}")), "{command}: {index}");
     }
     let forged = world.larder.admin().send("GET", "/image?reference=multi:v1", &[("Host", "127.0.0.9:99")]);
     assert!(forged.text().contains(&place) && !forged.text().contains("127.0.0.9"));
-    // The documents are there to be read, and byte for byte.
+    // Documents are shown readable and byte for byte.
     for (query, bytes) in [
         ("reference=multi:v1", &world.index.document.bytes),
         ("reference=multi:v1&platform=linux/amd64", &image.manifest.bytes),
@@ -127,7 +126,7 @@ fn cached_images_are_listed_and_searchable() {
         tags.contains("some platforms") && tags.contains("linux/arm64<span class=\"hidden\">, incomplete"),
         "{tags}"
     );
-    // A name is read as a client's is.
+    // References are parsed as those of a client.
     assert!(world.page("/images/multi").contains("docker.io/library/multi"));
     let found = world.page("/images?q=SINGLE+2");
     assert!(
@@ -196,7 +195,7 @@ fn pushed_text_is_escaped() {
         shown += text.matches("alert(1)").count();
     }
     assert!(shown > 20, "it is shown, as text: {shown}");
-    // Asked for by its hostile name, it is refused or found, and never repeated as markup.
+    // A request for the hostile name is rejected or found, and the name never becomes markup.
     let name = "%22%3E%3Cscript%3Ealert(1)%3C/script%3E";
     for path in [
         format!("/image?reference={name}"),
@@ -260,14 +259,14 @@ fn running_fill_is_shown() {
     let blob = format!("/v2/library/app/blobs/{}", image.layers[0].digest);
     let transfer = larder.api().open("GET", &blob, &[]).unwrap();
     gate.wait_reached(1);
-    eventually("the bar shows what has come", || {
+    eventually("the progress bar shows the received bytes", || {
         page(&larder, "/ui/live").contains(&format!("max=\"{}\" value=\"{}\"", 4 << 20, 3 << 20))
     });
     let text = page(&larder, "/");
     assert!(text.contains("3.0 MiB") && text.contains("75.0 %") && text.contains("1 reader"), "{text}");
     gate.open();
     transfer.finish().unwrap();
-    eventually("nothing is under way", || page(&larder, "/ui/live").contains("No fill is running"));
+    eventually("no fill is running", || page(&larder, "/ui/live").contains("No fill is running"));
 }
 
 #[test]
@@ -356,7 +355,7 @@ fn token_is_required_beyond_loopback() {
         assert_eq!(with(path, wrong), 401, "{path}");
         assert_eq!(with(path, "Basic !"), 401, "{path}");
     }
-    // Programs are not answered with a question that a browser would put to somebody.
+    // Programs get no challenge that would open a dialog in a browser.
     let program = larder.admin().get("/api/v1/status");
     assert_eq!(program.header("www-authenticate"), Some("Bearer realm=\"larder\""));
 }

@@ -1,4 +1,4 @@
-//! The environment twins: every key has one, it is read by its key's type, and a misspelt one is refused.
+//! Environment variables of all keys: each key has one with the same type, and a misspelt one is rejected.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use crate::config::{Env, load, load_text};
 
-/// Every value of a document with its path.
+/// Returns every value of a document with its path.
 fn leaves(table: &Table, at: &[String], found: &mut Vec<(Vec<String>, Value)>) {
     for (key, value) in table {
         let path = [at, std::slice::from_ref(key)].concat();
@@ -29,7 +29,7 @@ fn twin(path: &[String]) -> String {
     format!("LARDER_{}", path.join("__").to_ascii_uppercase().replace(['.', '-', ':'], "_"))
 }
 
-/// Values of every type that a key has; for each key some of them are valid and not the default.
+/// Values of all types of keys. For each key, some are valid and different from the default.
 const VALUES: [&str; 18] = [
     "true",
     "false",
@@ -55,7 +55,7 @@ const VALUES: [&str; 18] = [
 fn environment_variable_exists_for_every_key() {
     let default = leaves_of(&Config::default());
     let mut twins = config::variables([]);
-    // What the default configuration shows must be among the twins; optional keys are twins beyond it.
+    // All keys of the default configuration have a variable. Optional keys have one too.
     for (path, _) in &default {
         assert!(twins.contains(&twin(path)), "{}", twin(path));
     }
@@ -66,7 +66,7 @@ fn environment_variable_exists_for_every_key() {
             let Ok(config) = load(None, &[(&name, value)], Flags::default()) else { return false };
             let changed: Vec<_> =
                 leaves_of(&config).into_iter().filter(|leaf| !default.contains(leaf)).collect();
-            // docker.io gives up being the default when another upstream asks for it.
+            // docker.io stops being the default when another upstream becomes the default.
             let elected = name.ends_with("__DEFAULT");
             assert!(changed.len() <= 1 + usize::from(elected), "{name}={value}: {changed:?}");
             let dropped = name == "LARDER_BUILTIN_UPSTREAMS" && config.upstream.is_empty();

@@ -25,7 +25,7 @@ fn examples() -> Vec<(PathBuf, String)> {
 fn reference_file_equals_the_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/larder.toml");
     assert_eq!(load(Some(&path), &[], Flags::default()).expect("loads"), Config::default());
-    // It also names every key that the default has, in the tables that show them.
+    // The error also names all keys of the shown tables.
     let written: Table = fs::read_to_string(&path).expect("text").parse().expect("TOML");
     let default = Table::try_from(Config::default()).expect("a table");
     for (section, keys) in default.iter().filter(|(name, _)| *name != "upstream") {
@@ -45,7 +45,7 @@ fn reference_file_equals_the_defaults() {
 fn examples_are_valid() {
     for (path, text) in examples() {
         let mut config = load(Some(&path), &[], Flags::default()).expect("loads");
-        // Secrets and certificates are not shipped: give the example stand-ins in their place.
+        // Secrets and certificates are not part of the examples, so placeholders are used.
         let folder = tempfile::tempdir().expect("a folder");
         let stand_in = folder.path().join("stand-in");
         fs::write(&stand_in, "{}").expect("a file");
@@ -63,7 +63,7 @@ fn examples_are_valid() {
     }
 }
 
-/// The path of each table in a document, outermost first.
+/// Returns the path of each table in a document, outermost first.
 fn tables(table: &Table, at: &[String], found: &mut Vec<Vec<String>>) {
     found.push(at.to_vec());
     for (key, value) in table {
@@ -73,7 +73,7 @@ fn tables(table: &Table, at: &[String], found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// The table at a path.
+/// Returns the table at a path.
 fn at<'t>(document: &'t mut Table, path: &[String]) -> &'t mut Table {
     path.iter().fold(document, |table, key| table[key].as_table_mut().expect("a table"))
 }
@@ -85,7 +85,7 @@ fn misspelt_key_in_any_table_of_any_example_is_corrected() {
         let document: Table = text.parse().expect("TOML");
         let mut all = Vec::new();
         tables(&document, &[], &mut all);
-        // An upstream may be called anything.
+        // An upstream can have any name.
         for table in all.iter().filter(|table| table.as_slice() != ["upstream"]) {
             let keys: Vec<_> = at(&mut document.clone(), table).keys().cloned().collect();
             for key in keys {
@@ -116,7 +116,7 @@ fn bogus_key_in_any_endpoint_of_any_example_is_rejected() {
                 {
                     let mut changed = document.clone();
                     let endpoint = &mut changed["upstream"][name]["endpoints"][place];
-                    // In either form that an endpoint may have.
+                    // In both forms of an endpoint.
                     let mut table = match &*endpoint {
                         Value::Table(table) => table.clone(),
                         url => Table::from_iter([("url".to_owned(), url.clone())]),
@@ -138,7 +138,7 @@ fn bogus_key_in_any_table_of_any_example_is_rejected() {
         let document: Table = text.parse().expect("TOML");
         let mut all = Vec::new();
         tables(&document, &[], &mut all);
-        // The table of upstreams takes any name; what is bogus there is a value that is no table.
+        // The table of upstreams accepts any name, so the invalid entry is a value that is not a table.
         for at in all {
             let mut bogus = document.clone();
             let table = self::at(&mut bogus, &at);

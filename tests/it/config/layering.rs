@@ -1,4 +1,4 @@
-//! Which of defaults, file, environment and flags wins, and what naming an upstream does.
+//! Precedence of defaults, file, environment and flags, and the effect of naming an upstream.
 
 use std::fs;
 use std::net::SocketAddr;

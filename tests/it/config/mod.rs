@@ -1,6 +1,5 @@
-//! Configuration end to end: the examples that ship, layering, environment twins, refusals, the program itself.
+//! Configuration: the shipped examples, layering, environment variables, rejected files, the program.
 
-// The lint spares test functions by itself, but not what they share.
 mod environment;
 mod examples;
 mod layering;
@@ -19,7 +18,7 @@ fn load(file: Option<&Path>, env: Env<'_>, flags: Flags) -> Result<Config, LoadE
     config::load(file, env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())), flags)
 }
 
-/// Loads a file that holds `text`; errors name it `larder.toml`, without its folder.
+/// Loads a file with this text. Errors name it `larder.toml`, without its folder.
 fn load_text(text: &str, env: Env<'_>) -> Result<Config, String> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("larder.toml");

@@ -1,4 +1,4 @@
-//! `larder validate` and the program's errors, as a user meets them.
+//! `larder validate` and error messages of the program.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use larder::config::Flags;
 
 use crate::config::{Env, load, load_text};
 
-/// Runs the program with nothing in its environment but `env`.
+/// Runs the program with only these environment variables.
 fn larder(arguments: &[&str], env: Env<'_>) -> Output {
     Command::new(env!("CARGO_BIN_EXE_larder"))
         .args(arguments)
@@ -22,7 +22,7 @@ fn larder(arguments: &[&str], env: Env<'_>) -> Output {
 fn validate_prints_the_effective_configuration() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("larder.toml");
-    // Sizes without a round unit and endpoints written as tables must survive as well.
+    // Sizes without a round unit and endpoints as tables must be preserved.
     let text = "[store]\nmax_size = 5000000001\n[upstream.x]\nendpoints = [{ url = \"https://x\" }]\nusername = \"me\"\npassword_file = \"/dev/null\"";
     fs::write(&file, text).expect("a file");
     let env: Env<'_> = &[("LARDER_CONFIG", file.to_str().expect("text")), ("LARDER_LOG__FORMAT", "json")];

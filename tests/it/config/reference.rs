@@ -1,4 +1,5 @@
-//! The reference in `config/README.md`: it names every key of the schema and no other, with the right default and variable.
+//! The reference in `config/README.md`: it has all keys of the schema and no others, with the correct default and
+//! variable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -44,7 +45,7 @@ fn entries() -> BTreeMap<String, Entry> {
     found
 }
 
-/// The section and the name of a key.
+/// Returns section and name of a key.
 fn split(key: &str) -> (&str, &str) {
     key.rsplit_once('.').unwrap_or(("", key))
 }
@@ -85,7 +86,7 @@ fn the_reference_has_the_right_defaults() {
     }
 }
 
-/// A duration or another text in the form in which the schema writes it.
+/// Returns a duration or another text in the form of the schema.
 fn unified(value: &Value) -> Value {
     match value.as_str().map(humantime::parse_duration) {
         Some(Ok(duration)) => Value::Float(duration.as_secs_f64()),

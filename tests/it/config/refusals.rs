@@ -1,4 +1,4 @@
-//! What is refused in a file, and in a configuration whose every key is right.
+//! Rejected files, and invalid values of valid keys.
 
 use std::path::Path;
 

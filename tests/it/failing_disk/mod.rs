@@ -1,5 +1,5 @@
-//! Disks with errors of their own: clients are served, it is said once, and caching resumes by itself; what lies on a spot
-//! that cannot be read is fetched again.
+//! Disks with I/O errors: clients are served, the failure is logged once, and caching resumes. Unreadable content is
+//! downloaded again.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 use crate::support;
@@ -14,15 +14,15 @@ use support::{Image, Larder, Registry, Setup, eventually};
 
 const KINDS: [&str; 2] = ["sled", "files"];
 
-/// A larder on a disk that fails when it is told to.
+/// A server on a disk that fails on request.
 struct Fixture {
     registry: Registry,
     image: Image,
     larder: Larder,
     library: PathBuf,
-    /// While this is there, nothing can be written.
+    /// All writes fail while this file exists.
     writes: PathBuf,
-    /// While this is there, nothing can be read.
+    /// All reads fail while this file exists.
     reads: PathBuf,
 }
 
@@ -41,7 +41,7 @@ fn fixture(kind: &str) -> Fixture {
 }
 
 impl Fixture {
-    /// Starts larder anew on the disk that fails.
+    /// Restarts the server on the failing disk.
     fn restart(&mut self) {
         let data = self.larder.setup().data();
         self.larder.restart_by(|command| {
@@ -50,7 +50,7 @@ impl Fixture {
         });
     }
 
-    /// All of the image, answered right. Tells whether all of its blobs are held.
+    /// Asserts that all content of the image is served correctly. Returns true if all of it is cached.
     #[track_caller]
     fn pull(&self) -> bool {
         self.larder.get("/v2/library/app/manifests/v1").assert_body(&self.image.manifest.bytes);
@@ -64,7 +64,7 @@ impl Fixture {
 
     #[track_caller]
     fn is_held_in_the_end(&self) {
-        eventually("all of it is held", || {
+        eventually("all content is cached", || {
             let held = self.pull();
             self.larder.wait_idle();
             held && self.larder.counter("larder_store_degraded", &[]) == 0
@@ -84,7 +84,7 @@ fn write_errors_do_not_fail_pulls() {
         let mut fixture = fixture(kind);
         fixture.restart();
         File::create(&fixture.writes).unwrap();
-        eventually("it is noticed", || {
+        eventually("the failure is reported", || {
             fixture.pull();
             fixture.larder.counter("larder_store_degraded", &[]) == 1
         });
@@ -112,7 +112,7 @@ fn unreadable_content_is_a_miss_and_fetched_again() {
         fixture.is_held_in_the_end();
         fixture.larder.terminate();
         fixture.larder.wait_exit();
-        // Neither sled nor the system has the blobs in memory; what is known of them is read by the first question.
+        // Neither sled nor the kernel has the blobs in memory. The first request has read their records.
         fixture.restart();
         for blob in fixture.image.blobs() {
             let path = format!("/v2/library/app/blobs/{}", blob.digest);
@@ -120,7 +120,7 @@ fn unreadable_content_is_a_miss_and_fetched_again() {
         }
         for file in files_below(&fixture.larder.setup().data().join("blobs")) {
             let file = File::open(file).unwrap();
-            // The system drops only pages that are on the disk.
+            // The kernel drops only pages that are on disk.
             file.sync_all().unwrap();
             fadvise(file, 0, None, Advice::DontNeed).unwrap();
         }

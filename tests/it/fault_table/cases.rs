@@ -1,4 +1,4 @@
-//! The faults, one after the other: what an upstream does, and what of it is asked for under that.
+//! The faults: behaviour of an upstream, and the requests that are sent to it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::support::content::{
 };
 use super::support::{Auth, Fault, Gate, Index, Setup, When};
 
-/// What a client asks for.
+/// Request of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     Tag,
@@ -25,7 +25,7 @@ pub(crate) enum Asked {
 }
 
 impl Asked {
-    /// Whether it was pulled before the fault.
+    /// Returns true if the content was pulled before the fault.
     pub(crate) fn is_held(self) -> bool {
         matches!(self, Self::HeldTag | Self::HeldDigest | Self::HeldBlob)
     }
@@ -44,13 +44,13 @@ impl fmt::Display for Asked {
     }
 }
 
-/// Who stands beside the first registry.
+/// Second registry of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Beside {
     Nobody,
     /// A second endpoint of the same upstream.
     Endpoint,
-    /// Somebody whom the registry sends others to.
+    /// Another host, to which the first registry redirects.
     Elsewhere,
 }
 
@@ -62,17 +62,17 @@ pub(crate) struct Case {
     pub(crate) fault: &'static str,
     pub(crate) asked: Vec<Asked>,
     pub(crate) beside: Beside,
-    /// Whether the endpoint is a server behind TLS that sends everybody to plain HTTP.
+    /// True if the endpoint is a TLS server that redirects to plain HTTP.
     pub(crate) tls: bool,
     pub(crate) gateway: bool,
     pub(crate) settings: Box<Settings>,
     pub(crate) content: Box<dyn Fn(u64) -> Content + Sync>,
-    /// At which byte a blob waits until the client has the answer's head: what is wrong at the end would else be told
-    /// by a status to who is slow, and by a cut to who is quick.
+    /// Byte at which a blob is held until the client has the head of its answer. Otherwise a slow client would get an
+    /// error status and a quick client an interrupted body.
     pub(crate) held_at: Option<usize>,
-    /// How often it is asked under the fault before the time that counts.
+    /// Number of requests under the fault before the request that counts.
     pub(crate) before: usize,
-    /// Seconds after which there is an answer at the latest, where waiting is the point.
+    /// Documented limit in seconds, for cases in which the client waits.
     pub(crate) within: Option<u64>,
     pub(crate) accept: Option<&'static str>,
     pub(crate) happens: Box<Happens>,
@@ -121,9 +121,9 @@ use Asked::{Blob, Digest, HeldBlob, HeldDigest, HeldTag, Tag};
 const ALL: [Asked; 4] = [Tag, HeldTag, Digest, Blob];
 const COLD: [Asked; 3] = [Tag, Digest, Blob];
 const MANIFEST: [Asked; 2] = [Tag, Digest];
-/// Where a body is cut.
+/// Byte at which a body is interrupted.
 const CUT: usize = LENGTH / 3;
-/// A byte that every body has which is about as long as the right one.
+/// A byte near the end of the body, also if the body is slightly shorter.
 const END: usize = LENGTH - 2;
 
 fn case(fault: &'static str, asked: &[Asked], happens: impl Fn(&Site) + Sync + 'static) -> Case {
@@ -143,7 +143,7 @@ fn case(fault: &'static str, asked: &[Asked], happens: impl Fn(&Site) + Sync + '
     }
 }
 
-/// A case in which these faults happen to all requests.
+/// A case in which these faults apply to all requests.
 fn always(fault: &'static str, asked: &[Asked], faults: Vec<Fault>) -> Case {
     case(fault, asked, move |site| {
         for fault in &faults {
@@ -152,7 +152,7 @@ fn always(fault: &'static str, asked: &[Asked], faults: Vec<Fault>) -> Case {
     })
 }
 
-/// A case in which this happens to the first request and all is well afterwards.
+/// A case in which the fault applies to the first request only.
 fn once(fault: &'static str, asked: &[Asked], happening: Fault) -> Case {
     case(fault, asked, move |site| site.first.script(When::any().times(1), happening.clone()))
 }
@@ -258,7 +258,7 @@ fn bodies() -> Vec<Case> {
     ]
 }
 
-/// What comes after a cut.
+/// Faults after an interrupted body.
 fn ranges() -> Vec<Case> {
     let resumed = |fault, happening: Fault| {
         case(fault, &[Blob], move |site| {
@@ -410,7 +410,7 @@ fn tokens() -> Vec<Case> {
     vec![
         case("requires a token", &ALL, |site| site.first.require_auth(Auth::Bearer(None))),
         case("token server down", &COLD, move |site| {
-            // It is the registry's own host, and nobody listens there.
+            // This is the registry's own host, and no server listens there.
             site.other.down();
             site.first.script(When::any(), bearer(&format!("{}/token", site.other.url())));
         }),
@@ -445,7 +445,7 @@ fn tokens() -> Vec<Case> {
 }
 
 fn conversions() -> Vec<Case> {
-    // The tag is an index; a client that takes none asks for it.
+    // The tag is an index, and the client accepts no index.
     let converting = |fault, lies: bool| {
         let happens = move |site: &Site| {
             let child = site.content.converted.clone().unwrap();
@@ -517,7 +517,7 @@ fn endpoints() -> Vec<Case> {
     ]
 }
 
-/// What was said or found out is heeded: the question that counts is the fourth, or the second.
+/// Earlier answers have an effect: the fourth or the second request counts.
 fn breakers() -> Vec<Case> {
     vec![
         always("500 for the fourth time", &ALL, vec![Fault::Status(500)]).before(3),

@@ -1,8 +1,10 @@
-//! The fault table: what a client gets, what the upstream sees and what is kept, for every fault that upstreams are
-//! known for. The table in `fault_table.md` is what this test finds; `LARDER_BLESS=1` writes it anew.
+//! The fault table: answer to the client, requests to the upstream and cached content, for every known fault of
+//! upstreams.
+//! This test produces the table in `fault_table.md`; `LARDER_BLESS=1` updates the file.
 //!
-//! Each row has an upstream of its own, so that none feels another's breaker or quota, behind one larder. It goes in
-//! three steps, each for all rows at once: ask, wait until nothing is under way, ask again with the upstreams gone.
+//! Each row has its own upstream, so that circuit breakers and quotas do not affect other rows. One server serves all
+//! rows,
+//! in three steps: request the content, wait until the server is idle, request it again with all upstreams down.
 
 use crate::support;
 
@@ -17,10 +19,10 @@ use cases::{Asked, Case};
 use site::Site;
 use support::{Client, Fault, Larder, Setup, When};
 
-/// Rows that are tried at once; most of their time is waiting.
+/// Number of rows at the same time. Most of their time is waiting.
 const AT_ONCE: usize = 32;
 
-/// One row: a case, and what of it is asked for.
+/// One row: a case and one of its requests.
 struct Row<'c> {
     case: &'c Case,
     asked: Asked,
@@ -42,7 +44,7 @@ impl<'c> Row<'c> {
         client.try_send("GET", &path, &accept)
     }
 
-    /// Sees to it that what is to be held is.
+    /// Caches the content if the row requires it.
     fn hold(&self, client: Client) {
         if self.asked.is_held() {
             let answer = self.get(client).unwrap();
@@ -50,7 +52,7 @@ impl<'c> Row<'c> {
         }
     }
 
-    /// Asks under the fault, and notes what comes.
+    /// Sends the request under the fault, and records the answer.
     fn ask(&mut self, client: Client) {
         (self.case.happens)(&self.site);
         if let Some(byte) = self.case.held_at {
@@ -105,7 +107,7 @@ impl<'c> Row<'c> {
         (text, warning.unwrap_or_default().to_owned())
     }
 
-    /// Asks once more without any upstream.
+    /// Sends the request again without any upstream.
     fn ask_alone(&mut self, client: Client) {
         let (outcome, _) = self.outcome(client);
         self.kept = match outcome.strip_prefix("200 ") {
@@ -116,14 +118,14 @@ impl<'c> Row<'c> {
     }
 }
 
-/// The word for what the cache did.
+/// Returns the outcome of the cache.
 fn outcome(cache_status: &str) -> &str {
     cache_status.rsplit_once("detail=").map_or("hit", |(_, word)| word)
 }
 
-/// Does something for each row, many at once.
+/// Calls `work` for all rows, with [`AT_ONCE`] threads.
 fn for_each<'c>(rows: &mut [Row<'c>], work: impl Fn(&mut Row<'c>) + Sync) {
-    // Those that wait long begin first.
+    // Long waits start first.
     let (long, short): (Vec<_>, Vec<_>) = rows.iter_mut().partition(|row| row.case.within.is_some());
     let waiting = Mutex::new(long.into_iter().chain(short));
     std::thread::scope(|scope| {
@@ -194,7 +196,7 @@ fn rows<'c>(cases: &[&'c Case], from: usize) -> Vec<Row<'c>> {
     asked.enumerate().map(|(n, (case, asked))| Row::new(case, asked, from + n)).collect()
 }
 
-/// The lines that only one of two texts has.
+/// Returns the lines that only one of two texts has.
 fn differences(committed: &str, found: &str) -> String {
     let mut out = String::new();
     let (committed, found): (Vec<_>, Vec<_>) = (committed.lines().collect(), found.lines().collect());

@@ -1,4 +1,4 @@
-//! What stands behind one row: its registries, what they hold, and what they saw.
+//! Registries of one row, their content, and their requests.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -6,23 +6,23 @@ use std::sync::Arc;
 use super::cases::{Asked, Beside, Case};
 use super::support::{Blob, Document, Gate, Image, Registry, Seen, TlsServer};
 
-/// Where everything is.
+/// Repository with all content.
 pub(crate) const REPOSITORY: &str = "org/app";
-/// The length of bodies: longer than what comes in one piece.
+/// Length of bodies: larger than one read.
 pub(crate) const LENGTH: usize = 90_000;
 
-/// What a registry of a row holds.
+/// Content of the registries of a row.
 #[derive(Clone, Debug)]
 pub(crate) struct Content {
-    /// What the tag stands for.
+    /// Document of the tag.
     pub(crate) document: Document,
     pub(crate) blob: Blob,
-    /// What a client is to get for the tag, if it is not the same.
+    /// Expected document for the tag, if it is a different one.
     pub(crate) converted: Option<Document>,
 }
 
 impl Content {
-    /// An image with one layer, as large as the layer itself.
+    /// Returns an image with one layer. The manifest has the size of the layer.
     pub(crate) fn image(seed: u64) -> Self {
         let blob = Blob::random(seed, LENGTH);
         let mut manifest: serde_json::Value =
@@ -33,22 +33,22 @@ impl Content {
         Self { document, blob, converted: None }
     }
 
-    /// The same with another document.
+    /// Returns content with another document.
     pub(crate) fn document(seed: u64, media_type: &str, text: impl Into<Vec<u8>>) -> Self {
         Self { document: Document::new(media_type, text), ..Self::image(seed) }
     }
 }
 
-/// The registries of one row.
+/// Registries of one row.
 pub(crate) struct Site {
-    /// The name of the row's upstream.
+    /// Name of the row's upstream.
     pub(crate) upstream: String,
     pub(crate) first: Registry,
     /// Another registry with the same content.
     pub(crate) other: Registry,
     beside: Beside,
     pub(crate) content: Content,
-    /// Opens when the client has the head of its answer.
+    /// Opened when the client has the head of its answer.
     pub(crate) head: Gate,
     pub(crate) tls: Option<TlsServer>,
 }
@@ -88,7 +88,7 @@ impl Site {
         }
     }
 
-    /// The path under which a client asks.
+    /// Returns the path of a client's request.
     pub(crate) fn path(&self, asked: Asked) -> String {
         let Content { document, blob, .. } = &self.content;
         let (what, reference) = match asked {
@@ -99,7 +99,7 @@ impl Site {
         format!("/v2/{}/{REPOSITORY}/{what}/{reference}", self.upstream)
     }
 
-    /// The bytes that are right.
+    /// Returns the correct bytes.
     pub(crate) fn right(&self, asked: Asked) -> Arc<Vec<u8>> {
         let Content { document, blob, converted } = &self.content;
         match asked {
@@ -119,7 +119,7 @@ impl Site {
         self.other.down();
     }
 
-    /// What the registries saw, in short.
+    /// Returns the requests of all registries in short form.
     pub(crate) fn saw(&self) -> String {
         let (first, other) = (self.list(&self.first), self.list(&self.other));
         match self.beside {

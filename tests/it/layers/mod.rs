@@ -1,4 +1,4 @@
-//! Rules of the code base that a compiler does not check: who may import whom, lengths, names, openings of documentation.
+//! Rules of the code base that the compiler does not check: imports, lengths, names, and documentation.
 //!
 //! `cargo test --test it layers:: -- --nocapture` prints the counts.
 
@@ -32,20 +32,20 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("cli", &["app", "diagnose", "ops", "layout", "config", "tls", "oci", "clock"]),
     ("main", &["cli"]),
 ];
-/// Names that say nothing about the contents.
+/// Names without meaning.
 const FORBIDDEN: [&str; 11] = [
     "util", "utils", "common", "helper", "helpers", "manager", "handler", "handlers", "misc", "shared",
     "things",
 ];
-/// Most lines of code in a file.
+/// Maximum number of lines of code in a file.
 const FILE_MAX: usize = 400;
-/// Most lines of code in a function.
+/// Maximum number of lines of code in a function.
 const FUNCTION_MAX: usize = 60;
-/// Largest share of doc comments that begin with a question word, in percent.
+/// Maximum share of doc comments that begin with a question word, in percent.
 const QUESTIONS_MAX: usize = 2;
-/// Most public methods of `Store`.
+/// Maximum number of public methods of `Store`.
 const STORE_METHODS_MAX: usize = 25;
-/// Modules that may name a crate or a type, by the path that they name.
+/// Modules that may name a crate or a type, by the named path.
 const RESERVED: [(&str, &[&str]); 4] = [
     ("anyhow", &["main", "cli", "app"]),
     ("sled", &["store/index", "store/blobs/pages"]),
@@ -53,7 +53,7 @@ const RESERVED: [(&str, &[&str]); 4] = [
     ("BlobStoreKind::Files", &["store", "config"]),
 ];
 
-/// Everything that is counted, with a sentence for each breach.
+/// All counts, and one sentence for each violation.
 #[derive(Default)]
 struct Findings {
     circles: Vec<String>,
@@ -130,7 +130,7 @@ impl Findings {
         }
     }
 
-    /// Returns one sentence for each breach.
+    /// Returns one sentence for each violation.
     fn breaches(&self) -> Vec<String> {
         let all = [&self.circles, &self.imports, &self.files, &self.functions, &self.names];
         let mut out: Vec<String> = all.into_iter().flatten().cloned().collect();
@@ -162,14 +162,14 @@ impl Findings {
     }
 }
 
-/// Circles among files: a file that imports, through others, itself.
+/// Returns circles of files: a file that imports itself through other files.
 fn circles(sources: &[Source]) -> Vec<String> {
     let files: BTreeMap<Vec<String>, &str> =
         sources.iter().map(|source| (source.module(), source.path.as_str())).collect();
     let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for source in sources.iter().filter(|source| source.top() != "lib") {
         for import in &source.imports {
-            // The longest part of the path that is a file: the rest names an item in it.
+            // The longest part of the path that is a file. The rest names an item in it.
             let target = (1..=import.len()).rev().find_map(|length| files.get(&import[..length]));
             if let Some(target) = target.filter(|target| **target != source.path) {
                 uses.entry(&source.path).or_default().insert(target);
@@ -190,7 +190,7 @@ fn circles(sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// Returns the shortest way from `start` back to itself.
+/// Returns the shortest path from `start` back to itself.
 fn shortest_circle<'s>(start: &'s str, uses: &BTreeMap<&'s str, BTreeSet<&'s str>>) -> Option<Vec<&'s str>> {
     let mut ways = std::collections::VecDeque::from([vec![start]]);
     let mut seen = BTreeSet::new();
@@ -274,12 +274,12 @@ fn circles_between_and_inside_modules_are_found() {
         &[a, b],
         &["store/mod.rs → upstream/mod.rs → store/mod.rs", "imports `upstream`", "imports `store`"],
     );
-    // A facade imports its children; a child that imports from the facade closes a circle.
+    // A facade imports its children. A child that imports the facade closes a circle.
     let facade =
         Source::new("store/mod.rs", "//! A.\nmod draft;\npub use draft::Draft;\npub struct Store;\n");
     let child = Source::new("store/draft.rs", "//! B.\nuse super::Store;\npub struct Draft;\n");
     expect(&[facade, child], &["store/draft.rs → store/mod.rs → store/draft.rs"]);
-    // A base is imported by its children and imports none.
+    // A base is imported by its children and imports none of them.
     let base = Source::new("store/mod.rs", "//! A.\nmod draft;\npub struct Store;\n");
     let child =
         Source::new("store/draft.rs", "//! B.\nuse super::Store;\nimpl Store { pub(super) fn f() {} }\n");

@@ -1,4 +1,4 @@
-//! One source file: what it imports, how long it and its functions are, and how its documentation begins.
+//! One source file: its imports, lengths, and first words of its documentation.
 
 use std::collections::BTreeSet;
 
@@ -6,10 +6,10 @@ use proc_macro2::Span;
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
-/// First words that make a doc comment a question instead of a noun or a verb.
+/// First words that make a doc comment a question.
 const QUESTIONS: [&str; 9] = ["What", "Whether", "Who", "Whom", "Whose", "How", "Where", "When", "Leave"];
 
-/// A function with its number of lines of code.
+/// A function and its number of lines of code.
 pub(super) struct Function {
     pub(super) name: String,
     pub(super) lines: usize,
@@ -255,12 +255,12 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         visit::visit_path(self, path);
     }
 
-    /// Arguments of macros are read as expressions where they are such a list: `format!`, `tracing::warn!`.
+    /// Visits the arguments of macros that are a list of expressions: `format!`, `tracing::warn!`.
     fn visit_macro(&mut self, call: &'ast syn::Macro) {
         visit::visit_macro(self, call);
         let list =
             call.parse_body_with(syn::punctuated::Punctuated::<syn::Expr, syn::Token![,]>::parse_terminated);
-        // The expressions end with this function, so they are visited by a reader of their own lifetime.
+        // The expressions end with this function, so a separate visitor with their lifetime reads them.
         if let Ok(list) = list {
             let mut inner =
                 Reader { source: self.source, inside: self.inside.clone(), children: self.children.clone() };

@@ -1,4 +1,4 @@
-//! What is asked of a registry, and what its answers are taken for, good and bad.
+//! Requests to a registry, and the interpretation of its answers.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
@@ -127,7 +127,7 @@ async fn registry_without_head_is_inconclusive() {
     }
     let head = upstream.head(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect("a head");
     assert_eq!(head.expect("an answer").digest, None);
-    // A blob's length cannot be had otherwise, so there it is no answer at all.
+    // The length of a blob has no other source, so here this is an error.
     let registry = Registry::start(|_, _| answer(405, &[], b"")).await;
     assert_eq!(
         open(&registry).blob_size(&name(), &digest(), None).await,
@@ -163,7 +163,7 @@ async fn retry_after_is_reported() {
         _ => answer(429, &[], b""),
     })
     .await;
-    // A new one each time: an upstream that was told to wait does not ask.
+    // A new upstream for each case: an upstream that was told to wait sends no requests.
     let ask = async || open(&registry).blob_size(&name(), &digest(), None).await.expect_err("refused");
     let after = |seconds| SourceError::RateLimited { retry_after: Some(Duration::from_secs(seconds)) };
     assert_eq!(ask().await, after(30));

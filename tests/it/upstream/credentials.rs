@@ -1,4 +1,4 @@
-//! Logins from docker's `config.json`: which of them is used, and that a change of them counts.
+//! Credentials from docker's `config.json`: selection of the entry, and changes of the file.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::upstream::registry::{
     Registry, TIMEOUTS, answer, at, basic, digest, name, timed, upstream, with_docker_config, with_password,
 };
 
-/// A registry that wants some Basic, whichever.
+/// A registry that requires any Basic credentials.
 async fn basic_registry() -> Registry {
     Registry::start(|seen, _| match seen.header("authorization") {
         Some(value) if value.starts_with("Basic ") => answer(200, &[], b"content"),
@@ -20,7 +20,7 @@ async fn basic_registry() -> Registry {
     .await
 }
 
-/// What a registry was sent last for a repository; nothing if it got no credentials.
+/// Returns the credentials of the last request for a repository, if any.
 async fn sent(registry: &Registry, upstream: &Upstream, repository: &str) -> Option<String> {
     let before = registry.seen().len();
     let repository: Name = repository.parse().expect("a name");
@@ -35,7 +35,7 @@ async fn sent(registry: &Registry, upstream: &Upstream, repository: &str) -> Opt
     last
 }
 
-/// `auths` with one entry.
+/// Returns `auths` with one entry.
 fn auths(key: &str, entry: &str) -> String {
     format!(r#"{{"auths":{{"other.test":{{"auth":"bm86bm8="}},"{key}":{entry}}}}}"#)
 }
@@ -46,7 +46,7 @@ async fn login_is_found_under_every_form_of_its_key() {
     let folder = tempfile::tempdir().expect("a folder");
     let host = registry.address.to_string();
     let login = Some(basic("me:s3cret:x"));
-    // `me:s3cret:x` and, padded with NULs, the same.
+    // `me:s3cret:x`, and the same padded with NULs.
     let entries = [
         r#"{"auth":"bWU6czNjcmV0Ong="}"#,
         r#"{"auth":"bWU6czNjcmV0OngAAA=="}"#,
@@ -103,7 +103,7 @@ async fn login_is_chosen_by_repository() {
         "reg.test/org":{"username":"org","password":"p"},
         "reg.test/org/app":{"username":"app","password":"p"}}}"#;
     let (upstream, _) = upstream(with_docker_config(&registry.url(), folder.path(), content), TIMEOUTS);
-    // Each twice: when it is challenged, and when it knows.
+    // Each one twice: after a challenge, and without one.
     for _ in 0..2 {
         for (repository, user) in [
             ("org/app", "app"),
@@ -130,12 +130,12 @@ async fn mirror_does_not_get_the_registry_login() {
     assert_eq!(mirror.seen().len(), 1);
     assert_eq!(mirror.seen()[0].header("authorization"), None);
 
-    // Two that speak for the registry: which of them the name means, only the operator knows.
+    // Two entries match the registry. Only the operator knows which one is meant.
     let endpoints = vec![endpoint(&mirror, true), endpoint(&registry, true)];
     let settings = Settings { endpoints, ..with_docker_config("", folder.path(), &content) };
     assert_eq!(sent(&registry, &upstream(settings, TIMEOUTS).0, "org/app").await, None);
     assert_eq!(mirror.seen()[1].header("authorization"), None);
-    // A key of its own says it.
+    // A key of its own selects one.
     let key = registry.address.to_string();
     let content = auths(&key, r#"{"username":"me","password":"pw"}"#);
     let endpoints = vec![endpoint(&mirror, true), endpoint(&registry, true)];
@@ -148,7 +148,7 @@ async fn mirror_does_not_get_the_registry_login() {
 async fn registry_token_is_sent_unchanged() {
     let registry = Registry::start(|seen, _| match seen.header("authorization") {
         Some("Bearer hush-registry") => answer(200, &[], b"content"),
-        // A token service that nobody may ask, for larder holds the token already.
+        // A token service that must not be contacted, because the server already has the token.
         _ => answer(401, &[("www-authenticate", r#"Bearer realm="https://elsewhere.test/token""#)], b""),
     })
     .await;
@@ -165,7 +165,7 @@ async fn registry_token_is_sent_unchanged() {
     assert_eq!(sent, [None, token.clone(), token]);
     assert!(!String::from_utf8(metrics.render()).expect("text").contains("token_requests_total{"));
 
-    // A wrong one is tried once, and the one that replaces it at once.
+    // A wrong password is tried once, its replacement at once.
     let change = |content: &str| std::fs::write(folder.path().join("config.json"), content).expect("written");
     change(&auths("reg.test", r#"{"registrytoken":"hush-wrong"}"#));
     let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("a wrong token");
@@ -185,7 +185,7 @@ async fn changed_docker_config_is_used_at_once() {
     let (upstream, _) = upstream(settings, TIMEOUTS);
     let change = |content: &str| std::fs::write(folder.path().join("config.json"), content).expect("written");
     for user in ["one", "two", "six"] {
-        // As many bytes as before, and perhaps within one tick of the file system's clock.
+        // The same size as before, and possibly the same time stamp.
         change(&login(user));
         assert_eq!(sent(&registry, &upstream, "org/app").await, Some(basic(&format!("{user}:p"))));
     }
@@ -204,7 +204,7 @@ async fn changed_docker_config_is_used_at_once() {
     assert_eq!(sent(&registry, &upstream, "org/app").await, Some(basic("one:p")));
 }
 
-/// A registry that gives `USER` the token `hush-USER-N`, `N` counting, and takes those of the user that it likes.
+/// A registry that issues the token `hush-USER-N`, with a counter `N`, and accepts those of one user.
 async fn picky_registry(
     refusal: u16,
     liked: impl Fn(usize) -> &'static str + Send + Sync + 'static,

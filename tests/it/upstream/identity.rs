@@ -1,4 +1,4 @@
-//! Identity tokens, which a token service exchanges for tokens.
+//! Identity tokens, which are exchanged for access tokens at a token service.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,12 +13,12 @@ use crate::upstream::registry::{
     Registry, Reply, Seen, TIMEOUTS, answer, basic, counted, digest, name, upstream, with_docker_config,
 };
 
-/// What stands in the form of a POST.
+/// Returns a field of a POST form.
 fn form(seen: &Seen) -> BTreeMap<String, String> {
     form_urlencoded::parse(seen.body.as_bytes()).into_owned().collect()
 }
 
-/// A registry whose token service, at `/token`, does as told; all tokens are good.
+/// A registry with a token service at `/token`. It accepts all tokens.
 async fn registry(service: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Registry {
     Registry::start(move |seen, _| {
         if seen.target.starts_with("/token") {
@@ -32,7 +32,7 @@ async fn registry(service: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> R
     .await
 }
 
-/// The upstream with this entry in its `config.json`.
+/// Returns an upstream with this entry in its `config.json`.
 fn with_entry(registry: &Registry, folder: &tempfile::TempDir, entry: &str) -> Settings {
     let content = format!(r#"{{"auths":{{"reg.test":{entry}}}}}"#);
     with_docker_config(&registry.url(), folder.path(), &content)
@@ -42,13 +42,13 @@ fn token() -> Reply {
     answer(200, &[], br#"{"access_token":"hush-token"}"#)
 }
 
-/// Asks for a blob of a repository.
+/// Requests a blob of a repository.
 async fn ask(upstream: &Upstream, repository: &str) -> Result<(), SourceError> {
     let repository: Name = repository.parse().expect("a name");
     upstream.blob_size(&repository, &digest(), None).await.map(|_| ())
 }
 
-/// The methods by which the token service was asked.
+/// Returns the methods of all requests to the token service.
 fn methods(registry: &Registry) -> Vec<String> {
     let seen = registry.seen();
     seen.iter().filter(|seen| seen.target.starts_with("/token")).map(|seen| seen.method.clone()).collect()
@@ -118,7 +118,7 @@ async fn refusal_is_final() {
         (403, 200, SourceError::Denied(Denial::Forbidden), 1),
         (401, 401, SourceError::Denied(Denial::Unauthenticated), 2),
         (400, 401, SourceError::Denied(Denial::Unauthenticated), 2),
-        // Only POST is known there, and what it says counts.
+        // Only POST is supported there, and its answer is final.
         (401, 404, SourceError::Denied(Denial::Unauthenticated), 2),
         (429, 200, SourceError::RateLimited { retry_after: None }, 1),
     ] {
@@ -137,7 +137,7 @@ async fn refusal_is_final() {
 
 #[tokio::test]
 async fn renewed_identity_token_replaces_the_old_one() {
-    // Each is good for one exchange, but for the one in the file, which docker can be made to replace.
+    // Each identity token is valid for one exchange, except the one in the file, which docker can replace.
     let good = Arc::new(Mutex::new(vec!["hush-0".to_owned()]));
     let state = Arc::clone(&good);
     let registry = registry(move |seen| {
@@ -163,14 +163,14 @@ async fn renewed_identity_token_replaces_the_old_one() {
     };
     assert_eq!(sent(&registry), ["hush-0", "hush-1", "hush-2"]);
 
-    // When the renewed one is worn out, the one in the file may be good again.
+    // After the renewed token has expired, the one in the file may be valid again.
     *good.lock().expect("no panic") = vec!["hush-0".to_owned()];
     ask(&upstream, "org/d").await.expect("a blob");
     assert_eq!(sent(&registry)[3..], ["hush-3", "hush-0"]);
     ask(&upstream, "org/e").await.expect("a blob");
     assert_eq!(sent(&registry)[5..], ["hush-1"]);
 
-    // A new one in the file is another credential, with nothing kept for it.
+    // A new token in the file is another credential without renewed tokens.
     *good.lock().expect("no panic") = vec!["hush-70".to_owned()];
     with_entry(&registry, &folder, r#"{"identitytoken":"hush-70"}"#);
     ask(&upstream, "org/f").await.expect("a blob");
@@ -195,7 +195,7 @@ async fn identity_token_is_not_sent_to_other_hosts() {
     assert_eq!((seen.len(), seen[0].method.as_str(), seen[0].header("authorization")), (1, "GET", None));
     assert!(!seen[0].target.contains("hush"));
 
-    // Unless the operator says that it is none.
+    // Unless the operator configures that it is not one.
     settings.realm_hosts = vec!["localhost".to_owned()];
     ask(&upstream(settings, TIMEOUTS).0, "org/app").await.expect("a blob");
     assert_eq!(form(&service.seen()[1])["refresh_token"], "hush");

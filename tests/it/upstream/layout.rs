@@ -1,4 +1,4 @@
-//! Image layout folders in the place of a registry.
+//! Image layouts as upstreams.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -72,7 +72,7 @@ async fn layout_answers_like_a_registry() {
         assert_eq!((head.digest, head.size), (Some(digest), Some(tag.len() as u64)));
         assert!(head.content_type.is_some());
     }
-    // A bare tag in a layout that all repositories share is no repository's.
+    // A plain tag in a layout that is shared by all repositories belongs to none.
     for tag in ["bare", "strange", "partial", "other", "gone", "absent"] {
         let error = upstream.manifest(&name(), &reference(tag), "", None).await.expect_err("not there");
         assert_eq!(error, SourceError::NotFound, "{tag}");
@@ -148,7 +148,7 @@ async fn layout_tags_are_the_valid_ones() {
     assert_eq!(tags(&name()).await, Ok(vec!["containerd".into(), "full".into(), "short".into()]));
     let stranger: Name = "org/stranger".parse().expect("a name");
     assert_eq!(tags(&stranger).await, Err(SourceError::NotFound));
-    // In a repository's own layout a bare tag is one too.
+    // In the layout of one repository, a plain tag is a tag of it.
     let own = root.path().join("org/app");
     std::fs::create_dir_all(&own).expect("a folder");
     write_layout(&own, &[b"a"], &names);
@@ -183,7 +183,7 @@ async fn layout_referrers_come_from_its_index() {
     let referrer = Digest::of(Algorithm::Sha256, statement.as_bytes());
     assert!(text.contains(&referrer.to_string()) && text.contains("application/vnd.x"), "{text}");
     assert_eq!(text.matches("digest").count(), 1);
-    // Where it finds none, it may still have the tag.
+    // A source without the digest may still have the tag.
     let none = upstream.referrers(&name(), &referrer, None).await.expect_err("nothing");
     assert_eq!(none, SourceError::NoReferrers { lasting: false });
     std::fs::remove_dir_all(root.path()).expect("removed");

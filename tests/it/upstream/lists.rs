@@ -1,4 +1,4 @@
-//! Lists that come in pages.
+//! Lists in pages.
 
 use larder::oci::Tag;
 use larder::source::{LIST_MAX, Source as _, SourceError};
@@ -7,7 +7,7 @@ use crate::upstream::registry::{Registry, TIMEOUTS, answer, at, counted, digest,
 
 #[tokio::test]
 async fn pages_come_from_the_same_endpoint() {
-    // A proxy before the registry has a path that the registry knows nothing of.
+    // A proxy in front of the registry has a path prefix that the registry does not know.
     let registry = Registry::start(|seen, before| {
         let link = ("link", "</v2/org/app/tags/list?last=b%2Bc&n=1000>; rel=\"next\"");
         match before {

@@ -1,4 +1,4 @@
-//! Logins as the program itself finds them: credential helpers on its `PATH`, and files that are not what they should be.
+//! Credentials of the running program: credential helpers in its `PATH`, and invalid files.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::support::{Auth, Blob, Fault, Gate, Helpers, Image, Larder, Registry, 
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 
-/// A registry with one image, which wants this.
+/// A registry with one image and this authentication.
 fn registry(auth: Auth) -> (Registry, Image) {
     let (registry, image) = (Registry::start(), Image::small(1));
     registry.add_image("library/app", "v1", &image);
@@ -20,12 +20,12 @@ fn login(user: &str, password: &str) -> Auth {
     Auth::Basic(user.to_owned(), password.to_owned())
 }
 
-/// A larder that asks again for each tag, with this `config.json` for its only upstream.
+/// A configuration with this `config.json` for its only upstream. Each tag is revalidated at every request.
 fn setup(registry: &Registry, config: &serde_json::Value) -> Setup {
     Setup::with(registry).set("cache.tag_ttl", "0s").docker_config("docker.io", config)
 }
 
-/// Something that nobody has asked for yet, so that the registry has to be.
+/// Returns a path that was not requested before, so that the registry is contacted.
 fn fresh(registry: &Registry, seed: u64) -> String {
     let blob = Blob::random(seed, 100);
     registry.add_blob("library/app", &blob);
@@ -57,9 +57,9 @@ fn helper_precedence_is_registry_then_common_then_file() {
         (json!({ "credHelpers": { "other.test": "own" }, "credsStore": "common" }), "common"),
         (json!({ "credHelpers": { "https://index.docker.io/v1/": "own" } }), "own"),
         (json!({ "credHelpers": { "other.test": "own" } }), "written"),
-        // docker's way to except one registry from the common helper.
+        // docker's way to exclude one registry from the common helper.
         (json!({ "credHelpers": { "docker.io": "" }, "credsStore": "empty" }), "written"),
-        // Nothing found under the registry's address, which is asked about first.
+        // No result for the address of the registry, which is requested first.
         (json!({ "credsStore": "hub" }), "hub"),
     ] {
         let (registry, _) = registry(login(expected, "p"));
@@ -167,11 +167,11 @@ fn refused_login_is_renewed_at_once() {
         let larder = helpers.start(setup);
         assert_eq!(larder.get(&fresh(&registry, 10)).status(), 200);
         assert_eq!(helpers.requests().len(), 1);
-        // The login has ended, and the helper knows the next one.
+        // The password has expired, and the helper has the next one.
         registry.require_auth(login("AWS", "hush-2"));
         helpers.add_login("ecr-login", "AWS", "hush-2");
         if refusal == 403 {
-            // What ECR says to a login that has ended.
+            // The answer of ECR to an expired password.
             registry.script(
                 When::any(),
                 Fault::rewrite(|seen, plan| {
@@ -184,7 +184,7 @@ fn refused_login_is_renewed_at_once() {
         }
         assert_eq!(larder.get(&fresh(&registry, 11)).status(), 200, "{refusal}");
         assert_eq!(helpers.requests().len(), 2);
-        // One that stays refused is asked for once more and then not for a while.
+        // A password that is refused again is requested once more, and then not for a while.
         registry.require_auth(login("AWS", "hush-3"));
         for seed in 20..24 {
             assert_eq!(larder.get(&fresh(&registry, seed)).status(), 404, "refused");
@@ -212,7 +212,7 @@ fn token_service_refusal_renews_the_login() {
     assert_eq!((counted("ok"), counted("denied")), (2, 1));
 }
 
-/// The log's first warning that has this in it.
+/// Returns the first warning that contains this text.
 fn warning(larder: &Larder, part: &str) -> serde_json::Value {
     larder.wait_for_line(part, |line| line["level"] == "WARN" && line.to_string().contains(part))
 }
@@ -249,7 +249,7 @@ fn failing_helper_is_named_only_in_the_log() {
     assert_eq!(warning(&larder, "PATH")["program"], "docker-credential-that-is-not-there");
 }
 
-/// The processes that a process has started and not yet waited for.
+/// Returns the child processes of a process that have not been waited for.
 fn children(pid: u32) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let lists =
@@ -269,10 +269,10 @@ fn hanging_helper_is_killed() {
     let gone = |name: &str| {
         let id = std::fs::read_to_string(helpers.file(name)).unwrap();
         let stat = std::fs::read_to_string(Path::new("/proc").join(id.trim()).join("stat"));
-        // Whoever adopts an orphan may take its time to reap it.
+        // The process that adopts an orphan may reap it later.
         stat.map_or(true, |stat| name == "child" && stat.contains(") Z "))
     };
-    eventually("the helper and what it started are gone", || gone("own") && gone("child"));
+    eventually("the helper and its child have exited", || gone("own") && gone("child"));
     assert_eq!(children(larder.pid()), Vec::<String>::new());
 }
 
@@ -292,7 +292,7 @@ fn stop_kills_running_helpers() {
     let id = std::fs::read_to_string(helpers.file("child")).unwrap();
     larder.terminate();
     assert!(larder.wait_exit().success());
-    eventually("what it started is gone", || {
+    eventually("the child of the helper has exited", || {
         let stat = std::fs::read_to_string(Path::new("/proc").join(id.trim()).join("stat"));
         stat.map_or(true, |stat| stat.contains(") Z "))
     });
@@ -324,7 +324,7 @@ fn broken_docker_config_is_named_only_in_the_log() {
             (file.to_str(), Some("docker_config")),
             "{line}"
         );
-        // What is held is served all the same.
+        // Cached content is served nevertheless.
         larder.get(TAG).assert_body(&image.manifest.bytes);
     }
     std::fs::write(&file, good.to_string()).unwrap();

@@ -1,4 +1,4 @@
-//! Blobs that are fetched in part.
+//! Partial blobs.
 
 use larder::source::{ByteRange, Source as _, SourceError};
 

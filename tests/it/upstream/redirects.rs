@@ -1,4 +1,4 @@
-//! Where a registry may send its requests on to.
+//! Redirects of a registry, and their limits.
 
 use std::sync::{Arc, OnceLock};
 
@@ -50,19 +50,19 @@ async fn credentials_never_leave_the_registry() {
         (r#"Bearer realm="/token""#, entry(r#"{"identitytoken":"hush"}"#)),
         (r#"Bearer realm="/token""#, entry(r#"{"registrytoken":"hush"}"#)),
     ];
-    // What a place elsewhere may do to get at more.
+    // Answers by which a foreign host may try to get credentials.
     let traps: [fn(&str) -> Reply; 4] = [
         |_| answer(200, &[], b"content"),
         |_| answer(401, &[("www-authenticate", r#"Basic realm="reg""#)], b""),
         |_| answer(401, &[("www-authenticate", r#"Bearer realm="/token""#)], b""),
-        // The registry's own token service, for which there are credentials.
+        // The token service of the registry, with credentials.
         |home| {
             let challenge = format!(r#"Bearer realm="{home}/token""#);
             answer(401, &[("www-authenticate", &challenge)], b"")
         },
     ];
     for (challenge, content) in logins {
-        // Another port of the same host, and another name for it.
+        // Another port of the same host, and another name of it.
         for (host, trap) in traps.iter().flat_map(|trap| [("127.0.0.1", *trap), ("localhost", *trap)]) {
             let home: Arc<OnceLock<String>> = Arc::default();
             let own = Arc::clone(&home);
@@ -88,7 +88,7 @@ async fn credentials_never_leave_the_registry() {
             let settings = with_docker_config(&registry.url(), folder.path(), &content);
             let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, TIMEOUTS);
             for _ in 0..2 {
-                // What comes of it is the trap's matter.
+                // Only the requests at the foreign host matter.
                 let _ = upstream.blob_size(&name(), &digest(), None).await;
             }
             let seen = elsewhere.seen();
@@ -104,7 +104,8 @@ async fn credentials_never_leave_the_registry() {
 
 #[tokio::test]
 async fn redirect_back_to_the_registry_regains_credentials() {
-    // The registry sends us away and is then sent back to: what it was given before is not given again unasked.
+    // The registry redirects to a foreign host, which redirects back. Credentials are not sent again without a
+    // challenge.
     let home: Arc<OnceLock<String>> = Arc::default();
     let own = Arc::clone(&home);
     let elsewhere = Registry::start(move |_, _| {

@@ -1,4 +1,4 @@
-//! A small registry on loopback that behaves as a test tells it to, and an upstream that points at it.
+//! A small scripted registry on loopback, and an upstream that uses it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -39,7 +39,7 @@ pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     idle: Duration::from_secs(30),
 };
 
-/// What the registry saw.
+/// A received request.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: String,
@@ -55,7 +55,7 @@ impl Seen {
     }
 }
 
-/// What the registry does with a request.
+/// Answer of the registry to a request.
 pub(crate) enum Reply {
     Answer { status: u16, headers: Vec<(&'static str, String)>, pieces: Vec<Piece> },
     Hang,
@@ -64,7 +64,7 @@ pub(crate) enum Reply {
 
 pub(crate) enum Piece {
     Data(Vec<u8>),
-    /// Nothing for the moment, which lets the server send what it has gathered.
+    /// A pause, in which the server sends its buffered data.
     Flush,
     Cut,
     Stall,
@@ -75,7 +75,7 @@ pub(crate) fn answer(status: u16, headers: &[(&'static str, &str)], body: &[u8])
     Reply::Answer { status, headers, pieces: vec![Piece::Data(body.to_vec())] }
 }
 
-/// A body that is sent, cut or stalled as told.
+/// A body that is sent, interrupted or stalled as scripted.
 pub(crate) struct Script(VecDeque<Piece>);
 
 impl http_body::Body for Script {
@@ -88,7 +88,7 @@ impl http_body::Body for Script {
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.0.front_mut() {
             None => Poll::Ready(None),
-            // Nobody wakes this task again; the connection's end does away with it.
+            // Nothing wakes this task again. It ends with the connection.
             Some(Piece::Stall) => Poll::Pending,
             Some(Piece::Flush) => {
                 self.0.pop_front();
@@ -105,7 +105,7 @@ impl http_body::Body for Script {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // Popping from the front never wraps a deque that was made from a vector.
+        // `pop_front` of a deque that was made from a vector never wraps.
         match self.0.as_slices().0 {
             [] => SizeHint::with_exact(0),
             [Piece::Data(data)] => SizeHint::with_exact(data.len() as u64),
@@ -116,7 +116,7 @@ impl http_body::Body for Script {
 
 pub(crate) type Behaviour = dyn Fn(&Seen, usize) -> Reply + Send + Sync;
 
-/// A registry on loopback that behaves as told and remembers what it was asked.
+/// A registry on loopback that records all requests.
 pub(crate) struct Registry {
     pub(crate) address: SocketAddr,
     scheme: &'static str,
@@ -124,12 +124,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// The behaviour gets each request and how many came before it.
+    /// Starts the registry. The function gets each request and the number of earlier ones.
     pub(crate) async fn start(behaviour: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen(None, behaviour).await
     }
 
-    /// The same over TLS, in HTTP/2 if the client wants that.
+    /// The same over TLS, with HTTP/2 if the client supports it.
     pub(crate) async fn start_tls(
         identity: &Identity,
         behaviour: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
@@ -158,7 +158,7 @@ impl Registry {
                     continue;
                 };
                 tokio::spawn(async move {
-                    // A client that does not trust the certificate hangs up here.
+                    // A client that does not trust the certificate closes the connection here.
                     let Ok(stream) = tls.accept(stream).await else { return };
                     let http = http2::Builder::new(TokioExecutor::new());
                     let _ = http.serve_connection(TokioIo::new(stream), service).await;
@@ -210,13 +210,13 @@ async fn serve(
     }
 }
 
-/// One upstream named `reg.test`, and the metrics it counts into.
+/// Returns an upstream named `reg.test` and its metrics.
 pub(crate) fn upstream(settings: Settings, timeouts: Timeouts) -> (Arc<Upstream>, Arc<Metrics>) {
     let (upstream, metrics, _) = timed("reg.test", settings, timeouts);
     (upstream, metrics)
 }
 
-/// An upstream, the metrics it counts into, and the clock by which it ages.
+/// Returns an upstream, its metrics, and its clock.
 pub(crate) fn timed(
     name: &str,
     settings: Settings,
@@ -273,19 +273,19 @@ pub(crate) fn with_password(url: &str, folder: &Path, password: &str) -> Setting
     Settings { username: Some("user".to_owned()), password_file: Some(file), ..at(url) }
 }
 
-/// The upstream at `url` with this `config.json`.
+/// Returns the settings of an upstream at `url` with this `config.json`.
 pub(crate) fn with_docker_config(url: &str, folder: &Path, content: &str) -> Settings {
     let file = folder.join("config.json");
     std::fs::write(&file, content).expect("written");
     Settings { docker_config: Some(file), ..at(url) }
 }
 
-/// What Basic sends for a user and a password.
+/// Returns the header of Basic authentication for a user and a password.
 pub(crate) fn basic(pair: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(pair))
 }
 
-/// A certificate that nobody but its own issuer vouches for.
+/// A self-signed certificate.
 pub(crate) struct Identity {
     pub(crate) pem: String,
     pub(crate) key: String,
@@ -298,7 +298,7 @@ impl Identity {
         Self::demanding(None)
     }
 
-    /// A server with this identity demands a certificate of its clients, and takes this one only.
+    /// Starts a server with this certificate. It requires client certificates, and accepts this one only.
     pub(crate) fn demanding(client: Option<&Self>) -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");

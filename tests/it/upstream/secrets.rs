@@ -1,4 +1,4 @@
-//! Nothing secret is in the log, the metrics or an answer, whatever way larder proves who it is, and however that goes.
+//! No secret is in the log, the metrics or an answer, with any kind of authentication, successful or not.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::upstream::registry::{Identity, Registry as Tls, answer as reply};
 
 const TAG: &str = "library/app/manifests/v1";
 
-/// What must not be seen, and where it was looked for.
+/// Secrets that must not appear, and the texts that are searched.
 #[derive(Default)]
 struct Search {
     secrets: BTreeSet<String>,
@@ -20,12 +20,12 @@ struct Search {
 }
 
 impl Search {
-    /// A secret, with all the forms in which it might be shown.
+    /// Adds a secret in all forms in which it could appear.
     fn hide(&mut self, secret: &str) {
         self.secrets.insert(secret.to_owned());
         self.secrets.insert(BASE64_STANDARD.encode(secret));
         self.secrets.insert(url::form_urlencoded::byte_serialize(secret.as_bytes()).collect());
-        // As `Debug` shows bytes, in part: this is long enough to be no coincidence.
+        // A part of the bytes in the format of `Debug`, long enough to be no coincidence.
         let bytes: Vec<String> = secret.bytes().take(12).map(|byte| byte.to_string()).collect();
         self.secrets.insert(bytes.join(", "));
     }
@@ -36,7 +36,7 @@ impl Search {
         self.secrets.insert(BASE64_STANDARD.encode(format!("{user}:{password}")));
     }
 
-    /// All that a request is answered with.
+    /// Adds all parts of an answer.
     fn ask(&mut self, larder: &Larder, path: &str) -> u16 {
         let answer = larder.get(path);
         let status = answer.status();
@@ -44,7 +44,7 @@ impl Search {
         status
     }
 
-    /// Ends a larder and looks through everything it said.
+    /// Stops a server, and searches all its output.
     #[track_caller]
     fn through(mut self, mut larder: Larder) {
         self.places.push(("the metrics".to_owned(), larder.metrics_text()));
@@ -65,7 +65,7 @@ impl Search {
     }
 }
 
-/// A registry with one image, as `library/app`, which wants this.
+/// A registry with the image `library/app` and this authentication.
 fn registry(auth: Auth) -> Registry {
     let registry = Registry::start();
     registry.add_image("library/app", "v1", &Image::small(1));
@@ -74,12 +74,12 @@ fn registry(auth: Auth) -> Registry {
     registry
 }
 
-/// A token service that wants this login.
+/// A token service that requires these credentials.
 fn tokens_for(user: &str, password: &str) -> Auth {
     Auth::Bearer(Some((user.to_owned(), password.to_owned())))
 }
 
-/// A token service for an identity token: by POST, which renews it, or by GET only.
+/// A token service for an identity token: by POST, which renews it, or only by GET.
 fn exchanges(registry: &Registry, token: &'static str, renewed: &'static str, by_post: bool) {
     registry.script(
         When::any().path("/token"),
@@ -103,7 +103,7 @@ fn exchanges(registry: &Registry, token: &'static str, renewed: &'static str, by
     );
 }
 
-/// One registry for each way, and for some in which it goes wrong.
+/// Returns one registry for each kind of authentication, and for some failures.
 fn registries() -> Vec<(&'static str, Registry)> {
     let post = registry(Auth::Bearer(None));
     exchanges(&post, "identity-one-secret", "renewed-identity-secret", true);
@@ -143,7 +143,7 @@ fn registries() -> Vec<(&'static str, Registry)> {
     ]
 }
 
-/// Those as upstreams, with the secrets that they want, or do not want.
+/// Returns these registries as upstreams with correct or wrong secrets.
 fn setup(registries: &[(&'static str, Registry)]) -> Setup {
     let mut setup = Setup::empty().set("log.level", "trace,hyper=trace,h2=trace,rustls=trace,reqwest=trace");
     for (name, registry) in registries {
@@ -184,7 +184,7 @@ fn setup(registries: &[(&'static str, Registry)]) -> Setup {
 #[test]
 fn credentials_of_every_kind_stay_secret() {
     let mut search = Search::default();
-    // Given out by every scripted registry.
+    // Issued by every scripted registry.
     search.secrets.insert("scripted-token-".to_owned());
     search.hide_login("basic-user", "secret-of-basic");
     search.hide_login("bearer-user", "secret-of-bearer");
@@ -213,7 +213,7 @@ fn credentials_of_every_kind_stay_secret() {
     for (name, registry) in &registries {
         let good = !["wrong", "broken", "malformed"].iter().any(|part| name.starts_with(part));
         let blob = format!("/v2/{name}/library/app/blobs/{}", Blob::new("more").digest);
-        // What goes wrong on the way may be told with what was sent along.
+        // An error on the way could contain the sent credentials.
         registry.revoke_tokens();
         let statuses = [search.ask(&larder, &format!("/v2/{name}/{TAG}")), search.ask(&larder, &blob)];
         if good {

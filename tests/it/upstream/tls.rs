@@ -1,4 +1,4 @@
-//! Whom TLS trusts, and that nothing leaves it.
+//! Trust in TLS, and fall-back to plain HTTP, which must not happen.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ async fn realm_without_tls_gets_no_credentials() {
     assert_eq!(service.seen()[0].header("authorization"), None);
 }
 
-/// A file with this content.
+/// Writes a file with this content.
 fn file(folder: &tempfile::TempDir, name: &str, content: &str) -> PathBuf {
     let path = folder.path().join(name);
     std::fs::write(&path, content).expect("written");

@@ -1,4 +1,4 @@
-//! Proving who we are, and to whom.
+//! Token authentication: tokens, realms, and credentials.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::upstream::registry::{
     Registry, TIMEOUTS, answer, at, basic, counted, digest, name, open, tag, upstream, with_password,
 };
 
-/// A registry that wants the token that its token service, found at `/token`, gives.
+/// A registry that requires a token of its own token service at `/token`.
 async fn token_registry(realm: Option<String>) -> Registry {
     Registry::start(move |seen, before| {
         if seen.target.starts_with("/token") {
@@ -110,7 +110,7 @@ async fn foreign_realm_gets_credentials_if_configured() {
         let sent = service.seen().last().and_then(|seen| seen.header("authorization").map(str::to_owned));
         assert_eq!(sent, expected.then(|| basic("user:pw")), "{hosts:?}");
     }
-    // It still has to be permitted to lead inside.
+    // The realm still needs permission for a private address.
     settings.allow_private = false;
     settings.realm_hosts = vec!["localhost".to_owned()];
     let error =
@@ -131,7 +131,7 @@ async fn token_service_404_is_not_missing_content() {
         let upstream = open(&registry);
         for error in [
             upstream.blob_size(&name(), &digest(), None).await.map(|_| ()).expect_err("no token"),
-            // 405 and 501 would mean that the registry does not do HEAD.
+            // 405 and 501 would mean that the registry does not support HEAD.
             upstream.head(&name(), &tag(), "*/*", None).await.map(|_| ()).expect_err("no token"),
         ] {
             assert!(error.to_string().contains(&status.to_string()), "{error}");
@@ -162,7 +162,7 @@ async fn refused_token_is_renewed_once() {
     assert_eq!(error, SourceError::Denied(Denial::Unauthenticated));
     let count = |kind: &str| registry.seen().iter().filter(|seen| seen.target.starts_with(kind)).count();
     assert_eq!((count("/v2"), count("/token")), (2, 1));
-    // The kept token is tried, found useless and replaced.
+    // The cached token is used, refused and replaced.
     upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
     assert_eq!((count("/v2"), count("/token")), (4, 2));
 }
@@ -203,7 +203,7 @@ async fn token_service_failures_are_reported() {
     assert!(matches!(error, SourceError::Invalid(_)), "{error}");
 }
 
-/// Keeps what is logged.
+/// Writer that collects the log.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -240,8 +240,8 @@ async fn log_has_no_secrets() {
         .with_ansi(false)
         .with_max_level(tracing::Level::TRACE)
         .with_writer(lines.clone());
-    // For all threads: one that is for this thread alone misses events that another test met first. What the other
-    // tests log has to be as clean.
+    // The subscriber is global: a subscriber of one thread misses events that another test has registered first. So the
+    // log of the other tests must also be free of secrets.
     tracing::subscriber::set_global_default(subscriber.finish()).expect("the only one in this process");
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), TIMEOUTS);
@@ -269,7 +269,7 @@ async fn basic_needs_credentials_and_is_cached() {
     let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("wrong password");
     assert_eq!(error, SourceError::Denied(Denial::Unauthenticated));
     assert_eq!(registry.seen().len(), 3);
-    // The password is changed under the running larder.
+    // The password is changed while the server runs.
     std::fs::write(folder.path().join("password"), "pw\n").expect("written");
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen().len(), 4, "sent along without waiting for the challenge");
