@@ -107,10 +107,12 @@ impl Refusal {
         }
     }
 
-    /// Returns the response, and its message for the log.
+    /// Returns the response, and the reason for the log.
     pub(super) fn response(&self, kind: RequestKind, gateway: bool) -> (Response<Body>, String) {
         let (status, code, message) = self.meaning(kind, gateway);
         let body = document(code, &message);
+        let cause = if let Self::Cache(error) = self { error.cause() } else { None };
+        let reason = cause.map_or(message, ToString::to_string);
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -134,7 +136,7 @@ impl Refusal {
             _ => {}
         }
         *response.body_mut() = Body::Whole(body.into());
-        (response, message)
+        (response, reason)
     }
 }
 
@@ -179,11 +181,12 @@ mod tests {
 
     #[test]
     fn refusal_depends_on_the_mode() {
-        let limited = || CacheError::RateLimited { retry_after: None };
+        let limited = || CacheError::RateLimited { retry_after: None, source: None };
         assert_eq!(status(limited(), false), 503);
         assert_eq!(status(limited(), true), 429);
-        assert_eq!(status(CacheError::Denied, false), 404);
-        assert_eq!(status(CacheError::Denied, true), 403);
+        let denied = || CacheError::Denied { source: None };
+        assert_eq!(status(denied(), false), 404);
+        assert_eq!(status(denied(), true), 403);
         assert_eq!(status(CacheError::timeout(""), false), 504);
         assert_eq!(status(CacheError::unreachable(""), false), 502);
         assert_eq!(status(CacheError::invalid(""), false), 502);

@@ -21,18 +21,25 @@ pub enum CacheError {
     NoReferrers,
     /// Refused access, with nothing cached.
     #[error("the upstream refuses access")]
-    Denied,
+    Denied {
+        /// Original error.
+        source: Option<Source>,
+    },
     /// Exhausted quota of the upstream, with nothing cached.
     #[error("the upstream's rate limit is reached")]
     RateLimited {
         /// Pause that the upstream asks for.
         retry_after: Option<Duration>,
+        /// Original error.
+        source: Option<Source>,
     },
     /// Overloaded upstream that asks for a pause, with nothing cached.
     #[error("the upstream is overloaded")]
     Overloaded {
         /// Pause that the upstream asks for.
         retry_after: Duration,
+        /// Original error.
+        source: Option<Source>,
     },
     /// Time-out of the upstream, with nothing cached.
     #[error("the upstream gave no timely answer: {reason}")]
@@ -119,7 +126,7 @@ impl CacheError {
         match self {
             Self::NotFound => CacheErrorKind::NotFound,
             Self::NoReferrers => CacheErrorKind::NoReferrers,
-            Self::Denied => CacheErrorKind::Denied,
+            Self::Denied { .. } => CacheErrorKind::Denied,
             Self::RateLimited { .. } => CacheErrorKind::RateLimited,
             Self::Overloaded { .. } => CacheErrorKind::Overloaded,
             Self::Timeout { .. } => CacheErrorKind::Timeout,
@@ -148,9 +155,19 @@ impl CacheError {
         /// Pause after a lost fetch: a new one starts at once.
         const INTERRUPTED_PAUSE: Duration = Duration::from_secs(1);
         match self {
-            Self::RateLimited { retry_after } => Some(retry_after.unwrap_or(RATE_LIMIT_PAUSE)),
-            Self::Overloaded { retry_after } => Some(*retry_after),
+            Self::RateLimited { retry_after, .. } => Some(retry_after.unwrap_or(RATE_LIMIT_PAUSE)),
+            Self::Overloaded { retry_after, .. } => Some(*retry_after),
             Self::Interrupted => Some(INTERRUPTED_PAUSE),
+            _ => None,
+        }
+    }
+
+    /// Returns the original error if the text of this error does not contain it, for logs. Clients do not get it.
+    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync)> {
+        match self {
+            Self::Denied { source } | Self::RateLimited { source, .. } | Self::Overloaded { source, .. } => {
+                source.as_deref()
+            }
             _ => None,
         }
     }
@@ -174,28 +191,18 @@ impl From<StoreError> for CacheError {
 
 impl From<SourceError> for CacheError {
     fn from(error: SourceError) -> Self {
+        let source: Option<Source> = Some(Arc::new(error.clone()));
         match error {
             SourceError::NotFound => Self::NotFound,
             SourceError::NoReferrers { .. } => Self::NoReferrers,
-            SourceError::Denied(_) => Self::Denied,
-            SourceError::RateLimited { retry_after } => Self::RateLimited { retry_after },
-            SourceError::Overloaded { retry_after } => Self::Overloaded { retry_after },
-            error => {
-                let reason = match &error {
-                    SourceError::Timeout(reason) | SourceError::Invalid(reason) => reason.clone(),
-                    other => other.to_string(),
-                };
-                let is_timeout = matches!(error, SourceError::Busy | SourceError::Timeout(_));
-                let is_invalid = matches!(error, SourceError::Invalid(_) | SourceError::Undecodable);
-                let source: Option<Source> = Some(Arc::new(error));
-                if is_timeout {
-                    Self::Timeout { reason, source }
-                } else if is_invalid {
-                    Self::Invalid { reason, source }
-                } else {
-                    Self::Unreachable { reason, source }
-                }
-            }
+            SourceError::Denied(_) => Self::Denied { source },
+            SourceError::RateLimited { retry_after } => Self::RateLimited { retry_after, source },
+            SourceError::Overloaded { retry_after } => Self::Overloaded { retry_after, source },
+            SourceError::Timeout(reason) => Self::Timeout { reason, source },
+            SourceError::Busy => Self::Timeout { reason: error.to_string(), source },
+            SourceError::Invalid(reason) => Self::Invalid { reason, source },
+            SourceError::Undecodable => Self::Invalid { reason: error.to_string(), source },
+            other => Self::Unreachable { reason: other.to_string(), source },
         }
     }
 }
@@ -203,6 +210,7 @@ impl From<SourceError> for CacheError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Denial;
 
     #[test]
     fn is_retryable_is_true_for_what_passes_within_seconds() {
@@ -210,13 +218,22 @@ mod tests {
         assert!(retryable.iter().all(CacheError::is_retryable));
         let lasting = [
             CacheError::NotFound,
-            CacheError::Denied,
-            CacheError::RateLimited { retry_after: None },
-            CacheError::Overloaded { retry_after: Duration::ZERO },
+            SourceError::Denied(Denial::Forbidden).into(),
+            SourceError::RateLimited { retry_after: None }.into(),
+            SourceError::Overloaded { retry_after: Duration::ZERO }.into(),
             CacheError::Mismatch(String::new()),
             StoreError::Closed.into(),
         ];
         assert!(!lasting.iter().any(CacheError::is_retryable));
+    }
+
+    #[test]
+    fn cause_is_the_error_that_the_text_does_not_contain() {
+        let denied = CacheError::from(SourceError::Denied(Denial::Forbidden));
+        assert_eq!(denied.to_string(), "the upstream refuses access");
+        assert!(denied.cause().is_some_and(|cause| cause.to_string().contains("status 403")));
+        assert!(denied.source().is_some());
+        assert!(CacheError::from(SourceError::Failed("status 500".to_owned())).cause().is_none());
     }
 
     #[test]

@@ -82,9 +82,9 @@ impl RegistryApi {
                 finish_whole(log, response, request.is_head)
             }
             Err(refusal) => {
-                let (mut response, message) = refusal.response(kind, options.gateway);
+                let (mut response, reason) = refusal.response(kind, options.gateway);
                 finish_head(&request, &mut log, &mut response, Outcome::None);
-                log.reason = Some(message);
+                log.reason = Some(reason);
                 finish_whole(log, response, request.is_head)
             }
         }

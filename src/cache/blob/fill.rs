@@ -120,7 +120,13 @@ impl Fill {
             self.blobs.storage.metrics.verify_failure(self.repository.upstream.as_str(), "blob");
         }
         if error.kind() != CacheErrorKind::NotFound {
-            tracing::warn!(repository = %self.repository, digest = %self.digest, %error, "fill failed");
+            tracing::warn!(
+                repository = %self.repository,
+                digest = %self.digest,
+                %error,
+                cause = error.cause().map(tracing::field::display),
+                "fill failed"
+            );
         }
     }
 

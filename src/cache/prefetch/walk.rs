@@ -106,7 +106,14 @@ impl Prefetch<'_> {
                     continue;
                 }
                 Err(error) => {
-                    tracing::info!(%repository, %index, child = %child.digest, %error, "prefetch deferred");
+                    tracing::info!(
+                        %repository,
+                        %index,
+                        child = %child.digest,
+                        %error,
+                        cause = error.cause().map(tracing::field::display),
+                        "prefetch deferred"
+                    );
                     return WalkEnd::Deferred { missing };
                 }
             };
@@ -186,7 +193,13 @@ impl WalkScope {
                 return BlobsEnd::Deferred;
             }
             if let Err(error) = self.blobs.fetch(repository, &blob.digest, |_| {}).await {
-                tracing::info!(%repository, blob = %blob.digest, %error, "blob could not be prefetched");
+                tracing::info!(
+                    %repository,
+                    blob = %blob.digest,
+                    %error,
+                    cause = error.cause().map(tracing::field::display),
+                    "blob could not be prefetched"
+                );
                 if !error.is_content_fault() {
                     return BlobsEnd::Deferred;
                 }
