@@ -35,7 +35,7 @@ fn paths(name: &str, image: &Image) -> Vec<String> {
 }
 
 #[track_caller]
-fn is_kept_out(larder: &Larder, registry: &Registry, name: &str, image: &Image) {
+fn assert_not_found(larder: &Larder, registry: &Registry, name: &str, image: &Image) {
     registry.forget_requests();
     for path in paths(name, image) {
         larder.get(&path).assert_error(404, "NAME_UNKNOWN");
@@ -49,7 +49,7 @@ fn is_kept_out(larder: &Larder, registry: &Registry, name: &str, image: &Image) 
 fn denied_repository_is_not_found() {
     let (registry, image) = registry();
     let larder = Setup::with(&registry).upstream_set("docker.io", "deny", lists(&["team/secret/**"])).start();
-    is_kept_out(&larder, &registry, DENIED, &image);
+    assert_not_found(&larder, &registry, DENIED, &image);
     for name in ["library/busybox", "org/app", "org/deep/er/app"] {
         larder.get(&format!("/v2/{name}/manifests/v1")).assert_body(&image.manifest.bytes);
     }
@@ -65,8 +65,8 @@ fn repository_must_be_allowed_and_deny_wins() {
     for name in ["/v2/busybox", "/v2/library/busybox", "/v2/org/app"] {
         larder.get(&format!("{name}/manifests/v1")).assert_body(&image.manifest.bytes);
     }
-    is_kept_out(&larder, &registry, DENIED, &image);
-    is_kept_out(&larder, &registry, "org/deep/er/app", &image);
+    assert_not_found(&larder, &registry, DENIED, &image);
+    assert_not_found(&larder, &registry, "org/deep/er/app", &image);
 }
 
 #[test]
@@ -81,12 +81,11 @@ fn denied_repository_is_hidden_even_if_cached() {
     }
     larder.wait_idle();
     // Stopped instead of killed, so that the last writes are on disk.
-    larder.terminate();
-    larder.wait_exit();
+    larder.stop();
     let deny = lists(&["library/*", "org/app", "org/deep/**"]);
     let larder = larder.restart_with(|setup| setup.upstream_set("docker.io", "deny", deny));
     for name in ["library/busybox", "org/app", "org/deep/er/app"] {
-        is_kept_out(&larder, &registry, name, &image);
+        assert_not_found(&larder, &registry, name, &image);
     }
     // Hidden names are skipped, so a page of one entry has the allowed name.
     let catalog = larder.get("/v2/_catalog?n=1");

@@ -59,8 +59,7 @@ fn children_are_served_after_a_restart() {
         registry.wait_for(1, "GET", &document.digest);
     }
     larder.wait_idle();
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     registry.down();
     larder.restart();
     for document in index.documents() {
@@ -214,8 +213,7 @@ fn children_prefetch_resumes_after_a_restart() {
     }
     larder.get(TAG).assert_body(&index.document.bytes);
     registry.wait_for(1, "GET", &index.images[0].manifest.digest);
-    larder.terminate();
-    larder.wait_exit();
+    larder.stop();
     larder.restart();
     are_sought(&larder, &registry, &index);
     is_all_there(&larder, &registry, &index);

@@ -8,7 +8,6 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use support::fixture::{Fixture, TAG};
-use support::larder::Exit;
 use support::{Larder, Setup, eventually};
 
 const KINDS: [&str; 2] = ["sled", "files"];
@@ -98,21 +97,12 @@ fn pull(fixture: &Fixture, larder: &Larder) {
 fn kept(kind: &str) -> (Fixture, Setup) {
     let mut fixture = Fixture::with(|setup| setup.set("store.blobs", kind));
     pull(&fixture, &fixture.larder);
-    fixture.larder.terminate();
-    assert!(fixture.larder.wait_exit().success());
+    fixture.larder.stop();
     let data = fixture.larder.setup().data();
     let mut setup = Setup::with(&fixture.registry).set("store.blobs", kind);
     setup = setup.set("store.path", data.display().to_string());
     fixture.registry.forget_requests();
     (fixture, setup)
-}
-
-#[track_caller]
-fn is_refused(exit: &Exit, words: &[&str]) {
-    assert_eq!(exit.status.code(), Some(1), "{exit:?}");
-    for word in words {
-        assert!(exit.stderr.contains(word), "no `{word}` in: {}", exit.stderr);
-    }
 }
 
 #[test]
@@ -164,8 +154,7 @@ fn quarantined_store_stays_quarantined() {
     fs::write(fixture.larder.setup().data().join("header.toml"), "").unwrap();
     let mut larder = setup.start();
     pull(&fixture, &larder);
-    larder.terminate();
-    larder.wait_exit();
+    larder.stop();
     larder.restart();
     larder.get(&fixture.path).assert_outcome("larder; hit");
     assert!(!larder.log_text().contains("set aside"), "{}", larder.log_text());
@@ -180,7 +169,7 @@ fn unreadable_store_refuses_to_start_if_configured() {
         damage(&data);
         let before = entries(&data);
         let exit = setup.set("store.on_corruption", "refuse").run_to_exit();
-        is_refused(&exit, &[&data.display().to_string(), "does not open", "store.on_corruption"]);
+        exit.assert_error(&[&data.display().to_string(), "does not open", "store.on_corruption"]);
         assert_eq!(entries(&data), before, "{what}");
     }
 }
@@ -193,11 +182,11 @@ fn store_in_use_is_never_quarantined() {
     let second = || Setup::with(&fixture.registry).set("store.path", data.display().to_string());
     for (what, damage) in &DAMAGES[..7] {
         damage(&data);
-        is_refused(&second().run_to_exit(), &["in use by another larder"]);
+        second().run_to_exit().assert_error(&["in use by another larder"]);
         assert_eq!(set_aside(&data).len(), 0, "{what}");
         // Also after the operator has deleted the quarantine.
         fs::remove_file(data.join("lock")).unwrap();
-        is_refused(&second().run_to_exit(), &["in use by another larder"]);
+        second().run_to_exit().assert_error(&["in use by another larder"]);
         assert_eq!(set_aside(&data).len(), 0, "{what}");
         fs::write(data.join("header.toml"), "").unwrap();
         fs::write(data.join("tree/conf"), [0; 63]).unwrap();
@@ -213,15 +202,14 @@ fn quarantine_keeps_at_most_three_stores() {
         fs::write(data.join("header.toml"), "").unwrap();
         let mut larder = setup.start();
         assert_eq!(set_aside(&data).len(), round);
-        larder.terminate();
-        larder.wait_exit();
+        larder.stop();
         setup = larder.into_setup();
     }
     fs::write(data.join("header.toml"), "").unwrap();
     let exit = setup.run_to_exit();
     let aside = set_aside(&data);
     assert_eq!(aside.len(), 3);
-    is_refused(&exit, &["remove them", &aside[0].display().to_string(), &aside[2].display().to_string()]);
+    exit.assert_error(&["remove them", &aside[0].display().to_string(), &aside[2].display().to_string()]);
     fs::remove_dir_all(&aside[0]).unwrap();
     pull(&fixture, &setup.start());
 }

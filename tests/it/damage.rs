@@ -205,8 +205,7 @@ fn modified_database_bytes_are_never_served() {
             };
             all(&fixture);
             for round in 0..2 {
-                fixture.larder.terminate();
-                fixture.larder.wait_exit();
+                fixture.larder.stop();
                 let db = fixture.larder.setup().data().join("tree/db");
                 let length = fs::metadata(&db).unwrap().len();
                 let open = fs::File::options().write(true).open(&db).unwrap();

@@ -296,8 +296,7 @@ fn login_is_tried_with_a_cached_repository() {
     let setup = Setup::with(&registry);
     let mut larder = setup.start();
     verb::online(&larder, &["warm", "app:1"]).exited_with(0);
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     registry.forget_requests();
     let seen = doctor(&larder.into_setup());
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
@@ -404,8 +403,7 @@ fn hanging_admin_port_times_out() {
 fn damaged_store_is_reported_and_not_modified() {
     let registry = Registry::start();
     let mut larder = Larder::in_front_of(&registry);
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     let setup = larder.into_setup();
     let whole = doctor(&setup);
     assert_eq!(whole.ran.code, 0, "{}", whole.report);

@@ -219,8 +219,7 @@ fn full_disk_recovers_when_space_returns() {
         assert_eq!(larder.admin().get("/readyz").status(), 200);
         // A server that starts on a full disk also serves content.
         let mut larder = larder;
-        larder.terminate();
-        larder.wait_exit();
+        larder.stop();
         larder.restart();
         pull(&larder);
         assert!(degraded(&larder), "{kind}");
@@ -235,8 +234,7 @@ fn full_disk_recovers_when_space_returns() {
         });
         assert!(!degraded(&larder), "{kind}");
         assert_eq!(lines(&larder, "the store works again"), 1, "{kind}: {}", larder.log_text());
-        larder.terminate();
-        assert!(larder.wait_exit().success());
+        larder.stop();
         registry.down();
         larder.restart();
         larder.get(&path(&image.layers[0])).assert_outcome("larder; hit");

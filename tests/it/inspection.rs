@@ -14,8 +14,7 @@ impl PartlyCached {
     fn both(self, arguments: &[&str]) -> Output {
         let online = verb::online(&self.larder, arguments);
         let mut larder = self.larder;
-        larder.terminate();
-        assert!(larder.wait_exit().success());
+        larder.stop();
         let offline = verb::offline(larder.setup(), arguments);
         assert_eq!(online.code, offline.code, "{online:?} {offline:?}");
         if arguments.contains(&"--json") {
@@ -235,8 +234,7 @@ fn running_server_is_found_by_the_configuration() {
     assert_eq!(found["images"][0]["tag"], "v1");
     let named = verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", &socket]));
     assert!(named.exited_with(0).stdout.contains("org/app"));
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     let alone = verb::offline(larder.setup(), &["ls", "--json"]).exited_with(0).json();
     assert_eq!(alone["images"][0]["tag"], "v1");
 }

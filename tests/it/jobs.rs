@@ -127,8 +127,7 @@ fn unfetchable_content_is_named() {
 #[test]
 fn store_without_a_server_is_warmed() {
     let (registry, index, mut larder) = fixture();
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     let setup = larder.into_setup();
     verb::offline(&setup, &["warm", "multi:v1", "--platform", "linux/amd64"]).exited_with(0);
     verb::offline(&setup, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).exited_with(0);
@@ -144,8 +143,7 @@ fn killed_job_is_resumed() {
     let (registry, _, mut larder) = fixture();
     let layer = Blob::random(5, 8 * MIB);
     registry.add_image("org/big", "1", &Image::oci(9, "linux/amd64", vec![layer.clone()]));
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     let setup = larder.into_setup();
     let gate = Gate::new();
     registry.script(When::blobs().path(&layer.digest).times(1), Fault::HoldBody(6 * MIB, gate.clone()));

@@ -299,8 +299,7 @@ fn outage_never_gives_an_empty_tag_list() {
         registry.untag("library/new", "v1");
         assert_eq!(larder.get("/v2/library/new/tags/list").json()["tags"], json!([]));
         assert_eq!(larder.get("/v2/library/app/manifests/v7").status(), 200);
-        larder.terminate();
-        larder.wait_exit();
+        larder.stop();
         larder.restart();
         assert_eq!(larder.get("/v2/library/new/tags/list").json()["tags"], json!([]));
         registry.down();

@@ -210,8 +210,7 @@ fn request_log_can_be_disabled() {
     larder.get(TAG);
     larder.get("/v2/");
     let mut larder = larder;
-    larder.terminate();
-    larder.wait_exit();
+    larder.stop();
     assert_eq!(request_lines(&larder).len(), 0);
 }
 
@@ -278,8 +277,7 @@ fn secrets_are_not_logged_at_trace_level() {
         registry.script(When::any(), Fault::Status(500));
         larder.get("/v2/library/gone/manifests/v1");
         let metrics = larder.metrics_text();
-        larder.terminate();
-        larder.wait_exit();
+        larder.stop();
         let log = larder.log_text();
         assert!(log.contains("\"request\""), "the log is not there");
         for secret in [PASSWORD, BASIC, "scripted-token-", "signed-url-secret", "clients-own-secret"] {

@@ -61,8 +61,7 @@ fn every_socket_of_a_port_is_served() {
     }
     let answer = get_by(&socket, "/v2/").unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("{}"), "{answer}");
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     assert!(!socket.exists(), "what a larder made it takes away");
 }
 
@@ -168,8 +167,7 @@ fn sockets_are_inherited_from_the_service_manager() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     larder.get("/v2/").assert_body(b"{}");
     assert!(get_by(&socket, "/v2/").unwrap().starts_with("HTTP/1.1 200 "));
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     assert!(socket.exists(), "it belongs to who made it");
 }
 

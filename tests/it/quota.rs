@@ -105,8 +105,7 @@ fn prefetch_queue_survives_stop_and_kill() {
             std::thread::sleep(Duration::from_secs(1));
             larder.kill9();
         } else {
-            larder.terminate();
-            larder.wait_exit();
+            larder.stop();
         }
         hub.registry.forget_requests();
         larder.restart();
@@ -117,8 +116,7 @@ fn prefetch_queue_survives_stop_and_kill() {
         hub.registry.down();
         hub.all_there(&larder);
         // The prefetch is not repeated.
-        larder.terminate();
-        larder.wait_exit();
+        larder.stop();
         hub.registry.up();
         hub.registry.forget_requests();
         larder.restart();

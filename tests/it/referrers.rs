@@ -591,8 +591,7 @@ fn list_survives_a_restart_and_an_outage() {
         signed.tag_list(&[&signed.signature, &signed.sbom]);
         let before = signed.get();
         signed.lists(&before, &[&signed.signature, &signed.sbom]);
-        signed.larder.terminate();
-        signed.larder.wait_exit();
+        signed.larder.stop();
         signed.registry.down();
         signed.larder.restart();
         let answer = signed.get();
@@ -613,8 +612,7 @@ fn list_survives_a_restart_and_an_outage() {
 fn cached_referrers_survive_a_restart() {
     let mut signed = Signed::new(|setup| setup);
     signed.hold(&signed.signature);
-    signed.larder.terminate();
-    signed.larder.wait_exit();
+    signed.larder.stop();
     signed.registry.down();
     signed.larder.restart();
     let answer = signed.get();

@@ -26,7 +26,7 @@ fn fixture() -> (Registry, Image, Setup) {
 
 /// Waits for the log line about an applied change of `key`.
 #[track_caller]
-fn wait_followed(larder: &Larder, key: &str) -> Value {
+fn wait_applied(larder: &Larder, key: &str) -> Value {
     larder.wait_for_line(&format!("the line about {key}"), |line| {
         line["message"] == FOLLOWED && line["changed"].as_str().is_some_and(|changed| changed.contains(key))
     })
@@ -40,7 +40,7 @@ fn changed_file_is_reloaded_automatically() {
     larder.wait_idle();
     larder.get(TAG).assert_outcome("larder; hit");
     larder.rewrite(|setup| setup.set("cache.tag_ttl", "0s"));
-    let line = wait_followed(&larder, "cache.tag_ttl");
+    let line = wait_applied(&larder, "cache.tag_ttl");
     assert_eq!(line["changed"], "cache.tag_ttl: \"1h\" -> \"0s\"");
     assert_eq!(line["level"], "INFO");
     let before = registry.requests().len();
@@ -56,7 +56,7 @@ fn sighup_reloads_and_logs_an_unchanged_file() {
     larder.wait_for_line("answer to SIGHUP", |line| line["message"] == UNCHANGED);
     larder.rewrite(|setup| setup.set("log.requests", false));
     larder.hang_up();
-    wait_followed(&larder, "log.requests");
+    wait_applied(&larder, "log.requests");
     larder.get("/v2/");
     assert_eq!(larder.count_lines("request"), 0, "{}", larder.log_text());
 }
@@ -96,7 +96,7 @@ fn broken_file_is_ignored_and_logged_once() {
     std::fs::remove_file(&file).unwrap();
     eventually("the error is logged", || larder.count_lines(REFUSED) == 7);
     larder.rewrite(|setup| setup.set("cache.tag_ttl", "2h"));
-    wait_followed(&larder, "cache.tag_ttl");
+    wait_applied(&larder, "cache.tag_ttl");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn keys_that_need_a_restart_are_logged_in_one_line() {
         assert!(keys.contains(key), "{keys}");
     }
     assert!(!keys.contains("negative_ttl"), "{keys}");
-    wait_followed(&larder, "cache.negative_ttl");
+    wait_applied(&larder, "cache.negative_ttl");
     larder.get(TAG).assert_body(&image.manifest.bytes);
     assert!(!larder.setup().folder().join("elsewhere").exists());
     // The next change reports it again, because the restart is still pending.
@@ -158,7 +158,7 @@ fn swapped_symlink_is_reloaded() {
     command.arg("serve").env("LARDER_CONFIG", mount.join("larder.toml"));
     let larder = setup.start_by(&mut command);
     place(2, &text.replace("\"1h\"", "\"3h\""));
-    wait_followed(&larder, "cache.tag_ttl: \"1h\" -> \"3h\"");
+    wait_applied(&larder, "cache.tag_ttl: \"1h\" -> \"3h\"");
 }
 
 #[test]
@@ -167,10 +167,10 @@ fn repository_patterns_are_reloaded() {
     let mut larder = setup.start();
     larder.get(TAG).assert_body(&image.manifest.bytes);
     larder.rewrite(|setup| setup.upstream_set("docker.io", "deny", vec!["library/*"]));
-    wait_followed(&larder, "upstream.\"docker.io\".deny");
+    wait_applied(&larder, "upstream.\"docker.io\".deny");
     assert_eq!(larder.get(TAG).status(), 404);
     larder.rewrite(|setup| setup.upstream_set("docker.io", "deny", Vec::<String>::new()));
-    wait_followed(&larder, "[\"library/*\"] -> []");
+    wait_applied(&larder, "[\"library/*\"] -> []");
     larder.get(TAG).assert_body(&image.manifest.bytes);
 }
 
@@ -185,12 +185,12 @@ fn upstreams_can_be_added_removed_and_moved() {
     let path = |tag: &str| format!("/v2/quay.io/org/app/manifests/{tag}");
     assert_eq!(larder.get(&path("v1")).status(), 404);
     larder.rewrite(|setup| setup.upstream("quay.io", &other));
-    wait_followed(&larder, "upstream.\"quay.io\"");
+    wait_applied(&larder, "upstream.\"quay.io\"");
     larder.get(&path("v1")).assert_body(&image.manifest.bytes);
     let series = |url: &str| larder.metrics_text().contains(&format!("endpoint=\"{url}\""));
     assert!(series(&other.url()));
     larder.rewrite(|setup| setup.upstream("quay.io", &moved));
-    wait_followed(&larder, &moved.url());
+    wait_applied(&larder, &moved.url());
     larder.get(&path("v2")).assert_body(&image.manifest.bytes);
     let series = |url: &str| larder.metrics_text().contains(&format!("endpoint=\"{url}\""));
     assert!(series(&moved.url()) && !series(&other.url()), "an endpoint that is gone has no series");
@@ -198,7 +198,7 @@ fn upstreams_can_be_added_removed_and_moved() {
         let setup = setup.set("upstream", toml::Table::new());
         setup.upstream("docker.io", &other).upstream_set("docker.io", "default", true)
     });
-    wait_followed(&larder, "removed, was a table");
+    wait_applied(&larder, "removed, was a table");
     assert_eq!(larder.get(&path("v2")).status(), 404);
     larder.get("/v2/org/app/manifests/v1").assert_body(&image.manifest.bytes);
 }
@@ -250,7 +250,7 @@ fn unchanged_upstream_keeps_its_state() {
         let setup = setup.upstream_set("quay.io", "tag_ttl", "5s").set("cache.negative_ttl", "1s");
         setup.upstream_set("docker.io", "allow", vec!["**"])
     });
-    wait_followed(&larder, "tag_ttl");
+    wait_applied(&larder, "tag_ttl");
     assert_eq!(open(&larder), 1);
     assert_eq!(larder.get("/v2/library/app/manifests/y").status(), 502);
     assert_eq!(dead.requests().len(), asked, "it is still left alone");
@@ -258,7 +258,7 @@ fn unchanged_upstream_keeps_its_state() {
     assert_eq!(tokens(&larder), got, "the token is still used");
     // A new limit creates a new HTTP client. The state of the old client is gone.
     larder.rewrite(|setup| setup.upstream_set("docker.io", "max_connections", 7));
-    wait_followed(&larder, "max_connections");
+    wait_applied(&larder, "max_connections");
     assert_eq!(open(&larder), 0);
 }
 
@@ -274,13 +274,13 @@ fn level_mode_and_limits_are_reloaded() {
     let lines = larder.log_lines().len();
     larder.get("/v2/");
     larder.rewrite(|setup| setup.set("log.level", "info").set("server.max_connections", 3));
-    let line = wait_followed(&larder, "server.max_connections: 1 -> 3");
+    let line = wait_applied(&larder, "server.max_connections: 1 -> 3");
     assert_eq!(larder.log_lines().len(), lines + 1, "{line}");
     let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
     eventually("both connections are accepted", || larder.counter("larder_connections", &[]) == 2);
     larder.get("/v2/").assert_body(b"{}");
     larder.rewrite(|setup| setup.set("server.max_connections", 1));
-    wait_followed(&larder, "server.max_connections: 3 -> 1");
+    wait_applied(&larder, "server.max_connections: 3 -> 1");
     drop(held);
     larder.get("/v2/").assert_body(b"{}");
     let held = larder.api().connect().unwrap();
@@ -313,7 +313,7 @@ fn reload_fails_no_request() {
         for number in 2..12 {
             larder.rewrite(|setup| setup.upstream_set("docker.io", "max_connections", number));
             larder.hang_up();
-            wait_followed(&larder, &format!("-> {number}"));
+            wait_applied(&larder, &format!("-> {number}"));
         }
         over.store(true, Ordering::SeqCst);
         for pulling in pulling {

@@ -49,8 +49,7 @@ fn path(blob: &Blob) -> String {
 
 fn stop(mut larder: Larder) -> Setup {
     larder.wait_idle();
-    larder.terminate();
-    assert!(larder.wait_exit().success(), "{}", larder.log_text());
+    larder.stop();
     larder.into_setup()
 }
 

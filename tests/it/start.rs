@@ -40,8 +40,7 @@ fn start_contacts_no_upstream() {
     let mut larder = Larder::in_front_of(&registry);
     assert_eq!(larder.admin().get("/livez").status(), 200);
     assert_eq!(larder.admin().get("/readyz").status(), 200);
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     assert_eq!(registry.requests().len(), 0);
 }
 
@@ -232,8 +231,7 @@ fn health_check_runs_as_a_command() {
     let exit = healthy(larder.setup(), &admin);
     assert!(exit.status.success(), "{exit:?}");
 
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     is_one_sentence(&healthy(larder.setup(), &admin), &["no server answers", &admin]);
     is_one_sentence(&healthy(larder.setup(), "systemd:admin"), &["admin.listen"]);
 
@@ -264,8 +262,7 @@ fn start_after_a_stop_does_not_read_all_data() {
     let path = format!("/v2/library/app/blobs/{}", blob.digest);
     larder.get(&path).assert_body(&blob.bytes);
     larder.wait_idle();
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     larder.restart();
     let read = has_read(&larder);
     assert!(read < 24 * MIB, "{read} bytes");

@@ -129,8 +129,7 @@ fn store_without_a_server_has_a_status() {
     let (_registry, mut larder, image) = fixture(1000);
     larder.get(TAG).assert_body(&image.manifest.bytes);
     larder.wait_idle();
-    larder.terminate();
-    larder.wait_exit();
+    larder.stop();
     let setup = larder.into_setup();
     let told = verb::offline(&setup, &["status"]).exited_with(0).stdout;
     assert!(told.contains("no server runs") && told.contains("1 manifest and 0 blobs"), "{told}");

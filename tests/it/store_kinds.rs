@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::folder::files_below;
-use support::larder::{Exit, run_to_exit};
+use support::larder::run_to_exit;
 use support::{Blob, Fault, Gate, Image, Index, Larder, Random, Registry, Setup, When, eventually};
 
 const MIB: usize = 1 << 20;
@@ -77,8 +77,7 @@ impl World {
 }
 
 fn stop(mut larder: Larder) -> Setup {
-    larder.terminate();
-    assert!(larder.wait_exit().success(), "{}", larder.log_text());
+    larder.stop();
     larder.into_setup()
 }
 
@@ -95,15 +94,6 @@ fn convert(setup: &Setup, to: &str) {
     assert!(!exit.stderr.contains("panicked"), "{exit:?}");
 }
 
-/// Asserts that a command failed with a one-sentence error that contains all `words`.
-#[track_caller]
-fn is_refused(exit: &Exit, words: &[&str]) {
-    assert_eq!(exit.status.code(), Some(1), "{exit:?}");
-    for word in words {
-        assert!(exit.stderr.contains(word), "no `{word}` in: {}", exit.stderr);
-    }
-}
-
 #[test]
 fn both_kinds_serve_the_same() {
     for kind in KINDS {
@@ -114,8 +104,7 @@ fn both_kinds_serve_the_same() {
         let path = &world.entries.last().unwrap().0;
         let part = larder.api().send("GET", path, &[("Range", "bytes=99000-")]);
         assert_eq!((part.status(), &part.body[..]), (206, &world.entries.last().unwrap().1[99_000..]));
-        larder.terminate();
-        assert!(larder.wait_exit().success());
+        larder.stop();
         larder.restart();
         world.is_held(&larder);
         let content: usize = world.entries.iter().skip(1).map(|(_, bytes)| bytes.len()).sum();
@@ -155,7 +144,7 @@ fn store_is_not_opened_as_the_other_kind() {
         world.pull(&larder);
         let setup = stop(larder).set("store.blobs", other);
         let exit = setup.run_to_exit();
-        is_refused(&exit, &[&format!("larder store convert --to {other}"), &format!("\"{kind}\"")]);
+        exit.assert_error(&[&format!("larder store convert --to {other}"), &format!("\"{kind}\"")]);
         world.is_held(&setup.set("store.blobs", kind).start());
     }
 }
@@ -166,7 +155,7 @@ fn blobs_are_converted_both_ways() {
     let larder = world.larder("sled");
     world.pull(&larder);
     let busy = run_to_exit(&mut convert_command(larder.setup(), "files"));
-    is_refused(&busy, &["in use by another larder"]);
+    busy.assert_error(&["in use by another larder"]);
     let mut setup = stop(larder);
     for (round, to) in ["files", "sled", "files", "files"].into_iter().enumerate() {
         convert(&setup, to);
@@ -189,7 +178,7 @@ fn blobs_are_converted_both_ways() {
 fn folder_without_a_store_is_not_converted() {
     let setup = Setup::empty();
     let exit = run_to_exit(&mut convert_command(&setup, "files"));
-    is_refused(&exit, &[&setup.data().display().to_string(), "--data"]);
+    exit.assert_error(&[&setup.data().display().to_string(), "--data"]);
     assert!(!setup.data().exists());
 }
 
@@ -222,7 +211,7 @@ fn killed_conversion_is_resumed() {
             setup = setup.set("store.blobs", to);
             let header = fs::read_to_string(setup.data().join("header.toml")).unwrap();
             if header.contains("moving_from") {
-                is_refused(&setup.run_to_exit(), &["larder store convert --to"]);
+                setup.run_to_exit().assert_error(&["larder store convert --to"]);
             }
         }
         convert(&setup, to);
@@ -362,8 +351,7 @@ fn draft_is_resumed_byte_for_byte_after_a_stop() {
     registry.clear_faults();
     registry.up();
     registry.forget_requests();
-    larder.terminate();
-    larder.wait_exit();
+    larder.stop();
     larder.restart();
     larder.get(&path).assert_body(&blob.bytes);
     let starts: Vec<_> = registry.seen("GET", "/blobs/").iter().map(support::Seen::range_start).collect();

@@ -19,8 +19,7 @@ fn start(registry: &Registry, collector: &Collector) -> Larder {
 /// Returns all spans, after the server has exited.
 fn spans(mut larder: Larder, collector: &Collector) -> Vec<Span> {
     larder.wait_idle();
-    larder.terminate();
-    assert!(larder.wait_exit().success(), "{}", larder.log_text());
+    larder.stop();
     collector.spans()
 }
 
@@ -199,8 +198,7 @@ fn dead_collector_does_not_delay_requests() {
             connection.get("/v2/");
         }
         assert!(larder.count_lines(FAILED) <= 1, "{}", larder.count_lines(FAILED));
-        larder.terminate();
-        assert!(larder.wait_exit().success());
+        larder.stop();
     }
 }
 

@@ -407,14 +407,12 @@ fn import_repairs_a_damaged_blob() {
 #[test]
 fn export_and_import_work_without_a_server() {
     let (_registry, index, _, mut larder) = fixture();
-    larder.terminate();
-    assert!(larder.wait_exit().success());
+    larder.stop();
     let setup = larder.into_setup();
     let file = path(setup.folder(), "multi.tar");
     verb::offline(&setup, &["export", "multi:v1", &file]).exited_with(0);
     let mut island = island();
-    island.terminate();
-    assert!(island.wait_exit().success());
+    island.stop();
     let setup = island.into_setup();
     let ran = verb::offline(&setup, &["import", &file]).exited_with(0);
     assert!(ran.stdout.contains("imported docker.io/library/multi:v1"), "{ran:?}");

@@ -9,8 +9,7 @@ use support::{Auth, Fault, Gate, Registry, Setup, When, eventually};
 fn tag_is_served_stale_after_a_restart() {
     let mut fixture = Fixture::with_zero_ttl();
     fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
-    fixture.larder.terminate();
-    fixture.larder.wait_exit();
+    fixture.larder.stop();
     fixture.registry.down();
     fixture.larder.restart();
     let answer = fixture.larder.get(TAG);

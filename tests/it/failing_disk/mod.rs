@@ -110,8 +110,7 @@ fn unreadable_content_is_a_miss_and_fetched_again() {
     for kind in KINDS {
         let mut fixture = fixture(kind);
         fixture.is_held_in_the_end();
-        fixture.larder.terminate();
-        fixture.larder.wait_exit();
+        fixture.larder.stop();
         // Neither sled nor the kernel has the blobs in memory. The first request has read their records.
         fixture.restart();
         for blob in fixture.image.blobs() {

@@ -176,6 +176,17 @@ pub struct Exit {
     pub stderr: String,
 }
 
+impl Exit {
+    /// Asserts exit code 1 and an error that contains all `words`.
+    #[track_caller]
+    pub fn assert_error(&self, words: &[&str]) {
+        assert_eq!(self.status.code(), Some(1), "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no `{word}` in: {}", self.stderr);
+        }
+    }
+}
+
 fn wait(child: &mut Child) -> Option<ExitStatus> {
     let end = Instant::now() + TIME_LIMIT;
     while Instant::now() < end {
@@ -339,6 +350,13 @@ impl Larder {
     /// Sends SIGTERM, without waiting for the end.
     pub fn terminate(&self) {
         self.signal("TERM");
+    }
+
+    /// Stops the server and asserts a successful exit.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.terminate();
+        assert!(self.wait_exit().success(), "{}", self.log_text());
     }
 
     /// Sends SIGHUP.

@@ -48,8 +48,7 @@ impl Search {
     #[track_caller]
     fn through(mut self, mut larder: Larder) {
         self.places.push(("the metrics".to_owned(), larder.metrics_text()));
-        larder.terminate();
-        assert!(larder.wait_exit().success());
+        larder.stop();
         let log = larder.log_text();
         assert!(
             log.contains("\"level\":\"TRACE\"") && log.contains("\"request sent\""),
