@@ -134,7 +134,8 @@ impl Clock {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+/// Returns the whole milliseconds of a duration, as logs and documents show it.
+pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

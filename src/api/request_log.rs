@@ -7,6 +7,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::Span;
 
+use crate::clock;
 use crate::oci::Name;
 use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 
@@ -71,7 +72,7 @@ impl RequestLog {
         if !self.logged {
             return;
         }
-        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = clock::millis(self.started.elapsed());
         tracing::info!(
             client = self.client.map(tracing::field::display),
             id = self.id.to_str().unwrap_or_default(),

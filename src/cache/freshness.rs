@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 use crate::config::schema::{Cache as CacheSettings, StaleLimit};
 
 /// Treatment of a tag, by the age of its last check.
@@ -46,8 +46,7 @@ const JITTER_DIVISOR: u32 = 20;
 fn jitter(checked_at: Timestamp, width: Duration) -> Duration {
     // Multiplier of Fibonacci hashing.
     let hash = checked_at.as_millis().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let width = u64::try_from(width.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(hash.checked_rem(width).unwrap_or_default())
+    Duration::from_millis(hash.checked_rem(clock::millis(width)).unwrap_or_default())
 }
 
 /// Returns true if a tag of this age may be served although it could not be revalidated (RFC 5861, section 4).

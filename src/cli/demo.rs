@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::pull::{Client, Pull};
@@ -43,11 +43,8 @@ async fn play(stay: bool, folder: &Path) -> anyhow::Result<()> {
     let (api, admin) = addresses.context("the demonstration has no port")?;
     let client = Client::new(api, admin)?;
 
-    let (stop, stopped) = oneshot::channel::<()>();
-    let mut serving = std::pin::pin!(app.run(async {
-        // Dropping the sender is the stop signal.
-        let _ = stopped.await;
-    }));
+    let stop = CancellationToken::new();
+    let mut serving = std::pin::pin!(app.run(stop.cancelled()));
     let shown = {
         let acts = async {
             let pulls = three_pulls(&client, &layout, &index).await?;
@@ -68,7 +65,8 @@ async fn play(stay: bool, folder: &Path) -> anyhow::Result<()> {
             }
         }
     };
-    drop((client, stop));
+    drop(client);
+    stop.cancel();
     let ended = serving.await;
     shown.and(ended)
 }

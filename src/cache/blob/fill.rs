@@ -11,6 +11,7 @@ use crate::cache::blob::download::{Download, DownloadEnd, Downloaded};
 use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::fills::FillPhase;
 use crate::cache::memory::AbsenceKey;
+use crate::clock;
 use crate::oci::{Digest, Repository};
 use crate::source::BlobSender;
 use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
@@ -104,7 +105,7 @@ impl Fill {
                 None => FillPhase::Failed(CacheError::Interrupted),
             },
             Ok(Some(entry)) => {
-                let (bytes, ms) = (entry.size(), begin.elapsed().as_millis());
+                let (bytes, ms) = (entry.size(), clock::millis(begin.elapsed()));
                 tracing::debug!(repository = %self.repository, digest = %self.digest, bytes, ms, "blob filled");
                 FillPhase::Stored(entry)
             }

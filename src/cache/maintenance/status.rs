@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::fills::RunningFill;
 use crate::cache::storage::Storage;
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 use crate::config::schema::BlobStoreKind;
 use crate::oci::Digest;
 use crate::store::{Draft, StoreSession};
@@ -77,7 +77,6 @@ pub struct DiskStatus {
 pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillStatus {
     let RunningFill { digest, repository, since, draft } = fill;
     let elapsed = Instant::now().saturating_duration_since(since);
-    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let draft: Option<&Draft> = draft.as_deref();
     let progress = draft.map(Draft::progress);
     let received = progress.map_or(0, |progress| progress.received);
@@ -87,7 +86,7 @@ pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillSt
         repository: repository.to_string(),
         received,
         total: progress.and_then(|progress| progress.total),
-        rate: downloaded.saturating_mul(1000) / millis.max(1),
+        rate: downloaded.saturating_mul(1000) / clock::millis(elapsed).max(1),
         readers: draft.map_or(0, |draft| draft.followers() as u64),
         started_at: now.minus(elapsed),
         kept: draft.is_none_or(Draft::is_kept),

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::address::{Policy, PrivateAddress};
 use super::proxy::Proxies;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::oci::UpstreamName;
 use crate::source::SourceError;
 use crate::telemetry::{Metrics, trace};
@@ -62,7 +62,7 @@ impl HttpClient {
             path = url.path(),
             status = result.as_ref().ok().map(|response| response.status().as_u16()),
             error = result.as_ref().err().map(tracing::field::display),
-            ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            ms = clock::millis(took),
             "request sent"
         );
         result

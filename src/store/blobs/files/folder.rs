@@ -237,7 +237,7 @@ fn taken(file: &Metadata) -> u64 {
 /// Returns the modification time of content stored at `stored_at`: in whole seconds, which archives preserve, and in 31
 /// bits, which every file system preserves.
 pub(super) fn time_of(stored_at: Timestamp) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(stored_at.as_millis() / 1000 % (1 << 31))
+    UNIX_EPOCH + Duration::from_secs(stored_at.as_secs() % (1 << 31))
 }
 
 /// Lists a folder. A missing folder is empty; it is created again with the next file.
