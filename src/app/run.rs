@@ -110,7 +110,8 @@ impl RunningServer {
         background.spawn(app.cache.clone().run_prefetch());
         background.spawn(app.cache.clone().watch_store());
         let (cache, metrics, clock) = (app.cache.clone(), Arc::clone(&app.metrics), app.clock);
-        background.spawn(async move { ops::scrub::attend(cache, &metrics, clock, scrub_settings).await });
+        background
+            .spawn(async move { ops::scrub::run_periodically(cache, &metrics, clock, scrub_settings).await });
         for certificate in app.certificates.iter().cloned() {
             background.spawn(certificate.watch_files());
         }

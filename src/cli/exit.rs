@@ -24,7 +24,7 @@ pub(super) enum ExitAnswer {
     No(String),
     /// The requested content is not cached.
     #[error("{0}")]
-    NotHeld(String),
+    NotCached(String),
 }
 
 /// Returns the exit code of an error.
@@ -32,7 +32,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ExitAnswer>() {
         Some(ExitAnswer::Damage(_)) => return 3,
         Some(ExitAnswer::No(_)) => return 4,
-        Some(ExitAnswer::NotHeld(_)) => return 5,
+        Some(ExitAnswer::NotCached(_)) => return 5,
         None => {}
     }
     match error.downcast_ref::<Failure>() {
@@ -53,7 +53,7 @@ mod tests {
         for (error, wanted) in [
             (ExitAnswer::Damage(1).into(), 3),
             (ExitAnswer::No(String::new()).into(), 4),
-            (ExitAnswer::NotHeld(String::new()).into(), 5),
+            (ExitAnswer::NotCached(String::new()).into(), 5),
             (failure("no-platform"), 5),
             (failure("missing"), 4),
             (failure("invalid"), 1),

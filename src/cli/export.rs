@@ -135,7 +135,7 @@ async fn begin(backend: &Backend, ask: ExportRequest) -> anyhow::Result<Incoming
 impl Source {
     async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
         match self {
-            Self::Local(export) => Ok(export.pieces.recv().await.transpose()?),
+            Self::Local(export) => Ok(export.chunks.recv().await.transpose()?),
             Self::Running(answer) => answer.chunk().await.map_err(|_| {
                 anyhow::anyhow!("the export was interrupted before its end; the server's log has the reason")
             }),

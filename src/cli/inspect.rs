@@ -50,11 +50,11 @@ pub(super) fn run(arguments: Inspect) -> anyhow::Result<()> {
     if raw {
         return match &report.raw {
             Some(text) => print(text),
-            None => Err(ExitAnswer::NotHeld(report.says).into()),
+            None => Err(ExitAnswer::NotCached(report.says).into()),
         };
     }
     server.print(&value, || render(&report))?;
-    if report.raw.is_none() { Err(ExitAnswer::NotHeld(report.says).into()) } else { Ok(()) }
+    if report.raw.is_none() { Err(ExitAnswer::NotCached(report.says).into()) } else { Ok(()) }
 }
 
 fn render(report: &InspectReport) -> String {
@@ -113,7 +113,7 @@ fn blobs(report: &InspectReport) -> Option<Table> {
         table.row(vec![
             part.digest.to_string(),
             part.size.map_or_else(|| "-".to_owned(), iec),
-            yes_or_no(part.held),
+            yes_or_no(part.cached),
             part.media_type.clone().unwrap_or_default(),
         ]);
     }
@@ -127,7 +127,7 @@ fn referrers(report: &InspectReport) -> Option<Table> {
         table.row(vec![
             row.digest.clone(),
             row.size.map_or_else(|| "-".to_owned(), iec),
-            yes_or_no(row.held),
+            yes_or_no(row.cached),
             row.artifact_type.clone().unwrap_or_default(),
         ]);
     }

@@ -11,14 +11,14 @@ use super::content::media::ManifestKind;
 use super::digest::Digest;
 use super::manifest::{Descriptor, Manifest};
 
-/// Levels of manifests below the root.
+/// Maximum depth of manifests below the root.
 pub const DEPTH_MAX: usize = 8;
-/// Descriptors that one walk returns.
+/// Maximum number of descriptors in a walk.
 pub const COUNT_MAX: usize = 4096;
-/// Bytes of manifests that one walk visits.
+/// Maximum bytes of visited manifests in a walk.
 pub const BYTES_MAX: u64 = 64 << 20;
 
-/// Bound that ended a walk, or kept it from entering an index.
+/// Limit that a walk has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WalkLimit {
     /// An index is nested too deep. The walk continues without its children.
@@ -35,7 +35,7 @@ pub enum WalkLimit {
 /// Descriptor that a walk returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalkItem {
-    /// Descriptor of a manifest, or of whatever else an index points at.
+    /// Descriptor of a manifest or of other content of an index.
     pub descriptor: Descriptor,
     /// True if the walk returned the digest before. An index may list one manifest for several platforms.
     pub repeated: bool,
@@ -62,7 +62,7 @@ struct WalkLevel {
 /// Walk over the tree below an index, depth first, in the order of each index.
 #[derive(Debug)]
 pub struct IndexWalk {
-    /// Open levels, the root's first.
+    /// Open levels, the root level first.
     levels: Vec<WalkLevel>,
     seen: HashSet<Digest>,
     /// Item that `visit` applies to.
@@ -112,7 +112,7 @@ impl IndexWalk {
 
     /// Enters the manifest of the item that was returned last, which has `bytes` bytes.
     ///
-    /// Does nothing for a repeated item. Leave it out for content that is no manifest or is not available.
+    /// Does nothing for a repeated item. Do not call this for content that is not a manifest or is not available.
     pub fn visit(&mut self, manifest: &Manifest, bytes: u64) {
         let Some(digest) = self.current.take() else { return };
         self.bytes = self.bytes.saturating_add(bytes);

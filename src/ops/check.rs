@@ -15,7 +15,7 @@ use super::reference::{self, ImageReference};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Verdict)]
 pub struct CheckVerdict {
-    /// Whole reference.
+    /// Complete reference.
     pub reference: String,
     /// Digest of the image.
     pub digest: Option<Digest>,
@@ -23,7 +23,7 @@ pub struct CheckVerdict {
     pub platforms: Vec<String>,
     /// True if the pull would succeed.
     pub pullable: bool,
-    /// Why it would not, other than for what is missing.
+    /// Reason why the pull would fail, other than missing content.
     pub reason: Option<String>,
     /// Missing content.
     pub missing: Vec<MissingPart>,
@@ -33,12 +33,12 @@ pub struct CheckVerdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Missing)]
 pub struct MissingPart {
-    /// For which platform, as far as that is stated.
+    /// Platform that needs the content, if stated.
     pub platform: Option<String>,
     /// `manifest` or `blob`.
     #[schema(pattern = "^(manifest|blob)$")]
     pub kind: String,
-    /// What.
+    /// The content.
     #[serde(flatten)]
     pub part: ContentPart,
 }
@@ -53,28 +53,28 @@ pub struct CheckReport {
     pub images: Vec<CheckVerdict>,
 }
 
-/// Checks whether all content that pulls need is cached. Contacts no upstream.
-pub async fn check(cache: &Cache, ask: CheckQuery) -> Result<CheckReport, OpsError> {
-    if ask.references.is_empty() {
-        return Err(OpsError::Invalid("no reference is named".to_owned()));
+/// Checks that all content that pulls need is cached. Contacts no upstream.
+pub async fn check(cache: &Cache, query: CheckQuery) -> Result<CheckReport, OpsError> {
+    if query.references.is_empty() {
+        return Err(OpsError::Invalid("no reference is given".to_owned()));
     }
     let named: Vec<ImageReference> =
-        ask.references.iter().map(|text| reference::parse(cache, text)).collect::<Result<_, _>>()?;
-    let platforms: Vec<(String, Platform)> = ask
+        query.references.iter().map(|text| reference::parse(cache, text)).collect::<Result<_, _>>()?;
+    let platforms: Vec<(String, Platform)> = query
         .platforms
         .iter()
         .map(|text| Ok((text.clone(), Platform::parse(text)?)))
         .collect::<Result<_, OpsError>>()?;
     let images = cache
-        .view(move |held| {
-            named.iter().map(|named| verdict(&held, named, &platforms)).collect::<Result<Vec<_>, _>>()
+        .view(move |view| {
+            named.iter().map(|named| verdict(&view, named, &platforms)).collect::<Result<Vec<_>, _>>()
         })
         .await?;
     Ok(CheckReport { pullable: images.iter().all(|verdict| verdict.pullable), images })
 }
 
 fn verdict(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     named: &ImageReference,
     platforms: &[(String, Platform)],
 ) -> Result<CheckVerdict, StoreError> {
@@ -87,19 +87,19 @@ fn verdict(
         missing: Vec::new(),
     };
     if let (Some(tag), None) = (&named.tag, named.digest) {
-        let Some(fact) = held.tag(&named.repository, tag)? else {
-            verdict.reason = Some("the tag is not held".to_owned());
+        let Some(fact) = view.tag(&named.repository, tag)? else {
+            verdict.reason = Some("the tag is not cached".to_owned());
             return Ok(verdict);
         };
         verdict.digest = Some(fact.digest);
-        if held.tag_status(&named.repository, tag, &fact).is_none_or(|standing| !standing.served_offline) {
+        if view.tag_status(&named.repository, tag, &fact).is_none_or(|status| !status.served_offline) {
             verdict.reason =
                 Some("the tag is too old to be served without its upstream (stale_if_error)".to_owned());
         }
     }
     let Some(digest) = verdict.digest else { return Ok(verdict) };
-    let Some(tree) = ImageTree::below(held, &named.repository, &digest)? else {
-        let part = ContentPart { digest, size: None, media_type: None, held: false, foreign: false };
+    let Some(tree) = ImageTree::below(view, &named.repository, &digest)? else {
+        let part = ContentPart { digest, size: None, media_type: None, cached: false, foreign: false };
         verdict.missing.push(MissingPart { platform: None, kind: "manifest".to_owned(), part });
         return Ok(verdict);
     };
@@ -112,7 +112,7 @@ fn verdict(
         }));
     }
     if platforms.is_empty() {
-        verdict.missing.extend(tree.indexes.iter().filter(|index| !index.held).map(|index| MissingPart {
+        verdict.missing.extend(tree.indexes.iter().filter(|index| !index.cached).map(|index| MissingPart {
             platform: None,
             kind: "manifest".to_owned(),
             part: index.clone(),
@@ -134,11 +134,11 @@ fn wanted<'a>(
     }
     let mut found: Vec<&PlatformImage> = Vec::new();
     for (text, platform) in platforms {
-        if let Some(place) = platform.choose(tree.images.iter().map(|image| image.platform.as_deref())) {
-            found.extend(tree.images.get(place));
+        if let Some(position) = platform.choose(tree.images.iter().map(|image| image.platform.as_deref())) {
+            found.extend(tree.images.get(position));
         } else {
-            let there = tree.platforms().join(", ");
-            verdict.reason = Some(format!("it has no image for {text}; there are: {there}"));
+            let available = tree.platforms().join(", ");
+            verdict.reason = Some(format!("no image for {text}; available: {available}"));
         }
     }
     found.dedup_by_key(|image| image.manifest.digest);

@@ -1,4 +1,4 @@
-//! Converts the blobs of a store that is not in use: from sled to files, or back.
+//! Conversion of the blobs of a store without a server: from sled to files, or back.
 
 use crate::config::schema::{self, BlobStoreKind};
 use crate::oci::Digest;
@@ -23,12 +23,12 @@ pub struct ConvertReport {
 }
 
 impl Convert {
-    /// Opens the store in `options.path` to move its blobs to `to`. Work that was interrupted is gone on with.
+    /// Opens the store in `options.path` to move its blobs to `to`. Continues an interrupted conversion.
     pub fn begin(options: &schema::Store, to: BlobStoreKind) -> Result<Self, StoreError> {
         Ok(Self { conversion: Conversion::begin(options, to)?, report: ConvertReport::default() })
     }
 
-    /// Where the blobs come from; `None` if all of them were where they should be.
+    /// Returns the kind of store that the blobs come from, or `None` if all blobs were converted before.
     pub fn from(&self) -> Option<BlobStoreKind> {
         self.conversion.from()
     }

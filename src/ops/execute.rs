@@ -17,8 +17,8 @@ impl Query {
         match self {
             Self::List { repository } => json(&list::list(cache, repository.as_deref(), true).await?),
             Self::Tags { repository } => json(&list::list(cache, Some(&repository), false).await?),
-            Self::Inspect(ask) => json(&inspect::inspect(cache, ask).await?),
-            Self::Check(ask) => json(&check::check(cache, ask).await?),
+            Self::Inspect(query) => json(&inspect::inspect(cache, query).await?),
+            Self::Check(query) => json(&check::check(cache, query).await?),
             Self::Status => json(&status::status(operations).await?),
         }
     }
@@ -39,10 +39,10 @@ impl JobSpec {
         match self {
             Self::Verify { repair } => {
                 reporter.expect(1);
-                let piece = reporter.begin("all that is held");
+                let item = reporter.begin("all cached content");
                 let step = |step| match step {
-                    scrub::ScrubProgress::Due(bytes) => piece.expect(bytes),
-                    scrub::ScrubProgress::Read(bytes) => piece.done(bytes),
+                    scrub::ScrubProgress::Due(bytes) => item.expect(bytes),
+                    scrub::ScrubProgress::Read(bytes) => item.done(bytes),
                 };
                 let mut report =
                     scrub::verify(cache, metrics, Timestamp::MAX, &mut Pace::new(0), step).await?;
@@ -56,7 +56,7 @@ impl JobSpec {
                 scrub::collect(cache, metrics, &mut report).await?;
                 json(&report)
             }
-            Self::Warm(ask) => json(&warm::warm(cache, ask, reporter).await?),
+            Self::Warm(spec) => json(&warm::warm(cache, spec, reporter).await?),
             Self::Rm { references } => json(&remove::remove(cache, &references).await?),
         }
     }

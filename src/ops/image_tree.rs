@@ -1,4 +1,4 @@
-//! Tree below a manifest or an index: images by platform, their blobs, and what of it is cached.
+//! Tree below a manifest or an index: images by platform, their blobs, and which parts are cached.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use super::platform::NO_IMAGE;
 /// Largest image config in bytes.
 pub(super) const CONFIG_MAX: u64 = 4 << 20;
 
-/// Content that a manifest or index points at.
+/// Content that a manifest or index names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Part)]
 pub struct ContentPart {
@@ -27,7 +27,8 @@ pub struct ContentPart {
     /// Media type in the descriptor.
     pub media_type: Option<String>,
     /// True if the content is cached.
-    pub held: bool,
+    #[serde(rename = "held")]
+    pub cached: bool,
     /// True if the content is outside the registry (`urls`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub foreign: bool,
@@ -47,7 +48,7 @@ pub struct PlatformImage {
 impl PlatformImage {
     /// Returns true if everything that a pull needs is cached.
     pub fn is_complete(&self) -> bool {
-        self.manifest.held && self.blobs.iter().all(|blob| blob.held)
+        self.manifest.cached && self.blobs.iter().all(|blob| blob.cached)
     }
 
     /// Returns true for an image, false for an attestation.
@@ -57,18 +58,18 @@ impl PlatformImage {
 
     /// Returns the parts that are not cached.
     pub fn missing(&self) -> impl Iterator<Item = &ContentPart> {
-        std::iter::once(&self.manifest).chain(&self.blobs).filter(|part| !part.held)
+        std::iter::once(&self.manifest).chain(&self.blobs).filter(|part| !part.cached)
     }
 }
 
 /// Manifest or index with everything below it.
 #[derive(Clone, Debug)]
 pub struct ImageTree {
-    /// Root of the tree.
+    /// Manifest or index at the root.
     pub document: StoredManifest,
     /// True if the root is an index.
     pub is_index: bool,
-    /// Images in the order of the index, or one image if the root is no index.
+    /// Images in the order of the index, or one image if the root is not an index.
     pub images: Vec<PlatformImage>,
     /// Indexes below the root.
     pub indexes: Vec<ContentPart>,
@@ -77,24 +78,24 @@ pub struct ImageTree {
 impl ImageTree {
     /// Returns the tree below a manifest or index that a repository contains, or `None` if it is not cached.
     pub fn below(
-        held: &CacheView<'_>,
+        view: &CacheView<'_>,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Self>, StoreError> {
-        let Some(document) = held.manifest(repository, digest)? else { return Ok(None) };
+        let Some(document) = view.manifest(repository, digest)? else { return Ok(None) };
         let is_index = document.media_type.kind() == Some(ManifestKind::Index);
         let mut tree = Self { document, is_index, images: Vec::new(), indexes: Vec::new() };
         if !is_index {
             let size = Some(tree.document.body.len() as u64);
             let media_type = Some(tree.document.media_type.to_string());
-            let manifest = ContentPart { digest: *digest, size, media_type, held: true, foreign: false };
-            let blobs = blobs_of(held, repository, &tree.document)?;
-            let platform = platform_of(held, repository, &blobs)?;
+            let manifest = ContentPart { digest: *digest, size, media_type, cached: true, foreign: false };
+            let blobs = blobs_of(view, repository, &tree.document)?;
+            let platform = platform_of(view, repository, &blobs)?;
             tree.images.push(PlatformImage { platform, manifest, blobs });
         } else if let Some(index) = read(&tree.document) {
             let mut walk = IndexWalk::below(*digest, &index);
             while let Some(item) = walk.next() {
-                tree.add(held, repository, &mut walk, item)?;
+                tree.add(view, repository, &mut walk, item)?;
             }
         }
         Ok(Some(tree))
@@ -103,13 +104,13 @@ impl ImageTree {
     /// Adds a child of an index.
     fn add(
         &mut self,
-        held: &CacheView<'_>,
+        view: &CacheView<'_>,
         repository: &Repository,
         walk: &mut IndexWalk,
         item: WalkItem,
     ) -> Result<(), StoreError> {
         let WalkItem { descriptor: child, repeated } = item;
-        let document = held.manifest(repository, &child.digest)?;
+        let document = view.manifest(repository, &child.digest)?;
         let kind = match &document {
             Some(document) => document.media_type.kind(),
             None => child.media_type.as_ref().and_then(crate::oci::MediaType::kind),
@@ -120,7 +121,7 @@ impl ImageTree {
                 .as_ref()
                 .map(|document| document.media_type.to_string())
                 .or_else(|| child.media_type.as_ref().map(ToString::to_string)),
-            held: document.is_some(),
+            cached: document.is_some(),
             digest: child.digest,
             foreign: child.foreign,
         };
@@ -134,7 +135,7 @@ impl ImageTree {
             return Ok(());
         }
         let blobs = match &document {
-            Some(document) => blobs_of(held, repository, document)?,
+            Some(document) => blobs_of(view, repository, document)?,
             None => Vec::new(),
         };
         // An index may list one manifest for several platforms.
@@ -152,10 +153,10 @@ impl ImageTree {
     }
 
     /// Returns the bytes of all cached parts.
-    pub fn held_bytes(&self) -> u64 {
+    pub fn cached_bytes(&self) -> u64 {
         let mut sizes: HashMap<Digest, u64> = HashMap::new();
         let parts = self.images.iter().flat_map(|image| std::iter::once(&image.manifest).chain(&image.blobs));
-        for part in parts.chain(&self.indexes).filter(|part| part.held) {
+        for part in parts.chain(&self.indexes).filter(|part| part.cached) {
             sizes.insert(part.digest, part.size.unwrap_or_default());
         }
         let own = if self.is_index { self.document.body.len() as u64 } else { 0 };
@@ -168,7 +169,7 @@ fn read(document: &StoredManifest) -> Option<Manifest> {
 }
 
 fn blobs_of(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     repository: &Repository,
     document: &StoredManifest,
 ) -> Result<Vec<ContentPart>, StoreError> {
@@ -176,16 +177,16 @@ fn blobs_of(
     blobs
         .into_iter()
         .map(|Descriptor { digest, size, media_type, foreign, .. }| {
-            let found = held.blob(repository, &digest)?;
+            let found = view.blob(repository, &digest)?;
             let media_type = media_type.map(|it| it.to_string());
-            Ok(ContentPart { digest, size: found.or(size), media_type, held: found.is_some(), foreign })
+            Ok(ContentPart { digest, size: found.or(size), media_type, cached: found.is_some(), foreign })
         })
         .collect()
 }
 
 /// Reads the platform from the cached config of an image.
 fn platform_of(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     repository: &Repository,
     blobs: &[ContentPart],
 ) -> Result<Option<String>, StoreError> {
@@ -195,7 +196,7 @@ fn platform_of(
     if !is_config {
         return Ok(None);
     }
-    let Some(body) = held.read_blob(repository, &config.digest, CONFIG_MAX)? else { return Ok(None) };
+    let Some(body) = view.read_blob(repository, &config.digest, CONFIG_MAX)? else { return Ok(None) };
     Ok(platform_in(&body))
 }
 

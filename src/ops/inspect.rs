@@ -1,4 +1,4 @@
-//! `inspect`: shows a cached index, manifest or config, and what of the image is missing.
+//! `inspect`: shows a cached index, manifest or config, and the missing parts of the image.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ const CONFIG_MAX: u64 = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Inspection)]
 pub struct InspectReport {
-    /// Whole reference.
+    /// Complete reference.
     pub reference: String,
     /// Digest of the shown document.
     pub digest: Digest,
@@ -36,7 +36,7 @@ pub struct InspectReport {
     pub platform: Option<String>,
     /// Time at which the upstream last confirmed the tag.
     pub checked_at: Option<Timestamp>,
-    /// Whether the tag has to be asked for again.
+    /// Freshness of the tag.
     pub freshness: TagFreshness,
     /// True if a pull of the document needs no upstream.
     pub complete: bool,
@@ -52,10 +52,10 @@ pub struct InspectReport {
     #[serde(default)]
     #[schema(required = true)]
     pub referrers: Vec<ReferrerRow>,
-    /// What is shown, as JSON; none if it is not held, or no JSON.
+    /// The shown document. `None` if it is not cached or not JSON.
     #[schema(required = true)]
     pub document: Option<Value>,
-    /// The same, byte for byte.
+    /// Bytes of the document as text.
     pub raw: Option<String>,
 }
 
@@ -70,7 +70,8 @@ pub struct ReferrerRow {
     /// Length in bytes.
     pub size: Option<u64>,
     /// True if the manifest is cached.
-    pub held: bool,
+    #[serde(rename = "held")]
+    pub cached: bool,
 }
 
 /// Document to show.
@@ -82,117 +83,116 @@ struct Shown {
 }
 
 /// Shows a cached document. Fetches and converts nothing.
-pub async fn inspect(cache: &Cache, ask: InspectQuery) -> Result<InspectReport, OpsError> {
-    let named = reference::parse(cache, &ask.reference)?;
-    let platform = ask.platform.as_deref().map(Platform::parse).transpose()?;
-    if ask.index && (platform.is_some() || ask.config) {
+pub async fn inspect(cache: &Cache, query: InspectQuery) -> Result<InspectReport, OpsError> {
+    let named = reference::parse(cache, &query.reference)?;
+    let platform = query.platform.as_deref().map(Platform::parse).transpose()?;
+    if query.index && (platform.is_some() || query.config) {
         return Err(OpsError::Invalid(
-            "an index is for all platforms and has no config; leave out either `index` or the others"
+            "`index` selects all platforms and no config; leave out `index`, or `platform` and `config`"
                 .to_owned(),
         ));
     }
-    cache.view(move |held| Ok(found(&held, &named, &ask, platform.as_ref()))).await?
+    cache.view(move |view| Ok(found(&view, &named, &query, platform.as_ref()))).await?
 }
 
 fn store(error: StoreError) -> OpsError {
     OpsError::Cache(error.into())
 }
 
-fn not_held(what: impl std::fmt::Display) -> OpsError {
-    OpsError::NotHeld(format!("{what} is not held; `larder warm` fetches it"))
+fn not_cached(what: impl std::fmt::Display) -> OpsError {
+    OpsError::NotCached(format!("{what} is not cached; fetch it with `larder warm`"))
 }
 
 fn found(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     named: &ImageReference,
-    ask: &InspectQuery,
+    query: &InspectQuery,
     platform: Option<&Platform>,
 ) -> Result<InspectReport, OpsError> {
-    let (tree, digest, wanted_image) = root(held, named, ask)?;
+    let (tree, digest, wanted_image) = root(view, named, query)?;
     let image = match platform {
         Some(platform) => {
-            let place = platform.choose(tree.images.iter().map(|image| image.platform.as_deref()));
-            // The platform of a single image is known by its config, which need not be held.
+            let position = platform.choose(tree.images.iter().map(|image| image.platform.as_deref()));
+            // Only the config states the platform of a single image, and the config may not be cached.
             let only =
                 (!tree.is_index && tree.images.iter().all(|image| image.platform.is_none())).then_some(0);
-            let image = place.or(only).and_then(|place| tree.images.get(place));
+            let image = position.or(only).and_then(|position| tree.images.get(position));
             Some(image.ok_or_else(|| OpsError::NoPlatform {
                 reference: named.to_string(),
-                wanted: ask.platform.clone().unwrap_or_default(),
-                there: tree.platforms(),
+                wanted: query.platform.clone().unwrap_or_default(),
+                available: tree.platforms(),
             })?)
         }
         None if !tree.is_index => tree.images.first(),
         None => None,
     };
-    if ask.index && !tree.is_index {
-        return Err(OpsError::Invalid(format!("{named} is one manifest, not an index")));
+    if query.index && !tree.is_index {
+        return Err(OpsError::Invalid(format!("{named} is a manifest, not an index")));
     }
-    if ask.config && image.is_none() {
-        let there = tree.platforms().join(", ");
+    if query.config && image.is_none() {
+        let available = tree.platforms().join(", ");
         return Err(OpsError::Invalid(format!(
-            "{named} is an index; name the platform whose config is wanted: {there}"
+            "{named} is an index; select the platform of the config: {available}"
         )));
     }
-    let shown = shown(held, named, ask, &tree, digest, image)?;
+    let shown = shown(view, named, query, &tree, digest, image)?;
     if let (Some(wanted), Some(found)) = (wanted_image, &shown.media_type)
         && !wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(found))
     {
         return Err(OpsError::NoMediaType {
             reference: named.to_string(),
             wanted: wanted.join(" or "),
-            there: vec![found.clone()],
+            available: vec![found.clone()],
         });
     }
-    let referrers = if ask.config { Vec::new() } else { referrers(held, named, &shown.digest)? };
-    Ok(InspectReport { referrers, ..report(held, named, &tree, digest, image, shown)? })
+    let referrers = if query.config { Vec::new() } else { referrers(view, named, &shown.digest)? };
+    Ok(InspectReport { referrers, ..report(view, named, &tree, digest, image, shown)? })
 }
 
-/// The document that a reference stands for to who wants these types. If the types are those of images, and it is an
-/// index, they are for the image to have.
+/// Root of the image that a reference names, its digest, and the media types that the selected image must have.
 type Root<'a> = (ImageTree, Digest, Option<Vec<&'a str>>);
 
 fn root<'a>(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     named: &ImageReference,
-    ask: &'a InspectQuery,
+    query: &'a InspectQuery,
 ) -> Result<Root<'a>, OpsError> {
     let ImageReference { repository, tag, digest } = named;
     let mut digests = Vec::new();
     match (digest, tag) {
         (Some(digest), _) => digests.push(*digest),
         (None, Some(tag)) => {
-            digests.extend(held.tag(repository, tag).map_err(store)?.map(|fact| fact.digest));
-            let variants = held.variants(repository, tag).map_err(store)?;
+            digests.extend(view.tag(repository, tag).map_err(store)?.map(|fact| fact.digest));
+            let variants = view.variants(repository, tag).map_err(store)?;
             digests.extend(variants.into_iter().map(|(_, fact)| fact.digest));
         }
         (None, None) => {}
     }
-    let types = ask.types();
-    let mut there = Vec::new();
-    let through_index = ask.platform.is_some();
+    let types = query.types();
+    let mut available = Vec::new();
+    let through_index = query.platform.is_some();
     for digest in digests {
-        let Some(tree) = ImageTree::below(held, repository, &digest).map_err(store)? else { continue };
+        let Some(tree) = ImageTree::below(view, repository, &digest).map_err(store)? else { continue };
         let own = tree.document.media_type.to_string();
         let fits = types.is_empty() || types.iter().any(|it| it.eq_ignore_ascii_case(&own));
-        // With a platform the types are those of its manifest, and a config's type is its own affair.
-        if fits || ask.config || (through_index && tree.is_index) {
-            let for_image = (!types.is_empty() && !ask.config).then_some(types);
+        // With a platform, the types apply to its manifest. They do not apply to a config.
+        if fits || query.config || (through_index && tree.is_index) {
+            let for_image = (!types.is_empty() && !query.config).then_some(types);
             return Ok((tree, digest, for_image));
         }
-        there.push(own);
+        available.push(own);
     }
-    if there.is_empty() {
-        return Err(not_held(named));
+    if available.is_empty() {
+        return Err(not_cached(named));
     }
-    there.dedup();
-    Err(OpsError::NoMediaType { reference: named.to_string(), wanted: types.join(" or "), there })
+    available.dedup();
+    Err(OpsError::NoMediaType { reference: named.to_string(), wanted: types.join(" or "), available })
 }
 
 fn shown(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     named: &ImageReference,
-    ask: &InspectQuery,
+    query: &InspectQuery,
     tree: &ImageTree,
     digest: Digest,
     image: Option<&PlatformImage>,
@@ -206,44 +206,44 @@ fn shown(
             body: Some(document.body.clone()),
         });
     };
-    if ask.config {
+    if query.config {
         let config = image
             .blobs
             .first()
-            .ok_or_else(|| not_held(format_args!("the manifest {}", image.manifest.digest)))?;
-        let body = held.read_blob(&named.repository, &config.digest, CONFIG_MAX).map_err(store)?;
-        let body = body.ok_or_else(|| not_held(format_args!("the config {}", config.digest)))?;
+            .ok_or_else(|| not_cached(format_args!("the manifest {}", image.manifest.digest)))?;
+        let body = view.read_blob(&named.repository, &config.digest, CONFIG_MAX).map_err(store)?;
+        let body = body.ok_or_else(|| not_cached(format_args!("the config {}", config.digest)))?;
         let (digest, media_type, size) = (config.digest, config.media_type.clone(), config.size);
         return Ok(Shown { digest, media_type, size, body: Some(body) });
     }
     let ContentPart { digest, media_type, size, .. } = image.manifest.clone();
-    let body = held.manifest(&named.repository, &digest).map_err(store)?.map(|document| document.body);
+    let body = view.manifest(&named.repository, &digest).map_err(store)?.map(|document| document.body);
     Ok(Shown { digest, media_type, size, body })
 }
 
 fn referrers(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     named: &ImageReference,
     subject: &Digest,
 ) -> Result<Vec<ReferrerRow>, OpsError> {
-    let known = held.referrers(&named.repository, subject).map_err(store)?;
+    let known = view.referrers(&named.repository, subject).map_err(store)?;
     let rows = known.iter().map(|referrer| {
-        let there = match referrer.digest().parse::<Digest>() {
-            Ok(digest) => held.manifest(&named.repository, &digest)?.is_some(),
+        let cached = match referrer.digest().parse::<Digest>() {
+            Ok(digest) => view.manifest(&named.repository, &digest)?.is_some(),
             Err(_) => false,
         };
         Ok(ReferrerRow {
             digest: referrer.digest().to_owned(),
             artifact_type: referrer.artifact_type().map(str::to_owned),
             size: referrer.size(),
-            held: there,
+            cached,
         })
     });
     rows.collect::<Result<_, StoreError>>().map_err(store)
 }
 
 fn report(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     named: &ImageReference,
     tree: &ImageTree,
     root: Digest,
@@ -251,10 +251,10 @@ fn report(
     shown: Shown,
 ) -> Result<InspectReport, OpsError> {
     let fact = match (&named.tag, &named.digest) {
-        (Some(tag), None) => held.tag(&named.repository, tag).map_err(store)?.map(|fact| (tag, fact)),
+        (Some(tag), None) => view.tag(&named.repository, tag).map_err(store)?.map(|fact| (tag, fact)),
         _ => None,
     };
-    let standing = fact.and_then(|(tag, fact)| held.tag_status(&named.repository, tag, &fact));
+    let status = fact.and_then(|(tag, fact)| view.tag_status(&named.repository, tag, &fact));
     let missing: Vec<ContentPart> = match image {
         Some(image) => image.missing().cloned().collect(),
         None => tree
@@ -274,13 +274,13 @@ fn report(
         index: (tree.is_index && image.is_some()).then_some(root),
         platform: image.and_then(|image| image.platform.clone()),
         checked_at: fact.map(|(_, fact)| fact.checked_at),
-        freshness: match (named.digest.is_some(), standing) {
+        freshness: match (named.digest.is_some(), status) {
             (true, _) => TagFreshness::Immutable,
-            (false, Some(standing)) => standing.freshness.into(),
+            (false, Some(status)) => status.freshness.into(),
             (false, None) => TagFreshness::Expired,
         },
         complete: missing.is_empty(),
-        says: says(tree, image),
+        says: summary(tree, image),
         platforms: tree.images.iter().map(PlatformRow::from).collect(),
         blobs: image.map(|image| image.blobs.clone()).unwrap_or_default(),
         missing,
@@ -291,27 +291,27 @@ fn report(
 }
 
 /// Returns the summary of cached and missing content.
-fn says(tree: &ImageTree, image: Option<&PlatformImage>) -> String {
+fn summary(tree: &ImageTree, image: Option<&PlatformImage>) -> String {
     let Some(image) = image else {
         let images: Vec<&PlatformImage> = tree.images.iter().filter(|image| image.is_image()).collect();
         let complete = images.iter().filter(|image| image.is_complete()).count();
-        let manifests = images.iter().filter(|image| image.manifest.held).count();
+        let manifests = images.iter().filter(|image| image.manifest.cached).count();
         return format!(
-            "the index is held with {manifests} of {all} manifests; held whole: {}",
+            "the index is cached with {manifests} of {all} manifests; complete: {}",
             if complete == 0 { "none".to_owned() } else { names(&images, complete, images.len()) },
             all = images.len(),
         );
     };
     let own = name(image);
     let state = state(image);
-    let whole: Vec<&PlatformImage> =
+    let complete: Vec<&PlatformImage> =
         tree.images.iter().filter(|it| it.is_image() && it.is_complete()).collect();
     if image.is_complete() || !tree.is_index {
         return format!("{own}: {state}");
     }
     let others =
-        if whole.is_empty() { "no platform".to_owned() } else { names(&whole, whole.len(), usize::MAX) };
-    format!("{own}: {state}; held whole: {others}")
+        if complete.is_empty() { "none".to_owned() } else { names(&complete, complete.len(), usize::MAX) };
+    format!("{own}: {state}; complete: {others}")
 }
 
 fn name(image: &PlatformImage) -> &str {
@@ -329,14 +329,14 @@ fn names(images: &[&PlatformImage], complete: usize, all: usize) -> String {
 
 /// Returns the summary of one image.
 pub fn state(image: &PlatformImage) -> String {
-    if !image.manifest.held {
-        return "its manifest is not held".to_owned();
+    if !image.manifest.cached {
+        return "its manifest is not cached".to_owned();
     }
-    let missing: Vec<&ContentPart> = image.blobs.iter().filter(|blob| !blob.held).collect();
+    let missing: Vec<&ContentPart> = image.blobs.iter().filter(|blob| !blob.cached).collect();
     if missing.is_empty() {
-        return "held whole".to_owned();
+        return "complete".to_owned();
     }
     let bytes: u64 = missing.iter().filter_map(|part| part.size).sum();
     let bytes = bytesize::ByteSize(bytes).display().iec();
-    format!("its manifest is held, {} of its {} blobs ({bytes}) are not", missing.len(), image.blobs.len())
+    format!("{} of its {} blobs ({bytes}) are not cached", missing.len(), image.blobs.len())
 }

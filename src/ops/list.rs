@@ -54,15 +54,15 @@ impl From<Freshness> for TagFreshness {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Platform)]
 pub struct PlatformRow {
-    /// `os/arch[/variant]`, as far as it is stated.
+    /// `os/arch[/variant]`, if stated.
     pub platform: Option<String>,
-    /// Its manifest.
+    /// Digest of the manifest.
     pub digest: Digest,
     /// True if the manifest is cached.
     pub manifest: bool,
     /// True if all content is cached.
     pub complete: bool,
-    /// Bytes of manifest and blobs, as far as they are known.
+    /// Bytes of manifest and blobs, as far as known.
     pub size: u64,
 }
 
@@ -72,7 +72,7 @@ impl From<&PlatformImage> for PlatformRow {
         Self {
             platform: image.platform.clone(),
             digest: image.manifest.digest,
-            manifest: image.manifest.held,
+            manifest: image.manifest.cached,
             complete: image.is_complete(),
             size: parts.filter_map(|part| part.size).sum(),
         }
@@ -83,17 +83,17 @@ impl From<&PlatformImage> for PlatformRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Image)]
 pub struct ListRow {
-    /// The repository, with its upstream in front.
+    /// Repository, with the upstream in front.
     pub repository: String,
-    /// The tag; none for what is held by digest alone.
+    /// Tag. `None` for an image that was pulled by digest.
     pub tag: Option<String>,
-    /// What the tag stands for.
+    /// Digest of the image.
     pub digest: Digest,
-    /// Its media type; none if the document is gone.
+    /// Media type. `None` if the manifest is not cached.
     pub media_type: Option<String>,
-    /// What there is for which platform.
+    /// Platforms of the image.
     pub platforms: Vec<PlatformRow>,
-    /// Bytes that are held of it.
+    /// Cached bytes.
     pub size: u64,
     /// Time at which the tag moved to this digest.
     pub moved_at: Option<Timestamp>,
@@ -101,9 +101,9 @@ pub struct ListRow {
     pub checked_at: Option<Timestamp>,
     /// Time of the last pull, or at which the image was stored.
     pub last_pull: Option<Timestamp>,
-    /// Whether it has to be asked for again.
+    /// Freshness of the tag.
     pub freshness: TagFreshness,
-    /// How much of it is held.
+    /// Completeness of the image.
     pub complete: Completeness,
 }
 
@@ -113,63 +113,63 @@ pub struct ListRow {
 pub struct ListReport {
     /// Time of the report.
     pub now: Timestamp,
-    /// In the order of their names; digests after tags.
+    /// Images in the order of their names; digests after tags.
     pub images: Vec<ListRow>,
 }
 
-/// Lists what is held, of one repository or of all. With `untagged` also what no tag leads to.
+/// Lists the cached images of one repository, or of all. `untagged` adds images that no tag reaches.
 pub async fn list(cache: &Cache, repository: Option<&str>, untagged: bool) -> Result<ListReport, OpsError> {
     let only = repository.map(|name| reference::repository(cache, name)).transpose()?;
     let report = cache
         .view({
             let only = only.clone();
-            move |held| {
-                let images = rows(&held, only.as_ref(), untagged)?;
-                Ok(ListReport { now: held.now(), images })
+            move |view| {
+                let images = rows(&view, only.as_ref(), untagged)?;
+                Ok(ListReport { now: view.now(), images })
             }
         })
         .await?;
     match only {
         Some(repository) if report.images.is_empty() => {
-            Err(OpsError::NotHeld(format!("nothing is held of {repository}")))
+            Err(OpsError::NotCached(format!("nothing of {repository} is cached")))
         }
         _ => Ok(report),
     }
 }
 
-fn rows(held: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Result<Vec<ListRow>, StoreError> {
-    let (mut rows, mut led_to) = (Vec::new(), HashSet::new());
-    for (repository, tag, fact) in held.tagged(only)? {
-        let tree = ImageTree::below(held, &repository, &fact.digest)?;
+fn rows(view: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Result<Vec<ListRow>, StoreError> {
+    let (mut rows, mut reachable) = (Vec::new(), HashSet::new());
+    for (repository, tag, fact) in view.tagged(only)? {
+        let tree = ImageTree::below(view, &repository, &fact.digest)?;
         if let Some(tree) = &tree {
             let below = tree.images.iter().map(|image| image.manifest.digest);
             let indexes = tree.indexes.iter().map(|index| index.digest);
-            led_to.extend(below.chain(indexes).map(|digest| (repository.clone(), digest)));
+            reachable.extend(below.chain(indexes).map(|digest| (repository.clone(), digest)));
         }
-        led_to.insert((repository.clone(), fact.digest));
-        rows.push(row(held, &repository, Some((&tag, &fact)), fact.digest, tree.as_ref()));
+        reachable.insert((repository.clone(), fact.digest));
+        rows.push(row(view, &repository, Some((&tag, &fact)), fact.digest, tree.as_ref()));
     }
     if !untagged {
         return Ok(rows);
     }
     let mut loose = Vec::new();
-    for (repository, digest) in held.linked_manifests(only)? {
-        if !led_to.contains(&(repository.clone(), digest)) {
-            let Some(tree) = ImageTree::below(held, &repository, &digest)? else { continue };
+    for (repository, digest) in view.linked_manifests(only)? {
+        if !reachable.contains(&(repository.clone(), digest)) {
+            let Some(tree) = ImageTree::below(view, &repository, &digest)? else { continue };
             loose.push((repository, digest, tree));
         }
     }
-    // What an index that was pulled by digest leads to has no row of its own either.
+    // Children of an index that was pulled by digest have no row of their own either.
     for (repository, _, tree) in &loose {
         if tree.is_index {
             let below = tree.images.iter().map(|image| image.manifest.digest);
             let indexes = tree.indexes.iter().map(|index| index.digest);
-            led_to.extend(below.chain(indexes).map(|digest| (repository.clone(), digest)));
+            reachable.extend(below.chain(indexes).map(|digest| (repository.clone(), digest)));
         }
     }
     for (repository, digest, tree) in loose {
-        if !led_to.contains(&(repository.clone(), digest)) {
-            rows.push(row(held, &repository, None, digest, Some(&tree)));
+        if !reachable.contains(&(repository.clone(), digest)) {
+            rows.push(row(view, &repository, None, digest, Some(&tree)));
         }
     }
     rows.sort_by(|a, b| {
@@ -179,16 +179,16 @@ fn rows(held: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Resu
 }
 
 fn row(
-    held: &CacheView<'_>,
+    view: &CacheView<'_>,
     repository: &Repository,
     tagged: Option<(&Tag, &TagFact)>,
     digest: Digest,
     tree: Option<&ImageTree>,
 ) -> ListRow {
     let freshness = match tagged {
-        Some((tag, fact)) => held
+        Some((tag, fact)) => view
             .tag_status(repository, tag, fact)
-            .map_or(TagFreshness::Expired, |standing| standing.freshness.into()),
+            .map_or(TagFreshness::Expired, |status| status.freshness.into()),
         None => TagFreshness::Immutable,
     };
     ListRow {
@@ -197,10 +197,10 @@ fn row(
         digest,
         media_type: tree.map(|tree| tree.document.media_type.to_string()),
         platforms: tree.map(|tree| tree.images.iter().map(PlatformRow::from).collect()).unwrap_or_default(),
-        size: tree.map(ImageTree::held_bytes).unwrap_or_default(),
+        size: tree.map(ImageTree::cached_bytes).unwrap_or_default(),
         moved_at: tagged.map(|(_, fact)| fact.moved_at),
         checked_at: tagged.map(|(_, fact)| fact.checked_at),
-        last_pull: held.last_access(&digest),
+        last_pull: view.last_access(&digest),
         freshness,
         complete: tree.map_or(Completeness::None, completeness),
     }
@@ -209,7 +209,7 @@ fn row(
 fn completeness(tree: &ImageTree) -> Completeness {
     let mut images = tree.images.iter().filter(|image| image.is_image()).peekable();
     if images.peek().is_none() {
-        // Attestations alone, or nothing at all: then there is nothing else that could be lacking.
+        // There are attestations only, or nothing.
         return if tree.images.iter().all(PlatformImage::is_complete) {
             Completeness::All
         } else {

@@ -20,7 +20,7 @@ pub struct Service {
     pub warnings: Warnings,
 }
 
-/// Context of operations. Clones share it.
+/// Context of operations. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Operations {
     pub(super) cache: Cache,

@@ -2,7 +2,7 @@
 
 use super::protocol::OpsError;
 
-/// Platform of a manifest that is no image, such as an attestation.
+/// Platform of a manifest that is not an image, such as an attestation.
 pub const NO_IMAGE: &str = "unknown/unknown";
 
 /// Normalised platform. All spellings of one platform are equal.
@@ -19,7 +19,7 @@ impl Platform {
     pub fn parse(text: &str) -> Result<Self, OpsError> {
         Self::read(text).ok_or_else(|| {
             OpsError::Invalid(format!(
-                "`{text}` is no platform; write os/arch or os/arch/variant, such as linux/arm64"
+                "`{text}` is not a platform; write os/arch or os/arch/variant, such as linux/arm64"
             ))
         })
     }
@@ -49,15 +49,16 @@ impl Platform {
         Some(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant })
     }
 
-    /// The place among `there` of what fits best: this very variant, or the nearest one below it, which its machines
-    /// run too.
-    pub fn choose<'a>(&self, there: impl Iterator<Item = Option<&'a str>>) -> Option<usize> {
-        let found = there.enumerate().filter_map(|(place, text)| Some((place, Self::read(text?)?)));
+    /// Returns the position of the best match in `available`: the same variant, or the nearest lower one, which the same
+    /// machines can run.
+    pub fn choose<'a>(&self, available: impl Iterator<Item = Option<&'a str>>) -> Option<usize> {
+        let found = available.enumerate().filter_map(|(position, text)| Some((position, Self::read(text?)?)));
         let fits = found.filter(|(_, other)| {
             other.os == self.os && other.architecture == self.architecture && other.variant <= self.variant
         });
         // The first of equal candidates is chosen.
-        fits.min_by_key(|(place, other)| (self.variant - other.variant, *place)).map(|(place, _)| place)
+        fits.min_by_key(|(position, other)| (self.variant - other.variant, *position))
+            .map(|(position, _)| position)
     }
 }
 
@@ -79,8 +80,8 @@ pub fn of_this_machine() -> String {
 mod tests {
     use super::*;
 
-    fn choose(wanted: &str, there: &[&str]) -> Option<usize> {
-        Platform::parse(wanted).expect("a platform").choose(there.iter().map(|text| Some(*text)))
+    fn choose(wanted: &str, available: &[&str]) -> Option<usize> {
+        Platform::parse(wanted).expect("a platform").choose(available.iter().map(|text| Some(*text)))
     }
 
     #[test]

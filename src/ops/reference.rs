@@ -1,5 +1,5 @@
-//! What an operator calls an image: `busybox`, `ghcr.io/org/app:1`, `app@sha256:…`, `app:1@sha256:…`. Which upstream and
-//! repository that means is decided by the same rules as for a client.
+//! References of images as an operator writes them: `busybox`, `ghcr.io/org/app:1`, `app@sha256:…`, `app:1@sha256:…`. They
+//! are routed to an upstream by the same rules as the requests of clients.
 
 use std::fmt;
 
@@ -83,12 +83,12 @@ pub fn tag_of(text: &str) -> Result<Option<Tag>, OpsError> {
     })
 }
 
-/// The whole name, as clients write it, that `text` is short for, and its tag.
-pub fn whole(cache: &Cache, text: &str) -> Result<(String, String), OpsError> {
+/// Returns the complete name for a short one, as clients write it, and its tag.
+pub fn complete_name(cache: &Cache, text: &str) -> Result<(String, String), OpsError> {
     let (name, tag, digest) = split(text);
     if digest.is_some() {
         return Err(OpsError::Invalid(format!(
-            "`{text}` has a digest; a name to be given has at most a tag"
+            "`{text}` has a digest; a name for the archive has at most a tag"
         )));
     }
     let tag: Tag = tag.unwrap_or(LATEST).parse()?;
@@ -99,19 +99,18 @@ pub fn whole(cache: &Cache, text: &str) -> Result<(String, String), OpsError> {
     Ok((format!("{registry}/{name}:{tag}"), tag.to_string()))
 }
 
-/// Returns the short form of a whole name, as docker shows it.
-pub fn familiar(whole: &str) -> &str {
-    let Some(name) = whole.strip_prefix("docker.io/") else { return whole };
-    name.strip_prefix("library/").unwrap_or(name)
+/// Returns the short form of a complete name, as docker shows it.
+pub fn familiar(name: &str) -> &str {
+    let Some(short) = name.strip_prefix("docker.io/") else { return name };
+    short.strip_prefix("library/").unwrap_or(short)
 }
 
-/// The registry in front of a name and what follows it, by every client's rule: a host has a dot or a port, or is
-/// `localhost`.
+/// Splits the registry from a name, by the rule of all clients: a host has a dot or a port, or is `localhost`.
 fn host(text: &str) -> Option<(&str, &str)> {
     text.split_once('/').filter(|(first, _)| first.contains(['.', ':']) || *first == "localhost")
 }
 
-/// Name, tag and digest. A colon before the last slash belongs to a host's port.
+/// Splits a reference into name, tag and digest. A colon before the last slash belongs to a port.
 fn split(text: &str) -> (&str, Option<&str>, Option<&str>) {
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => (rest, Some(digest)),

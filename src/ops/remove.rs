@@ -10,7 +10,7 @@ use super::reference::{self, ImageReference};
 /// Result for one reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovedImage {
-    /// Whole reference.
+    /// Complete reference.
     pub reference: String,
     /// Removed content.
     #[serde(flatten)]
@@ -27,7 +27,7 @@ pub struct RemoveReport {
 /// Removes images. Removes none if one of them is not cached.
 pub async fn remove(cache: &Cache, references: &[String]) -> Result<RemoveReport, OpsError> {
     if references.is_empty() {
-        return Err(OpsError::Invalid("no reference is named".to_owned()));
+        return Err(OpsError::Invalid("no reference is given".to_owned()));
     }
     let mut targets = Vec::new();
     for text in references {
@@ -45,24 +45,24 @@ pub async fn remove(cache: &Cache, references: &[String]) -> Result<RemoveReport
 }
 
 async fn target(cache: &Cache, named: &ImageReference) -> Result<RemovalTarget, OpsError> {
-    let not_held = || OpsError::NotHeld(format!("{named} is not held"));
+    let not_cached = || OpsError::NotCached(format!("{named} is not cached"));
     let ImageReference { repository, tag, digest } = named.clone();
-    let (fact, held) = cache
-        .view(move |held| {
-            let fact = tag.map(|tag| held.tag(&repository, &tag)).transpose()?.flatten();
-            let is_held =
-                digest.map(|digest| held.manifest(&repository, &digest)).transpose()?.flatten().is_some();
-            Ok((fact, is_held))
+    let (fact, is_cached) = cache
+        .view(move |view| {
+            let fact = tag.map(|tag| view.tag(&repository, &tag)).transpose()?.flatten();
+            let is_cached =
+                digest.map(|digest| view.manifest(&repository, &digest)).transpose()?.flatten().is_some();
+            Ok((fact, is_cached))
         })
         .await?;
     match (&named.tag, named.digest) {
-        (Some(tag), None) => fact.map(|_| RemovalTarget::Tag(tag.clone())).ok_or_else(not_held),
+        (Some(tag), None) => fact.map(|_| RemovalTarget::Tag(tag.clone())).ok_or_else(not_cached),
         // With a tag and a digest, the tag must name the digest.
         (Some(tag), Some(digest)) => {
-            let stands = fact.is_some_and(|fact| fact.digest == digest);
-            if stands { Ok(RemovalTarget::Tag(tag.clone())) } else { Err(not_held()) }
+            let matches = fact.is_some_and(|fact| fact.digest == digest);
+            if matches { Ok(RemovalTarget::Tag(tag.clone())) } else { Err(not_cached()) }
         }
-        (None, Some(digest)) if held => Ok(RemovalTarget::Manifest(digest)),
-        (None, _) => Err(not_held()),
+        (None, Some(digest)) if is_cached => Ok(RemovalTarget::Manifest(digest)),
+        (None, _) => Err(not_cached()),
     }
 }

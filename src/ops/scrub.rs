@@ -14,8 +14,8 @@ use crate::oci::Digest;
 use crate::store::Collected;
 use crate::telemetry::Metrics;
 
-/// Interval of the check whether content is due.
-const LOOK_EVERY: Duration = Duration::from_hours(1);
+/// Interval at which the scrub looks for content that is due.
+const CHECK_INTERVAL: Duration = Duration::from_hours(1);
 
 /// Report of a scrub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct ScrubReport {
     pub damaged: Vec<DamagedContent>,
     /// Corrupt content that was fetched again.
     pub repaired: Vec<Digest>,
-    /// Whether a tag leads to what is held.
+    /// Content that tags reach, and content that no tag reaches.
     pub reached: Reachability,
     /// Removed leftovers.
     pub collected: Collected,
@@ -50,46 +50,46 @@ impl Pace {
         Self { begin: Instant::now(), rate, done: 0 }
     }
 
-    /// Returns the pause after `bytes` more at `now`. Lost time is not made up for.
-    fn rest(&mut self, bytes: u64, now: Instant) -> Duration {
+    /// Returns the pause after `bytes` more bytes at `now`. Time in which nothing was read does not allow a burst.
+    fn pause(&mut self, bytes: u64, now: Instant) -> Duration {
         if self.rate == 0 {
             return Duration::ZERO;
         }
         self.done = self.done.saturating_add(bytes);
         let micros = u128::from(self.done) * 1_000_000 / u128::from(self.rate);
         let due = self.begin + Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
-        let rest = due.saturating_duration_since(now);
-        if rest.is_zero() {
+        let pause = due.saturating_duration_since(now);
+        if pause.is_zero() {
             (self.begin, self.done) = (now, 0);
         }
-        rest
+        pause
     }
 }
 
-/// Verifies everything that was last verified before `before`, oldest first. `step` is told of
-/// everything that is due in bytes, and of every number of bytes read.
+/// Verifies all content that was last verified before `before`, oldest first. Reports the bytes that are due and the bytes
+/// that were read to `progress`.
 pub async fn verify(
     cache: &Cache,
     metrics: &Metrics,
     before: Timestamp,
     pace: &mut Pace,
-    mut step: impl FnMut(ScrubProgress) + Send,
+    mut progress: impl FnMut(ScrubProgress) + Send,
 ) -> Result<ScrubReport, CacheError> {
     let due = cache.list_due(before).await?;
-    step(ScrubProgress::Due(due.iter().map(|due| due.size).sum()));
+    progress(ScrubProgress::Due(due.iter().map(|due| due.size).sum()));
     let mut report = ScrubReport::default();
     for due in due {
-        let condition = cache
+        let integrity = cache
             .verify(&due, &mut |bytes| {
                 report.bytes += bytes;
                 metrics.scrubbed_bytes(bytes);
-                step(ScrubProgress::Read(bytes));
-                pace.rest(bytes, Instant::now())
+                progress(ScrubProgress::Read(bytes));
+                pace.pause(bytes, Instant::now())
             })
             .await?;
-        count(&mut report, &due, condition);
+        count(&mut report, &due, integrity);
         let kind = if due.manifest { "manifest" } else { "blob" };
-        metrics.scrubbed(kind, condition != Integrity::Damaged);
+        metrics.scrubbed(kind, integrity != Integrity::Damaged);
     }
     Ok(report)
 }
@@ -103,8 +103,8 @@ pub enum ScrubProgress {
     Read(u64),
 }
 
-fn count(report: &mut ScrubReport, due: &ScrubItem, condition: Integrity) {
-    match condition {
+fn count(report: &mut ScrubReport, due: &ScrubItem, integrity: Integrity) {
+    match integrity {
         Integrity::Intact if due.manifest => report.manifests += 1,
         Integrity::Intact => report.blobs += 1,
         Integrity::Damaged => {
@@ -114,7 +114,7 @@ fn count(report: &mut ScrubReport, due: &ScrubItem, condition: Integrity) {
     }
 }
 
-/// Tells what tags lead to, and removes what leads to nothing.
+/// Removes leftovers of deleted content, and measures the content that no tag reaches.
 pub async fn collect(cache: &Cache, metrics: &Metrics, report: &mut ScrubReport) -> Result<(), CacheError> {
     report.collected = cache.collect_garbage().await?;
     report.reached = cache.reachability().await?;
@@ -125,29 +125,35 @@ pub async fn collect(cache: &Cache, metrics: &Metrics, report: &mut ScrubReport)
     Ok(())
 }
 
-/// Walks from time to time, so that everything is verified once in what `settings` say. Never ends.
-pub async fn attend(cache: Cache, metrics: &Metrics, clock: Clock, mut settings: watch::Receiver<Settings>) {
+/// Scrubs periodically, so that all content is verified once per `every` of the settings. Never ends.
+pub async fn run_periodically(
+    cache: Cache,
+    metrics: &Metrics,
+    clock: Clock,
+    mut settings: watch::Receiver<Settings>,
+) {
     loop {
         let Settings { every, rate } = settings.borrow_and_update().clone();
         tokio::select! {
             () = changed(&mut settings) => continue,
-            () = tokio::time::sleep(every.min(LOOK_EVERY)), if !every.is_zero() => {}
+            () = tokio::time::sleep(every.min(CHECK_INTERVAL)), if !every.is_zero() => {}
         }
         let now = clock.now();
-        if let Err(error) = walk(&cache, metrics, (now.minus(every), now), rate.as_u64()).await {
-            tracing::error!(%error, "the scrub broke off; it goes on the next time");
+        if let Err(error) = scrub(&cache, metrics, (now.minus(every), now), rate.as_u64()).await {
+            tracing::error!(%error, "the scrub failed; it continues at the next interval");
         }
     }
 }
 
-/// Waits until the settings change; for ever if nobody can change them.
+/// Waits until the settings change. Never ends if they can no longer change.
 async fn changed(settings: &mut watch::Receiver<Settings>) {
     if settings.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-async fn walk(
+/// Verifies content that is due, and removes leftovers.
+async fn scrub(
     cache: &Cache,
     metrics: &Metrics,
     (before, now): (Timestamp, Timestamp),
@@ -174,15 +180,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pace_does_not_make_up_for_lost_time() {
+    fn pace_does_not_allow_a_burst_after_a_pause() {
         let mut pace = Pace::new(1000);
         let begin = pace.begin;
-        assert_eq!(pace.rest(500, begin), Duration::from_millis(500));
-        assert_eq!(pace.rest(500, begin + Duration::from_millis(500)), Duration::from_millis(500));
-        // Ten seconds in which nothing could be read are no leave to read ten thousand bytes at once.
+        assert_eq!(pace.pause(500, begin), Duration::from_millis(500));
+        assert_eq!(pace.pause(500, begin + Duration::from_millis(500)), Duration::from_millis(500));
+        // Ten seconds without a read do not allow ten thousand bytes at once.
         let late = begin + Duration::from_secs(11);
-        assert_eq!(pace.rest(100, late), Duration::ZERO);
-        assert_eq!(pace.rest(100, late), Duration::from_millis(100));
-        assert_eq!(Pace::new(0).rest(u64::MAX, begin), Duration::ZERO);
+        assert_eq!(pace.pause(100, late), Duration::ZERO);
+        assert_eq!(pace.pause(100, late), Duration::from_millis(100));
+        assert_eq!(Pace::new(0).pause(u64::MAX, begin), Duration::ZERO);
     }
 }

@@ -19,7 +19,7 @@ pub struct StatusReport {
     pub now: Timestamp,
     /// Version of larder.
     pub version: String,
-    /// Figures of the running server. None if only the store was opened.
+    /// Figures of the running server. `None` if only the store was opened.
     pub service: Option<ServiceReport>,
     /// State of the store.
     pub store: StoreStatus,
@@ -51,7 +51,7 @@ pub struct ServiceReport {
     pub requests: u64,
     /// Requests that caused no download.
     pub hits: u64,
-    /// Share of hits in requests, between 0 and 1. None before the first request.
+    /// Share of hits in requests, between 0 and 1. `None` before the first request.
     pub hit_ratio: Option<f64>,
     /// Body bytes sent to clients.
     pub served: u64,
@@ -59,7 +59,7 @@ pub struct ServiceReport {
     pub fetched: u64,
     /// Bytes sent to clients minus bytes fetched from upstreams, at least 0.
     pub saved: u64,
-    /// Share of saved bytes in sent bytes, between 0 and 1. None before the first byte.
+    /// Share of saved bytes in sent bytes, between 0 and 1. `None` before the first byte.
     pub byte_hit_ratio: Option<f64>,
 }
 

@@ -17,18 +17,18 @@ use crate::oci::media::ManifestKind;
 use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
 use super::platform::{NO_IMAGE, Platform};
-use super::protocol::{OpsError, ProgressPiece, ProgressReporter, WarmSpec};
+use super::protocol::{OpsError, ProgressReporter, RunningItem, WarmSpec};
 use super::reference::{self, ImageReference};
 
-/// Images that are fetched at once.
-const IMAGES: usize = 4;
-/// Blobs that are fetched at once, for all images together.
-const BLOBS: usize = 8;
+/// Images that are fetched concurrently.
+const IMAGES_MAX: usize = 4;
+/// Blobs that are fetched concurrently, for all images together.
+const BLOBS_MAX: usize = 8;
 
 /// Result for one reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmedImage {
-    /// Whole reference.
+    /// Complete reference.
     pub reference: String,
     /// Digest of the image.
     pub digest: Option<Digest>,
@@ -40,9 +40,9 @@ pub struct WarmedImage {
     pub blobs: u64,
     /// Bytes of these blobs.
     pub bytes: u64,
-    /// Blobs of these that were downloaded.
+    /// Number of these blobs that were downloaded.
     pub fetched: u64,
-    /// Reason why the upstream did not confirm the tag. Then the image that the tag last named was fetched.
+    /// Reason why the upstream did not confirm the tag. The last known image of the tag was fetched.
     pub stale: Option<String>,
     /// Reason why the image is incomplete. None if it is complete.
     pub error: Option<String>,
@@ -57,28 +57,32 @@ pub struct WarmReport {
     pub images: Vec<WarmedImage>,
 }
 
-/// Fetches images, several at once.
-pub async fn warm(cache: &Cache, ask: WarmSpec, reporter: &ProgressReporter) -> Result<WarmReport, OpsError> {
+/// Fetches images, several concurrently.
+pub async fn warm(
+    cache: &Cache,
+    spec: WarmSpec,
+    reporter: &ProgressReporter,
+) -> Result<WarmReport, OpsError> {
     let mut named: Vec<ImageReference> = Vec::new();
-    for text in &ask.references {
+    for text in &spec.references {
         let next = reference::parse(cache, text)?;
         if !named.contains(&next) {
             named.push(next);
         }
     }
     if named.is_empty() {
-        return Err(OpsError::Invalid("no reference is named".to_owned()));
+        return Err(OpsError::Invalid("no reference is given".to_owned()));
     }
-    let platforms: Vec<(String, Platform)> = ask
+    let platforms: Vec<(String, Platform)> = spec
         .platforms
         .iter()
         .map(|text| Ok((text.clone(), Platform::parse(text)?)))
         .collect::<Result<_, OpsError>>()?;
     let platforms = Arc::new(platforms);
     reporter.expect(named.len());
-    let (images, blobs) = (Arc::new(Semaphore::new(IMAGES)), Arc::new(Semaphore::new(BLOBS)));
+    let (images, blobs) = (Arc::new(Semaphore::new(IMAGES_MAX)), Arc::new(Semaphore::new(BLOBS_MAX)));
     let mut work = JoinSet::new();
-    for (place, named) in named.into_iter().enumerate() {
+    for (position, named) in named.into_iter().enumerate() {
         let image = ImageFetch {
             cache: cache.clone(),
             named,
@@ -87,12 +91,12 @@ pub async fn warm(cache: &Cache, ask: WarmSpec, reporter: &ProgressReporter) -> 
         };
         let (images, reporter) = (Arc::clone(&images), reporter.clone());
         work.spawn(async move {
-            let _turn = images.acquire().await;
-            (place, image.warm(&reporter).await)
+            let _permit = images.acquire().await;
+            (position, image.warm(&reporter).await)
         });
     }
     let mut rows = work.join_all().await;
-    rows.sort_by_key(|(place, _)| *place);
+    rows.sort_by_key(|(position, _)| *position);
     let images: Vec<WarmedImage> = rows.into_iter().map(|(_, image)| image).collect();
     Ok(WarmReport { complete: images.iter().all(|image| image.error.is_none()), images })
 }
@@ -108,15 +112,15 @@ struct ImageFetch {
 impl ImageFetch {
     async fn warm(&self, reporter: &ProgressReporter) -> WarmedImage {
         let mut image = WarmedImage { reference: self.named.to_string(), ..WarmedImage::default() };
-        let piece = Arc::new(reporter.begin(image.reference.clone()));
-        if let Err(error) = self.bring(&mut image, &piece).await {
-            tracing::warn!(reference = image.reference, %error, "an image could not be fetched ahead");
+        let item = Arc::new(reporter.begin(image.reference.clone()));
+        if let Err(error) = self.fetch(&mut image, &item).await {
+            tracing::warn!(reference = image.reference, %error, "an image could not be fetched");
             image.error = Some(error.to_string());
         }
         image
     }
 
-    async fn bring(&self, image: &mut WarmedImage, piece: &Arc<ProgressPiece>) -> Result<(), OpsError> {
+    async fn fetch(&self, image: &mut WarmedImage, item: &Arc<RunningItem>) -> Result<(), OpsError> {
         let found = self.root().await?;
         image.stale = found.stale.as_ref().map(ToString::to_string);
         image.digest = Some(found.manifest.digest);
@@ -127,28 +131,28 @@ impl ImageFetch {
         }
         let mut seen = HashSet::new();
         blobs.retain(|blob| !blob.foreign && seen.insert(blob.digest));
-        piece.expect(blobs.iter().filter_map(|blob| blob.size).sum());
+        item.expect(blobs.iter().filter_map(|blob| blob.size).sum());
         let mut work = JoinSet::new();
         for blob in blobs {
             let (cache, repository) = (self.cache.clone(), self.named.repository.clone());
-            let (turns, piece) = (Arc::clone(&self.blobs), Arc::clone(piece));
+            let (permits, item) = (Arc::clone(&self.blobs), Arc::clone(item));
             work.spawn(async move {
-                let _turn = turns.acquire().await;
-                let brought = bring(&cache, &repository, &blob, &piece).await;
-                (blob, brought)
+                let _permit = permits.acquire().await;
+                let result = fetch_blob(&cache, &repository, &blob, &item).await;
+                (blob, result)
             });
         }
         let mut failed = None;
         while let Some(ended) = work.join_next().await {
-            let Ok((blob, brought)) = ended else { continue };
-            match brought {
+            let Ok((blob, result)) = ended else { continue };
+            match result {
                 Ok(fetched) => {
                     image.blobs += 1;
                     image.bytes += blob.size.unwrap_or_default();
                     image.fetched += u64::from(fetched);
                 }
                 Err(CacheError::Store(error)) => {
-                    failed = Some(OpsError::Content(format!("{} could not be kept: {error}", blob.digest)));
+                    failed = Some(OpsError::Content(format!("{} could not be stored: {error}", blob.digest)));
                 }
                 Err(error) => failed = Some(OpsError::Content(format!("{}: {error}", blob.digest))),
             }
@@ -162,14 +166,15 @@ impl ImageFetch {
         let reference = match (tag, digest) {
             (Some(tag), _) => Reference::Tag(tag.clone()),
             (None, Some(digest)) => Reference::Digest(*digest),
-            (None, None) => return Err(OpsError::Invalid("a reference has a tag or a digest".to_owned())),
+            (None, None) => {
+                return Err(OpsError::Invalid("the reference has neither a tag nor a digest".to_owned()));
+            }
         };
         let found = manifest(&self.cache, repository, &reference).await?;
         match digest {
-            Some(wanted) if found.manifest.digest != *wanted => Err(OpsError::Content(format!(
-                "the tag stands for {}, not for {wanted}",
-                found.manifest.digest
-            ))),
+            Some(wanted) if found.manifest.digest != *wanted => {
+                Err(OpsError::Content(format!("the tag names {}, not {wanted}", found.manifest.digest)))
+            }
             _ => Ok(found),
         }
     }
@@ -185,8 +190,8 @@ impl ImageFetch {
         }
         let children = self.children(root, image).await?;
         let mut found = Vec::new();
-        for place in self.wanted(&children)? {
-            let Some(child) = children.get(place) else { continue };
+        for position in self.wanted(&children)? {
+            let Some(child) = children.get(position) else { continue };
             image.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
             let reference = Reference::Digest(child.digest);
             found.push(manifest(&self.cache, &self.named.repository, &reference).await?.manifest);
@@ -228,23 +233,23 @@ impl ImageFetch {
         if self.platforms.is_empty() {
             return Ok((0..children.len()).collect());
         }
-        let mut places = Vec::new();
+        let mut positions = Vec::new();
         for (text, platform) in self.platforms.iter() {
-            let place = platform.choose(children.iter().map(|child| child.platform.as_deref()));
-            let place = place.ok_or_else(|| OpsError::NoPlatform {
+            let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
+            let position = position.ok_or_else(|| OpsError::NoPlatform {
                 reference: self.named.to_string(),
                 wanted: text.clone(),
-                there: children
+                available: children
                     .iter()
                     .filter_map(|child| child.platform.clone())
                     .filter(|it| it != NO_IMAGE)
                     .collect(),
             })?;
-            if !places.contains(&place) {
-                places.push(place);
+            if !positions.contains(&position) {
+                positions.push(position);
             }
         }
-        Ok(places)
+        Ok(positions)
     }
 }
 
@@ -272,17 +277,17 @@ pub(super) async fn manifest(
 }
 
 /// Fetches a blob and reports each byte once, also after a retry. Returns true if the blob was downloaded.
-async fn bring(
+async fn fetch_blob(
     cache: &Cache,
     repository: &Repository,
     blob: &Descriptor,
-    piece: &ProgressPiece,
+    item: &RunningItem,
 ) -> Result<bool, CacheError> {
     let reported = std::sync::atomic::AtomicU64::new(0);
     let attempt = || {
         cache.fetch_blob(repository, &blob.digest, |available| {
             let before = reported.fetch_max(available, std::sync::atomic::Ordering::Relaxed);
-            piece.done(available.saturating_sub(before));
+            item.done(available.saturating_sub(before));
         })
     };
     attempt.retry(backoff()).when(CacheError::is_retryable).await

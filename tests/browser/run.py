@@ -167,7 +167,7 @@ def by_mouse(browser, _):
     browser.click("Images")
     browser.click("docker.io/library/postgres")
     browser.click("17")
-    require("held whole: linux/amd64" in browser.text(), f"the index says {browser.text('.says')!r}")
+    require("complete: linux/amd64" in browser.text(), f"the index says {browser.text('.says')!r}")
     browser.click("linux/arm64/v8")
     tab = browser.one(".tabs a[aria-current=page]").text
     require("linux/arm64/v8" in tab, f"the tab is {tab!r}")

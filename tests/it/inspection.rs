@@ -66,7 +66,7 @@ fn tables_are_readable() {
     let text = verb::online(&world.larder, &["tags", "multi"]).exited_with(0).stdout;
     assert!(text.starts_with("TAG") && text.lines().count() == 2, "{text}");
     let none = verb::online(&world.larder, &["tags", "absent"]).exited_with(5);
-    assert!(none.stderr.contains("nothing is held of docker.io/library/absent"), "{none:?}");
+    assert!(none.stderr.contains("nothing of docker.io/library/absent is cached"), "{none:?}");
 }
 
 #[test]
@@ -96,8 +96,8 @@ fn platform_without_blobs_is_reported() {
     assert_eq!(report["complete"], false);
     let says = report["says"].as_str().unwrap();
     assert!(
-        says.starts_with("linux/arm64: its manifest is held, 2 of its 2 blobs (")
-            && says.ends_with(") are not; held whole: linux/amd64"),
+        says.starts_with("linux/arm64: 2 of its 2 blobs (")
+            && says.ends_with(") are not cached; complete: linux/amd64"),
         "{says}"
     );
     let missing: Vec<_> =
@@ -132,13 +132,13 @@ fn missing_platform_error_lists_the_available_ones() {
     let larder = &world.larder;
     let told = |arguments: &[&str], code: i32| verb::online(larder, arguments).exited_with(code).stderr;
     let text = told(&["inspect", "multi:v1", "--platform", "linux/s390x"], 5);
-    assert!(text.contains("no image for linux/s390x; there are: linux/amd64, linux/arm64"), "{text}");
+    assert!(text.contains("no image for linux/s390x; available: linux/amd64, linux/arm64"), "{text}");
     let text = told(&["inspect", "org/single:2", "--oci"], 5);
     assert!(text.contains(DOCKER_MANIFEST) && text.contains("never converts"), "{text}");
     let text =
         told(&["inspect", "multi:v1", "--platform", "linux/amd64", "--media-type", DOCKER_MANIFEST], 5);
     assert!(text.contains(OCI_MANIFEST), "{text}");
-    assert!(told(&["inspect", "multi:v2"], 5).contains("docker.io/library/multi:v2 is not held"));
+    assert!(told(&["inspect", "multi:v2"], 5).contains("docker.io/library/multi:v2 is not cached"));
     assert!(told(&["inspect", "org/single:2", "--index"], 1).contains("not an index"));
     assert!(told(&["inspect", "multi:v1", "--config"], 1).contains("linux/amd64, linux/arm64"));
     assert!(told(&["inspect", "multi:v1", "--platform", "arm64"], 1).contains("write os/arch"));
@@ -182,7 +182,7 @@ fn check_names_missing_content() {
     let by_digest = format!("multi:any@{}", index.document.digest);
     check(&[&by_digest, "--platform", "linux/amd64"]).exited_with(0);
     let several = check(&["multi:v1", "gone:1", "--all-platforms"]).exited_with(4).json();
-    assert_eq!(several["images"][1]["reason"], "the tag is not held");
+    assert_eq!(several["images"][1]["reason"], "the tag is not cached");
     let none = check(&["multi:v1", "--platform", "linux/s390x"]).exited_with(4).json();
     assert!(none["images"][0]["reason"].as_str().unwrap().contains("linux/amd64, linux/arm64"), "{none}");
 }

@@ -99,7 +99,7 @@ fn tag_with_digest_is_fetched_by_tag_and_verified() {
     assert_eq!(registry.count("GET", "/v2/library/multi/manifests/v1"), 1, "by tag");
     let wrong = format!("multi:v1@{}", index.images[0].manifest.digest);
     let ran = verb::online(&larder, &["warm", &wrong, "org/app:1"]).exited_with(4);
-    assert!(ran.stdout.contains(&format!("stands for {}", index.document.digest)), "{ran:?}");
+    assert!(ran.stdout.contains(&format!("names {}", index.document.digest)), "{ran:?}");
     assert!(
         ran.stdout.contains("cached docker.io/org/app:1"),
         "one failure does not stop the others: {ran:?}"
@@ -117,7 +117,7 @@ fn unfetchable_content_is_named() {
     assert_eq!(report["complete"], false);
     assert!(report["images"][0]["error"].as_str().unwrap().contains("does not have it"), "{report}");
     assert!(
-        report["images"][1]["error"].as_str().unwrap().contains("there are: linux/amd64, linux/arm64"),
+        report["images"][1]["error"].as_str().unwrap().contains("available: linux/amd64, linux/arm64"),
         "{report}"
     );
     assert!(ran.stderr.contains("2 of 2 images"), "{ran:?}");

@@ -227,10 +227,10 @@ fn export_selects_platforms_and_names_a_missing_one() {
     let folder = larder.setup().folder().to_owned();
     let ran =
         verb::online(&larder, &["export", "multi:v1", &path(&folder, "a.tar"), "--platform", "linux/s390x"]);
-    assert!(ran.exited_with(5).stderr.contains("there are: linux/amd64, linux/arm64"));
+    assert!(ran.exited_with(5).stderr.contains("available: linux/amd64, linux/arm64"));
     let ran =
         verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar"), "--platform", "linux/arm64"]);
-    assert!(ran.exited_with(5).stderr.contains("there are: linux/amd64"));
+    assert!(ran.exited_with(5).stderr.contains("available: linux/amd64"));
     verb::online(&larder, &["export", "org/app:1", &path(&folder, "a.tar"), "--platform", "linux/amd64"])
         .exited_with(0);
     registry.add_index(
@@ -277,7 +277,7 @@ fn export_fetches_missing_content_unless_offline() {
     assert!(ran.stderr.contains(&index.images[1].manifest.digest), "{ran:?}");
     serves(&larder, "library/multi", &index.images[1].manifest.digest, &index.images[1].manifest);
     let ran = export(&["--offline"]).exited_with(4);
-    assert!(ran.stderr.contains("2 things are missing") && ran.stderr.contains("larder warm"), "{ran:?}");
+    assert!(ran.stderr.contains("2 parts are missing") && ran.stderr.contains("larder warm"), "{ran:?}");
     for blob in index.images[1].blobs() {
         assert!(ran.stderr.contains(&blob.digest), "{ran:?}");
         assert_eq!(registry.count("GET", &blob.digest), 0);
@@ -607,8 +607,8 @@ fn malformed_archive_is_reported_and_leaves_nothing() {
         (tar_of(&twice), "twice"),
         (docker, "skopeo copy docker-archive:"),
         (out, "would lead out of it"),
-        (link, "is no file"),
-        (tar_of(&sized), "its descriptor says 7"),
+        (link, "is not a file"),
+        (tar_of(&sized), "its descriptor states 7"),
         (raw_header("x", b'L', 8 << 30), "claims 8589934592 bytes"),
         (b"no tar at all".to_vec(), "is no tar"),
         (b"\x28\xb5\x2f\xfd and so on".to_vec(), "zstd"),

@@ -83,12 +83,12 @@ fn links_resolve() {
 fn image_page_shows_cached_parts() {
     let world = PartlyCached::new();
     let index = world.page("/image?reference=multi:v1");
-    assert!(index.contains("The index is held with 2 of 2 manifests; held whole: linux/amd64."), "{index}");
+    assert!(index.contains("The index is cached with 2 of 2 manifests; complete: linux/amd64."), "{index}");
     assert!(index.contains("1 platform can be pulled offline"), "{index}");
     assert!(index.contains("manifest only") && index.contains(&world.index.document.digest));
     let held = world.page("/image?reference=multi:v1&platform=linux/amd64");
     let [image, other] = [&world.index.images[0], &world.index.images[1]];
-    assert!(held.contains("linux/amd64: held whole.") && held.contains("can be pulled offline"), "{held}");
+    assert!(held.contains("linux/amd64: complete.") && held.contains("can be pulled offline"), "{held}");
     assert!(image.blobs().all(|blob| held.contains(&blob.digest)), "{held}");
     let lacking = world.page("/image?reference=multi:v1&platform=linux/arm64");
     assert!(lacking.contains("cannot be pulled offline") && lacking.contains("not cached"), "{lacking}");

@@ -53,7 +53,7 @@ pub(super) fn failed(error: &OpsError) -> Response<Body> {
 pub(super) fn status_of(error: &OpsError) -> StatusCode {
     match error {
         OpsError::Invalid(_) => StatusCode::BAD_REQUEST,
-        OpsError::NotHeld(_)
+        OpsError::NotCached(_)
         | OpsError::Missing { .. }
         | OpsError::NoPlatform { .. }
         | OpsError::NoMediaType { .. } => StatusCode::NOT_FOUND,

@@ -69,11 +69,11 @@ pub(super) async fn export(request: ApiRequest) -> Response<Body> {
         Ok(options) => export::export(&request.operations, options).await,
         Err(error) => Err(error),
     };
-    let export::Export { report, length, pieces } = match started {
+    let export::Export { report, length, chunks } = match started {
         Ok(export) => export,
         Err(error) => return reply::failed(&error),
     };
-    let mut response = Response::new(Body::stream(pieces, Some(length)));
+    let mut response = Response::new(Body::stream(chunks, Some(length)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(TAR));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

@@ -72,7 +72,7 @@ struct ManifestRow {
     digest: String,
     short: String,
     size: ByteCount,
-    held: Badge,
+    cached: Badge,
 }
 
 /// Blob of a manifest.
@@ -82,7 +82,7 @@ struct BlobRow {
     short: String,
     media_type: String,
     size: Option<ByteCount>,
-    held: Badge,
+    cached: Badge,
 }
 
 struct ReferrerLink {
@@ -91,7 +91,7 @@ struct ReferrerLink {
     link: Option<String>,
     artifact_type: String,
     size: Option<ByteCount>,
-    held: Badge,
+    cached: Badge,
 }
 
 /// Document for display.
@@ -209,7 +209,7 @@ async fn config_of(operations: &Operations, ask: &InspectQuery) -> Result<Option
     let ask = InspectQuery { config: true, index: false, oci: false, media_type: None, ..ask.clone() };
     match inspect::inspect(operations.cache(), ask).await {
         Ok(config) => Ok(Some(config)),
-        Err(OpsError::NotHeld(_)) => Ok(None),
+        Err(OpsError::NotCached(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -256,8 +256,8 @@ fn tabs(report: &InspectReport, ask: &InspectQuery, repository: &str) -> Vec<Tab
     tabs
 }
 
-fn held(there: bool) -> Badge {
-    if there { Badge::new("good", "cached") } else { Badge::new("bad", "not cached") }
+fn cached(is_cached: bool) -> Badge {
+    if is_cached { Badge::new("good", "cached") } else { Badge::new("bad", "not cached") }
 }
 
 fn manifests(report: &InspectReport, repository: &str) -> Vec<ManifestRow> {
@@ -270,7 +270,7 @@ fn manifests(report: &InspectReport, repository: &str) -> Vec<ManifestRow> {
             short: short_digest(&digest),
             digest,
             size: ByteCount(row.size),
-            held: match (row.complete, row.manifest) {
+            cached: match (row.complete, row.manifest) {
                 (true, _) => Badge::new("good", "complete"),
                 (false, true) => Badge::new("fair", "manifest only"),
                 (false, false) => Badge::new("bad", "not cached"),
@@ -298,10 +298,10 @@ fn parts(report: &InspectReport) -> Vec<BlobRow> {
             digest,
             media_type: part.media_type.clone().unwrap_or_else(|| "not stated".to_owned()),
             size: part.size.map(ByteCount),
-            held: if part.foreign && !part.held {
+            cached: if part.foreign && !part.cached {
                 Badge::new("fair", "not in the registry")
             } else {
-                held(part.held)
+                cached(part.cached)
             },
         }
     };
@@ -312,10 +312,10 @@ fn referrers(report: &InspectReport, repository: &str) -> Vec<ReferrerLink> {
     let line = |row: &inspect::ReferrerRow| ReferrerLink {
         digest: row.digest.clone(),
         short: short_digest(&row.digest),
-        link: row.held.then(|| format::image_url("/image", &format!("{repository}@{}", row.digest), &[])),
+        link: row.cached.then(|| format::image_url("/image", &format!("{repository}@{}", row.digest), &[])),
         artifact_type: row.artifact_type.clone().unwrap_or_else(|| "not stated".to_owned()),
         size: row.size.map(ByteCount),
-        held: held(row.held),
+        cached: cached(row.cached),
     };
     report.referrers.iter().take(ENTRIES_MAX).map(line).collect()
 }

@@ -92,7 +92,7 @@ pub(super) async fn all(operations: &Operations, query: &str) -> Result<String, 
 pub(super) async fn repository(operations: &Operations, name: &str) -> Result<String, OpsError> {
     let report = list::list(operations.cache(), Some(name), true).await?;
     let Some(first) = report.images.first() else {
-        return Err(OpsError::NotHeld(format!("nothing of {name} is cached")));
+        return Err(OpsError::NotCached(format!("nothing of {name} is cached")));
     };
     let repository = first.repository.clone();
     let more = report.images.len().saturating_sub(SHOWN);

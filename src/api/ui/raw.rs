@@ -26,7 +26,7 @@ pub(super) fn parse(query: &str) -> Result<InspectQuery, OpsError> {
 /// Returns a manifest, an index or a config.
 pub(super) async fn document(operations: &Operations, query: &str) -> Result<Response<Body>, OpsError> {
     let report = inspect::inspect(operations.cache(), parse(query)?).await?;
-    let Some(raw) = report.raw else { return Err(OpsError::NotHeld(report.says)) };
+    let Some(raw) = report.raw else { return Err(OpsError::NotCached(report.says)) };
     let media_type = "text/plain; charset=utf-8";
     let mut response = respond(StatusCode::OK, media_type, "private, no-cache", POLICY, raw.into());
     let digest = report.digest.to_string();

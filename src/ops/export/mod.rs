@@ -27,9 +27,9 @@ use super::reference;
 use super::warm::backoff;
 use crate::layout::{TAR_END, blob_path, file_header, padding};
 
-/// Chunks that wait for the receiver at most.
-const QUEUE: usize = 4;
-/// Blobs that are fetched ahead.
+/// Maximum number of chunks that wait for the receiver.
+const QUEUE_LENGTH: usize = 4;
+/// Number of blobs that are fetched ahead.
 const AHEAD: usize = 4;
 /// Attempts to read a blob to its end.
 const ATTEMPTS: usize = 3;
@@ -42,45 +42,49 @@ pub struct Export {
     /// Length of the archive in bytes.
     pub length: u64,
     /// Chunks of the archive. After an error no more chunks follow.
-    pub pieces: mpsc::Receiver<Result<Bytes, CacheError>>,
+    pub chunks: mpsc::Receiver<Result<Bytes, CacheError>>,
 }
 
 /// Starts an export.
-pub async fn export(operations: &Operations, ask: ExportRequest) -> Result<Export, OpsError> {
+pub async fn export(operations: &Operations, request: ExportRequest) -> Result<Export, OpsError> {
     let cache = operations.cache();
-    let named = reference::parse(cache, &ask.reference)?;
-    let platforms: Vec<(String, Platform)> = ask
+    let named = reference::parse(cache, &request.reference)?;
+    let platforms: Vec<(String, Platform)> = request
         .platforms
         .iter()
         .map(|text| Ok((text.clone(), Platform::parse(text)?)))
         .collect::<Result<_, OpsError>>()?;
-    let name = match (&ask.name, &named.tag) {
-        (Some(name), _) => Some(reference::whole(cache, name)?),
+    let name = match (&request.name, &named.tag) {
+        (Some(name), _) => Some(reference::complete_name(cache, name)?),
         (None, Some(tag)) => Some((format!("{}:{tag}", named.repository), tag.to_string())),
         (None, None) => None,
     };
-    let search = Search { cache, named: &named, platforms: &platforms, offline: ask.offline };
+    let search = Search { cache, named: &named, platforms: &platforms, offline: request.offline };
     let plan = search.plan().await?;
     let parts = plan.parts(name.as_ref());
     let length = parts.iter().map(ArchivePart::length).fold(TAR_END.len() as u64, u64::saturating_add);
     let report = plan.report(&named, name);
-    let (sender, pieces) = mpsc::channel(QUEUE);
-    let sending =
-        Sending { cache: cache.clone(), repository: named.repository, offline: ask.offline, sender };
+    let (sender, chunks) = mpsc::channel(QUEUE_LENGTH);
+    let archive = ArchiveSender {
+        cache: cache.clone(),
+        repository: named.repository,
+        offline: request.offline,
+        sender,
+    };
     tokio::spawn(async move {
-        if let Err(Stop::Failed(error)) = sending.run(&parts).await {
-            tracing::warn!(reference = %sending.repository, %error, "an export broke off");
-            // The receiver may be gone.
-            let _ = sending.sender.send(Err(error)).await;
+        if let Err(Stop::Failed(error)) = archive.run(&parts).await {
+            tracing::warn!(reference = %archive.repository, %error, "an export failed");
+            // The receiver may have been dropped.
+            let _ = archive.sender.send(Err(error)).await;
         }
     });
-    Ok(Export { report, length, pieces })
+    Ok(Export { report, length, chunks })
 }
 
 /// Reason why an export stops.
 enum Stop {
     /// The receiver was dropped.
-    Gone,
+    Disconnected,
     Failed(CacheError),
 }
 
@@ -91,24 +95,24 @@ impl From<CacheError> for Stop {
 }
 
 /// Sender of an archive.
-struct Sending {
+struct ArchiveSender {
     cache: Cache,
     repository: Repository,
     offline: bool,
     sender: mpsc::Sender<Result<Bytes, CacheError>>,
 }
 
-impl Sending {
+impl ArchiveSender {
     async fn run(&self, parts: &[ArchivePart]) -> Result<(), Stop> {
-        // Dropping the set stops the waiting, not the fills, which the cache owns.
-        let (mut ahead, mut begun) = (JoinSet::new(), 0);
-        for (place, part) in parts.iter().enumerate() {
-            for next in parts.iter().take(place + 1 + AHEAD).skip(begun.max(place + 1)) {
-                if let ArchivePart::Blob(PlannedBlob { digest, held: false, .. }) = next {
+        // The fills are owned by the cache, so they continue when the set is dropped.
+        let (mut ahead, mut started) = (JoinSet::new(), 0);
+        for (position, part) in parts.iter().enumerate() {
+            for next in parts.iter().take(position + 1 + AHEAD).skip(started.max(position + 1)) {
+                if let ArchivePart::Blob(PlannedBlob { digest, cached: false, .. }) = next {
                     ahead.spawn(fetch(self.cache.clone(), self.repository.clone(), *digest));
                 }
             }
-            begun = place + 1 + AHEAD;
+            started = position + 1 + AHEAD;
             match part {
                 ArchivePart::File(path, content) => {
                     let mut bytes = BytesMut::from(&*file_header(path, content.len() as u64));
@@ -131,28 +135,29 @@ impl Sending {
         let mut at = 0;
         for _ in 1..ATTEMPTS {
             match self.rest(blob, &mut at).await {
-                Err(Stop::Failed(error)) if !self.offline && is_worth_another(&error) => {
-                    tracing::info!(digest = %blob.digest, %error, at, "a blob broke off in an export; going on");
+                Err(Stop::Failed(error)) if !self.offline && can_be_repeated(&error) => {
+                    tracing::info!(digest = %blob.digest, %error, at, "a blob was interrupted during an export; continuing");
                 }
-                ended => return ended,
+                result => return result,
             }
         }
         self.rest(blob, &mut at).await
     }
 
+    /// Sends the bytes of a blob from the offset `at`, and advances `at`.
     async fn rest(&self, blob: &PlannedBlob, at: &mut u64) -> Result<(), Stop> {
         let PlannedBlob { digest, size, .. } = blob;
         let attempt = || self.cache.blob(&self.repository, digest);
         let found = attempt.retry(backoff()).when(CacheError::is_retryable).await?;
         let range = (*at > 0).then_some(*at..*size);
         let (mut reader, _) = self.cache.reader(&self.repository, digest, found, range).await?;
-        while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
-            let piece = piece?;
-            *at += piece.len() as u64;
+        while let Some(chunk) = poll_fn(|cx| reader.poll_next(cx)).await {
+            let chunk = chunk?;
+            *at += chunk.len() as u64;
             if *at > *size {
                 return Err(CacheError::Mismatch(format!("{digest} is longer than {size} bytes")).into());
             }
-            self.send(piece).await?;
+            self.send(chunk).await?;
         }
         if *at < *size { Err(CacheError::Interrupted.into()) } else { Ok(()) }
     }
@@ -161,12 +166,12 @@ impl Sending {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.sender.send(Ok(bytes)).await.map_err(|_| Stop::Gone)
+        self.sender.send(Ok(bytes)).await.map_err(|_| Stop::Disconnected)
     }
 }
 
 /// Returns true if another read may succeed: corrupt content is fetched again.
-fn is_worth_another(error: &CacheError) -> bool {
+fn can_be_repeated(error: &CacheError) -> bool {
     error.is_retryable() || error.kind() == CacheErrorKind::Corrupt
 }
 

@@ -39,7 +39,7 @@ impl PlannedDocument {
 pub(super) struct PlannedBlob {
     pub(super) digest: Digest,
     pub(super) size: u64,
-    pub(super) held: bool,
+    pub(super) cached: bool,
 }
 
 /// Content of an archive.
@@ -61,7 +61,7 @@ pub(super) struct Plan {
 pub(super) enum ArchivePart {
     /// File in memory.
     File(String, Bytes),
-    /// Blob that the cache has or fetches.
+    /// Blob from the cache, fetched if it is missing.
     Blob(PlannedBlob),
 }
 
@@ -75,7 +75,7 @@ impl ArchivePart {
     }
 }
 
-/// Whole name of the image in the archive, and its tag.
+/// Complete name of the image in the archive, and its tag.
 pub(super) type ArchiveName = (String, String);
 
 impl Plan {
@@ -142,7 +142,7 @@ impl Plan {
             manifests: 1 + self.below.len() as u64,
             blobs: self.blobs.len() as u64,
             bytes: documents.chain(self.blobs.iter().map(|it| it.size)).sum(),
-            fetched: self.blobs.iter().filter(|blob| !blob.held).count() as u64,
+            fetched: self.blobs.iter().filter(|blob| !blob.cached).count() as u64,
             stale: self.stale.clone(),
         }
     }

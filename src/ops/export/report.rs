@@ -8,9 +8,9 @@ use crate::oci::Digest;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Export)]
 pub struct ExportReport {
-    /// Whole reference.
+    /// Complete reference.
     pub reference: String,
-    /// Whole name in the archive. None for an image without a tag.
+    /// Complete name in the archive. `None` for an image without a tag.
     pub name: Option<String>,
     /// Digest of the image in the archive.
     pub digest: Digest,
@@ -18,7 +18,7 @@ pub struct ExportReport {
     pub media_type: String,
     /// Platforms in the archive.
     pub platforms: Vec<String>,
-    /// True if the archive has everything that the index points at.
+    /// True if the archive has all content that the index lists.
     pub complete: bool,
     /// Manifests in the archive, indexes included.
     pub manifests: u64,

@@ -57,7 +57,7 @@ impl Search<'_> {
         Ok(Plan { root, below, blobs, complete, stale })
     }
 
-    /// Adds the manifests of the wanted children, and returns the children that are no manifests.
+    /// Adds the manifests of the wanted children, and returns the children that are not manifests.
     async fn documents(
         &self,
         wanted: Vec<Descriptor>,
@@ -69,7 +69,7 @@ impl Search<'_> {
             match self.child(&child).await {
                 Ok(Some(document)) => {
                     bytes += document.body.len();
-                    self.bounded(bytes)?;
+                    self.check_bytes(bytes)?;
                     documents.push(document);
                 }
                 Ok(None) => loose.push(child),
@@ -81,8 +81,8 @@ impl Search<'_> {
         if missing.is_empty() { Ok(loose) } else { Err(self.missing(missing)) }
     }
 
-    /// Checks the length of all manifests, which are in memory at once.
-    fn bounded(&self, bytes: usize) -> Result<(), OpsError> {
+    /// Checks the length of all manifests, which are in memory together.
+    fn check_bytes(&self, bytes: usize) -> Result<(), OpsError> {
         if bytes as u64 <= BYTES_MAX {
             return Ok(());
         }
@@ -96,25 +96,27 @@ impl Search<'_> {
         let wanted = match (tag, digest) {
             (Some(tag), _) => Reference::Tag(tag.clone()),
             (None, Some(digest)) => Reference::Digest(*digest),
-            (None, None) => return Err(OpsError::Invalid("a reference has a tag or a digest".to_owned())),
+            (None, None) => {
+                return Err(OpsError::Invalid("the reference has neither a tag nor a digest".to_owned()));
+            }
         };
-        let not_held = || {
+        let not_cached = || {
             let named = self.named;
-            OpsError::NotHeld(format!(
+            OpsError::NotCached(format!(
                 "{named} is not cached; leave out --offline, or fetch it with `larder warm`"
             ))
         };
         let (document, stale) = if self.offline {
-            let held = match &wanted {
+            let cached = match &wanted {
                 Reference::Digest(digest) => Some(*digest),
                 Reference::Tag(tag) => {
                     let (repository, tag) = (repository.clone(), tag.clone());
-                    let fact = self.cache.view(move |held| held.tag(&repository, &tag)).await?;
+                    let fact = self.cache.view(move |view| view.tag(&repository, &tag)).await?;
                     fact.map(|fact| fact.digest)
                 }
             };
-            let digest = held.ok_or_else(not_held)?;
-            (self.held(&digest, None).await?.ok_or_else(not_held)?, None)
+            let digest = cached.ok_or_else(not_cached)?;
+            (self.cached(&digest, None).await?.ok_or_else(not_cached)?, None)
         } else {
             let found = manifest(self.cache, repository, &wanted).await?;
             let stale = found.stale.as_ref().map(ToString::to_string);
@@ -124,19 +126,20 @@ impl Search<'_> {
         };
         match digest {
             Some(wanted) if document.digest != *wanted => {
-                Err(OpsError::Content(format!("the tag stands for {}, not for {wanted}", document.digest)))
+                Err(OpsError::Content(format!("the tag names {}, not {wanted}", document.digest)))
             }
             _ => Ok((document, stale)),
         }
     }
 
-    async fn held(
+    /// Returns a cached manifest.
+    async fn cached(
         &self,
         digest: &Digest,
         platform: Option<String>,
     ) -> Result<Option<PlannedDocument>, OpsError> {
         let (repository, digest) = (self.named.repository.clone(), *digest);
-        let found = self.cache.view(move |held| held.manifest(&repository, &digest)).await?;
+        let found = self.cache.view(move |view| view.manifest(&repository, &digest)).await?;
         Ok(found.map(|found| PlannedDocument {
             digest,
             media_type: found.media_type,
@@ -145,11 +148,11 @@ impl Search<'_> {
         }))
     }
 
-    /// Finds a child of an index. Returns `None` if it is no manifest.
+    /// Finds a child of an index. Returns `None` if it is not a manifest.
     async fn child(&self, child: &Descriptor) -> Result<Option<PlannedDocument>, OpsError> {
         let Descriptor { digest, platform, .. } = child.clone();
         let known = child.media_type.as_ref().is_some_and(|it| it.kind().is_some());
-        if let Some(document) = self.held(&digest, platform.clone()).await? {
+        if let Some(document) = self.cached(&digest, platform.clone()).await? {
             return Ok(Some(document));
         }
         if self.offline {
@@ -163,9 +166,9 @@ impl Search<'_> {
             // Some build caches are indexes of blobs.
             Err(CacheError::NotFound) if !known => Ok(None),
             Err(CacheError::NotFound) => Err(OpsError::Content(format!(
-                "{} points at {digest} ({}), which the upstream does not have; select platforms with --platform",
+                "{} lists {digest} ({}), which the upstream does not have; select platforms with --platform",
                 self.named,
-                child.platform.as_deref().unwrap_or("for no platform"),
+                child.platform.as_deref().unwrap_or("no platform"),
             ))),
             Err(error) => Err(error.into()),
         }
@@ -210,16 +213,17 @@ impl Search<'_> {
             found.extend_from_slice(children);
         }
         for (text, platform) in self.platforms {
-            let place = platform.choose(children.iter().map(|child| child.platform.as_deref()));
-            let child = place.and_then(|place| children.get(place)).ok_or_else(|| OpsError::NoPlatform {
-                reference: self.named.to_string(),
-                wanted: text.clone(),
-                there: children
-                    .iter()
-                    .filter_map(|it| it.platform.clone())
-                    .filter(|it| it != NO_IMAGE)
-                    .collect(),
-            })?;
+            let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
+            let child =
+                position.and_then(|position| children.get(position)).ok_or_else(|| OpsError::NoPlatform {
+                    reference: self.named.to_string(),
+                    wanted: text.clone(),
+                    available: children
+                        .iter()
+                        .filter_map(|it| it.platform.clone())
+                        .filter(|it| it != NO_IMAGE)
+                        .collect(),
+                })?;
             found.push(child.clone());
         }
         let mut seen = HashSet::new();
@@ -252,8 +256,8 @@ impl Search<'_> {
             return Err(self.missing(missing));
         }
         let mut blobs = Vec::new();
-        for (blob, held) in wanted.iter().zip(sizes) {
-            let (digest, size) = (blob.digest, held.or(blob.size));
+        for (blob, cached) in wanted.iter().zip(sizes) {
+            let (digest, size) = (blob.digest, cached.or(blob.size));
             let size = if let Some(size) = size {
                 size
             } else {
@@ -262,7 +266,7 @@ impl Search<'_> {
                 let found = self.cache.blob(&self.named.repository, &digest).await?;
                 found.size.ok_or(CacheError::Interrupted)?
             };
-            blobs.push(PlannedBlob { digest, size, held: held.is_some() });
+            blobs.push(PlannedBlob { digest, size, cached: cached.is_some() });
         }
         Ok(blobs)
     }
@@ -271,8 +275,8 @@ impl Search<'_> {
     async fn sizes(&self, wanted: &[Descriptor]) -> Result<Vec<Option<u64>>, OpsError> {
         let (repository, digests) = (self.named.repository.clone(), wanted.iter().map(|it| it.digest));
         let digests: Vec<Digest> = digests.collect();
-        let sizes = self.cache.view(move |held| {
-            digests.iter().map(|digest| held.blob(&repository, digest)).collect::<Result<_, StoreError>>()
+        let sizes = self.cache.view(move |view| {
+            digests.iter().map(|digest| view.blob(&repository, digest)).collect::<Result<_, StoreError>>()
         });
         Ok(sizes.await?)
     }
@@ -281,28 +285,30 @@ impl Search<'_> {
     async fn check_platform(&self, image: &PlannedDocument) -> Result<(), OpsError> {
         let config = image.read().and_then(|read| read.blobs.first().map(|config| config.digest));
         let (Some(config), Some((text, _))) = (config, self.platforms.first()) else { return Ok(()) };
-        let Some(there) = self.config(&config).await?.as_deref().and_then(platform_in) else { return Ok(()) };
-        let fits = |platform: &Platform| platform.choose(std::iter::once(Some(there.as_str()))).is_some();
+        let Some(available) = self.config(&config).await?.as_deref().and_then(platform_in) else {
+            return Ok(());
+        };
+        let fits = |platform: &Platform| platform.choose(std::iter::once(Some(available.as_str()))).is_some();
         if self.platforms.iter().any(|(_, platform)| fits(platform)) {
             return Ok(());
         }
         let (reference, wanted) = (self.named.to_string(), text.clone());
-        Err(OpsError::NoPlatform { reference, wanted, there: vec![there] })
+        Err(OpsError::NoPlatform { reference, wanted, available: vec![available] })
     }
 
     /// Reads a config. Returns `None` if it is too large, or missing and `offline` is set.
     async fn config(&self, digest: &Digest) -> Result<Option<Vec<u8>>, OpsError> {
         let (repository, wanted) = (self.named.repository.clone(), *digest);
         if self.offline {
-            let held = self.cache.view(move |held| held.read_blob(&repository, &wanted, CONFIG_MAX)).await?;
-            return Ok(held.map(Into::into));
+            let body = self.cache.view(move |view| view.read_blob(&repository, &wanted, CONFIG_MAX)).await?;
+            return Ok(body.map(Into::into));
         }
         let attempt = || self.cache.blob(&repository, &wanted);
         let blob = attempt.retry(backoff()).when(CacheError::is_retryable).await?;
         let (mut reader, _) = self.cache.reader(&repository, digest, blob, None).await?;
         let mut body = Vec::new();
-        while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
-            body.extend_from_slice(&piece?);
+        while let Some(chunk) = poll_fn(|cx| reader.poll_next(cx)).await {
+            body.extend_from_slice(&chunk?);
             if body.len() as u64 > CONFIG_MAX {
                 return Ok(None);
             }

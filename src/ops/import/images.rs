@@ -1,4 +1,4 @@
-//! Imports the images of an archive: each manifest after everything that it points at, the tag last.
+//! Imports the images of an archive: each manifest after its content, the tag last.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use crate::ops::protocol::OpsError;
 
 /// Image that was stored.
 #[derive(Clone, Debug)]
-pub(super) struct TakenImage {
+pub(super) struct StoredImage {
     pub(super) repository: Repository,
     pub(super) tag: Option<Tag>,
     pub(super) digest: Digest,
@@ -32,7 +32,7 @@ struct OpenManifest {
 
 impl Images<'_> {
     /// Imports an entry of the archive's index into its repository.
-    pub(super) fn import(&mut self, target: ImportTarget) -> Result<TakenImage, OpsError> {
+    pub(super) fn import(&mut self, target: ImportTarget) -> Result<StoredImage, OpsError> {
         let ImportTarget { digest, size, media_type, repository, tag } = target;
         let media_type = media_type.as_deref().and_then(MediaType::new);
         let root = Descriptor { digest, size, media_type, platform: None, foreign: false };
@@ -40,7 +40,7 @@ impl Images<'_> {
         if let Some(tag) = &tag {
             self.importer.tag(&repository, tag, &digest)?;
         }
-        Ok(TakenImage { repository, tag, digest })
+        Ok(StoredImage { repository, tag, digest })
     }
 
     /// Imports a manifest and everything below it.
@@ -88,7 +88,7 @@ impl Images<'_> {
                 // A child may be left out on purpose. The report lists what is missing.
                 None if !is_root => Ok(None),
                 None => Err(OpsError::Content(format!(
-                    "index.json in the archive points at {digest}, which is not in it"
+                    "index.json in the archive lists {digest}, which is not in the archive"
                 ))),
             };
         };
@@ -104,7 +104,7 @@ impl Images<'_> {
         }
     }
 
-    /// Stores a manifest. Everything that it points at is stored already.
+    /// Stores a manifest, after its blobs. Its children are stored already.
     fn store_manifest(&mut self, repository: &Repository, manifest: OpenManifest) -> Result<(), OpsError> {
         let OpenManifest { digest, read, body } = manifest;
         for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
@@ -132,7 +132,7 @@ impl Images<'_> {
             Some(size) => check_size(wanted, size),
             // A layer that was left out by mistake looks the same as a truncated archive.
             None => Err(OpsError::Content(format!(
-                "the archive lacks {digest}, which the manifest {manifest} in it needs, and it is not cached either"
+                "the archive lacks {digest}, which its manifest {manifest} needs, and the content is not cached"
             ))),
         }
     }
@@ -142,7 +142,7 @@ impl Images<'_> {
 fn check_size(wanted: &Descriptor, size: u64) -> Result<(), OpsError> {
     match wanted.size {
         Some(stated) if stated != size => Err(OpsError::Content(format!(
-            "{} has {size} bytes in the archive, but its descriptor says {stated}",
+            "{} has {size} bytes in the archive, but its descriptor states {stated}",
             wanted.digest
         ))),
         _ => Ok(()),

@@ -2,7 +2,7 @@
 //!
 //! The tar is read once, as a stream. A blob is stored as soon as it is verified, without a link to a repository. A
 //! document that may be a manifest waits in a temporary file until `index.json` is known. Then manifests are stored,
-//! each after everything that it points at, and tags last. No path of the archive is used as a path on disk.
+//! each after its content, and tags last. No path of the archive is used as a path on disk.
 
 mod images;
 mod names;
@@ -23,7 +23,7 @@ use crate::layout::{
 use crate::oci::{Digest, Repository};
 use crate::store::StoreError;
 
-use self::images::{Images, TakenImage};
+use self::images::{Images, StoredImage};
 use self::names::ImportTarget;
 use self::spool::{Spool, spool_failed};
 use super::check::MissingPart;
@@ -39,7 +39,7 @@ const MARKER_MAX: u64 = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Imported)]
 pub struct ImportedImage {
-    /// Whole reference.
+    /// Complete reference.
     pub reference: String,
     /// Digest of the image.
     pub digest: Digest,
@@ -76,20 +76,20 @@ pub struct ImportReport {
 /// Imports the archive that `archive` reads.
 pub async fn import(
     operations: &Operations,
-    ask: ImportRequest,
-    pipe: ChannelReader,
+    request: ImportRequest,
+    archive: ChannelReader,
 ) -> Result<ImportReport, OpsError> {
     let cache = operations.cache();
     let into =
-        ask.repository.as_deref().map(|name| reference::repository_foreign(cache, name)).transpose()?;
+        request.repository.as_deref().map(|name| reference::repository_foreign(cache, name)).transpose()?;
     let (owned, folder) = (cache.clone(), operations.config().store.path.clone());
     // A task of its own, so that the import finishes even if the client disconnects.
-    let taking = tokio::task::spawn_blocking(move || take(&owned, into.as_ref(), &folder, pipe));
-    let (taken, new) = match taking.await {
-        Ok(taken) => taken?,
+    let import = tokio::task::spawn_blocking(move || import_archive(&owned, into.as_ref(), &folder, archive));
+    let (stored, new) = match import.await {
+        Ok(result) => result?,
         Err(_) => return Err(OpsError::Cache(StoreError::GaveUp.into())),
     };
-    let images = cache.view(move |held| taken.iter().map(|taken| row(&held, taken)).collect()).await?;
+    let images = cache.view(move |view| stored.iter().map(|image| row(&view, image)).collect()).await?;
     let images: Vec<ImportedImage> = images;
     for image in &images {
         tracing::info!(reference = image.reference, digest = %image.digest, complete = image.complete, "imported");
@@ -110,17 +110,18 @@ struct ArchiveImport<'a> {
     docker: bool,
 }
 
-fn take(
+/// Reads the archive and stores its images. Returns them with the number and bytes of new blobs. Blocks.
+fn import_archive(
     cache: &Cache,
     into: Option<&Repository>,
     folder: &Path,
-    pipe: ChannelReader,
-) -> Result<(Vec<TakenImage>, (u64, u64)), OpsError> {
+    archive: ChannelReader,
+) -> Result<(Vec<StoredImage>, (u64, u64)), OpsError> {
     let importer = cache.importer()?;
     let spool = Spool::in_folder(folder).map_err(|error| {
-        OpsError::Content(format!("a file for manifests cannot be made in {}: {error}", folder.display()))
+        OpsError::Content(format!("cannot create a temporary file in {}: {error}", folder.display()))
     })?;
-    let archive = TarReader::open(pipe)?;
+    let archive = TarReader::open(archive)?;
     let mut reading = ArchiveImport { cache, into, archive, importer, spool, index: None, docker: false };
     while let Some(entry) = reading.archive.entry()? {
         reading.entry(&entry)?;
@@ -128,20 +129,20 @@ fn take(
     let ArchiveImport { mut importer, spool, index, docker, .. } = reading;
     let Some(index) = index else {
         return Err(OpsError::Content(if docker {
-            "the archive is one of an older `docker save`, which has no OCI layout in it; make one with \
+            "the archive was written by docker before version 25 and has no OCI layout; convert it with \
              `skopeo copy docker-archive:FILE oci-archive:NEW.tar:NAME:TAG`, or save it with docker 25 or newer"
                 .to_owned()
         } else {
-            "the archive holds no OCI layout: there is no index.json at its top".to_owned()
+            "the archive has no OCI layout: there is no index.json at its top level".to_owned()
         }));
     };
     let mut images = Images { importer: &mut importer, spool: &spool };
-    let mut taken = Vec::new();
+    let mut stored = Vec::new();
     for target in index {
-        taken.push(images.import(target)?);
+        stored.push(images.import(target)?);
     }
     let new = importer.added();
-    Ok((taken, new))
+    Ok((stored, new))
 }
 
 impl ArchiveImport<'_> {
@@ -152,15 +153,15 @@ impl ArchiveImport<'_> {
             return Ok(());
         }
         if entry.kind != EntryKind::File {
-            return Err(OpsError::Content(format!("`{}` in the archive is no file", entry.path)));
+            return Err(OpsError::Content(format!("`{}` in the archive is not a file", entry.path)));
         }
         match (content, &*entry.path) {
             (Some(digest), _) => self.content(&digest, entry.size),
             (None, INDEX_FILE) => {
                 if self.index.is_some() {
-                    return Err(OpsError::Content("index.json stands in the archive twice".to_owned()));
+                    return Err(OpsError::Content("index.json is in the archive twice".to_owned()));
                 }
-                let text = self.whole(entry, INDEX_MAX)?;
+                let text = self.read_all(entry, INDEX_MAX)?;
                 // Names are checked now, so that an archive with a wrong name is refused before its blobs are sent.
                 self.index = Some(names::read(self.cache, self.into, &text)?);
                 Ok(())
@@ -170,23 +171,23 @@ impl ArchiveImport<'_> {
                 Ok(())
             }
             (None, _) => {
-                let text = self.whole(entry, MARKER_MAX)?;
+                let text = self.read_all(entry, MARKER_MAX)?;
                 let marker: Value = serde_json::from_slice(&text).unwrap_or_default();
                 match marker["imageLayoutVersion"].as_str() {
                     Some(version) if version.starts_with("1.") => Ok(()),
                     _ => Err(OpsError::Content(
-                        "oci-layout in the archive names no version of the layout that is known here; 1.0.0 is".to_owned(),
+                        "oci-layout in the archive has an unsupported version of the layout; 1.0.0 is supported".to_owned(),
                     )),
                 }
             }
         }
     }
 
-    fn whole(&mut self, entry: &TarEntry, most: u64) -> Result<Vec<u8>, OpsError> {
+    fn read_all(&mut self, entry: &TarEntry, max: u64) -> Result<Vec<u8>, OpsError> {
         let TarEntry { path, size, .. } = entry;
-        if *size > most {
+        if *size > max {
             return Err(OpsError::Content(format!(
-                "{path} in the archive has {size} bytes; {most} are the most"
+                "{path} in the archive has {size} bytes, more than {max}"
             )));
         }
         let mut bytes = Vec::new();
@@ -217,8 +218,8 @@ impl From<ArchiveError> for OpsError {
 }
 
 /// Compares an imported image with the content of the cache.
-fn row(held: &CacheView<'_>, taken: &TakenImage) -> Result<ImportedImage, StoreError> {
-    let TakenImage { repository, tag, digest } = taken;
+fn row(view: &CacheView<'_>, image: &StoredImage) -> Result<ImportedImage, StoreError> {
+    let StoredImage { repository, tag, digest } = image;
     let reference = match tag {
         Some(tag) => format!("{repository}:{tag}"),
         None => format!("{repository}@{digest}"),
@@ -234,15 +235,15 @@ fn row(held: &CacheView<'_>, taken: &TakenImage) -> Result<ImportedImage, StoreE
         bytes: 0,
         missing: Vec::new(),
     };
-    let Some(tree) = ImageTree::below(held, repository, digest)? else { return Ok(row) };
+    let Some(tree) = ImageTree::below(view, repository, digest)? else { return Ok(row) };
     row.media_type = Some(tree.document.media_type.to_string());
-    let whole = tree.images.iter().filter(|image| image.is_image() && image.is_complete());
-    row.platforms = whole.filter_map(|image| image.platform.clone()).collect();
+    let complete = tree.images.iter().filter(|image| image.is_image() && image.is_complete());
+    row.platforms = complete.filter_map(|image| image.platform.clone()).collect();
     let root = ContentPart {
         digest: *digest,
         size: Some(tree.document.body.len() as u64),
         media_type: row.media_type.clone(),
-        held: true,
+        cached: true,
         foreign: false,
     };
     let mut parts: HashMap<Digest, (&str, Option<&str>, &ContentPart)> =
@@ -259,8 +260,8 @@ fn row(held: &CacheView<'_>, taken: &TakenImage) -> Result<ImportedImage, StoreE
     }
     for (kind, platform, part) in parts.into_values() {
         // Some build caches are indexes of blobs.
-        let blob = if part.held { None } else { held.blob(repository, &part.digest)? };
-        if !part.held && blob.is_none() {
+        let blob = if part.cached { None } else { view.blob(repository, &part.digest)? };
+        if !part.cached && blob.is_none() {
             let (platform, kind) = (platform.map(str::to_owned), kind.to_owned());
             row.missing.push(MissingPart { platform, kind, part: part.clone() });
             continue;

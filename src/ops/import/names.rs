@@ -11,7 +11,7 @@ use crate::oci::{Digest, Repository, Tag};
 use crate::ops::protocol::OpsError;
 use crate::ops::reference::{self, ImageReference};
 
-/// Most images in one archive.
+/// Maximum number of images in an archive.
 const ENTRIES_MAX: usize = 4096;
 
 /// Entry of `index.json` with its destination.
@@ -31,14 +31,14 @@ pub(super) fn read(
     text: &[u8],
 ) -> Result<Vec<ImportTarget>, OpsError> {
     let index: Value = serde_json::from_slice(text)
-        .map_err(|error| OpsError::Content(format!("index.json in the archive is no JSON: {error}")))?;
+        .map_err(|error| OpsError::Content(format!("index.json in the archive is not JSON: {error}")))?;
     let entries = index["manifests"]
         .as_array()
-        .ok_or_else(|| OpsError::Content("index.json in the archive is no image index".to_owned()))?;
+        .ok_or_else(|| OpsError::Content("index.json in the archive is not an image index".to_owned()))?;
     if entries.is_empty() || entries.len() > ENTRIES_MAX {
         let count = entries.len();
         return Err(OpsError::Content(format!(
-            "index.json in the archive names {count} images; 1 to {ENTRIES_MAX} can be imported at once"
+            "index.json in the archive lists {count} images; 1 to {ENTRIES_MAX} can be imported at once"
         )));
     }
     let mut tags: HashMap<(Repository, Tag), Digest> = HashMap::new();
@@ -65,7 +65,7 @@ pub(super) fn read(
 
 /// Returns the destination of an entry.
 ///
-/// A repository that the operator named takes precedence, then a whole reference, then a bare tag.
+/// A repository that the operator named takes precedence, then a complete reference, then a bare tag.
 fn name(
     cache: &Cache,
     into: Option<&Repository>,
@@ -86,18 +86,18 @@ fn name(
     let Some(whole) = whole else {
         let what = bare.map_or_else(|| digest.to_string(), |tag| format!("the tag {tag}"));
         return Err(OpsError::Invalid(format!(
-            "the archive does not say which repository {what} belongs to; say it with --as REPOSITORY"
+            "the archive does not name the repository of {what}; name it with --as REPOSITORY"
         )));
     };
     let ImageReference { repository, tag, digest: wanted } = reference::parse_foreign(cache, whole).map_err(|error| {
         OpsError::Invalid(format!(
-            "the archive has `{}`, which cannot be kept here: {error}; say with --as REPOSITORY where it belongs",
+            "the name `{}` in the archive cannot be used: {error}; name the repository with --as REPOSITORY",
             whole.chars().filter(|c| !c.is_control()).take(255).collect::<String>()
         ))
     })?;
     match wanted {
         Some(wanted) if wanted != *digest => {
-            Err(OpsError::Content(format!("the archive has {digest} under the name {whole}")))
+            Err(OpsError::Content(format!("the archive has {digest} with the name {whole}")))
         }
         _ => Ok((repository, tag)),
     }

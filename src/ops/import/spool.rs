@@ -1,4 +1,4 @@
-//! Temporary file for JSON documents, until `index.json` says which of them are manifests.
+//! Temporary file for JSON documents, until `index.json` shows which of them are manifests.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::oci::Digest;
 use crate::ops::protocol::OpsError;
 
-/// Most bytes in the file.
+/// Maximum length of the file in bytes.
 const BYTES_MAX: u64 = 1 << 30;
 
 /// Documents in an unnamed file, which the system removes when it is closed.
@@ -35,7 +35,7 @@ impl Spool {
             return Ok(());
         }
         if self.end + body.len() as u64 > BYTES_MAX {
-            return Err(io::Error::other(format!("it would exceed {BYTES_MAX} bytes")));
+            return Err(io::Error::other(format!("more than {BYTES_MAX} bytes of manifests")));
         }
         self.file.write_all(body)?;
         self.positions.insert(*digest, (self.end, body.len()));
@@ -54,7 +54,7 @@ impl Spool {
 
 /// Converts an error of the file.
 pub(super) fn spool_failed(error: &std::io::Error) -> OpsError {
-    OpsError::Content(format!("the file for manifests in the store's folder cannot be used: {error}"))
+    OpsError::Content(format!("the temporary file for manifests in the store folder cannot be used: {error}"))
 }
 
 #[cfg(test)]

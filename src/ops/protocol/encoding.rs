@@ -23,11 +23,11 @@ pub(in crate::ops) fn json(report: &impl Serialize) -> Result<Value, OpsError> {
         .map_err(|error| OpsError::Content(format!("the report cannot be written: {error}")))
 }
 
-/// Parameters of a query that were not taken yet.
+/// Parameters of a query string that were not taken yet.
 pub(super) struct Pairs(Vec<(String, String)>);
 
 impl Pairs {
-    /// Parses a query.
+    /// Parses a query string.
     pub(super) fn of(query: &str) -> Self {
         Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
     }
@@ -59,7 +59,7 @@ impl Pairs {
         match self.one(key)?.as_deref() {
             None | Some("false") => Ok(false),
             Some("true" | "") => Ok(true),
-            Some(_) => Err(OpsError::Invalid(format!("`{key}` is true or false"))),
+            Some(_) => Err(OpsError::Invalid(format!("`{key}` must be true or false"))),
         }
     }
 
@@ -68,7 +68,7 @@ impl Pairs {
         match self.0.first() {
             Some((key, _)) => {
                 let key: String = key.chars().filter(char::is_ascii_graphic).take(40).collect();
-                Err(OpsError::Invalid(format!("`{key}` says nothing here")))
+                Err(OpsError::Invalid(format!("`{key}` is not a parameter of this request")))
             }
             None => Ok(()),
         }

@@ -12,23 +12,23 @@ pub enum OpsError {
     /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// What was asked about is not held.
+    /// The requested content is not cached.
     #[error("{0}")]
-    NotHeld(String),
+    NotCached(String),
     /// The index has no image for a platform.
-    #[error("{reference} has no image for {wanted}; there are: {}", listed(there))]
+    #[error("{reference} has no image for {wanted}; available: {}", listed(available))]
     NoPlatform {
         /// Reference in the request.
         reference: String,
         /// Requested platform.
         wanted: String,
         /// Available platforms.
-        there: Vec<String>,
+        available: Vec<String>,
     },
     /// The image is not cached with a media type.
     #[error(
-        "{reference} is held as {}, not as {wanted}; larder never converts one into another",
-        listed(there)
+        "{reference} is cached as {}, not as {wanted}; larder does not convert media types",
+        listed(available)
     )]
     NoMediaType {
         /// Reference in the request.
@@ -36,12 +36,12 @@ pub enum OpsError {
         /// Requested media types.
         wanted: String,
         /// Cached media types.
-        there: Vec<String>,
+        available: Vec<String>,
     },
-    /// Content is missing and must not be fetched.
+    /// Content is missing, and fetching it was not permitted.
     #[error(
-        "{reference} is not held whole: {} missing, first {}; leave out --offline, or fetch it with `larder warm`",
-        if missing.len() == 1 { "one thing is".to_owned() } else { format!("{} things are", missing.len()) },
+        "{reference} is not completely cached: {} missing, first {}; leave out --offline, or fetch it with `larder warm`",
+        if missing.len() == 1 { "one part is".to_owned() } else { format!("{} parts are", missing.len()) },
         first(missing)
     )]
     Missing {
@@ -65,18 +65,18 @@ fn listed(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// As many of them as a person reads.
+/// Formats the first digests, as many as a person reads.
 fn first(digests: &[Digest]) -> String {
     let shown: Vec<String> = digests.iter().take(5).map(ToString::to_string).collect();
     shown.join(", ")
 }
 
 impl OpsError {
-    /// Code for programs.
+    /// Returns the code for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid",
-            Self::NotHeld(_) => "not-held",
+            Self::NotCached(_) => "not-held",
             Self::NoPlatform { .. } => "no-platform",
             Self::NoMediaType { .. } => "no-media-type",
             Self::Missing { .. } => "missing",

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum JobSpec {
     /// Verify the digests of all cached content.
     Verify {
-        /// Whether what is damaged is fetched again at once.
+        /// True to fetch corrupt content again at once.
         #[serde(default)]
         repair: bool,
     },
@@ -19,7 +19,7 @@ pub enum JobSpec {
     Warm(WarmSpec),
     /// Remove images from the cache.
     Rm {
-        /// Which.
+        /// References of the images.
         references: Vec<String>,
     },
 }

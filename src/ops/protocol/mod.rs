@@ -16,6 +16,6 @@ pub(super) use encoding::json;
 pub use error::{Failure, OpsError};
 pub use job_spec::{JobSpec, WarmSpec};
 pub use job_view::{JobState, JobView};
-pub use progress::{Progress, ProgressItem, ProgressPiece, ProgressReporter};
+pub use progress::{Progress, ProgressItem, ProgressReporter, RunningItem};
 pub use query::{CheckQuery, InspectQuery, Query};
 pub use transfer::{ExportRequest, ImportRequest, REPORT_HEADER};

@@ -43,25 +43,25 @@ impl ProgressReporter {
     }
 
     /// Adds items to the total.
-    pub fn expect(&self, pieces: usize) {
-        self.0.send_modify(|progress| progress.all += pieces as u64);
+    pub fn expect(&self, items: usize) {
+        self.0.send_modify(|progress| progress.all += items as u64);
     }
 
     /// Starts an item. It ends when the returned value is dropped.
-    pub fn begin(&self, name: impl Into<String>) -> ProgressPiece {
+    pub fn begin(&self, name: impl Into<String>) -> RunningItem {
         let mut id = 0;
         self.0.send_modify(|progress| {
             id = progress.next;
             progress.next += 1;
             progress.bars.push(ProgressItem { id, name: name.into(), done: 0, total: 0 });
         });
-        ProgressPiece { reporter: self.clone(), id }
+        RunningItem { reporter: self.clone(), id }
     }
 
     fn change(&self, id: u64, change: impl FnOnce(&mut ProgressItem)) {
         self.0.send_modify(|progress| {
-            if let Some(bar) = progress.bars.iter_mut().find(|bar| bar.id == id) {
-                change(bar);
+            if let Some(item) = progress.bars.iter_mut().find(|item| item.id == id) {
+                change(item);
             }
         });
     }
@@ -69,27 +69,27 @@ impl ProgressReporter {
 
 /// Running item of work.
 #[derive(Debug)]
-pub struct ProgressPiece {
+pub struct RunningItem {
     reporter: ProgressReporter,
     id: u64,
 }
 
-impl ProgressPiece {
+impl RunningItem {
     /// Adds bytes to the total.
     pub fn expect(&self, bytes: u64) {
-        self.reporter.change(self.id, |bar| bar.total = bar.total.saturating_add(bytes));
+        self.reporter.change(self.id, |item| item.total = item.total.saturating_add(bytes));
     }
 
     /// Adds processed bytes.
     pub fn done(&self, bytes: u64) {
-        self.reporter.change(self.id, |bar| bar.done = bar.done.saturating_add(bytes));
+        self.reporter.change(self.id, |item| item.done = item.done.saturating_add(bytes));
     }
 }
 
-impl Drop for ProgressPiece {
+impl Drop for RunningItem {
     fn drop(&mut self) {
         self.reporter.0.send_modify(|progress| {
-            progress.bars.retain(|bar| bar.id != self.id);
+            progress.bars.retain(|item| item.id != self.id);
             progress.ended += 1;
         });
     }

@@ -11,9 +11,9 @@ use crate::oci::media::{OCI_INDEX, OCI_MANIFEST};
 /// Query that changes nothing and is answered at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
-    /// What is held, of one repository or of all.
+    /// Cached images of one repository, or of all.
     List {
-        /// Repository to list. None means all.
+        /// Repository to list. `None` means all.
         repository: Option<String>,
     },
     /// Cached tags of a repository.
@@ -21,11 +21,11 @@ pub enum Query {
         /// Name of the repository.
         repository: String,
     },
-    /// A manifest, index or config.
+    /// Cached manifest, index or config.
     Inspect(InspectQuery),
-    /// Check whether pulls would succeed without the upstream.
+    /// Check that pulls would succeed without the upstream.
     Check(CheckQuery),
-    /// How the larder is doing.
+    /// State of the server.
     Status,
 }
 
@@ -47,18 +47,18 @@ impl Query {
                 pairs.push(("repository", repository.clone()));
                 "/tags"
             }
-            Self::Inspect(ask) => {
-                pairs.push(("reference", ask.reference.clone()));
-                pairs.extend(ask.platform.clone().map(|platform| ("platform", platform)));
-                pairs.extend(ask.media_type.clone().map(|media_type| ("media_type", media_type)));
-                for (key, flag) in [("index", ask.index), ("oci", ask.oci), ("config", ask.config)] {
+            Self::Inspect(query) => {
+                pairs.push(("reference", query.reference.clone()));
+                pairs.extend(query.platform.clone().map(|platform| ("platform", platform)));
+                pairs.extend(query.media_type.clone().map(|media_type| ("media_type", media_type)));
+                for (key, flag) in [("index", query.index), ("oci", query.oci), ("config", query.config)] {
                     pairs.extend(flag.then(|| (key, "true".to_owned())));
                 }
                 "/inspect"
             }
-            Self::Check(ask) => {
-                pairs.extend(ask.references.iter().map(|it| ("reference", it.clone())));
-                pairs.extend(ask.platforms.iter().map(|it| ("platform", it.clone())));
+            Self::Check(query) => {
+                pairs.extend(query.references.iter().map(|it| ("reference", it.clone())));
+                pairs.extend(query.platforms.iter().map(|it| ("platform", it.clone())));
                 "/check"
             }
             Self::Status => "/status",
@@ -69,10 +69,10 @@ impl Query {
     /// Parses a path below `ROOT` and a query that `target` wrote. Returns `None` for any other path.
     pub fn read(path: &str, query: &str) -> Option<Result<Self, OpsError>> {
         let mut pairs = Pairs::of(query);
-        let question = match path {
+        let parsed = match path {
             "/images" => pairs.one("repository").map(|repository| Self::List { repository }),
             "/tags" => pairs.needed("repository").map(|repository| Self::Tags { repository }),
-            "/inspect" => inspect_ask(&mut pairs).map(Self::Inspect),
+            "/inspect" => inspect_query(&mut pairs).map(Self::Inspect),
             "/check" => {
                 let (references, platforms) = (pairs.all("reference"), pairs.all("platform"));
                 Ok(Self::Check(CheckQuery { references, platforms }))
@@ -80,7 +80,7 @@ impl Query {
             "/status" => Ok(Self::Status),
             _ => return None,
         };
-        Some(question.and_then(|question| pairs.end().map(|()| question)))
+        Some(parsed.and_then(|parsed| pairs.end().map(|()| parsed)))
     }
 }
 
@@ -123,12 +123,12 @@ pub struct CheckQuery {
     /// References of the images.
     #[param(rename = "reference", required = true)]
     pub references: Vec<String>,
-    /// The platforms that would be pulled; none is all that an index has.
+    /// Platforms to pull. Empty means all platforms of an index.
     #[param(rename = "platform")]
     pub platforms: Vec<String>,
 }
 
-fn inspect_ask(pairs: &mut Pairs) -> Result<InspectQuery, OpsError> {
+fn inspect_query(pairs: &mut Pairs) -> Result<InspectQuery, OpsError> {
     Ok(InspectQuery {
         reference: pairs.needed("reference")?,
         platform: pairs.one("platform")?,

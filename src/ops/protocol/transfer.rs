@@ -14,7 +14,7 @@ pub struct ExportRequest {
     pub platforms: Vec<String>,
     /// Name of the image in the archive, if different.
     pub name: Option<String>,
-    /// True to fetch nothing.
+    /// True to export cached content only.
     #[param(required = false)]
     pub offline: bool,
 }
@@ -35,13 +35,13 @@ impl ExportRequest {
     /// Parses the query that `target` wrote.
     pub fn read(query: &str) -> Result<Self, OpsError> {
         let mut pairs = Pairs::of(query);
-        let ask = Self {
+        let request = Self {
             reference: pairs.needed("reference")?,
             platforms: pairs.all("platform"),
             name: pairs.one("name")?,
             offline: pairs.flag("offline")?,
         };
-        pairs.end().map(|()| ask)
+        pairs.end().map(|()| request)
     }
 }
 
@@ -69,8 +69,8 @@ impl ImportRequest {
     /// Parses the query that `target` wrote.
     pub fn read(query: &str) -> Result<Self, OpsError> {
         let mut pairs = Pairs::of(query);
-        let ask = Self { repository: pairs.one("as")? };
-        pairs.end().map(|()| ask)
+        let request = Self { repository: pairs.one("as")? };
+        pairs.end().map(|()| request)
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn export_request_survives_encoding() {
-        for ask in [
+        for request in [
             ExportRequest { reference: "a:1".to_owned(), ..ExportRequest::default() },
             ExportRequest {
                 reference: "ghcr.io/a/b@sha256:0".to_owned(),
@@ -89,9 +89,9 @@ mod tests {
                 offline: true,
             },
         ] {
-            let target = ask.target();
+            let target = request.target();
             let (_, query) = target.split_once('?').expect("a query");
-            assert_eq!(ExportRequest::read(query).expect("well written"), ask);
+            assert_eq!(ExportRequest::read(query).expect("a valid query"), request);
         }
         for query in ["", "reference=a&platfrom=b", "reference=a&reference=b", "reference=a&offline=maybe"] {
             assert!(ExportRequest::read(query).is_err(), "{query}");
