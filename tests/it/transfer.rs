@@ -597,10 +597,10 @@ fn malformed_archive_is_reported_and_leaves_nothing() {
     for (archive, reason) in [
         (change(&layer, &|content| content[7] ^= 1), "do not match"),
         (change(&manifest, &|content| *content.last_mut().unwrap() = b' '), "do not match"),
-        (change("index.json", &|content| *content = b"{}".to_vec()), "is no image index"),
-        (change("oci-layout", &|content| *content = b"{}".to_vec()), "names no version"),
+        (change("index.json", &|content| *content = b"{}".to_vec()), "is not an image index"),
+        (change("oci-layout", &|content| *content = b"{}".to_vec()), "unsupported version"),
         (without(&layer), "lacks"),
-        (without(&manifest), "which is not in it"),
+        (without(&manifest), "which is not in the archive"),
         (without("index.json"), "no index.json at its top"),
         (good[..good.len() / 2].to_vec(), "cut off"),
         (good[..good.len() - 1024].to_vec(), "cut off"),
