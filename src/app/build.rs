@@ -66,7 +66,7 @@ impl App {
         if !unused.is_empty() {
             tracing::warn!(
                 sockets = unused.join(", "),
-                "the service manager passed sockets that no `listen` key names"
+                "the service manager passed sockets that no `listen` key uses"
             );
         }
         let Offline { store, metrics, cache, operations } =

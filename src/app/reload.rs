@@ -177,7 +177,7 @@ impl ReloadTargets {
         self.limits.send_replace(client_limits(&next));
         self.admin_limits.send_replace(admin_limits(&next));
         self.scrub.send_replace(next.scrub.clone());
-        self.operations.follow(next.clone());
+        self.operations.set_config(next.clone());
         self.config = next;
         Ok(comparison.changes)
     }

@@ -31,7 +31,7 @@ enum Phase {
     Draining,
     /// Background tasks are cancelled, and everything is written to the disk.
     Flushing,
-    /// The store is closed, so that the next start need not read what was written since this one.
+    /// The store is closed, so that the next start is quick.
     Closing,
     /// The process can end.
     Stopped,
@@ -98,7 +98,7 @@ impl RunningServer {
         let addresses: Vec<_> = app.client_listeners.iter().map(ToString::to_string).collect();
         let status = format!("serving on {}", addresses.join(", "));
         let warnings = app.reload.as_ref().map(|reload| reload.level.warnings()).unwrap_or_default();
-        app.operations.serves(app.client_listeners.iter().map(url).collect(), warnings);
+        app.operations.set_service(app.client_listeners.iter().map(url).collect(), warnings);
 
         let ready = Arc::new(AtomicBool::new(true));
         let (limits, client_limits) = watch::channel(client_limits(&app.config));

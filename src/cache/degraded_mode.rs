@@ -21,7 +21,8 @@ impl Storage {
             tracing::error!(%error, "{operation}");
             return;
         }
-        let needs_reopen = matches!(error, StoreError::Database(_) | StoreError::Closed | StoreError::GaveUp);
+        let needs_reopen =
+            matches!(error, StoreError::Database(_) | StoreError::Closed | StoreError::Panicked);
         if self.store_health.fail(self.clock.instant(), needs_reopen) {
             self.metrics.set_store_degraded(true);
             // The cause may be a full disk.

@@ -145,11 +145,11 @@ fn read<T: DeserializeOwned>(value: Value) -> anyhow::Result<Answer<T>> {
 
 impl Backend {
     /// Answers a query.
-    pub(super) async fn ask<T: DeserializeOwned>(&self, question: Query) -> anyhow::Result<Answer<T>> {
+    pub(super) async fn ask<T: DeserializeOwned>(&self, query: Query) -> anyhow::Result<Answer<T>> {
         read(match self {
-            Self::Running(remote) => remote.ask(&question).await?,
+            Self::Running(remote) => remote.ask(&query).await?,
             Self::Local(offline) => {
-                question.answer(offline.operations()).await.map_err(|error| error.failure())?
+                query.answer(offline.operations()).await.map_err(|error| error.failure())?
             }
         })
     }

@@ -198,15 +198,13 @@ fn client(server: &ServerOptions) -> anyhow::Result<Client> {
 
 /// Returns the cached images, complete images first.
 async fn cached_images(running: Option<&Remote>, offline: Option<&Offline>) -> (Vec<ListRow>, Option<Step>) {
-    let question = Query::List { repository: None };
+    let query = Query::List { repository: None };
     let answer = match (running, offline) {
-        (Some(remote), _) => match timeout(ADMIN_TIMEOUT, remote.ask(&question)).await {
+        (Some(remote), _) => match timeout(ADMIN_TIMEOUT, remote.ask(&query)).await {
             Ok(answer) => answer.map_err(|error| sentence(&error)),
             Err(_) => Err(format!("{} did not answer in time", remote.address())),
         },
-        (None, Some(offline)) => {
-            question.answer(offline.operations()).await.map_err(|error| error.to_string())
-        }
+        (None, Some(offline)) => query.answer(offline.operations()).await.map_err(|error| error.to_string()),
         (None, None) => return (Vec::new(), None),
     };
     let read = answer

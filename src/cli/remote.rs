@@ -145,8 +145,8 @@ impl Remote {
     }
 
     /// Sends a query.
-    pub(super) async fn ask(&self, question: &Query) -> anyhow::Result<Value> {
-        let answer = self.send(self.request(Method::GET, &question.target())?).await?;
+    pub(super) async fn ask(&self, query: &Query) -> anyhow::Result<Value> {
+        let answer = self.send(self.request(Method::GET, &query.target())?).await?;
         self.document(answer).await
     }
 

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use bytes::{Buf as _, Bytes};
 use tokio::sync::mpsc;
 
-/// Chunks that wait in the channel at most.
+/// Maximum number of chunks that wait in the channel.
 pub const QUEUE: usize = 4;
 
 /// Reading side of the channel. It blocks, so never use it on an async thread.

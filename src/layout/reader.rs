@@ -25,7 +25,7 @@ pub enum LayoutReadError {
     #[error("{} is longer than {INDEX_MAX} bytes", .0.display())]
     TooLarge(PathBuf),
     /// `index.json` is not an image index.
-    #[error("{} is no valid image index: {source}", path.display())]
+    #[error("{} is not a valid image index: {source}", path.display())]
     Index {
         /// Path of the file.
         path: PathBuf,

@@ -29,9 +29,9 @@ pub enum ArchiveError {
         "the archive is compressed with {0}; give it as a plain tar or with gzip, as in `{1} FILE | larder import -`"
     )]
     Compressed(&'static str, &'static str),
-    /// The data is no tar archive.
-    #[error("the archive is no tar: {0}")]
-    NoTar(&'static str),
+    /// The data is not a tar archive.
+    #[error("the data is not a tar archive: {0}")]
+    NotTar(&'static str),
     /// The archive is malformed or too large.
     #[error("the archive is refused: {0}")]
     Refused(String),
@@ -85,7 +85,7 @@ impl TarReader {
         let mut start = Vec::new();
         source.by_ref().take(BLOCK).read_to_end(&mut start)?;
         if start.is_empty() {
-            return Err(ArchiveError::NoTar("it is empty"));
+            return Err(ArchiveError::NotTar("it is empty"));
         }
         for (magic, name, command) in COMPRESSIONS {
             if start.starts_with(magic) {
@@ -105,7 +105,7 @@ impl TarReader {
         loop {
             self.skip()?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let stated = header.entry_size().map_err(|_| refused("a size in it is no number"))?;
+            let stated = header.entry_size().map_err(|_| refused("a size is not a number"))?;
             match header.entry_type() {
                 EntryType::GNULongName => {
                     self.enter(stated)?;
@@ -116,12 +116,12 @@ impl TarReader {
                 EntryType::XHeader => {
                     self.enter(stated)?;
                     for attribute in PaxExtensions::new(&self.extension(stated)?) {
-                        let attribute = attribute.map_err(|_| refused("an attribute in it is malformed"))?;
+                        let attribute = attribute.map_err(|_| refused("an attribute is malformed"))?;
                         match attribute.key_bytes() {
                             b"path" => path = Some(attribute.value_bytes().to_owned()),
                             b"size" => {
                                 let number = attribute.value().ok().and_then(|text| text.parse().ok());
-                                size = Some(number.ok_or_else(|| refused("a size in it is no number"))?);
+                                size = Some(number.ok_or_else(|| refused("a size is not a number"))?);
                             }
                             _ => {}
                         }
@@ -149,7 +149,7 @@ impl TarReader {
     /// Starts content of `size` bytes.
     fn enter(&mut self, size: u64) -> Result<(), ArchiveError> {
         if size > i64::MAX as u64 {
-            return Err(refused(&format!("an entry in it claims {size} bytes")));
+            return Err(refused(&format!("an entry states {size} bytes")));
         }
         (self.left, self.padding) = (size, size.next_multiple_of(BLOCK) - size);
         Ok(())
@@ -158,7 +158,7 @@ impl TarReader {
     /// Reads an extended header.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
         if size > EXTENSION_MAX {
-            return Err(refused(&format!("a header in it claims {size} bytes")));
+            return Err(refused(&format!("a header states {size} bytes")));
         }
         let mut bytes = Vec::new();
         self.read_to_end(&mut bytes)?;
@@ -178,7 +178,7 @@ impl TarReader {
         let mut block = [0; 512];
         match self.source.read_exact(&mut block) {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof && !self.has_header => {
-                return Err(ArchiveError::NoTar("it is too short"));
+                return Err(ArchiveError::NotTar("it is too short"));
             }
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(truncated().into()),
             read => read?,
@@ -193,9 +193,9 @@ impl TarReader {
         let field: u32 = block[148..156].iter().map(|byte| u32::from(*byte)).sum();
         if header.cksum().ok() != Some(sum - field + 8 * u32::from(b' ')) {
             return Err(if self.has_header {
-                refused("a header in it has a wrong checksum")
+                refused("a header has a wrong checksum")
             } else {
-                ArchiveError::NoTar("it does not begin like one")
+                ArchiveError::NotTar("the first header is invalid")
             });
         }
         self.has_header = true;
@@ -220,7 +220,7 @@ impl Read for TarReader {
 }
 
 fn truncated() -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, "it was cut off before its end")
+    io::Error::new(ErrorKind::InvalidData, "it is truncated")
 }
 
 fn refused(why: &str) -> ArchiveError {
@@ -232,7 +232,7 @@ fn inside(path: &str) -> Result<String, ArchiveError> {
     let leads_out = path.starts_with('/') || path.split('/').any(|part| part == "..");
     if leads_out || path.contains('\0') {
         let shown: String = path.chars().filter(|c| !c.is_control()).take(100).collect();
-        return Err(ArchiveError::Refused(format!("`{shown}` in it would lead out of it")));
+        return Err(ArchiveError::Refused(format!("`{shown}` leads out of the archive")));
     }
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     Ok(parts.join("/"))
@@ -337,28 +337,28 @@ mod tests {
     fn tar_reader_refuses_malformed_archives() {
         let whole = tar(&[("a", &[1; 700]), ("b", b"two")]);
         for cut in [512 + 100, 512 + 1024, 512 + 1024 + 200] {
-            is_refused(whole[..cut].to_vec(), "cut off");
+            is_refused(whole[..cut].to_vec(), "truncated");
         }
         let mut changed = whole.clone();
         changed[512 + 1024 + 3] = b'!';
         is_refused(changed, "checksum");
-        is_refused(header("a", EntryType::Regular, u64::MAX), "claims");
+        is_refused(header("a", EntryType::Regular, u64::MAX), "states");
         for kind in [EntryType::GNULongName, EntryType::XHeader] {
-            is_refused(header("a", kind, 10 << 30), "claims 10737418240 bytes");
+            is_refused(header("a", kind, 10 << 30), "states 10737418240 bytes");
         }
         for path in ["../a", "/etc/passwd", "blobs/../../a"] {
-            is_refused(header(path, EntryType::Regular, 0), "lead out of it");
+            is_refused(header(path, EntryType::Regular, 0), "leads out of the archive");
         }
         let mut lies = header("a", EntryType::Regular, 5000);
         lies.resize(4096, 1);
-        is_refused(lies, "cut off");
+        is_refused(lies, "truncated");
     }
 
     #[test]
     fn tar_reader_names_the_format_of_other_data() {
         is_refused(Vec::new(), "it is empty");
         is_refused(b"short".to_vec(), "too short");
-        is_refused(vec![b'x'; 2048], "does not begin like one");
+        is_refused(vec![b'x'; 2048], "the first header is invalid");
         is_refused(b"\x28\xb5\x2f\xfd rest".to_vec(), "zstd -dc FILE");
         is_refused(b"\x1f\x8b no gzip".to_vec(), "cannot be read");
     }

@@ -192,7 +192,7 @@ pub fn extract(folder: &Path, source: impl io::Read + Send + 'static) -> Result<
             let mut text = Vec::new();
             archive.read_to_end(&mut text).map_err(ArchiveError::from)?;
             let index: Value = serde_json::from_slice(&text)
-                .map_err(|error| TransferError::Content(format!("its index.json is no JSON: {error}")))?;
+                .map_err(|error| TransferError::Content(format!("its index.json is not JSON: {error}")))?;
             // Added before the blobs, so that a tag conflict is found before anything is written.
             for entry in index["manifests"].as_array().into_iter().flatten() {
                 writer.add(entry.clone())?;
@@ -270,7 +270,7 @@ mod tests {
             let to = tempfile::tempdir().expect("a folder");
             let error = extract(to.path(), io::Cursor::new(whole[..cut].to_vec())).expect_err("refused");
             assert!(
-                error.to_string().contains("cut off") || error.to_string().contains("cannot be read"),
+                error.to_string().contains("truncated") || error.to_string().contains("cannot be read"),
                 "{error}"
             );
             assert!(!to.path().join(INDEX_FILE).exists());

@@ -29,7 +29,7 @@ pub enum LayoutError {
     #[error("{} contains an OCI layout; name another folder, or remove it first", .0.display())]
     Occupied(PathBuf),
     /// The folder contains other files.
-    #[error("{} contains `{name}`, which is no part of an OCI layout; name an empty or new folder", folder.display())]
+    #[error("{} contains `{name}`, which is not part of an OCI layout; name an empty or new folder", folder.display())]
     Foreign {
         /// Path of the folder.
         folder: PathBuf,
@@ -37,14 +37,14 @@ pub enum LayoutError {
         name: String,
     },
     /// The `index.json` of the folder is invalid.
-    #[error("{} is no image index; name another folder", .0.display())]
+    #[error("{} is not an image index; name another folder", .0.display())]
     Index(PathBuf),
     /// Another process writes into the folder.
     #[error("another process writes into {}; wait until it has finished", .0.display())]
     Busy(PathBuf),
     /// Another image has the tag.
     #[error(
-        "the folder has {holder} under the tag {tag} already; give the image another name with --name, or take another folder"
+        "the folder already has {holder} with the tag {tag}; give the image another name with --name, or choose another folder"
     )]
     Taken {
         /// Tag of both images.
@@ -69,7 +69,7 @@ pub enum LayoutError {
         source: io::Error,
     },
     /// The content does not match its digest. Nothing was kept.
-    #[error("the content given for {wanted} has the digest {found}")]
+    #[error("the content for {wanted} has the digest {found}")]
     Mismatch {
         /// Expected digest.
         wanted: Box<Digest>,

@@ -1,4 +1,4 @@
-//! Long operations as jobs, which can be started, watched, cancelled and listed.
+//! Jobs: long operations that can be started, watched, cancelled and listed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +11,9 @@ use tokio_util::task::TaskTracker;
 use super::protocol::{Failure, JobState, JobView, OpsError, Progress, ProgressReporter};
 use crate::clock::Timestamp;
 
-/// Most jobs that run at once.
+/// Maximum number of running jobs.
 const RUNNING_MAX: usize = 16;
-/// Finished jobs that are kept in the list.
+/// Maximum number of finished jobs in the list.
 const ENDED_MAX: usize = 64;
 
 /// Outcome of a job.
@@ -63,9 +63,9 @@ impl Job {
             return true;
         }
         tokio::select! {
-            further = self.progress.changed() => {
+            progress = self.progress.changed() => {
                 // The work was dropped, so the outcome follows.
-                if further.is_err() {
+                if progress.is_err() {
                     let _ = self.outcome.changed().await;
                 }
             }
@@ -103,7 +103,7 @@ impl OutcomeGuard {
 impl Drop for OutcomeGuard {
     fn drop(&mut self) {
         let result = self.result.take().unwrap_or_else(|| {
-            let message = "the job was lost; the log tells more".to_owned();
+            let message = "the job ended without a result; see the log".to_owned();
             Err(Failure { code: "lost".to_owned(), message })
         });
         // The token is read under the lock of the channel, so that a job that was seen as cancelled stays cancelled.
@@ -133,11 +133,11 @@ struct JobTable {
 
 impl Jobs {
     fn lock(&self) -> MutexGuard<'_, JobTable> {
-        // Nothing under this lock can panic halfway through a change.
+        // No code under this lock can panic during a change.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts `work` as a job, with the time `now`. A job that is alone runs once at a time.
+    /// Starts `work` as a job with the start time `now`. Of a verb that `is_alone`, only one job may run.
     pub(super) fn begin<F>(
         &self,
         (verb, is_alone): (&'static str, bool),
@@ -150,10 +150,10 @@ impl Jobs {
         let mut all = self.lock();
         let running: Vec<&Job> = all.jobs.values().filter(|job| !job.has_ended()).collect();
         if running.len() >= RUNNING_MAX {
-            return Err(OpsError::Busy(format!("{RUNNING_MAX} jobs are under way; wait for one to end")));
+            return Err(OpsError::Busy(format!("{RUNNING_MAX} jobs are running; wait for one to end")));
         }
         if let Some(same) = running.iter().find(|job| is_alone && job.verb == verb) {
-            return Err(OpsError::Busy(format!("job {} does the same already", same.id)));
+            return Err(OpsError::Busy(format!("job {} is already doing this", same.id)));
         }
         let ended: Vec<u64> = all.jobs.values().filter(|job| job.has_ended()).map(|job| job.id).collect();
         for id in ended.iter().take(ended.len().saturating_sub(ENDED_MAX)) {

@@ -9,7 +9,7 @@ use crate::telemetry::{Metrics, Warnings};
 
 use super::jobs::Jobs;
 
-/// Running server, in contrast to a store that is only opened.
+/// Data of a running server, which a command on an open store does not have.
 #[derive(Clone, Debug, Default)]
 pub struct Service {
     /// Start time.
@@ -54,12 +54,12 @@ impl Operations {
     }
 
     /// Replaces the configuration.
-    pub fn follow(&self, config: Config) {
+    pub fn set_config(&self, config: Config) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
-    /// Records that the server runs, with its addresses and the warnings of its log.
-    pub fn serves(&self, addresses: Vec<String>, warnings: Warnings) {
+    /// Records that the server is running, with its addresses and the warnings of its log.
+    pub fn set_service(&self, addresses: Vec<String>, warnings: Warnings) {
         // The server starts once.
         let _ = self.service.set(Service { started_at: self.clock.now(), addresses, warnings });
     }

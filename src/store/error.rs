@@ -11,10 +11,10 @@ use crate::oci::Digest;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process has locked the folder.
-    #[error("the store in {} is in use by another larder; stop it or choose another folder with --data", .0.display())]
+    #[error("the store in {} is in use by another process; stop it or choose another folder with --data", .0.display())]
     Locked(PathBuf),
     /// The folder cannot be created or written.
-    #[error("the store's folder {} cannot be used: {source}", path.display())]
+    #[error("the store folder {} cannot be used: {source}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum StoreError {
     },
     /// The files of the store are damaged, or have an unknown format.
     #[error(
-        "the store in {} does not open: {reason}; restore it, move it away, or set store.on_corruption = \"set-aside\"",
+        "the store in {} cannot be opened: {reason}; restore it, move it away, or set store.on_corruption = \"set-aside\"",
         path.display()
     )]
     Corrupt {
@@ -47,10 +47,10 @@ pub enum StoreError {
     #[error("the store is not open")]
     Closed,
     /// The database panicked because it found an impossible state.
-    #[error("the store gave up in the middle of its work")]
-    GaveUp,
+    #[error("the database of the store panicked; see the log")]
+    Panicked,
     /// A file of a blob or draft cannot be read or written.
-    #[error("the store's file {} cannot be used: {source}", path.display())]
+    #[error("the file {} of the store cannot be used: {source}", path.display())]
     File {
         /// The file, or its folder.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// A fact cannot be decoded.
-    #[error("a stored fact does not decode: {0}")]
+    #[error("a stored fact cannot be decoded: {0}")]
     Fact(String),
     /// The database failed.
     #[error("the store failed: {0}")]
@@ -70,7 +70,7 @@ impl StoreError {
     pub fn is_disk_failure(&self) -> bool {
         match self {
             Self::Folder { source, .. } => is_disk_io_error(source),
-            Self::File { .. } | Self::Database(_) | Self::Closed | Self::GaveUp => true,
+            Self::File { .. } | Self::Database(_) | Self::Closed | Self::Panicked => true,
             Self::Locked(_)
             | Self::Foreign { .. }
             | Self::Corrupt { .. }

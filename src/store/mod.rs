@@ -126,6 +126,6 @@ impl Store {
         let (engine, (sender, closed)) = (self.0.clone(), oneshot::channel());
         // Not a thread of the runtime, whose shutdown would wait for it.
         std::thread::spawn(move || sender.send(engine.close()));
-        closed.await.unwrap_or(Err(StoreError::GaveUp))
+        closed.await.unwrap_or(Err(StoreError::Panicked))
     }
 }

@@ -8,7 +8,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::error::StoreError;
 
 /// Running unit of work; resolves to its result. The work runs to its end even if this is dropped. A panic of sled becomes
-/// [`StoreError::GaveUp`].
+/// [`StoreError::Panicked`].
 #[derive(Debug)]
 #[must_use = "the result of the work is lost"]
 pub struct Work<T>(JoinHandle<Result<T, StoreError>>);
@@ -25,7 +25,7 @@ impl<T> Future for Work<T> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match ready!(Pin::new(&mut self.0).poll(context)) {
             Ok(result) => result,
-            Err(error) if error.is_panic() => Err(StoreError::GaveUp),
+            Err(error) if error.is_panic() => Err(StoreError::Panicked),
             // Only a runtime that shuts down cancels such work.
             Err(_) => Err(StoreError::Closed),
         })

@@ -118,9 +118,10 @@ fn unreadable_store_is_quarantined_and_the_server_starts() {
             let larder = setup.start();
             let aside = set_aside(&data);
             assert_eq!(aside.len(), 1, "{kind}, {what}");
-            let line = larder.wait_for_line("error about the quarantine", |line| line["aside"].is_string());
+            let line =
+                larder.wait_for_line("error about the quarantine", |line| line["moved_to"].is_string());
             assert_eq!(line["level"], "ERROR");
-            assert_eq!(line["aside"], aside[0].display().to_string(), "{what}");
+            assert_eq!(line["moved_to"], aside[0].display().to_string(), "{what}");
             assert_eq!(line["store"], data.display().to_string(), "{what}");
             assert!(!line["reason"].as_str().unwrap().is_empty(), "{what}");
             // All files are unchanged, except those that sled writes while it opens.
@@ -157,7 +158,7 @@ fn quarantined_store_stays_quarantined() {
     larder.stop();
     larder.restart();
     larder.get(&fixture.path).assert_outcome("larder; hit");
-    assert!(!larder.log_text().contains("set aside"), "{}", larder.log_text());
+    assert!(!larder.log_text().contains("moved into quarantine"), "{}", larder.log_text());
     assert_eq!(set_aside(&fixture.larder.setup().data()).len(), 1);
 }
 
@@ -169,7 +170,7 @@ fn unreadable_store_refuses_to_start_if_configured() {
         damage(&data);
         let before = entries(&data);
         let exit = setup.set("store.on_corruption", "refuse").run_to_exit();
-        exit.assert_error(&[&data.display().to_string(), "does not open", "store.on_corruption"]);
+        exit.assert_error(&[&data.display().to_string(), "cannot be opened", "store.on_corruption"]);
         assert_eq!(entries(&data), before, "{what}");
     }
 }
@@ -182,11 +183,11 @@ fn store_in_use_is_never_quarantined() {
     let second = || Setup::with(&fixture.registry).set("store.path", data.display().to_string());
     for (what, damage) in &DAMAGES[..7] {
         damage(&data);
-        second().run_to_exit().assert_error(&["in use by another larder"]);
+        second().run_to_exit().assert_error(&["in use by another process"]);
         assert_eq!(set_aside(&data).len(), 0, "{what}");
         // Also after the operator has deleted the quarantine.
         fs::remove_file(data.join("lock")).unwrap();
-        second().run_to_exit().assert_error(&["in use by another larder"]);
+        second().run_to_exit().assert_error(&["in use by another process"]);
         assert_eq!(set_aside(&data).len(), 0, "{what}");
         fs::write(data.join("header.toml"), "").unwrap();
         fs::write(data.join("tree/conf"), [0; 63]).unwrap();
@@ -222,7 +223,7 @@ fn removed_database_is_reported() {
         fs::remove_dir_all(data.join("tree")).unwrap();
         let larder = setup.start();
         let line = larder.wait_for_line("error", |line| line["level"] == "ERROR");
-        assert!(line["message"].as_str().unwrap().contains("database is gone"), "{line}");
+        assert!(line["message"].as_str().unwrap().contains("database of the store is missing"), "{line}");
         assert_eq!(set_aside(&data).len(), 0);
         pull(&fixture, &larder);
     }

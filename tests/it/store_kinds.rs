@@ -155,7 +155,7 @@ fn blobs_are_converted_both_ways() {
     let larder = world.larder("sled");
     world.pull(&larder);
     let busy = run_to_exit(&mut convert_command(larder.setup(), "files"));
-    busy.assert_error(&["in use by another larder"]);
+    busy.assert_error(&["in use by another process"]);
     let mut setup = stop(larder);
     for (round, to) in ["files", "sled", "files", "files"].into_iter().enumerate() {
         convert(&setup, to);

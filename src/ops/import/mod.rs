@@ -87,7 +87,7 @@ pub async fn import(
     let import = tokio::task::spawn_blocking(move || import_archive(&owned, into.as_ref(), &folder, archive));
     let (stored, new) = match import.await {
         Ok(result) => result?,
-        Err(_) => return Err(OpsError::Cache(StoreError::GaveUp.into())),
+        Err(_) => return Err(OpsError::Cache(StoreError::Panicked.into())),
     };
     let images = cache.view(move |view| stored.iter().map(|image| row(&view, image)).collect()).await?;
     let images: Vec<ImportedImage> = images;

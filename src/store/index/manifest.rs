@@ -60,10 +60,10 @@ impl Engine {
         now: Timestamp,
     ) -> Result<MediaType, StoreError> {
         let size = manifest.body.len() as u64;
-        let held = self.database.facts()?.get(Key::Manifest(digest).to_bytes())?;
-        let media_type = match held.as_deref().and_then(readable::<ManifestFact>) {
+        let stored = self.database.facts()?.get(Key::Manifest(digest).to_bytes())?;
+        let media_type = match stored.as_deref().and_then(readable::<ManifestFact>) {
             Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest))?,
-            None => self.put_document(digest, manifest, held, now)?,
+            None => self.put_document(digest, manifest, stored, now)?,
         };
         let mut batch = sled::Batch::default();
         let own = std::iter::once((*digest, Some(size)));

@@ -133,10 +133,10 @@ pub(in crate::store) fn contain_panics<T: Send>(
         Ok(opened) => opened,
         Err(panic) => {
             let message = panic.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("nothing");
+            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
             // The message may contain a whole page.
             let message: String = message.chars().take(200).collect();
-            let reason = format!("sled gave up on it, saying: {message}");
+            let reason = format!("sled panicked: {message}");
             Err(StoreError::Corrupt { path: path.to_owned(), reason })
         }
     }

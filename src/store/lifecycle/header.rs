@@ -96,7 +96,7 @@ impl Header {
         let found = found.ok_or("it names no format")?;
         if found > latest {
             return Err(format!(
-                "it has format {found}, this larder reads formats up to {latest}; a newer larder wrote it"
+                "it has format {found}, which a newer version of larder wrote; this version reads formats up to {latest}"
             ));
         }
         for step in steps.iter().skip(found as usize - 1) {
@@ -125,15 +125,15 @@ impl Header {
 
     /// Returns an error if the store has blobs in another kind of blob store than `wanted`.
     pub(in crate::store) fn require(&self, wanted: BlobStoreKind, folder: &Path) -> Result<(), StoreError> {
-        let (held, wanted) = (self.blobs.as_str(), wanted.as_str());
+        let (current, wanted) = (self.blobs.as_str(), wanted.as_str());
         let reason = if let Some(from) = self.moving_from {
             let from = from.as_str();
             format!(
-                "its blobs were being moved from {from} to {held}; end that with `larder store convert --to {held}`"
+                "the conversion of its blobs from {from} to {current} was interrupted; finish it with `larder store convert --to {current}`"
             )
-        } else if held != wanted {
+        } else if current != wanted {
             format!(
-                "its blobs are in {held}, store.blobs says {wanted}; set store.blobs = \"{held}\", or move them with \
+                "its blobs are in {current}, but store.blobs is {wanted}; set store.blobs = \"{current}\", or convert them with \
                  `larder store convert --to {wanted}`"
             )
         } else {
@@ -200,7 +200,7 @@ mod tests {
         assert!(matches!(Header::read(folder.path()), Err(StoreError::Corrupt { .. })));
         Header { format: 99, ..HEADER }.write(folder.path()).expect("written");
         let error = Header::read(folder.path()).expect_err("corrupt").to_string();
-        assert!(error.contains("format 99") && error.contains("newer larder"), "{error}");
+        assert!(error.contains("format 99") && error.contains("newer version of larder"), "{error}");
     }
 
     #[test]

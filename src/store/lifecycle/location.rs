@@ -22,12 +22,12 @@ pub(in crate::store) struct Location {
     pub(in crate::store) cache_memory: u64,
     pub(in crate::store) on_corruption: OnCorruption,
     /// Resources of the open store. Locked while the store is opened or closed.
-    pub(in crate::store) held: Mutex<Option<HeldFolder>>,
+    pub(in crate::store) open: Mutex<Option<OpenFolder>>,
 }
 
 /// Lock and database file of an open store.
 #[derive(Debug)]
-pub(in crate::store) struct HeldFolder {
+pub(in crate::store) struct OpenFolder {
     pub(in crate::store) _lock: FolderLock,
     pub(in crate::store) database: FileId,
 }
@@ -50,9 +50,9 @@ impl Location {
     }
 
     /// Locks the resources of the open store.
-    pub(in crate::store) fn held(&self) -> MutexGuard<'_, Option<HeldFolder>> {
+    pub(in crate::store) fn open_folder(&self) -> MutexGuard<'_, Option<OpenFolder>> {
         // The value is set and removed as a whole.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

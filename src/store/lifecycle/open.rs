@@ -17,7 +17,7 @@ use crate::store::index::fact::{BlobFact, ManifestFact, readable};
 use crate::store::index::key::{self, Key};
 use crate::store::index::trees::{TREE, Trees, contain_panics};
 use crate::store::lifecycle::header::{self, Geometry, Header};
-use crate::store::lifecycle::location::{HeldFolder, Location, file_id};
+use crate::store::lifecycle::location::{Location, OpenFolder, file_id};
 use crate::store::lifecycle::lock::{self, FolderLock};
 use crate::store::lifecycle::quarantine;
 
@@ -34,11 +34,11 @@ impl Engine {
             geometry,
             cache_memory: options.cache_memory.as_u64(),
             on_corruption: options.on_corruption,
-            held: Mutex::default(),
+            open: Mutex::default(),
         });
         match store.reopen() {
             Err(error) if error.is_disk_failure() => {
-                tracing::error!(%error, "larder starts without its store");
+                tracing::error!(%error, "the store cannot be opened; content is passed through without being stored");
                 Ok(store)
             }
             opened => opened.map(|()| store),
@@ -55,9 +55,9 @@ impl Engine {
 
     /// Returns true if the store is open and its database file is still where it was opened.
     pub(in crate::store) fn is_available(&self) -> bool {
-        let held = self.location.held();
+        let open = self.location.open_folder();
         let now = file_id(&self.location.database_file()).ok();
-        held.as_ref().is_some_and(|held| now == Some(held.database))
+        open.as_ref().is_some_and(|open| now == Some(open.database))
     }
 
     /// Tests whether the disk accepts writes, and then whether the store does. Opens the store again if it does not, or if
@@ -75,21 +75,21 @@ impl Engine {
     /// Closes the store, if it is open, and opens it again. Other operations get [`StoreError::Closed`] meanwhile. After an
     /// error the store stays closed.
     pub(in crate::store) fn reopen(&self) -> Result<(), StoreError> {
-        let mut held = self.location.held();
+        let mut open = self.location.open_folder();
         self.database.replace(None);
         let Location { path, kind, on_corruption, .. } = &*self.location;
-        let deadline = if held.take().is_some() { CLOSE_DEADLINE } else { Duration::ZERO };
+        let deadline = if open.take().is_some() { CLOSE_DEADLINE } else { Duration::ZERO };
         let lock = FolderLock::acquire_within(path, deadline)?;
         match self.open_in(path) {
             Err(StoreError::Corrupt { reason, .. }) if *on_corruption == OnCorruption::SetAside => {
-                let aside = quarantine::quarantine(path, *kind, &reason)?;
+                let moved_to = quarantine::quarantine(path, *kind, &reason)?;
                 tracing::error!(
                     store = %path.display(),
-                    aside = %aside.display(),
+                    moved_to = %moved_to.display(),
                     reason,
-                    "the store does not open and was set aside; an empty one takes its place, and all is fetched \
-                     again when it is asked for. What lies aside holds disk until you remove it; to try it again, stop \
-                     larder and move it back"
+                    "the store cannot be opened and was moved into quarantine; an empty store replaces it, and content is \
+                     fetched again on request. Remove the quarantined store to free its disk space, or stop the server \
+                     and move it back to use it again"
                 );
                 self.open_in(path)?;
             }
@@ -97,7 +97,7 @@ impl Engine {
         }
         let file = self.location.database_file();
         let database = file_id(&file).map_err(folder_error(&file))?;
-        *held = Some(HeldFolder { _lock: lock, database });
+        *open = Some(OpenFolder { _lock: lock, database });
         Ok(())
     }
 
@@ -107,9 +107,9 @@ impl Engine {
         if !self.is_available() {
             return Ok(());
         }
-        let mut held = self.location.held();
+        let mut open = self.location.open_folder();
         self.database.replace(None);
-        drop(held.take());
+        drop(open.take());
         let path = &self.location.path;
         let _lock = FolderLock::acquire_within(path, CLOSE_DEADLINE)?;
         if let Some(header) = Header::read(path)? {
@@ -202,7 +202,7 @@ fn identify(trees: &Trees, folder: &Path, header: &mut Header) -> Result<(), Sto
     let stored = trees.identity()?;
     if let Some(identity) = header.identity {
         if stored != Some(identity) {
-            let reason = "the database has lost what it held".to_owned();
+            let reason = "the database is empty, or belongs to another store".to_owned();
             return Err(StoreError::Corrupt { path: folder.to_owned(), reason });
         }
         if !header.was_earlier() {
@@ -223,20 +223,20 @@ fn read_or_create_header(
     blobs: BlobStoreKind,
     geometry: Geometry,
 ) -> Result<Header, StoreError> {
-    let held = Header::read(path)?;
+    let header = Header::read(path)?;
     let tree = path.join(TREE).try_exists().map_err(folder_error(path))?;
-    match held {
+    match header {
         Some(mut header) => {
             header.require(blobs, path)?;
             if header.identity.is_some() && !tree {
-                tracing::error!(store = %path.display(), "the store's database is gone; an empty one takes its place");
+                tracing::error!(store = %path.display(), "the database of the store is missing; an empty one replaces it");
                 header.identity = None;
             }
             Ok(header)
         }
         // The header is written first and quarantined last, so no crash leaves this state.
         None if tree => {
-            let reason = format!("its {} is gone", header::FILE);
+            let reason = format!("its {} is missing", header::FILE);
             Err(StoreError::Corrupt { path: path.to_owned(), reason })
         }
         None => {

@@ -20,9 +20,9 @@ use crate::store::lifecycle::header;
 
 /// Prefix of the names of quarantine folders.
 const PREFIX: &str = "set-aside-";
-/// Largest number of quarantined stores. After that the corruption has a lasting cause, and each may use as much disk space
-/// as the store.
-const MOST: usize = 3;
+/// Maximum number of quarantined stores. More of them mean that the cause of the corruption persists, and each may use as
+/// much disk space as the store.
+const QUARANTINED_MAX: usize = 3;
 /// File with the reason.
 const REASON: &str = "reason.txt";
 
@@ -36,28 +36,28 @@ pub(in crate::store) fn quarantine(
     reason: &str,
 ) -> Result<PathBuf, StoreError> {
     let corrupt = |reason| StoreError::Corrupt { path: folder.to_owned(), reason };
-    let failed = |error| corrupt(format!("{reason}; and it cannot be set aside ({error})"));
+    let failed = |error| corrupt(format!("{reason}; the store cannot be quarantined: {error}"));
     let earlier = in_folder(folder)?;
-    if earlier.len() >= MOST {
+    if earlier.len() >= QUARANTINED_MAX {
         let names: Vec<_> = earlier.iter().map(|path| path.display().to_string()).collect();
         let names = names.join(", ");
         return Err(corrupt(format!(
-            "{reason}; and it is not set aside, because {MOST} others are already ({names}): find out why, and remove them"
+            "{reason}; the store is not quarantined, because there are {QUARANTINED_MAX} quarantined stores already ({names}): find the cause, and remove them"
         )));
     }
-    let aside = new_folder(folder, SystemTime::now()).map_err(failed)?;
+    let target = new_folder(folder, SystemTime::now()).map_err(failed)?;
     let blobs = (blobs == BlobStoreKind::Sled).then_some(CONTENT);
     // The header is last: a crash leaves a store without its database, or no store.
     for name in [TREE, NEW, OLD].into_iter().chain(blobs).chain([header::FILE]) {
-        match fs::rename(folder.join(name), aside.join(name)) {
+        match fs::rename(folder.join(name), target.join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }
     // The reason is also in the log.
-    let _ = fs::write(aside.join(REASON), format!("{reason}\n"));
+    let _ = fs::write(target.join(REASON), format!("{reason}\n"));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-    Ok(aside)
+    Ok(target)
 }
 
 /// Returns the quarantined stores in `folder`, oldest first.
@@ -83,7 +83,7 @@ fn new_folder(folder: &Path, now: SystemTime) -> std::io::Result<PathBuf> {
     }
     let date = date.replace(':', "-");
     let mut path = folder.join(format!("{PREFIX}{date}"));
-    for number in 2..=MOST + 1 {
+    for number in 2..=QUARANTINED_MAX + 1 {
         match fs::create_dir(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 path = folder.join(format!("{PREFIX}{date}-{number}"));
