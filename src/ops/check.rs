@@ -58,7 +58,7 @@ pub async fn check(cache: &Cache, query: CheckQuery) -> Result<CheckReport, OpsE
     if query.references.is_empty() {
         return Err(OpsError::Invalid("no reference is given".to_owned()));
     }
-    let named: Vec<ImageReference> =
+    let references: Vec<ImageReference> =
         query.references.iter().map(|text| reference::parse(cache, text)).collect::<Result<_, _>>()?;
     let platforms: Vec<(String, Platform)> = query
         .platforms
@@ -67,7 +67,10 @@ pub async fn check(cache: &Cache, query: CheckQuery) -> Result<CheckReport, OpsE
         .collect::<Result<_, OpsError>>()?;
     let images = cache
         .view(move |view| {
-            named.iter().map(|named| verdict(&view, named, &platforms)).collect::<Result<Vec<_>, _>>()
+            references
+                .iter()
+                .map(|reference| verdict(&view, reference, &platforms))
+                .collect::<Result<Vec<_>, _>>()
         })
         .await?;
     Ok(CheckReport { pullable: images.iter().all(|verdict| verdict.pullable), images })
@@ -75,30 +78,30 @@ pub async fn check(cache: &Cache, query: CheckQuery) -> Result<CheckReport, OpsE
 
 fn verdict(
     view: &CacheView<'_>,
-    named: &ImageReference,
+    reference: &ImageReference,
     platforms: &[(String, Platform)],
 ) -> Result<CheckVerdict, StoreError> {
     let mut verdict = CheckVerdict {
-        reference: named.to_string(),
-        digest: named.digest,
+        reference: reference.to_string(),
+        digest: reference.digest,
         platforms: Vec::new(),
         pullable: false,
         reason: None,
         missing: Vec::new(),
     };
-    if let (Some(tag), None) = (&named.tag, named.digest) {
-        let Some(fact) = view.tag(&named.repository, tag)? else {
+    if let (Some(tag), None) = (&reference.tag, reference.digest) {
+        let Some(fact) = view.tag(&reference.repository, tag)? else {
             verdict.reason = Some("the tag is not cached".to_owned());
             return Ok(verdict);
         };
         verdict.digest = Some(fact.digest);
-        if view.tag_status(&named.repository, tag, &fact).is_none_or(|status| !status.served_offline) {
+        if view.tag_status(&reference.repository, tag, &fact).is_none_or(|status| !status.served_offline) {
             verdict.reason =
                 Some("the tag is too old to be served without its upstream (stale_if_error)".to_owned());
         }
     }
     let Some(digest) = verdict.digest else { return Ok(verdict) };
-    let Some(tree) = ImageTree::below(view, &named.repository, &digest)? else {
+    let Some(tree) = ImageTree::below(view, &reference.repository, &digest)? else {
         let part = ContentPart { digest, size: None, media_type: None, cached: false, foreign: false };
         verdict.missing.push(MissingPart { platform: None, kind: "manifest".to_owned(), part });
         return Ok(verdict);

@@ -84,7 +84,7 @@ struct Shown {
 
 /// Shows a cached document. Fetches and converts nothing.
 pub async fn inspect(cache: &Cache, query: InspectQuery) -> Result<InspectReport, OpsError> {
-    let named = reference::parse(cache, &query.reference)?;
+    let reference = reference::parse(cache, &query.reference)?;
     let platform = query.platform.as_deref().map(Platform::parse).transpose()?;
     if query.index && (platform.is_some() || query.config) {
         return Err(OpsError::Invalid(
@@ -92,7 +92,7 @@ pub async fn inspect(cache: &Cache, query: InspectQuery) -> Result<InspectReport
                 .to_owned(),
         ));
     }
-    cache.view(move |view| Ok(found(&view, &named, &query, platform.as_ref()))).await?
+    cache.view(move |view| Ok(found(&view, &reference, &query, platform.as_ref()))).await?
 }
 
 fn store(error: StoreError) -> OpsError {
@@ -105,11 +105,11 @@ fn not_cached(what: impl std::fmt::Display) -> OpsError {
 
 fn found(
     view: &CacheView<'_>,
-    named: &ImageReference,
+    reference: &ImageReference,
     query: &InspectQuery,
     platform: Option<&Platform>,
 ) -> Result<InspectReport, OpsError> {
-    let (tree, digest, wanted_image) = root(view, named, query)?;
+    let (tree, digest, wanted_image) = root(view, reference, query)?;
     let image = match platform {
         Some(platform) => {
             let position = platform.choose(tree.images.iter().map(|image| image.platform.as_deref()));
@@ -118,7 +118,7 @@ fn found(
                 (!tree.is_index && tree.images.iter().all(|image| image.platform.is_none())).then_some(0);
             let image = position.or(only).and_then(|position| tree.images.get(position));
             Some(image.ok_or_else(|| OpsError::NoPlatform {
-                reference: named.to_string(),
+                reference: reference.to_string(),
                 wanted: query.platform.clone().unwrap_or_default(),
                 available: tree.platforms(),
             })?)
@@ -127,26 +127,26 @@ fn found(
         None => None,
     };
     if query.index && !tree.is_index {
-        return Err(OpsError::Invalid(format!("{named} is a manifest, not an index")));
+        return Err(OpsError::Invalid(format!("{reference} is a manifest, not an index")));
     }
     if query.config && image.is_none() {
         let available = tree.platforms().join(", ");
         return Err(OpsError::Invalid(format!(
-            "{named} is an index; select the platform of the config: {available}"
+            "{reference} is an index; select the platform of the config: {available}"
         )));
     }
-    let shown = shown(view, named, query, &tree, digest, image)?;
+    let shown = shown(view, reference, query, &tree, digest, image)?;
     if let (Some(wanted), Some(found)) = (wanted_image, &shown.media_type)
         && !wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(found))
     {
         return Err(OpsError::NoMediaType {
-            reference: named.to_string(),
+            reference: reference.to_string(),
             wanted: wanted.join(" or "),
             available: vec![found.clone()],
         });
     }
-    let referrers = if query.config { Vec::new() } else { referrers(view, named, &shown.digest)? };
-    Ok(InspectReport { referrers, ..report(view, named, &tree, digest, image, shown)? })
+    let referrers = if query.config { Vec::new() } else { referrers(view, reference, &shown.digest)? };
+    Ok(InspectReport { referrers, ..report(view, reference, &tree, digest, image, shown)? })
 }
 
 /// Root of the image that a reference names, its digest, and the media types that the selected image must have.
@@ -154,10 +154,10 @@ type Root<'a> = (ImageTree, Digest, Option<Vec<&'a str>>);
 
 fn root<'a>(
     view: &CacheView<'_>,
-    named: &ImageReference,
+    reference: &ImageReference,
     query: &'a InspectQuery,
 ) -> Result<Root<'a>, OpsError> {
-    let ImageReference { repository, tag, digest } = named;
+    let ImageReference { repository, tag, digest } = reference;
     let mut digests = Vec::new();
     match (digest, tag) {
         (Some(digest), _) => digests.push(*digest),
@@ -183,15 +183,15 @@ fn root<'a>(
         available.push(own);
     }
     if available.is_empty() {
-        return Err(not_cached(named));
+        return Err(not_cached(reference));
     }
     available.dedup();
-    Err(OpsError::NoMediaType { reference: named.to_string(), wanted: types.join(" or "), available })
+    Err(OpsError::NoMediaType { reference: reference.to_string(), wanted: types.join(" or "), available })
 }
 
 fn shown(
     view: &CacheView<'_>,
-    named: &ImageReference,
+    reference: &ImageReference,
     query: &InspectQuery,
     tree: &ImageTree,
     digest: Digest,
@@ -211,25 +211,25 @@ fn shown(
             .blobs
             .first()
             .ok_or_else(|| not_cached(format_args!("the manifest {}", image.manifest.digest)))?;
-        let body = view.read_blob(&named.repository, &config.digest, CONFIG_MAX).map_err(store)?;
+        let body = view.read_blob(&reference.repository, &config.digest, CONFIG_MAX).map_err(store)?;
         let body = body.ok_or_else(|| not_cached(format_args!("the config {}", config.digest)))?;
         let (digest, media_type, size) = (config.digest, config.media_type.clone(), config.size);
         return Ok(Shown { digest, media_type, size, body: Some(body) });
     }
     let ContentPart { digest, media_type, size, .. } = image.manifest.clone();
-    let body = view.manifest(&named.repository, &digest).map_err(store)?.map(|document| document.body);
+    let body = view.manifest(&reference.repository, &digest).map_err(store)?.map(|document| document.body);
     Ok(Shown { digest, media_type, size, body })
 }
 
 fn referrers(
     view: &CacheView<'_>,
-    named: &ImageReference,
+    reference: &ImageReference,
     subject: &Digest,
 ) -> Result<Vec<ReferrerRow>, OpsError> {
-    let known = view.referrers(&named.repository, subject).map_err(store)?;
+    let known = view.referrers(&reference.repository, subject).map_err(store)?;
     let rows = known.iter().map(|referrer| {
         let cached = match referrer.digest().parse::<Digest>() {
-            Ok(digest) => view.manifest(&named.repository, &digest)?.is_some(),
+            Ok(digest) => view.manifest(&reference.repository, &digest)?.is_some(),
             Err(_) => false,
         };
         Ok(ReferrerRow {
@@ -244,17 +244,17 @@ fn referrers(
 
 fn report(
     view: &CacheView<'_>,
-    named: &ImageReference,
+    reference: &ImageReference,
     tree: &ImageTree,
     root: Digest,
     image: Option<&PlatformImage>,
     shown: Shown,
 ) -> Result<InspectReport, OpsError> {
-    let fact = match (&named.tag, &named.digest) {
-        (Some(tag), None) => view.tag(&named.repository, tag).map_err(store)?.map(|fact| (tag, fact)),
+    let fact = match (&reference.tag, &reference.digest) {
+        (Some(tag), None) => view.tag(&reference.repository, tag).map_err(store)?.map(|fact| (tag, fact)),
         _ => None,
     };
-    let status = fact.and_then(|(tag, fact)| view.tag_status(&named.repository, tag, &fact));
+    let status = fact.and_then(|(tag, fact)| view.tag_status(&reference.repository, tag, &fact));
     let missing: Vec<ContentPart> = match image {
         Some(image) => image.missing().cloned().collect(),
         None => tree
@@ -267,14 +267,14 @@ fn report(
     };
     let text = shown.body.as_deref().and_then(|body| std::str::from_utf8(body).ok());
     Ok(InspectReport {
-        reference: named.to_string(),
+        reference: reference.to_string(),
         digest: shown.digest,
         media_type: shown.media_type,
         size: shown.size,
         index: (tree.is_index && image.is_some()).then_some(root),
         platform: image.and_then(|image| image.platform.clone()),
         checked_at: fact.map(|(_, fact)| fact.checked_at),
-        freshness: match (named.digest.is_some(), status) {
+        freshness: match (reference.digest.is_some(), status) {
             (true, _) => TagFreshness::Immutable,
             (false, Some(status)) => status.freshness.into(),
             (false, None) => TagFreshness::Expired,

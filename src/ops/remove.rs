@@ -31,22 +31,22 @@ pub async fn remove(cache: &Cache, references: &[String]) -> Result<RemoveReport
     }
     let mut targets = Vec::new();
     for text in references {
-        let named = reference::parse(cache, text)?;
-        let target = target(cache, &named).await?;
-        targets.push((named, target));
+        let reference = reference::parse(cache, text)?;
+        let target = target(cache, &reference).await?;
+        targets.push((reference, target));
     }
     let mut report = RemoveReport::default();
-    for (named, target) in targets {
-        let removed = cache.remove(&named.repository, target).await?;
-        tracing::info!(reference = %named, bytes = removed.bytes, "removed by the operator");
-        report.images.push(RemovedImage { reference: named.to_string(), removed });
+    for (reference, target) in targets {
+        let removed = cache.remove(&reference.repository, target).await?;
+        tracing::info!(reference = %reference, bytes = removed.bytes, "removed by the operator");
+        report.images.push(RemovedImage { reference: reference.to_string(), removed });
     }
     Ok(report)
 }
 
-async fn target(cache: &Cache, named: &ImageReference) -> Result<RemovalTarget, OpsError> {
-    let not_cached = || OpsError::NotCached(format!("{named} is not cached"));
-    let ImageReference { repository, tag, digest } = named.clone();
+async fn target(cache: &Cache, reference: &ImageReference) -> Result<RemovalTarget, OpsError> {
+    let not_cached = || OpsError::NotCached(format!("{reference} is not cached"));
+    let ImageReference { repository, tag, digest } = reference.clone();
     let (fact, is_cached) = cache
         .view(move |view| {
             let fact = tag.map(|tag| view.tag(&repository, &tag)).transpose()?.flatten();
@@ -55,7 +55,7 @@ async fn target(cache: &Cache, named: &ImageReference) -> Result<RemovalTarget, 
             Ok((fact, is_cached))
         })
         .await?;
-    match (&named.tag, named.digest) {
+    match (&reference.tag, reference.digest) {
         (Some(tag), None) => fact.map(|_| RemovalTarget::Tag(tag.clone())).ok_or_else(not_cached),
         // With a tag and a digest, the tag must name the digest.
         (Some(tag), Some(digest)) => {

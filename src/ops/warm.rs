@@ -63,14 +63,14 @@ pub async fn warm(
     spec: WarmSpec,
     reporter: &ProgressReporter,
 ) -> Result<WarmReport, OpsError> {
-    let mut named: Vec<ImageReference> = Vec::new();
+    let mut references: Vec<ImageReference> = Vec::new();
     for text in &spec.references {
         let next = reference::parse(cache, text)?;
-        if !named.contains(&next) {
-            named.push(next);
+        if !references.contains(&next) {
+            references.push(next);
         }
     }
-    if named.is_empty() {
+    if references.is_empty() {
         return Err(OpsError::Invalid("no reference is given".to_owned()));
     }
     let platforms: Vec<(String, Platform)> = spec
@@ -79,13 +79,13 @@ pub async fn warm(
         .map(|text| Ok((text.clone(), Platform::parse(text)?)))
         .collect::<Result<_, OpsError>>()?;
     let platforms = Arc::new(platforms);
-    reporter.expect(named.len());
+    reporter.expect(references.len());
     let (images, blobs) = (Arc::new(Semaphore::new(IMAGES_MAX)), Arc::new(Semaphore::new(BLOBS_MAX)));
     let mut work = JoinSet::new();
-    for (position, named) in named.into_iter().enumerate() {
+    for (position, reference) in references.into_iter().enumerate() {
         let image = ImageFetch {
             cache: cache.clone(),
-            named,
+            reference,
             platforms: Arc::clone(&platforms),
             blobs: Arc::clone(&blobs),
         };
@@ -104,14 +104,14 @@ pub async fn warm(
 /// Fetch of one reference.
 struct ImageFetch {
     cache: Cache,
-    named: ImageReference,
+    reference: ImageReference,
     platforms: Arc<Vec<(String, Platform)>>,
     blobs: Arc<Semaphore>,
 }
 
 impl ImageFetch {
     async fn warm(&self, reporter: &ProgressReporter) -> WarmedImage {
-        let mut image = WarmedImage { reference: self.named.to_string(), ..WarmedImage::default() };
+        let mut image = WarmedImage { reference: self.reference.to_string(), ..WarmedImage::default() };
         let item = Arc::new(reporter.begin(image.reference.clone()));
         if let Err(error) = self.fetch(&mut image, &item).await {
             tracing::warn!(reference = image.reference, %error, "an image could not be fetched");
@@ -134,7 +134,7 @@ impl ImageFetch {
         item.expect(blobs.iter().filter_map(|blob| blob.size).sum());
         let mut work = JoinSet::new();
         for blob in blobs {
-            let (cache, repository) = (self.cache.clone(), self.named.repository.clone());
+            let (cache, repository) = (self.cache.clone(), self.reference.repository.clone());
             let (permits, item) = (Arc::clone(&self.blobs), Arc::clone(item));
             work.spawn(async move {
                 let _permit = permits.acquire().await;
@@ -162,7 +162,7 @@ impl ImageFetch {
 
     /// Fetches the manifest of the reference. If the reference has a tag and a digest, the tag must name the digest.
     async fn root(&self) -> Result<ManifestAnswer, OpsError> {
-        let ImageReference { repository, tag, digest } = &self.named;
+        let ImageReference { repository, tag, digest } = &self.reference;
         let reference = match (tag, digest) {
             (Some(tag), _) => Reference::Tag(tag.clone()),
             (None, Some(digest)) => Reference::Digest(*digest),
@@ -194,7 +194,7 @@ impl ImageFetch {
             let Some(child) = children.get(position) else { continue };
             image.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
             let reference = Reference::Digest(child.digest);
-            found.push(manifest(&self.cache, &self.named.repository, &reference).await?.manifest);
+            found.push(manifest(&self.cache, &self.reference.repository, &reference).await?.manifest);
             image.manifests += 1;
         }
         Ok(found)
@@ -218,7 +218,7 @@ impl ImageFetch {
                 found.push(child);
             } else if !repeated {
                 let reference = Reference::Digest(child.digest);
-                let document = manifest(&self.cache, &self.named.repository, &reference).await?.manifest;
+                let document = manifest(&self.cache, &self.reference.repository, &reference).await?.manifest;
                 image.manifests += 1;
                 if let Some(nested) = read(&document) {
                     walk.visit(&nested, document.body.len() as u64);
@@ -237,7 +237,7 @@ impl ImageFetch {
         for (text, platform) in self.platforms.iter() {
             let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
             let position = position.ok_or_else(|| OpsError::NoPlatform {
-                reference: self.named.to_string(),
+                reference: self.reference.to_string(),
                 wanted: text.clone(),
                 available: children
                     .iter()

@@ -170,7 +170,7 @@ fn export_adds_to_a_layout_and_replaces_a_tag() {
 
     registry.add_image("org/other", "1", &Image::small(9));
     let ran = verb::online(&larder, &["export", "org/other:1", target]).exited_with(1);
-    assert!(ran.stderr.contains("docker.io/org/app:1 under the tag 1 already"), "{ran:?}");
+    assert!(ran.stderr.contains("already has docker.io/org/app:1 with the tag 1"), "{ran:?}");
     verb::online(&larder, &["export", "org/other:1", target, "--name", "quay.io/org/other:2"]).exited_with(0);
     let entry = json_in(folder.join("index.json"))["manifests"][2].clone();
     assert_eq!(entry["annotations"], json!({ IMAGE_NAME: "quay.io/org/other:2", REF_NAME: "2" }));

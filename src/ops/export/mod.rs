@@ -48,26 +48,26 @@ pub struct Export {
 /// Starts an export.
 pub async fn export(operations: &Operations, request: ExportRequest) -> Result<Export, OpsError> {
     let cache = operations.cache();
-    let named = reference::parse(cache, &request.reference)?;
+    let reference = reference::parse(cache, &request.reference)?;
     let platforms: Vec<(String, Platform)> = request
         .platforms
         .iter()
         .map(|text| Ok((text.clone(), Platform::parse(text)?)))
         .collect::<Result<_, OpsError>>()?;
-    let name = match (&request.name, &named.tag) {
+    let name = match (&request.name, &reference.tag) {
         (Some(name), _) => Some(reference::complete_name(cache, name)?),
-        (None, Some(tag)) => Some((format!("{}:{tag}", named.repository), tag.to_string())),
+        (None, Some(tag)) => Some((format!("{}:{tag}", reference.repository), tag.to_string())),
         (None, None) => None,
     };
-    let search = Search { cache, named: &named, platforms: &platforms, offline: request.offline };
+    let search = Search { cache, reference: &reference, platforms: &platforms, offline: request.offline };
     let plan = search.plan().await?;
     let parts = plan.parts(name.as_ref());
     let length = parts.iter().map(ArchivePart::length).fold(TAR_END.len() as u64, u64::saturating_add);
-    let report = plan.report(&named, name);
+    let report = plan.report(&reference, name);
     let (sender, chunks) = mpsc::channel(QUEUE_LENGTH);
     let archive = ArchiveSender {
         cache: cache.clone(),
-        repository: named.repository,
+        repository: reference.repository,
         offline: request.offline,
         sender,
     };

@@ -129,11 +129,11 @@ impl Plan {
     }
 
     /// Returns the report of the export.
-    pub(super) fn report(&self, named: &ImageReference, name: Option<ArchiveName>) -> ExportReport {
+    pub(super) fn report(&self, reference: &ImageReference, name: Option<ArchiveName>) -> ExportReport {
         let documents = self.documents().map(|it| it.body.len() as u64);
         let platforms = self.documents().filter_map(|it| it.platform.clone());
         ExportReport {
-            reference: named.to_string(),
+            reference: reference.to_string(),
             name: name.map(|(whole, _)| whole),
             digest: self.root.digest,
             media_type: self.root.media_type.to_string(),

@@ -21,7 +21,7 @@ use crate::ops::warm::{backoff, manifest};
 /// Search for the content of an export.
 pub(super) struct Search<'a> {
     pub(super) cache: &'a Cache,
-    pub(super) named: &'a ImageReference,
+    pub(super) reference: &'a ImageReference,
     pub(super) platforms: &'a [(String, Platform)],
     pub(super) offline: bool,
 }
@@ -86,13 +86,13 @@ impl Search<'_> {
         if bytes as u64 <= BYTES_MAX {
             return Ok(());
         }
-        let named = self.named;
-        Err(OpsError::Content(format!("the manifests of {named} exceed {BYTES_MAX} bytes")))
+        let reference = self.reference;
+        Err(OpsError::Content(format!("the manifests of {reference} exceed {BYTES_MAX} bytes")))
     }
 
     /// Finds the manifest of the reference. If the reference has a tag and a digest, the tag must name the digest.
     async fn root(&self) -> Result<(PlannedDocument, Option<String>), OpsError> {
-        let ImageReference { repository, tag, digest } = self.named;
+        let ImageReference { repository, tag, digest } = self.reference;
         let wanted = match (tag, digest) {
             (Some(tag), _) => Reference::Tag(tag.clone()),
             (None, Some(digest)) => Reference::Digest(*digest),
@@ -101,9 +101,9 @@ impl Search<'_> {
             }
         };
         let not_cached = || {
-            let named = self.named;
+            let reference = self.reference;
             OpsError::NotCached(format!(
-                "{named} is not cached; leave out --offline, or fetch it with `larder warm`"
+                "{reference} is not cached; leave out --offline, or fetch it with `larder warm`"
             ))
         };
         let (document, stale) = if self.offline {
@@ -138,7 +138,7 @@ impl Search<'_> {
         digest: &Digest,
         platform: Option<String>,
     ) -> Result<Option<PlannedDocument>, OpsError> {
-        let (repository, digest) = (self.named.repository.clone(), *digest);
+        let (repository, digest) = (self.reference.repository.clone(), *digest);
         let found = self.cache.view(move |view| view.manifest(&repository, &digest)).await?;
         Ok(found.map(|found| PlannedDocument {
             digest,
@@ -158,7 +158,7 @@ impl Search<'_> {
         if self.offline {
             return if known { Err(self.missing(vec![digest])) } else { Ok(None) };
         }
-        match manifest(self.cache, &self.named.repository, &Reference::Digest(digest)).await {
+        match manifest(self.cache, &self.reference.repository, &Reference::Digest(digest)).await {
             Ok(found) => {
                 let (media_type, body) = (found.manifest.media_type.clone(), found.manifest.body.clone());
                 Ok(Some(PlannedDocument { digest, media_type, body, platform }))
@@ -167,7 +167,7 @@ impl Search<'_> {
             Err(CacheError::NotFound) if !known => Ok(None),
             Err(CacheError::NotFound) => Err(OpsError::Content(format!(
                 "{} lists {digest} ({}), which the upstream does not have; select platforms with --platform",
-                self.named,
+                self.reference,
                 child.platform.as_deref().unwrap_or("no platform"),
             ))),
             Err(error) => Err(error.into()),
@@ -175,7 +175,7 @@ impl Search<'_> {
     }
 
     fn missing(&self, missing: Vec<Digest>) -> OpsError {
-        OpsError::Missing { reference: self.named.to_string(), missing }
+        OpsError::Missing { reference: self.reference.to_string(), missing }
     }
 
     /// Finds everything below an index: nested indexes and other children.
@@ -200,7 +200,7 @@ impl Search<'_> {
         }
         match walk.limit() {
             Some(limit @ (WalkLimit::Count | WalkLimit::Bytes)) => {
-                Err(OpsError::Content(format!("{} cannot be exported: {limit}", self.named)))
+                Err(OpsError::Content(format!("{} cannot be exported: {limit}", self.reference)))
             }
             Some(WalkLimit::Depth) | None => Ok(below),
         }
@@ -216,7 +216,7 @@ impl Search<'_> {
             let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
             let child =
                 position.and_then(|position| children.get(position)).ok_or_else(|| OpsError::NoPlatform {
-                    reference: self.named.to_string(),
+                    reference: self.reference.to_string(),
                     wanted: text.clone(),
                     available: children
                         .iter()
@@ -262,8 +262,8 @@ impl Search<'_> {
                 size
             } else {
                 // No descriptor states the size, so the blob is fetched first.
-                self.cache.fetch_blob(&self.named.repository, &digest, |_| {}).await?;
-                let found = self.cache.blob(&self.named.repository, &digest).await?;
+                self.cache.fetch_blob(&self.reference.repository, &digest, |_| {}).await?;
+                let found = self.cache.blob(&self.reference.repository, &digest).await?;
                 found.size.ok_or(CacheError::Interrupted)?
             };
             blobs.push(PlannedBlob { digest, size, cached: cached.is_some() });
@@ -273,7 +273,7 @@ impl Search<'_> {
 
     /// Returns the length of each blob that is cached.
     async fn sizes(&self, wanted: &[Descriptor]) -> Result<Vec<Option<u64>>, OpsError> {
-        let (repository, digests) = (self.named.repository.clone(), wanted.iter().map(|it| it.digest));
+        let (repository, digests) = (self.reference.repository.clone(), wanted.iter().map(|it| it.digest));
         let digests: Vec<Digest> = digests.collect();
         let sizes = self.cache.view(move |view| {
             digests.iter().map(|digest| view.blob(&repository, digest)).collect::<Result<_, StoreError>>()
@@ -292,13 +292,13 @@ impl Search<'_> {
         if self.platforms.iter().any(|(_, platform)| fits(platform)) {
             return Ok(());
         }
-        let (reference, wanted) = (self.named.to_string(), text.clone());
+        let (reference, wanted) = (self.reference.to_string(), text.clone());
         Err(OpsError::NoPlatform { reference, wanted, available: vec![available] })
     }
 
     /// Reads a config. Returns `None` if it is too large, or missing and `offline` is set.
     async fn config(&self, digest: &Digest) -> Result<Option<Vec<u8>>, OpsError> {
-        let (repository, wanted) = (self.named.repository.clone(), *digest);
+        let (repository, wanted) = (self.reference.repository.clone(), *digest);
         if self.offline {
             let body = self.cache.view(move |view| view.read_blob(&repository, &wanted, CONFIG_MAX)).await?;
             return Ok(body.map(Into::into));

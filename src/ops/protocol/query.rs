@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn query_survives_encoding() {
         let (text, other) = (|text: &str| text.to_owned(), |text: &str| Some(text.to_owned()));
-        for question in [
+        for sent in [
             Query::List { repository: None },
             Query::List { repository: other("a/b&c=d") },
             Query::Tags { repository: text("busybox") },
@@ -165,10 +165,10 @@ mod tests {
                 platforms: vec![text("linux/amd64")],
             }),
         ] {
-            let target = question.target();
+            let target = sent.target();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
             let read = Query::read(path.strip_prefix(ROOT).expect("below the root"), query);
-            assert_eq!(read.expect("a question").expect("well written"), question);
+            assert_eq!(read.expect("a query").expect("valid"), sent);
         }
     }
 
