@@ -1,58 +1,58 @@
-# `just` lists these; every recipe is one command that can be typed without just.
+# `just` lists the recipes. Each recipe is a command that also works without just.
 
-# What there is.
+# List the recipes.
 default:
     @just --list --unsorted
 
-# Everything that a change must pass; the same list of stages that CI runs.
+# All stages of CI. Every change must pass them.
 ci:
     bash .ci/run
 
-# Start larder with an image of its own and show that it survives its upstream.
+# Start larder with a sample image, and pull it after the upstream is gone.
 demo:
     cargo run --release -- demo
 
-# Put the code into its form.
+# Format the code.
 fmt:
     cargo fmt
 
-# Form and lints.
+# Check format and lints.
 lint:
     bash .ci/run format clippy
 
-# The tests that need nothing but cargo.
+# Run the tests that only need cargo.
 test:
     bash .ci/run test
 
-# Documentation: build rustdoc, check tables and links.
+# Build rustdoc, check tables and links.
 doc:
     bash .ci/run docs links
 
-# Licences, duplicate crates and sources.
+# Check licences, duplicate crates and sources.
 deny:
     bash .ci/run deny
 
-# Real clients against larder (root, Debian 12).
+# Pull with real clients (root, Debian 12).
 clients:
     bash .ci/run clients
 
-# The operator's pages in Chromium (root, Debian 12).
+# Test the status page in Chromium (root, Debian 12).
 page:
     bash .ci/run page
 
-# The systemd unit under a systemd that boots for it (root, Debian 12).
+# Test the systemd unit in a booted container (root, Debian 12).
 unit:
     cargo build --release --locked
     bash tests/deploy/unit.sh
 
-# larder beside nginx and docker-registry on this machine (root, Debian 12).
+# Compare larder with nginx and docker-registry (root, Debian 12).
 bench-peers *parts:
     bash benches/peers/run.sh {{parts}}
 
-# Twenty minutes of Zipf's images through stores a tenth of their size, a failing registry, and kill -9 every minute.
+# Twenty minutes of load (Zipf distribution) on small stores, with a failing registry and kill -9 every minute.
 soak:
     cargo test --release --test soak soak -- --ignored --nocapture
 
-# Twenty times a store's size into it and out again, without trouble: no request fails, disk and memory stay where they are.
+# Write and evict twenty times the size of a store: no request fails, disk and memory stay constant.
 churn:
     cargo test --release --test soak churn -- --ignored --nocapture

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Holds the dependencies to deny.toml (licences, duplicates, sources) and to CONTRIBUTING.md (why each is here).
+"""Checks the dependencies against deny.toml (licences, duplicates, sources) and CONTRIBUTING.md (reasons).
 
-Reads the part of cargo-deny's rules that needs no network, in a second; building cargo-deny takes minutes.
+Applies the rules of cargo-deny that need no network, in one second. Building cargo-deny takes minutes.
 """
 
 import collections
@@ -20,9 +20,9 @@ def cargo(*arguments):
 
 
 def built(target, features):
-    """(name, version) of every crate that larder is built and tested from on that target.
+    """(name, version) of every crate in the build and the tests for a target.
 
-    Not taken from the metadata: that also has optional crates which no feature turns on.
+    The metadata of cargo would also contain optional crates that no feature enables.
     """
     shown = cargo("tree", "--locked", "--target", target, *features, "--prefix", "none", "--format", "{p}")
     lines = (line.split() for line in shown.splitlines() if line.strip())
@@ -30,7 +30,7 @@ def built(target, features):
 
 
 def permitted(expression, allowed):
-    """Whether an SPDX expression can be satisfied with the licences allowed; `/` is the old way to write OR."""
+    """Returns true if the allowed licences satisfy an SPDX expression. `/` is the old form of OR."""
     tokens = re.findall(r"\(|\)|[^\s()]+", expression.replace("/", " OR "))
     position = 0
 
@@ -85,7 +85,7 @@ def skipped(package, version, skips):
 
 
 def undocumented(graph):
-    """Direct dependencies that CONTRIBUTING.md has no row for, and rows for what is none."""
+    """Direct dependencies without a row in CONTRIBUTING.md, and rows that are not a dependency."""
     manifest = next(package for package in graph["packages"] if package["id"] in graph["workspace_members"])
     direct = {dependency["name"] for dependency in manifest["dependencies"]}
     section = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Dependencies\n")[2].partition("\n## ")[0]
@@ -93,8 +93,8 @@ def undocumented(graph):
     for line in section.splitlines():
         if line.startswith("| `"):
             rows.update(re.findall(r"`([^`]+)`", line.split("|")[1]))
-    yield from (f"{name}: CONTRIBUTING.md does not say why it is here" for name in direct - rows)
-    yield from (f"{name}: CONTRIBUTING.md explains it, but it is no dependency" for name in rows - direct)
+    yield from (f"{name}: CONTRIBUTING.md gives no reason for it" for name in direct - rows)
+    yield from (f"{name}: CONTRIBUTING.md lists it, but it is not a dependency" for name in rows - direct)
 
 
 def main():
@@ -114,7 +114,7 @@ def main():
             versions[package["name"]].add(package["version"])
             if not package["license"] or not permitted(package["license"], allowed):
                 faults.add(f"{name}: licence {package['license']} is not in deny.toml's [licenses] allow")
-            # Without a source it is a folder: only larder's own is meant to be one.
+            # A crate without a source is a local folder. Only larder itself may be one.
             if package["source"] not in registries and not (package["source"] is None and package["name"] == "larder"):
                 faults.add(f"{name}: comes from {package['source']}, which deny.toml's [sources] does not allow")
         for package, held in versions.items():

@@ -24,7 +24,7 @@ PATH = re.compile(r"^(?:src|tests|deploy|config|benches|\.ci)/[\w./-]*$")
 
 
 def files():
-    """Every Markdown file that Git knows or would add."""
+    """Every Markdown file that is tracked by Git or would be added."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
         cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True,
@@ -69,7 +69,7 @@ def anchors(path, known={}):
 
 
 def fault_of_url(target):
-    """Why an external address cannot be right, or None."""
+    """Error of an external address, or None."""
     try:
         parts = urllib.parse.urlsplit(target)
         fine = parts.scheme in ("http", "https", "mailto") and (parts.hostname or parts.scheme == "mailto")
@@ -80,7 +80,7 @@ def fault_of_url(target):
 
 
 def fault_of_link(path, target):
-    """Why a link leads nowhere, or None."""
+    """Error of a link, or None."""
     if re.match(r"[a-zA-Z][\w+.-]*:", target):
         return fault_of_url(target)
     place, _, anchor = target.partition("#")
@@ -98,7 +98,7 @@ def fault_of_link(path, target):
 
 
 def targets(line):
-    """All link targets of a line; code spans hold none."""
+    """All link targets of a line, except those in code spans."""
     bare = SPAN.sub(lambda span: "`" * len(span[0]), line)
     for pattern in (INLINE, AUTOMATIC, ATTRIBUTE):
         yield from pattern.findall(bare)

@@ -1,7 +1,6 @@
-//! Measures a store whose content comes and goes, as in a cache that is full: what its files take per live byte, and
-//! whether that grows.
+//! Measures a store with constant replacement of content, as in a full cache: disk usage per live byte, and its growth.
 //!
-//! Arguments: the kind (`sled` or `files`), how many MiB live (64), how many come (4096), and how many write at once (2).
+//! Arguments: kind (`sled` or `files`), live MiB (64), written MiB (4096), number of concurrent writers (2).
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 
@@ -21,7 +20,7 @@ use process::{bytes, resident, written};
 use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
-/// The largest blobs, in bytes.
+/// Size of the largest blobs in bytes.
 const LARGEST: u64 = 3 * MIB;
 
 fn main() {
@@ -96,7 +95,7 @@ fn main() {
     });
 }
 
-/// Runs a unit of work on the store.
+/// Runs an asynchronous operation of the store.
 fn run<T, F>(runtime: &Runtime, store: &Store, work: F) -> T
 where
     T: Send + 'static,

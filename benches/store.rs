@@ -1,8 +1,7 @@
-//! Measures the store itself: how fast bytes go in and come out, what stays in memory, what it takes on disk,
-//! for several page and segment sizes, and for files. `cargo bench --bench store` prints the table; each row is a
-//! process of its own, so that its memory is its own.
+//! Measures the store: write and read speed, memory and disk usage, for several page and segment sizes, and for files.
+//! `cargo bench --bench store` prints the table. Each row is a separate process, so that its memory can be measured.
 //!
-//! Arguments: `LIVE_MIB` (default 2048), the live data of each row.
+//! Argument: `LIVE_MIB`, the live data of each row (default 2048).
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
 
 mod process;
@@ -53,7 +52,7 @@ fn main() {
     }
 }
 
-/// What the machine gives without a store: the same amount from one file in the page cache, in steps of 512 KiB.
+/// Measures the machine without a store: reads the same amount from one file in the page cache, in steps of 512 KiB.
 fn plain_file(live: usize) {
     let mut file = tempfile::tempfile().unwrap();
     let bytes = bytes(1, BLOB as u64);
@@ -142,7 +141,7 @@ fn measure(kind: BlobStoreKind, title: &str, page: usize, segment: usize, cache:
     );
 }
 
-/// Runs a unit of work on the store.
+/// Runs an asynchronous operation of the store.
 fn run<T, F>(runtime: &Runtime, store: &Store, work: F) -> T
 where
     T: Send + 'static,

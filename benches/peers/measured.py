@@ -1,4 +1,4 @@
-"""The servers that are measured, what they are given to serve, and what the system knows of them."""
+"""The measured servers, their content, and their use of memory and CPU."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ sys.path.insert(0, str(ROOT / "tests/clients"))
 import images  # noqa: E402
 from servers import Failed, Process, ask, in_namespaces, require, run, start_registry, wait_until  # noqa: E402,F401
 
-# The origin is a docker-registry that images were pushed to. The source is nginx with blobs as files, and with a log of
-# who asked; limited is the same at a bounded rate. Each can be an upstream.
+# ORIGIN is a docker-registry with pushed images. SOURCE is nginx with blobs as files and a log of requests; LIMITED is the
+# same with a limited rate. Each can be an upstream.
 ORIGIN, SOURCE, LIMITED = 5100, 5106, 5107
 PEER, NGINX, FILES, SLED, LOGGING, NEWEST = 5101, 5102, 5103, 5104, 5105, 5108
 RATE = 400_000_000
 KINDS = {"larder, files": (FILES, "files"), "larder, sled": (SLED, "sled")}
 DEBIANS = "docker-registry"
-# The same program as its makers have it by now, where somebody has built it.
+# The newest release of the same program, if it was built.
 NEWER = "distribution 3"
 MIB = 1 << 20
 READER = Path(__file__).with_name("reader.py")
@@ -31,10 +31,10 @@ REPOSITORY = "library/big"
 
 
 class Site:
-    """Everything of one run, in one folder."""
+    """All servers and files of one run, in one folder."""
 
     def __init__(self, work, binary, newest=None):
-        """`newest` is a build of distribution 3, which is measured too."""
+        """`newest` is a build of distribution 3, which is also measured."""
         self.work, self.binary = work, binary
         self.peers = {DEBIANS: (PEER, "docker-registry"), **({NEWER: (NEWEST, newest)} if newest else {})}
         self.ports = {who: port for who, (port, _) in (KINDS | self.peers).items()}
@@ -45,7 +45,7 @@ class Site:
     # --- servers ---
 
     def nginx(self, prefix=(), workers="auto"):
-        """nginx as the peer that serves static files, and as the upstream of blobs."""
+        """nginx as a peer with static files, and as the upstream of blobs."""
         config = self.work / "nginx.conf"
         temporary = "\n".join(
             f"    {what}_temp_path {self.work}/nginx-{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -78,7 +78,7 @@ http {{
         return Process(self.work, "nginx", *prefix, "nginx", "-c", config, ready=ready)
 
     def larder(self, port, blobs, upstream, log=False, prefix=()):
-        """larder with a store of its own, which is still there when it is started again."""
+        """larder with its own store, which is kept for the next start."""
         config = self.work / f"larder-{port}.toml"
         config.write_text(
             f"""
@@ -103,16 +103,16 @@ default = true
     def peer(self, who, upstream, prefix=()):
         """docker-registry as a pull-through cache."""
         port, program = self.peers[who]
-        # The newer one would send its traces somewhere.
+        # The newer release would send traces.
         prefix = (*prefix, "env", "OTEL_TRACES_EXPORTER=none")
         return start_registry(self.work, f"peer-{port}", port, f"http://127.0.0.1:{upstream}", prefix, False, program)
 
     def forget(self):
-        """Empties every cache; none may be running."""
+        """Empties all caches. No cache may be running."""
         folders = [f"larder-{port}" for port in (FILES, SLED, LOGGING)] + [f"peer-{port}" for port in (PEER, NEWEST)]
         run("rm", "-rf", *(self.work / folder for folder in folders))
 
-    # --- what is served ---
+    # --- content ---
 
     def write(self, path, body):
         file = self.static / path.lstrip("/")
@@ -120,7 +120,7 @@ default = true
         file.write_bytes(body)
 
     def blob(self, mebibytes):
-        """A new blob at the source, in the page cache: its path and its digest."""
+        """Adds a blob to the source and reads it into the page cache. Returns its path and digest."""
         hashed, folder = hashlib.sha256(), self.static / f"v2/{REPOSITORY}/blobs"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "new").open("wb") as file:
@@ -136,7 +136,7 @@ default = true
         (self.static / path.lstrip("/")).unlink()
 
     def gets(self, path):
-        """How often the source was asked for a body, once it has been quiet: it logs a request when it has ended."""
+        """Number of bodies that the source has sent. Waits until it is idle, because it logs a request at its end."""
         line, since, seen = re.compile(rf"^GET {re.escape(path)} ", re.MULTILINE), time.monotonic(), -1
         while time.monotonic() - since < 1:
             now = len(line.findall(self.access.read_text()))
@@ -147,7 +147,7 @@ default = true
 
 
 def limit():
-    """Bounds what comes from LIMITED, evenly. nginx's own bound goes by whole seconds."""
+    """Limits the rate of LIMITED evenly. The limit of nginx works in whole seconds."""
     tc = lambda *arguments: run("tc", *arguments)  # noqa: E731
     root, bounded = ("parent", "1:"), ("rate", f"{8 * RATE}bit", "burst", "256k", "cburst", "256k")
     tc("qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb", "default", "1", "r2q", "100000")
@@ -161,20 +161,20 @@ def unlimit():
 
 
 def settled(who, port):
-    """Waits until a larder has kept what it was sent; nobody else tells."""
+    """Waits until a larder server has stored all content. Other servers do not report it."""
     if who in KINDS:
         running = re.compile(rb"^larder_fills_running 0$", re.MULTILINE)
         wait_until(f"{who} has settled", lambda: running.search(ask("GET", "/metrics", port + 100)[2]), 120)
 
 
 def read(port, path, streams=1, verify=None):
-    """What `reader.py` says."""
+    """Result of `reader.py`."""
     extra = ("--verify", verify) if verify else ()
     return json.loads(run(sys.executable, READER, f"http://127.0.0.1:{port}{path}", streams, *extra, seconds=600))
 
 
 def family(process):
-    """A server and its workers, by process id."""
+    """Process ids of a server and its workers."""
     found, left = [], [process.process.pid]
     while left:
         pid = left.pop()
@@ -185,7 +185,7 @@ def family(process):
 
 
 def memory(process, field="VmRSS"):
-    """MiB that a server holds; with `VmHWM`, the most it held since `forget_peak`."""
+    """Resident memory of a server in MiB; with `VmHWM`, the peak since `forget_peak`."""
     status = (Path(f"/proc/{pid}/status").read_text() for pid in family(process))
     return sum(int(re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)[1]) for text in status) / 1024
 
@@ -196,7 +196,7 @@ def forget_peak(process):
 
 
 def cpu(process):
-    """Seconds of processor time that a server has used."""
+    """CPU time of a server in seconds."""
     fields = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in family(process))
     return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICK
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Measures larder, with each of its stores, beside nginx (the same bytes as static files) and docker-registry in
-proxy mode: Debian's, and a build of distribution 3 if one is named.
+"""Compares larder with both kinds of blob store, nginx (the same bytes as static files) and docker-registry in proxy
+mode: the release of Debian, and a build of distribution 3 if given.
 
     python3 benches/peers/peers.py [--larder target/dist/larder] [--distribution registry] [--rounds 3] [--results FILE] [PART..]
 
-The parts are manifests, warm, cold, crowd, image and start; all of them if none is named. Every round asks each server
-in turn, and each round another one first, so that whatever else the machine does touches all of them alike; what is shown are medians, and for ratios the
-median of each round's own ratio. Manifests: the server has the first core, wrk the second. All else shares both.
-Everything is on a loopback that leads nowhere else. All of it takes a quarter of an hour.
+The parts are manifests, warm, cold, crowd, image and start; the default is all parts. Every round measures each server,
+and each round begins with another server, so that other load of the machine affects all servers equally. The results are
+medians. Ratios are medians of the ratios of all rounds. In the part manifests, the server has the first core and wrk the
+second one. All other parts use both cores. The network is a loopback device without other hosts. All parts together take
+15 minutes.
 """
 
 import argparse
@@ -28,15 +29,15 @@ from table import table  # noqa: E402
 
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
 BLOB = 512
-# What the source, the caches and nginx keep of the same blobs; a full disk looks like a server that breaks off.
+# Disk space for the blobs in the source, the caches and nginx. A full disk would look like a failing server.
 DISK = 20 << 30
-# What `start` has in each store, one after the other: sled takes more than the bytes it keeps.
+# Content of each store in the part `start`, and its disk space: sled uses more than the size of the content.
 STORED, DISK_TO_START = 20_000_000_000, 34 << 30
 FIRST, SECOND = ("taskset", "-c", "0"), ("taskset", "-c", "1")
 
 
 class Bench:
-    """One run: the servers of each part, and every reading."""
+    """One run: the servers of each part, and all measured values."""
 
     def __init__(self, site, rounds):
         self.site, self.rounds, self.raw = site, rounds, {}
@@ -45,25 +46,25 @@ class Bench:
         self.raw.setdefault(what, {}).setdefault(who, []).append(value)
 
     def caches(self, upstream):
-        """Every cache, empty, before the same upstream."""
+        """All caches, empty, in front of the same upstream."""
         self.site.forget()
         return {who: self.cache(who, upstream) for who in self.site.ports}
 
     def cache(self, who, upstream):
-        """One of them."""
+        """One cache."""
         if who in KINDS:
             port, blobs = KINDS[who]
             return self.site.larder(port, blobs, upstream)
         return self.site.peer(who, upstream)
 
     def origin(self, image):
-        """A registry that has one image."""
+        """A registry with one image."""
         process = start_registry(self.site.work, "origin", ORIGIN)
         images.Registry(f"http://127.0.0.1:{ORIGIN}").push(image)
         return process
 
     def cold(self, servers, path, digest):
-        """Every cache fetches a blob."""
+        """Makes all caches download a blob."""
         for who in servers:
             read(self.site.ports[who], path, verify=digest)
             settled(who, self.site.ports[who])
@@ -101,7 +102,7 @@ class Bench:
         stop(origin, *(process for _, process in servers.values()))
 
     def warm(self):
-        """One blob, to one client and to many; what it costs the processor, and memory."""
+        """One blob for one client and for many clients, with CPU time and memory."""
         nginx = self.site.nginx()
         servers = self.caches(SOURCE)
         path, digest = self.site.blob(BLOB)
@@ -126,10 +127,10 @@ class Bench:
         stop(*servers.values())
 
     def cold_blobs(self):
-        """A blob that no cache has, to a client that hashes it, against the same from the upstream itself.
+        """A blob that is not cached, for a client that hashes it, compared with a download from the upstream itself.
 
-        Each cache begins with an empty store, and the one before has given its memory back: where a virtual machine gets
-        its pages from its host when they are first touched, new ones cost several times what it costs to write them.
+        Each cache begins with an empty store, after the previous one has released its memory. On a virtual machine that
+        gets pages from its host at the first access, a new page costs several times as much as writing it.
         """
         nginx = self.site.nginx()
         self.site.forget()
@@ -140,7 +141,7 @@ class Bench:
                 path, digest = self.site.blob(BLOB)
                 read(port, path)
                 for who in turned(["direct", *self.site.ports], number):
-                    # What others have still to write to the disk must not slow this one.
+                    # Pending writes of other servers must not slow down this one.
                     os.sync()
                     if who == "direct":
                         found = read(port, path, verify=digest)
@@ -164,7 +165,7 @@ class Bench:
         return found
 
     def crowd(self):
-        """64 clients at once of a blob that nobody has. docker-registry asks for it 64 times, and is asked but once."""
+        """64 concurrent clients of a blob that is not cached. docker-registry requests it 64 times, so it has one round only."""
         nginx = self.site.nginx()
         servers = self.caches(SOURCE)
         for number in range(self.rounds):
@@ -181,8 +182,8 @@ class Bench:
         stop(nginx, *servers.values())
 
     def image(self):
-        """A whole image of thirty layers, by two real clients. It is large, because `ctr` looks each tenth of a second
-        whether it has ended."""
+        """An image of thirty layers, pulled by two real clients. It is large, because `ctr` checks for the end every 0.1 s
+        only."""
         root = images.image("wide", images.AMD64, sizes=(12 << 20,) * 30, compressed=False)
         image = images.Image("library/wide", "1", root)
         origin, home = self.origin(image), self.site.work / "clients"
@@ -191,7 +192,7 @@ class Bench:
         for who in servers:
             pulls.skopeo(self.site.ports[who])
             settled(who, self.site.ports[who])
-        # docker-registry tells nobody when it has kept what it sent.
+        # docker-registry does not report when it has stored the content.
         for who in servers:
             for content in image.walk():
                 kind = "manifests" if content.is_manifest() else "blobs"
@@ -203,7 +204,7 @@ class Bench:
         stop(pulls.daemon, origin, *servers.values())
 
     def start(self):
-        """How long a start takes with much in the store, to the answer that it is ready."""
+        """Time of a start with a full store, until the server is ready."""
         nginx = self.site.nginx()
         for who, (port, blobs) in KINDS.items():
             self.site.forget()
@@ -217,7 +218,7 @@ class Bench:
                 began = time.monotonic()
                 stop(process)
                 if number == 0:
-                    # sled reads what was written since the last start.
+                    # sled reads everything that was written since the last start.
                     self.note("stop", who, time.monotonic() - began)
                 began = time.monotonic()
                 process = self.site.larder(port, blobs, SOURCE)
@@ -228,7 +229,7 @@ class Bench:
 
 
 class Pulls:
-    """containerd and skopeo, with nothing in their stores whenever they are asked. Both give the seconds they took."""
+    """containerd and skopeo with empty stores. Both return the time in seconds."""
 
     def __init__(self, home, image):
         home.mkdir()
@@ -276,7 +277,7 @@ def wrk(port, path):
 
 
 def turned(servers, number):
-    """All servers, another one first in each round."""
+    """All servers, with another first one in each round."""
     names = list(servers)
     first = number % len(names)
     return names[first:] + names[:first]
@@ -315,7 +316,7 @@ def arguments():
 
 
 def outside(options, binary, results):
-    """Sees to it that all can go well, and goes where there is no network."""
+    """Checks the requirements, and enters the namespaces."""
     needed = ["unshare", "ip", "tc", "taskset", "docker-registry", "nginx", "wrk"]
     needed += ["containerd", "ctr", "skopeo"] if "image" in options.parts else []
     missing = [program for program in needed if not shutil.which(program)]
@@ -342,7 +343,7 @@ def main():
             PARTS[part](bench)
             print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         except (Failed, OSError, RuntimeError) as error:
-            # Its servers still run, in the way of the other parts; what these have measured is worth having.
+            # The servers of the failed part still run and would disturb other parts. The results so far are kept.
             print(f"{part} broke off: {error}", file=sys.stderr)
             broken = [part]
             break

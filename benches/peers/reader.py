@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Reads one URL with any number of streams at once and says how long it took.
+"""Reads one URL with several concurrent streams, and prints the time.
 
     reader.py URL STREAMS [--verify sha256:...]      prints {"seconds": .., "first_byte": .., "bytes": ..} as JSON
 
-Each stream is a process. The bytes are thrown away inside the kernel (MSG_TRUNC), so nothing is measured but what the
-server does and what the loopback costs: curl would copy and move them on in small pieces, and be the slower side.
-With --verify they are read for real, and hashed.
+Each stream is a process. The kernel discards the bytes (MSG_TRUNC), so the result contains only the costs of the server
+and of the loopback device. curl would copy the bytes in small pieces and be slower than the server. With --verify the
+bytes are read and hashed.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ STEP = 4 << 20
 
 
 def head(connection):
-    """The answer's length, and what of the body came along with its head."""
+    """Length of the body, and the part of the body that arrived with the head."""
     received = b""
     while b"\r\n\r\n" not in received:
         part = connection.recv(65536)
@@ -38,7 +38,7 @@ def head(connection):
 def read(url, verify):
     where = urllib.parse.urlsplit(url)
     connection = socket.create_connection((where.hostname, where.port), timeout=120)
-    # A plain blocking socket: with a timeout every read would cost a poll as well.
+    # A blocking socket: with a time-out, every read would also cost a poll.
     connection.settimeout(None)
     began = time.monotonic()
     request = f"GET {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\nUser-Agent: reader\r\nConnection: close\r\n\r\n"
@@ -66,7 +66,7 @@ def stream(url, verify, barrier, results):
     try:
         barrier.wait(60)
         results.put(read(url, verify))
-    except Exception as error:  # whatever it was, the one who waits must hear of it
+    except Exception as error:  # the waiting process must learn of any failure
         results.put(repr(error))
 
 

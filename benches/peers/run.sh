@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# larder beside nginx and docker-registry, on this machine, in one run. Wants root, Debian 12, cargo and a C compiler; with
-# Go, the newest release of distribution is measured too.
+# Compares larder, nginx and docker-registry on this machine. Needs root, Debian 12, cargo and a C compiler. With Go, the
+# newest release of distribution is also measured.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 missing=()

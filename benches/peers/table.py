@@ -1,4 +1,4 @@
-"""The readings of a run as a table."""
+"""Table of the measured values of a run."""
 
 import statistics
 
@@ -10,7 +10,7 @@ def median(values):
 
 
 def ratio(ours, theirs):
-    """The median of each round's own ratio."""
+    """Median of the ratios of all rounds."""
     return median([a / b for a, b in zip(ours, theirs)])
 
 
@@ -35,7 +35,7 @@ def milliseconds(value):
 
 
 def difference(ours, theirs):
-    """The median of each round's own difference."""
+    """Median of the differences of all rounds."""
     return median([a - b for a, b in zip(ours, theirs)])
 
 
@@ -44,7 +44,7 @@ def count(value):
 
 
 def rows():
-    """(title, what was noted, how it is shown, whose reading of the same round it is held against)"""
+    """(title, measured value, format, server whose value of the same round it is compared with)"""
     for reference in ("digest", "tag"):
         yield f"warm manifest by {reference} (of nginx)", f"manifest by {reference}", rate, "nginx"
     for streams in (1, 8, 64):
@@ -66,7 +66,7 @@ def rows():
 
 
 def table(raw):
-    """The lines of a table in Markdown; rows that nobody measured are left out."""
+    """Lines of a Markdown table, without rows that were not measured."""
     columns = [who for who in COLUMNS if any(who in readings for readings in raw.values())]
     yield "| | " + " | ".join(columns) + " |"
     yield "|---|" + "---|" * len(columns)

@@ -1,21 +1,21 @@
-//! What the measuring programs share: bytes to store, and what the system knows of this process.
+//! Shared by the benchmarks: bytes to store, and the memory and output of this process.
 
 use bytes::Bytes;
 
-/// Bytes this process has given to the kernel to write.
+/// Returns the number of bytes that this process has written.
 pub(crate) fn written() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap();
     io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
 }
 
-/// MiB in memory.
+/// Returns the resident memory in MiB.
 pub(crate) fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
 }
 
-/// Bytes that do not compress and are cheap to make.
+/// Returns pseudo-random bytes, generated quickly.
 pub(crate) fn bytes(seed: u64, length: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::new();

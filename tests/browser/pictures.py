@@ -1,4 +1,4 @@
-"""Pictures of pages for the documentation, no larger than they need be."""
+"""Screenshots for the documentation, with a small file size."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ def chunk(kind, body):
 
 
 def unfiltered(raw, width, height, step):
-    """The lines of a picture (PNG, third edition, 9.2)."""
+    """Lines of a picture without filters (PNG, third edition, 9.2)."""
     long, before = width * step, bytearray(width * step)
     for number in range(height):
         at = number * (long + 1)
@@ -33,7 +33,7 @@ def unfiltered(raw, width, height, step):
 
 
 def slim(png):
-    """The same picture, a quarter smaller: pages are flat, and nothing is won by filtering them."""
+    """The same picture, a quarter smaller: flat pages compress better without filters."""
     parts = list(chunks(png))
     header = dict(parts)[b"IHDR"]
     width, height, depth, colour = struct.unpack(">IIBB", header[:10])

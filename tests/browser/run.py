@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Looks at the operator's pages with Chromium: a real larder, a real registry behind it, and a slow way between them.
+"""Tests the status page with Chromium: a larder server, a registry, and a slow connection between them.
 
     python tests/browser/run.py [--larder PROGRAM] [--screenshots FOLDER] [--keep]
 
-Needs root, Linux, Selenium, and Debian's chromium, chromium-driver and docker-registry. All of it runs in network, mount
-and process namespaces of its own, as in the client tests, so that nothing can be loaded from anywhere else.
+Needs root, Linux, Selenium, and Debian's chromium, chromium-driver and docker-registry. The tests run in their own
+network, mount and process namespaces, as the client tests do, so nothing can be loaded from other hosts.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PAGES = (
     f"{HOME}/jobs",
     f"{EMPTY}/",
 )
-# Texts whose contrast with what is behind them is below WCAG 2.2's level AA.
+# Returns the texts whose contrast with their background is below level AA of WCAG 2.2.
 PALE = """
 const parse = (text) => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
 const behind = (node) => {
@@ -73,7 +73,7 @@ return pale;
 
 
 class Browser:
-    """Chromium, and what it complained of and asked for."""
+    """Chromium, its console messages, and its requests."""
 
     def __init__(self, profile):
         options = webdriver.ChromeOptions()
@@ -117,7 +117,7 @@ class Browser:
 
     def text(self, selector="body"):
         while True:
-            # What is live may have been replaced since it was found.
+            # A live element may have been replaced since it was found.
             with contextlib.suppress(StaleElementReferenceException):
                 return self.one(selector).text
 
@@ -141,11 +141,11 @@ class Browser:
         wait_until(what, condition, seconds)
 
     def complaints(self):
-        """What the console has had to say since this was last asked."""
+        """Console messages since the last call."""
         return [f"{entry['level']}: {entry['message']}" for entry in self.driver.get_log("browser")]
 
     def asked_for(self):
-        """All addresses that were asked for since this was last asked."""
+        """All requested addresses since the last call."""
         found = []
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -156,10 +156,10 @@ class Browser:
 
 def an_empty_store(browser, _):
     browser.open(f"{EMPTY}/")
-    require("The cache is empty" in browser.text("h2#start-title"), "it does not say that nothing is held")
+    require("The cache is empty" in browser.text("h2#start-title"), "the page does not show that the cache is empty")
     command = f"docker pull 127.0.0.1:{world.EMPTY_API}/docker.io/library/alpine:3"
-    require(command in browser.text(), "it does not show the first command")
-    require("The cache is empty" in (browser.open(f"{EMPTY}/images") or browser.text("main")), "the list is no page")
+    require(command in browser.text(), "the page does not show the first command")
+    require("The cache is empty" in (browser.open(f"{EMPTY}/images") or browser.text("main")), "the list is missing")
 
 
 def by_mouse(browser, _):
@@ -185,22 +185,22 @@ def by_keyboard(browser, _):
     browser.open(f"{HOME}/")
     browser.press(Keys.TAB)
     skip = browser.focused()
-    require(skip.text == "Skip to the content" and skip.location["y"] >= 0, "the first stop is no visible skip link")
+    require(skip.text == "Skip to the content" and skip.location["y"] >= 0, "the first tab stop is not a visible skip link")
     browser.press(Keys.ENTER)
     require(browser.focused().get_attribute("id") == "content", "the skip link does not lead to the content")
     browser.one("body").send_keys("/")
     require(browser.focused().get_attribute("id") == "q", "`/` does not lead to the search")
     browser.focused().send_keys("postgres 17", Keys.ENTER)
-    browser.wait("the search has answered", lambda: "q=postgres" in browser.driver.current_url)
+    browser.wait("the search result is shown", lambda: "q=postgres" in browser.driver.current_url)
     require("1 found" in browser.text("main"), f"the search says {browser.text('main')!r}")
     for _step in range(20):
         browser.press(Keys.TAB)
         if "postgres:17" in browser.focused().text.replace("\n", ""):
             break
     outline = browser.script("return getComputedStyle(document.activeElement).outlineStyle")
-    require(outline != "none", "what has the focus does not show it")
+    require(outline != "none", "the focused element is not marked")
     browser.press(Keys.ENTER)
-    browser.wait("the image is there", lambda: "/image?" in browser.driver.current_url)
+    browser.wait("the image page is shown", lambda: "/image?" in browser.driver.current_url)
     require("/" in browser.one(".search kbd").text, "the key is not shown")
 
 
@@ -209,9 +209,9 @@ def copied(browser, _):
     browser.open(IMAGE)
     button = browser.one(".command .copy")
     button.click()
-    browser.wait("the button says so", lambda: button.text == "Copied")
+    browser.wait("the button shows the result", lambda: button.text == "Copied")
     require(browser.text("#announcement") is not None and browser.script(
-        "return document.getElementById('announcement').textContent") == "Copied", "a screen reader is not told")
+        "return document.getElementById('announcement').textContent") == "Copied", "the result is not announced to screen readers")
     found = browser.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
     require(found == f"docker pull 127.0.0.1:{world.API}/docker.io/library/postgres:17", f"copied is {found!r}")
 
@@ -226,16 +226,16 @@ def a_live_fill(browser, shots):
     first = browser.script(value)
     browser.wait("the bar moves by itself", lambda: (browser.script(value) or 0) > first)
     if shots:
-        browser.wait("the bar is worth a picture", lambda: (browser.script(value) or 0) > 8 << 20)
+        browser.wait("the progress bar is large enough for a screenshot", lambda: (browser.script(value) or 0) > 8 << 20)
         picture(browser, shots / "overview.png", "#as-of")
     browser.one("#live-toggle").click()
-    require(browser.text("#live-state") == "paused", "it does not say that it is paused")
+    require(browser.text("#live-state") == "paused", "the page does not show that it is paused")
     for puller in pullers:
         puller.join(60)
     world.settle()
-    require(browser.script(value), "it goes on although it is paused")
+    require(browser.script(value), "the page is updated although it is paused")
     browser.one("#live-toggle").click()
-    browser.wait("it goes on", lambda: "No fill is running" in browser.text("#fills"))
+    browser.wait("the page is updated again", lambda: "No fill is running" in browser.text("#fills"))
 
 
 def hostile_names(browser, _):
@@ -310,23 +310,23 @@ def landmarks(browser, _):
         require(not (found := browser.script(nameless)), f"without a name on {url}: {found}")
         twice = "const ids = [...document.querySelectorAll('[id]')].map((it) => it.id);"
         twice += "return ids.filter((id, at) => ids.indexOf(id) !== at)"
-        require(not (found := browser.script(twice)), f"ids that are there twice on {url}: {found}")
+        require(not (found := browser.script(twice)), f"duplicate ids on {url}: {found}")
 
 
 def nothing_from_elsewhere(browser, _):
-    """Runs after all others."""
+    """Runs after all other checks."""
     asked = [url for url in browser.asked_for() if not url.startswith(("data:", "chrome:", "about:"))]
     foreign = [url for url in asked if not url.startswith((HOME + "/", EMPTY + "/"))]
-    require(len(asked) > 100 and not foreign, f"of {len(asked)} requests these went elsewhere: {foreign[:5]}")
+    require(len(asked) > 100 and not foreign, f"of {len(asked)} requests these went to other hosts: {foreign[:5]}")
     require(not (said := browser.complaints()), f"the console says {said[:5]}")
 
 
-def a_larder_that_goes(browser, used):
+def a_stopped_server(browser, used):
     browser.open(f"{HOME}/")
     browser.one("#live-toggle")
     used.stop()
-    browser.wait("the page says that nobody answers", lambda: browser.text("#live-state") == "no answer")
-    require("Hit ratio" in browser.text(), "what was known has gone")
+    browser.wait("the page shows that the server does not answer", lambda: browser.text("#live-state") == "no answer")
+    require("Hit ratio" in browser.text(), "the last values have disappeared")
 
 
 CHECKS = (
@@ -345,7 +345,7 @@ CHECKS = (
 
 
 def picture(browser, path, until):
-    """A page from its top to the end of something, as it looks in light."""
+    """Screenshot of a page from its top to the end of an element, in the light scheme."""
     end = f"return document.querySelector('{until}').getBoundingClientRect().bottom + scrollY"
     browser.size(1280, int(browser.script(end)) + 28)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -353,19 +353,19 @@ def picture(browser, path, until):
     browser.size(1280, 900)
 
 
-def looked_at(work, binary, shots):
+def run_checks(work, binary, shots):
     used = world.build(work, binary)
     browser = Browser(work / "profile")
     passed = failed = 0
     try:
-        for check in (*CHECKS, a_larder_that_goes):
+        for check in (*CHECKS, a_stopped_server):
             begun, name = time.monotonic(), check.__name__.replace("_", " ")
-            given = used if check is a_larder_that_goes else shots
+            given = used if check is a_stopped_server else shots
             try:
                 check(browser, given)
                 passed += 1
                 print(f"ok   {name} ({time.monotonic() - begun:.1f} s)", flush=True)
-            except Exception as error:  # noqa: BLE001: whatever a browser does, the others are still to be tried
+            except Exception as error:  # noqa: BLE001: the other checks run after any failure
                 failed += 1
                 print(f"FAIL {name}: {type(error).__name__}: {error}", flush=True)
                 with contextlib.suppress(Exception):
@@ -383,15 +383,15 @@ def main():
     root = Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--larder", default=root / "target/debug/larder", type=Path)
-    parser.add_argument("--screenshots", type=Path, help="the folder that pictures for the documentation go to")
-    parser.add_argument("--keep", action="store_true", help="leave logs, stores and pictures of what failed")
+    parser.add_argument("--screenshots", type=Path, help="folder for the screenshots of the documentation")
+    parser.add_argument("--keep", action="store_true", help="keep logs, stores and screenshots of failures")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     binary = options.larder.resolve()
     shots = options.screenshots and options.screenshots.resolve()
     if options.inside:
         run("ip", "link", "set", "lo", "up")
-        return looked_at(options.inside, binary, shots)
+        return run_checks(options.inside, binary, shots)
     missing = [it for it in ("unshare", "ip", "chromium", "chromedriver", "docker-registry") if not shutil.which(it)]
     if missing or os.geteuid() != 0 or not os.access(binary, os.X_OK):
         sys.exit(f"needs root, {binary}, and these programs that are missing: {' '.join(missing) or 'none'}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the images that the client tests pull: the same bytes on every run, nothing but the standard library.
+"""Builds the images of the client tests: the same bytes on every run, with the standard library only.
 
-Run by hand:   images.py push http://127.0.0.1:5100 [SET]      images.py list [SET]
+Usage:  images.py push http://127.0.0.1:5100 [SET]      images.py list [SET]
 """
 
 import gzip
@@ -38,13 +38,13 @@ def digest(body):
 
 
 def document(value):
-    """JSON as a registry's user would push it; the odd spacing shows any re-serialisation by whoever passes it on."""
+    """JSON with unusual spacing, so that serialising it again changes the digest."""
     return json.dumps(value, indent=3, separators=(",", " : ")).encode() + b"\n"
 
 
 @dataclass
 class Content:
-    """A body with its media type: a manifest, or a blob."""
+    """A manifest or blob with its media type."""
 
     media_type: str
     body: bytes
@@ -66,14 +66,14 @@ class Content:
 
 @dataclass
 class Image:
-    """One tag of one repository, with everything below it."""
+    """One tag of one repository, with all its content."""
 
     repository: str
     tag: str
     root: Content
 
     def walk(self):
-        """Everything that must be pushed, what is pointed at before what points at it."""
+        """All content in the order of pushing: a manifest comes after its content."""
         seen, order = set(), []
 
         def visit(content):
@@ -105,7 +105,7 @@ def layer_tar(files):
 
 
 def noise(seed, size):
-    """Bytes that no compression makes smaller, the same for the same seed."""
+    """Random bytes. Equal seeds give equal bytes."""
     source, part = random.Random(seed), 64 * MIB
     return b"".join(source.randbytes(min(part, size - at)) for at in range(0, size, part))
 
@@ -153,7 +153,7 @@ def index(children, docker=False):
 
 
 def artifact(seed, subject):
-    """Something that is no image, said about `subject`."""
+    """An artifact with the subject `subject`."""
     empty = Content(OCI_EMPTY, b"{}")
     payload = Content("application/spdx+json", document({"spdxVersion": "SPDX-2.3", "name": seed}))
     value = {
@@ -169,7 +169,7 @@ def artifact(seed, subject):
 
 
 def default_registry():
-    """What the client tests pull from docker.io's stand-in."""
+    """Images in the registry that replaces docker.io."""
     multi = index([image("multi", AMD64), image("multi", ARM64)])
     return [
         Image("library/multi", "oci", multi),
@@ -177,14 +177,14 @@ def default_registry():
         Image("library/list", "latest", index([image("list", p, docker=True) for p in (AMD64, ARM64, ARMV7)], True)),
         Image("library/single", "v2s2", image("single", AMD64, docker=True)),
         Image("library/nested", "latest", index([index([image("nested", AMD64), image("nested", ARM64)])])),
-        # No test asks for this one's children: whoever can serve them has fetched them unasked.
+        # No test requests the children of this index, so they are only cached if the server prefetched them.
         Image("library/shy", "latest", index([image("shy", p) for p in (AMD64, ARM64, ARMV7)])),
         Image("team/deep/path/big", "64m", image("big", AMD64, sizes=(64 * MIB, MIB), compressed=False)),
     ]
 
 
 def other_registry():
-    """What they pull from a second registry."""
+    """Images in the second registry."""
     return [Image("org/tool", "1.0", index([image("tool", AMD64), image("tool", ARM64)]))]
 
 
@@ -192,7 +192,7 @@ SETS = {"default": default_registry, "other": other_registry}
 
 
 class Registry:
-    """Just enough of a client for the push side of the API."""
+    """Client for the push requests of the API."""
 
     def __init__(self, url):
         self.url = urllib.parse.urlsplit(url)

@@ -1,4 +1,4 @@
-"""A registry that only a proxy reaches: Debian's tinyproxy between larder and a docker-registry behind TLS."""
+"""A registry that is only reachable by a proxy: Debian's tinyproxy between larder and a docker-registry with TLS."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ NAME = "registry.test"
 
 
 def certificate(work):
-    """A certificate for the registry that vouches for itself, and its key."""
+    """A self-signed certificate for the registry, and its key."""
     cert, key = work / "registry.pem", work / "registry-key.pem"
     kind = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     names = ("-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}")
@@ -21,7 +21,7 @@ def certificate(work):
 
 
 def start_proxy(work):
-    """It wants credentials, and nobody else knows where the registry is."""
+    """The proxy requires credentials. Only the proxy resolves the name of the registry."""
     config, hosts = work / "tinyproxy.conf", work / "hosts"
     config.write_text(
         f"Port {PROXY}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nMaxClients 50\nLogLevel Connect\n"
@@ -29,13 +29,13 @@ def start_proxy(work):
     )
     hosts.write_text(f"127.0.0.1 localhost {NAME}\n")
     within = ("unshare", "--mount", "sh", "-c", f"mount --bind {hosts} /etc/hosts && exec tinyproxy -d -c {config}")
-    # Any answer shows that it listens; without credentials that is a refusal.
+    # Any answer shows that it listens. Without credentials the answer is a refusal.
     return Process(work, "tinyproxy", *within, ready=lambda: ask("GET", "/", PROXY)[0] == 407)
 
 
 @contextlib.contextmanager
 def larder_by(work, binary, name, cert, login):
-    """A larder that knows of the proxy from its environment; its configuration and that environment."""
+    """Configuration and environment of a server that uses the proxy of the environment."""
     sections = f"""
 [upstream."docker.io"]
 endpoints = ["https://{NAME}:{REGISTRY}"]
@@ -51,7 +51,7 @@ default = true
 
 
 def steps(binary, config, env):
-    """How far doctor comes on its way to the registry."""
+    """Steps of `larder doctor` on the way to the registry."""
     command = (str(binary), "doctor", "--json", "--config", str(config))
     done = subprocess.run(command, env={**os.environ, **env}, stdout=subprocess.PIPE, timeout=60)
     checks = json.loads(done.stdout)["checks"]
@@ -59,7 +59,7 @@ def steps(binary, config, env):
 
 
 def by_proxy(work, binary, report, store, image):
-    """Pulls `image` from the registry of this name, which has served it before."""
+    """Pulls `image` from the registry with this name, which has the image."""
     cert, key = certificate(work)
     registry, proxy = start_registry(work, store, REGISTRY, tls=(cert, key)), start_proxy(work)
     path = f"/v2/{image.repository}/manifests/{image.tag}"

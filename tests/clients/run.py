@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Pulls real images with real clients through larder, takes the registries away, and pulls everything again.
+"""Pulls images with real clients through larder, stops the registries, and pulls everything again.
 
     python3 tests/clients/run.py [--larder target/release/larder] [--keep]
 
 Needs root, Linux, and Debian's docker-registry, skopeo, podman, buildah, containerd, docker.io, iproute2, faketime,
 tinyproxy and openssl.
-All of it runs in network, mount and process namespaces of its own. The network has a loopback device and nothing
-else, so a client that cannot get what it wants from larder gets it nowhere; when the last process of the script
-ends, the kernel ends everything it started.
+The tests run in their own network, mount and process namespaces. The network has only a loopback device, so clients
+can get content only from larder. When the script ends, the kernel kills all processes that it started.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from servers import start_larder, start_registry, wait_until  # noqa: E402
 UPSTREAM, OTHER = 5100, 5101
 MIRROR = f"127.0.0.1:{LARDER}"
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
-# What a client cannot pull from any registry, in the versions of Debian 12; all the rest it must pull.
+# Images that a client of Debian 12 cannot pull from any registry. It must pull all others.
 UNABLE = {
     "skopeo": {"library/nested:latest", "library/shy:latest"},  # no nested indexes; and shy is not for --all
     "podman": {"library/nested:latest", "library/multi:sbom"},
@@ -44,7 +43,7 @@ UNABLE = {
 
 
 class Report:
-    """Counts checks and says how each went as soon as it is known."""
+    """Prints the result of each check, and counts the results."""
 
     def __init__(self):
         self.passed = self.failed = 0
@@ -63,7 +62,7 @@ class Report:
 
 
 def larder_of_both(work, binary, tag_ttl="1s", env=None):
-    """A larder before both registries."""
+    """A server in front of both registries."""
     sections = f"""
 [cache]
 tag_ttl = "{tag_ttl}"
@@ -78,7 +77,7 @@ endpoints = ["http://127.0.0.1:{OTHER}"]
     return start_larder(work, binary, sections, env=env)
 
 
-# --- what the answers must be ---------------------------------------------------------------------------------
+# --- expected answers ------------------------------------------------------------------------------------------
 
 
 def manifest_paths(image, ns=None):
@@ -90,7 +89,7 @@ def manifest_paths(image, ns=None):
 
 
 def upstream_answers(image, port):
-    """What the registry itself says, in terms of the path that larder is asked for."""
+    """Answer of the registry itself to a path of larder."""
     known = {}
     for path, content in manifest_paths(image):
         status, headers, body = ask("GET", path, port, Accept=ACCEPT)
@@ -100,7 +99,7 @@ def upstream_answers(image, port):
 
 
 def compare_manifests(image, known, ns=None):
-    """Bytes, digest and media type through larder are the registry's, however they are asked for."""
+    """Bytes, digest and media type from larder equal those of the registry, for every form of request."""
     for path, _ in manifest_paths(image):
         content_type, content_digest, body = known[path]
         asked = path + (f"?ns={ns}" if ns else "")
@@ -131,7 +130,7 @@ def compare_blobs(image):
 
 
 def fetched_once(registry):
-    """No body was asked of the registry twice, however many clients wanted it."""
+    """The registry sent no body twice, for any number of clients."""
     counts = collections.Counter()
     line = re.compile(r'"GET (/v2/\S+/(?:blobs|manifests)/sha256:[0-9a-f]{64})\S* HTTP/1\.1" 200 \d+ "[^"]*" "([^"]*)"')
     for path, agent in line.findall(registry.text()):
@@ -146,19 +145,19 @@ def fetched_once(registry):
 
 
 class Clients:
-    """Every client, with configuration and stores in a folder that has never been used."""
+    """All clients, with configuration and storage in a new folder."""
 
     def __init__(self, work, binary, report, round_name):
         self.home, self.report, self.round = work / round_name, report, round_name
         self.home.mkdir()
-        # What larder prints for people is what is pulled with.
+        # The clients are configured with the output of `larder setup`.
         self.machine = self.home / "machine"
         self.machine.mkdir()
         for client in ("docker", "containerd", "podman"):
             place = ("--root", self.machine, "--config", work / "larder.toml")
             run(binary, "setup", client, "--write", *place)
         self.policy = self.write("policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')
-        # At the root for skopeo, under the upstream's name, as larder has it written, for podman.
+        # Without a prefix for skopeo, with the name of the upstream for podman.
         self.registries = self.write("registries.conf", self.registries_conf(MIRROR))
         self.storage = self.write(
             "storage.conf",
@@ -180,7 +179,7 @@ class Clients:
         return path
 
     def containerfile(self):
-        """Something to build that needs nothing but a pull."""
+        """A build that only needs to pull its base image."""
         return self.write("Containerfile", "FROM docker.io/library/multi:oci\nLABEL built=yes\n")
 
     @staticmethod
@@ -310,8 +309,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.grpc.v1.cri"
 
 
 class Archives(Clients):
-    """What larder exports, taken by every client that loads archives; what they save, imported by a larder that has
-    no registry."""
+    """Archives exported by larder, loaded by every client that loads archives; archives saved by clients, imported by a
+    server without a registry."""
 
     def __init__(self, work, report, binary):
         super().__init__(work, binary, report, "archives")
@@ -353,7 +352,7 @@ class Archives(Clients):
             self.copies(f"oci:{layout}:oci", self.multi)
         for image in (self.single, self.list):
             with self.check(f"skopeo copies all of {image.name()}, of Docker's types, from a folder of its own"):
-                # By tag it looks for OCI's types alone.
+                # By tag it accepts only OCI media types.
                 self.copies(f"oci:{self.export(image, self.home / image.tag)}", image)
         with self.check("of two platforms of three, skopeo and podman take the one for them"):
             images.Registry(f"http://127.0.0.1:{UPSTREAM}").push(self.three)
@@ -442,11 +441,11 @@ class Archives(Clients):
             island.stop()
 
 
-# --- how long clients wait --------------------------------------------------------------------------------------
+# --- waiting times of clients -----------------------------------------------------------------------------------
 
 
 def head_times():
-    """{upper bound in seconds: answers whose head came within it} over all that content was asked for."""
+    """{upper bound in seconds: answers whose head was sent within it}, for all requests for content."""
     times = collections.Counter()
     sample = re.compile(r'^larder_response_seconds_bucket\{kind="(?:manifest_tag|manifest_digest|blob)",.*le="([^"]+)"\} (\d+)$')
     for line in ask("GET", "/metrics", ADMIN)[2].decode().splitlines():
@@ -455,7 +454,7 @@ def head_times():
     return times
 
 
-def left_alone():
+def both_open():
     open_endpoint = re.compile(rb"^larder_upstream_endpoint_open\{.*\} 1$", re.MULTILINE)
     return len(open_endpoint.findall(ask("GET", "/metrics", ADMIN)[2])) == 2
 
@@ -468,7 +467,7 @@ def without_dockerd(clients, docker_io, other):
 
 @contextlib.contextmanager
 def silent(*ports):
-    """Registries that take connections and never say a word."""
+    """Registries that accept connections and never answer."""
     with contextlib.ExitStack() as stack:
         for port in ports:
             stack.enter_context(socket.create_server(("127.0.0.1", port), backlog=4096))
@@ -476,8 +475,8 @@ def silent(*ports):
 
 
 def an_hour_later(work, binary, report, docker_io, other):
-    """The registries hang, an hour has passed, and everything is pulled again, twice."""
-    # The clock on the wall only: time-outs go by the other one.
+    """The registries hang, one hour has passed, and everything is pulled twice again."""
+    # Only the wall clock: time-outs use the monotonic clock.
     env = {"LD_PRELOAD": faketime(), "FAKETIME": "+1h", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     with silent(UPSTREAM, OTHER):
         with report.check("an hour later: larder starts"):
@@ -491,23 +490,23 @@ def an_hour_later(work, binary, report, docker_io, other):
             times = head_times()
             require(times[float("inf")] > 50, f"only {times[float('inf')]} answers")
             require(times[2.5] == times[float("inf")], f"{dict(times)}")
-        with report.check("an hour later: the registries are left alone"):
-            # Three failed questions are enough, and each takes some seconds to fail.
+        with report.check("an hour later: the circuit breakers open"):
+            # Three failed requests are enough, and each one takes some seconds.
             def pull_and_look():
                 for image, query in [(docker_io[0], ""), (other[0], "?ns=quay.io")]:
                     ask("GET", f"/v2/{image.repository}/manifests/{image.tag}{query}", Accept=ACCEPT)
-                return left_alone()
+                return both_open()
 
-            wait_until("both endpoints are", pull_and_look, 90)
+            wait_until("both circuit breakers are open", pull_and_look, 90)
         before = head_times()
         without_dockerd(Clients(work, binary, report, "hour-again"), docker_io, other)
-        with report.check("an hour later: nobody waits for a registry that is left alone"):
+        with report.check("an hour later: no client waits for a registry with an open circuit breaker"):
             times = {bound: count - before[bound] for bound, count in head_times().items()}
             share = times[0.05] / times[float("inf")]
-            # Four processes share two cores here: a head in a hundred may wait for one of them.
+            # Four processes share two cores, so one head in a hundred may wait for the CPU.
             require(share >= 0.99 and times[0.5] == times[float("inf")], f"{times}")
             print(f"     {share:.2%} of {times[float('inf')]} heads within 50 ms", flush=True)
-        with report.check("an hour later: larder ends cleanly"):
+        with report.check("an hour later: the server exits with status 0"):
             status = larder.stop()
             require(status == 0, f"exit status {status}: {last_lines(larder.text())}")
 
@@ -518,7 +517,7 @@ def faketime():
     return str(found[0])
 
 
-# --- the story ------------------------------------------------------------------------------------------------
+# --- sequence of tests -----------------------------------------------------------------------------------------
 
 
 def story(work, larder_binary, report):
@@ -566,7 +565,7 @@ def story(work, larder_binary, report):
     archives.exports()
     archives.imports()
 
-    # Nothing is left to ask: the registries are dead, and larder itself begins anew.
+    # The registries are down, and the server is restarted.
     upstream.kill()
     second.kill()
     with report.check("larder ends cleanly when it is asked to"):
@@ -610,7 +609,7 @@ def main():
     binary = options.larder.resolve()
 
     if options.inside:
-        # Debian's programs, not whatever newer ones a developer has beside them.
+        # Programs of Debian, not newer ones in other folders.
         os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
         run("ip", "link", "set", "lo", "up")
         report = Report()

@@ -1,4 +1,4 @@
-"""Starts servers by hand, in namespaces of their own, and asks them things."""
+"""Starts servers in their own namespaces, and sends requests to them."""
 
 import contextlib
 import http.client
@@ -18,7 +18,7 @@ OURSELVES = "larder-tests/1"
 
 
 class Failed(Exception):
-    """What a check found wrong."""
+    """Failure of a check."""
 
 
 def require(condition, message):
@@ -32,7 +32,7 @@ def last_lines(text, count=3):
 
 
 def run(*command, env=None, seconds=120):
-    """The output of a command that must succeed."""
+    """Runs a command that must succeed, and returns its output."""
     done = subprocess.run(
         [str(part) for part in command],
         env={**os.environ, **(env or {})},
@@ -48,7 +48,7 @@ def run(*command, env=None, seconds=120):
 
 
 def ask(method, path, port=LARDER, **headers):
-    """One request; the answer's status, headers and body."""
+    """Sends one request, and returns status, headers and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -71,7 +71,7 @@ def wait_until(what, condition, seconds=30):
 
 
 class Process:
-    """A server that is started by hand, with its output in a file of its own."""
+    """A server process, with its output in a file."""
 
     def __init__(self, work, name, *command, ready=None, env=None):
         self.name, self.log = name, work / "logs" / f"{name}.log"
@@ -100,7 +100,7 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def stop(self, seconds=40):
-        """Asks it to end; its exit status."""
+        """Sends SIGTERM, and returns the exit status."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -118,7 +118,7 @@ class Process:
 def start_registry(work, name, port, remote=None, prefix=(), log=True, program="docker-registry", tls=None):
     """Debian's docker-registry, or another build of it; with `remote`, as a pull-through cache of it.
 
-    `tls` is a certificate and its key, for one that speaks nothing else.
+    `tls` is a certificate and its key. Such a registry does not accept plain HTTP.
     """
     config = work / f"{name}.json"  # JSON is YAML
     settings = {
@@ -134,14 +134,14 @@ def start_registry(work, name, port, remote=None, prefix=(), log=True, program="
     config.write_text(json.dumps(settings))
 
     def ready():
-        # Plain HTTP is answered with a 400 where TLS is spoken.
+        # A TLS port answers plain HTTP with status 400.
         return ask("GET", "/v2/", port)[0] == (400 if tls else 200)
 
     return Process(work, name, *prefix, program, "serve", config, ready=ready)
 
 
 def start_larder(work, binary, sections, name="larder", env=None):
-    """A larder with its ports, a store of its own, and these sections."""
+    """A server with the usual ports, its own store, and these sections of the configuration."""
     config = work / f"{name}.toml"
     config.write_text(
         f"""
@@ -162,14 +162,14 @@ path = "{work / f'{name}-data'}"
 
 
 def in_namespaces(prefix, script, arguments, keep=False):
-    """Runs `script ARGUMENTS --inside FOLDER` where there is no network but loopback; the folder is gone afterwards.
+    """Runs `script ARGUMENTS --inside FOLDER` in namespaces with only a loopback network. Deletes the folder afterwards.
 
-    When the script ends, however it does, the kernel ends whatever it has started.
+    When the script ends for any reason, the kernel kills all processes that it started.
     """
     work = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
     namespaces = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     command = (*namespaces, sys.executable, script, *arguments, "--inside", work)
-    # Whatever is set for a larder of the caller's own is not meant for ours.
+    # The environment of the caller must not configure the server.
     alien = lambda name: name.startswith("LARDER_") or name.lower().endswith("_proxy")  # noqa: E731
     env = {name: value for name, value in os.environ.items() if not alien(name)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
@@ -179,7 +179,7 @@ def in_namespaces(prefix, script, arguments, keep=False):
         if keep:
             print(f"logs and stores are in {work}")
         else:
-            # What was killed a moment ago may still be writing.
+            # A process that was just killed may still be writing.
             deadline = time.monotonic() + 5
             while work.exists() and time.monotonic() < deadline:
                 shutil.rmtree(work, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What can be said of the files in deploy/ without running anything: schemas, and the promises they make."""
+"""Static checks of the files in deploy/: schemas, and the properties that the documentation promises."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ from servers import Failed, require, run  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-# From where native sidecars are on by default to the newest that the schemas know.
+# From the first version with native sidecars by default to the newest version with schemas.
 VERSIONS = ("1.30.0", "1.37.0")
 BESIDE = Path(sys.executable).parent
 
@@ -34,14 +34,14 @@ def all_of(report, binary):
 def unit(report, binary):
     source = DEPLOY / "systemd/larder.service"
     with report.check("systemd: the unit verifies"):
-        # It names a program that is not installed here; the one that was built stands in.
+        # The unit names a program that is not installed here. The built one is used instead.
         with tempfile.TemporaryDirectory() as folder:
             tried = Path(folder) / source.name
             tried.write_text(source.read_text().replace("/usr/bin/larder", str(binary)))
             said = run("systemd-analyze", "verify", tried)
             require(not said.strip(), said)
     with report.check("systemd: its exposure is at most 1.5 of 10"):
-        # Of `security`, the threshold is in tenths.
+        # The threshold of `security` is in tenths.
         run("systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=15", source)
     with report.check("systemd: it waits for readiness, feeds a watchdog, and outlasts the grace"):
         text = source.read_text()
@@ -53,7 +53,7 @@ def unit(report, binary):
 
 
 def kustomize():
-    """A command that renders a folder; kubectl carries kustomize 5 since 1.27."""
+    """Returns the command that renders a folder. kubectl contains kustomize 5 since 1.27."""
     if shutil.which("kustomize"):
         return ("kustomize", "build")
     if shutil.which("kubectl"):
@@ -149,7 +149,7 @@ def larder_of(pod):
 
 
 def restricted(pod):
-    """The Pod Security Standard of that name, for larder's own container; and nothing beyond need for the others."""
+    """Checks the Pod Security Standard of that name for larder's container, and minimal rights for the others."""
     container, context = larder_of(pod), pod.get("securityContext", {})
     own = container["securityContext"]
     require(own.get("runAsNonRoot", context.get("runAsNonRoot")) is True, "larder may run as root")
@@ -167,7 +167,7 @@ def restricted(pod):
 
 
 def init_container(objects, work):
-    """Its script, with folders of ours for the node's, run by the same kind of shell."""
+    """Runs the script of the DaemonSet with test folders instead of the node's, with the same kind of shell."""
     shutil.rmtree(work, ignore_errors=True)
     config = next(o["data"] for o in objects if o["kind"] == "ConfigMap" and "node.sh" in o["data"])
     for folder in ("larder", "node/certs.d", "node/data"):
@@ -231,7 +231,7 @@ def others(report, binary):
 
 
 def snippets():
-    """Runs the shell of the snippets that write configuration, and reads it back."""
+    """Runs the shell commands of the snippets that write configuration, and checks the result."""
     mirror = "larder.example.internal:5000"
     gitlab = yaml.safe_load((DEPLOY / "ci/gitlab-ci.yml").read_text())
     github = yaml.safe_load((DEPLOY / "ci/github-actions.yml").read_text())

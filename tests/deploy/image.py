@@ -1,4 +1,4 @@
-"""The image is built from the Dockerfile with a binary that is there, run as it is meant to be, and pulled through."""
+"""Builds the image from the Dockerfile with an existing binary, runs it, and pulls through it."""
 
 import http.client
 import json
@@ -29,12 +29,12 @@ def built_and_run(work, binary, report):
     volume.mkdir()
     shutil.chown(volume, 65532, 65532)
     podman = ("podman", *storage, "--runtime", "crun", "--cgroup-manager", "cgroupfs", "--events-backend", "file")
-    # What compose.yaml and the pods ask for; the name server is a line in /etc/hosts, which a static larder must read.
+    # The settings of compose.yaml and the pods. Name resolution is a line in /etc/hosts, which a static binary must read.
     how = ("--read-only", "--read-only-tmpfs=false", "--cap-drop", "all", "--security-opt", "no-new-privileges")
     host = ("--network", "host", "--cgroups", "disabled", "--pids-limit", "-1", "--add-host", "registry.test:127.0.0.1")
     data = ("--volume", f"{volume}:/data", "--env", "LARDER_UPSTREAM__DOCKER_IO__ENDPOINTS=http://registry.test:5100")
     start = (*podman, "run", "--name", "larder", *how, *host, *data, NAME)
-    # No systemd here to time health checks; they are run by hand below.
+    # Without systemd there are no timed health checks, so they are run below.
     env = {"DISABLE_HC_SYSTEMD": "true"}
     one_hierarchy()
     larder = None
@@ -80,14 +80,14 @@ def built_and_run(work, binary, report):
 
 
 def one_hierarchy():
-    """crun refuses a system with both kinds of control groups; in this mount namespace there is one kind."""
+    """Leaves one kind of control groups in this mount namespace, because crun refuses a system with both kinds."""
     if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
         run("umount", "--recursive", "/sys/fs/cgroup")
         run("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
 
 
 def build(work, binary, storage):
-    """In a copy of what the Dockerfile reads, so that the tree stays as it is."""
+    """Builds in a copy of the files that the Dockerfile reads, so that the working tree is not changed."""
     context = work / "context"
     shutil.copytree(ROOT / "deploy/docker", context / "deploy/docker", ignore=shutil.ignore_patterns("larder"))
     (context / "config").mkdir()

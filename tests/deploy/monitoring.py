@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real larder: the names it reads, the dashboard's queries, and alerts that fire."""
+"""A Prometheus server scrapes larder: names of metrics, queries of the dashboard, and firing alerts."""
 
 import http.client
 import http.server
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy/monitoring"
 UPSTREAM, PRIVATE, PROMETHEUS = 5100, 5101, 9090
 ACCEPT = ", ".join(images.MANIFEST_TYPES)
-# Rates need two samples, and this has to be over soon.
+# Rates need two samples, so a short interval makes the test short.
 EVERY = "1s"
 
 
@@ -50,15 +50,15 @@ def alerts():
 
 
 def with_prometheus(work, binary, report):
-    """larder with a registry that has a quota, under a little load, with things that go wrong."""
+    """larder with a registry with a quota, under some load, with failures."""
     registry = start_registry(work)
     private = start_private_registry()
-    # One for each round of load, so that there are misses in each.
+    # One image for each round of load, so that each round has misses.
     fresh = [images.Image("library/app", str(n), images.index([images.image(f"app{n}", images.AMD64)])) for n in range(40)]
     bad = images.Image("library/bad", "1", images.image("bad", images.AMD64))
     for pushed in (*fresh, bad):
         images.Registry(f"http://127.0.0.1:{UPSTREAM}").push(pushed)
-    # Something else of the same length, for a digest that says otherwise.
+    # Other content of the same length, for a wrong digest.
     layer = bad.root.needs[1]
     spoiled = next((work / "registry").glob(f"**/blobs/sha256/*/{layer.digest.removeprefix('sha256:')}/data"))
     spoiled.write_bytes(bytes(len(layer.body)))
@@ -72,7 +72,7 @@ def with_prometheus(work, binary, report):
     with report.check("monitoring: names, units and labels are as promtool wants them"):
         check_metrics()
     with report.check("monitoring: content that fails verification does not come whole"):
-        # An alert about a rise wants to have seen where it rose from.
+        # An alert about an increase needs a sample before the increase.
         wait_until("Prometheus has looked", lambda: query_of("larder_verify_failures_total"))
         spoil(bad, layer)
     for name in ("LarderVerifyFailures", "LarderStoreSetAside"):
@@ -98,7 +98,7 @@ def with_prometheus(work, binary, report):
                 require(query_of(series), f"{name}: nothing has {series}")
     with report.check("monitoring: the registry goes, its endpoint is left alone, and Prometheus knows"):
         registry.kill()
-        wait_until("it is", left_alone)
+        wait_until("the circuit breaker is open", breaker_open)
         wait_until("the alert waits for its five minutes", lambda: state("LarderUpstreamLeftAlone") == "pending")
     with report.check("monitoring: larder ends cleanly, and Prometheus knows"):
         status = larder.stop()
@@ -112,7 +112,7 @@ def with_prometheus(work, binary, report):
 
 
 def start_registry(work):
-    """Debian's docker-registry, which tells of a quota as Docker Hub does."""
+    """Debian's docker-registry, which reports a quota as Docker Hub does."""
     config = work / "registry.json"
     quota = {"RateLimit-Limit": ["100;w=21600"], "RateLimit-Remaining": ["76;w=21600"]}
     config.write_text(
@@ -130,7 +130,7 @@ def start_registry(work):
 
 
 def start_private_registry():
-    """Has nothing, and tells so only to who comes with a token."""
+    """A registry without content that requires a token."""
 
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -162,7 +162,7 @@ def start_private_registry():
 
 
 def larder_of_both(work, binary):
-    """A larder before both registries, which looks after its content all the time."""
+    """A server in front of both registries, which scrubs its content continuously."""
     sections = f"""
 [cache]
 tag_ttl = "1s"
@@ -181,7 +181,7 @@ endpoints = ["http://127.0.0.1:{PRIVATE}"]
 
 
 def start_prometheus(work):
-    """With the configuration that is delivered, another target and less patience."""
+    """Prometheus with the configuration of deploy/, another target and shorter intervals."""
     config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": EVERY, "evaluation_interval": EVERY, "scrape_timeout": EVERY}
     config["rule_files"] = [str(MONITORING / name) for name in config["rule_files"]]
@@ -194,11 +194,11 @@ def start_prometheus(work):
     return Process(work, "prometheus", "prometheus", *options, listen, ready=ready)
 
 
-# --- what happens -----------------------------------------------------------------------------------------------
+# --- load and failures ------------------------------------------------------------------------------------------
 
 
 def load(image):
-    """All of an image a few times: misses first, then hits."""
+    """Pulls all content of an image several times: first misses, then hits."""
     base = f"/v2/{image.repository}"
     for _ in range(5):
         ask("GET", f"{base}/manifests/{image.tag}", Accept=ACCEPT)
@@ -206,14 +206,14 @@ def load(image):
             ask("GET", f"{base}/{'manifests' if content.is_manifest() else 'blobs'}/{content.digest}", Accept=ACCEPT)
         ask("GET", f"{base}/manifests/never", Accept=ACCEPT)
         ask("GET", f"{base}/tags/list")
-        # Each is another question, because that there is none is remembered.
+        # Each request has another tag, because a missing tag is remembered.
         ask("GET", f"/v2/private.test/app/manifests/{time.monotonic_ns()}", Accept=ACCEPT)
-        # A rate is one over time: requests come while Prometheus looks.
+        # A rate needs requests between the samples of Prometheus.
         time.sleep(0.2)
 
 
-def left_alone():
-    """Another question about something that is not held, and whether three failures were enough."""
+def breaker_open():
+    """Requests content that is not cached, and returns true if three failures opened the circuit breaker."""
     ask("GET", f"/v2/library/app/manifests/{time.monotonic_ns()}", Accept=ACCEPT)
     return re.search(rb"^larder_upstream_endpoint_open\{.*\} 1$", metrics(), re.MULTILINE)
 
@@ -243,7 +243,7 @@ def check_metrics():
     require(done.returncode == 0 and not done.stderr + done.stdout, (done.stderr + done.stdout).decode()[:500])
 
 
-# --- what Prometheus says ---------------------------------------------------------------------------------------
+# --- results of Prometheus --------------------------------------------------------------------------------------
 
 
 def api(path, **parameters):
@@ -258,12 +258,12 @@ def query_of(query):
 
 
 def has_data(query):
-    """A value that is a number; a division by nothing is none."""
+    """Returns true if a value is a number. A division by zero is not."""
     return any(sample["value"][1] not in ("NaN", "+Inf", "-Inf") for sample in query_of(query))
 
 
 def state(name):
-    """Of the alert that is furthest; `None` where all is quiet."""
+    """State of the most advanced alert. `None` if no alert is pending or firing."""
     found = [alert for alert in api("alerts")["alerts"] if alert["labels"]["alertname"] == name]
     for alert in found:
         for text in alert["annotations"].values():
@@ -276,7 +276,7 @@ def firing(name):
 
 
 def expressions(board):
-    """(title, query) as Grafana would send it with all variables left as they are."""
+    """(title, query) as Grafana sends it with the default variables."""
     stands_for = {"$__rate_interval": "15s", "$__range": "5m", "$job": ".*", "$instance": ".*"}
     for panel in board["panels"]:
         for target in panel.get("targets", []):

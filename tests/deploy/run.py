@@ -25,7 +25,7 @@ PARTS = ("files", "monitoring", "image")
 
 
 def report_of_checks():
-    """The client tests' report; their file has the name of this one."""
+    """Returns the report class of the client tests, whose file has the same name as this one."""
     import importlib.util
 
     path = Path(__file__).resolve().parents[1] / "clients/run.py"
@@ -41,7 +41,7 @@ def ended(report, part):
 
 
 def outside(binary, parts, keep):
-    """Each part for itself, so that one that breaks off leaves the others."""
+    """Runs each part, also after the failure of another part."""
     failed = 0
     for part in parts:
         if part == "files":

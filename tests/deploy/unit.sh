@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Boots a Debian with larder's unit in a container of its own, and sees the service manager start it, reload it, miss it
-# and stop it: bash tests/deploy/unit.sh [target/release/larder]
+# Boots Debian with larder's unit in a container. Tests start, reload, watchdog, crash and stop:
+# bash tests/deploy/unit.sh [target/release/larder]
 #
-# Wants root, a machine whose kernel lets systemd-nspawn boot, Debian's debootstrap and systemd-container, and two minutes.
+# Needs root, a kernel that lets systemd-nspawn boot, Debian's debootstrap and systemd-container, and two minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 larder=$(realpath "${1:-target/release/larder}")
 machine=$(mktemp -d /var/tmp/larder-unit-XXXXXX)
-# Its root is everybody's, as a root is.
+# The root folder of a system is readable by all users.
 chmod 755 "$machine"
 trap 'rm -rf --one-file-system "$machine"' EXIT
 
@@ -29,7 +29,7 @@ ln -s ../checks.service "$machine/etc/systemd/system/multi-user.target.wants/che
 cat >"$machine/root/checks" <<'CHECKS'
 exec >/root/report 2>&1
 config=/etc/larder/larder.toml
-is() { # NAME COMMAND...: tries for 45 s
+is() { # NAME COMMAND...: retries for 45 s
     local name=$1 end=$((SECONDS + 45))
     shift
     until "$@"; do

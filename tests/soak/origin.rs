@@ -1,4 +1,4 @@
-//! The registry behind everything, and its weather.
+//! The registry of all images, with failure modes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 use crate::support::Random;
 use crate::world::World;
 
-/// How the registry is doing.
+/// Behaviour of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weather {
-    Fine,
+pub enum Mode {
+    Normal,
     /// Every request is answered with 503.
     Down,
-    /// Every third body is cut in the middle.
-    Cutting,
+    /// Every third body is interrupted in the middle.
+    Interrupting,
     /// Every tenth body has a wrong byte.
-    Lying,
-    /// Nothing is answered for a while.
+    Corrupting,
+    /// Every answer is delayed by three seconds.
     Hanging,
 }
 
-/// A registry that serves a world.
+/// A registry that serves all images of a [`World`].
 pub struct Origin {
     pub addr: SocketAddr,
     pub bytes: Arc<AtomicU64>,
-    sky: Arc<Sky>,
+    state: Arc<State>,
 }
 
-/// The weather, and since when it is not what it was.
-struct Sky {
-    now: Mutex<(Weather, Option<Instant>)>,
+/// Mode of the registry, and the end of the last failure mode.
+struct State {
+    now: Mutex<(Mode, Option<Instant>)>,
     answers: AtomicUsize,
 }
 
@@ -40,35 +40,35 @@ impl Origin {
     pub fn start(world: &Arc<World>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let sky = Arc::new(Sky { now: Mutex::new((Weather::Fine, None)), answers: AtomicUsize::new(0) });
+        let state = Arc::new(State { now: Mutex::new((Mode::Normal, None)), answers: AtomicUsize::new(0) });
         let bytes = Arc::new(AtomicU64::new(0));
-        let (world, shared, counted) = (Arc::clone(world), Arc::clone(&sky), Arc::clone(&bytes));
+        let (world, shared, counted) = (Arc::clone(world), Arc::clone(&state), Arc::clone(&bytes));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (world, sky, bytes) = (Arc::clone(&world), Arc::clone(&shared), Arc::clone(&counted));
-                // Whoever talks to it may hang up at any time.
-                std::thread::spawn(move || drop(serve(&stream, &world, &sky, &bytes)));
+                let (world, state, bytes) = (Arc::clone(&world), Arc::clone(&shared), Arc::clone(&counted));
+                // The client may close the connection at any time.
+                std::thread::spawn(move || drop(serve(&stream, &world, &state, &bytes)));
             }
         });
-        Self { addr, bytes, sky }
+        Self { addr, bytes, state }
     }
 
-    pub fn set(&self, weather: Weather) {
-        let mut now = self.sky.now.lock().unwrap();
-        if weather == Weather::Fine && now.0 != Weather::Fine {
+    pub fn set(&self, mode: Mode) {
+        let mut now = self.state.now.lock().unwrap();
+        if mode == Mode::Normal && now.0 != Mode::Normal {
             now.1 = Some(Instant::now());
         }
-        now.0 = weather;
+        now.0 = mode;
     }
 
-    /// Whether it has been fine since `begin`, and for a while before.
-    pub fn was_fine_since(&self, begin: Instant, before: Duration) -> bool {
-        let (weather, since) = *self.sky.now.lock().unwrap();
-        weather == Weather::Fine && since.is_none_or(|since| since + before < begin)
+    /// Returns true if the mode has been normal since `before` earlier than `begin`.
+    pub fn was_normal_since(&self, begin: Instant, before: Duration) -> bool {
+        let (mode, since) = *self.state.now.lock().unwrap();
+        mode == Mode::Normal && since.is_none_or(|since| since + before < begin)
     }
 }
 
-fn serve(stream: &TcpStream, world: &World, sky: &Sky, count: &AtomicU64) -> std::io::Result<()> {
+fn serve(stream: &TcpStream, world: &World, state: &State, count: &AtomicU64) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut lines = BufReader::new(stream);
     let mut random = Random::new(3);
@@ -88,12 +88,12 @@ fn serve(stream: &TcpStream, world: &World, sky: &Sky, count: &AtomicU64) -> std
         let mut words = first.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let path = path.split('?').next().unwrap_or_default();
-        let weather = sky.now.lock().unwrap().0;
-        let turn = sky.answers.fetch_add(1, Ordering::Relaxed);
-        if weather == Weather::Hanging {
+        let mode = state.now.lock().unwrap().0;
+        let turn = state.answers.fetch_add(1, Ordering::Relaxed);
+        if mode == Mode::Hanging {
             std::thread::sleep(Duration::from_secs(3));
         }
-        if weather == Weather::Down {
+        if mode == Mode::Down {
             write!(&*stream, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         }
@@ -110,12 +110,12 @@ fn serve(stream: &TcpStream, world: &World, sky: &Sky, count: &AtomicU64) -> std
             continue;
         }
         count.fetch_add(part.len() as u64, Ordering::Relaxed);
-        match weather {
-            Weather::Cutting if turn.is_multiple_of(3) => {
+        match mode {
+            Mode::Interrupting if turn.is_multiple_of(3) => {
                 (&*stream).write_all(&part[..part.len() / 2])?;
                 return Ok(());
             }
-            Weather::Lying if turn.is_multiple_of(10) && !part.is_empty() => {
+            Mode::Corrupting if turn.is_multiple_of(10) && !part.is_empty() => {
                 let mut wrong = part.to_vec();
                 let at = usize::try_from(random.below(part.len() as u64)).unwrap();
                 wrong[at] ^= 1;
@@ -126,7 +126,7 @@ fn serve(stream: &TcpStream, world: &World, sky: &Sky, count: &AtomicU64) -> std
     }
 }
 
-/// What a path stands for: its headers, and its body.
+/// Returns headers and body for a path.
 fn find<'a>(world: &'a World, path: &str) -> Option<(String, &'a [u8])> {
     let rest = path.strip_prefix("/v2/")?;
     if let Some((_, digest)) = rest.split_once("/blobs/") {

@@ -1,4 +1,4 @@
-//! What there is to pull: images with known bytes that take hardly any memory, because all blobs are cut from one pool.
+//! Images with known bytes. They use little memory, because all blobs are parts of one pool.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -9,22 +9,22 @@ use crate::support::Random;
 use crate::support::content::{OCI_INDEX, OCI_MANIFEST, sha256};
 
 const POOL: usize = 64 << 20;
-/// Images of one family share two layers.
+/// Number of families. Images of one family share two layers.
 const FAMILIES: u64 = 40;
-/// Repositories, over which the images are spread.
+/// Number of repositories.
 const REPOSITORIES: u64 = 100;
 
 /// An image or index.
 pub struct Image {
     pub repository: String,
     pub tag: String,
-    /// The digests of the documents to be asked for, the one the tag stands for first.
+    /// Digests of the documents that a client requests, the document of the tag first.
     pub documents: Vec<String>,
-    /// The digests of the blobs of the platform that is pulled, config first.
+    /// Digests of the blobs of the pulled platform, the config first.
     pub blobs: Vec<String>,
 }
 
-/// All images, and everything in them by digest.
+/// All images, and their content by digest.
 pub struct World {
     pool: Vec<u8>,
     pub images: Vec<Image>,
@@ -74,7 +74,7 @@ impl World {
                 pulled = blobs;
             }
         }
-        let mut asked: Vec<String> = documents.iter().map(|(digest, _)| digest.clone()).take(1).collect();
+        let mut requested: Vec<String> = documents.iter().map(|(digest, _)| digest.clone()).take(1).collect();
         if platforms.len() > 1 {
             let children: Vec<_> = documents
                 .iter()
@@ -86,12 +86,12 @@ impl World {
                 })
                 .collect();
             let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children });
-            asked.insert(0, self.document(OCI_INDEX, index.to_string().into_bytes()));
+            requested.insert(0, self.document(OCI_INDEX, index.to_string().into_bytes()));
         }
-        Image { repository, tag, documents: asked, blobs: pulled }
+        Image { repository, tag, documents: requested, blobs: pulled }
     }
 
-    /// A layer; small ones are as likely as large ones.
+    /// Adds a layer. Each power of two of the size is equally likely.
     fn layer(&mut self, random: &mut Random, largest: u64) -> String {
         let octaves = u64::from(largest.ilog2()) - 11;
         let top = 1 << (12 + random.below(octaves));
@@ -116,7 +116,7 @@ impl World {
         Some(&self.pool[self.blobs.get(digest)?.clone()])
     }
 
-    /// A document by digest or tag, with its digest and type.
+    /// Returns a document by digest or tag, with its digest and media type.
     pub fn find(&self, repository: &str, reference: &str) -> Option<(&str, &'static str, &[u8])> {
         let digest = match reference.strip_prefix('v') {
             Some(number) => {
@@ -129,7 +129,7 @@ impl World {
         Some((key, media_type, bytes))
     }
 
-    /// Bytes of everything, each once.
+    /// Returns the total size of all content.
     pub fn bytes(&self) -> u64 {
         let documents: usize = self.documents.values().map(|(_, bytes)| bytes.len()).sum();
         (documents + self.blobs.values().map(Range::len).sum::<usize>()) as u64
@@ -140,7 +140,7 @@ impl World {
     }
 }
 
-/// Draws numbers of which the n-th is as likely as 1/n (Zipf with exponent 1).
+/// Zipf distribution with exponent 1: the n-th number is drawn with a probability proportional to 1/n.
 pub struct Zipf(Vec<f64>);
 
 impl Zipf {

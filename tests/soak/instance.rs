@@ -1,4 +1,4 @@
-//! A larder that is killed and started again, the clients that pull through it, and what is seen of both.
+//! A server that is killed and restarted, its clients, and the measurements of both.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,47 +13,48 @@ use crate::support::larder::sum_of;
 use crate::support::{Client, Larder, Random, Setup};
 use crate::world::{Image, World};
 
-/// For so long after bad weather an upstream may still be left alone, or an interrupted fill be in trouble.
-const AFTERMATH: Duration = Duration::from_secs(40);
+/// Time after a failure mode in which the circuit breaker may be open or a fill may still fail.
+const RECOVERY: Duration = Duration::from_secs(40);
 
 const EVICTED: &str = "larder_evicted_bytes_total";
 
-/// What has been counted.
+/// Counters of the clients.
 #[derive(Default)]
-pub struct Tally {
+pub struct Counts {
     pub pulls: AtomicU64,
     pub requests: AtomicU64,
     pub bytes: AtomicU64,
-    /// Clients that hung up in the middle of a body.
-    pub left: AtomicU64,
-    /// Requests without a proper end, for a reason that is known, by what came of them.
+    /// Requests that the client aborted on purpose.
+    pub aborted: AtomicU64,
+    /// Failed requests with a known reason, by error.
     pub excused: Mutex<BTreeMap<String, u64>>,
-    /// Everything that should not be.
+    /// Unexpected failures.
     pub faults: Mutex<Vec<String>>,
 }
 
-/// What was seen of memory and disk, in bytes.
+/// Measured memory and disk usage in bytes.
 #[derive(Default)]
-pub struct Seen {
+pub struct Usage {
     pub disk: Vec<u64>,
     pub rss: Vec<u64>,
 }
 
-pub struct House {
+/// A server with its store, clients and measurements.
+pub struct Instance {
     pub kind: &'static str,
     pub max_size: u64,
     larder: Mutex<Larder>,
-    /// Where it listens, and how often it was started. None while it is not there.
-    place: RwLock<(Option<SocketAddr>, u64)>,
-    pub tally: Tally,
-    pub seen: Mutex<Seen>,
-    /// Requests and hits of the larders that were killed.
+    /// Address, and the number of restarts. No address while the server is down.
+    address: RwLock<(Option<SocketAddr>, u64)>,
+    pub counts: Counts,
+    pub usage: Mutex<Usage>,
+    /// Requests and hits, including those of killed processes.
     pub hits: Mutex<(f64, f64)>,
-    /// What was kept and evicted, in bytes.
+    /// Evicted bytes, including those of killed processes.
     pub evicted: Mutex<f64>,
 }
 
-impl House {
+impl Instance {
     pub fn new(kind: &'static str, max_size: u64, origin: &Origin) -> Self {
         let larder = Setup::empty()
             .upstream_set("docker.io", "endpoints", vec![format!("http://{}", origin.addr)])
@@ -64,42 +65,42 @@ impl House {
             .set("cache.tag_ttl", "10s")
             .set("log.requests", false)
             .start();
-        let place = RwLock::new((Some(larder.api_addr()), 0));
+        let address = RwLock::new((Some(larder.api_addr()), 0));
         Self {
             kind,
             max_size,
             larder: larder.into(),
-            place,
-            tally: Tally::default(),
-            seen: Mutex::default(),
+            address,
+            counts: Counts::default(),
+            usage: Mutex::default(),
             hits: Mutex::default(),
             evicted: Mutex::default(),
         }
     }
 
-    fn place(&self) -> (Option<SocketAddr>, u64) {
-        *self.place.read().unwrap()
+    fn address(&self) -> (Option<SocketAddr>, u64) {
+        *self.address.read().unwrap()
     }
 
-    /// kill -9 in the middle of whatever happens, and a new start on the same store. Returns how long it took to listen.
+    /// Kills the server with SIGKILL and starts it again on the same store. Returns the time until it listens.
     pub fn kill(&self) -> Duration {
         self.count();
         let mut larder = self.larder.lock().unwrap();
-        self.place.write().unwrap().0 = None;
+        self.address.write().unwrap().0 = None;
         larder.kill9();
         let begin = Instant::now();
         larder.restart();
-        let mut place = self.place.write().unwrap();
-        *place = (Some(larder.api_addr()), place.1 + 1);
+        let mut address = self.address.write().unwrap();
+        *address = (Some(larder.api_addr()), address.1 + 1);
         begin.elapsed()
     }
 
-    /// What the running larder has kept and evicted, in bytes.
+    /// Returns the evicted bytes of the running server.
     pub fn evicted_bytes(&self) -> u64 {
         self.larder.lock().unwrap().counter(EVICTED, &[])
     }
 
-    /// Adds what the running larder has counted.
+    /// Adds the counters of the running server.
     pub fn count(&self) {
         let metrics = self.larder.lock().unwrap().metrics_text();
         let requests = |labels: &[(&str, &str)]| sum_of(&metrics, "larder_requests_total", labels);
@@ -109,15 +110,15 @@ impl House {
         *self.evicted.lock().unwrap() += sum_of(&metrics, EVICTED, &[]);
     }
 
-    /// Looks at memory and disk.
-    pub fn look(&self) {
+    /// Measures memory and disk usage.
+    pub fn measure(&self) {
         let larder = self.larder.lock().unwrap();
-        let mut seen = self.seen.lock().unwrap();
-        seen.disk.push(on_disk(&larder.setup().data()));
-        seen.rss.push(larder.rss());
+        let mut usage = self.usage.lock().unwrap();
+        usage.disk.push(on_disk(&larder.setup().data()));
+        usage.rss.push(larder.rss());
     }
 
-    /// Pulls images until it is told to stop.
+    /// Pulls images until `stop` is set.
     pub fn pull(
         &self,
         world: &World,
@@ -125,17 +126,17 @@ impl House {
         seed: u64,
         draw: impl Fn(&mut Random) -> Option<usize>,
         stop: &AtomicBool,
-        unruly: bool,
+        disruptive: bool,
     ) {
         let mut random = Random::new(seed);
         while !stop.load(Ordering::Relaxed) {
             let Some(n) = draw(&mut random) else { return };
-            self.tally.pulls.fetch_add(1, Ordering::Relaxed);
-            self.pull_one(world, origin, &world.images[n], &mut random, unruly);
+            self.counts.pulls.fetch_add(1, Ordering::Relaxed);
+            self.pull_one(world, origin, &world.images[n], &mut random, disruptive);
         }
     }
 
-    fn pull_one(&self, world: &World, origin: &Origin, image: &Image, random: &mut Random, unruly: bool) {
+    fn pull_one(&self, world: &World, origin: &Origin, image: &Image, random: &mut Random, disruptive: bool) {
         let accept = format!("{OCI_INDEX}, {OCI_MANIFEST}");
         let base = format!("/v2/{}", image.repository);
         let mut paths = vec![(format!("{base}/manifests/{}", image.tag), image.documents[0].as_str())];
@@ -147,35 +148,35 @@ impl House {
             let expected =
                 world.blob_bytes(digest).or_else(|| world.find(&image.repository, digest).map(|it| it.2));
             let expected = expected.unwrap_or_default();
-            let (Some(addr), start) = self.place() else {
+            let (Some(addr), start) = self.address() else {
                 std::thread::sleep(Duration::from_millis(50));
                 return;
             };
             let begin = Instant::now();
-            self.tally.requests.fetch_add(1, Ordering::Relaxed);
-            let leave = unruly && random.below(30) == 0;
-            let from = if unruly && path.contains("/blobs/") && random.below(40) == 0 {
+            self.counts.requests.fetch_add(1, Ordering::Relaxed);
+            let abort = disruptive && random.below(30) == 0;
+            let from = if disruptive && path.contains("/blobs/") && random.below(40) == 0 {
                 expected.len() / 3
             } else {
                 0
             };
-            match request(addr, &path, &accept, expected, from, leave) {
-                Ok(None) => drop(self.tally.left.fetch_add(1, Ordering::Relaxed)),
-                Ok(Some(bytes)) => drop(self.tally.bytes.fetch_add(bytes as u64, Ordering::Relaxed)),
+            match request(addr, &path, &accept, expected, from, abort) {
+                Ok(None) => drop(self.counts.aborted.fetch_add(1, Ordering::Relaxed)),
+                Ok(Some(bytes)) => drop(self.counts.bytes.fetch_add(bytes as u64, Ordering::Relaxed)),
                 Err(fault) => {
-                    let killed = self.place() != (Some(addr), start);
-                    let weather = !origin.was_fine_since(begin, AFTERMATH);
-                    if fault.wrong || !(killed || weather) {
+                    let killed = self.address() != (Some(addr), start);
+                    let failing = !origin.was_normal_since(begin, RECOVERY);
+                    if fault.wrong || !(killed || failing) {
                         let line =
                             format!("{} {path}: {} (after {:?})", self.kind, fault.text, begin.elapsed());
-                        self.tally.faults.lock().unwrap().push(line);
+                        self.counts.faults.lock().unwrap().push(line);
                     } else {
                         let why = if killed { "killed" } else { fault.text.as_str() };
-                        *self.tally.excused.lock().unwrap().entry(why.to_owned()).or_default() += 1;
-                        // As a client would; larder itself answers at once while it leaves an upstream alone.
+                        *self.counts.excused.lock().unwrap().entry(why.to_owned()).or_default() += 1;
+                        // A pause as of a real client, because the server answers at once while the circuit breaker is open.
                         std::thread::sleep(Duration::from_millis(200));
                     }
-                    // Who cannot have a part does not ask for the rest.
+                    // After a failure, a client does not request the rest of the image.
                     return;
                 }
             }
@@ -183,21 +184,21 @@ impl House {
     }
 }
 
-/// What came instead of what was asked for.
+/// Wrong or failed answer.
 struct Fault {
     text: String,
-    /// Nothing excuses wrong bytes.
+    /// True for wrong bytes, which have no known reason.
     wrong: bool,
 }
 
-/// One request, every byte of it checked. `None` if the client left as it meant to.
+/// Sends one request and checks every byte. Returns `None` if the client aborted it on purpose.
 fn request(
     addr: SocketAddr,
     path: &str,
     accept: &str,
     expected: &[u8],
     from: usize,
-    leave: bool,
+    abort: bool,
 ) -> Result<Option<usize>, Fault> {
     let excusable = |text: String| Fault { text, wrong: false };
     let range = format!("bytes={from}-");
@@ -213,7 +214,7 @@ fn request(
         _ => return Err(Fault { text: format!("status {status}"), wrong: true }),
     }
     let expected = if status == 206 { &expected[from..] } else { expected };
-    if leave {
+    if abort {
         let _ = transfer.read(expected.len() / 2);
         transfer.hang_up();
         return Ok(None);
@@ -227,7 +228,7 @@ fn request(
         if part.is_empty() {
             break;
         }
-        // Bytes that are not verified yet may be wrong; then no proper end may follow.
+        // Unverified bytes may be wrong. Then the body must be incomplete.
         right &= expected.get(at..at + part.len()) == Some(&part[..]);
         at += part.len();
     }
