@@ -16,7 +16,7 @@
 //! | 7 | [`cli`] | command line: arguments in, exit codes out | app, diagnose, ops, config, tls, oci, clock |
 //! | 6 | [`app`] | composition root: builds the layers, serves, reloads, drains | all below |
 //! | 5 | [`api`] | HTTP in and out; the only place that selects a status code | ops, cache, oci, telemetry, clock |
-//! | 4 | [`ops`] | operations for operators, the admin API and timers | cache, store and layers 0 and 1 |
+//! | 4 | [`ops`] | operations for operators, the admin API and timers; [`ops::protocol`] is common to admin API and command line | cache, store and layers 0 and 1 |
 //! | 4 | [`diagnose`] | checks of `larder doctor` | ops, upstream, source, store, and layers 0 and 1 |
 //! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream, source and layers 0 and 1 |
 //! | 2 | [`store`] | content and facts on disk: sled, and files | layers 0 and 1 |
@@ -92,8 +92,9 @@
 //! ## Import and export
 //!
 //! [`ops::import`] reads a tar archive once, as a stream. Blobs become drafts and are committed by
-//! [`cache::Importer`]. Possible manifests are kept aside until `index.json` names them. Then manifests are stored, each one
-//! after its content, with links for the repository. At the end the tag is set, as if the upstream had just confirmed it.
+//! [`cache::Importer`]. Possible manifests are kept in a temporary file until `index.json` names them. Then manifests are
+//! stored, each one after its content, with links for the repository. At the end the tag is set, as if the upstream had
+//! just confirmed it.
 //!
 //! [`ops::export`] first determines all members of the archive, so the length is known in advance. Then it reads the blobs
 //! as a client does.

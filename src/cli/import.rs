@@ -26,7 +26,7 @@ use crate::ops::protocol::ImportRequest;
 
 /// Bytes that are read from a file at a time.
 const STEP: usize = 256 << 10;
-/// Time in which the reading task notices that the receiver is gone.
+/// Time in which the reading task notices that the receiver was dropped.
 const READER_ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Arguments of `larder import`.
@@ -159,14 +159,18 @@ impl ArchiveSource {
         }
     }
 
-    /// Sends the whole archive, until the receiver is gone.
-    fn send(self, sender: &mpsc::Sender<io::Result<Bytes>>, mut tell: impl FnMut(u64)) -> anyhow::Result<()> {
+    /// Sends the archive, until the end or until the receiver is dropped.
+    fn send(
+        self,
+        sender: &mpsc::Sender<io::Result<Bytes>>,
+        mut on_progress: impl FnMut(u64),
+    ) -> anyhow::Result<()> {
         let sent = match self {
-            Self::Folder(packing) => packing.send(sender, tell).map_err(Into::into),
-            Self::File(file, path, length) => copy(file.take(length), sender, &mut tell)
+            Self::Folder(packing) => packing.send(sender, on_progress).map_err(Into::into),
+            Self::File(file, path, length) => copy(file.take(length), sender, &mut on_progress)
                 .with_context(|| format!("{} cannot be read", path.display())),
             Self::Stdin => {
-                copy(io::stdin().lock(), sender, &mut tell).context("standard input cannot be read")
+                copy(io::stdin().lock(), sender, &mut on_progress).context("standard input cannot be read")
             }
         };
         if sent.is_err() {
@@ -180,7 +184,7 @@ impl ArchiveSource {
 fn copy(
     mut source: impl Read,
     sender: &mpsc::Sender<io::Result<Bytes>>,
-    tell: &mut impl FnMut(u64),
+    on_progress: &mut impl FnMut(u64),
 ) -> io::Result<()> {
     loop {
         let mut step = vec![0; STEP];
@@ -191,7 +195,7 @@ fn copy(
             Err(error) => return Err(error),
         };
         step.truncate(read);
-        tell(read as u64);
+        on_progress(read as u64);
         if sender.blocking_send(Ok(step.into())).is_err() {
             return Ok(());
         }

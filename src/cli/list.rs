@@ -36,10 +36,10 @@ pub(super) fn tags(Tags { repository, server }: Tags) -> anyhow::Result<()> {
     show(&server, Query::Tags { repository })
 }
 
-fn show(server: &ServerOptions, question: Query) -> anyhow::Result<()> {
-    let whole = matches!(question, Query::List { .. });
-    let Answer { value, report } = server.with(async |backend| backend.ask::<ListReport>(question).await)?;
-    server.print(&value, || render(&report, whole))
+fn show(server: &ServerOptions, query: Query) -> anyhow::Result<()> {
+    let all = matches!(query, Query::List { .. });
+    let Answer { value, report } = server.with(async |backend| backend.ask::<ListReport>(query).await)?;
+    server.print(&value, || render(&report, all))
 }
 
 /// Title and content of each column.
@@ -96,14 +96,14 @@ fn kind(media_type: Option<&str>) -> String {
 fn platforms(row: &ListRow) -> String {
     let images: Vec<_> =
         row.platforms.iter().filter(|it| it.platform.as_deref() != Some("unknown/unknown")).collect();
-    let whole: Vec<&str> =
+    let complete: Vec<&str> =
         images.iter().filter(|it| it.complete).map(|it| it.platform.as_deref().unwrap_or("-")).collect();
-    let others = images.len() - whole.len();
-    match (whole.len(), others) {
+    let others = images.len() - complete.len();
+    match (complete.len(), others) {
         (0, 0) => "-".to_owned(),
-        (_, 0) => whole.join(","),
+        (_, 0) => complete.join(","),
         (0, others) => format!("(+{others})"),
-        (_, others) => format!("{} (+{others})", whole.join(",")),
+        (_, others) => format!("{} (+{others})", complete.join(",")),
     }
 }
 

@@ -156,8 +156,12 @@ impl Remote {
         serde_json::from_slice(&body).with_context(|| format!("the answer of {} is not JSON", self.address))
     }
 
-    /// Starts a job, reports its progress to `tell`, and waits for its end.
-    pub(super) async fn run(&self, task: &JobSpec, mut tell: impl FnMut(&Progress)) -> anyhow::Result<Value> {
+    /// Starts a job, reports its progress to `on_progress`, and waits for its end.
+    pub(super) async fn run(
+        &self,
+        task: &JobSpec,
+        mut on_progress: impl FnMut(&Progress),
+    ) -> anyhow::Result<Value> {
         let request = self.request(Method::POST, &format!("{ROOT}/jobs"))?;
         let request = request.header("content-type", "application/json").body(serde_json::to_vec(task)?);
         let begun: JobView = serde_json::from_value(self.document(self.send(request).await?).await?)?;
@@ -171,7 +175,7 @@ impl Remote {
         {
             for event in events.feed(&piece) {
                 let view: JobView = serde_json::from_str(&event.data)?;
-                tell(&view.progress);
+                on_progress(&view.progress);
                 match view.state {
                     JobState::Running => {}
                     JobState::Done => return view.report.context("the job ended without a report"),

@@ -62,14 +62,14 @@ pub(super) fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()> + Sen
     let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(async move {
         signals.next().await;
-        // The receiver is gone if the server ended by itself.
+        // The receiver was dropped if the server ended by itself.
         let _ = sender.send(());
         let number = signals.next().await;
         tracing::warn!("a second signal: ending at once");
         std::process::exit(128 + number);
     });
     Ok(async {
-        // An error means that the task above is gone and no signal can arrive: stop as well.
+        // An error means that the task above has ended and no signal can arrive: stop as well.
         let _ = receiver.await;
     })
 }

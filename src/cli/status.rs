@@ -182,8 +182,8 @@ fn stored(text: &mut String, now: Timestamp, store: &StoreStatus) {
         None => String::new(),
     };
     let (manifests, blobs) = (many(store.manifests, "manifest"), many(store.blobs, "blob"));
-    let held = format!("{} in {manifests} and {blobs}{oldest}", iec(store.content));
-    line(text, "content", &held);
+    let content = format!("{} in {manifests} and {blobs}{oldest}", iec(store.content));
+    line(text, "content", &content);
 }
 
 fn filling(text: &mut String, report: &StatusReport) {

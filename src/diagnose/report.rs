@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::clock::millis;
+
 /// Result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -50,7 +52,7 @@ impl Step {
     /// Sets the duration of the step.
     #[must_use]
     pub fn lasting(self, duration: Duration) -> Self {
-        Self { ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX), ..self }
+        Self { ms: millis(duration), ..self }
     }
 
     /// Sets the duration to the time since the step was started.

@@ -12,7 +12,7 @@ pub const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 pub const INDEX_FILE: &str = "index.json";
 /// Name of the file that lists the images of an archive for docker before version 25.
 pub const DOCKER_FILE: &str = "manifest.json";
-/// Annotation with the whole reference of an image, as containerd writes it.
+/// Annotation with the complete reference of an image, as containerd writes it.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 /// Largest `index.json` in bytes.
 pub const INDEX_MAX: u64 = 16 << 20;

@@ -203,22 +203,22 @@ impl LayoutWriter {
     pub fn add(&mut self, entry: Value) -> Result<(), LayoutError> {
         let tag = annotation(&entry, ANNOTATION_REF_NAME);
         let (name, digest) = (annotation(&entry, IMAGE_NAME), entry.get("digest"));
-        let of_another_image = |held: &&Value| {
-            let holder = annotation(held, IMAGE_NAME);
+        let of_another_image = |existing: &&Value| {
+            let owner = annotation(existing, IMAGE_NAME);
             tag.is_some()
-                && annotation(held, ANNOTATION_REF_NAME) == tag
-                && holder.is_some()
-                && holder != name
+                && annotation(existing, ANNOTATION_REF_NAME) == tag
+                && owner.is_some()
+                && owner != name
         };
-        if let (Some(held), Some(tag), true) =
+        if let (Some(existing), Some(tag), true) =
             (self.manifests.iter().find(of_another_image), tag, name.is_some())
         {
-            let holder = annotation(held, IMAGE_NAME).unwrap_or_default().to_owned();
-            return Err(LayoutError::Taken { tag: tag.to_owned(), holder });
+            let owner = annotation(existing, IMAGE_NAME).unwrap_or_default().to_owned();
+            return Err(LayoutError::Taken { tag: tag.to_owned(), holder: owner });
         }
-        self.manifests.retain(|held| {
-            let same = annotation(held, ANNOTATION_REF_NAME) == tag;
-            !same || (tag.is_none() && held.get("digest") != digest)
+        self.manifests.retain(|existing| {
+            let same = annotation(existing, ANNOTATION_REF_NAME) == tag;
+            !same || (tag.is_none() && existing.get("digest") != digest)
         });
         self.manifests.push(entry);
         Ok(())

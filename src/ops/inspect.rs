@@ -92,7 +92,7 @@ pub async fn inspect(cache: &Cache, query: InspectQuery) -> Result<InspectReport
                 .to_owned(),
         ));
     }
-    cache.view(move |view| Ok(found(&view, &reference, &query, platform.as_ref()))).await?
+    cache.view(move |view| Ok(inspect_cached(&view, &reference, &query, platform.as_ref()))).await?
 }
 
 fn store(error: StoreError) -> OpsError {
@@ -103,7 +103,7 @@ fn not_cached(what: impl std::fmt::Display) -> OpsError {
     OpsError::NotCached(format!("{what} is not cached; fetch it with `larder warm`"))
 }
 
-fn found(
+fn inspect_cached(
     view: &CacheView<'_>,
     reference: &ImageReference,
     query: &InspectQuery,

@@ -152,22 +152,22 @@ fn rows(view: &CacheView<'_>, only: Option<&Repository>, untagged: bool) -> Resu
     if !untagged {
         return Ok(rows);
     }
-    let mut loose = Vec::new();
+    let mut unreached = Vec::new();
     for (repository, digest) in view.linked_manifests(only)? {
         if !reachable.contains(&(repository.clone(), digest)) {
             let Some(tree) = ImageTree::below(view, &repository, &digest)? else { continue };
-            loose.push((repository, digest, tree));
+            unreached.push((repository, digest, tree));
         }
     }
     // Children of an index that was pulled by digest have no row of their own either.
-    for (repository, _, tree) in &loose {
+    for (repository, _, tree) in &unreached {
         if tree.is_index {
             let below = tree.images.iter().map(|image| image.manifest.digest);
             let indexes = tree.indexes.iter().map(|index| index.digest);
             reachable.extend(below.chain(indexes).map(|digest| (repository.clone(), digest)));
         }
     }
-    for (repository, digest, tree) in loose {
+    for (repository, digest, tree) in unreached {
         if !reachable.contains(&(repository.clone(), digest)) {
             rows.push(row(view, &repository, None, digest, Some(&tree)));
         }

@@ -139,12 +139,12 @@ mod tests {
 
     #[test]
     fn familiar_name_omits_docker_hub() {
-        for (whole, shown) in [
+        for (name, shown) in [
             ("docker.io/library/a:1", "a:1"),
             ("docker.io/org/a:1", "org/a:1"),
             ("quay.io/library/a:1", "quay.io/library/a:1"),
         ] {
-            assert_eq!(familiar(whole), shown);
+            assert_eq!(familiar(name), shown);
         }
     }
 

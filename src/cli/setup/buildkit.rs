@@ -1,4 +1,4 @@
-//! `BuildKit`: `buildkitd.toml`. The table of a mirror says if it uses TLS.
+//! `BuildKit`: `buildkitd.toml`. The table of a mirror sets whether TLS is used.
 
 use std::fmt::Write as _;
 

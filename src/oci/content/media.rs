@@ -58,18 +58,18 @@ impl MediaType {
         Self::new(value.split(';').next().unwrap_or_default().trim())
     }
 
-    /// The text, as served.
+    /// Returns the media type as it is served.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The shape that this type stands for; `None` for a type that is no manifest's.
+    /// Returns the kind of manifest, or `None` if this is not the type of a manifest.
     pub fn kind(&self) -> Option<ManifestKind> {
         kind_of(&self.0)
     }
 }
 
-/// The shape of a known manifest type. Types are compared without regard to case (RFC 9110, 8.3.1).
+/// Returns the kind of manifest of a known type. Types are compared without regard to case (RFC 9110, 8.3.1).
 pub fn kind_of(media_type: &str) -> Option<ManifestKind> {
     let is = |known: &str| media_type.eq_ignore_ascii_case(known);
     if is(OCI_INDEX) || is(DOCKER_LIST) {

@@ -101,8 +101,8 @@ impl Plan {
             "digest": root.digest,
             "size": root.body.len(),
         });
-        if let Some((whole, tag)) = name {
-            entry["annotations"] = json!({ IMAGE_NAME: whole, ANNOTATION_REF_NAME: tag });
+        if let Some((full_name, tag)) = name {
+            entry["annotations"] = json!({ IMAGE_NAME: full_name, ANNOTATION_REF_NAME: tag });
         }
         if let Some(platform) = root.platform.as_deref().and_then(platform) {
             entry["platform"] = platform;
@@ -124,7 +124,7 @@ impl Plan {
             return None;
         }
         let layers: Vec<String> = layers.iter().map(|layer| blob_path(&layer.digest)).collect();
-        let tags = name.map(|(whole, _)| [reference::familiar(whole)]);
+        let tags = name.map(|(full_name, _)| [reference::familiar(full_name)]);
         Some(json!([{ "Config": blob_path(&config.digest), "RepoTags": tags, "Layers": layers }]))
     }
 
@@ -134,7 +134,7 @@ impl Plan {
         let platforms = self.documents().filter_map(|it| it.platform.clone());
         ExportReport {
             reference: reference.to_string(),
-            name: name.map(|(whole, _)| whole),
+            name: name.map(|(full_name, _)| full_name),
             digest: self.root.digest,
             media_type: self.root.media_type.to_string(),
             platforms: platforms.filter(|it| it != NO_IMAGE).collect(),

@@ -37,7 +37,7 @@ impl Search<'_> {
     /// Finds the content, and fetches the manifests that are not cached.
     pub(super) async fn plan(&self) -> Result<Plan, OpsError> {
         let (mut root, stale) = self.root().await?;
-        let (mut below, mut loose, mut complete) = (Vec::new(), Vec::new(), true);
+        let (mut below, mut other_content, mut complete) = (Vec::new(), Vec::new(), true);
         if root.is_index() {
             let Below { indexes, children } = self.below(&root).await?;
             let wanted = self.wanted(&children)?;
@@ -48,12 +48,12 @@ impl Search<'_> {
                 let all: HashSet<Digest> = children.iter().map(|child| child.digest).collect();
                 complete = wanted.len() == all.len();
                 below = indexes;
-                loose = self.documents(wanted, &mut below).await?;
+                other_content = self.documents(wanted, &mut below).await?;
             }
         } else {
             self.check_platform(&root).await?;
         }
-        let blobs = self.blobs(&root, &below, loose).await?;
+        let blobs = self.blobs(&root, &below, other_content).await?;
         Ok(Plan { root, below, blobs, complete, stale })
     }
 
@@ -63,7 +63,7 @@ impl Search<'_> {
         wanted: Vec<Descriptor>,
         documents: &mut Vec<PlannedDocument>,
     ) -> Result<Vec<Descriptor>, OpsError> {
-        let (mut loose, mut missing) = (Vec::new(), Vec::new());
+        let (mut other_content, mut missing) = (Vec::new(), Vec::new());
         let mut bytes = documents.iter().map(|it| it.body.len()).sum::<usize>();
         for child in wanted {
             match self.child(&child).await {
@@ -72,13 +72,13 @@ impl Search<'_> {
                     self.check_bytes(bytes)?;
                     documents.push(document);
                 }
-                Ok(None) => loose.push(child),
+                Ok(None) => other_content.push(child),
                 // The error lists everything that is missing.
                 Err(OpsError::Missing { missing: more, .. }) => missing.extend(more),
                 Err(error) => return Err(error),
             }
         }
-        if missing.is_empty() { Ok(loose) } else { Err(self.missing(missing)) }
+        if missing.is_empty() { Ok(other_content) } else { Err(self.missing(missing)) }
     }
 
     /// Checks the length of all manifests, which are in memory together.
@@ -236,9 +236,9 @@ impl Search<'_> {
         &self,
         root: &PlannedDocument,
         below: &[PlannedDocument],
-        loose: Vec<Descriptor>,
+        other_content: Vec<Descriptor>,
     ) -> Result<Vec<PlannedBlob>, OpsError> {
-        let (mut wanted, mut seen) = (loose, HashSet::new());
+        let (mut wanted, mut seen) = (other_content, HashSet::new());
         for document in std::iter::once(root).chain(below) {
             seen.insert(document.digest);
             wanted.extend(document.read().map(|read| read.blobs).unwrap_or_default());

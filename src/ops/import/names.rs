@@ -74,30 +74,30 @@ fn name(
 ) -> Result<(Repository, Option<Tag>), OpsError> {
     let short = annotation(entry, ANNOTATION_REF_NAME);
     let bare = short.filter(|text| !text.contains(['/', ':', '@']));
-    let whole = annotation(entry, IMAGE_NAME).or(short.filter(|_| bare.is_none()));
+    let full_name = annotation(entry, IMAGE_NAME).or(short.filter(|_| bare.is_none()));
     if let Some(repository) = into {
-        let tag = match (bare, whole) {
+        let tag = match (bare, full_name) {
             (Some(tag), _) => Some(tag.parse()?),
-            (None, Some(whole)) => reference::tag_of(whole)?,
+            (None, Some(full_name)) => reference::tag_of(full_name)?,
             (None, None) => None,
         };
         return Ok((repository.clone(), tag));
     }
-    let Some(whole) = whole else {
+    let Some(full_name) = full_name else {
         let what = bare.map_or_else(|| digest.to_string(), |tag| format!("the tag {tag}"));
         return Err(OpsError::Invalid(format!(
             "the archive does not name the repository of {what}; name it with --as REPOSITORY"
         )));
     };
-    let ImageReference { repository, tag, digest: wanted } = reference::parse_foreign(cache, whole).map_err(|error| {
+    let ImageReference { repository, tag, digest: wanted } = reference::parse_foreign(cache, full_name).map_err(|error| {
         OpsError::Invalid(format!(
             "the name `{}` in the archive cannot be used: {error}; name the repository with --as REPOSITORY",
-            whole.chars().filter(|c| !c.is_control()).take(255).collect::<String>()
+            full_name.chars().filter(|c| !c.is_control()).take(255).collect::<String>()
         ))
     })?;
     match wanted {
         Some(wanted) if wanted != *digest => {
-            Err(OpsError::Content(format!("the archive has {digest} with the name {whole}")))
+            Err(OpsError::Content(format!("the archive has {digest} with the name {full_name}")))
         }
         _ => Ok((repository, tag)),
     }
