@@ -17,6 +17,16 @@ fn fixture(kind: &str) -> Fixture {
     Fixture::with(|setup| setup.set("store.blobs", kind))
 }
 
+/// Calls `test` for both kinds of blob store at the same time, because the tests mostly wait.
+fn for_each_kind(test: impl Fn(&str) + Sync) {
+    let test = &test;
+    std::thread::scope(|scope| {
+        for kind in KINDS {
+            scope.spawn(move || test(kind));
+        }
+    });
+}
+
 /// Requests a path. A client that reads from the database while the database is replaced is disconnected, and retries
 /// as every client does.
 #[track_caller]
@@ -38,17 +48,17 @@ fn path(blob: &Blob) -> String {
 }
 
 /// Returns true if all content of the image is cached.
-fn is_held(fixture: &Fixture, image: &Image) -> bool {
+fn is_cached(fixture: &Fixture, image: &Image) -> bool {
     image.blobs().all(|blob| get(fixture, &path(blob)).head.outcome() == "larder; hit")
 }
 
 /// Waits until pulled content is cached again.
 #[track_caller]
-fn heals(fixture: &Fixture, image: &Image, tag: &str) {
+fn wait_recovered(fixture: &Fixture, image: &Image, tag: &str) {
     eventually("the store has recovered", || {
         pull(fixture, image, tag);
         fixture.larder.wait_idle();
-        is_held(fixture, image)
+        is_cached(fixture, image)
     });
 }
 
@@ -80,7 +90,7 @@ const WIPES: [(&str, Change); 6] = [
 
 #[test]
 fn wiped_folders_cost_downloads_but_no_failures() {
-    for kind in KINDS {
+    for_each_kind(|kind| {
         for (what, wipe) in WIPES {
             let mut fixture = fixture(kind);
             pull(&fixture, &fixture.image, "v1");
@@ -91,8 +101,8 @@ fn wiped_folders_cost_downloads_but_no_failures() {
                 pull(&fixture, &fixture.image, "v1");
                 pull(&fixture, &new, "v2");
             }
-            heals(&fixture, &fixture.image, "v1");
-            heals(&fixture, &new, "v2");
+            wait_recovered(&fixture, &fixture.image, "v1");
+            wait_recovered(&fixture, &new, "v2");
             // Not only the memory has recovered: after the store was closed and opened, all content is on disk.
             if ["the database", "all of it", "what is in it"].contains(&what) {
                 fixture.larder.wait_for_line("error about the store", |line| {
@@ -105,19 +115,19 @@ fn wiped_folders_cost_downloads_but_no_failures() {
                 fixture.larder.wait_for_line("message about the recovery", |line| {
                     line["message"].as_str().unwrap_or_default().contains("the store works again")
                 });
-                heals(&fixture, &fixture.image, "v1");
-                heals(&fixture, &new, "v2");
+                wait_recovered(&fixture, &fixture.image, "v1");
+                wait_recovered(&fixture, &new, "v2");
                 fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
             }
             fixture.larder.terminate();
             assert!(fixture.larder.wait_exit().success(), "{kind}, {what}: {}", fixture.larder.log_text());
             fixture.registry.down();
             fixture.larder.restart();
-            let held = is_held(&fixture, &fixture.image) && is_held(&fixture, &new);
+            let held = is_cached(&fixture, &fixture.image) && is_cached(&fixture, &new);
             assert!(held, "{kind}, {what}: {}", fixture.larder.log_text());
             assert_eq!(fixture.larder.counter("larder_store_set_aside", &[]), 0, "{kind}, {what}");
         }
-    }
+    });
 }
 
 #[test]
@@ -229,7 +239,7 @@ fn reclaimable(fixture: &Fixture) -> u64 {
 
 #[test]
 fn wiped_content_is_no_longer_counted() {
-    for kind in KINDS {
+    for_each_kind(|kind| {
         let fixture = fixture(kind);
         let blob = Blob::random(9, 3 * MIB);
         fixture.registry.add_blob("library/app", &blob);
@@ -237,5 +247,5 @@ fn wiped_content_is_no_longer_counted() {
         eventually("the bytes are counted", || reclaimable(&fixture) >= 3 * 1024 * 1024);
         fs::remove_dir_all(fixture.larder.setup().data()).unwrap();
         eventually("the bytes are released", || reclaimable(&fixture) == 0);
-    }
+    });
 }

@@ -179,7 +179,7 @@ fn export_adds_to_a_layout_and_replaces_a_tag() {
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("letter.txt"), "dear").unwrap();
     let ran = verb::online(&larder, &["export", "org/app:1", foreign.to_str().unwrap()]).exited_with(1);
-    assert!(ran.stderr.contains("`letter.txt`, which is no part of an OCI layout"), "{ran:?}");
+    assert!(ran.stderr.contains("`letter.txt`, which is not part of an OCI layout"), "{ran:?}");
     assert_eq!(files_below(&foreign).len(), 1);
 }
 
