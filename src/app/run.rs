@@ -218,7 +218,7 @@ fn url(listener: &Listener) -> String {
     if listener.local().is_some() { format!("{scheme}{listener}") } else { listener.to_string() }
 }
 
-/// Closes the store, but gives up after `time_left`.
+/// Closes the store. Stops waiting after `time_left`.
 async fn close(store: Store, time_left: Duration) {
     let reason = match tokio::time::timeout(time_left, store.close()).await {
         Ok(Ok(())) => return,

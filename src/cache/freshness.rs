@@ -16,7 +16,7 @@ pub enum Freshness {
     Expired,
 }
 
-/// Returns the age of a check that was made at `checked_at`, or `None` if the clock does not allow to tell.
+/// Returns the age of a check that was made at `checked_at`, or `None` if the clock makes it unknown.
 ///
 /// The wall clock may be set. A check by this process is at least as old as the monotonic time that has `elapsed` since. A
 /// check in the future, or any check while the clock stands at 1970, has no known age.

@@ -61,7 +61,7 @@ pub(super) struct CheckedPointer {
 }
 
 impl CheckedPointer {
-    /// Returns the time since the last check, or `None` if the clock does not allow to tell.
+    /// Returns the time since the last check, or `None` if the clock makes it unknown.
     pub(super) fn age(&self, clock: &Clock) -> Option<Duration> {
         let elapsed = self.at.map(|at| clock.instant().saturating_duration_since(at));
         freshness::age(clock.now(), self.fact.checked_at, elapsed)

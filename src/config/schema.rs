@@ -209,10 +209,10 @@ impl Default for Scrub {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BlobStoreKind {
-    /// In the sled database.
+    /// Pages in the sled database.
     #[default]
     Sled,
-    /// As files beside the database.
+    /// Files beside the database.
     Files,
 }
 

@@ -22,7 +22,7 @@ use crate::oci::{Digest, Name, Reference, Referrers, Tag};
 /// * **Retries** within one call are the source's own ([`SourceError::is_retryable`]). An interrupted body is not
 ///   resumed: the caller asks for the rest with a range.
 /// * **Deadline**: the latest time for the answer, which is the first byte that can be read, or the error. After it,
-///   the source's own idle time-out applies to a body. `None` stands for the source's own time-out. A source that
+///   the source's own idle time-out applies to a body. `None` means the source's own time-out. A source that
 ///   reads local files may ignore it.
 /// * **Cancellation**: dropping the future ends the work and loses nothing but this answer.
 #[async_trait]
@@ -52,7 +52,7 @@ pub trait Source: Send + Sync + fmt::Debug {
         deadline: Option<Instant>,
     ) -> Result<UnverifiedManifest, SourceError>;
 
-    /// Returns the size of a blob; `None` if the source has the blob and does not tell its size.
+    /// Returns the size of a blob; `None` if the source has the blob and does not state its size.
     async fn blob_size(
         &self,
         name: &Name,
@@ -77,7 +77,7 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Returns all tags of a repository in no particular order, at most [`TAGS_MAX`](super::TAGS_MAX).
     ///
     /// The list is complete or an error: a missing tag would read as one that does not exist. Names that are no valid
-    /// tags are left out, because nobody could pull them. See distribution-spec, "Listing Tags".
+    /// tags are left out, because clients cannot pull them. See distribution-spec, "Listing Tags".
     async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError>;
 
     /// Returns all manifests that refer to `subject`, of any artifact type.

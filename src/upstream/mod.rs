@@ -281,7 +281,7 @@ impl Source for Upstream {
         endpoints.first(|source, deadline| source.blob_size(name, digest, deadline)).await
     }
 
-    /// The rest of a body that breaks off may be sent by another endpoint.
+    /// Another endpoint may send the rest of an interrupted body.
     async fn blob(
         &self,
         name: &Name,

@@ -42,7 +42,7 @@ pub(crate) struct ServerLogins {
     pub(crate) docker_config: Option<PathBuf>,
     /// Hosts of token services elsewhere that may see the credentials.
     pub(crate) realm_hosts: Vec<String>,
-    /// URL of the only authoritative endpoint, which stands for the registry's name in `docker_config`. `None` if there
+    /// URL of the only authoritative endpoint, which is used for the registry's name in `docker_config`. `None` if there
     /// are several, some of which may be mirrors of a third party, or if there is no `docker_config`.
     pub(crate) registry_url: Option<String>,
 }

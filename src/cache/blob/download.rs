@@ -168,7 +168,7 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
 
     async fn request(&mut self) -> Result<DownloadState, CacheError> {
         if self.requests == REQUESTS_MAX {
-            return Err(CacheError::unreachable("the upstream broke off too often"));
+            return Err(CacheError::unreachable("the upstream interrupted the download too often"));
         }
         self.requests += 1;
         // A range of an encoded body is not a range of the blob.
@@ -254,7 +254,7 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
             Some(pause) if pause > PAUSE_MAX => return Err(error.into()),
             pause => delay.max(pause.unwrap_or_default()),
         };
-        tracing::info!(digest = %self.download.digest, %error, received, "upstream broke off; resuming");
+        tracing::info!(digest = %self.download.digest, %error, received, "download interrupted; resuming");
         tokio::time::sleep(delay).await;
         Ok(DownloadState::Request)
     }

@@ -28,7 +28,7 @@ pub struct CacheView<'a> {
 pub struct TagStatus {
     /// Freshness by the tag's age.
     pub freshness: Freshness,
-    /// Time since the upstream last confirmed the tag; `None` if the clock does not tell.
+    /// Time since the upstream last confirmed the tag; `None` if the clock makes it unknown.
     pub age: Option<Duration>,
     /// True if the tag is served while the upstream is unreachable.
     pub served_offline: bool,

@@ -136,7 +136,7 @@ impl Source for OciLayout {
 }
 
 impl OciLayout {
-    /// Creates a source over the folder `root` that stands for the registry `upstream`. Does not open the folder.
+    /// Creates a source over the folder `root` that replaces the registry `upstream`. Does not open the folder.
     pub fn new(upstream: UpstreamName, root: PathBuf, metrics: Arc<Metrics>) -> Self {
         Self { upstream, root, metrics }
     }

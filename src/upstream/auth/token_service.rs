@@ -212,8 +212,7 @@ fn may_lack_post(error: &SourceError) -> bool {
     matches!(error, SourceError::Denied(Denial::Unauthenticated) | SourceError::Invalid(_))
 }
 
-/// Returns the error that a token service's status stands for. It is never about the content: a 404 is not a missing
-/// image.
+/// Returns the error for the status of a token service. A 404 does not mean that the content is missing.
 fn check_service_status(response: &Response) -> Result<(), SourceError> {
     match response.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {

@@ -1,6 +1,6 @@
 //! Lists of a registry, followed page by page to the end: tags, and referrers of a manifest.
 //!
-//! A list is complete or an error. A list that breaks off, repeats a page or exceeds a limit is never returned in part,
+//! A list is complete or an error. A list that is interrupted, repeats a page or exceeds a limit is never returned in part,
 //! because a missing entry would read as one that does not exist.
 
 use std::collections::HashSet;
@@ -80,7 +80,7 @@ struct CodedError {
     code: String,
 }
 
-/// Reads all tags. Names that are no valid tags are left out, because nobody could pull them.
+/// Reads all tags. Invalid tags are left out, because clients cannot pull them.
 pub(super) async fn tags(mut pages: Pages<'_>) -> Result<Vec<Tag>, SourceError> {
     let mut tags = Vec::new();
     while let Some(page) = pages.next().await? {

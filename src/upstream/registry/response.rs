@@ -78,7 +78,7 @@ pub(super) async fn read_document(
     Ok(body.freeze())
 }
 
-/// Returns the error for a body that broke off.
+/// Returns the error for a body that was interrupted.
 pub(super) fn interrupted(error: reqwest::Error) -> SourceError {
     SourceError::Interrupted(causes(&error.without_url()))
 }

@@ -10,7 +10,7 @@ use crate::source::{Denial, SourceError};
 /// Upper limit of a `Retry-After`, whatever the registry sends.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
 
-/// Returns the error that the status of a response stands for.
+/// Returns the error for the status of a response.
 pub(crate) fn check_status(response: &Response) -> Result<(), SourceError> {
     let status = response.status().as_u16();
     let answer = || format!("status {status}");
