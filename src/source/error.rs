@@ -42,9 +42,9 @@ pub enum SourceError {
     /// No connection, or one that broke before the answer.
     #[error("the upstream cannot be reached: {0}")]
     Unreachable(String),
-    /// A failure of the source that may pass at once.
-    #[error("the upstream answered with {0}")]
-    Unavailable(String),
+    /// A failure of the source that may pass at once, with its status.
+    #[error("the upstream answered with status {0}")]
+    Unavailable(u16),
     /// A failure of the source that a retry does not cure.
     #[error("the upstream answered with {0}")]
     Failed(String),
@@ -108,6 +108,18 @@ impl SourceError {
         matches!(self, Self::NotFound | Self::Denied(_) | Self::Unsupported(_))
     }
 
+    /// Returns true if this answer to a request for a range is about the range and not about the blob. Ranges are optional
+    /// (RFC 9110, section 14.2).
+    pub fn is_about_range(&self) -> bool {
+        matches!(self, Self::Unsupported(_) | Self::Invalid(_))
+    }
+
+    /// Returns true if this answer to a request for a range has several possible causes: a server that refuses ranges, a
+    /// signed address that has expired, or a failure.
+    pub fn may_be_about_range(&self) -> bool {
+        matches!(self, Self::Denied(_) | Self::Unavailable(500))
+    }
+
     /// Returns true if the source failed as a whole, whatever it was asked for.
     pub fn is_outage(&self) -> bool {
         matches!(
@@ -147,7 +159,7 @@ mod tests {
     fn is_retryable_excludes_rate_limits_and_timeouts() {
         assert!(!SourceError::RateLimited { retry_after: None }.is_retryable());
         assert!(!SourceError::Timeout(String::new()).is_retryable());
-        assert!(SourceError::Unavailable("status 503".to_owned()).is_retryable());
+        assert!(SourceError::Unavailable(503).is_retryable());
     }
 
     #[test]

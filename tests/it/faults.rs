@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use support::content::sha256;
 use support::fixture::{Fixture, MIB, TAG, image, is_gateway_error};
-use support::{Auth, Blob, Document, Fault, Image, Larder, Random, Registry, Setup, When, eventually};
+use support::{Auth, Blob, Document, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
 
 const FAILURES: &str = "larder_verify_failures_total";
 
@@ -256,6 +256,38 @@ fn resume_answered_with_an_error_is_retried() {
     resumes_over(Fault::Status(503));
     resumes_over(Fault::Status(429));
     resumes_over(Fault::CloseConnection);
+}
+
+#[test]
+fn refused_range_is_followed_by_a_request_for_the_whole_blob() {
+    for status in [400, 403, 405, 500, 501] {
+        let fixture = Fixture::new();
+        // The first answer breaks off; later requests have a range until one has not.
+        fixture.registry.script(When::blobs().method("GET").times(1), Fault::Cut(MIB));
+        fixture.registry.script(When::blobs().method("GET").with_range(), Fault::Status(status));
+        fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
+        fixture.larder.wait_idle();
+        let requests = fixture.registry.count("GET", "/blobs/");
+        assert!(requests <= 8, "{status}: {requests} requests");
+    }
+}
+
+#[test]
+fn draft_is_replaced_if_the_upstream_refuses_ranges() {
+    for status in [400, 403, 405, 500, 501] {
+        let mut fixture = Fixture::new();
+        let gate = Gate::new();
+        fixture.registry.script(When::blobs().method("GET").times(1), Fault::HoldBody(MIB, gate.clone()));
+        let mut transfer = fixture.larder.api().open("GET", &fixture.path, &[]).unwrap();
+        transfer.read_exactly(MIB / 2).unwrap();
+        transfer.hang_up();
+        gate.wait_reached(1);
+        fixture.larder.terminate();
+        assert!(fixture.larder.wait_exit().success());
+        fixture.registry.script(When::blobs().method("GET").with_range(), Fault::Status(status));
+        fixture.larder.restart();
+        fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
+    }
 }
 
 #[test]

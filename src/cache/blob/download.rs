@@ -82,7 +82,7 @@ impl Download<'_> {
             senders: Vec::new(),
             decoded: false,
             on_readable: Some(on_readable),
-            use_ranges: true,
+            ranges: RangeSupport::Assumed,
             length_announced: false,
             requests: 0,
             delays: backoff.build(),
@@ -105,8 +105,7 @@ struct DownloadRun<'a, F> {
     decoded: bool,
     /// Taken when readers can start.
     on_readable: Option<F>,
-    /// False if the upstream must be asked for the whole blob.
-    use_ranges: bool,
+    ranges: RangeSupport,
     /// True once an answer has announced the length.
     length_announced: bool,
     requests: usize,
@@ -114,6 +113,17 @@ struct DownloadRun<'a, F> {
     received: u64,
     backoff: ExponentialBuilder,
     delays: ExponentialBackoff,
+}
+
+/// Support of the upstream for ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RangeSupport {
+    /// No answer contradicts it.
+    Assumed,
+    /// One answer to a range may have been a refusal of ranges.
+    Doubtful,
+    /// Ask for the whole blob.
+    Refused,
 }
 
 /// Next step of a download.
@@ -172,8 +182,10 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         }
         self.requests += 1;
         // A range of an encoded body is not a range of the blob.
-        self.use_ranges &= !self.decoded;
-        let from = if self.use_ranges { self.draft.progress().received } else { 0 };
+        if self.decoded {
+            self.ranges = RangeSupport::Refused;
+        }
+        let from = if self.ranges == RangeSupport::Refused { 0 } else { self.draft.progress().received };
         let Download { sources, name, digest, .. } = self.download;
         let answer = open_blob(sources, name, digest, ByteRange::from(from)).await;
         match answer.and_then(|body| self.decode(body)) {
@@ -194,16 +206,23 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
                 let reason = format!("its descriptor promises more than the {from} bytes there are");
                 Ok(DownloadState::End(DownloadEnd::SizeMismatch(reason)))
             }
-            // An upstream that does not support ranges may still send the whole blob.
-            error @ SourceError::Invalid(_) if from > 0 => {
-                self.use_ranges = false;
+            // An upstream that refuses ranges may still send the whole blob.
+            error if from > 0 && error.is_about_range() => {
+                self.ranges = RangeSupport::Refused;
+                Ok(DownloadState::BackOff(error))
+            }
+            error if from > 0 && error.may_be_about_range() => {
+                self.ranges = match self.ranges {
+                    RangeSupport::Assumed => RangeSupport::Doubtful,
+                    RangeSupport::Doubtful | RangeSupport::Refused => RangeSupport::Refused,
+                };
                 Ok(DownloadState::BackOff(error))
             }
             // No reader depends on this download, and the upstream layer has retried already.
             error if !has_readers => Err(error.into()),
             // A signed address may have expired: a request without a range starts at the registry's own address.
             error @ (SourceError::RangeNotSatisfiable | SourceError::Invalid(_)) => {
-                self.use_ranges = false;
+                self.ranges = RangeSupport::Refused;
                 Ok(DownloadState::BackOff(error))
             }
             error => Ok(DownloadState::BackOff(error)),

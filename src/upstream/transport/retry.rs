@@ -48,7 +48,7 @@ mod tests {
     #[tokio::test]
     async fn until_retries_temporary_errors_within_the_deadline() {
         let minute = Duration::from_mins(1);
-        let unavailable = || SourceError::Unavailable("status 503".to_owned());
+        let unavailable = || SourceError::Unavailable(503);
         assert_eq!(attempts(unavailable(), minute).await, 3);
         assert_eq!(attempts(SourceError::Unreachable(String::new()), minute).await, 3);
         assert_eq!(attempts(SourceError::Timeout(String::new()), minute).await, 1);

@@ -25,9 +25,9 @@ pub(crate) fn check_status(response: &Response) -> Result<(), SourceError> {
         429 => SourceError::RateLimited { retry_after: retry_after(response) },
         503 => match retry_after(response) {
             Some(retry_after) => SourceError::Overloaded { retry_after },
-            None => SourceError::Unavailable(answer()),
+            None => SourceError::Unavailable(status),
         },
-        500 | 502 | 504 => SourceError::Unavailable(answer()),
+        500 | 502 | 504 => SourceError::Unavailable(status),
         505.. => SourceError::Failed(answer()),
         // The rest of 4xx, 501, and redirects that cannot be followed.
         _ => SourceError::Unsupported(answer()),

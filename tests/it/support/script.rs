@@ -61,6 +61,8 @@ pub struct When {
     path_has: Vec<String>,
     times: Option<usize>,
     skip: usize,
+    has_range: bool,
+    query: Option<String>,
 }
 
 impl When {
@@ -89,6 +91,20 @@ impl When {
         self
     }
 
+    /// Only requests with this query.
+    #[must_use]
+    pub fn query(mut self, query: &str) -> Self {
+        self.query = Some(query.to_owned());
+        self
+    }
+
+    /// Only requests for a range.
+    #[must_use]
+    pub fn with_range(mut self) -> Self {
+        self.has_range = true;
+        self
+    }
+
     /// Only the first `n` matching requests.
     #[must_use]
     pub fn times(mut self, n: usize) -> Self {
@@ -105,7 +121,9 @@ impl When {
 
     pub(super) fn fires(&mut self, seen: &Seen) -> bool {
         let fits = self.method.is_none_or(|method| method == seen.method)
-            && self.path_has.iter().all(|part| seen.path.contains(part.as_str()));
+            && self.path_has.iter().all(|part| seen.path.contains(part.as_str()))
+            && self.query.as_ref().is_none_or(|query| *query == seen.query)
+            && (!self.has_range || seen.header("range").is_some());
         if !fits {
             return false;
         }
