@@ -262,6 +262,28 @@ fn invalid_and_duplicate_tags_are_skipped() {
 }
 
 #[test]
+fn elements_that_are_no_strings_are_skipped() {
+    let registry = Registry::start();
+    let body = br#"{"name":"x","tags":["a",null,7,{"b":"c"},["d"],1e999,true,"e"]}"#;
+    let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
+    registry.script(When::any(), Fault::Answer(200, headers, body.to_vec()));
+    let larder = listing(Setup::with(&registry), "upstream").start();
+    lists(&larder.get(LIST), &["a".to_owned(), "e".to_owned()]);
+}
+
+#[test]
+fn refused_page_size_is_left_out() {
+    for which in ["upstream", "merged"] {
+        let (registry, _, tags) = full();
+        // The pages that the registry links to have a size that it permits.
+        registry.script(When::any().path("/tags/list").query("n=1000"), Fault::Status(400));
+        let larder = listing(Setup::with(&registry), which).start();
+        lists(&larder.get(LIST), &tags);
+        assert_eq!(registry.requests()[1].query, "");
+    }
+}
+
+#[test]
 fn last_known_tags_are_served_for_every_kind_of_failure() {
     for fault in [
         None,

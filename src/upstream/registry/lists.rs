@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::encoding::is_gzip;
@@ -63,10 +64,15 @@ pub(super) struct Pages<'r> {
 
 /// Body of a page of tags.
 #[derive(Deserialize)]
-struct TagList {
+struct TagList<'a> {
     /// `null` for an empty list in distribution.
-    #[serde(default)]
-    tags: Option<Vec<String>>,
+    #[serde(default, borrow)]
+    tags: Option<Vec<&'a RawValue>>,
+}
+
+/// Returns the tag that an element of the list is. Any other element is skipped, so that it does not hide the others.
+fn tag(element: &RawValue) -> Option<Tag> {
+    serde_json::from_str::<String>(element.get()).ok()?.parse().ok()
 }
 
 /// Body of an error (distribution-spec, "Error Codes").
@@ -84,9 +90,9 @@ struct CodedError {
 pub(super) async fn tags(mut pages: Pages<'_>) -> Result<Vec<Tag>, SourceError> {
     let mut tags = Vec::new();
     while let Some(page) = pages.next().await? {
-        let list: TagList = serde_json::from_slice(&page.body)
+        let list: TagList<'_> = serde_json::from_slice(&page.body)
             .map_err(|_| SourceError::Invalid("its list of tags is not valid".to_owned()))?;
-        tags.extend(list.tags.unwrap_or_default().iter().filter_map(|tag| tag.parse::<Tag>().ok()));
+        tags.extend(list.tags.unwrap_or_default().into_iter().filter_map(tag));
         if tags.len() > TAGS_MAX {
             return Err(SourceError::Invalid(format!("it lists more than {TAGS_MAX} tags")));
         }
@@ -130,7 +136,14 @@ impl<'r> Pages<'r> {
         if self.ended {
             return Ok(None);
         }
-        let page = self.fetch().await?;
+        let page = match self.fetch().await {
+            // Some registries refuse pages that are larger than they permit (distribution: `PAGINATION_NUMBER_INVALID`).
+            Err(SourceError::Unsupported(_)) if self.has_page_size() => {
+                self.request.url.set_query(None);
+                self.fetch().await?
+            }
+            page => page?,
+        };
         self.deadline = Instant::now() + self.http.timeouts.total;
         self.bytes += page.body.len();
         match &page.next {
@@ -138,6 +151,11 @@ impl<'r> Pages<'r> {
             None => self.ended = true,
         }
         Ok(Some(page))
+    }
+
+    /// Returns true for the first request, if it asks for a number of tags per page.
+    fn has_page_size(&self) -> bool {
+        self.request.url.query() == Some(TAGS_PER_PAGE)
     }
 
     /// Makes the page behind a link the next one. Only the query of the link is used: host and path of a list are known,
