@@ -97,21 +97,27 @@ pub(super) struct RegistryQuery {
     pub(super) n: Option<String>,
     /// Last entry of the previous page.
     pub(super) last: Option<String>,
-    /// Artifact type of the referrers to list.
-    pub(super) artifact_type: Option<String>,
+    /// Artifact types of the referrers to list.
+    pub(super) artifact_types: Vec<String>,
 }
 
 impl RegistryQuery {
-    /// Parses a raw query. The first of repeated parameters is used; unknown parameters are ignored.
+    /// Parses a raw query. The first of repeated parameters is used, except for `artifactType`; unknown parameters are ignored.
+    ///
+    /// A raw `+` is itself (RFC 3986, section 2.2), as in `application/spdx+json`, and not a space as in HTML forms. No valid
+    /// value contains a space.
     pub(super) fn parse(query: Option<&str>) -> Self {
         let mut found = Self::default();
         let Some(query) = query else { return found };
-        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        for (key, value) in url::form_urlencoded::parse(query.replace('+', "%2B").as_bytes()) {
             let slot = match key.as_ref() {
                 "ns" => &mut found.ns,
                 "n" => &mut found.n,
                 "last" => &mut found.last,
-                "artifactType" => &mut found.artifact_type,
+                "artifactType" => {
+                    found.artifact_types.push(value.into_owned());
+                    continue;
+                }
                 _ => continue,
             };
             slot.get_or_insert_with(|| value.into_owned());
@@ -193,6 +199,9 @@ mod tests {
         assert_eq!(query.ns.as_deref(), Some("myreg.io:5000"));
         assert_eq!(query.n.as_deref(), Some("3"));
         assert_eq!(query.last.as_deref(), Some("a+b"));
-        assert_eq!(query.artifact_type.as_deref(), Some("a/b"));
+        assert_eq!(query.artifact_types, ["a/b"]);
+        let query = RegistryQuery::parse(Some("artifactType=a/b+c&last=x+y&artifactType=a/d%2Be"));
+        assert_eq!(query.artifact_types, ["a/b+c", "a/d+e"]);
+        assert_eq!(query.last.as_deref(), Some("x+y"));
     }
 }

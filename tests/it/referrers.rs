@@ -160,15 +160,31 @@ fn filter_is_applied_by_the_server() {
         signed.lists(&answer, &wanted);
         assert_eq!(answer.header("oci-filters-applied"), Some("artifactType"));
     }
-    // An empty value is not a filter.
-    let answer = signed.get_only("");
-    signed.lists(&answer, &[&signed.signature, &signed.sbom]);
-    assert_eq!(answer.header("oci-filters-applied"), None);
+    // In doubt the list is not filtered, and does not claim to be: no value, no media type, or several types.
+    for doubtful in ["", "signature", "a%20b%2Fc", &format!("{SIGNATURE}&artifactType={SBOM}")] {
+        let answer = signed.get_only(doubtful);
+        signed.lists(&answer, &[&signed.signature, &signed.sbom]);
+        assert_eq!(answer.header("oci-filters-applied"), None, "{doubtful}");
+    }
+    let answer = signed.get_only(&format!("{SBOM}&artifactType={SBOM}"));
+    signed.lists(&answer, &[&signed.sbom]);
     let asked = signed.registry.requests();
     assert!(
         asked.len() == 1 && asked[0].query.is_empty(),
         "one question for all, without a filter: {asked:?}"
     );
+}
+
+#[test]
+fn filter_takes_a_raw_plus_as_itself() {
+    let signed = Signed::new(|setup| setup);
+    let document = Image::statement("application/spdx+json", "an SBOM", &signed.image.manifest);
+    signed.registry.add_manifest("library/app", &document);
+    for artifact_type in ["application/spdx+json", "application%2Fspdx%2Bjson"] {
+        let answer = signed.get_only(artifact_type);
+        signed.lists(&answer, &[&document]);
+        assert_eq!(answer.header("oci-filters-applied"), Some("artifactType"));
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::api::refusal::Refusal;
 use crate::api::response;
 use crate::api::route::RegistryQuery;
 use crate::cache::{Cache, ListResult, NamePage};
-use crate::oci::{Digest, Repository, media};
+use crate::oci::{Digest, MediaType, Repository, media};
 use crate::telemetry::Outcome;
 
 use super::request::{RegistryAnswer, RequestHead, json};
@@ -62,7 +62,7 @@ pub(super) async fn referrers(
     repository: &Repository,
     subject: &Digest,
 ) -> Result<RegistryAnswer, Refusal> {
-    let artifact_type = request.query.artifact_type.as_deref().filter(|text| !text.is_empty());
+    let artifact_type = filter(&request.query.artifact_types);
     let listing: ListResult<_> = cache.referrers(repository, subject, artifact_type).await?;
     let page = listing.content.page(request.query.last.as_deref(), REFERRERS_BYTES);
     let mut answer = json(page.body);
@@ -77,6 +77,15 @@ pub(super) async fn referrers(
         link_next(&mut answer, request, filter, last);
     }
     Ok(RegistryAnswer::Whole(answer, listing.outcome))
+}
+
+/// Returns the artifact type to filter by. The list is not filtered by several types, or by a text that is no media type: a
+/// client applies a filter itself if `OCI-Filters-Applied` is missing (distribution-spec, "Listing Referrers"), but signatures
+/// that are missing in a filtered list do not exist for it.
+fn filter(artifact_types: &[String]) -> Option<&str> {
+    let (first, rest) = artifact_types.split_first()?;
+    let is_media_type = MediaType::from_header(first).is_some_and(|valid| valid.as_str() == first);
+    (is_media_type && rest.iter().all(|other| other == first)).then_some(first.as_str())
 }
 
 /// Returns the page size that the client asks for.
