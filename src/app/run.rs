@@ -18,7 +18,7 @@ use crate::store::Store;
 
 use super::background::BackgroundTasks;
 use super::build::App;
-use super::limits::{admin_limits, client_limits};
+use super::limits::{admin_limits, client_limits, raise_open_files};
 use super::offline::flush;
 use super::{reload, systemd};
 
@@ -94,6 +94,7 @@ impl App {
 impl RunningServer {
     /// Starts the ports and the background tasks.
     fn start(app: App) -> Self {
+        raise_open_files(&app.config);
         log_listening(&app);
         let addresses: Vec<_> = app.client_listeners.iter().map(ToString::to_string).collect();
         let status = format!("serving on {}", addresses.join(", "));

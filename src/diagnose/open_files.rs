@@ -8,9 +8,9 @@ use crate::config::Config;
 /// Number of open files besides the connections to clients and upstreams.
 const OWN_FILES: u64 = 256;
 
-/// Checks the limit of this process. A server that is started from here has the same limit.
+/// Checks the hard limit of this process. A server that is started from here raises its limit to it.
 pub fn check_here(config: &Config) -> Step {
-    check(config, getrlimit(Resource::Nofile).current, "here")
+    check(config, getrlimit(Resource::Nofile).maximum, "here")
 }
 
 /// Checks the limit that a running server reports.

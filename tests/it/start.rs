@@ -2,7 +2,8 @@
 
 use crate::support;
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 
 use support::larder::{Exit, run_to_exit};
 use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
@@ -268,4 +269,30 @@ fn start_after_a_stop_does_not_read_all_data() {
     assert!(read < 24 * MIB, "{read} bytes");
     assert_eq!(larder.get(&path).head.outcome(), "larder; hit");
     assert!(has_read(&larder) - read >= 48 * MIB, "it is where it was");
+}
+
+#[test]
+fn open_files_limit_is_raised_and_leaves_a_reserve() {
+    const SILENT: usize = 400;
+    let setup = plain();
+    let server = setup.command();
+    let mut command = Command::new("sh");
+    // A reserve of 384 files, and two for each connection.
+    command.args(["-c", "ulimit -S -n 100; ulimit -H -n 640; exec \"$0\" \"$@\""]);
+    command.arg(server.get_program()).args(server.get_args());
+    command.current_dir(setup.folder()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let larder = setup.start_by(&mut command);
+    assert_eq!(larder.counter("process_max_fds", &[]), 640);
+    let warning = larder.wait_for_line("too few open files", |line| {
+        line["message"].as_str().is_some_and(|text| text.contains("the limit on open files permits"))
+    });
+    assert_eq!(warning["allowed"], 128, "{warning}");
+    // More connections than the server accepts: the others wait, and take nothing from the admin port.
+    let silent: Vec<_> = (0..SILENT).map(|_| TcpStream::connect(larder.api_addr()).unwrap()).collect();
+    eventually("all permitted connections are open", || larder.counter("process_open_fds", &[]) > 128);
+    assert_eq!(larder.admin().get("/readyz").status(), 200);
+    assert!(larder.counter("process_open_fds", &[]) < 300);
+    assert_eq!(larder.count_lines("connection cannot be accepted"), 0);
+    drop(silent);
+    assert_eq!(larder.get("/v2/").status(), 200);
 }
