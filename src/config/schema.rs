@@ -353,6 +353,7 @@ impl Default for Prefetch {
 /// Section `[upstream."NAME"]`: one upstream registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the configuration")]
 pub struct Upstream {
     /// Endpoints, in the order in which they are tried.
     pub endpoints: Vec<Endpoint>,
@@ -360,6 +361,9 @@ pub struct Upstream {
     pub default: bool,
     /// Values of the `Host` header that select this upstream.
     pub hostnames: Vec<String>,
+    /// True if names that begin with a host name, such as `registry.example.com/app`, are repositories of this upstream also
+    /// in requests that do not name the upstream.
+    pub dotted_names: bool,
     /// User name for the registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
@@ -425,6 +429,7 @@ impl Default for Upstream {
             endpoints: Vec::new(),
             default: false,
             hostnames: Vec::new(),
+            dotted_names: false,
             username: None,
             password_file: None,
             docker_config: None,

@@ -2,7 +2,7 @@
 //! configuration, never dialled.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::admission::Admission;
 use super::error::BuildError;
@@ -21,6 +21,17 @@ pub enum RouteError {
     /// No upstream has this name, or there is no default upstream.
     #[error("no upstream `{0}` is configured here")]
     UnknownUpstream(String),
+    /// The name begins with the name of a registry that is not configured.
+    #[error(
+        "no upstream `{registry}` is configured here, and {upstream} is not asked for names that begin with a host name \
+         (dotted_names)"
+    )]
+    UnlistedRegistry {
+        /// First component of the name.
+        registry: String,
+        /// Upstream that the request would be sent to.
+        upstream: UpstreamName,
+    },
     /// The rest of the name is not a valid repository name.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -38,6 +49,8 @@ pub struct Router {
     /// Upstreams by configured value of `Host`, in lower case.
     hostnames: HashMap<String, UpstreamName>,
     admissions: HashMap<UpstreamName, Admission>,
+    /// Upstreams that get names with a host name in front also from requests that do not name the upstream.
+    dotted_names: HashSet<UpstreamName>,
 }
 
 impl Router {
@@ -49,6 +62,9 @@ impl Router {
             let admission = Admission::new(upstream)
                 .map_err(|reason| BuildError::Pattern { upstream: text.clone(), reason })?;
             router.admissions.insert(name.clone(), admission);
+            if upstream.dotted_names {
+                router.dotted_names.insert(name.clone());
+            }
             if upstream.default {
                 router.default.get_or_insert_with(|| name.clone());
             }
@@ -69,8 +85,10 @@ impl Router {
     ///
     /// `ns` is the decoded query parameter, `prefix` the path before `/v2`, `host` the header `Host`, and `name` the path
     /// between `/v2/` and the resource. The first of `ns`, `prefix`, the first segment of `name`, and `host` that names
-    /// an upstream decides. An unknown `ns` or prefix is an error. A repository that the patterns of its upstream exclude
-    /// is refused, even if its content is cached.
+    /// an upstream decides. An unknown `ns` or prefix is an error. So is a name that begins with a host name, if it would be
+    /// sent to Docker Hub, which has no such names, or to an upstream that the request does not name: the name of an internal
+    /// registry must not reach another one. A repository that the patterns of its upstream exclude is refused, even if its
+    /// content is cached.
     pub fn route(
         &self,
         ns: Option<&str>,
@@ -100,16 +118,30 @@ impl Router {
                 Some((same, rest)) if same == upstream => rest,
                 _ => name,
             };
-            return repository(upstream, rest);
+            return self.named(upstream, rest);
         }
         if let Some(prefix) = prefix {
-            return repository(self.upstream(prefix)?, name);
+            return self.named(self.upstream(prefix)?, name);
         }
         if let Some((upstream, rest)) = self.split_upstream(name) {
-            return repository(upstream, rest);
+            return self.named(upstream, rest);
         }
         let upstream = host.and_then(|host| self.by_host(host)).or(self.default.as_ref());
-        repository(upstream.ok_or_else(|| unknown(name.split('/').next().unwrap_or(name)))?, name)
+        let upstream = upstream.ok_or_else(|| unknown(name.split('/').next().unwrap_or(name)))?;
+        match registry_in_front(name) {
+            Some(registry) if !self.dotted_names.contains(upstream) => Err(unlisted(registry, upstream)),
+            _ => self.named(upstream, name),
+        }
+    }
+
+    /// Returns the repository of an upstream that the request names.
+    fn named(&self, upstream: &UpstreamName, name: &str) -> Result<Repository, RouteError> {
+        match registry_in_front(name) {
+            Some(registry) if upstream.as_str() == DOCKER_HUB && !self.dotted_names.contains(upstream) => {
+                Err(unlisted(registry, upstream))
+            }
+            _ => repository(upstream, name),
+        }
     }
 
     /// Returns the upstream for names without one.
@@ -147,6 +179,17 @@ fn repository(upstream: &UpstreamName, name: &str) -> Result<Repository, RouteEr
     Ok(Repository { upstream: upstream.clone(), name })
 }
 
+/// Returns the first component of a name if it looks like a host name: clients take it for a registry if it contains a dot or
+/// a colon.
+fn registry_in_front(name: &str) -> Option<&str> {
+    let (first, _) = name.split_once('/')?;
+    first.contains(['.', ':']).then_some(first)
+}
+
+fn unlisted(registry: &str, upstream: &UpstreamName) -> RouteError {
+    RouteError::UnlistedRegistry { registry: printable(registry), upstream: upstream.clone() }
+}
+
 fn lower(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|b| b.is_ascii_uppercase()) {
         Cow::Owned(text.to_ascii_lowercase())
@@ -167,10 +210,13 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Returns the error for an unknown name, shortened and made printable, because the name is from the client.
 fn unknown(text: &str) -> RouteError {
-    let shown = text.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
-    RouteError::UnknownUpstream(shown)
+    RouteError::UnknownUpstream(printable(text))
+}
+
+/// Returns a name from a client, shortened and made printable.
+fn printable(text: &str) -> String {
+    text.chars().take(100).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
 }
 
 #[cfg(test)]
@@ -193,6 +239,9 @@ mod tests {
         match router().route(ns, prefix, host, name) {
             Ok(repository) => repository.to_string(),
             Err(RouteError::UnknownUpstream(name)) => format!("unknown {name}"),
+            Err(RouteError::UnlistedRegistry { registry, upstream }) => {
+                format!("{upstream} has no {registry}")
+            }
             Err(RouteError::Name(_)) => "bad name".to_owned(),
             Err(RouteError::Refused(repository)) => format!("refused {repository}"),
         }
@@ -236,7 +285,30 @@ mod tests {
         assert_eq!(ask(None, None, None, "docker.io/busybox"), "docker.io/library/busybox");
         assert_eq!(ask(None, None, None, "quay.io"), "docker.io/library/quay.io");
         assert_eq!(ask(None, None, None, "reg.test:5000/a"), "reg.test:5000/a");
-        assert_eq!(ask(None, None, None, "other.test/org/app"), "docker.io/other.test/org/app");
+    }
+
+    #[test]
+    fn registry_that_is_not_configured_is_not_asked_for_elsewhere() {
+        let refused = "docker.io has no other.test";
+        assert_eq!(ask(None, None, None, "other.test/org/app"), refused);
+        assert_eq!(ask(None, None, Some("127.0.0.1:5000"), "other.test/app"), refused);
+        assert_eq!(ask(Some("docker.io"), None, None, "other.test/org/app"), refused);
+        assert_eq!(ask(None, Some("docker.io"), None, "other.test/org/app"), refused);
+        assert_eq!(ask(None, None, None, "docker.io/other.test/app"), refused);
+        assert_eq!(ask(None, None, None, "docker.io/docker.io/app"), "docker.io has no docker.io");
+        assert_eq!(ask(None, None, None, "localhost:5000/app"), "docker.io has no localhost:5000");
+        assert_eq!(ask(None, None, Some("mirror.test"), "other.test/app"), "reg.test:5000 has no other.test");
+        // An upstream that the request names may have such repositories, as other caches do.
+        assert_eq!(ask(Some("ghcr.io"), None, None, "other.test/app"), "ghcr.io/other.test/app");
+        assert_eq!(ask(None, None, None, "ghcr.io/other.test/app"), "ghcr.io/other.test/app");
+        // A name of one component is a repository.
+        assert_eq!(ask(None, None, None, "other.test"), "docker.io/library/other.test");
+
+        let mut upstreams = schema::builtin_upstreams();
+        upstreams.get_mut("docker.io").expect("it is built in").dotted_names = true;
+        let router = Router::new(&upstreams).expect("patterns");
+        let found = router.route(None, None, None, "other.test/org/app").expect("a repository");
+        assert_eq!(found.to_string(), "docker.io/other.test/org/app");
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl EndpointSettings {
             // For the router.
             default: _,
             hostnames: _,
+            dotted_names: _,
             allow: _,
             deny: _,
             // Login.

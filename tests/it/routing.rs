@@ -151,3 +151,20 @@ fn next_page_link_keeps_the_route() {
         assert_eq!(page.header("link"), None);
     }
 }
+
+#[test]
+fn unlisted_registry_is_not_requested_from_the_default_upstream() {
+    let fixture = fixture();
+    for path in ["/v2/registry.internal.example/app", "/v2/docker.io/localhost:5000/app"] {
+        let answer = fixture.larder.get(&format!("{path}/manifests/v1"));
+        answer.assert_error(404, "NAME_UNKNOWN");
+        assert!(answer.text().contains("dotted_names"), "{answer:?}");
+    }
+    assert_eq!(fixture.hub.requests().len() + fixture.ghcr.requests().len(), 0);
+    // Another cache may be the default upstream, and have such repositories.
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("registry.internal.example/app", "v1", &image);
+    let larder = Setup::with(&registry).upstream_set("docker.io", "dotted_names", true).start();
+    larder.get("/v2/registry.internal.example/app/manifests/v1").assert_body(&image.manifest.bytes);
+}
