@@ -19,8 +19,8 @@ use crate::ops::protocol::{JobSpec, ProgressReporter, Query};
 /// Options that select the server and the output format, shared by all verbs that ask a server.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ServerOptions {
-    /// Admin API of a running server: a URL or `unix:/PATH`; default: open the store, or if a server has it open, ask the
-    /// address in the configuration
+    /// Admin API of a running server: a URL or `unix:/PATH`; default: open the store, or without --data and if a server has
+    /// the store open, ask the address in the configuration
     #[arg(long, value_name = "URL")]
     server: Option<AdminAddress>,
     /// File with the admin API's token; default: `admin.token_file`
@@ -92,6 +92,11 @@ impl ServerOptions {
         // Do not create a missing folder only to find it empty: a running server may have its store elsewhere.
         if !config.store.path.exists() {
             let path = config.store.path.display();
+            // A store that the user names is never replaced by the store of a server.
+            anyhow::ensure!(
+                self.settings.data.is_none(),
+                "there is no store in {path}; name another folder with --data"
+            );
             if let Some(address) = address {
                 let asked = remote(address.clone())?;
                 if asked.is_there().await {
@@ -109,6 +114,8 @@ impl ServerOptions {
             Ok(offline) => Ok(Backend::Local(Box::new(offline))),
             Err(error) if app::is_in_use(&error) => {
                 let hint = format!("the store in {} is in use by a server", config.store.path.display());
+                // The server at the address in the configuration may have another store.
+                let address = address.filter(|_| self.settings.data.is_none());
                 let Some(address) = address else {
                     anyhow::bail!("{hint}; name its admin API with --server");
                 };

@@ -256,3 +256,27 @@ fn empty_store_error_names_the_remedy() {
     let ran = verb::run(larder.setup(), larder.setup().bare_command().args(["ls", "--server", &client]));
     assert!(ran.exited_with(1).stderr.contains("it is not the admin API of larder"));
 }
+
+#[test]
+fn named_store_is_never_replaced_by_a_server() {
+    let registry = Registry::start();
+    registry.add_image("org/app", "v1", &Image::small(1));
+    let setup = Setup::with(&registry);
+    // An address that the configuration names, as that of a server on the same machine.
+    let socket = format!("unix:{}", setup.folder().join("admin.sock").display());
+    let listen = toml::Value::Array(vec!["127.0.0.1:0".into(), socket.into()]);
+    let larder = setup.set("admin.listen", listen).start();
+    let before = larder.get("/v2/org/app/manifests/v1");
+    let missing = larder.setup().folder().join("missing");
+    for verb in [&["rm", "org/app:v1"][..], &["ls"], &["warm", "org/app:v1"]] {
+        let arguments = [verb, &["--data", missing.to_str().unwrap()]].concat();
+        let ran = verb::offline(larder.setup(), &arguments).exited_with(1);
+        assert!(ran.stderr.contains("there is no store in"), "{ran:?}");
+    }
+    assert!(!missing.exists());
+    let data = larder.setup().data();
+    let ran = verb::offline(larder.setup(), &["ls", "--data", data.to_str().unwrap()]).exited_with(1);
+    assert!(ran.stderr.contains("in use") && ran.stderr.contains("--server"), "{ran:?}");
+    registry.down();
+    larder.get("/v2/org/app/manifests/v1").assert_body(&before.body);
+}
