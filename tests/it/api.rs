@@ -157,7 +157,7 @@ fn range(larder: &Larder, path: &str, value: &str) -> Answer {
 }
 
 #[track_caller]
-fn is_part(answer: &Answer, blob: &Blob, from: usize, to: usize) {
+fn assert_part(answer: &Answer, blob: &Blob, from: usize, to: usize) {
     assert_eq!(answer.status(), 206, "{answer:?}");
     assert_eq!(
         answer.header("content-range"),
@@ -193,7 +193,7 @@ fn ranges_of_a_cached_blob() {
         ("bytes=8191-8192", 8191, 8193),
         ("bytes=32767-131073", 32_767, 131_074),
     ] {
-        is_part(&range(&larder, &path, value), &blob, from, to);
+        assert_part(&range(&larder, &path, value), &blob, from, to);
         let head = larder.api().send("HEAD", &path, &[("Range", value)]);
         assert!([200, 206].contains(&head.status()), "{head:?}");
     }
@@ -217,7 +217,7 @@ fn ranges_of_an_uncached_blob() {
         registry.add_blob("library/app", &blob);
         let larder = Larder::in_front_of(&registry);
         let path = format!("/v2/library/app/blobs/{}", blob.digest);
-        is_part(&range(&larder, &path, value), &blob, from, to);
+        assert_part(&range(&larder, &path, value), &blob, from, to);
         larder.wait_idle();
         larder.get(&path).assert_body(&blob.bytes);
     }
@@ -248,7 +248,7 @@ fn if_range_applies_only_to_the_same_content() {
     larder.wait_idle();
     let same = format!("\"{}\"", layer.digest);
     let ask = |tag: &str| larder.api().send("GET", &path, &[("Range", "bytes=5-9"), ("If-Range", tag)]);
-    is_part(&ask(&same), layer, 5, 10);
+    assert_part(&ask(&same), layer, 5, 10);
     ask("\"sha256:other\"").assert_body(&layer.bytes);
 }
 

@@ -138,7 +138,7 @@ fn child_path(document: &Document) -> String {
 }
 
 /// Asserts that all content of an index is served without the upstream.
-fn is_all_there(larder: &Larder, registry: &Registry, index: &Index) {
+fn assert_complete(larder: &Larder, registry: &Registry, index: &Index) {
     larder.wait_idle();
     for document in index.documents() {
         eventually("the child is cached", || {
@@ -173,12 +173,12 @@ fn prefetch_continues_after_the_client_disconnects() {
         for document in &index.documents()[1..] {
             registry.wait_for(1, "GET", &document.digest);
         }
-        is_all_there(&larder, &registry, &index);
+        assert_complete(&larder, &registry, &index);
     }
 }
 
 /// Requests the tag until each child has been requested from the upstream.
-fn are_sought(larder: &Larder, registry: &Registry, index: &Index) {
+fn request_until_children_are_requested(larder: &Larder, registry: &Registry, index: &Index) {
     registry.forget_requests();
     registry.clear_faults();
     eventually("all children have been requested again", || {
@@ -198,8 +198,8 @@ fn children_are_retried_after_a_refusal() {
     }
     larder.get(TAG).assert_body(&index.document.bytes);
     larder.wait_for_line("warning about a skipped child", |line| line["child"].is_string());
-    are_sought(&larder, &registry, &index);
-    is_all_there(&larder, &registry, &index);
+    request_until_children_are_requested(&larder, &registry, &index);
+    assert_complete(&larder, &registry, &index);
 }
 
 #[test]
@@ -215,8 +215,8 @@ fn children_prefetch_resumes_after_a_restart() {
     registry.wait_for(1, "GET", &index.images[0].manifest.digest);
     larder.stop();
     larder.restart();
-    are_sought(&larder, &registry, &index);
-    is_all_there(&larder, &registry, &index);
+    request_until_children_are_requested(&larder, &registry, &index);
+    assert_complete(&larder, &registry, &index);
 }
 
 #[test]
@@ -231,8 +231,8 @@ fn children_are_retried_after_giving_up() {
     }
     larder.get(TAG).assert_body(&index.document.bytes);
     larder.wait_for_line("warning about a skipped child", |line| line["child"].is_string());
-    are_sought(&larder, &registry, &index);
-    is_all_there(&larder, &registry, &index);
+    request_until_children_are_requested(&larder, &registry, &index);
+    assert_complete(&larder, &registry, &index);
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn index_is_prefetched_once_at_a_time() {
     let waiting = larder.counter("larder_children_queued", &[]);
     assert!((1..=2).contains(&waiting), "{waiting} children wait");
     gate.open();
-    is_all_there(&larder, &registry, &index);
+    assert_complete(&larder, &registry, &index);
     assert_eq!(registry.count("GET", "/manifests/sha256:"), 2);
 }
 
@@ -267,8 +267,8 @@ fn damaged_child_is_fetched_again() {
     }
     larder.get(TAG).assert_body(&index.document.bytes);
     larder.wait_counter("larder_verify_failures_total", &[("kind", "manifest")], 2);
-    are_sought(&larder, &registry, &index);
-    is_all_there(&larder, &registry, &index);
+    request_until_children_are_requested(&larder, &registry, &index);
+    assert_complete(&larder, &registry, &index);
 }
 
 #[test]

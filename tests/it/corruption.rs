@@ -79,7 +79,7 @@ fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-fn set_aside(data: &Path) -> Vec<PathBuf> {
+fn quarantined(data: &Path) -> Vec<PathBuf> {
     let is_aside = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("set-aside-20");
     entries(data).into_iter().filter(is_aside).collect()
 }
@@ -94,7 +94,7 @@ fn pull(fixture: &Fixture, larder: &Larder) {
 }
 
 /// Starts a server, pulls an image, and stops the server.
-fn kept(kind: &str) -> (Fixture, Setup) {
+fn stopped_server(kind: &str) -> (Fixture, Setup) {
     let mut fixture = Fixture::with(|setup| setup.set("store.blobs", kind));
     pull(&fixture, &fixture.larder);
     fixture.larder.stop();
@@ -109,14 +109,14 @@ fn kept(kind: &str) -> (Fixture, Setup) {
 fn unreadable_store_is_quarantined_and_the_server_starts() {
     for kind in KINDS {
         for (what, damage) in DAMAGES {
-            let (fixture, setup) = kept(kind);
+            let (fixture, setup) = stopped_server(kind);
             let data = fixture.larder.setup().data();
             damage(&data);
             let inode = fs::metadata(&data).unwrap().ino();
             let (header, tree) = (data.join("header.toml"), contents(&data.join("tree")));
             let header = fs::read(header).ok();
             let larder = setup.start();
-            let aside = set_aside(&data);
+            let aside = quarantined(&data);
             assert_eq!(aside.len(), 1, "{kind}, {what}");
             let line =
                 larder.wait_for_line("error about the quarantine", |line| line["moved_to"].is_string());
@@ -128,9 +128,9 @@ fn unreadable_store_is_quarantined_and_the_server_starts() {
             assert_eq!(fs::read(aside[0].join("header.toml")).ok(), header, "{kind}, {what}");
             let names =
                 |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-            let kept = contents(&aside[0].join("tree"));
+            let remaining = contents(&aside[0].join("tree"));
             for name in names(&tree) {
-                assert!(names(&kept).contains(&name), "{kind}, {what}: {} is gone", name.display());
+                assert!(names(&remaining).contains(&name), "{kind}, {what}: {} is gone", name.display());
             }
             assert!(fs::read_to_string(aside[0].join("reason.txt")).unwrap().len() > 10);
             // The folder itself stays, because it may be a mount point.
@@ -151,7 +151,7 @@ fn unreadable_store_is_quarantined_and_the_server_starts() {
 
 #[test]
 fn quarantined_store_stays_quarantined() {
-    let (fixture, setup) = kept("sled");
+    let (fixture, setup) = stopped_server("sled");
     fs::write(fixture.larder.setup().data().join("header.toml"), "").unwrap();
     let mut larder = setup.start();
     pull(&fixture, &larder);
@@ -159,13 +159,13 @@ fn quarantined_store_stays_quarantined() {
     larder.restart();
     larder.get(&fixture.path).assert_outcome("larder; hit");
     assert!(!larder.log_text().contains("moved into quarantine"), "{}", larder.log_text());
-    assert_eq!(set_aside(&fixture.larder.setup().data()).len(), 1);
+    assert_eq!(quarantined(&fixture.larder.setup().data()).len(), 1);
 }
 
 #[test]
 fn unreadable_store_refuses_to_start_if_configured() {
     for (what, damage) in DAMAGES {
-        let (fixture, setup) = kept("sled");
+        let (fixture, setup) = stopped_server("sled");
         let data = fixture.larder.setup().data();
         damage(&data);
         let before = entries(&data);
@@ -184,11 +184,11 @@ fn store_in_use_is_never_quarantined() {
     for (what, damage) in &DAMAGES[..7] {
         damage(&data);
         second().run_to_exit().assert_error(&["in use by another process"]);
-        assert_eq!(set_aside(&data).len(), 0, "{what}");
+        assert_eq!(quarantined(&data).len(), 0, "{what}");
         // Also after the operator has deleted the quarantine.
         fs::remove_file(data.join("lock")).unwrap();
         second().run_to_exit().assert_error(&["in use by another process"]);
-        assert_eq!(set_aside(&data).len(), 0, "{what}");
+        assert_eq!(quarantined(&data).len(), 0, "{what}");
         fs::write(data.join("header.toml"), "").unwrap();
         fs::write(data.join("tree/conf"), [0; 63]).unwrap();
     }
@@ -197,18 +197,18 @@ fn store_in_use_is_never_quarantined() {
 
 #[test]
 fn quarantine_keeps_at_most_three_stores() {
-    let (fixture, mut setup) = kept("files");
+    let (fixture, mut setup) = stopped_server("files");
     let data = fixture.larder.setup().data();
     for round in 1..=3 {
         fs::write(data.join("header.toml"), "").unwrap();
         let mut larder = setup.start();
-        assert_eq!(set_aside(&data).len(), round);
+        assert_eq!(quarantined(&data).len(), round);
         larder.stop();
         setup = larder.into_setup();
     }
     fs::write(data.join("header.toml"), "").unwrap();
     let exit = setup.run_to_exit();
-    let aside = set_aside(&data);
+    let aside = quarantined(&data);
     assert_eq!(aside.len(), 3);
     exit.assert_error(&["remove them", &aside[0].display().to_string(), &aside[2].display().to_string()]);
     fs::remove_dir_all(&aside[0]).unwrap();
@@ -218,13 +218,13 @@ fn quarantine_keeps_at_most_three_stores() {
 #[test]
 fn removed_database_is_reported() {
     for kind in KINDS {
-        let (fixture, setup) = kept(kind);
+        let (fixture, setup) = stopped_server(kind);
         let data = fixture.larder.setup().data();
         fs::remove_dir_all(data.join("tree")).unwrap();
         let larder = setup.start();
         let line = larder.wait_for_line("error", |line| line["level"] == "ERROR");
         assert!(line["message"].as_str().unwrap().contains("database of the store is missing"), "{line}");
-        assert_eq!(set_aside(&data).len(), 0);
+        assert_eq!(quarantined(&data).len(), 0);
         pull(&fixture, &larder);
     }
 }
@@ -232,7 +232,7 @@ fn removed_database_is_reported() {
 #[test]
 fn store_of_format_1_is_migrated() {
     for kind in KINDS {
-        let (fixture, setup) = kept(kind);
+        let (fixture, setup) = stopped_server(kind);
         let header = fixture.larder.setup().data().join("header.toml");
         let text = fs::read_to_string(&header).unwrap();
         let lines = text.lines().filter(|line| !line.starts_with("identity"));

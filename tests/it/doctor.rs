@@ -45,7 +45,7 @@ impl Seen {
     }
 
     /// Returns the steps on the way to the upstream.
-    fn way(&self) -> Vec<&str> {
+    fn steps(&self) -> Vec<&str> {
         let steps = self.all().iter().filter(|it| it["area"] == "upstream");
         steps.map(|it| it["step"].as_str().unwrap()).collect()
     }
@@ -85,7 +85,7 @@ fn healthy_server_passes_and_clients_are_checked() {
     .exited_with(0);
     let held = asked();
     assert_eq!(held.ran.code, 0, "{}", held.report);
-    assert_eq!(held.way(), ["connection", "/v2/", "pull"]);
+    assert_eq!(held.steps(), ["connection", "/v2/", "pull"]);
     assert_eq!(held.is("store", "store", "ok", "")["found"], "in use by a running server");
     held.is("larder", "ready", "ok", "");
     held.is("larder", "version", "ok", "");
@@ -130,7 +130,7 @@ fn refused_port_fails_and_skips_later_steps() {
     let seen = doctor(&setup);
     assert_eq!(seen.ran.code, 4);
     seen.is("upstream", "connection", "fails", "`endpoints`");
-    assert_eq!(seen.way(), ["connection"]);
+    assert_eq!(seen.steps(), ["connection"]);
     // The check does not create a store.
     seen.is("store", "folder", "ok", "");
     assert!(!setup.data().exists());
@@ -146,7 +146,7 @@ fn unresolvable_name_fails() {
         .upstream_set("reg.test", "default", true);
     let seen = doctor(&setup);
     seen.is("upstream", "name", "fails", "DNS");
-    assert_eq!(seen.way(), ["name"]);
+    assert_eq!(seen.steps(), ["name"]);
 }
 
 #[test]
@@ -158,12 +158,12 @@ fn unknown_certificate_authority_is_named() {
         .upstream_set("reg.test", "default", true);
     let seen = doctor(&setup);
     seen.is("upstream", "tls", "fails", "ca_file");
-    assert_eq!(seen.way(), ["connection", "tls"]);
+    assert_eq!(seen.steps(), ["connection", "tls"]);
 
     let ca = setup.write("ca.pem", &server.pem).display().to_string();
     let seen = doctor(&setup.upstream_set("reg.test", "ca_file", ca));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
-    assert_eq!(seen.way(), ["connection", "tls", "/v2/"]);
+    assert_eq!(seen.steps(), ["connection", "tls", "/v2/"]);
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn proxy_is_checked_step_by_step() {
         .upstream_set("reg.test", "proxy", proxy.url());
     let seen = doctor(&setup);
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
-    assert_eq!(seen.way(), ["proxy", "connection", "tunnel", "tls", "/v2/"]);
+    assert_eq!(seen.steps(), ["proxy", "connection", "tunnel", "tls", "/v2/"]);
     assert_eq!(seen.check("upstream", "proxy")["found"], format!("{}, from `proxy`", proxy.url()));
     // In the order of the proxy's faults.
     proxy.require_login("Basic bWU6c2VjcmV0");
@@ -191,7 +191,7 @@ fn proxy_is_checked_step_by_step() {
     drop(proxy);
     let seen = doctor(&setup);
     seen.is("upstream", "connection", "fails", "`proxy`");
-    assert_eq!(seen.way(), ["proxy", "connection"]);
+    assert_eq!(seen.steps(), ["proxy", "connection"]);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn proxy_behind_tls_is_asked_in_http_1() {
     let seen = doctor(&setup);
     seen.is("upstream", "proxy tls", "fails", "ca_file");
     let seen = doctor(&setup.upstream_set("reg.test", "ca_file", ca));
-    assert_eq!(seen.way(), ["proxy", "connection", "proxy tls", "tunnel"]);
+    assert_eq!(seen.steps(), ["proxy", "connection", "proxy tls", "tunnel"]);
     seen.is("upstream", "tunnel", "fails", "user:password@");
 }
 
@@ -226,7 +226,7 @@ fn proxy_source_is_reported() {
     };
     let through = seen(&setup);
     assert_eq!(through.ran.code, 0, "{}", through.report);
-    assert_eq!(through.way(), ["proxy", "connection", "/v2/"]);
+    assert_eq!(through.steps(), ["proxy", "connection", "/v2/"]);
     let found = &through.check("upstream", "proxy")["found"];
     assert_eq!(found, &format!("{}, from the environment", proxy.url()));
     assert!(!through.ran.stdout.contains("secret"), "{}", through.report);
@@ -280,7 +280,7 @@ fn credentials_are_tried_and_never_printed() {
     open.require_auth(Auth::Bearer(None));
     let seen = doctor(&Setup::with(&open));
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
-    assert_eq!(seen.way(), ["connection", "/v2/", "login"]);
+    assert_eq!(seen.steps(), ["connection", "/v2/", "login"]);
     // A token service that issues tokens only for repositories is not faulty.
     open.script(When::any().path("/token"), Fault::Status(400));
     let seen = doctor(&Setup::with(&open));
@@ -300,7 +300,7 @@ fn login_is_tried_with_a_cached_repository() {
     registry.forget_requests();
     let seen = doctor(&larder.into_setup());
     assert_eq!(seen.ran.code, 0, "{}", seen.report);
-    assert_eq!(seen.way(), ["connection", "/v2/", "login", "pull"]);
+    assert_eq!(seen.steps(), ["connection", "/v2/", "login", "pull"]);
     let tokens = registry.seen("GET", "/token");
     assert!(tokens.iter().all(|seen| seen.query.contains("library%2Fapp")), "{tokens:?}");
 }

@@ -11,14 +11,14 @@ use support::{Document, Image, Larder, Registry, Setup};
 impl PartlyCached {
     /// Runs a verb with the running server, then offline on its store, and asserts equal reports.
     #[track_caller]
-    fn both(self, arguments: &[&str]) -> Output {
+    fn online_and_offline(self, arguments: &[&str]) -> Output {
         let online = verb::online(&self.larder, arguments);
         let mut larder = self.larder;
         larder.stop();
         let offline = verb::offline(larder.setup(), arguments);
         assert_eq!(online.code, offline.code, "{online:?} {offline:?}");
         if arguments.contains(&"--json") {
-            assert_eq!(timeless(online.json()), timeless(offline.json()));
+            assert_eq!(without_time(online.json()), without_time(offline.json()));
         }
         assert_eq!(self.registry.requests().len(), 0, "nobody is asked");
         online
@@ -26,7 +26,7 @@ impl PartlyCached {
 }
 
 /// Returns a report without its time stamps.
-fn timeless(mut report: Value) -> Value {
+fn without_time(mut report: Value) -> Value {
     if let Some(table) = report.as_object_mut() {
         table.remove("now");
     }
@@ -37,7 +37,7 @@ fn timeless(mut report: Value) -> Value {
 fn cached_content_is_listed() {
     let world = PartlyCached::new();
     let digest = world.index.document.digest.clone();
-    let report = world.both(&["ls", "--json"]).exited_with(0).json();
+    let report = world.online_and_offline(&["ls", "--json"]).exited_with(0).json();
     let images = report["images"].as_array().unwrap();
     assert_eq!(images.len(), 2, "{report}");
     let multi = &images[0];
@@ -89,7 +89,9 @@ fn manifest_pulled_by_digest_has_its_own_row() {
 fn platform_without_blobs_is_reported() {
     let world = PartlyCached::new();
     let arm = world.index.images[1].clone();
-    let ran = world.both(&["inspect", "multi:v1", "--platform", "linux/arm64", "--json"]).exited_with(0);
+    let ran = world
+        .online_and_offline(&["inspect", "multi:v1", "--platform", "linux/arm64", "--json"])
+        .exited_with(0);
     let report = ran.json();
     assert_eq!(report["digest"], arm.manifest.digest);
     assert_eq!(report["platform"], "linux/arm64");

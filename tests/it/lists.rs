@@ -122,7 +122,7 @@ fn unknown_repository_is_404_not_an_empty_list() {
 const LIST: &str = "/v2/library/app/tags/list";
 
 /// A registry with many tags in `library/app`, in pages.
-fn full() -> (Registry, Image, Vec<String>) {
+fn with_tags() -> (Registry, Image, Vec<String>) {
     let registry = Registry::start();
     let image = Image::small(6);
     let mut tags: Vec<String> = (0..25).map(|n| format!("v{n}")).collect();
@@ -152,7 +152,7 @@ fn lists(answer: &Answer, tags: &[String]) {
 }
 
 #[track_caller]
-fn is_stale(answer: &Answer) {
+fn assert_stale(answer: &Answer) {
     answer.assert_outcome("larder; hit; detail=stale");
     assert!(answer.header("warning").unwrap().starts_with("299 - \""), "{answer:?}");
 }
@@ -160,7 +160,7 @@ fn is_stale(answer: &Answer) {
 #[test]
 fn upstream_tags_are_fetched_completely_and_cached() {
     for which in ["upstream", "merged"] {
-        let (registry, _, tags) = full();
+        let (registry, _, tags) = with_tags();
         let larder = listing(Setup::with(&registry), which).start();
         let first = larder.get(LIST);
         lists(&first, &tags);
@@ -190,7 +190,7 @@ fn upstream_tags_are_fetched_completely_and_cached() {
 
 #[test]
 fn tags_list_can_be_set_per_upstream() {
-    let (registry, _, tags) = full();
+    let (registry, _, tags) = with_tags();
     let larder = Setup::with(&registry)
         .upstream("other.test", &registry)
         .upstream_set("other.test", "tags_list", "upstream")
@@ -201,7 +201,7 @@ fn tags_list_can_be_set_per_upstream() {
 
 #[test]
 fn tag_list_expires() {
-    let (registry, image, mut tags) = full();
+    let (registry, image, mut tags) = with_tags();
     let larder = with_zero_ttl(Setup::with(&registry), "upstream").start();
     lists(&larder.get(LIST), &tags);
     larder.get(LIST).assert_outcome("larder; hit; detail=revalidated");
@@ -212,7 +212,7 @@ fn tag_list_expires() {
 
 #[test]
 fn tag_list_is_fresh_for_tag_ttl() {
-    let (registry, image, mut tags) = full();
+    let (registry, image, mut tags) = with_tags();
     let larder =
         InProcessLarder::start(listing(Setup::with(&registry), "upstream").set("cache.tag_ttl", "1h"));
     lists(&larder.get(LIST), &tags);
@@ -228,7 +228,7 @@ fn tag_list_is_fresh_for_tag_ttl() {
 
 #[test]
 fn concurrent_list_requests_are_coalesced() {
-    let (registry, _, tags) = full();
+    let (registry, _, tags) = with_tags();
     let larder = listing(Setup::with(&registry), "upstream").start();
     let gate = Gate::new();
     registry.script(When::any().path("/tags/list"), Fault::HoldHead(gate.clone()));
@@ -295,7 +295,7 @@ fn last_known_tags_are_served_for_every_kind_of_failure() {
         Some(Fault::Answer(200, Vec::new(), b"<html>Please log in</html>".to_vec())),
     ] {
         for which in ["upstream", "merged"] {
-            let (registry, _, tags) = full();
+            let (registry, _, tags) = with_tags();
             let larder = with_zero_ttl(Setup::with(&registry), which).start();
             lists(&larder.get(LIST), &tags);
             match &fault {
@@ -305,7 +305,7 @@ fn last_known_tags_are_served_for_every_kind_of_failure() {
             }
             let answer = larder.get(&format!("{LIST}?n=2&last=A"));
             lists(&answer, &tags[1..3]);
-            is_stale(&answer);
+            assert_stale(&answer);
             assert!(answer.header("age").is_some() && answer.header("link").is_some(), "{answer:?}");
         }
     }
@@ -314,7 +314,7 @@ fn last_known_tags_are_served_for_every_kind_of_failure() {
 #[test]
 fn outage_never_gives_an_empty_tag_list() {
     for which in ["upstream", "merged"] {
-        let (registry, image, _) = full();
+        let (registry, image, _) = with_tags();
         let mut larder = with_zero_ttl(Setup::with(&registry), which).start();
         // A list that was empty at the last check does not prove that it is empty now.
         registry.add_image("library/new", "v1", &image);
@@ -335,7 +335,7 @@ fn outage_never_gives_an_empty_tag_list() {
         let answer = larder.get(LIST);
         if which == "merged" {
             lists(&answer, &["v7".to_owned()]);
-            is_stale(&answer);
+            assert_stale(&answer);
         } else {
             assert!(is_gateway_error(answer.status()), "{answer:?}");
         }
@@ -344,7 +344,7 @@ fn outage_never_gives_an_empty_tag_list() {
 
 #[test]
 fn hanging_upstream_does_not_delay_cached_lists() {
-    let (registry, _, _) = full();
+    let (registry, _, _) = with_tags();
     let larder = with_zero_ttl(Setup::with(&registry), "merged").start();
     assert_eq!(larder.get("/v2/library/app/manifests/v7").status(), 200);
     larder.wait_idle();
@@ -352,14 +352,14 @@ fn hanging_upstream_does_not_delay_cached_lists() {
     registry.script(When::any(), Fault::HoldHead(gate.clone()));
     let answer = larder.get(LIST);
     lists(&answer, &["v7".to_owned()]);
-    is_stale(&answer);
+    assert_stale(&answer);
     assert_answered_before_upstream(&larder, &gate);
 }
 
 #[test]
 fn upstream_404_is_forwarded() {
     for which in ["upstream", "merged"] {
-        let (registry, _, tags) = full();
+        let (registry, _, tags) = with_tags();
         let larder = listing(Setup::with(&registry), which).set("cache.negative_ttl", "1h").start();
         for _ in 0..3 {
             larder.get("/v2/library/none/tags/list").assert_error(404, "NAME_UNKNOWN");
@@ -383,7 +383,7 @@ fn upstream_404_is_forwarded() {
 
 #[test]
 fn merged_list_has_cached_and_upstream_tags() {
-    let (registry, image, mut tags) = full();
+    let (registry, image, mut tags) = with_tags();
     registry.add_image("library/app", "gone", &image);
     let larder = listing(Setup::with(&registry), "merged").start();
     assert_eq!(larder.get("/v2/library/app/manifests/gone").status(), 200);
@@ -402,7 +402,7 @@ fn refused_list_has_the_usual_status() {
         [(Fault::Status(429), 503, 429), (Fault::Status(401), 404, 403), (Fault::Status(403), 404, 403)]
     {
         for (mode, status) in [("mirror", mirror), ("gateway", gateway)] {
-            let (registry, _, _) = full();
+            let (registry, _, _) = with_tags();
             registry.script(When::any(), fault.clone());
             let larder = listing(Setup::with(&registry), "upstream").set("server.mode", mode).start();
             let answer = larder.get(LIST);
@@ -414,7 +414,7 @@ fn refused_list_has_the_usual_status() {
 
 #[test]
 fn endless_list_is_abandoned() {
-    let (registry, _, _) = full();
+    let (registry, _, _) = with_tags();
     let larder = listing(Setup::with(&registry), "upstream").start();
     let endless = Fault::rewrite(|seen, plan| {
         let page: usize = seen.query.strip_prefix("page=").map_or(0, |n| n.parse().unwrap());
@@ -429,7 +429,7 @@ fn endless_list_is_abandoned() {
 
 #[test]
 fn tag_list_over_the_limit_is_rejected() {
-    let (registry, _, _) = full();
+    let (registry, _, _) = with_tags();
     let larder = listing(Setup::with(&registry), "upstream").start();
     let most: Vec<_> = (0..100_000).map(|n| format!("v{n}")).collect();
     let answer =

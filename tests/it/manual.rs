@@ -13,7 +13,7 @@ fn larder(setup: &Setup, arguments: &[&str]) -> Output {
 }
 
 /// Returns true if a program is installed.
-fn is_there(program: &str) -> bool {
+fn is_installed(program: &str) -> bool {
     let tried = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     tried.is_ok()
 }
@@ -27,7 +27,7 @@ fn completions_exist_for_every_shell() {
             assert!(script.contains(word), "{shell} lacks {word}");
         }
         let program = if shell == "powershell" { "pwsh" } else { shell };
-        if ["bash", "zsh"].contains(&shell) && is_there(program) {
+        if ["bash", "zsh"].contains(&shell) && is_installed(program) {
             let file = setup.write(&format!("completions.{shell}"), &script);
             let read = Command::new(program).arg("-n").arg(&file).output().unwrap();
             assert!(read.status.success() && read.stderr.is_empty(), "{shell}: {read:?}");
@@ -38,7 +38,7 @@ fn completions_exist_for_every_shell() {
 
 #[test]
 fn bash_completion_has_verbs_and_clients() {
-    if !is_there("bash") {
+    if !is_installed("bash") {
         return;
     }
     let setup = Setup::empty();
@@ -77,7 +77,7 @@ fn manual_page_exists_for_every_verb() {
     }
     let serve = fs::read_to_string(folder.join("larder-serve.1")).unwrap();
     assert!(serve.contains(".SH \"EXIT STATUS\"") && !serve.contains(".SH FILES"), "{serve}");
-    if is_there("groff") {
+    if is_installed("groff") {
         for name in names {
             let page = folder.join(&name);
             let read = Command::new("groff")

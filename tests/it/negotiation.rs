@@ -9,7 +9,7 @@ use support::{Answer, Document, Fault, Image, Index, Larder, Registry, Setup, Wh
 const LIST: &str = "/v2/library/app/manifests/v1";
 
 /// `Accept` of a client that does not support indexes.
-fn old(larder: &Larder, method: &str) -> Answer {
+fn get_without_index_support(larder: &Larder, method: &str) -> Answer {
     larder.api().send(method, LIST, &[("Accept", DOCKER_MANIFEST)])
 }
 
@@ -44,14 +44,14 @@ fn variant_is_stored_and_revalidated_beside_the_index() {
     let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
     let child = &index.images[0].manifest;
     larder.get(LIST).assert_body(&index.document.bytes);
-    old(&larder, "GET").assert_body(&child.bytes);
+    get_without_index_support(&larder, "GET").assert_body(&child.bytes);
     larder.wait_idle();
     registry.forget_requests();
     // One HEAD for the tag, one for the variant.
-    old(&larder, "GET").assert_outcome("larder; hit; detail=revalidated");
+    get_without_index_support(&larder, "GET").assert_outcome("larder; hit; detail=revalidated");
     assert_eq!((registry.count("HEAD", "/v1"), registry.count("GET", "/manifests/")), (2, 0));
     registry.down();
-    let answer = old(&larder, "GET");
+    let answer = get_without_index_support(&larder, "GET");
     answer.assert_body(&child.bytes);
     answer.assert_outcome("larder; hit; detail=stale");
     larder.get(LIST).assert_body(&index.document.bytes);
@@ -84,7 +84,7 @@ fn refused_variant_is_forwarded_and_changes_nothing() {
             larder.get(LIST).assert_body(&index.document.bytes);
         }
         for method in ["GET", "HEAD", "GET"] {
-            let answer = old(&larder, method);
+            let answer = get_without_index_support(&larder, method);
             assert_eq!(answer.status(), 404, "{answer:?}");
         }
         // This is one answer, and it is cached for a while like any other.
@@ -112,15 +112,18 @@ fn child_answered_under_the_index_digest_is_corrected() {
             larder.get(LIST).assert_body(&index.document.bytes);
         }
         for _ in 0..3 {
-            let answer = old(&larder, "GET");
+            let answer = get_without_index_support(&larder, "GET");
             answer.assert_body(&child.bytes);
             assert_eq!(answer.header("docker-content-digest"), Some(child.digest.as_str()));
             assert_eq!(answer.header("content-type"), Some(DOCKER_MANIFEST));
-            assert_eq!(old(&larder, "HEAD").header("docker-content-digest"), Some(child.digest.as_str()));
+            assert_eq!(
+                get_without_index_support(&larder, "HEAD").header("docker-content-digest"),
+                Some(child.digest.as_str())
+            );
         }
         larder.get(LIST).assert_body(&index.document.bytes);
         registry.down();
-        old(&larder, "GET").assert_body(&child.bytes);
+        get_without_index_support(&larder, "GET").assert_body(&child.bytes);
     }
 }
 

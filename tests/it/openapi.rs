@@ -17,7 +17,7 @@ fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     }
 }
 
-fn is_of(value: &Value, name: &str) -> bool {
+fn has_type(value: &Value, name: &str) -> bool {
     match name {
         "null" => value.is_null(),
         "string" => value.is_string(),
@@ -50,7 +50,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
     if let Some(choices) = schema["oneOf"].as_array() {
         let fits = |choice: &&Value| {
             let choice = merge(document, choice);
-            choice["type"].as_str().is_none_or(|name| is_of(value, name))
+            choice["type"].as_str().is_none_or(|name| has_type(value, name))
         };
         let choice = choices.iter().find(fits).unwrap_or_else(|| panic!("{at} fits no choice: {value}"));
         return check(document, choice, value, at);
@@ -60,7 +60,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
         _ => return,
     };
-    assert!(types.iter().any(|name| is_of(value, name)), "{at} is not of {types:?}: {value}");
+    assert!(types.iter().any(|name| has_type(value, name)), "{at} is not of {types:?}: {value}");
     if let (Some(known), Some(text)) = (schema["enum"].as_array(), value.as_str()) {
         assert!(known.iter().any(|it| it == text), "{at}: {text}");
     }

@@ -53,7 +53,7 @@ impl Hub {
     }
 
     #[track_caller]
-    fn all_there(&self, larder: &Larder) {
+    fn assert_children_cached(&self, larder: &Larder) {
         for document in &self.index.documents()[1..] {
             let path = format!("/v2/library/multi/manifests/{}", document.digest);
             eventually("the child is cached", || larder.get(&path).head.outcome() == "larder; hit");
@@ -87,7 +87,7 @@ fn children_wait_below_the_quota_floor() {
     let path = format!("/v2/library/multi/manifests/{}", child.digest);
     larder.get(&path).assert_body(&child.bytes);
     hub.left.store(100, Ordering::SeqCst);
-    hub.all_there(&larder);
+    hub.assert_children_cached(&larder);
     larder.wait_idle();
     assert_eq!(larder.counter("larder_children_deferred", &[]), 0);
     assert!(hub.fetched() <= hub.children());
@@ -114,7 +114,7 @@ fn prefetch_queue_survives_stop_and_kill() {
         hub.registry.wait_for(hub.children(), "GET", "/manifests/sha256:");
         larder.wait_idle();
         hub.registry.down();
-        hub.all_there(&larder);
+        hub.assert_children_cached(&larder);
         // The prefetch is not repeated.
         larder.stop();
         hub.registry.up();

@@ -15,7 +15,7 @@ impl ColdBlob {
     }
 
     #[track_caller]
-    fn is_part(&self, range: &str, from: usize, to: usize) -> Answer {
+    fn assert_part(&self, range: &str, from: usize, to: usize) -> Answer {
         let answer = self.range(range);
         assert_eq!(answer.status(), 206, "{range}: {:?}", answer.head);
         let told = format!("bytes {from}-{}/{}", to - 1, self.blob.len());
@@ -70,11 +70,11 @@ fn tail_first_then_chunks() {
     for tail in [format!("bytes=-{}", 50_000), format!("bytes={}-", 24 * MIB - 50_000)] {
         let cold = ColdBlob::new(24 * MIB);
         let gate = cold.hold_first_get(MIB);
-        let answer = cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB);
+        let answer = cold.assert_part(&tail, 24 * MIB - 50_000, 24 * MIB);
         answer.assert_outcome("larder; fwd=bypass; detail=bypass");
         let between = format!("bytes={}-{}", 20 * MIB, 20 * MIB + 99_999);
-        cold.is_part(&between, 20 * MIB, 20 * MIB + 100_000);
-        cold.is_part("bytes=1000-1999", 1000, 2000);
+        cold.assert_part(&between, 20 * MIB, 20 * MIB + 100_000);
+        cold.assert_part("bytes=1000-1999", 1000, 2000);
         assert!(cold.sent() <= (MIB + 150_000) as u64, "{} bytes sent", cold.sent());
         gate.open();
         cold.larder.get(&cold.path).assert_body(&cold.blob.bytes);
@@ -82,7 +82,7 @@ fn tail_first_then_chunks() {
         assert_eq!(cold.gets().len(), 3);
         assert_eq!(cold.sent(), (24 * MIB + 150_000) as u64);
         cold.registry.down();
-        cold.is_part(&tail, 24 * MIB - 50_000, 24 * MIB).assert_outcome("larder; hit");
+        cold.assert_part(&tail, 24 * MIB - 50_000, 24 * MIB).assert_outcome("larder; hit");
     }
 }
 
@@ -93,7 +93,7 @@ fn range_just_ahead_of_the_fill_waits() {
     std::thread::scope(|scope| {
         let (from, to) = (6 * MIB, 7 * MIB);
         let cold = &cold;
-        let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-{}", to - 1), from, to));
+        let waiting = scope.spawn(move || cold.assert_part(&format!("bytes={from}-{}", to - 1), from, to));
         gate.wait_reached(1);
         eventually("the request waits", || cold.larder.counter("larder_connections", &[]) >= 1);
         gate.open();
@@ -113,7 +113,7 @@ fn bypass_ranges_are_limited() {
     std::thread::scope(|scope| {
         for n in 0..12 {
             let (cold, from) = (&cold, (20 + n) * MIB);
-            scope.spawn(move || cold.is_part(&format!("bytes={from}-{}", from + 999), from, from + 1000));
+            scope.spawn(move || cold.assert_part(&format!("bytes={from}-{}", from + 999), from, from + 1000));
         }
         all_but_one.wait_reached(8);
         gate.open();
@@ -147,7 +147,7 @@ fn broken_bypass_range_waits_for_the_fill() {
         cold.registry.script(When::blobs().method("GET").after(2), fault);
         std::thread::scope(|scope| {
             let (cold, from) = (&cold, 12 * MIB);
-            let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-"), from, 24 * MIB));
+            let waiting = scope.spawn(move || cold.assert_part(&format!("bytes={from}-"), from, 24 * MIB));
             cold.registry.wait_for(3, "GET", "/blobs/");
             gate.open();
             waiting.join().unwrap();
@@ -191,7 +191,7 @@ fn blob_of_unknown_length_is_sent_completely() {
         assert_eq!((answer.head.content_length(), answer.header("content-range")), (None, None));
     });
     cold.wait_filled();
-    cold.is_part("bytes=1000-1999", 1000, 2000);
+    cold.assert_part("bytes=1000-1999", 1000, 2000);
     assert_eq!(cold.larder.head(&cold.path).head.content_length(), Some(3 * MIB));
     assert_eq!(cold.gets().len(), 1);
 }
@@ -203,8 +203,8 @@ fn descriptor_size_suffices_for_ranges() {
     cold.larder.wait_idle();
     cold.registry.script(When::blobs(), Fault::Chunked);
     assert_eq!(cold.larder.head(&cold.path).head.content_length(), Some(3 * MIB));
-    cold.is_part("bytes=-1000", 3 * MIB - 1000, 3 * MIB);
-    cold.is_part("bytes=1000-", 1000, 3 * MIB);
+    cold.assert_part("bytes=-1000", 3 * MIB - 1000, 3 * MIB);
+    cold.assert_part("bytes=1000-", 1000, 3 * MIB);
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn upstream_without_ranges_is_supported() {
     let gate = cold.hold_first_get(MIB);
     std::thread::scope(|scope| {
         let (cold, from) = (&cold, 20 * MIB);
-        let waiting = scope.spawn(move || cold.is_part(&format!("bytes={from}-"), from, 24 * MIB));
+        let waiting = scope.spawn(move || cold.assert_part(&format!("bytes={from}-"), from, 24 * MIB));
         // The upstream was asked for the range. Its answer with the complete blob was discarded.
         cold.registry.wait_for(2, "GET", "/blobs/");
         gate.open();
@@ -232,8 +232,8 @@ fn range_past_the_end_is_416_with_the_length() {
         answer.assert_error(416, "RANGE_INVALID");
         assert_eq!(answer.header("content-range"), Some("bytes */100000"), "{range}");
     }
-    cold.is_part("bytes=99999-200000", 99_999, 100_000);
-    cold.is_part("bytes=-200000", 0, 100_000);
+    cold.assert_part("bytes=99999-200000", 99_999, 100_000);
+    cold.assert_part("bytes=-200000", 0, 100_000);
     cold.wait_filled();
     assert_eq!(cold.gets().len(), 1);
 }
@@ -286,7 +286,7 @@ fn range_of_a_manifest_is_ignored() {
 #[test]
 fn head_ignores_ranges() {
     let cold = ColdBlob::new(1000);
-    cold.is_part("bytes=1-2", 1, 3);
+    cold.assert_part("bytes=1-2", 1, 3);
     cold.wait_filled();
     let head = cold.larder.api().send("HEAD", &cold.path, &[("Range", "bytes=1-2")]);
     assert_eq!((head.status(), head.head.content_length()), (200, Some(1000)));

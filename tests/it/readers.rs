@@ -34,7 +34,7 @@ impl Filling {
     }
 
     /// All readers got the complete blob from one download, and later readers get it from the cache.
-    fn is_whole(&self) {
+    fn assert_complete(&self) {
         self.larder.wait_counter("larder_fills_total", &[("result", "ok")], 1);
         assert_eq!(self.registry.count("GET", "/blobs/"), 1);
         self.registry.down();
@@ -66,7 +66,7 @@ fn paused_reader_continues_correctly() {
             }
         });
         answer.unwrap().assert_body(&filling.blob.bytes);
-        filling.is_whole();
+        filling.assert_complete();
     }
 }
 
@@ -102,6 +102,6 @@ fn randomly_pausing_readers_get_everything() {
                 });
             }
         });
-        filling.is_whole();
+        filling.assert_complete();
     }
 }

@@ -82,7 +82,7 @@ impl Signed {
     }
 
     /// Makes the server cache a manifest.
-    fn hold(&self, document: &Document) {
+    fn cache_manifest(&self, document: &Document) {
         let path = format!("/v2/library/app/manifests/{}", document.digest);
         self.larder.get(&path).assert_body(&document.bytes);
     }
@@ -92,7 +92,7 @@ impl Signed {
     fn lists(&self, answer: &Answer, documents: &[&Document]) {
         let mut wanted: Vec<_> = documents.iter().map(|it| self.describe(it)).collect();
         wanted.sort_by_key(|it| it["digest"].to_string());
-        is_list(answer);
+        assert_list(answer);
         assert_eq!(answer.json()["manifests"], Value::from(wanted), "{:?}", answer.head);
     }
 
@@ -103,7 +103,7 @@ impl Signed {
 
 /// Asserts the properties of every list.
 #[track_caller]
-fn is_list(answer: &Answer) {
+fn assert_list(answer: &Answer) {
     assert_eq!(answer.status(), 200, "{answer:?}");
     assert_eq!(answer.header("content-type"), Some(OCI_INDEX));
     assert_eq!(answer.head.content_length(), Some(answer.body.len()));
@@ -115,7 +115,7 @@ fn is_list(answer: &Answer) {
 }
 
 #[track_caller]
-fn is_stale(answer: &Answer) {
+fn assert_stale(answer: &Answer) {
     answer.assert_outcome("larder; hit; detail=stale");
     assert!(answer.header("warning").unwrap().starts_with("299 - \""), "{answer:?}");
 }
@@ -201,12 +201,12 @@ fn artifact_type_falls_back_to_the_config_type() {
     });
     let document = Document::json(OCI_MANIFEST, &value);
     signed.registry.add_manifest("library/app", &document);
-    signed.hold(&document);
+    signed.cache_manifest(&document);
     // From the upstream's list, then from the cache alone.
     signed.lists(&signed.get_only(config_type), &[&document]);
     let other = Signed::without_api(|setup| setup);
     other.registry.add_manifest("library/app", &document);
-    other.hold(&document);
+    other.cache_manifest(&document);
     other.lists(&other.get_only(config_type), &[&document]);
 }
 
@@ -273,7 +273,7 @@ fn fallback_tag_of_a_long_digest_is_truncated() {
     let hex = subject.digest.strip_prefix("sha512:").unwrap();
     signed.registry.tag("library/app", &format!("sha512-{}", &hex[..64]), &index.digest);
     let answer = signed.larder.get(&format!("/v2/library/app/referrers/{}", subject.digest));
-    is_list(&answer);
+    assert_list(&answer);
     assert_eq!(answer.json()["manifests"], json!([entry]));
 }
 
@@ -429,7 +429,7 @@ fn cached_referrers_are_added() {
     for api in [true, false] {
         let signed = Signed::with_zero_ttl();
         signed.registry.offer_referrers(api);
-        signed.hold(&signed.signature);
+        signed.cache_manifest(&signed.signature);
         signed.registry.remove_manifest("library/app", &signed.signature.digest);
         if api {
             signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
@@ -530,7 +530,7 @@ fn assert_known_referrers_are_listed(signed: &Signed, fault: &Fault) {
     // A list of cached referrers is better than none. It is marked as incomplete.
     let answer = signed.get();
     signed.lists(&answer, &[&signed.signature]);
-    is_stale(&answer);
+    assert_stale(&answer);
     // A filter without a match does not turn "not known" into "none".
     let answer = signed.get_only(SBOM);
     assert!(answer.status() == 403 || is_gateway_error(answer.status()), "{answer:?}");
@@ -541,7 +541,7 @@ fn assert_known_referrers_are_listed(signed: &Signed, fault: &Fault) {
     signed.registry.script(When::any().path("/referrers/"), fault.clone());
     let answer = signed.get();
     signed.lists(&answer, &[&signed.signature, &signed.sbom]);
-    is_stale(&answer);
+    assert_stale(&answer);
     assert!(answer.header("age").is_some(), "{answer:?}");
 }
 
@@ -612,7 +612,7 @@ fn list_survives_a_restart_and_an_outage() {
         signed.larder.restart();
         let answer = signed.get();
         assert_eq!(answer.body, before.body, "with the API: {api}");
-        is_stale(&answer);
+        assert_stale(&answer);
         assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
         signed.lists(&signed.get_only(SBOM), &[&signed.sbom]);
         // An entry that was not in the last list may exist now.
@@ -627,13 +627,13 @@ fn list_survives_a_restart_and_an_outage() {
 #[test]
 fn cached_referrers_survive_a_restart() {
     let mut signed = Signed::new(|setup| setup);
-    signed.hold(&signed.signature);
+    signed.cache_manifest(&signed.signature);
     signed.larder.stop();
     signed.registry.down();
     signed.larder.restart();
     let answer = signed.get();
     signed.lists(&answer, &[&signed.signature]);
-    is_stale(&answer);
+    assert_stale(&answer);
     assert!(is_gateway_error(signed.get_only(SBOM).status()));
 }
 
@@ -664,10 +664,10 @@ fn hanging_upstream_without_cached_list_is_an_error() {
 #[test]
 fn hanging_upstream_does_not_delay_cached_lists() {
     let signed = Signed::with_zero_ttl();
-    signed.hold(&signed.signature);
+    signed.cache_manifest(&signed.signature);
     let gate = Gate::new();
     signed.registry.script(When::any(), Fault::HoldHead(gate.clone()));
-    is_stale(&signed.get());
+    assert_stale(&signed.get());
     assert_answered_before_upstream(&signed.larder, &gate);
 }
 
@@ -686,7 +686,7 @@ fn list_deleted_upstream_follows_the_tag_rules() {
         }
         for _ in 0..2 {
             let answer = signed.get();
-            is_list(&answer);
+            assert_list(&answer);
             assert_eq!(answer.json()["manifests"].as_array().unwrap().len(), left, "{policy}");
         }
     }
@@ -714,7 +714,7 @@ fn referrers_belong_to_one_repository() {
     let signed = Signed::with_zero_ttl();
     let kept = signed.get();
     signed.lists(&kept, &[&signed.signature, &signed.sbom]);
-    signed.hold(&signed.signature);
+    signed.cache_manifest(&signed.signature);
     let there = signed.path().replace("library/app", "evil/x");
     // A repository with content from its own upstream.
     signed.registry.add_image("evil/x", "v1", &Image::small(9));
@@ -738,7 +738,7 @@ fn referrers_belong_to_one_repository() {
 #[test]
 fn listed_referrer_is_not_linked() {
     let signed = Signed::with_zero_ttl();
-    signed.hold(&signed.image.manifest);
+    signed.cache_manifest(&signed.image.manifest);
     // A manifest of evil/x declares a private manifest as its subject.
     signed.registry.add_image("evil/x", "v1", &Image::small(9));
     let entry = json!({
@@ -750,7 +750,7 @@ fn listed_referrer_is_not_linked() {
     let fault = Fault::Answer(200, headers, list.to_string().into_bytes());
     signed.registry.script(When::any().path("/evil/x/referrers/"), fault);
     let answer = signed.larder.get(&format!("/v2/evil/x/referrers/sha256:{}", "0".repeat(64)));
-    is_list(&answer);
+    assert_list(&answer);
     assert_eq!(answer.json()["manifests"], json!([entry]));
     let path = format!("/v2/evil/x/manifests/{}", signed.image.manifest.digest);
     for method in ["GET", "HEAD"] {
@@ -762,7 +762,7 @@ fn listed_referrer_is_not_linked() {
 fn referrer_is_linked_to_each_repository_that_fetched_it() {
     let signed = Signed::with_zero_ttl();
     signed.registry.offer_referrers(false);
-    signed.hold(&signed.signature);
+    signed.cache_manifest(&signed.signature);
     // The bytes are cached. One HEAD request confirms that the other repository contains them.
     signed.registry.add_manifest("library/copy", &signed.signature);
     let path = format!("/v2/library/copy/manifests/{}", signed.signature.digest);
@@ -788,7 +788,7 @@ fn long_list_is_paginated() {
         let mut next = Some(format!("{}{query}", signed.path()));
         while let Some(path) = next {
             let answer = signed.larder.get(&path);
-            is_list(&answer);
+            assert_list(&answer);
             assert!(answer.body.len() <= MOST, "{}", answer.body.len());
             let filtered = answer.header("oci-filters-applied").is_some();
             assert_eq!(filtered, !query.is_empty(), "{path}");
@@ -860,7 +860,7 @@ fn layout_lists_its_referrers() {
         .start();
     let list = |digest: &str| {
         let answer = larder.get(&format!("/v2/org/app/referrers/{digest}"));
-        is_list(&answer);
+        assert_list(&answer);
         answer.json()["manifests"].clone()
     };
     let entry = descriptor(&signature, &image.manifest.digest).unwrap();

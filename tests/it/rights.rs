@@ -41,7 +41,7 @@ impl Neighbours {
     }
 
     /// Makes the server download a manifest of `evil/x`.
-    fn plant(&self, document: &Document) {
+    fn fetch_manifest(&self, document: &Document) {
         self.registry.add_manifest("evil/x", document);
         self.registry.tag("evil/x", "v1", &document.digest);
         let path = manifest_path("evil/x", &document.digest);
@@ -50,7 +50,7 @@ impl Neighbours {
     }
 
     /// Asserts that `evil/x` has no access: its upstream is asked and denies it.
-    fn keeps_to_itself(&self, digest: &str) {
+    fn assert_denied(&self, digest: &str) {
         for path in [manifest_path("evil/x", digest), blob_path("evil/x", digest)] {
             for method in ["GET", "HEAD"] {
                 self.registry.forget_requests();
@@ -101,8 +101,8 @@ fn subject_grants_no_access() {
         let index =
             json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "subject": subject });
         for document in [Document::json(OCI_MANIFEST, &manifest), Document::json(OCI_INDEX, &index)] {
-            neighbours.plant(&document);
-            neighbours.keeps_to_itself(&digest);
+            neighbours.fetch_manifest(&document);
+            neighbours.assert_denied(&digest);
         }
     }
 }
@@ -119,8 +119,8 @@ fn layer_cached_elsewhere_grants_no_access() {
         for (digest, size) in neighbours.held() {
             let urls = ["https://mirror.example/layer"];
             let foreign = json!({ "mediaType": media_type, "digest": digest, "size": size, "urls": urls });
-            neighbours.plant(&manifest_over(&foreign));
-            neighbours.keeps_to_itself(&digest);
+            neighbours.fetch_manifest(&manifest_over(&foreign));
+            neighbours.assert_denied(&digest);
         }
     }
 }
@@ -192,7 +192,10 @@ fn concurrent_requests_have_their_own_access() {
 
 /// A fill for `evil/x` is held when `library/alpine` requests the same layer. The fill fails, the other request does
 /// not.
-fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, TransferError> {
+fn failed_fill_affects_one_repository(
+    size: Option<usize>,
+    faults: Vec<Fault>,
+) -> Result<Answer, TransferError> {
     let registry = Registry::start();
     let blob = Blob::random(7, 300_000);
     let image = Image::oci(7, "linux/amd64", vec![blob.clone()]);
@@ -235,14 +238,14 @@ fn one_fails_alone(size: Option<usize>, faults: Vec<Fault>) -> Result<Answer, Tr
 
 #[test]
 fn absence_belongs_to_one_repository() {
-    let failed = one_fails_alone(None, Vec::new()).unwrap();
+    let failed = failed_fill_affects_one_repository(None, Vec::new()).unwrap();
     failed.assert_error(404, "BLOB_UNKNOWN");
 }
 
 #[test]
 fn refusal_belongs_to_one_repository() {
     for status in [401, 403] {
-        let failed = one_fails_alone(None, vec![Fault::Status(status)]).unwrap();
+        let failed = failed_fill_affects_one_repository(None, vec![Fault::Status(status)]).unwrap();
         assert!([403, 404].contains(&failed.status()), "{failed:?}");
     }
 }
@@ -250,7 +253,7 @@ fn refusal_belongs_to_one_repository() {
 #[test]
 fn wrong_size_belongs_to_one_repository() {
     for size in [299_999, 300_001] {
-        let failed = one_fails_alone(Some(size), Vec::new()).unwrap();
+        let failed = failed_fill_affects_one_repository(Some(size), Vec::new()).unwrap();
         assert_eq!(failed.status(), 502, "{failed:?}");
     }
 }
@@ -259,7 +262,7 @@ fn wrong_size_belongs_to_one_repository() {
 fn wrong_size_of_an_unknown_length_belongs_to_one_repository() {
     for size in [299_999, 300_001] {
         // The head is sent before the mismatch can be known, so the body must be interrupted.
-        if let Ok(failed) = one_fails_alone(Some(size), vec![Fault::Chunked]) {
+        if let Ok(failed) = failed_fill_affects_one_repository(Some(size), vec![Fault::Chunked]) {
             assert_eq!(failed.status(), 502, "{failed:?}");
         }
     }
@@ -267,7 +270,7 @@ fn wrong_size_of_an_unknown_length_belongs_to_one_repository() {
 
 #[test]
 fn wrong_answer_belongs_to_one_repository() {
-    let failed = one_fails_alone(Some(300_000), vec![Fault::RemoveLastByte]).unwrap();
+    let failed = failed_fill_affects_one_repository(Some(300_000), vec![Fault::RemoveLastByte]).unwrap();
     assert_eq!(failed.status(), 502, "{failed:?}");
 }
 

@@ -33,7 +33,7 @@ impl World {
     }
 
     /// A closed store that contains the image.
-    fn filled(&self, kind: &str) -> Setup {
+    fn closed_store(&self, kind: &str) -> Setup {
         let larder = self.setup(kind).start();
         larder.get("/v2/library/app/manifests/v1").assert_body(&self.image.manifest.bytes);
         for blob in self.image.blobs() {
@@ -59,7 +59,7 @@ fn file_of(setup: &Setup, blob: &Blob) -> PathBuf {
 }
 
 /// Changes a byte of a blob's file. Size and time stamps stay the same.
-fn spoil(setup: &Setup, blob: &Blob) {
+fn damage(setup: &Setup, blob: &Blob) {
     let file = OpenOptions::new().write(true).open(file_of(setup, blob)).unwrap();
     let time = file.metadata().unwrap().modified().unwrap();
     file.write_all_at(&[!blob.bytes[50_000]], 50_000).unwrap();
@@ -80,7 +80,7 @@ fn verb(setup: &Setup, arguments: &[&str]) -> (Exit, Value) {
 fn intact_store_has_no_findings() {
     for kind in KINDS {
         let world = World::new();
-        let setup = world.filled(kind);
+        let setup = world.closed_store(kind);
         let (exit, report) = verb(&setup, &["verify"]);
         assert_eq!(exit.status.code(), Some(0), "{exit:?}");
         let bytes: usize =
@@ -102,9 +102,9 @@ fn intact_store_has_no_findings() {
 fn damaged_content_is_removed_or_fetched_again() {
     let world = World::new();
     let layers: Vec<&Blob> = world.image.blobs().filter(|blob| blob.len() >= 100_000).collect();
-    let setup = world.filled("files");
+    let setup = world.closed_store("files");
     for layer in &layers {
-        spoil(&setup, layer);
+        damage(&setup, layer);
     }
     world.registry.forget_requests();
     // One blob is repaired while the registry does not have the other.
@@ -122,7 +122,7 @@ fn damaged_content_is_removed_or_fetched_again() {
         larder.get(&path(layer)).assert_body(&layer.bytes);
     }
     let setup = stop(larder);
-    spoil(&setup, layers[0]);
+    damage(&setup, layers[0]);
     let (exit, report) = verb(&setup, &["verify", "--repair"]);
     assert_eq!(exit.status.code(), Some(0), "{exit:?}");
     assert_eq!(report["repaired"], serde_json::json!([layers[0].digest]), "{report}");
@@ -143,9 +143,9 @@ fn store_in_use_is_not_scrubbed_by_the_command() {
 #[test]
 fn idle_content_is_verified_periodically() {
     let world = World::new();
-    let setup = world.filled("files").set("scrub.every", "1s").set("scrub.rate", "0B");
+    let setup = world.closed_store("files").set("scrub.every", "1s").set("scrub.rate", "0B");
     let spoiled = world.image.blobs().find(|blob| blob.len() == 100_000).unwrap();
-    spoil(&setup, spoiled);
+    damage(&setup, spoiled);
     let larder = setup.start();
     let scrubbed = |result: &str| {
         sum_of(&larder.metrics_text(), "larder_scrubbed_total", &[("kind", "blob"), ("result", result)])

@@ -12,7 +12,7 @@ const MIB: usize = 1 << 20;
 
 /// Asserts that a command failed with a one-sentence error that contains all `words`.
 #[track_caller]
-fn is_one_sentence(exit: &Exit, words: &[&str]) {
+fn assert_one_sentence(exit: &Exit, words: &[&str]) {
     assert!(!exit.status.success(), "{exit:?}");
     assert!(exit.status.code().is_some(), "killed by a signal: {exit:?}");
     // The log may precede it. The error for the user is plain text.
@@ -66,7 +66,7 @@ fn port_in_use_is_named() {
     let addr = taken.local_addr().unwrap().to_string();
     for key in ["server.listen", "admin.listen"] {
         let exit = plain().set(key, addr.clone()).run_to_exit();
-        is_one_sentence(&exit, &[&addr]);
+        assert_one_sentence(&exit, &[&addr]);
     }
 }
 
@@ -76,7 +76,7 @@ fn locked_store_is_named() {
     let larder = Larder::in_front_of(&registry);
     let data = larder.setup().data().display().to_string();
     let exit = Setup::with(&registry).set("store.path", data.clone()).run_to_exit();
-    is_one_sentence(&exit, &[&data]);
+    assert_one_sentence(&exit, &[&data]);
     // The server that uses the store is not disturbed.
     assert_eq!(larder.get("/v2/").status(), 200);
 }
@@ -86,10 +86,10 @@ fn unwritable_folder_is_named() {
     let setup = plain();
     // Even root cannot create a folder below a file.
     let path = setup.write("file", "").join("data").display().to_string();
-    is_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
+    assert_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
     let setup = plain();
     let path = setup.write("plain", "not a store").display().to_string();
-    is_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
+    assert_one_sentence(&setup.set("store.path", path.clone()).run_to_exit(), &[&path]);
 }
 
 #[test]
@@ -113,19 +113,19 @@ fn foreign_folder_is_not_used() {
 #[test]
 fn wrong_key_is_named_with_the_right_one() {
     let exit = plain().set("cache.tag_tll", "1m").run_to_exit();
-    is_one_sentence(&exit, &["tag_tll", "tag_ttl"]);
+    assert_one_sentence(&exit, &["tag_tll", "tag_ttl"]);
     let exit = plain().set("servr.listen", "127.0.0.1:0").run_to_exit();
-    is_one_sentence(&exit, &["servr", "server"]);
+    assert_one_sentence(&exit, &["servr", "server"]);
 }
 
 #[test]
 fn wrong_value_and_missing_file_are_named() {
-    is_one_sentence(&plain().set("cache.tag_ttl", "soon").run_to_exit(), &["tag_ttl"]);
-    is_one_sentence(&plain().set("server.listen", "nowhere").run_to_exit(), &["listen"]);
+    assert_one_sentence(&plain().set("cache.tag_ttl", "soon").run_to_exit(), &["tag_ttl"]);
+    assert_one_sentence(&plain().set("server.listen", "nowhere").run_to_exit(), &["listen"]);
     let setup = plain();
     let mut command = setup.bare_command();
     command.args(["serve", "--config", "not-there.toml"]);
-    is_one_sentence(&run_to_exit(&mut command), &["not-there.toml"]);
+    assert_one_sentence(&run_to_exit(&mut command), &["not-there.toml"]);
 }
 
 #[test]
@@ -233,12 +233,12 @@ fn health_check_runs_as_a_command() {
     assert!(exit.status.success(), "{exit:?}");
 
     larder.stop();
-    is_one_sentence(&healthy(larder.setup(), &admin), &["no server answers", &admin]);
-    is_one_sentence(&healthy(larder.setup(), "systemd:admin"), &["admin.listen"]);
+    assert_one_sentence(&healthy(larder.setup(), &admin), &["no server answers", &admin]);
+    assert_one_sentence(&healthy(larder.setup(), "systemd:admin"), &["admin.listen"]);
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = listener.local_addr().unwrap().to_string();
-    is_one_sentence(&healthy(larder.setup(), &silent), &["no server answers", &silent]);
+    assert_one_sentence(&healthy(larder.setup(), &silent), &["no server answers", &silent]);
 
     let socket = larder.setup().folder().join("admin.sock");
     let admin = format!("unix:{}", socket.display());

@@ -63,7 +63,7 @@ impl World {
 
     /// Asserts that all content is cached and served without the registry.
     #[track_caller]
-    fn is_held(&self, larder: &Larder) {
+    fn assert_cached(&self, larder: &Larder) {
         self.registry.down();
         for (path, bytes) in &self.entries {
             let answer = larder.get(path);
@@ -100,13 +100,13 @@ fn both_kinds_serve_the_same() {
         let world = World::new();
         let mut larder = world.larder(kind);
         world.pull(&larder);
-        world.is_held(&larder);
+        world.assert_cached(&larder);
         let path = &world.entries.last().unwrap().0;
         let part = larder.api().send("GET", path, &[("Range", "bytes=99000-")]);
         assert_eq!((part.status(), &part.body[..]), (206, &world.entries.last().unwrap().1[99_000..]));
         larder.stop();
         larder.restart();
-        world.is_held(&larder);
+        world.assert_cached(&larder);
         let content: usize = world.entries.iter().skip(1).map(|(_, bytes)| bytes.len()).sum();
         let gauge = |what| usize::try_from(larder.counter("larder_store_bytes", &[("what", what)])).unwrap();
         eventually("the store is measured", || gauge("content") >= content && gauge("disk") >= content);
@@ -145,7 +145,7 @@ fn store_is_not_opened_as_the_other_kind() {
         let setup = stop(larder).set("store.blobs", other);
         let exit = setup.run_to_exit();
         exit.assert_error(&[&format!("larder store convert --to {other}"), &format!("\"{kind}\"")]);
-        world.is_held(&setup.set("store.blobs", kind).start());
+        world.assert_cached(&setup.set("store.blobs", kind).start());
     }
 }
 
@@ -162,7 +162,7 @@ fn blobs_are_converted_both_ways() {
         let blobs = files_below(&setup.data().join("blobs")).len();
         assert_eq!(blobs > 0, to == "files", "round {round}: {blobs} files");
         let larder = setup.set("store.blobs", to).start();
-        world.is_held(&larder);
+        world.assert_cached(&larder);
         world.add(round as u64 + 1);
         world.pull(&larder);
         setup = stop(larder);
@@ -216,7 +216,7 @@ fn killed_conversion_is_resumed() {
         }
         convert(&setup, to);
         let larder = setup.set("store.blobs", to).start();
-        world.is_held(&larder);
+        world.assert_cached(&larder);
         setup = stop(larder);
     }
     assert!(kills > 4, "seed {seed}: only {kills} conversions were killed");
@@ -238,11 +238,11 @@ fn conversion_drops_damaged_blobs() {
     let larder = setup.set("store.blobs", "sled").start();
     world.pull(&larder);
     assert_eq!(world.registry.count("GET", "/blobs/"), 1);
-    world.is_held(&larder);
+    world.assert_cached(&larder);
 }
 
 /// Starts a server with one blob in a file.
-struct Kept {
+struct OneBlob {
     registry: Registry,
     larder: Larder,
     blob: Blob,
@@ -250,7 +250,7 @@ struct Kept {
     file: PathBuf,
 }
 
-fn kept() -> Kept {
+fn with_one_blob() -> OneBlob {
     let registry = Registry::start();
     let blob = Blob::random(4, 24 * MIB);
     registry.add_blob("library/app", &blob);
@@ -259,7 +259,7 @@ fn kept() -> Kept {
     larder.get(&path).assert_body(&blob.bytes);
     larder.wait_idle();
     let file = files_below(&larder.setup().data().join("blobs")).remove(0);
-    Kept { registry, larder, blob, path, file }
+    OneBlob { registry, larder, blob, path, file }
 }
 
 fn write(file: &Path) -> fs::File {
@@ -276,20 +276,20 @@ fn modified_files_are_a_miss() {
         |file| write(file).write_all_at(b"wrong", 20_000_000).unwrap(),
         |file| fs::write(file, "other").unwrap(),
     ];
-    let kept = kept();
+    let with_one_blob = with_one_blob();
     for (n, change) in changes.into_iter().enumerate() {
-        kept.larder.get(&kept.path).assert_outcome("larder; hit");
-        change(&kept.file);
-        kept.registry.forget_requests();
+        with_one_blob.larder.get(&with_one_blob.path).assert_outcome("larder; hit");
+        change(&with_one_blob.file);
+        with_one_blob.registry.forget_requests();
         // The client notices nothing, except that the registry got another request.
-        let answer = kept.larder.get(&kept.path);
-        answer.assert_body(&kept.blob.bytes);
+        let answer = with_one_blob.larder.get(&with_one_blob.path);
+        answer.assert_body(&with_one_blob.blob.bytes);
         assert!(answer.head.outcome().contains("detail=miss"), "change {n}: {:?}", answer.head);
-        assert_eq!(kept.registry.count("GET", "/blobs/"), 1, "change {n}");
-        kept.larder.wait_idle();
-        assert!(fs::read(&kept.file).unwrap() == *kept.blob.bytes, "change {n}");
+        assert_eq!(with_one_blob.registry.count("GET", "/blobs/"), 1, "change {n}");
+        with_one_blob.larder.wait_idle();
+        assert!(fs::read(&with_one_blob.file).unwrap() == *with_one_blob.blob.bytes, "change {n}");
     }
-    assert_eq!(kept.larder.counter("larder_store_errors_total", &[]), 4);
+    assert_eq!(with_one_blob.larder.counter("larder_store_errors_total", &[]), 4);
 }
 
 #[test]
@@ -299,36 +299,36 @@ fn file_changed_under_a_reader_cuts_the_connection() {
         |file| write(file).write_all_at(b"wrong", 24_000_000).unwrap(),
     ];
     for (n, change) in changes.into_iter().enumerate() {
-        let kept = kept();
-        let mut transfer = kept.larder.api().open("GET", &kept.path, &[]).unwrap();
+        let with_one_blob = with_one_blob();
+        let mut transfer = with_one_blob.larder.api().open("GET", &with_one_blob.path, &[]).unwrap();
         transfer.read_exactly(1000).unwrap();
-        change(&kept.file);
+        change(&with_one_blob.file);
         transfer.finish().expect_err("a body that was cut must not look whole");
-        kept.larder.wait_idle();
-        kept.larder.get(&kept.path).assert_body(&kept.blob.bytes);
-        kept.larder.wait_idle();
-        kept.larder.get(&kept.path).assert_outcome("larder; hit");
-        assert_eq!(kept.registry.count("GET", "/blobs/"), 2, "change {n}");
+        with_one_blob.larder.wait_idle();
+        with_one_blob.larder.get(&with_one_blob.path).assert_body(&with_one_blob.blob.bytes);
+        with_one_blob.larder.wait_idle();
+        with_one_blob.larder.get(&with_one_blob.path).assert_outcome("larder; hit");
+        assert_eq!(with_one_blob.registry.count("GET", "/blobs/"), 2, "change {n}");
     }
 }
 
 #[test]
 fn file_removed_under_a_reader_is_read_to_its_end() {
-    let kept = kept();
-    let mut transfer = kept.larder.api().open("GET", &kept.path, &[]).unwrap();
+    let with_one_blob = with_one_blob();
+    let mut transfer = with_one_blob.larder.api().open("GET", &with_one_blob.path, &[]).unwrap();
     let start = transfer.read_exactly(1000).unwrap();
-    fs::remove_file(&kept.file).unwrap();
-    assert!(start == kept.blob.bytes[..1000]);
-    assert!(transfer.finish().unwrap().body == kept.blob.bytes[1000..]);
+    fs::remove_file(&with_one_blob.file).unwrap();
+    assert!(start == with_one_blob.blob.bytes[..1000]);
+    assert!(transfer.finish().unwrap().body == with_one_blob.blob.bytes[1000..]);
 }
 
 #[test]
 fn files_with_lost_times_are_not_fetched_again() {
-    let kept = kept();
-    write(&kept.file).set_modified(std::time::SystemTime::now()).unwrap();
-    kept.registry.forget_requests();
-    kept.larder.get(&kept.path).assert_outcome("larder; hit");
-    assert_eq!(kept.registry.count("GET", "/blobs/"), 0);
+    let with_one_blob = with_one_blob();
+    write(&with_one_blob.file).set_modified(std::time::SystemTime::now()).unwrap();
+    with_one_blob.registry.forget_requests();
+    with_one_blob.larder.get(&with_one_blob.path).assert_outcome("larder; hit");
+    assert_eq!(with_one_blob.registry.count("GET", "/blobs/"), 0);
 }
 
 #[test]

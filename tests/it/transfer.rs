@@ -31,7 +31,7 @@ fn fixture() -> (Registry, Index, Image, Larder) {
 }
 
 /// Starts a server with an empty cache, whose registry is down.
-fn island() -> Larder {
+fn offline_server() -> Larder {
     let registry = Registry::start();
     let larder = Setup::with(&registry).start();
     registry.down();
@@ -125,7 +125,7 @@ fn serves_all(larder: &Larder, repository: &str, documents: &[&Document], images
 }
 
 /// Returns the number of cached manifests and blobs of all repositories.
-fn holds(larder: &Larder) -> (u64, u64) {
+fn cached_counts(larder: &Larder) -> (u64, u64) {
     let report = verb::online(larder, &["verify", "--json"]).exited_with(0).json();
     (report["manifests"].as_u64().unwrap(), report["blobs"].as_u64().unwrap())
 }
@@ -325,8 +325,8 @@ fn imported_archive_is_pulled_without_a_registry() {
     verb::online(&larder, &["export", "multi:v1", &path(&folder, "both")]).exited_with(0);
     verb::online(&larder, &["export", "org/app:1", &path(&folder, "both")]).exited_with(0);
 
-    let island = island();
-    let ran = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).exited_with(0);
+    let offline_server = offline_server();
+    let ran = verb::online(&offline_server, &["import", &path(&folder, "both"), "--json"]).exited_with(0);
     let report = ran.json();
     assert_eq!((&report["complete"], &report["new_blobs"]), (&json!(true), &json!(6)), "{report}");
     let row = &report["images"][0];
@@ -340,14 +340,16 @@ fn imported_archive_is_pulled_without_a_registry() {
             &json!(4)
         )
     );
-    serves(&island, "library/multi", "v1", &index.document);
-    serves_all(&island, "library/multi", &index.documents(), &index.all_images());
-    serves(&island, "org/app", "1", &image.manifest);
-    serves_all(&island, "org/app", &[&image.manifest], &[&image]);
-    verb::online(&island, &["check", "--offline", "multi:v1", "org/app:1", "--all-platforms"]).exited_with(0);
+    serves(&offline_server, "library/multi", "v1", &index.document);
+    serves_all(&offline_server, "library/multi", &index.documents(), &index.all_images());
+    serves(&offline_server, "org/app", "1", &image.manifest);
+    serves_all(&offline_server, "org/app", &[&image.manifest], &[&image]);
+    verb::online(&offline_server, &["check", "--offline", "multi:v1", "org/app:1", "--all-platforms"])
+        .exited_with(0);
 
     // A second import has the same result.
-    let again = verb::online(&island, &["import", &path(&folder, "both"), "--json"]).exited_with(0).json();
+    let again =
+        verb::online(&offline_server, &["import", &path(&folder, "both"), "--json"]).exited_with(0).json();
     assert_eq!((&again["complete"], &again["new_blobs"]), (&json!(true), &json!(0)), "{again}");
 }
 
@@ -362,14 +364,14 @@ fn nested_indexes_and_digests_are_exported() {
     verb::online(&larder, &["export", &by_digest, &path(&folder, "images")]).exited_with(0);
     let entries = json_in(folder.join("images/index.json"))["manifests"].clone();
     assert!(entries[1].get("annotations").is_none(), "a digest is no name: {entries}");
-    let island = island();
-    let ran = verb::online(&island, &["import", &path(&folder, "images")]).exited_with(1);
+    let offline_server = offline_server();
+    let ran = verb::online(&offline_server, &["import", &path(&folder, "images")]).exited_with(1);
     assert!(ran.stderr.contains(&image.manifest.digest), "{ran:?}");
-    verb::online(&island, &["import", &path(&folder, "images"), "--as", "docker.io/all/of-it"])
+    verb::online(&offline_server, &["import", &path(&folder, "images"), "--as", "docker.io/all/of-it"])
         .exited_with(0);
-    serves(&island, "all/of-it", "v1", &nested.document);
-    serves_all(&island, "all/of-it", &nested.documents(), &nested.all_images());
-    serves_all(&island, "all/of-it", &[&image.manifest], &[&image]);
+    serves(&offline_server, "all/of-it", "v1", &nested.document);
+    serves_all(&offline_server, "all/of-it", &nested.documents(), &nested.all_images());
+    serves_all(&offline_server, "all/of-it", &[&image.manifest], &[&image]);
 }
 
 #[test]
@@ -411,14 +413,14 @@ fn export_and_import_work_without_a_server() {
     let setup = larder.into_setup();
     let file = path(setup.folder(), "multi.tar");
     verb::offline(&setup, &["export", "multi:v1", &file]).exited_with(0);
-    let mut island = island();
-    island.stop();
-    let setup = island.into_setup();
+    let mut offline_server = offline_server();
+    offline_server.stop();
+    let setup = offline_server.into_setup();
     let ran = verb::offline(&setup, &["import", &file]).exited_with(0);
     assert!(ran.stdout.contains("imported docker.io/library/multi:v1"), "{ran:?}");
-    let island = setup.start();
-    serves(&island, "library/multi", "v1", &index.document);
-    serves_all(&island, "library/multi", &index.documents(), &index.all_images());
+    let offline_server = setup.start();
+    serves(&offline_server, "library/multi", "v1", &index.document);
+    serves_all(&offline_server, "library/multi", &index.documents(), &index.all_images());
 }
 
 #[test]
@@ -437,25 +439,25 @@ fn archive_goes_through_standard_output_and_input() {
     assert!(String::from_utf8_lossy(&out.stderr).contains("exported docker.io/org/app:1"));
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&out.stdout).unwrap();
-    let island = island();
-    let file = island.setup().folder().join("app.tar.gz");
+    let offline_server = offline_server();
+    let file = offline_server.setup().folder().join("app.tar.gz");
     fs::write(&file, gzip.finish().unwrap()).unwrap();
-    let server = format!("http://{}", island.admin_addr());
+    let server = format!("http://{}", offline_server.admin_addr());
     let ran = verb::run(
-        island.setup(),
-        island
+        offline_server.setup(),
+        offline_server
             .setup()
             .bare_command()
             .args(["import", "-", "--server", &server])
             .stdin(fs::File::open(&file).unwrap()),
     );
     ran.exited_with(0);
-    serves_all(&island, "org/app", &[&image.manifest], &[&image]);
+    serves_all(&offline_server, "org/app", &[&image.manifest], &[&image]);
 }
 
 #[test]
 fn import_name_is_found_or_required() {
-    let (bare, image) = (island(), Image::small(5));
+    let (bare, image) = (offline_server(), Image::small(5));
     let blobs: Vec<&Blob> = image.blobs().collect();
     let of = |annotations: &[(&str, &str)]| {
         tar_of(&layout(&[entry(&image.manifest, annotations)], &[&image.manifest], &blobs))
@@ -466,7 +468,7 @@ fn import_name_is_found_or_required() {
     assert!(ran.stderr.contains("registry.test") && ran.stderr.contains("--as"), "{ran:?}");
     let ran = import(&bare, &of(&[]), &["--as", "registry.test/app"]).exited_with(1);
     assert!(ran.stderr.contains("no upstream `registry.test`"), "{ran:?}");
-    assert_eq!(holds(&bare), (0, 0));
+    assert_eq!(cached_counts(&bare), (0, 0));
 
     import(&bare, &of(&[(REF_NAME, "v1")]), &["--as", "docker.io/team/app"]).exited_with(0);
     serves(&bare, "team/app", "v1", &image.manifest);
@@ -502,7 +504,7 @@ fn imported_tag_is_fresh() {
 
 #[test]
 fn artifacts_are_exported_unchanged() {
-    let larder = island();
+    let larder = offline_server();
     let subject = Image::small(5);
     let artifact = Image::artifact(6, &subject.manifest);
     let odd = Document::new(
@@ -543,7 +545,7 @@ fn artifacts_are_exported_unchanged() {
 #[test]
 fn omitted_children_are_reported() {
     let (registry, index, _, larder) = fixture();
-    let island = island();
+    let offline_server = offline_server();
     let arm = &index.images[1];
     let blobs: Vec<&Blob> = arm.blobs().collect();
     let files = layout(
@@ -551,12 +553,13 @@ fn omitted_children_are_reported() {
         &[&index.document, &arm.manifest],
         &blobs,
     );
-    let ran = import(&island, &tar_of(&files), &[]).exited_with(0);
+    let ran = import(&offline_server, &tar_of(&files), &[]).exited_with(0);
     let amd = &index.images[0].manifest.digest;
     assert!(ran.stdout.contains("incomplete docker.io/library/multi:v1 (linux/arm64)"), "{ran:?}");
     assert!(ran.stdout.contains(&format!("missing: linux/amd64 manifest {amd}")), "{ran:?}");
-    serves_all(&island, "library/multi", &[&index.document, &arm.manifest], &[arm]);
-    verb::online(&island, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"]).exited_with(4);
+    serves_all(&offline_server, "library/multi", &[&index.document, &arm.manifest], &[arm]);
+    verb::online(&offline_server, &["check", "--offline", "multi:v1", "--platform", "linux/amd64"])
+        .exited_with(4);
     // With a registry, the missing content is downloaded from there.
     import(&larder, &tar_of(&files), &[]).exited_with(0);
     serves_all(&larder, "library/multi", &[&index.images[0].manifest], &[&index.images[0]]);
@@ -565,7 +568,7 @@ fn omitted_children_are_reported() {
 
 #[test]
 fn malformed_archive_is_reported_and_leaves_nothing() {
-    let larder = island();
+    let larder = offline_server();
     let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 5 << 20), Blob::random(6, 3000)]);
     let whole = of_image(&image, "docker.io/org/app:1");
     let layer = blob_path(&image.layers[0].digest);
@@ -618,7 +621,7 @@ fn malformed_archive_is_reported_and_leaves_nothing() {
     }
     let listed = verb::online(&larder, &["ls", "--json"]).exited_with(0).json();
     assert_eq!(listed["images"], json!([]));
-    assert_eq!(holds(&larder), (0, 0));
+    assert_eq!(cached_counts(&larder), (0, 0));
     assert!(!larder.setup().folder().parent().unwrap().join("escape").exists());
     assert_eq!(files_below(&larder.setup().data().join("drafts")), Vec::<PathBuf>::new());
     // The complete archive is still accepted.
@@ -638,13 +641,13 @@ fn raw_header(path: &str, kind: u8, size: u64) -> Vec<u8> {
 
 #[test]
 fn import_skips_unreferenced_content() {
-    let larder = island();
+    let larder = offline_server();
     let image = Image::small(5);
     let loose = Blob::random(77, 5 << 20);
     let mut files = vec![(blob_path(&loose.digest), loose.bytes.to_vec())];
     files.extend(of_image(&image, "docker.io/org/app:1"));
     import(&larder, &tar_of(&files), &[]).exited_with(0);
-    assert_eq!(holds(&larder), (1, 2), "and not the third blob");
+    assert_eq!(cached_counts(&larder), (1, 2), "and not the third blob");
     serves_all(&larder, "org/app", &[&image.manifest], &[&image]);
 }
 
@@ -660,7 +663,7 @@ fn archive_larger_than_the_store_is_refused() {
 
 #[test]
 fn import_takes_archives_and_refuses_cross_site_requests() {
-    let larder = island();
+    let larder = offline_server();
     let post = |headers: &[(&str, &str)], body: &[u8]| {
         let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();
         let mut text = "POST /api/v1/import?as=a HTTP/1.1\r\n".to_owned();
@@ -693,7 +696,7 @@ fn import_takes_archives_and_refuses_cross_site_requests() {
 
 #[test]
 fn aborted_import_leaves_nothing() {
-    let larder = island();
+    let larder = offline_server();
     let image = Image::oci(5, "linux/amd64", vec![Blob::random(5, 6 << 20)]);
     let tar = tar_of(&of_image(&image, "docker.io/org/app:1"));
     let mut stream = TcpStream::connect(larder.admin_addr()).unwrap();

@@ -25,12 +25,12 @@ fn page(larder: &Larder, path: &str) -> String {
     let answer = larder.admin().get(path);
     assert_eq!(answer.status(), 200, "{path}: {}", answer.text());
     assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"), "{path}");
-    guarded(&answer, path);
+    assert_security_headers(&answer, path);
     answer.text()
 }
 
 #[track_caller]
-fn guarded(answer: &Answer, path: &str) {
+fn assert_security_headers(answer: &Answer, path: &str) {
     let policy = answer.header("content-security-policy").unwrap_or_else(|| panic!("{path} has no policy"));
     for part in ["default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'"] {
         assert!(policy.contains(part), "{path}: {policy}");
@@ -59,7 +59,7 @@ fn links_resolve() {
         if answer.header("content-type") != Some("text/html; charset=utf-8") {
             continue;
         }
-        guarded(&answer, &path);
+        assert_security_headers(&answer, &path);
         let text = answer.text();
         assert_eq!(text.matches("<h1").count(), 1, "{path} has one title");
         for way in ["href", "src", "action", "data-from"] {
@@ -111,7 +111,7 @@ fn image_page_shows_cached_parts() {
         assert_eq!(raw.header("docker-content-digest"), Some(support::content::sha256(bytes).as_str()));
         assert_eq!(raw.header("content-type"), Some("text/plain; charset=utf-8"));
         assert!(raw.header("content-security-policy").unwrap().contains("sandbox"));
-        guarded(&raw, query);
+        assert_security_headers(&raw, query);
     }
     assert_eq!(world.registry.requests().len(), 0, "to look on asks no upstream");
 }
@@ -206,7 +206,7 @@ fn pushed_text_is_escaped() {
     ] {
         let answer = larder.admin().get(&path);
         assert!([400, 404].contains(&answer.status()), "{path}: {}", answer.status());
-        guarded(&answer, &path);
+        assert_security_headers(&answer, &path);
         assert!(!answer.text().contains("<script>alert"), "{path}: {}", answer.text());
     }
 }
@@ -287,7 +287,7 @@ fn missing_page_explains_itself() {
         let answer = world.larder.admin().get(path);
         assert_eq!(answer.status(), status, "{path}");
         assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"), "{path}");
-        guarded(&answer, path);
+        assert_security_headers(&answer, path);
         assert!(answer.text().contains("<h1>"), "{path}");
     }
     assert_eq!(world.larder.admin().send("POST", "/", &[]).status(), 405);
@@ -307,7 +307,7 @@ fn assets_are_cached_until_they_change() {
     {
         let answer = larder.admin().get(path);
         assert!(answer.header("content-type").unwrap().starts_with(media_type), "{path}");
-        guarded(&answer, path);
+        assert_security_headers(&answer, path);
         let tag = answer.header("etag").unwrap();
         let again = larder.admin().send("GET", path, &[("If-None-Match", tag)]);
         assert_eq!((again.status(), again.text().as_str()), (304, ""), "{path}");
@@ -323,7 +323,7 @@ fn other_host_names_are_refused() {
     for path in ["/", "/images", "/raw?reference=app:v1", "/ui/live"] {
         let answer = larder.admin().send("GET", path, &[("Host", "larder.example.com")]);
         assert_eq!(answer.status(), 403, "{path}");
-        guarded(&answer, path);
+        assert_security_headers(&answer, path);
     }
     assert_eq!(larder.admin().send("GET", "/", &[("Host", "localhost:5001")]).status(), 200);
 }
@@ -344,7 +344,7 @@ fn token_is_required_beyond_loopback() {
     let asked = larder.admin().get("/images");
     assert_eq!(asked.status(), 401);
     assert_eq!(asked.header("www-authenticate"), Some("Basic realm=\"larder\", charset=\"UTF-8\""));
-    guarded(&asked, "/images");
+    assert_security_headers(&asked, "/images");
     // any:a-long-secret, any:another-secret
     let (right, wrong) = ("Basic YW55OmEtbG9uZy1zZWNyZXQ=", "Basic YW55OmFub3RoZXItc2VjcmV0");
     let with =

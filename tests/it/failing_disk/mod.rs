@@ -63,7 +63,7 @@ impl Fixture {
     }
 
     #[track_caller]
-    fn is_held_in_the_end(&self) {
+    fn wait_cached(&self) {
         eventually("all content is cached", || {
             let held = self.pull();
             self.larder.wait_idle();
@@ -95,7 +95,7 @@ fn write_errors_do_not_fail_pulls() {
         assert!(fixture.larder.counter("larder_store_errors_total", &[]) > 0);
         assert_eq!(fixture.larder.admin().get("/readyz").status(), 200);
         fs::remove_file(&fixture.writes).unwrap();
-        fixture.is_held_in_the_end();
+        fixture.wait_cached();
         assert_eq!(fixture.lines("the store works again"), 1, "{kind}: {}", fixture.larder.log_text());
         fixture.larder.terminate();
         assert!(fixture.larder.wait_exit().success(), "{kind}: {}", fixture.larder.log_text());
@@ -109,7 +109,7 @@ fn write_errors_do_not_fail_pulls() {
 fn unreadable_content_is_a_miss_and_fetched_again() {
     for kind in KINDS {
         let mut fixture = fixture(kind);
-        fixture.is_held_in_the_end();
+        fixture.wait_cached();
         fixture.larder.stop();
         // Neither sled nor the kernel has the blobs in memory. The first request has read their records.
         fixture.restart();
@@ -127,6 +127,6 @@ fn unreadable_content_is_a_miss_and_fetched_again() {
         fixture.pull();
         assert!(fixture.lines("cannot read a") > 0, "{kind}: {}", fixture.larder.log_text());
         fs::remove_file(&fixture.reads).unwrap();
-        fixture.is_held_in_the_end();
+        fixture.wait_cached();
     }
 }

@@ -15,53 +15,53 @@ use super::support::{Auth, Fault, Gate, Index, Setup, When};
 
 /// Request of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Request {
     Tag,
-    HeldTag,
+    CachedTag,
     Digest,
-    HeldDigest,
+    CachedDigest,
     Blob,
-    HeldBlob,
+    CachedBlob,
 }
 
-impl Asked {
+impl Request {
     /// Returns true if the content was pulled before the fault.
-    pub(crate) fn is_held(self) -> bool {
-        matches!(self, Self::HeldTag | Self::HeldDigest | Self::HeldBlob)
+    pub(crate) fn is_cached(self) -> bool {
+        matches!(self, Self::CachedTag | Self::CachedDigest | Self::CachedBlob)
     }
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tag => "tag",
-            Self::HeldTag => "tag, cached",
+            Self::CachedTag => "tag, cached",
             Self::Digest => "digest",
-            Self::HeldDigest => "digest, cached",
+            Self::CachedDigest => "digest, cached",
             Self::Blob => "blob",
-            Self::HeldBlob => "blob, cached",
+            Self::CachedBlob => "blob, cached",
         })
     }
 }
 
 /// Second registry of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Beside {
-    Nobody,
+pub(crate) enum Second {
+    Unused,
     /// A second endpoint of the same upstream.
     Endpoint,
     /// Another host, to which the first registry redirects.
-    Elsewhere,
+    RedirectTarget,
 }
 
 type Settings = dyn Fn(&Site, &Setup) -> Vec<(&'static str, Value)> + Sync;
-type Happens = dyn Fn(&Site) + Sync;
+type Inject = dyn Fn(&Site) + Sync;
 
 /// One fault.
 pub(crate) struct Case {
     pub(crate) fault: &'static str,
-    pub(crate) asked: Vec<Asked>,
-    pub(crate) beside: Beside,
+    pub(crate) request: Vec<Request>,
+    pub(crate) second: Second,
     /// True if the endpoint is a TLS server that redirects to plain HTTP.
     pub(crate) tls: bool,
     pub(crate) gateway: bool,
@@ -69,13 +69,13 @@ pub(crate) struct Case {
     pub(crate) content: Box<dyn Fn(u64) -> Content + Sync>,
     /// Byte at which a blob is held until the client has the head of its answer. Otherwise a slow client would get an
     /// error status and a quick client an interrupted body.
-    pub(crate) held_at: Option<usize>,
+    pub(crate) hold_at: Option<usize>,
     /// Number of requests under the fault before the request that counts.
     pub(crate) before: usize,
     /// Documented limit in seconds, for cases in which the client waits.
     pub(crate) within: Option<u64>,
     pub(crate) accept: Option<&'static str>,
-    pub(crate) happens: Box<Happens>,
+    pub(crate) inject: Box<Inject>,
 }
 
 impl Case {
@@ -95,16 +95,16 @@ impl Case {
         Self { content: Box::new(content), ..self }
     }
 
-    fn beside(self, beside: Beside) -> Self {
-        Self { beside, ..self }
+    fn second(self, second: Second) -> Self {
+        Self { second, ..self }
     }
 
     fn gateway(self) -> Self {
         Self { gateway: true, ..self }
     }
 
-    fn held_at(self, byte: usize) -> Self {
-        Self { held_at: Some(byte), ..self }
+    fn hold_at(self, byte: usize) -> Self {
+        Self { hold_at: Some(byte), ..self }
     }
 
     fn before(self, before: usize) -> Self {
@@ -116,36 +116,36 @@ impl Case {
     }
 }
 
-use Asked::{Blob, Digest, HeldBlob, HeldDigest, HeldTag, Tag};
+use Request::{Blob, CachedBlob, CachedDigest, CachedTag, Digest, Tag};
 
-const ALL: [Asked; 4] = [Tag, HeldTag, Digest, Blob];
-const COLD: [Asked; 3] = [Tag, Digest, Blob];
-const MANIFEST: [Asked; 2] = [Tag, Digest];
+const ALL: [Request; 4] = [Tag, CachedTag, Digest, Blob];
+const COLD: [Request; 3] = [Tag, Digest, Blob];
+const MANIFEST: [Request; 2] = [Tag, Digest];
 /// Byte at which a body is interrupted.
 const CUT: usize = LENGTH / 3;
 /// A byte near the end of the body, also if the body is slightly shorter.
 const END: usize = LENGTH - 2;
 
-fn case(fault: &'static str, asked: &[Asked], happens: impl Fn(&Site) + Sync + 'static) -> Case {
+fn case(fault: &'static str, request: &[Request], inject: impl Fn(&Site) + Sync + 'static) -> Case {
     Case {
         fault,
-        asked: asked.to_vec(),
-        beside: Beside::Nobody,
+        request: request.to_vec(),
+        second: Second::Unused,
         tls: false,
         gateway: false,
         settings: Box::new(|_, _| Vec::new()),
         content: Box::new(Content::image),
-        held_at: None,
+        hold_at: None,
         before: 0,
         within: None,
         accept: None,
-        happens: Box::new(happens),
+        inject: Box::new(inject),
     }
 }
 
 /// A case in which these faults apply to all requests.
-fn always(fault: &'static str, asked: &[Asked], faults: Vec<Fault>) -> Case {
-    case(fault, asked, move |site| {
+fn always(fault: &'static str, request: &[Request], faults: Vec<Fault>) -> Case {
+    case(fault, request, move |site| {
         for fault in &faults {
             site.first.script(When::any(), fault.clone());
         }
@@ -153,8 +153,8 @@ fn always(fault: &'static str, asked: &[Asked], faults: Vec<Fault>) -> Case {
 }
 
 /// A case in which the fault applies to the first request only.
-fn once(fault: &'static str, asked: &[Asked], happening: Fault) -> Case {
-    case(fault, asked, move |site| site.first.script(When::any().times(1), happening.clone()))
+fn once(fault: &'static str, request: &[Request], happening: Fault) -> Case {
+    case(fault, request, move |site| site.first.script(When::any().times(1), happening.clone()))
 }
 
 fn status(status: u16, headers: &[(&str, &str)]) -> Fault {
@@ -189,8 +189,8 @@ pub(crate) fn all() -> Vec<Case> {
 
 fn connections() -> Vec<Case> {
     vec![
-        case("no fault", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |_| ()),
-        case("connection refused", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], |site| {
+        case("no fault", &[Tag, CachedTag, Digest, CachedDigest, Blob, CachedBlob], |_| ()),
+        case("connection refused", &[Tag, CachedTag, Digest, CachedDigest, Blob, CachedBlob], |site| {
             site.first.down();
         }),
         always("closed before the head", &ALL, vec![Fault::CloseConnection]),
@@ -205,7 +205,7 @@ fn connections() -> Vec<Case> {
             site.first.script(When::any(), Fault::Cut(CUT));
         }),
         always("body cut, no length announced", &COLD, vec![Fault::NoLength, Fault::Cut(CUT)])
-            .held_at(CUT - 1),
+            .hold_at(CUT - 1),
     ]
 }
 
@@ -224,8 +224,8 @@ fn statuses() -> Vec<Case> {
         always("401 without a challenge", &ALL, vec![status(401, &[])]),
         always("401, Basic", &ALL, vec![status(401, &[("WWW-Authenticate", "Basic realm=\"x\"")])]),
         always("403", &ALL, vec![Fault::Status(403)]),
-        always("404", &[Tag, HeldTag, Digest, HeldDigest, Blob, HeldBlob], vec![Fault::Status(404)]),
-        always("404, on_upstream_404 = stale", &[HeldTag], vec![Fault::Status(404)])
+        always("404", &[Tag, CachedTag, Digest, CachedDigest, Blob, CachedBlob], vec![Fault::Status(404)]),
+        always("404, on_upstream_404 = stale", &[CachedTag], vec![Fault::Status(404)])
             .setting("on_upstream_404", "stale"),
         always("400", &ALL, vec![Fault::Status(400)]),
         always("204", &ALL, vec![status(204, &[])]),
@@ -237,22 +237,22 @@ fn statuses() -> Vec<Case> {
 fn bodies() -> Vec<Case> {
     let other = Arc::new(vec![b'x'; LENGTH]);
     vec![
-        always("other bytes", &COLD, vec![Fault::ReplaceBody(other)]).held_at(END),
-        always("one bit flipped", &COLD, vec![Fault::FlipBit(CUT)]).held_at(END),
-        once("one bit flipped, once", &COLD, Fault::FlipBit(CUT)).held_at(END),
-        always("one byte short", &COLD, vec![Fault::RemoveLastByte]).held_at(END),
-        always("one byte long", &COLD, vec![Fault::AppendByte]).held_at(END),
-        always("one byte long, no length announced", &COLD, vec![Fault::AppendByteChunked]).held_at(END),
+        always("other bytes", &COLD, vec![Fault::ReplaceBody(other)]).hold_at(END),
+        always("one bit flipped", &COLD, vec![Fault::FlipBit(CUT)]).hold_at(END),
+        once("one bit flipped, once", &COLD, Fault::FlipBit(CUT)).hold_at(END),
+        always("one byte short", &COLD, vec![Fault::RemoveLastByte]).hold_at(END),
+        always("one byte long", &COLD, vec![Fault::AppendByte]).hold_at(END),
+        always("one byte long, no length announced", &COLD, vec![Fault::AppendByteChunked]).hold_at(END),
         once("one byte less than announced, once", &COLD, Fault::EndOneByteEarly),
         always(
             "Content-Length one short",
             &COLD,
             vec![Fault::rewrite(|_, plan| plan.content_length = Some(plan.to - plan.from - 1))],
         )
-        .held_at(END),
+        .hold_at(END),
         always("Content-Length is not a number", &COLD, vec![header("Content-Length", "many")]),
         always("empty body", &COLD, vec![Fault::ReplaceBody(Arc::default())]),
-        always("login page", &COLD, vec![answer("text/html", "<html>Please log in</html>")]).held_at(10),
+        always("login page", &COLD, vec![answer("text/html", "<html>Please log in</html>")]).hold_at(10),
         always("chunked", &COLD, vec![Fault::Chunked]),
         always("no length announced", &COLD, vec![Fault::NoLength]),
     ]
@@ -285,18 +285,18 @@ fn redirects() -> Vec<Case> {
         case("redirect to another host", &COLD, move |site| {
             site.first.script(When::any(), to_other(site));
         })
-        .beside(Beside::Elsewhere),
+        .second(Second::RedirectTarget),
         case("redirect to a signed URL that has expired", &[Blob], move |site| {
             site.first.script(When::any(), to_other(site));
             site.other.script(When::any(), Fault::Status(403));
         })
-        .beside(Beside::Elsewhere),
+        .second(Second::RedirectTarget),
         case("redirect, cut, and the signed URL expires", &[Blob], move |site| {
             site.first.script(When::any(), to_other(site));
             site.other.script(When::any().times(1), Fault::Cut(CUT));
             site.other.script(When::any().after(1).times(1), Fault::Status(403));
         })
-        .beside(Beside::Elsewhere),
+        .second(Second::RedirectTarget),
         case("redirect loop", &COLD, |site| {
             site.first.script(When::any(), Fault::Redirect(307, site.first.url()));
         }),
@@ -306,7 +306,7 @@ fn redirects() -> Vec<Case> {
         always("redirect to a private address", &COLD, nowhere("http://127.0.0.2:9/x")),
         always("redirect to credentials", &COLD, nowhere("http://user:password@127.0.0.1:9/x")),
     ];
-    let tls = case("redirect from https to http", &COLD, |_| ()).beside(Beside::Elsewhere);
+    let tls = case("redirect from https to http", &COLD, |_| ()).second(Second::RedirectTarget);
     cases.push(Case { tls: true, ..tls }.settings(|site, setup| {
         let file = setup.write(&format!("{}.pem", site.upstream), &site.tls.as_ref().unwrap().pem);
         vec![("ca_file", file.to_str().unwrap().into())]
@@ -359,7 +359,7 @@ fn documents() -> Vec<Case> {
 
 fn heads_and_digests() -> Vec<Case> {
     let on_head = |fault, status| {
-        case(fault, &[HeldTag], move |site| {
+        case(fault, &[CachedTag], move |site| {
             site.first.script(When::any().method("HEAD"), Fault::Status(status));
         })
     };
@@ -370,20 +370,20 @@ fn heads_and_digests() -> Vec<Case> {
         on_head("HEAD alone answered with 503", 503),
         always(
             "no digest header",
-            &[Tag, HeldTag, Digest],
+            &[Tag, CachedTag, Digest],
             vec![Fault::RemoveHeader("Docker-Content-Digest")],
         ),
         always(
             "digest header is not a digest",
-            &[Tag, HeldTag, Digest],
+            &[Tag, CachedTag, Digest],
             vec![header("Docker-Content-Digest", "sha256:nonsense")],
         ),
         always(
             "digest header with another digest",
-            &[Tag, HeldTag, Digest],
+            &[Tag, CachedTag, Digest],
             vec![header("Docker-Content-Digest", &sha256(b"something else"))],
         ),
-        case("the tag moved to something damaged", &[HeldTag], |site| {
+        case("the tag moved to damaged content", &[CachedTag], |site| {
             let next = Content::image(10_000 + u64::from(site.first.addr().port())).document;
             site.first.add_manifest(REPOSITORY, &next);
             site.first.tag(REPOSITORY, "v1", &next.digest);
@@ -428,16 +428,16 @@ fn tokens() -> Vec<Case> {
         case("realm at a private address", &COLD, move |site| {
             site.first.script(When::any(), bearer("http://127.0.0.2:9/token"));
         }),
-        case("foreign realm, larder has a password", &COLD, move |site| {
+        case("foreign realm, the server has a password", &COLD, move |site| {
             let realm = format!("http://localhost:{}/token", site.other.addr().port());
             site.first.script(When::any(), bearer(&realm));
             site.other.require_auth(Auth::Bearer(None));
         })
-        .beside(Beside::Elsewhere)
+        .second(Second::RedirectTarget)
         .settings(move |site, setup| {
             [with_password(site, setup), vec![("allow_private", true.into())]].concat()
         }),
-        case("requires a password, larder has a wrong one", &COLD, |site| {
+        case("requires a password, the server has a wrong one", &COLD, |site| {
             site.first.require_auth(Auth::Basic("user".into(), "other".into()));
         })
         .settings(with_password),
@@ -447,7 +447,7 @@ fn tokens() -> Vec<Case> {
 fn conversions() -> Vec<Case> {
     // The tag is an index, and the client accepts no index.
     let converting = |fault, lies: bool| {
-        let happens = move |site: &Site| {
+        let inject = move |site: &Site| {
             let child = site.content.converted.clone().unwrap();
             let list = site.content.document.digest.clone();
             site.first.script(
@@ -462,7 +462,7 @@ fn conversions() -> Vec<Case> {
                 }),
             );
         };
-        let converted = case(fault, &[Tag], happens).content(|n| {
+        let converted = case(fault, &[Tag], inject).content(|n| {
             let index = Index::docker(n * 10);
             let converted = Some(index.images[0].manifest.clone());
             Content { document: index.document, converted, ..Content::image(n) }
@@ -482,33 +482,33 @@ fn conversions() -> Vec<Case> {
     .content(|n| Content { document: Index::oci(n * 10).document, ..Content::image(n) });
     vec![
         converting("client accepts no index: converted", false),
-        converting("client accepts no index: converted, under the list's digest", true),
+        converting("client accepts no index: converted, with the digest of the index", true),
         Case { accept: Some(DOCKER_MANIFEST), ..refusing },
     ]
 }
 
 fn endpoints() -> Vec<Case> {
-    let first = |fault, asked: &[Asked], happening: Fault| {
-        always(fault, asked, vec![happening]).beside(Beside::Endpoint)
+    let first = |fault, request: &[Request], happening: Fault| {
+        always(fault, request, vec![happening]).second(Second::Endpoint)
     };
     vec![
-        case("two endpoints, the first down", &COLD, |site| site.first.down()).beside(Beside::Endpoint),
+        case("two endpoints, the first down", &COLD, |site| site.first.down()).second(Second::Endpoint),
         first("two endpoints, the first answers with 500", &COLD, Fault::Status(500)),
         first("two endpoints, the first answers with 404", &COLD, Fault::Status(404)),
         first("two endpoints, the first answers with 429", &COLD, Fault::Status(429)),
-        first("two endpoints, the first flips a bit", &COLD, Fault::FlipBit(CUT)).held_at(END),
-        case("two endpoints, the first breaks off and is gone", &[Blob], |site| {
+        first("two endpoints, the first flips a bit", &COLD, Fault::FlipBit(CUT)).hold_at(END),
+        case("two endpoints, the first interrupts the body and fails", &[Blob], |site| {
             site.first.script(When::any().times(1), Fault::Cut(CUT));
             site.first.script(When::any().after(1), Fault::Status(503));
         })
-        .beside(Beside::Endpoint),
+        .second(Second::Endpoint),
         case("two endpoints, both down", &ALL, |site| {
             site.first.down();
             site.other.down();
         })
-        .beside(Beside::Endpoint),
+        .second(Second::Endpoint),
         case("two endpoints, the first down, the second not authoritative", &ALL, |site| site.first.down())
-            .beside(Beside::Endpoint)
+            .second(Second::Endpoint)
             .settings(|site, _| {
                 let mut mirror = toml::toml! { authoritative = false };
                 mirror.insert("url".into(), site.other.url().into());

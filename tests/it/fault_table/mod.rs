@@ -15,61 +15,61 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Mutex;
 
-use cases::{Asked, Case};
+use cases::{Case, Request};
 use site::Site;
 use support::{Client, Fault, Larder, Setup, When};
 
 /// Number of rows at the same time. Most of their time is waiting.
-const AT_ONCE: usize = 32;
+const THREADS: usize = 32;
 
 /// One row: a case and one of its requests.
 struct Row<'c> {
     case: &'c Case,
-    asked: Asked,
+    request: Request,
     site: Site,
-    got: String,
-    saw: String,
-    kept: String,
+    response: String,
+    requests: String,
+    cached: String,
 }
 
 impl<'c> Row<'c> {
-    fn new(case: &'c Case, asked: Asked, n: usize) -> Self {
+    fn new(case: &'c Case, request: Request, n: usize) -> Self {
         let site = Site::new(n, case);
-        Self { case, asked, site, got: String::new(), saw: String::new(), kept: String::new() }
+        Self { case, request, site, response: String::new(), requests: String::new(), cached: String::new() }
     }
 
     fn get(&self, client: Client) -> Result<support::Answer, support::client::TransferError> {
-        let path = self.site.path(self.asked);
+        let path = self.site.path(self.request);
         let accept = [("Accept", self.case.accept.unwrap_or("*/*"))];
         client.try_send("GET", &path, &accept)
     }
 
     /// Caches the content if the row requires it.
-    fn hold(&self, client: Client) {
-        if self.asked.is_held() {
+    fn fill_cache(&self, client: Client) {
+        if self.request.is_cached() {
             let answer = self.get(client).unwrap();
             assert_eq!(answer.status(), 200, "{}: {answer:?}", self.case.fault);
         }
     }
 
     /// Sends the request under the fault, and records the answer.
-    fn ask(&mut self, client: Client) {
-        (self.case.happens)(&self.site);
-        if let Some(byte) = self.case.held_at {
-            let hold = Fault::HoldBody(byte, self.site.head.clone());
-            self.site.first.script(When::blobs(), hold);
+    fn send_request(&mut self, client: Client) {
+        (self.case.inject)(&self.site);
+        if let Some(byte) = self.case.hold_at {
+            let fill_cache = Fault::HoldBody(byte, self.site.head.clone());
+            self.site.first.script(When::blobs(), fill_cache);
         }
         for _ in 0..self.case.before {
             let _ = self.get(client);
         }
         self.site.forget_requests();
         let (outcome, reason) = self.outcome(client);
-        self.got = outcome;
+        self.response = outcome;
         if let Some(seconds) = self.case.within {
             let _ = write!(
-                self.got,
+                self.response,
                 ", within {} s",
-                if self.asked.is_held() { seconds.min(3) } else { seconds }
+                if self.request.is_cached() { seconds.min(3) } else { seconds }
             );
             // The reason proves that a time limit of the server ended the wait. The test itself measures no time.
             assert!(reason.contains("no timely answer"), "{}: {reason}", self.case.fault);
@@ -78,7 +78,7 @@ impl<'c> Row<'c> {
 
     /// Returns a summary of the answer, and the reason in its error or warning.
     fn outcome(&self, client: Client) -> (String, String) {
-        let path = self.site.path(self.asked);
+        let path = self.site.path(self.request);
         let accept = [("Accept", self.case.accept.unwrap_or("*/*"))];
         let transfer = client.open("GET", &path, &accept).expect("an answer's head");
         let head = transfer.head.clone();
@@ -96,9 +96,9 @@ impl<'c> Row<'c> {
         }
         let _ = write!(text, " {}", outcome(head.outcome()));
         match transfer.finish() {
-            Ok(answer) if answer.body == *self.site.right(self.asked) => text.push_str(", whole"),
+            Ok(answer) if answer.body == *self.site.expected(self.request) => text.push_str(", complete"),
             Ok(_) => text.push_str(", WRONG"),
-            Err(_) => text.push_str(", cut"),
+            Err(_) => text.push_str(", interrupted"),
         }
         let warning = head.header("warning");
         if warning.is_some() {
@@ -108,13 +108,17 @@ impl<'c> Row<'c> {
     }
 
     /// Sends the request again without any upstream.
-    fn ask_alone(&mut self, client: Client) {
+    fn send_without_upstream(&mut self, client: Client) {
         let (outcome, _) = self.outcome(client);
-        self.kept = match outcome.strip_prefix("200 ") {
+        self.cached = match outcome.strip_prefix("200 ") {
             Some(rest) => rest.split(',').next().unwrap().to_owned(),
             None => "nothing".to_owned(),
         };
-        assert!(!outcome.contains("WRONG") && !outcome.contains("cut"), "{}: {outcome}", self.case.fault);
+        assert!(
+            !outcome.contains("WRONG") && !outcome.contains("interrupted"),
+            "{}: {outcome}",
+            self.case.fault
+        );
     }
 }
 
@@ -123,13 +127,13 @@ fn outcome(cache_status: &str) -> &str {
     cache_status.rsplit_once("detail=").map_or("hit", |(_, word)| word)
 }
 
-/// Calls `work` for all rows, with [`AT_ONCE`] threads.
+/// Calls `work` for all rows, with [`THREADS`] threads.
 fn for_each<'c>(rows: &mut [Row<'c>], work: impl Fn(&mut Row<'c>) + Sync) {
     // Long waits start first.
     let (long, short): (Vec<_>, Vec<_>) = rows.iter_mut().partition(|row| row.case.within.is_some());
     let waiting = Mutex::new(long.into_iter().chain(short));
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..THREADS {
             scope.spawn(|| {
                 loop {
                     let Some(row) = waiting.lock().unwrap().next() else { return };
@@ -159,15 +163,15 @@ fn start(rows: &[Row<'_>], mode: &str) -> Larder {
 fn try_all(rows: &mut [Row<'_>], mode: &str) {
     let larder = start(rows, mode);
     let client = larder.api();
-    for_each(rows, |row| row.hold(client));
+    for_each(rows, |row| row.fill_cache(client));
     larder.wait_idle();
-    for_each(rows, |row| row.ask(client));
+    for_each(rows, |row| row.send_request(client));
     larder.wait_idle();
     for row in &mut *rows {
-        row.saw = row.site.saw();
+        row.requests = row.site.requests();
         row.site.down();
     }
-    for_each(rows, |row| row.ask_alone(client));
+    for_each(rows, |row| row.send_without_upstream(client));
 }
 
 fn render(rows: &[Row<'_>]) -> String {
@@ -186,14 +190,18 @@ fn render(rows: &[Row<'_>]) -> String {
     for row in rows {
         let fault = if row.case.fault == last { "" } else { row.case.fault };
         last = row.case.fault;
-        let _ = writeln!(text, "| {fault} | {} | {} | {} | {} |", row.asked, row.got, row.saw, row.kept);
+        let _ = writeln!(
+            text,
+            "| {fault} | {} | {} | {} | {} |",
+            row.request, row.response, row.requests, row.cached
+        );
     }
     text
 }
 
 fn rows<'c>(cases: &[&'c Case], from: usize) -> Vec<Row<'c>> {
-    let asked = cases.iter().flat_map(|case| case.asked.iter().map(|asked| (*case, *asked)));
-    asked.enumerate().map(|(n, (case, asked))| Row::new(case, asked, from + n)).collect()
+    let request = cases.iter().flat_map(|case| case.request.iter().map(|request| (*case, *request)));
+    request.enumerate().map(|(n, (case, request))| Row::new(case, request, from + n)).collect()
 }
 
 /// Returns the lines that only one of two texts has.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::cases::{Asked, Beside, Case};
+use super::cases::{Case, Request, Second};
 use super::support::{Blob, Document, Gate, Image, Registry, Seen, TlsServer};
 
 /// Repository with all content.
@@ -46,7 +46,7 @@ pub(crate) struct Site {
     pub(crate) first: Registry,
     /// Another registry with the same content.
     pub(crate) other: Registry,
-    beside: Beside,
+    second: Second,
     pub(crate) content: Content,
     /// Opened when the client has the head of its answer.
     pub(crate) head: Gate,
@@ -73,7 +73,7 @@ impl Site {
             upstream: format!("row{n}.test"),
             first,
             other,
-            beside: case.beside,
+            second: case.second,
             content,
             head: Gate::new(),
             tls,
@@ -81,31 +81,31 @@ impl Site {
     }
 
     pub(crate) fn endpoints(&self) -> Vec<String> {
-        match (&self.tls, self.beside) {
+        match (&self.tls, self.second) {
             (Some(tls), _) => vec![tls.url()],
-            (None, Beside::Endpoint) => vec![self.first.url(), self.other.url()],
-            (None, Beside::Nobody | Beside::Elsewhere) => vec![self.first.url()],
+            (None, Second::Endpoint) => vec![self.first.url(), self.other.url()],
+            (None, Second::Unused | Second::RedirectTarget) => vec![self.first.url()],
         }
     }
 
     /// Returns the path of a client's request.
-    pub(crate) fn path(&self, asked: Asked) -> String {
+    pub(crate) fn path(&self, request: Request) -> String {
         let Content { document, blob, .. } = &self.content;
-        let (what, reference) = match asked {
-            Asked::Tag | Asked::HeldTag => ("manifests", "v1"),
-            Asked::Digest | Asked::HeldDigest => ("manifests", document.digest.as_str()),
-            Asked::Blob | Asked::HeldBlob => ("blobs", blob.digest.as_str()),
+        let (what, reference) = match request {
+            Request::Tag | Request::CachedTag => ("manifests", "v1"),
+            Request::Digest | Request::CachedDigest => ("manifests", document.digest.as_str()),
+            Request::Blob | Request::CachedBlob => ("blobs", blob.digest.as_str()),
         };
         format!("/v2/{}/{REPOSITORY}/{what}/{reference}", self.upstream)
     }
 
     /// Returns the correct bytes.
-    pub(crate) fn right(&self, asked: Asked) -> Arc<Vec<u8>> {
+    pub(crate) fn expected(&self, request: Request) -> Arc<Vec<u8>> {
         let Content { document, blob, converted } = &self.content;
-        match asked {
-            Asked::Tag | Asked::HeldTag => converted.as_ref().unwrap_or(document).bytes.clone(),
-            Asked::Digest | Asked::HeldDigest => document.bytes.clone(),
-            Asked::Blob | Asked::HeldBlob => blob.bytes.clone(),
+        match request {
+            Request::Tag | Request::CachedTag => converted.as_ref().unwrap_or(document).bytes.clone(),
+            Request::Digest | Request::CachedDigest => document.bytes.clone(),
+            Request::Blob | Request::CachedBlob => blob.bytes.clone(),
         }
     }
 
@@ -120,12 +120,12 @@ impl Site {
     }
 
     /// Returns the requests of all registries in short form.
-    pub(crate) fn saw(&self) -> String {
+    pub(crate) fn requests(&self) -> String {
         let (first, other) = (self.list(&self.first), self.list(&self.other));
-        match self.beside {
-            Beside::Nobody => first,
-            Beside::Elsewhere => format!("{first}; elsewhere: {other}"),
-            Beside::Endpoint => format!("first: {first}; second: {other}"),
+        match self.second {
+            Second::Unused => first,
+            Second::RedirectTarget => format!("{first}; other host: {other}"),
+            Second::Endpoint => format!("first: {first}; second: {other}"),
         }
     }
 

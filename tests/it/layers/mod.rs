@@ -70,13 +70,13 @@ impl Findings {
     fn of(sources: &[Source]) -> Self {
         let mut found = Self::default();
         for source in sources {
-            found.look_at(source);
+            found.check(source);
         }
         found.circles = circles(sources);
         found
     }
 
-    fn look_at(&mut self, source: &Source) {
+    fn check(&mut self, source: &Source) {
         let path = &source.path;
         if !source.text.starts_with("//! ") {
             self.names.push(format!("{path} does not open with a `//!` sentence"));
@@ -100,10 +100,10 @@ impl Findings {
         if source.top() == "store" {
             self.store_methods += source.methods.iter().filter(|(of, _)| of == "Store").count();
         }
-        self.look_at_imports(source);
+        self.check_imports(source);
     }
 
-    fn look_at_imports(&mut self, source: &Source) {
+    fn check_imports(&mut self, source: &Source) {
         let (path, top) = (&source.path, source.top());
         if top == "lib" {
             return;

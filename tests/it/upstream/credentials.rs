@@ -205,7 +205,7 @@ async fn changed_docker_config_is_used_at_once() {
 }
 
 /// A registry that issues the token `hush-USER-N`, with a counter `N`, and accepts those of one user.
-async fn picky_registry(
+async fn registry_accepting(
     refusal: u16,
     liked: impl Fn(usize) -> &'static str + Send + Sync + 'static,
 ) -> Registry {
@@ -229,7 +229,7 @@ async fn picky_registry(
 async fn changed_password_renews_a_refused_token() {
     for refusal in [401, 403] {
         // The first three requests are the challenge, the token and the answer.
-        let registry = picky_registry(refusal, |before| if before < 4 { "one" } else { "two" }).await;
+        let registry = registry_accepting(refusal, |before| if before < 4 { "one" } else { "two" }).await;
         let folder = tempfile::tempdir().expect("a folder");
         let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), TIMEOUTS);
         assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
@@ -248,7 +248,7 @@ async fn changed_password_renews_a_refused_token() {
 
 #[tokio::test]
 async fn changed_password_renews_the_token_at_expiry() {
-    let registry = picky_registry(401, |_| "").await;
+    let registry = registry_accepting(401, |_| "").await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "one");
     let (upstream, _, clock) = timed("reg.test", settings, TIMEOUTS);
@@ -267,7 +267,7 @@ async fn changed_password_renews_the_token_at_expiry() {
 
 #[tokio::test]
 async fn unchanged_refusal_is_not_repeated() {
-    let registry = picky_registry(403, |_| "nobody").await;
+    let registry = registry_accepting(403, |_| "nobody").await;
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), TIMEOUTS);
     for requests in [3, 4, 5] {
@@ -279,7 +279,7 @@ async fn unchanged_refusal_is_not_repeated() {
 
 #[tokio::test]
 async fn missing_login_is_anonymous() {
-    let registry = picky_registry(401, |_| "anybody").await;
+    let registry = registry_accepting(401, |_| "anybody").await;
     let folder = tempfile::tempdir().expect("a folder");
     for settings in [
         at(&registry.url()),

@@ -295,11 +295,11 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn new() -> Self {
-        Self::demanding(None)
+        Self::requiring_client_certificate(None)
     }
 
     /// Starts a server with this certificate. It requires client certificates, and accepts this one only.
-    pub(crate) fn demanding(client: Option<&Self>) -> Self {
+    pub(crate) fn requiring_client_certificate(client: Option<&Self>) -> Self {
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
         let provider = Arc::new(ring::default_provider());

@@ -21,7 +21,7 @@ struct Search {
 
 impl Search {
     /// Adds a secret in all forms in which it could appear.
-    fn hide(&mut self, secret: &str) {
+    fn add_secret(&mut self, secret: &str) {
         self.secrets.insert(secret.to_owned());
         self.secrets.insert(BASE64_STANDARD.encode(secret));
         self.secrets.insert(url::form_urlencoded::byte_serialize(secret.as_bytes()).collect());
@@ -31,8 +31,8 @@ impl Search {
     }
 
     fn hide_login(&mut self, user: &str, password: &str) {
-        self.hide(password);
-        self.hide(&format!("{user}:{password}"));
+        self.add_secret(password);
+        self.add_secret(&format!("{user}:{password}"));
         self.secrets.insert(BASE64_STANDARD.encode(format!("{user}:{password}")));
     }
 
@@ -46,7 +46,7 @@ impl Search {
 
     /// Stops a server, and searches all its output.
     #[track_caller]
-    fn through(mut self, mut larder: Larder) {
+    fn search(mut self, mut larder: Larder) {
         self.places.push(("the metrics".to_owned(), larder.metrics_text()));
         larder.stop();
         let log = larder.log_text();
@@ -74,12 +74,12 @@ fn registry(auth: Auth) -> Registry {
 }
 
 /// A token service that requires these credentials.
-fn tokens_for(user: &str, password: &str) -> Auth {
+fn token_service(user: &str, password: &str) -> Auth {
     Auth::Bearer(Some((user.to_owned(), password.to_owned())))
 }
 
 /// A token service for an identity token: by POST, which renews it, or only by GET.
-fn exchanges(registry: &Registry, token: &'static str, renewed: &'static str, by_post: bool) {
+fn identity_token_service(registry: &Registry, token: &'static str, renewed: &'static str, by_post: bool) {
     registry.script(
         When::any().path("/token"),
         Fault::rewrite(move |seen, plan| {
@@ -105,11 +105,11 @@ fn exchanges(registry: &Registry, token: &'static str, renewed: &'static str, by
 /// Returns one registry for each kind of authentication, and for some failures.
 fn registries() -> Vec<(&'static str, Registry)> {
     let post = registry(Auth::Bearer(None));
-    exchanges(&post, "identity-one-secret", "renewed-identity-secret", true);
+    identity_token_service(&post, "identity-one-secret", "renewed-identity-secret", true);
     let get = registry(Auth::Bearer(None));
-    exchanges(&get, "identity-two-secret", "never", false);
+    identity_token_service(&get, "identity-two-secret", "never", false);
     let keychain = registry(Auth::Bearer(None));
-    exchanges(&keychain, "identity-in-keychain", "renewed-identity-secret", true);
+    identity_token_service(&keychain, "identity-in-keychain", "renewed-identity-secret", true);
     let bearer = registry(Auth::Nothing);
     bearer.script(
         When::any(),
@@ -127,14 +127,14 @@ fn registries() -> Vec<(&'static str, Registry)> {
     wrong_token.script(When::any().path("/token"), Fault::Status(401));
     vec![
         ("basic.test", registry(Auth::Basic("basic-user".into(), "secret-of-basic".into()))),
-        ("bearer.test", registry(tokens_for("bearer-user", "secret-of-bearer"))),
-        ("written.test", registry(tokens_for("written-user", "secret-in-the-file"))),
+        ("bearer.test", registry(token_service("bearer-user", "secret-of-bearer"))),
+        ("written.test", registry(token_service("written-user", "secret-in-the-file"))),
         ("post.test", post),
         ("get.test", get),
         ("token.test", bearer),
         ("helper.test", registry(Auth::Basic("helper-user".into(), "secret-of-the-helper".into()))),
         ("keychain.test", keychain),
-        ("wrong.test", registry(tokens_for("wrong-user", "another"))),
+        ("wrong.test", registry(token_service("wrong-user", "another"))),
         ("wrong-basic.test", registry(Auth::Basic("wrong-user".into(), "another".into()))),
         ("wrong-identity.test", wrong_token),
         ("broken.test", registry(Auth::Basic("x".into(), "x".into()))),
@@ -190,15 +190,15 @@ fn credentials_of_every_kind_stay_secret() {
     search.hide_login("written-user", "secret-in-the-file");
     search.hide_login("helper-user", "secret-of-the-helper");
     for token in ["identity-one-secret", "identity-two-secret", "renewed-identity-secret"] {
-        search.hide(token);
+        search.add_secret(token);
     }
     for token in
         ["registry-token-secret", "identity-in-keychain", "stdout-of-a-broken-one", "stderr-of-a-broken-one"]
     {
-        search.hide(token);
+        search.add_secret(token);
     }
     search.hide_login("wrong-user", "wrong-but-secret");
-    search.hide("malformed-but-secret");
+    search.add_secret("malformed-but-secret");
 
     let registries = registries();
     let setup = setup(&registries);
@@ -229,7 +229,7 @@ fn credentials_of_every_kind_stay_secret() {
     let renewed =
         renewed.filter(|seen| String::from_utf8_lossy(&seen.body).contains("renewed-identity-secret"));
     assert!(renewed.count() > 0, "the renewed identity token has been on its way too");
-    search.through(larder);
+    search.search(larder);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -259,7 +259,7 @@ async fn http2_and_tls_logs_have_no_secrets() {
     let mut search = Search::default();
     search.hide_login("tls-user", "secret-over-tls");
     for secret in ["identity-over-tls", "token-over-tls", "renewed-over-tls", "key-over-tls"] {
-        search.hide(secret);
+        search.add_secret(secret);
     }
     let mut setup = Setup::empty().set("log.level", "trace");
     for (name, entry) in [
@@ -284,5 +284,5 @@ async fn http2_and_tls_logs_have_no_secrets() {
         .filter(|seen| seen.header("authorization") == Some("Bearer token-over-tls"))
         .count();
     assert!(tokens >= 4, "{tokens}");
-    search.through(larder);
+    search.search(larder);
 }

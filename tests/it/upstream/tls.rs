@@ -87,7 +87,7 @@ fn file(folder: &tempfile::TempDir, name: &str, content: &str) -> PathBuf {
 #[tokio::test]
 async fn client_certificate_is_sent_on_demand() {
     let (client, stranger) = (Identity::new(), Identity::new());
-    let identity = Identity::demanding(Some(&client));
+    let identity = Identity::requiring_client_certificate(Some(&client));
     let registry = Registry::start_tls(&identity, |_, _| answer(200, &[], b"content")).await;
     let folder = tempfile::tempdir().expect("a folder");
     let trusting = Settings { ca_file: Some(file(&folder, "ca.pem", &identity.pem)), ..at(&registry.url()) };
@@ -114,7 +114,7 @@ async fn client_certificate_is_sent_on_demand() {
 #[tokio::test]
 async fn token_service_uses_the_registry_tls_settings() {
     let client = Identity::new();
-    let identity = Identity::demanding(Some(&client));
+    let identity = Identity::requiring_client_certificate(Some(&client));
     let service = Registry::start_tls(&identity, |_, _| answer(200, &[], br#"{"token":"t"}"#)).await;
     let challenge = format!(r#"Bearer realm="{}/token""#, service.url());
     let registry = Registry::start_tls(&identity, move |seen, _| match seen.header("authorization") {
