@@ -274,7 +274,7 @@ fn elements_that_are_no_strings_are_skipped() {
 #[test]
 fn refused_page_size_is_left_out() {
     for which in ["upstream", "merged"] {
-        let (registry, _, tags) = full();
+        let (registry, _, tags) = with_tags();
         // The pages that the registry links to have a size that it permits.
         registry.script(When::any().path("/tags/list").query("n=1000"), Fault::Status(400));
         let larder = listing(Setup::with(&registry), which).start();
