@@ -1,4 +1,4 @@
-"""What the pages are looked at with: images pushed to docker-registry, a slow way to it, and a larder before that."""
+"""Set-up of the browser tests: docker-registry with images, a slow connection to it, and a server in front of it."""
 
 import gzip
 import http.client
@@ -13,14 +13,14 @@ from servers import Process, ask, start_registry, wait_until
 
 REGISTRY, SLOW, API, ADMIN = 5100, 5101, 5000, 5001
 EMPTY_API, EMPTY_ADMIN, DEAD = 5010, 5011, 5999
-# Those that come at a pace to watch.
+# Images whose blobs are slow enough to watch their download.
 SLOW_ONES = ("library/python:3.14", "library/golang:1.27")
-# What runs if anything of what is shown is taken for markup.
+# Runs if a shown text is interpreted as markup.
 HOSTILE = "\"'><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
 
 
 def image(name, platform, sizes, config=None, history=(), annotations=None):
-    """An image with layers of these sizes, and with what people put into configs."""
+    """An image with layers of these sizes and a typical config."""
     layers, diffs = [], []
     for number, size in enumerate(sizes):
         tar = layer_tar([(f"data/{number}", noise(f"{name} {platform['architecture']} {number}", size))])
@@ -94,7 +94,7 @@ def contents():
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
-    """The registry, with Docker Hub's quota on manifests, and with some blobs at a pace to watch."""
+    """The registry, with the quota of Docker Hub and some slow blobs."""
 
     protocol_version = "HTTP/1.1"
     pace, left = 2 * MIB, 76
@@ -137,7 +137,7 @@ def slow_way():
 
 
 def pull(name, platform="amd64", port=API):
-    """What a client does: the index, one platform's manifest, and its blobs."""
+    """Pulls as a client does: the index, the manifest of one platform, and its blobs."""
     repository, tag = name.rsplit(":", 1)
     path = f"/v2/{repository}/manifests/"
     _, _, body = ask("GET", path + tag, port)
@@ -188,7 +188,7 @@ def settle(admin=ADMIN):
 
 
 def build(work, binary):
-    """Everything, and the larders: one that has been used, and one that nobody has asked for anything."""
+    """Starts the registry and two servers: one with cached content, and an unused one."""
     start_registry(work, "registry", REGISTRY)
     registry = Registry(f"http://127.0.0.1:{REGISTRY}")
     for made in contents():

@@ -78,7 +78,7 @@ def by_proxy(work, binary, report, store, image):
             way = [(step, "ok") for step in ("proxy", "connection", "tunnel", "tls", "/v2/")]
             require(found[: len(way)] == way, f"{found}")
     with larder_by(work, binary, "unknown", cert, "") as (config, env):
-        with report.check("by proxy: one that wants credentials is said to"):
+        with report.check("by proxy: doctor reports the missing credentials"):
             status, _, body = ask("GET", path, Accept="*/*")
             require(status == 502 and b"through its proxy" in body, f"{status} {body[:200]!r}")
             found = steps(binary, config, env)

@@ -66,7 +66,7 @@ def wait_until(what, condition, seconds=30):
             if condition():
                 return
         if time.monotonic() > deadline:
-            raise Failed(f"waited {seconds} s in vain until {what}")
+            raise Failed(f"not reached within {seconds} s: {what}")
         time.sleep(0.05)
 
 

@@ -114,7 +114,7 @@ def kubernetes(report, binary):
         require((deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate"), "two larders, one store")
         labels = of_kind(objects, "Namespace")["metadata"]["labels"]
         require(labels["pod-security.kubernetes.io/enforce"] == "restricted", labels)
-    with report.check("kubernetes: the DaemonSet is on the node's loopback, with the node's disk, and tells containerd"):
+    with report.check("kubernetes: the DaemonSet uses the loopback and the disk of the node, and configures containerd"):
         pod = of_kind(documents["daemonset"], "DaemonSet")["spec"]["template"]["spec"]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         require(volumes["data"]["hostPath"]["path"] == "/var/lib/larder", volumes["data"])
@@ -123,7 +123,7 @@ def kubernetes(report, binary):
         require((ports["registry"]["hostIP"], ports["registry"]["hostPort"]) == ("127.0.0.1", 5000), ports)
         require("hostPort" not in ports["admin"], "the operator's port is on the node")
         require(pod["priorityClassName"] == "larder", "no priority")
-    with report.check("kubernetes: the init container writes hosts.toml, and leaves somebody else's alone"):
+    with report.check("kubernetes: the init container writes hosts.toml, and does not change foreign files"):
         init_container(documents["daemonset"], work / "node")
     with report.check("kubernetes: the operator's port is in no Service, and closed to all but Prometheus"):
         for overlay in ("deployment", "daemonset"):
@@ -182,7 +182,7 @@ def init_container(objects, work):
         require((work / "node/data").stat().st_uid == 65532, "the store's folder is not larder's")
     written.write_text('server = "https://elsewhere.example.com"\n')
     run("sh", "-c", script)
-    require("elsewhere" in written.read_text(), "somebody else's file was overwritten")
+    require("elsewhere" in written.read_text(), "a foreign file was overwritten")
     require(sorted(path.name for path in written.parent.iterdir()) == ["hosts.toml"], "something was left")
 
 

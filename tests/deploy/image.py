@@ -38,11 +38,11 @@ def built_and_run(work, binary, report):
     env = {"DISABLE_HC_SYSTEMD": "true"}
     one_hierarchy()
     larder = None
-    with report.check("image: it starts without root, on a root that nobody can write to"):
+    with report.check("image: it starts without root, with a read-only root file system"):
         larder = Process(work, "larder-image", *start, ready=lambda: ask("GET", "/readyz", ADMIN)[0] == 200, env=env)
     require(larder, "without a container there is nothing to try")
     inside = (*podman, "exec", "larder", "/usr/bin/larder")
-    with report.check("image: its process is nobody's, with no capability and no way to more"):
+    with report.check("image: its process has no root rights and no capabilities"):
         pid = int(run(*podman, "inspect", "--format", "{{.State.Pid}}", "larder"))
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
@@ -65,7 +65,7 @@ def built_and_run(work, binary, report):
     with report.check("image: the command line asks the larder in it, and needs no more than its verb"):
         listed = json.loads(run(*podman, "exec", "larder", "larder", "ls", "--json"))
         require("library/multi" in json.dumps(listed), listed)
-    with report.check("image: its health check fails where nobody listens"):
+    with report.check("image: its health check fails without a server"):
         try:
             run(*podman, "exec", "--env", "LARDER_ADMIN__LISTEN=127.0.0.1:9", "larder", "/usr/bin/larder", *check[2:])
         except Failed as error:
@@ -107,7 +107,7 @@ def contents(work, storage):
     require(found == {"usr/bin/larder", "etc/larder/larder.toml", "etc/nsswitch.conf"}, sorted(found))
     kept = (root / "data").stat()
     require((kept.st_uid, kept.st_gid) == (65532, 65532), f"/data is {kept.st_uid}'s")
-    require((root / "etc/larder/larder.toml").stat().st_mode & 0o044 == 0o044, "nobody may read the configuration")
+    require((root / "etc/larder/larder.toml").stat().st_mode & 0o044 == 0o044, "the configuration is not readable")
     run("buildah", *storage, "rm", container)
 
 

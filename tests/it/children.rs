@@ -287,6 +287,6 @@ fn blobs_are_prefetched_for_configured_platforms() {
     for blob in amd64.blobs() {
         let asked =
             registry.requests().iter().any(|seen| seen.method == "GET" && seen.path.ends_with(&blob.digest));
-        assert!(!asked, "nobody wanted {}", blob.digest);
+        assert!(!asked, "downloaded without a request: {}", blob.digest);
     }
 }

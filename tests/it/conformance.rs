@@ -182,8 +182,8 @@ fn pull_ranges_of_blobs() {
         let answer = larder.api().send("GET", &path, &[("Range", &format!("bytes={range}"))]);
         assert_eq!(answer.status(), 206, "{range}: {answer:?}");
         assert_eq!(answer.body, blob.bytes[from..to], "{range}");
-        let told = format!("bytes {from}-{}/3000", to - 1);
-        assert_eq!(answer.header("content-range"), Some(told.as_str()));
+        let content_range = format!("bytes {from}-{}/3000", to - 1);
+        assert_eq!(answer.header("content-range"), Some(content_range.as_str()));
         assert_eq!(answer.header("content-length"), Some((to - from).to_string().as_str()));
     }
     for range in ["500-0", "3000-", "5000-6000"] {
@@ -196,7 +196,7 @@ fn pull_ranges_of_blobs() {
 #[test]
 fn pull_missing_content_is_404() {
     let suite = Suite::new();
-    let digest = Blob::new("nobody pushed this").digest;
+    let digest = Blob::new("missing content").digest;
     for method in ["HEAD", "GET"] {
         for (path, code) in [
             (format!("manifests/{digest}"), "MANIFEST_UNKNOWN"),

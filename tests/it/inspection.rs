@@ -20,7 +20,7 @@ impl PartlyCached {
         if arguments.contains(&"--json") {
             assert_eq!(without_time(online.json()), without_time(offline.json()));
         }
-        assert_eq!(self.registry.requests().len(), 0, "nobody is asked");
+        assert_eq!(self.registry.requests().len(), 0, "the upstream got no request");
         online
     }
 }
@@ -132,20 +132,20 @@ fn inspect_prints_documents_byte_for_byte() {
 fn missing_platform_error_lists_the_available_ones() {
     let world = PartlyCached::new();
     let larder = &world.larder;
-    let told = |arguments: &[&str], code: i32| verb::online(larder, arguments).exited_with(code).stderr;
-    let text = told(&["inspect", "multi:v1", "--platform", "linux/s390x"], 5);
+    let output = |arguments: &[&str], code: i32| verb::online(larder, arguments).exited_with(code).stderr;
+    let text = output(&["inspect", "multi:v1", "--platform", "linux/s390x"], 5);
     assert!(text.contains("no image for linux/s390x; available: linux/amd64, linux/arm64"), "{text}");
-    let text = told(&["inspect", "org/single:2", "--oci"], 5);
+    let text = output(&["inspect", "org/single:2", "--oci"], 5);
     assert!(text.contains(DOCKER_MANIFEST) && text.contains("does not convert"), "{text}");
     let text =
-        told(&["inspect", "multi:v1", "--platform", "linux/amd64", "--media-type", DOCKER_MANIFEST], 5);
+        output(&["inspect", "multi:v1", "--platform", "linux/amd64", "--media-type", DOCKER_MANIFEST], 5);
     assert!(text.contains(OCI_MANIFEST), "{text}");
-    assert!(told(&["inspect", "multi:v2"], 5).contains("docker.io/library/multi:v2 is not cached"));
-    assert!(told(&["inspect", "org/single:2", "--index"], 1).contains("not an index"));
-    assert!(told(&["inspect", "multi:v1", "--config"], 1).contains("linux/amd64, linux/arm64"));
-    assert!(told(&["inspect", "multi:v1", "--platform", "arm64"], 1).contains("write os/arch"));
-    assert!(told(&["inspect", "Multi:v1"], 1).contains("not a repository name"));
-    assert!(told(&["inspect", "multi@sha256:12"], 1).contains("not a digest"));
+    assert!(output(&["inspect", "multi:v2"], 5).contains("docker.io/library/multi:v2 is not cached"));
+    assert!(output(&["inspect", "org/single:2", "--index"], 1).contains("not an index"));
+    assert!(output(&["inspect", "multi:v1", "--config"], 1).contains("linux/amd64, linux/arm64"));
+    assert!(output(&["inspect", "multi:v1", "--platform", "arm64"], 1).contains("write os/arch"));
+    assert!(output(&["inspect", "Multi:v1"], 1).contains("not a repository name"));
+    assert!(output(&["inspect", "multi@sha256:12"], 1).contains("not a digest"));
 }
 
 #[test]

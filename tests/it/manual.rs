@@ -61,11 +61,11 @@ fn bash_completion_has_verbs_and_clients() {
 fn manual_page_exists_for_every_verb() {
     let setup = Setup::empty();
     let folder = setup.folder().join("man1");
-    let told = larder(&setup, &["man", "--dir", folder.to_str().unwrap()]).exited_with(0).stdout;
+    let output = larder(&setup, &["man", "--dir", folder.to_str().unwrap()]).exited_with(0).stdout;
     let mut names: Vec<_> =
         fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert!(told.starts_with(&format!("wrote {} pages to ", names.len())), "{told}");
+    assert!(output.starts_with(&format!("wrote {} pages to ", names.len())), "{output}");
     for name in ["larder.1", "larder-serve.1", "larder-setup.1", "larder-store-convert.1"] {
         assert!(names.iter().any(|it| it == name), "{names:?}");
     }

@@ -129,17 +129,17 @@ fn child_answered_under_the_index_digest_is_corrected() {
 
 #[test]
 fn wrong_content_type_is_replaced_by_the_body_type() {
-    for told in ["text/html", "image/png", "application/octet-stream", "nonsense", OCI_INDEX] {
+    for media_type in ["text/html", "image/png", "application/octet-stream", "nonsense", OCI_INDEX] {
         let (registry, image) = (Registry::start(), Image::small(1));
         registry.add_image("library/app", "v1", &image);
-        registry.script(When::manifests(), Fault::SetHeader("Content-Type", told.to_owned()));
+        registry.script(When::manifests(), Fault::SetHeader("Content-Type", media_type.to_owned()));
         let larder = Larder::in_front_of(&registry);
         let by_digest = format!("/v2/library/app/manifests/{}", image.manifest.digest);
         for path in [TAG, &by_digest] {
             let answer = larder.get(path);
             answer.assert_body(&image.manifest.bytes);
-            assert_eq!(answer.header("content-type"), Some(OCI_MANIFEST), "{told}");
-            assert_eq!(larder.head(path).header("content-type"), Some(OCI_MANIFEST), "{told}");
+            assert_eq!(answer.header("content-type"), Some(OCI_MANIFEST), "{media_type}");
+            assert_eq!(larder.head(path).header("content-type"), Some(OCI_MANIFEST), "{media_type}");
         }
     }
 }

@@ -121,9 +121,9 @@ fn routes_answer_as_documented() {
                 );
                 continue;
             };
-            let told = &operation["responses"][answer.status().to_string()];
-            assert!(told.is_object(), "{method} {path} answers {}: {}", answer.status(), answer.text());
-            let content = resolve(&document, told)["content"].as_object().unwrap();
+            let documented = &operation["responses"][answer.status().to_string()];
+            assert!(documented.is_object(), "{method} {path} answers {}: {}", answer.status(), answer.text());
+            let content = resolve(&document, documented)["content"].as_object().unwrap();
             let media_type = answer.header("content-type").unwrap();
             let schema =
                 &content.get(media_type).unwrap_or_else(|| panic!("{method} {path}: {media_type}"))["schema"];

@@ -83,7 +83,7 @@ fn connection_limit_is_shared_by_all_sockets() {
     larder.get("/v2/").assert_body(b"{}");
     let mut rest = Vec::new();
     silent.set_read_timeout(Some(TIME_LIMIT)).unwrap();
-    silent.read_to_end(&mut rest).expect("it was let go");
+    silent.read_to_end(&mut rest).expect("the connection is closed");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn sockets_are_inherited_from_the_service_manager() {
     larder.get("/v2/").assert_body(b"{}");
     assert!(get_by(&socket, "/v2/").unwrap().starts_with("HTTP/1.1 200 "));
     larder.stop();
-    assert!(socket.exists(), "it belongs to who made it");
+    assert!(socket.exists(), "the socket belongs to the service manager");
 }
 
 #[test]

@@ -133,18 +133,18 @@ fn proxy_credentials_come_from_the_environment_and_are_never_printed() {
 #[test]
 fn malformed_proxy_is_refused() {
     let registry = Registry::start();
-    for (written, told) in [
+    for (written, reason) in [
         ("socks5://127.0.0.1:1080", "proxies of type socks5 are not supported"),
         ("http://me:secret@127.0.0.1:3128", "HTTPS_PROXY"),
         ("http://127.0.0.1:3128/path", "is not a proxy"),
     ] {
         let exit = Setup::with(&registry).upstream_set("docker.io", "proxy", written).run_to_exit();
         assert!(!exit.status.success());
-        assert!(exit.stderr.contains(told) && exit.stderr.contains("docker.io"), "{}", exit.stderr);
+        assert!(exit.stderr.contains(reason) && exit.stderr.contains("docker.io"), "{}", exit.stderr);
         assert!(!exit.stderr.contains("secret"), "{}", exit.stderr);
     }
     // Variables of the environment follow the same rules, and `direct` ignores them.
-    for (value, told) in [
+    for (value, reason) in [
         ("socks5://127.0.0.1:1080", "proxies of type socks5 are not supported"),
         ("me:secret@pro xy", "is not a proxy"),
     ] {
@@ -153,7 +153,7 @@ fn malformed_proxy_is_refused() {
             .upstream_set("docker.io", "default", true);
         let exit = run_to_exit(setup.command().env("ALL_PROXY", value));
         assert!(!exit.status.success());
-        assert!(exit.stderr.contains(told) && exit.stderr.contains("ALL_PROXY"), "{}", exit.stderr);
+        assert!(exit.stderr.contains(reason) && exit.stderr.contains("ALL_PROXY"), "{}", exit.stderr);
         assert!(!exit.stderr.contains("secret"), "{}", exit.stderr);
         elsewhere(setup.upstream_set("docker.io", "proxy", "direct"), &[("ALL_PROXY", value)]);
     }

@@ -18,8 +18,8 @@ impl ColdBlob {
     fn assert_part(&self, range: &str, from: usize, to: usize) -> Answer {
         let answer = self.range(range);
         assert_eq!(answer.status(), 206, "{range}: {:?}", answer.head);
-        let told = format!("bytes {from}-{}/{}", to - 1, self.blob.len());
-        assert_eq!(answer.header("content-range"), Some(told.as_str()));
+        let content_range = format!("bytes {from}-{}/{}", to - 1, self.blob.len());
+        assert_eq!(answer.header("content-range"), Some(content_range.as_str()));
         assert_eq!(answer.head.content_length(), Some(to - from));
         assert!(answer.body == self.blob.bytes[from..to], "{range}: wrong bytes");
         answer

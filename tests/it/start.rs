@@ -250,8 +250,8 @@ fn health_check_runs_as_a_command() {
 
 /// Returns the number of bytes that the process has read.
 fn has_read(larder: &Larder) -> usize {
-    let told = std::fs::read_to_string(format!("/proc/{}/io", larder.pid())).unwrap();
-    told.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+    let io = std::fs::read_to_string(format!("/proc/{}/io", larder.pid())).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
 }
 
 #[test]

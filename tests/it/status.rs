@@ -56,11 +56,11 @@ fn traffic_totals_are_shown() {
         "{store}"
     );
     assert_eq!(report["upstreams"][0]["fetched"].as_u64(), Some(once as u64));
-    let told = verb::online(&larder, &["status"]).exited_with(0).stdout;
+    let output = verb::online(&larder, &["status"]).exited_with(0).stdout;
     for part in
         ["75.0 % of 8 requests (6 hits)", "1 manifest and 1 blob", "docker.io", "ok", "fills      none"]
     {
-        assert!(told.contains(part), "{part} is not in:\n{told}");
+        assert!(output.contains(part), "{part} is not in:\n{output}");
     }
 }
 
@@ -81,8 +81,8 @@ fn running_fill_is_shown() {
     assert_eq!(fill["repository"], "docker.io/library/app");
     assert_eq!((fill["total"].as_u64(), fill["readers"].as_u64()), (Some(4 << 20), Some(1)), "{fill}");
     assert!(fill["rate"].as_u64() > Some(0) && fill["kept"] == true && fill["settling"] == false, "{fill}");
-    let told = verb::online(&larder, &["status"]).exited_with(0).stdout;
-    assert!(told.contains("3.0 MiB of 4.0 MiB") && told.contains("1 reader"), "{told}");
+    let output = verb::online(&larder, &["status"]).exited_with(0).stdout;
+    assert!(output.contains("3.0 MiB of 4.0 MiB") && output.contains("1 reader"), "{output}");
     gate.open();
     transfer.finish().unwrap();
     larder.wait_idle();
@@ -117,10 +117,12 @@ fn failing_upstream_and_quota_are_shown() {
     let warned = &report["warnings"][0];
     assert!(warned["message"].as_str().unwrap().contains("no requests are sent"), "{report}");
     assert!(warned["detail"].as_str().unwrap().contains("docker.io"), "{warned}");
-    let told = verb::online(&larder, &["status"]).exited_with(0).stdout;
+    let output = verb::online(&larder, &["status"]).exited_with(0).stdout;
     assert!(
-        told.contains("warning") && told.contains("open for") && told.contains("7 of 100, resets within"),
-        "{told}"
+        output.contains("warning")
+            && output.contains("open for")
+            && output.contains("7 of 100, resets within"),
+        "{output}"
     );
 }
 
@@ -131,9 +133,9 @@ fn store_without_a_server_has_a_status() {
     larder.wait_idle();
     larder.stop();
     let setup = larder.into_setup();
-    let told = verb::offline(&setup, &["status"]).exited_with(0).stdout;
-    assert!(told.contains("no server runs") && told.contains("1 manifest and 0 blobs"), "{told}");
-    assert!(!told.contains("hits") && !told.contains("docker.io"), "{told}");
+    let output = verb::offline(&setup, &["status"]).exited_with(0).stdout;
+    assert!(output.contains("no server runs") && output.contains("1 manifest and 0 blobs"), "{output}");
+    assert!(!output.contains("hits") && !output.contains("docker.io"), "{output}");
     let report = verb::offline(&setup, &["status", "--json"]).exited_with(0).json();
     assert!(report["service"].is_null() && report["store"]["manifests"] == 1, "{report}");
     let watched = verb::offline(&setup, &["status", "--watch"]).exited_with(0);

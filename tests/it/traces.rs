@@ -101,7 +101,7 @@ fn cold_pull_is_one_trace() {
     });
     assert_eq!(missing.status.as_ref().map_or(0, |status| status.code), 0);
     let hit = one(&spans, "the hit", |span| is(span, "larder.outcome", "hit"));
-    assert!(!spans.iter().any(|span| span.parent_span_id == hit.span_id), "a hit asks nobody");
+    assert!(!spans.iter().any(|span| span.parent_span_id == hit.span_id), "a hit sends no request");
 }
 
 #[test]

@@ -493,7 +493,7 @@ fn imported_tag_is_fresh() {
     import(&larder, &tar_of(&of_image(&old, "docker.io/org/app:1")), &[]).exited_with(0);
     serves(&larder, "org/app", "1", &old.manifest).assert_outcome("larder; hit");
     serves_all(&larder, "org/app", &[], &[&old]);
-    assert_eq!(registry.count("GET", "/v2/"), 0, "nobody was asked");
+    assert_eq!(registry.count("GET", "/v2/"), 0, "the upstream got no request");
     let larder = larder.restart_with(|setup| setup.set("cache.tag_ttl", "0s"));
     serves(&larder, "org/app", "1", &new.manifest);
     // And in the other direction.

@@ -104,19 +104,19 @@ fn media_types_follow_the_rules() {
         (DOCKER_LIST, index, DOCKER_LIST),
     ];
     let registry = Registry::start();
-    for (n, (told, value, _)) in cases.iter().enumerate() {
-        let document = Document::json(told, value);
+    for (n, (media_type, value, _)) in cases.iter().enumerate() {
+        let document = Document::json(media_type, value);
         registry.add_manifest("library/app", &document);
         registry.add_manifest(&format!("library/app{n}"), &document);
         registry.tag(&format!("library/app{n}"), "v1", &document.digest);
     }
-    for (n, (told, value, wanted)) in cases.iter().enumerate() {
+    for (n, (media_type, value, wanted)) in cases.iter().enumerate() {
         // Each case has its own server, because the media type of cached bytes never changes.
         let larder = Larder::in_front_of(&registry);
         for _ in 0..2 {
             let answer = larder.get(&format!("/v2/library/app{n}/manifests/v1"));
-            answer.assert_body(&Document::json(told, value).bytes);
-            assert_eq!(answer.header("content-type"), Some(*wanted), "told {told}: {value}");
+            answer.assert_body(&Document::json(media_type, value).bytes);
+            assert_eq!(answer.header("content-type"), Some(*wanted), "{media_type}: {value}");
         }
     }
 }

@@ -231,9 +231,9 @@ fn known_referrers_are_shown() {
     );
     assert!(attribute(&text, "href").contains(&link), "{text}");
     assert!(page(&larder, &link).contains(&statement.manifest.digest));
-    let told = verb::online(&larder, &["inspect", "app:v1", "--json"]).exited_with(0).json();
-    assert_eq!(told["referrers"][0]["digest"], json!(statement.manifest.digest), "{told}");
-    assert_eq!(told["referrers"][0]["held"], true);
+    let output = verb::online(&larder, &["inspect", "app:v1", "--json"]).exited_with(0).json();
+    assert_eq!(output["referrers"][0]["digest"], json!(statement.manifest.digest), "{output}");
+    assert_eq!(output["referrers"][0]["held"], true);
     assert_eq!(registry.requests().len(), 0, "to look on asks no upstream");
 }
 

@@ -73,7 +73,7 @@ impl Fixture {
 
     fn lines(&self, message: &str) -> usize {
         let has =
-            |line: &serde_json::Value| line["message"].as_str().is_some_and(|told| told.contains(message));
+            |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains(message));
         self.larder.log_lines().iter().filter(|line| has(line)).count()
     }
 }

@@ -315,7 +315,7 @@ fn redirects() -> Vec<Case> {
 }
 
 fn labels() -> Vec<Case> {
-    let types = |fault, told: &str| always(fault, &MANIFEST, vec![header("Content-Type", told)]);
+    let types = |fault, media_type: &str| always(fault, &MANIFEST, vec![header("Content-Type", media_type)]);
     vec![
         always("gzip-encoded", &COLD, vec![Fault::Gzip]),
         always("Content-Encoding gzip without compression", &COLD, vec![header("Content-Encoding", "gzip")]),

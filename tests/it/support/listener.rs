@@ -1,34 +1,34 @@
-//! A port that is listened at, with a thread for each connection, until it is dropped.
+//! A listening port with a thread for each connection.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// The port. Dropping it ends it.
+/// The listener. Dropping it closes the port.
 pub struct Listener {
     addr: SocketAddr,
-    over: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
     listening: Option<JoinHandle<()>>,
 }
 
 impl Listener {
-    /// Has each connection served, by who is also told when it is over.
+    /// Calls `serve` with each connection. Its flag is set when the listener is dropped.
     pub fn start(serve: impl Fn(TcpStream, &AtomicBool) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (addr, over, serve) =
+        let (addr, stopped, serve) =
             (listener.local_addr().unwrap(), Arc::<AtomicBool>::default(), Arc::new(serve));
-        let told = Arc::clone(&over);
+        let flag = Arc::clone(&stopped);
         let listening = std::thread::spawn(move || {
             for stream in listener.incoming() {
-                if told.load(Ordering::SeqCst) {
+                if flag.load(Ordering::SeqCst) {
                     return;
                 }
-                let (serve, over) = (Arc::clone(&serve), Arc::clone(&told));
-                std::thread::spawn(move || stream.map(|stream| serve(stream, &over)));
+                let (serve, stopped) = (Arc::clone(&serve), Arc::clone(&flag));
+                std::thread::spawn(move || stream.map(|stream| serve(stream, &stopped)));
             }
         });
-        Self { addr, over, listening: Some(listening) }
+        Self { addr, stopped, listening: Some(listening) }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -38,8 +38,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
-        // A connection of our own wakes the thread that sits in accept.
+        self.stopped.store(true, Ordering::SeqCst);
+        // The thread blocks in accept. This connection wakes it.
         let _ = TcpStream::connect(self.addr);
         if let Some(listening) = self.listening.take() {
             let _ = listening.join();

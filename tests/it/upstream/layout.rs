@@ -123,7 +123,8 @@ async fn repository_may_have_its_own_layout() {
     assert_eq!(upstream.manifest(&other, &tag(), "", None).await.expect("a manifest").body, "other");
     for stranger in ["app", "third"] {
         let stranger: Name = stranger.parse().expect("a name");
-        let error = upstream.manifest(&stranger, &tag(), "", None).await.expect_err("nobody's image");
+        let error =
+            upstream.manifest(&stranger, &tag(), "", None).await.expect_err("not a tag of this repository");
         assert_eq!(error, SourceError::NotFound);
     }
 }

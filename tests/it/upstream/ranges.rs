@@ -65,6 +65,6 @@ async fn wrong_range_is_refused() {
     let error = open(&registry)
         .blob(&name(), &digest(), ByteRange::ALL, None)
         .await
-        .expect_err("nobody asked for a part");
+        .expect_err("an unsolicited part");
     assert!(matches!(error, SourceError::Invalid(_)), "{error}");
 }

@@ -183,7 +183,7 @@ async fn dead_signed_url_is_not_printed() {
     let target = format!("http://{}/x?signature=hush", listener.local_addr().expect("an address"));
     drop(listener);
     let registry = Registry::start(move |_, _| answer(302, &[("location", &target)], b"")).await;
-    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("nobody there");
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("not reachable");
     assert!(matches!(error, SourceError::Unreachable(_)), "{error}");
     assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
 }
