@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus::{Encoder, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
 
 use super::labels::{Outcome, RequestKind, STATUS_CLASSES};
+use super::process::ProcessSeries;
 use super::series::SeriesRegistry;
 use super::store_series::StoreSeries;
 use super::upstream_series::UpstreamSeries;
@@ -28,6 +29,7 @@ pub struct Metrics {
     pub connections: IntGauge,
     pub(super) children_queued: IntGauge,
     pub(super) children_deferred: IntGauge,
+    process: ProcessSeries,
     pub(super) store: StoreSeries,
 }
 
@@ -39,12 +41,6 @@ impl Metrics {
         let build =
             series.gauges("larder_build_info", "Constant 1, labelled with the version.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        #[cfg(target_os = "linux")]
-        {
-            let process = prometheus::process_collector::ProcessCollector::for_self();
-            // Registered once in a new registry, so it cannot be a duplicate.
-            let _ = series.0.register(Box::new(process));
-        }
         Self {
             requests: request_counters(&series),
             durations: request_durations(&series),
@@ -61,6 +57,7 @@ impl Metrics {
                 "larder_children_deferred",
                 "Child manifests whose prefetch is deferred: the upstream's quota is low, or the upstream is failing.",
             ),
+            process: ProcessSeries::new(&series),
             store: StoreSeries::new(&series),
             registry: series.0,
         }
@@ -106,6 +103,7 @@ impl Metrics {
 
     /// Returns all series in Prometheus' text format 0.0.4.
     pub fn render(&self) -> Vec<u8> {
+        self.process.refresh();
         let mut out = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             tracing::error!(%error, "metrics cannot be encoded");

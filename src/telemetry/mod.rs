@@ -4,6 +4,7 @@ mod labels;
 mod log;
 mod log_dedup;
 mod metrics;
+mod process;
 mod series;
 mod store;
 mod store_series;
