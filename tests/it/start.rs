@@ -273,7 +273,8 @@ fn start_after_a_stop_does_not_read_all_data() {
 
 #[test]
 fn open_files_limit_is_raised_and_leaves_a_reserve() {
-    const SILENT: usize = 400;
+    // The server accepts 128 of them. The others wait in the queue of the kernel, which has room for them.
+    const SILENT: usize = 200;
     let setup = plain();
     let server = setup.command();
     let mut command = Command::new("sh");
