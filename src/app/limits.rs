@@ -23,7 +23,7 @@ const FILES_PER_CONNECTION: u64 = 2;
 /// Fewest connections of clients, however few files may be open.
 const CONNECTIONS_MIN: u64 = 16;
 
-/// Raises the limit on open files (`RLIMIT_NOFILE`) to the hard limit, and warns if `server.max_connections` needs more.
+/// Raises the limit on open files (`RLIMIT_NOFILE`) to the hard limit, and logs if `server.max_connections` needs more.
 ///
 /// The soft limit is often 1,024 for the sake of programs that use `select`.
 pub(super) fn raise_open_files(config: &Config) {
@@ -35,7 +35,7 @@ pub(super) fn raise_open_files(config: &Config) {
     }
     let (wanted, allowed) = (config.server.max_connections, connections(config));
     if allowed < wanted {
-        tracing::warn!(
+        tracing::info!(
             max_connections = wanted,
             allowed,
             "the limit on open files permits fewer connections than server.max_connections; raise it (systemd: \

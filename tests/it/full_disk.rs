@@ -219,7 +219,9 @@ fn full_disk_recovers_when_space_returns() {
         assert_eq!(larder.admin().get("/readyz").status(), 200);
         // A server that starts on a full disk also serves content.
         let mut larder = larder;
-        larder.stop();
+        larder.terminate();
+        // It may be unable to flush its store, and then exits with an error.
+        larder.wait_exit();
         larder.restart();
         pull(&larder);
         assert!(degraded(&larder), "{kind}");
