@@ -1,6 +1,9 @@
 //! Selection of a platform of an index by `os/arch[/variant]`.
 
+use crate::oci::Descriptor;
+
 use super::protocol::OpsError;
+use super::reference::ImageReference;
 
 /// Platform of a manifest that is not an image, such as an attestation.
 pub const NO_IMAGE: &str = "unknown/unknown";
@@ -60,6 +63,35 @@ impl Platform {
         fits.min_by_key(|(position, other)| (self.variant - other.variant, *position))
             .map(|(position, _)| position)
     }
+}
+
+/// Returns the positions of the children of an index for these platforms, without duplicates; all positions if there are no
+/// platforms. Each platform has the text with which it was requested.
+pub fn choose_children(
+    reference: &ImageReference,
+    platforms: &[(String, Platform)],
+    children: &[Descriptor],
+) -> Result<Vec<usize>, OpsError> {
+    if platforms.is_empty() {
+        return Ok((0..children.len()).collect());
+    }
+    let mut positions = Vec::new();
+    for (text, platform) in platforms {
+        let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
+        let position = position.ok_or_else(|| OpsError::NoPlatform {
+            reference: reference.to_string(),
+            wanted: text.clone(),
+            available: children
+                .iter()
+                .filter_map(|child| child.platform.clone())
+                .filter(|it| it != NO_IMAGE)
+                .collect(),
+        })?;
+        if !positions.contains(&position) {
+            positions.push(position);
+        }
+    }
+    Ok(positions)
 }
 
 /// Returns the platform of images for this machine.

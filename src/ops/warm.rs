@@ -16,7 +16,7 @@ use crate::oci::index_walk::{IndexWalk, WalkItem};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 
-use super::platform::{NO_IMAGE, Platform};
+use super::platform::{NO_IMAGE, Platform, choose_children};
 use super::protocol::{OpsError, ProgressReporter, RunningItem, WarmSpec};
 use super::reference::{self, ImageReference};
 
@@ -190,7 +190,7 @@ impl ImageFetch {
         }
         let children = self.children(root, image).await?;
         let mut found = Vec::new();
-        for position in self.wanted(&children)? {
+        for position in choose_children(&self.reference, &self.platforms, &children)? {
             let Some(child) = children.get(position) else { continue };
             image.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
             let reference = Reference::Digest(child.digest);
@@ -226,30 +226,6 @@ impl ImageFetch {
             }
         }
         Ok(found)
-    }
-
-    /// Returns the positions of the wanted children.
-    fn wanted(&self, children: &[Descriptor]) -> Result<Vec<usize>, OpsError> {
-        if self.platforms.is_empty() {
-            return Ok((0..children.len()).collect());
-        }
-        let mut positions = Vec::new();
-        for (text, platform) in self.platforms.iter() {
-            let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
-            let position = position.ok_or_else(|| OpsError::NoPlatform {
-                reference: self.reference.to_string(),
-                wanted: text.clone(),
-                available: children
-                    .iter()
-                    .filter_map(|child| child.platform.clone())
-                    .filter(|it| it != NO_IMAGE)
-                    .collect(),
-            })?;
-            if !positions.contains(&position) {
-                positions.push(position);
-            }
-        }
-        Ok(positions)
     }
 }
 

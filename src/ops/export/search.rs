@@ -13,7 +13,7 @@ use crate::store::StoreError;
 
 use super::plan::{Plan, PlannedBlob, PlannedDocument};
 use crate::ops::image_tree::{CONFIG_MAX, platform_in};
-use crate::ops::platform::{NO_IMAGE, Platform};
+use crate::ops::platform::{Platform, choose_children};
 use crate::ops::protocol::OpsError;
 use crate::ops::reference::ImageReference;
 use crate::ops::warm::{backoff, manifest};
@@ -208,27 +208,10 @@ impl Search<'_> {
 
     /// Returns the wanted children without duplicates.
     fn wanted(&self, children: &[Descriptor]) -> Result<Vec<Descriptor>, OpsError> {
-        let mut found: Vec<Descriptor> = Vec::new();
-        if self.platforms.is_empty() {
-            found.extend_from_slice(children);
-        }
-        for (text, platform) in self.platforms {
-            let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
-            let child =
-                position.and_then(|position| children.get(position)).ok_or_else(|| OpsError::NoPlatform {
-                    reference: self.reference.to_string(),
-                    wanted: text.clone(),
-                    available: children
-                        .iter()
-                        .filter_map(|it| it.platform.clone())
-                        .filter(|it| it != NO_IMAGE)
-                        .collect(),
-                })?;
-            found.push(child.clone());
-        }
+        let positions = choose_children(self.reference, self.platforms, children)?;
         let mut seen = HashSet::new();
-        found.retain(|child| seen.insert(child.digest));
-        Ok(found)
+        let chosen = positions.into_iter().filter_map(|position| children.get(position));
+        Ok(chosen.filter(|child| seen.insert(child.digest)).cloned().collect())
     }
 
     /// Returns the blobs of the manifests, with their sizes.
