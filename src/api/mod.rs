@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod host;
 mod refusal;
 mod registry;
 mod request_log;

@@ -9,6 +9,7 @@ use crate::oci::name::NameError;
 use crate::telemetry::RequestKind;
 
 use super::body::Body;
+use super::host::HostError;
 use super::response::insert_text;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -22,6 +23,8 @@ pub(super) enum Refusal {
     Write,
     /// The request has a body with `Transfer-Encoding`, a possible request smuggling attack (RFC 9112, 6.1).
     Framing,
+    /// The request has no valid `Host`, or several.
+    Host(HostError),
     /// The name, tag or digest is invalid.
     Name(NameError),
     /// The request names no configured repository.
@@ -74,6 +77,7 @@ impl Refusal {
             Self::Framing => {
                 (StatusCode::BAD_REQUEST, Code::UNSUPPORTED, "a read request must not have a body".into())
             }
+            Self::Host(error) => (StatusCode::BAD_REQUEST, Code::UNSUPPORTED, error.message().into()),
             // The conformance suite requires 404 for an invalid tag.
             Self::Name(error @ NameError::Tag(_)) => {
                 (StatusCode::NOT_FOUND, Code::MANIFEST_UNKNOWN, error.to_string())
@@ -119,7 +123,8 @@ impl Refusal {
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         match self {
-            Self::Framing => {
+            // The next request on the connection may be part of an attack.
+            Self::Framing | Self::Host(_) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Self::Write => {

@@ -13,7 +13,7 @@ use super::remote::{AdminAddress, Remote};
 use super::serve::on_runtime;
 use super::settings::Settings;
 use crate::app::{self, Offline};
-use crate::config::Config;
+use crate::config::schema::Admin;
 use crate::ops::protocol::{JobSpec, ProgressReporter, Query};
 
 /// Options that select the server and the output format, shared by all verbs that ask a server.
@@ -62,12 +62,20 @@ impl ServerOptions {
     }
 
     /// Returns the admin API of the running server, if its address is known.
-    pub(super) fn running(&self, config: &Config) -> anyhow::Result<Option<Remote>> {
-        let Some(address) = self.server.clone().or_else(|| AdminAddress::of(&config.admin)) else {
-            return Ok(None);
+    pub(super) fn running(&self, admin: &Admin) -> anyhow::Result<Option<Remote>> {
+        let address = self.server.clone().or_else(|| AdminAddress::of(admin));
+        address.map(|address| self.remote(address, admin)).transpose()
+    }
+
+    /// Returns the admin API at an address, with the token of the command line or of the configuration.
+    fn remote(&self, address: AdminAddress, admin: &Admin) -> anyhow::Result<Remote> {
+        let token = match (&self.token_file, &admin.token_file) {
+            (Some(named), _) => Some(read_token(named)?),
+            // Loopback addresses need no token by default, so a user who may not read the file needs none either.
+            (None, Some(configured)) => read_token(configured).ok(),
+            (None, None) => None,
         };
-        let token = self.token_file.as_deref().or(config.admin.token_file.as_deref());
-        Remote::new(address, token, self.ca_file.as_deref()).map(Some)
+        Remote::new(address, token, self.ca_file.as_deref())
     }
 
     /// Returns true if a server was named, whose store may be on another machine.
@@ -82,13 +90,12 @@ impl ServerOptions {
 
     async fn open(&self) -> anyhow::Result<Backend> {
         if let Some(address) = &self.server {
-            let remote = Remote::new(address.clone(), self.token_file.as_deref(), self.ca_file.as_deref())?;
-            return Ok(Backend::Running(remote));
+            let admin = self.settings.load().map(|config| config.admin).unwrap_or_default();
+            return Ok(Backend::Running(self.remote(address.clone(), &admin)?));
         }
         let config = self.settings.load()?;
         let address = AdminAddress::of(&config.admin);
-        let token = self.token_file.clone().or_else(|| config.admin.token_file.clone());
-        let remote = |address: AdminAddress| Remote::new(address, token.as_deref(), self.ca_file.as_deref());
+        let remote = |address: AdminAddress| self.remote(address, &config.admin);
         // Do not create a missing folder only to find it empty: a running server may have its store elsewhere.
         if !config.store.path.exists() {
             let path = config.store.path.display();
@@ -135,6 +142,13 @@ impl ServerOptions {
     pub(super) fn print(&self, report: &Value, render: impl FnOnce() -> String) -> anyhow::Result<()> {
         print(&if self.json { serde_json::to_string_pretty(report)? + "\n" } else { render() })
     }
+}
+
+/// Reads the token of an admin API.
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path);
+    let text = text.with_context(|| format!("the token in {} cannot be read", path.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 /// Report as JSON and as a type.

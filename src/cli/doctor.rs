@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
 }
 
 async fn check_all(arguments: &Doctor, config: &Config, report: &mut Report) -> anyhow::Result<()> {
-    let remote = match arguments.server.running(config) {
+    let remote = match arguments.server.running(&config.admin) {
         Ok(remote) => remote,
         Err(error) => {
             report.add(

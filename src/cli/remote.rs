@@ -87,14 +87,9 @@ impl Remote {
     /// Creates the client without connecting.
     pub(super) fn new(
         address: AdminAddress,
-        token: Option<&Path>,
+        token: Option<String>,
         ca: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let token = token.map(|path| {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("the token in {} cannot be read", path.display()))?;
-            anyhow::Ok(text.trim().to_owned())
-        });
         let mut builder =
             Client::builder().no_proxy().connect_timeout(CONNECT_WITHIN).tls_backend_preconfigured(tls(ca)?);
         let base = match &address {
@@ -104,7 +99,7 @@ impl Remote {
                 Url::parse("http://localhost")?
             }
         };
-        Ok(Self { client: builder.build()?, address, base, token: token.transpose()? })
+        Ok(Self { client: builder.build()?, address, base, token })
     }
 
     /// Returns the address.

@@ -45,7 +45,14 @@ key_effects! {
         max_connections: Live,
         header_timeout: Live,
     }
-    admin: Admin { listen: Restart, tls_listen: Restart, tls_cert: Restart, tls_key: Restart, token_file: Restart }
+    admin: Admin {
+        listen: Restart,
+        tls_listen: Restart,
+        tls_cert: Restart,
+        tls_key: Restart,
+        token_file: Restart,
+        require_token: Restart,
+    }
     store: Store {
         path: Restart,
         blobs: Restart,

@@ -128,6 +128,8 @@ pub struct Admin {
     /// File with the token that `/api/v1` and the pages require on addresses other than loopback; read for each request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// True to require the token on loopback addresses and unix sockets too.
+    pub require_token: bool,
 }
 
 impl Default for Admin {
@@ -138,6 +140,7 @@ impl Default for Admin {
             tls_cert: None,
             tls_key: None,
             token_file: None,
+            require_token: false,
         }
     }
 }

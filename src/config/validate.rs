@@ -176,6 +176,9 @@ fn ports(config: &Config, problems: &mut ProblemList) {
         problems.readable(key, &[section, "tls_key"]);
     }
     problems.readable(admin.token_file.as_deref(), &["admin", "token_file"]);
+    let unknown = "requires `token_file`, the file with the token";
+    let known = admin.token_file.is_some() || !admin.require_token;
+    problems.require(known, &["admin", "require_token"], unknown);
     let missing = "requires a certificate; set `tls_cert` and `tls_key`";
     let unused = "the certificate is not used; set addresses for TLS in `tls_listen`";
     let speaks = |addresses: &ListenAddresses| !addresses.0.is_empty();

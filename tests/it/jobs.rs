@@ -213,7 +213,7 @@ fn malformed_job_is_refused() {
         (json!({ "verb": "nothing" }), vec![JSON], 400),
         (json!({ "verb": "gc", "more": 1 }), vec![JSON], 400),
         (json!({ "verb": "gc" }), vec![("Content-Type", "text/plain")], 415),
-        (json!({ "verb": "gc" }), vec![("Origin", "http://example.com")], 415),
+        (json!({ "verb": "gc" }), vec![("Origin", "http://example.com")], 403),
     ] {
         let (found, answer) = post(&larder, &task, &headers);
         assert_eq!(found, status, "{task} {headers:?}: {answer}");
@@ -317,4 +317,76 @@ fn token_is_required_beyond_loopback() {
     larder.setup().write("token", "another");
     assert_eq!(ask("Bearer a-long-secret").status(), 401);
     assert_eq!(ask("Bearer another").status(), 200);
+}
+
+#[test]
+fn token_can_be_required_on_loopback() {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    let token = setup.write("token", "a-long-secret\n").display().to_string();
+    let larder = setup.set("admin.token_file", token.as_str()).set("admin.require_token", true).start();
+    for path in ["/api/v1/images", "/api/v1/export?reference=app:v1", "/", "/images"] {
+        assert_eq!(larder.admin().get(path).status(), 401, "{path}");
+    }
+    assert_eq!(post(&larder, &json!({ "verb": "gc" }), &[JSON]).0, 401);
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(larder.admin().get(path).status(), 200, "{path}");
+    }
+    // The command line reads the token from the configuration.
+    verb::online(&larder, &["ls"]).exited_with(1);
+    let file = larder.setup().config_file().display().to_string();
+    verb::online(&larder, &["ls", "--config", &file]).exited_with(0);
+}
+
+#[test]
+fn token_is_required_only_with_a_token_file() {
+    let exit = Setup::empty().set("admin.require_token", true).run_to_exit();
+    exit.assert_error(&["admin.require_token", "token_file"]);
+}
+
+#[test]
+fn foreign_pages_reach_only_health_checks() {
+    let registry = Registry::start();
+    let larder = Larder::in_front_of(&registry);
+    let foreign = [
+        ("Origin", "http://example.com"),
+        ("Origin", "null"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+        ("Host", "example.com"),
+    ];
+    for header in foreign {
+        let status = |path: &str| larder.admin().send("GET", path, &[header]).status();
+        for path in ["/", "/api/v1", "/api/v1/export?reference=app:v1", "/metrics", "/favicon.svg", "/raw"] {
+            assert_eq!(status(path), 403, "{header:?} {path}");
+        }
+        assert_eq!((status("/livez"), status("/readyz")), (200, 200), "{header:?}");
+    }
+    assert!(registry.requests().is_empty());
+    let own = format!("http://{}", larder.admin_addr());
+    let own = [("Origin", own.as_str()), ("Sec-Fetch-Site", "same-origin")];
+    assert_eq!(larder.admin().send("GET", "/metrics", &own).status(), 200);
+}
+
+#[test]
+fn exactly_one_host_is_required() {
+    let registry = Registry::start();
+    let larder = Larder::in_front_of(&registry);
+    let ports = [
+        (larder.api(), vec!["/v2/", "/v2/library/app/manifests/v1", "/"]),
+        (larder.admin(), vec!["/", "/livez", "/metrics", "/api/v1/images", "/style.css"]),
+    ];
+    for (port, paths) in ports {
+        for path in paths {
+            for hosts in ["", "Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n", "Host: a b\r\n"] {
+                let request = format!("GET {path} HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+                let answer = String::from_utf8(port.raw(request.as_bytes())).unwrap();
+                assert!(answer.starts_with("HTTP/1.1 400 "), "{path} {hosts:?}: {answer}");
+            }
+        }
+        // HTTP/1.0 requires no Host.
+        let answer = port.raw(b"GET /v2/ HTTP/1.0\r\n\r\n");
+        assert!(!answer.starts_with(b"HTTP/1.0 400 "), "{}", String::from_utf8_lossy(&answer));
+    }
+    assert!(registry.requests().is_empty());
 }

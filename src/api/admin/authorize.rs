@@ -1,19 +1,25 @@
-//! Access control of the admin API: requests from this machine need no token, other requests do.
+//! Access control of the admin port: the token, and the checks that keep foreign web pages out.
 //!
-//! A web page in a browser on this machine is not the operator, although its requests come from a loopback address. The
-//! checks of `Host` and of the media type keep such pages out.
+//! Requests from this machine need no token, unless `admin.require_token` is set. A web page in a browser on this machine
+//! is not the operator, although its requests come from a loopback address. The checks of `Host`, `Origin`,
+//! `Sec-Fetch-Site` and of the media type keep such pages out.
+
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use subtle::ConstantTimeEq as _;
 
 use crate::api::body::Body;
+use crate::api::host::{self, HostError};
 use crate::api::ui;
 use crate::oci::{Algorithm, Digest};
 use crate::ops::Operations;
+use crate::ops::protocol::ROOT;
 
 use super::reply;
 
@@ -27,8 +33,12 @@ pub(super) enum Denial {
     Token,
     /// No token is configured, so that no request can have it.
     NoToken,
+    /// The request has no valid `Host`, or several.
+    InvalidHost(HostError),
     /// The `Host` is not this machine: a web page may have sent the request through DNS rebinding.
     Host,
+    /// A page of another origin has sent the request (cross-site request forgery).
+    Origin,
     /// The request changes something and could be a form of a web page (cross-site request forgery).
     MediaType,
 }
@@ -47,6 +57,12 @@ impl Denial {
                 "token",
                 "this address requires a token and none is configured; set admin.token_file, or use a loopback \
                  address or a unix socket",
+            ),
+            Self::InvalidHost(error) => (StatusCode::BAD_REQUEST, "host", error.message()),
+            Self::Origin => (
+                StatusCode::FORBIDDEN,
+                "origin",
+                "the request was sent by a web page of another origin; open the address of this server directly",
             ),
             Self::Host => (
                 StatusCode::FORBIDDEN,
@@ -86,16 +102,27 @@ impl Denial {
     }
 }
 
-/// Checks that a request may be answered. `is_local` is true for sockets that only this machine can reach.
+/// Checks that no foreign web page has sent a request. `is_local` is true for sockets that only this machine can reach.
+///
+/// All paths except health checks require this, also those that need no token.
+pub(super) fn refuse_foreign_pages(head: &Parts, is_local: bool) -> Result<(), Denial> {
+    host::check(head).map_err(Denial::InvalidHost)?;
+    // A foreign DNS name that resolves to this machine must not give access. Other addresses have names of their own, for
+    // example in the configuration of Prometheus.
+    if is_local && !is_own_host(head) {
+        return Err(Denial::Host);
+    }
+    if is_own_origin(head) && is_own_fetch(head) { Ok(()) } else { Err(Denial::Origin) }
+}
+
+/// Checks that a request may read or change something. `is_local` is true for sockets that only this machine can reach.
 pub(super) async fn authorize(head: &Parts, is_local: bool, operations: &Operations) -> Result<(), Denial> {
-    if !is_local {
-        let token = configured_token(operations).await.ok_or(Denial::NoToken)?;
+    let config = operations.config();
+    if !is_local || config.admin.require_token {
+        let token = configured_token(config.admin.token_file.clone()).await.ok_or(Denial::NoToken)?;
         if !sent_token(&head.headers).is_some_and(|sent| is_equal(&sent, &token)) {
             return Err(Denial::Token);
         }
-    } else if !is_own_host(head) {
-        // Without a token, a foreign DNS name that resolves to this machine must not give access.
-        return Err(Denial::Host);
     }
     let is_read = head.method == Method::GET || head.method == Method::HEAD;
     // Browsers send JSON to another site only after a preflight request, which this API never permits.
@@ -103,8 +130,8 @@ pub(super) async fn authorize(head: &Parts, is_local: bool, operations: &Operati
 }
 
 /// Reads the token. The file is read for each request, so that a new token takes effect at once.
-async fn configured_token(operations: &Operations) -> Option<Vec<u8>> {
-    let path = operations.config().admin.token_file.clone()?;
+async fn configured_token(path: Option<PathBuf>) -> Option<Vec<u8>> {
+    let path = path?;
     let read = tokio::task::spawn_blocking(move || (std::fs::read(&path), path)).await.ok()?;
     match read {
         (Ok(text), _) => {
@@ -137,14 +164,44 @@ fn is_equal(sent: &[u8], token: &[u8]) -> bool {
     hash(sent).as_bytes().ct_eq(hash(token).as_bytes()).into()
 }
 
-/// Returns true if the request names this machine by an IP address or as `localhost`, or came through a unix socket.
+/// Returns true if the request names this machine by an IP address or as `localhost`, or names no host.
+///
+/// The absolute form of a target has a host too. Both hosts must be this machine.
 fn is_own_host(head: &Parts) -> bool {
-    let authority = head.uri.authority().map(http::uri::Authority::as_str);
-    let host = authority.or_else(|| head.headers.get(HOST).and_then(|host| host.to_str().ok()));
-    let Some(host) = host.filter(|host| !host.is_empty()) else { return true };
-    let Ok(host) = host.parse::<http::uri::Authority>() else { return false };
-    let name = host.host().trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
+    let target = head.uri.authority().map(Authority::as_str);
+    let header = head.headers.get(HOST).map(|host| host.to_str().unwrap_or("?"));
+    target.into_iter().chain(header).all(|host| {
+        let Ok(authority) = host.parse::<Authority>() else { return host.is_empty() };
+        let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
+    })
+}
+
+/// Returns true if the request has no `Origin`, or that of a page of this server.
+fn is_own_origin(head: &Parts) -> bool {
+    let own = host::of(head);
+    head.headers.get_all(ORIGIN).iter().all(|origin| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+        origin.is_some_and(|(_, authority)| own.is_some_and(|own| own.eq_ignore_ascii_case(authority)))
+    })
+}
+
+/// Returns true if the browser reports no foreign page as sender, or the user follows a link to a page.
+///
+/// Browsers send these headers to loopback addresses and over TLS. Pages have no effect, so links to them are harmless.
+fn is_own_fetch(head: &Parts) -> bool {
+    let is = |name: &str, wanted: &str| head.headers.get(name).is_some_and(|value| value == wanted);
+    let is_link = head.method == Method::GET
+        && !is_api(head.uri.path())
+        && is("sec-fetch-mode", "navigate")
+        && is("sec-fetch-dest", "document");
+    let site = "sec-fetch-site";
+    !head.headers.contains_key(site) || is(site, "same-origin") || is(site, "none") || is_link
+}
+
+/// Returns true if a path belongs to the API.
+pub(super) fn is_api(path: &str) -> bool {
+    path.strip_prefix(ROOT).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Returns true if no HTML form of a web page can send a request with these headers.
@@ -177,6 +234,64 @@ mod tests {
         for other in ["larder.example.com", "127.0.0.1.example.com", "localhost.example.com:80", "a b"] {
             assert!(!is_own_host(&head(other)), "{other}");
         }
+    }
+
+    fn with(path: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::get(path).header(HOST, "localhost:5001");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a request").into_parts().0
+    }
+
+    #[test]
+    fn host_of_the_target_must_be_this_machine_too() {
+        let of = |target: &str| with(target, &[]);
+        assert!(is_own_host(&of("http://127.0.0.1:5001/")));
+        assert!(!is_own_host(&of("http://larder.example.com/")));
+    }
+
+    #[test]
+    fn foreign_pages_are_refused() {
+        let page = |headers: &[(&str, &str)]| refuse_foreign_pages(&with("/images", headers), true);
+        let own: [&[(&str, &str)]; 5] = [
+            &[],
+            &[("origin", "http://localhost:5001")],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "same-origin"), ("origin", "http://LOCALHOST:5001")],
+            &[
+                ("sec-fetch-site", "cross-site"),
+                ("sec-fetch-mode", "navigate"),
+                ("sec-fetch-dest", "document"),
+            ],
+        ];
+        for headers in own {
+            assert_eq!(page(headers), Ok(()), "{headers:?}");
+        }
+        let foreign: [&[(&str, &str)]; 6] = [
+            &[("origin", "null")],
+            &[("origin", "http://localhost:8080")],
+            &[("origin", "http://localhost:5001"), ("origin", "http://a.test")],
+            &[("sec-fetch-site", "same-site")],
+            &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")],
+            &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")],
+        ];
+        for headers in foreign {
+            assert_eq!(page(headers), Err(Denial::Origin), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn links_lead_to_pages_only() {
+        let link = [
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-dest", "document"),
+        ];
+        assert_eq!(
+            refuse_foreign_pages(&with("/api/v1/export?reference=a", &link), true),
+            Err(Denial::Origin)
+        );
     }
 
     #[test]

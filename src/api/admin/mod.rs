@@ -20,11 +20,12 @@ use crate::ops::Operations;
 use crate::ops::protocol::ROOT;
 use crate::telemetry::Metrics;
 
-use self::authorize::authorize;
+use self::authorize::{Denial, authorize, is_api, refuse_foreign_pages};
 use self::endpoints::Routes;
 use self::reply::{TEXT, method_not_allowed, plain};
 use self::request::ApiRequest;
 use super::body::Body;
+use super::host;
 use super::ui;
 
 /// Media type of the Prometheus text format.
@@ -46,7 +47,8 @@ impl AdminApi {
         Self { metrics, ready, operations, routes: Arc::new(Routes::new()), is_local: false }
     }
 
-    /// Returns the service for sockets that only this machine can reach. It requires no token.
+    /// Returns the service for sockets that only this machine can reach. It requires no token, unless the
+    /// configuration requires one.
     #[must_use]
     pub fn local(self) -> Self {
         Self { is_local: true, ..self }
@@ -57,14 +59,17 @@ impl AdminApi {
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
     {
-        let path = request.uri().path();
-        if path == ROOT || path.strip_prefix(ROOT).is_some_and(|rest| rest.starts_with('/')) {
-            return self.answer_api(request).await;
+        let (head, body) = request.into_parts();
+        if is_api(head.uri.path()) {
+            return self.answer_api(head, body).await;
         }
-        if request.method() != Method::GET && request.method() != Method::HEAD {
+        if let Err(denial) = self.admit(&head) {
+            return denial.page();
+        }
+        if head.method != Method::GET && head.method != Method::HEAD {
             return method_not_allowed("GET, HEAD");
         }
-        match path {
+        match head.uri.path() {
             // Liveness does not depend on upstreams or the disk.
             "/livez" => plain(StatusCode::OK, TEXT, "ok\n"),
             // Without a working store the server is still ready: it passes requests through to the upstreams.
@@ -75,8 +80,16 @@ impl AdminApi {
             }
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n"),
             "/metrics" => plain(StatusCode::OK, PROMETHEUS, self.metrics.render()),
-            _ => self.answer_page(&request.into_parts().0).await,
+            _ => self.answer_page(&head).await,
         }
+    }
+
+    /// Checks the sender of a request. Health checks may be sent with any name of this machine.
+    fn admit(&self, head: &Parts) -> Result<(), Denial> {
+        if matches!(head.uri.path(), "/livez" | "/readyz") {
+            return host::check(head).map_err(Denial::InvalidHost);
+        }
+        refuse_foreign_pages(head, self.is_local)
     }
 
     /// Answers with a page of the web interface. Access is as for the API.
@@ -92,12 +105,15 @@ impl AdminApi {
     }
 
     /// Answers a request below `/api/v1`.
-    async fn answer_api<B>(&self, request: Request<B>) -> Response<Body>
+    async fn answer_api<B>(&self, head: Parts, body: B) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
     {
-        let (head, body) = request.into_parts();
-        if let Err(denial) = authorize(&head, self.is_local, &self.operations).await {
+        let admitted = match self.admit(&head) {
+            Ok(()) => authorize(&head, self.is_local, &self.operations).await,
+            Err(denial) => Err(denial),
+        };
+        if let Err(denial) = admitted {
             return denial.response();
         }
         let path = head.uri.path().strip_prefix(ROOT).unwrap_or_default().to_owned();

@@ -21,6 +21,7 @@ use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 
 use self::request::{RegistryAnswer, RequestHead, json};
 use super::body::Body;
+use super::host;
 use super::refusal::Refusal;
 use super::request_log::{self, RequestLog};
 use super::response;
@@ -62,14 +63,13 @@ impl RegistryApi {
         let kind = route.as_ref().map_or(RequestKind::Other, |route| kind_of(&route.resource));
         let request = RequestHead::new(&parts);
         let mut log = self.begin_log(&parts, kind, client, options.log_requests);
-        let result = match route {
-            _ if parts.method != Method::GET && !request.is_head => Err(Refusal::Write),
-            _ if parts.headers.contains_key(TRANSFER_ENCODING) => Err(Refusal::Framing),
-            Some(route) => {
+        let result = match (check(&parts), route) {
+            (Err(refusal), _) => Err(refusal),
+            (Ok(()), Some(route)) => {
                 let span = log.span.clone();
                 self.content(&request, route, &mut log).instrument(span).await
             }
-            None => Err(Refusal::NoSuchPath),
+            (Ok(()), None) => Err(Refusal::NoSuchPath),
         };
         match result {
             Ok(RegistryAnswer::Blob(mut response, outcome, reader, length)) => {
@@ -176,6 +176,18 @@ impl RegistryApi {
         log.repository = Some(repository.name.clone());
         Ok(repository)
     }
+}
+
+/// Refuses requests that are not reads, and requests that two programs may read differently.
+fn check(head: &Parts) -> Result<(), Refusal> {
+    host::check(head).map_err(Refusal::Host)?;
+    if head.method != Method::GET && head.method != Method::HEAD {
+        return Err(Refusal::Write);
+    }
+    if head.headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Refusal::Framing);
+    }
+    Ok(())
 }
 
 /// Adds the headers that every response has, and records the head of the response.

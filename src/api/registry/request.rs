@@ -1,10 +1,11 @@
 //! Head of a request and answer to it, as the endpoints of the registry API share them.
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response};
 
 use crate::api::body::Body;
+use crate::api::host;
 use crate::api::route::RegistryQuery;
 use crate::cache::BlobReader;
 use crate::telemetry::Outcome;
@@ -23,15 +24,10 @@ pub(super) struct RequestHead<'a> {
 impl<'a> RequestHead<'a> {
     /// Reads the head of a request.
     pub(super) fn new(parts: &'a Parts) -> Self {
-        // HTTP/2 and the absolute form of HTTP/1.1 have the host in the target, which wins (RFC 9112, 3.2.2).
-        let host = match parts.uri.authority() {
-            Some(authority) => Some(authority.as_str()),
-            None => parts.headers.get(HOST).and_then(|host| host.to_str().ok()),
-        };
         Self {
             headers: &parts.headers,
             path: parts.uri.path(),
-            host,
+            host: host::of(parts),
             query: RegistryQuery::parse(parts.uri.query()),
             is_head: parts.method == Method::HEAD,
         }

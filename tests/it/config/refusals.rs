@@ -28,7 +28,7 @@ fn unknown_key_error_suggests_the_nearest_key() {
         ),
         (
             "[admin]\nzzz = 1",
-            "larder.toml:2: unknown key `admin.zzz`; known keys: listen, tls_listen, tls_cert, tls_key, token_file",
+            "larder.toml:2: unknown key `admin.zzz`; known keys: listen, tls_listen, tls_cert, tls_key, token_file, require_token",
         ),
     ];
     for (text, wanted) in cases {
