@@ -21,6 +21,7 @@ pub(super) const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filt
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable, no-transform");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store, no-transform");
 const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
 /// Inserts a header with a text. A text that is not valid in a header is left out.
@@ -53,6 +54,13 @@ pub(super) fn insert_content(headers: &mut HeaderMap, digest: &Digest) {
     quoted.push('"');
     insert_text(headers, ETAG, &quoted);
     headers.insert(CACHE_CONTROL, IMMUTABLE);
+}
+
+/// Inserts the digest of content that is not verified yet. Caches must not store such bytes, and must not combine them with
+/// others: without an entity tag, neither a client nor a cache takes a later range for the rest of the same bytes.
+pub(super) fn insert_unverified(headers: &mut HeaderMap, digest: &Digest) {
+    insert_text(headers, CONTENT_DIGEST, &digest.to_string());
+    headers.insert(CACHE_CONTROL, NO_STORE);
 }
 
 /// Inserts the headers of a manifest.

@@ -43,7 +43,7 @@ impl Access {
         let confirmed = if inconclusive {
             match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
                 Ok(answer) => {
-                    return verify_manifest(&self.storage.metrics, repository, &answer, digest, None);
+                    return verify_manifest(&self.storage.metrics, repository, &answer, digest);
                 }
                 Err(error) => Err(error),
             }

@@ -1,4 +1,4 @@
-//! Verification of manifests by digest and size.
+//! Verification of manifests by digest. The size in a descriptor is a hint and decides nothing.
 
 use crate::oci::{Algorithm, Digest, Repository};
 use crate::source::UnverifiedManifest;
@@ -6,25 +6,20 @@ use crate::telemetry::Metrics;
 
 use super::error::CacheError;
 
-/// Compares a manifest with the expected digest, and with the size that its descriptor announced.
+/// Compares a manifest with the expected digest.
 pub(super) fn verify_manifest(
     metrics: &Metrics,
     repository: &Repository,
     answer: &UnverifiedManifest,
     digest: &Digest,
-    size: Option<u64>,
 ) -> Result<(), CacheError> {
     let actual = computed_digest(answer, digest.algorithm());
-    let length = answer.body.len() as u64;
-    let reason = if actual != *digest {
-        format!("{digest} was requested, the body is {actual}")
-    } else if let Some(size) = size.filter(|size| *size != length) {
-        format!("{digest} has {length} bytes, its descriptor says {size}")
-    } else {
+    if actual == *digest {
         return Ok(());
-    };
+    }
+    let reason = format!("{digest} was requested, the body is {actual}");
     metrics.verify_failure(repository.upstream.as_str(), "manifest");
-    tracing::warn!(%repository, %reason, "manifest does not match its digest or size; it is not stored");
+    tracing::warn!(%repository, %reason, "manifest does not match its digest; it is not stored");
     Err(CacheError::Mismatch(reason))
 }
 

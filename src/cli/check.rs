@@ -45,7 +45,7 @@ pub(super) fn run(arguments: Check) -> anyhow::Result<()> {
 }
 
 fn render(image: &CheckVerdict) -> String {
-    let CheckVerdict { reference, platforms, pullable, reason, missing, .. } = image;
+    let CheckVerdict { reference, platforms, pullable, reason, missing, wrong_sizes, .. } = image;
     let of = if platforms.is_empty() { String::new() } else { format!(" ({})", platforms.join(", ")) };
     let mut text = format!("{} {reference}{of}\n", if *pullable { good("yes") } else { bad("no ") });
     // Writing to a String cannot fail.
@@ -57,6 +57,9 @@ fn render(image: &CheckVerdict) -> String {
         let size = it.part.size.map(|size| format!(" ({})", iec(size))).unwrap_or_default();
         let elsewhere = if it.part.foreign { ", stored outside the registry" } else { "" };
         let _ = writeln!(text, "    missing: {platform}{} {}{size}{elsewhere}", it.kind, it.part.digest);
+    }
+    for wrong in wrong_sizes {
+        let _ = writeln!(text, "    wrong size: {wrong}");
     }
     text
 }

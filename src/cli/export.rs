@@ -224,6 +224,9 @@ fn render(report: &ExportReport, target: &Target) -> String {
         // Writing to a String cannot fail.
         let _ = write!(text, "\n    {}: {stale}", fair("the tag could not be revalidated"));
     }
+    for wrong in &report.wrong_sizes {
+        let _ = write!(text, "\n    {}: {wrong}", fair("wrong size"));
+    }
     text
 }
 

@@ -9,6 +9,7 @@ use super::exit::ExitAnswer;
 use super::list::fresh;
 use super::output::print;
 use super::table::{Table, bad, good, iec};
+use crate::ops::image_tree::ContentPart;
 use crate::ops::inspect::InspectReport;
 use crate::ops::protocol::{InspectQuery, Query};
 
@@ -80,6 +81,10 @@ fn render(report: &InspectReport) -> String {
     for table in [platforms(report), blobs(report), referrers(report)].into_iter().flatten() {
         text.push('\n');
         text.push_str(&table.lines());
+    }
+    for wrong in report.blobs.iter().filter_map(ContentPart::wrong_size) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "\nwrong size: {wrong}");
     }
     if let Some(document) = &report.document {
         // Writing to a String cannot fail.

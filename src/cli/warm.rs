@@ -79,6 +79,9 @@ fn render(row: &WarmedImage) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "    {}: {stale}", fair("the tag could not be revalidated"));
     }
+    for wrong in &row.wrong_sizes {
+        let _ = writeln!(text, "    {}: {wrong}", fair("wrong size"));
+    }
     text
 }
 

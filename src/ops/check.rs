@@ -10,6 +10,7 @@ use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::platform::Platform;
 use super::protocol::{CheckQuery, OpsError};
 use super::reference::{self, ImageReference};
+use super::size_check::WrongSize;
 
 /// Result for one reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -27,6 +28,9 @@ pub struct CheckVerdict {
     pub reason: Option<String>,
     /// Missing content.
     pub missing: Vec<MissingPart>,
+    /// Sizes in descriptors that contradict the content. Some clients refuse such an image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong_sizes: Vec<WrongSize>,
 }
 
 /// Content that a pull needs and that is not cached.
@@ -88,6 +92,7 @@ fn verdict(
         pullable: false,
         reason: None,
         missing: Vec::new(),
+        wrong_sizes: Vec::new(),
     };
     if let (Some(tag), None) = (&reference.tag, reference.digest) {
         let Some(fact) = view.tag(&reference.repository, tag)? else {
@@ -102,12 +107,15 @@ fn verdict(
     }
     let Some(digest) = verdict.digest else { return Ok(verdict) };
     let Some(tree) = ImageTree::below(view, &reference.repository, &digest)? else {
-        let part = ContentPart { digest, size: None, media_type: None, cached: false, foreign: false };
+        let (size, stated_size, media_type) = (None, None, None);
+        let part = ContentPart { digest, size, stated_size, media_type, cached: false, foreign: false };
         verdict.missing.push(MissingPart { platform: None, kind: "manifest".to_owned(), part });
         return Ok(verdict);
     };
     for image in wanted(&tree, platforms, &mut verdict) {
         verdict.platforms.extend(image.platform.clone());
+        let parts = std::iter::once(&image.manifest).chain(&image.blobs);
+        verdict.wrong_sizes.extend(parts.filter_map(ContentPart::wrong_size));
         verdict.missing.extend(image.missing().map(|part| MissingPart {
             platform: image.platform.clone(),
             kind: if part.digest == image.manifest.digest { "manifest" } else { "blob" }.to_owned(),
@@ -121,6 +129,9 @@ fn verdict(
             part: index.clone(),
         }));
     }
+    verdict.wrong_sizes.extend(tree.indexes.iter().filter_map(ContentPart::wrong_size));
+    verdict.wrong_sizes.sort_by_key(|wrong| (wrong.digest, wrong.stated));
+    verdict.wrong_sizes.dedup();
     verdict.pullable = verdict.missing.is_empty() && verdict.reason.is_none();
     Ok(verdict)
 }

@@ -12,6 +12,7 @@ use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::{StoreError, StoredManifest};
 
 use super::platform::NO_IMAGE;
+use super::size_check::{WrongSize, wrong_size};
 
 /// Largest image config in bytes.
 pub(super) const CONFIG_MAX: u64 = 4 << 20;
@@ -24,6 +25,9 @@ pub struct ContentPart {
     pub digest: Digest,
     /// Length in bytes, if known.
     pub size: Option<u64>,
+    /// Length in the descriptor, if it contradicts the content.
+    #[serde(default)]
+    pub stated_size: Option<u64>,
     /// Media type in the descriptor.
     pub media_type: Option<String>,
     /// True if the content is cached.
@@ -32,6 +36,13 @@ pub struct ContentPart {
     /// True if the content is outside the registry (`urls`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub foreign: bool,
+}
+
+impl ContentPart {
+    /// Returns the contradiction between the descriptor and the content, if there is one.
+    pub fn wrong_size(&self) -> Option<WrongSize> {
+        wrong_size(&self.digest, self.stated_size, self.size)
+    }
 }
 
 /// Image for one platform, or other content of an index.
@@ -88,7 +99,9 @@ impl ImageTree {
         if !is_index {
             let size = Some(tree.document.body.len() as u64);
             let media_type = Some(tree.document.media_type.to_string());
-            let manifest = ContentPart { digest: *digest, size, media_type, cached: true, foreign: false };
+            let stated_size = None;
+            let manifest =
+                ContentPart { digest: *digest, size, stated_size, media_type, cached: true, foreign: false };
             let blobs = blobs_of(view, repository, &tree.document)?;
             let platform = platform_of(view, repository, &blobs)?;
             tree.images.push(PlatformImage { platform, manifest, blobs });
@@ -115,8 +128,10 @@ impl ImageTree {
             Some(document) => document.media_type.kind(),
             None => child.media_type.as_ref().and_then(crate::oci::MediaType::kind),
         };
+        let size = document.as_ref().map(|document| document.body.len() as u64);
         let manifest = ContentPart {
-            size: document.as_ref().map(|document| document.body.len() as u64).or(child.size),
+            size: size.or(child.size),
+            stated_size: wrong_size(&child.digest, child.size, size).map(|wrong| wrong.stated),
             media_type: document
                 .as_ref()
                 .map(|document| document.media_type.to_string())
@@ -179,7 +194,9 @@ fn blobs_of(
         .map(|Descriptor { digest, size, media_type, foreign, .. }| {
             let found = view.blob(repository, &digest)?;
             let media_type = media_type.map(|it| it.to_string());
-            Ok(ContentPart { digest, size: found.or(size), media_type, cached: found.is_some(), foreign })
+            let stated_size = wrong_size(&digest, size, found).map(|wrong| wrong.stated);
+            let (size, cached) = (found.or(size), found.is_some());
+            Ok(ContentPart { digest, size, stated_size, media_type, cached, foreign })
         })
         .collect()
 }

@@ -15,6 +15,7 @@ pub mod protocol;
 pub mod reference;
 pub mod remove;
 pub mod scrub;
+pub mod size_check;
 pub mod status;
 pub mod warm;
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
@@ -19,6 +20,7 @@ use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
 use super::platform::{NO_IMAGE, Platform, choose_children};
 use super::protocol::{OpsError, ProgressReporter, RunningItem, WarmSpec};
 use super::reference::{self, ImageReference};
+use super::size_check::{WrongSize, wrong_size};
 
 /// Images that are fetched concurrently.
 const IMAGES_MAX: usize = 4;
@@ -44,6 +46,9 @@ pub struct WarmedImage {
     pub fetched: u64,
     /// Reason why the upstream did not confirm the tag. The last known image of the tag was fetched.
     pub stale: Option<String>,
+    /// Sizes in descriptors that contradict the content. Some clients refuse such an image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong_sizes: Vec<WrongSize>,
     /// Reason why the image is incomplete. None if it is complete.
     pub error: Option<String>,
 }
@@ -146,9 +151,10 @@ impl ImageFetch {
         while let Some(ended) = work.join_next().await {
             let Ok((blob, result)) = ended else { continue };
             match result {
-                Ok(fetched) => {
+                Ok((fetched, size)) => {
                     image.blobs += 1;
-                    image.bytes += blob.size.unwrap_or_default();
+                    image.bytes += size;
+                    image.wrong_sizes.extend(wrong_size(&blob.digest, blob.size, Some(size)));
                     image.fetched += u64::from(fetched);
                 }
                 Err(CacheError::Store(error)) => {
@@ -157,6 +163,7 @@ impl ImageFetch {
                 Err(error) => failed = Some(OpsError::Content(format!("{}: {error}", blob.digest))),
             }
         }
+        image.wrong_sizes.sort_by_key(|wrong| wrong.digest);
         failed.map_or(Ok(()), Err)
     }
 
@@ -194,7 +201,10 @@ impl ImageFetch {
             let Some(child) = children.get(position) else { continue };
             image.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
             let reference = Reference::Digest(child.digest);
-            found.push(manifest(&self.cache, &self.reference.repository, &reference).await?.manifest);
+            let document = manifest(&self.cache, &self.reference.repository, &reference).await?.manifest;
+            let size = Some(document.body.len() as u64);
+            image.wrong_sizes.extend(wrong_size(&child.digest, child.size, size));
+            found.push(document);
             image.manifests += 1;
         }
         Ok(found)
@@ -252,19 +262,21 @@ pub(super) async fn manifest(
     attempt.retry(backoff()).when(CacheError::is_retryable).await
 }
 
-/// Fetches a blob and reports each byte once, also after a retry. Returns true if the blob was downloaded.
+/// Fetches a blob and reports each byte once, also after a retry. Returns true if the blob was downloaded, and its size.
 async fn fetch_blob(
     cache: &Cache,
     repository: &Repository,
     blob: &Descriptor,
     item: &RunningItem,
-) -> Result<bool, CacheError> {
-    let reported = std::sync::atomic::AtomicU64::new(0);
+) -> Result<(bool, u64), CacheError> {
+    let (reported, size) = (AtomicU64::new(0), AtomicU64::new(0));
     let attempt = || {
         cache.fetch_blob(repository, &blob.digest, |available| {
-            let before = reported.fetch_max(available, std::sync::atomic::Ordering::Relaxed);
+            size.store(available, Ordering::Relaxed);
+            let before = reported.fetch_max(available, Ordering::Relaxed);
             item.done(available.saturating_sub(before));
         })
     };
-    attempt.retry(backoff()).when(CacheError::is_retryable).await
+    let fetched = attempt.retry(backoff()).when(CacheError::is_retryable).await?;
+    Ok((fetched, size.into_inner()))
 }

@@ -101,8 +101,10 @@ fn head_equals_get_without_body() {
         "/v2/library/app/manifests/sha256:bad".to_owned(),
         "/v2/".to_owned(),
     ] {
-        let get = larder.get(&path);
+        // The first answer may have bytes that are not verified yet, which must not be cached.
+        larder.get(&path);
         larder.wait_idle();
+        let get = larder.get(&path);
         let head = larder.head(&path);
         assert!(head.body.is_empty());
         assert_eq!(head.status(), get.status(), "{path}");

@@ -70,7 +70,8 @@ fn encoded_blob_is_decoded() {
         let answer = larder.get(&path);
         answer.assert_body(&layer.bytes);
         assert_eq!(answer.header("content-encoding"), None);
-        assert_eq!(answer.head.content_length(), known.then_some(layer.len()));
+        // The size in a descriptor may be wrong.
+        assert_eq!(answer.head.content_length(), None);
         larder.wait_idle();
         let gets = registry.seen("GET", "/blobs/");
         assert_eq!(gets.len(), 1);

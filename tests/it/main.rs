@@ -56,6 +56,7 @@ mod routing;
 mod scripted;
 mod scrub;
 mod setup;
+mod sizes;
 mod source;
 mod start;
 mod status;

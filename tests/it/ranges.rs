@@ -262,8 +262,11 @@ fn if_range_mismatch_sends_everything() {
         cold.larder.api().send("GET", &cold.path, &headers)
     };
     let own = format!("\"{}\"", cold.blob.digest);
-    for _ in 0..2 {
-        assert_eq!(ask(&own).status(), 206);
+    for is_filled in [false, true] {
+        // Bytes that are not verified have no validator that could match.
+        if is_filled {
+            assert_eq!(ask(&own).status(), 206);
+        }
         // A weak validator and a date never match for ranges, and `*` is not a validator (RFC 9110, 13.1.5).
         let weak = format!("W/{own}");
         for other in ["\"sha256:0\"", "Wed, 21 Oct 2015 07:28:00 GMT", weak.as_str(), "*"] {
@@ -291,4 +294,48 @@ fn head_ignores_ranges() {
     let head = cold.larder.api().send("HEAD", &cold.path, &[("Range", "bytes=1-2")]);
     assert_eq!((head.status(), head.head.content_length()), (200, Some(1000)));
     assert_eq!(head.header("accept-ranges"), Some("bytes"));
+}
+
+/// Asserts that an answer can be stored and combined with others only if its bytes are verified.
+#[track_caller]
+fn assert_validators(answer: &support::Answer, digest: &str, is_verified: bool) {
+    let tag = format!("\"{digest}\"");
+    assert_eq!(answer.header("etag"), is_verified.then_some(tag.as_str()), "{:?}", answer.head);
+    let caching = answer.header("cache-control").unwrap();
+    assert_eq!(caching.contains("immutable"), is_verified, "{caching}");
+    assert_eq!(caching.contains("no-store"), !is_verified, "{caching}");
+    assert_eq!(answer.header("docker-content-digest"), Some(digest));
+}
+
+#[test]
+fn unverified_bytes_are_not_cacheable() {
+    let cold = ColdBlob::new(24 * MIB);
+    let gate = cold.hold_first_get(MIB);
+    let (digest, tag) = (cold.blob.digest.clone(), format!("\"{}\"", cold.blob.digest));
+    assert_validators(&cold.larder.head(&cold.path), &digest, false);
+    // A part of the draft, and a part that is passed through.
+    for (range, from) in [("bytes=0-999", 0), ("bytes=20971520-20972519", 20 * MIB)] {
+        let answer = cold.range(range);
+        assert!(answer.status() == 206 && answer.body == cold.blob.bytes[from..from + 1000]);
+        assert_validators(&answer, &digest, false);
+    }
+    std::thread::scope(|scope| {
+        let client = cold.larder.api();
+        let path = &cold.path;
+        // A client that has a part of earlier bytes must not get the rest of other bytes.
+        let headers = [("Range", "bytes=1000-1999"), ("If-Range", tag.as_str())];
+        let waiting = scope.spawn(move || client.send("GET", path, &headers));
+        cold.larder.wait_counter("larder_fills_joined_total", &[], 2);
+        gate.open();
+        let answer = waiting.join().unwrap();
+        answer.assert_body(&cold.blob.bytes);
+        assert_validators(&answer, &digest, false);
+    });
+    cold.wait_filled();
+    cold.larder.wait_idle();
+    let headers = [("Range", "bytes=1000-1999"), ("If-Range", tag.as_str())];
+    let answer = cold.larder.api().send("GET", &cold.path, &headers);
+    assert!(answer.status() == 206 && answer.body == cold.blob.bytes[1000..2000]);
+    assert_validators(&answer, &digest, true);
+    assert_validators(&cold.larder.head(&cold.path), &digest, true);
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::cache::eviction::usage::ContentPin;
-use crate::store::{Follower, OpenBlob};
+use crate::store::{DraftEnd, Follower, OpenBlob};
 use crate::telemetry::Outcome;
 
 /// Blob to serve, with the outcome of the request.
@@ -12,10 +12,23 @@ use crate::telemetry::Outcome;
 pub struct BlobAnswer {
     /// Length in bytes, if known.
     pub size: Option<u64>,
+    /// Length that a descriptor states, for ranges of a blob whose length is unknown. It may be wrong.
+    pub size_hint: Option<u64>,
     /// Source of the bytes; `None` for a request for the size only.
     pub source: Option<BlobSource>,
     /// Outcome of the request.
     pub outcome: Outcome,
+}
+
+impl BlobAnswer {
+    /// Returns true if the bytes of the blob are known to match its digest.
+    pub fn is_verified(&self) -> bool {
+        match &self.source {
+            Some(source) => source.is_verified(),
+            // The size of a blob that is not stored is the word of its upstream.
+            None => matches!(self.outcome, Outcome::Hit | Outcome::Revalidated),
+        }
+    }
 }
 
 /// Source of a blob's bytes.
@@ -27,4 +40,15 @@ pub enum BlobSource {
     Filling(Follower),
     /// Range that the draft does not have yet, passed through from the upstream. The draft provides the rest.
     Passing(mpsc::Receiver<Bytes>, Follower),
+}
+
+impl BlobSource {
+    /// Returns true if the bytes are known to match the digest.
+    pub fn is_verified(&self) -> bool {
+        match self {
+            Self::Stored(..) => true,
+            Self::Filling(follower) => follower.draft().progress().end == Some(DraftEnd::Verified),
+            Self::Passing(..) => false,
+        }
+    }
 }

@@ -79,7 +79,7 @@ impl Blobs {
         match opened {
             Ok(open) => {
                 let source = Some(BlobSource::Stored(open, pin));
-                Ok(Some(BlobAnswer { size: Some(entry.size()), source, outcome }))
+                Ok(Some(BlobAnswer { size: Some(entry.size()), size_hint: None, source, outcome }))
             }
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
                 self.storage.delete_damaged_blob(&entry, &error).await;

@@ -29,10 +29,10 @@ pub(super) struct Download<'a> {
     pub(super) sources: &'a [Arc<dyn Source>],
     pub(super) name: &'a Name,
     pub(super) digest: &'a Digest,
-    /// Size that a descriptor announces.
-    pub(super) size: Option<u64>,
-    /// True if the blob itself is a gzip file, so that the gzip label of an answer must be ignored.
-    pub(super) ignore_gzip_label: bool,
+    /// Size that a descriptor states. It may be wrong, so it decides nothing that the digest can decide.
+    pub(super) size_hint: Option<u64>,
+    /// Treatment of bodies that are labelled as gzip.
+    pub(super) gzip_label: GzipLabel,
     /// Called when a draft that is not stored can no longer be joined.
     pub(super) on_unjoinable: &'a (dyn Fn() + Send + Sync),
 }
@@ -43,8 +43,20 @@ pub(super) struct Downloaded {
     /// Endpoints that sent a part of the draft.
     pub(super) senders: Vec<Arc<dyn BlobSender>>,
     pub(super) end: DownloadEnd,
-    /// True if an answer labelled as gzip was decoded. If the digest differs, the label may be wrong.
-    pub(super) decoded: bool,
+    /// Treatment of the answers that were labelled as gzip; `None` if there were none. If the digest differs, the other
+    /// treatment may be right.
+    pub(super) gzip_label: Option<GzipLabel>,
+}
+
+/// Treatment of a body that is labelled as gzip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GzipLabel {
+    /// The label is an object store's guess of the blob's type if the body has exactly the stated size, and true otherwise.
+    Guess,
+    /// The body is an encoding of the blob.
+    Decode,
+    /// The blob itself is a gzip file.
+    Ignore,
 }
 
 /// End of a download.
@@ -55,8 +67,6 @@ pub(super) enum DownloadEnd {
     Existing,
     /// The answers of the upstream contradict themselves or each other.
     Contradiction(String),
-    /// The upstream's length differs from the descriptor's size.
-    SizeMismatch(String),
     /// The draft is not stored, and no reader is left.
     Unwanted,
 }
@@ -80,7 +90,8 @@ impl Download<'_> {
             draft,
             pipeline: WritePipeline::new(self.store.clone(), writer),
             senders: Vec::new(),
-            decoded: false,
+            used_gzip_label: None,
+            is_end_doubted: false,
             on_readable: Some(on_readable),
             ranges: RangeSupport::Assumed,
             length_announced: false,
@@ -89,10 +100,10 @@ impl Download<'_> {
             backoff,
         };
         let end = run.run().await;
-        let DownloadRun { pipeline, senders, decoded, .. } = run;
+        let DownloadRun { pipeline, senders, used_gzip_label: gzip_label, .. } = run;
         // Awaited also after an error: nothing may be writing when the fill ends.
         let writer = pipeline.finish().await;
-        Ok(Downloaded { end: end?, writer: writer?, senders, decoded })
+        Ok(Downloaded { end: end?, writer: writer?, senders, gzip_label })
     }
 }
 
@@ -102,7 +113,10 @@ struct DownloadRun<'a, F> {
     draft: Arc<Draft>,
     pipeline: WritePipeline,
     senders: Vec<Arc<dyn BlobSender>>,
-    decoded: bool,
+    /// Treatment of the answers that were labelled as gzip.
+    used_gzip_label: Option<GzipLabel>,
+    /// True if the end of a body without a length was checked with another request.
+    is_end_doubted: bool,
     /// Taken when readers can start.
     on_readable: Option<F>,
     ranges: RangeSupport,
@@ -164,11 +178,13 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
     }
 
     fn start(&mut self) -> DownloadState {
-        if self.download.size != Some(self.received) {
+        let Download { size_hint, digest, .. } = self.download;
+        if *size_hint != Some(self.received) {
             return DownloadState::Request;
         }
         if self.received == 0 {
-            return DownloadState::End(DownloadEnd::Complete);
+            let is_empty = **digest == Digest::of(digest.algorithm(), b"");
+            return if is_empty { DownloadState::End(DownloadEnd::Complete) } else { DownloadState::Request };
         }
         // Hashing a large draft takes long. Readers can have all bytes but the last one meanwhile.
         self.draft.announce(self.received);
@@ -182,7 +198,7 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         }
         self.requests += 1;
         // A range of an encoded body is not a range of the blob.
-        if self.decoded {
+        if self.is_decoded() {
             self.ranges = RangeSupport::Refused;
         }
         let from = if self.ranges == RangeSupport::Refused { 0 } else { self.draft.progress().received };
@@ -201,10 +217,9 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
             SourceError::RangeNotSatisfiable if from > 0 && !has_readers => {
                 Ok(DownloadState::End(DownloadEnd::Existing))
             }
-            // Only the descriptor announced a length, and the blob is shorter.
+            // No answer has announced a length, and there are no more bytes.
             SourceError::RangeNotSatisfiable if from > 0 && !self.length_announced => {
-                let reason = format!("its descriptor promises more than the {from} bytes there are");
-                Ok(DownloadState::End(DownloadEnd::SizeMismatch(reason)))
+                Ok(DownloadState::End(DownloadEnd::Complete))
             }
             // An upstream that refuses ranges may still send the whole blob.
             error if from > 0 && error.is_about_range() => {
@@ -242,7 +257,7 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
             BodyEnd::Unwanted => Ok(DownloadState::End(DownloadEnd::Unwanted)),
             BodyEnd::TooLong => contradiction("the upstream sends more than it announced".to_owned()),
             BodyEnd::Broken(error @ SourceError::Undecodable) => contradiction(error.to_string()),
-            BodyEnd::Short if self.decoded => {
+            BodyEnd::Short if self.is_decoded() => {
                 contradiction("what the upstream sends decodes to less".to_owned())
             }
             BodyEnd::Short => {
@@ -284,39 +299,57 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         }
     }
 
-    /// Decodes a body that is labelled as gzip, unless its length is exactly the descriptor's size: then the blob itself is a
-    /// gzip file, as most layers are, and the label is an object store's guess of its type. Without a length to decide, the
-    /// label is trusted until the digest differs.
+    /// Decodes a body that is labelled as gzip, unless its length is exactly the stated size: then the blob itself is a
+    /// gzip file, as most layers are, and the label is an object store's guess of its type. The guess is corrected when the
+    /// digest differs.
     fn decode(&mut self, body: BlobBody) -> Result<BlobBody, SourceError> {
-        let size = self.download.size;
-        let has_expected_size = size.is_some() && body.total == size;
-        if !body.gzip || self.download.ignore_gzip_label || has_expected_size {
+        if !body.gzip {
+            return Ok(body);
+        }
+        let size = self.download.size_hint;
+        let is_ignored = match self.download.gzip_label {
+            GzipLabel::Guess => size.is_some() && body.total == size,
+            GzipLabel::Decode => false,
+            GzipLabel::Ignore => true,
+        };
+        if is_ignored {
+            self.used_gzip_label.get_or_insert(GzipLabel::Ignore);
             return Ok(body);
         }
         if body.offset > 0 {
             return Err(SourceError::Invalid("a part of an encoded body is no part of the blob".to_owned()));
         }
-        self.decoded = true;
+        self.used_gzip_label = Some(GzipLabel::Decode);
         Ok(body.decoded())
     }
 
-    /// Records the length that an answer announces. A length that contradicts an earlier one ends the download.
+    fn is_decoded(&self) -> bool {
+        self.used_gzip_label == Some(GzipLabel::Decode)
+    }
+
+    /// Records the length that an answer announces. A length that contradicts an earlier one ends the download. The size in
+    /// a descriptor is not announced to clients: it may be wrong.
     fn announce(&self, body: &BlobBody) -> Option<DownloadEnd> {
-        let before = self.draft.progress().total;
-        match (self.download.size, before, body.total) {
-            (Some(size), _, Some(total)) if size != total => Some(DownloadEnd::SizeMismatch(format!(
-                "its descriptor says {size} bytes, the upstream {total}"
-            ))),
-            (_, Some(before), Some(total)) if before != total => Some(DownloadEnd::Contradiction(format!(
+        match (self.draft.progress().total, body.total) {
+            (Some(before), Some(total)) if before != total => Some(DownloadEnd::Contradiction(format!(
                 "the upstream announced {before} bytes, and now {total}"
             ))),
-            (size, _, total) => {
-                if let Some(total) = total.or(size) {
-                    self.draft.announce(total);
-                }
+            (_, Some(total)) => {
+                self.draft.announce(total);
                 None
             }
+            (_, None) => None,
         }
+    }
+
+    /// Decides whether a body without a length is complete. A body that is closed early looks complete, so a body that is
+    /// shorter than the stated size is checked once with a request for the rest.
+    fn end_without_length(&mut self, received: u64) -> BodyEnd {
+        let is_short = !self.is_decoded() && self.download.size_hint.is_some_and(|size| received < size);
+        if is_short && !std::mem::replace(&mut self.is_end_doubted, true) {
+            return BodyEnd::Short;
+        }
+        BodyEnd::Complete
     }
 
     /// Copies the body of one answer into the draft, without the bytes that the draft has already.
@@ -350,7 +383,8 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         let progress = draft.progress();
         Ok(match progress.total {
             Some(total) if progress.received < total => BodyEnd::Short,
-            _ => BodyEnd::Complete,
+            Some(_) => BodyEnd::Complete,
+            None => self.end_without_length(progress.received),
         })
     }
 }

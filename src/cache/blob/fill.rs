@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use crate::cache::blob::blobs::Blobs;
-use crate::cache::blob::download::{Download, DownloadEnd, Downloaded};
+use crate::cache::blob::download::{Download, DownloadEnd, Downloaded, GzipLabel};
 use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::fills::FillPhase;
 use crate::cache::memory::AbsenceKey;
@@ -22,8 +22,8 @@ pub(super) struct Fill {
     blobs: Arc<Blobs>,
     repository: Repository,
     digest: Digest,
-    /// Size that a descriptor announces.
-    size: Option<u64>,
+    /// Size that a descriptor states. It may be wrong.
+    size_hint: Option<u64>,
     /// True if the repository's access to the digest is known.
     has_access: bool,
     phase: watch::Sender<FillPhase>,
@@ -60,8 +60,8 @@ enum Attempt {
     Unwanted,
     /// An earlier fill left a wrong draft. Nobody is to blame.
     WrongDraft,
-    /// The bytes are wrong because a gzip label was trusted.
-    WrongLabel(String),
+    /// The bytes are wrong. They may be right with the other treatment of the gzip label.
+    WrongLabel(GzipLabel, String),
 }
 
 impl Fill {
@@ -70,7 +70,7 @@ impl Fill {
         blobs: &Arc<Blobs>,
         repository: &Repository,
         digest: &Digest,
-        size: Option<u64>,
+        size_hint: Option<u64>,
         has_access: bool,
         phase: watch::Sender<FillPhase>,
     ) -> Self {
@@ -79,7 +79,7 @@ impl Fill {
             blobs: Arc::clone(blobs),
             repository: repository.clone(),
             digest: *digest,
-            size,
+            size_hint,
             has_access,
             phase,
             draft: None,
@@ -133,7 +133,7 @@ impl Fill {
 
     /// Fills the blob. `None` if it was served to its readers and could not be stored.
     async fn fill(&mut self) -> Result<Option<BlobEntry>, CacheError> {
-        let mut ignore_gzip_label = false;
+        let mut gzip_label = GzipLabel::Guess;
         loop {
             let writer = match self.open().await? {
                 OpenedDraft::Draft(writer) => writer,
@@ -144,15 +144,18 @@ impl Fill {
                     return Ok(Some(entry));
                 }
             };
-            let downloaded = self.download(*writer, ignore_gzip_label).await?;
-            match self.check(downloaded).await? {
+            let downloaded = self.download(*writer, gzip_label).await?;
+            match self.check(downloaded, gzip_label).await? {
                 Attempt::Verified(verified) => return self.commit(verified).await,
                 Attempt::Unwanted => return Ok(None),
                 Attempt::WrongDraft => {}
-                Attempt::WrongLabel(reason) => {
-                    // Readers have got decoded bytes and are cut off. New requests wait for the undecoded blob.
-                    tracing::info!(digest = %self.digest, reason, "gzip label is wrong; fetching the blob without decoding");
-                    ignore_gzip_label = true;
+                Attempt::WrongLabel(other, reason) => {
+                    // Readers have got wrong bytes and are cut off. New requests wait for the next download.
+                    tracing::info!(
+                        digest = %self.digest, reason, treatment = ?other,
+                        "the gzip label of the upstream was misread; fetching the blob again"
+                    );
+                    gzip_label = other;
                 }
             }
             self.start_over();
@@ -160,26 +163,28 @@ impl Fill {
     }
 
     /// Verifies a draft after its download. Wrong bytes are an error, unless another attempt may help.
-    async fn check(&self, downloaded: Downloaded) -> Result<Attempt, CacheError> {
-        let Downloaded { writer, senders, end, decoded } = downloaded;
+    async fn check(&self, downloaded: Downloaded, gzip_label: GzipLabel) -> Result<Attempt, CacheError> {
+        let Downloaded { writer, senders, end, gzip_label: used } = downloaded;
         let reason = match end {
-            DownloadEnd::Complete => match self.verify(writer, self.size).await? {
+            DownloadEnd::Complete => match self.verify(writer).await? {
                 Some(verified) => return Ok(Attempt::Verified(verified)),
-                None => "the bytes do not match their digest or size".to_owned(),
+                None => "the bytes do not match their digest".to_owned(),
             },
             DownloadEnd::Contradiction(reason) => {
                 self.blobs.storage.with_store(move |_| writer.discard()).await?;
                 reason
             }
             DownloadEnd::Unwanted => return Ok(Attempt::Unwanted),
-            // The descriptor or the upstream is wrong; the draft may be right.
-            DownloadEnd::SizeMismatch(reason) => return Err(self.mismatch(&senders, &reason)),
             DownloadEnd::Existing => {
-                let verified = self.verify(writer, None).await?;
+                let verified = self.verify(writer).await?;
                 return Ok(verified.map_or(Attempt::WrongDraft, Attempt::Verified));
             }
         };
-        if decoded { Ok(Attempt::WrongLabel(reason)) } else { Err(self.mismatch(&senders, &reason)) }
+        match (gzip_label, used) {
+            (GzipLabel::Guess, Some(GzipLabel::Decode)) => Ok(Attempt::WrongLabel(GzipLabel::Ignore, reason)),
+            (GzipLabel::Guess, Some(GzipLabel::Ignore)) => Ok(Attempt::WrongLabel(GzipLabel::Decode, reason)),
+            _ => Err(self.mismatch(&senders, &reason)),
+        }
     }
 
     /// Cuts off the readers of the draft. New requests wait for the next draft.
@@ -206,7 +211,7 @@ impl Fill {
             storage.retry_store();
             return Ok(in_memory());
         }
-        let (store, is_crowded) = (storage.store.clone(), storage.is_crowded(&digest, self.size));
+        let (store, is_crowded) = (storage.store.clone(), storage.is_crowded(&digest, self.size_hint));
         let opened = storage.with_store(move |session| match session.blob(&digest)? {
             Some(entry) => Ok(OpenedDraft::Stored(entry)),
             // Clients need not wait until the disk has caught up.
@@ -225,7 +230,7 @@ impl Fill {
     async fn download(
         &mut self,
         writer: DraftWriter,
-        ignore_gzip_label: bool,
+        gzip_label: GzipLabel,
     ) -> Result<Downloaded, CacheError> {
         self.draft = Some(Arc::clone(writer.draft()));
         let sources = self.blobs.rules.sources(&self.repository)?;
@@ -234,8 +239,8 @@ impl Fill {
             sources: &sources,
             name: &self.repository.name,
             digest: &self.digest,
-            size: self.size,
-            ignore_gzip_label,
+            size_hint: self.size_hint,
+            gzip_label,
             on_unjoinable: &|| self.blobs.storage.fills.remove(&self.digest, &self.phase),
         };
         let downloaded = download.run(writer, |draft| self.publish(draft)).await;
@@ -251,14 +256,10 @@ impl Fill {
         self.blobs.storage.capacity.wake_evictor();
     }
 
-    /// Verifies a draft against its digest and size. Readers may read the last byte of a verified draft.
-    async fn verify(
-        &self,
-        writer: DraftWriter,
-        size: Option<u64>,
-    ) -> Result<Option<VerifiedDraft>, CacheError> {
+    /// Verifies a draft against its digest. Readers may read the last byte of a verified draft.
+    async fn verify(&self, writer: DraftWriter) -> Result<Option<VerifiedDraft>, CacheError> {
         let draft = Arc::clone(writer.draft());
-        let verified = self.blobs.storage.with_store(move |_| writer.verify(size)).await?;
+        let verified = self.blobs.storage.with_store(move |_| writer.verify(None)).await?;
         if verified.is_some() {
             self.phase.send_replace(FillPhase::Running(draft));
         }

@@ -31,7 +31,7 @@ impl Blobs {
             if let Some(blob) = self.get_from_memory(repository, digest).await? {
                 return Ok(blob);
             }
-            let lookup = BlobLookup { blobs: self, repository, digest, confirmed: false, size: None };
+            let lookup = BlobLookup { blobs: self, repository, digest, confirmed: false, size_hint: None };
             // Boxed: a request moves its whole future, at the size of the longest path.
             Box::pin(lookup.run()).await
         })
@@ -69,13 +69,14 @@ impl Blobs {
         let (link, entry) = self.look_up(repository, digest).await?;
         self.storage.content.touch(digest, self.storage.clock.now());
         if let (Some(_), Some(entry)) = (&link, &entry) {
-            return Ok(BlobAnswer { size: Some(entry.size()), source: None, outcome: Outcome::Hit });
+            let size = Some(entry.size());
+            return Ok(BlobAnswer { size, size_hint: None, source: None, outcome: Outcome::Hit });
         }
         let announced = self.access.confirm_blob(repository, digest).await?;
         let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
         // If the upstream announces no length, a manifest may have done so.
         let size = entry.map(|entry| entry.size()).or(announced).or(link.and_then(|link| link.size));
-        Ok(BlobAnswer { size, source: None, outcome })
+        Ok(BlobAnswer { size, size_hint: None, source: None, outcome })
     }
 }
 
@@ -86,8 +87,8 @@ struct BlobLookup<'a> {
     digest: &'a Digest,
     /// True once the upstream has confirmed that the repository has the blob.
     confirmed: bool,
-    /// Size that the link announces.
-    size: Option<u64>,
+    /// Size that the link states. It may be wrong.
+    size_hint: Option<u64>,
 }
 
 /// Next step of a lookup.
@@ -104,7 +105,7 @@ enum LookupState {
     AwaitRemoval(watch::Receiver<FillPhase>),
     /// Wait until the fill has bytes to read.
     AwaitBytes(JoinedFill),
-    /// Wait for the end of a fill whose length contradicts this repository's descriptor.
+    /// Wait for the end of another repository's fill, whose length contradicts this repository's descriptor.
     AwaitEnd(watch::Receiver<FillPhase>),
     /// Answer the request.
     Found(BlobAnswer),
@@ -169,7 +170,7 @@ impl BlobLookup<'_> {
     async fn look_up(&mut self) -> Result<LookupState, CacheError> {
         let (link, entry) = self.blobs.look_up(self.repository, self.digest).await?;
         let is_linked = link.is_some();
-        self.size = link.and_then(|link| link.size);
+        self.size_hint = link.and_then(|link| link.size);
         let storage = &self.blobs.storage;
         if let Some(entry) = entry
             && let Some(pin) = storage.content.pin_for_client(&entry, storage.clock.now())
@@ -200,9 +201,10 @@ impl BlobLookup<'_> {
     }
 
     fn admit(&self, has_access: bool) -> LookupState {
-        match self.blobs.storage.fills.admit(self.repository, self.digest, self.size, has_access) {
+        match self.blobs.storage.fills.admit(self.repository, self.digest, self.size_hint, has_access) {
             Admission::Start(sender, phase, span) => {
-                let fill = Fill::new(self.blobs, self.repository, self.digest, self.size, has_access, sender);
+                let hint = self.size_hint;
+                let fill = Fill::new(self.blobs, self.repository, self.digest, hint, has_access, sender);
                 fill.start(span);
                 LookupState::AwaitBytes(JoinedFill { phase, is_own: true, outcome: Outcome::Miss })
             }
@@ -221,7 +223,7 @@ impl BlobLookup<'_> {
 
     async fn await_bytes(&self, fill: JoinedFill) -> Result<LookupState, CacheError> {
         match first_bytes(fill.phase.clone()).await {
-            FirstBytes::Filling(draft) => self.follow(fill, &draft),
+            FirstBytes::Filling(draft) => Ok(self.follow(fill, &draft)),
             FirstBytes::Stored(entry) => {
                 let storage = &self.blobs.storage;
                 let Some(pin) = storage.content.pin_for_client(&entry, storage.clock.now()) else {
@@ -236,25 +238,22 @@ impl BlobLookup<'_> {
         }
     }
 
-    /// Follows a draft, unless its length contradicts this repository's descriptor.
-    fn follow(&self, fill: JoinedFill, draft: &Arc<Draft>) -> Result<LookupState, CacheError> {
-        let total = draft.progress().total;
-        if let (Some(size), Some(total)) = (self.size, total)
-            && size != total
-        {
-            if fill.is_own {
-                let reason = format!("it has {total} bytes, its descriptor says {size}");
-                return Err(CacheError::Mismatch(reason));
-            }
-            // The descriptors of two repositories differ. The end of the fill shows which one is right.
-            return Ok(LookupState::AwaitEnd(fill.phase));
+    /// Follows a draft. If the upstream has announced another length to another repository than this repository's descriptor
+    /// states, the end of that fill shows which one is right.
+    fn follow(&self, fill: JoinedFill, draft: &Arc<Draft>) -> LookupState {
+        let progress = draft.progress();
+        let is_contradicted =
+            self.size_hint.is_some_and(|hint| progress.total.is_some_and(|total| total != hint));
+        if is_contradicted && !fill.is_own && progress.end.is_none() {
+            return LookupState::AwaitEnd(fill.phase);
         }
         // A draft in memory cannot be joined once its first bytes are gone. It has left the map of fills, and the next
         // round starts another fill.
-        let Some(follower) = draft.follow(0) else { return Ok(LookupState::Store) };
+        let Some(follower) = draft.follow(0) else { return LookupState::Store };
         let outcome = if draft.is_kept() { fill.outcome } else { Outcome::Bypass };
         let source = Some(BlobSource::Filling(follower));
-        Ok(LookupState::Found(BlobAnswer { size: total, source, outcome }))
+        let (size, size_hint) = (progress.total, self.size_hint);
+        LookupState::Found(BlobAnswer { size, size_hint, source, outcome })
     }
 }
 

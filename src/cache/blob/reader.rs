@@ -33,6 +33,9 @@ pub struct BlobReader {
     at: u64,
     /// Offset of the end; `None` if unknown.
     end: Option<u64>,
+    /// Length that a descriptor states, if the length of the blob is unknown. The last byte of this length is withheld
+    /// until the blob is verified.
+    size_hint: Option<u64>,
     ready: VecDeque<Bytes>,
     /// Running reads, in the order of their bytes.
     steps: VecDeque<ReadStep>,
@@ -83,6 +86,7 @@ impl Blobs {
         blob: BlobAnswer,
         range: Option<Range<u64>>,
     ) -> Result<(BlobReader, Outcome), CacheError> {
+        let size_hint = if blob.size.is_none() { blob.size_hint } else { None };
         let mut source = blob.source.ok_or(CacheError::Interrupted)?;
         let mut outcome = blob.outcome;
         source = match (source, &range) {
@@ -109,7 +113,7 @@ impl Blobs {
         let at = range.as_ref().map_or(0, |range| range.start);
         let end = range.map(|range| range.end).or(size);
         let (blobs, ready, steps) = (Arc::clone(self), VecDeque::new(), VecDeque::new());
-        Ok((BlobReader { blobs, source, at, end, ready, steps }, outcome))
+        Ok((BlobReader { blobs, source, at, end, size_hint, ready, steps }, outcome))
     }
 }
 
@@ -122,6 +126,11 @@ impl BlobReader {
             self.ready.push_front(first?);
         }
         Ok(())
+    }
+
+    /// Returns true if the bytes are known to match the digest of the blob.
+    pub fn is_verified(&self) -> bool {
+        self.source.is_verified()
     }
 
     /// Returns the next bytes, or `None` at the end. After an error the rest must not be sent.
@@ -222,7 +231,9 @@ impl BlobReader {
             BlobSource::Filling(follower) | BlobSource::Passing(_, follower) => {
                 let draft = follower.draft();
                 let blobs = Arc::clone(&self.blobs);
-                Box::pin(read_draft(blobs, Arc::clone(draft), draft.watch(), self.at, self.end))
+                let (at, end, hint) = (self.at, self.end, self.size_hint);
+                let unread = Unread { at, end, hint };
+                Box::pin(read_draft(blobs, Arc::clone(draft), draft.watch(), unread))
             }
         };
         self.steps.push_back(ReadStep { bytes, _permit: permit });
@@ -272,17 +283,38 @@ async fn finish_read(
     }
 }
 
-/// Waits for bytes of a draft at `at`, and reads them. Returns no bytes at the verified end.
+/// Part of a draft that a reader has not read yet.
+#[derive(Clone, Copy)]
+struct Unread {
+    at: u64,
+    /// End of the part; `None` if unknown.
+    end: Option<u64>,
+    /// Stated length of the blob, if its length is unknown.
+    hint: Option<u64>,
+}
+
+impl Unread {
+    /// Returns the end of the bytes that may be sent now.
+    fn limit(&self, progress: &Progress) -> u64 {
+        let withheld = match (progress.end, self.hint) {
+            (Some(DraftEnd::Verified), _) | (_, None) => u64::MAX,
+            (_, Some(size)) => size.saturating_sub(1),
+        };
+        progress.readable().min(self.end.unwrap_or(u64::MAX)).min(withheld)
+    }
+}
+
+/// Waits for unread bytes of a draft, and reads them. Returns no bytes at the verified end.
 async fn read_draft(
     blobs: Arc<Blobs>,
     draft: Arc<Draft>,
     mut watch: watch::Receiver<Progress>,
-    at: u64,
-    end: Option<u64>,
+    unread: Unread,
 ) -> Result<VecDeque<Bytes>, CacheError> {
+    let Unread { at, end, .. } = unread;
     loop {
         let progress = *watch.borrow_and_update();
-        let limit = progress.readable().min(end.unwrap_or(u64::MAX));
+        let limit = unread.limit(&progress);
         if at < limit {
             if let Some(recent) = draft.recent(at..limit.min(at + STEP)) {
                 return Ok(recent.into());

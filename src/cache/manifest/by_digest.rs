@@ -94,9 +94,8 @@ impl Manifests {
                 self.storage.memory.manifests.insert(repository, Arc::clone(&manifest));
                 Ok(ManifestAnswer::immutable(manifest, Outcome::Revalidated))
             }
-            StoredState { link, manifest: None } => {
-                let size = link.and_then(|link| link.size);
-                let (manifest, leader) = self.fetch(repository, digest, size, Children::Prefetch).await?;
+            StoredState { manifest: None, .. } => {
+                let (manifest, leader) = self.fetch(repository, digest, Children::Prefetch).await?;
                 let outcome = if leader { Outcome::Miss } else { Outcome::Join };
                 Ok(ManifestAnswer::immutable(manifest, outcome))
             }
@@ -157,13 +156,12 @@ impl Manifests {
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        size: Option<u64>,
         children: Children,
     ) -> Result<(Arc<CachedManifest>, bool), CacheError> {
         self.access.check_absence(repository, &AbsenceKey::Manifest(*digest))?;
         let ticket = self.flights.join(&(repository.clone(), *digest), || {
             let (manifests, repository, digest) = (Arc::clone(self), repository.clone(), *digest);
-            async move { manifests.download(&repository, &digest, size, children).await }
+            async move { manifests.download(&repository, &digest, children).await }
         });
         let leader = ticket.leader;
         Ok((in_time(ticket.wait()).await?, leader))
@@ -173,7 +171,6 @@ impl Manifests {
         &self,
         repository: &Repository,
         digest: &Digest,
-        size: Option<u64>,
         children: Children,
     ) -> Result<Arc<CachedManifest>, CacheError> {
         // Another flight may have ended after the store was read and before this one began.
@@ -189,7 +186,7 @@ impl Manifests {
                 return Err(self.access.remember_absence(repository, absence, error.into()));
             }
         };
-        verify_manifest(&self.storage.metrics, repository, &answer, digest, size)?;
+        verify_manifest(&self.storage.metrics, repository, &answer, digest)?;
         let manifest = self.keep(repository, *digest, answer).await?;
         if children == Children::Prefetch {
             self.prefetch_children(repository, &manifest);

@@ -96,15 +96,13 @@ impl<'a> TagRequest<'a> {
                 return self.manifests.keep(repository, digest, answer).await;
             }
         }
-        if let Ok((manifest, _)) =
-            self.manifests.fetch(repository, &announced, None, Children::Prefetch).await
-        {
+        if let Ok((manifest, _)) = self.manifests.fetch(repository, &announced, Children::Prefetch).await {
             return Ok(manifest);
         }
         if !is_variant && self.is_confirmed(repository, &digest, &answer).await {
             return self.manifests.keep(repository, digest, answer).await;
         }
-        verify_manifest(self.metrics, repository, &answer, &announced, None)?;
+        verify_manifest(self.metrics, repository, &answer, &announced)?;
         Err(CacheError::Mismatch(format!("{digest} is not the digest that was announced")))
     }
 

@@ -171,7 +171,7 @@ impl WalkScope {
             self.quota.wait(repository, &child.digest).await?;
             // Held during the request and not during the back-off: one failing upstream must not block the others.
             let _slot = self.slots.acquire().await.map_err(|_| CacheError::Interrupted)?;
-            self.manifests.fetch(repository, &child.digest, child.size, Children::ByCaller).await
+            self.manifests.fetch(repository, &child.digest, Children::ByCaller).await
         };
         // A rate limit is retried too: every attempt waits for the quota first.
         let is_retryable =

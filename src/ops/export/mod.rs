@@ -149,13 +149,16 @@ impl ArchiveSender {
         let PlannedBlob { digest, size, .. } = blob;
         let attempt = || self.cache.blob(&self.repository, digest);
         let found = attempt.retry(backoff()).when(CacheError::is_retryable).await?;
+        if found.size.is_some_and(|found| found != *size) {
+            return Err(wrong_length(digest, *size));
+        }
         let range = (*at > 0).then_some(*at..*size);
         let (mut reader, _) = self.cache.reader(&self.repository, digest, found, range).await?;
         while let Some(chunk) = poll_fn(|cx| reader.poll_next(cx)).await {
             let chunk = chunk?;
             *at += chunk.len() as u64;
             if *at > *size {
-                return Err(CacheError::Mismatch(format!("{digest} is longer than {size} bytes")).into());
+                return Err(wrong_length(digest, *size));
             }
             self.send(chunk).await?;
         }
@@ -168,6 +171,13 @@ impl ArchiveSender {
         }
         self.sender.send(Ok(bytes)).await.map_err(|_| Stop::Disconnected)
     }
+}
+
+/// Creates the error for a blob that was not cached when the lengths of the archive were determined.
+fn wrong_length(digest: &Digest, stated: u64) -> Stop {
+    Stop::Failed(CacheError::Mismatch(format!(
+        "{digest} does not have {stated} bytes as its descriptor states; fetch the image with `larder warm`, and export it again"
+    )))
 }
 
 /// Returns true if another read may succeed: corrupt content is fetched again.

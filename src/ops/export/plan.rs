@@ -11,6 +11,7 @@ use super::report::ExportReport;
 use crate::layout::{DOCKER_FILE, IMAGE_NAME, INDEX_FILE, MARKER, MARKER_FILE, blob_path, entry_length};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::reference::{self, ImageReference};
+use crate::ops::size_check::WrongSize;
 
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
@@ -54,6 +55,8 @@ pub(super) struct Plan {
     pub(super) complete: bool,
     /// Reason why the upstream did not confirm the tag.
     pub(super) stale: Option<String>,
+    /// Sizes in descriptors that contradict the content.
+    pub(super) wrong_sizes: Vec<WrongSize>,
 }
 
 /// Entry of an archive.
@@ -79,7 +82,7 @@ impl ArchivePart {
 pub(super) type ArchiveName = (String, String);
 
 impl Plan {
-    fn documents(&self) -> impl Iterator<Item = &PlannedDocument> {
+    pub(super) fn documents(&self) -> impl Iterator<Item = &PlannedDocument> {
         std::iter::once(&self.root).chain(&self.below)
     }
 
@@ -144,6 +147,7 @@ impl Plan {
             bytes: documents.chain(self.blobs.iter().map(|it| it.size)).sum(),
             fetched: self.blobs.iter().filter(|blob| !blob.cached).count() as u64,
             stale: self.stale.clone(),
+            wrong_sizes: self.wrong_sizes.clone(),
         }
     }
 }
@@ -182,7 +186,7 @@ mod tests {
     }
 
     fn plan(root: PlannedDocument, below: Vec<PlannedDocument>) -> Plan {
-        Plan { root, below, blobs: Vec::new(), complete: true, stale: None }
+        Plan { root, below, blobs: Vec::new(), complete: true, stale: None, wrong_sizes: Vec::new() }
     }
 
     #[test]

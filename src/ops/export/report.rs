@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::oci::Digest;
+use crate::ops::size_check::WrongSize;
 
 /// Report of an export.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -30,4 +31,7 @@ pub struct ExportReport {
     pub fetched: u64,
     /// Reason why the upstream did not confirm the tag.
     pub stale: Option<String>,
+    /// Sizes in descriptors that contradict the cached content. Some clients refuse such an image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong_sizes: Vec<WrongSize>,
 }

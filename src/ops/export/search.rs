@@ -8,7 +8,7 @@ use backon::Retryable as _;
 use crate::cache::{Cache, CacheError};
 use crate::oci::index_walk::{BYTES_MAX, IndexWalk, WalkItem, WalkLimit};
 use crate::oci::media::ManifestKind;
-use crate::oci::{Descriptor, Digest, Reference};
+use crate::oci::{Descriptor, Digest, Manifest, Reference};
 use crate::store::StoreError;
 
 use super::plan::{Plan, PlannedBlob, PlannedDocument};
@@ -16,6 +16,7 @@ use crate::ops::image_tree::{CONFIG_MAX, platform_in};
 use crate::ops::platform::{Platform, choose_children};
 use crate::ops::protocol::OpsError;
 use crate::ops::reference::ImageReference;
+use crate::ops::size_check::wrong_sizes;
 use crate::ops::warm::{backoff, manifest};
 
 /// Search for the content of an export.
@@ -54,7 +55,10 @@ impl Search<'_> {
             self.check_platform(&root).await?;
         }
         let blobs = self.blobs(&root, &below, other_content).await?;
-        Ok(Plan { root, below, blobs, complete, stale })
+        let mut plan = Plan { root, below, blobs, complete, stale, wrong_sizes: Vec::new() };
+        let documents: Vec<Manifest> = plan.documents().filter_map(PlannedDocument::read).collect();
+        plan.wrong_sizes = wrong_sizes(self.cache, &self.reference.repository, documents.into_iter()).await?;
+        Ok(plan)
     }
 
     /// Adds the manifests of the wanted children, and returns the children that are not manifests.

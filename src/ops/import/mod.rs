@@ -242,6 +242,7 @@ fn row(view: &CacheView<'_>, image: &StoredImage) -> Result<ImportedImage, Store
     let root = ContentPart {
         digest: *digest,
         size: Some(tree.document.body.len() as u64),
+        stated_size: None,
         media_type: row.media_type.clone(),
         cached: true,
         foreign: false,

@@ -43,8 +43,7 @@ pub struct TagFact {
 /// Link from a repository to a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkFact {
-    /// Size in a descriptor, or of the verified content. Never the size in an upstream's answer to HEAD, because content is
-    /// checked against this size.
+    /// Size in a descriptor, or of the verified content. A descriptor may be wrong, so this is a hint.
     pub size: Option<u64>,
 }
 
