@@ -5,8 +5,8 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::api::RegistryOptions;
-use crate::config::Config;
 use crate::config::schema::ServerMode;
+use crate::config::{Config, open_files};
 use crate::server::ConnectionLimits;
 
 /// Time for which a client may read nothing of a response before its connection is closed.
@@ -15,13 +15,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 const ADMIN_CONNECTIONS: usize = 64;
 /// Grace period of the admin port. Shutdown need not wait for its responses.
 const ADMIN_GRACE: Duration = Duration::from_secs(1);
-
-/// Open files besides connections to clients and the blobs that they read: the store, the admin port, upstreams, logs.
-const OWN_FILES: u64 = 384;
-/// Open files per connection of a client: its socket, and the blob that it reads.
-const FILES_PER_CONNECTION: u64 = 2;
-/// Fewest connections of clients, however few files may be open.
-const CONNECTIONS_MIN: u64 = 16;
 
 /// Raises the limit on open files (`RLIMIT_NOFILE`) to the hard limit, and logs if `server.max_connections` needs more.
 ///
@@ -46,14 +39,14 @@ pub(super) fn raise_open_files(config: &Config) {
 
 /// Returns the number of connections that clients may have, so that the admin port and the store can always open files.
 fn connections(config: &Config) -> usize {
-    permitted_connections(config.server.max_connections, getrlimit(Resource::Nofile).current)
+    open_files::client_connections(config, getrlimit(Resource::Nofile).current)
 }
 
-/// Returns at most `wanted` connections; `files` is the limit on open files, `None` if there is none.
-fn permitted_connections(wanted: usize, files: Option<u64>) -> usize {
-    let Some(files) = files else { return wanted };
-    let permitted = (files.saturating_sub(OWN_FILES) / FILES_PER_CONNECTION).max(CONNECTIONS_MIN);
-    wanted.min(usize::try_from(permitted).unwrap_or(usize::MAX))
+/// Returns the number of connections that one client address may have among `connections`. By default some connections are
+/// always left for other clients.
+fn connections_per_client(config: &Config, connections: usize) -> usize {
+    let default = (connections - connections / 4).min(connections - 1).max(1);
+    config.server.max_connections_per_client.unwrap_or(default)
 }
 
 /// Returns the options of the registry API.
@@ -63,8 +56,10 @@ pub(super) fn registry_options(config: &Config) -> RegistryOptions {
 
 /// Returns the connection limits of the client port.
 pub(super) fn client_limits(config: &Config) -> ConnectionLimits {
+    let connections = connections(config);
     ConnectionLimits {
-        connections: connections(config),
+        connections,
+        per_client: connections_per_client(config, connections),
         head: config.server.header_timeout,
         write: WRITE_TIMEOUT,
         grace: config.server.grace,
@@ -73,7 +68,12 @@ pub(super) fn client_limits(config: &Config) -> ConnectionLimits {
 
 /// Returns the connection limits of the admin port.
 pub(super) fn admin_limits(config: &Config) -> ConnectionLimits {
-    ConnectionLimits { connections: ADMIN_CONNECTIONS, grace: ADMIN_GRACE, ..client_limits(config) }
+    ConnectionLimits {
+        connections: ADMIN_CONNECTIONS,
+        per_client: ADMIN_CONNECTIONS,
+        grace: ADMIN_GRACE,
+        ..client_limits(config)
+    }
 }
 
 #[cfg(test)]
@@ -81,12 +81,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permitted_connections_leave_files_for_everything_else() {
-        assert_eq!(permitted_connections(10_000, None), 10_000);
-        assert_eq!(permitted_connections(10_000, Some(1 << 20)), 10_000);
-        assert_eq!(permitted_connections(10_000, Some(1024)), 320);
-        assert_eq!(permitted_connections(100, Some(1024)), 100);
-        assert_eq!(permitted_connections(10_000, Some(0)), 16);
-        assert!(permitted_connections(usize::MAX, Some(u64::MAX)) > 1 << 32);
+    fn one_client_leaves_connections_for_others() {
+        let mut config = Config::default();
+        let shares = [1, 2, 3, 4, 10_000].map(|connections| connections_per_client(&config, connections));
+        assert_eq!(shares, [1, 1, 2, 3, 7_500]);
+        config.server.max_connections_per_client = Some(7);
+        assert_eq!(connections_per_client(&config, 100), 7);
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::api::AdminApi;
 use crate::cache::Cache;
 use crate::ops::{self, Operations};
-use crate::server::{self, ConnectionLimits, Listener};
+use crate::server::{self, ConnectionLimits, ConnectionMetrics, Listener};
 use crate::store::Store;
 
 use super::background::BackgroundTasks;
@@ -137,12 +137,18 @@ impl RunningServer {
         let admin = AdminApi::new(Arc::clone(&app.metrics), Arc::clone(&ready), app.operations.clone());
         let admin = serve_admin(app.admin_listeners, &admin, &admin_limits);
         let stop = CancellationToken::new();
-        let (registry, open) = (app.registry, Some(app.metrics.connections.clone()));
+        let registry = app.registry;
+        let metrics = Some(ConnectionMetrics {
+            open: app.metrics.connections.clone(),
+            refused: app.metrics.connections_refused.clone(),
+            reclaimed: app.metrics.connections_reclaimed.clone(),
+        });
         let answer = move |request, client| {
             let registry = registry.clone();
             async move { Ok(registry.answer(request, client).await) }
         };
-        let serving = server::serve(app.client_listeners, client_limits.clone(), open, stop.clone(), answer);
+        let serving =
+            server::serve(app.client_listeners, client_limits.clone(), metrics, stop.clone(), answer);
         let clients = Port { serving: vec![tokio::spawn(serving)], stop: stop.drop_guard() };
         tracing::debug!(phase = Phase::Serving.as_str(), "phase");
         systemd::ready(&status);

@@ -43,6 +43,7 @@ key_effects! {
         mode: Live,
         grace: Live,
         max_connections: Live,
+        max_connections_per_client: Live,
         header_timeout: Live,
     }
     admin: Admin {

@@ -7,6 +7,7 @@ mod endpoint;
 pub mod file_watch;
 mod keys;
 pub mod load;
+pub mod open_files;
 pub mod proxy;
 pub mod schema;
 pub mod validate;

@@ -80,6 +80,9 @@ pub struct Server {
     pub grace: Duration,
     /// Maximum number of open connections; further ones wait to be accepted.
     pub max_connections: usize,
+    /// Maximum number of open connections of one client address. Default: three quarters of `max_connections`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections_per_client: Option<usize>,
     /// Time-out for request headers, and idle time-out between requests.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
@@ -95,6 +98,7 @@ impl Default for Server {
             mode: ServerMode::Mirror,
             grace: Duration::from_secs(30),
             max_connections: 10_000,
+            max_connections_per_client: None,
             header_timeout: Duration::from_mins(1),
         }
     }

@@ -3,10 +3,7 @@
 use rustix::process::{Resource, getrlimit};
 
 use super::report::Step;
-use crate::config::Config;
-
-/// Number of open files besides the connections to clients and upstreams.
-const OWN_FILES: u64 = 256;
+use crate::config::{Config, open_files};
 
 /// Checks the hard limit of this process. A server that is started from here raises its limit to it.
 pub fn check_here(config: &Config) -> Step {
@@ -19,9 +16,7 @@ pub fn check_server(config: &Config, allowed: u64) -> Step {
 }
 
 fn check(config: &Config, allowed: Option<u64>, process: &str) -> Step {
-    let clients = config.server.max_connections as u64;
-    let upstreams: u64 = config.upstream.values().map(|upstream| upstream.max_connections as u64).sum();
-    let wanted = clients.saturating_add(upstreams).saturating_add(OWN_FILES);
+    let (clients, wanted) = (config.server.max_connections, open_files::needed(config));
     match allowed {
         Some(allowed) if allowed < wanted => Step::warning(
             "open files",

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -22,16 +23,20 @@ use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::activity::{ActiveBody, ConnectionActivity};
 use super::h2_keepalive::{Keepalive, KeepaliveBody, Verdict};
 use super::limits::ConnectionLimits;
 use super::lingering_close::LingeringClose;
 
-/// Maximum size of a request head, and of the answer bytes collected for one write. hyper has one setting for both.
-/// With a smaller value, large blobs are sent in more and smaller writes.
+/// Maximum number of answer bytes collected for one write. With a smaller value, large blobs are sent in more and smaller
+/// writes.
 const BUFFER: usize = 400 << 10;
 
-/// Maximum size of a request head on HTTP/2. No known client sends more.
-const HEAD_MAX: u32 = 64 << 10;
+/// Maximum size of a request head. No known client sends more. An unfinished head needs up to 1.5 times this memory.
+const HEAD_MAX: u16 = 16 << 10;
+
+/// Time that a client has to close an idle HTTP/2 connection that was closed for a new one.
+const RECLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum number of concurrent requests on one HTTP/2 connection. Clients fetch a few layers at a time.
 const STREAMS_MAX: u32 = 128;
@@ -48,81 +53,113 @@ impl<S, F, B> ConnectionService<S>
 where
     S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     /// Serves a connection until it ends. `peer` is the client's address, or `None` on a Unix socket.
-    pub(super) async fn serve<T>(self, stream: T, peer: Option<SocketAddr>, tls: Option<Arc<ServerConfig>>)
-    where
+    pub(super) async fn serve<T>(
+        self,
+        stream: T,
+        peer: Option<SocketAddr>,
+        tls: Option<Arc<ServerConfig>>,
+        activity: &Arc<ConnectionActivity>,
+    ) where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = *self.limits.borrow();
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(limits.write));
         let stream = LingeringClose::new(Box::pin(stream));
-        let Some(tls) = tls else { return self.http1(stream, peer, limits).await };
+        let Some(tls) = tls else { return self.http1(stream, peer, limits, activity).await };
         let handshake = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
         let result = tokio::select! {
             // No request has arrived yet, so nothing is lost.
             () = self.stop.cancelled() => return,
+            () = activity.reclaimed() => return,
             result = handshake => result,
         };
         match result {
             Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                self.http2(stream, peer, limits).await;
+                self.http2(stream, peer, limits, activity).await;
             }
-            Ok(Ok(stream)) => self.http1(stream, peer, limits).await,
+            Ok(Ok(stream)) => self.http1(stream, peer, limits, activity).await,
             Ok(Err(error)) => tracing::debug!(%error, ?peer, "TLS handshake failed"),
             Err(_) => tracing::debug!(?peer, "TLS handshake timed out"),
         }
     }
 
-    async fn http1<T>(self, stream: T, peer: Option<SocketAddr>, limits: ConnectionLimits)
-    where
+    async fn http1<T>(
+        self,
+        stream: T,
+        peer: Option<SocketAddr>,
+        limits: ConnectionLimits,
+        activity: &Arc<ConnectionActivity>,
+    ) where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { stop, answer, .. } = self;
-        let service = service_fn(move |request| answer(request, peer));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.head)
-            .max_buf_size(BUFFER)
-            .serve_connection(TokioIo::new(stream), service);
-        drive(connection, stop, None).await;
-    }
-
-    async fn http2<T>(self, stream: T, peer: Option<SocketAddr>, limits: ConnectionLimits)
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Self { stop, answer, .. } = self;
-        let keepalive = Keepalive::new(Instant::now());
-        let of_service = keepalive.clone();
+        let of_service = Arc::clone(activity);
         let service = service_fn(move |request| {
             let activity = of_service.begin();
             let answered = answer(request, peer);
             async move {
                 let Ok(answer) = answered.await;
-                Ok::<_, Infallible>(answer.map(|body| KeepaliveBody::new(body, activity)))
+                Ok::<_, Infallible>(answer.map(|body| ActiveBody::new(body, activity)))
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_buf_size(BUFFER)
+            .max_header_size(HEAD_MAX.into())
+            .serve_connection(TokioIo::new(stream), service);
+        drive(connection, stop, None, activity).await;
+    }
+
+    async fn http2<T>(
+        self,
+        stream: T,
+        peer: Option<SocketAddr>,
+        limits: ConnectionLimits,
+        activity: &Arc<ConnectionActivity>,
+    ) where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { stop, answer, .. } = self;
+        let keepalive = Keepalive::new(Instant::now());
+        let of_service = (keepalive.clone(), Arc::clone(activity));
+        let service = service_fn(move |request| {
+            let (alive, activity) = (of_service.0.begin(), of_service.1.begin());
+            let answered = answer(request, peer);
+            async move {
+                let Ok(answer) = answered.await;
+                Ok::<_, Infallible>(
+                    answer.map(|body| KeepaliveBody::new(ActiveBody::new(body, activity), alive)),
+                )
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(HEAD_MAX)
+            .max_header_list_size(HEAD_MAX.into())
             .max_send_buf_size(BUFFER)
             .serve_connection(TokioIo::new(stream), service);
-        drive(connection, stop, Some((keepalive, limits))).await;
+        drive(connection, stop, Some((keepalive, limits)), activity).await;
     }
 }
 
 /// Drives a connection to its end. When the port stops, running answers finish first.
-async fn drive<C>(connection: C, stop: CancellationToken, supervised: Option<(Keepalive, ConnectionLimits)>)
-where
+async fn drive<C>(
+    connection: C,
+    stop: CancellationToken,
+    supervised: Option<(Keepalive, ConnectionLimits)>,
+    activity: &ConnectionActivity,
+) where
     C: GracefulConnection<Error = hyper::Error>,
 {
     let mut connection = pin!(connection);
     let mut closing = false;
+    let mut reclaimed = false;
     loop {
         let close = tokio::select! {
             ended = connection.as_mut() => {
@@ -133,10 +170,17 @@ where
                 return;
             }
             () = stop.cancelled(), if !closing => true,
+            () = activity.reclaimed(), if !reclaimed => {
+                reclaimed = true;
+                // hyper would wait for the first request.
+                !activity.is_unused()
+            }
+            () = tokio::time::sleep(RECLAIM_TIMEOUT),
+                if reclaimed && supervised.is_some() && !activity.is_answering() => false,
             verdict = idle_or_stalled(supervised.as_ref()) => verdict == Verdict::Idle && !closing,
         };
         if !close {
-            tracing::debug!("connection cut: the client reads nothing, or did not close it");
+            tracing::debug!("connection cut: the client reads nothing, sends nothing, or did not close it");
             return;
         }
         closing = true;

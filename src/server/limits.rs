@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct ConnectionLimits {
     /// Maximum number of open connections, over all sockets of the port.
     pub connections: usize,
+    /// Maximum number of open connections of one client address.
+    pub per_client: usize,
     /// Time-out for a TLS handshake and for a request head; also the idle time-out between requests.
     pub head: Duration,
     /// Time-out of a write: a client that reads nothing for this long is disconnected.

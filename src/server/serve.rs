@@ -5,21 +5,20 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use prometheus::IntGauge;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::ConnectionService;
 use super::limits::ConnectionLimits;
 use super::listen::{self, InheritedSockets, ListenError, Socket};
+use super::slots::{ClientAddress, ConnectionMetrics, ConnectionSlot, Slots};
 use crate::config::address::ListenAddresses;
 use crate::tls::Certificate;
 
@@ -68,26 +67,20 @@ impl fmt::Display for Listener {
 pub async fn serve<S, F, B>(
     listeners: Vec<Listener>,
     limits: watch::Receiver<ConnectionLimits>,
-    open: Option<IntGauge>,
+    metrics: Option<ConnectionMetrics>,
     stop: CancellationToken,
     answer: S,
 ) -> bool
 where
     S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let connections = TaskTracker::new();
-    let slots = Arc::new(Semaphore::new(limits.borrow().connections));
-    tokio::spawn(stop.clone().run_until_cancelled_owned(resize(Arc::clone(&slots), limits.clone())));
+    let slots = Slots::new(limits.clone(), metrics);
     let accepting = listeners.into_iter().map(|listener| {
-        let port = Port {
-            listener,
-            slots: Arc::clone(&slots),
-            open: open.clone(),
-            connections: connections.clone(),
-        };
+        let port = Port { listener, slots: slots.clone(), connections: connections.clone() };
         tokio::spawn(port.accept_all(ConnectionService {
             limits: limits.clone(),
             stop: stop.clone(),
@@ -106,27 +99,10 @@ where
     tokio::time::timeout(grace, connections.wait()).await.is_ok()
 }
 
-/// Adapts the number of connection slots to changed limits. If the limit shrinks, slots in use are removed when they
-/// become free.
-async fn resize(slots: Arc<Semaphore>, mut limits: watch::Receiver<ConnectionLimits>) {
-    let mut now = limits.borrow_and_update().connections;
-    while limits.changed().await.is_ok() {
-        let wanted = limits.borrow_and_update().connections;
-        slots.add_permits(wanted.saturating_sub(now));
-        for _ in wanted..now {
-            if let Ok(slot) = slots.acquire().await {
-                slot.forget();
-            }
-        }
-        now = wanted;
-    }
-}
-
 /// Accept loop of one socket.
 struct Port {
     listener: Listener,
-    slots: Arc<Semaphore>,
-    open: Option<IntGauge>,
+    slots: Slots,
     connections: TaskTracker,
 }
 
@@ -136,26 +112,12 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// Slot among the connections of a port. Dropping it frees the slot.
-struct ConnectionSlot {
-    _permit: OwnedSemaphorePermit,
-    open: Option<IntGauge>,
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        if let Some(open) = &self.open {
-            open.dec();
-        }
-    }
-}
-
 impl Port {
     async fn accept_all<S, F, B>(self, service: ConnectionService<S>)
     where
         S: Fn(Request<Incoming>, Option<SocketAddr>) -> F + Clone + Send + 'static,
         F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         loop {
@@ -168,16 +130,17 @@ impl Port {
             let service = ConnectionService { stop: service.stop.child_token(), ..service.clone() };
             let tls = self.listener.tls.as_ref().map(Certificate::newest);
             self.connections.spawn(async move {
+                let activity = slot.activity();
                 match stream {
-                    Stream::Tcp(stream, peer) => service.serve(stream, Some(peer), tls).await,
-                    Stream::Unix(stream) => service.serve(stream, None, tls).await,
+                    Stream::Tcp(stream, peer) => service.serve(stream, Some(peer), tls, activity).await,
+                    Stream::Unix(stream) => service.serve(stream, None, tls, activity).await,
                 }
                 drop(slot);
             });
         }
     }
 
-    /// Returns the next connection as soon as a slot is free.
+    /// Returns the next connection as soon as a slot is free. A connection of a client that has too many is closed.
     ///
     /// The connection is accepted before the slot is acquired. Otherwise a socket without clients would hold a slot
     /// that the other sockets of the port need.
@@ -193,12 +156,11 @@ impl Port {
         };
         match accepted {
             Ok(stream) => {
-                let permit = Arc::clone(&self.slots).acquire_owned().await.ok()?;
-                if let Some(open) = &self.open {
-                    open.inc();
-                }
-                let open = self.open.clone();
-                Some((stream, ConnectionSlot { _permit: permit, open }))
+                let client = match &stream {
+                    Stream::Tcp(_, peer) => ClientAddress::new(*peer),
+                    Stream::Unix(_) => ClientAddress::Unix,
+                };
+                Some((stream, self.slots.admit(client).await?))
             }
             Err(error) => {
                 // Usually too many open files. Other connections must close first.
@@ -216,7 +178,7 @@ mod tests {
     use crate::tls::CertificateFiles;
     use http_body::Frame;
     use std::pin::Pin;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
     use std::task::{Context, Poll};
     use tokio::io::AsyncWriteExt as _;
     use tokio::sync::oneshot;
@@ -239,8 +201,13 @@ mod tests {
     #[tokio::test]
     async fn client_that_stops_reading_is_disconnected() {
         let long = Duration::from_mins(10);
-        let limits =
-            ConnectionLimits { connections: 1, head: long, write: Duration::from_millis(50), grace: long };
+        let limits = ConnectionLimits {
+            connections: 1,
+            per_client: 1,
+            head: long,
+            write: Duration::from_millis(50),
+            grace: long,
+        };
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0)).into();
         let listeners = Listener::open(&loopback, "server.listen", None, &mut InheritedSockets::none()).await;
         let listeners = listeners.expect("a port");
@@ -303,8 +270,13 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn client_that_stops_reading_is_disconnected_with_tls() {
         let long = Duration::from_mins(10);
-        let limits =
-            ConnectionLimits { connections: 1, head: long, write: Duration::from_millis(200), grace: long };
+        let limits = ConnectionLimits {
+            connections: 1,
+            per_client: 1,
+            head: long,
+            write: Duration::from_millis(200),
+            grace: long,
+        };
         for (name, version) in [("http/1.1", http::Version::HTTP_11), ("h2", http::Version::HTTP_2)] {
             let (client, url, stop, dropped) = tls_port(name, limits).await;
             let mut answer = client.get(url).send().await.expect("an answer");

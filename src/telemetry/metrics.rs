@@ -27,6 +27,10 @@ pub struct Metrics {
     fills: IntCounterVec,
     /// Connections open on the client port.
     pub connections: IntGauge,
+    /// Connections refused on the client port, because their client had too many.
+    pub connections_refused: IntCounter,
+    /// Idle connections on the client port that were closed for new ones.
+    pub connections_reclaimed: IntCounter,
     pub(super) children_queued: IntGauge,
     pub(super) children_deferred: IntGauge,
     process: ProcessSeries,
@@ -51,6 +55,14 @@ impl Metrics {
                 .counter("larder_fills_joined_total", "Requests that joined a running fill instead of starting one."),
             fills: series.counters("larder_fills_total", "Finished fills, by result.", &["result"]),
             connections: series.gauge("larder_connections", "Open client connections."),
+            connections_refused: series.counter(
+                "larder_connections_refused_total",
+                "Client connections closed at once, because their client address had too many (max_connections_per_client).",
+            ),
+            connections_reclaimed: series.counter(
+                "larder_connections_reclaimed_total",
+                "Idle client connections closed for new ones, because a limit on connections was reached.",
+            ),
             children_queued: series
                 .gauge("larder_children_queued", "Child manifests in the prefetch queue."),
             children_deferred: series.gauge(

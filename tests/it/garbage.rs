@@ -2,8 +2,6 @@
 
 use crate::support;
 
-use std::time::Duration;
-
 use support::fixture::cold;
 use support::{Registry, Setup};
 
@@ -106,16 +104,4 @@ fn unfinished_request_head_times_out() {
         let answer = larder.api().raw(start);
         assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
     }
-}
-
-#[test]
-fn connections_beyond_the_limit_wait() {
-    let registry = Registry::start();
-    let larder = Setup::with(&registry).set("server.max_connections", 2).start();
-    let held = [larder.api().connect().unwrap(), larder.api().connect().unwrap()];
-    support::eventually("both connections are accepted", || larder.counter("larder_connections", &[]) == 2);
-    let third = larder.api().read_timeout(Duration::from_millis(300));
-    third.try_send("GET", "/v2/", &[]).unwrap_err();
-    drop(held);
-    larder.get("/v2/").assert_body(b"{}");
 }

@@ -17,6 +17,7 @@ mod admission;
 mod api;
 mod certificates;
 mod children;
+mod client_limits;
 mod cold_path;
 mod config;
 mod conformance;

@@ -67,23 +67,23 @@ fn every_socket_of_a_port_is_served() {
 
 #[test]
 fn connection_limit_is_shared_by_all_sockets() {
-    let (_registry, setup) = setup();
+    let (registry, setup) = setup();
+    let gate = Gate::new();
+    registry.script(When::any(), Fault::HoldHead(gate.clone()));
     let socket = setup.folder().join("larder.sock");
     let listen = vec!["127.0.0.1:0".to_owned(), format!("unix:{}", socket.display())];
-    let larder = setup
-        .set("server.listen", listen)
-        .set("server.max_connections", 1)
-        .set("server.header_timeout", "3s")
-        .start();
-    // A silent connection on one socket uses the only slot until it times out.
-    let mut silent = UnixStream::connect(&socket).unwrap();
-    eventually("the connection is accepted", || larder.counter("larder_connections", &[]) == 1);
+    let larder = setup.set("server.listen", listen).set("server.max_connections", 1).start();
+    // A request on one socket uses the only slot.
+    let mut busy = UnixStream::connect(&socket).unwrap();
+    write!(busy, "GET {TAG} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n").unwrap();
+    eventually("the request is being answered", || registry.requests().len() == 1);
     let hasty = larder.api().read_timeout(Duration::from_millis(100));
     hasty.try_send("GET", "/v2/", &[]).unwrap_err();
+    gate.open();
+    let mut answer = Vec::new();
+    busy.set_read_timeout(Some(TIME_LIMIT)).unwrap();
+    busy.read_to_end(&mut answer).expect("the connection is closed");
     larder.get("/v2/").assert_body(b"{}");
-    let mut rest = Vec::new();
-    silent.set_read_timeout(Some(TIME_LIMIT)).unwrap();
-    silent.read_to_end(&mut rest).expect("the connection is closed");
 }
 
 #[test]
