@@ -293,7 +293,7 @@ impl Cache {
 
     /// Lists the content that was last verified before `before`, least recently verified first.
     pub async fn list_due(&self, before: Timestamp) -> Result<Vec<ScrubItem>, CacheError> {
-        self.0.storage.with_store(move |store| scrub::list_due(store, before)).await
+        self.0.storage.with_store_long(move |store| scrub::list_due(store, before)).await
     }
 
     /// Compares content with its digest, and deletes damaged content.
@@ -309,13 +309,13 @@ impl Cache {
     /// Deletes facts, bytes and drafts that no cached content uses.
     pub async fn collect_garbage(&self) -> Result<Collected, CacheError> {
         let storage = Arc::clone(&self.0.storage);
-        self.0.storage.with_store(move |store| gc::collect(&storage, store)).await
+        self.0.storage.with_store_long(move |store| gc::collect(&storage, store)).await
     }
 
     /// Counts content that tags and lists of referrers lead to, and other content.
     pub async fn reachability(&self) -> Result<Reachability, CacheError> {
         let storage = Arc::clone(&self.0.storage);
-        self.0.storage.with_store(move |store| gc::reachability(&storage, store)).await
+        self.0.storage.with_store_long(move |store| gc::reachability(&storage, store)).await
     }
 
     /// Starts an import. Its methods block, and must be called on a thread of the runtime for blocking work.
@@ -341,7 +341,7 @@ impl Cache {
         let (storage, rules) = (Arc::clone(&self.0.storage), self.0.rules.current());
         let work =
             move |session: &StoreSession| view(CacheView { storage: &storage, rules: &rules, session });
-        self.0.storage.with_store(work).await
+        self.0.storage.with_store_long(work).await
     }
 
     /// Returns the status of the running fills, oldest first.
@@ -360,6 +360,6 @@ impl Cache {
     /// Returns the status of the store.
     pub async fn store_status(&self) -> Result<StoreStatus, CacheError> {
         let storage = Arc::clone(&self.0.storage);
-        self.0.storage.with_store(move |store| Ok(status::store_status(&storage, store))).await
+        self.0.storage.with_store_long(move |store| Ok(status::store_status(&storage, store))).await
     }
 }

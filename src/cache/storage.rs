@@ -53,6 +53,15 @@ impl Storage {
         Ok(self.store.run(work).await?)
     }
 
+    /// Runs a unit of work on the store that may take long.
+    pub(super) async fn with_store_long<T, F>(&self, work: F) -> Result<T, CacheError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&StoreSession) -> Result<T, StoreError> + Send + 'static,
+    {
+        Ok(self.store.run_long(work).await?)
+    }
+
     /// Returns the parts that a deletion changes.
     pub(super) fn deleter<'a>(&'a self, store: &'a StoreSession) -> Deleter<'a> {
         let Self { memory, content, fills, .. } = self;

@@ -16,6 +16,9 @@ use crate::config::file_watch::FileFingerprint;
 /// Time for blocking work to end after the server has stopped.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
+/// Largest number of threads for blocking work besides the runtime's own threads.
+const BLOCKING_THREADS_MAX: usize = 512;
+
 /// Serves until a stop signal.
 pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
     let file = settings.file()?;
@@ -40,10 +43,10 @@ pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
 
 /// Runs `work` on a new runtime. Blocking work that does not end in time is abandoned.
 pub(super) fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    // Each fill holds a blocking thread; reads of cached content must not wait for fills.
+    // The store limits its own threads. Others look up names and read files; a slow one must not delay the store.
     let runtime = Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(2048)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("the runtime cannot be started")?;
     let result = runtime.block_on(work);

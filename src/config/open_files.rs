@@ -3,7 +3,7 @@
 use super::schema::Config;
 
 /// Open files besides those for clients and upstreams: the store, the admin port, files of blobs that are written, logs.
-const OWN_FILES: u64 = 256;
+const OWN_FILES: u64 = 320;
 /// Open files per connection of a client: its socket, and the blob that it reads.
 const FILES_PER_CLIENT: u64 = 2;
 /// Fewest connections of clients, however few files may be open.
@@ -40,7 +40,7 @@ mod tests {
         config.upstream.retain(|name, _| name == "docker.io");
         assert_eq!(client_connections(&config, None), 10_000);
         assert_eq!(client_connections(&config, Some(1 << 20)), 10_000);
-        assert_eq!(client_connections(&config, Some(1024)), 352);
+        assert_eq!(client_connections(&config, Some(1024)), 320);
         assert_eq!(client_connections(&config, Some(0)), 16);
         config.server.max_connections = 100;
         assert_eq!(client_connections(&config, Some(1024)), 100);

@@ -101,8 +101,9 @@ fn sections(config: &Config, problems: &mut ProblemList) {
     let Config { server, store, scrub, cache, log, .. } = config;
     ports(config, problems);
     problems.connections(server.max_connections, &["server", "max_connections"]);
-    let per_client = server.max_connections_per_client.unwrap_or(server.max_connections);
-    problems.connections(per_client, &["server", "max_connections_per_client"]);
+    if let Some(per_client) = server.max_connections_per_client {
+        problems.connections(per_client, &["server", "max_connections_per_client"]);
+    }
     problems.duration(server.header_timeout, false, &["server", "header_timeout"]);
     problems.duration(server.grace, true, &["server", "grace"]);
     problems.require(

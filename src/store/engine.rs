@@ -8,12 +8,14 @@ use bytes::Bytes;
 
 use crate::oci::MediaType;
 use crate::store::blobs::Blobs;
+use crate::store::draft::budget::MemoryBudget;
 use crate::store::draft::commit_queue::CommitQueue;
 use crate::store::error::StoreError;
 use crate::store::index::database::Database;
 use crate::store::index::fact::{Fact, readable};
 use crate::store::index::key::Key;
 use crate::store::lifecycle::location::Location;
+use crate::store::work::WorkThreads;
 
 /// Manifest with the media type under which it is served.
 #[derive(Clone, Debug)]
@@ -61,6 +63,8 @@ pub(super) struct Engine {
     pub(super) database: Database,
     pub(super) blobs: Arc<dyn Blobs>,
     pub(super) commit_queue: CommitQueue,
+    pub(super) memory_budget: MemoryBudget,
+    pub(super) threads: WorkThreads,
     pub(super) counters: Arc<Counters>,
     pub(super) location: Arc<Location>,
     /// Locked while a manifest is stored or removed, so that neither happens between the pages and the fact of the other.

@@ -63,16 +63,28 @@ impl Store {
         Work::start(move || Ok(Self(Engine::open(&options, geometry.unwrap_or(Geometry::CHOSEN))?))).await
     }
 
-    /// Starts `work` at once, on a thread that may block. The work runs to its end even if the caller drops the [`Work`].
+    /// Runs `work` on a thread that may block. The work runs to its end even if the caller drops the [`Work`].
     ///
-    /// The values that a session returns (entries, open blobs, drafts) block too: use them in a unit of work.
+    /// The number of such threads is limited, so `work` must end soon and must not wait for other work; see
+    /// [`run_long`](Self::run_long). The values that a session returns (entries, open blobs, drafts) block too: use them in a unit of work.
     pub fn run<T, F>(&self, work: F) -> Work<T>
     where
         T: Send + 'static,
         F: FnOnce(&StoreSession) -> Result<T, StoreError> + Send + 'static,
     {
         let session = StoreSession(self.0.clone());
-        Work::start(move || work(&session))
+        self.0.threads.short(move || work(&session))
+    }
+
+    /// Runs `work` that may take long: it hashes, copies, lists or synchronises much. Such work has threads of its own, so
+    /// that it does not delay look-ups.
+    pub fn run_long<T, F>(&self, work: F) -> Work<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&StoreSession) -> Result<T, StoreError> + Send + 'static,
+    {
+        let session = StoreSession(self.0.clone());
+        self.0.threads.long(move || work(&session))
     }
 
     /// Returns the amount of stored content. Does not block.

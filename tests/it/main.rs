@@ -42,6 +42,7 @@ mod lists;
 mod log;
 mod manifests;
 mod manual;
+mod memory;
 mod metrics;
 mod negotiation;
 mod openapi;

@@ -20,6 +20,9 @@ const PASSTHROUGH_MAX: usize = 8;
 /// Limit on concurrent reads from sled. Each reading thread keeps some MiB that sled's cache has released, so that without
 /// a limit memory would grow with the number of clients.
 const STORE_READS_MAX: usize = 8;
+/// Limit on stored blobs that are opened at the same time. A file whose modification time has changed is hashed first, which
+/// must not use up the threads of the store.
+const OPENS_MAX: usize = 16;
 
 /// Blobs by digest.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(in crate::cache) struct Blobs {
     pub(super) read_ahead: Arc<Semaphore>,
     /// Permits to read from the store.
     pub(super) store_reads: Arc<Semaphore>,
+    /// Permits to open a stored blob.
+    opens: Semaphore,
 }
 
 impl Blobs {
@@ -47,6 +52,7 @@ impl Blobs {
             passthrough: Arc::new(Semaphore::new(PASSTHROUGH_MAX)),
             read_ahead: Arc::new(Semaphore::new(cpus)),
             store_reads: Arc::new(Semaphore::new(STORE_READS_MAX)),
+            opens: Semaphore::new(OPENS_MAX),
         }
     }
 
@@ -74,6 +80,8 @@ impl Blobs {
             Ok(open)
         } else {
             let entry = entry.clone();
+            // The semaphore is never closed.
+            let _permit = self.opens.acquire().await.map_err(|_| CacheError::Interrupted)?;
             self.storage.with_store(move |_| entry.open()).await
         };
         match opened {

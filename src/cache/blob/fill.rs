@@ -55,7 +55,7 @@ enum OpenedDraft {
 /// End of one attempt to fill.
 enum Attempt {
     /// The blob is verified.
-    Verified(VerifiedDraft),
+    Verified(Box<VerifiedDraft>),
     /// The draft is not stored, and no reader is left.
     Unwanted,
     /// An earlier fill left a wrong draft. Nobody is to blame.
@@ -146,7 +146,7 @@ impl Fill {
             };
             let downloaded = self.download(*writer, gzip_label).await?;
             match self.check(downloaded, gzip_label).await? {
-                Attempt::Verified(verified) => return self.commit(verified).await,
+                Attempt::Verified(verified) => return self.commit(*verified).await,
                 Attempt::Unwanted => return Ok(None),
                 Attempt::WrongDraft => {}
                 Attempt::WrongLabel(other, reason) => {
@@ -167,7 +167,7 @@ impl Fill {
         let Downloaded { writer, senders, end, gzip_label: used } = downloaded;
         let reason = match end {
             DownloadEnd::Complete => match self.verify(writer).await? {
-                Some(verified) => return Ok(Attempt::Verified(verified)),
+                Some(verified) => return Ok(Attempt::Verified(Box::new(verified))),
                 None => "the bytes do not match their digest".to_owned(),
             },
             DownloadEnd::Contradiction(reason) => {
@@ -177,7 +177,9 @@ impl Fill {
             DownloadEnd::Unwanted => return Ok(Attempt::Unwanted),
             DownloadEnd::Existing => {
                 let verified = self.verify(writer).await?;
-                return Ok(verified.map_or(Attempt::WrongDraft, Attempt::Verified));
+                return Ok(
+                    verified.map_or(Attempt::WrongDraft, |verified| Attempt::Verified(Box::new(verified)))
+                );
             }
         };
         match (gzip_label, used) {
@@ -259,7 +261,7 @@ impl Fill {
     /// Verifies a draft against its digest. Readers may read the last byte of a verified draft.
     async fn verify(&self, writer: DraftWriter) -> Result<Option<VerifiedDraft>, CacheError> {
         let draft = Arc::clone(writer.draft());
-        let verified = self.blobs.storage.with_store(move |_| writer.verify(None)).await?;
+        let verified = self.blobs.storage.with_store_long(move |_| writer.verify(None)).await?;
         if verified.is_some() {
             self.phase.send_replace(FillPhase::Running(draft));
         }
@@ -272,7 +274,7 @@ impl Fill {
         let (repository, digest) = (self.repository.clone(), self.digest);
         let now = storage.clock.now();
         let permit = storage.commit_permit(&verified).await;
-        let entry = storage.with_store(move |store| {
+        let entry = storage.with_store_long(move |store| {
             let stored = verified.commit(Some(&repository), now)?;
             drop(permit);
             if stored { store.blob(&digest) } else { Ok(None) }

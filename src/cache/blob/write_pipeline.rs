@@ -2,17 +2,17 @@
 //!
 //! No thread is held between two steps, so that any number of fills can wait for their upstreams.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::cache::error::CacheError;
-use crate::store::{DraftFile, DraftHasher, DraftWriter, Store, Work};
-
-/// Bytes of one step: large enough for a low cost per step, small enough to stay in the CPU cache.
-const STEP: usize = 512 << 10;
+use crate::store::{Draft, DraftFile, DraftHasher, DraftWriter, Store, Work};
 
 /// Writer of a draft, with the bytes of the next step.
 pub(super) struct WritePipeline {
     store: Store,
+    draft: Arc<Draft>,
     state: PipelineState,
     chunks: Vec<Bytes>,
     bytes: usize,
@@ -30,15 +30,16 @@ enum PipelineState {
 
 impl WritePipeline {
     pub(super) fn new(store: Store, writer: DraftWriter) -> Self {
+        let draft = Arc::clone(writer.draft());
         let (hasher, file) = writer.split();
-        Self { store, state: PipelineState::Idle(hasher, file), chunks: Vec::new(), bytes: 0 }
+        Self { store, draft, state: PipelineState::Idle(hasher, file), chunks: Vec::new(), bytes: 0 }
     }
 
     /// Adds the next bytes of the draft. Waits while the previous step is running (back-pressure), which bounds the memory.
     pub(super) async fn append(&mut self, chunk: Bytes) -> Result<(), CacheError> {
         self.bytes += chunk.len();
         self.chunks.push(chunk);
-        if self.bytes < STEP { Ok(()) } else { self.start_step().await }
+        if self.bytes < self.draft.step() { Ok(()) } else { self.start_step().await }
     }
 
     /// Waits until all bytes are written, so that a later fill can resume after them.
@@ -47,7 +48,7 @@ impl WritePipeline {
             self.start_step().await?;
         }
         let (hasher, file) = self.idle().await?;
-        let flushed = self.store.run(move |_| {
+        let flushed = self.store.run_long(move |_| {
             let mut writer = DraftWriter::join(hasher, file);
             writer.flush()?;
             Ok(writer)
@@ -60,13 +61,13 @@ impl WritePipeline {
         let chunks = std::mem::take(&mut self.chunks);
         self.bytes = 0;
         let to_hash = chunks.clone();
-        let hashing = self.store.run(move |_| {
+        let hashing = self.store.run_long(move |_| {
             for chunk in to_hash {
                 hasher.append(&chunk)?;
             }
             Ok(hasher)
         });
-        let writing = self.store.run(move |_| {
+        let writing = self.store.run_long(move |_| {
             for chunk in chunks {
                 file.append(chunk)?;
             }

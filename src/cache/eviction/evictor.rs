@@ -95,7 +95,7 @@ impl Evictor {
     /// Adds all content of the store to the index.
     pub(in crate::cache) async fn rebuild_index(&self) -> Result<(), CacheError> {
         let storage = Arc::clone(&self.storage);
-        self.storage.with_store(move |store| rebuild_index(&storage, store)).await
+        self.storage.with_store_long(move |store| rebuild_index(&storage, store)).await
     }
 
     /// Deletes drafts and content until the limits hold. Returns true if a limit stays exceeded because nothing more is
@@ -108,7 +108,7 @@ impl Evictor {
         }
         loop {
             let storage = Arc::clone(&self.storage);
-            let step = self.storage.with_store(move |store| evict_step(&storage, store));
+            let step = self.storage.with_store_long(move |store| evict_step(&storage, store));
             match step.await {
                 Ok(EvictionStep::WithinLimits) => return false,
                 Ok(EvictionStep::Deleted) => self.update_gauges().await,
@@ -130,7 +130,7 @@ impl Evictor {
     /// Updates the metrics of the store.
     async fn update_gauges(&self) {
         let storage = &self.storage;
-        match storage.with_store(StoreSession::usage).await {
+        match storage.with_store_long(StoreSession::usage).await {
             Ok(usage) => {
                 let Counts { content, manifests, blobs } = storage.store.counts();
                 storage.metrics.set_quarantined_stores(usage.quarantined);

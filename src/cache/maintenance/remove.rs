@@ -55,7 +55,7 @@ pub(in crate::cache) async fn remove(
         }
         removed
     };
-    storage.with_store(work).await
+    storage.with_store_long(work).await
 }
 
 fn remove_now(

@@ -102,7 +102,7 @@ async fn verify_blob(
     let Some(_pin) = storage.content.pin(digest) else { return Ok(Integrity::Missing) };
     let opened = {
         let entry = entry.clone();
-        storage.with_store(move |_| entry.open()).await
+        storage.with_store_long(move |_| entry.open()).await
     };
     let found = match opened {
         Ok(blob) => hash(storage, blob, throttle).await,
@@ -142,7 +142,7 @@ async fn verify_manifest(
         owned.deleter(store).delete_damaged_manifest(&digest)?;
         Ok((Integrity::Damaged, 0))
     };
-    let (integrity, length) = storage.with_store(verify).await?;
+    let (integrity, length) = storage.with_store_long(verify).await?;
     tokio::time::sleep(throttle(length)).await;
     Ok(integrity)
 }
@@ -156,7 +156,7 @@ pub(in crate::cache) async fn repair(
     damaged: &[DamagedContent],
 ) -> Result<Vec<Digest>, CacheError> {
     let wanted: HashSet<_> = damaged.iter().map(|damaged| damaged.digest).collect();
-    let links = storage.with_store(move |store| store.links(None, |_, digest| wanted.contains(digest)));
+    let links = storage.with_store_long(move |store| store.links(None, |_, digest| wanted.contains(digest)));
     let linked: HashMap<Digest, Repository> =
         links.await?.into_iter().map(|(repository, digest)| (digest, repository)).rev().collect();
     let mut repaired = Vec::new();
@@ -184,7 +184,7 @@ async fn hash(storage: &Storage, blob: OpenBlob, throttle: Throttle<'_>) -> Resu
     let mut offset = 0;
     while offset < size {
         let blob = blob.clone();
-        let step = storage.with_store(move |_| {
+        let step = storage.with_store_long(move |_| {
             let mut read = 0;
             for chunk in blob.read(offset..size, STEP)? {
                 hasher.update(&chunk);

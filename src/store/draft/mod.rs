@@ -1,5 +1,6 @@
 //! Drafts: the growing, unverified bytes of fills, and their commit.
 
+pub(in crate::store) mod budget;
 pub(in crate::store) mod commit_queue;
 mod progress;
 mod reader;

@@ -57,6 +57,12 @@ impl Draft {
         self.progress.send_modify(|progress| progress.total = Some(total));
     }
 
+    /// Returns the bytes that are collected for one step of hashing and writing.
+    pub fn step(&self) -> usize {
+        let step = self.window().limit(2 * STEP) / 2;
+        usize::try_from(step).unwrap_or(usize::MAX)
+    }
+
     /// Appends received bytes, and makes them available to readers. Does not block.
     pub fn receive(&self, bytes: Bytes) {
         let length = bytes.len() as u64;
@@ -114,7 +120,7 @@ impl Draft {
         loop {
             let moved = {
                 let window = self.window();
-                let excess = window.bytes().saturating_sub(MEMORY_MAX);
+                let excess = window.bytes().saturating_sub(window.limit(MEMORY_MAX));
                 if excess == 0 {
                     return true;
                 }
@@ -170,5 +176,7 @@ impl Drop for Follower {
     }
 }
 
-/// Bytes in memory of a draft that is not written, before its fill waits for readers.
+/// Largest number of bytes in memory of a draft that is not written, before its fill waits for readers.
 const MEMORY_MAX: u64 = 4 << 20;
+/// Largest step of hashing and writing: large enough for a low cost per step, small enough to stay in the CPU cache.
+const STEP: u64 = 512 << 10;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::store::draft::budget::WindowShare;
 use crate::store::draft::progress::Progress;
 
 /// Newest bytes by offset, without gaps, up to the last received byte.
@@ -16,11 +17,28 @@ pub(in crate::store) struct Window {
     /// Position of each reader.
     followers: HashMap<u64, u64>,
     next_id: u64,
+    /// Share of the memory budget, until all bytes are in the file.
+    share: Option<WindowShare>,
     /// Notified when a reader advances or ends.
     pub(in crate::store) moved: Arc<Notify>,
 }
 
 impl Window {
+    pub(in crate::store) fn new(share: WindowShare) -> Self {
+        Self { share: Some(share), ..Self::default() }
+    }
+
+    /// Returns the bytes that may stay in memory, at most `most`.
+    pub(in crate::store) fn limit(&self, most: u64) -> u64 {
+        self.share.as_ref().map_or(most, |share| share.bytes(most))
+    }
+
+    /// Releases all bytes, which are in the file, and the share of the memory budget.
+    pub(in crate::store) fn release_all(&mut self) {
+        self.chunks = VecDeque::new();
+        self.share = None;
+    }
+
     /// Appends bytes after the first `received` bytes.
     pub(in crate::store) fn push(&mut self, received: u64, bytes: Bytes) {
         let at = self.newest().unwrap_or(received);

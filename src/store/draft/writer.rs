@@ -11,15 +11,17 @@ use crate::oci::{Digest, Hasher, Repository};
 use crate::store::blobs::SpaceModel;
 use crate::store::blobs::files::FileBody;
 use crate::store::blobs::files::draft::FileDraft;
+use crate::store::draft::budget::VerifiedMemory;
 use crate::store::draft::commit_queue::{CommitPermit, PendingCommit};
 use crate::store::draft::progress::{DraftEnd, Progress};
 use crate::store::draft::reader::Draft;
+use crate::store::draft::window::Window;
 use crate::store::engine::Engine;
 use crate::store::error::StoreError;
 use crate::store::index::fact::{Fact as _, LeftoverFact};
 use crate::store::index::key::Key;
 
-/// Written bytes that stay in memory, for readers close to the newest byte.
+/// Largest number of written bytes that stay in memory, for readers close to the newest byte.
 const WINDOW: u64 = 1 << 20;
 
 /// Writer of a draft: hashes and writes received bytes. All methods block unless stated otherwise.
@@ -54,10 +56,13 @@ enum DraftBytes {
     Lost(Option<StoreError>),
 }
 
-/// Draft whose bytes match the digest, and which is not committed yet. Readers have all bytes.
+/// Draft whose bytes match the digest, and which is not committed yet. Readers have all bytes. It may wait long for its
+/// commit, so its bytes are in its file, or are few.
 #[derive(Debug)]
 pub struct VerifiedDraft {
     file: DraftFile,
+    /// Memory of bytes that are not in a file.
+    _memory: Option<VerifiedMemory>,
     /// Counted until it is dropped, so that a shutdown waits for the commit.
     _settler: PendingCommit,
 }
@@ -102,7 +107,7 @@ impl Engine {
             digest: *digest,
             progress: watch::Sender::new(Progress { received: left, written: left, total: None, end: None }),
             left,
-            window: Mutex::default(),
+            window: Mutex::new(Window::new(self.memory_budget.share())),
         };
         let hasher = DraftHasher { hasher: Hasher::new(digest.algorithm()), left, body };
         let file = DraftFile { store: self.clone(), draft: draft.into(), growing };
@@ -167,10 +172,7 @@ impl DraftWriter {
             file.remove()?;
             return Ok(None);
         }
-        if matches!(&file.growing, DraftBytes::File(growing) if growing.has_file()) {
-            // After an interruption no byte is downloaded again.
-            file.write(FileDraft::complete)?;
-        }
+        let memory = file.settle()?;
         if let DraftBytes::File(growing) = &file.growing {
             // Some readers have read from the file.
             growing.is_ours()?;
@@ -180,7 +182,7 @@ impl DraftWriter {
             progress.total = Some(size);
             progress.end = Some(DraftEnd::Verified);
         });
-        Ok(Some(VerifiedDraft { file, _settler: settler }))
+        Ok(Some(VerifiedDraft { file, _memory: memory, _settler: settler }))
     }
 
     /// Removes the bytes of the draft.
@@ -215,7 +217,27 @@ impl DraftHasher {
 impl DraftFile {
     /// Writes the next received bytes. After an error of the disk the draft continues in memory.
     pub fn append(&mut self, bytes: Bytes) -> Result<(), StoreError> {
-        self.write(|growing| growing.append(bytes))
+        let step = self.draft.step();
+        self.write(|growing| {
+            growing.append(bytes)?;
+            if growing.waiting_bytes() >= step { growing.complete() } else { Ok(()) }
+        })
+    }
+
+    /// Prepares a verified draft to wait for its commit. A small draft stays in memory, if there is memory for it. All bytes
+    /// of another draft are in its file then: after an interruption no byte is downloaded again.
+    fn settle(&mut self) -> Result<Option<VerifiedMemory>, StoreError> {
+        let DraftBytes::File(growing) = &self.growing else { return Ok(None) };
+        if !growing.has_file()
+            && let Some(memory) = self.store.memory_budget.reserve(growing.length())
+        {
+            return Ok(Some(memory));
+        }
+        self.write(FileDraft::complete)?;
+        if matches!(self.growing, DraftBytes::File(_)) {
+            self.draft.window().release_all();
+        }
+        Ok(None)
     }
 
     fn write(
@@ -253,7 +275,9 @@ impl DraftFile {
             // Readers wait for received bytes, not for written bytes.
             false
         });
-        self.draft.window().trim(written, WINDOW);
+        let mut window = self.draft.window();
+        let keep = window.limit(WINDOW);
+        window.trim(written, keep);
     }
 }
 
@@ -268,7 +292,7 @@ impl VerifiedDraft {
     ///
     /// Returns false if the draft was in memory only. Returns the error of the disk, if there was one, only here.
     pub fn commit(self, repository: Option<&Repository>, now: Timestamp) -> Result<bool, StoreError> {
-        let DraftFile { store, draft, growing } = self.file;
+        let Self { file: DraftFile { store, draft, growing }, _memory, _settler } = self;
         let mut growing = match growing {
             DraftBytes::File(growing) => growing,
             DraftBytes::Lost(error) => return error.map_or(Ok(false), Err),

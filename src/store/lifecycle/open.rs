@@ -9,6 +9,7 @@ use crate::config::schema::{self, BlobStoreKind, OnCorruption};
 use crate::oci::Digest;
 use crate::store::blobs::files::folder::FoundFile;
 use crate::store::blobs::kind;
+use crate::store::draft::budget::MemoryBudget;
 use crate::store::draft::commit_queue::CommitQueue;
 use crate::store::engine::{Counters, Counts, Engine};
 use crate::store::error::StoreError;
@@ -20,6 +21,7 @@ use crate::store::lifecycle::header::{self, Geometry, Header};
 use crate::store::lifecycle::location::{Location, OpenFolder, file_id};
 use crate::store::lifecycle::lock::{self, FolderLock};
 use crate::store::lifecycle::quarantine;
+use crate::store::work::WorkThreads;
 
 /// Time for which a closed database may still be in use by operations of this process.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -49,8 +51,9 @@ impl Engine {
         let database = Database::default();
         let blobs = kind::create(location.kind, &location.path, &database);
         let (commit_queue, counters) = (CommitQueue::new(), Arc::new(Counters::default()));
+        let (memory_budget, threads) = (MemoryBudget::default(), WorkThreads::new());
         let (location, manifest_lock) = (Arc::new(location), Arc::default());
-        Self { database, blobs, commit_queue, counters, location, manifest_lock }
+        Self { database, blobs, commit_queue, memory_budget, threads, counters, location, manifest_lock }
     }
 
     /// Returns true if the store is open and its database file is still where it was opened.

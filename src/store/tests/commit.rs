@@ -6,6 +6,7 @@ over_every_kind! {
     draft_with_an_interrupted_commit_needs_no_second_download
     draft_beside_its_content_is_removed_at_the_start
     verified_draft_is_readable_before_and_after_the_commit
+    verified_drafts_that_wait_for_their_commit_need_little_memory
 }
 
 fn draft_with_an_interrupted_commit_needs_no_second_download(kind: BlobStoreKind) {
@@ -91,4 +92,32 @@ fn verified_draft_is_readable_before_and_after_the_commit(kind: BlobStoreKind) {
         assert!(files_below(&folder, "drafts").is_empty());
         assert_eq!(store.0.counts(), Counts { content: length as u64, manifests: 0, blobs: 1 });
     }
+}
+
+fn verified_drafts_that_wait_for_their_commit_need_little_memory(kind: BlobStoreKind) {
+    let (store, folder) = store(kind);
+    let in_memory = |length: u64, number: u64| {
+        let mut bytes = 0;
+        let verified: Vec<_> = (0..number)
+            .map(|number| {
+                let mut content = body(usize::try_from(length).expect("a small number")).to_vec();
+                content[..8].copy_from_slice(&number.to_be_bytes());
+                let mut writer = store.open_draft(&Digest::of(Algorithm::Sha256, &content)).expect("a draft");
+                append(&mut writer, content.into());
+                let draft = writer.draft().clone();
+                let verified = writer.verify(None).expect("verified").expect("the right bytes");
+                bytes += draft.recent(0..length).map_or(0, |pieces| pieces.concat().len());
+                let first = draft.recent(0..1).map_or_else(|| draft.read(0..1, 1), Ok).expect("read");
+                assert_eq!(first.concat()[..], [0]);
+                verified
+            })
+            .collect();
+        for verified in verified {
+            verified.commit(None, at(1)).expect("committed");
+        }
+        bytes
+    };
+    assert_eq!(in_memory(600_000, 3), 0);
+    assert!((4 << 20..=24 << 20).contains(&in_memory(400_000, 70)));
+    assert!(files_below(&folder, "drafts").is_empty());
 }

@@ -88,6 +88,7 @@ fn problems_name_the_key() {
         ("[trace]\nsample = 1.1", "trace.sample"),
         ("[trace]\nservice = \"\"", "trace.service"),
         ("[server]\nmax_connections = 0", "server.max_connections"),
+        ("[server]\nmax_connections_per_client = 0", "server.max_connections_per_client"),
         ("[server]\nheader_timeout = \"0s\"", "server.header_timeout"),
         ("[store]\nmax_size = 0", "store.max_size"),
         ("[store]\npath = \"\"", "store.path"),

@@ -77,6 +77,11 @@ impl FileDraft {
         self.written + self.waiting_bytes as u64
     }
 
+    /// Returns the number of bytes that are not written yet.
+    pub(in crate::store) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
     /// Returns true if the draft has a file. A small draft whose content is stored elsewhere never needs a file.
     pub(in crate::store) fn has_file(&self) -> bool {
         self.body.file().is_some()
