@@ -3,14 +3,11 @@
 //! A document that two clients could interpret differently is rejected (see CVE-2021-41190). Each stored document has exactly
 //! one media type, determined once.
 
-use std::fmt;
-
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::content::media::{self, ManifestKind, MediaType};
 use super::digest::Digest;
+use super::json;
 
 /// Descriptor: reference to content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,95 +73,105 @@ const DECISIVE: [&str; 9] = [
 impl Manifest {
     /// Parses a document. `content_type` is the raw value of the Content-Type header, if there is one.
     ///
-    /// The header determines the type if it gives a manifest type that agrees with the body. Otherwise the body does.
+    /// The header determines the type if it gives a manifest type that agrees with the body. Otherwise the body does. The
+    /// result needs memory for the descriptors and the texts in them; everything else in the document is skipped.
     pub fn read(body: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
-        let document: TopLevelKeys =
-            serde_json::from_slice(body).map_err(|error| ManifestError::NotJson(error.to_string()))?;
-        document.check_keys()?;
+        let text = json::text(body);
+        let document = TopLevelKeys::read(&text)?;
         let media_type = document.media_type(content_type)?;
-        let mut blobs: Vec<Descriptor> = document.get("config").and_then(descriptor).into_iter().collect();
-        blobs.extend(document.descriptors("layers"));
-        blobs.extend(document.descriptors("blobs"));
-        Ok(Self {
-            media_type,
-            children: document.descriptors("manifests").collect(),
-            blobs,
-            subject: document.get("subject").and_then(descriptor).map(|subject| subject.digest),
-        })
+        let mut types = InternedTypes::default();
+        let mut blobs: Vec<Descriptor> =
+            document.value("config").and_then(|config| descriptor(config, &mut types)).into_iter().collect();
+        document.add_descriptors("layers", &mut blobs, &mut types);
+        document.add_descriptors("blobs", &mut blobs, &mut types);
+        let mut children = Vec::new();
+        document.add_descriptors("manifests", &mut children, &mut types);
+        blobs.shrink_to_fit();
+        children.shrink_to_fit();
+        let subject = document.value("subject").and_then(|subject| descriptor(subject, &mut types));
+        Ok(Self { media_type, children, blobs, subject: subject.map(|subject| subject.digest) })
     }
 }
 
-/// Top level of a document: all keys in their order, including duplicates.
-struct TopLevelKeys(Vec<(String, Value)>);
+/// Keys that are read: the decisive ones, and the list of an artifact.
+const READ: [&str; 10] = [
+    "schemaVersion",
+    "mediaType",
+    "manifests",
+    "config",
+    "layers",
+    "fsLayers",
+    "signatures",
+    "subject",
+    "artifactType",
+    "blobs",
+];
 
-impl<'de> Deserialize<'de> for TopLevelKeys {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TopLevelVisitor;
-        impl<'de> Visitor<'de> for TopLevelVisitor {
-            type Value = TopLevelKeys;
+/// Values of the keys in [`READ`]. All other members of a document are skipped.
+#[derive(Default)]
+struct TopLevelKeys<'a>([Option<&'a RawValue>; READ.len()]);
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+impl<'a> TopLevelKeys<'a> {
+    fn read(text: &'a str) -> Result<Self, ManifestError> {
+        let mut keys = Self::default();
+        // Spelling of each decisive key.
+        let mut spellings: [Option<String>; DECISIVE.len()] = Default::default();
+        let mut duplicate = None;
+        json::members(text, |key, value| {
+            if let Some(place) = READ.iter().position(|known| *known == key) {
+                keys.0[place] = Some(value);
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TopLevelKeys, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(TopLevelKeys(entries))
+            if let Some(place) = DECISIVE.iter().position(|known| json::equal_in_go(key, known))
+                && spellings[place].replace(key.to_owned()).is_some()
+            {
+                duplicate.get_or_insert(DECISIVE[place]);
+            }
+        })
+        .map_err(|error| ManifestError::NotJson(error.to_string()))?;
+        if let Some(known) = duplicate {
+            return Err(ManifestError::Ambiguous(format!("duplicate key `{known}`")));
+        }
+        for (known, spelling) in DECISIVE.iter().zip(&spellings) {
+            if let Some(key) = spelling.as_ref().filter(|key| key != known) {
+                return Err(ManifestError::Ambiguous(format!("the key `{known}` is spelled `{key}`")));
             }
         }
-        deserializer.deserialize_map(TopLevelVisitor)
+        Ok(keys)
     }
-}
 
-impl TopLevelKeys {
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value)
+    fn get(&self, key: &str) -> Option<&'a RawValue> {
+        self.0[READ.iter().position(|known| *known == key)?]
+    }
+
+    /// Returns the value of a key unless it is null.
+    fn value(&self, key: &str) -> Option<&'a RawValue> {
+        self.get(key).filter(|value| !json::is_null(value))
     }
 
     /// Returns true if a key is present and neither null nor an empty list, as in Go.
     fn has(&self, key: &str) -> bool {
-        match self.get(key) {
-            None | Some(Value::Null) => false,
-            Some(Value::Array(items)) => !items.is_empty(),
-            Some(_) => true,
-        }
+        self.value(key).is_some_and(|value| !json::is_empty_list(value))
     }
 
-    fn descriptors(&self, key: &str) -> impl Iterator<Item = Descriptor> {
-        self.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(descriptor)
-    }
-
-    fn check_keys(&self) -> Result<(), ManifestError> {
-        for known in DECISIVE {
-            let mut spellings = self.0.iter().filter(|(key, _)| equal_in_go(key, known));
-            match (spellings.next(), spellings.next()) {
-                (Some(_), Some(_)) => {
-                    return Err(ManifestError::Ambiguous(format!("duplicate key `{known}`")));
-                }
-                (Some((key, _)), None) if key != known => {
-                    return Err(ManifestError::Ambiguous(format!("the key `{known}` is spelled `{key}`")));
-                }
-                _ => {}
-            }
+    fn add_descriptors(&self, key: &str, found: &mut Vec<Descriptor>, types: &mut InternedTypes) {
+        if let Some(list) = self.value(key) {
+            json::elements(list, |element| found.extend(descriptor(element, types)));
         }
-        Ok(())
     }
 
     fn media_type(&self, content_type: Option<&str>) -> Result<MediaType, ManifestError> {
         let header = content_type.and_then(MediaType::from_header);
-        let named = match self.get("mediaType") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) if text.is_empty() => None,
-            Some(Value::String(text)) => {
-                Some(MediaType::new(text).ok_or_else(|| {
+        let named =
+            match self.value("mediaType").map(json::string) {
+                None => None,
+                Some(Some(text)) if text.is_empty() => None,
+                Some(Some(text)) => Some(MediaType::new(&text).ok_or_else(|| {
                     ManifestError::Ambiguous("its `mediaType` is not a media type".to_owned())
-                })?)
-            }
-            Some(_) => return Err(ManifestError::Ambiguous("its `mediaType` is not a string".to_owned())),
-        };
+                })?),
+                Some(None) => {
+                    return Err(ManifestError::Ambiguous("its `mediaType` is not a string".to_owned()));
+                }
+            };
         match named {
             Some(named) => self.named_type(named, header),
             None => self.detected_type(header),
@@ -202,21 +209,24 @@ impl TopLevelKeys {
     /// Returns the type of a document that gives none. Its keys determine the kind; the header may select a type of this
     /// kind.
     fn detected_type(&self, header: Option<MediaType>) -> Result<MediaType, ManifestError> {
-        if self.get("schemaVersion").and_then(Value::as_u64) == Some(1) || self.has("fsLayers") {
+        if self.get("schemaVersion").and_then(json::unsigned) == Some(1) || self.has("fsLayers") {
             return Err(ManifestError::Schema1);
         }
         let image = self.has("config") || self.has("layers");
-        // An index may be empty, an image may not. For an index the key is sufficient.
-        let index = self.get("manifests").is_some_and(Value::is_array);
-        let config_type =
-            self.get("config").and_then(|config| config.get("mediaType")).and_then(Value::as_str);
+        let header_kind = header.as_ref().and_then(MediaType::kind);
+        // An index may be empty, an image may not. For an index the key is sufficient. Go encodes an empty list as null by
+        // default; then the header must confirm that the document is an index.
+        let index = self.get("manifests").is_some_and(|list| {
+            json::is_list(list) || (json::is_null(list) && header_kind == Some(ManifestKind::Index))
+        });
+        let config_type = self.value("config").and_then(|config| member(config, "mediaType"));
         let (kind, detected) = match (image, index) {
             (true, true) => {
                 return Err(ManifestError::Ambiguous(
                     "it has keys of an image and of an index, and no `mediaType`".into(),
                 ));
             }
-            (true, false) if config_type == Some(media::DOCKER_CONFIG) => {
+            (true, false) if config_type.as_deref() == Some(media::DOCKER_CONFIG) => {
                 (ManifestKind::Image, media::DOCKER_MANIFEST)
             }
             (true, false) => (ManifestKind::Image, media::OCI_MANIFEST),
@@ -228,17 +238,6 @@ impl TopLevelKeys {
             _ => MediaType::new(detected).ok_or(ManifestError::Unknown),
         }
     }
-}
-
-/// Returns true if Go's JSON decoder treats both keys as equal. It uses Unicode case folding, where two characters outside
-/// ASCII fold to ASCII letters.
-fn equal_in_go(key: &str, known: &str) -> bool {
-    let folded = |c: char| match c {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        c => c.to_ascii_lowercase(),
-    };
-    key.chars().map(folded).eq(known.chars().map(folded))
 }
 
 /// Returns true for types that cannot be the type of a manifest: types other than `application/*`, and general types. A
@@ -254,24 +253,70 @@ fn is_generic(media_type: &MediaType) -> bool {
     }
 }
 
-/// Parses a descriptor. `None` if its digest cannot be verified, because such content is never served.
-fn descriptor(value: &Value) -> Option<Descriptor> {
-    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-    let platform = value.get("platform").and_then(|platform| {
-        let mut name = format!("{}/{}", text(platform, "os")?, text(platform, "architecture")?);
-        if let Some(variant) = text(platform, "variant").filter(|variant| !variant.is_empty()) {
-            name.push('/');
-            name.push_str(&variant);
+/// Returns the text of one member of an object.
+fn member(object: &RawValue, wanted: &str) -> Option<String> {
+    let mut found = None;
+    json::members(object.get(), |key, value| {
+        if key == wanted {
+            found = json::string(value);
         }
-        Some(name)
-    });
-    Some(Descriptor {
-        digest: value.get("digest")?.as_str()?.parse().ok()?,
-        size: value.get("size").and_then(Value::as_u64),
-        media_type: text(value, "mediaType").as_deref().and_then(MediaType::new),
-        platform,
-        foreign: value.get("urls").and_then(Value::as_array).is_some_and(|urls| !urls.is_empty()),
     })
+    .ok()?;
+    found
+}
+
+/// Media types of a document, each allocated once: most descriptors of a document have one of very few types.
+#[derive(Default)]
+struct InternedTypes(Vec<MediaType>);
+
+impl InternedTypes {
+    /// Types that are remembered.
+    const MAX: usize = 8;
+
+    fn intern(&mut self, text: &str) -> Option<MediaType> {
+        if let Some(known) = self.0.iter().find(|known| known.as_str() == text) {
+            return Some(known.clone());
+        }
+        let new = MediaType::new(text)?;
+        if self.0.len() < Self::MAX {
+            self.0.push(new.clone());
+        }
+        Some(new)
+    }
+}
+
+/// Parses a descriptor. `None` if its digest cannot be verified, because such content is never served.
+fn descriptor(value: &RawValue, types: &mut InternedTypes) -> Option<Descriptor> {
+    let (mut digest, mut size, mut media_type, mut named_platform, mut foreign) =
+        (None, None, None, None, false);
+    json::members(value.get(), |key, value| match key {
+        "digest" => digest = json::string(value).and_then(|text| text.parse().ok()),
+        "size" => size = json::unsigned(value),
+        "mediaType" => media_type = json::string(value).and_then(|text| types.intern(&text)),
+        "platform" => named_platform = platform(value),
+        "urls" => foreign = json::is_list(value) && !json::is_empty_list(value),
+        _ => {}
+    })
+    .ok()?;
+    Some(Descriptor { digest: digest?, size, media_type, platform: named_platform, foreign })
+}
+
+/// Returns a platform as `os/architecture[/variant]`.
+fn platform(value: &RawValue) -> Option<String> {
+    let (mut os, mut architecture, mut variant) = (None, None, None);
+    json::members(value.get(), |key, value| match key {
+        "os" => os = json::string(value),
+        "architecture" => architecture = json::string(value),
+        "variant" => variant = json::string(value),
+        _ => {}
+    })
+    .ok()?;
+    let mut name = format!("{}/{}", os?, architecture?);
+    if let Some(variant) = variant.filter(|variant| !variant.is_empty()) {
+        name.push('/');
+        name.push_str(&variant);
+    }
+    Some(name)
 }
 
 #[cfg(test)]
@@ -334,7 +379,7 @@ mod tests {
             let body = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"{twin}":[{{}}]}}"#);
             assert!(matches!(type_of(&body, None), Err(ManifestError::Ambiguous(_))), "{body}");
         }
-        assert!(equal_in_go("\u{212a}ey", "key"));
+        assert!(json::equal_in_go("\u{212a}ey", "key"));
         // The German sharp s folds only to itself.
         let body = format!(r#"{{"mediaType":"{OCI_INDEX}","manifests":[],"layerß":[{{}}]}}"#);
         assert_eq!(type_of(&body, None).as_deref(), Ok(OCI_INDEX));
@@ -371,6 +416,48 @@ mod tests {
         assert_eq!(type_of("{}", None), Err(ManifestError::Unknown));
         assert!(matches!(type_of("[]", None), Err(ManifestError::NotJson(_))));
         assert!(matches!(type_of("<html>", None), Err(ManifestError::NotJson(_))));
+    }
+
+    #[test]
+    fn unread_members_may_have_any_form() {
+        let base = format!(r#"{{"config":{{"digest":"{D}","size":2}},"layers":[{{"digest":"{D}"}}]"#);
+        let deep = format!("{}{}", "[".repeat(130), "]".repeat(130));
+        for odd in [
+            b"\"annotations\":{\"a\":\"M\xfcller\"}".to_vec(),
+            br#""annotations":{"a":"\ud83d"}"#.to_vec(),
+            br#""\ud83d":7"#.to_vec(),
+            b"\"x\":1e999".to_vec(),
+            format!("\"x\":{deep}").into_bytes(),
+            format!("\"artifactType\":{deep}").into_bytes(),
+        ] {
+            let body = [base.as_bytes(), b",", &odd, b"}"].concat();
+            let found = Manifest::read(&body, None).expect("an image");
+            assert_eq!((found.media_type.as_str(), found.blobs.len()), (OCI_MANIFEST, 2));
+        }
+        // Inside a descriptor, too.
+        let body =
+            format!(r#"{{"manifests":[{{"digest":"{D}","size":1e999,"data":"\udc00","x":{deep}}},7,null]}}"#);
+        let found = Manifest::read(body.as_bytes(), None).expect("an index");
+        assert_eq!((found.children.len(), found.children[0].size), (1, None));
+    }
+
+    #[test]
+    fn null_list_of_an_index_needs_its_header() {
+        let body = r#"{"schemaVersion":2,"manifests":null}"#;
+        assert_eq!(type_of(body, Some(OCI_INDEX)).as_deref(), Ok(OCI_INDEX));
+        assert_eq!(type_of(body, Some(DOCKER_LIST)).as_deref(), Ok(DOCKER_LIST));
+        for header in [None, Some(OCI_MANIFEST), Some("application/json")] {
+            assert_eq!(type_of(body, header), Err(ManifestError::Unknown), "{header:?}");
+        }
+    }
+
+    #[test]
+    fn wide_document_needs_little_memory() {
+        let entry = format!(r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{D}","size":1}}"#);
+        let body = format!(r#"{{"layers":[{}]}}"#, vec![entry.as_str(); 33_000].join(","));
+        let found = Manifest::read(body.as_bytes(), None).expect("an image");
+        assert_eq!((found.blobs.len(), found.blobs.capacity()), (33_000, 33_000));
+        assert!(std::mem::size_of::<Descriptor>() * found.blobs.len() < 2 * body.len());
     }
 
     #[test]

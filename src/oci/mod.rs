@@ -7,6 +7,7 @@ pub mod content;
 pub mod digest;
 pub mod error;
 pub mod index_walk;
+mod json;
 pub mod manifest;
 pub mod name;
 pub mod pattern;

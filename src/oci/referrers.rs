@@ -5,54 +5,91 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::content::media::{ManifestKind, MediaType, OCI_INDEX};
 use super::digest::{Digest, DigestError};
+use super::json;
 
 /// Entry of a list: the descriptor of a manifest or index that refers to another manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Referrer {
-    digest: String,
-    /// JSON object.
-    descriptor: Value,
+    digest: Box<str>,
+    artifact_type: Option<Box<str>>,
+    size: Option<u64>,
+    /// JSON object, as it was received.
+    descriptor: Box<str>,
 }
 
 impl Referrer {
     /// Creates the descriptor of a cached manifest: media type, digest, size, annotations, and `artifactType` (or the media
-    /// type of the config). `None` if the manifest is not a JSON object.
+    /// type of the config). Annotations that are no texts are left out: clients would refuse the whole list. `None` if the
+    /// manifest is not a JSON object.
     pub fn describe(digest: &Digest, media_type: &MediaType, body: &[u8]) -> Option<Self> {
-        let Value::Object(manifest) = serde_json::from_slice(body).ok()? else { return None };
-        let text = |value: Option<&Value>| value?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-        let config = || text(manifest.get("config").and_then(|config| config.get("mediaType")));
-        let artifact_type = text(manifest.get("artifactType"))
-            .or_else(|| if media_type.kind() == Some(ManifestKind::Index) { None } else { config() });
+        let text = json::text(body);
+        let (mut own_type, mut config_type, mut annotations) = (None, None, None);
+        json::members(&text, |key, value| match key {
+            "artifactType" => own_type = json::string(value),
+            "config" => config_type = media_type_of(value),
+            "annotations" => annotations = texts(value),
+            _ => {}
+        })
+        .ok()?;
+        let is_index = media_type.kind() == Some(ManifestKind::Index);
+        let named = own_type.filter(|text| !text.is_empty());
+        let artifact_type = named
+            .or(config_type.filter(|_| !is_index))
+            .filter(|text| !text.is_empty())
+            .map(String::into_boxed_str);
         let mut descriptor = Map::new();
         descriptor.insert("mediaType".to_owned(), media_type.as_str().into());
         descriptor.insert("digest".to_owned(), digest.to_string().into());
         descriptor.insert("size".to_owned(), body.len().into());
-        if let Some(artifact_type) = artifact_type {
-            descriptor.insert("artifactType".to_owned(), artifact_type.into());
+        if let Some(artifact_type) = &artifact_type {
+            descriptor.insert("artifactType".to_owned(), (**artifact_type).into());
         }
-        if let Some(Value::Object(annotations)) = manifest.get("annotations") {
-            descriptor.insert("annotations".to_owned(), annotations.clone().into());
+        if let Some(annotations) = annotations {
+            descriptor.insert("annotations".to_owned(), annotations.into());
         }
-        Some(Self { digest: digest.to_string(), descriptor: descriptor.into() })
+        Some(Self {
+            digest: digest.to_string().into(),
+            artifact_type,
+            size: Some(body.len() as u64),
+            descriptor: Value::Object(descriptor).to_string().into(),
+        })
     }
 
-    /// Parses an entry of an upstream's list. `None` if no client could fetch it.
-    fn read(descriptor: Value) -> Option<Self> {
-        let digest = descriptor.get("digest")?.as_str()?.to_owned();
+    /// Parses an entry of an upstream's list. `None` if no client could fetch it, or if two clients could read different
+    /// digests.
+    fn read(descriptor: &RawValue) -> Option<Self> {
+        let (mut digest, mut media_type, mut size, mut artifact_type) = (None, None, None, None);
+        let mut digests = 0;
+        json::members(descriptor.get(), |key, value| {
+            match key {
+                "digest" => digest = json::string(value),
+                "mediaType" => media_type = json::string(value),
+                "size" => size = json::unsigned(value),
+                "artifactType" => artifact_type = json::string(value),
+                _ => {}
+            }
+            digests += usize::from(json::equal_in_go(key, "digest"));
+        })
+        .ok()?;
+        let (digest, _) = (digest?, media_type?);
         // The client may support an algorithm that larder does not, and can contact the registry itself.
         let known = matches!(digest.parse::<Digest>(), Ok(_) | Err(DigestError::Unsupported(_)));
-        let typed = descriptor.get("mediaType").is_some_and(Value::is_string);
-        let sized = descriptor.get("size").is_some_and(Value::is_u64);
-        (known && typed && sized).then_some(Self { digest, descriptor })
+        (known && digests == 1 && size.is_some()).then(|| Self {
+            digest: digest.into(),
+            artifact_type: artifact_type.map(String::into_boxed_str),
+            size,
+            descriptor: descriptor.get().into(),
+        })
     }
 
     /// Returns the artifact type given in the list.
     pub fn artifact_type(&self) -> Option<&str> {
-        self.descriptor.get("artifactType")?.as_str()
+        self.artifact_type.as_deref()
     }
 
     /// Returns the digest. Its algorithm may be unsupported.
@@ -62,13 +99,37 @@ impl Referrer {
 
     /// Returns the size in bytes given in the list.
     pub fn size(&self) -> Option<u64> {
-        self.descriptor.get("size")?.as_u64()
+        self.size
     }
+}
+
+/// Returns the media type of a descriptor.
+fn media_type_of(descriptor: &RawValue) -> Option<String> {
+    let mut found = None;
+    json::members(descriptor.get(), |key, value| {
+        if key == "mediaType" {
+            found = json::string(value);
+        }
+    })
+    .ok()?;
+    found
+}
+
+/// Returns the members of an object that are texts. `None` if the value is no object.
+fn texts(object: &RawValue) -> Option<Map<String, Value>> {
+    let mut found = Map::new();
+    json::members(object.get(), |key, value| {
+        if let Some(text) = json::string(value) {
+            found.insert(key.to_owned(), text.into());
+        }
+    })
+    .ok()?;
+    Some(found)
 }
 
 /// List of referrers, sorted by digest, without duplicates.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Referrers(BTreeMap<String, Referrer>);
+pub struct Referrers(BTreeMap<Box<str>, Referrer>);
 
 /// Page of a list, as an image index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,26 +143,28 @@ pub struct Page {
 impl Referrers {
     /// Parses an image index. `None` if the document is not an object, has no list of manifests, or has keys of an image.
     pub fn read(body: &[u8]) -> Option<Self> {
-        let Value::Object(mut index) = serde_json::from_slice(body).ok()? else { return None };
-        let typed = index.get("mediaType").is_none_or(|named| named == OCI_INDEX);
-        let image = ["config", "layers", "fsLayers"].iter().any(|key| index.contains_key(*key));
+        let text = json::text(body);
+        let (mut typed, mut image, mut manifests) = (true, false, None);
+        json::members(&text, |key, value| match key {
+            "mediaType" => typed = json::string(value).is_some_and(|named| named == OCI_INDEX),
+            "config" | "layers" | "fsLayers" => image = true,
+            "manifests" => manifests = Some(value),
+            _ => {}
+        })
+        .ok()?;
+        // Go encodes an empty list as null by default.
+        let manifests = manifests.filter(|list| json::is_list(list) || json::is_null(list))?;
         if !typed || image {
             return None;
         }
-        let manifests = match index.remove("manifests")? {
-            Value::Array(manifests) => manifests,
-            // Go encodes an empty list as null by default.
-            Value::Null => Vec::new(),
-            _ => return None,
-        };
         let mut list = Self::default();
-        list.extend(manifests.into_iter().filter_map(Referrer::read));
+        json::elements(manifests, |entry| list.extend(Referrer::read(entry)));
         Some(list)
     }
 
     /// Returns true if the list contains this digest.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.0.contains_key(&digest.to_string())
+        self.0.contains_key(digest.to_string().as_str())
     }
 
     /// Returns all entries, sorted by digest.
@@ -127,25 +190,25 @@ impl Referrers {
     /// Returns the entries after `last`, as many as fit into a document of `most` bytes, but at least one.
     pub fn page(&self, last: Option<&str>, most: usize) -> Page {
         let mut body = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":["#).into_bytes();
-        let mut written: Option<&String> = None;
+        let mut written: Option<&str> = None;
         let mut next = None;
         for (digest, referrer) in &self.0 {
-            if last.is_some_and(|last| digest.as_str() <= last) {
+            if last.is_some_and(|last| **digest <= *last) {
                 continue;
             }
-            let descriptor = referrer.descriptor.to_string();
+            let descriptor = &referrer.descriptor;
             // One comma before the entry and two brackets after it.
             if let Some(written) = written
                 && body.len().saturating_add(descriptor.len() + 3) > most
             {
-                next = Some(written.clone());
+                next = Some(written.to_owned());
                 break;
             }
             if written.is_some() {
                 body.push(b',');
             }
             body.extend_from_slice(descriptor.as_bytes());
-            written = Some(digest);
+            written = Some(&**digest);
         }
         body.extend_from_slice(b"]}");
         Page { body, next }
@@ -163,7 +226,7 @@ impl Extend<Referrer> for Referrers {
 
 impl IntoIterator for Referrers {
     type Item = Referrer;
-    type IntoIter = std::collections::btree_map::IntoValues<String, Referrer>;
+    type IntoIter = std::collections::btree_map::IntoValues<Box<str>, Referrer>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_values()
@@ -234,10 +297,30 @@ mod tests {
             json!({ "mediaType": OCI_MANIFEST, "size": 1, "digest": "sha256:short" }),
             json!({ "mediaType": OCI_MANIFEST, "size": -1, "digest": digest("a").to_string() }),
             json!({ "size": 1, "digest": digest("a").to_string() }),
+            // Go reads the second digest.
+            json!({ "mediaType": OCI_MANIFEST, "size": 1, "digest": digest("a").to_string(), "Digest": "sha256:x" }),
         ];
         assert_eq!(Referrers::read(&list(&bad)), Some(Referrers::default()));
         let foreign = json!({ "mediaType": OCI_MANIFEST, "size": 1, "digest": "blake3:00ff" });
         assert!(!Referrers::read(&list(&[foreign])).expect("an index").is_empty());
+    }
+
+    #[test]
+    fn odd_members_spoil_no_list() {
+        let deep = format!("{}{}", "[".repeat(130), "]".repeat(130));
+        let entry = format!(
+            r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{}","size":1,"x":{deep},"y":1e999,"annotations":{{"a":"\ud83d"}}}}"#,
+            digest("a")
+        );
+        let found = Referrers::read(format!(r#"{{"z":{deep},"manifests":[{entry}]}}"#).as_bytes());
+        let found = found.expect("an index");
+        assert!(String::from_utf8(found.to_index()).expect("UTF-8").contains(&entry));
+        let image = MediaType::new(OCI_MANIFEST).expect("a type");
+        let body = b"{\"annotations\":{\"a\":\"M\xfcller\",\"b\":7,\"c\":\"\\ud83d\"}}";
+        let described = Referrer::describe(&digest("x"), &image, body).expect("an object");
+        let described: Value = serde_json::from_str(&described.descriptor).expect("JSON");
+        assert_eq!(described["annotations"]["a"], "M\u{fffd}ller");
+        assert_eq!(described["annotations"].as_object().map(Map::len), Some(2));
     }
 
     #[test]
@@ -284,9 +367,10 @@ mod tests {
         let describe = |media_type: &MediaType, value: Value| {
             let body = value.to_string();
             let found = Referrer::describe(&digest("x"), media_type, body.as_bytes()).expect("an object");
-            assert_eq!(found.descriptor["size"], body.len());
-            assert_eq!(found.descriptor["mediaType"], media_type.as_str());
-            (found.artifact_type().map(str::to_owned), found.descriptor.get("annotations").cloned())
+            let descriptor: Value = serde_json::from_str(&found.descriptor).expect("JSON");
+            assert_eq!(descriptor["size"], body.len());
+            assert_eq!(descriptor["mediaType"], media_type.as_str());
+            (found.artifact_type().map(str::to_owned), descriptor.get("annotations").cloned())
         };
         let config = json!({ "mediaType": "application/vnd.c" });
         let of_type = Some("application/vnd.a".to_owned());

@@ -210,3 +210,40 @@ fn manifest_of_4_mib_is_served() {
         larder.get(TAG).assert_body(&document.bytes);
     }
 }
+
+#[test]
+fn documents_with_odd_members_are_served() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let text = String::from_utf8(image.manifest.bytes.to_vec()).unwrap();
+    let open = text.trim_end().strip_suffix('}').unwrap().as_bytes();
+    let deep = format!("\"x\":{}{}", "[".repeat(130), "]".repeat(130));
+    let odd: [&[u8]; 4] = [
+        b"\"annotations\":{\"a\":\"M\xfcller\"}",
+        br#""annotations":{"a":"\ud83d"}"#,
+        b"\"x\":1e999",
+        deep.as_bytes(),
+    ];
+    let mut documents: Vec<Document> =
+        odd.iter().map(|odd| Document::new(OCI_MANIFEST, [open, b",", odd, b"}"].concat())).collect();
+    documents.push(Document::new(OCI_INDEX, r#"{"schemaVersion":2,"manifests":null}"#));
+    let larder = Larder::in_front_of(&registry);
+    for (n, document) in documents.iter().enumerate() {
+        registry.add_manifest("library/app", document);
+        registry.tag("library/app", &format!("odd{n}"), &document.digest);
+        let answer = larder.get(&format!("/v2/library/app/manifests/odd{n}"));
+        answer.assert_body(&document.bytes);
+        assert_eq!(answer.header("content-type"), Some(document.media_type.as_str()));
+        // The content is linked: no request for the layer asks the upstream for access.
+        if n < odd.len() {
+            larder.get(&format!("/v2/library/app/blobs/{}", image.layers[0].digest));
+        }
+    }
+    larder.wait_idle();
+    registry.down();
+    for document in &documents {
+        let path = format!("/v2/library/app/manifests/{}", document.digest);
+        larder.get(&path).assert_body(&document.bytes);
+    }
+}
