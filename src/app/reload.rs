@@ -154,8 +154,12 @@ impl ReloadTargets {
     /// Loads and applies the configuration. After an error, nothing has changed. Blocks.
     fn reload(&mut self, load: &Load, level: &LogLevel) {
         match load().and_then(|config| self.apply(&config, level)) {
-            Ok(changes) => report(&changes),
+            Ok(changes) => {
+                self.operations.record_reload(Ok(()));
+                report(&changes);
+            }
             Err(error) => {
+                self.operations.record_reload(Err(&error));
                 tracing::error!(target: NO_DEDUP, error, "configuration not reloaded; the previous one stays in effect");
             }
         }

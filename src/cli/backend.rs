@@ -7,12 +7,13 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::output::print;
+use super::output::{note, print, sentence};
 use super::progress::ProgressBars;
 use super::remote::{AdminAddress, Remote};
 use super::serve::on_runtime;
 use super::settings::Settings;
 use crate::app::{self, Offline};
+use crate::config::Config;
 use crate::config::schema::Admin;
 use crate::ops::protocol::{JobSpec, ProgressReporter, Query};
 
@@ -48,11 +49,12 @@ pub(super) enum Backend {
 impl ServerOptions {
     /// Selects the executor, runs `work` with it, and closes a store that was opened.
     pub(super) fn with<T>(&self, work: impl AsyncFnOnce(&Backend) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        if self.server.is_none() {
-            app::init_log(&self.settings.load()?.log)?;
+        let (config, invalid) = self.settings.load_for_server();
+        if self.server.is_none() && invalid.is_none() {
+            app::init_log(&config.log)?;
         }
         on_runtime(async {
-            let backend = self.open().await?;
+            let backend = self.open(config, invalid).await?;
             let done = work(&backend).await;
             if let Backend::Local(offline) = backend {
                 offline.close().await?;
@@ -88,12 +90,13 @@ impl ServerOptions {
         self.ca_file.as_deref()
     }
 
-    async fn open(&self) -> anyhow::Result<Backend> {
+    async fn open(&self, config: Config, invalid: Option<anyhow::Error>) -> anyhow::Result<Backend> {
         if let Some(address) = &self.server {
-            let admin = self.settings.load().map(|config| config.admin).unwrap_or_default();
-            return Ok(Backend::Running(self.remote(address.clone(), &admin)?));
+            return Ok(Backend::Running(self.remote(address.clone(), &config.admin)?));
         }
-        let config = self.settings.load()?;
+        if let Some(error) = invalid {
+            return Ok(Backend::Running(self.server_of_invalid(&config.admin, error).await?));
+        }
         let address = AdminAddress::of(&config.admin);
         let remote = |address: AdminAddress| self.remote(address, &config.admin);
         // Do not create a missing folder only to find it empty: a running server may have its store elsewhere.
@@ -136,6 +139,22 @@ impl ServerOptions {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns the running server if the configuration is invalid. It goes on with its last valid configuration.
+    async fn server_of_invalid(&self, admin: &Admin, error: anyhow::Error) -> anyhow::Result<Remote> {
+        // A store that the user names is never replaced by the store of a server.
+        let address = AdminAddress::of(admin).filter(|_| self.settings.data.is_none());
+        let Some(address) = address else { return Err(error) };
+        let asked = self.remote(address.clone(), admin)?;
+        if !asked.is_there().await {
+            return Err(error);
+        }
+        note(&format!(
+            "warning: {}; asking the server at {address}, which uses its last valid configuration",
+            sentence(&error)
+        ))?;
+        Ok(asked)
     }
 
     /// Prints a report as JSON if requested, else the text of `render`.

@@ -39,27 +39,28 @@ pub(super) struct Doctor {
 /// Runs all checks.
 pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
     let mut report = Report::default();
-    match arguments.server.settings.load() {
-        Ok(config) => {
+    let (config, invalid) = arguments.server.settings.load_for_server();
+    let is_valid = invalid.is_none();
+    let step = match invalid {
+        None => {
             let upstreams = config.upstream.len();
-            report.add(
+            Step::ok(
                 "configuration",
-                None,
-                [Step::ok(
-                    "configuration",
-                    match arguments.server.settings.file()? {
-                        Some(file) => format!("{} is valid; {upstreams} upstreams", file.display()),
-                        None => format!("no file is given, the defaults apply; {upstreams} upstreams"),
-                    },
-                )],
-            );
-            on_runtime(check_all(arguments, &config, &mut report))?;
+                match arguments.server.settings.file()? {
+                    Some(file) => format!("{} is valid; {upstreams} upstreams", file.display()),
+                    None => format!("no file is given, the defaults apply; {upstreams} upstreams"),
+                },
+            )
         }
-        Err(error) => {
-            let remedy = "correct the named key; `config/larder.toml` lists every key, and `larder validate` checks again";
-            report.add("configuration", None, [Step::fails("configuration", sentence(&error), remedy)]);
-        }
-    }
+        Some(error) => Step::fails(
+            "configuration",
+            sentence(&error),
+            "correct the named key; `config/larder.toml` lists every key, and `larder validate` checks again. Store and \
+             upstreams are checked with a valid configuration only",
+        ),
+    };
+    report.add("configuration", None, [step]);
+    on_runtime(check_all(arguments, &config, is_valid, &mut report))?;
     let fails = report.count(Verdict::Fails);
     report.ok = fails == 0;
     print(&if arguments.server.json {
@@ -73,7 +74,13 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
     Err(ExitAnswer::No(format!("{fails} of {} checks fail", report.checks.len())).into())
 }
 
-async fn check_all(arguments: &Doctor, config: &Config, report: &mut Report) -> anyhow::Result<()> {
+/// Runs the checks. Without a valid configuration, only the running server is checked.
+async fn check_all(
+    arguments: &Doctor,
+    config: &Config,
+    is_valid: bool,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let remote = match arguments.server.running(&config.admin) {
         Ok(remote) => remote,
         Err(error) => {
@@ -89,26 +96,18 @@ async fn check_all(arguments: &Doctor, config: &Config, report: &mut Report) -> 
         Some(remote) if timeout(ADMIN_TIMEOUT, remote.is_there()).await.unwrap_or_default() => Some(remote),
         _ => None,
     };
-    let (steps, offline) =
-        if arguments.server.is_elsewhere() { (Vec::new(), None) } else { check_store(config).await };
+    let has_store = is_valid && !arguments.server.is_elsewhere();
+    let (steps, offline) = if has_store { check_store(config).await } else { (Vec::new(), None) };
     report.add("store", None, steps);
     let (images, reason) = cached_images(running, offline.as_ref()).await;
     if let Some(offline) = offline {
         offline.close().await?;
     }
-    match upstreams::check(config, &images).await.context("the upstreams cannot be set up") {
-        Ok(checks) => {
-            for check in checks {
-                report.add("upstream", Some(&format!("{}, {}", check.upstream, check.endpoint)), check.steps);
-            }
-        }
-        Err(error) => {
-            let remedy = "correct the named file or key; the server does not start with it";
-            report.add("upstream", None, [Step::fails("configuration", sentence(&error), remedy)]);
-        }
+    if is_valid {
+        check_upstreams(config, &images, report).await;
     }
     let Some(remote) = running else {
-        report.add("system", None, [open_files::check_here(config)]);
+        report.add("system", None, is_valid.then(|| open_files::check_here(config)));
         let address = remote.map(|remote| remote.address().to_string());
         report.add("larder", None, [running_server::no_answer(address)]);
         return Ok(());
@@ -120,6 +119,21 @@ async fn check_all(arguments: &Doctor, config: &Config, report: &mut Report) -> 
         report.add("client", Some(client), [step]);
     }
     Ok(())
+}
+
+/// Checks all endpoints of all upstreams.
+async fn check_upstreams(config: &Config, images: &[ListRow], report: &mut Report) {
+    match upstreams::check(config, images).await.context("the upstreams cannot be set up") {
+        Ok(checks) => {
+            for check in checks {
+                report.add("upstream", Some(&format!("{}, {}", check.upstream, check.endpoint)), check.steps);
+            }
+        }
+        Err(error) => {
+            let remedy = "correct the named file or key; the server does not start with it";
+            report.add("upstream", None, [Step::fails("configuration", sentence(&error), remedy)]);
+        }
+    }
 }
 
 /// Checks the store, and returns it if it could be opened.

@@ -5,16 +5,21 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use reqwest::Method;
 
-use super::output::print;
+use super::output::{note, print, sentence};
 use super::remote::{AdminAddress, Remote};
 use super::serve::on_runtime;
-use crate::config::Config;
+use super::settings::Settings;
 
 /// Time-out of the request. A healthy server answers within milliseconds, and orchestrators wait for a few seconds only.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Succeeds if `/readyz` on the admin port answers 200.
-pub(super) fn run(config: &Config) -> anyhow::Result<()> {
+pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
+    let (config, invalid) = settings.load_for_server();
+    if let Some(error) = invalid {
+        // The server goes on with its last valid configuration. An orchestrator must not stop it for an error in the file.
+        note(&format!("warning: {}", sentence(&error)))?;
+    }
     let address = AdminAddress::of(&config.admin).context(
         "admin.listen has no address that can be reached without TLS; add IP:PORT or unix:/PATH to it",
     )?;

@@ -108,7 +108,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Serve(settings) => serve::run(settings),
         Verb::Validate(settings) => validate::run(&settings.load()?),
-        Verb::Healthy(settings) => healthcheck::run(&settings.load()?),
+        Verb::Healthy(settings) => healthcheck::run(&settings),
         Verb::Store(store) => convert::run(store),
         Verb::Status(arguments) => status::run(arguments),
         Verb::Ls(arguments) => list::list(arguments),

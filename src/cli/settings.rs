@@ -41,6 +41,23 @@ impl Settings {
         Ok(config)
     }
 
+    /// Returns the effective configuration. If it is invalid, returns what is valid in it, and the error.
+    ///
+    /// A server goes on with its last valid configuration, and its admin address usually is among the valid keys.
+    pub(super) fn load_for_server(&self) -> (Config, Option<anyhow::Error>) {
+        let Self { listen, data, upstream, .. } = self.clone();
+        let flags = Flags { listen, data, upstreams: upstream };
+        let (environment, mut error) = match environment() {
+            Ok(environment) => (environment, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let (config, errors) =
+            config::load_valid_keys(self.config.as_deref(), environment.into_iter(), flags);
+        error = error.or_else(|| errors.into_iter().next().map(Into::into));
+        let error = error.or_else(|| config::validate(&config).err().map(Into::into));
+        (config, error)
+    }
+
     /// Returns the configuration file, if there is one.
     pub(super) fn file(&self) -> anyhow::Result<Option<PathBuf>> {
         Ok(config::file(self.config.as_deref(), environment()?))

@@ -12,7 +12,7 @@ use super::table::{Table, ago, bad, fair, good, iec, many};
 use crate::clock::Timestamp;
 use crate::ops::protocol::Query;
 use crate::ops::status::{
-    Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, UpstreamRow,
+    Breaker, ConfigState, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, UpstreamRow,
 };
 
 /// Maximum number of warnings to show.
@@ -136,6 +136,15 @@ fn served(text: &mut String, report: &StatusReport, service: &ServiceReport) {
     let up = ago(report.now, Some(service.started_at));
     let addresses = service.addresses.join(", ");
     line(text, "larder", &format!("{}, {} for {up} on {addresses}", report.version, good("serving")));
+    if let ConfigState { failed_at: Some(failed_at), error, loaded_at } = &service.configuration {
+        let error = error.as_deref().unwrap_or_default();
+        let (failed, loaded) = (ago(report.now, Some(*failed_at)), ago(report.now, Some(*loaded_at)));
+        let entry = format!(
+            "{}: {error}; the configuration of {loaded} ago is in effect",
+            bad(&format!("reload failed {failed} ago"))
+        );
+        line(text, "config", &entry);
+    }
     let ServiceReport { requests, hits, connections, .. } = service;
     let hits = format!(
         "{} of {} ({}), {}",

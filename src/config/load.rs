@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize as _;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
@@ -105,26 +106,43 @@ pub fn load(
     env: impl Iterator<Item = (String, String)>,
     flags: Flags,
 ) -> Result<Config, LoadError> {
+    let (config, errors) = load_valid_keys(file, env, flags);
+    errors.into_iter().next().map_or(Ok(config), Err)
+}
+
+/// Loads the configuration from all keys that are valid, and returns the errors of the others.
+///
+/// With errors, the result is only good for finding the server that runs with an older version of the file.
+pub fn load_valid_keys(
+    file: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+    flags: Flags,
+) -> (Config, Vec<LoadError>) {
     let mut variables: BTreeMap<String, String> =
         env.filter(|(name, value)| name.starts_with("LARDER_") && !is_service_link(name, value)).collect();
     let named = variables.remove(VARIABLE).map(|path| (VARIABLE.to_owned(), path));
     let mut layers = Layers::default();
     if let Some(path) = self::file(file, named) {
-        let read = std::fs::read_to_string(&path);
-        let text = read.map_err(|source| LoadError::Read { path: path.clone(), source })?;
-        layers.file(&path, &text)?;
+        match std::fs::read_to_string(&path) {
+            Ok(text) => layers.file(&path, &text),
+            Err(source) => layers.errors.push(LoadError::Read { path, source }),
+        }
     }
     let flagged = flags.upstreams.iter().map(|(name, _)| name.clone());
-    layers.environment(variables, flagged.collect())?;
+    layers.environment(variables, flagged.collect());
     layers.endpoints(flags.upstreams);
-    let mut config = layers.finish()?;
+    let mut errors = std::mem::take(&mut layers.errors);
+    let mut config = layers.finish().unwrap_or_else(|error| {
+        errors.push(error);
+        Config::default()
+    });
     if !flags.listen.is_empty() {
         config.server.listen = ListenAddresses(flags.listen);
     }
     if let Some(data) = flags.data {
         config.store.path = data;
     }
-    Ok(config)
+    (config, errors)
 }
 
 /// Returns the path of the configuration file: `file`, or the value of `LARDER_CONFIG`.
@@ -149,6 +167,8 @@ fn is_service_link(name: &str, value: &str) -> bool {
 struct Layers {
     keys: Table,
     upstreams: BTreeMap<String, Table>,
+    /// Errors of the keys that are not set, in the order of the sources.
+    errors: Vec<LoadError>,
 }
 
 impl Layers {
@@ -168,58 +188,80 @@ impl Layers {
         table.insert(key.to_owned(), value);
     }
 
-    fn file(&mut self, path: &Path, text: &str) -> Result<(), LoadError> {
+    /// Sets a key if it is valid.
+    fn set_checked(&mut self, checked: Result<(), LoadError>, place: &ConfigTable, key: &str, value: Value) {
+        match checked {
+            Ok(()) => self.set(place, key, value),
+            Err(error) => self.errors.push(error),
+        }
+    }
+
+    fn file(&mut self, path: &Path, text: &str) {
         let source = SourceFile { path, text };
-        let spans = DeTable::parse(text).map_err(|error| source.syntax(&error))?;
+        let (spans, errors) = DeTable::parse_recoverable(text);
+        self.errors.extend(errors.iter().map(|error| source.syntax(error)));
+        let document = Table::deserialize(toml::Deserializer::from(spans.clone()));
+        let document = document.unwrap_or_else(|error| {
+            self.errors.push(source.syntax(&error));
+            Table::new()
+        });
         let spans = spans.get_ref();
-        let document: Table = toml::from_str(text).map_err(|error| source.syntax(&error))?;
         for (name, value) in document {
             if name == UPSTREAM {
-                for (upstream, value) in source.table(spans, &[&name], value)? {
-                    let keys = source.table(spans, &[&name, &upstream], value)?;
+                for (upstream, value) in self.table(source.table(spans, &[&name], value)) {
+                    let Some(keys) = self.ok(source.table(spans, &[&name, &upstream], value)) else {
+                        continue;
+                    };
                     self.upstreams.entry(upstream.clone()).or_default();
                     let place = ConfigTable::Upstream(upstream.clone());
                     for (key, value) in keys {
-                        source.check(spans, &[&name, &upstream, &key], &place, &value)?;
-                        self.set(&place, &key, value);
+                        let checked = source.check(spans, &[&name, &upstream, &key], &place, &value);
+                        self.set_checked(checked, &place, &key, value);
                     }
                 }
             } else if let Some(place) = ConfigTable::section(&name) {
-                for (key, value) in source.table(spans, &[&name], value)? {
-                    source.check(spans, &[&name, &key], &place, &value)?;
-                    self.set(&place, &key, value);
+                for (key, value) in self.table(source.table(spans, &[&name], value)) {
+                    let checked = source.check(spans, &[&name, &key], &place, &value);
+                    self.set_checked(checked, &place, &key, value);
                 }
             } else {
-                source.check(spans, &[&name], &ConfigTable::Root, &value)?;
-                self.set(&ConfigTable::Root, &name, value);
+                let checked = source.check(spans, &[&name], &ConfigTable::Root, &value);
+                self.set_checked(checked, &ConfigTable::Root, &name, value);
             }
         }
-        Ok(())
     }
 
-    fn environment(
-        &mut self,
-        variables: BTreeMap<String, String>,
-        mut upstreams: Vec<String>,
-    ) -> Result<(), LoadError> {
+    /// Returns the value, or records the error.
+    fn ok<T>(&mut self, result: Result<T, LoadError>) -> Option<T> {
+        result.map_err(|error| self.errors.push(error)).ok()
+    }
+
+    fn table(&mut self, table: Result<Table, LoadError>) -> Table {
+        self.ok(table).unwrap_or_default()
+    }
+
+    fn environment(&mut self, variables: BTreeMap<String, String>, mut upstreams: Vec<String>) {
         upstreams.extend(self.upstreams.keys().cloned());
         upstreams.extend(builtin_upstreams().into_keys());
         upstreams.sort_unstable();
         upstreams.dedup();
         for (name, text) in variables {
-            let Some((place, key)) = resolve_variable(&name, &upstreams)? else {
+            let found = resolve_variable(&name, &upstreams);
+            let Some(found) = self.ok(found) else { continue };
+            let Some((place, key)) = found else {
                 let known = keys::variables(upstreams.iter().map(String::as_str));
                 let hint = match keys::nearest(&name, known.iter().map(String::as_str)) {
                     Some(near) => format!("; did you mean {near}?"),
                     None => "; variables have the form LARDER_SECTION__KEY".to_owned(),
                 };
-                return Err(LoadError::UnknownVariable { name, hint: Hint(hint) });
+                self.errors.push(LoadError::UnknownVariable { name, hint: Hint(hint) });
+                continue;
             };
-            let value = typed(&place, &key, &text)
-                .map_err(|message| LoadError::Variable { name: name.clone(), message })?;
-            self.set(&place, &key, value);
+            match typed(&place, &key, &text) {
+                Ok(value) => self.set(&place, &key, value),
+                Err(message) => self.errors.push(LoadError::Variable { name, message }),
+            }
         }
-        Ok(())
     }
 
     fn endpoints(&mut self, flags: Vec<(String, String)>) {

@@ -13,6 +13,6 @@ pub mod schema;
 pub mod validate;
 
 pub use keys::{Hint, variables};
-pub use load::{Flags, LoadError, file, load};
+pub use load::{Flags, LoadError, file, load, load_valid_keys};
 pub use schema::Config;
 pub use validate::{ConfigProblem, InvalidConfig, validate};

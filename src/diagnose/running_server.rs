@@ -47,6 +47,13 @@ pub fn check(address: &str, answers: Answers, config: &Config) -> Vec<Step> {
             "restart the server, or use the program that started it",
         )
     });
+    if value(&metrics, "larder_config_last_reload_success") == Some(0) {
+        steps.push(Step::warning(
+            "reload",
+            "the last reload of the configuration failed; the previous one stays in effect",
+            "correct the key that `larder status` and the server's log name; after the next start only the file counts",
+        ));
+    }
     if let Some(allowed) = value(&metrics, "process_max_fds") {
         steps.push(open_files::check_server(config, allowed));
     }
@@ -118,6 +125,15 @@ mod tests {
         assert_eq!(label(METRICS, "larder_build_info", "commit"), None);
         assert_eq!(value(METRICS, "process_max_fds"), Some(1 << 20));
         assert_eq!(value(METRICS, "process_open_fds"), None);
+    }
+
+    #[test]
+    fn failed_reload_is_a_warning() {
+        let ready = Ok((200, "ok\n".to_owned()));
+        let metrics = Some("larder_config_last_reload_success 0\n".to_owned());
+        let answers = Answers { ready, metrics, duration: Duration::ZERO };
+        let steps = check("http://127.0.0.1:5001", answers, &Config::default());
+        assert!(steps.iter().any(|step| step.step == "reload"), "{steps:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub use crate::cache::{
     Breaker, DiskStatus, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
 };
 
+pub use super::operations::ConfigState;
 use super::operations::Operations;
 use super::protocol::{JobState, JobView, OpsError};
 use crate::clock::Timestamp;
@@ -45,6 +46,8 @@ pub struct ServiceReport {
     pub started_at: Timestamp,
     /// Addresses for clients: `http://…`, `https://…` or `unix:/…`.
     pub addresses: Vec<String>,
+    /// State of the configuration.
+    pub configuration: ConfigState,
     /// Open client connections.
     pub connections: u64,
     /// Requests to the cache.
@@ -107,6 +110,7 @@ fn service(operations: &Operations) -> Option<ServiceReport> {
     Some(ServiceReport {
         started_at: service.started_at,
         addresses: service.addresses.clone(),
+        configuration: operations.config_state(),
         connections: u64::try_from(operations.metrics.connections.get()).unwrap_or_default(),
         requests: traffic.requests,
         hits: traffic.hits,

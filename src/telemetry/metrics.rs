@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use prometheus::{Encoder, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
 
+use crate::clock::Timestamp;
+
 use super::labels::{Outcome, RequestKind, STATUS_CLASSES};
 use super::process::ProcessSeries;
-use super::series::SeriesRegistry;
+use super::series::{SeriesRegistry, saturating_i64};
 use super::store_series::StoreSeries;
 use super::upstream_series::UpstreamSeries;
 
@@ -33,6 +35,8 @@ pub struct Metrics {
     pub connections_reclaimed: IntCounter,
     pub(super) children_queued: IntGauge,
     pub(super) children_deferred: IntGauge,
+    config_reload_success: IntGauge,
+    config_reload_time: IntGauge,
     process: ProcessSeries,
     pub(super) store: StoreSeries,
 }
@@ -68,6 +72,14 @@ impl Metrics {
             children_deferred: series.gauge(
                 "larder_children_deferred",
                 "Child manifests whose prefetch is deferred: the upstream's quota is low, or the upstream is failing.",
+            ),
+            config_reload_success: series.gauge(
+                "larder_config_last_reload_success",
+                "1 if the last load of the configuration succeeded, 0 if the previous configuration stays in effect.",
+            ),
+            config_reload_time: series.gauge(
+                "larder_config_last_reload_success_timestamp_seconds",
+                "Time of the last successful load of the configuration.",
             ),
             process: ProcessSeries::new(&series),
             store: StoreSeries::new(&series),
@@ -111,6 +123,14 @@ impl Metrics {
     /// Counts a finished fill; `result` is `ok`, `unkept`, `mismatch`, `upstream` or `store`.
     pub fn fill_finished(&self, result: &str) {
         self.fills.with_label_values(&[result]).inc();
+    }
+
+    /// Records the result of a load of the configuration.
+    pub fn config_loaded(&self, success: bool, now: Timestamp) {
+        self.config_reload_success.set(i64::from(success));
+        if success {
+            self.config_reload_time.set(saturating_i64(now.as_secs()));
+        }
     }
 
     /// Returns all series in Prometheus' text format 0.0.4.

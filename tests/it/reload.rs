@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::fixture::TAG;
-use support::{Auth, Fault, Image, Larder, Registry, Setup, TestCertificate, TlsServer, When, eventually};
+use support::{
+    Auth, Fault, Image, Larder, Registry, Setup, TestCertificate, TlsServer, When, eventually, verb,
+};
 
 const FOLLOWED: &str = "configuration reloaded, changes are in effect";
 const UNCHANGED: &str = "configuration reloaded, no key has changed";
@@ -320,4 +322,65 @@ fn reload_fails_no_request() {
             assert!(pulling.join().expect("no request failed") > 0);
         }
     });
+}
+
+#[test]
+fn invalid_file_does_not_lock_out_the_command_line() {
+    let (_registry, _, setup) = fixture();
+    let larder = setup.start();
+    let file = larder.setup().folder().join("larder.toml");
+    let admin = larder.admin_addr().to_string();
+    let good = std::fs::read_to_string(&file).unwrap().replace("listen = \"127.0.0.1:0\"", "");
+    let good = good.replace("[admin]", &format!("[admin]\nlisten = \"{admin}\""));
+    let good = good.replace("[server]", "[server]\nlisten = \"127.0.0.1:0\"");
+    let run = |verb: &str| {
+        let mut command = larder.setup().bare_command();
+        verb::run(larder.setup(), command.args([verb, "--config"]).arg(&file))
+    };
+    let number = |name: &str| larder.counter(name, &[]);
+    let (success, time) =
+        ("larder_config_last_reload_success", "larder_config_last_reload_success_timestamp_seconds");
+    let loaded = number(time);
+    assert!(number(success) == 1 && loaded > 0);
+    for broken in [
+        format!("x = 1\n{good}"),
+        format!("{good}\n[cache"),
+        good.replace("\"1h\"", "\"soon\""),
+        good.replace("default = true", "default = false"),
+    ] {
+        let before = larder.count_lines(REFUSED);
+        std::fs::write(&file, &broken).unwrap();
+        larder.hang_up();
+        eventually("the error is logged", || larder.count_lines(REFUSED) > before);
+        eventually("the metric reports it", || number(success) == 0);
+        assert_eq!(number(time), loaded);
+        for name in ["status", "ls", "healthy"] {
+            let output = run(name).exited_with(0);
+            assert!(output.stderr.contains("warning: "), "{output:?}");
+        }
+        let status = run("status").stdout;
+        assert!(status.contains("reload failed") && status.contains("is in effect"), "{status}");
+        let doctor = run("doctor").exited_with(4).stdout;
+        assert!(doctor.contains("fails   configuration") && doctor.contains("larder: reload"), "{doctor}");
+        assert!(doctor.contains("larder: ready"), "{doctor}");
+        assert!(larder.admin().get("/").text().contains("could not be reloaded"));
+    }
+    let report = larder.admin().get("/api/v1/status").json()["service"]["configuration"].clone();
+    assert!(report["failed_at"].as_u64() >= report["loaded_at"].as_u64(), "{report}");
+    assert!(report["error"].as_str().unwrap().contains("default = true"), "{report}");
+    std::fs::write(&file, &good).unwrap();
+    larder.hang_up();
+    eventually("the metric reports the valid file", || number(success) == 1);
+    assert!(!run("status").exited_with(0).stdout.contains("reload failed"));
+}
+
+#[test]
+fn invalid_file_without_a_server_is_an_error() {
+    let (_registry, _, setup) = fixture();
+    let port = support::Port::reserve();
+    let setup = setup.set("admin.listen", port.addr().to_string()).set("cache.tag_tll", "1h");
+    verb::offline(&setup, &["status"]).exited_with(1);
+    let output = verb::offline(&setup, &["ls"]).exited_with(1);
+    assert!(output.stderr.contains("tag_tll"), "{output:?}");
+    assert!(!setup.data().exists());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::ops::protocol::{JobState, JobView};
 use crate::ops::status::{
-    Breaker, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, Warning,
+    Breaker, ConfigState, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, Warning,
 };
 
 use super::format::{ByteCount, HumanDuration, RelativeTime, percent, plural, short_digest, thousands};
@@ -27,6 +27,8 @@ pub(super) struct StatusView {
 /// Traffic since the start.
 #[derive(Debug)]
 pub(super) struct ServerView {
+    /// Failed reload of the configuration.
+    pub(super) reload: Option<FailedReload>,
     pub(super) since: RelativeTime,
     pub(super) addresses: Vec<String>,
     pub(super) clients: String,
@@ -39,6 +41,15 @@ pub(super) struct ServerView {
     pub(super) saved_share: Option<f64>,
     pub(super) served: ByteCount,
     pub(super) fetched: ByteCount,
+}
+
+/// Failed reload of the configuration.
+#[derive(Debug)]
+pub(super) struct FailedReload {
+    pub(super) when: RelativeTime,
+    pub(super) error: String,
+    /// Time at which the configuration in effect was loaded.
+    pub(super) loaded: RelativeTime,
 }
 
 /// State of the store.
@@ -163,7 +174,14 @@ impl StatusView {
 }
 
 fn serving(service: ServiceReport, now: Timestamp) -> ServerView {
+    let ConfigState { loaded_at, failed_at, error } = service.configuration;
+    let time = |at| RelativeTime { at, now };
     ServerView {
+        reload: failed_at.map(|failed_at| FailedReload {
+            when: time(failed_at),
+            error: error.unwrap_or_default(),
+            loaded: time(loaded_at),
+        }),
         since: RelativeTime { at: service.started_at, now },
         addresses: service.addresses,
         clients: plural(service.connections, "client connection"),
