@@ -10,6 +10,7 @@ use tokio::time::MissedTickBehavior;
 use crate::api::RegistryApi;
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::config::advice::advice;
 use crate::config::change::{self, KeyChange};
 use crate::config::file_watch::{FileFingerprint, FileWatch, POLL_INTERVAL};
 use crate::config::schema::Scrub;
@@ -182,8 +183,16 @@ impl ReloadTargets {
         self.admin_limits.send_replace(admin_limits(&next));
         self.scrub.send_replace(next.scrub.clone());
         self.operations.set_config(next.clone());
+        log_advice(&next);
         self.config = next;
         Ok(comparison.changes)
+    }
+}
+
+/// Logs endpoints that are probably wrong.
+pub(super) fn log_advice(config: &Config) {
+    for advice in advice(config) {
+        tracing::warn!(advice, "an endpoint is probably wrong");
     }
 }
 

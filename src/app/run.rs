@@ -95,6 +95,7 @@ impl RunningServer {
     /// Starts the ports and the background tasks.
     fn start(app: App) -> Self {
         raise_open_files(&app.config);
+        reload::log_advice(&app.config);
         log_listening(&app);
         let addresses: Vec<_> = app.client_listeners.iter().map(ToString::to_string).collect();
         let status = format!("serving on {}", addresses.join(", "));

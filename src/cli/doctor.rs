@@ -17,6 +17,7 @@ use super::setup::{Given, Instance, Scheme};
 use super::table::{bad, fair, good};
 use crate::app::{self, Offline};
 use crate::config::Config;
+use crate::config::advice::advice;
 use crate::diagnose::running_server::{self, Answers};
 use crate::diagnose::store::{self, FolderCheck};
 use crate::diagnose::{Check, Report, Step, Verdict, clients, open_files, upstreams};
@@ -60,6 +61,9 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
         ),
     };
     report.add("configuration", None, [step]);
+    let remedy = "correct the endpoint; `larder validate` checks again";
+    let advice = advice(&config).into_iter().map(|found| Step::warning("endpoints", found, remedy));
+    report.add("configuration", None, advice);
     on_runtime(check_all(arguments, &config, is_valid, &mut report))?;
     let fails = report.count(Verdict::Fails);
     report.ok = fails == 0;

@@ -1,6 +1,7 @@
 //! Configuration: the schema, loading from file, environment and flags, validation, and detection of changes.
 
 pub mod address;
+pub mod advice;
 pub mod change;
 pub mod docker;
 mod endpoint;

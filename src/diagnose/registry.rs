@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant as StdInstant, SystemTime};
 
-use http::header::{AUTHORIZATION, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use reqwest::Response;
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use url::Url;
 use super::connection::{Aborted, ConnectionCheck};
 use super::remedies::{RENEW_CREDENTIALS, clock_skew, login_failed, rate_limited};
 use super::report::{Step, Verdict};
+use crate::config::advice::known_endpoint;
 use crate::config::schema;
 use crate::oci::{Name, Reference};
 use crate::source::{Source as _, SourceError};
@@ -25,22 +26,28 @@ const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
                                 application/vnd.oci.image.manifest.v1+json, \
                                 application/vnd.docker.distribution.manifest.v2+json";
 
+/// Limit on redirects of `GET /v2/`.
+const REDIRECTS_MAX: usize = 5;
+
 /// Repository and reference that are known to exist at an upstream.
 pub(super) type KnownImage = (Name, Reference);
 
-/// Runs all steps for a registry. `known` allows checks of a pull.
+/// Runs all steps for a registry of the upstream `name`. `known` allows checks of a pull.
 pub(super) async fn check(
+    name: &str,
     registry: &Registry,
     settings: &schema::Upstream,
     known: Option<&KnownImage>,
 ) -> Vec<Step> {
-    let mut check = RegistryCheck { registry, known, steps: Vec::new() };
+    let mut check = RegistryCheck { name, registry, known, steps: Vec::new() };
     // The last step says why a check was aborted.
     let _ = check.run(settings).await;
     check.steps
 }
 
 struct RegistryCheck<'a> {
+    /// Name of the upstream.
+    name: &'a str,
     registry: &'a Registry,
     known: Option<&'a KnownImage>,
     steps: Vec<Step>,
@@ -80,9 +87,55 @@ impl RegistryCheck<'_> {
                 return Err(Aborted);
             }
         };
-        let result = self.add(base_step(url, &answer).since(started));
+        let step = self.redirected_step(url, &answer).await.unwrap_or_else(|| self.base_step(&answer));
+        let result = self.add(step.since(started));
         self.steps.extend(clock_skew(answer.headers(), SystemTime::now()));
         result.map(|()| answer)
+    }
+
+    /// Returns the step for an answer to `GET /v2/`.
+    fn base_step(&self, answer: &Response) -> Step {
+        if is_web_page(answer) {
+            let found = format!("{}: a web page answers, not a registry", answer.status().as_u16());
+            return Step::warning("/v2/", found, self.right_endpoint());
+        }
+        base_step(answer)
+    }
+
+    /// Follows the redirects of `GET /v2/`: web sites redirect every path to a page. Returns `None` if there is none.
+    async fn redirected_step(&self, url: &Url, answer: &Response) -> Option<Step> {
+        let (status, mut target) = (answer.status().as_u16(), redirect(url, answer)?);
+        let mut found = None;
+        for _ in 0..REDIRECTS_MAX {
+            let answer = match self.get(&target, None).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    let found = format!("{status}, redirects to {target}: {error}");
+                    return Some(Step::warning("/v2/", found, self.right_endpoint()));
+                }
+            };
+            match redirect(&target, &answer) {
+                Some(next) => target = next,
+                None => {
+                    found = Some(answer);
+                    break;
+                }
+            }
+        }
+        let host = target.host_str().unwrap_or("an unknown host");
+        let is_registry =
+            found.is_some_and(|answer| matches!(answer.status().as_u16(), 200 | 401) && !is_web_page(&answer));
+        if is_registry {
+            return Some(Step::ok("/v2/", format!("{status}, redirects to {host}")));
+        }
+        let found = format!("{status}, redirects to {host}, where no registry answers");
+        Some(Step::warning("/v2/", found, self.right_endpoint()))
+    }
+
+    /// Returns the remedy for an endpoint that is not a registry.
+    fn right_endpoint(&self) -> String {
+        let known = known_endpoint(self.name).map(|url| format!("; the registry of {} is {url}", self.name));
+        format!("name the registry in `endpoints`, not its web site{}", known.unwrap_or_default())
     }
 
     async fn get(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Response, SourceError> {
@@ -221,18 +274,12 @@ impl RegistryCheck<'_> {
 }
 
 /// Returns the step for the answer to `GET /v2/`.
-fn base_step(url: &Url, answer: &Response) -> Step {
+fn base_step(answer: &Response) -> Step {
     let status = answer.status().as_u16();
     match status {
         200 => Step::ok("/v2/", "200, no login required"),
         401 => Step::ok("/v2/", "401, login required"),
         429 => rate_limited(check_status(answer).err()),
-        301 | 302 | 303 | 307 | 308 => {
-            let target = answer.headers().get(LOCATION).and_then(|target| target.to_str().ok());
-            let target = target.and_then(|target| url.join(target).ok());
-            let host = target.as_ref().and_then(Url::host_str).unwrap_or("an unknown host");
-            Step::ok("/v2/", format!("{status}, redirects to {host}"))
-        }
         404 => Step::fails(
             "/v2/",
             "404: there is no registry at this URL",
@@ -245,6 +292,23 @@ fn base_step(url: &Url, answer: &Response) -> Step {
             "check host, port and path in `endpoints`, and proxies on the route",
         ),
     }
+}
+
+/// Returns the target of a redirect.
+fn redirect(url: &Url, answer: &Response) -> Option<Url> {
+    let is_redirect = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    let target = answer.headers().get(LOCATION).filter(|_| is_redirect)?;
+    url.join(target.to_str().ok()?).ok()
+}
+
+/// Returns true for a page for browsers. A login of a proxy in front of a registry may also be a page, with a challenge.
+fn is_web_page(answer: &Response) -> bool {
+    let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let is_html = media_type.is_some_and(|text| {
+        let text = text.split(';').next().unwrap_or_default().trim();
+        text.eq_ignore_ascii_case("text/html") || text.eq_ignore_ascii_case("application/xhtml+xml")
+    });
+    is_html && answer.status().is_success()
 }
 
 /// Formats the window of a quota.

@@ -45,7 +45,7 @@ pub async fn check(config: &Config, images: &[ListRow]) -> Result<Vec<EndpointCh
         for (position, endpoint) in upstream.endpoints().iter().cloned().enumerate() {
             let (name, settings, known) = (name.to_owned(), settings.clone(), known.clone());
             tasks.spawn(async move {
-                let steps = check_endpoint(&endpoint, &settings, known.as_ref()).await;
+                let steps = check_endpoint(&name, &endpoint, &settings, known.as_ref()).await;
                 let endpoint = endpoint.health.endpoint().to_owned();
                 (position, EndpointCheck { upstream: name, endpoint, steps })
             });
@@ -66,12 +66,13 @@ fn known_image(upstream: &str, images: &[ListRow]) -> Option<KnownImage> {
 }
 
 async fn check_endpoint(
+    name: &str,
     endpoint: &Endpoint,
     settings: &schema::Upstream,
     known: Option<&KnownImage>,
 ) -> Vec<Step> {
     match &endpoint.source {
-        EndpointSource::Registry(registry) => registry::check(registry, settings, known).await,
+        EndpointSource::Registry(registry) => registry::check(name, registry, settings, known).await,
         EndpointSource::OciLayout(layout) => vec![check_layout(layout).await],
     }
 }

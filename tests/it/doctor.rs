@@ -367,9 +367,38 @@ fn non_registry_and_wrong_clock_are_reported() {
 }
 
 #[test]
-fn unusable_configuration_ends_the_diagnosis() {
+fn web_site_is_not_a_registry() {
+    let registry = Registry::start();
+    let setup = Setup::with(&registry);
+    let html = || vec![("Content-Type".to_owned(), "text/html; charset=utf-8".to_owned())];
+    let to = |target: &str| vec![("Location".to_owned(), format!("{}{target}", registry.url()))];
+    let page = Fault::Answer(200, html(), b"<!DOCTYPE html><html>sign in</html>".to_vec());
+    let absent = Fault::Answer(404, html(), b"<html>nothing</html>".to_vec());
+    let redirect = || Fault::Answer(301, to("/www/v2/"), Vec::new());
+    registry.script(When::any(), page.clone());
+    let seen = doctor(&setup);
+    let found = seen.is("upstream", "/v2/", "warning", "https://registry-1.docker.io");
+    assert!(found["found"].as_str().unwrap().contains("web page"), "{found}");
+    for target in [page, absent] {
+        registry.clear_faults();
+        registry.script(When::any().path("/www"), target);
+        registry.script(When::any().times(1), redirect());
+        doctor(&setup).is("upstream", "/v2/", "warning", "https://registry-1.docker.io");
+    }
+    // A redirect to a registry, and a circle of redirects.
+    registry.clear_faults();
+    registry.script(When::any().times(1), Fault::Answer(307, to("/v2/"), Vec::new()));
+    doctor(&setup).is("upstream", "/v2/", "ok", "");
+    registry.clear_faults();
+    registry.script(When::any(), redirect());
+    doctor(&setup).is("upstream", "/v2/", "warning", "https://registry-1.docker.io");
+}
+
+#[test]
+fn invalid_configuration_limits_the_diagnosis_to_the_server() {
     let seen = doctor(&Setup::empty().set("cache.tag_tll", "1m"));
-    assert_eq!(seen.all().len(), 1);
+    let areas: Vec<_> = seen.all().iter().map(|check| check["area"].as_str().unwrap()).collect();
+    assert_eq!(areas, ["configuration", "larder"]);
     let check = seen.is("configuration", "configuration", "fails", "larder validate");
     assert!(check["found"].as_str().unwrap().contains("did you mean `tag_ttl`?"), "{check}");
 }
