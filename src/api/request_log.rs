@@ -15,6 +15,8 @@ use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 #[derive(Debug)]
 pub(super) struct RequestLog {
     pub(super) metrics: Arc<Metrics>,
+    /// False for the requests of `larder doctor`, which are no requests of clients.
+    pub(super) counted: bool,
     pub(super) logged: bool,
     pub(super) started: Instant,
     pub(super) method: http::Method,
@@ -59,7 +61,9 @@ impl Drop for RequestLog {
 impl RequestLog {
     /// Counts the head of the response.
     pub(super) fn record_head(&self) {
-        self.metrics.request(self.kind, self.outcome, self.status, self.started.elapsed());
+        if self.counted {
+            self.metrics.request(self.kind, self.outcome, self.status, self.started.elapsed());
+        }
         let repository = self.repository.as_ref().map(Name::as_str);
         trace::answered(&self.span, self.status, self.outcome.as_str(), self.upstream.as_deref(), repository);
     }
@@ -67,7 +71,9 @@ impl RequestLog {
     /// Counts and logs the end of the body, complete or not.
     pub(super) fn record_end(&mut self, bytes: u64, complete: bool) {
         self.ended = true;
-        self.metrics.served(self.kind, bytes);
+        if self.counted {
+            self.metrics.served(self.kind, bytes);
+        }
         trace::ended(&self.span, bytes, complete);
         if !self.logged {
             return;

@@ -154,6 +154,13 @@ fn served(text: &mut String, report: &StatusReport, service: &ServiceReport) {
         many(*connections, "client")
     );
     line(text, "hits", &hits);
+    if service.failed > 0 {
+        line(text, "failed", &bad(&format!("{} answered with 5xx", many(service.failed, "request"))));
+    }
+    if service.stale > 0 {
+        let entry = format!("{} answered without the upstream", many(service.stale, "request"));
+        line(text, "stale", &fair(&entry));
+    }
     let traffic = format!(
         "{} served, {} fetched, {} saved ({})",
         iec(service.served),

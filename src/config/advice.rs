@@ -23,7 +23,9 @@ pub fn advice(config: &Config) -> Vec<String> {
         for endpoint in &upstream.endpoints {
             // An endpoint that does not parse is an error of the validation.
             let Ok(url) = Url::parse(&endpoint.url) else { continue };
-            found.extend(endpoint_advice(&url).map(|advice| format!("upstream.\"{name}\".endpoints: {advice}")));
+            found.extend(
+                endpoint_advice(&url).map(|advice| format!("upstream.\"{name}\".endpoints: {advice}")),
+            );
         }
     }
     found
@@ -67,9 +69,12 @@ mod tests {
             let advice = of(wrong).unwrap_or_default();
             assert!(advice.ends_with(&format!(" {right}")), "{wrong}: {advice}");
         }
-        for fine in
-            ["https://registry-1.docker.io", "https://index.docker.io", "https://a.test/v2/proxy", "oci:///v2"]
-        {
+        for fine in [
+            "https://registry-1.docker.io",
+            "https://index.docker.io",
+            "https://a.test/v2/proxy",
+            "oci:///v2",
+        ] {
             assert_eq!(of(fine), None, "{fine}");
         }
     }

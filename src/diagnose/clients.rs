@@ -15,6 +15,7 @@ use super::report::Step;
 use crate::config::Config;
 use crate::oci::Digest;
 use crate::ops::list::ListRow;
+use crate::ops::protocol::PROBE_HEADER;
 use crate::upstream::causes;
 
 /// Time-out of one request. Cached content takes milliseconds, a revalidation up to seconds.
@@ -169,6 +170,7 @@ async fn send(client: &Client, url: &str, requests: &[Request]) -> Result<(), St
             // One header line each, as the clients send them; the server joins the lines.
             headers.append(ACCEPT, line);
         }
+        headers.insert(PROBE_HEADER, HeaderValue::from_static("doctor"));
         if *closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -114,17 +114,16 @@ impl RegistryCheck<'_> {
                     return Some(Step::warning("/v2/", found, self.right_endpoint()));
                 }
             };
-            match redirect(&target, &answer) {
-                Some(next) => target = next,
-                None => {
-                    found = Some(answer);
-                    break;
-                }
+            if let Some(next) = redirect(&target, &answer) {
+                target = next;
+            } else {
+                found = Some(answer);
+                break;
             }
         }
         let host = target.host_str().unwrap_or("an unknown host");
-        let is_registry =
-            found.is_some_and(|answer| matches!(answer.status().as_u16(), 200 | 401) && !is_web_page(&answer));
+        let is_registry = found
+            .is_some_and(|answer| matches!(answer.status().as_u16(), 200 | 401) && !is_web_page(&answer));
         if is_registry {
             return Some(Step::ok("/v2/", format!("{status}, redirects to {host}")));
         }

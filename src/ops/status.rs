@@ -50,10 +50,14 @@ pub struct ServiceReport {
     pub configuration: ConfigState,
     /// Open client connections.
     pub connections: u64,
-    /// Requests to the cache.
+    /// Requests to the cache, failed requests included.
     pub requests: u64,
     /// Requests that caused no download.
     pub hits: u64,
+    /// Requests that were answered with a status of the class 5xx.
+    pub failed: u64,
+    /// Hits for which the upstream was not available.
+    pub stale: u64,
     /// Share of hits in requests, between 0 and 1. `None` before the first request.
     pub hit_ratio: Option<f64>,
     /// Body bytes sent to clients.
@@ -114,6 +118,8 @@ fn service(operations: &Operations) -> Option<ServiceReport> {
         connections: u64::try_from(operations.metrics.connections.get()).unwrap_or_default(),
         requests: traffic.requests,
         hits: traffic.hits,
+        failed: traffic.failed,
+        stale: traffic.stale,
         hit_ratio: share(traffic.hits, traffic.requests),
         served: traffic.served,
         fetched: traffic.fetched,

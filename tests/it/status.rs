@@ -127,6 +127,54 @@ fn failing_upstream_and_quota_are_shown() {
 }
 
 #[test]
+fn failed_and_stale_requests_lower_the_hit_ratio() {
+    let registry = Registry::start();
+    let image = Image::small(1);
+    registry.add_image("library/app", "v1", &image);
+    let larder = Setup::with(&registry).set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
+    registry.down();
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    for number in 0..2 {
+        assert_eq!(larder.get(&format!("/v2/library/app/manifests/gone-{number}")).status(), 502);
+    }
+    let service = status(&larder)["service"].clone();
+    let figure = |name: &str| service[name].as_u64().unwrap();
+    assert_eq!(
+        (figure("requests"), figure("hits"), figure("failed"), figure("stale")),
+        (4, 1, 2, 1),
+        "{service}"
+    );
+    assert_eq!(service["hit_ratio"], 0.25);
+    let output = verb::online(&larder, &["status"]).exited_with(0).stdout;
+    for part in ["25.0 % of 4 requests", "2 requests answered with 5xx", "1 request answered without"] {
+        assert!(output.contains(part), "{part} is not in:\n{output}");
+    }
+    let page = larder.admin().get("/").text();
+    assert!(
+        page.contains("2 requests failed (5xx)") && page.contains("1 request answered with stale"),
+        "{page}"
+    );
+}
+
+#[test]
+fn requests_of_doctor_are_not_counted() {
+    let (_registry, larder, image) = fixture(1000);
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    larder.wait_idle();
+    let (address, server) = (larder.api_addr().to_string(), format!("http://{}", larder.admin_addr()));
+    let config = larder.setup().config_file();
+    let mut command = larder.setup().bare_command();
+    command.args(["doctor", "--server", &server, "--address", &address, "--config"]).arg(config);
+    let output = verb::run(larder.setup(), &mut command).exited_with(0);
+    assert!(output.stdout.contains("can be pulled"), "{output:?}");
+    let service = status(&larder)["service"].clone();
+    assert_eq!(service["requests"], 1, "{service}");
+    assert_eq!(larder.counter("larder_requests_total", &[]), 1);
+}
+
+#[test]
 fn store_without_a_server_has_a_status() {
     let (_registry, mut larder, image) = fixture(1000);
     larder.get(TAG).assert_body(&image.manifest.bytes);

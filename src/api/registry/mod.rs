@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 use crate::cache::Cache;
 use crate::oci::name::NameError;
 use crate::oci::{Digest, Repository};
+use crate::ops::protocol::PROBE_HEADER;
 use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 
 use self::request::{RegistryAnswer, RequestHead, json};
@@ -102,6 +103,7 @@ impl RegistryApi {
         let id_text = id.to_str().unwrap_or_default();
         let span = trace::request(kind, parts.method.as_str(), parts.uri.path(), id_text, &parts.headers);
         RequestLog {
+            counted: !parts.headers.contains_key(PROBE_HEADER),
             metrics: Arc::clone(&self.metrics),
             logged: log_requests,
             started: Instant::now(),

@@ -36,6 +36,10 @@ pub(super) struct ServerView {
     pub(super) hit_share: Option<f64>,
     pub(super) hits: String,
     pub(super) requests: String,
+    /// Failed requests, if there are any.
+    pub(super) failed: Option<String>,
+    /// Hits for which the upstream was not available, if there are any.
+    pub(super) stale: Option<String>,
     pub(super) saved: ByteCount,
     pub(super) saved_ratio: String,
     pub(super) saved_share: Option<f64>,
@@ -189,6 +193,8 @@ fn serving(service: ServiceReport, now: Timestamp) -> ServerView {
         hit_share: service.hit_ratio,
         hits: thousands(service.hits),
         requests: plural(service.requests, "request"),
+        failed: (service.failed > 0).then(|| plural(service.failed, "request")),
+        stale: (service.stale > 0).then(|| plural(service.stale, "request")),
         saved: ByteCount(service.saved),
         saved_ratio: percent(service.byte_hit_ratio),
         saved_share: service.byte_hit_ratio,

@@ -9,6 +9,9 @@ use super::error::OpsError;
 /// Path of the admin API.
 pub const ROOT: &str = "/api/v1";
 
+/// Header that marks the requests of `larder doctor` to the registry API. The server does not count these requests.
+pub const PROBE_HEADER: &str = "larder-probe";
+
 /// Returns a path below [`ROOT`] with its query.
 pub(super) fn target(path: &str, pairs: Vec<(&'static str, String)>) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());

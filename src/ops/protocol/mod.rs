@@ -11,8 +11,8 @@ mod progress;
 mod query;
 mod transfer;
 
-pub use encoding::ROOT;
 pub(super) use encoding::json;
+pub use encoding::{PROBE_HEADER, ROOT};
 pub use error::{Failure, OpsError};
 pub use job_spec::{JobSpec, WarmSpec};
 pub use job_view::{JobState, JobView};
