@@ -118,6 +118,7 @@ pub(super) fn fresh(freshness: TagFreshness) -> String {
 
 fn complete(row: &ListRow) -> String {
     match row.complete {
+        Completeness::Some | Completeness::None if row.limit.is_some() => bad("index too large"),
         Completeness::All => good("yes"),
         Completeness::Some => fair("some"),
         Completeness::None => bad("no"),

@@ -17,7 +17,7 @@ use crate::ops::warm::{WarmReport, WarmedImage};
 /// Arguments of `larder warm`.
 #[derive(Args, Debug)]
 pub(super) struct Warm {
-    /// Image: `busybox`, `ghcr.io/org/app:1` or `app@sha256:…`; with tag and digest: fetched by tag, verified by digest
+    /// Image: `busybox`, `ghcr.io/org/app:1` or `app@sha256:…`; with tag and digest, the digest is fetched
     #[arg(value_name = "REF", required_unless_present = "file")]
     references: Vec<String>,
     /// File with one image per line (`-` is standard input); `#` begins a comment
@@ -75,6 +75,11 @@ fn render(row: &WarmedImage) -> String {
             row.fetched
         ),
     };
+    if let Some(moved) = &row.moved {
+        let note = fair("the tag names another image");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "    {note}: {moved}; the digest of the reference was used");
+    }
     if let Some(stale) = &row.stale {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "    {}: {stale}", fair("the tag could not be revalidated"));

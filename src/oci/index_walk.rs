@@ -35,7 +35,7 @@ pub enum WalkLimit {
 /// Descriptor that a walk returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalkItem {
-    /// Descriptor of a manifest or of other content of an index.
+    /// Descriptor of a manifest or of other content of an index. Without a platform of its own it has that of its index.
     pub descriptor: Descriptor,
     /// True if the walk returned the digest before. An index may list one manifest for several platforms.
     pub repeated: bool,
@@ -56,6 +56,8 @@ struct WalkLevel {
     /// Visited manifest that the descriptors are from. None at the start.
     parent: Option<Digest>,
     depth: usize,
+    /// Platform of the descriptor of the index, for children that state none.
+    platform: Option<String>,
     children: IntoIter<Descriptor>,
 }
 
@@ -65,8 +67,8 @@ pub struct IndexWalk {
     /// Open levels, the root level first.
     levels: Vec<WalkLevel>,
     seen: HashSet<Digest>,
-    /// Item that `visit` applies to.
-    current: Option<Digest>,
+    /// Digest and platform of the item that `visit` applies to.
+    current: Option<(Digest, Option<String>)>,
     count: usize,
     bytes: u64,
     limit: Option<WalkLimit>,
@@ -84,7 +86,7 @@ impl IndexWalk {
     }
 
     fn start(seen: HashSet<Digest>, depth: usize, children: Vec<Descriptor>) -> Self {
-        let level = WalkLevel { parent: None, depth, children: children.into_iter() };
+        let level = WalkLevel { parent: None, depth, platform: None, children: children.into_iter() };
         Self { levels: vec![level], seen, current: None, count: 0, bytes: 0, limit: None }
     }
 
@@ -93,13 +95,16 @@ impl IndexWalk {
         self.current = None;
         loop {
             let level = self.levels.last_mut()?;
-            if let Some(descriptor) = level.children.next() {
+            if let Some(mut descriptor) = level.children.next() {
                 if self.count == COUNT_MAX {
                     return self.stop(WalkLimit::Count);
                 }
                 self.count += 1;
                 let repeated = !self.seen.insert(descriptor.digest);
-                self.current = (!repeated).then_some(descriptor.digest);
+                if descriptor.platform.is_none() {
+                    descriptor.platform.clone_from(&level.platform);
+                }
+                self.current = (!repeated).then(|| (descriptor.digest, descriptor.platform.clone()));
                 return Some(WalkStep::Enter(WalkItem { descriptor, repeated }));
             }
             let parent = level.parent;
@@ -114,7 +119,7 @@ impl IndexWalk {
     ///
     /// Does nothing for a repeated item. Do not call this for content that is not a manifest or is not available.
     pub fn visit(&mut self, manifest: &Manifest, bytes: u64) {
-        let Some(digest) = self.current.take() else { return };
+        let Some((digest, platform)) = self.current.take() else { return };
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > BYTES_MAX {
             self.stop(WalkLimit::Bytes);
@@ -129,7 +134,8 @@ impl IndexWalk {
             self.limit = Some(WalkLimit::Depth);
             children.clear();
         }
-        self.levels.push(WalkLevel { parent: Some(digest), depth, children: children.into_iter() });
+        let children = children.into_iter();
+        self.levels.push(WalkLevel { parent: Some(digest), depth, platform, children });
     }
 
     /// Returns the number of known descriptors that the walk has not returned yet.
@@ -172,7 +178,7 @@ mod tests {
 
     fn descriptor(name: &str) -> Descriptor {
         let digest = Digest::of(Algorithm::Sha256, name.as_bytes());
-        Descriptor { digest, size: None, media_type: None, platform: None, foreign: false }
+        Descriptor { digest, size: None, media_type: None, platform: None, os_version: None, foreign: false }
     }
 
     fn manifest(media_type: &str, children: &[&str]) -> Manifest {
@@ -181,6 +187,7 @@ mod tests {
             children: children.iter().map(|name| descriptor(name)).collect(),
             blobs: Vec::new(),
             subject: None,
+            unsupported: Vec::new(),
         }
     }
 
@@ -234,6 +241,27 @@ mod tests {
         let walk = IndexWalk::below(descriptor("root").digest, &root);
         let found: Vec<Digest> = walk.map(|item| item.descriptor.digest).collect();
         assert_eq!(found, [descriptor("a").digest, descriptor("b").digest]);
+    }
+
+    #[test]
+    fn children_inherit_the_platform_of_their_index() {
+        let with = |name: &str, platform: Option<&str>| Descriptor {
+            platform: platform.map(str::to_owned),
+            ..descriptor(name)
+        };
+        let index = |children: Vec<Descriptor>| Manifest { children, ..manifest(OCI_INDEX, &[]) };
+        let root = index(vec![with("inner", Some("linux/arm64")), with("last", None)]);
+        let inner = index(vec![with("a", None), with("b", Some("linux/amd64"))]);
+        let mut walk = IndexWalk::below(descriptor("root").digest, &root);
+        let mut platforms = Vec::new();
+        while let Some(item) = walk.next() {
+            if item.descriptor.digest == descriptor("inner").digest {
+                walk.visit(&inner, 1);
+            }
+            platforms.push(item.descriptor.platform);
+        }
+        let platforms: Vec<_> = platforms.iter().map(Option::as_deref).collect();
+        assert_eq!(platforms, [Some("linux/arm64"), Some("linux/arm64"), Some("linux/amd64"), None]);
     }
 
     #[test]

@@ -20,9 +20,27 @@ pub struct Descriptor {
     pub media_type: Option<MediaType>,
     /// Platform as `os/architecture[/variant]`, if given.
     pub platform: Option<String>,
+    /// Version of the operating system (`os.version`), if given. Windows images differ in it.
+    pub os_version: Option<String>,
     /// True if the descriptor has its own download addresses (`urls`). The registry may lack such a layer.
     pub foreign: bool,
 }
+
+impl Descriptor {
+    /// Returns true if an entry of an index is a manifest: its media type is that of a manifest, or is not given.
+    ///
+    /// Build caches are indexes whose entries are layers. containerd and `BuildKit` have the same rule.
+    pub fn is_manifest(&self) -> bool {
+        self.media_type
+            .as_ref()
+            .is_none_or(|it| it.kind().is_some() || it.as_str().to_ascii_lowercase().contains("manifest"))
+    }
+}
+
+/// Maximum length of a recorded digest, in characters.
+const DIGEST_SHOWN_MAX: usize = 160;
+/// Limit on the recorded digests of unsupported algorithms. One is sufficient to explain why a pull fails.
+const UNSUPPORTED_MAX: usize = 8;
 
 /// Parsed manifest or index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +53,9 @@ pub struct Manifest {
     pub blobs: Vec<Descriptor>,
     /// Manifest that this manifest refers to.
     pub subject: Option<Digest>,
+    /// Digests of children and blobs that cannot be verified, such as those of another algorithm. Such content is never
+    /// served, so that a pull of the image fails. Only the first ones are recorded.
+    pub unsupported: Vec<String>,
 }
 
 /// Error of parsing a manifest. Such a document is not stored.
@@ -79,17 +100,19 @@ impl Manifest {
         let text = json::text(body);
         let document = TopLevelKeys::read(&text)?;
         let media_type = document.media_type(content_type)?;
-        let mut types = InternedTypes::default();
+        let mut context = ReadContext::default();
         let mut blobs: Vec<Descriptor> =
-            document.value("config").and_then(|config| descriptor(config, &mut types)).into_iter().collect();
-        document.add_descriptors("layers", &mut blobs, &mut types);
-        document.add_descriptors("blobs", &mut blobs, &mut types);
+            document.value("config").and_then(|config| descriptor(config, &mut context)).into_iter().collect();
+        document.add_descriptors("layers", &mut blobs, &mut context);
+        document.add_descriptors("blobs", &mut blobs, &mut context);
         let mut children = Vec::new();
-        document.add_descriptors("manifests", &mut children, &mut types);
+        document.add_descriptors("manifests", &mut children, &mut context);
         blobs.shrink_to_fit();
         children.shrink_to_fit();
-        let subject = document.value("subject").and_then(|subject| descriptor(subject, &mut types));
-        Ok(Self { media_type, children, blobs, subject: subject.map(|subject| subject.digest) })
+        let unsupported = std::mem::take(&mut context.unsupported);
+        let subject = document.value("subject").and_then(|subject| descriptor(subject, &mut context));
+        let subject = subject.map(|subject| subject.digest);
+        Ok(Self { media_type, children, blobs, subject, unsupported })
     }
 }
 
@@ -153,9 +176,9 @@ impl<'a> TopLevelKeys<'a> {
         self.value(key).is_some_and(|value| !json::is_empty_list(value))
     }
 
-    fn add_descriptors(&self, key: &str, found: &mut Vec<Descriptor>, types: &mut InternedTypes) {
+    fn add_descriptors(&self, key: &str, found: &mut Vec<Descriptor>, context: &mut ReadContext) {
         if let Some(list) = self.value(key) {
-            json::elements(list, |element| found.extend(descriptor(element, types)));
+            json::elements(list, |element| found.extend(descriptor(element, context)));
         }
     }
 
@@ -285,20 +308,38 @@ impl InternedTypes {
     }
 }
 
+/// State that is shared by the descriptors of one document.
+#[derive(Default)]
+struct ReadContext {
+    types: InternedTypes,
+    /// Digests that cannot be verified.
+    unsupported: Vec<String>,
+}
+
+impl ReadContext {
+    fn digest(&mut self, text: &str) -> Option<Digest> {
+        let digest = text.parse().ok();
+        if digest.is_none() && self.unsupported.len() < UNSUPPORTED_MAX {
+            self.unsupported.push(text.chars().take(DIGEST_SHOWN_MAX).collect());
+        }
+        digest
+    }
+}
+
 /// Parses a descriptor. `None` if its digest cannot be verified, because such content is never served.
-fn descriptor(value: &RawValue, types: &mut InternedTypes) -> Option<Descriptor> {
-    let (mut digest, mut size, mut media_type, mut named_platform, mut foreign) =
-        (None, None, None, None, false);
+fn descriptor(value: &RawValue, context: &mut ReadContext) -> Option<Descriptor> {
+    let (mut digest, mut size, mut media_type, mut foreign) = (None, None, None, false);
+    let (mut named_platform, mut os_version) = (None, None);
     json::members(value.get(), |key, value| match key {
-        "digest" => digest = json::string(value).and_then(|text| text.parse().ok()),
+        "digest" => digest = json::string(value).and_then(|text| context.digest(&text)),
         "size" => size = json::unsigned(value),
-        "mediaType" => media_type = json::string(value).and_then(|text| types.intern(&text)),
-        "platform" => named_platform = platform(value),
+        "mediaType" => media_type = json::string(value).and_then(|text| context.types.intern(&text)),
+        "platform" => (named_platform, os_version) = (platform(value), member(value, "os.version")),
         "urls" => foreign = json::is_list(value) && !json::is_empty_list(value),
         _ => {}
     })
     .ok()?;
-    Some(Descriptor { digest: digest?, size, media_type, platform: named_platform, foreign })
+    Some(Descriptor { digest: digest?, size, media_type, platform: named_platform, os_version, foreign })
 }
 
 /// Returns a platform as `os/architecture[/variant]`.
@@ -482,5 +523,28 @@ mod tests {
         assert_eq!(found.children[0].platform.as_deref(), Some("linux/arm/v7"));
         assert_eq!(found.children[0].size, Some(2));
         assert!(found.subject.is_some() && found.blobs.is_empty());
+        assert_eq!(found.unsupported, ["blake3:00"]);
+    }
+
+    #[test]
+    fn entries_of_an_index_are_manifests_unless_their_type_is_another() {
+        let of = |media_type: Option<&str>| Descriptor {
+            digest: D.parse().expect("a digest"),
+            size: None,
+            media_type: media_type.and_then(MediaType::new),
+            platform: None,
+            os_version: None,
+            foreign: false,
+        };
+        for manifest in
+            [None, Some(OCI_MANIFEST), Some(DOCKER_LIST), Some("application/vnd.oci.artifact.manifest.v1+json")]
+        {
+            assert!(of(manifest).is_manifest(), "{manifest:?}");
+        }
+        for blob in
+            ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.buildkit.cacheconfig.v0"]
+        {
+            assert!(!of(Some(blob)).is_manifest(), "{blob}");
+        }
     }
 }

@@ -6,7 +6,8 @@ use crate::cache::{Cache, CacheView};
 use crate::oci::Digest;
 use crate::store::StoreError;
 
-use super::image_tree::{ContentPart, ImageTree, PlatformImage};
+use super::completeness::{MissingPart, Needs};
+use super::image_tree::{ContentPart, ImageTree};
 use super::platform::Platform;
 use super::protocol::{CheckQuery, OpsError};
 use super::reference::{self, ImageReference};
@@ -31,20 +32,6 @@ pub struct CheckVerdict {
     /// Sizes in descriptors that contradict the content. Some clients refuse such an image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrong_sizes: Vec<WrongSize>,
-}
-
-/// Content that a pull needs and that is not cached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = Missing)]
-pub struct MissingPart {
-    /// Platform that needs the content, if stated.
-    pub platform: Option<String>,
-    /// `manifest` or `blob`.
-    #[schema(pattern = "^(manifest|blob)$")]
-    pub kind: String,
-    /// The content.
-    #[serde(flatten)]
-    pub part: ContentPart,
 }
 
 /// Report of `check`.
@@ -112,49 +99,11 @@ fn verdict(
         verdict.missing.push(MissingPart { platform: None, kind: "manifest".to_owned(), part });
         return Ok(verdict);
     };
-    for image in wanted(&tree, platforms, &mut verdict) {
-        verdict.platforms.extend(image.platform.clone());
-        let parts = std::iter::once(&image.manifest).chain(&image.blobs);
-        verdict.wrong_sizes.extend(parts.filter_map(ContentPart::wrong_size));
-        verdict.missing.extend(image.missing().map(|part| MissingPart {
-            platform: image.platform.clone(),
-            kind: if part.digest == image.manifest.digest { "manifest" } else { "blob" }.to_owned(),
-            part: part.clone(),
-        }));
-    }
-    if platforms.is_empty() {
-        verdict.missing.extend(tree.indexes.iter().filter(|index| !index.cached).map(|index| MissingPart {
-            platform: None,
-            kind: "manifest".to_owned(),
-            part: index.clone(),
-        }));
-    }
-    verdict.wrong_sizes.extend(tree.indexes.iter().filter_map(ContentPart::wrong_size));
-    verdict.wrong_sizes.sort_by_key(|wrong| (wrong.digest, wrong.stated));
-    verdict.wrong_sizes.dedup();
-    verdict.pullable = verdict.missing.is_empty() && verdict.reason.is_none();
+    let needs = Needs::of(&tree, platforms);
+    verdict.platforms = needs.images.iter().filter_map(|image| image.platform.clone()).collect();
+    verdict.pullable = needs.is_complete() && verdict.reason.is_none();
+    verdict.missing = needs.missing;
+    verdict.wrong_sizes = needs.wrong_sizes;
+    verdict.reason = verdict.reason.or(needs.reason);
     Ok(verdict)
-}
-
-/// Returns the images of a tree that would be pulled.
-fn wanted<'a>(
-    tree: &'a ImageTree,
-    platforms: &[(String, Platform)],
-    verdict: &mut CheckVerdict,
-) -> Vec<&'a PlatformImage> {
-    // Clients pull a single image for any platform, with a warning.
-    if platforms.is_empty() || !tree.is_index {
-        return tree.images.iter().filter(|image| image.is_image()).collect();
-    }
-    let mut found: Vec<&PlatformImage> = Vec::new();
-    for (text, platform) in platforms {
-        if let Some(position) = platform.choose(tree.images.iter().map(|image| image.platform.as_deref())) {
-            found.extend(tree.images.get(position));
-        } else {
-            let available = tree.platforms().join(", ");
-            verdict.reason = Some(format!("no image for {text}; available: {available}"));
-        }
-    }
-    found.dedup_by_key(|image| image.manifest.digest);
-    found
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cache::CacheView;
-use crate::oci::index_walk::{IndexWalk, WalkItem};
+use crate::oci::index_walk::{BYTES_MAX, IndexWalk, WalkItem, WalkLimit};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::store::{StoreError, StoredManifest};
@@ -48,18 +48,28 @@ impl ContentPart {
 /// Image for one platform, or other content of an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformImage {
-    /// `os/arch[/variant]`, if stated.
+    /// `os/arch[/variant]`, if the index or the cached config states it.
     pub platform: Option<String>,
+    /// Version of the operating system, if the index states it.
+    pub os_version: Option<String>,
     /// Manifest of the image.
     pub manifest: ContentPart,
     /// Blobs of the manifest. Empty if the manifest is not cached.
     pub blobs: Vec<ContentPart>,
+    /// Digests of blobs that cannot be verified, and so are never served.
+    pub unsupported: Vec<String>,
 }
 
 impl PlatformImage {
     /// Returns true if everything that a pull needs is cached.
     pub fn is_complete(&self) -> bool {
-        self.manifest.cached && self.blobs.iter().all(|blob| blob.cached)
+        self.manifest.cached && self.blobs.iter().all(|blob| blob.cached) && self.unsupported.is_empty()
+    }
+
+    /// Returns the config of the image.
+    pub fn config(&self) -> Option<&ContentPart> {
+        let is_config = |it: &str| it.contains("config") || it.ends_with("image.v1+json");
+        self.blobs.first().filter(|blob| blob.media_type.as_deref().is_some_and(is_config))
     }
 
     /// Returns true for an image, false for an attestation.
@@ -84,6 +94,12 @@ pub struct ImageTree {
     pub images: Vec<PlatformImage>,
     /// Indexes below the root.
     pub indexes: Vec<ContentPart>,
+    /// Content of the indexes that is not a manifest, such as the layers of a build cache.
+    pub blobs: Vec<ContentPart>,
+    /// Digests of children that cannot be verified, and so are never served.
+    pub unsupported: Vec<String>,
+    /// Limit of the walk that was reached: the tree is not complete.
+    pub limit: Option<WalkLimit>,
 }
 
 impl ImageTree {
@@ -95,21 +111,33 @@ impl ImageTree {
     ) -> Result<Option<Self>, StoreError> {
         let Some(document) = view.manifest(repository, digest)? else { return Ok(None) };
         let is_index = document.media_type.kind() == Some(ManifestKind::Index);
-        let mut tree = Self { document, is_index, images: Vec::new(), indexes: Vec::new() };
+        let mut tree = Self {
+            document,
+            is_index,
+            images: Vec::new(),
+            indexes: Vec::new(),
+            blobs: Vec::new(),
+            unsupported: Vec::new(),
+            limit: None,
+        };
+        let mut configs = ConfigReader { view, repository, bytes_left: BYTES_MAX };
         if !is_index {
             let size = Some(tree.document.body.len() as u64);
             let media_type = Some(tree.document.media_type.to_string());
             let stated_size = None;
             let manifest =
                 ContentPart { digest: *digest, size, stated_size, media_type, cached: true, foreign: false };
-            let blobs = blobs_of(view, repository, &tree.document)?;
-            let platform = platform_of(view, repository, &blobs)?;
-            tree.images.push(PlatformImage { platform, manifest, blobs });
+            let (blobs, unsupported) = blobs_of(view, repository, &tree.document)?;
+            let mut image = PlatformImage { platform: None, os_version: None, manifest, blobs, unsupported };
+            image.platform = configs.platform_of(&image)?;
+            tree.images.push(image);
         } else if let Some(index) = read(&tree.document) {
             let mut walk = IndexWalk::below(*digest, &index);
+            tree.unsupported.clone_from(&index.unsupported);
             while let Some(item) = walk.next() {
-                tree.add(view, repository, &mut walk, item)?;
+                tree.add(&mut configs, &mut walk, item)?;
             }
+            tree.limit = walk.limit();
         }
         Ok(Some(tree))
     }
@@ -117,12 +145,18 @@ impl ImageTree {
     /// Adds a child of an index.
     fn add(
         &mut self,
-        view: &CacheView<'_>,
-        repository: &Repository,
+        configs: &mut ConfigReader<'_>,
         walk: &mut IndexWalk,
         item: WalkItem,
     ) -> Result<(), StoreError> {
         let WalkItem { descriptor: child, repeated } = item;
+        let (view, repository) = (configs.view, configs.repository);
+        if !child.is_manifest() {
+            if !repeated {
+                self.blobs.push(blob_part(view, repository, child)?);
+            }
+            return Ok(());
+        }
         let document = view.manifest(repository, &child.digest)?;
         let kind = match &document {
             Some(document) => document.media_type.kind(),
@@ -144,17 +178,23 @@ impl ImageTree {
             if !repeated {
                 self.indexes.push(manifest);
                 if let Some((document, read)) = document.and_then(|it| read(&it).map(|read| (it, read))) {
+                    self.unsupported.extend_from_slice(&read.unsupported);
                     walk.visit(&read, document.body.len() as u64);
                 }
             }
             return Ok(());
         }
-        let blobs = match &document {
+        let (blobs, unsupported) = match &document {
             Some(document) => blobs_of(view, repository, document)?,
-            None => Vec::new(),
+            None => (Vec::new(), Vec::new()),
         };
+        let (platform, os_version) = (child.platform, child.os_version);
+        let mut image = PlatformImage { platform, os_version, manifest, blobs, unsupported };
+        if image.platform.is_none() {
+            image.platform = configs.platform_of(&image)?;
+        }
         // An index may list one manifest for several platforms.
-        self.images.push(PlatformImage { platform: child.platform, manifest, blobs });
+        self.images.push(image);
         Ok(())
     }
 
@@ -171,7 +211,7 @@ impl ImageTree {
     pub fn cached_bytes(&self) -> u64 {
         let mut sizes: HashMap<Digest, u64> = HashMap::new();
         let parts = self.images.iter().flat_map(|image| std::iter::once(&image.manifest).chain(&image.blobs));
-        for part in parts.chain(&self.indexes).filter(|part| part.cached) {
+        for part in parts.chain(&self.indexes).chain(&self.blobs).filter(|part| part.cached) {
             sizes.insert(part.digest, part.size.unwrap_or_default());
         }
         let own = if self.is_index { self.document.body.len() as u64 } else { 0 };
@@ -187,34 +227,42 @@ fn blobs_of(
     view: &CacheView<'_>,
     repository: &Repository,
     document: &StoredManifest,
-) -> Result<Vec<ContentPart>, StoreError> {
-    let blobs = read(document).map(|read| read.blobs).unwrap_or_default();
-    blobs
-        .into_iter()
-        .map(|Descriptor { digest, size, media_type, foreign, .. }| {
-            let found = view.blob(repository, &digest)?;
-            let media_type = media_type.map(|it| it.to_string());
-            let stated_size = wrong_size(&digest, size, found).map(|wrong| wrong.stated);
-            let (size, cached) = (found.or(size), found.is_some());
-            Ok(ContentPart { digest, size, stated_size, media_type, cached, foreign })
-        })
-        .collect()
+) -> Result<(Vec<ContentPart>, Vec<String>), StoreError> {
+    let Some(read) = read(document) else { return Ok((Vec::new(), Vec::new())) };
+    let blobs = read.blobs.into_iter().map(|blob| blob_part(view, repository, blob));
+    Ok((blobs.collect::<Result<_, _>>()?, read.unsupported))
 }
 
-/// Reads the platform from the cached config of an image.
-fn platform_of(
+fn blob_part(
     view: &CacheView<'_>,
     repository: &Repository,
-    blobs: &[ContentPart],
-) -> Result<Option<String>, StoreError> {
-    let Some(config) = blobs.first() else { return Ok(None) };
-    let is_config =
-        config.media_type.as_deref().is_some_and(|it| it.contains("config") || it.ends_with("image.v1+json"));
-    if !is_config {
-        return Ok(None);
+    blob: Descriptor,
+) -> Result<ContentPart, StoreError> {
+    let Descriptor { digest, size, media_type, foreign, .. } = blob;
+    let found = view.blob(repository, &digest)?;
+    let media_type = media_type.map(|it| it.to_string());
+    let stated_size = wrong_size(&digest, size, found).map(|wrong| wrong.stated);
+    let (size, cached) = (found.or(size), found.is_some());
+    Ok(ContentPart { digest, size, stated_size, media_type, cached, foreign })
+}
+
+/// Reader of cached configs, which state the platform of an image. Bounds the bytes that one tree costs.
+struct ConfigReader<'a> {
+    view: &'a CacheView<'a>,
+    repository: &'a Repository,
+    bytes_left: u64,
+}
+
+impl ConfigReader<'_> {
+    /// Reads the platform from the cached config of an image.
+    fn platform_of(&mut self, image: &PlatformImage) -> Result<Option<String>, StoreError> {
+        let Some(config) = image.config().filter(|config| config.cached) else { return Ok(None) };
+        let size_max = CONFIG_MAX.min(self.bytes_left);
+        let body = self.view.read_blob(self.repository, &config.digest, size_max)?;
+        let Some(body) = body else { return Ok(None) };
+        self.bytes_left = self.bytes_left.saturating_sub(body.len() as u64);
+        Ok(platform_in(&body))
     }
-    let Some(body) = view.read_blob(repository, &config.digest, CONFIG_MAX)? else { return Ok(None) };
-    Ok(platform_in(&body))
 }
 
 /// Reads the platform from a config.

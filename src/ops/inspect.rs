@@ -9,6 +9,7 @@ use crate::clock::Timestamp;
 use crate::oci::Digest;
 use crate::store::StoreError;
 
+use super::completeness::Needs;
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::list::{PlatformRow, TagFreshness};
 use super::platform::Platform;
@@ -46,6 +47,10 @@ pub struct InspectReport {
     pub platforms: Vec<PlatformRow>,
     /// Blobs of the manifest.
     pub blobs: Vec<ContentPart>,
+    /// Limit that ended the walk over the index. The index has more content than the report shows.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub limit: Option<String>,
     /// Missing content of the document.
     pub missing: Vec<ContentPart>,
     /// Known referrers of the document, such as signatures and attestations.
@@ -255,15 +260,12 @@ fn report(
         _ => None,
     };
     let status = fact.and_then(|(tag, fact)| view.tag_status(&reference.repository, tag, &fact));
-    let missing: Vec<ContentPart> = match image {
-        Some(image) => image.missing().cloned().collect(),
-        None => tree
-            .images
-            .iter()
-            .filter(|image| image.is_image())
-            .flat_map(PlatformImage::missing)
-            .cloned()
-            .collect(),
+    let (missing, complete): (Vec<ContentPart>, bool) = if let Some(image) = image {
+        (image.missing().cloned().collect(), image.is_complete())
+    } else {
+        let needs = Needs::of(tree, &[]);
+        let complete = needs.is_complete();
+        (needs.missing.into_iter().map(|missing| missing.part).collect(), complete)
     };
     let text = shown.body.as_deref().and_then(|body| std::str::from_utf8(body).ok());
     Ok(InspectReport {
@@ -279,10 +281,11 @@ fn report(
             (false, Some(status)) => status.freshness.into(),
             (false, None) => TagFreshness::Expired,
         },
-        complete: missing.is_empty(),
+        complete,
         says: summary(tree, image),
         platforms: tree.images.iter().map(PlatformRow::from).collect(),
-        blobs: image.map(|image| image.blobs.clone()).unwrap_or_default(),
+        blobs: image.map_or_else(|| tree.blobs.clone(), |image| image.blobs.clone()),
+        limit: tree.limit.map(|limit| limit.to_string()),
         missing,
         referrers: Vec::new(),
         document: text.and_then(|text| serde_json::from_str(text).ok()),
@@ -296,9 +299,15 @@ fn summary(tree: &ImageTree, image: Option<&PlatformImage>) -> String {
         let images: Vec<&PlatformImage> = tree.images.iter().filter(|image| image.is_image()).collect();
         let complete = images.iter().filter(|image| image.is_complete()).count();
         let manifests = images.iter().filter(|image| image.manifest.cached).count();
+        let limit = tree.limit.map(|limit| format!("; the index is not shown completely: {limit}"));
+        if images.is_empty() && !tree.blobs.is_empty() {
+            let (cached, all) = (tree.blobs.iter().filter(|blob| blob.cached).count(), tree.blobs.len());
+            return format!("{cached} of {all} blobs of the index are cached{}", limit.unwrap_or_default());
+        }
         return format!(
-            "the index is cached with {manifests} of {all} manifests; complete: {}",
+            "the index is cached with {manifests} of {all} manifests; complete: {}{}",
             if complete == 0 { "none".to_owned() } else { names(&images, complete, images.len()) },
+            limit.unwrap_or_default(),
             all = images.len(),
         );
     };
@@ -331,6 +340,9 @@ fn names(images: &[&PlatformImage], complete: usize, all: usize) -> String {
 pub fn state(image: &PlatformImage) -> String {
     if !image.manifest.cached {
         return "its manifest is not cached".to_owned();
+    }
+    if let Some(digest) = image.unsupported.first() {
+        return format!("{digest} cannot be cached: its digest cannot be verified");
     }
     let missing: Vec<&ContentPart> = image.blobs.iter().filter(|blob| !blob.cached).collect();
     if missing.is_empty() {

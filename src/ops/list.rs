@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{StoreError, TagFact};
 
+use super::completeness::Needs;
 use super::image_tree::{ImageTree, PlatformImage};
 use super::protocol::OpsError;
 use super::reference;
@@ -105,6 +106,10 @@ pub struct ListRow {
     pub freshness: TagFreshness,
     /// Completeness of the image.
     pub complete: Completeness,
+    /// Limit that ended the walk over the index. The index has more content than the row shows.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub limit: Option<String>,
 }
 
 /// Report of `ls` and `tags`.
@@ -203,24 +208,18 @@ fn row(
         last_pull: view.last_access(&digest),
         freshness,
         complete: tree.map_or(Completeness::None, completeness),
+        limit: tree.and_then(|tree| tree.limit).map(|limit| limit.to_string()),
     }
 }
 
+/// Returns the completeness of an image, by the definition of `check`.
 fn completeness(tree: &ImageTree) -> Completeness {
-    let mut images = tree.images.iter().filter(|image| image.is_image()).peekable();
-    if images.peek().is_none() {
-        // There are attestations only, or nothing.
-        return if tree.images.iter().all(PlatformImage::is_complete) {
-            Completeness::All
-        } else {
-            Completeness::None
-        };
-    }
-    let (complete, all) =
-        images.fold((0, 0), |(complete, all), image| (complete + usize::from(image.is_complete()), all + 1));
-    match complete {
-        0 => Completeness::None,
-        complete if complete == all => Completeness::All,
-        _ => Completeness::Some,
+    let needs = Needs::of(tree, &[]);
+    if needs.is_complete() {
+        Completeness::All
+    } else if needs.images.iter().any(PlatformImage::is_complete) {
+        Completeness::Some
+    } else {
+        Completeness::None
     }
 }

@@ -1,6 +1,7 @@
 //! Operations for operators and timers, one verb per file.
 
 pub mod check;
+pub mod completeness;
 pub mod convert;
 mod execute;
 pub mod export;

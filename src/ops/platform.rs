@@ -55,13 +55,33 @@ impl Platform {
     /// Returns the position of the best match in `available`: the same variant, or the nearest lower one, which the same
     /// machines can run.
     pub fn choose<'a>(&self, available: impl Iterator<Item = Option<&'a str>>) -> Option<usize> {
-        let found = available.enumerate().filter_map(|(position, text)| Some((position, Self::read(text?)?)));
-        let fits = found.filter(|(_, other)| {
-            other.os == self.os && other.architecture == self.architecture && other.variant <= self.variant
+        self.choose_all(available.map(|platform| (platform, None))).first().copied()
+    }
+
+    /// Returns the positions of the best match in `available`, which are pairs of platform and `os.version`.
+    ///
+    /// Images for several versions of Windows have one platform. A host takes the one for its version, so all of them match.
+    pub fn choose_all<'a>(
+        &self,
+        available: impl Iterator<Item = (Option<&'a str>, Option<&'a str>)>,
+    ) -> Vec<usize> {
+        let found = available.enumerate().filter_map(|(position, (platform, version))| {
+            let other = Self::read(platform?)?;
+            let fits = other.os == self.os && other.architecture == self.architecture;
+            Some((self.variant.checked_sub(other.variant).filter(|_| fits)?, position, version))
         });
-        // The first of equal candidates is chosen.
-        fits.min_by_key(|(position, other)| (self.variant - other.variant, *position))
-            .map(|(position, _)| position)
+        let found: Vec<_> = found.collect();
+        let Some(nearest) = found.iter().map(|(distance, ..)| *distance).min() else { return Vec::new() };
+        let mut versions = Vec::new();
+        let mut positions = Vec::new();
+        for (_, position, version) in found.into_iter().filter(|(distance, ..)| *distance == nearest) {
+            // The first of equal candidates is chosen.
+            if !versions.contains(&version) && (versions.is_empty() || version.is_some()) {
+                versions.push(version);
+                positions.push(position);
+            }
+        }
+        positions
     }
 }
 
@@ -77,18 +97,23 @@ pub fn choose_children(
     }
     let mut positions = Vec::new();
     for (text, platform) in platforms {
-        let position = platform.choose(children.iter().map(|child| child.platform.as_deref()));
-        let position = position.ok_or_else(|| OpsError::NoPlatform {
-            reference: reference.to_string(),
-            wanted: text.clone(),
-            available: children
-                .iter()
-                .filter_map(|child| child.platform.clone())
-                .filter(|it| it != NO_IMAGE)
-                .collect(),
-        })?;
-        if !positions.contains(&position) {
-            positions.push(position);
+        let available = children.iter().map(|child| (child.platform.as_deref(), child.os_version.as_deref()));
+        let found = platform.choose_all(available);
+        if found.is_empty() {
+            return Err(OpsError::NoPlatform {
+                reference: reference.to_string(),
+                wanted: text.clone(),
+                available: children
+                    .iter()
+                    .filter_map(|child| child.platform.clone())
+                    .filter(|it| it != NO_IMAGE)
+                    .collect(),
+            });
+        }
+        for position in found {
+            if !positions.contains(&position) {
+                positions.push(position);
+            }
         }
     }
     Ok(positions)
@@ -129,6 +154,23 @@ mod tests {
         assert_eq!(choose("linux/s390x", &index), None);
         assert_eq!(choose("windows/amd64", &index), None);
         assert_eq!(choose("linux/amd64", &["linux/amd64", "linux/amd64"]), Some(0));
+    }
+
+    #[test]
+    fn all_versions_of_the_operating_system_are_chosen() {
+        let index = [
+            (Some("linux/amd64"), None),
+            (Some("windows/amd64"), Some("10.0.17763.1")),
+            (Some("windows/amd64"), Some("10.0.20348.1")),
+            (Some("windows/amd64"), Some("10.0.17763.1")),
+            (Some("windows/arm64"), Some("10.0.20348.1")),
+            (Some("linux/amd64"), None),
+        ];
+        let choose_all =
+            |text: &str| Platform::parse(text).expect("a platform").choose_all(index.iter().copied());
+        assert_eq!(choose_all("windows/amd64"), [1, 2]);
+        assert_eq!(choose_all("linux/amd64"), [0]);
+        assert_eq!(choose_all("linux/s390x"), Vec::<usize>::new());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `warm`: fetches images before a client pulls them. Cached content is not fetched again, and an interrupted fetch is
 //! resumed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,20 +12,20 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, CacheError, CachedManifest, ManifestAnswer};
-use crate::oci::index_walk::{IndexWalk, WalkItem};
-use crate::oci::media::ManifestKind;
-use crate::oci::{Accept, Descriptor, Digest, Manifest, Reference, Repository};
+use crate::cache::{Cache, CacheError, ManifestAnswer};
+use crate::oci::{Accept, Digest, Manifest, Reference, Repository, Tag};
 
-use super::platform::{NO_IMAGE, Platform, choose_children};
+use super::completeness::{MissingPart, Needs, Platforms};
+use super::image_tree::ImageTree;
+use super::platform::Platform;
 use super::protocol::{OpsError, ProgressReporter, RunningItem, WarmSpec};
 use super::reference::{self, ImageReference};
-use super::size_check::{WrongSize, wrong_size};
+use super::size_check::WrongSize;
 
 /// Images that are fetched concurrently.
 const IMAGES_MAX: usize = 4;
-/// Blobs that are fetched concurrently, for all images together.
-const BLOBS_MAX: usize = 8;
+/// Manifests and blobs that are fetched concurrently, for all images together.
+const FETCHES_MAX: usize = 8;
 
 /// Result for one reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,9 @@ pub struct WarmedImage {
     pub bytes: u64,
     /// Number of these blobs that were downloaded.
     pub fetched: u64,
+    /// Digest that the tag names now, if the digest in the reference is of another image.
+    #[serde(default)]
+    pub moved: Option<Digest>,
     /// Reason why the upstream did not confirm the tag. The last known image of the tag was fetched.
     pub stale: Option<String>,
     /// Sizes in descriptors that contradict the content. Some clients refuse such an image.
@@ -85,14 +88,14 @@ pub async fn warm(
         .collect::<Result<_, OpsError>>()?;
     let platforms = Arc::new(platforms);
     reporter.expect(references.len());
-    let (images, blobs) = (Arc::new(Semaphore::new(IMAGES_MAX)), Arc::new(Semaphore::new(BLOBS_MAX)));
+    let (images, fetches) = (Arc::new(Semaphore::new(IMAGES_MAX)), Arc::new(Semaphore::new(FETCHES_MAX)));
     let mut work = JoinSet::new();
     for (position, reference) in references.into_iter().enumerate() {
         let image = ImageFetch {
             cache: cache.clone(),
             reference,
             platforms: Arc::clone(&platforms),
-            blobs: Arc::clone(&blobs),
+            fetches: Arc::clone(&fetches),
         };
         let (images, reporter) = (Arc::clone(&images), reporter.clone());
         work.spawn(async move {
@@ -111,7 +114,59 @@ struct ImageFetch {
     cache: Cache,
     reference: ImageReference,
     platforms: Arc<Vec<(String, Platform)>>,
-    blobs: Arc<Semaphore>,
+    /// Permits for concurrent fetches.
+    fetches: Arc<Semaphore>,
+}
+
+/// Cached part of an image.
+struct Snapshot {
+    needs: Needs,
+    manifests: u64,
+    blobs: u64,
+    bytes: u64,
+}
+
+impl Snapshot {
+    fn of(tree: &ImageTree, platforms: &Platforms) -> Self {
+        let mut needs = Needs::of(tree, platforms);
+        if platforms.is_empty() {
+            needs.add_attestations(tree);
+        }
+        let below = tree.indexes.iter().chain(needs.images.iter().map(|image| &image.manifest));
+        let below = if tree.is_index { below.filter(|part| part.cached).count() } else { 0 };
+        let blobs = needs.images.iter().flat_map(|image| &image.blobs).chain(&tree.blobs);
+        let mut sizes: HashMap<Digest, u64> = HashMap::new();
+        sizes.extend(
+            blobs.filter(|part| part.cached).map(|part| (part.digest, part.size.unwrap_or_default())),
+        );
+        let (manifests, blobs) = (1 + below as u64, sizes.len() as u64);
+        let bytes = sizes.values().fold(0, |sum: u64, size| sum.saturating_add(*size));
+        Self { needs, manifests, blobs, bytes }
+    }
+
+    /// Returns the error for an image that is not complete after everything was fetched.
+    fn verdict(self) -> Result<(), OpsError> {
+        let Needs { missing, reason, .. } = self.needs;
+        if let Some(reason) = reason {
+            return Err(OpsError::Content(reason));
+        }
+        let is_foreign = |missing: &&MissingPart| missing.part.foreign;
+        if let Some(lost) = missing.iter().find(|missing| !missing.part.foreign) {
+            let count = missing.len() - missing.iter().filter(is_foreign).count();
+            return Err(OpsError::Content(format!(
+                "{count} manifests or blobs are no longer cached, for example {}: they were evicted again; raise \
+                 store.max_size, or fetch fewer images",
+                lost.part.digest
+            )));
+        }
+        match missing.first() {
+            Some(foreign) => Err(OpsError::Content(format!(
+                "the registry does not have {}, which clients fetch from an address outside the registry (`urls`)",
+                foreign.part.digest
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl ImageFetch {
@@ -125,122 +180,114 @@ impl ImageFetch {
         image
     }
 
+    /// Fetches what a pull needs until nothing is missing. Each manifest and blob is fetched at most once.
     async fn fetch(&self, image: &mut WarmedImage, item: &Arc<RunningItem>) -> Result<(), OpsError> {
-        let found = self.root().await?;
-        image.stale = found.stale.as_ref().map(ToString::to_string);
-        image.digest = Some(found.manifest.digest);
-        image.manifests = 1;
-        let mut blobs = Vec::new();
-        for manifest in self.manifests(&found.manifest, image).await? {
-            blobs.extend(read(&manifest).map(|read| read.blobs).unwrap_or_default());
+        let root = self.root(image).await?;
+        image.digest = Some(root);
+        let mut done = HashSet::new();
+        loop {
+            let snapshot = self.snapshot(root).await?;
+            (image.manifests, image.blobs, image.bytes) =
+                (snapshot.manifests, snapshot.blobs, snapshot.bytes);
+            let images = snapshot.needs.images.iter().filter(|image| image.is_image());
+            image.platforms = images.filter_map(|image| image.platform.clone()).collect();
+            image.platforms.dedup();
+            image.wrong_sizes.clone_from(&snapshot.needs.wrong_sizes);
+            let Needs { missing, unknown, .. } = &snapshot.needs;
+            let wanted = missing.iter().chain(unknown).filter(|missing| done.insert(missing.part.digest));
+            let wanted: Vec<MissingPart> = wanted.cloned().collect();
+            if wanted.is_empty() {
+                return snapshot.verdict();
+            }
+            self.fetch_parts(wanted, image, item).await?;
         }
-        let mut seen = HashSet::new();
-        blobs.retain(|blob| !blob.foreign && seen.insert(blob.digest));
-        item.expect(blobs.iter().filter_map(|blob| blob.size).sum());
+    }
+
+    /// Fetches parts of the image, several concurrently.
+    async fn fetch_parts(
+        &self,
+        parts: Vec<MissingPart>,
+        image: &mut WarmedImage,
+        item: &Arc<RunningItem>,
+    ) -> Result<(), OpsError> {
+        let blobs = parts.iter().filter(|missing| !missing.is_manifest());
+        item.expect(blobs.filter_map(|missing| missing.part.size).fold(0, u64::saturating_add));
         let mut work = JoinSet::new();
-        for blob in blobs {
+        for missing in parts {
             let (cache, repository) = (self.cache.clone(), self.reference.repository.clone());
-            let (permits, item) = (Arc::clone(&self.blobs), Arc::clone(item));
+            let (permits, item) = (Arc::clone(&self.fetches), Arc::clone(item));
             work.spawn(async move {
                 let _permit = permits.acquire().await;
-                let result = fetch_blob(&cache, &repository, &blob, &item).await;
-                (blob, result)
+                let digest = missing.part.digest;
+                let result = if missing.is_manifest() {
+                    manifest(&cache, &repository, &Reference::Digest(digest)).await.map(|_| false)
+                } else {
+                    fetch_blob(&cache, &repository, &digest, &item).await
+                };
+                (missing, result)
             });
         }
         let mut failed = None;
         while let Some(ended) = work.join_next().await {
-            let Ok((blob, result)) = ended else { continue };
+            let Ok((MissingPart { part, .. }, result)) = ended else { continue };
             match result {
-                Ok((fetched, size)) => {
-                    image.blobs += 1;
-                    image.bytes += size;
-                    image.wrong_sizes.extend(wrong_size(&blob.digest, blob.size, Some(size)));
-                    image.fetched += u64::from(fetched);
-                }
+                Ok(fetched) => image.fetched += u64::from(fetched),
+                // Some registries have layers that are also stored elsewhere, and others do not.
+                Err(CacheError::NotFound) if part.foreign => {}
                 Err(CacheError::Store(error)) => {
-                    failed = Some(OpsError::Content(format!("{} could not be stored: {error}", blob.digest)));
+                    failed = Some(OpsError::Content(format!("{} could not be stored: {error}", part.digest)));
                 }
-                Err(error) => failed = Some(OpsError::Content(format!("{}: {error}", blob.digest))),
+                Err(error) => failed = Some(OpsError::Content(format!("{}: {error}", part.digest))),
             }
         }
-        image.wrong_sizes.sort_by_key(|wrong| wrong.digest);
         failed.map_or(Ok(()), Err)
     }
 
-    /// Fetches the manifest of the reference. If the reference has a tag and a digest, the tag must name the digest.
-    async fn root(&self) -> Result<ManifestAnswer, OpsError> {
+    /// Reads the cached part of the image.
+    async fn snapshot(&self, root: Digest) -> Result<Snapshot, OpsError> {
+        let (repository, platforms) = (self.reference.repository.clone(), Arc::clone(&self.platforms));
+        let found = self.cache.view(move |view| {
+            let tree = ImageTree::below(&view, &repository, &root)?;
+            Ok(tree.map(|tree| Snapshot::of(&tree, &platforms)))
+        });
+        found.await?.ok_or_else(|| {
+            OpsError::Content(format!(
+                "{root} is no longer cached: it was evicted again; raise store.max_size, or fetch fewer images"
+            ))
+        })
+    }
+
+    /// Fetches the manifest of the reference, and returns its digest.
+    async fn root(&self, image: &mut WarmedImage) -> Result<Digest, OpsError> {
         let ImageReference { repository, tag, digest } = &self.reference;
         let reference = match (tag, digest) {
-            (Some(tag), _) => Reference::Tag(tag.clone()),
+            (Some(tag), Some(digest)) => {
+                image.moved = self.moved(tag, digest).await;
+                Reference::Digest(*digest)
+            }
+            (Some(tag), None) => Reference::Tag(tag.clone()),
             (None, Some(digest)) => Reference::Digest(*digest),
             (None, None) => {
                 return Err(OpsError::Invalid("the reference has neither a tag nor a digest".to_owned()));
             }
         };
         let found = manifest(&self.cache, repository, &reference).await?;
-        match digest {
-            Some(wanted) if found.manifest.digest != *wanted => {
-                Err(OpsError::Content(format!("the tag names {}, not {wanted}", found.manifest.digest)))
-            }
-            _ => Ok(found),
-        }
+        image.stale = found.stale.as_ref().map(ToString::to_string);
+        Ok(found.manifest.digest)
     }
 
-    /// Fetches the manifests of the wanted platforms.
-    async fn manifests(
-        &self,
-        root: &Arc<CachedManifest>,
-        image: &mut WarmedImage,
-    ) -> Result<Vec<Arc<CachedManifest>>, OpsError> {
-        if root.media_type.kind() != Some(ManifestKind::Index) {
-            return Ok(vec![Arc::clone(root)]);
-        }
-        let children = self.children(root, image).await?;
-        let mut found = Vec::new();
-        for position in choose_children(&self.reference, &self.platforms, &children)? {
-            let Some(child) = children.get(position) else { continue };
-            image.platforms.extend(child.platform.clone().filter(|platform| platform != NO_IMAGE));
-            let reference = Reference::Digest(child.digest);
-            let document = manifest(&self.cache, &self.reference.repository, &reference).await?.manifest;
-            let size = Some(document.body.len() as u64);
-            image.wrong_sizes.extend(wrong_size(&child.digest, child.size, size));
-            found.push(document);
-            image.manifests += 1;
-        }
-        Ok(found)
+    /// Fetches the tag of a reference with a digest. Returns the digest that the tag names, if that is another image.
+    ///
+    /// Clients use the digest and ignore the tag, so a tag that is not available is no error.
+    async fn moved(&self, tag: &Tag, digest: &Digest) -> Option<Digest> {
+        let (repository, anything) = (&self.reference.repository, HeaderMap::new());
+        let tag = Reference::Tag(tag.clone());
+        let found = self.cache.manifest(repository, &tag, Accept::from_headers(&anything)).await.ok()?;
+        let index = Manifest::read(&found.manifest.body, Some(found.manifest.media_type.as_str())).ok();
+        // The digest of one platform names a part of the tag's image.
+        let is_part = index.is_some_and(|index| index.children.iter().any(|child| child.digest == *digest));
+        (found.manifest.digest != *digest && !is_part).then_some(found.manifest.digest)
     }
-
-    /// Returns the children of an index and of its nested indexes, without the indexes.
-    async fn children(
-        &self,
-        root: &Arc<CachedManifest>,
-        image: &mut WarmedImage,
-    ) -> Result<Vec<Descriptor>, OpsError> {
-        let Some(index) = read(root) else { return Ok(Vec::new()) };
-        let mut found = Vec::new();
-        let mut walk = IndexWalk::below(root.digest, &index);
-        while let Some(WalkItem { descriptor: child, repeated }) = walk.next() {
-            // An index may list one manifest for several platforms.
-            if repeated && child.platform.is_none() {
-                continue;
-            }
-            if child.media_type.as_ref().is_none_or(|it| it.kind() != Some(ManifestKind::Index)) {
-                found.push(child);
-            } else if !repeated {
-                let reference = Reference::Digest(child.digest);
-                let document = manifest(&self.cache, &self.reference.repository, &reference).await?.manifest;
-                image.manifests += 1;
-                if let Some(nested) = read(&document) {
-                    walk.visit(&nested, document.body.len() as u64);
-                }
-            }
-        }
-        Ok(found)
-    }
-}
-
-fn read(document: &CachedManifest) -> Option<Manifest> {
-    Manifest::read(&document.body, Some(document.media_type.as_str())).ok()
 }
 
 /// Returns the back-off between retries. It is longer than for a client, because no client waits.
@@ -266,17 +313,15 @@ pub(super) async fn manifest(
 async fn fetch_blob(
     cache: &Cache,
     repository: &Repository,
-    blob: &Descriptor,
+    digest: &Digest,
     item: &RunningItem,
-) -> Result<(bool, u64), CacheError> {
-    let (reported, size) = (AtomicU64::new(0), AtomicU64::new(0));
+) -> Result<bool, CacheError> {
+    let reported = AtomicU64::new(0);
     let attempt = || {
-        cache.fetch_blob(repository, &blob.digest, |available| {
-            size.store(available, Ordering::Relaxed);
+        cache.fetch_blob(repository, digest, |available| {
             let before = reported.fetch_max(available, Ordering::Relaxed);
             item.done(available.saturating_sub(before));
         })
     };
-    let fetched = attempt.retry(backoff()).when(CacheError::is_retryable).await?;
-    Ok((fetched, size.into_inner()))
+    attempt.retry(backoff()).when(CacheError::is_retryable).await
 }

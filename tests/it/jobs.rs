@@ -92,18 +92,13 @@ fn all_platforms_are_fetched_once() {
 }
 
 #[test]
-fn tag_with_digest_is_fetched_by_tag_and_verified() {
-    let (registry, index, larder) = fixture();
+fn failure_of_one_image_does_not_stop_the_others() {
+    let (_registry, index, larder) = fixture();
     let right = format!("multi:v1@{}", index.document.digest);
     verb::online(&larder, &["warm", &right, "--platform", "linux/amd64"]).exited_with(0);
-    assert_eq!(registry.count("GET", "/v2/library/multi/manifests/v1"), 1, "by tag");
-    let wrong = format!("multi:v1@{}", index.images[0].manifest.digest);
+    let wrong = format!("multi:v1@{}", Blob::random(1, 1).digest);
     let ran = verb::online(&larder, &["warm", &wrong, "org/app:1"]).exited_with(4);
-    assert!(ran.stdout.contains(&format!("names {}", index.document.digest)), "{ran:?}");
-    assert!(
-        ran.stdout.contains("cached docker.io/org/app:1"),
-        "one failure does not stop the others: {ran:?}"
-    );
+    assert!(ran.stdout.contains("cached docker.io/org/app:1"), "{ran:?}");
     let by_digest = format!("org/app@{}", Image::small(3).manifest.digest);
     verb::online(&larder, &["warm", &by_digest]).exited_with(0);
 }

@@ -19,6 +19,7 @@ mod certificates;
 mod children;
 mod client_limits;
 mod cold_path;
+mod completeness;
 mod config;
 mod conformance;
 mod corruption;

@@ -195,6 +195,7 @@ mod tests {
             last_pull: Some(Timestamp::from_millis(5)),
             freshness: TagFreshness::Fresh,
             complete,
+            limit: None,
         }
     }
 

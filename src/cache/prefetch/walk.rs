@@ -87,7 +87,8 @@ impl Prefetch<'_> {
         let (repository, index) = self.index;
         let mut end = WalkEnd::Complete;
         while let Some(WalkItem { descriptor: child, repeated }) = self.walk.next() {
-            if repeated {
+            // Layers in the index of a build cache are fetched when a client asks for them.
+            if repeated || !child.is_manifest() {
                 continue;
             }
             let missing = self.walk.waiting() + 1;

@@ -40,8 +40,13 @@ impl Search<'_> {
         let (mut root, stale) = self.root().await?;
         let (mut below, mut other_content, mut complete) = (Vec::new(), Vec::new(), true);
         if root.is_index() {
-            let Below { indexes, children } = self.below(&root).await?;
-            let wanted = self.wanted(&children)?;
+            let Below { indexes, mut children } = self.below(&root).await?;
+            let mut wanted = self.wanted(&children);
+            if let Err(OpsError::NoPlatform { .. }) = &wanted {
+                self.read_platforms(&mut children).await?;
+                wanted = self.wanted(&children);
+            }
+            let wanted = wanted?;
             if let ([only], false) = (&*wanted, self.platforms.is_empty()) {
                 // A single image is exported without its index.
                 root = self.child(only).await?.ok_or_else(|| self.missing(vec![only.digest]))?;
@@ -94,12 +99,29 @@ impl Search<'_> {
         Err(OpsError::Content(format!("the manifests of {reference} exceed {BYTES_MAX} bytes")))
     }
 
-    /// Finds the manifest of the reference. If the reference has a tag and a digest, the tag must name the digest.
+    /// Reads the platforms that the index does not state from the configs of the images.
+    async fn read_platforms(&self, children: &mut [Descriptor]) -> Result<(), OpsError> {
+        for child in children.iter_mut().filter(|child| child.platform.is_none()) {
+            let manifest = match self.child(child).await {
+                Ok(manifest) => manifest.and_then(|manifest| manifest.read()),
+                Err(OpsError::Missing { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            let Some(config) = manifest.and_then(|read| read.blobs.first().map(|config| config.digest))
+            else {
+                continue;
+            };
+            child.platform = self.config(&config).await?.as_deref().and_then(platform_in);
+        }
+        Ok(())
+    }
+
+    /// Finds the manifest of the reference. Of a reference with a tag and a digest, clients use the digest.
     async fn root(&self) -> Result<(PlannedDocument, Option<String>), OpsError> {
         let ImageReference { repository, tag, digest } = self.reference;
         let wanted = match (tag, digest) {
-            (Some(tag), _) => Reference::Tag(tag.clone()),
-            (None, Some(digest)) => Reference::Digest(*digest),
+            (_, Some(digest)) => Reference::Digest(*digest),
+            (Some(tag), None) => Reference::Tag(tag.clone()),
             (None, None) => {
                 return Err(OpsError::Invalid("the reference has neither a tag nor a digest".to_owned()));
             }
@@ -128,12 +150,7 @@ impl Search<'_> {
             let (digest, media_type) = (document.digest, document.media_type.clone());
             (PlannedDocument { digest, media_type, body: document.body.clone(), platform: None }, stale)
         };
-        match digest {
-            Some(wanted) if document.digest != *wanted => {
-                Err(OpsError::Content(format!("the tag names {}, not {wanted}", document.digest)))
-            }
-            _ => Ok((document, stale)),
-        }
+        Ok((document, stale))
     }
 
     /// Returns a cached manifest.
@@ -155,6 +172,9 @@ impl Search<'_> {
     /// Finds a child of an index. Returns `None` if it is not a manifest.
     async fn child(&self, child: &Descriptor) -> Result<Option<PlannedDocument>, OpsError> {
         let Descriptor { digest, platform, .. } = child.clone();
+        if !child.is_manifest() {
+            return Ok(None);
+        }
         let known = child.media_type.as_ref().is_some_and(|it| it.kind().is_some());
         if let Some(document) = self.cached(&digest, platform.clone()).await? {
             return Ok(Some(document));
@@ -228,7 +248,13 @@ impl Search<'_> {
         let (mut wanted, mut seen) = (other_content, HashSet::new());
         for document in std::iter::once(root).chain(below) {
             seen.insert(document.digest);
-            wanted.extend(document.read().map(|read| read.blobs).unwrap_or_default());
+            let Some(read) = document.read() else { continue };
+            if let Some(digest) = read.unsupported.first().filter(|_| !document.is_index()) {
+                return Err(OpsError::Content(format!(
+                    "{digest} cannot be exported: its digest cannot be verified"
+                )));
+            }
+            wanted.extend(read.blobs);
         }
         // Clients get foreign layers from their own addresses.
         wanted.retain(|blob| !blob.foreign && seen.insert(blob.digest));

@@ -35,7 +35,7 @@ impl Images<'_> {
     pub(super) fn import(&mut self, target: ImportTarget) -> Result<StoredImage, OpsError> {
         let ImportTarget { digest, size, media_type, repository, tag } = target;
         let media_type = media_type.as_deref().and_then(MediaType::new);
-        let root = Descriptor { digest, size, media_type, platform: None, foreign: false };
+        let root = Descriptor { digest, size, media_type, platform: None, os_version: None, foreign: false };
         self.import_tree(&repository, root)?;
         if let Some(tag) = &tag {
             self.importer.tag(&repository, tag, &digest)?;

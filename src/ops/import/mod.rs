@@ -26,7 +26,7 @@ use crate::store::StoreError;
 use self::images::{Images, StoredImage};
 use self::names::ImportTarget;
 use self::spool::{Spool, spool_failed};
-use super::check::MissingPart;
+use super::completeness::MissingPart;
 use super::image_tree::{ContentPart, ImageTree};
 use super::operations::Operations;
 use super::protocol::{ImportRequest, OpsError};
@@ -259,8 +259,11 @@ fn row(view: &CacheView<'_>, image: &StoredImage) -> Result<ImportedImage, Store
     for index in &tree.indexes {
         parts.entry(index.digest).or_insert(("manifest", None, index));
     }
+    for blob in tree.blobs.iter().filter(|blob| !blob.foreign) {
+        parts.entry(blob.digest).or_insert(("blob", None, blob));
+    }
     for (kind, platform, part) in parts.into_values() {
-        // Some build caches are indexes of blobs.
+        // An entry without a media type may be a blob.
         let blob = if part.cached { None } else { view.blob(repository, &part.digest)? };
         if !part.cached && blob.is_none() {
             let (platform, kind) = (platform.map(str::to_owned), kind.to_owned());

@@ -1,0 +1,277 @@
+//! Completeness of an image: the content that a pull needs, and the part of it that is not cached.
+//!
+//! `warm`, `check`, `ls` and `inspect` share this definition, so that they never contradict each other.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::image_tree::{ContentPart, ImageTree, PlatformImage};
+use super::platform::Platform;
+use super::size_check::WrongSize;
+
+/// Platforms with the texts by which they were requested.
+pub type Platforms = [(String, Platform)];
+
+/// Content that a pull needs and that is not cached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Missing)]
+pub struct MissingPart {
+    /// Platform that needs the content, if stated.
+    pub platform: Option<String>,
+    /// `manifest` or `blob`.
+    #[schema(pattern = "^(manifest|blob)$")]
+    pub kind: String,
+    /// The content.
+    #[serde(flatten)]
+    pub part: ContentPart,
+}
+
+impl MissingPart {
+    fn new(platform: Option<&String>, kind: &str, part: &ContentPart) -> Self {
+        Self { platform: platform.cloned(), kind: kind.to_owned(), part: part.clone() }
+    }
+
+    /// Returns true for a manifest, false for a blob.
+    pub fn is_manifest(&self) -> bool {
+        self.kind == "manifest"
+    }
+}
+
+/// Content that a pull of some platforms of an image needs.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// Images that are pulled, each manifest once.
+    pub images: Vec<PlatformImage>,
+    /// Content that is needed and not cached.
+    pub missing: Vec<MissingPart>,
+    /// Content that is not cached and states which platforms there are.
+    pub unknown: Vec<MissingPart>,
+    /// Sizes in descriptors that contradict the content. Some clients refuse such an image.
+    pub wrong_sizes: Vec<WrongSize>,
+    /// Reason for which the pull fails, other than missing content.
+    pub reason: Option<String>,
+}
+
+impl Needs {
+    /// Returns the needs of a pull of some platforms, or of all platforms if there are none.
+    pub fn of(tree: &ImageTree, platforms: &Platforms) -> Self {
+        let mut needs = Self::default();
+        // Clients pull a single image for any platform, with a warning.
+        let chosen = if platforms.is_empty() || !tree.is_index {
+            all_images(tree)
+        } else {
+            needs.choose(tree, platforms)
+        };
+        let mut seen = HashSet::new();
+        for image in chosen.into_iter().filter(|image| seen.insert(image.manifest.digest)) {
+            needs.add(image);
+        }
+        needs.report_sizes(tree.indexes.iter().chain(&tree.blobs));
+        let blobs = tree.blobs.iter().filter(|blob| !blob.cached);
+        needs.missing.extend(blobs.map(|blob| MissingPart::new(None, "blob", blob)));
+        if platforms.is_empty() {
+            needs.missing.extend(missing_indexes(tree));
+            needs.report_unsupported(&tree.unsupported);
+            if let Some(limit) = tree.limit {
+                needs.reason.get_or_insert(format!("the index is too large: {limit}"));
+            }
+        }
+        needs
+    }
+
+    /// Adds attestations, which a copy of all platforms includes. A pull does not need them.
+    pub fn add_attestations(&mut self, tree: &ImageTree) {
+        for image in tree.images.iter().filter(|image| !image.is_image()) {
+            if self.images.iter().all(|known| known.manifest.digest != image.manifest.digest) {
+                self.add(image);
+            }
+        }
+    }
+
+    /// Returns true if a pull succeeds without the upstream.
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty() && self.reason.is_none()
+    }
+
+    /// Returns the images for the wanted platforms. If there is none, records the content that may name it.
+    fn choose<'a>(&mut self, tree: &'a ImageTree, platforms: &Platforms) -> Vec<&'a PlatformImage> {
+        let mut chosen = Vec::new();
+        // The index of a build cache contains blobs only, which are for every platform.
+        let has_only_blobs = tree.images.is_empty() && !tree.blobs.is_empty();
+        for (text, platform) in platforms {
+            let available =
+                tree.images.iter().map(|image| (image.platform.as_deref(), image.os_version.as_deref()));
+            let found = platform.choose_all(available);
+            if found.is_empty() && !has_only_blobs {
+                let available = tree.platforms().join(", ");
+                let limit = tree.limit.map(|limit| format!("; the index is too large: {limit}"));
+                let limit = limit.unwrap_or_default();
+                self.reason = Some(format!("no image for {text}; available: {available}{limit}"));
+                self.unknown = unknown_platforms(tree);
+            }
+            chosen.extend(found.into_iter().filter_map(|position| tree.images.get(position)));
+        }
+        chosen
+    }
+
+    fn add(&mut self, image: &PlatformImage) {
+        let platform = image.platform.as_ref();
+        for part in image.missing() {
+            let kind = if part.digest == image.manifest.digest { "manifest" } else { "blob" };
+            self.missing.push(MissingPart::new(platform, kind, part));
+        }
+        self.report_unsupported(&image.unsupported);
+        self.report_sizes(std::iter::once(&image.manifest).chain(&image.blobs));
+        self.images.push(image.clone());
+    }
+
+    /// Records the sizes that contradict the content, each once.
+    fn report_sizes<'a>(&mut self, parts: impl Iterator<Item = &'a ContentPart>) {
+        self.wrong_sizes.extend(parts.filter_map(ContentPart::wrong_size));
+        self.wrong_sizes.sort_by_key(|wrong| (wrong.digest, wrong.stated));
+        self.wrong_sizes.dedup();
+    }
+
+    fn report_unsupported(&mut self, digests: &[String]) {
+        if let Some(digest) = digests.first() {
+            self.reason.get_or_insert(format!("{digest} cannot be cached: its digest cannot be verified"));
+        }
+    }
+}
+
+/// Returns the images of a tree. Attestations count only if there is nothing else.
+fn all_images(tree: &ImageTree) -> Vec<&PlatformImage> {
+    let images: Vec<&PlatformImage> = tree.images.iter().filter(|image| image.is_image()).collect();
+    if images.is_empty() && tree.blobs.is_empty() { tree.images.iter().collect() } else { images }
+}
+
+/// Returns the indexes below the root that are not cached.
+fn missing_indexes(tree: &ImageTree) -> impl Iterator<Item = MissingPart> {
+    let missing = tree.indexes.iter().filter(|index| !index.cached);
+    missing.map(|index| MissingPart::new(None, "manifest", index))
+}
+
+/// Returns the content that states the platforms of images without a platform in the index: indexes, manifests, configs.
+fn unknown_platforms(tree: &ImageTree) -> Vec<MissingPart> {
+    let unknown = tree.images.iter().filter(|image| image.platform.is_none());
+    let parts = unknown.filter_map(|image| {
+        if !image.manifest.cached {
+            return Some(MissingPart::new(None, "manifest", &image.manifest));
+        }
+        let config = image.config().filter(|config| !config.cached)?;
+        Some(MissingPart::new(None, "blob", config))
+    });
+    missing_indexes(tree).chain(parts).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::index_walk::WalkLimit;
+    use crate::oci::{Algorithm, Digest, MediaType};
+    use crate::store::StoredManifest;
+
+    fn part(name: &str, cached: bool) -> ContentPart {
+        let digest = Digest::of(Algorithm::Sha256, name.as_bytes());
+        ContentPart { digest, size: None, stated_size: None, media_type: None, cached, foreign: false }
+    }
+
+    fn image(platform: Option<&str>, os_version: Option<&str>, cached: bool) -> PlatformImage {
+        let name = format!("{platform:?} {os_version:?}");
+        let config = ContentPart {
+            media_type: Some("application/vnd.oci.image.config.v1+json".to_owned()),
+            ..part(&format!("config {name}"), cached)
+        };
+        PlatformImage {
+            platform: platform.map(str::to_owned),
+            os_version: os_version.map(str::to_owned),
+            manifest: part(&name, true),
+            blobs: vec![config],
+            unsupported: Vec::new(),
+        }
+    }
+
+    fn tree(images: Vec<PlatformImage>) -> ImageTree {
+        let media_type = MediaType::oci_index();
+        ImageTree {
+            document: StoredManifest { media_type, body: Vec::new().into() },
+            is_index: true,
+            images,
+            indexes: Vec::new(),
+            blobs: Vec::new(),
+            unsupported: Vec::new(),
+            limit: None,
+        }
+    }
+
+    fn needs(tree: &ImageTree, platform: &str) -> Needs {
+        let platform = (platform.to_owned(), Platform::parse(platform).expect("a platform"));
+        Needs::of(tree, &[platform])
+    }
+
+    #[test]
+    fn wanted_platforms_are_needed_and_others_are_not() {
+        let tree =
+            tree(vec![image(Some("linux/amd64"), None, true), image(Some("linux/arm64"), None, false)]);
+        assert!(needs(&tree, "linux/amd64").is_complete());
+        assert_eq!(needs(&tree, "linux/arm64").missing.len(), 1);
+        assert_eq!(Needs::of(&tree, &[]).missing.len(), 1);
+        let other = needs(&tree, "linux/s390x");
+        assert!(other.reason.is_some_and(|reason| reason.contains("linux/amd64, linux/arm64")));
+        assert!(other.unknown.is_empty());
+    }
+
+    #[test]
+    fn every_version_of_windows_is_needed() {
+        let tree = tree(vec![
+            image(Some("windows/amd64"), Some("10.0.17763.1"), true),
+            image(Some("windows/amd64"), Some("10.0.20348.1"), false),
+        ]);
+        assert_eq!(needs(&tree, "windows/amd64").missing.len(), 1);
+    }
+
+    #[test]
+    fn config_names_the_platform_that_the_index_does_not_state() {
+        let tree = tree(vec![image(None, Some("a"), false), image(None, Some("b"), true)]);
+        let needs = needs(&tree, "linux/amd64");
+        let kinds: Vec<_> = needs.unknown.iter().map(|part| part.kind.as_str()).collect();
+        assert_eq!((kinds, needs.is_complete()), (vec!["blob"], false));
+    }
+
+    #[test]
+    fn blobs_of_a_build_cache_are_needed_for_every_platform() {
+        let mut cache = tree(Vec::new());
+        cache.blobs = vec![part("layer", true), part("config", false)];
+        for needs in [needs(&cache, "linux/amd64"), Needs::of(&cache, &[])] {
+            assert_eq!(needs.missing.iter().map(|part| part.kind.as_str()).collect::<Vec<_>>(), ["blob"]);
+            assert_eq!(needs.reason, None);
+        }
+    }
+
+    #[test]
+    fn limits_and_unsupported_digests_prevent_completeness() {
+        let whole = || tree(vec![image(Some("linux/amd64"), None, true)]);
+        let mut limited = whole();
+        limited.limit = Some(WalkLimit::Count);
+        assert!(!Needs::of(&limited, &[]).is_complete());
+        assert!(needs(&limited, "linux/amd64").is_complete(), "the image is within the limits");
+        assert!(needs(&limited, "linux/arm64").reason.is_some_and(|reason| reason.contains("4096")));
+        let mut unsupported = whole();
+        unsupported.images[0].unsupported = vec!["blake3:00".to_owned()];
+        let needs = needs(&unsupported, "linux/amd64");
+        assert!(needs.reason.is_some_and(|reason| reason.starts_with("blake3:00 ")));
+        // A child of another platform does not matter.
+        let mut other = whole();
+        other.unsupported = vec!["blake3:00".to_owned()];
+        assert!(!Needs::of(&other, &[]).is_complete());
+    }
+
+    #[test]
+    fn attestations_count_only_alone() {
+        let attestation = || image(Some("unknown/unknown"), None, false);
+        let both = tree(vec![image(Some("linux/amd64"), None, true), attestation()]);
+        assert!(Needs::of(&both, &[]).is_complete());
+        assert!(!Needs::of(&tree(vec![attestation()]), &[]).is_complete());
+    }
+}
