@@ -14,6 +14,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::events::Events;
+use super::serve::shutdown_signal;
 use crate::config::address::ListenAddress;
 use crate::config::schema::Admin;
 use crate::ops::protocol::{Failure, JobSpec, JobState, JobView, Progress, Query, ROOT};
@@ -151,15 +152,27 @@ impl Remote {
         serde_json::from_slice(&body).with_context(|| format!("the answer of {} is not JSON", self.address))
     }
 
-    /// Starts a job, reports its progress to `on_progress`, and waits for its end.
+    /// Starts a job, reports its progress to `on_progress`, and waits for its end. After a stop signal the job continues.
     pub(super) async fn run(
         &self,
         task: &JobSpec,
-        mut on_progress: impl FnMut(&Progress),
+        on_progress: impl FnMut(&Progress),
     ) -> anyhow::Result<Value> {
         let request = self.request(Method::POST, &format!("{ROOT}/jobs"))?;
         let request = request.header("content-type", "application/json").body(serde_json::to_vec(task)?);
         let begun: JobView = serde_json::from_value(self.document(self.send(request).await?).await?)?;
+        let id = begun.id;
+        let stopped = shutdown_signal()?;
+        tokio::select! {
+            ended = self.watch(begun, on_progress) => ended,
+            () = stopped => anyhow::bail!(
+                "interrupted; job {id} continues on the server: `larder status` shows it, and DELETE {ROOT}/jobs/{id} ends it"
+            ),
+        }
+    }
+
+    /// Reports the progress of a job to `on_progress`, and waits for its end.
+    async fn watch(&self, begun: JobView, mut on_progress: impl FnMut(&Progress)) -> anyhow::Result<Value> {
         let target = format!("{ROOT}/jobs/{}/events", begun.id);
         let mut answer = self.send(self.request(Method::GET, &target)?).await?;
         let mut events = Events::default();

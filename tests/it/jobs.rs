@@ -184,6 +184,30 @@ fn job_is_watched_to_its_end() {
 }
 
 #[test]
+fn job_continues_visibly_when_its_command_is_stopped() {
+    let (registry, index, larder) = fixture();
+    let layer = index.images[0].layers[0].clone();
+    let gate = Gate::new();
+    registry.script(When::blobs().path(&layer.digest), Fault::HoldBody(100, gate.clone()));
+    let server = format!("http://{}", larder.admin_addr());
+    let mut command = larder.setup().bare_command();
+    let stopped = command.args(["warm", "multi:v1", "--platform", "linux/amd64", "--server", &server]);
+    let child = stopped.spawn().unwrap();
+    gate.wait_reached(1);
+    let line = format!("kill -s INT {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("job 1 continues"), "{said}");
+    let status = verb::online(&larder, &["status"]).exited_with(0).stdout;
+    assert!(status.contains("1 warm, "), "{status}");
+    gate.open();
+    eventually("the job has ended", || larder.admin().get("/api/v1/jobs/1").json()["state"] == "done");
+    let report = larder.admin().get("/api/v1/jobs/1").json();
+    assert_eq!(report["report"]["complete"], true, "{report}");
+}
+
+#[test]
 fn job_can_be_cancelled_and_its_fills_continue() {
     let (registry, index, larder) = fixture();
     let layer = index.images[0].layers[0].clone();
