@@ -32,7 +32,8 @@ macro_rules! endpoints {
                 title = "larder's admin API",
                 version = "1",
                 description = "Provides everything that the command line does. Requests from loopback addresses and \
-                               unix sockets need no token; other requests need the token of admin.token_file. \
+                               unix sockets need no token, unless admin.require_token is set; other requests need the \
+                               token of admin.token_file. \
                                Requests that change something have a JSON body or an archive as body.",
                 license(name = "Apache-2.0", identifier = "Apache-2.0"),
             ),
