@@ -169,6 +169,15 @@ impl Fills {
         self.lock().remove(digest);
     }
 
+    /// Waits until a digest is not being filled, and so is stored or cannot be stored.
+    pub(super) async fn wait_for_end(&self, digest: &Digest) {
+        let phase = match self.lock().get(digest) {
+            Some(FillEntry::Fill { phase, .. }) => phase.clone(),
+            Some(FillEntry::Removal(_)) | None => return,
+        };
+        fill_ended(phase).await;
+    }
+
     /// Returns true if a digest is being filled or removed.
     pub(super) fn contains(&self, digest: &Digest) -> bool {
         self.lock().contains_key(digest)

@@ -276,6 +276,11 @@ impl Cache {
         Evictor::new(&self.0.storage).run().await;
     }
 
+    /// Evicts content until the limits of the store hold, or nothing more is evictable.
+    pub async fn enforce_limits(&self) {
+        Evictor::new(&self.0.storage).enforce_limits().await;
+    }
+
     /// Writes recent access times to the store, from where the next start reads them.
     pub async fn save_access_times(&self) {
         Evictor::new(&self.0.storage).save_access_times().await;

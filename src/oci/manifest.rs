@@ -101,8 +101,11 @@ impl Manifest {
         let document = TopLevelKeys::read(&text)?;
         let media_type = document.media_type(content_type)?;
         let mut context = ReadContext::default();
-        let mut blobs: Vec<Descriptor> =
-            document.value("config").and_then(|config| descriptor(config, &mut context)).into_iter().collect();
+        let mut blobs: Vec<Descriptor> = document
+            .value("config")
+            .and_then(|config| descriptor(config, &mut context))
+            .into_iter()
+            .collect();
         document.add_descriptors("layers", &mut blobs, &mut context);
         document.add_descriptors("blobs", &mut blobs, &mut context);
         let mut children = Vec::new();
@@ -536,13 +539,15 @@ mod tests {
             os_version: None,
             foreign: false,
         };
-        for manifest in
-            [None, Some(OCI_MANIFEST), Some(DOCKER_LIST), Some("application/vnd.oci.artifact.manifest.v1+json")]
-        {
+        for manifest in [
+            None,
+            Some(OCI_MANIFEST),
+            Some(DOCKER_LIST),
+            Some("application/vnd.oci.artifact.manifest.v1+json"),
+        ] {
             assert!(of(manifest).is_manifest(), "{manifest:?}");
         }
-        for blob in
-            ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.buildkit.cacheconfig.v0"]
+        for blob in ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.buildkit.cacheconfig.v0"]
         {
             assert!(!of(Some(blob)).is_manifest(), "{blob}");
         }

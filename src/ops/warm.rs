@@ -197,7 +197,9 @@ impl ImageFetch {
             let wanted = missing.iter().chain(unknown).filter(|missing| done.insert(missing.part.digest));
             let wanted: Vec<MissingPart> = wanted.cloned().collect();
             if wanted.is_empty() {
-                return snapshot.verdict();
+                // What exceeds the limits would be evicted just after the report.
+                self.cache.enforce_limits().await;
+                return self.snapshot(root).await?.verdict();
             }
             self.fetch_parts(wanted, image, item).await?;
         }

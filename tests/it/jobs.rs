@@ -409,3 +409,22 @@ fn exactly_one_host_is_required() {
     }
     assert!(registry.requests().is_empty());
 }
+
+#[test]
+fn image_that_does_not_fit_is_not_reported_as_cached() {
+    for kind in ["files", "sled"] {
+        let registry = Registry::start();
+        let layers = (0..8).map(|seed| Blob::random(seed, 3 * MIB)).collect();
+        registry.add_image("org/big", "1", &Image::oci(9, "linux/amd64", layers));
+        // The database accepts no smaller limit than 256 MiB, and so has room for the image.
+        let size = if kind == "files" { "8MiB" } else { "256MiB" };
+        let setup = Setup::with(&registry).set("store.blobs", kind).set("store.max_size", size);
+        let larder = setup.set("store.min_free", "0B").set("cache.tag_ttl", "1h").start();
+        let warmed = verb::online(&larder, &["warm", "org/big:1", "--platform", "linux/amd64"]);
+        let check = ["check", "--offline", "org/big:1", "--platform", "linux/amd64"];
+        assert_eq!(warmed.code, verb::online(&larder, &check).code, "{kind}: {warmed:?}");
+        if kind == "files" {
+            assert_eq!(warmed.code, 4, "{warmed:?}");
+        }
+    }
+}

@@ -57,7 +57,12 @@ impl Blobs {
             }
         };
         match end {
-            Some(DraftEnd::Verified) => Ok(draft.is_kept().then_some(true)),
+            Some(DraftEnd::Verified) => {
+                // A verified draft is stored a moment later, unless the disk refuses it or it is evicted at once.
+                self.storage.fills.wait_for_end(digest).await;
+                let (_, stored) = self.look_up(repository, digest).await?;
+                Ok(stored.map(|_| true))
+            }
             None | Some(DraftEnd::Abandoned) if !draft.is_kept() => Ok(None),
             Some(DraftEnd::Mismatch) => {
                 Err(CacheError::Mismatch(format!("the upstream sent other content for {digest}")))

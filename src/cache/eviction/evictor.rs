@@ -100,7 +100,7 @@ impl Evictor {
 
     /// Deletes drafts and content until the limits hold. Returns true if a limit stays exceeded because nothing more is
     /// evictable.
-    async fn enforce_limits(&self) -> bool {
+    pub(in crate::cache) async fn enforce_limits(&self) -> bool {
         let capacity = &self.storage.capacity;
         if !self.storage.content.is_complete() {
             capacity.release_waiting();

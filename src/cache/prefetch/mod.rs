@@ -2,6 +2,7 @@
 
 mod prefetcher;
 mod quota_wait;
+mod unstored_blobs;
 mod walk;
 
 pub(super) use prefetcher::Prefetcher;

@@ -8,6 +8,7 @@ use tracing::Instrument as _;
 use crate::cache::blob::Blobs;
 use crate::cache::manifest::Manifests;
 use crate::cache::prefetch::quota_wait::QuotaGate;
+use crate::cache::prefetch::unstored_blobs::UnstoredBlobs;
 use crate::cache::prefetch::walk::{WalkEnd, WalkScope, walk};
 use crate::cache::prefetch_queue::{ActiveIndex, IndexKey, PAUSE_MIN, PrefetchQueue};
 use crate::cache::rules::Rules;
@@ -40,6 +41,7 @@ impl Prefetcher {
             blobs: Arc::clone(blobs),
             quota: QuotaGate::new(rules),
             slots: Semaphore::new(CONCURRENT_FETCHES),
+            unstored: UnstoredBlobs::new(),
         };
         Self { queue: Arc::clone(queue), scope }
     }

@@ -13,6 +13,7 @@ use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::manifest::{Children, Manifests};
 use crate::cache::memory::CachedManifest;
 use crate::cache::prefetch::quota_wait::QuotaGate;
+use crate::cache::prefetch::unstored_blobs::UnstoredBlobs;
 use crate::cache::prefetch_queue::IndexKey;
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
@@ -31,6 +32,7 @@ pub(super) struct WalkScope {
     pub(super) quota: QuotaGate,
     /// Permits for concurrent requests.
     pub(super) slots: Semaphore,
+    pub(super) unstored: UnstoredBlobs,
 }
 
 /// Result of a walk.
@@ -193,7 +195,26 @@ impl WalkScope {
             if self.storage.store_health.is_degraded() {
                 return BlobsEnd::Deferred;
             }
+            let now = self.storage.clock.instant();
+            if self.unstored.contains(&blob.digest, now) {
+                end = BlobsEnd::Flawed;
+                continue;
+            }
             if let Err(error) = self.blobs.fetch(repository, &blob.digest, |_| {}).await {
+                if error.kind() == CacheErrorKind::Store {
+                    self.unstored.add(&blob.digest, now);
+                    tracing::warn!(
+                        %repository,
+                        blob = %blob.digest,
+                        %error,
+                        "a blob could not be stored, and is not prefetched again for an hour; check store.max_size and the disk"
+                    );
+                    if self.storage.store_health.is_degraded() {
+                        return BlobsEnd::Deferred;
+                    }
+                    end = BlobsEnd::Flawed;
+                    continue;
+                }
                 tracing::info!(
                     %repository,
                     blob = %blob.digest,
