@@ -163,7 +163,7 @@ fn cache_meaning(error: &CacheError, kind: RequestKind, gateway: bool) -> (Statu
         (CacheErrorKind::RateLimited, true) => (StatusCode::TOO_MANY_REQUESTS, Code::TOOMANYREQUESTS),
         // podman and containerd retry a 429 of a mirror for a long time before they fall back.
         (CacheErrorKind::RateLimited, false)
-        | (CacheErrorKind::Overloaded | CacheErrorKind::Interrupted, _) => {
+        | (CacheErrorKind::Overloaded | CacheErrorKind::Interrupted | CacheErrorKind::TooManyDocuments, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, Code::UNAVAILABLE)
         }
         (CacheErrorKind::Timeout, _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE),

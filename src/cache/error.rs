@@ -41,6 +41,9 @@ pub enum CacheError {
         /// Original error.
         source: Option<Source>,
     },
+    /// No memory for one more large manifest or list.
+    #[error("too many large manifests and lists are being processed; ask again")]
+    TooManyDocuments,
     /// Time-out of the upstream, with nothing cached.
     #[error("the upstream gave no timely answer: {reason}")]
     Timeout {
@@ -89,6 +92,8 @@ pub enum CacheErrorKind {
     RateLimited,
     /// [`CacheError::Overloaded`].
     Overloaded,
+    /// [`CacheError::TooManyDocuments`].
+    TooManyDocuments,
     /// [`CacheError::Timeout`].
     Timeout,
     /// [`CacheError::Unreachable`].
@@ -129,6 +134,7 @@ impl CacheError {
             Self::Denied { .. } => CacheErrorKind::Denied,
             Self::RateLimited { .. } => CacheErrorKind::RateLimited,
             Self::Overloaded { .. } => CacheErrorKind::Overloaded,
+            Self::TooManyDocuments => CacheErrorKind::TooManyDocuments,
             Self::Timeout { .. } => CacheErrorKind::Timeout,
             Self::Unreachable { .. } => CacheErrorKind::Unreachable,
             Self::Invalid { .. } => CacheErrorKind::Invalid,
@@ -144,7 +150,10 @@ impl CacheError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.kind(),
-            CacheErrorKind::Timeout | CacheErrorKind::Unreachable | CacheErrorKind::Interrupted
+            CacheErrorKind::Timeout
+                | CacheErrorKind::Unreachable
+                | CacheErrorKind::Interrupted
+                | CacheErrorKind::TooManyDocuments
         )
     }
 
@@ -154,10 +163,13 @@ impl CacheError {
         const RATE_LIMIT_PAUSE: Duration = Duration::from_mins(1);
         /// Pause after a lost fetch: a new one starts at once.
         const INTERRUPTED_PAUSE: Duration = Duration::from_secs(1);
+        /// Pause until other documents have been processed.
+        const DOCUMENTS_PAUSE: Duration = Duration::from_secs(5);
         match self {
             Self::RateLimited { retry_after, .. } => Some(retry_after.unwrap_or(RATE_LIMIT_PAUSE)),
             Self::Overloaded { retry_after, .. } => Some(*retry_after),
             Self::Interrupted => Some(INTERRUPTED_PAUSE),
+            Self::TooManyDocuments => Some(DOCUMENTS_PAUSE),
             _ => None,
         }
     }
@@ -199,6 +211,7 @@ impl From<SourceError> for CacheError {
             SourceError::RateLimited { retry_after } => Self::RateLimited { retry_after, source },
             SourceError::Overloaded { retry_after } => Self::Overloaded { retry_after, source },
             SourceError::Timeout(reason) => Self::Timeout { reason, source },
+            SourceError::TooManyDocuments => Self::TooManyDocuments,
             SourceError::Busy => Self::Timeout { reason: error.to_string(), source },
             SourceError::Invalid(reason) => Self::Invalid { reason, source },
             SourceError::Undecodable => Self::Invalid { reason: error.to_string(), source },

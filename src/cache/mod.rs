@@ -40,6 +40,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
 use crate::oci::{Accept, Digest, Reference, Referrers, Repository, UpstreamName};
+use crate::source::Counted;
 use crate::store::{Collected, Pointer, Store, StoreError, StoreSession, TagKey};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstreams};
@@ -101,7 +102,7 @@ impl Components {
         let prefetcher = Prefetcher::new(&storage, &rules, &prefetch_queue, &manifests, &blobs);
         Self {
             tag_lists: Arc::new(TagLists::new(&storage, &rules)),
-            referrers_lists: ReferrersLists::new(&storage, &pointers),
+            referrers_lists: ReferrersLists::new(&storage, &rules, &pointers),
             catalog: Catalog::new(&storage, &rules),
             prefetcher: Arc::new(prefetcher),
             storage,
@@ -247,7 +248,7 @@ impl Cache {
         repository: &Repository,
         subject: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<ListResult<Referrers>, CacheError> {
+    ) -> Result<ListResult<Counted<Referrers>>, CacheError> {
         self.0.referrers_lists.get(repository, subject, artifact_type).await
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::document_budget::DocumentMemory;
 use super::error::SourceError;
 use super::gunzip::Gunzip;
 use crate::oci::Digest;
@@ -31,7 +32,7 @@ pub struct ManifestHead {
 }
 
 /// Manifest as it was sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct UnverifiedManifest {
     /// Content, with any transfer encoding undone.
     pub body: Bytes,
@@ -39,6 +40,8 @@ pub struct UnverifiedManifest {
     pub content_type: Option<String>,
     /// Announced digest, a hint only.
     pub digest: Option<Digest>,
+    /// Memory of the manifest until it is stored; `None` for a manifest that a local source has read.
+    pub memory: Option<DocumentMemory>,
 }
 
 /// Range of bytes of a blob.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::content::{BlobBody, ByteRange, ManifestHead, UnverifiedManifest};
+use super::document_budget::Counted;
 use super::error::SourceError;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag};
 
@@ -82,6 +83,8 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// Returns all manifests that refer to `subject`, of any artifact type.
     ///
+    /// The caller holds the memory of the list until it has processed it.
+    ///
     /// The list is complete or an error. A source that keeps no such lists returns [`SourceError::NoReferrers`]; then
     /// the list may exist under its fallback tag. See distribution-spec, "Listing Referrers".
     async fn referrers(
@@ -89,5 +92,5 @@ pub trait Source: Send + Sync + fmt::Debug {
         name: &Name,
         subject: &Digest,
         deadline: Option<Instant>,
-    ) -> Result<Referrers, SourceError>;
+    ) -> Result<Counted<Referrers>, SourceError>;
 }

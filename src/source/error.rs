@@ -36,6 +36,9 @@ pub enum SourceError {
     /// All connections that may be open to the source are in use.
     #[error("all connections to the upstream (max_connections) are in use")]
     Busy,
+    /// No memory for one more large manifest or list before the deadline.
+    #[error("too many large manifests and lists are being processed; ask again")]
+    TooManyDocuments,
     /// No answer before the deadline.
     #[error("the upstream did not answer in time: {0}")]
     Timeout(String),

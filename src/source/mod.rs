@@ -5,6 +5,7 @@
 
 mod content;
 mod contract;
+mod document_budget;
 mod error;
 mod fallback;
 pub(crate) mod gunzip;
@@ -15,6 +16,7 @@ pub use content::{
     UnverifiedManifest,
 };
 pub use contract::Source;
+pub use document_budget::{Counted, DocumentBudget, DocumentMemory, SMALL_DOCUMENT, process};
 pub use error::{Denial, SourceError};
 pub use fallback::open_blob;
 pub use oci_layout::OciLayout;

@@ -101,7 +101,7 @@ impl<'u> EndpointIter<'u> {
                         endpoint.health.succeeded();
                         endpoint.quota.overloaded(*retry_after);
                     }
-                    SourceError::Local(_) | SourceError::Busy => {}
+                    SourceError::Local(_) | SourceError::Busy | SourceError::TooManyDocuments => {}
                     SourceError::Unreachable(_) => endpoint.health.failed(&error),
                     error if error.is_outage() && self.is_list => {}
                     error if error.is_outage() => endpoint.health.failed(error),

@@ -1,9 +1,10 @@
-//! Values that every endpoint needs from the layers above: metrics, clock and time-outs.
+//! Values that every endpoint needs: metrics, clock, time-outs, and the budget for documents.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::source::DocumentBudget;
 use crate::telemetry::Metrics;
 
 /// Time-outs of requests to an upstream.
@@ -31,10 +32,11 @@ impl Default for Timeouts {
     }
 }
 
-/// Metrics, clock and time-outs, shared by all endpoints.
+/// Metrics, clock, time-outs and the budget for documents, shared by all endpoints.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) timeouts: Timeouts,
+    pub(crate) documents: DocumentBudget,
 }

@@ -47,7 +47,8 @@ use crate::config::Config;
 use crate::config::schema;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::source::{
-    BlobBody, BlobSender as _, ByteRange, ManifestHead, Source, SourceError, UnverifiedManifest,
+    BlobBody, BlobSender as _, ByteRange, Counted, DocumentBudget, DocumentMemory, ManifestHead, Source,
+    SourceError, UnverifiedManifest,
 };
 use crate::telemetry::Metrics;
 use attempts::EndpointIter;
@@ -76,7 +77,11 @@ impl Upstreams {
         clock: Clock,
         timeouts: Timeouts,
     ) -> Result<Self, BuildError> {
-        Self::build_over(&BTreeMap::new(), config, Context { metrics, clock, timeouts })
+        Self::build_over(
+            &BTreeMap::new(),
+            config,
+            Context { metrics, clock, timeouts, documents: DocumentBudget::default() },
+        )
     }
 
     /// Creates the upstreams of another configuration. Endpoints with unchanged settings and files are kept with their
@@ -143,6 +148,7 @@ pub struct Upstream {
     /// Notified of every announcement of the quota.
     quota_changed: Arc<Notify>,
     timeouts: Timeouts,
+    documents: DocumentBudget,
 }
 
 impl Upstream {
@@ -172,7 +178,8 @@ impl Upstream {
             return Err(BuildError::Endpoints(name.to_string()));
         }
         let settings = upstream.cache(&config.cache);
-        Ok(Self { name, settings, endpoints, fingerprint, quota_changed, timeouts })
+        let documents = context.documents.clone();
+        Ok(Self { name, settings, endpoints, fingerprint, quota_changed, timeouts, documents })
     }
 
     /// Returns the configured name.
@@ -188,6 +195,11 @@ impl Upstream {
     /// Returns the cache settings: the common ones, overridden by those of this upstream.
     pub fn settings(&self) -> &schema::Cache {
         &self.settings
+    }
+
+    /// Returns the memory of a new document of this upstream: none yet.
+    pub fn document_memory(&self) -> DocumentMemory {
+        self.documents.document(self.name.as_str())
     }
 
     /// Returns true if all authoritative endpoints keep failing, so that a request with cached content need not wait.
@@ -311,7 +323,7 @@ impl Source for Upstream {
         name: &Name,
         subject: &Digest,
         deadline: Option<Instant>,
-    ) -> Result<Referrers, SourceError> {
+    ) -> Result<Counted<Referrers>, SourceError> {
         let endpoints = self.endpoints_for(None, QuotaClass::Free, deadline).for_list();
         endpoints.first(|source, deadline| source.referrers(name, subject, deadline)).await
     }

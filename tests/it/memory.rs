@@ -2,10 +2,12 @@
 
 use crate::support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use support::content::{OCI_INDEX, OCI_MANIFEST, sha256};
 use support::fixture::MIB;
-use support::{Blob, Registry, Setup};
+use support::{Blob, Fault, Image, Registry, Setup, When};
 
 /// Pulls `number` cold blobs of 1 MiB by 16 clients, and returns the growth of the server's memory at its peak.
 fn growth_of_a_cold_start(kind: &str, number: u64) -> u64 {
@@ -41,4 +43,44 @@ fn cold_start_with_blobs_in_files_needs_little_memory() {
     let growth = growth_of_a_cold_start("files", 160);
     println!("files: {} MiB", growth >> 20);
     assert!(growth < 80 * MIB as u64, "{growth} bytes");
+}
+
+#[test]
+fn large_lists_of_referrers_share_a_bounded_memory() {
+    const LISTS: usize = 8;
+    const ENTRIES: usize = 24_000;
+    let registry = Registry::start();
+    let entry = |number: usize| {
+        let digest = sha256(&number.to_be_bytes());
+        format!(r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{digest}","size":1}}"#)
+    };
+    let entries: Vec<_> = (0..ENTRIES).map(entry).collect();
+    let list =
+        format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#, entries.join(","));
+    assert!((3 * MIB..4 * MIB).contains(&list.len()), "{}", list.len());
+    registry.add_image("library/app", "v1", &Image::small(1));
+    registry.offer_referrers(true);
+    registry.script(When::any().path("/referrers/"), Fault::ReplaceBody(Arc::new(list.into_bytes())));
+    let larder = Setup::with(&registry).set("log.requests", false).start();
+    let before = larder.rss();
+    std::thread::scope(|scope| {
+        let answers: Vec<_> = (0..LISTS)
+            .map(|number| {
+                let larder = &larder;
+                let path = format!("/v2/library/app/referrers/{}", sha256(&[number as u8]));
+                scope.spawn(move || larder.get(&path))
+            })
+            .collect();
+        for answer in answers {
+            let answer = answer.join().unwrap();
+            match answer.status() {
+                200 => assert_eq!(answer.json()["manifests"].as_array().map(Vec::len), Some(ENTRIES)),
+                503 => assert!(answer.header("retry-after").is_some()),
+                status => panic!("{status}: {}", answer.text()),
+            }
+        }
+    });
+    let growth = larder.peak_rss() - before;
+    println!("lists: {} MiB", growth >> 20);
+    assert!(growth < 220 * MIB as u64, "{growth} bytes");
 }

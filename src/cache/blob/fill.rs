@@ -144,7 +144,8 @@ impl Fill {
                     return Ok(Some(entry));
                 }
             };
-            let downloaded = self.download(*writer, gzip_label).await?;
+            // Boxed: a verified fill may wait long, and needs none of the state of its download.
+            let downloaded = Box::pin(self.download(*writer, gzip_label)).await?;
             match self.check(downloaded, gzip_label).await? {
                 Attempt::Verified(verified) => return self.commit(*verified).await,
                 Attempt::Unwanted => return Ok(None),

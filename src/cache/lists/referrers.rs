@@ -5,24 +5,32 @@
 //! signed, so a failing upstream must never shorten a list.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
 use crate::cache::lists::page::ListResult;
 use crate::cache::manifest::{ManifestAnswer, Pointers};
 use crate::cache::memory::CachedManifest;
+use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
+use crate::source::Counted;
 use crate::store::{Pointer, StoreError, StoreSession};
 use crate::telemetry::Outcome;
 
 /// Limit on cached manifests that are added to one list.
 const CACHED_MAX: usize = 1000;
+/// Longest wait for the memory of a large list.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(9);
 
 /// Lists of referrers.
 #[derive(Debug)]
 pub(in crate::cache) struct ReferrersLists {
     storage: Arc<Storage>,
+    rules: Arc<Rules>,
     pointers: Arc<Pointers>,
 }
 
@@ -34,8 +42,12 @@ enum UpstreamList {
 }
 
 impl ReferrersLists {
-    pub(in crate::cache) fn new(storage: &Arc<Storage>, pointers: &Arc<Pointers>) -> Self {
-        Self { storage: Arc::clone(storage), pointers: Arc::clone(pointers) }
+    pub(in crate::cache) fn new(
+        storage: &Arc<Storage>,
+        rules: &Arc<Rules>,
+        pointers: &Arc<Pointers>,
+    ) -> Self {
+        Self { storage: Arc::clone(storage), rules: Arc::clone(rules), pointers: Arc::clone(pointers) }
     }
 
     /// Returns the referrers of `subject`, of one artifact type if a type is given. An empty list always comes from the
@@ -45,7 +57,7 @@ impl ReferrersLists {
         repository: &Repository,
         subject: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<ListResult<Referrers>, CacheError> {
+    ) -> Result<ListResult<Counted<Referrers>>, CacheError> {
         let (owner, of) = (repository.clone(), *subject);
         let cached = self.storage.with_store(move |store| store.referrers(&owner, &of, CACHED_MAX)).await;
         let cached = self.storage.or_default("the cached referrers cannot be listed", cached)?;
@@ -57,10 +69,7 @@ impl ReferrersLists {
                 Ok(UpstreamList::Absent(outcome)) => (None, outcome, None, None),
                 Err(error) => (None, Outcome::Stale, None, Some(error)),
             };
-        let mut content = self.merge(repository, manifest, cached).await?;
-        if let Some(artifact_type) = artifact_type {
-            content.retain(artifact_type);
-        }
+        let content = self.merge(repository, manifest, cached, artifact_type).await?;
         match stale {
             Some(error) if content.is_empty() && error.allows_stale() => Err(error),
             stale => Ok(ListResult { content, outcome, age, stale }),
@@ -111,20 +120,30 @@ impl ReferrersLists {
         }
     }
 
-    /// Adds the cached manifests to the upstream's list.
+    /// Adds the cached manifests to the upstream's list, and selects one artifact type. A large list waits for its memory,
+    /// which the caller holds with the list.
     async fn merge(
         &self,
         repository: &Repository,
         list: Option<Arc<CachedManifest>>,
         cached: Vec<Digest>,
-    ) -> Result<Referrers, CacheError> {
-        let repository = repository.clone();
-        let merged = self.storage.with_store(move |store| {
+        artifact_type: Option<&str>,
+    ) -> Result<Counted<Referrers>, CacheError> {
+        let mut memory = self.rules.upstream(repository)?.document_memory();
+        let size = list.as_ref().map_or(0, |list| list.body.len());
+        memory.reserve(size, Instant::now() + MEMORY_TIMEOUT).await?;
+        let (repository, artifact_type) = (repository.clone(), artifact_type.map(str::to_owned));
+        let merged = self.storage.with_store_long(move |store| {
             let list = list.map_or_else(|| Some(Referrers::default()), |list| Referrers::read(&list.body));
-            list.map(|mut list| add_cached(store, &repository, &cached, &mut list).map(|()| list)).transpose()
+            let Some(mut list) = list else { return Ok(None) };
+            add_cached(store, &repository, &cached, &mut list)?;
+            if let Some(artifact_type) = artifact_type {
+                list.retain(&artifact_type);
+            }
+            Ok(Some(list))
         });
         let invalid = || CacheError::invalid("the fall-back tag for referrers is no image index");
-        merged.await?.ok_or_else(invalid)
+        Ok(Counted::new(merged.await?.ok_or_else(invalid)?, memory))
     }
 }
 

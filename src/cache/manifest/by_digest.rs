@@ -17,7 +17,7 @@ use crate::cache::storage::Storage;
 use crate::cache::verify::verify_manifest;
 use crate::oci::media::{CANONICAL_ACCEPT, ManifestKind};
 use crate::oci::{Digest, Manifest, Reference, Repository};
-use crate::source::{Source as _, UnverifiedManifest};
+use crate::source::{SMALL_DOCUMENT, Source as _, UnverifiedManifest, process};
 use crate::store::{Change, LinkFact, StoreError, StoreSession, StoredManifest};
 use crate::telemetry::Outcome;
 
@@ -202,19 +202,30 @@ impl Manifests {
         digest: Digest,
         answer: UnverifiedManifest,
     ) -> Result<Arc<CachedManifest>, CacheError> {
-        let parsed = Manifest::read(&answer.body, answer.content_type.as_deref())
-            .map_err(|error| CacheError::invalid(format!("{digest}: {error}")))?;
+        let UnverifiedManifest { body, content_type, memory, .. } = answer;
+        let parse = {
+            let body = body.clone();
+            move || Manifest::read(&body, content_type.as_deref())
+        };
+        let parsed = process(body.len(), parse).await?;
+        let parsed = parsed.map_err(|error| CacheError::invalid(format!("{digest}: {error}")))?;
         let media_type = parsed.media_type.clone();
-        let kept = self.storage.with_store({
-            let (storage, repository, body) =
-                (Arc::clone(&self.storage), repository.clone(), answer.body.clone());
-            move |store| put_manifest(&storage, store, &repository, digest, &parsed, body)
-        });
-        match kept.await {
+        let work = {
+            let (storage, repository, body) = (Arc::clone(&self.storage), repository.clone(), body.clone());
+            move |store: &StoreSession| {
+                let _memory = memory;
+                put_manifest(&storage, store, &repository, digest, &parsed, body)
+            }
+        };
+        let kept = match body.len() {
+            ..=SMALL_DOCUMENT => self.storage.with_store(work).await,
+            _ => self.storage.with_store_long(work).await,
+        };
+        match kept {
             Ok(manifest) => Ok(manifest),
             Err(error) => {
                 self.storage.report_error("a manifest could not be stored; it is served from memory", &error);
-                let (body, usage) = (answer.body, Arc::default());
+                let usage = Arc::default();
                 let manifest = Arc::new(CachedManifest { digest, media_type, body, usage });
                 self.storage.memory.manifests.insert(repository, Arc::clone(&manifest));
                 Ok(manifest)
@@ -241,11 +252,9 @@ impl Manifests {
     /// Records the subject of a manifest that was stored through another repository. A referrer that is not recorded is
     /// still in the upstream's list.
     async fn record_subject(&self, repository: &Repository, manifest: &CachedManifest) {
-        let Ok(Manifest { subject: Some(subject), .. }) =
-            Manifest::read(&manifest.body, Some(manifest.media_type.as_str()))
-        else {
-            return;
-        };
+        let (body, media_type) = (manifest.body.clone(), manifest.media_type.clone());
+        let parsed = process(body.len(), move || Manifest::read(&body, Some(media_type.as_str()))).await;
+        let Ok(Ok(Manifest { subject: Some(subject), .. })) = parsed else { return };
         let (repository, referrer) = (repository.clone(), manifest.digest);
         let change = Change::AddReferrer { repository, subject, referrer };
         if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {

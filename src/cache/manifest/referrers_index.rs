@@ -29,7 +29,12 @@ pub(super) async fn fetch(
     let upstream = rules.upstream(repository)?;
     match upstream.referrers(&repository.name, subject, None).await {
         Ok(list) if list.is_empty() => Err(CacheError::NotFound),
-        Ok(list) => keep(storage, repository, list).await,
+        Ok(list) => {
+            let (list, memory) = list.into_parts();
+            let kept = keep(storage, repository, list).await;
+            drop(memory);
+            kept
+        }
         Err(SourceError::NoReferrers { lasting }) => {
             let (subject, ttl) = if lasting {
                 (None, freshness::at_least_tag_ttl(MISSING_API_TTL, upstream.settings()))
@@ -70,7 +75,7 @@ async fn keep(
         };
         Ok(Arc::new(CachedManifest { digest, media_type, body, usage }))
     };
-    let manifest = storage.with_store(work).await?;
+    let manifest = storage.with_store_long(work).await?;
     storage.memory.manifests.insert(repository, Arc::clone(&manifest));
     Ok(manifest)
 }

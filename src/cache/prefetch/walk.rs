@@ -19,6 +19,7 @@ use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::index_walk::{IndexWalk, WalkItem, WalkLimit};
 use crate::oci::{Descriptor, Manifest, Repository};
+use crate::source::process;
 use crate::store::Change;
 use crate::telemetry::Metrics;
 
@@ -69,7 +70,7 @@ struct Prefetch<'a> {
 
 /// Fetches the missing content below an index.
 pub(super) async fn walk(scope: &WalkScope, index: &IndexKey, manifest: &CachedManifest) -> WalkEnd {
-    let Some(parsed) = parse(manifest) else { return WalkEnd::Complete };
+    let Some(parsed) = parse(manifest).await else { return WalkEnd::Complete };
     let mut prefetch = Prefetch {
         scope,
         index,
@@ -80,8 +81,9 @@ pub(super) async fn walk(scope: &WalkScope, index: &IndexKey, manifest: &CachedM
     prefetch.run().await
 }
 
-fn parse(manifest: &CachedManifest) -> Option<Manifest> {
-    Manifest::read(&manifest.body, Some(manifest.media_type.as_str())).ok()
+async fn parse(manifest: &CachedManifest) -> Option<Manifest> {
+    let (body, media_type) = (manifest.body.clone(), manifest.media_type.clone());
+    process(body.len(), move || Manifest::read(&body, Some(media_type.as_str())).ok()).await.ok()?
 }
 
 impl Prefetch<'_> {
@@ -128,7 +130,7 @@ impl Prefetch<'_> {
                     BlobsEnd::Deferred => return WalkEnd::Deferred { missing },
                 }
             }
-            if let Some(parsed) = parse(&manifest) {
+            if let Some(parsed) = parse(&manifest).await {
                 self.walk.visit(&parsed, manifest.body.len() as u64);
             }
         }
@@ -185,7 +187,7 @@ impl WalkScope {
 
     /// Fetches the blobs of an image, one after the other.
     async fn fetch_blobs(&self, repository: &Repository, image: &CachedManifest) -> BlobsEnd {
-        let Ok(parsed) = Manifest::read(&image.body, Some(image.media_type.as_str())) else {
+        let Some(parsed) = parse(image).await else {
             return BlobsEnd::Complete;
         };
         let mut end = BlobsEnd::Complete;

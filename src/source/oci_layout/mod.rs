@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::content::{BlobBody, ByteRange, Chunks, MANIFEST_MAX, ManifestHead, UnverifiedManifest};
 use super::contract::Source;
+use super::document_budget::Counted;
 use super::error::SourceError;
 use crate::layout::{IMAGE_NAME, INDEX_MAX, LayoutFile, LayoutReadError, LayoutReader};
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
@@ -129,9 +130,10 @@ impl Source for OciLayout {
         name: &Name,
         subject: &Digest,
         _deadline: Option<Instant>,
-    ) -> Result<Referrers, SourceError> {
+    ) -> Result<Counted<Referrers>, SourceError> {
         let (name, subject) = (name.clone(), *subject);
-        self.run("GET", move |layout| layout.read_referrers(&name, &subject)).await
+        let list = self.run("GET", move |layout| layout.read_referrers(&name, &subject)).await?;
+        Ok(Counted::new(list, None))
     }
 }
 
@@ -161,6 +163,7 @@ impl OciLayout {
             body: body.into(),
             content_type: found.content_type,
             digest: Some(found.digest),
+            memory: None,
         })
     }
 

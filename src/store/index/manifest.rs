@@ -11,6 +11,9 @@ use crate::store::index::fact::{Fact as _, LinkFact, ManifestFact, readable};
 use crate::store::index::key::Key;
 use crate::store::index::trees::Trees;
 
+/// Links that are written at once. sled holds all entries of a batch in memory, and locks the tree meanwhile.
+const LINKS_PER_BATCH: usize = 256;
+
 impl Engine {
     /// Returns a manifest.
     pub(in crate::store) fn manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, StoreError> {
@@ -65,16 +68,22 @@ impl Engine {
             Some(known) => MediaType::new(&known.media_type).ok_or(StoreError::Damaged(*digest))?,
             None => self.put_document(digest, manifest, stored, now)?,
         };
-        let mut batch = sled::Batch::default();
+        let facts = self.database.facts()?;
+        let (mut batch, mut number) = (sled::Batch::default(), 0);
+        // The link to the manifest itself is last, and makes it visible: a crash before it only causes another fetch.
         let own = std::iter::once((*digest, Some(size)));
-        for (target, size) in own.chain(links) {
+        for (target, size) in links.chain(own) {
             if size.is_none() {
                 self.add_link(repository, &target)?;
                 continue;
             }
             batch.insert(Key::Link(repository, &target).to_bytes(), LinkFact { size }.encode());
+            number += 1;
+            if number % LINKS_PER_BATCH == 0 {
+                facts.apply_batch(std::mem::take(&mut batch))?;
+            }
         }
-        self.database.facts()?.apply_batch(batch)?;
+        facts.apply_batch(batch)?;
         Ok(media_type)
     }
 

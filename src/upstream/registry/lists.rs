@@ -4,11 +4,13 @@
 //! because a missing entry would read as one that does not exist.
 
 use std::collections::HashSet;
+use std::fmt;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use serde::Deserialize;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
@@ -16,11 +18,11 @@ use super::encoding::is_gzip;
 use super::limits::ConnectionLimits;
 use super::link_header;
 use super::request::RegistryRequest;
-use super::response::{content_length, expect_status, read_document};
+use super::response::{DocumentLimits, content_length, expect_status, read_document};
 use crate::oci::media::OCI_INDEX;
 use crate::oci::{MediaType, Referrers, Tag};
 use crate::source::gunzip::decode_document;
-use crate::source::{LIST_MAX, SourceError, TAGS_MAX};
+use crate::source::{Counted, DocumentMemory, LIST_MAX, SourceError, TAGS_MAX, process};
 use crate::upstream::auth::Auth;
 use crate::upstream::transport::client::HttpClient;
 
@@ -60,19 +62,50 @@ pub(super) struct Pages<'r> {
     /// Bytes of all pages so far.
     bytes: usize,
     ended: bool,
+    memory: DocumentMemory,
 }
 
 /// Body of a page of tags.
 #[derive(Deserialize)]
-struct TagList<'a> {
+struct TagList {
     /// `null` for an empty list in distribution.
-    #[serde(default, borrow)]
-    tags: Option<Vec<&'a RawValue>>,
+    #[serde(default)]
+    tags: Tags,
 }
 
-/// Returns the tag that an element of the list is. Any other element is skipped, so that it does not hide the others.
-fn tag(element: &RawValue) -> Option<Tag> {
-    serde_json::from_str::<String>(element.get()).ok()?.parse().ok()
+/// Valid tags of a page. Other elements are skipped, so that they do not hide the others. Elements are read one by one, so
+/// that a list of millions of invalid ones needs no memory.
+#[derive(Default)]
+struct Tags(Vec<Tag>);
+
+impl<'de> Deserialize<'de> for Tags {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TagsVisitor)
+    }
+}
+
+struct TagsVisitor;
+
+impl<'de> Visitor<'de> for TagsVisitor {
+    type Value = Tags;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of tags")
+    }
+
+    fn visit_unit<E>(self) -> Result<Tags, E> {
+        Ok(Tags::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tags, A::Error> {
+        let mut tags = Vec::new();
+        while let Some(element) = list.next_element::<&RawValue>()? {
+            let tag = serde_json::from_str::<String>(element.get()).ok().and_then(|text| text.parse().ok());
+            // One more than permitted is enough to refuse the list.
+            tags.extend(tag.filter(|_| tags.len() <= TAGS_MAX));
+        }
+        Ok(Tags(tags))
+    }
 }
 
 /// Body of an error (distribution-spec, "Error Codes").
@@ -90,9 +123,10 @@ struct CodedError {
 pub(super) async fn tags(mut pages: Pages<'_>) -> Result<Vec<Tag>, SourceError> {
     let mut tags = Vec::new();
     while let Some(page) = pages.next().await? {
-        let list: TagList<'_> = serde_json::from_slice(&page.body)
-            .map_err(|_| SourceError::Invalid("its list of tags is not valid".to_owned()))?;
-        tags.extend(list.tags.unwrap_or_default().into_iter().filter_map(tag));
+        let list =
+            process(page.body.len(), move || serde_json::from_slice::<TagList>(&page.body).ok()).await?;
+        let invalid = || SourceError::Invalid("its list of tags is not valid".to_owned());
+        tags.extend(list.ok_or_else(invalid)?.tags.0);
         if tags.len() > TAGS_MAX {
             return Err(SourceError::Invalid(format!("it lists more than {TAGS_MAX} tags")));
         }
@@ -101,11 +135,11 @@ pub(super) async fn tags(mut pages: Pages<'_>) -> Result<Vec<Tag>, SourceError> 
 }
 
 /// Reads all referrers.
-pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Referrers, SourceError> {
+pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Counted<Referrers>, SourceError> {
     let mut list = Referrers::default();
     let mut first = true;
     while let Some(page) = pages.next().await? {
-        match page.referrers() {
+        match process(page.body.len(), move || page.referrers()).await? {
             Ok(part) => list.extend(part),
             // After a valid first page the list exists, so it is damaged and not missing.
             Err(SourceError::NoReferrers { .. }) if !first => {
@@ -115,7 +149,9 @@ pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Referrers, SourceE
         }
         first = false;
     }
-    Ok(list)
+    let Pages { mut memory, bytes, .. } = pages;
+    memory.shrink(bytes);
+    Ok(Counted::new(list, memory))
 }
 
 impl<'r> Pages<'r> {
@@ -126,9 +162,10 @@ impl<'r> Pages<'r> {
         limits: &'r ConnectionLimits,
         request: RegistryRequest<'r>,
         deadline: Instant,
+        memory: DocumentMemory,
     ) -> Self {
         let seen = HashSet::from([request.url.query().unwrap_or_default().to_owned()]);
-        Self { http, auth, limits, request, seen, deadline, bytes: 0, ended: false }
+        Self { http, auth, limits, request, seen, deadline, bytes: 0, ended: false, memory }
     }
 
     /// Fetches the next page; `None` after the last.
@@ -178,7 +215,7 @@ impl<'r> Pages<'r> {
         Ok(())
     }
 
-    async fn fetch(&self) -> Result<Page, SourceError> {
+    async fn fetch(&mut self) -> Result<Page, SourceError> {
         let _permit = self.limits.for_document(self.deadline).await?;
         let mut response = self.request.send(self.http, self.auth, self.deadline).await?;
         if response.status().is_success() {
@@ -191,7 +228,13 @@ impl<'r> Pages<'r> {
             (content_type.and_then(MediaType::from_header), link_header::next(headers));
         let size = content_length(headers);
         let status = response.status();
-        let body = read_document(self.http, &mut response, size, "list", self.bytes, LIST_MAX).await?;
+        if encoded {
+            self.memory.reserve(LIST_MAX, self.deadline).await?;
+        }
+        // A list of one page has its length as the only one.
+        let whole = size.filter(|_| self.bytes == 0 && next.is_none());
+        let limits = DocumentLimits::new("list", self.bytes, whole, LIST_MAX, self.deadline);
+        let body = read_document(self.http, &mut response, size, &limits, &mut self.memory).await?;
         let body = if encoded { decode_document(body, LIST_MAX)? } else { body };
         Ok(Page { status, content_type, body, next })
     }

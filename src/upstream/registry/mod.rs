@@ -28,14 +28,15 @@ use super::transport::proxy::Proxies;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::source::gunzip::decode_document;
 use crate::source::{
-    BlobBody, ByteRange, MANIFEST_MAX, ManifestHead, Source, SourceError, UnverifiedManifest,
+    BlobBody, ByteRange, Counted, DocumentBudget, MANIFEST_MAX, ManifestHead, Source, SourceError,
+    UnverifiedManifest,
 };
 use crate::tls;
 use blob::{ContentRange, ResponseChunks};
 use encoding::is_gzip;
 use limits::ConnectionLimits;
 use request::RegistryRequest;
-use response::{content_length, expect_status, manifest_head, read_document};
+use response::{DocumentLimits, content_length, expect_status, manifest_head, read_document};
 
 const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 /// Statuses of registries that do not support HEAD. They say nothing about the manifest.
@@ -49,6 +50,7 @@ pub(crate) struct Registry {
     pub(crate) http: Arc<HttpClient>,
     pub(crate) auth: Auth,
     limits: ConnectionLimits,
+    documents: DocumentBudget,
 }
 
 impl Registry {
@@ -65,7 +67,8 @@ impl Registry {
         let http = Arc::new(http_client(name, &url, connection, quota, context)?);
         let base = url.as_str().trim_end_matches('/').to_owned();
         let auth = Auth::new(Arc::clone(&http), url, servers, login);
-        Ok(Self { base, http, auth, limits: ConnectionLimits::new(connection.max_connections) })
+        let limits = ConnectionLimits::new(connection.max_connections);
+        Ok(Self { base, http, auth, limits, documents: context.documents.clone() })
     }
 
     /// Returns the deadline, or the one that follows from the upstream's time-out.
@@ -95,9 +98,15 @@ impl Registry {
         expect_status(&response, StatusCode::OK)?;
         let encoded = is_gzip(response.headers())?;
         let ManifestHead { digest, size, content_type } = manifest_head(response.headers());
-        let body = read_document(&self.http, &mut response, size, "manifest", 0, MANIFEST_MAX).await?;
+        let mut memory = self.documents.document(self.http.upstream.as_str());
+        if encoded {
+            memory.reserve(MANIFEST_MAX, deadline).await?;
+        }
+        let limits = DocumentLimits::new("manifest", 0, size, MANIFEST_MAX, deadline);
+        let body = read_document(&self.http, &mut response, size, &limits, &mut memory).await?;
         let body = if encoded { decode_document(body, MANIFEST_MAX)? } else { body };
-        Ok(UnverifiedManifest { body, content_type, digest })
+        memory.shrink(body.len());
+        Ok(UnverifiedManifest { body, content_type, digest, memory: Some(memory) })
     }
 }
 
@@ -201,7 +210,7 @@ impl Source for Registry {
         name: &Name,
         subject: &Digest,
         deadline: Option<Instant>,
-    ) -> Result<Referrers, SourceError> {
+    ) -> Result<Counted<Referrers>, SourceError> {
         let accept = Some(crate::oci::media::OCI_INDEX);
         let mut request = self.request(Method::GET, name, "referrers", subject, accept)?;
         request.accepted_statuses = lists::WITHOUT_REFERRERS_API;
@@ -211,7 +220,8 @@ impl Source for Registry {
 
 impl Registry {
     fn pages<'r>(&'r self, request: RegistryRequest<'r>, deadline: Option<Instant>) -> lists::Pages<'r> {
-        lists::Pages::new(&self.http, &self.auth, &self.limits, request, self.deadline(deadline))
+        let memory = self.documents.document(self.http.upstream.as_str());
+        lists::Pages::new(&self.http, &self.auth, &self.limits, request, self.deadline(deadline), memory)
     }
 }
 

@@ -6,9 +6,9 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use reqwest::Response;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use crate::source::{ManifestHead, SourceError};
+use crate::source::{DocumentMemory, ManifestHead, SMALL_DOCUMENT, SourceError};
 use crate::upstream::transport::client::{HttpClient, causes};
 
 /// Header with the digest of a manifest (distribution-spec, "Pulling manifests").
@@ -43,16 +43,43 @@ pub(super) fn expect_status(response: &Response, status: StatusCode) -> Result<(
     }
 }
 
-/// Reads the whole body of a manifest or list. `size` is the announced length and `kind` the word for messages and
-/// metrics. Together with the `before` bytes of earlier pages, the body may have `max` bytes.
+/// Limits of one manifest, or of one page of a list.
+pub(super) struct DocumentLimits {
+    /// Word for messages and metrics.
+    pub(super) kind: &'static str,
+    /// Bytes of the earlier pages.
+    pub(super) before: usize,
+    /// Largest number of bytes of all pages together.
+    pub(super) max: usize,
+    /// Bytes for which a large document reserves memory.
+    pub(super) reserved: usize,
+    /// Latest time at which a large document gets its memory.
+    pub(super) deadline: Instant,
+}
+
+impl DocumentLimits {
+    /// Creates the limits. `size` is the length of the whole document, if it is known.
+    pub(super) fn new(
+        kind: &'static str,
+        before: usize,
+        size: Option<u64>,
+        max: usize,
+        deadline: Instant,
+    ) -> Self {
+        let reserved = size.and_then(|size| usize::try_from(size).ok()).map_or(max, |size| size.min(max));
+        Self { kind, before, max, reserved, deadline }
+    }
+}
+
+/// Reads the whole body of a manifest or list. `size` is the announced length.
 pub(super) async fn read_document(
     http: &HttpClient,
     response: &mut Response,
     size: Option<u64>,
-    kind: &str,
-    before: usize,
-    max: usize,
+    limits: &DocumentLimits,
+    memory: &mut DocumentMemory,
 ) -> Result<Bytes, SourceError> {
+    let &DocumentLimits { kind, before, max, reserved, deadline } = limits;
     let too_large = || SourceError::Invalid(format!("the {kind} is larger than {max} bytes"));
     let budget = max.saturating_sub(before);
     if size.is_some_and(|size| size > budget as u64) {
@@ -64,8 +91,12 @@ pub(super) async fn read_document(
     let whole = timeout(idle, async {
         while let Some(chunk) = response.chunk().await.map_err(interrupted)? {
             http.metrics.fetched(http.upstream.as_str(), kind, chunk.len() as u64);
-            if body.len() + chunk.len() > budget {
+            let length = body.len() + chunk.len();
+            if length > budget {
                 return Err(too_large());
+            }
+            if before + length > SMALL_DOCUMENT {
+                memory.reserve(reserved.max(before + length), deadline).await?;
             }
             body.extend_from_slice(&chunk);
         }

@@ -1,0 +1,179 @@
+//! Budget for the memory of large documents in progress: manifests and lists that are received, parsed and stored.
+//!
+//! Small documents need no permission, so that a registry with large documents does not delay others.
+
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use super::error::SourceError;
+
+/// Memory of all documents in progress, in KiB.
+const MEMORY_MAX: usize = 160 << 10;
+/// Memory of the documents of one upstream, in KiB: one list of the largest size.
+const UPSTREAM_MAX: usize = MEMORY_MAX / 2;
+/// Memory that a document needs for each of its bytes, at the peak of its processing.
+const COST: usize = 5;
+/// Size of documents that are not counted.
+pub const SMALL_DOCUMENT: usize = 64 << 10;
+
+/// Budget shared by all upstreams; clones share it.
+#[derive(Clone, Debug)]
+pub struct DocumentBudget(Arc<BudgetState>);
+
+#[derive(Debug)]
+struct BudgetState {
+    all: Arc<Semaphore>,
+    /// Share of each upstream. Upstreams come from the configuration, so their number is bounded.
+    upstreams: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+/// Runs `work` on a document of `size` bytes. A large document gets a thread that may block, so that it does not delay other
+/// requests.
+pub async fn process<T, F>(size: usize, work: F) -> Result<T, SourceError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    if size <= SMALL_DOCUMENT {
+        return Ok(work());
+    }
+    let failed = |_| SourceError::Local("a document could not be processed".to_owned());
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
+/// Memory of one document. Dropping it leaves the memory to others.
+#[derive(Debug)]
+pub struct DocumentMemory {
+    budget: DocumentBudget,
+    upstream: Arc<Semaphore>,
+    held: Option<[OwnedSemaphorePermit; 2]>,
+}
+
+/// Document together with its memory.
+#[derive(Debug)]
+pub struct Counted<T> {
+    document: T,
+    /// `None` for a document that a local source has read.
+    memory: Option<DocumentMemory>,
+}
+
+impl Default for DocumentBudget {
+    fn default() -> Self {
+        Self(Arc::new(BudgetState { all: Arc::new(Semaphore::new(MEMORY_MAX)), upstreams: Mutex::default() }))
+    }
+}
+
+impl DocumentBudget {
+    /// Returns the memory of a new document of an upstream: none yet.
+    pub fn document(&self, upstream: &str) -> DocumentMemory {
+        let mut upstreams = self.0.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = match upstreams.get(upstream) {
+            Some(share) => share,
+            None => {
+                upstreams.entry(upstream.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(UPSTREAM_MAX)))
+            }
+        };
+        DocumentMemory { budget: self.clone(), upstream: Arc::clone(share), held: None }
+    }
+}
+
+impl DocumentMemory {
+    /// Waits for the memory of a document of up to `size` bytes. Does nothing if the document has its memory already.
+    ///
+    /// All memory is reserved at once and in order of arrival. With a reservation for each chunk, documents that hold a part
+    /// could wait for each other.
+    pub async fn reserve(&mut self, size: usize, deadline: Instant) -> Result<(), SourceError> {
+        if size <= SMALL_DOCUMENT || self.held.is_some() {
+            return Ok(());
+        }
+        let wanted = kib(size);
+        let reserve = async {
+            let upstream = Arc::clone(&self.upstream).acquire_many_owned(wanted).await;
+            let all = Arc::clone(&self.budget.0.all).acquire_many_owned(wanted).await;
+            // The semaphores are never closed.
+            Some([upstream.ok()?, all.ok()?])
+        };
+        let held = timeout_at(deadline, reserve).await.map_err(|_| SourceError::TooManyDocuments)?;
+        self.held = Some(held.ok_or(SourceError::TooManyDocuments)?);
+        Ok(())
+    }
+
+    /// Reduces the memory to that of a document of `size` bytes.
+    pub fn shrink(&mut self, size: usize) {
+        let needed = if size <= SMALL_DOCUMENT { 0 } else { kib(size) as usize };
+        for permit in self.held.iter_mut().flatten() {
+            drop(permit.split(permit.num_permits().saturating_sub(needed)));
+        }
+    }
+}
+
+/// Returns the memory of a document in KiB. A single document may have any size.
+fn kib(size: usize) -> u32 {
+    let needed = size.saturating_mul(COST).div_ceil(1024).min(UPSTREAM_MAX);
+    u32::try_from(needed).unwrap_or(u32::MAX)
+}
+
+impl<T> Counted<T> {
+    /// Creates a document with its memory.
+    pub fn new(document: T, memory: impl Into<Option<DocumentMemory>>) -> Self {
+        Self { document, memory: memory.into() }
+    }
+
+    /// Returns the document and its memory.
+    pub fn into_parts(self) -> (T, Option<DocumentMemory>) {
+        (self.document, self.memory)
+    }
+}
+
+impl<T> Deref for Counted<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.document
+    }
+}
+
+impl<T> DerefMut for Counted<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.document
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_mins(1)
+    }
+
+    #[tokio::test]
+    async fn large_documents_wait_and_small_ones_do_not() {
+        let budget = DocumentBudget::default();
+        let mut first = budget.document("a.test");
+        first.reserve(usize::MAX, soon()).await.expect("a single document may have any size");
+        let mut second = budget.document("a.test");
+        assert_eq!(second.reserve(1 << 20, soon()).await, Err(SourceError::TooManyDocuments));
+        budget.document("a.test").reserve(SMALL_DOCUMENT, soon()).await.expect("small");
+        // Other upstreams have a share of their own.
+        let mut other = budget.document("b.test");
+        other.reserve(16 << 20, soon()).await.expect("memory");
+        let third = budget.document("c.test").reserve(1 << 20, soon()).await;
+        assert_eq!(third, Err(SourceError::TooManyDocuments));
+        let waiting = tokio::spawn(async move { second.reserve(1 << 20, later()).await });
+        tokio::task::yield_now().await;
+        first.shrink(1 << 20);
+        waiting.await.expect("no panic").expect("memory");
+        drop((first, other));
+        budget.document("c.test").reserve(16 << 20, soon()).await.expect("memory");
+    }
+}
