@@ -3,6 +3,7 @@
 mod background;
 mod build;
 mod limits;
+mod memory;
 mod offline;
 mod reload;
 mod run;

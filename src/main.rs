@@ -7,7 +7,7 @@ use larder::cli;
 
 fn main() -> ExitCode {
     tune_allocator();
-    match cli::run(cli::arguments()) {
+    match cli::run(cli::arguments(), release_memory) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // If standard error is closed, only the exit code remains.
@@ -58,3 +58,19 @@ fn tune_allocator() {
 
 #[cfg(not(target_env = "gnu"))]
 fn tune_allocator() {}
+
+/// Returns freed memory to the system. glibc by itself returns only the free memory at the top of each heap.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "the C library has no safe interface for this")]
+fn release_memory() {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    // SAFETY: malloc_trim changes only free memory of the allocator, under its locks. It may be called from any thread.
+    unsafe {
+        malloc_trim(0);
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn release_memory() {}

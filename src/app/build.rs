@@ -33,6 +33,8 @@ pub struct App {
     pub(super) admin_listeners: Vec<Listener>,
     pub(super) certificates: Vec<Certificate>,
     pub(super) reload: Option<Reload>,
+    /// Returns freed memory to the system.
+    pub(super) release_memory: Option<fn()>,
     /// State of the files that the configuration refers to, from before they were read.
     pub(super) referenced: FileFingerprint,
 }
@@ -83,6 +85,7 @@ impl App {
             admin_listeners: admins,
             certificates: client_tls.into_iter().chain(admin_tls).collect(),
             reload: None,
+            release_memory: None,
             referenced,
             config,
         })
@@ -102,6 +105,15 @@ impl App {
     #[must_use]
     pub fn reloading(mut self, reload: Reload) -> Self {
         self.reload = Some(reload);
+        self
+    }
+}
+
+impl App {
+    /// Makes the server call `release_memory` when much memory may be free.
+    #[must_use]
+    pub fn releasing_memory(mut self, release_memory: fn()) -> Self {
+        self.release_memory = Some(release_memory);
         self
     }
 }

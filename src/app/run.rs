@@ -15,12 +15,13 @@ use crate::cache::Cache;
 use crate::ops::{self, Operations};
 use crate::server::{self, ConnectionLimits, ConnectionMetrics, Listener};
 use crate::store::Store;
+use crate::telemetry::Metrics;
 
 use super::background::BackgroundTasks;
 use super::build::App;
 use super::limits::{admin_limits, client_limits, raise_open_files};
 use super::offline::flush;
-use super::{reload, systemd};
+use super::{memory, reload, systemd};
 
 /// Phase of the server's life. The log names each phase that the server enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,9 @@ impl RunningServer {
         for certificate in app.certificates.iter().cloned() {
             background.spawn(certificate.watch_files());
         }
+        if let Some(release) = app.release_memory {
+            background.spawn(memory::release_periodically(release));
+        }
         if let Some(watchdog) = systemd::watchdog() {
             background.spawn(watchdog);
         }
@@ -139,11 +143,7 @@ impl RunningServer {
         let admin = serve_admin(app.admin_listeners, &admin, &admin_limits);
         let stop = CancellationToken::new();
         let registry = app.registry;
-        let metrics = Some(ConnectionMetrics {
-            open: app.metrics.connections.clone(),
-            refused: app.metrics.connections_refused.clone(),
-            reclaimed: app.metrics.connections_reclaimed.clone(),
-        });
+        let metrics = Some(connection_metrics(&app.metrics));
         let answer = move |request, client| {
             let registry = registry.clone();
             async move { Ok(registry.answer(request, client).await) }
@@ -179,6 +179,14 @@ impl RunningServer {
         close(self.store, grace.saturating_sub(requested.elapsed())).await;
         tracing::info!(phase = Phase::Stopped.as_str(), "stopped");
         Ok(())
+    }
+}
+
+fn connection_metrics(metrics: &Metrics) -> ConnectionMetrics {
+    ConnectionMetrics {
+        open: metrics.connections.clone(),
+        refused: metrics.connections_refused.clone(),
+        reclaimed: metrics.connections_reclaimed.clone(),
     }
 }
 

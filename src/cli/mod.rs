@@ -103,10 +103,10 @@ pub fn arguments() -> Arguments {
     read.unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
-/// Runs the verb of the command line.
-pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+/// Runs the verb of the command line. A server calls `release_memory` from time to time to return freed memory to the system.
+pub fn run(arguments: Arguments, release_memory: fn()) -> anyhow::Result<()> {
     match arguments.verb {
-        Verb::Serve(settings) => serve::run(settings),
+        Verb::Serve(settings) => serve::run(settings, release_memory),
         Verb::Validate(settings) => validate::run(&settings.load()?),
         Verb::Healthy(settings) => healthcheck::run(&settings),
         Verb::Store(store) => convert::run(store),

@@ -20,7 +20,7 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 const BLOCKING_THREADS_MAX: usize = 512;
 
 /// Serves until a stop signal.
-pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
+pub(super) fn run(settings: Settings, release_memory: fn()) -> anyhow::Result<()> {
     let file = settings.file()?;
     let read = FileFingerprint::of(file.as_slice());
     let config = settings.load()?;
@@ -33,7 +33,8 @@ pub(super) fn run(settings: Settings) -> anyhow::Result<()> {
         let requests = reload_signal()?;
         let load = Box::new(move || settings.load().map_err(|error| sentence(&error)));
         let reload = Reload { requests, load, file, read, level };
-        let served = App::build(config, passed).await?.reloading(reload).run(shutdown).await;
+        let app = App::build(config, passed).await?.reloading(reload).releasing_memory(release_memory);
+        let served = app.run(shutdown).await;
         if let Some(traces) = traces {
             tokio::task::spawn_blocking(move || traces.finish()).await?;
         }

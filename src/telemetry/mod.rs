@@ -18,5 +18,6 @@ pub use labels::{Outcome, RequestKind};
 pub use log::{LogError, LogLevel, init, init_log};
 pub use log_dedup::NO_DEDUP;
 pub use metrics::Metrics;
+pub use process::resident_memory;
 pub use totals::TrafficTotals;
 pub use warnings::{Warning, Warnings};

@@ -59,8 +59,7 @@ impl ProcessSeries {
         }
         let limit = getrlimit(Resource::Nofile).current;
         self.open_files_max.set(limit.map_or(i64::MAX, saturating_i64));
-        let stat = fs::read_to_string("/proc/self/stat").ok();
-        if let Some(stat) = stat.as_deref().and_then(ProcessStat::parse) {
+        if let Some(stat) = ProcessStat::current() {
             self.set(stat);
         }
     }
@@ -82,7 +81,16 @@ impl ProcessSeries {
     }
 }
 
+/// Returns the resident memory of the process in bytes; 0 if it cannot be read.
+pub fn resident_memory() -> u64 {
+    ProcessStat::current().map_or(0, |stat| stat.resident_pages.saturating_mul(page_size() as u64))
+}
+
 impl ProcessStat {
+    fn current() -> Option<Self> {
+        fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(Self::parse)
+    }
+
     fn parse(text: &str) -> Option<Self> {
         // The second field is the name of the program, which may contain spaces and parentheses.
         let (_, rest) = text.rsplit_once(')')?;
