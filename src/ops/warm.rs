@@ -122,8 +122,8 @@ struct ImageFetch {
 struct Snapshot {
     needs: Needs,
     manifests: u64,
-    blobs: u64,
-    bytes: u64,
+    /// Blobs with their sizes.
+    blobs: HashMap<Digest, u64>,
 }
 
 impl Snapshot {
@@ -139,9 +139,20 @@ impl Snapshot {
         sizes.extend(
             blobs.filter(|part| part.cached).map(|part| (part.digest, part.size.unwrap_or_default())),
         );
-        let (manifests, blobs) = (1 + below as u64, sizes.len() as u64);
-        let bytes = sizes.values().fold(0, |sum: u64, size| sum.saturating_add(*size));
-        Self { needs, manifests, blobs, bytes }
+        Self { needs, manifests: 1 + below as u64, blobs: sizes }
+    }
+
+    /// Writes the figures to the report. `fetched` are the blobs that were downloaded.
+    fn report(&self, image: &mut WarmedImage, fetched: &HashSet<Digest>) {
+        image.manifests = self.manifests;
+        image.blobs = self.blobs.len() as u64;
+        image.bytes = self.blobs.values().fold(0, |sum: u64, size| sum.saturating_add(*size));
+        // Configs of other platforms are fetched only to find the wanted platform.
+        image.fetched = fetched.iter().filter(|digest| self.blobs.contains_key(*digest)).count() as u64;
+        let images = self.needs.images.iter().filter(|image| image.is_image());
+        image.platforms = images.filter_map(|image| image.platform.clone()).collect();
+        image.platforms.dedup();
+        image.wrong_sizes.clone_from(&self.needs.wrong_sizes);
     }
 
     /// Returns the error for an image that is not complete after everything was fetched.
@@ -184,15 +195,10 @@ impl ImageFetch {
     async fn fetch(&self, image: &mut WarmedImage, item: &Arc<RunningItem>) -> Result<(), OpsError> {
         let root = self.root(image).await?;
         image.digest = Some(root);
-        let mut done = HashSet::new();
+        let (mut done, mut fetched) = (HashSet::new(), HashSet::new());
         loop {
             let snapshot = self.snapshot(root).await?;
-            (image.manifests, image.blobs, image.bytes) =
-                (snapshot.manifests, snapshot.blobs, snapshot.bytes);
-            let images = snapshot.needs.images.iter().filter(|image| image.is_image());
-            image.platforms = images.filter_map(|image| image.platform.clone()).collect();
-            image.platforms.dedup();
-            image.wrong_sizes.clone_from(&snapshot.needs.wrong_sizes);
+            snapshot.report(image, &fetched);
             let Needs { missing, unknown, .. } = &snapshot.needs;
             let wanted = missing.iter().chain(unknown).filter(|missing| done.insert(missing.part.digest));
             let wanted: Vec<MissingPart> = wanted.cloned().collect();
@@ -201,15 +207,15 @@ impl ImageFetch {
                 self.cache.enforce_limits().await;
                 return self.snapshot(root).await?.verdict();
             }
-            self.fetch_parts(wanted, image, item).await?;
+            self.fetch_parts(wanted, &mut fetched, item).await?;
         }
     }
 
-    /// Fetches parts of the image, several concurrently.
+    /// Fetches parts of the image, several concurrently. Adds the blobs that were downloaded to `fetched`.
     async fn fetch_parts(
         &self,
         parts: Vec<MissingPart>,
-        image: &mut WarmedImage,
+        fetched: &mut HashSet<Digest>,
         item: &Arc<RunningItem>,
     ) -> Result<(), OpsError> {
         let blobs = parts.iter().filter(|missing| !missing.is_manifest());
@@ -233,7 +239,11 @@ impl ImageFetch {
         while let Some(ended) = work.join_next().await {
             let Ok((MissingPart { part, .. }, result)) = ended else { continue };
             match result {
-                Ok(fetched) => image.fetched += u64::from(fetched),
+                Ok(downloaded) => {
+                    if downloaded {
+                        fetched.insert(part.digest);
+                    }
+                }
                 // Some registries have layers that are also stored elsewhere, and others do not.
                 Err(CacheError::NotFound) if part.foreign => {}
                 Err(CacheError::Store(error)) => {

@@ -105,6 +105,9 @@ fn platform_is_read_from_the_config_if_the_index_states_none() {
     let verdict = warm_and_check(&larder, "plain", &["--platform", "linux/arm64"], 0);
     assert_eq!(verdict["platforms"], json!(["linux/arm64"]));
     assert_eq!(registry.count("GET", &images[0].layers[0].digest), 0, "a layer of another platform");
+    let again = ["warm", "org/app:plain", "--platform", "linux/amd64", "--json"];
+    let report = verb::online(&larder, &again).exited_with(0).json()["images"][0].clone();
+    assert_eq!((&report["blobs"], &report["fetched"]), (&json!(2), &json!(1)), "{report}");
     warm_and_check(&larder, "plain", &["--platform", "linux/s390x"], 4);
     let archive = larder.setup().folder().join("app.tar").display().to_string();
     let exported = ["export", "org/app:plain", &archive, "--platform", "linux/amd64", "--json"];
