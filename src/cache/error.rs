@@ -212,6 +212,9 @@ impl From<SourceError> for CacheError {
             SourceError::Overloaded { retry_after } => Self::Overloaded { retry_after, source },
             SourceError::Timeout(reason) => Self::Timeout { reason, source },
             SourceError::TooManyDocuments => Self::TooManyDocuments,
+            SourceError::ConnectTimeout => {
+                Self::Timeout { reason: "no connection was established".to_owned(), source }
+            }
             SourceError::Busy => Self::Timeout { reason: error.to_string(), source },
             SourceError::Invalid(reason) => Self::Invalid { reason, source },
             SourceError::Undecodable => Self::Invalid { reason: error.to_string(), source },

@@ -260,7 +260,7 @@ fn left(now: Timestamp, then: Timestamp) -> String {
 fn breaker(endpoint: &EndpointState, now: Timestamp) -> String {
     let health = &endpoint.health;
     match health.breaker {
-        Breaker::Open => bad(&format!("open for {}", left(now, health.open_until.unwrap_or(now)))),
+        Breaker::Open => bad("open, probed every 2 s"),
         Breaker::HalfOpen => fair("half-open"),
         Breaker::Closed => match endpoint.limited_until {
             Some(until) => fair(&format!("rate limited for {}", left(now, until))),

@@ -42,9 +42,15 @@ pub enum SourceError {
     /// No answer before the deadline.
     #[error("the upstream did not answer in time: {0}")]
     Timeout(String),
-    /// No connection, or one that broke before the answer.
+    /// No connection was established in time.
+    #[error("the upstream did not answer in time: no connection was established")]
+    ConnectTimeout,
+    /// No connection to the source.
     #[error("the upstream cannot be reached: {0}")]
     Unreachable(String),
+    /// A connection that broke before the answer, or a failure of another host that the source named.
+    #[error("the upstream sent no answer: {0}")]
+    NoResponse(String),
     /// A failure of the source that may pass at once, with its status.
     #[error("the upstream answered with status {0}")]
     Unavailable(u16),
@@ -92,7 +98,17 @@ impl fmt::Display for Denial {
 impl SourceError {
     /// Returns true if the same request to the same place may succeed at once.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Unavailable(_))
+        matches!(self, Self::Unreachable(_) | Self::NoResponse(_) | Self::Unavailable(_))
+    }
+
+    /// Returns true if no connection to the source was established. Any other failure may be limited to one request.
+    pub fn is_connection_failure(&self) -> bool {
+        matches!(self, Self::ConnectTimeout | Self::Unreachable(_))
+    }
+
+    /// Returns true if nothing arrived, not even the head of an answer.
+    pub fn is_silence(&self) -> bool {
+        self.is_connection_failure() || matches!(self, Self::Timeout(_) | Self::NoResponse(_))
     }
 
     /// Returns the time to wait that the source asked for.
@@ -123,12 +139,14 @@ impl SourceError {
         matches!(self, Self::Denied(_) | Self::Unavailable(500))
     }
 
-    /// Returns true if the source failed as a whole, whatever it was asked for.
+    /// Returns true if the source failed. Other requests may fail too, or only those for the same content.
     pub fn is_outage(&self) -> bool {
         matches!(
             self,
             Self::Timeout(_)
+                | Self::ConnectTimeout
                 | Self::Unreachable(_)
+                | Self::NoResponse(_)
                 | Self::Interrupted(_)
                 | Self::Unavailable(_)
                 | Self::Failed(_)

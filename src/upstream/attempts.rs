@@ -1,7 +1,7 @@
 //! Attempts to answer one request: the endpoints of an upstream in order, until one of them has the answer.
 //!
 //! Only authoritative endpoints are asked about tags; any endpoint may send content by digest. Endpoints that are failing
-//! or rate-limited are skipped without a request.
+//! are skipped without a request.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
-use super::health::{Health, Permit};
+use super::health::RequestPath;
+use super::probe;
 use super::quota::QuotaClass;
 use crate::oci::Digest;
 use crate::source::{BlobBody, Chunks, Source, SourceError};
@@ -21,9 +22,8 @@ use crate::source::{BlobBody, Chunks, Source, SourceError};
 pub(crate) struct EndpointIter<'u> {
     order: Vec<&'u Arc<Endpoint>>,
     next: usize,
+    path: RequestPath,
     class: QuotaClass,
-    /// True if the request is for a list.
-    is_list: bool,
     /// Latest time for the answer of the last endpoint.
     deadline: Instant,
     /// Least definite error so far.
@@ -35,7 +35,7 @@ pub(crate) struct Attempt<'u> {
     pub(crate) endpoint: &'u Arc<Endpoint>,
     /// Latest time for the answer, which leaves time for the endpoints after it.
     pub(crate) deadline: Instant,
-    _permit: Permit,
+    path: RequestPath,
 }
 
 impl<'u> EndpointIter<'u> {
@@ -43,6 +43,7 @@ impl<'u> EndpointIter<'u> {
     /// answer. All answers together may take until `deadline`, at most `total`.
     pub(crate) fn new(
         endpoints: &'u [Arc<Endpoint>],
+        path: RequestPath,
         digest: Option<&Digest>,
         class: QuotaClass,
         deadline: Option<Instant>,
@@ -55,13 +56,7 @@ impl<'u> EndpointIter<'u> {
         }
         let own = Instant::now() + total;
         let deadline = deadline.map_or(own, |deadline| deadline.min(own));
-        Self { order, next: 0, class, is_list: false, deadline, error: None }
-    }
-
-    /// Marks the request as one for a list. A registry may fail at long lists, or at an API that it hardly supports, and
-    /// serve images well. So an error counts against the endpoint only if it cannot be reached at all.
-    pub(crate) fn for_list(self) -> Self {
-        Self { is_list: true, ..self }
+        Self { order, next: 0, path, class, deadline, error: None }
     }
 
     /// Returns the next endpoint that may be asked.
@@ -71,11 +66,11 @@ impl<'u> EndpointIter<'u> {
             // Counts the endpoints that will be skipped too, because it only divides the time.
             let remaining = u32::try_from(self.order.len() - self.next).unwrap_or(u32::MAX);
             self.next += 1;
-            match endpoint.quota.check(self.class).and_then(|()| endpoint.health.permit()) {
-                Ok(permit) => {
+            match endpoint.health.permit(&self.path) {
+                Ok(()) => {
                     let now = Instant::now();
                     let deadline = now + self.deadline.saturating_duration_since(now) / remaining;
-                    return Some(Attempt { endpoint, deadline, _permit: permit });
+                    return Some(Attempt { endpoint, deadline, path: self.path.clone() });
                 }
                 Err(error) => self.keep(error),
             }
@@ -87,25 +82,19 @@ impl<'u> EndpointIter<'u> {
         let endpoint = attempt.endpoint;
         match result {
             Ok(answer) => {
-                endpoint.health.succeeded();
-                endpoint.quota.granted();
+                endpoint.health.succeeded(&attempt.path);
                 Some(answer)
             }
             Err(error) => {
                 match &error {
-                    SourceError::RateLimited { retry_after } => {
-                        endpoint.health.succeeded();
-                        endpoint.quota.refused(self.class, *retry_after);
-                    }
-                    SourceError::Overloaded { retry_after } => {
-                        endpoint.health.succeeded();
-                        endpoint.quota.overloaded(*retry_after);
-                    }
+                    // The request may not have been sent.
+                    SourceError::RateLimited { .. } | SourceError::Overloaded { .. } => {}
                     SourceError::Local(_) | SourceError::Busy | SourceError::TooManyDocuments => {}
-                    SourceError::Unreachable(_) => endpoint.health.failed(&error),
-                    error if error.is_outage() && self.is_list => {}
-                    error if error.is_outage() => endpoint.health.failed(error),
-                    _ => endpoint.health.succeeded(),
+                    error if error.is_connection_failure() => failed(endpoint, &attempt.path, error),
+                    // A registry may fail at long lists, or at an API that it hardly supports, and serve images well.
+                    error if error.is_outage() && self.class == QuotaClass::List => {}
+                    error if error.is_outage() => failed(endpoint, &attempt.path, error),
+                    _ => endpoint.health.succeeded(&attempt.path),
                 }
                 self.keep(error);
                 None
@@ -150,16 +139,24 @@ pub(crate) type SourceFuture<'f, T> = Pin<Box<dyn Future<Output = Result<T, Sour
 impl Attempt<'_> {
     /// Labels a body with its endpoint, so that failures while it is sent count against the endpoint.
     pub(crate) fn label(&self, body: BlobBody) -> BlobBody {
-        let health = Arc::clone(&self.endpoint.health);
+        let (endpoint, path) = (Arc::clone(self.endpoint), self.path.clone());
         let sender = Arc::clone(self.endpoint);
-        body.sent_by(sender, |chunks| Box::new(ObservedChunks { chunks, health }))
+        body.sent_by(sender, |chunks| Box::new(ObservedChunks { chunks, endpoint, path }))
+    }
+}
+
+/// Counts a failure against an endpoint, and starts probes if the endpoint as a whole seems to fail.
+fn failed(endpoint: &Arc<Endpoint>, path: &RequestPath, error: &SourceError) {
+    if endpoint.health.failed(path, error) {
+        probe::start(endpoint);
     }
 }
 
 /// Chunks of a body whose failures are counted against the endpoint.
 struct ObservedChunks {
     chunks: Box<dyn Chunks>,
-    health: Arc<Health>,
+    endpoint: Arc<Endpoint>,
+    path: RequestPath,
 }
 
 #[async_trait]
@@ -169,7 +166,7 @@ impl Chunks for ObservedChunks {
         if let Err(error) = &result
             && error.is_outage()
         {
-            self.health.failed(error);
+            failed(&self.endpoint, &self.path, error);
         }
         result
     }

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use url::Url;
 
 use super::context::Context;
@@ -15,7 +17,7 @@ use super::registry::Registry;
 use super::settings::EndpointSettings;
 use crate::config::schema;
 use crate::oci::{Digest, UpstreamName};
-use crate::source::{BlobSender, OciLayout, Source};
+use crate::source::{BlobSender, OciLayout, Source, SourceError};
 
 /// Number of digests remembered per endpoint for which it sent wrong content.
 const MISMATCHES_MAX: usize = 256;
@@ -45,6 +47,21 @@ impl EndpointSource {
         match self {
             Self::Registry(registry) => registry.as_ref(),
             Self::OciLayout(layout) => layout,
+        }
+    }
+
+    /// Returns an error if the endpoint does not respond within `limit`.
+    pub(crate) async fn probe(&self, limit: Duration) -> Result<(), SourceError> {
+        match self {
+            Self::Registry(registry) => registry.probe(limit).await,
+            Self::OciLayout(layout) => {
+                let root = layout.root().to_owned();
+                let found = timeout(limit, tokio::task::spawn_blocking(move || root.is_dir())).await;
+                found
+                    .is_ok_and(|found| found.unwrap_or(false))
+                    .then_some(())
+                    .ok_or_else(|| SourceError::Unreachable("its folder does not exist".to_owned()))
+            }
         }
     }
 }

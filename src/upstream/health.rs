@@ -1,77 +1,133 @@
-//! Health of an endpoint: a circuit breaker. After several failures in a row it opens, and no request is sent for a time.
-//! Then one request probes the endpoint. If that succeeds, the circuit breaker closes.
+//! Health of an endpoint: a circuit breaker, and the paths that keep failing.
+//!
+//! A failure of one path says nothing about other paths. Such a path is paused for a short time by itself. The circuit
+//! breaker opens only if the endpoint fails as a whole: no connections, no responses, or failures of several repositories.
+//! Before it opens for anything but failed connections, a request for `/v2/` confirms the failure ([`super::probe`]). While
+//! it is open, such probes run in the background until one of them succeeds.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use quick_cache::sync::Cache;
+
 use crate::clock::Clock;
-use crate::oci::UpstreamName;
+use crate::oci::{Name, UpstreamName};
 use crate::telemetry::Metrics;
 
 use super::status::{Breaker, HealthState};
 use crate::source::SourceError;
 
-/// Failures in a row after which the circuit breaker opens. Each is a whole request with its retries.
+/// Failures in a row after which the endpoint is suspected, or a path is paused. Each is a whole request with its retries.
 const FAILURES_MAX: u32 = 3;
-/// First back-off. It doubles each time that the probe after it fails.
-const BACKOFF_MIN: Duration = Duration::from_secs(5);
-/// Longest back-off, and so the longest time until a recovery is noticed.
-const BACKOFF_MAX: Duration = Duration::from_mins(1);
+/// Number of different repositories whose failures in a row make the endpoint suspect.
+const REPOSITORIES_MAX: usize = 2;
+/// Failures in a row of a single repository after which the endpoint is suspected: nothing else was asked for.
+const FAILURES_OF_ONE_MAX: u32 = 6;
+/// Pause of a path that keeps failing.
+const PATH_PAUSE: Duration = Duration::from_secs(2);
+/// Number of failing paths that are remembered.
+const PATHS_MAX: usize = 1024;
+/// Interval at which one request is sent to an endpoint whose circuit breaker is open. An endpoint may refuse probes and
+/// still serve images.
+const TRIAL_INTERVAL: Duration = Duration::from_mins(1);
+/// Longest time until the next probe, for messages.
+const NEXT_PROBE: Duration = Duration::from_secs(2);
+/// Time without a request after which probes end. The next request is a trial.
+const DEMAND_MAX: Duration = Duration::from_mins(10);
 
-/// State of the circuit breaker. Time and jitter are arguments.
+/// Content that a request asks for, as far as failures are counted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RequestPath {
+    pub(crate) repository: Name,
+    /// Kind and reference.
+    pub(crate) resource: String,
+}
+
+/// State of the circuit breaker. The time is an argument.
 #[derive(Debug, Default)]
 struct BreakerState {
     /// Failures in a row.
     failures: u32,
-    /// Number of times in a row that the breaker opened.
-    openings: u32,
-    /// End of the back-off. After it, one request may probe the endpoint.
-    until: Option<Instant>,
-    /// True while a request probes the endpoint.
+    /// Failures in a row without a connection.
+    connection_failures: u32,
+    /// Failures in a row without any response.
+    silent_failures: u32,
+    /// Different repositories of the failures in a row, up to [`REPOSITORIES_MAX`].
+    repositories: Vec<Name>,
+    /// Time of the next trial, if the circuit breaker is open.
+    next_trial: Option<Instant>,
+    /// True while probes are running.
     probing: bool,
+    /// Time of the last request that was refused.
+    demand: Option<Instant>,
     /// Last failure.
     last: Option<SourceError>,
 }
 
+/// Consequence of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// None.
+    Healthy,
+    /// A probe must confirm that the endpoint fails.
+    Suspect,
+    /// The circuit breaker opens.
+    Open,
+}
+
 impl BreakerState {
-    /// Permits a request: true if it is the probe. Otherwise returns the rest of the back-off.
-    fn permit(&mut self, now: Instant) -> Result<bool, Duration> {
-        match self.until {
-            None => Ok(false),
-            Some(until) if now < until => Err(until - now),
-            Some(_) if self.probing => Err(Duration::ZERO),
-            Some(_) => {
-                self.probing = true;
-                Ok(true)
+    /// Permits a request. Otherwise returns the time until the next trial.
+    fn permit(&mut self, now: Instant) -> Result<(), Duration> {
+        match &mut self.next_trial {
+            None => Ok(()),
+            Some(trial) if now < *trial => {
+                self.demand = Some(now);
+                Err(*trial - now)
+            }
+            Some(trial) => {
+                self.demand = Some(now);
+                *trial = now + TRIAL_INTERVAL;
+                Ok(())
             }
         }
     }
 
-    /// Records a failure. Returns the back-off if the breaker opens now. `jitter` is between 0 and 1.
-    fn failed(&mut self, now: Instant, error: &SourceError, jitter: f64) -> Option<Duration> {
-        let probed = std::mem::take(&mut self.probing);
-        if self.until.is_some_and(|until| now < until) {
-            // The request was sent before the breaker opened.
-            return None;
-        }
+    /// Records a failure of a request for content of `repository`.
+    fn failed(&mut self, now: Instant, repository: &Name, error: &SourceError) -> Verdict {
         self.failures = self.failures.saturating_add(1);
-        self.last = Some(error.clone());
-        if !probed && self.failures < FAILURES_MAX {
-            return None;
+        let count = |in_a_row: u32, counts: bool| if counts { in_a_row.saturating_add(1) } else { 0 };
+        self.connection_failures = count(self.connection_failures, error.is_connection_failure());
+        self.silent_failures = count(self.silent_failures, error.is_silence());
+        if self.repositories.len() < REPOSITORIES_MAX && !self.repositories.contains(repository) {
+            self.repositories.push(repository.clone());
         }
-        let time = BACKOFF_MIN.saturating_mul(1 << self.openings.min(10)).min(BACKOFF_MAX);
-        // Jitter of a quarter, so that several servers do not probe at the same time.
-        let time = time.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0);
-        self.openings = self.openings.saturating_add(1);
-        self.until = Some(now + time);
-        Some(time)
+        self.last = Some(error.clone());
+        let is_general = self.repositories.len() == REPOSITORIES_MAX
+            || self.silent_failures >= FAILURES_MAX
+            || self.failures >= FAILURES_OF_ONE_MAX;
+        if self.next_trial.is_some() {
+            // Probes may have ended for lack of demand.
+            if self.probing { Verdict::Healthy } else { Verdict::Suspect }
+        } else if self.connection_failures >= FAILURES_MAX {
+            self.open(now);
+            Verdict::Open
+        } else if self.failures >= FAILURES_MAX && is_general && !self.probing {
+            Verdict::Suspect
+        } else {
+            Verdict::Healthy
+        }
     }
 
-    /// Returns the state for status pages, and the rest of the back-off.
+    fn open(&mut self, now: Instant) {
+        self.next_trial = Some(now + TRIAL_INTERVAL);
+        self.demand = Some(now);
+    }
+
+    /// Returns the state for status pages, and the time until the next trial.
     fn status(&self, now: Instant) -> (HealthState, Option<Duration>) {
         let left =
-            self.until.and_then(|until| until.checked_duration_since(now)).filter(|left| !left.is_zero());
-        let breaker = match (self.until, left) {
+            self.next_trial.and_then(|trial| trial.checked_duration_since(now)).filter(|left| !left.is_zero());
+        let breaker = match (self.next_trial, left) {
             (None, _) => Breaker::Closed,
             (Some(_), Some(_)) => Breaker::Open,
             (Some(_), None) => Breaker::HalfOpen,
@@ -81,10 +137,20 @@ impl BreakerState {
     }
 }
 
+/// Failures in a row of one path.
+#[derive(Clone, Debug)]
+struct PathFailures {
+    count: u32,
+    /// End of the pause.
+    until: Option<Instant>,
+    last: SourceError,
+}
+
 /// Health of one endpoint.
 #[derive(Debug)]
 pub(crate) struct Health {
     breaker: Mutex<BreakerState>,
+    paths: Cache<RequestPath, PathFailures>,
     clock: Clock,
     metrics: Arc<Metrics>,
     upstream: UpstreamName,
@@ -92,25 +158,11 @@ pub(crate) struct Health {
     endpoint: String,
 }
 
-/// Permission for one request. If a probe is dropped without a result, another request may probe.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    health: Arc<Health>,
-    probe: bool,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.probe {
-            self.health.breaker().probing = false;
-        }
-    }
-}
-
 impl Health {
     pub(crate) fn new(upstream: UpstreamName, endpoint: String, clock: Clock, metrics: Arc<Metrics>) -> Self {
         metrics.endpoint_open(upstream.as_str(), &endpoint, false);
-        Self { breaker: Mutex::default(), clock, metrics, upstream, endpoint }
+        let paths = Cache::new(PATHS_MAX);
+        Self { breaker: Mutex::default(), paths, clock, metrics, upstream, endpoint }
     }
 
     /// Returns the URL of the endpoint as configured.
@@ -124,11 +176,24 @@ impl Health {
     }
 
     /// Permits a request, or returns the error to use instead of an answer.
-    pub(crate) fn permit(self: &Arc<Self>) -> Result<Permit, SourceError> {
-        let mut breaker = self.breaker();
-        match breaker.permit(self.clock.instant()) {
-            Ok(probe) => Ok(Permit { health: Arc::clone(self), probe }),
-            Err(left) => Err(open_error(breaker.last.as_ref(), left)),
+    pub(crate) fn permit(&self, path: &RequestPath) -> Result<(), SourceError> {
+        let now = self.clock.instant();
+        {
+            let mut breaker = self.breaker();
+            if let Err(left) = breaker.permit(now) {
+                let text =
+                    format!("it failed several times in a row; {}", next_attempt(left.min(NEXT_PROBE)));
+                return Err(same_kind(breaker.last.as_ref(), text));
+            }
+        }
+        let paused = self.paths.get(path);
+        let left = paused.as_ref().and_then(|paused| paused.until?.checked_duration_since(now));
+        match (paused, left.filter(|left| !left.is_zero())) {
+            (Some(paused), Some(left)) => {
+                let text = format!("this content failed several times in a row; {}", next_attempt(left));
+                Err(same_kind(Some(&paused.last), text))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -140,34 +205,102 @@ impl Health {
 
     /// Returns true if the circuit breaker is open or half-open.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.breaker().until.is_some()
+        self.breaker().next_trial.is_some()
     }
 
-    /// Records an answer.
-    pub(crate) fn succeeded(&self) {
-        let before = std::mem::take(&mut *self.breaker());
-        if before.until.is_some() {
+    /// Records an answer to a request.
+    pub(crate) fn succeeded(&self, path: &RequestPath) {
+        self.paths.remove(path);
+        self.responded();
+    }
+
+    /// Records an answer of any kind: the endpoint is available.
+    pub(crate) fn responded(&self) {
+        let before = {
+            let mut breaker = self.breaker();
+            let probing = breaker.probing;
+            std::mem::replace(&mut *breaker, BreakerState { probing, ..BreakerState::default() })
+        };
+        if before.next_trial.is_some() {
             self.metrics.endpoint_open(self.upstream.as_str(), &self.endpoint, false);
             tracing::info!(upstream = %self.upstream, endpoint = self.endpoint, "the endpoint has recovered");
         }
     }
 
-    /// Records that there was no answer, or no complete one.
-    pub(crate) fn failed(&self, error: &SourceError) {
-        let opened = self.breaker().failed(self.clock.instant(), error, fastrand::f64());
-        if let Some(time) = opened {
-            self.metrics.endpoint_open(self.upstream.as_str(), &self.endpoint, true);
-            tracing::warn!(upstream = %self.upstream, endpoint = self.endpoint, %error, backoff = ?time, "the endpoint keeps failing; no requests are sent for a time");
+    /// Records that there was no answer, or no complete one. Returns true if the caller must start probes.
+    #[must_use]
+    pub(crate) fn failed(&self, path: &RequestPath, error: &SourceError) -> bool {
+        let now = self.clock.instant();
+        self.path_failed(now, path, error);
+        let mut breaker = self.breaker();
+        let verdict = breaker.failed(now, &path.repository, error);
+        let start = verdict != Verdict::Healthy && !breaker.probing;
+        breaker.probing |= start;
+        drop(breaker);
+        if verdict == Verdict::Open {
+            self.report_open(error);
         }
+        start
+    }
+
+    fn path_failed(&self, now: Instant, path: &RequestPath, error: &SourceError) {
+        let count = self.paths.get(path).map_or(0, |failures| failures.count).saturating_add(1);
+        let until = (count >= FAILURES_MAX).then(|| now + PATH_PAUSE);
+        self.paths.insert(path.clone(), PathFailures { count, until, last: error.clone() });
+    }
+
+    /// Records a failed probe. The circuit breaker opens if it was closed. Returns false if probes must end, because a
+    /// request was answered meanwhile, or no request has asked for the endpoint for a long time.
+    pub(crate) fn probe_failed(&self, error: &SourceError) -> bool {
+        let now = self.clock.instant();
+        let mut breaker = self.breaker();
+        let opened = breaker.next_trial.is_none();
+        if opened && breaker.failures < FAILURES_MAX {
+            breaker.probing = false;
+            return false;
+        }
+        if opened {
+            breaker.open(now);
+        }
+        let demand = breaker.demand.map_or(Duration::ZERO, |demand| now.saturating_duration_since(demand));
+        breaker.probing = demand < DEMAND_MAX;
+        let goes_on = breaker.probing;
+        drop(breaker);
+        if opened {
+            self.report_open(error);
+        }
+        goes_on
+    }
+
+    /// Records a successful probe: the circuit breaker closes, and paused paths may be asked for.
+    pub(crate) fn probe_succeeded(&self) {
+        if self.is_suspect() {
+            self.paths.clear();
+        }
+        self.responded();
+        self.breaker().probing = false;
+    }
+
+    fn report_open(&self, error: &SourceError) {
+        self.metrics.endpoint_open(self.upstream.as_str(), &self.endpoint, true);
+        tracing::warn!(
+            upstream = %self.upstream,
+            endpoint = self.endpoint,
+            %error,
+            "the endpoint keeps failing; only probes are sent until one of them succeeds"
+        );
     }
 }
 
-/// Returns the error for an endpoint that is not asked: of the kind of its last failure.
-fn open_error(last: Option<&SourceError>, left: Duration) -> SourceError {
+fn next_attempt(left: Duration) -> String {
     let left = humantime::format_duration(Duration::from_secs(left.as_secs().max(1)));
-    let text = format!("it failed several times in a row; the next attempt is in {left}");
+    format!("the next attempt is in at most {left}")
+}
+
+/// Returns an error with this text, of the kind of the last failure.
+fn same_kind(last: Option<&SourceError>, text: String) -> SourceError {
     match last {
-        Some(SourceError::Timeout(_)) => SourceError::Timeout(text),
+        Some(SourceError::Timeout(_) | SourceError::ConnectTimeout) => SourceError::Timeout(text),
         _ => SourceError::Unreachable(text),
     }
 }
@@ -180,55 +313,117 @@ mod tests {
         SourceError::Unreachable("refused".to_owned())
     }
 
-    #[test]
-    fn breaker_opens_after_three_failures_and_permits_one_probe() {
-        let (mut breaker, now) = (BreakerState::default(), Instant::now());
-        assert_eq!(breaker.permit(now), Ok(false));
-        assert_eq!(breaker.failed(now, &refused(), 0.5), None);
-        assert_eq!(breaker.failed(now, &refused(), 0.5), None);
-        assert_eq!(breaker.permit(now), Ok(false));
-        assert_eq!(breaker.failed(now, &refused(), 0.5), Some(BACKOFF_MIN));
-        assert_eq!(breaker.permit(now), Err(BACKOFF_MIN));
-        let (state, left) = breaker.status(now);
-        assert_eq!((state.breaker, state.failures, left), (Breaker::Open, 3, Some(BACKOFF_MIN)));
-        assert_eq!(breaker.status(now + BACKOFF_MIN).0.breaker, Breaker::HalfOpen);
-        // Results of earlier requests change nothing.
-        assert_eq!(breaker.failed(now, &refused(), 0.5), None);
-        assert_eq!(breaker.permit(now + BACKOFF_MIN), Ok(true));
-        assert_eq!(breaker.permit(now + BACKOFF_MIN), Err(Duration::ZERO), "one probe at a time");
-        assert_eq!(breaker.failed(now + BACKOFF_MIN, &refused(), 0.5), Some(BACKOFF_MIN * 2));
+    fn silent() -> SourceError {
+        SourceError::Timeout("no response".to_owned())
     }
 
-    #[test]
-    fn backoff_is_limited_and_has_jitter() {
-        let (mut breaker, mut now) = (BreakerState::default(), Instant::now());
-        for _ in 0..50 {
-            breaker.failed(now, &refused(), 1.0);
-            now += BACKOFF_MAX * 2;
-            breaker.permit(now).ok();
-        }
-        assert_eq!(breaker.failed(now, &refused(), 1.0), Some(BACKOFF_MAX.mul_f64(1.25)));
-        now += BACKOFF_MAX * 2;
-        breaker.permit(now).ok();
-        assert_eq!(breaker.failed(now, &refused(), 0.0), Some(BACKOFF_MAX.mul_f64(0.75)));
+    fn status() -> SourceError {
+        SourceError::Unavailable(500)
     }
 
-    #[test]
-    fn success_closes_the_breaker() {
-        let clock = Clock::default();
+    fn path(repository: &str) -> RequestPath {
+        RequestPath { repository: repository.parse().expect("a name"), resource: "manifests/v1".to_owned() }
+    }
+
+    fn health(clock: &Clock) -> Health {
         let upstream = "reg.test".parse().expect("a name");
-        let metrics = Arc::new(Metrics::new());
-        let health = Arc::new(Health::new(upstream, "http://reg.test".into(), clock.clone(), metrics));
-        for _ in 0..FAILURES_MAX {
-            health.failed(&SourceError::Timeout("nothing".into()));
+        Health::new(upstream, "http://reg.test".into(), clock.clone(), Arc::new(Metrics::new()))
+    }
+
+    #[test]
+    fn failed_connections_open_the_breaker() {
+        let (mut breaker, now, name) = (BreakerState::default(), Instant::now(), path("a").repository);
+        let verdicts: Vec<_> = (0..4).map(|_| breaker.failed(now, &name, &refused())).collect();
+        use Verdict::{Healthy, Open, Suspect};
+        assert_eq!(verdicts, [Healthy, Healthy, Open, Suspect], "probes are not running here");
+        assert_eq!(breaker.permit(now), Err(TRIAL_INTERVAL));
+        let (state, left) = breaker.status(now);
+        assert_eq!((state.breaker, state.failures, left), (Breaker::Open, 4, Some(TRIAL_INTERVAL)));
+        assert_eq!(breaker.status(now + TRIAL_INTERVAL).0.breaker, Breaker::HalfOpen);
+        assert_eq!(breaker.permit(now + TRIAL_INTERVAL), Ok(()));
+        assert_eq!(breaker.permit(now + TRIAL_INTERVAL), Err(TRIAL_INTERVAL), "one trial at a time");
+    }
+
+    #[test]
+    fn statuses_of_one_repository_need_more_failures_to_make_the_endpoint_suspect() {
+        let (mut breaker, now, name) = (BreakerState::default(), Instant::now(), path("a").repository);
+        for _ in 1..FAILURES_OF_ONE_MAX {
+            assert_eq!(breaker.failed(now, &name, &status()), Verdict::Healthy);
         }
-        assert!(matches!(health.permit(), Err(SourceError::Timeout(_))), "of the same kind");
-        clock.advance(BACKOFF_MAX);
-        let permit = health.permit().expect("a probe");
-        assert!(health.permit().is_err());
-        drop(permit);
-        let _again = health.permit().expect("another probe");
-        health.succeeded();
-        assert!(!health.is_suspect() && health.permit().is_ok());
+        assert_eq!(breaker.failed(now, &name, &status()), Verdict::Suspect);
+        let mut breaker = BreakerState::default();
+        let names = ["a", "a", "b"].map(|name| path(name).repository);
+        let verdicts = names.map(|name| breaker.failed(now, &name, &status()));
+        assert_eq!(verdicts, [Verdict::Healthy, Verdict::Healthy, Verdict::Suspect]);
+    }
+
+    #[test]
+    fn silence_makes_the_endpoint_suspect() {
+        let (mut breaker, now, name) = (BreakerState::default(), Instant::now(), path("a").repository);
+        let broke = SourceError::NoResponse("it broke".to_owned());
+        let verdicts: Vec<_> =
+            [refused(), silent(), broke].iter().map(|error| breaker.failed(now, &name, error)).collect();
+        assert_eq!(verdicts, [Verdict::Healthy, Verdict::Healthy, Verdict::Suspect]);
+    }
+
+    #[test]
+    fn path_is_paused_without_the_others() {
+        let clock = Clock::default();
+        let health = health(&clock);
+        for _ in 0..FAILURES_MAX {
+            assert!(health.permit(&path("a")).is_ok());
+            assert!(!health.failed(&path("a"), &status()));
+        }
+        assert!(health.permit(&path("a")).is_err() && health.permit(&path("b")).is_ok());
+        clock.advance(PATH_PAUSE);
+        assert!(health.permit(&path("a")).is_ok());
+        assert!(!health.failed(&path("a"), &status()));
+        assert!(health.permit(&path("a")).is_err());
+        health.succeeded(&path("a"));
+        assert!(health.permit(&path("a")).is_ok());
+    }
+
+    #[test]
+    fn suspicion_is_confirmed_by_a_probe() {
+        let clock = Clock::default();
+        let health = health(&clock);
+        let probes: Vec<_> =
+            ["a", "b", "c", "d"].iter().map(|name| health.failed(&path(name), &status())).collect();
+        assert_eq!(probes, [false, false, true, false], "started once");
+        assert!(health.permit(&path("e")).is_ok(), "not before a probe");
+        health.probe_succeeded();
+        assert!(health.permit(&path("a")).is_ok() && !health.is_suspect());
+        let suspect = || ["a", "b", "c"].iter().any(|name| health.failed(&path(name), &status()));
+        assert!(suspect());
+        health.succeeded(&path("e"));
+        assert!(!health.probe_failed(&status()) && !health.is_suspect(), "answered meanwhile");
+        assert!(suspect());
+        assert!(health.probe_failed(&status()));
+        assert!(health.is_suspect() && health.permit(&path("e")).is_err());
+        health.probe_succeeded();
+        assert!(health.permit(&path("a")).is_ok() && !health.is_suspect());
+    }
+
+    #[test]
+    fn error_while_open_is_of_the_same_kind() {
+        let health = health(&Clock::default());
+        for _ in 0..FAILURES_MAX {
+            let _ = health.failed(&path("a"), &SourceError::ConnectTimeout);
+        }
+        assert!(matches!(health.permit(&path("b")), Err(SourceError::Timeout(_))));
+    }
+
+    #[test]
+    fn probes_end_without_demand() {
+        let clock = Clock::default();
+        let health = health(&clock);
+        for _ in 0..FAILURES_MAX {
+            let _ = health.failed(&path("a"), &refused());
+        }
+        assert!(health.probe_failed(&refused()));
+        clock.advance(DEMAND_MAX);
+        assert!(!health.probe_failed(&refused()));
+        assert!(health.permit(&path("a")).is_ok(), "a trial");
+        assert!(health.failed(&path("a"), &refused()), "probes start again");
     }
 }

@@ -12,6 +12,7 @@ mod endpoint;
 mod error;
 mod fingerprint;
 mod health;
+mod probe;
 mod quota;
 mod registry;
 mod router;
@@ -54,6 +55,7 @@ use crate::telemetry::Metrics;
 use attempts::EndpointIter;
 use context::Context;
 use fingerprint::EndpointFingerprint;
+use health::RequestPath;
 use quota::QuotaClass;
 
 /// All configured upstreams and the router over them.
@@ -232,11 +234,14 @@ impl Upstream {
 
     fn endpoints_for(
         &self,
+        name: &Name,
+        resource: String,
         digest: Option<&Digest>,
         class: QuotaClass,
         deadline: Option<Instant>,
     ) -> EndpointIter<'_> {
-        EndpointIter::new(&self.endpoints, digest, class, deadline, self.timeouts.total)
+        let path = RequestPath { repository: name.clone(), resource };
+        EndpointIter::new(&self.endpoints, path, digest, class, deadline, self.timeouts.total)
     }
 }
 
@@ -250,7 +255,13 @@ impl Source for Upstream {
         accept: &str,
         deadline: Option<Instant>,
     ) -> Result<Option<ManifestHead>, SourceError> {
-        let endpoints = self.endpoints_for(reference.digest(), QuotaClass::Free, deadline);
+        let endpoints = self.endpoints_for(
+            name,
+            format!("HEAD manifests/{reference}"),
+            reference.digest(),
+            QuotaClass::Head,
+            deadline,
+        );
         endpoints.first(|source, deadline| source.head(name, reference, accept, deadline)).await
     }
 
@@ -263,7 +274,8 @@ impl Source for Upstream {
         deadline: Option<Instant>,
     ) -> Result<UnverifiedManifest, SourceError> {
         let digest = reference.digest();
-        let mut endpoints = self.endpoints_for(digest, QuotaClass::Manifest, deadline);
+        let resource = format!("manifests/{reference}");
+        let mut endpoints = self.endpoints_for(name, resource, digest, QuotaClass::Manifest, deadline);
         let mut wrong = None;
         while let Some(attempt) = endpoints.next() {
             let source = attempt.endpoint.source.as_source();
@@ -289,7 +301,8 @@ impl Source for Upstream {
         digest: &Digest,
         deadline: Option<Instant>,
     ) -> Result<Option<u64>, SourceError> {
-        let endpoints = self.endpoints_for(Some(digest), QuotaClass::Free, deadline);
+        let resource = format!("HEAD blobs/{digest}");
+        let endpoints = self.endpoints_for(name, resource, Some(digest), QuotaClass::Head, deadline);
         endpoints.first(|source, deadline| source.blob_size(name, digest, deadline)).await
     }
 
@@ -301,7 +314,8 @@ impl Source for Upstream {
         range: ByteRange,
         deadline: Option<Instant>,
     ) -> Result<BlobBody, SourceError> {
-        let mut endpoints = self.endpoints_for(Some(digest), QuotaClass::Free, deadline);
+        let resource = format!("blobs/{digest}");
+        let mut endpoints = self.endpoints_for(name, resource, Some(digest), QuotaClass::Blob, deadline);
         while let Some(attempt) = endpoints.next() {
             let source = attempt.endpoint.source.as_source();
             let result = source.blob(name, digest, range, Some(attempt.deadline)).await;
@@ -313,7 +327,7 @@ impl Source for Upstream {
     }
 
     async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError> {
-        let endpoints = self.endpoints_for(None, QuotaClass::Free, deadline).for_list();
+        let endpoints = self.endpoints_for(name, "tags".to_owned(), None, QuotaClass::List, deadline);
         endpoints.first(|source, deadline| source.tags(name, deadline)).await
     }
 
@@ -324,7 +338,8 @@ impl Source for Upstream {
         subject: &Digest,
         deadline: Option<Instant>,
     ) -> Result<Counted<Referrers>, SourceError> {
-        let endpoints = self.endpoints_for(None, QuotaClass::Free, deadline).for_list();
+        let resource = format!("referrers/{subject}");
+        let endpoints = self.endpoints_for(name, resource, None, QuotaClass::List, deadline);
         endpoints.first(|source, deadline| source.referrers(name, subject, deadline)).await
     }
 }

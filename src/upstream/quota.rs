@@ -3,16 +3,18 @@
 //! Docker Hub counts GETs of manifests and announces the rest also on HEADs:
 //! `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 76;w=21600` (`w`: the window in seconds).
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use tokio::sync::Notify;
 
 use crate::clock::{Clock, Timestamp};
-use crate::oci::UpstreamName;
+use crate::oci::{Name, UpstreamName};
 use crate::telemetry::Metrics;
 
+use super::auth::authorization::CredentialId;
 use super::context::Context;
 use super::status::QuotaState;
 use crate::source::SourceError;
@@ -23,6 +25,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_mins(1);
 /// Longest pause, whatever `Retry-After` says. Then one request shows whether the limit still holds.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
+/// Number of pauses of single repositories. More pauses are for all repositories.
+const PAUSES_MAX: usize = 256;
 
 /// Quota as last announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,52 +66,108 @@ impl QuotaReading {
     }
 }
 
-/// Class of a request for quotas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Class of a request. Registries limit each class by itself: Docker Hub counts GETs of manifests only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum QuotaClass {
-    /// GET of a manifest, which Docker Hub counts.
+    /// GET of a manifest.
     Manifest,
-    /// Any other request. If it is refused, every request is.
-    Free,
+    /// HEAD of a manifest or a blob.
+    Head,
+    /// GET of a blob.
+    Blob,
+    /// Page of a list.
+    List,
 }
 
-/// Pauses in which requests are not sent.
-#[derive(Debug, Default)]
-struct Pauses {
-    /// End of the pause for GETs of manifests.
-    manifests: Option<Instant>,
-    /// End of the pause for all requests.
-    all: Option<Instant>,
+impl QuotaClass {
+    /// Returns the class of a request for a resource, such as `manifests`.
+    pub(crate) fn of(method: &Method, resource: &str) -> Self {
+        match resource {
+            _ if method == Method::HEAD => Self::Head,
+            "manifests" => Self::Manifest,
+            "blobs" => Self::Blob,
+            _ => Self::List,
+        }
+    }
+}
+
+/// Requests that a limit is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RequestKind {
+    pub(crate) class: QuotaClass,
+    /// Credential that the requests are sent with; `None` for anonymous ones.
+    pub(crate) credential: Option<CredentialId>,
+    /// `None` for all repositories.
+    pub(crate) repository: Option<Name>,
+}
+
+impl RequestKind {
+    /// Returns the same kind for all repositories.
+    fn general(&self) -> Self {
+        Self { repository: None, ..self.clone() }
+    }
+}
+
+/// Pause in which requests of one kind are not sent.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    until: Instant,
     /// True if the registry is overloaded, false if a rate limit is reached.
     overloaded: bool,
     /// Rate limits in a row without `Retry-After`.
     unannounced: u32,
 }
 
+/// Pauses, by kind of request. The time is an argument.
+///
+/// A refusal pauses the requests for its repository. When a second repository is refused meanwhile, the limit is not the
+/// repository's, and all requests of the class with the same credential are paused.
+#[derive(Debug, Default)]
+struct Pauses(HashMap<RequestKind, Pause>);
+
 impl Pauses {
-    /// Returns the rest of the pause for a request of this class.
-    fn left(&self, class: QuotaClass, now: Instant) -> Option<Duration> {
-        let manifests = self.manifests.filter(|_| class == QuotaClass::Manifest);
-        let until = self.all.max(manifests)?;
-        until.checked_duration_since(now).filter(|left| !left.is_zero())
+    /// Returns the pause of a request and the rest of it.
+    fn current(&self, kind: &RequestKind, now: Instant) -> Option<(Pause, Duration)> {
+        let own = [self.0.get(kind), self.0.get(&kind.general())].into_iter().flatten();
+        let pause = *own.max_by_key(|pause| pause.until)?;
+        let left = pause.until.checked_duration_since(now).filter(|left| !left.is_zero())?;
+        Some((pause, left))
     }
 
-    /// Returns the pause after a refusal.
-    fn length(&mut self, retry_after: Option<Duration>) -> Duration {
-        if let Some(announced) = retry_after {
-            return announced.min(RETRY_AFTER_MAX);
-        }
-        let time = PAUSE_MIN.saturating_mul(1 << self.unannounced.min(10)).min(PAUSE_MAX);
-        self.unannounced = self.unannounced.saturating_add(1);
-        time
-    }
-
-    fn begin(&mut self, class: QuotaClass, until: Instant) {
-        let slot = match class {
-            QuotaClass::Manifest => &mut self.manifests,
-            QuotaClass::Free => &mut self.all,
+    /// Begins a pause after a refusal. Returns its length, and the kind of requests that are paused.
+    fn begin(
+        &mut self,
+        kind: &RequestKind,
+        now: Instant,
+        overloaded: bool,
+        retry_after: Option<Duration>,
+    ) -> (Duration, RequestKind) {
+        let general = kind.general();
+        let is_general = self.0.len() >= PAUSES_MAX
+            || self.0.iter().any(|(other, pause)| {
+                other != kind && other.general() == general && pause.until > now
+            });
+        let kind = if is_general { general } else { kind.clone() };
+        let before = self.0.get(&kind).copied();
+        let unannounced = before.map_or(0, |pause| pause.unannounced);
+        let time = match retry_after {
+            Some(announced) => announced.min(RETRY_AFTER_MAX),
+            None => PAUSE_MIN.saturating_mul(1 << unannounced.min(10)).min(PAUSE_MAX),
         };
-        *slot = (*slot).max(Some(until));
+        let until = before.map_or(now + time, |pause| pause.until.max(now + time));
+        let unannounced = if retry_after.is_none() { unannounced.saturating_add(1) } else { unannounced };
+        self.0.retain(|_, pause| now.saturating_duration_since(pause.until) < PAUSE_MAX);
+        self.0.insert(kind.clone(), Pause { until, overloaded, unannounced });
+        (time, kind)
+    }
+
+    /// Removes pauses of a request that have ended.
+    fn granted(&mut self, kind: &RequestKind, now: Instant) {
+        for kind in [kind, &kind.general()] {
+            if self.0.get(kind).is_some_and(|pause| pause.until <= now) {
+                self.0.remove(kind);
+            }
+        }
     }
 }
 
@@ -166,45 +226,49 @@ impl Quota {
         })
     }
 
-    /// Returns the end of the pause for manifests, for status pages.
+    /// Returns the end of the longest pause for manifests, for status pages.
     pub(crate) fn limited_until(&self) -> Option<Timestamp> {
-        let left = self.pauses().left(QuotaClass::Manifest, self.clock.instant())?;
+        let (pauses, now) = (self.pauses(), self.clock.instant());
+        let manifests = pauses.0.iter().filter(|(kind, _)| kind.class == QuotaClass::Manifest);
+        let until = manifests.map(|(_, pause)| pause.until).max()?;
+        let left = until.checked_duration_since(now).filter(|left| !left.is_zero())?;
         Some(self.clock.now().plus(left))
     }
 
     /// Refuses a request during a pause.
-    pub(crate) fn check(&self, class: QuotaClass) -> Result<(), SourceError> {
-        let pauses = self.pauses();
-        match pauses.left(class, self.clock.instant()) {
-            Some(left) if pauses.overloaded => Err(SourceError::Overloaded { retry_after: left }),
-            Some(left) => Err(SourceError::RateLimited { retry_after: Some(left) }),
+    pub(crate) fn check(&self, kind: &RequestKind) -> Result<(), SourceError> {
+        match self.pauses().current(kind, self.clock.instant()) {
+            Some((Pause { overloaded: true, .. }, left)) => {
+                Err(SourceError::Overloaded { retry_after: left })
+            }
+            Some((_, left)) => Err(SourceError::RateLimited { retry_after: Some(left) }),
             None => Ok(()),
         }
     }
 
     /// Begins a pause after a rate limit.
-    pub(crate) fn refused(&self, class: QuotaClass, retry_after: Option<Duration>) {
-        let mut pauses = self.pauses();
-        let time = pauses.length(retry_after);
-        pauses.begin(class, self.clock.instant() + time);
-        pauses.overloaded = false;
-        drop(pauses);
-        tracing::warn!(upstream = %self.upstream, pause = ?time, "the upstream limits the rate; requests are paused");
+    pub(crate) fn refused(&self, kind: &RequestKind, retry_after: Option<Duration>) {
+        let (pause, kind) = self.pauses().begin(kind, self.clock.instant(), false, retry_after);
+        let (class, repository) = (kind.class, kind.repository.as_ref().map(tracing::field::display));
+        tracing::warn!(
+            upstream = %self.upstream, ?class, repository, ?pause,
+            "the upstream limits the rate; requests of this kind are paused"
+        );
     }
 
-    /// Begins a pause of all requests after an overload.
-    pub(crate) fn overloaded(&self, retry_after: Duration) {
-        let mut pauses = self.pauses();
-        let time = pauses.length(Some(retry_after));
-        pauses.begin(QuotaClass::Free, self.clock.instant() + time);
-        pauses.overloaded = true;
-        drop(pauses);
-        tracing::warn!(upstream = %self.upstream, pause = ?time, "the upstream is overloaded; requests are paused");
+    /// Begins a pause after an overload.
+    pub(crate) fn overloaded(&self, kind: &RequestKind, retry_after: Duration) {
+        let (pause, kind) = self.pauses().begin(kind, self.clock.instant(), true, Some(retry_after));
+        let (class, repository) = (kind.class, kind.repository.as_ref().map(tracing::field::display));
+        tracing::warn!(
+            upstream = %self.upstream, ?class, repository, ?pause,
+            "the upstream is overloaded; requests of this kind are paused"
+        );
     }
 
     /// Records a regular answer.
-    pub(crate) fn granted(&self) {
-        self.pauses().unannounced = 0;
+    pub(crate) fn granted(&self, kind: &RequestKind) {
+        self.pauses().granted(kind, self.clock.instant());
     }
 
     fn pauses(&self) -> MutexGuard<'_, Pauses> {
@@ -255,28 +319,57 @@ mod tests {
         assert!(reading(1).is_above(0.0, at) && !reading(0).is_above(0.0, at));
     }
 
-    #[test]
-    fn pause_doubles_without_retry_after_and_is_limited() {
-        let mut pauses = Pauses::default();
-        let times: Vec<_> = (0..8).map(|_| pauses.length(None).as_secs()).collect();
-        assert_eq!(times, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(pauses.length(Some(Duration::from_secs(17))), Duration::from_secs(17));
-        assert_eq!(pauses.length(Some(Duration::from_hours(6))), RETRY_AFTER_MAX);
+    fn kind(class: QuotaClass, repository: &str) -> RequestKind {
+        RequestKind { class, credential: None, repository: repository.parse().ok() }
+    }
+
+    fn is_paused(pauses: &Pauses, class: QuotaClass, repository: &str, now: Instant) -> bool {
+        pauses.current(&kind(class, repository), now).is_some()
     }
 
     #[test]
-    fn pause_for_manifests_does_not_stop_other_requests() {
+    fn pause_doubles_without_retry_after_and_is_limited() {
+        let (mut pauses, now) = (Pauses::default(), Instant::now());
+        let manifest = kind(QuotaClass::Manifest, "a");
+        let mut begin = |announced| pauses.begin(&manifest, now, false, announced).0;
+        let times: Vec<_> = (0..8).map(|_| begin(None).as_secs()).collect();
+        assert_eq!(times, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(begin(Some(Duration::from_secs(17))), Duration::from_secs(17));
+        assert_eq!(begin(Some(Duration::from_hours(6))), RETRY_AFTER_MAX);
+    }
+
+    #[test]
+    fn pause_is_for_the_same_kind_of_request() {
+        use QuotaClass::{Blob, Manifest};
         let (now, minute) = (Instant::now(), Duration::from_mins(1));
         let mut pauses = Pauses::default();
-        pauses.begin(QuotaClass::Manifest, now + minute);
-        assert_eq!(pauses.left(QuotaClass::Manifest, now), Some(minute));
-        assert_eq!(pauses.left(QuotaClass::Free, now), None);
-        assert_eq!(pauses.left(QuotaClass::Manifest, now + minute), None);
-        pauses.begin(QuotaClass::Free, now + minute * 2);
-        assert_eq!(pauses.left(QuotaClass::Manifest, now), Some(minute * 2));
-        assert_eq!(pauses.left(QuotaClass::Free, now), Some(minute * 2));
+        pauses.begin(&kind(Manifest, "a"), now, false, Some(minute));
+        assert!(is_paused(&pauses, Manifest, "a", now) && !is_paused(&pauses, Blob, "a", now));
+        assert!(!is_paused(&pauses, Manifest, "b", now), "one repository may have a limit of its own");
+        pauses.begin(&kind(Manifest, "b"), now, false, Some(minute));
+        assert!(is_paused(&pauses, Manifest, "c", now) && !is_paused(&pauses, Blob, "c", now));
+        let id = CredentialId::of(&crate::config::docker::Credential::default());
+        let other = RequestKind { credential: Some(id), ..kind(Manifest, "a") };
+        assert!(pauses.current(&other, now).is_none(), "another credential has its own limit");
+        assert!(!is_paused(&pauses, Manifest, "c", now + minute));
         // A shorter pause does not shorten a longer one.
-        pauses.begin(QuotaClass::Free, now + minute);
-        assert_eq!(pauses.left(QuotaClass::Free, now), Some(minute * 2));
+        pauses.begin(&kind(Manifest, "a"), now, false, Some(minute / 2));
+        assert!(is_paused(&pauses, Manifest, "a", now + minute / 2));
+    }
+
+    #[test]
+    fn pauses_are_limited_in_number() {
+        let (mut pauses, now) = (Pauses::default(), Instant::now());
+        for n in 0..PAUSES_MAX * 2 {
+            let id = CredentialId::of(&crate::config::docker::Credential {
+                username: n.to_string(),
+                ..crate::config::docker::Credential::default()
+            });
+            let one = RequestKind { credential: Some(id), ..kind(QuotaClass::Blob, "a") };
+            pauses.begin(&one, now, true, Some(PAUSE_MIN));
+        }
+        assert!(pauses.0.len() <= PAUSES_MAX * 2);
+        pauses.begin(&kind(QuotaClass::Blob, "a"), now + PAUSE_MAX * 2, true, Some(PAUSE_MIN));
+        assert_eq!(pauses.0.len(), 1);
     }
 }

@@ -15,6 +15,7 @@
 
 mod admission;
 mod api;
+mod breaker;
 mod certificates;
 mod children;
 mod client_limits;

@@ -243,11 +243,12 @@ fn unchanged_upstream_keeps_its_state() {
     for number in 0..3 {
         assert_eq!(larder.get(&format!("/v2/library/app/manifests/x{number}")).status(), 502);
     }
-    assert_eq!(open(&larder), 1);
+    larder.wait_counter("larder_upstream_endpoint_open", &[("upstream", "docker.io")], 1);
     larder.get("/v2/quay.io/org/app/manifests/v1").assert_body(&image.manifest.bytes);
     larder.wait_idle();
     let tokens = |larder: &Larder| larder.counter("larder_upstream_token_requests_total", &[]);
-    let (asked, got) = (dead.requests().len(), tokens(&larder));
+    let asked = || dead.count("GET", "/manifests/");
+    let (before, got) = (asked(), tokens(&larder));
     assert!(got > 0);
     larder.rewrite(|setup| {
         let setup = setup.upstream_set("quay.io", "tag_ttl", "5s").set("cache.negative_ttl", "1s");
@@ -256,7 +257,7 @@ fn unchanged_upstream_keeps_its_state() {
     wait_applied(&larder, "tag_ttl");
     assert_eq!(open(&larder), 1);
     assert_eq!(larder.get("/v2/library/app/manifests/y").status(), 502);
-    assert_eq!(dead.requests().len(), asked, "it is still left alone");
+    assert_eq!(asked(), before, "its circuit breaker is still open");
     larder.get("/v2/quay.io/org/app/manifests/v2").assert_body(&image.manifest.bytes);
     assert_eq!(tokens(&larder), got, "the token is still used");
     // A new limit creates a new HTTP client. The state of the old client is gone.

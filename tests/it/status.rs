@@ -115,12 +115,12 @@ fn failing_upstream_and_quota_are_shown() {
     assert_eq!(endpoint["breaker"], "open", "{endpoint}");
     assert!(endpoint["open_until"].as_u64() > report["now"].as_u64() && endpoint["error"].is_string());
     let warned = &report["warnings"][0];
-    assert!(warned["message"].as_str().unwrap().contains("no requests are sent"), "{report}");
+    assert!(warned["message"].as_str().unwrap().contains("only probes are sent"), "{report}");
     assert!(warned["detail"].as_str().unwrap().contains("docker.io"), "{warned}");
     let output = verb::online(&larder, &["status"]).exited_with(0).stdout;
     assert!(
         output.contains("warning")
-            && output.contains("open for")
+            && output.contains("open, probed")
             && output.contains("7 of 100, resets within"),
         "{output}"
     );

@@ -223,7 +223,7 @@ fn endpoint_row(endpoint: &EndpointState, now: Timestamp) -> EndpointRow {
         |until: Option<Timestamp>| HumanDuration(until.unwrap_or(now).since(now).max(Duration::from_secs(1)));
     let health = &endpoint.health;
     let state = match health.breaker {
-        Breaker::Open => Badge::new("bad", format!("circuit breaker open for {}", left(health.open_until))),
+        Breaker::Open => Badge::new("bad", "circuit breaker open"),
         Breaker::HalfOpen => Badge::new("fair", "circuit breaker half open"),
         Breaker::Closed if endpoint.limited_until.is_some() => {
             Badge::new("fair", format!("rate limited for {}", left(endpoint.limited_until)))

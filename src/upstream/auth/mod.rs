@@ -6,7 +6,7 @@
 //! A new source of credentials is a variant in [`credentials`]; a new scheme is a variant in [`challenge`] and of
 //! [`Method`].
 
-mod authorization;
+pub(crate) mod authorization;
 pub(crate) mod challenge;
 mod credentials;
 mod credhelper;
@@ -58,9 +58,9 @@ impl fmt::Debug for Auth {
 #[derive(Clone)]
 enum Method {
     /// User name and password.
-    Basic,
+    Basic(Option<CredentialId>),
     /// Registry token of the configuration, sent unchanged.
-    RegistryToken,
+    RegistryToken(Option<CredentialId>),
     /// Token of the token service.
     Bearer(TokenKey),
 }
@@ -108,6 +108,14 @@ impl Auth {
         }
     }
 
+    /// Returns the identifier of the credential that requests for a repository are sent with.
+    pub(crate) fn known_credential(&self, name: &Name) -> Option<CredentialId> {
+        match self.methods.get(name)? {
+            Method::Basic(credential) | Method::RegistryToken(credential) => credential,
+            Method::Bearer(key) => key.credential,
+        }
+    }
+
     /// Returns the authorization for a repository that needs no request, if there is one.
     pub(crate) async fn known_authorization(
         &self,
@@ -116,8 +124,8 @@ impl Auth {
     ) -> Result<Option<HeaderValue>, SourceError> {
         let make = match self.methods.get(name) {
             Some(Method::Bearer(key)) => return Ok(self.tokens.cached(&key)),
-            Some(Method::Basic) => basic,
-            Some(Method::RegistryToken) => registry_token,
+            Some(Method::Basic(_)) => basic,
+            Some(Method::RegistryToken(_)) => registry_token,
             None => return Ok(None),
         };
         Ok(self.credentials.current(name, None, deadline).await?.as_ref().and_then(make))
@@ -174,10 +182,11 @@ impl Auth {
             None
         };
         let has_registry_token = credential.as_ref().and_then(registry_token).is_some();
+        let id = credential.as_ref().map(CredentialId::of);
         let (method, header) = match challenge {
-            Challenge::Basic => (Method::Basic, self.offer(credential, basic, request).await?),
+            Challenge::Basic => (Method::Basic(id), self.offer(credential, basic, request).await?),
             Challenge::Bearer { .. } if has_registry_token => {
-                (Method::RegistryToken, self.offer(credential, registry_token, request).await?)
+                (Method::RegistryToken(id), self.offer(credential, registry_token, request).await?)
             }
             Challenge::Bearer { realm, service, scope: wanted } => {
                 let realm = self.realm(&realm, request)?;
@@ -230,8 +239,8 @@ impl Auth {
         let credential = self.credentials.current(name, None, deadline).await?;
         let refused = credential.as_ref().map(CredentialId::of);
         let same = |credential: Option<&Credential>| match &method {
-            Method::Basic => credential.and_then(basic).as_ref() == Some(sent),
-            Method::RegistryToken => credential.and_then(registry_token).as_ref() == Some(sent),
+            Method::Basic(_) => credential.and_then(basic).as_ref() == Some(sent),
+            Method::RegistryToken(_) => credential.and_then(registry_token).as_ref() == Some(sent),
             Method::Bearer(key) => {
                 !self.token_trust.trusts(&key.realm) || credential.map(CredentialId::of) == key.credential
             }

@@ -10,17 +10,18 @@ mod response;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::CONTENT_RANGE;
 use http::{Method, StatusCode};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::auth::Auth;
 use super::context::Context;
 use super::error::BuildError;
-use super::quota::Quota;
+use super::quota::{Quota, QuotaClass};
 use super::settings::{ConnectionSettings, RegistryLogin, ServerLogins};
 use super::transport::address::{Policy, Resolver};
 use super::transport::client::{HttpClient, causes};
@@ -76,6 +77,18 @@ impl Registry {
         deadline.unwrap_or_else(|| Instant::now() + self.http.timeouts.total)
     }
 
+    /// Returns an error if the registry does not respond to a request for `/v2/` within `limit`. Any status but a failure
+    /// of the server is a response: the registry may want credentials, or have no such path.
+    pub(crate) async fn probe(&self, limit: Duration) -> Result<(), SourceError> {
+        let sent = self.http.client.get(format!("{}/v2/", self.base)).send();
+        let response = timeout(limit, sent).await.map_err(|_| SourceError::Timeout("the probe".to_owned()))?;
+        let status = response.map_err(|error| SourceError::Unreachable(causes(&error.without_url())))?.status();
+        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+            return Err(SourceError::Unavailable(status.as_u16()));
+        }
+        Ok(())
+    }
+
     fn request<'r>(
         &self,
         method: Method,
@@ -86,7 +99,8 @@ impl Registry {
     ) -> Result<RegistryRequest<'r>, SourceError> {
         let url = Url::parse(&format!("{}/v2/{name}/{kind}/{reference}", self.base))
             .map_err(|error| SourceError::Local(format!("no URL can be made for {name}: {error}")))?;
-        Ok(RegistryRequest { method, url, name, accept, range: None, accepted_statuses: &[] })
+        let class = QuotaClass::of(&method, kind);
+        Ok(RegistryRequest { method, url, name, class, accept, range: None, accepted_statuses: &[] })
     }
 
     async fn fetch_manifest(

@@ -9,6 +9,7 @@ use url::Url;
 use crate::oci::Name;
 use crate::source::{ByteRange, Denial, SourceError};
 use crate::upstream::auth::Auth;
+use crate::upstream::quota::{QuotaClass, RequestKind};
 use crate::upstream::transport::client::HttpClient;
 use crate::upstream::transport::retry;
 use crate::upstream::transport::status::check_status;
@@ -25,6 +26,7 @@ pub(crate) struct RegistryRequest<'r> {
     pub(crate) url: Url,
     /// Repository that a token must be valid for.
     pub(crate) name: &'r Name,
+    pub(crate) class: QuotaClass,
     pub(crate) accept: Option<&'r str>,
     pub(crate) range: Option<ByteRange>,
     /// Statuses other than success that the caller reads itself.
@@ -40,7 +42,35 @@ impl RegistryRequest<'_> {
         auth: &Auth,
         deadline: Instant,
     ) -> Result<Response, SourceError> {
-        retry::until(deadline, || self.follow(http, auth, deadline)).await
+        let kind = RequestKind {
+            class: self.class,
+            credential: auth.known_credential(self.name),
+            repository: Some(self.name.clone()),
+        };
+        http.quota.check(&kind)?;
+        let result = retry::until(deadline, || self.follow(http, auth, deadline)).await;
+        if result.is_ok() {
+            http.quota.granted(&kind);
+        }
+        result
+    }
+
+    /// Begins a pause if the registry itself limits requests of this kind or is overloaded. A host that the registry
+    /// redirects to has limits of its own, which do not concern other requests.
+    fn observe_limit(&self, http: &HttpClient, auth: &Auth, url: &Url, error: &SourceError) {
+        if url.origin() != self.url.origin() {
+            return;
+        }
+        let kind = RequestKind {
+            class: self.class,
+            credential: auth.known_credential(self.name),
+            repository: Some(self.name.clone()),
+        };
+        match error {
+            SourceError::RateLimited { retry_after } => http.quota.refused(&kind, *retry_after),
+            SourceError::Overloaded { retry_after } => http.quota.overloaded(&kind, *retry_after),
+            _ => {}
+        }
     }
 
     /// Sends the request once, through challenges and redirects.
@@ -56,7 +86,8 @@ impl RegistryRequest<'_> {
         let (mut redirects, mut renewed) = (0, false);
         loop {
             http.policy.check(&url)?;
-            let response = self.send_once(http, &url, authorization.as_ref(), deadline).await?;
+            let response = self.send_once(http, &url, authorization.as_ref(), deadline).await;
+            let response = response.map_err(|error| self.blame(&url, error))?;
             if response.status() == StatusCode::UNAUTHORIZED {
                 let origin = url.origin();
                 if challenged.contains(&origin) || challenged.len() == CHALLENGES_MAX {
@@ -65,8 +96,8 @@ impl RegistryRequest<'_> {
                 challenged.push(origin);
                 let headers = response.headers();
                 let answer =
-                    auth.answer_challenge(headers, &url, self.name, authorization.as_ref(), deadline).await?;
-                authorization = Some(answer);
+                    auth.answer_challenge(headers, &url, self.name, authorization.as_ref(), deadline).await;
+                authorization = Some(answer.map_err(|error| elsewhere("its token service", error))?);
             } else if response.status() == StatusCode::FORBIDDEN
                 && challenged.is_empty()
                 && let Some(sent) = &authorization
@@ -88,10 +119,21 @@ impl RegistryRequest<'_> {
                 url = next;
             } else {
                 if !self.accepted_statuses.contains(&response.status()) {
-                    check_status(&response)?;
+                    check_status(&response)
+                        .inspect_err(|error| self.observe_limit(http, auth, &url, error))?;
                 }
                 return Ok(response);
             }
+        }
+    }
+
+    /// Returns an error of a request to `url`. A failure of another host that the registry redirects to says nothing about
+    /// other requests to the registry.
+    fn blame(&self, url: &Url, error: SourceError) -> SourceError {
+        if url.origin() == self.url.origin() {
+            error
+        } else {
+            elsewhere("a host that it redirects to", error)
         }
     }
 
@@ -127,6 +169,15 @@ impl RegistryRequest<'_> {
         }
         http.metrics.upstream_request(http.upstream.as_str(), self.method.as_str(), status, took);
         result
+    }
+}
+
+/// Returns the error for a failed connection to another host than the endpoint's.
+fn elsewhere(host: &str, error: SourceError) -> SourceError {
+    match error {
+        SourceError::Unreachable(reason) => SourceError::NoResponse(format!("{host}: {reason}")),
+        SourceError::ConnectTimeout => SourceError::Timeout(format!("no connection to {host}")),
+        error => error,
     }
 }
 

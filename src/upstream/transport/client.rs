@@ -74,6 +74,9 @@ impl HttpClient {
             SourceError::Unreachable(reason) if self.proxies.towards(url).is_some() => {
                 SourceError::Unreachable(format!("through its proxy, {reason}"))
             }
+            SourceError::NoResponse(reason) if self.proxies.towards(url).is_some() => {
+                SourceError::NoResponse(format!("through its proxy, {reason}"))
+            }
             other => other,
         }
     }
@@ -89,9 +92,11 @@ pub(crate) fn to_source_error(upstream: &UpstreamName, error: reqwest::Error) ->
     } else if error.is_builder() {
         SourceError::Local("the request cannot be built; see the log".to_owned())
     } else if error.is_timeout() {
-        SourceError::Timeout("no connection was established".to_owned())
-    } else {
+        SourceError::ConnectTimeout
+    } else if error.is_connect() {
         SourceError::Unreachable(failure_reason(&error).to_owned())
+    } else {
+        SourceError::NoResponse(failure_reason(&error).to_owned())
     }
 }
 
