@@ -404,6 +404,9 @@ pub struct Upstream {
     pub proxy: Option<Proxy>,
     /// Maximum number of connections to the upstream.
     pub max_connections: usize,
+    /// Time-out of the head of a response. Default: 2 minutes for blobs, 8 s for everything else.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub head_timeout: Option<Duration>,
     /// Time without progress after which a download is resumed with a new request. Default: 30 s.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
@@ -450,6 +453,7 @@ impl Default for Upstream {
             allow_private: false,
             proxy: None,
             max_connections: 64,
+            head_timeout: None,
             idle_timeout: None,
             tag_ttl: None,
             negative_ttl: None,

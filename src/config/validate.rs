@@ -266,8 +266,10 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
     credentials(name, upstream, problems);
     certificates(name, upstream, problems);
     problems.connections(upstream.max_connections, &at("max_connections"));
-    if let Some(time) = upstream.idle_timeout {
-        problems.duration(time, false, &at("idle_timeout"));
+    for (key, time) in [("head_timeout", upstream.head_timeout), ("idle_timeout", upstream.idle_timeout)] {
+        if let Some(time) = time {
+            problems.duration(time, false, &at(key));
+        }
     }
     // Keys that are not set here come from `[cache]`, which is checked separately.
     freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);

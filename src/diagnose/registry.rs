@@ -144,7 +144,7 @@ impl RegistryCheck<'_> {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let answer = http.send(request, url, "GET", self.deadline()).await?;
+        let answer = http.send(request, url, "GET", http.timeouts.head, self.deadline()).await?;
         http.quota.observe(answer.headers());
         Ok(answer)
     }

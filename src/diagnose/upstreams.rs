@@ -18,6 +18,7 @@ use crate::upstream::{BuildError, Endpoint, EndpointSource, Timeouts, Upstreams}
 const TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(3),
     head: Duration::from_secs(4),
+    blob_head: Duration::from_secs(4),
     total: Duration::from_secs(5),
     idle: Duration::from_secs(5),
 };

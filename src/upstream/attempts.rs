@@ -91,6 +91,8 @@ impl<'u> EndpointIter<'u> {
                     SourceError::RateLimited { .. } | SourceError::Overloaded { .. } => {}
                     SourceError::Local(_) | SourceError::Busy | SourceError::TooManyDocuments => {}
                     error if error.is_connection_failure() => failed(endpoint, &attempt.path, error),
+                    // The head of a blob may take long. Other content of the registry is sent meanwhile.
+                    SourceError::Timeout(_) if self.class == QuotaClass::Blob => {}
                     // A registry may fail at long lists, or at an API that it hardly supports, and serve images well.
                     error if error.is_outage() && self.class == QuotaClass::List => {}
                     error if error.is_outage() => failed(endpoint, &attempt.path, error),

@@ -22,6 +22,7 @@ mod transport;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -161,8 +162,7 @@ impl Upstream {
         earlier: Option<&Arc<Self>>,
         context: &Context,
     ) -> Result<Self, BuildError> {
-        let timeouts =
-            Timeouts { idle: upstream.idle_timeout.unwrap_or(context.timeouts.idle), ..context.timeouts };
+        let timeouts = context.timeouts.with(upstream);
         let context = Context { timeouts, ..context.clone() };
         let fingerprint = EndpointFingerprint::of(upstream);
         let earlier = earlier.filter(|earlier| earlier.fingerprint == fingerprint);
@@ -245,6 +245,36 @@ impl Upstream {
     }
 }
 
+impl Upstream {
+    /// Opens a blob at one of the endpoints, within `timeout` for all of them. The error comes with the endpoints that did
+    /// not answer in time.
+    async fn blob_from(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        name: &Name,
+        digest: &Digest,
+        range: ByteRange,
+        deadline: Option<Instant>,
+        timeout: Duration,
+    ) -> Result<BlobBody, (SourceError, Vec<Arc<Endpoint>>)> {
+        let path = RequestPath { repository: name.clone(), resource: format!("blobs/{digest}") };
+        let mut endpoints =
+            EndpointIter::new(endpoints, path, Some(digest), QuotaClass::Blob, deadline, timeout);
+        let mut slow = Vec::new();
+        while let Some(attempt) = endpoints.next() {
+            let source = attempt.endpoint.source.as_source();
+            let result = source.blob(name, digest, range, Some(attempt.deadline)).await;
+            if matches!(result, Err(SourceError::Timeout(_))) {
+                slow.push(Arc::clone(attempt.endpoint));
+            }
+            if let Some(body) = endpoints.record(&attempt, result) {
+                return Ok(attempt.label(body));
+            }
+        }
+        endpoints.into_error().map_err(|error| (error, slow))
+    }
+}
+
 /// An upstream as one source: its endpoints, asked in order until one has the answer.
 #[async_trait]
 impl Source for Upstream {
@@ -307,6 +337,9 @@ impl Source for Upstream {
     }
 
     /// Another endpoint may send the rest of an interrupted body.
+    ///
+    /// A slow endpoint must not delay the others. Each of several endpoints first gets the short time of other requests. If
+    /// none of them has the blob, those that did not answer in time are asked again, with the long time for blobs.
     async fn blob(
         &self,
         name: &Name,
@@ -314,16 +347,16 @@ impl Source for Upstream {
         range: ByteRange,
         deadline: Option<Instant>,
     ) -> Result<BlobBody, SourceError> {
-        let resource = format!("blobs/{digest}");
-        let mut endpoints = self.endpoints_for(name, resource, Some(digest), QuotaClass::Blob, deadline);
-        while let Some(attempt) = endpoints.next() {
-            let source = attempt.endpoint.source.as_source();
-            let result = source.blob(name, digest, range, Some(attempt.deadline)).await;
-            if let Some(body) = endpoints.record(&attempt, result) {
-                return Ok(attempt.label(body));
-            }
+        let (short, long) = (self.timeouts.total, self.timeouts.total.max(self.timeouts.blob_head));
+        if let [_] = *self.endpoints {
+            return self.blob_from(&self.endpoints, name, digest, range, deadline, long).await.map_err(|(error, _)| error);
         }
-        endpoints.into_error()
+        match self.blob_from(&self.endpoints, name, digest, range, deadline, short).await {
+            Err((_, slow)) if !slow.is_empty() && deadline.is_none() => {
+                self.blob_from(&slow, name, digest, range, deadline, long).await.map_err(|(error, _)| error)
+            }
+            result => result.map_err(|(error, _)| error),
+        }
     }
 
     async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError> {

@@ -26,6 +26,7 @@ pub(crate) struct ConnectionSettings {
     pub(crate) allow_private: bool,
     pub(crate) proxy: Option<Proxy>,
     pub(crate) max_connections: usize,
+    pub(crate) head_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
 }
 
@@ -72,6 +73,7 @@ impl EndpointSettings {
             allow_private,
             proxy,
             max_connections,
+            head_timeout,
             idle_timeout,
             // For the cache.
             tag_ttl: _,
@@ -94,6 +96,7 @@ impl EndpointSettings {
                 allow_private: *allow_private,
                 proxy: proxy.clone(),
                 max_connections: *max_connections,
+                head_timeout: *head_timeout,
                 idle_timeout: *idle_timeout,
             },
             servers: ServerLogins {

@@ -4,7 +4,7 @@
 use crate::support;
 
 use support::fixture::{Fixture, MIB, TAG, is_gateway_error};
-use support::{Fault, Image, Registry, When};
+use support::{Fault, Gate, Image, Registry, When};
 
 const OPEN: &str = "larder_upstream_endpoint_open";
 
@@ -75,6 +75,20 @@ fn interrupted_blob_leaves_the_others() {
     fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
     fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
     assert!(fixture.layer.bytes.len() > MIB);
+}
+
+#[test]
+fn content_without_a_timely_head_leaves_the_others() {
+    let fixture = Fixture::with(|setup| setup.upstream_set("docker.io", "head_timeout", "100ms"));
+    fixture.registry.script(When::any().path("/org/bad/"), Fault::HoldHead(Gate::new()));
+    let missing = "/v2/org/bad/blobs/sha256:".to_owned() + &"0".repeat(64);
+    for _ in 0..4 {
+        assert!(is_gateway_error(fixture.larder.get("/v2/org/bad/manifests/v1").status()));
+        assert!(is_gateway_error(fixture.larder.get(&missing).status()));
+    }
+    fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
+    assert_eq!(fixture.larder.counter(OPEN, &[]), 0);
 }
 
 #[test]

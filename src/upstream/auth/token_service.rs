@@ -170,7 +170,7 @@ impl TokenService {
         method: &str,
         deadline: Instant,
     ) -> Result<IssuedToken, SourceError> {
-        let mut response = self.http.send(request, url, method, deadline).await?;
+        let mut response = self.http.send(request, url, method, self.http.timeouts.head, deadline).await?;
         check_service_status(&response)?;
         let mut body = Vec::new();
         loop {

@@ -188,8 +188,10 @@ impl Source for Registry {
         range: ByteRange,
         deadline: Option<Instant>,
     ) -> Result<BlobBody, SourceError> {
-        let deadline = self.deadline(deadline);
-        let permit = self.limits.for_blob(deadline).await?;
+        let busy = Instant::now() + self.http.timeouts.total;
+        let permit = self.limits.for_blob(deadline.map_or(busy, |deadline| deadline.min(busy))).await?;
+        let timeout = self.http.timeouts.blob_head.max(self.http.timeouts.total);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + timeout);
         let mut request = self.request(Method::GET, name, "blobs", digest, None)?;
         request.range = (!range.is_all()).then_some(range);
         let response = request.send(&self.http, &self.auth, deadline).await?;

@@ -158,7 +158,11 @@ impl RegistryRequest<'_> {
             request = request.header(AUTHORIZATION, authorization);
         }
         let started = Instant::now();
-        let result = http.send(request, url, self.method.as_str(), deadline).await;
+        let timeout = match self.class {
+            QuotaClass::Blob => http.timeouts.blob_head,
+            _ => http.timeouts.head,
+        };
+        let result = http.send(request, url, self.method.as_str(), timeout, deadline).await;
         let status = result.as_ref().ok().map(|response| response.status().as_u16());
         let took = started.elapsed();
         // A host that the registry redirects to has a quota of its own, if any.

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::{RequestBuilder, Response};
 use tokio::time::Instant;
@@ -32,16 +33,17 @@ pub(crate) struct HttpClient {
 }
 
 impl HttpClient {
-    /// Sends one request and waits for the head of its response until `deadline`.
+    /// Sends one request and waits for the head of its response, at most for `timeout` and until `deadline`.
     pub(crate) async fn send(
         &self,
         request: RequestBuilder,
         url: &Url,
         method: &str,
+        timeout: Duration,
         deadline: Instant,
     ) -> Result<Response, SourceError> {
         let started = Instant::now();
-        let limit = deadline.min(started + self.timeouts.head);
+        let limit = deadline.min(started + timeout);
         let span = trace::call(self.upstream.as_str(), method, url.host_str(), url.path());
         let response = tokio::time::timeout_at(limit, request.send()).instrument(span.clone()).await;
         let result = response.map_or_else(

@@ -128,6 +128,7 @@ fn problems_name_the_key() {
         ("[upstream.\"quay.io\"]\nrealm_hosts = [\"a\", \"https://a\"]", "upstream.\"quay.io\".realm_hosts"),
         ("[upstream.\"quay.io\"]\nrealm_hosts = [\"*.a\"]", "upstream.\"quay.io\".realm_hosts"),
         ("[upstream.\"quay.io\"]\nrevalidate_timeout = \"0s\"", "upstream.\"quay.io\".revalidate_timeout"),
+        ("[upstream.\"quay.io\"]\nhead_timeout = \"0s\"", "upstream.\"quay.io\".head_timeout"),
         ("[upstream.\"quay.io\"]\nidle_timeout = \"0s\"", "upstream.\"quay.io\".idle_timeout"),
         ("[upstream.\"quay.io\"]\nallow = [\"org/**\", \"org/[a\"]", "upstream.\"quay.io\".allow"),
         ("[upstream.\"quay.io\"]\ndeny = [\"org**\"]", "upstream.\"quay.io\".deny"),

@@ -198,6 +198,7 @@ fn connections() -> Vec<Case> {
         case("hangs before the head", &ALL, |site| {
             site.first.script(When::any(), Fault::HoldHead(Gate::new()));
         })
+        .setting("head_timeout", "8s")
         .within(10),
         once("body stalls, once", &COLD, Fault::HoldBody(CUT, Gate::new())).setting("idle_timeout", "1s"),
         once("body cut, once", &COLD, Fault::Cut(CUT)),

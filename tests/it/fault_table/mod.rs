@@ -182,6 +182,7 @@ fn render(rows: &[Row<'_>]) -> String {
          * cached: the content was pulled before the fault.\n\
          * cached afterwards: the outcome of the same request when no upstream is left.\n\
          * All tags are older than `tag_ttl` (`\"0s\"`). If a body stalls, `idle_timeout` is 1 s. Bodies have 90,000 bytes.\n\
+         * If a head is missing, `head_timeout` is 8 s.\n\
          * `@` is the start of a range; `×3` means three requests.\n\n\
          | fault of the upstream | request | response to the client | requests to the upstream | cached afterwards |\n\
          |---|---|---|---|---|\n",

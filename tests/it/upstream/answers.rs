@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
-use larder::config::schema::Upstream as Settings;
+use larder::config::schema::{Endpoint, Upstream as Settings};
 use larder::oci::content::media::CANONICAL_ACCEPT;
 use larder::source::{ByteRange, Denial, MANIFEST_MAX, Source as _, SourceError};
 use larder::upstream::Timeouts;
@@ -204,6 +204,36 @@ async fn silent_registry_is_not_retried() {
     let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("an error");
     assert!(matches!(error, SourceError::Timeout(_)), "{error}");
     assert_eq!(registry.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn head_of_a_blob_may_take_longer_than_other_heads() {
+    let registry = Registry::start(|_, _| Reply::Hang).await;
+    let (short, long) = (Duration::from_millis(100), Duration::from_hours(1));
+    let timeouts = Timeouts { head: short, total: short, blob_head: long, ..TIMEOUTS };
+    let (slow, _) = upstream(at(&registry.url()), timeouts);
+    let error = slow.manifest(&name(), &tag(), CANONICAL_ACCEPT, None).await.expect_err("late");
+    assert!(matches!(error, SourceError::Timeout(_)), "{error}");
+    let (repository, blob) = (name(), digest());
+    let waiting = slow.blob(&repository, &blob, ByteRange::ALL, None);
+    assert!(tokio::time::timeout(short * 5, waiting).await.is_err(), "the blob's time-out is longer");
+    let configured = Settings { head_timeout: Some(short), ..at(&registry.url()) };
+    let (slow, _) = upstream(configured, Timeouts { total: short, ..TIMEOUTS });
+    let error = slow.blob(&repository, &blob, ByteRange::ALL, None).await.expect_err("late");
+    assert!(matches!(error, SourceError::Timeout(_)), "{error}");
+}
+
+#[tokio::test]
+async fn slow_blob_is_asked_for_at_the_next_endpoint_first() {
+    let slow = Registry::start(|_, n| if n == 0 { Reply::Hang } else { answer(200, &[], b"content") }).await;
+    let other = Registry::start(|_, _| answer(404, &[], b"")).await;
+    let settings =
+        Settings { endpoints: vec![Endpoint::new(slow.url()), Endpoint::new(other.url())], ..at("") };
+    let timeouts = Timeouts { total: Duration::from_millis(400), ..TIMEOUTS };
+    let (both, _) = upstream(settings, timeouts);
+    let mut body = both.blob(&name(), &digest(), ByteRange::ALL, None).await.expect("a body");
+    assert_eq!(read(&mut body).await.expect("complete"), b"content");
+    assert_eq!((slow.seen().len(), other.seen().len()), (2, 1));
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(3),
     head: Duration::from_secs(8),
+    blob_head: Duration::from_mins(2),
     total: Duration::from_secs(9),
     idle: Duration::from_secs(30),
 };
