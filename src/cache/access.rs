@@ -53,29 +53,58 @@ impl Access {
         confirmed.map_err(|error| self.remember_absence(repository, absence, error.into()))
     }
 
-    /// Asks the upstream whether this repository has a blob, and links the repository to it. Returns the size if the
-    /// upstream announces one.
+    /// Asks the upstream whether this repository has a blob, and links the repository to it.
     pub(super) async fn confirm_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Option<u64>, CacheError> {
-        let absence = AbsenceKey::Blob(*digest);
-        self.check_absence(repository, &absence)?;
+    ) -> Result<(), CacheError> {
+        self.check_blob_absence(repository, digest)?;
         let upstream = self.rules.upstream(repository)?;
-        let size = match upstream.blob_size(&repository.name, digest, None).await {
-            // Some registries answer 404 to HEAD of a manifest that they have. None is known to do so for blobs.
-            Err(error) if error != SourceError::NotFound && error.may_be_about_head() => {
-                first_byte(&upstream, repository, digest).await
+        let confirmed = match upstream.blob_size(&repository.name, digest, None).await {
+            // Some registries answer 404 to HEAD of a blob that they fetch for a GET. Others do not permit HEAD.
+            Err(error) if error.may_be_about_head() => {
+                first_byte(&upstream, repository, digest).await.map(drop)
             }
-            answer => answer,
+            answer => answer.map(drop),
         };
-        match size {
-            Ok(size) => {
+        self.blob_confirmed(repository, digest, confirmed).await
+    }
+
+    /// Returns the size of a blob that no manifest announces, and links the repository to the blob. The length in an answer
+    /// to HEAD is often wrong, so the first byte is requested: the answer contains the length that a GET would have.
+    pub(super) async fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, CacheError> {
+        self.check_blob_absence(repository, digest)?;
+        let upstream = self.rules.upstream(repository)?;
+        let size = first_byte(&upstream, repository, digest).await;
+        self.blob_confirmed(repository, digest, size).await
+    }
+
+    /// Fails while a 404 to a GET or to a confirmation is remembered.
+    fn check_blob_absence(&self, repository: &Repository, digest: &Digest) -> Result<(), CacheError> {
+        self.check_absence(repository, &AbsenceKey::Blob(*digest))?;
+        self.check_absence(repository, &AbsenceKey::BlobConfirmation(*digest))
+    }
+
+    async fn blob_confirmed<T>(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        result: Result<T, SourceError>,
+    ) -> Result<T, CacheError> {
+        match result {
+            Ok(answer) => {
                 self.link(repository, digest).await;
-                Ok(size)
+                Ok(answer)
             }
-            Err(error) => Err(self.remember_absence(repository, absence, error.into())),
+            Err(error) => {
+                let absence = AbsenceKey::BlobConfirmation(*digest);
+                Err(self.remember_absence(repository, absence, error.into()))
+            }
         }
     }
 

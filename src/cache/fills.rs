@@ -178,6 +178,17 @@ impl Fills {
         fill_ended(phase).await;
     }
 
+    /// Returns the length that the upstream announced to the running fill of a repository.
+    pub(super) fn announced_length(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
+        let entries = self.lock();
+        let FillEntry::Fill { owner, phase, .. } = entries.get(digest)? else { return None };
+        let phase = phase.borrow();
+        match &*phase {
+            FillPhase::Running(draft) if owner.as_ref() == Some(repository) => draft.progress().total,
+            _ => None,
+        }
+    }
+
     /// Returns true if a digest is being filled or removed.
     pub(super) fn contains(&self, digest: &Digest) -> bool {
         self.lock().contains_key(digest)

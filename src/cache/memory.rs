@@ -49,7 +49,10 @@ pub(super) enum AbsenceKey {
     /// List of the referrers of a manifest.
     Referrers(Digest),
     Manifest(Digest),
+    /// Blob, according to an answer to a request for the whole blob.
     Blob(Digest),
+    /// Blob, according to an answer to HEAD, or to a request for its first byte. Does not answer a request for the blob.
+    BlobConfirmation(Digest),
 }
 
 /// Target of a pointer, with the time of the last check.

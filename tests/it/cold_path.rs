@@ -210,7 +210,8 @@ fn fill_is_joined_by_another_repository_only_with_its_own_link() {
     gate.open();
     assert!(first.finish().unwrap().body == cold.blob.bytes[MIB..]);
     assert!(second.finish().unwrap().body == cold.blob.bytes[MIB..]);
-    assert_eq!(cold.gets().len(), 1);
+    // The 404 to the HEAD for the other repository is confirmed with a GET there.
+    assert_eq!(cold.gets().iter().filter(|seen| !seen.path.contains("stranger")).count(), 1);
     cold.larder.get(&at("stranger")).assert_error(404, "BLOB_UNKNOWN");
 }
 

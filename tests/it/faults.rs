@@ -83,6 +83,46 @@ fn retry_after_a_failure_starts_a_new_fill() {
 }
 
 #[test]
+fn head_of_a_cold_blob_is_answered_like_its_get() {
+    let html = vec![("Content-Type".to_owned(), "text/html".to_owned())];
+    let faults = [
+        Fault::Status(404),
+        Fault::Status(403),
+        Fault::Status(405),
+        Fault::Answer(200, html, b"<html>log in</html>".to_vec()),
+        Fault::ReplaceBody(Arc::default()),
+        Fault::NoLength,
+    ];
+    for has_manifest in [true, false] {
+        for fault in &faults {
+            let fixture = Fixture::with(|setup| setup.set("cache.negative_ttl", "1h"));
+            fixture.registry.script(When::blobs().method("HEAD"), fault.clone());
+            if has_manifest {
+                fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+            }
+            let answer = fixture.larder.head(&fixture.path);
+            assert_eq!(answer.status(), 200, "{answer:?}");
+            assert_eq!(answer.header("content-length"), Some(fixture.layer.len().to_string().as_str()));
+            fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
+        }
+    }
+}
+
+#[test]
+fn absence_of_a_blob_in_a_head_does_not_answer_a_get() {
+    let fixture = Fixture::with(|setup| setup.set("cache.negative_ttl", "1h"));
+    // Like a registry that fetches the blob meanwhile.
+    fixture.registry.script(When::blobs().times(1), Fault::Status(404));
+    for _ in 0..2 {
+        assert_eq!(fixture.larder.head(&fixture.path).status(), 404);
+        fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    }
+    fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
+    fixture.larder.wait_idle();
+    assert_eq!(fixture.larder.head(&fixture.path).status(), 200);
+}
+
+#[test]
 fn wrong_size_in_head_is_harmless() {
     let fixture = Fixture::new();
     fixture.registry.script(When::blobs().method("HEAD"), Fault::RemoveLastByte);

@@ -72,10 +72,18 @@ impl Blobs {
             let size = Some(entry.size());
             return Ok(BlobAnswer { size, size_hint: None, source: None, outcome: Outcome::Hit });
         }
-        let announced = self.access.confirm_blob(repository, digest).await?;
+        if let size @ Some(_) = self.storage.fills.announced_length(repository, digest) {
+            return Ok(BlobAnswer { size, size_hint: None, source: None, outcome: Outcome::Join });
+        }
         let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
-        // If the upstream announces no length, a manifest may have done so.
-        let size = entry.map(|entry| entry.size()).or(announced).or(link.and_then(|link| link.size));
+        let known = entry.map(|entry| entry.size()).or(link.and_then(|link| link.size));
+        let size = match known {
+            Some(size) => {
+                self.access.confirm_blob(repository, digest).await?;
+                Some(size)
+            }
+            None => self.access.blob_size(repository, digest).await?,
+        };
         Ok(BlobAnswer { size, size_hint: None, source: None, outcome })
     }
 }
