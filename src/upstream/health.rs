@@ -125,8 +125,10 @@ impl BreakerState {
 
     /// Returns the state for status pages, and the time until the next trial.
     fn status(&self, now: Instant) -> (HealthState, Option<Duration>) {
-        let left =
-            self.next_trial.and_then(|trial| trial.checked_duration_since(now)).filter(|left| !left.is_zero());
+        let left = self
+            .next_trial
+            .and_then(|trial| trial.checked_duration_since(now))
+            .filter(|left| !left.is_zero());
         let breaker = match (self.next_trial, left) {
             (None, _) => Breaker::Closed,
             (Some(_), Some(_)) => Breaker::Open,

@@ -349,7 +349,10 @@ impl Source for Upstream {
     ) -> Result<BlobBody, SourceError> {
         let (short, long) = (self.timeouts.total, self.timeouts.total.max(self.timeouts.blob_head));
         if let [_] = *self.endpoints {
-            return self.blob_from(&self.endpoints, name, digest, range, deadline, long).await.map_err(|(error, _)| error);
+            return self
+                .blob_from(&self.endpoints, name, digest, range, deadline, long)
+                .await
+                .map_err(|(error, _)| error);
         }
         match self.blob_from(&self.endpoints, name, digest, range, deadline, short).await {
             Err((_, slow)) if !slow.is_empty() && deadline.is_none() => {

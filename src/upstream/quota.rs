@@ -144,9 +144,10 @@ impl Pauses {
     ) -> (Duration, RequestKind) {
         let general = kind.general();
         let is_general = self.0.len() >= PAUSES_MAX
-            || self.0.iter().any(|(other, pause)| {
-                other != kind && other.general() == general && pause.until > now
-            });
+            || self
+                .0
+                .iter()
+                .any(|(other, pause)| other != kind && other.general() == general && pause.until > now);
         let kind = if is_general { general } else { kind.clone() };
         let before = self.0.get(&kind).copied();
         let unannounced = before.map_or(0, |pause| pause.unannounced);

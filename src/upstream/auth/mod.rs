@@ -227,30 +227,36 @@ impl Auth {
         trusted
     }
 
-    /// Forgets the authorization that was sent for a repository if it is outdated, that is, if another credential would
-    /// be used now. Returns true if so.
-    pub(crate) async fn forget_outdated(
+    /// Renews the authorization that was sent for a repository and refused. Returns true if the next challenge will be
+    /// answered with another one: with a newer credential, or with a token that was not issued `since` the request began.
+    pub(crate) async fn renew(
         &self,
         name: &Name,
         sent: &HeaderValue,
+        since: Instant,
         deadline: Instant,
     ) -> Result<bool, SourceError> {
         let Some(method) = self.methods.get(name) else { return Ok(false) };
-        let credential = self.credentials.current(name, None, deadline).await?;
-        let refused = credential.as_ref().map(CredentialId::of);
-        let same = |credential: Option<&Credential>| match &method {
-            Method::Basic(_) => credential.and_then(basic).as_ref() == Some(sent),
-            Method::RegistryToken(_) => credential.and_then(registry_token).as_ref() == Some(sent),
+        let mut credential = self.credentials.current(name, None, deadline).await?;
+        if let Some(refused) = credential.as_ref().map(CredentialId::of) {
+            credential = self.credentials.current(name, Some(refused), deadline).await?;
+        }
+        let differs = |make: fn(&Credential) -> Option<HeaderValue>| {
+            credential.as_ref().and_then(make).as_ref() != Some(sent)
+        };
+        let is_renewed = match &method {
+            Method::Basic(_) => differs(basic),
+            Method::RegistryToken(_) => differs(registry_token),
             Method::Bearer(key) => {
-                !self.token_trust.trusts(&key.realm) || credential.map(CredentialId::of) == key.credential
+                let is_same = !self.token_trust.trusts(&key.realm)
+                    || credential.as_ref().map(CredentialId::of) == key.credential;
+                !is_same || self.tokens.invalidate(key, sent, since)
             }
         };
-        let outdated = !same(credential.as_ref())
-            || !same(self.credentials.current(name, refused, deadline).await?.as_ref());
-        if outdated {
+        if is_renewed {
             self.methods.remove(name);
         }
-        Ok(outdated)
+        Ok(is_renewed)
     }
 
     /// Returns the authorization that `make` creates from the credential. If that was refused, asks for a newer

@@ -81,8 +81,10 @@ impl Registry {
     /// of the server is a response: the registry may want credentials, or have no such path.
     pub(crate) async fn probe(&self, limit: Duration) -> Result<(), SourceError> {
         let sent = self.http.client.get(format!("{}/v2/", self.base)).send();
-        let response = timeout(limit, sent).await.map_err(|_| SourceError::Timeout("the probe".to_owned()))?;
-        let status = response.map_err(|error| SourceError::Unreachable(causes(&error.without_url())))?.status();
+        let response =
+            timeout(limit, sent).await.map_err(|_| SourceError::Timeout("the probe".to_owned()))?;
+        let status =
+            response.map_err(|error| SourceError::Unreachable(causes(&error.without_url())))?.status();
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             return Err(SourceError::Unavailable(status.as_u16()));
         }

@@ -19,6 +19,9 @@ const REDIRECTS_MAX: usize = 10;
 /// Largest number of origins that may challenge one request: the endpoint, and one that it redirects to.
 const CHALLENGES_MAX: usize = 2;
 
+/// Statuses with which registries refuse an authorization that has expired: ECR answers 400 and 403.
+const REFUSALS: [StatusCode; 3] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+
 /// Request for a manifest, blob or list of a repository.
 #[derive(Debug)]
 pub(crate) struct RegistryRequest<'r> {
@@ -80,6 +83,7 @@ impl RegistryRequest<'_> {
         auth: &Auth,
         deadline: Instant,
     ) -> Result<Response, SourceError> {
+        let since = Instant::now();
         let mut url = self.url.clone();
         let mut authorization = auth.known_authorization(self.name, deadline).await?;
         let mut challenged = Vec::with_capacity(CHALLENGES_MAX);
@@ -88,24 +92,25 @@ impl RegistryRequest<'_> {
             http.policy.check(&url)?;
             let response = self.send_once(http, &url, authorization.as_ref(), deadline).await;
             let response = response.map_err(|error| self.blame(&url, error))?;
-            if response.status() == StatusCode::UNAUTHORIZED {
-                let origin = url.origin();
-                if challenged.contains(&origin) || challenged.len() == CHALLENGES_MAX {
-                    return Err(SourceError::Denied(Denial::Unauthenticated));
-                }
+            let (status, origin) = (response.status(), url.origin());
+            let is_challenge = status == StatusCode::UNAUTHORIZED;
+            if is_challenge && challenged.len() < CHALLENGES_MAX && !challenged.contains(&origin) {
                 challenged.push(origin);
                 let headers = response.headers();
                 let answer =
                     auth.answer_challenge(headers, &url, self.name, authorization.as_ref(), deadline).await;
                 authorization = Some(answer.map_err(|error| elsewhere("its token service", error))?);
-            } else if response.status() == StatusCode::FORBIDDEN
-                && challenged.is_empty()
+            } else if REFUSALS.contains(&status)
+                && origin == self.url.origin()
                 && let Some(sent) = &authorization
                 && !renewed
-                && auth.forget_outdated(self.name, sent, deadline).await?
+                && auth.renew(self.name, sent, since, deadline).await?
             {
-                // The credential has been replaced since. The next response is a challenge.
+                // The next response is a challenge, which is answered with the new authorization.
                 (renewed, authorization) = (true, None);
+                challenged.clear();
+            } else if is_challenge {
+                return Err(SourceError::Denied(Denial::Unauthenticated));
             } else if let Some(next) = redirect_target(&url, &response)? {
                 redirects += 1;
                 if redirects > REDIRECTS_MAX {

@@ -266,11 +266,11 @@ async fn changed_password_renews_the_token_at_expiry() {
 }
 
 #[tokio::test]
-async fn unchanged_refusal_is_not_repeated() {
+async fn lasting_refusal_is_renewed_once() {
     let registry = registry_accepting(403, |_| "nobody").await;
     let folder = tempfile::tempdir().expect("a folder");
     let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "one"), TIMEOUTS);
-    for requests in [3, 4, 5] {
+    for requests in [3, 7, 8, 9] {
         let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
         assert_eq!(error, SourceError::Denied(Denial::Forbidden));
         assert_eq!(registry.seen().len(), requests);

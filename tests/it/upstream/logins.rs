@@ -159,7 +159,7 @@ fn helper_call_is_coalesced_and_survives_a_disconnect() {
 
 #[test]
 fn refused_login_is_renewed_at_once() {
-    for refusal in [401, 403] {
+    for refusal in [400, 401, 403] {
         let (registry, _) = registry(login("AWS", "hush-1"));
         let setup = setup(&registry, &json!({ "credsStore": "ecr-login" }));
         let helpers = Helpers::new(&setup);
@@ -170,13 +170,13 @@ fn refused_login_is_renewed_at_once() {
         // The password has expired, and the helper has the next one.
         registry.require_auth(login("AWS", "hush-2"));
         helpers.add_login("ecr-login", "AWS", "hush-2");
-        if refusal == 403 {
-            // The answer of ECR to an expired password.
+        if refusal != 401 {
+            // The answers of ECR to an expired password.
             registry.script(
                 When::any(),
-                Fault::rewrite(|seen, plan| {
+                Fault::rewrite(move |seen, plan| {
                     if plan.status == 401 && seen.header("authorization").is_some() {
-                        plan.status = 403;
+                        plan.status = refusal;
                         plan.remove("WWW-Authenticate");
                     }
                 }),
@@ -187,7 +187,8 @@ fn refused_login_is_renewed_at_once() {
         // A password that is refused again is requested once more, and then not for a while.
         registry.require_auth(login("AWS", "hush-3"));
         for seed in 20..24 {
-            assert_eq!(larder.get(&fresh(&registry, seed)).status(), 404, "refused");
+            let status = larder.get(&fresh(&registry, seed)).status();
+            assert_eq!(status, if refusal == 400 { 502 } else { 404 }, "refused");
         }
         assert_eq!(helpers.requests().len(), 3, "{refusal}: {:?}", helpers.requests());
     }

@@ -168,6 +168,58 @@ async fn refused_token_is_renewed_once() {
 }
 
 #[tokio::test]
+async fn token_that_is_refused_with_any_status_is_renewed_once() {
+    for status in [400, 401, 403] {
+        let valid = Arc::new(Mutex::new("Bearer t0".to_owned()));
+        let current = Arc::clone(&valid);
+        let registry = Registry::start(move |seen, _| {
+            let valid = current.lock().expect("not poisoned").clone();
+            if seen.target.starts_with("/token") {
+                let token = valid.strip_prefix("Bearer ").expect("a token");
+                return answer(200, &[], format!(r#"{{"token":"{token}","expires_in":3600}}"#).as_bytes());
+            }
+            let challenge = ("www-authenticate", r#"Bearer realm="/token",service="reg.test""#);
+            match seen.header("authorization") {
+                Some(sent) if sent == valid => answer(200, &[], b"content"),
+                Some(_) if status != 401 => answer(status, &[], b""),
+                _ => answer(401, &[challenge], b""),
+            }
+        })
+        .await;
+        let upstream = open(&registry);
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
+        "Bearer t1".clone_into(&mut valid.lock().expect("not poisoned"));
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)), "{status}");
+        let tokens = || registry.seen().iter().filter(|seen| seen.target.starts_with("/token")).count();
+        assert_eq!(tokens(), 2);
+        assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
+        assert_eq!(tokens(), 2);
+    }
+}
+
+#[tokio::test]
+async fn lasting_refusal_does_not_renew_tokens_again_and_again() {
+    let registry = Registry::start(|seen, before| {
+        let challenge = ("www-authenticate", r#"Bearer realm="/token",service="reg.test""#);
+        match seen.header("authorization") {
+            _ if seen.target.starts_with("/token") => {
+                answer(200, &[], format!(r#"{{"token":"t{before}","expires_in":3600}}"#).as_bytes())
+            }
+            Some(_) => answer(403, &[], b""),
+            None => answer(401, &[challenge], b""),
+        }
+    })
+    .await;
+    let upstream = open(&registry);
+    for _ in 0..6 {
+        let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("refused");
+        assert_eq!(error, SourceError::Denied(Denial::Forbidden));
+    }
+    let tokens = registry.seen().iter().filter(|seen| seen.target.starts_with("/token")).count();
+    assert_eq!(tokens, 2, "the first token, and one renewal");
+}
+
+#[tokio::test]
 async fn token_service_failures_are_reported() {
     for (status, body, expected) in [
         (401, "", "denied"),
