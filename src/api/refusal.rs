@@ -166,6 +166,7 @@ fn cache_meaning(error: &CacheError, kind: RequestKind, gateway: bool) -> (Statu
         | (CacheErrorKind::Overloaded | CacheErrorKind::Interrupted | CacheErrorKind::TooManyDocuments, _) => {
             (StatusCode::SERVICE_UNAVAILABLE, Code::UNAVAILABLE)
         }
+        (CacheErrorKind::Loop, _) => (StatusCode::LOOP_DETECTED, Code::UNAVAILABLE),
         (CacheErrorKind::Timeout, _) => (StatusCode::GATEWAY_TIMEOUT, Code::UNAVAILABLE),
         (CacheErrorKind::Unreachable | CacheErrorKind::Invalid | CacheErrorKind::Mismatch, _) => {
             (StatusCode::BAD_GATEWAY, Code::UNAVAILABLE)

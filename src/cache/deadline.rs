@@ -18,6 +18,20 @@ pub(super) async fn in_time<T>(work: impl Future<Output = Result<T, CacheError>>
     }
 }
 
+/// Waits for the result of a flight. A request that has passed other servers does not wait for a flight of another request
+/// that may wait for one of them.
+pub(super) async fn joined<T>(
+    upstream: &Upstream,
+    leader: bool,
+    result: impl Future<Output = Result<T, CacheError>>,
+) -> Result<T, CacheError> {
+    match upstream.circular_wait_limit().filter(|_| !leader) {
+        None => result.await,
+        Some(Duration::ZERO) => Err(CacheError::Loop),
+        Some(limit) => tokio::time::timeout(limit, result).await.unwrap_or(Err(CacheError::Loop)),
+    }
+}
+
 /// Deadline for one answer of an upstream. Created before the upstream is asked, because the request itself changes the
 /// health of the upstream.
 #[derive(Clone, Copy, Debug)]

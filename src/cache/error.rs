@@ -68,6 +68,9 @@ pub enum CacheError {
         /// Original error.
         source: Option<Source>,
     },
+    /// Request that has come back to a server that it has passed.
+    #[error("{}", SourceError::Loop)]
+    Loop,
     /// Content that does not match its digest or its descriptor. It is not stored.
     #[error("the upstream's content does not verify: {0}")]
     Mismatch(String),
@@ -100,6 +103,8 @@ pub enum CacheErrorKind {
     Unreachable,
     /// [`CacheError::Invalid`].
     Invalid,
+    /// [`CacheError::Loop`].
+    Loop,
     /// [`CacheError::Mismatch`].
     Mismatch,
     /// [`CacheError::Interrupted`].
@@ -138,6 +143,7 @@ impl CacheError {
             Self::Timeout { .. } => CacheErrorKind::Timeout,
             Self::Unreachable { .. } => CacheErrorKind::Unreachable,
             Self::Invalid { .. } => CacheErrorKind::Invalid,
+            Self::Loop => CacheErrorKind::Loop,
             Self::Mismatch(_) => CacheErrorKind::Mismatch,
             Self::Interrupted => CacheErrorKind::Interrupted,
             Self::Store(error) if matches!(**error, StoreError::Damaged(_)) => CacheErrorKind::Corrupt,
@@ -206,6 +212,7 @@ impl From<SourceError> for CacheError {
         let source: Option<Source> = Some(Arc::new(error.clone()));
         match error {
             SourceError::NotFound => Self::NotFound,
+            SourceError::Loop => Self::Loop,
             SourceError::NoReferrers { .. } => Self::NoReferrers,
             SourceError::Denied(_) => Self::Denied { source },
             SourceError::RateLimited { retry_after } => Self::RateLimited { retry_after, source },

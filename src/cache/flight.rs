@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use crate::telemetry::trace;
+use crate::upstream::Hops;
 
 use super::error::CacheError;
 
@@ -63,7 +64,7 @@ where
             drop(guard);
             sender.send_replace(Some(result));
         };
-        tokio::spawn(flight.instrument(span));
+        tokio::spawn(Hops::inherit(flight).instrument(span));
         Ticket { leader: true, result }
     }
 }

@@ -58,7 +58,9 @@ pub use maintenance::view::{CacheView, TagStatus};
 pub use manifest::ManifestAnswer;
 pub use memory::CachedManifest;
 
-pub use crate::upstream::{Breaker, EndpointState, HealthState, QuotaState, RouteError, UpstreamState};
+pub use crate::upstream::{
+    Breaker, EndpointState, HealthState, Hops, QuotaState, RouteError, ServerId, UpstreamState,
+};
 
 use blob::Blobs;
 use deadline::in_time;
@@ -356,6 +358,11 @@ impl Cache {
         let mut fills = self.0.storage.fills.running();
         fills.sort_by_key(|fill| fill.since);
         fills.into_iter().map(|fill| status::fill_status(fill, now)).collect()
+    }
+
+    /// Returns the identity of this server towards other servers.
+    pub fn identity(&self) -> ServerId {
+        self.0.rules.current().upstreams.identity()
     }
 
     /// Returns the status of the upstreams, sorted by name.

@@ -72,6 +72,9 @@ pub enum SourceError {
     /// The range begins at or after the end of the blob.
     #[error("the upstream has no such range of the blob")]
     RangeNotSatisfiable,
+    /// The request has come back to a server that it has passed.
+    #[error("the request came back to a server that it had passed; check the endpoints of the upstream on all servers")]
+    Loop,
     /// A failure on this side, before the source was asked.
     #[error("larder cannot ask the upstream: {0}")]
     Local(String),
@@ -157,7 +160,13 @@ impl SourceError {
     /// exist, so the least definite error counts.
     #[must_use]
     pub fn less_definite(self, other: Self) -> Self {
-        if self.doubt() < other.doubt() { other } else { self }
+        // A server in a circle has nothing to say beyond what the others say.
+        match (self, other) {
+            (Self::Loop, other) => other,
+            (kept, Self::Loop) => kept,
+            (kept, other) if kept.doubt() < other.doubt() => other,
+            (kept, _) => kept,
+        }
     }
 
     /// Returns the distance from a definite "not found".
@@ -190,6 +199,8 @@ mod tests {
         assert_eq!(busy.clone().less_definite(SourceError::NotFound), busy);
         let denied = SourceError::Denied(Denial::Forbidden);
         assert_eq!(denied.clone().less_definite(SourceError::NotFound), denied);
+        assert_eq!(SourceError::Loop.less_definite(SourceError::NotFound), SourceError::NotFound);
+        assert_eq!(SourceError::NotFound.less_definite(SourceError::Loop), SourceError::NotFound);
         let first = SourceError::Timeout("first".to_owned());
         assert_eq!(first.clone().less_definite(SourceError::Busy), first);
     }

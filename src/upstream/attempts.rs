@@ -15,6 +15,7 @@ use super::endpoint::Endpoint;
 use super::health::RequestPath;
 use super::probe;
 use super::quota::QuotaClass;
+use super::via::{Hops, ServerId};
 use crate::oci::Digest;
 use crate::source::{BlobBody, Chunks, Source, SourceError};
 
@@ -59,6 +60,24 @@ impl<'u> EndpointIter<'u> {
         Self { order, next: 0, path, class, deadline, error: None }
     }
 
+    /// Leaves out the endpoints that the current request has passed; all of them, if it has passed `server` itself.
+    pub(crate) fn without_loops(mut self, server: ServerId) -> Self {
+        let hops = Hops::current();
+        if hops.is_empty() {
+            return self;
+        }
+        let ends = hops.end_at(server);
+        let before = self.order.len();
+        self.order.retain(|endpoint| {
+            let peer = endpoint.source.peer().server();
+            !ends && peer.is_none_or(|peer| !hops.contains(peer))
+        });
+        if self.order.len() < before {
+            self.keep(SourceError::Loop);
+        }
+        self
+    }
+
     /// Returns the next endpoint that may be asked.
     pub(crate) fn next(&mut self) -> Option<Attempt<'u>> {
         loop {
@@ -87,6 +106,10 @@ impl<'u> EndpointIter<'u> {
             }
             Err(error) => {
                 match &error {
+                    SourceError::Loop => tracing::warn!(
+                        endpoint = endpoint.health.endpoint(),
+                        "the endpoint leads back to this server; asking the next one"
+                    ),
                     // The request may not have been sent.
                     SourceError::RateLimited { .. } | SourceError::Overloaded { .. } => {}
                     SourceError::Local(_) | SourceError::Busy | SourceError::TooManyDocuments => {}

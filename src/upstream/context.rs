@@ -8,6 +8,8 @@ use crate::config::schema::Upstream;
 use crate::source::DocumentBudget;
 use crate::telemetry::Metrics;
 
+use super::via::ServerId;
+
 /// Time-outs of requests to an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -58,4 +60,5 @@ pub(crate) struct Context {
     pub(crate) clock: Clock,
     pub(crate) timeouts: Timeouts,
     pub(crate) documents: DocumentBudget,
+    pub(crate) identity: ServerId,
 }

@@ -15,6 +15,7 @@ use super::health::Health;
 use super::quota::Quota;
 use super::registry::Registry;
 use super::settings::EndpointSettings;
+use super::transport::peer::Peer;
 use crate::config::schema;
 use crate::oci::{Digest, UpstreamName};
 use crate::source::{BlobSender, OciLayout, Source, SourceError};
@@ -47,6 +48,14 @@ impl EndpointSource {
         match self {
             Self::Registry(registry) => registry.as_ref(),
             Self::OciLayout(layout) => layout,
+        }
+    }
+
+    /// Returns the server at the endpoint.
+    pub(crate) fn peer(&self) -> Peer {
+        match self {
+            Self::Registry(registry) => registry.http.peer(),
+            Self::OciLayout(_) => Peer::Other,
         }
     }
 

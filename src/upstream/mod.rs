@@ -19,6 +19,7 @@ mod router;
 mod settings;
 mod status;
 mod transport;
+mod via;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use error::BuildError;
 pub use fingerprint::files;
 pub use router::{RouteError, Router};
 pub use status::{Breaker, EndpointState, HealthState, QuotaState, UpstreamState};
+pub use via::{Hops, ServerId};
 
 // Parts of a registry that `diagnose` checks one by one.
 pub(crate) use auth::challenge::{Challenge, choose as choose_challenge};
@@ -58,6 +60,10 @@ use context::Context;
 use fingerprint::EndpointFingerprint;
 use health::RequestPath;
 use quota::QuotaClass;
+use transport::peer::Peer;
+
+/// Limit on the wait for work that may wait for this request.
+const CIRCULAR_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// All configured upstreams and the router over them.
 #[derive(Debug)]
@@ -80,11 +86,9 @@ impl Upstreams {
         clock: Clock,
         timeouts: Timeouts,
     ) -> Result<Self, BuildError> {
-        Self::build_over(
-            &BTreeMap::new(),
-            config,
-            Context { metrics, clock, timeouts, documents: DocumentBudget::default() },
-        )
+        let (documents, identity) = (DocumentBudget::default(), ServerId::random());
+        let context = Context { metrics, clock, timeouts, documents, identity };
+        Self::build_over(&BTreeMap::new(), config, context)
     }
 
     /// Creates the upstreams of another configuration. Endpoints with unchanged settings and files are kept with their
@@ -128,6 +132,11 @@ impl Upstreams {
         self.iter().map(|upstream| upstream.state(default == Some(upstream.name()))).collect()
     }
 
+    /// Returns the identity of this server towards other servers.
+    pub fn identity(&self) -> ServerId {
+        self.context.identity
+    }
+
     /// Iterates over the upstreams by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.by_name.values()
@@ -152,6 +161,7 @@ pub struct Upstream {
     quota_changed: Arc<Notify>,
     timeouts: Timeouts,
     documents: DocumentBudget,
+    identity: ServerId,
 }
 
 impl Upstream {
@@ -180,8 +190,8 @@ impl Upstream {
             return Err(BuildError::Endpoints(name.to_string()));
         }
         let settings = upstream.cache(&config.cache);
-        let documents = context.documents.clone();
-        Ok(Self { name, settings, endpoints, fingerprint, quota_changed, timeouts, documents })
+        let (documents, identity) = (context.documents.clone(), context.identity);
+        Ok(Self { name, settings, endpoints, fingerprint, quota_changed, timeouts, documents, identity })
     }
 
     /// Returns the configured name.
@@ -207,6 +217,26 @@ impl Upstream {
     /// Returns true if all authoritative endpoints keep failing, so that a request with cached content need not wait.
     pub fn is_suspect(&self) -> bool {
         self.endpoints.iter().filter(|it| it.is_authoritative()).all(|it| it.health.is_suspect())
+    }
+
+    /// Fails if the current request has passed this server before. It would wait for itself.
+    pub fn check_loop(&self) -> Result<(), SourceError> {
+        if Hops::current().end_at(self.identity) { Err(SourceError::Loop) } else { Ok(()) }
+    }
+
+    /// Returns the limit on the time that the current request may wait for work of another request. That work may wait for a
+    /// server that the current request has passed. `None` if this is impossible.
+    pub fn circular_wait_limit(&self) -> Option<Duration> {
+        let hops = Hops::current();
+        if hops.is_empty() {
+            return None;
+        }
+        let peers: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.source.peer()).collect();
+        if peers.iter().any(|peer| peer.server().is_some_and(|server| hops.contains(server))) {
+            return Some(Duration::ZERO);
+        }
+        // An endpoint that has not answered yet may be any server.
+        peers.contains(&Peer::Unknown).then_some(CIRCULAR_WAIT_MAX)
     }
 
     /// Returns true if more than the share `floor` of the quota is left, or if the quota is unknown.
@@ -242,6 +272,7 @@ impl Upstream {
     ) -> EndpointIter<'_> {
         let path = RequestPath { repository: name.clone(), resource };
         EndpointIter::new(&self.endpoints, path, digest, class, deadline, self.timeouts.total)
+            .without_loops(self.identity)
     }
 }
 
@@ -259,7 +290,8 @@ impl Upstream {
     ) -> Result<BlobBody, (SourceError, Vec<Arc<Endpoint>>)> {
         let path = RequestPath { repository: name.clone(), resource: format!("blobs/{digest}") };
         let mut endpoints =
-            EndpointIter::new(endpoints, path, Some(digest), QuotaClass::Blob, deadline, timeout);
+            EndpointIter::new(endpoints, path, Some(digest), QuotaClass::Blob, deadline, timeout)
+                .without_loops(self.identity);
         let mut slow = Vec::new();
         while let Some(attempt) = endpoints.next() {
             let source = attempt.endpoint.source.as_source();

@@ -42,6 +42,7 @@ mod jobs;
 mod layers;
 mod lists;
 mod log;
+mod loops;
 mod manifests;
 mod manual;
 mod memory;

@@ -9,12 +9,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use http::header::TRANSFER_ENCODING;
+use http::header::{TRANSFER_ENCODING, VIA};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response};
 use tracing::Instrument as _;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Hops, ServerId};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, Repository};
 use crate::ops::protocol::PROBE_HEADER;
@@ -63,28 +63,31 @@ impl RegistryApi {
         let route = Route::parse(parts.uri.path());
         let kind = route.as_ref().map_or(RequestKind::Other, |route| kind_of(&route.resource));
         let request = RequestHead::new(&parts);
+        let hops = Hops::parse(&parts.headers);
         let mut log = self.begin_log(&parts, kind, client, options.log_requests);
         let result = match (check(&parts), route) {
             (Err(refusal), _) => Err(refusal),
             (Ok(()), Some(route)) => {
                 let span = log.span.clone();
-                self.content(&request, route, &mut log).instrument(span).await
+                let content = self.content(&request, route, &mut log).instrument(span);
+                if hops.is_empty() { content.await } else { Box::pin(hops.clone().scope(content)).await }
             }
             (Ok(()), None) => Err(Refusal::NoSuchPath),
         };
+        let via = (!hops.is_empty()).then(|| self.cache.identity());
         match result {
             Ok(RegistryAnswer::Blob(mut response, outcome, reader, length)) => {
-                finish_head(&request, &mut log, &mut response, outcome);
+                finish_head(&request, &mut log, &mut response, outcome, via);
                 *response.body_mut() = Body::blob(reader, length, log);
                 response
             }
             Ok(RegistryAnswer::Whole(mut response, outcome)) => {
-                finish_head(&request, &mut log, &mut response, outcome);
+                finish_head(&request, &mut log, &mut response, outcome, via);
                 finish_whole(log, response, request.is_head)
             }
             Err(refusal) => {
                 let (mut response, reason) = refusal.response(kind, options.gateway);
-                finish_head(&request, &mut log, &mut response, Outcome::None);
+                finish_head(&request, &mut log, &mut response, Outcome::None, via);
                 log.reason = Some(reason);
                 finish_whole(log, response, request.is_head)
             }
@@ -198,10 +201,15 @@ fn finish_head(
     log: &mut RequestLog,
     response: &mut Response<Body>,
     outcome: Outcome,
+    via: Option<ServerId>,
 ) {
     let headers = response.headers_mut();
     headers.insert(response::API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(request_log::REQUEST_ID, log.id.clone());
+    // For other servers: a client that is none needs no identity.
+    if let Some(server) = via {
+        response::insert_text(headers, VIA, &server.to_string());
+    }
     if let (Some(ns), Some(_)) = (&request.query.ns, &log.upstream) {
         response::insert_text(headers, response::NAMESPACE, ns);
     }

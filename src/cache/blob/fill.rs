@@ -16,6 +16,7 @@ use crate::oci::{Digest, Repository};
 use crate::source::BlobSender;
 use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
 use crate::telemetry::trace;
+use crate::upstream::Hops;
 
 /// Fill in progress.
 pub(super) struct Fill {
@@ -26,6 +27,8 @@ pub(super) struct Fill {
     size_hint: Option<u64>,
     /// True if the repository's access to the digest is known.
     has_access: bool,
+    /// True for a fill beside the fill of another repository. Its draft is not stored.
+    in_memory: bool,
     phase: watch::Sender<FillPhase>,
     draft: Option<Arc<Draft>>,
     /// Phase that waiting requests see when the fill has ended.
@@ -81,15 +84,22 @@ impl Fill {
             digest: *digest,
             size_hint,
             has_access,
+            in_memory: false,
             phase,
             draft: None,
             last_phase: FillPhase::Failed(CacheError::Interrupted),
         }
     }
 
+    /// Keeps the draft in memory only: the store has a draft of another fill.
+    pub(super) fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
     /// Runs the fill in the background.
     pub(super) fn start(self, span: Span) {
-        tokio::spawn(self.run().instrument(span));
+        tokio::spawn(Hops::inherit(self.run()).instrument(span));
     }
 
     async fn run(mut self) {
@@ -210,6 +220,9 @@ impl Fill {
     async fn open(&self) -> Result<OpenedDraft, CacheError> {
         let (storage, digest) = (&self.blobs.storage, self.digest);
         let in_memory = || OpenedDraft::Draft(Box::new(storage.store.memory_draft(&digest)));
+        if self.in_memory {
+            return Ok(in_memory());
+        }
         if storage.store_health.is_degraded() {
             storage.retry_store();
             return Ok(in_memory());

@@ -1,13 +1,15 @@
 //! Lookup of a blob: in memory, in the store, or by joining or starting a fill.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::cache::blob::answer::{BlobAnswer, BlobSource};
 use crate::cache::blob::blobs::Blobs;
 use crate::cache::blob::fill::Fill;
-use crate::cache::deadline::in_time;
+use crate::cache::deadline::{in_time, joined};
 use crate::cache::error::CacheError;
 use crate::cache::eviction::usage::ContentPin;
 use crate::cache::fills::{Admission, FillPhase, fill_ended};
@@ -19,6 +21,9 @@ use crate::telemetry::{Outcome, trace};
 /// Limit on lookups in the store for one request: a fill that another repository started may fail under the request, which
 /// then starts its own.
 const ROUNDS: usize = 4;
+
+/// Longest wait for the head of an answer to the fill of another repository.
+const FOREIGN_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Blobs {
     /// Returns a blob with a source to read from.
@@ -186,6 +191,7 @@ impl BlobLookup<'_> {
             return Ok(LookupState::Open { entry, pin, is_linked });
         }
         self.blobs.access.check_absence(self.repository, &AbsenceKey::Blob(*self.digest))?;
+        self.blobs.rules.upstream(self.repository)?.check_loop()?;
         Ok(LookupState::Admit { has_access: is_linked || self.confirmed })
     }
 
@@ -230,7 +236,18 @@ impl BlobLookup<'_> {
     }
 
     async fn await_bytes(&self, fill: JoinedFill) -> Result<LookupState, CacheError> {
-        match first_bytes(fill.phase.clone()).await {
+        let upstream = self.blobs.rules.upstream(self.repository)?;
+        let bytes = async {
+            let bytes = first_bytes(fill.phase.clone());
+            if fill.is_own {
+                return Ok(Some(bytes.await));
+            }
+            Ok(timeout(FOREIGN_HEAD_TIMEOUT, bytes).await.ok())
+        };
+        let Some(bytes) = joined(&upstream, fill.outcome != Outcome::Join, bytes).await? else {
+            return Ok(self.fill_beside());
+        };
+        match bytes {
             FirstBytes::Filling(draft) => Ok(self.follow(fill, &draft)),
             FirstBytes::Stored(entry) => {
                 let storage = &self.blobs.storage;
@@ -244,6 +261,15 @@ impl BlobLookup<'_> {
             // The failure of another repository is no answer for this one.
             FirstBytes::Failed(_) => Ok(LookupState::Store),
         }
+    }
+
+    /// Starts a fill of its own, which is not stored and cannot be joined: the fill of another repository waits for its
+    /// upstream, which may have this blob for nobody.
+    fn fill_beside(&self) -> LookupState {
+        let (sender, phase) = watch::channel(FillPhase::Starting);
+        let fill = Fill::new(self.blobs, self.repository, self.digest, self.size_hint, true, sender);
+        fill.in_memory().start(trace::fill(self.repository, self.digest));
+        LookupState::AwaitBytes(JoinedFill { phase, is_own: true, outcome: Outcome::Miss })
     }
 
     /// Follows a draft. If the upstream has announced another length to another repository than this repository's descriptor

@@ -10,7 +10,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as LruCache;
 
 use crate::cache::access::Access;
-use crate::cache::deadline::Deadline;
+use crate::cache::deadline::{Deadline, joined};
 use crate::cache::error::CacheError;
 use crate::cache::flight::{Flights, Ticket};
 use crate::cache::freshness::{self, Freshness};
@@ -168,10 +168,11 @@ impl TagLists {
             }
             None => self.access.check_absence(repository, &AbsenceKey::Tags)?,
         }
+        upstream.check_loop()?;
         let deadline = Deadline::new(&upstream, has_copy || known.is_some());
         let ticket = self.revalidate(repository);
         let leader = ticket.leader;
-        match (deadline.wait(ticket.wait()).await, known) {
+        match (deadline.wait(joined(&upstream, leader, ticket.wait())).await, known) {
             (Ok(content), known) => {
                 let outcome = match known {
                     Some(known) if known.tags == content.tags => Outcome::Revalidated,

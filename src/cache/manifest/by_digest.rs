@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::cache::access::Access;
-use crate::cache::deadline::in_time;
+use crate::cache::deadline::{in_time, joined};
 use crate::cache::error::CacheError;
 use crate::cache::eviction::index::dependencies;
 use crate::cache::flight::Flights;
@@ -159,12 +159,14 @@ impl Manifests {
         children: Children,
     ) -> Result<(Arc<CachedManifest>, bool), CacheError> {
         self.access.check_absence(repository, &AbsenceKey::Manifest(*digest))?;
+        let upstream = self.rules.upstream(repository)?;
+        upstream.check_loop()?;
         let ticket = self.flights.join(&(repository.clone(), *digest), || {
             let (manifests, repository, digest) = (Arc::clone(self), repository.clone(), *digest);
             async move { manifests.download(&repository, &digest, children).await }
         });
         let leader = ticket.leader;
-        Ok((in_time(ticket.wait()).await?, leader))
+        Ok((in_time(joined(&upstream, leader, ticket.wait())).await?, leader))
     }
 
     async fn download(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::access::Access;
-use crate::cache::deadline::Deadline;
+use crate::cache::deadline::{Deadline, joined};
 use crate::cache::error::CacheError;
 use crate::cache::flight::{Flights, Ticket};
 use crate::cache::freshness::{self, Freshness};
@@ -19,7 +19,7 @@ use crate::cache::storage::Storage;
 use crate::config::schema::{Cache as CacheSettings, OnUpstream404};
 use crate::store::{Change, Pointer, TagFact};
 use crate::telemetry::Outcome;
-use crate::upstream::Upstream;
+use crate::upstream::{Hops, Upstream};
 
 /// Tags and lists of referrers.
 #[derive(Debug)]
@@ -93,15 +93,18 @@ impl Pointers {
         upstream: Arc<Upstream>,
         has_copy: bool,
     ) -> Result<ManifestAnswer, CacheError> {
+        upstream.check_loop()?;
         let deadline = Deadline::new(&upstream, has_copy || known.is_some());
         // The flight continues after the deadline, so that the next request knows whether the upstream has recovered.
         let ticket = self.revalidate(pointer, known.clone());
         let leader = ticket.leader;
-        match (deadline.wait(ticket.wait()).await, known) {
+        match (deadline.wait(joined(&upstream, leader, ticket.wait())).await, known) {
             (Ok(ResolvedPointer { manifest, outcome }), _) => {
                 let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
                 Ok(ManifestAnswer { manifest, outcome, age: Some(Duration::ZERO), stale: None })
             }
+            // A stale copy would come back as the answer to the request that started the circle.
+            (Err(CacheError::Loop), _) if !Hops::current().is_empty() => Err(CacheError::Loop),
             (Err(error), Some(known)) => self.stale(known, upstream.settings(), error),
             (Err(error), None) => Err(error),
         }

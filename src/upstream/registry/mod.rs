@@ -9,7 +9,7 @@ mod request;
 mod response;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -288,5 +288,7 @@ fn http_client(
         timeouts: context.timeouts,
         clock: context.clock.clone(),
         quota: Arc::clone(quota),
+        identity: context.identity,
+        peer: Mutex::default(),
     })
 }

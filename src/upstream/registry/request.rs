@@ -1,6 +1,6 @@
 //! One request to a registry, until it is answered: authentication, redirects, retries and metrics.
 
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, VIA};
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use crate::upstream::quota::{QuotaClass, RequestKind};
 use crate::upstream::transport::client::HttpClient;
 use crate::upstream::transport::retry;
 use crate::upstream::transport::status::check_status;
+use crate::upstream::via::Hops;
 
 /// Largest number of redirects of one request.
 const REDIRECTS_MAX: usize = 10;
@@ -162,6 +163,10 @@ impl RegistryRequest<'_> {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
+        let is_own = url.origin() == self.url.origin();
+        if is_own {
+            request = request.header(VIA, Hops::current().followed_by(http.identity));
+        }
         let started = Instant::now();
         let timeout = match self.class {
             QuotaClass::Blob => http.timeouts.blob_head,
@@ -172,8 +177,9 @@ impl RegistryRequest<'_> {
         let took = started.elapsed();
         // A host that the registry redirects to has a quota of its own, if any.
         if let Ok(response) = &result
-            && url.origin() == self.url.origin()
+            && is_own
         {
+            http.observe_peer(response.headers());
             http.quota.observe(response.headers());
         }
         http.metrics.upstream_request(http.upstream.as_str(), self.method.as_str(), status, took);

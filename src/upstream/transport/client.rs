@@ -2,15 +2,17 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::HeaderMap;
 use reqwest::{RequestBuilder, Response};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use url::Url;
 
 use super::address::{Policy, PrivateAddress};
+use super::peer::Peer;
 use super::proxy::Proxies;
 use crate::clock::{self, Clock};
 use crate::oci::UpstreamName;
@@ -18,6 +20,7 @@ use crate::source::SourceError;
 use crate::telemetry::{Metrics, trace};
 use crate::upstream::context::Timeouts;
 use crate::upstream::quota::Quota;
+use crate::upstream::via::ServerId;
 
 /// HTTP client of one endpoint, with the rules and limits of its upstream.
 #[derive(Debug)]
@@ -30,9 +33,21 @@ pub(crate) struct HttpClient {
     pub(crate) timeouts: Timeouts,
     pub(crate) clock: Clock,
     pub(crate) quota: Arc<Quota>,
+    pub(crate) identity: ServerId,
+    pub(crate) peer: Mutex<Peer>,
 }
 
 impl HttpClient {
+    /// Returns the server at the endpoint.
+    pub(crate) fn peer(&self) -> Peer {
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records the server that sent a response.
+    pub(crate) fn observe_peer(&self, headers: &HeaderMap) {
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner) = Peer::of(headers);
+    }
+
     /// Sends one request and waits for the head of its response, at most for `timeout` and until `deadline`.
     pub(crate) async fn send(
         &self,

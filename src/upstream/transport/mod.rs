@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod client;
+pub(crate) mod peer;
 pub(crate) mod proxy;
 pub(crate) mod retry;
 pub(crate) mod status;

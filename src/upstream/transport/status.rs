@@ -28,6 +28,7 @@ pub(crate) fn check_status(response: &Response) -> Result<(), SourceError> {
             None => SourceError::Unavailable(status),
         },
         500 | 502 | 504 => SourceError::Unavailable(status),
+        508 => SourceError::Loop,
         505.. => SourceError::Failed(answer()),
         // The rest of 4xx, 501, and redirects that cannot be followed.
         _ => SourceError::Unsupported(answer()),
