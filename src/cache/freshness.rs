@@ -51,7 +51,16 @@ fn jitter(checked_at: Timestamp, width: Duration) -> Duration {
 
 /// Returns true if a tag of this age may be served although it could not be revalidated (RFC 5861, section 4).
 pub fn may_serve_stale(age: Option<Duration>, settings: &CacheSettings) -> bool {
-    match settings.stale_if_error {
+    is_within(settings.stale_if_error, age, settings)
+}
+
+/// Returns true if a tag of this age may be served although the upstream refuses access.
+pub fn may_serve_denied(age: Option<Duration>, settings: &CacheSettings) -> bool {
+    is_within(settings.stale_if_denied, age, settings) && may_serve_stale(age, settings)
+}
+
+fn is_within(limit: StaleLimit, age: Option<Duration>, settings: &CacheSettings) -> bool {
+    match limit {
         StaleLimit::Forever => true,
         StaleLimit::For(limit) => age.unwrap_or_default() < settings.tag_ttl.saturating_add(limit),
     }
@@ -144,5 +153,12 @@ mod tests {
         let limited = settings(100, 0, StaleLimit::For(Duration::from_millis(50)));
         assert!(may_serve_stale(1149, 1000, &limited));
         assert!(!may_serve_stale(1150, 1000, &limited));
+        let stale_if_denied = StaleLimit::For(Duration::from_millis(20));
+        let denied = CacheSettings { stale_if_denied, ..limited };
+        let may_serve_denied =
+            |now, settings: &CacheSettings| super::may_serve_denied(age(now, 1000, None), settings);
+        assert!(may_serve_denied(1119, &denied) && !may_serve_denied(1120, &denied));
+        let longer = CacheSettings { stale_if_denied: StaleLimit::Forever, ..denied };
+        assert!(may_serve_denied(1149, &longer) && !may_serve_denied(1150, &longer));
     }
 }

@@ -12,7 +12,8 @@ use super::table::{Table, ago, bad, fair, good, iec, many};
 use crate::clock::Timestamp;
 use crate::ops::protocol::Query;
 use crate::ops::status::{
-    Breaker, ConfigState, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, UpstreamRow,
+    Breaker, ConfigState, EndpointState, FillStatus, RefusedAccess, ServiceReport, StatusReport, StoreStatus,
+    UpstreamRow,
 };
 
 /// Maximum number of warnings to show.
@@ -264,9 +265,21 @@ fn breaker(endpoint: &EndpointState, now: Timestamp) -> String {
         Breaker::HalfOpen => fair("half-open"),
         Breaker::Closed => match endpoint.limited_until {
             Some(until) => fair(&format!("rate limited for {}", left(now, until))),
+            None if endpoint.refused.is_some() => bad(&refusal(endpoint)),
+            None if !endpoint.asked => "not asked yet".to_owned(),
             None if health.failures > 0 => fair(&many(health.failures, "failure")),
             None => good("ok"),
         },
+    }
+}
+
+fn refusal(endpoint: &EndpointState) -> String {
+    match &endpoint.refused {
+        Some(RefusedAccess { repositories, .. }) if *repositories > 1 => {
+            format!("credentials refused for {repositories} repositories")
+        }
+        Some(RefusedAccess { repository, .. }) => format!("credentials refused for {repository}"),
+        None => String::new(),
     }
 }
 

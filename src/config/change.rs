@@ -67,6 +67,7 @@ key_effects! {
         tag_ttl: Live,
         negative_ttl: Live,
         stale_if_error: Live,
+        stale_if_denied: Live,
         stale_while_revalidate: Live,
         revalidate_timeout: Live,
         tags_list: Live,

@@ -256,6 +256,8 @@ pub struct Cache {
     pub negative_ttl: Duration,
     /// Maximum age beyond freshness for serving a stale tag if the upstream is not available.
     pub stale_if_error: StaleLimit,
+    /// Maximum age beyond freshness for serving a stale tag if the upstream refuses access.
+    pub stale_if_denied: StaleLimit,
     /// Age beyond freshness up to which a stale tag is served at once and revalidated in the background.
     #[serde(with = "humantime_serde")]
     pub stale_while_revalidate: Duration,
@@ -274,6 +276,7 @@ impl Default for Cache {
             tag_ttl: Duration::from_mins(1),
             negative_ttl: Duration::from_secs(10),
             stale_if_error: StaleLimit::Forever,
+            stale_if_denied: StaleLimit::For(Duration::from_hours(1)),
             stale_while_revalidate: Duration::ZERO,
             revalidate_timeout: Duration::from_secs(2),
             tags_list: TagsList::Cached,
@@ -419,6 +422,9 @@ pub struct Upstream {
     /// Overrides `cache.stale_if_error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale_if_error: Option<StaleLimit>,
+    /// Overrides `cache.stale_if_denied`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_if_denied: Option<StaleLimit>,
     /// Overrides `cache.stale_while_revalidate`.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub stale_while_revalidate: Option<Duration>,
@@ -458,6 +464,7 @@ impl Default for Upstream {
             tag_ttl: None,
             negative_ttl: None,
             stale_if_error: None,
+            stale_if_denied: None,
             stale_while_revalidate: None,
             revalidate_timeout: None,
             tags_list: None,
@@ -473,6 +480,7 @@ impl Upstream {
             tag_ttl: self.tag_ttl.unwrap_or(common.tag_ttl),
             negative_ttl: self.negative_ttl.unwrap_or(common.negative_ttl),
             stale_if_error: self.stale_if_error.unwrap_or(common.stale_if_error),
+            stale_if_denied: self.stale_if_denied.unwrap_or(common.stale_if_denied),
             stale_while_revalidate: self.stale_while_revalidate.unwrap_or(common.stale_while_revalidate),
             revalidate_timeout: self.revalidate_timeout.unwrap_or(common.revalidate_timeout),
             tags_list: self.tags_list.unwrap_or(common.tags_list),

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::cache::{
-    Breaker, DiskStatus, EndpointState, FillStatus, HealthState, QuotaState, StoreStatus, UpstreamState,
+    Breaker, DiskStatus, EndpointState, FillStatus, HealthState, QuotaState, RefusalReason, RefusedAccess,
+    StoreStatus, UpstreamState,
 };
 
 pub use super::operations::ConfigState;

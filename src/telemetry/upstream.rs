@@ -26,6 +26,11 @@ impl Metrics {
         self.upstreams.tokens.with_label_values(&[upstream, result]).inc();
     }
 
+    /// Counts a refusal of credentials; `reason` is `token-service`, `login` or `repository`.
+    pub fn credentials_refused(&self, upstream: &str, reason: &str) {
+        self.upstreams.refusals.with_label_values(&[upstream, reason]).inc();
+    }
+
     /// Sets the quota that an upstream has announced.
     pub fn quota(&self, upstream: &str, limit: u64, remaining: u64) {
         self.upstreams.quota_limit.with_label_values(&[upstream]).set(saturating_i64(limit));
@@ -51,6 +56,9 @@ impl Metrics {
     /// Creates the series of an upstream with the value zero, so that rates over them work from the start.
     pub fn declare_upstream(&self, upstream: &str) {
         self.upstreams.fetched.with_label_values(&[upstream, "list"]);
+        for reason in ["token-service", "login", "repository"] {
+            self.upstreams.refusals.with_label_values(&[upstream, reason]);
+        }
         for kind in ["manifest", "blob"] {
             self.upstreams.fetched.with_label_values(&[upstream, kind]);
             self.upstreams.verify_failures.with_label_values(&[upstream, kind]);

@@ -11,6 +11,7 @@ pub(super) struct UpstreamSeries {
     pub(super) requests: IntCounterVec,
     pub(super) seconds: HistogramVec,
     pub(super) tokens: IntCounterVec,
+    pub(super) refusals: IntCounterVec,
     pub(super) quota_limit: IntGaugeVec,
     pub(super) quota_remaining: IntGaugeVec,
     pub(super) open: IntGaugeVec,
@@ -39,6 +40,11 @@ impl UpstreamSeries {
                 "larder_upstream_token_requests_total",
                 "Token requests for upstreams, by result.",
                 &["upstream", "result"],
+            ),
+            refusals: series.counters(
+                "larder_upstream_credentials_refused_total",
+                "Requests for which an upstream or its token service refused the credentials, by reason.",
+                &["upstream", "reason"],
             ),
             quota_limit: series.gauges(
                 "larder_upstream_quota_limit",

@@ -15,6 +15,7 @@ use super::health::Health;
 use super::quota::Quota;
 use super::registry::Registry;
 use super::settings::EndpointSettings;
+use super::status::RefusedAccess;
 use super::transport::peer::Peer;
 use crate::config::schema;
 use crate::oci::{Digest, UpstreamName};
@@ -48,6 +49,14 @@ impl EndpointSource {
         match self {
             Self::Registry(registry) => registry.as_ref(),
             Self::OciLayout(layout) => layout,
+        }
+    }
+
+    /// Returns the last refusal of the credentials.
+    pub(crate) fn refused(&self) -> Option<RefusedAccess> {
+        match self {
+            Self::Registry(registry) => registry.auth.refusals.state(),
+            Self::OciLayout(_) => None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! Before it opens for anything but failed connections, a request for `/v2/` confirms the failure ([`super::probe`]). While
 //! it is open, such probes run in the background until one of them succeeds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -153,6 +154,7 @@ struct PathFailures {
 pub(crate) struct Health {
     breaker: Mutex<BreakerState>,
     paths: Cache<RequestPath, PathFailures>,
+    asked: AtomicBool,
     clock: Clock,
     metrics: Arc<Metrics>,
     upstream: UpstreamName,
@@ -164,7 +166,8 @@ impl Health {
     pub(crate) fn new(upstream: UpstreamName, endpoint: String, clock: Clock, metrics: Arc<Metrics>) -> Self {
         metrics.endpoint_open(upstream.as_str(), &endpoint, false);
         let paths = Cache::new(PATHS_MAX);
-        Self { breaker: Mutex::default(), paths, clock, metrics, upstream, endpoint }
+        let asked = AtomicBool::new(false);
+        Self { breaker: Mutex::default(), paths, asked, clock, metrics, upstream, endpoint }
     }
 
     /// Returns the URL of the endpoint as configured.
@@ -195,8 +198,16 @@ impl Health {
                 let text = format!("this content failed several times in a row; {}", next_attempt(left));
                 Err(same_kind(Some(&paused.last), text))
             }
-            _ => Ok(()),
+            _ => {
+                self.asked.store(true, Ordering::Relaxed);
+                Ok(())
+            }
         }
+    }
+
+    /// Returns true if a request was permitted since the server started.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Returns the state for status pages.

@@ -34,7 +34,9 @@ pub use context::Timeouts;
 pub use error::BuildError;
 pub use fingerprint::files;
 pub use router::{RouteError, Router};
-pub use status::{Breaker, EndpointState, HealthState, QuotaState, UpstreamState};
+pub use status::{
+    Breaker, EndpointState, HealthState, QuotaState, RefusalReason, RefusedAccess, UpstreamState,
+};
 pub use via::{Hops, ServerId};
 
 // Parts of a registry that `diagnose` checks one by one.
@@ -256,6 +258,8 @@ impl Upstream {
             url: endpoint.health.endpoint().to_owned(),
             authoritative: endpoint.is_authoritative(),
             health: endpoint.health.state(),
+            asked: endpoint.health.was_asked(),
+            refused: endpoint.source.refused(),
             quota: endpoint.quota.state(),
             limited_until: endpoint.quota.limited_until(),
         });

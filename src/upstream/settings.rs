@@ -79,6 +79,7 @@ impl EndpointSettings {
             tag_ttl: _,
             negative_ttl: _,
             stale_if_error: _,
+            stale_if_denied: _,
             stale_while_revalidate: _,
             revalidate_timeout: _,
             tags_list: _,

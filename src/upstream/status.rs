@@ -42,6 +42,42 @@ pub struct HealthState {
     pub open_until: Option<Timestamp>,
 }
 
+/// Reason of a refusal of credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalReason {
+    /// The token service refused them.
+    TokenService,
+    /// The registry does not accept them (status 401).
+    Login,
+    /// The registry permits no access to the repository with them (status 403).
+    Repository,
+}
+
+impl RefusalReason {
+    /// Returns the label of metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TokenService => "token-service",
+            Self::Login => "login",
+            Self::Repository => "repository",
+        }
+    }
+}
+
+/// Refusal of credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RefusedAccess {
+    /// Repository of the last refusal.
+    pub repository: String,
+    /// Reason of the last refusal.
+    pub reason: RefusalReason,
+    /// Time of the last refusal.
+    pub at: Timestamp,
+    /// Number of repositories for which the credentials are refused.
+    pub repositories: u64,
+}
+
 /// Quota as an endpoint last announced it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = Quota)]
@@ -69,6 +105,12 @@ pub struct EndpointState {
     /// Health.
     #[serde(flatten)]
     pub health: HealthState,
+    /// True if a request was sent since the server started.
+    #[serde(default)]
+    pub asked: bool,
+    /// Last refusal of the credentials, if they were not accepted since.
+    #[serde(default)]
+    pub refused: Option<RefusedAccess>,
     /// Quota, if announced.
     pub quota: Option<QuotaState>,
     /// End of the pause after a rate limit or an overload.

@@ -185,6 +185,74 @@ fn refused_credentials_do_not_remove_cached_content() {
 }
 
 #[test]
+fn refused_tag_is_served_until_stale_if_denied() {
+    for (limit, mode, status) in [("1h", "mirror", 200), ("0s", "mirror", 404), ("0s", "gateway", 403)] {
+        let fixture = Fixture::with(|setup| {
+            let setup = setup.set("server.mode", mode).set("cache.tag_ttl", "0s");
+            setup.set("cache.stale_if_denied", limit)
+        });
+        fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+        fixture.larder.get(&fixture.path).assert_body(&fixture.layer.bytes);
+        fixture.larder.wait_idle();
+        fixture.registry.script(When::any(), Fault::Status(403));
+        let answer = fixture.larder.get(TAG);
+        assert_eq!(answer.status(), status, "{answer:?}");
+        let by_digest = format!("/v2/library/app/manifests/{}", fixture.image.manifest.digest);
+        fixture.larder.get(&by_digest).assert_outcome("larder; hit");
+        fixture.larder.get(&fixture.path).assert_outcome("larder; hit");
+        // The tag is served again once the access is granted.
+        fixture.registry.clear_faults();
+        fixture.larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
+    }
+}
+
+#[test]
+fn refused_credentials_are_visible() {
+    let credential = || ("me".to_owned(), "right".to_owned());
+    let basic = || Auth::Basic(credential().0, credential().1);
+    for (auth, reason) in [
+        (basic(), "login"),
+        (Auth::Bearer(Some(credential())), "token-service"),
+        (basic(), "repository"),
+    ] {
+        let registry = Registry::start();
+        registry.add_image("library/app", "v1", &support::fixture::image());
+        registry.require_auth(auth);
+        let setup = Setup::with(&registry);
+        let is_forbidden = reason == "repository";
+        let password = setup.write("password", if is_forbidden { "right" } else { "wrong" });
+        let larder = setup
+            .upstream_set("docker.io", "username", "me")
+            .upstream_set("docker.io", "password_file", password.to_str().unwrap())
+            .start();
+        let endpoint = || larder.admin().get("/api/v1/status").json()["upstreams"][0]["endpoints"][0].clone();
+        assert_eq!((&endpoint()["asked"], &endpoint()["refused"]), (&false.into(), &serde_json::Value::Null));
+        if is_forbidden {
+            let refuse = Fault::rewrite(move |seen, plan| {
+                if seen.header("authorization").is_some() {
+                    *plan = support::script::Plan::error(403, "DENIED");
+                }
+            });
+            registry.script(When::manifests(), refuse);
+        }
+        for _ in 0..3 {
+            assert_eq!(larder.get(TAG).status(), 404);
+        }
+        let refused = endpoint()["refused"].clone();
+        assert_eq!((&refused["reason"], &refused["repository"]), (&reason.into(), &"library/app".into()));
+        let name = "larder_upstream_credentials_refused_total";
+        assert!(larder.counter(name, &[("upstream", "docker.io"), ("reason", reason)]) >= 3);
+        larder.wait_for_line("refuses the credentials", |line| {
+            line["level"] == "WARN" && line.to_string().contains("refuses the credentials")
+        });
+        registry.clear_faults();
+        std::fs::write(&password, "right").unwrap();
+        assert_eq!(larder.get(TAG).status(), 200);
+        assert_eq!(endpoint()["refused"], serde_json::Value::Null);
+    }
+}
+
+#[test]
 fn login_page_of_a_proxy_is_not_a_registry() {
     let fixture = Fixture::new();
     let html = vec![("Content-Type".to_owned(), "text/html".to_owned())];

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::ops::protocol::{JobState, JobView};
 use crate::ops::status::{
-    Breaker, ConfigState, EndpointState, FillStatus, ServiceReport, StatusReport, StoreStatus, Warning,
+    Breaker, ConfigState, EndpointState, FillStatus, RefusedAccess, ServiceReport, StatusReport, StoreStatus,
+    Warning,
 };
 
 use super::format::{ByteCount, HumanDuration, RelativeTime, percent, plural, short_digest, thousands};
@@ -218,6 +219,14 @@ fn kept(store: &StoreStatus, now: Timestamp) -> StoreView {
     }
 }
 
+fn refusal(refused: &RefusedAccess) -> String {
+    let RefusedAccess { repository, repositories, .. } = refused;
+    match repositories {
+        1 => repository.clone(),
+        count => format!("{repository} and {} more", count - 1),
+    }
+}
+
 fn endpoint_row(endpoint: &EndpointState, now: Timestamp) -> EndpointRow {
     let left =
         |until: Option<Timestamp>| HumanDuration(until.unwrap_or(now).since(now).max(Duration::from_secs(1)));
@@ -228,6 +237,8 @@ fn endpoint_row(endpoint: &EndpointState, now: Timestamp) -> EndpointRow {
         Breaker::Closed if endpoint.limited_until.is_some() => {
             Badge::new("fair", format!("rate limited for {}", left(endpoint.limited_until)))
         }
+        Breaker::Closed if endpoint.refused.is_some() => Badge::new("bad", "credentials refused"),
+        Breaker::Closed if !endpoint.asked => Badge::new("idle", "not asked yet"),
         Breaker::Closed if health.failures > 0 => {
             Badge::new("fair", plural(health.failures.into(), "failure"))
         }
@@ -245,7 +256,7 @@ fn endpoint_row(endpoint: &EndpointState, now: Timestamp) -> EndpointRow {
         url: endpoint.url.clone(),
         mirror: !endpoint.authoritative,
         state,
-        error: health.error.clone(),
+        error: endpoint.refused.as_ref().map(refusal).or_else(|| health.error.clone()),
         quota,
         fetched: None,
     }

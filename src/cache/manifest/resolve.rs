@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cache::access::Access;
 use crate::cache::deadline::{Deadline, joined};
-use crate::cache::error::CacheError;
+use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::flight::{Flights, Ticket};
 use crate::cache::freshness::{self, Freshness};
 use crate::cache::manifest::answer::ManifestAnswer;
@@ -285,7 +285,9 @@ pub(in crate::cache) fn serves_stale(
     age: Option<Duration>,
     settings: &CacheSettings,
 ) -> bool {
-    if error.allows_stale() {
+    if error.kind() == CacheErrorKind::Denied {
+        freshness::may_serve_denied(age, settings)
+    } else if error.allows_stale() {
         freshness::may_serve_stale(age, settings)
     } else {
         settings.on_upstream_404 == OnUpstream404::Stale

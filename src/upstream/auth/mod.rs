@@ -10,6 +10,7 @@ pub(crate) mod authorization;
 pub(crate) mod challenge;
 mod credentials;
 mod credhelper;
+mod refusals;
 mod token_service;
 mod token_trust;
 mod tokens;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::settings::{RegistryLogin, ServerLogins};
+use super::status::RefusalReason;
 use super::transport::client::HttpClient;
 use crate::config::docker::Credential;
 use crate::oci::Name;
@@ -30,6 +32,7 @@ use crate::source::{Denial, SourceError};
 use authorization::{CredentialId, basic, bearer};
 use challenge::Challenge;
 use credentials::Credentials;
+use refusals::Refusals;
 use token_service::TokenKey;
 use token_trust::TokenTrust;
 use tokens::Tokens;
@@ -46,6 +49,7 @@ pub(crate) struct Auth {
     /// Method that answered the last challenge for a repository.
     methods: Cache<Name, Method>,
     tokens: Tokens,
+    pub(crate) refusals: Refusals,
 }
 
 impl fmt::Debug for Auth {
@@ -103,6 +107,7 @@ impl Auth {
             credentials: Credentials::new(&http, &endpoint, servers, login),
             methods: Cache::new(METHODS_MAX),
             tokens: Tokens::new(Arc::clone(&http)),
+            refusals: Refusals::new(http.upstream.clone(), Arc::clone(&http.metrics), http.clock.clone()),
             http,
             endpoint,
         }
@@ -198,7 +203,12 @@ impl Auth {
                 (Method::Bearer(key), Some(header))
             }
         };
-        let header = header.ok_or_else(denied)?;
+        let Some(header) = header else {
+            if is_endpoint && request.refused.is_some() {
+                self.refusals.refused(request.name, RefusalReason::Login);
+            }
+            return Err(denied());
+        };
         if is_endpoint {
             self.methods.insert(request.name.clone(), method);
         }
@@ -293,10 +303,15 @@ impl Auth {
         let newer = self.credentials.current(name, key.credential, deadline).await?;
         let id = newer.as_ref().map(CredentialId::of);
         if id.is_none() || id == key.credential {
+            self.refusals.refused(name, RefusalReason::TokenService);
             return Err(denied);
         }
         key.credential = id;
-        let header = self.tokens.get(&key, newer.as_ref(), refused, deadline).await?;
+        let header = self.tokens.get(&key, newer.as_ref(), refused, deadline).await.inspect_err(|error| {
+            if matches!(error, SourceError::Denied(_)) {
+                self.refusals.refused(name, RefusalReason::TokenService);
+            }
+        })?;
         Ok((key, header))
     }
 }

@@ -10,6 +10,7 @@ use crate::oci::Name;
 use crate::source::{ByteRange, Denial, SourceError};
 use crate::upstream::auth::Auth;
 use crate::upstream::quota::{QuotaClass, RequestKind};
+use crate::upstream::status::RefusalReason;
 use crate::upstream::transport::client::HttpClient;
 use crate::upstream::transport::retry;
 use crate::upstream::transport::status::check_status;
@@ -55,8 +56,25 @@ impl RegistryRequest<'_> {
         let result = retry::until(deadline, || self.follow(http, auth, deadline)).await;
         if result.is_ok() {
             http.quota.granted(&kind);
+            if auth.known_credential(self.name).is_some() {
+                auth.refusals.accepted(self.name);
+            }
         }
         result
+    }
+
+    /// Records that the registry itself refused the credentials that were sent. HEAD and lists do not count: some registries
+    /// refuse them and serve images.
+    fn observe_refusal(&self, auth: &Auth, url: &Url, error: &SourceError) {
+        let SourceError::Denied(denial) = error else { return };
+        let counts = matches!(self.class, QuotaClass::Manifest | QuotaClass::Blob);
+        if counts && url.origin() == self.url.origin() && auth.known_credential(self.name).is_some() {
+            let reason = match denial {
+                Denial::Unauthenticated => RefusalReason::Login,
+                Denial::Forbidden => RefusalReason::Repository,
+            };
+            auth.refusals.refused(self.name, reason);
+        }
     }
 
     /// Begins a pause if the registry itself limits requests of this kind or is overloaded. A host that the registry
@@ -111,7 +129,9 @@ impl RegistryRequest<'_> {
                 (renewed, authorization) = (true, None);
                 challenged.clear();
             } else if is_challenge {
-                return Err(SourceError::Denied(Denial::Unauthenticated));
+                let error = SourceError::Denied(Denial::Unauthenticated);
+                self.observe_refusal(auth, &url, &error);
+                return Err(error);
             } else if let Some(next) = redirect_target(&url, &response)? {
                 redirects += 1;
                 if redirects > REDIRECTS_MAX {
@@ -125,8 +145,10 @@ impl RegistryRequest<'_> {
                 url = next;
             } else {
                 if !self.accepted_statuses.contains(&response.status()) {
-                    check_status(&response)
-                        .inspect_err(|error| self.observe_limit(http, auth, &url, error))?;
+                    check_status(&response).inspect_err(|error| {
+                        self.observe_limit(http, auth, &url, error);
+                        self.observe_refusal(auth, &url, error);
+                    })?;
                 }
                 return Ok(response);
             }

@@ -96,6 +96,7 @@ fn problems_name_the_key() {
         ("[cache]\nrevalidate_timeout = \"0s\"", "cache.revalidate_timeout"),
         ("[cache]\ntag_ttl = \"500y\"", "cache.tag_ttl"),
         ("[cache]\nstale_if_error = \"500y\"", "cache.stale_if_error"),
+        ("[cache]\nstale_if_denied = \"500y\"", "cache.stale_if_denied"),
         ("[log]\nlevel = \"inof\"", "log.level"),
         ("[log]\nlevel = \"larder=loud\"", "log.level"),
         ("[prefetch]\nplatforms = [\"arm64\"]", "prefetch.platforms"),
