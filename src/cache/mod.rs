@@ -59,8 +59,8 @@ pub use manifest::ManifestAnswer;
 pub use memory::CachedManifest;
 
 pub use crate::upstream::{
-    Breaker, EndpointState, HealthState, Hops, QuotaState, RefusalReason, RefusedAccess, RouteError, ServerId,
-    UpstreamState,
+    Breaker, EndpointState, HealthState, Hops, QuotaState, RefusalReason, RefusedAccess, RouteError,
+    ServerId, UpstreamState,
 };
 
 use blob::Blobs;

@@ -223,7 +223,8 @@ fn freshness(cache: &Cache, table: &[&str], problems: &mut ProblemList) {
     problems.duration(cache.tag_ttl, true, &under("tag_ttl"));
     problems.duration(cache.negative_ttl, true, &under("negative_ttl"));
     problems.duration(cache.stale_while_revalidate, true, &under("stale_while_revalidate"));
-    for (key, limit) in [("stale_if_error", cache.stale_if_error), ("stale_if_denied", cache.stale_if_denied)] {
+    for (key, limit) in [("stale_if_error", cache.stale_if_error), ("stale_if_denied", cache.stale_if_denied)]
+    {
         if let StaleLimit::For(time) = limit {
             problems.duration(time, true, &under(key));
         }

@@ -73,7 +73,9 @@ pub enum SourceError {
     #[error("the upstream has no such range of the blob")]
     RangeNotSatisfiable,
     /// The request has come back to a server that it has passed.
-    #[error("the request came back to a server that it had passed; check the endpoints of the upstream on all servers")]
+    #[error(
+        "the request came back to a server that it had passed; check the endpoints of the upstream on all servers"
+    )]
     Loop,
     /// A failure on this side, before the source was asked.
     #[error("larder cannot ask the upstream: {0}")]

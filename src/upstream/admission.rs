@@ -21,8 +21,13 @@ impl Admission {
 
     /// Returns true if a repository may be pulled: it is not denied, and it is allowed if there are `allow` patterns.
     pub(crate) fn admits(&self, name: &Name) -> bool {
-        let any = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.matches(name));
-        !any(&self.deny) && (self.allow.is_empty() || any(&self.allow))
+        !self.denies(name)
+            && (self.allow.is_empty() || self.allow.iter().any(|pattern| pattern.matches(name)))
+    }
+
+    /// Returns true if a repository is denied.
+    pub(crate) fn denies(&self, name: &Name) -> bool {
+        self.deny.iter().any(|pattern| pattern.matches(name))
     }
 }
 

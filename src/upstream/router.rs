@@ -101,8 +101,21 @@ impl Router {
     }
 
     /// Returns true if the patterns of its upstream permit a repository.
+    ///
+    /// If the endpoint is another larder server, it reads a host name at the beginning of the repository's name as the name
+    /// of an upstream. So the rest of such a name must not be denied either.
     pub fn admits(&self, repository: &Repository) -> bool {
-        self.admissions.get(&repository.upstream).is_none_or(|patterns| patterns.admits(&repository.name))
+        let Some(patterns) = self.admissions.get(&repository.upstream) else { return true };
+        let mut name = repository.name.as_str();
+        while registry_in_front(name).is_some()
+            && let Some((_, rest)) = name.split_once('/')
+        {
+            name = rest;
+            if repository_name(&repository.upstream, rest).is_ok_and(|rest| patterns.denies(&rest)) {
+                return false;
+            }
+        }
+        patterns.admits(&repository.name)
     }
 
     fn find(
@@ -174,9 +187,13 @@ impl Router {
 }
 
 fn repository(upstream: &UpstreamName, name: &str) -> Result<Repository, RouteError> {
+    Ok(Repository { upstream: upstream.clone(), name: repository_name(upstream, name)? })
+}
+
+/// Returns the name of a repository at its upstream. Official images of Docker Hub are in `library/`.
+fn repository_name(upstream: &UpstreamName, name: &str) -> Result<Name, NameError> {
     let official = upstream.as_str() == DOCKER_HUB && !name.contains('/') && !name.is_empty();
-    let name: Name = if official { format!("library/{name}").parse()? } else { name.parse()? };
-    Ok(Repository { upstream: upstream.clone(), name })
+    if official { format!("library/{name}").parse() } else { name.parse() }
 }
 
 /// Returns the first component of a name if it looks like a host name: clients take it for a registry if it contains a dot or
@@ -335,6 +352,31 @@ mod tests {
         assert_eq!(ask(None, None, None, "ghcr.io//a"), "bad name");
         assert_eq!(ask(None, None, None, "Upper/a"), "bad name");
         assert_eq!(ask(None, None, None, ""), "bad name");
+    }
+
+    #[test]
+    fn denied_repository_is_refused_behind_names_of_registries() {
+        let mut upstreams = schema::builtin_upstreams();
+        for name in ["docker.io", "ghcr.io"] {
+            let upstream = upstreams.get_mut(name).expect("it is built in");
+            upstream.deny = vec!["team/**".to_owned(), "library/secret".to_owned()];
+            upstream.dotted_names = true;
+        }
+        let router = Router::new(&upstreams).expect("patterns");
+        for name in [
+            "docker.io/team/x",
+            "docker.io/docker.io/team/x",
+            "docker.io/index.docker.io/docker.io/team/x",
+            "docker.io/docker.io/secret",
+            "ghcr.io/ghcr.io/team/x",
+            "ghcr.io/other.test/team/x",
+        ] {
+            let refused = router.route(None, None, None, name);
+            assert!(matches!(refused, Err(RouteError::Refused(_))), "{name}: {refused:?}");
+        }
+        for name in ["ghcr.io/ghcr.io/org/x", "docker.io/docker.io/busybox", "ghcr.io/org/team/x"] {
+            assert!(router.route(None, None, None, name).is_ok(), "{name}");
+        }
     }
 
     #[test]

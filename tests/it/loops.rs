@@ -5,7 +5,7 @@ use crate::support;
 use std::time::{Duration, Instant};
 
 use support::fixture::TAG;
-use support::{Gate, Fault, Image, Larder, Port, Registry, Setup, When};
+use support::{Fault, Gate, Image, Larder, Port, Registry, Setup, When};
 
 /// Time that a circle may cost. Without detection it costs more than 4 s per request.
 const QUICK: Duration = Duration::from_secs(4);

@@ -210,11 +210,9 @@ fn refused_tag_is_served_until_stale_if_denied() {
 fn refused_credentials_are_visible() {
     let credential = || ("me".to_owned(), "right".to_owned());
     let basic = || Auth::Basic(credential().0, credential().1);
-    for (auth, reason) in [
-        (basic(), "login"),
-        (Auth::Bearer(Some(credential())), "token-service"),
-        (basic(), "repository"),
-    ] {
+    for (auth, reason) in
+        [(basic(), "login"), (Auth::Bearer(Some(credential())), "token-service"), (basic(), "repository")]
+    {
         let registry = Registry::start();
         registry.add_image("library/app", "v1", &support::fixture::image());
         registry.require_auth(auth);

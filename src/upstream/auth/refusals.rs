@@ -49,9 +49,8 @@ impl Refusals {
     pub(crate) fn accepted(&self, repository: &Name) {
         let mut repositories = self.repositories();
         if !repositories.is_empty() {
-            repositories.retain(|name, (reason, _)| {
-                name != repository && *reason == RefusalReason::Repository
-            });
+            repositories
+                .retain(|name, (reason, _)| name != repository && *reason == RefusalReason::Repository);
         }
     }
 

@@ -106,14 +106,17 @@ impl RegistryRequest<'_> {
         let mut url = self.url.clone();
         let mut authorization = auth.known_authorization(self.name, deadline).await?;
         let mut challenged = Vec::with_capacity(CHALLENGES_MAX);
-        let (mut redirects, mut renewed) = (0, false);
+        let (mut redirects, mut renewed, mut repeated) = (0, false, false);
         loop {
             http.policy.check(&url)?;
             let response = self.send_once(http, &url, authorization.as_ref(), deadline).await;
             let response = response.map_err(|error| self.blame(&url, error))?;
             let (status, origin) = (response.status(), url.origin());
             let is_challenge = status == StatusCode::UNAUTHORIZED;
-            if is_challenge && challenged.len() < CHALLENGES_MAX && !challenged.contains(&origin) {
+            if status == StatusCode::REQUEST_TIMEOUT && !repeated {
+                // The server was closing an idle connection when the request arrived (RFC 9110, section 15.5.9).
+                repeated = true;
+            } else if is_challenge && challenged.len() < CHALLENGES_MAX && !challenged.contains(&origin) {
                 challenged.push(origin);
                 let headers = response.headers();
                 let answer =

@@ -197,6 +197,20 @@ async fn retries_are_limited_to_two() {
 }
 
 #[tokio::test]
+async fn request_time_out_of_the_registry_is_repeated_once() {
+    let registry = Registry::start(|_, n| {
+        if n == 0 { answer(408, &[("connection", "close")], b"") } else { answer(200, &[], b"content") }
+    })
+    .await;
+    assert_eq!(open(&registry).blob_size(&name(), &digest(), None).await, Ok(Some(7)));
+    assert_eq!(registry.seen().len(), 2);
+    let registry = Registry::start(|_, _| answer(408, &[], b"")).await;
+    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("an error");
+    assert!(matches!(error, SourceError::Unsupported(_)), "{error}");
+    assert_eq!(registry.seen().len(), 2);
+}
+
+#[tokio::test]
 async fn silent_registry_is_not_retried() {
     let registry = Registry::start(|_, _| Reply::Hang).await;
     let timeouts = Timeouts { head: Duration::from_secs(1), ..TIMEOUTS };
