@@ -111,8 +111,11 @@ impl<'u> EndpointIter<'u> {
                         "the endpoint leads back to this server; asking the next one"
                     ),
                     // The request may not have been sent.
-                    SourceError::RateLimited { .. } | SourceError::Overloaded { .. } => {}
-                    SourceError::Local(_) | SourceError::Busy | SourceError::TooManyDocuments => {}
+                    SourceError::RateLimited { .. }
+                    | SourceError::Overloaded { .. }
+                    | SourceError::Local(_)
+                    | SourceError::Busy
+                    | SourceError::TooManyDocuments => {}
                     error if error.is_connection_failure() => failed(endpoint, &attempt.path, error),
                     // The head of a blob may take long. Other content of the registry is sent meanwhile.
                     SourceError::Timeout(_) if self.class == QuotaClass::Blob => {}

@@ -193,16 +193,12 @@ impl Health {
         }
         let paused = self.paths.get(path);
         let left = paused.as_ref().and_then(|paused| paused.until?.checked_duration_since(now));
-        match (paused, left.filter(|left| !left.is_zero())) {
-            (Some(paused), Some(left)) => {
-                let text = format!("this content failed several times in a row; {}", next_attempt(left));
-                Err(same_kind(Some(&paused.last), text))
-            }
-            _ => {
-                self.asked.store(true, Ordering::Relaxed);
-                Ok(())
-            }
+        if let (Some(paused), Some(left)) = (paused, left.filter(|left| !left.is_zero())) {
+            let text = format!("this content failed several times in a row; {}", next_attempt(left));
+            return Err(same_kind(Some(&paused.last), text));
         }
+        self.asked.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Returns true if a request was permitted since the server started.
@@ -347,8 +343,8 @@ mod tests {
     fn failed_connections_open_the_breaker() {
         let (mut breaker, now, name) = (BreakerState::default(), Instant::now(), path("a").repository);
         let verdicts: Vec<_> = (0..4).map(|_| breaker.failed(now, &name, &refused())).collect();
-        use Verdict::{Healthy, Open, Suspect};
-        assert_eq!(verdicts, [Healthy, Healthy, Open, Suspect], "probes are not running here");
+        let expected = [Verdict::Healthy, Verdict::Healthy, Verdict::Open, Verdict::Suspect];
+        assert_eq!(verdicts, expected, "probes are not running here");
         assert_eq!(breaker.permit(now), Err(TRIAL_INTERVAL));
         let (state, left) = breaker.status(now);
         assert_eq!((state.breaker, state.failures, left), (Breaker::Open, 4, Some(TRIAL_INTERVAL)));

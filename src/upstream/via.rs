@@ -138,8 +138,11 @@ mod tests {
     #[tokio::test]
     async fn task_inherits_the_servers() {
         let hops = Hops(vec![ServerId(7)]);
-        let task = hops.clone().scope(async { tokio::spawn(Hops::inherit(async { Hops::current() })) });
-        assert_eq!(*task.await.await.expect("no panic"), hops);
+        let in_task = hops.clone().scope(async {
+            let task = tokio::spawn(Hops::inherit(async { Hops::current() }));
+            task.await.expect("no panic")
+        });
+        assert_eq!(*in_task.await, hops);
         assert!(Hops::current().is_empty());
     }
 }

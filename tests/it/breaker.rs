@@ -118,7 +118,7 @@ fn endpoint_that_fails_as_a_whole_is_probed_until_it_recovers() {
 
 #[test]
 fn rate_limit_of_another_host_does_not_pause_the_registry() {
-    let fixture = Fixture::new();
+    let fixture = Fixture::with(|setup| setup.upstream_set("docker.io", "allow_private", true));
     let other = Registry::start();
     let limited = vec![("Retry-After".to_owned(), "3600".to_owned())];
     other.script(When::any(), Fault::Answer(429, limited, Vec::new()));

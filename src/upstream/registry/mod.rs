@@ -268,7 +268,8 @@ fn http_client(
     if let Some(proxy) = proxies.towards(url) {
         tracing::info!(upstream = %name, proxy = %proxy.uri(), "using a proxy");
     }
-    let policy = Arc::new(Policy::new(own, connection.allow_private).with_proxies(proxies.hosts()));
+    let policy = Policy::new(own, url.port_or_known_default(), connection.allow_private);
+    let policy = Arc::new(policy.with_proxies(proxies.hosts()));
     let tls = tls::client_config(name.as_str(), &connection.tls)
         .map_err(|error| BuildError::tls(name.as_str(), error))?;
     let client = reqwest::Client::builder()

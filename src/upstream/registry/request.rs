@@ -142,6 +142,7 @@ impl RegistryRequest<'_> {
                         "it redirects more than {REDIRECTS_MAX} times"
                     )));
                 }
+                http.policy.check_redirect(&next)?;
                 if next.origin() != url.origin() {
                     authorization = None;
                 }

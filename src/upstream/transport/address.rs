@@ -14,19 +14,23 @@ use url::{Host, Url};
 
 use crate::source::SourceError;
 
+const HTTPS_PORT: u16 = 443;
+
 /// Hosts and addresses that requests for one endpoint may go to.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     own: Host<String>,
+    /// Port of the endpoint.
+    port: Option<u16>,
     /// Hosts of proxies.
     proxies: Vec<Host<String>>,
     allow_private: bool,
 }
 
 impl Policy {
-    /// Creates the policy for an endpoint on the host `own`, on any port.
-    pub(crate) fn new(own: Host<String>, allow_private: bool) -> Self {
-        Self { own, proxies: Vec::new(), allow_private }
+    /// Creates the policy for an endpoint on the host `own`, at `port`.
+    pub(crate) fn new(own: Host<String>, port: Option<u16>, allow_private: bool) -> Self {
+        Self { own, port, proxies: Vec::new(), allow_private }
     }
 
     /// Returns the policy with these hosts of proxies.
@@ -57,6 +61,21 @@ impl Policy {
         } else {
             refuse(PrivateAddress::of(url.host_str().unwrap_or_default()).to_string())
         }
+    }
+
+    /// Refuses the target of a redirect that must not be requested: as [`check`](Self::check), and on the endpoint's own host
+    /// only the endpoint's port and that of https. Other services of the host are not part of the registry.
+    pub(crate) fn check_redirect(&self, url: &Url) -> Result<(), SourceError> {
+        self.check(url)?;
+        let is_own = url.host().is_some_and(|host| same(&self.own, &host));
+        let port = url.port_or_known_default();
+        if !is_own || self.allow_private || port == self.port || port == Some(HTTPS_PORT) {
+            return Ok(());
+        }
+        Err(SourceError::Invalid(
+            "it redirects to another port of its own host; set allow_private on the upstream to permit it"
+                .to_owned(),
+        ))
     }
 
     fn is_proxy(&self, host: &Host<&str>) -> bool {
@@ -196,11 +215,25 @@ mod tests {
 
     fn policy(endpoint: &str, allow_private: bool) -> Policy {
         let url = Url::parse(endpoint).expect("a URL");
-        Policy::new(url.host().expect("a host").to_owned(), allow_private)
+        Policy::new(url.host().expect("a host").to_owned(), url.port_or_known_default(), allow_private)
     }
 
     fn may(policy: &Policy, url: &str) -> bool {
         policy.check(&Url::parse(url).expect("a URL")).is_ok()
+    }
+
+    #[test]
+    fn redirect_to_the_own_host_keeps_the_port() {
+        let may = |endpoint: &str, allow_private: bool, target: &str| {
+            let target = Url::parse(target).expect("a URL");
+            policy(endpoint, allow_private).check_redirect(&target).is_ok()
+        };
+        let lab = "http://127.0.0.1:5000";
+        assert!(may(lab, false, "http://127.0.0.1:5000/x") && may(lab, false, "https://127.0.0.1/x"));
+        assert!(!may(lab, false, "http://127.0.0.1:9/x") && !may(lab, false, "http://127.0.0.1/x"));
+        assert!(may(lab, true, "http://127.0.0.1:9/x") && may(lab, false, "https://cdn.test:9/x"));
+        assert!(!may("https://ghcr.io", false, "https://ghcr.io:22/"));
+        assert!(may("https://ghcr.io", false, "https://ghcr.io/x"));
     }
 
     #[test]

@@ -286,18 +286,21 @@ fn redirects() -> Vec<Case> {
         case("redirect to another host", &COLD, move |site| {
             site.first.script(When::any(), to_other(site));
         })
-        .second(Second::RedirectTarget),
+        .second(Second::RedirectTarget)
+        .setting("allow_private", true),
         case("redirect to a signed URL that has expired", &[Blob], move |site| {
             site.first.script(When::any(), to_other(site));
             site.other.script(When::any(), Fault::Status(403));
         })
-        .second(Second::RedirectTarget),
+        .second(Second::RedirectTarget)
+        .setting("allow_private", true),
         case("redirect, cut, and the signed URL expires", &[Blob], move |site| {
             site.first.script(When::any(), to_other(site));
             site.other.script(When::any().times(1), Fault::Cut(CUT));
             site.other.script(When::any().after(1).times(1), Fault::Status(403));
         })
-        .second(Second::RedirectTarget),
+        .second(Second::RedirectTarget)
+        .setting("allow_private", true),
         case("redirect loop", &COLD, |site| {
             site.first.script(When::any(), Fault::Redirect(307, site.first.url()));
         }),
@@ -305,6 +308,10 @@ fn redirects() -> Vec<Case> {
         always("redirect to an invalid URL", &COLD, nowhere("http://[")),
         always("redirect to another scheme", &COLD, nowhere("ftp://127.0.0.1/x")),
         always("redirect to a private address", &COLD, nowhere("http://127.0.0.2:9/x")),
+        case("redirect to another port of the host", &COLD, move |site| {
+            site.first.script(When::any(), to_other(site));
+        })
+        .second(Second::RedirectTarget),
         always("redirect to credentials", &COLD, nowhere("http://user:password@127.0.0.1:9/x")),
     ];
     let tls = case("redirect from https to http", &COLD, |_| ()).second(Second::RedirectTarget);

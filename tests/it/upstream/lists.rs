@@ -1,5 +1,6 @@
 //! Lists in pages.
 
+use larder::config::schema::Upstream as Settings;
 use larder::oci::Tag;
 use larder::source::{LIST_MAX, Source as _, SourceError};
 
@@ -41,7 +42,9 @@ async fn redirected_page_is_followed_and_the_next_comes_from_the_registry() {
     let registry =
         Registry::start(move |seen, _| answer(307, &[("location", &format!("{base}{}", seen.target))], b""))
             .await;
-    assert_eq!(open(&registry).tags(&name(), None).await.expect("a list").len(), 2);
+    let settings = Settings { allow_private: true, ..at(&registry.url()) };
+    let (upstream, _) = upstream(settings, TIMEOUTS);
+    assert_eq!(upstream.tags(&name(), None).await.expect("a list").len(), 2);
     let asked: Vec<_> = registry.seen().into_iter().map(|seen| seen.target).collect();
     assert_eq!(asked[1], "/v2/org/app/tags/list?token=x%2Fy");
 }

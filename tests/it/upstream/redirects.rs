@@ -26,7 +26,8 @@ async fn redirect_to_another_host_drops_credentials() {
     })
     .await;
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw\n"), TIMEOUTS);
+    let settings = with_password(&registry.url(), folder.path(), "pw\n");
+    let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, TIMEOUTS);
     let mut body = upstream.blob(&name(), &digest(), ByteRange::from(4), None).await.expect("a body");
     assert_eq!(read(&mut body).await.expect("the bytes"), b"456789");
 
@@ -123,7 +124,8 @@ async fn redirect_back_to_the_registry_regains_credentials() {
         .await;
     home.set(registry.url()).expect("set once");
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), TIMEOUTS);
+    let settings = with_password(&registry.url(), folder.path(), "pw");
+    let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(registry.seen()[2].header("authorization"), None);
     assert_eq!(elsewhere.seen()[0].header("authorization"), None);
@@ -141,7 +143,8 @@ async fn other_scheme_is_another_host() {
     .await;
     let folder = tempfile::tempdir().expect("a folder");
     let settings = with_password(&registry.url(), folder.path(), "pw");
-    let (upstream, _) = upstream(Settings { insecure_skip_verify: true, ..settings }, TIMEOUTS);
+    let (upstream, _) =
+        upstream(Settings { insecure_skip_verify: true, allow_private: true, ..settings }, TIMEOUTS);
     assert_eq!(upstream.blob_size(&name(), &digest(), None).await, Ok(Some(7)));
     assert_eq!(storage.seen()[0].header("authorization"), None);
 }
@@ -183,7 +186,9 @@ async fn dead_signed_url_is_not_printed() {
     let target = format!("http://{}/x?signature=hush", listener.local_addr().expect("an address"));
     drop(listener);
     let registry = Registry::start(move |_, _| answer(302, &[("location", &target)], b"")).await;
-    let error = open(&registry).blob_size(&name(), &digest(), None).await.expect_err("not reachable");
-    assert!(matches!(error, SourceError::Unreachable(_)), "{error}");
+    let settings = Settings { allow_private: true, ..at(&registry.url()) };
+    let (upstream, _) = upstream(settings, TIMEOUTS);
+    let error = upstream.blob_size(&name(), &digest(), None).await.expect_err("not reachable");
+    assert!(matches!(error, SourceError::NoResponse(_)), "{error}");
     assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
 }

@@ -296,7 +296,8 @@ async fn log_has_no_secrets() {
     // log of the other tests must also be free of secrets.
     tracing::subscriber::set_global_default(subscriber.finish()).expect("the only one in this process");
     let folder = tempfile::tempdir().expect("a folder");
-    let (upstream, _) = upstream(with_password(&registry.url(), folder.path(), "pw"), TIMEOUTS);
+    let settings = with_password(&registry.url(), folder.path(), "pw");
+    let (upstream, _) = upstream(Settings { allow_private: true, ..settings }, TIMEOUTS);
     upstream.blob_size(&name(), &digest(), None).await.expect("a blob");
     let log = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
     for shown in ["path=\"/place\"", "path=\"/token\"", "status=307", "upstream=reg.test"] {
