@@ -69,9 +69,11 @@ impl ServerOptions {
         address.map(|address| self.remote(address, admin)).transpose()
     }
 
-    /// Returns the admin API at an address, with the token of the command line or of the configuration.
+    /// Returns the admin API at an address, with the token of the command line, or that of the configuration. The latter is
+    /// secret, and is sent only to this machine and to the address in the configuration.
     fn remote(&self, address: AdminAddress, admin: &Admin) -> anyhow::Result<Remote> {
-        let token = match (&self.token_file, &admin.token_file) {
+        let is_own = address.is_loopback() || AdminAddress::of(admin).as_ref() == Some(&address);
+        let token = match (&self.token_file, admin.token_file.as_ref().filter(|_| is_own)) {
             (Some(named), _) => Some(read_token(named)?),
             // Loopback addresses need no token by default, so a user who may not read the file needs none either.
             (None, Some(configured)) => read_token(configured).ok(),

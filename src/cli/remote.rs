@@ -11,7 +11,7 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::Value;
-use url::Url;
+use url::{Host, Url};
 
 use super::events::Events;
 use super::serve::shutdown_signal;
@@ -65,6 +65,19 @@ impl AdminAddress {
         match admin.listen.reachable()? {
             ListenAddress::Unix(path) => Some(Self::Unix(path)),
             address => Url::parse(&format!("http://{address}")).ok().map(Self::Url),
+        }
+    }
+
+    /// Returns true if only this machine can have the address.
+    pub(super) fn is_loopback(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Url(url) => match url.host() {
+                Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+                Some(Host::Ipv4(address)) => address.is_loopback(),
+                Some(Host::Ipv6(address)) => address.is_loopback(),
+                None => false,
+            },
         }
     }
 }
@@ -220,6 +233,19 @@ mod tests {
         assert_eq!(read("unix:///run/a.sock").as_deref(), Ok("unix:/run/a.sock"));
         for bad in ["unix:a.sock", "ftp://a", "", "http://"] {
             assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn loopback_addresses_are_recognised() {
+        let is_loopback = |text: &str| text.parse::<AdminAddress>().expect("an address").is_loopback();
+        for own in ["localhost:5001", "127.0.0.1", "127.9.9.9:1", "https://[::1]:5001", "unix:/run/a.sock"] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in
+            ["larder.test", "10.0.0.7:5001", "[2001:db8::1]:5001", "localhost.test", "127.0.0.1.test"]
+        {
+            assert!(!is_loopback(other), "{other}");
         }
     }
 
