@@ -69,6 +69,15 @@ impl CheckedPointer {
         let elapsed = self.at.map(|at| clock.instant().saturating_duration_since(at));
         freshness::age(clock.now(), self.fact.checked_at, elapsed)
     }
+
+    /// Returns true if the upstream was asked after `known` was read. A difference is enough, whatever the times are: the
+    /// clock may have been set back. If nothing was known, the check must be one of this process.
+    pub(super) fn was_checked_after(&self, known: Option<&Self>) -> bool {
+        match known {
+            Some(known) => self.fact.checked_at != known.fact.checked_at,
+            None => self.at.is_some(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -187,5 +196,28 @@ impl ManifestMemory {
 
     pub(super) fn insert(&self, repository: &Repository, manifest: Arc<CachedManifest>) {
         self.0.insert((repository.clone(), manifest.digest), manifest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn check_of_another_request_is_newer_than_what_was_read() {
+        let pointer = |checked_at, at| {
+            let (digest, checked_at) =
+                (Digest::of(Algorithm::Sha256, b"x"), Timestamp::from_millis(checked_at));
+            CheckedPointer { fact: TagFact { digest, checked_at, moved_at: checked_at }, at }
+        };
+        let now = Some(Instant::now());
+        let stored = pointer(5, None);
+        assert!(pointer(6, now).was_checked_after(Some(&stored)));
+        assert!(pointer(4, now).was_checked_after(Some(&stored)), "the clock was set back");
+        assert!(!stored.was_checked_after(Some(&stored)));
+        assert!(pointer(5, now).was_checked_after(None), "nothing was known");
+        assert!(!stored.was_checked_after(None), "an earlier process checked it");
     }
 }

@@ -221,21 +221,18 @@ impl Pointers {
         Ok(ResolvedPointer { manifest, outcome })
     }
 
-    /// Returns the result of another flight that ended after the freshness was judged and before this flight began. Its
-    /// result is newer whatever its time: the clock may have been set back.
+    /// Returns the result of another flight that ended after the freshness was judged and before this flight began.
     async fn resolved_meanwhile(
         &self,
         pointer: &Pointer,
         known: Option<&KnownPointer>,
     ) -> Result<Option<ResolvedPointer>, CacheError> {
-        let (Some(known), Some(newer)) = (known, self.storage.memory.pointers.get(pointer)) else {
-            return Ok(None);
-        };
-        if newer.fact.checked_at == known.checked.fact.checked_at {
-            return Ok(None);
-        }
+        let newer = self.storage.memory.pointers.get(pointer);
+        let known = known.map(|known| &known.checked);
+        let Some(newer) = newer.filter(|newer| newer.was_checked_after(known)) else { return Ok(None) };
         let manifest = self.manifests.get_stored(pointer.repository(), &newer.fact.digest).await?;
-        Ok(manifest.map(|manifest| ResolvedPointer { manifest, outcome: Outcome::Revalidated }))
+        let outcome = if known.is_some() { Outcome::Revalidated } else { Outcome::Join };
+        Ok(manifest.map(|manifest| ResolvedPointer { manifest, outcome }))
     }
 
     /// Stores a pointer. A pointer that cannot be stored costs a revalidation after the next start, and never a wrong answer.
