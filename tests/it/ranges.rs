@@ -115,12 +115,13 @@ fn bypass_ranges_are_limited() {
             let (cold, from) = (&cold, (20 + n) * MIB);
             scope.spawn(move || cold.assert_part(&format!("bytes={from}-{}", from + 999), from, from + 1000));
         }
-        all_but_one.wait_reached(8);
+        all_but_one.wait_reached(5);
         gate.open();
         cold.wait_filled();
         all_but_one.open();
     });
-    assert_eq!(cold.gets().len(), 9, "the blob, and eight ranges past it");
+    // Three of the eight slots stay for other repositories.
+    assert_eq!(cold.gets().len(), 6, "the blob, and five ranges past it");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::cache::storage::Storage;
 use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, LinkFact, StoreError};
 use crate::telemetry::Outcome;
+use crate::upstream::DividedSlots;
 
 /// Limit on ranges that are passed through concurrently. Each one holds a connection of its upstream.
 const PASSTHROUGH_MAX: usize = 8;
@@ -30,8 +31,8 @@ pub(in crate::cache) struct Blobs {
     pub(super) storage: Arc<Storage>,
     pub(super) rules: Arc<Rules>,
     pub(super) access: Access,
-    /// Permits to pass a range through from an upstream.
-    pub(super) passthrough: Arc<Semaphore>,
+    /// Slots to pass a range through from an upstream, divided among the repositories.
+    pub(super) passthrough: DividedSlots<Repository>,
     /// Permits for read-ahead steps beside the first step of each client.
     pub(super) read_ahead: Arc<Semaphore>,
     /// Permits to read from the store.
@@ -49,7 +50,7 @@ impl Blobs {
             storage: Arc::clone(storage),
             rules: Arc::clone(rules),
             access: Access::new(storage, rules),
-            passthrough: Arc::new(Semaphore::new(PASSTHROUGH_MAX)),
+            passthrough: DividedSlots::new(PASSTHROUGH_MAX),
             read_ahead: Arc::new(Semaphore::new(cpus)),
             store_reads: Arc::new(Semaphore::new(STORE_READS_MAX)),
             opens: Semaphore::new(OPENS_MAX),

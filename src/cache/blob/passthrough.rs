@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use crate::cache::blob::blobs::Blobs;
@@ -13,7 +13,7 @@ use crate::oci::{Digest, Name, Repository};
 use crate::source::{BlobBody, ByteRange, Source as _};
 use crate::store::Draft;
 use crate::telemetry::trace;
-use crate::upstream::Upstream;
+use crate::upstream::{Slot, Upstream};
 
 /// Bytes of one request. Clients that want one chunk request everything after it and disconnect when they have the chunk, as
 /// containerd does. A small request then costs little more than the client reads, and keeps the connection usable.
@@ -34,7 +34,7 @@ struct Passthrough {
     /// Length of the blob, if it was known at the start.
     total: Option<u64>,
     /// Held while a connection of the upstream is in use.
-    _permit: OwnedSemaphorePermit,
+    _slot: Slot<Repository>,
 }
 
 impl Blobs {
@@ -47,7 +47,7 @@ impl Blobs {
         range: &Range<u64>,
         draft: &Arc<Draft>,
     ) -> Option<mpsc::Receiver<Bytes>> {
-        let permit = Arc::clone(&self.passthrough).try_acquire_owned().ok()?;
+        let slot = self.passthrough.try_acquire(repository)?;
         let passthrough = Passthrough {
             upstream: self.rules.upstream(repository).ok()?,
             name: repository.name.clone(),
@@ -55,7 +55,7 @@ impl Blobs {
             rest: range.clone(),
             draft: Arc::clone(draft),
             total: draft.progress().total,
-            _permit: permit,
+            _slot: slot,
         };
         let body = passthrough.next_piece().await?;
         let (sender, chunks) = mpsc::channel(QUEUE);

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
+use super::limits::BlobSlot;
 use super::response::{interrupted, stalled};
 use crate::source::{ByteRange, Chunks, SourceError};
 use crate::upstream::transport::client::HttpClient;
@@ -54,18 +54,18 @@ pub(super) struct ResponseChunks {
     /// Bytes that are still expected, if known.
     left: Option<u64>,
     http: Arc<HttpClient>,
-    _permit: OwnedSemaphorePermit,
+    _slot: BlobSlot,
 }
 
 impl ResponseChunks {
-    /// Creates the chunks of a response of `expected` bytes; holds `permit` until the end.
+    /// Creates the chunks of a response of `expected` bytes; holds `slot` until the end.
     pub(super) fn new(
         response: Response,
         expected: Option<u64>,
         http: Arc<HttpClient>,
-        permit: OwnedSemaphorePermit,
+        slot: BlobSlot,
     ) -> Self {
-        Self { response, left: expected, http, _permit: permit }
+        Self { response, left: expected, http, _slot: slot }
     }
 }
 

@@ -5,12 +5,18 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+use crate::oci::Name;
 use crate::source::SourceError;
+use crate::upstream::slots::{DividedSlots, Slot};
 
-/// Limits on concurrent requests: downloads of blobs leave connections for manifests and lists.
+/// Connection for the body of a blob, in use.
+pub(super) type BlobSlot = Slot<Name>;
+
+/// Limits on concurrent requests: downloads of blobs leave connections for manifests and lists, and the downloads of one
+/// repository leave connections for other repositories.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimits {
-    blobs: Arc<Semaphore>,
+    blobs: DividedSlots<Name>,
     documents: Arc<Semaphore>,
 }
 
@@ -18,23 +24,19 @@ impl ConnectionLimits {
     /// Divides `max_connections` between blobs and documents.
     pub(crate) fn new(max_connections: usize) -> Self {
         let (documents, blobs) = shares(max_connections);
-        Self { blobs: Arc::new(Semaphore::new(blobs)), documents: Arc::new(Semaphore::new(documents)) }
+        Self { blobs: DividedSlots::new(blobs), documents: Arc::new(Semaphore::new(documents)) }
     }
 
-    /// Waits for a connection for a blob's body, which may take long.
-    pub(crate) async fn for_blob(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, SourceError> {
-        acquire(&self.blobs, deadline).await
+    /// Waits for a connection for the body of a repository's blob, which may take long.
+    pub(super) async fn for_blob(&self, name: &Name, deadline: Instant) -> Result<BlobSlot, SourceError> {
+        timeout_at(deadline, self.blobs.acquire(name)).await.map_err(|_| SourceError::Busy)
     }
 
     /// Waits for a connection for a manifest, a list or a HEAD.
     pub(crate) async fn for_document(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, SourceError> {
-        acquire(&self.documents, deadline).await
+        let permit = timeout_at(deadline, Arc::clone(&self.documents).acquire_owned()).await;
+        permit.map_err(|_| SourceError::Busy)?.map_err(|_| SourceError::Busy)
     }
-}
-
-async fn acquire(share: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, SourceError> {
-    let permit = timeout_at(deadline, Arc::clone(share).acquire_owned()).await;
-    permit.map_err(|_| SourceError::Busy)?.map_err(|_| SourceError::Busy)
 }
 
 /// Returns the number of concurrent requests for documents and for blobs.

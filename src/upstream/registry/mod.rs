@@ -191,7 +191,7 @@ impl Source for Registry {
         deadline: Option<Instant>,
     ) -> Result<BlobBody, SourceError> {
         let busy = Instant::now() + self.http.timeouts.total;
-        let permit = self.limits.for_blob(deadline.map_or(busy, |deadline| deadline.min(busy))).await?;
+        let slot = self.limits.for_blob(name, deadline.map_or(busy, |deadline| deadline.min(busy))).await?;
         let timeout = self.http.timeouts.blob_head.max(self.http.timeouts.total);
         let deadline = deadline.unwrap_or_else(|| Instant::now() + timeout);
         let mut request = self.request(Method::GET, name, "blobs", digest, None)?;
@@ -213,7 +213,7 @@ impl Source for Registry {
             expect_status(&response, StatusCode::OK)?;
             (0, length, length)
         };
-        let chunks = ResponseChunks::new(response, expected, Arc::clone(&self.http), permit);
+        let chunks = ResponseChunks::new(response, expected, Arc::clone(&self.http), slot);
         Ok(BlobBody::new(offset, total, chunks).labelled_gzip(gzip))
     }
 
