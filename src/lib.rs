@@ -79,12 +79,16 @@
 //! ## Eviction
 //!
 //! 1. An index in memory holds the size, the dependencies and the last-access time of all content.
-//! 2. The evictor runs when content was added. It measures the disk and compares the usage with `store.max_size` and
-//!    `store.min_free`.
+//! 2. The evictor runs when content was added or bytes have arrived. It measures the disk and compares the usage with
+//!    `store.max_size` and `store.min_free`.
 //! 3. Above the limit it takes the least recently used entries from the index. Entries with a [pin](cache::ContentPin) are
 //!    skipped. A manifest is evicted before the blobs that only this manifest needs.
 //! 4. For each entry the pointers are deleted first, then the manifests, then the blobs (`cache/eviction/delete.rs`). New
 //!    fills of these digests are blocked meanwhile.
+//!
+//! Unverified bytes of running fills count as they arrive, in running sums (`cache/eviction/draft_space.rs`). A fill, the
+//! fills of one repository and those of one upstream have a share of the store each. A fill beyond its share, or without
+//! room on the disk, continues as in degraded mode: its bytes are passed through, verified and not stored.
 //!
 //! Corrupt content is removed by the same rule: one transaction deletes its record and marks its bytes for deletion, so the
 //! next request is a miss. Bytes that remain after a crash are deleted by garbage collection.

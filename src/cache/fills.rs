@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tracing::Span;
 
 use crate::oci::{Digest, Repository};
@@ -59,8 +59,6 @@ enum FillEntry {
     Fill {
         /// Repository of the fill; `None` for an import, which gives no repository access.
         owner: Option<Repository>,
-        /// Size that a descriptor announces.
-        expected: u64,
         phase: watch::Receiver<FillPhase>,
         span: Span,
         since: Instant,
@@ -82,21 +80,13 @@ pub(super) struct RunningFill {
 #[derive(Debug, Default)]
 pub(super) struct Fills {
     entries: Mutex<HashMap<Digest, FillEntry>>,
-    /// Notified when a fill is removed from the map.
-    removed: Notify,
 }
 
 impl Fills {
-    /// Decides how a repository takes part in the fill of a digest. `expected` is the size that a descriptor announces.
+    /// Decides how a repository takes part in the fill of a digest.
     ///
     /// The decision is made under one lock, so that no fill is joined without access and none is started twice.
-    pub(super) fn admit(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        expected: Option<u64>,
-        has_access: bool,
-    ) -> Admission {
+    pub(super) fn admit(&self, repository: &Repository, digest: &Digest, has_access: bool) -> Admission {
         let mut entries = self.lock();
         match entries.get(digest) {
             Some(FillEntry::Fill { owner, phase, span, .. }) => {
@@ -114,7 +104,6 @@ impl Fills {
         let span = trace::fill(repository, digest);
         let fill = FillEntry::Fill {
             owner: Some(repository.clone()),
-            expected: expected.unwrap_or_default(),
             phase: phase.clone(),
             span: span.clone(),
             since: Instant::now(),
@@ -136,8 +125,7 @@ impl Fills {
             None => {}
         }
         let (sender, phase) = watch::channel(FillPhase::Starting);
-        let import =
-            FillEntry::Fill { owner: None, expected: 0, phase, span: Span::none(), since: Instant::now() };
+        let import = FillEntry::Fill { owner: None, phase, span: Span::none(), since: Instant::now() };
         entries.insert(*digest, import);
         Ok(sender)
     }
@@ -149,7 +137,6 @@ impl Fills {
             && current.same_channel(&phase.subscribe())
         {
             entries.remove(digest);
-            self.removed.notify_waiters();
         }
     }
 
@@ -194,49 +181,6 @@ impl Fills {
         self.lock().contains_key(digest)
     }
 
-    /// Returns the expected bytes of all running fills, and how many of them are not written yet.
-    pub(super) fn pending(&self) -> (u64, u64) {
-        Self::sum(self.lock().values())
-    }
-
-    /// Returns the expected bytes of the running fills of other digests.
-    pub(super) fn pending_except(&self, digest: &Digest) -> u64 {
-        Self::sum(self.lock().iter().filter(|(other, _)| *other != digest).map(|(_, entry)| entry)).0
-    }
-
-    /// Sums the expected and the unwritten bytes of fills that go into the store.
-    fn sum<'a>(entries: impl Iterator<Item = &'a FillEntry>) -> (u64, u64) {
-        let (mut all, mut unwritten) = (0_u64, 0_u64);
-        for entry in entries {
-            let FillEntry::Fill { phase, expected, .. } = entry else { continue };
-            let (total, written) = match &*phase.borrow() {
-                FillPhase::Starting => (*expected, 0),
-                FillPhase::Running(draft) if draft.is_kept() => {
-                    let progress = draft.progress();
-                    (progress.total.unwrap_or(progress.received.max(*expected)), progress.written)
-                }
-                FillPhase::Running(_) | FillPhase::Stored(_) | FillPhase::Failed(_) => continue,
-            };
-            all = all.saturating_add(total);
-            unwritten = unwritten.saturating_add(total.saturating_sub(written));
-        }
-        (all, unwritten)
-    }
-
-    /// Waits until `condition` is true. It is checked whenever a fill has been removed.
-    pub(super) async fn wait_until(&self, condition: impl Fn() -> bool) {
-        loop {
-            let removed = self.removed.notified();
-            tokio::pin!(removed);
-            // Enabled before the check, so that no notification is missed.
-            removed.as_mut().enable();
-            if condition() {
-                return;
-            }
-            removed.await;
-        }
-    }
-
     /// Returns all fills of repositories, in no particular order. Imports are not listed.
     pub(super) fn running(&self) -> Vec<RunningFill> {
         let entries = self.lock();
@@ -272,21 +216,21 @@ mod tests {
             name: name.parse().expect("a name"),
         };
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        let Admission::Start(sender, ..) = fills.admit(&repository("a"), &digest, None, false) else {
+        let Admission::Start(sender, ..) = fills.admit(&repository("a"), &digest, false) else {
             panic!("joined")
         };
-        assert!(matches!(fills.admit(&repository("a"), &digest, None, false), Admission::Join(_, true)));
-        assert!(matches!(fills.admit(&repository("b"), &digest, None, false), Admission::NeedsAccess));
-        assert!(matches!(fills.admit(&repository("b"), &digest, None, true), Admission::Join(_, false)));
+        assert!(matches!(fills.admit(&repository("a"), &digest, false), Admission::Join(_, true)));
+        assert!(matches!(fills.admit(&repository("b"), &digest, false), Admission::NeedsAccess));
+        assert!(matches!(fills.admit(&repository("b"), &digest, true), Admission::Join(_, false)));
         fills.remove(&digest, &sender);
-        let Admission::Start(next, ..) = fills.admit(&repository("b"), &digest, None, false) else {
+        let Admission::Start(next, ..) = fills.admit(&repository("b"), &digest, false) else {
             panic!("joined")
         };
         // The first fill has ended; it must not remove the second one.
         fills.remove(&digest, &sender);
-        assert!(matches!(fills.admit(&repository("b"), &digest, None, false), Admission::Join(..)));
+        assert!(matches!(fills.admit(&repository("b"), &digest, false), Admission::Join(..)));
         fills.remove(&digest, &next);
-        assert!(matches!(fills.admit(&repository("b"), &digest, None, false), Admission::Start(..)));
+        assert!(matches!(fills.admit(&repository("b"), &digest, false), Admission::Start(..)));
     }
 
     #[test]
@@ -297,10 +241,10 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let sender = fills.start_import(&digest).expect("a place");
         assert!(fills.start_import(&digest).is_err() && !fills.block(&digest));
-        assert!(matches!(fills.admit(&repository, &digest, None, false), Admission::NeedsAccess));
-        assert!(matches!(fills.admit(&repository, &digest, None, true), Admission::Join(_, false)));
+        assert!(matches!(fills.admit(&repository, &digest, false), Admission::NeedsAccess));
+        assert!(matches!(fills.admit(&repository, &digest, true), Admission::Join(_, false)));
         fills.remove(&digest, &sender);
-        assert!(matches!(fills.admit(&repository, &digest, None, true), Admission::Start(..)));
+        assert!(matches!(fills.admit(&repository, &digest, true), Admission::Start(..)));
     }
 
     #[tokio::test]
@@ -310,12 +254,12 @@ mod tests {
             Repository { upstream: "docker.io".parse().expect("a name"), name: "a".parse().expect("a name") };
         let digest = Digest::of(Algorithm::Sha256, b"x");
         assert!(fills.block(&digest) && !fills.block(&digest));
-        let Admission::AwaitRemoval(mut phase) = fills.admit(&repository, &digest, None, true) else {
+        let Admission::AwaitRemoval(mut phase) = fills.admit(&repository, &digest, true) else {
             panic!("no removal")
         };
         fills.unblock(&digest);
         assert!(phase.changed().await.is_err());
-        assert!(matches!(fills.admit(&repository, &digest, None, true), Admission::Start(..)));
+        assert!(matches!(fills.admit(&repository, &digest, true), Admission::Start(..)));
         assert!(!fills.block(&digest));
     }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::config::schema;
-use crate::oci::Digest;
 use crate::store::{BlobEntry, CommitPermit, Store, StoreError, StoreSession, VerifiedDraft};
 use crate::telemetry::Metrics;
 
@@ -66,11 +65,6 @@ impl Storage {
     pub(super) fn deleter<'a>(&'a self, store: &'a StoreSession) -> Deleter<'a> {
         let Self { memory, content, fills, .. } = self;
         Deleter { store, memory, content, fills }
-    }
-
-    /// Returns true if running fills leave no room for another draft. `size` is the expected size, if known.
-    pub(super) fn is_crowded(&self, digest: &Digest, size: Option<u64>) -> bool {
-        self.capacity.is_crowded(self.fills.pending_except(digest), size.unwrap_or_default())
     }
 
     /// Waits for a permit to commit a verified draft, and until eviction has made room for it.

@@ -413,6 +413,12 @@ pub struct Upstream {
     /// Time without progress after which a download is resumed with a new request. Default: 30 s.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
+    /// Rate in bytes per second below which a download that no client reads is given up; 0 means no minimum.
+    #[serde(serialize_with = "exact_size")]
+    pub min_rate: ByteSize,
+    /// Period over which this rate is averaged.
+    #[serde(with = "humantime_serde")]
+    pub min_rate_time: Duration,
     /// Overrides `cache.tag_ttl`.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub tag_ttl: Option<Duration>,
@@ -461,6 +467,8 @@ impl Default for Upstream {
             max_connections: 64,
             head_timeout: None,
             idle_timeout: None,
+            min_rate: ByteSize::kib(4),
+            min_rate_time: Duration::from_secs(30),
             tag_ttl: None,
             negative_ttl: None,
             stale_if_error: None,

@@ -274,6 +274,7 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
             problems.duration(time, false, &at(key));
         }
     }
+    problems.duration(upstream.min_rate_time, false, &at("min_rate_time"));
     // Keys that are not set here come from `[cache]`, which is checked separately.
     freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);
 }

@@ -81,9 +81,9 @@ impl Engine {
         }
     }
 
-    /// Returns the bytes that the store uses on disk.
-    pub(super) fn size_on_disk(&self) -> Result<u64, StoreError> {
-        Ok(self.database.trees()?.size_on_disk()? + self.blobs.size_on_disk()?)
+    /// Returns the bytes that content and database use on disk.
+    pub(super) fn stored_size(&self) -> Result<u64, StoreError> {
+        Ok(self.database.trees()?.size_on_disk()?.saturating_add(self.blobs.size_on_disk()?))
     }
 
     /// Waits until everything written so far is on disk. Waits a limited time for verified drafts to be committed; what is

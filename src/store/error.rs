@@ -49,6 +49,12 @@ pub enum StoreError {
     /// The database panicked because it found an impossible state.
     #[error("the database of the store panicked; see the log")]
     Panicked,
+    /// The content is larger than the room that the store has for it.
+    #[error(
+        "the store has no room for it: it is larger than one download may take, or nothing more is evictable; raise \
+         store.max_size or free space on the disk"
+    )]
+    NoRoom,
     /// A file of a blob or draft cannot be read or written.
     #[error("the file {} of the store cannot be used: {source}", path.display())]
     File {
@@ -75,6 +81,7 @@ impl StoreError {
             | Self::Foreign { .. }
             | Self::Corrupt { .. }
             | Self::Damaged(_)
+            | Self::NoRoom
             | Self::Fact(_) => false,
         }
     }

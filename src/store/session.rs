@@ -68,7 +68,7 @@ pub struct DiskUsage {
 impl DiskUsage {
     /// Returns the bytes on disk of all drafts.
     pub fn draft_bytes(&self) -> u64 {
-        self.drafts.iter().map(|draft| draft.bytes).sum()
+        self.drafts.iter().fold(0, |sum, draft| sum.saturating_add(draft.bytes))
     }
 }
 
@@ -180,14 +180,32 @@ impl StoreSession {
         })
     }
 
-    /// Measures the disk usage.
+    /// Measures the disk usage. Lists all drafts.
     pub fn usage(&self) -> Result<DiskUsage, StoreError> {
+        let drafts = self.0.drafts()?;
+        let usage = DiskUsage { drafts, ..DiskUsage::default() };
         Ok(DiskUsage {
-            total: self.0.size_on_disk()?,
-            drafts: self.0.drafts()?,
-            free: self.0.location.free_space().ok(),
+            total: self.stored_size()?.saturating_add(usage.draft_bytes()),
+            free: self.free_space(),
             quarantined: quarantine::in_folder(&self.0.location.path)?.len(),
+            ..usage
         })
+    }
+
+    /// Returns the number of lists of all drafts so far.
+    #[cfg(test)]
+    pub fn draft_lists(&self) -> u64 {
+        self.0.blobs.files().draft_lists()
+    }
+
+    /// Returns the bytes on disk of content and database, without drafts. The cost does not depend on their number.
+    pub fn stored_size(&self) -> Result<u64, StoreError> {
+        self.0.stored_size()
+    }
+
+    /// Returns the free bytes on the disk; `None` if the operating system does not report them.
+    pub fn free_space(&self) -> Option<u64> {
+        self.0.location.free_space().ok()
     }
 
     /// Removes facts that lead to no content. `needed` returns true for content that a stored manifest needs. Pointers

@@ -120,7 +120,7 @@ impl Metrics {
         self.children_deferred.add(difference(before, now));
     }
 
-    /// Counts a finished fill; `result` is `ok`, `unkept`, `mismatch`, `upstream` or `store`.
+    /// Counts a finished fill; `result` is `ok`, `unkept`, `slow`, `mismatch`, `upstream` or `store`.
     pub fn fill_finished(&self, result: &str) {
         self.fills.with_label_values(&[result]).inc();
     }

@@ -166,6 +166,16 @@ pub struct Upstream {
     timeouts: Timeouts,
     documents: DocumentBudget,
     identity: ServerId,
+    min_rate: MinRate,
+}
+
+/// Rate below which a download is given up if no client reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MinRate {
+    /// Bytes per second; 0 for no minimum.
+    pub bytes_per_second: u64,
+    /// Period over which the rate is averaged.
+    pub time: Duration,
 }
 
 impl Upstream {
@@ -194,8 +204,19 @@ impl Upstream {
             return Err(BuildError::Endpoints(name.to_string()));
         }
         let settings = upstream.cache(&config.cache);
+        let min_rate = MinRate { bytes_per_second: upstream.min_rate.as_u64(), time: upstream.min_rate_time };
         let (documents, identity) = (context.documents.clone(), context.identity);
-        Ok(Self { name, settings, endpoints, fingerprint, quota_changed, timeouts, documents, identity })
+        Ok(Self {
+            name,
+            settings,
+            endpoints,
+            fingerprint,
+            quota_changed,
+            timeouts,
+            documents,
+            identity,
+            min_rate,
+        })
     }
 
     /// Returns the configured name.
@@ -216,6 +237,11 @@ impl Upstream {
     /// Returns the memory of a new document of this upstream: none yet.
     pub fn document_memory(&self) -> DocumentMemory {
         self.documents.document(self.name.as_str())
+    }
+
+    /// Returns the rate below which a download is given up if no client reads it.
+    pub fn min_rate(&self) -> MinRate {
+        self.min_rate
     }
 
     /// Returns true if all authoritative endpoints keep failing, so that a request with cached content need not wait.

@@ -76,6 +76,8 @@ impl EndpointSettings {
             head_timeout,
             idle_timeout,
             // For the cache.
+            min_rate: _,
+            min_rate_time: _,
             tag_ttl: _,
             negative_ttl: _,
             stale_if_error: _,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use support::folder::on_disk;
 use support::in_process::InProcessLarder;
 use support::larder::sum_of;
-use support::{Blob, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
+use support::{Blob, Document, Fault, Gate, Image, Larder, Random, Registry, Setup, When, eventually};
 
 const MIB: u64 = 1 << 20;
 /// Each kind of blob store, a size for some but not all images, and the length of each image's own layers.
@@ -225,30 +225,157 @@ fn clients_do_not_notice_eviction() {
     }
 }
 
-/// Downloads that wait for the disk use a part of the store at most. Further downloads are served and not stored.
+/// A body that announces `length` bytes and stops after the first ones.
+fn hold_with_length(world: &World, blob: &Blob, length: u64, gate: &Gate) {
+    let when = || When::blobs().path(&blob.digest);
+    let length = usize::try_from(length).unwrap();
+    world.registry.script(when(), Fault::rewrite(move |_, plan| plan.content_length = Some(length)));
+    world.registry.script(when(), Fault::HoldBody(100, gate.clone()));
+}
+
+/// Returns true if the blob is served from the store.
+fn is_stored(larder: &Larder, blob: &Blob) -> bool {
+    let answer = larder.get(&blob_path(blob));
+    answer.assert_body(&blob.bytes);
+    answer.head.outcome() == "larder; hit"
+}
+
+/// A Content-Length and the size of a descriptor are hints: they evict nothing, and refuse no other content.
 #[test]
-fn content_arriving_too_fast_to_store_is_served() {
-    let (registry, gate) = (Registry::start(), Gate::new());
-    let blobs = [40, 10, 12].map(|length| Blob::random(length, usize::try_from(length << 20).unwrap()));
-    for blob in &blobs {
-        registry.add_blob(REPOSITORY, blob);
+fn announced_sizes_evict_nothing_and_reserve_nothing() {
+    for (kind, max_size, layer) in KINDS {
+        let world = World::new(2, layer);
+        // The size of a descriptor that no blob has.
+        let small = Blob::random(31, 3000);
+        let image = Image::oci(30, "linux/amd64", vec![small.clone()]);
+        let mut document = serde_json::from_slice::<serde_json::Value>(&image.manifest.bytes).unwrap();
+        document["layers"][0]["size"] = (1_u64 << 62).into();
+        let document = Document::json(&image.manifest.media_type, &document);
+        world.registry.add_manifest(REPOSITORY, &document);
+        world.registry.add_blob(REPOSITORY, &small);
+        let larder = world.setup(kind, max_size).start();
+        world.pull(&larder, 0);
+        larder.wait_idle();
+        larder.get(&manifest(&document.digest)).assert_body(&document.bytes);
+        // The answer may be an error, because the size is wrong.
+        larder.get(&blob_path(&small));
+        for (n, length) in [i64::MAX as u64, max_size, 100 << 30].into_iter().enumerate() {
+            let (gate, liar) = (Gate::new(), Blob::random(40 + n as u64, 5000));
+            world.registry.add_blob(REPOSITORY, &liar);
+            hold_with_length(&world, &liar, length, &gate);
+            let mut lying = larder.api().open("GET", &blob_path(&liar), &[]).unwrap();
+            assert!(lying.read_exactly(50).unwrap() == liar.bytes[..50]);
+            let other = Blob::random(50 + n as u64, 200_000);
+            world.registry.add_blob(REPOSITORY, &other);
+            eventually("other content is stored meanwhile", || is_stored(&larder, &other));
+            for blob in world.images[0].blobs() {
+                assert!(is_stored(&larder, blob), "{kind}, {length}");
+            }
+            assert_eq!(evicted(&larder.metrics_text(), "max_size"), 0.0, "{kind}, {length}");
+            gate.open();
+        }
     }
-    let larder = Setup::with(&registry).set("store.blobs", "sled").set("store.max_size", "256MiB").start();
-    registry.script(When::blobs().path(&blobs[0].digest).times(1), Fault::HoldBody(10 << 20, gate.clone()));
-    // An eighth of the store is 32 MiB, and more is being downloaded.
-    let mut first = larder.api().open("GET", &blob_path(&blobs[0]), &[]).unwrap();
-    let head = first.read_exactly(1000).unwrap();
-    let passed = larder.get(&blob_path(&blobs[1]));
-    passed.assert_body(&blobs[1].bytes);
+}
+
+/// At its share of the store, a download is passed through: clients get it complete if it is right, and never if it is wrong.
+#[test]
+fn download_beyond_its_share_is_passed_through_and_verified() {
+    let world = World::new(2, MIB);
+    // More than 37 % of the store.
+    let large = Blob::random(61, 12 << 20);
+    world.registry.add_blob(REPOSITORY, &large);
+    let larder = world.setup("files", 24 * MIB).start();
+    world.pull(&larder, 0);
+    larder.wait_idle();
+    let (gate, first) = (Gate::new(), || When::blobs().path(&large.digest).times(1));
+    world.registry.script(first(), Fault::HoldBody(11 << 20, gate.clone()));
+    let mut transfer = larder.api().open("GET", &blob_path(&large), &[]).unwrap();
+    let head = transfer.read_exactly(10 << 20).unwrap();
+    eventually("the draft is removed", || on_disk(&larder.setup().data().join("drafts")) < MIB);
     gate.open();
-    let rest = first.finish().unwrap();
-    assert!([head, rest.body].concat() == *blobs[0].bytes);
+    let rest = transfer.finish().unwrap();
+    assert!([head, rest.body].concat() == *large.bytes);
     larder.wait_idle();
-    // Now there is space.
-    larder.get(&blob_path(&blobs[2])).assert_body(&blobs[2].bytes);
+    world.registry.script(first(), Fault::Chunked);
+    larder.get(&blob_path(&large)).assert_body(&large.bytes);
     larder.wait_idle();
-    registry.down();
-    larder.get(&blob_path(&blobs[0])).assert_body(&blobs[0].bytes);
-    larder.get(&blob_path(&blobs[2])).assert_body(&blobs[2].bytes);
-    assert!(larder.get(&blob_path(&blobs[1])).status() >= 500);
+    assert_eq!(larder.counter("larder_fills_total", &[("result", "unkept")]), 2);
+    larder.wait_for_line("warning about the download", |line| {
+        line["level"] == "WARN"
+            && line["message"].as_str().unwrap_or_default().contains("passed through and not stored")
+            && line["upstream"] == "docker.io"
+            && line["repository"] == REPOSITORY
+    });
+    for at in [1 << 20, (12 << 20) - 1] {
+        world.registry.script(first(), Fault::FlipBit(at));
+        larder.api().try_send("GET", &blob_path(&large), &[]).expect_err("wrong bytes must not look whole");
+        larder.wait_idle();
+    }
+    // All content is still cached, and the space is free again.
+    for blob in world.images[0].blobs() {
+        assert!(is_stored(&larder, blob));
+    }
+    assert_eq!(evicted(&larder.metrics_text(), "max_size"), 0.0);
+    let small = Blob::random(62, 4 << 20);
+    world.registry.add_blob(REPOSITORY, &small);
+    larder.get(&blob_path(&small)).assert_body(&small.bytes);
+    eventually("a smaller blob is stored", || is_stored(&larder, &small));
+}
+
+/// Downloads of one repository may use up their share. Others are stored meanwhile, and the cached content stays.
+#[test]
+fn endless_downloads_leave_room_for_other_repositories_and_upstreams() {
+    let world = World::new(2, MIB);
+    let (other, gate) = (Registry::start(), Gate::new());
+    let hostile: Vec<_> = (70..74).map(|seed| Blob::random(seed, 12 << 20)).collect();
+    let path = |blob: &Blob| format!("/v2/library/hostile/blobs/{}", blob.digest);
+    for blob in &hostile {
+        world.registry.add_blob("library/hostile", blob);
+        world.registry.script(When::blobs().path(&blob.digest), Fault::HoldBody(11 << 20, gate.clone()));
+    }
+    let honest = [80, 81].map(|seed| Blob::random(seed, 300_000));
+    world.registry.add_blob(REPOSITORY, &honest[0]);
+    other.add_blob("team/app", &honest[1]);
+    let larder = world.setup("files", 48 * MIB).upstream("other.test", &other).start();
+    world.pull(&larder, 0);
+    larder.wait_idle();
+    let mut transfers: Vec<_> =
+        hostile.iter().map(|blob| larder.api().open("GET", &path(blob), &[]).unwrap()).collect();
+    for (transfer, blob) in transfers.iter_mut().zip(&hostile) {
+        assert!(transfer.read_exactly(10 << 20).unwrap() == blob.bytes[..10 << 20]);
+    }
+    eventually("the same upstream's other repositories are stored", || is_stored(&larder, &honest[0]));
+    let path = format!("/v2/other.test/team/app/blobs/{}", honest[1].digest);
+    eventually("another upstream is stored", || {
+        let answer = larder.get(&path);
+        answer.assert_body(&honest[1].bytes);
+        answer.head.outcome() == "larder; hit"
+    });
+    for blob in world.images[0].blobs() {
+        assert!(is_stored(&larder, blob));
+    }
+    assert!(on_disk(&larder.setup().data()) <= 48 * MIB);
+    gate.open();
+    for (transfer, blob) in transfers.into_iter().zip(&hostile) {
+        assert!(transfer.finish().unwrap().body == blob.bytes[10 << 20..]);
+    }
+}
+
+/// A large layer of a full cache takes the place of the least recently used content.
+#[test]
+fn large_layer_is_stored_in_a_full_cache() {
+    for (kind, max_size, layer) in KINDS {
+        let world = World::new(24, layer);
+        let large = Blob::random(90, usize::try_from(max_size / 4).unwrap());
+        world.registry.add_blob(REPOSITORY, &large);
+        let larder = world.setup(kind, max_size).start();
+        eventually("the cache is full", || {
+            (0..24).for_each(|n| world.pull(&larder, n));
+            evicted(&larder.metrics_text(), "max_size") > 0.0
+        });
+        larder.wait_idle();
+        larder.get(&blob_path(&large)).assert_body(&large.bytes);
+        larder.wait_idle();
+        assert!(is_stored(&larder, &large), "{kind}");
+    }
 }

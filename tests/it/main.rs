@@ -62,6 +62,7 @@ mod scripted;
 mod scrub;
 mod setup;
 mod sizes;
+mod slow_fills;
 mod source;
 mod start;
 mod status;

@@ -1,16 +1,21 @@
 //! Network side of a fill: fetches the rest of a draft from the upstream, and resumes after interruptions.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 
-use crate::cache::blob::write_pipeline::WritePipeline;
+use crate::cache::blob::pace::Pace;
+use crate::cache::blob::write_pipeline::{DraftRoom, WritePipeline};
 use crate::cache::error::CacheError;
 use crate::oci::{Digest, Name};
 use crate::source::{BlobBody, BlobSender, ByteRange, Source, SourceError, open_blob};
 use crate::store::{Draft, DraftWriter, Store};
 use crate::telemetry::trace;
+use crate::upstream::MinRate;
 
 /// Consecutive requests without progress before a download fails. They outlast a restart of the registry, because some
 /// clients cannot get the rest of a blob elsewhere.
@@ -33,6 +38,10 @@ pub(super) struct Download<'a> {
     pub(super) size_hint: Option<u64>,
     /// Treatment of bodies that are labelled as gzip.
     pub(super) gzip_label: GzipLabel,
+    /// Rate below which the download is given up if no client reads it.
+    pub(super) min_rate: MinRate,
+    /// Returns true if requests wait for the beginning of the download.
+    pub(super) is_awaited: &'a (dyn Fn() -> bool + Send + Sync),
     /// Called when a draft that is not stored can no longer be joined.
     pub(super) on_unjoinable: &'a (dyn Fn() + Send + Sync),
 }
@@ -69,6 +78,8 @@ pub(super) enum DownloadEnd {
     Contradiction(String),
     /// The draft is not stored, and no reader is left.
     Unwanted,
+    /// No client reads the draft, and it grows too slowly.
+    TooSlow,
 }
 
 impl Download<'_> {
@@ -76,6 +87,7 @@ impl Download<'_> {
     pub(super) async fn run(
         &self,
         writer: DraftWriter,
+        room: DraftRoom<'_>,
         on_readable: impl FnOnce(Arc<Draft>),
     ) -> Result<Downloaded, CacheError> {
         let draft = Arc::clone(writer.draft());
@@ -84,11 +96,13 @@ impl Download<'_> {
             .with_max_delay(Duration::from_secs(5))
             .with_max_times(FUTILE_REQUESTS_MAX)
             .with_jitter();
+        let received = draft.progress().received;
         let mut run = DownloadRun {
             download: self,
-            received: draft.progress().received,
+            received,
+            pace: Pace::new(self.min_rate, received, Instant::now()),
             draft,
-            pipeline: WritePipeline::new(self.store.clone(), writer),
+            pipeline: WritePipeline::new(self.store.clone(), room, writer),
             senders: Vec::new(),
             used_gzip_label: None,
             is_end_doubted: false,
@@ -111,7 +125,7 @@ impl Download<'_> {
 struct DownloadRun<'a, F> {
     download: &'a Download<'a>,
     draft: Arc<Draft>,
-    pipeline: WritePipeline,
+    pipeline: WritePipeline<'a>,
     senders: Vec<Arc<dyn BlobSender>>,
     /// Treatment of the answers that were labelled as gzip.
     used_gzip_label: Option<GzipLabel>,
@@ -125,6 +139,7 @@ struct DownloadRun<'a, F> {
     requests: usize,
     /// Bytes that had arrived before the last progress.
     received: u64,
+    pace: Pace,
     backoff: ExponentialBuilder,
     delays: ExponentialBackoff,
 }
@@ -203,7 +218,9 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         }
         let from = if self.ranges == RangeSupport::Refused { 0 } else { self.draft.progress().received };
         let Download { sources, name, digest, .. } = self.download;
+        let asked_at = Instant::now();
         let answer = open_blob(sources, name, digest, ByteRange::from(from)).await;
+        self.pace.skip(asked_at.elapsed());
         match answer.and_then(|body| self.decode(body)) {
             Ok(body) => Ok(DownloadState::Receive(body)),
             Err(error) => self.refused(error, from),
@@ -255,6 +272,7 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         match self.copy(body).await? {
             BodyEnd::Complete => Ok(DownloadState::End(DownloadEnd::Complete)),
             BodyEnd::Unwanted => Ok(DownloadState::End(DownloadEnd::Unwanted)),
+            BodyEnd::TooSlow => Ok(DownloadState::End(DownloadEnd::TooSlow)),
             BodyEnd::TooLong => contradiction("the upstream sends more than it announced".to_owned()),
             BodyEnd::Broken(error @ SourceError::Undecodable) => contradiction(error.to_string()),
             BodyEnd::Short if self.is_decoded() => {
@@ -352,16 +370,40 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         BodyEnd::Complete
     }
 
+    /// Waits until readers have taken enough of a draft that is not stored. Returns false if there are none.
+    async fn make_room(&self) -> bool {
+        let Download { is_awaited, on_unjoinable, .. } = self.download;
+        self.draft.make_room(STALLED_READER_TIMEOUT, is_awaited, on_unjoinable).await
+    }
+
+    /// Waits for the next bytes of a body. `None` if no client reads the draft and it grows too slowly.
+    async fn next_chunk(&mut self, body: &mut BlobBody) -> Option<Result<Option<Bytes>, SourceError>> {
+        // One future for all checks: it has the idle time-out of the body.
+        let mut chunk = pin!(body.chunk());
+        loop {
+            if Instant::now() >= self.pace.next_check() {
+                let is_read = self.draft.followers() > 0 || (self.download.is_awaited)();
+                if self.pace.is_too_slow(self.draft.progress().received, is_read, Instant::now()) {
+                    return None;
+                }
+            }
+            if let Ok(chunk) = timeout_at(self.pace.next_check(), chunk.as_mut()).await {
+                return Some(chunk);
+            }
+        }
+    }
+
     /// Copies the body of one answer into the draft, without the bytes that the draft has already.
     async fn copy(&mut self, mut body: BlobBody) -> Result<BodyEnd, CacheError> {
-        let draft = &self.draft;
+        let draft = Arc::clone(&self.draft);
         // An upstream that ignores ranges sends the prefix again. If it differs, the digest will differ too.
         let mut surplus = draft.progress().received.saturating_sub(body.offset);
         loop {
-            let mut chunk = match body.chunk().await {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => break,
-                Err(error) => return Ok(BodyEnd::Broken(error)),
+            let mut chunk = match self.next_chunk(&mut body).await {
+                Some(Ok(Some(chunk))) => chunk,
+                Some(Ok(None)) => break,
+                Some(Err(error)) => return Ok(BodyEnd::Broken(error)),
+                None => return Ok(BodyEnd::TooSlow),
             };
             let skipped = usize::try_from(surplus).unwrap_or(usize::MAX).min(chunk.len());
             surplus -= skipped as u64;
@@ -373,8 +415,7 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
             if progress.total.is_some_and(|total| progress.received + chunk.len() as u64 > total) {
                 return Ok(BodyEnd::TooLong);
             }
-            if !draft.is_kept() && !draft.make_room(STALLED_READER_TIMEOUT, self.download.on_unjoinable).await
-            {
+            if !draft.is_kept() && !self.make_room().await {
                 return Ok(BodyEnd::Unwanted);
             }
             draft.receive(chunk.clone());
@@ -400,4 +441,6 @@ enum BodyEnd {
     TooLong,
     /// The draft is not stored, and no reader is left.
     Unwanted,
+    /// No client reads the draft, and it grows too slowly.
+    TooSlow,
 }

@@ -18,18 +18,16 @@ impl Blobs {
         digest: &Digest,
         mut progress: impl FnMut(u64) + Send,
     ) -> Result<bool, CacheError> {
-        let (link, _) = self.look_up(repository, digest).await?;
-        let size = link.and_then(|link| link.size);
-        loop {
+        if self.look_up(repository, digest).await?.1.is_none() {
             // A fetch for which no client waits starts only when there is room for its draft.
-            self.storage.fills.wait_until(|| !self.storage.is_crowded(digest, size)).await;
-            match self.fetch_once(repository, digest, &mut progress).await? {
-                Some(fetched) => return Ok(fetched),
-                // The store is degraded: the bytes were passed through to clients only.
-                None if self.storage.store_health.is_degraded() => return Err(StoreError::Closed.into()),
-                // Another fill took the room first.
-                None => {}
-            }
+            self.storage.capacity.wait_to_start(Some(repository)).await;
+        }
+        match self.fetch_once(repository, digest, &mut progress).await? {
+            Some(fetched) => Ok(fetched),
+            // The store is degraded: the bytes were passed through to clients only.
+            None if self.storage.store_health.is_degraded() => Err(StoreError::Closed.into()),
+            // Another download would end in the same way.
+            None => Err(StoreError::NoRoom.into()),
         }
     }
 

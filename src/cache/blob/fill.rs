@@ -8,7 +8,9 @@ use tracing::{Instrument as _, Span};
 
 use crate::cache::blob::blobs::Blobs;
 use crate::cache::blob::download::{Download, DownloadEnd, Downloaded, GzipLabel};
+use crate::cache::blob::write_pipeline::DraftRoom;
 use crate::cache::error::{CacheError, CacheErrorKind};
+use crate::cache::eviction::draft_space::DraftShare;
 use crate::cache::fills::FillPhase;
 use crate::cache::memory::AbsenceKey;
 use crate::clock;
@@ -31,6 +33,10 @@ pub(super) struct Fill {
     in_memory: bool,
     phase: watch::Sender<FillPhase>,
     draft: Option<Arc<Draft>>,
+    /// Part of the disk that the draft uses.
+    share: Option<Arc<DraftShare>>,
+    /// True if the download was given up because of its rate.
+    is_slow: bool,
     /// Phase that waiting requests see when the fill has ended.
     last_phase: FillPhase,
 }
@@ -44,6 +50,7 @@ impl Drop for Fill {
         if let Some(draft) = &self.draft {
             draft.close();
         }
+        self.share = None;
         self.phase.send_replace(self.last_phase.clone());
     }
 }
@@ -61,6 +68,8 @@ enum Attempt {
     Verified(Box<VerifiedDraft>),
     /// The draft is not stored, and no reader is left.
     Unwanted,
+    /// No client reads the draft, and it grows too slowly.
+    TooSlow,
     /// An earlier fill left a wrong draft. Nobody is to blame.
     WrongDraft,
     /// The bytes are wrong. They may be right with the other treatment of the gzip label.
@@ -87,6 +96,8 @@ impl Fill {
             in_memory: false,
             phase,
             draft: None,
+            share: None,
+            is_slow: false,
             last_phase: FillPhase::Failed(CacheError::Interrupted),
         }
     }
@@ -105,7 +116,7 @@ impl Fill {
     async fn run(mut self) {
         let begin = Instant::now();
         let result = self.fill().await;
-        let word = result_word(&result);
+        let word = if self.is_slow { "slow" } else { result_word(&result) };
         self.blobs.storage.metrics.fill_finished(word);
         trace::filled(&Span::current(), word);
         self.last_phase = match result {
@@ -130,7 +141,7 @@ impl Fill {
         if error.kind() == CacheErrorKind::Mismatch {
             self.blobs.storage.metrics.verify_failure(self.repository.upstream.as_str(), "blob");
         }
-        if error.kind() != CacheErrorKind::NotFound {
+        if error.kind() != CacheErrorKind::NotFound && !self.is_slow {
             tracing::warn!(
                 repository = %self.repository,
                 digest = %self.digest,
@@ -159,6 +170,7 @@ impl Fill {
             match self.check(downloaded, gzip_label).await? {
                 Attempt::Verified(verified) => return self.commit(*verified).await,
                 Attempt::Unwanted => return Ok(None),
+                Attempt::TooSlow => return Err(self.give_up()),
                 Attempt::WrongDraft => {}
                 Attempt::WrongLabel(other, reason) => {
                     // Readers have got wrong bytes and are cut off. New requests wait for the next download.
@@ -186,6 +198,7 @@ impl Fill {
                 reason
             }
             DownloadEnd::Unwanted => return Ok(Attempt::Unwanted),
+            DownloadEnd::TooSlow => return Ok(Attempt::TooSlow),
             DownloadEnd::Existing => {
                 let verified = self.verify(writer).await?;
                 return Ok(
@@ -198,6 +211,19 @@ impl Fill {
             (GzipLabel::Guess, Some(GzipLabel::Ignore)) => Ok(Attempt::WrongLabel(GzipLabel::Decode, reason)),
             _ => Err(self.mismatch(&senders, &reason)),
         }
+    }
+
+    /// Reports that the download is given up because of its rate. The next fill resumes the draft.
+    fn give_up(&mut self) -> CacheError {
+        self.is_slow = true;
+        tracing::warn!(
+            upstream = %self.repository.upstream,
+            repository = %self.repository.name,
+            digest = %self.digest,
+            received = self.draft.as_ref().map_or(0, |draft| draft.progress().received),
+            "download given up: no client reads it, and it is slower than min_rate of the upstream"
+        );
+        CacheError::timeout("the download was slower than min_rate, and no client read it")
     }
 
     /// Cuts off the readers of the draft. New requests wait for the next draft.
@@ -227,11 +253,11 @@ impl Fill {
             storage.retry_store();
             return Ok(in_memory());
         }
-        let (store, is_crowded) = (storage.store.clone(), storage.is_crowded(&digest, self.size_hint));
+        let (store, is_backlogged) = (storage.store.clone(), storage.capacity.is_backlogged());
         let opened = storage.with_store(move |session| match session.blob(&digest)? {
             Some(entry) => Ok(OpenedDraft::Stored(entry)),
             // Clients need not wait until the disk has caught up.
-            None if is_crowded => Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest)))),
+            None if is_backlogged => Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest)))),
             None => Ok(OpenedDraft::Draft(Box::new(session.open_draft(&digest)?))),
         });
         match opened.await {
@@ -248,7 +274,9 @@ impl Fill {
         writer: DraftWriter,
         gzip_label: GzipLabel,
     ) -> Result<Downloaded, CacheError> {
-        self.draft = Some(Arc::clone(writer.draft()));
+        let (draft, capacity) = (Arc::clone(writer.draft()), &self.blobs.storage.capacity);
+        let share = Arc::new(capacity.drafts().share(Some(&self.repository), draft.left()));
+        (self.draft, self.share) = (Some(draft), Some(Arc::clone(&share)));
         let sources = self.blobs.rules.sources(&self.repository)?;
         let download = Download {
             store: &self.blobs.storage.store,
@@ -257,19 +285,22 @@ impl Fill {
             digest: &self.digest,
             size_hint: self.size_hint,
             gzip_label,
+            min_rate: self.blobs.rules.upstream(&self.repository)?.min_rate(),
+            // The map of fills has one receiver.
+            is_awaited: &|| self.phase.receiver_count() > 1,
             on_unjoinable: &|| self.blobs.storage.fills.remove(&self.digest, &self.phase),
         };
-        let downloaded = download.run(writer, |draft| self.publish(draft)).await;
+        let room = DraftRoom { capacity, share, digest: &self.digest };
+        let downloaded = download.run(writer, room, |draft| self.publish(draft)).await;
         downloaded.map_err(|error| {
             let absence = AbsenceKey::Blob(self.digest);
             self.blobs.access.remember_absence(&self.repository, absence, error)
         })
     }
 
-    /// Lets readers start, and wakes the evictor, because bytes are arriving.
+    /// Lets readers start.
     fn publish(&self, draft: Arc<Draft>) {
         self.phase.send_replace(FillPhase::Running(draft));
-        self.blobs.storage.capacity.wake_evictor();
     }
 
     /// Verifies a draft against its digest. Readers may read the last byte of a verified draft.
@@ -287,6 +318,10 @@ impl Fill {
         let storage = &self.blobs.storage;
         let (repository, digest) = (self.repository.clone(), self.digest);
         let now = storage.clock.now();
+        if let Some(share) = &self.share {
+            share.set_unwritten(verified.unwritten());
+            share.set_verified();
+        }
         let permit = storage.commit_permit(&verified).await;
         let entry = storage.with_store_long(move |store| {
             let stored = verified.commit(Some(&repository), now)?;
@@ -302,6 +337,10 @@ impl Fill {
         };
         if let Some(entry) = &entry {
             storage.content.add_blob(&digest, entry.size(), now);
+            if let Some(share) = &self.share {
+                share.commit();
+            }
+            storage.capacity.wake_evictor();
         }
         Ok(entry)
     }

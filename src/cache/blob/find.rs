@@ -215,7 +215,7 @@ impl BlobLookup<'_> {
     }
 
     fn admit(&self, has_access: bool) -> LookupState {
-        match self.blobs.storage.fills.admit(self.repository, self.digest, self.size_hint, has_access) {
+        match self.blobs.storage.fills.admit(self.repository, self.digest, has_access) {
             Admission::Start(sender, phase, span) => {
                 let hint = self.size_hint;
                 let fill = Fill::new(self.blobs, self.repository, self.digest, hint, has_access, sender);

@@ -6,6 +6,7 @@ mod download;
 mod fetch;
 mod fill;
 mod find;
+mod pace;
 mod passthrough;
 mod reader;
 mod write_pipeline;

@@ -7,11 +7,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::cache::error::CacheError;
+use crate::cache::eviction::capacity::Capacity;
+use crate::cache::eviction::draft_space::DraftShare;
+use crate::oci::Digest;
 use crate::store::{Draft, DraftFile, DraftHasher, DraftWriter, Store, Work};
 
+/// Part of the disk that one draft may use.
+pub(super) struct DraftRoom<'a> {
+    pub(super) capacity: &'a Capacity,
+    pub(super) share: Arc<DraftShare>,
+    pub(super) digest: &'a Digest,
+}
+
 /// Writer of a draft, with the bytes of the next step.
-pub(super) struct WritePipeline {
+pub(super) struct WritePipeline<'a> {
     store: Store,
+    room: DraftRoom<'a>,
     draft: Arc<Draft>,
     state: PipelineState,
     chunks: Vec<Bytes>,
@@ -28,11 +39,12 @@ enum PipelineState {
     Failed,
 }
 
-impl WritePipeline {
-    pub(super) fn new(store: Store, writer: DraftWriter) -> Self {
+impl<'a> WritePipeline<'a> {
+    pub(super) fn new(store: Store, room: DraftRoom<'a>, writer: DraftWriter) -> Self {
         let draft = Arc::clone(writer.draft());
         let (hasher, file) = writer.split();
-        Self { store, draft, state: PipelineState::Idle(hasher, file), chunks: Vec::new(), bytes: 0 }
+        let state = PipelineState::Idle(hasher, file);
+        Self { store, room, draft, state, chunks: Vec::new(), bytes: 0 }
     }
 
     /// Adds the next bytes of the draft. Waits while the previous step is running (back-pressure), which bounds the memory.
@@ -48,9 +60,11 @@ impl WritePipeline {
             self.start_step().await?;
         }
         let (hasher, file) = self.idle().await?;
+        let share = self.room.share;
         let flushed = self.store.run_long(move |_| {
             let mut writer = DraftWriter::join(hasher, file);
             writer.flush()?;
+            share.set_unwritten(writer.unwritten());
             Ok(writer)
         });
         Ok(flushed.await?)
@@ -59,7 +73,21 @@ impl WritePipeline {
     async fn start_step(&mut self) -> Result<(), CacheError> {
         let (mut hasher, mut file) = self.idle().await?;
         let chunks = std::mem::take(&mut self.chunks);
-        self.bytes = 0;
+        let bytes = std::mem::take(&mut self.bytes);
+        let DraftRoom { capacity, share, digest } = &self.room;
+        let is_admitted = file.is_stored() && capacity.admit(share, bytes as u64).await;
+        if file.is_stored() && !is_admitted {
+            let (upstream, repository) = share.owner().map(|it| (&it.upstream, &it.name)).unzip();
+            tracing::warn!(
+                upstream = upstream.map(tracing::field::display),
+                repository = repository.map(tracing::field::display),
+                %digest,
+                arrived = share.bytes().saturating_add(bytes as u64),
+                "blob is passed through and not stored: the unverified bytes of its repository or upstream, or of all \
+                 downloads, take as much of store.max_size or of the free disk space as they may"
+            );
+        }
+        let share = Arc::clone(share);
         let to_hash = chunks.clone();
         let hashing = self.store.run_long(move |_| {
             for chunk in to_hash {
@@ -68,9 +96,15 @@ impl WritePipeline {
             Ok(hasher)
         });
         let writing = self.store.run_long(move |_| {
+            if !is_admitted && file.is_stored() {
+                // The bytes stay in memory until the readers have taken them.
+                share.set_unlinked();
+                file.stop_storing(Arc::clone(&share))?;
+            }
             for chunk in chunks {
                 file.append(chunk)?;
             }
+            share.set_unwritten(file.unwritten());
             Ok(file)
         });
         self.state = PipelineState::Busy(hashing, writing);

@@ -7,14 +7,16 @@
 //! | how many bytes, and for which limit? | [`budget`] |
 //! | which content is evictable? | [`index`] |
 //! | when, and what waits for it? | [`evictor`] |
+//! | how much may unverified bytes take? | [`budget`], [`draft_space`] |
 //!
 //! A change of the eviction policy changes these files only. [`usage`] has the last access and the pins of content,
-//! [`tracker`] and [`capacity`] are the state that requests and the evictor share, and [`delete`] is the only place that
-//! deletes content from the store.
+//! [`tracker`], [`capacity`] and [`draft_space`] are the state that requests and the evictor share, and [`delete`] is the
+//! only place that deletes content from the store.
 
 pub(in crate::cache) mod budget;
 pub(in crate::cache) mod capacity;
 pub(in crate::cache) mod delete;
+pub(in crate::cache) mod draft_space;
 pub(in crate::cache) mod evictor;
 pub(in crate::cache) mod index;
 mod policy;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::cache::error::CacheError;
 use crate::cache::eviction::delete::{BlockedFills, DeletionBatch};
+use crate::cache::eviction::draft_space::DraftShare;
 use crate::cache::eviction::index::dependencies;
 use crate::cache::eviction::usage::ContentPin;
 use crate::cache::fills::{FillPhase, fill_ended};
@@ -48,6 +49,11 @@ pub enum ImportError {
         /// Reason of the refusal.
         reason: ManifestError,
     },
+    /// The store has no room for a blob.
+    #[error(
+        "the store has no room for a blob of the archive; raise store.max_size or free space on the disk"
+    )]
+    NoRoom,
     /// The store is in degraded mode.
     #[error("the store takes no content now: its disk is full or fails; see the log for details")]
     NotKept,
@@ -98,7 +104,7 @@ impl Importer {
                 return compare(digest, size, content);
             }
             // No client waits for an import, so it waits until the disk has caught up.
-            self.runtime.block_on(storage.fills.wait_until(|| !storage.is_crowded(digest, Some(size))));
+            self.runtime.block_on(storage.capacity.wait_to_start(None));
             match storage.fills.start_import(digest) {
                 Ok(phase) => {
                     storage.metrics.fills_running.inc();
@@ -289,14 +295,17 @@ impl BlobImport<'_> {
             store.open_draft(&digest)
         }))?;
         let draft = Arc::clone(writer.draft());
+        let share = capacity.drafts().share(None, 0);
         draft.announce(size);
         self.draft = Some(Arc::clone(&draft));
         self.phase.send_replace(FillPhase::Running(draft));
-        capacity.wake_evictor();
-        if let Err(error) = copy(&mut writer, size, content) {
+        let admit = |bytes| runtime.block_on(capacity.admit(&share, bytes));
+        if let Err(error) = copy(&mut writer, size, content, &share, admit) {
             writer.discard()?;
+            share.set_unlinked();
             return Err(error);
         }
+        share.set_verified();
         let Some(verified) = writer.verify(Some(size))? else {
             return Err(ImportError::Mismatch((*self.digest).into()));
         };
@@ -306,9 +315,11 @@ impl BlobImport<'_> {
             return Err(ImportError::NotKept);
         }
         drop(permit);
+        share.commit();
         let entry = runtime.block_on(store.run(move |store| store.blob(&digest)))?;
         let entry = entry.ok_or(ImportError::NotKept)?;
         tracker.add_blob(self.digest, entry.size(), now);
+        capacity.wake_evictor();
         let pin = tracker.pin(self.digest).ok_or(ImportError::NotKept)?;
         self.end = FillPhase::Stored(entry);
         Ok(pin)
@@ -316,7 +327,14 @@ impl BlobImport<'_> {
 }
 
 /// Copies `size` bytes of `content` into a draft.
-fn copy(writer: &mut DraftWriter, size: u64, content: &mut impl Read) -> Result<(), ImportError> {
+/// `admit` waits for room for a number of bytes in the share.
+fn copy(
+    writer: &mut DraftWriter,
+    size: u64,
+    content: &mut impl Read,
+    share: &DraftShare,
+    admit: impl Fn(u64) -> bool,
+) -> Result<(), ImportError> {
     let draft = Arc::clone(writer.draft());
     let mut remaining = size;
     while remaining > 0 {
@@ -324,8 +342,12 @@ fn copy(writer: &mut DraftWriter, size: u64, content: &mut impl Read) -> Result<
         content.read_exact(&mut step)?;
         remaining -= step.len() as u64;
         let bytes = Bytes::from(step);
+        if !admit(bytes.len() as u64) {
+            return Err(ImportError::NoRoom);
+        }
         draft.receive(bytes.clone());
         writer.append(bytes)?;
+        share.set_unwritten(writer.unwritten());
         if !draft.is_kept() {
             return Err(ImportError::NotKept);
         }

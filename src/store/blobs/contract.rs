@@ -34,7 +34,7 @@ over_every_kind! {
     removed_blob_is_damaged_and_incomplete
     import_refuses_wrong_bytes_and_stores_nothing
     import_replaces_an_incomplete_blob
-    size_on_disk_grows_and_shrinks_with_drafts
+    drafts_are_listed_with_their_size_on_disk
     sha512_blob_is_separate_from_sha256
 }
 
@@ -169,14 +169,16 @@ fn import_replaces_an_incomplete_blob(fixture: &Fixture) {
     assert_eq!(read_all(&*blob, 0..5000).expect("read"), content);
 }
 
-fn size_on_disk_grows_and_shrinks_with_drafts(fixture: &Fixture) {
+fn drafts_are_listed_with_their_size_on_disk(fixture: &Fixture) {
     let (digest, content) = content(100_000);
     let before = fixture.blobs.size_on_disk().expect("a size");
     let mut draft = fixture.blobs.files().draft(&digest).expect("a draft");
     draft.append(content).expect("appended");
     draft.complete().expect("written");
-    assert!(fixture.blobs.size_on_disk().expect("a size") >= before + 100_000);
+    let listed = fixture.blobs.files().drafts().expect("a list");
+    assert!(listed.len() == 1 && listed[0].disk >= 100_000);
     fixture.blobs.files().remove_draft(&digest).expect("removed");
+    assert!(fixture.blobs.files().drafts().expect("a list").is_empty());
     assert_eq!(fixture.blobs.size_on_disk().expect("a size"), before);
 }
 

@@ -91,7 +91,7 @@ pub(in crate::store) trait Blobs: Debug + Send + Sync {
     /// Lists all content. `None` if content and facts are recovered together, so that they cannot differ after a crash.
     fn list(&self) -> Result<Option<Vec<FoundFile>>, StoreError>;
 
-    /// Returns the bytes on disk outside of the database, including drafts.
+    /// Returns the bytes on disk of content outside of the database.
     fn size_on_disk(&self) -> Result<u64, StoreError>;
 
     /// Returns the trees of the database that contain nothing but content of this blob store.

@@ -1,12 +1,14 @@
 //! Reading side of a draft.
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::oci::Digest;
 use crate::store::blobs::files::FileBody;
@@ -29,6 +31,8 @@ pub struct Draft {
     pub(super) window: Mutex<Window>,
     /// True if new bytes are written to disk. If false, only the window has the newest bytes.
     pub(super) kept: AtomicBool,
+    /// Value of the owner that exists as long as the draft, and with it its open file.
+    pub(super) held: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Draft {
@@ -115,8 +119,15 @@ impl Draft {
 
     /// Waits until a draft in memory has room: until its readers have taken so much that at most a few MiB remain. A reader
     /// that makes no progress for `deadline` is dropped. Calls `leaving` before the first bytes are released; after that no
-    /// new reader can start. Returns false if no reader is left.
-    pub async fn make_room(&self, deadline: Duration, mut leaving: impl FnMut()) -> bool {
+    /// new reader can start. Returns false if no reader is left, and `is_awaited` returns false: no reader is about to
+    /// start.
+    pub async fn make_room(
+        &self,
+        deadline: Duration,
+        is_awaited: impl Fn() -> bool,
+        mut leaving: impl FnMut(),
+    ) -> bool {
+        let since = Instant::now();
         loop {
             let moved = {
                 let window = self.window();
@@ -126,7 +137,13 @@ impl Draft {
                 }
                 if window.is_followed() { Some(Arc::clone(&window.moved)) } else { None }
             };
-            let Some(moved) = moved else { return false };
+            let Some(moved) = moved else {
+                if !is_awaited() || since.elapsed() > deadline {
+                    return false;
+                }
+                tokio::time::sleep(READER_CHECK).await;
+                continue;
+            };
             leaving();
             let notified = moved.notified();
             let written = self.progress().written;
@@ -176,6 +193,8 @@ impl Drop for Follower {
     }
 }
 
+/// Interval of checks for the first reader of a draft.
+const READER_CHECK: Duration = Duration::from_millis(5);
 /// Largest number of bytes in memory of a draft that is not written, before its fill waits for readers.
 const MEMORY_MAX: u64 = 4 << 20;
 /// Largest step of hashing and writing: large enough for a low cost per step, small enough to stay in the CPU cache.

@@ -1,7 +1,8 @@
 //! Writing side of a draft.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -108,6 +109,7 @@ impl Engine {
             progress: watch::Sender::new(Progress { received: left, written: left, total: None, end: None }),
             left,
             window: Mutex::new(Window::new(self.memory_budget.share())),
+            held: OnceLock::new(),
         };
         let hasher = DraftHasher { hasher: Hasher::new(digest.algorithm()), left, body };
         let file = DraftFile { store: self.clone(), draft: draft.into(), growing };
@@ -124,6 +126,11 @@ impl DraftWriter {
     /// Returns the draft.
     pub fn draft(&self) -> &Arc<Draft> {
         &self.file.draft
+    }
+
+    /// Returns the bytes that are collected for the next write to the disk.
+    pub fn unwritten(&self) -> u64 {
+        self.file.unwritten()
     }
 
     /// Splits the writer, so that two threads can hash and write: both cost about the same.
@@ -240,6 +247,36 @@ impl DraftFile {
         Ok(None)
     }
 
+    /// Returns the bytes that are collected for the next write to the disk.
+    pub fn unwritten(&self) -> u64 {
+        match &self.growing {
+            DraftBytes::File(growing) => growing.waiting_bytes() as u64,
+            DraftBytes::Lost(_) => 0,
+        }
+    }
+
+    /// Returns true if bytes are written to the disk.
+    pub fn is_stored(&self) -> bool {
+        matches!(self.growing, DraftBytes::File(_))
+    }
+
+    /// Stops writing, and removes the file: the draft continues in memory. Readers that are behind may read from the file
+    /// until they have closed it, so `held` is kept as long as the draft exists.
+    pub fn stop_storing(&mut self, held: impl Any + Send + Sync) -> Result<(), StoreError> {
+        let DraftBytes::File(growing) = &self.growing else { return Ok(()) };
+        // Removed first: a draft in memory may be followed by another fill of the digest, with a file of the same name.
+        let removed = if growing.has_file() {
+            self.store.blobs.files().remove_draft(&self.draft.digest)
+        } else {
+            Ok(())
+        };
+        // The first stop is the only one.
+        drop(self.draft.held.set(Box::new(held)));
+        self.draft.kept.store(false, Ordering::Release);
+        self.growing = DraftBytes::Lost(None);
+        removed
+    }
+
     fn write(
         &mut self,
         write: impl FnOnce(&mut FileDraft) -> Result<(), StoreError>,
@@ -282,6 +319,11 @@ impl DraftFile {
 }
 
 impl VerifiedDraft {
+    /// Returns the bytes that are not written to the disk yet.
+    pub fn unwritten(&self) -> u64 {
+        self.file.unwritten()
+    }
+
     /// Returns the number of bytes, if they are on disk or are to be written.
     pub fn kept(&self) -> Option<u64> {
         matches!(self.file.growing, DraftBytes::File(_)).then(|| self.file.draft.progress().received)

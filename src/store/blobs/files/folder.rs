@@ -35,6 +35,9 @@ pub(super) struct FilesState {
     pub(super) verifying: Mutex<()>,
     pub(super) disk: DiskCounter,
     pub(super) buffers: Arc<Buffers>,
+    /// Number of lists of all drafts.
+    #[cfg(test)]
+    lists: AtomicU64,
     /// True if the file system preserves the modification time that a file is given.
     keeps_times: AtomicBool,
     /// True if the operating system can read from its page cache only.
@@ -70,6 +73,8 @@ impl Files {
             verifying: Mutex::default(),
             disk: DiskCounter::default(),
             buffers: Arc::default(),
+            #[cfg(test)]
+            lists: AtomicU64::new(0),
             keeps_times: AtomicBool::new(true),
             reads_now: AtomicBool::new(true),
         }))
@@ -181,6 +186,8 @@ impl Files {
 
     /// Lists all drafts.
     pub(in crate::store) fn drafts(&self) -> Result<Vec<FoundFile>, StoreError> {
+        #[cfg(test)]
+        self.0.lists.fetch_add(1, Ordering::Relaxed);
         let mut found = Vec::new();
         for algorithm in Algorithm::ALL.iter().copied() {
             files_in(&self.0.folder.join(DRAFTS).join(algorithm.as_str()), algorithm, &mut found)?;
@@ -188,18 +195,19 @@ impl Files {
         Ok(found)
     }
 
-    /// Returns the bytes on disk of drafts.
-    pub(in crate::store) fn size_of_drafts(&self) -> Result<u64, StoreError> {
-        Ok(self.drafts()?.iter().map(|draft| draft.disk).sum())
-    }
-
-    /// Returns the bytes on disk of content and drafts.
+    /// Returns the bytes on disk of content.
     pub(in crate::store) fn size_on_disk(&self) -> Result<u64, StoreError> {
         if self.0.disk.unsure.swap(false, Ordering::Relaxed) {
             let _names = self.names();
             self.list()?;
         }
-        Ok(self.0.disk.bytes.load(Ordering::Relaxed) + self.size_of_drafts()?)
+        Ok(self.0.disk.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of lists of all drafts.
+    #[cfg(test)]
+    pub(in crate::store) fn draft_lists(&self) -> u64 {
+        self.0.lists.load(Ordering::Relaxed)
     }
 
     /// Removes all content with its folder, after a conversion to another kind of blob store.

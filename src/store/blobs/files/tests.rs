@@ -103,11 +103,10 @@ impl House {
 
     #[track_caller]
     fn is_measured_exactly(&self) {
-        let mut exact = 0;
-        for path in [self.path(), self.draft_path()] {
-            exact += fs::metadata(path).map_or(0, |file| file.blocks() * 512);
-        }
-        assert_eq!(self.store.0.blobs.size_on_disk().expect("a size"), exact);
+        let exact = |path| fs::metadata(path).map_or(0, |file| file.blocks() * 512);
+        assert_eq!(self.store.0.blobs.size_on_disk().expect("a size"), exact(self.path()));
+        let drafts: u64 = self.store.0.drafts().expect("a list").iter().map(|draft| draft.bytes).sum();
+        assert_eq!(drafts, exact(self.draft_path()));
     }
 }
 
