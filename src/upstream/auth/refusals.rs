@@ -3,14 +3,19 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::clock::{Clock, Timestamp};
 use crate::oci::{Name, UpstreamName};
 use crate::telemetry::Metrics;
 use crate::upstream::status::{RefusalReason, RefusedAccess};
 
-/// Number of repositories that are remembered.
+/// Number of repositories that are remembered. Further ones are counted only: a client can name any number of them.
 const REPOSITORIES_MAX: usize = 256;
+
+/// Time after which a refusal that did not repeat is forgotten. Registries also refuse repositories that do not exist, so a
+/// mistyped name must not be shown for ever.
+const REMEMBERED: Duration = Duration::from_hours(1);
 
 /// Refusals at one endpoint.
 #[derive(Debug)]
@@ -29,13 +34,16 @@ impl Refusals {
     /// Records a refusal.
     pub(crate) fn refused(&self, repository: &Name, reason: RefusalReason) {
         self.metrics.credentials_refused(self.upstream.as_str(), reason.as_str());
+        let now = self.clock.now();
         let mut repositories = self.repositories();
-        let is_known = repositories.contains_key(repository);
-        if is_known || repositories.len() < REPOSITORIES_MAX {
-            repositories.insert(repository.clone(), (reason, self.clock.now()));
+        repositories.retain(|_, (_, at)| is_current(*at, now));
+        let is_new = !repositories.contains_key(repository);
+        let is_remembered = !is_new || repositories.len() < REPOSITORIES_MAX;
+        if is_remembered {
+            repositories.insert(repository.clone(), (reason, now));
         }
         drop(repositories);
-        if !is_known {
+        if is_new && is_remembered {
             tracing::warn!(
                 upstream = %self.upstream,
                 %repository,
@@ -56,7 +64,9 @@ impl Refusals {
 
     /// Returns the last refusal for status pages.
     pub(crate) fn state(&self) -> Option<RefusedAccess> {
-        let repositories = self.repositories();
+        let now = self.clock.now();
+        let mut repositories = self.repositories();
+        repositories.retain(|_, (_, at)| is_current(*at, now));
         let (repository, (reason, at)) = repositories.iter().max_by_key(|(_, (_, at))| *at)?;
         Some(RefusedAccess {
             repository: repository.to_string(),
@@ -70,6 +80,10 @@ impl Refusals {
         // No code under this lock can panic during a change.
         self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_current(at: Timestamp, now: Timestamp) -> bool {
+    now.since(at) < REMEMBERED
 }
 
 #[cfg(test)]
@@ -94,5 +108,23 @@ mod tests {
             refusals.refused(&name(&format!("r{n}")), RefusalReason::TokenService);
         }
         assert_eq!(refusals.state().map(|state| state.repositories), Some(REPOSITORIES_MAX as u64));
+    }
+
+    #[test]
+    fn refusal_that_does_not_repeat_is_forgotten() {
+        let clock = Clock::default();
+        let upstream = "reg.test".parse().expect("a name");
+        let refusals = Refusals::new(upstream, Arc::new(Metrics::new()), clock.clone());
+        refusals.refused(&"mistyped".parse().expect("a name"), RefusalReason::Login);
+        clock.advance(REMEMBERED / 2);
+        refusals.refused(&"app".parse().expect("a name"), RefusalReason::Login);
+        assert_eq!(refusals.state().map(|state| state.repositories), Some(2));
+        clock.advance(REMEMBERED / 2);
+        assert_eq!(
+            refusals.state().map(|state| (state.repository, state.repositories)),
+            Some(("app".into(), 1))
+        );
+        clock.advance(REMEMBERED);
+        assert_eq!(refusals.state(), None);
     }
 }
