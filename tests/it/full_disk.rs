@@ -45,12 +45,18 @@ fn lines(larder: &Larder, message: &str) -> usize {
 }
 
 fn degraded(larder: &Larder) -> bool {
-    let degraded = larder.counter("larder_store_degraded", &[]) == 1;
-    let report = larder.admin().get("/api/v1/status").json();
-    assert_eq!(report["store"]["degraded_at"].is_u64(), degraded, "{report}");
-    let page = larder.admin().get("/").text();
-    assert_eq!(page.contains("The store has been failing for"), degraded, "{page}");
-    degraded
+    let metric = || larder.counter("larder_store_degraded", &[]) == 1;
+    loop {
+        let degraded = metric();
+        let report = larder.admin().get("/api/v1/status").json();
+        let page = larder.admin().get("/").text();
+        // The state may change between two of the answers.
+        if metric() == degraded {
+            assert_eq!(report["store"]["degraded_at"].is_u64(), degraded, "{report}");
+            assert_eq!(page.contains("The store has been failing for"), degraded, "{page}");
+            return degraded;
+        }
+    }
 }
 
 #[test]
