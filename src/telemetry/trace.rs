@@ -238,8 +238,9 @@ pub fn background(name: &'static str) -> Span {
     )
 }
 
-/// Returns the span of one request to an upstream, up to the response head, as a child of the current span.
-pub fn call(upstream: &str, method: &str, host: Option<&str>, path: &str) -> Span {
+/// Returns the span of one request to an upstream, up to the response head, as a child of the current span. `path` is `None` if
+/// it may be secret.
+pub fn call(upstream: &str, method: &str, host: Option<&str>, path: Option<&str>) -> Span {
     tracing::info_span!(
         target: TARGET,
         "call",

@@ -138,6 +138,30 @@ fn joined_request_links_to_the_fill_span() {
 }
 
 #[test]
+fn signature_in_the_path_of_a_redirect_is_not_shown() {
+    const SIGNATURE: &str = "secret-signature";
+    let (registry, storage) = (Registry::start(), Registry::start());
+    let blob = Blob::random(1, 1000);
+    registry.add_blob("library/app", &blob);
+    let signed = format!("{}/{SIGNATURE}", storage.url());
+    registry.script(When::blobs(), Fault::Redirect(307, signed));
+    let collector = Collector::start();
+    let setup = Setup::with(&registry).set("trace.endpoint", collector.url()).set("log.level", "trace");
+    let larder = setup.upstream_set("docker.io", "allow_private", true).start();
+    // The storage does not have the blob.
+    larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).assert_error(404, "BLOB_UNKNOWN");
+    let request = larder.wait_for_line("the redirected request", |line| {
+        line["message"] == "request sent" && line["status"] == 404
+    });
+    assert!(request["host"].is_string() && request["path"].is_null(), "{request}");
+    assert!(storage.count("GET", SIGNATURE) > 0);
+    let shown = larder.log_lines().iter().filter(|line| line.to_string().contains(SIGNATURE)).count();
+    assert_eq!(shown, 0);
+    let spans = spans(larder, &collector);
+    assert!(spans.iter().all(|span| !format!("{span:?}").contains(SIGNATURE)), "{spans:#?}");
+}
+
+#[test]
 fn client_trace_is_continued_and_not_forwarded() {
     let registry = Registry::start();
     let image = Image::small(1);

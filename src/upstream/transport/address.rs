@@ -78,6 +78,11 @@ impl Policy {
         ))
     }
 
+    /// Returns true if a URL has the host and the port of the endpoint.
+    pub(crate) fn is_endpoint(&self, url: &Url) -> bool {
+        url.port_or_known_default() == self.port && url.host().is_some_and(|host| same(&self.own, &host))
+    }
+
     fn is_proxy(&self, host: &Host<&str>) -> bool {
         self.proxies.iter().any(|proxy| same(proxy, host))
     }

@@ -59,12 +59,12 @@ impl HttpClient {
     ) -> Result<Response, SourceError> {
         let started = Instant::now();
         let limit = deadline.min(started + timeout);
-        let span = trace::call(self.upstream.as_str(), method, url.host_str(), url.path());
+        let (host, path) = (url.host_str(), self.shown_path(url));
+        let span = trace::call(self.upstream.as_str(), method, host, path);
         let response = tokio::time::timeout_at(limit, request.send()).instrument(span.clone()).await;
         let result = response.map_or_else(
             |_| {
                 // Clients must not see where a redirect leads.
-                let (host, path) = (url.host_str(), url.path());
                 tracing::warn!(upstream = %self.upstream, method, host, path, "the upstream did not answer in time");
                 Err(SourceError::Timeout(format!("no response to {method}")))
             },
@@ -75,14 +75,21 @@ impl HttpClient {
         tracing::debug!(
             upstream = %self.upstream,
             method,
-            host = url.host_str(),
-            path = url.path(),
+            host,
+            path,
             status = result.as_ref().ok().map(|response| response.status().as_u16()),
             error = result.as_ref().err().map(tracing::field::display),
             ms = clock::millis(took),
             "request sent"
         );
         result
+    }
+
+    /// Returns the path of a URL for logs and traces, unless it may contain a signature. Some content delivery networks have
+    /// the signature of a redirect in the path instead of the query.
+    fn shown_path<'u>(&self, url: &'u Url) -> Option<&'u str> {
+        let path = url.path();
+        (self.policy.is_endpoint(url) && path.contains("/v2/")).then_some(path)
     }
 
     /// Adds to an error that the request goes through a proxy, which may be the cause.
