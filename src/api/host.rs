@@ -40,11 +40,12 @@ pub(super) fn check(head: &Parts) -> Result<(), HostError> {
     }
 }
 
-/// Returns true for a host with an optional port, and for the empty value, which the standard permits.
+/// Returns true for a host with an optional port, and for the empty value, which the standard permits. A value with a comma is
+/// refused: a proxy may have joined two headers.
 fn is_valid(value: &[u8]) -> bool {
     value.is_empty()
         || Authority::try_from(value)
-            .is_ok_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+            .is_ok_and(|authority| !authority.host().is_empty() && !authority.as_str().contains(['@', ',']))
 }
 
 /// Returns the host by which the client addresses this server.

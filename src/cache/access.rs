@@ -147,16 +147,20 @@ impl Access {
     }
 }
 
-/// Requests the first byte of a blob for the length that the answer announces.
+/// Requests the first byte of a blob for the length that the answer announces, or the whole blob from an upstream that does not
+/// answer the range. The body is not read.
 async fn first_byte(
     upstream: &Upstream,
     repository: &Repository,
     digest: &Digest,
 ) -> Result<Option<u64>, SourceError> {
-    match upstream.blob(&repository.name, digest, ByteRange { first: 0, last: Some(0) }, None).await {
-        Ok(body) => Ok(body.total.filter(|_| !body.gzip)),
+    let request = |range| upstream.blob(&repository.name, digest, range, None);
+    let first = request(ByteRange { first: 0, last: Some(0) }).await;
+    let body = match first {
         // An empty blob has no first byte.
-        Err(SourceError::RangeNotSatisfiable) => Ok(None),
-        Err(error) => Err(error),
-    }
+        Err(SourceError::RangeNotSatisfiable) => return Ok(None),
+        Err(error) if error.is_about_range() || error.may_be_about_range() => request(ByteRange::ALL).await,
+        first => first,
+    };
+    body.map(|body| body.total.filter(|_| !body.gzip))
 }

@@ -12,7 +12,7 @@ const CLIENTS_MIN: u64 = 16;
 /// Returns the number of open files that the configured connections may need.
 pub fn needed(config: &Config) -> u64 {
     let clients = FILES_PER_CLIENT.saturating_mul(config.server.max_connections as u64);
-    clients.saturating_add(reserve(config))
+    clients.saturating_add(OWN_FILES).saturating_add(for_upstreams(config))
 }
 
 /// Returns the number of client connections that are possible, so that everything else can always open files. `limit` is the
@@ -20,14 +20,16 @@ pub fn needed(config: &Config) -> u64 {
 pub fn client_connections(config: &Config, limit: Option<u64>) -> usize {
     let wanted = config.server.max_connections;
     let Some(limit) = limit else { return wanted };
-    let permitted = (limit.saturating_sub(reserve(config)) / FILES_PER_CLIENT).max(CLIENTS_MIN);
+    // Many upstreams never use all their connections at the same time.
+    let reserve = OWN_FILES.saturating_add(for_upstreams(config).min(limit / 2));
+    let permitted = (limit.saturating_sub(reserve) / FILES_PER_CLIENT).max(CLIENTS_MIN);
     wanted.min(usize::try_from(permitted).unwrap_or(usize::MAX))
 }
 
-/// Returns the number of open files for everything except clients.
-fn reserve(config: &Config) -> u64 {
-    let upstreams = config.upstream.values().map(|upstream| upstream.max_connections as u64);
-    upstreams.fold(OWN_FILES, u64::saturating_add)
+/// Returns the number of open files for connections to upstreams.
+fn for_upstreams(config: &Config) -> u64 {
+    let connections = config.upstream.values().map(|upstream| upstream.max_connections as u64);
+    connections.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -42,8 +44,15 @@ mod tests {
         assert_eq!(client_connections(&config, Some(1 << 20)), 10_000);
         assert_eq!(client_connections(&config, Some(1024)), 320);
         assert_eq!(client_connections(&config, Some(0)), 16);
+        let docker = config.upstream["docker.io"].clone();
+        config.upstream.extend((0..1000).map(|n| (format!("r{n}.test"), docker.clone())));
+        assert_eq!(
+            client_connections(&config, Some(20_000)),
+            4_840,
+            "upstreams take half of the files at most"
+        );
         config.server.max_connections = 100;
-        assert_eq!(client_connections(&config, Some(1024)), 100);
+        assert_eq!(client_connections(&config, Some(1 << 20)), 100);
         config.server.max_connections = usize::MAX;
         assert!(client_connections(&config, Some(u64::MAX)) > 1 << 32);
         assert_eq!(needed(&config), u64::MAX);
