@@ -43,6 +43,18 @@ pub(super) fn string(value: &RawValue) -> Option<String> {
     TolerantText.deserialize(&mut deserializer).ok()
 }
 
+/// Returns the text of one member of an object. `None` if the value is no object, or the member no text.
+pub(super) fn text_member(object: &RawValue, wanted: &str) -> Option<String> {
+    let mut found = None;
+    members(object.get(), |key, value| {
+        if key == wanted {
+            found = string(value);
+        }
+    })
+    .ok()?;
+    found
+}
+
 /// Returns a number that is an unsigned integer.
 pub(super) fn unsigned(value: &RawValue) -> Option<u64> {
     serde_json::from_str(value.get()).ok()

@@ -77,20 +77,6 @@ pub enum ManifestError {
     Unknown,
 }
 
-/// Keys that determine the type of a document. Go's decoder ignores their case and uses the last duplicate; serde does
-/// neither. A document that depends on this difference is rejected.
-const DECISIVE: [&str; 9] = [
-    "schemaVersion",
-    "mediaType",
-    "manifests",
-    "config",
-    "layers",
-    "fsLayers",
-    "signatures",
-    "subject",
-    "artifactType",
-];
-
 impl Manifest {
     /// Parses a document. `content_type` is the raw value of the Content-Type header, if there is one.
     ///
@@ -119,7 +105,7 @@ impl Manifest {
     }
 }
 
-/// Keys that are read: the decisive ones, and the list of an artifact.
+/// Keys that are read. The first [`DECISIVE`] of them determine the type of a document; the last one is the list of an artifact.
 const READ: [&str; 10] = [
     "schemaVersion",
     "mediaType",
@@ -133,6 +119,10 @@ const READ: [&str; 10] = [
     "blobs",
 ];
 
+/// Number of keys that determine the type of a document. Go's decoder ignores their case and uses the last duplicate; serde
+/// does neither. A document that depends on this difference is rejected.
+const DECISIVE: usize = 9;
+
 /// Values of the keys in [`READ`]. All other members of a document are skipped.
 #[derive(Default)]
 struct TopLevelKeys<'a>([Option<&'a RawValue>; READ.len()]);
@@ -141,23 +131,23 @@ impl<'a> TopLevelKeys<'a> {
     fn read(text: &'a str) -> Result<Self, ManifestError> {
         let mut keys = Self::default();
         // Spelling of each decisive key.
-        let mut spellings: [Option<String>; DECISIVE.len()] = Default::default();
+        let mut spellings: [Option<String>; DECISIVE] = Default::default();
         let mut duplicate = None;
         json::members(text, |key, value| {
             if let Some(place) = READ.iter().position(|known| *known == key) {
                 keys.0[place] = Some(value);
             }
-            if let Some(place) = DECISIVE.iter().position(|known| json::equal_in_go(key, known))
+            if let Some(place) = READ[..DECISIVE].iter().position(|known| json::equal_in_go(key, known))
                 && spellings[place].replace(key.to_owned()).is_some()
             {
-                duplicate.get_or_insert(DECISIVE[place]);
+                duplicate.get_or_insert(READ[place]);
             }
         })
         .map_err(|error| ManifestError::NotJson(error.to_string()))?;
         if let Some(known) = duplicate {
             return Err(ManifestError::Ambiguous(format!("duplicate key `{known}`")));
         }
-        for (known, spelling) in DECISIVE.iter().zip(&spellings) {
+        for (known, spelling) in READ.iter().zip(&spellings) {
             if let Some(key) = spelling.as_ref().filter(|key| key != known) {
                 return Err(ManifestError::Ambiguous(format!("the key `{known}` is spelled `{key}`")));
             }
@@ -245,7 +235,7 @@ impl<'a> TopLevelKeys<'a> {
         let index = self.get("manifests").is_some_and(|list| {
             json::is_list(list) || (json::is_null(list) && header_kind == Some(ManifestKind::Index))
         });
-        let config_type = self.value("config").and_then(|config| member(config, "mediaType"));
+        let config_type = self.value("config").and_then(|config| json::text_member(config, "mediaType"));
         let (kind, detected) = match (image, index) {
             (true, true) => {
                 return Err(ManifestError::Ambiguous(
@@ -277,18 +267,6 @@ fn is_generic(media_type: &MediaType) -> bool {
             "json" | "octet-stream" | "x-octet-stream" | "xml" | "xhtml+xml" | "javascript" | "x-javascript"
         ),
     }
-}
-
-/// Returns the text of one member of an object.
-fn member(object: &RawValue, wanted: &str) -> Option<String> {
-    let mut found = None;
-    json::members(object.get(), |key, value| {
-        if key == wanted {
-            found = json::string(value);
-        }
-    })
-    .ok()?;
-    found
 }
 
 /// Media types of a document, each allocated once: most descriptors of a document have one of very few types.
@@ -337,7 +315,9 @@ fn descriptor(value: &RawValue, context: &mut ReadContext) -> Option<Descriptor>
         "digest" => digest = json::string(value).and_then(|text| context.digest(&text)),
         "size" => size = json::unsigned(value),
         "mediaType" => media_type = json::string(value).and_then(|text| context.types.intern(&text)),
-        "platform" => (named_platform, os_version) = (platform(value), member(value, "os.version")),
+        "platform" => {
+            (named_platform, os_version) = (platform(value), json::text_member(value, "os.version"));
+        }
         "urls" => foreign = json::is_list(value) && !json::is_empty_list(value),
         _ => {}
     })

@@ -31,7 +31,7 @@ impl Referrer {
         let (mut own_type, mut config_type, mut annotations) = (None, None, None);
         json::members(&text, |key, value| match key {
             "artifactType" => own_type = json::string(value),
-            "config" => config_type = media_type_of(value),
+            "config" => config_type = json::text_member(value, "mediaType"),
             "annotations" => annotations = texts(value),
             _ => {}
         })
@@ -101,18 +101,6 @@ impl Referrer {
     pub fn size(&self) -> Option<u64> {
         self.size
     }
-}
-
-/// Returns the media type of a descriptor.
-fn media_type_of(descriptor: &RawValue) -> Option<String> {
-    let mut found = None;
-    json::members(descriptor.get(), |key, value| {
-        if key == "mediaType" {
-            found = json::string(value);
-        }
-    })
-    .ok()?;
-    found
 }
 
 /// Returns the members of an object that are texts. `None` if the value is no object.
