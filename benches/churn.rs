@@ -15,7 +15,7 @@ use bytes::Bytes;
 use larder::clock::Timestamp;
 use larder::config::schema::{self, BlobStoreKind};
 use larder::oci::{Algorithm, Digest, Repository};
-use larder::store::{DraftEnd, Removal, Store, StoreError, StoreSession};
+use larder::store::{DraftEnd, DraftKey, Removal, Store, StoreError, StoreSession};
 use process::{bytes, resident, written};
 use tokio::runtime::Runtime;
 
@@ -57,7 +57,7 @@ fn main() {
                     if run(runtime, store, move |store| store.blob(&digest)).is_some() {
                         continue;
                     }
-                    let mut draft = run(runtime, store, move |store| store.open_draft(&digest));
+                    let mut draft = run(runtime, store, move |store| store.open_draft(&DraftKey::unowned(&digest)));
                     draft.draft().announce(size);
                     for piece in 0..size.div_ceil(65536) {
                         let end = (piece + 1) * 65536;

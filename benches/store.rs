@@ -13,7 +13,7 @@ use std::time::Instant;
 use larder::clock::Timestamp;
 use larder::config::schema::{self, BlobStoreKind};
 use larder::oci::{Algorithm, Digest, Repository};
-use larder::store::{DraftEnd, Geometry, Store, StoreError, StoreSession};
+use larder::store::{DraftEnd, DraftKey, Geometry, Store, StoreError, StoreSession};
 use process::{bytes, resident, written};
 use tokio::runtime::Runtime;
 
@@ -87,7 +87,7 @@ fn measure(kind: BlobStoreKind, title: &str, page: usize, segment: usize, cache:
         let bytes = bytes(seed as u64 + 1, BLOB as u64);
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         let begin = Instant::now();
-        let mut writer = run(&runtime, &store, move |store| store.open_draft(&digest));
+        let mut writer = run(&runtime, &store, move |store| store.open_draft(&DraftKey::unowned(&digest)));
         writer.draft().announce(BLOB as u64);
         for part in 0..BLOB / (64 << 10) {
             let part = bytes.slice(part * (64 << 10)..(part + 1) * (64 << 10));

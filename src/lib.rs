@@ -57,7 +57,8 @@
 //! ## Cold blob with several clients
 //!
 //! 1. The first request starts a fill, a task that is owned by the cache. Further requests join it: outcome `join`.
-//! 2. The fill opens a [draft](store::Draft). If an earlier fill left one, the fill resumes it with a Range request.
+//! 2. The fill opens a [draft](store::Draft). If an earlier fill of the same upstream left one, the fill resumes it with a
+//!    Range request.
 //! 3. Received bytes go into the draft's window in memory and, by a bounded queue, to a blocking thread that hashes and
 //!    writes them. Every [reader](cache::BlobReader) reads from the window at its own pace. A reader that falls behind reads
 //!    from the file.
@@ -68,6 +69,13 @@
 //!    Requests that arrive earlier read the draft.
 //!
 //! If the upstream interrupts a download, the fill resumes it with a Range request. Clients do not notice.
+//!
+//! ## Blob of two upstreams
+//!
+//! Content is stored once, and served for an upstream only if this upstream has
+//! [delivered](store::StoreSession::is_delivered) all its bytes once. A link or an answer to HEAD is not enough. For another
+//! upstream, a fill downloads the bytes again, verifies and serves them, records the delivery, and stores nothing. The same
+//! happens while a fill of another upstream is running, so that a slow upstream does not delay the others.
 //!
 //! ## Disk failure
 //!

@@ -147,8 +147,8 @@ impl MemoryCache {
     /// The next request fetches them again and stores them. Blocks.
     pub(super) fn remove_unstored(&self, store: &StoreSession) -> Result<(), StoreError> {
         for ((repository, digest), _) in self.manifests.0.iter() {
-            let stored =
-                store.link(&repository, &digest)?.is_some() && matches!(store.manifest(&digest), Ok(Some(_)));
+            let stored = store.access(&repository, &digest)?.is_some()
+                && matches!(store.manifest(&digest), Ok(Some(_)));
             if !stored {
                 self.manifests.0.remove(&(repository, digest));
             }

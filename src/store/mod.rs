@@ -29,6 +29,7 @@ use engine::Engine;
 
 pub use blobs::SpaceModel;
 pub use blobs::entry::{BlobEntry, OpenBlob};
+pub use blobs::files::{DraftKey, DraftUsage};
 pub use draft::{
     CommitPermit, Draft, DraftEnd, DraftFile, DraftHasher, DraftWriter, Follower, Progress, VerifiedDraft,
 };
@@ -36,7 +37,7 @@ pub use engine::{Counts, StoredManifest};
 pub use error::StoreError;
 pub use index::change::Change;
 pub use index::fact::{LinkFact, TagFact};
-pub use index::inventory::{ContentEntry, DraftUsage};
+pub use index::inventory::ContentEntry;
 pub use index::pointer::{NameList, Pointer, PointerScope, TagKey};
 pub use lifecycle::convert::{Conversion, Step, StepEnd};
 pub use lifecycle::gc::Collected;

@@ -3,15 +3,16 @@
 use std::collections::HashSet;
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, MediaType, Repository};
+use crate::oci::{Digest, MediaType, Repository, UpstreamName};
 
 use super::blobs::entry::BlobEntry;
+use super::blobs::files::{DraftKey, DraftUsage};
 use super::draft::DraftWriter;
 use super::engine::{Engine, StoredManifest};
 use super::error::StoreError;
 use super::index::change::Change;
 use super::index::fact::{LinkFact, TagFact};
-use super::index::inventory::{ContentEntry, DraftUsage};
+use super::index::inventory::ContentEntry;
 use super::index::pointer::{NameList, Pointer, PointerScope};
 use super::lifecycle::gc::Collected;
 use super::lifecycle::quarantine;
@@ -38,7 +39,7 @@ pub enum Removal<'a> {
     /// The leftovers of a blob: bytes that no fact points at.
     Leftovers(&'a Digest),
     /// A draft that has no fill.
-    Draft(&'a Digest),
+    Draft(&'a DraftKey),
 }
 
 /// All stored content.
@@ -101,6 +102,22 @@ impl StoreSession {
         self.0.linked(repository, digest)
     }
 
+    /// Returns true if an upstream has delivered the bytes of a digest.
+    ///
+    /// Bytes are stored once for all upstreams. A repository may serve them only if its own upstream has delivered them, too.
+    /// A manifest that names a digest, or an answer to HEAD, is not enough.
+    pub fn is_delivered(&self, upstream: &UpstreamName, digest: &Digest) -> Result<bool, StoreError> {
+        self.0.is_delivered(upstream, digest)
+    }
+
+    /// Returns the link from a repository to content that its upstream has delivered.
+    pub fn access(&self, repository: &Repository, digest: &Digest) -> Result<Option<LinkFact>, StoreError> {
+        match self.link(repository, digest)? {
+            Some(link) if self.is_delivered(&repository.upstream, digest)? => Ok(Some(link)),
+            _ => Ok(None),
+        }
+    }
+
     /// Returns the links of one repository, or of all repositories, for which `keep` returns true.
     pub fn links(
         &self,
@@ -154,9 +171,9 @@ impl StoreSession {
         self.0.blob(digest)
     }
 
-    /// Opens the draft of a digest and resumes what an interrupted fill left.
-    pub fn open_draft(&self, digest: &Digest) -> Result<DraftWriter, StoreError> {
-        self.0.open_draft(digest)
+    /// Opens a draft and resumes what an interrupted fill left.
+    pub fn open_draft(&self, key: &DraftKey) -> Result<DraftWriter, StoreError> {
+        self.0.open_draft(key)
     }
 
     /// Removes content, pointers or drafts.
@@ -167,7 +184,7 @@ impl StoreSession {
             Removal::Blob(digest) => self.0.remove_blob(digest),
             Removal::CorruptBlob(entry) => self.0.mark_corrupt(entry),
             Removal::Leftovers(digest) => self.0.remove_leftovers(digest),
-            Removal::Draft(digest) => self.0.blobs.files().remove_draft(digest),
+            Removal::Draft(key) => self.0.blobs.files().remove_draft(key),
         }
     }
 

@@ -34,6 +34,7 @@ mod commit;
 over_every_kind! {
     blob_reads_back
     draft_is_never_content
+    draft_of_another_upstream_is_not_resumed
     mismatch_leaves_nothing
     empty_draft_leaves_nothing
     unreadable_fact_is_ignored
@@ -42,6 +43,7 @@ over_every_kind! {
     damaged_blob_is_never_content
     missing_bytes_are_damage
     manifest_keeps_its_first_media_type_and_links_its_content
+    earlier_store_gives_content_to_the_only_upstream_that_links_it
     names_are_paginated_in_byte_order
     second_process_gets_an_error
     flushed_content_survives_a_restart
@@ -125,13 +127,18 @@ fn repository(name: &str) -> Repository {
     Repository { upstream: "docker.io".parse().expect("a name"), name: name.parse().expect("a name") }
 }
 
+/// Key of the draft of the upstream of [`repository`].
+fn draft_of(digest: &Digest) -> DraftKey {
+    DraftKey::of(&repository("a").upstream, digest)
+}
+
 fn body(length: usize) -> Bytes {
     (0..length).map(|i| u8::try_from(i * 7 % 251).expect("a byte")).collect::<Vec<_>>().into()
 }
 
 fn fill(store: &StoreSession, content: &Bytes, chunk: usize) -> Digest {
     let digest = Digest::of(Algorithm::Sha256, content);
-    let mut writer = store.open_draft(&digest).expect("a draft");
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     let received = usize::try_from(writer.draft().progress().received).expect("a length");
     for part in content[received..].chunks(chunk) {
         append(&mut writer, Bytes::copy_from_slice(part));
@@ -182,7 +189,7 @@ fn draft_is_never_content(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, &content);
-    let mut writer = store.open_draft(&digest).expect("a draft");
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     append(&mut writer, content.slice(..4500));
     assert!(store.blob(&digest).expect("a look").is_none());
 
@@ -193,7 +200,7 @@ fn draft_is_never_content(kind: BlobStoreKind) {
     drop(store);
     let store = open(&folder, kind).expect("opens again");
     assert!(store.blob(&digest).expect("a look").is_none());
-    let mut writer = store.open_draft(&digest).expect("a draft");
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     let received = writer.draft().progress().received;
     assert_eq!(received, 4500);
     append(&mut writer, content.slice(usize::try_from(received).expect("a length")..));
@@ -201,12 +208,46 @@ fn draft_is_never_content(kind: BlobStoreKind) {
     assert_eq!(store.0.counts(), Counts { content: 5000, manifests: 0, blobs: 1 });
 }
 
+fn draft_of_another_upstream_is_not_resumed(kind: BlobStoreKind) {
+    let (store, folder) = store(kind);
+    let content = body(600_000);
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
+    append(&mut writer, content.slice(..599_999));
+    writer.flush().expect("written");
+    drop(writer);
+
+    let other = Repository { upstream: "other.test".parse().expect("a name"), ..repository("a") };
+    for key in [DraftKey::of(&other.upstream, &digest), DraftKey::unowned(&digest)] {
+        let writer = store.open_draft(&key).expect("a draft");
+        assert_eq!(writer.draft().progress().received, 0, "{key:?}");
+    }
+    // The upstream of the draft still resumes it.
+    let writer = store.open_draft(&draft_of(&digest)).expect("a draft");
+    assert_eq!(writer.draft().progress().received, 599_999);
+    drop(writer);
+
+    // The draft has no use once the blob is stored.
+    let mut writer = store.open_draft(&DraftKey::of(&other.upstream, &digest)).expect("a draft");
+    append(&mut writer, content);
+    assert_eq!(writer.finish(&other, None, at(1)).expect("finished"), DraftEnd::Verified);
+    let drafts = store.usage().expect("measured").drafts;
+    assert_eq!(drafts.iter().map(|draft| &draft.key).collect::<Vec<_>>(), [&draft_of(&digest)]);
+    assert!(store.is_delivered(&other.upstream, &digest).expect("a look"));
+    assert!(!store.is_delivered(&repository("a").upstream, &digest).expect("a look"));
+    store.0.flush().expect("flushed");
+    drop(store);
+    let store = open(&folder, kind).expect("opens again");
+    assert!(files_below(&folder, "drafts").is_empty());
+    blob(&store, &digest).open().expect("a blob");
+}
+
 fn mismatch_leaves_nothing(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let content = body(5000);
     let digest = Digest::of(Algorithm::Sha256, b"something else");
     for expected in [None, Some(5000)] {
-        let mut writer = store.open_draft(&digest).expect("a draft");
+        let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
         assert_eq!(writer.draft().progress().received, 0);
         append(&mut writer, content.clone());
         assert_eq!(writer.finish(&repository("a"), expected, at(1)).expect("finished"), DraftEnd::Mismatch);
@@ -216,7 +257,7 @@ fn mismatch_leaves_nothing(kind: BlobStoreKind) {
     }
     // The right bytes under the wrong size are as wrong.
     let digest = Digest::of(Algorithm::Sha256, &content);
-    let mut writer = store.open_draft(&digest).expect("a draft");
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     append(&mut writer, content.clone());
     assert_eq!(writer.finish(&repository("a"), Some(4999), at(1)).expect("finished"), DraftEnd::Mismatch);
 }
@@ -224,8 +265,10 @@ fn mismatch_leaves_nothing(kind: BlobStoreKind) {
 fn empty_draft_leaves_nothing(kind: BlobStoreKind) {
     let (store, folder) = store(kind);
     let digest = Digest::of(Algorithm::Sha256, b"never comes");
-    drop(store.open_draft(&digest).expect("a draft"));
-    assert!(store.0.database.facts().expect("open").is_empty());
+    drop(store.open_draft(&draft_of(&digest)).expect("a draft"));
+    let facts = store.0.database.facts().expect("open");
+    let names: Vec<_> = facts.iter().keys().map(|key| key.expect("a key")).collect();
+    assert_eq!(names, [Key::deliveries_mark()]);
     assert!(!is_kept(&store, &folder, &digest));
 }
 
@@ -283,7 +326,7 @@ fn reader_gets_the_newest_bytes_from_memory_and_the_rest_from_disk(kind: BlobSto
     let (store, _folder) = store(kind);
     let content = body(3 << 20);
     let digest = Digest::of(Algorithm::Sha256, &content);
-    let mut writer = store.open_draft(&digest).expect("a draft");
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     let draft = writer.draft().clone();
     for part in 0..48 {
         let part = content.slice(part << 16..(part + 1) << 16);
@@ -312,8 +355,8 @@ fn damaged_blob_is_never_content(kind: BlobStoreKind) {
     assert_eq!(store.0.counts(), Counts::default());
 
     // The next fill begins with nothing of it, and who still holds the damaged entry cannot harm the new blob.
-    assert_eq!(store.open_draft(&digest).expect("a draft").draft().progress().received, 0);
-    let mut writer = store.open_draft(&digest).expect("a draft");
+    assert_eq!(store.open_draft(&draft_of(&digest)).expect("a draft").draft().progress().received, 0);
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     append(&mut writer, content.clone());
     assert_eq!(writer.finish(&repository("a"), None, at(2)).expect("finished"), DraftEnd::Verified);
     store.remove(Removal::CorruptBlob(&entry)).expect("passed over");
@@ -382,6 +425,62 @@ fn manifest_keeps_its_first_media_type_and_links_its_content(kind: BlobStoreKind
         assert_eq!(link.size, Some(5));
     }
     assert_eq!(store.0.counts(), Counts { content: 3000, manifests: 1, blobs: 0 });
+}
+
+fn earlier_store_gives_content_to_the_only_upstream_that_links_it(kind: BlobStoreKind) {
+    let (store, folder) = store(kind);
+    let of = |upstream: &str, name: &str| Repository {
+        upstream: upstream.parse().expect("a name"),
+        name: name.parse().expect("a name"),
+    };
+    let manifest = |text: &'static str| StoredManifest {
+        media_type: MediaType::new("a/b").expect("a type"),
+        body: Bytes::from_static(text.as_bytes()),
+    };
+    let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+    let put = |repository: &Repository, text| {
+        let none = std::iter::empty();
+        store.put_manifest(repository, &digest(text), &manifest(text), none, at(1)).expect("kept");
+    };
+    let (here, there) = (of("docker.io", "a"), of("other.test", "a"));
+    put(&here, "own");
+    put(&here, "shared");
+    store
+        .apply(&[
+            Change::AddLink(of("docker.io", "b"), digest("own")),
+            Change::AddLink(there.clone(), digest("shared")),
+            Change::AddLink(here.clone(), digest("absent")),
+        ])
+        .expect("applied");
+    assert!(store.is_delivered(&here.upstream, &digest("shared")).expect("a look"));
+    assert!(store.access(&there, &digest("shared")).expect("a look").is_none());
+    // As an earlier version has left it.
+    {
+        let facts = store.0.database.facts().expect("facts");
+        facts.remove(Key::deliveries_mark()).expect("removed");
+        for item in facts.scan_prefix(Key::deliveries()).keys() {
+            facts.remove(item.expect("a key")).expect("removed");
+        }
+        facts.flush().expect("flushed");
+    }
+    drop(store);
+    let store = open(&folder, kind).expect("opens again");
+    for repository in [&here, &of("docker.io", "b")] {
+        assert!(store.access(repository, &digest("own")).expect("a look").is_some());
+    }
+    for (upstream, text) in [(&here, "shared"), (&there, "shared"), (&there, "own"), (&here, "absent")] {
+        assert!(!store.is_delivered(&upstream.upstream, &digest(text)).expect("a look"), "{text}");
+    }
+    // Bytes that are delivered again count, and stay known.
+    store.apply(&[Change::AddDelivered(there.upstream.clone(), digest("shared"))]).expect("applied");
+    drop(store);
+    let store = open(&folder, kind).expect("opens again");
+    assert!(store.access(&there, &digest("shared")).expect("a look").is_some());
+    store.collect_garbage(|_| false, at(0)).expect("collected");
+    assert!(store.access(&there, &digest("shared")).expect("a look").is_some());
+    store.remove(Removal::Manifest(&digest("shared"))).expect("removed");
+    store.collect_garbage(|_| false, at(0)).expect("collected");
+    assert!(!store.is_delivered(&there.upstream, &digest("shared")).expect("a look"));
 }
 
 fn tag_pointer(name: &str, tag: &str) -> Pointer {

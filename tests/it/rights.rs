@@ -314,3 +314,171 @@ fn time_out_belongs_to_one_repository() {
         never.open();
     });
 }
+
+/// `library/app:v1` is private content of one upstream, and cached. `evil.test` is another upstream.
+struct Upstreams {
+    evil: Registry,
+    larder: Larder,
+    image: Image,
+    registry: Registry,
+}
+
+impl Upstreams {
+    fn new(blobs: &str) -> Self {
+        let (registry, evil) = (Registry::start(), Registry::start());
+        let image = Image::small(1);
+        registry.add_image("library/app", "v1", &image);
+        let larder = Setup::with(&registry)
+            .upstream("evil.test", &evil)
+            .set("store.blobs", blobs)
+            .set("cache.negative_ttl", "0s")
+            .start();
+        larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
+        for blob in image.blobs() {
+            larder.get(&blob_path("library/app", &blob.digest)).assert_body(&blob.bytes);
+        }
+        larder.wait_idle();
+        Self { evil, larder, image, registry }
+    }
+
+    /// Makes the server store documents of `evil.test` that name the content.
+    fn name_content(&self) {
+        let manifest = &self.image.manifest;
+        let child =
+            json!({ "mediaType": OCI_MANIFEST, "digest": manifest.digest, "size": manifest.bytes.len() });
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child] });
+        let blobs = self.image.blobs().map(|blob| manifest_over(&layer(blob, blob.len())));
+        for document in blobs.chain([Document::json(OCI_INDEX, &index)]) {
+            self.evil.add_manifest("x/y", &document);
+            let path = manifest_path("evil.test/x/y", &document.digest);
+            self.larder.get(&path).assert_body(&document.bytes);
+        }
+        self.larder.wait_idle();
+    }
+
+    /// Returns the paths of the content in the repository of `evil.test`.
+    fn paths(&self) -> Vec<String> {
+        let blobs = self.image.blobs().map(|blob| blob_path("evil.test/x/y", &blob.digest));
+        std::iter::once(manifest_path("evil.test/x/y", &self.image.manifest.digest)).chain(blobs).collect()
+    }
+}
+
+#[test]
+fn content_does_not_cross_to_an_upstream_that_names_it() {
+    for blobs in ["sled", "files"] {
+        let mut upstreams = Upstreams::new(blobs);
+        upstreams.name_content();
+        for path in upstreams.paths() {
+            assert_eq!(upstreams.larder.get(&path).status(), 404, "{path}");
+        }
+        // An answer to HEAD proves nothing.
+        upstreams.evil.script(When::any().method("HEAD"), Fault::Answer(200, Vec::new(), Vec::new()));
+        for path in upstreams.paths() {
+            upstreams.larder.head(&path);
+            assert_eq!(upstreams.larder.get(&path).status(), 404, "{path}");
+        }
+        upstreams.larder.restart();
+        for path in upstreams.paths() {
+            assert_eq!(upstreams.larder.get(&path).status(), 404, "{path}");
+        }
+        let reference = format!("evil.test/x/y@{}", upstreams.image.manifest.digest);
+        support::verb::online(&upstreams.larder, &["check", "--offline", &reference]).exited_with(4);
+        // The upstream of the content still serves it.
+        upstreams.registry.down();
+        let path = blob_path("library/app", &upstreams.image.layers[0].digest);
+        upstreams.larder.get(&path).assert_outcome("larder; hit");
+    }
+}
+
+#[test]
+fn content_crosses_to_an_upstream_that_delivers_it() {
+    for blobs in ["sled", "files"] {
+        let mut upstreams = Upstreams::new(blobs);
+        upstreams.name_content();
+        upstreams.evil.add_image("x/y", "v1", &upstreams.image);
+        let bodies = std::iter::once(&upstreams.image.manifest.bytes)
+            .chain(upstreams.image.blobs().map(|blob| &blob.bytes));
+        let content_of: Vec<_> = upstreams.paths().into_iter().zip(bodies).collect();
+        for (path, body) in &content_of {
+            upstreams.evil.forget_requests();
+            upstreams.larder.get(path).assert_body(body);
+            upstreams.larder.wait_idle();
+            assert_eq!(upstreams.evil.count("GET", "/x/y/"), 1, "{path}");
+        }
+        // The bytes were proven once, and are served without the upstream, also after a restart.
+        upstreams.evil.down();
+        for _ in 0..2 {
+            for (path, body) in &content_of {
+                let answer = upstreams.larder.get(path);
+                answer.assert_body(body);
+                answer.assert_outcome("larder; hit");
+            }
+            upstreams.larder.restart();
+        }
+    }
+}
+
+#[test]
+fn warm_proves_content_of_another_upstream() {
+    let upstreams = Upstreams::new("files");
+    upstreams.evil.add_image("x/y", "v1", &upstreams.image);
+    support::verb::online(&upstreams.larder, &["warm", "evil.test/x/y:v1"]).exited_with(0);
+    support::verb::online(&upstreams.larder, &["check", "--offline", "evil.test/x/y:v1"]).exited_with(0);
+    assert_eq!(upstreams.evil.count("GET", "/blobs/"), 2);
+}
+
+#[test]
+fn slow_fill_of_another_upstream_delays_nobody() {
+    let (registry, evil) = (Registry::start(), Registry::start());
+    let blob = Blob::random(9, 2 << 20);
+    registry.add_blob("library/app", &blob);
+    evil.add_blob("x/y", &blob);
+    let larder = Setup::with(&registry).upstream("evil.test", &evil).start();
+    let gate = Gate::new();
+    evil.script(When::blobs().method("GET"), Fault::HoldBody(1 << 20, gate.clone()));
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| larder.get(&blob_path("evil.test/x/y", &blob.digest)));
+        gate.wait_reached(1);
+        larder.get(&blob_path("library/app", &blob.digest)).assert_body(&blob.bytes);
+        gate.open();
+        slow.join().unwrap().assert_body(&blob.bytes);
+    });
+    larder.wait_idle();
+    larder.get(&blob_path("library/app", &blob.digest)).assert_outcome("larder; hit");
+    larder.get(&blob_path("evil.test/x/y", &blob.digest)).assert_outcome("larder; hit");
+}
+
+#[test]
+fn draft_of_another_upstream_is_not_resumed() {
+    // The last store has no room for the blob, which is passed through.
+    for (blobs, max_size) in [("sled", "20GiB"), ("files", "20GiB"), ("files", "24MiB")] {
+        let (registry, evil) = (Registry::start(), Registry::start());
+        let blob = Blob::random(8, 10 << 20);
+        registry.add_blob("library/app", &blob);
+        evil.add_blob("x/y", &blob);
+        // The fill ends after a part of the blob, and its upstream sends nothing more.
+        let limited = vec![("Retry-After".to_owned(), "3600".to_owned())];
+        registry.script(When::blobs().method("GET").times(1), Fault::Cut(2 << 20));
+        registry.script(When::blobs().method("GET").after(1), Fault::Answer(429, limited, Vec::new()));
+        let setup = Setup::with(&registry).upstream("evil.test", &evil).set("store.blobs", blobs);
+        let larder = setup.set("store.max_size", max_size).start();
+        let (own, foreign) =
+            (blob_path("library/app", &blob.digest), blob_path("evil.test/x/y", &blob.digest));
+        larder.api().try_send("GET", &own, &[]).expect_err("a part must not look whole");
+        larder.wait_idle();
+        let hex = blob.digest.trim_start_matches("sha256:");
+        let draft = larder.setup().data().join("drafts/upstreams/docker.io/sha256").join(hex);
+        assert!(draft.exists(), "{blobs}: no draft");
+
+        larder.get(&foreign).assert_body(&blob.bytes);
+        let gets = evil.seen("GET", "/blobs/");
+        let asked: Vec<_> = gets.iter().map(|get| (get.range_start(), get.sent())).collect();
+        assert_eq!(asked, [(None, blob.len() as u64)], "{blobs}");
+        larder.wait_idle();
+        // The bytes of one upstream do not complete the draft of the other one.
+        assert_ne!(larder.get(&own).status(), 200, "{blobs}");
+        larder.get(&foreign).assert_body(&blob.bytes);
+        let is_stored = max_size == "20GiB";
+        assert_eq!(evil.count("GET", "/blobs/"), if is_stored { 1 } else { 2 }, "{blobs}, {max_size}");
+    }
+}

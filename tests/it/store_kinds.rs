@@ -361,7 +361,9 @@ fn with_whole_draft(kind: &str, bytes: &[u8], blob: &Blob) -> (Registry, Larder,
     larder.get("/v2/library/app/manifests/v1").assert_body(&image.manifest.bytes);
     let setup = stop(larder);
     let (algorithm, hex) = blob.digest.split_once(':').unwrap();
-    fs::write(setup.data().join("drafts").join(algorithm).join(hex), bytes).unwrap();
+    let folder = setup.data().join("drafts/upstreams/docker.io").join(algorithm);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join(hex), bytes).unwrap();
     (registry, setup.start(), format!("/v2/library/app/blobs/{}", blob.digest))
 }
 

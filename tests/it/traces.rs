@@ -266,3 +266,26 @@ fn tracing_is_disabled_without_an_endpoint() {
         assert_eq!(collector.requests() > before, traced);
     }
 }
+
+/// The first hit reads the facts about access from the store. Later hits find the blob in memory.
+#[test]
+fn repeated_hit_reads_no_facts() {
+    let registry = Registry::start();
+    let blob = Blob::random(1, 1000);
+    registry.add_blob("library/app", &blob);
+    let collector = Collector::start();
+    let larder = start(&registry, &collector);
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    larder.get(&path).assert_body(&blob.bytes);
+    larder.wait_idle();
+    for name in ["first", "second"] {
+        larder.api().send("GET", &path, &[("X-Request-Id", name)]).assert_outcome("larder; hit");
+    }
+    let spans = spans(larder, &collector);
+    let states = |name| {
+        let request = one(&spans, name, |span| is(span, "larder.request_id", name));
+        request.events.iter().map(|event| event.name.clone()).collect::<Vec<_>>()
+    };
+    assert!(states("first").iter().any(|state| state == "blob.store"), "{:?}", states("first"));
+    assert!(!states("second").iter().any(|state| state.starts_with("blob.")), "{:?}", states("second"));
+}

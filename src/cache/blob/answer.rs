@@ -1,9 +1,10 @@
 //! Answer to a request for a blob.
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::cache::eviction::usage::ContentPin;
+use crate::cache::fills::FillPhase;
 use crate::store::{DraftEnd, Follower, OpenBlob};
 use crate::telemetry::Outcome;
 
@@ -18,9 +19,18 @@ pub struct BlobAnswer {
     pub source: Option<BlobSource>,
     /// Outcome of the request.
     pub outcome: Outcome,
+    /// Progress of a fill that stores nothing; see [`FillKind::Prove`].
+    ///
+    /// [`FillKind::Prove`]: crate::cache::fills::FillKind::Prove
+    pub(in crate::cache) proof: Option<watch::Receiver<FillPhase>>,
 }
 
 impl BlobAnswer {
+    /// Creates an answer to a request for the size only.
+    pub(super) fn of_size(size: Option<u64>, outcome: Outcome) -> Self {
+        Self { size, size_hint: None, source: None, outcome, proof: None }
+    }
+
     /// Returns true if the bytes of the blob are known to match its digest.
     pub fn is_verified(&self) -> bool {
         match &self.source {

@@ -41,6 +41,18 @@ pub(in crate::cache) struct Blobs {
     opens: Semaphore,
 }
 
+/// State of a digest in the store, as seen from one repository.
+#[derive(Default)]
+pub(super) struct StoredBlob {
+    pub(super) link: Option<LinkFact>,
+    /// Stored blob, if the repository's upstream has delivered it.
+    pub(super) entry: Option<BlobEntry>,
+    /// True if the upstream has delivered the bytes.
+    pub(super) is_delivered: bool,
+    /// True if the bytes are stored, whichever upstream has delivered them.
+    pub(super) is_stored: bool,
+}
+
 impl Blobs {
     pub(in crate::cache) fn new(storage: &Arc<Storage>, rules: &Arc<Rules>) -> Self {
         // More read-ahead steps than one per CPU are not faster: they cost memory, and evict data that is about to be sent
@@ -62,11 +74,14 @@ impl Blobs {
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<(Option<LinkFact>, Option<BlobEntry>), CacheError> {
+    ) -> Result<StoredBlob, CacheError> {
         let (repository, digest) = (repository.clone(), *digest);
-        let found = self
-            .storage
-            .with_store(move |store| Ok((store.link(&repository, &digest)?, store.blob(&digest)?)));
+        let found = self.storage.with_store(move |store| {
+            let is_delivered = store.is_delivered(&repository.upstream, &digest)?;
+            let (link, entry) = (store.link(&repository, &digest)?, store.blob(&digest)?);
+            let is_stored = entry.is_some();
+            Ok(StoredBlob { link, entry: entry.filter(|_| is_delivered), is_delivered, is_stored })
+        });
         self.storage.or_default("the stored blob cannot be looked up", found.await)
     }
 
@@ -88,7 +103,8 @@ impl Blobs {
         match opened {
             Ok(open) => {
                 let source = Some(BlobSource::Stored(open, pin));
-                Ok(Some(BlobAnswer { size: Some(entry.size()), size_hint: None, source, outcome }))
+                let size = Some(entry.size());
+                Ok(Some(BlobAnswer { size, size_hint: None, source, outcome, proof: None }))
             }
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Damaged(_)) => {
                 self.storage.delete_damaged_blob(&entry, &error).await;

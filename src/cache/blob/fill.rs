@@ -11,14 +11,25 @@ use crate::cache::blob::download::{Download, DownloadEnd, Downloaded, GzipLabel}
 use crate::cache::blob::write_pipeline::DraftRoom;
 use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::eviction::draft_space::DraftShare;
-use crate::cache::fills::FillPhase;
+use crate::cache::fills::{FillKind, FillPhase};
 use crate::cache::memory::AbsenceKey;
 use crate::clock;
 use crate::oci::{Digest, Repository};
 use crate::source::BlobSender;
-use crate::store::{BlobEntry, Draft, DraftWriter, VerifiedDraft};
+use crate::store::{BlobEntry, Change, Draft, DraftKey, DraftWriter, VerifiedDraft};
 use crate::telemetry::trace;
 use crate::upstream::Hops;
+
+/// Request that starts a fill.
+pub(super) struct FillRequest {
+    pub(super) repository: Repository,
+    pub(super) digest: Digest,
+    /// Size that a descriptor states. It may be wrong.
+    pub(super) size_hint: Option<u64>,
+    /// True if the repository's access to the digest is known.
+    pub(super) has_access: bool,
+    pub(super) kind: FillKind,
+}
 
 /// Fill in progress.
 pub(super) struct Fill {
@@ -29,8 +40,7 @@ pub(super) struct Fill {
     size_hint: Option<u64>,
     /// True if the repository's access to the digest is known.
     has_access: bool,
-    /// True for a fill beside the fill of another repository. Its draft is not stored.
-    in_memory: bool,
+    kind: FillKind,
     phase: watch::Sender<FillPhase>,
     draft: Option<Arc<Draft>>,
     /// Part of the disk that the draft uses.
@@ -45,7 +55,7 @@ impl Drop for Fill {
     /// Ends the fill, also after a panic: it is removed from the map first, so that the next request starts a new fill, and
     /// only then its readers see the end.
     fn drop(&mut self) {
-        self.blobs.storage.fills.remove(&self.digest, &self.phase);
+        self.leave_fills();
         self.blobs.storage.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
@@ -78,34 +88,22 @@ enum Attempt {
 
 impl Fill {
     /// Creates a fill that was admitted to the map of fills.
-    pub(super) fn new(
-        blobs: &Arc<Blobs>,
-        repository: &Repository,
-        digest: &Digest,
-        size_hint: Option<u64>,
-        has_access: bool,
-        phase: watch::Sender<FillPhase>,
-    ) -> Self {
+    pub(super) fn new(blobs: &Arc<Blobs>, request: FillRequest, phase: watch::Sender<FillPhase>) -> Self {
+        let FillRequest { repository, digest, size_hint, has_access, kind } = request;
         blobs.storage.metrics.fills_running.inc();
         Self {
             blobs: Arc::clone(blobs),
-            repository: repository.clone(),
-            digest: *digest,
+            repository,
+            digest,
             size_hint,
             has_access,
-            in_memory: false,
+            kind,
             phase,
             draft: None,
             share: None,
             is_slow: false,
             last_phase: FillPhase::Failed(CacheError::Interrupted),
         }
-    }
-
-    /// Keeps the draft in memory only: the store has a draft of another fill.
-    pub(super) fn in_memory(mut self) -> Self {
-        self.in_memory = true;
-        self
     }
 
     /// Runs the fill in the background.
@@ -246,19 +244,25 @@ impl Fill {
     async fn open(&self) -> Result<OpenedDraft, CacheError> {
         let (storage, digest) = (&self.blobs.storage, self.digest);
         let in_memory = || OpenedDraft::Draft(Box::new(storage.store.memory_draft(&digest)));
-        if self.in_memory {
-            return Ok(in_memory());
-        }
         if storage.store_health.is_degraded() {
             storage.retry_store();
             return Ok(in_memory());
         }
+        if self.kind == FillKind::Prove {
+            return Ok(in_memory());
+        }
         let (store, is_backlogged) = (storage.store.clone(), storage.capacity.is_backlogged());
+        let upstream = self.repository.upstream.clone();
         let opened = storage.with_store(move |session| match session.blob(&digest)? {
-            Some(entry) => Ok(OpenedDraft::Stored(entry)),
+            Some(entry) if session.is_delivered(&upstream, &digest)? => Ok(OpenedDraft::Stored(entry)),
+            // Bytes that only another upstream has delivered are not stored twice.
+            Some(_) => Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest)))),
             // Clients need not wait until the disk has caught up.
             None if is_backlogged => Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest)))),
-            None => Ok(OpenedDraft::Draft(Box::new(session.open_draft(&digest)?))),
+            None => {
+                let key = DraftKey::of(&upstream, &digest);
+                Ok(OpenedDraft::Draft(Box::new(session.open_draft(&key)?)))
+            }
         });
         match opened.await {
             Err(CacheError::Store(error)) => {
@@ -288,7 +292,7 @@ impl Fill {
             min_rate: self.blobs.rules.upstream(&self.repository)?.min_rate(),
             // The map of fills has one receiver.
             is_awaited: &|| self.phase.receiver_count() > 1,
-            on_unjoinable: &|| self.blobs.storage.fills.remove(&self.digest, &self.phase),
+            on_unjoinable: &|| self.leave_fills(),
         };
         let room = DraftRoom { capacity, share, digest: &self.digest };
         let downloaded = download.run(writer, room, |draft| self.publish(draft)).await;
@@ -296,6 +300,11 @@ impl Fill {
             let absence = AbsenceKey::Blob(self.digest);
             self.blobs.access.remember_absence(&self.repository, absence, error)
         })
+    }
+
+    /// Removes the fill from the map of fills: no new reader joins it.
+    fn leave_fills(&self) {
+        self.blobs.storage.fills.remove(&self.repository, &self.digest, self.kind, &self.phase);
     }
 
     /// Lets readers start.
@@ -323,19 +332,28 @@ impl Fill {
             share.set_verified();
         }
         let permit = storage.commit_permit(&verified).await;
-        let entry = storage.with_store_long(move |store| {
-            let stored = verified.commit(Some(&repository), now)?;
+        let is_degraded = storage.store_health.is_degraded();
+        let committed = storage.with_store_long(move |store| {
+            let is_stored = verified.commit(Some(&repository), now)?;
             drop(permit);
-            if stored { store.blob(&digest) } else { Ok(None) }
+            if !is_stored && is_degraded {
+                return Ok((false, None));
+            }
+            if !is_stored {
+                // The bytes may be stored for another upstream. This one has delivered them, too.
+                let delivered = Change::AddDelivered(repository.upstream.clone(), digest);
+                store.apply(&[delivered, Change::AddLink(repository, digest)])?;
+            }
+            Ok((is_stored, store.blob(&digest)?))
         });
-        let entry = match entry.await {
+        let (is_stored, entry) = match committed.await {
             Err(CacheError::Store(error)) => {
                 storage.report_store_error("a blob could not be stored; it is served from its draft", &error);
-                None
+                (false, None)
             }
-            entry => entry?,
+            committed => committed?,
         };
-        if let Some(entry) = &entry {
+        if let Some(entry) = entry.as_ref().filter(|_| is_stored) {
             storage.content.add_blob(&digest, entry.size(), now);
             if let Some(share) = &self.share {
                 share.commit();

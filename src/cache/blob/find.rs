@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tracing::Span;
 
 use crate::cache::blob::answer::{BlobAnswer, BlobSource};
-use crate::cache::blob::blobs::Blobs;
-use crate::cache::blob::fill::Fill;
+use crate::cache::blob::blobs::{Blobs, StoredBlob};
+use crate::cache::blob::fill::{Fill, FillRequest};
 use crate::cache::deadline::{in_time, joined};
 use crate::cache::error::CacheError;
 use crate::cache::eviction::usage::ContentPin;
-use crate::cache::fills::{Admission, FillPhase, fill_ended};
+use crate::cache::fills::{Admission, FillKind, FillPhase, KnownAccess, fill_ended};
 use crate::cache::memory::AbsenceKey;
 use crate::oci::{Digest, Repository};
 use crate::store::{BlobEntry, Draft};
@@ -36,7 +37,14 @@ impl Blobs {
             if let Some(blob) = self.get_from_memory(repository, digest).await? {
                 return Ok(blob);
             }
-            let lookup = BlobLookup { blobs: self, repository, digest, confirmed: false, size_hint: None };
+            let lookup = BlobLookup {
+                blobs: self,
+                repository,
+                digest,
+                confirmed: false,
+                size_hint: None,
+                access: KnownAccess::default(),
+            };
             // Boxed: a request moves its whole future, at the size of the longest path.
             Box::pin(lookup.run()).await
         })
@@ -48,17 +56,21 @@ impl Blobs {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<BlobAnswer>, CacheError> {
-        // A degraded store is asked itself: it may have lost the blob.
-        if self.storage.store_health.is_degraded() {
-            return Ok(None);
-        }
-        let Some(entry) = self.storage.memory.blobs.get(&(repository.clone(), *digest)) else {
-            return Ok(None);
-        };
-        match self.storage.content.pin_for_client(&entry, self.storage.clock.now()) {
-            Some(pin) => self.open_stored(entry, pin, Outcome::Hit).await,
+        match self.pin_in_memory(repository, digest) {
+            Some((entry, pin)) => self.open_stored(entry, pin, Outcome::Hit).await,
             None => Ok(None),
         }
+    }
+
+    /// Pins a blob that the repository has served lately. Reads nothing from the store.
+    fn pin_in_memory(&self, repository: &Repository, digest: &Digest) -> Option<(BlobEntry, ContentPin)> {
+        // A degraded store is asked itself: it may have lost the blob.
+        if self.storage.store_health.is_degraded() {
+            return None;
+        }
+        let entry = self.storage.memory.blobs.get(&(repository.clone(), *digest))?;
+        let pin = self.storage.content.pin_for_client(&entry, self.storage.clock.now())?;
+        Some((entry, pin))
     }
 
     /// Returns a blob's size without downloading the blob.
@@ -71,14 +83,18 @@ impl Blobs {
     }
 
     async fn find_size(&self, repository: &Repository, digest: &Digest) -> Result<BlobAnswer, CacheError> {
-        let (link, entry) = self.look_up(repository, digest).await?;
-        self.storage.content.touch(digest, self.storage.clock.now());
-        if let (Some(_), Some(entry)) = (&link, &entry) {
-            let size = Some(entry.size());
-            return Ok(BlobAnswer { size, size_hint: None, source: None, outcome: Outcome::Hit });
+        if let Some((entry, _pin)) = self.pin_in_memory(repository, digest) {
+            return Ok(BlobAnswer::of_size(Some(entry.size()), Outcome::Hit));
+        }
+        let StoredBlob { link, entry, .. } = self.look_up(repository, digest).await?;
+        if let Some(entry) = &entry {
+            self.storage.content.touch(digest, self.storage.clock.now());
+            if link.is_some() {
+                return Ok(BlobAnswer::of_size(Some(entry.size()), Outcome::Hit));
+            }
         }
         if let size @ Some(_) = self.storage.fills.announced_length(repository, digest) {
-            return Ok(BlobAnswer { size, size_hint: None, source: None, outcome: Outcome::Join });
+            return Ok(BlobAnswer::of_size(size, Outcome::Join));
         }
         let outcome = if entry.is_some() { Outcome::Revalidated } else { Outcome::Bypass };
         let known = entry.map(|entry| entry.size()).or(link.and_then(|link| link.size));
@@ -89,7 +105,7 @@ impl Blobs {
             }
             None => self.access.blob_size(repository, digest).await?,
         };
-        Ok(BlobAnswer { size, size_hint: None, source: None, outcome })
+        Ok(BlobAnswer::of_size(size, outcome))
     }
 }
 
@@ -102,6 +118,8 @@ struct BlobLookup<'a> {
     confirmed: bool,
     /// Size that the link states. It may be wrong.
     size_hint: Option<u64>,
+    /// Access that the store shows.
+    access: KnownAccess,
 }
 
 /// Next step of a lookup.
@@ -111,7 +129,7 @@ enum LookupState {
     /// Open the stored blob.
     Open { entry: BlobEntry, pin: ContentPin, is_linked: bool },
     /// Join the running fill, or start one.
-    Admit { has_access: bool },
+    Admit,
     /// Ask the upstream whether the repository has the blob, because another repository fills it.
     ConfirmAccess,
     /// Wait until the blob's old bytes are removed.
@@ -129,7 +147,7 @@ impl LookupState {
         match self {
             Self::Store => "blob.store",
             Self::Open { .. } => "blob.open",
-            Self::Admit { .. } => "blob.admit",
+            Self::Admit => "blob.admit",
             Self::ConfirmAccess => "blob.confirm_access",
             Self::AwaitRemoval(_) => "blob.await_removal",
             Self::AwaitBytes(_) => "blob.await_bytes",
@@ -145,6 +163,7 @@ struct JoinedFill {
     /// True if the fill runs for the same repository.
     is_own: bool,
     outcome: Outcome,
+    kind: FillKind,
 }
 
 impl BlobLookup<'_> {
@@ -159,7 +178,7 @@ impl BlobLookup<'_> {
                     self.look_up().await?
                 }
                 LookupState::Open { entry, pin, is_linked } => self.open(entry, pin, is_linked).await?,
-                LookupState::Admit { has_access } => self.admit(has_access),
+                LookupState::Admit => self.admit(),
                 LookupState::ConfirmAccess => {
                     self.blobs.access.confirm_blob(self.repository, self.digest).await?;
                     self.confirmed = true;
@@ -181,8 +200,10 @@ impl BlobLookup<'_> {
     }
 
     async fn look_up(&mut self) -> Result<LookupState, CacheError> {
-        let (link, entry) = self.blobs.look_up(self.repository, self.digest).await?;
+        let StoredBlob { link, entry, is_delivered, is_stored } =
+            self.blobs.look_up(self.repository, self.digest).await?;
         let is_linked = link.is_some();
+        self.access = KnownAccess { is_linked: is_linked || self.confirmed, is_delivered, is_stored };
         self.size_hint = link.and_then(|link| link.size);
         let storage = &self.blobs.storage;
         if let Some(entry) = entry
@@ -192,7 +213,7 @@ impl BlobLookup<'_> {
         }
         self.blobs.access.check_absence(self.repository, &AbsenceKey::Blob(*self.digest))?;
         self.blobs.rules.upstream(self.repository)?.check_loop()?;
-        Ok(LookupState::Admit { has_access: is_linked || self.confirmed })
+        Ok(LookupState::Admit)
     }
 
     async fn open(
@@ -214,21 +235,19 @@ impl BlobLookup<'_> {
         }
     }
 
-    fn admit(&self, has_access: bool) -> LookupState {
-        match self.blobs.storage.fills.admit(self.repository, self.digest, has_access) {
-            Admission::Start(sender, phase, span) => {
-                let hint = self.size_hint;
-                let fill = Fill::new(self.blobs, self.repository, self.digest, hint, has_access, sender);
-                fill.start(span);
-                LookupState::AwaitBytes(JoinedFill { phase, is_own: true, outcome: Outcome::Miss })
+    fn admit(&self) -> LookupState {
+        match self.blobs.storage.fills.admit(self.repository, self.digest, self.access) {
+            Admission::Start(sender, phase, span, kind) => {
+                self.start_fill(kind, sender, span);
+                LookupState::AwaitBytes(JoinedFill { phase, is_own: true, outcome: Outcome::Miss, kind })
             }
             // The bytes are complete and verified; only the commit is still running.
-            Admission::Join(phase, is_own) if phase.borrow().is_verified() => {
-                LookupState::AwaitBytes(JoinedFill { phase, is_own, outcome: Outcome::Hit })
+            Admission::Join(phase, is_own, kind) if phase.borrow().is_verified() => {
+                LookupState::AwaitBytes(JoinedFill { phase, is_own, outcome: Outcome::Hit, kind })
             }
-            Admission::Join(phase, is_own) => {
+            Admission::Join(phase, is_own, kind) => {
                 self.blobs.storage.metrics.fills_joined.inc();
-                LookupState::AwaitBytes(JoinedFill { phase, is_own, outcome: Outcome::Join })
+                LookupState::AwaitBytes(JoinedFill { phase, is_own, outcome: Outcome::Join, kind })
             }
             Admission::AwaitRemoval(phase) => LookupState::AwaitRemoval(phase),
             Admission::NeedsAccess => LookupState::ConfirmAccess,
@@ -263,13 +282,24 @@ impl BlobLookup<'_> {
         }
     }
 
+    fn start_fill(&self, kind: FillKind, phase: watch::Sender<FillPhase>, span: Span) {
+        let request = FillRequest {
+            repository: self.repository.clone(),
+            digest: *self.digest,
+            size_hint: self.size_hint,
+            has_access: self.access.is_linked,
+            kind,
+        };
+        Fill::new(self.blobs, request, phase).start(span);
+    }
+
     /// Starts a fill of its own, which is not stored and cannot be joined: the fill of another repository waits for its
     /// upstream, which may have this blob for nobody.
     fn fill_beside(&self) -> LookupState {
         let (sender, phase) = watch::channel(FillPhase::Starting);
-        let fill = Fill::new(self.blobs, self.repository, self.digest, self.size_hint, true, sender);
-        fill.in_memory().start(trace::fill(self.repository, self.digest));
-        LookupState::AwaitBytes(JoinedFill { phase, is_own: true, outcome: Outcome::Miss })
+        let kind = FillKind::Prove;
+        self.start_fill(kind, sender, trace::fill(self.repository, self.digest));
+        LookupState::AwaitBytes(JoinedFill { phase, is_own: true, outcome: Outcome::Miss, kind })
     }
 
     /// Follows a draft. If the upstream has announced another length to another repository than this repository's descriptor
@@ -287,7 +317,8 @@ impl BlobLookup<'_> {
         let outcome = if draft.is_kept() { fill.outcome } else { Outcome::Bypass };
         let source = Some(BlobSource::Filling(follower));
         let (size, size_hint) = (progress.total, self.size_hint);
-        LookupState::Found(BlobAnswer { size, size_hint, source, outcome })
+        let proof = (fill.kind == FillKind::Prove).then_some(fill.phase);
+        LookupState::Found(BlobAnswer { size, size_hint, source, outcome, proof })
     }
 }
 

@@ -221,6 +221,7 @@ fn scale(bytes: u64, numerator: u64, denominator: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::oci::{Algorithm, Digest};
+    use crate::store::DraftKey;
 
     const LIMITS: StoreLimits = StoreLimits { max_size: 1000, min_free: 100 };
     const FILES: SpaceModel = SpaceModel::Separate { block_size: 4096 };
@@ -287,7 +288,7 @@ mod tests {
         let times = [NOW, old, old - 1, NOW - 1];
         let evicted = |wanted, budget| {
             let draft = |&changed: &u64| DraftUsage {
-                digest: Digest::of(Algorithm::Sha256, b"any"),
+                key: DraftKey::unowned(&Digest::of(Algorithm::Sha256, b"any")),
                 bytes: 100,
                 changed: Timestamp::from_millis(changed),
             };

@@ -192,9 +192,9 @@ impl Deleter<'_> {
     ) -> Result<(u64, u64), StoreError> {
         let (mut blocked, mut deleted, mut bytes) = (BlockedFills::new(self.fills), 0, 0);
         for draft in drafts {
-            if blocked.block(&draft.digest) {
-                self.store.remove(Removal::Draft(&draft.digest))?;
-                blocked.unblock(&draft.digest);
+            if blocked.block(&draft.key.digest) {
+                self.store.remove(Removal::Draft(&draft.key))?;
+                blocked.unblock(&draft.key.digest);
                 deleted += 1;
                 bytes += draft.bytes;
             }

@@ -211,7 +211,7 @@ fn stored_dependencies(store: &StoreSession, digest: &Digest) -> Result<Vec<Dige
 fn list_drafts(storage: &Storage, store: &StoreSession) -> Result<Vec<DraftUsage>, StoreError> {
     let mut usage = store.usage()?;
     update_gauges(storage, &usage);
-    usage.drafts.retain(|draft| !storage.fills.contains(&draft.digest));
+    usage.drafts.retain(|draft| !storage.fills.is_growing(&draft.key));
     storage.capacity.drafts().set_abandoned(usage.draft_bytes());
     Ok(usage.drafts)
 }
@@ -322,7 +322,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::config::schema::{self, BlobStoreKind};
     use crate::oci::Algorithm;
-    use crate::store::Store;
+    use crate::store::{DraftKey, Store};
     use crate::telemetry::Metrics;
 
     /// The cost of a step must not grow with the number of drafts, except if a limit is exceeded.
@@ -343,7 +343,7 @@ mod tests {
         let checked = storage.with_store(move |session| {
             let write = |seed: u32, length: usize| {
                 let digest = Digest::of(Algorithm::Sha256, &seed.to_be_bytes());
-                let mut writer = session.open_draft(&digest)?;
+                let mut writer = session.open_draft(&DraftKey::unowned(&digest))?;
                 writer.append(Bytes::from(vec![7; length]))?;
                 writer.flush()
             };

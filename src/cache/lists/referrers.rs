@@ -158,6 +158,10 @@ pub(in crate::cache) fn known_referrers(
         Some(fact) => Some(fact),
         None => store.pointer(&Pointer::tag(repository, &Tag::of_referrers(subject)))?,
     };
+    let list = match list {
+        Some(fact) if store.access(repository, &fact.digest)?.is_some() => Some(fact),
+        _ => None,
+    };
     let stored = match list.map(|fact| store.manifest(&fact.digest)) {
         Some(Ok(stored)) => stored,
         None | Some(Err(StoreError::Damaged(_))) => None,
@@ -177,7 +181,7 @@ fn add_cached(
     list: &mut Referrers,
 ) -> Result<(), StoreError> {
     for digest in cached {
-        if list.contains(digest) || store.link(repository, digest)?.is_none() {
+        if list.contains(digest) || store.access(repository, digest)?.is_none() {
             continue;
         }
         match store.manifest(digest) {

@@ -22,9 +22,12 @@ use crate::cache::manifest::put_manifest;
 use crate::cache::memory::CheckedPointer;
 use crate::cache::storage::Storage;
 use crate::oci::manifest::ManifestError;
-use crate::oci::{Digest, Hasher, Manifest, Repository, Tag};
+use crate::oci::{Digest, Hasher, Manifest, Repository, Tag, UpstreamName};
 use crate::store::Pointer;
-use crate::store::{BlobEntry, Change, Draft, DraftWriter, Removal, StoreError, StoredManifest, TagFact};
+use crate::store::{
+    BlobEntry, Change, Draft, DraftKey, DraftWriter, Removal, StoreError, StoreSession, StoredManifest,
+    TagFact,
+};
 
 /// Bytes of a blob that are in memory at a time.
 const STEP: usize = 256 << 10;
@@ -73,6 +76,8 @@ pub struct Importer {
     /// Blobs of the archive that were cached before.
     present: HashMap<Digest, ContentPin>,
     manifests: Vec<ContentPin>,
+    /// Blobs whose bytes are in the archive.
+    received: HashSet<Digest>,
     /// Digests that the imported manifests need.
     needed: HashSet<Digest>,
     added_bytes: u64,
@@ -91,6 +96,7 @@ impl Importer {
             added: HashMap::new(),
             present: HashMap::new(),
             manifests: Vec::new(),
+            received: HashSet::new(),
             needed: HashSet::new(),
             added_bytes: 0,
         })
@@ -101,7 +107,9 @@ impl Importer {
         let storage = Arc::clone(&self.storage);
         loop {
             if self.is_present(digest)? {
-                return compare(digest, size, content);
+                compare(digest, size, content)?;
+                self.received.insert(*digest);
+                return Ok(());
             }
             // No client waits for an import, so it waits until the disk has caught up.
             self.runtime.block_on(storage.capacity.wait_to_start(None));
@@ -127,6 +135,7 @@ impl Importer {
                     }
                     let pin = import.run(&self.runtime, size, content)?;
                     self.added.insert(*digest, pin);
+                    self.received.insert(*digest);
                     return Ok(());
                 }
                 Err(phase) => self.runtime.block_on(fill_ended(phase)),
@@ -159,9 +168,14 @@ impl Importer {
         Ok(is_present)
     }
 
-    /// Returns the size of a blob that is cached, or was imported.
-    pub fn blob_size(&mut self, digest: &Digest) -> Result<Option<u64>, ImportError> {
-        if !self.is_present(digest)? {
+    /// Returns the size of a blob that was imported, or that is cached and was delivered by an upstream.
+    pub fn blob_size(
+        &mut self,
+        upstream: &UpstreamName,
+        digest: &Digest,
+    ) -> Result<Option<u64>, ImportError> {
+        let is_known = self.received.contains(digest) || self.is_delivered(upstream, digest)?;
+        if !is_known || !self.is_present(digest)? {
             return Ok(None);
         }
         Ok(self.entry(digest)?.map(|entry| entry.size()))
@@ -172,8 +186,21 @@ impl Importer {
         (self.added.len() as u64, self.added_bytes)
     }
 
-    /// Returns a cached manifest of any repository.
-    pub fn stored_manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, ImportError> {
+    fn is_delivered(&self, upstream: &UpstreamName, digest: &Digest) -> Result<bool, ImportError> {
+        let (upstream, digest) = (upstream.clone(), *digest);
+        let work = move |store: &StoreSession| store.is_delivered(&upstream, &digest);
+        Ok(self.runtime.block_on(self.storage.store.run(work))?)
+    }
+
+    /// Returns a cached manifest of any repository of an upstream.
+    pub fn stored_manifest(
+        &self,
+        upstream: &UpstreamName,
+        digest: &Digest,
+    ) -> Result<Option<StoredManifest>, ImportError> {
+        if !self.is_delivered(upstream, digest)? {
+            return Ok(None);
+        }
         let digest = *digest;
         match self.runtime.block_on(self.storage.store.run(move |store| store.manifest(&digest))) {
             Err(StoreError::Damaged(_)) => Ok(None),
@@ -194,11 +221,18 @@ impl Importer {
         verify(digest, &body)?;
         let (owned, repository, digest) = (Arc::clone(storage), repository.clone(), *digest);
         let parsed = manifest.clone();
+        // The archive has delivered these bytes in the place of the upstream.
+        let contained = parsed.children.iter().chain(&parsed.blobs).map(|target| target.digest);
+        let delivered: Vec<Change> = contained
+            .filter(|digest| self.received.contains(digest))
+            .map(|digest| Change::AddDelivered(repository.upstream.clone(), digest))
+            .collect();
         self.runtime.block_on(storage.store.run(move |store| {
             if let Err(StoreError::Damaged(_)) = store.manifest(&digest) {
                 owned.deleter(store).delete_damaged_manifest(&digest)?;
             }
-            put_manifest(&owned, store, &repository, digest, &parsed, body)
+            put_manifest(&owned, store, &repository, digest, &parsed, body)?;
+            store.apply(&delivered)
         }))?;
         self.manifests.extend(storage.content.pin(&digest));
         self.needed.extend(dependencies(manifest));
@@ -267,7 +301,7 @@ struct BlobImport<'a> {
 impl Drop for BlobImport<'_> {
     /// Ends the import for its readers. It is removed from the list of fills first, so that a new request starts a new fill.
     fn drop(&mut self) {
-        self.storage.fills.remove(self.digest, &self.phase);
+        self.storage.fills.remove_import(self.digest, &self.phase);
         self.storage.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
@@ -289,10 +323,11 @@ impl BlobImport<'_> {
     ) -> Result<ContentPin, ImportError> {
         let Storage { store, content: tracker, capacity, clock, .. } = &**self.storage;
         let digest = *self.digest;
-        // The archive has the whole blob, and the draft of an interrupted fill may be wrong.
+        // The archive has the whole blob, and the draft of an interrupted import may be wrong.
         let mut writer = runtime.block_on(store.run(move |store| {
-            store.remove(Removal::Draft(&digest))?;
-            store.open_draft(&digest)
+            let key = DraftKey::unowned(&digest);
+            store.remove(Removal::Draft(&key))?;
+            store.open_draft(&key)
         }))?;
         let draft = Arc::clone(writer.draft());
         let share = capacity.drafts().share(None, 0);

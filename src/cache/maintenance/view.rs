@@ -62,7 +62,7 @@ impl CacheView<'_> {
     ) -> Result<Vec<(Repository, Digest)>, StoreError> {
         let mut found = Vec::new();
         for (repository, digest) in self.session.links(only, |repository, _| self.is_served(repository))? {
-            if none_if_damaged(self.session.manifest(&digest))?.is_some() {
+            if self.manifest(&repository, &digest)?.is_some() {
                 found.push((repository, digest));
             }
         }
@@ -90,7 +90,7 @@ impl CacheView<'_> {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<StoredManifest>, StoreError> {
-        match self.session.link(repository, digest)? {
+        match self.session.access(repository, digest)? {
             Some(_) => none_if_damaged(self.session.manifest(digest)),
             None => Ok(None),
         }
@@ -98,7 +98,7 @@ impl CacheView<'_> {
 
     /// Returns the size of a blob that the repository is linked to. Checks that the bytes exist, and does not read them.
     pub fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        if self.session.link(repository, digest)?.is_none() {
+        if self.session.access(repository, digest)?.is_none() {
             return Ok(None);
         }
         let Some(entry) = self.session.blob(digest)? else { return Ok(None) };
@@ -112,7 +112,7 @@ impl CacheView<'_> {
         digest: &Digest,
         size_max: u64,
     ) -> Result<Option<Bytes>, StoreError> {
-        if self.session.link(repository, digest)?.is_none() {
+        if self.session.access(repository, digest)?.is_none() {
             return Ok(None);
         }
         let entry = self.session.blob(digest)?.filter(|entry| entry.size() <= size_max);

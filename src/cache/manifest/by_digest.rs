@@ -44,6 +44,7 @@ pub(in crate::cache) enum Children {
 #[derive(Default)]
 struct StoredState {
     link: Option<LinkFact>,
+    /// Stored manifest, if the repository's upstream has delivered it.
     manifest: Option<Arc<CachedManifest>>,
 }
 
@@ -127,6 +128,9 @@ impl Manifests {
         let (storage, repository, digest) = (Arc::clone(&self.storage), repository.clone(), *digest);
         let work = move |store: &StoreSession| {
             let link = store.link(&repository, &digest)?;
+            if !store.is_delivered(&repository.upstream, &digest)? {
+                return Ok(StoredState { link, manifest: None });
+            }
             let stored = match store.manifest(&digest) {
                 Ok(stored) => stored,
                 Err(error @ StoreError::Damaged(_)) => {

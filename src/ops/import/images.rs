@@ -51,10 +51,12 @@ impl Images<'_> {
         while let Some(step) = walk.step() {
             match step {
                 WalkStep::Enter(item) if item.descriptor.foreign => {}
-                WalkStep::Enter(item) if item.repeated => self.check_repeated(&item.descriptor)?,
+                WalkStep::Enter(item) if item.repeated => {
+                    self.check_repeated(repository, &item.descriptor)?;
+                }
                 WalkStep::Enter(item) => {
                     let is_root = item.descriptor.digest == root_digest && open.is_empty();
-                    if let Some(manifest) = self.find(&item.descriptor, is_root)? {
+                    if let Some(manifest) = self.find(repository, &item.descriptor, is_root)? {
                         walk.visit(&manifest.read, manifest.body.len() as u64);
                         open.push(manifest);
                     }
@@ -72,17 +74,24 @@ impl Images<'_> {
     }
 
     /// Checks the stated size of a manifest that another descriptor names too.
-    fn check_repeated(&self, wanted: &Descriptor) -> Result<(), OpsError> {
-        self.document(&wanted.digest)?.map_or(Ok(()), |body| check_size(wanted, body.len() as u64))
+    fn check_repeated(&self, repository: &Repository, wanted: &Descriptor) -> Result<(), OpsError> {
+        self.document(repository, &wanted.digest)?
+            .map_or(Ok(()), |body| check_size(wanted, body.len() as u64))
     }
 
     /// Finds the manifest of a descriptor. Returns `None` for a blob, and for a child that is not in the archive.
-    fn find(&mut self, wanted: &Descriptor, is_root: bool) -> Result<Option<OpenManifest>, OpsError> {
+    fn find(
+        &mut self,
+        repository: &Repository,
+        wanted: &Descriptor,
+        is_root: bool,
+    ) -> Result<Option<OpenManifest>, OpsError> {
         let digest = wanted.digest;
         let is_manifest_type = wanted.media_type.as_ref().is_some_and(|it| it.kind().is_some());
-        let Some(body) = self.document(&digest)? else {
+        let Some(body) = self.document(repository, &digest)? else {
             // Some build caches are indexes of blobs.
-            let size = if is_manifest_type { None } else { self.importer.blob_size(&digest)? };
+            let upstream = &repository.upstream;
+            let size = if is_manifest_type { None } else { self.importer.blob_size(upstream, &digest)? };
             return match size {
                 Some(size) => check_size(wanted, size).map(|()| None),
                 // A child may be left out on purpose. The report lists what is missing.
@@ -108,27 +117,32 @@ impl Images<'_> {
     fn store_manifest(&mut self, repository: &Repository, manifest: OpenManifest) -> Result<(), OpsError> {
         let OpenManifest { digest, read, body } = manifest;
         for blob in read.blobs.iter().filter(|blob| !blob.foreign) {
-            self.store_blob(&digest, blob)?;
+            self.store_blob(repository, &digest, blob)?;
         }
         self.importer.manifest(repository, &digest, &read, body)?;
         Ok(())
     }
 
-    /// Returns a document that was received or is stored.
-    fn document(&self, digest: &Digest) -> Result<Option<Bytes>, OpsError> {
+    /// Returns a document that was received, or is stored and was delivered by the upstream of the repository.
+    fn document(&self, repository: &Repository, digest: &Digest) -> Result<Option<Bytes>, OpsError> {
         if let Some(body) = self.spool.get(digest).map_err(|error| spool_failed(&error))? {
             return Ok(Some(body));
         }
-        Ok(self.importer.stored_manifest(digest)?.map(|stored| stored.body))
+        Ok(self.importer.stored_manifest(&repository.upstream, digest)?.map(|stored| stored.body))
     }
 
     /// Stores a blob that is still in the spool, and checks that the blob exists.
-    fn store_blob(&mut self, manifest: &Digest, wanted: &Descriptor) -> Result<(), OpsError> {
+    fn store_blob(
+        &mut self,
+        repository: &Repository,
+        manifest: &Digest,
+        wanted: &Descriptor,
+    ) -> Result<(), OpsError> {
         let digest = &wanted.digest;
         if let Some(body) = self.spool.get(digest).map_err(|error| spool_failed(&error))? {
             self.importer.blob(digest, body.len() as u64, &mut &*body)?;
         }
-        match self.importer.blob_size(digest)? {
+        match self.importer.blob_size(&repository.upstream, digest)? {
             Some(size) => check_size(wanted, size),
             // A layer that was left out by mistake looks the same as a truncated archive.
             None => Err(OpsError::Content(format!(

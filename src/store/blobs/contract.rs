@@ -7,6 +7,7 @@ use super::{BlobBytes, Blobs, ReadBlob, kind};
 use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
 use crate::oci::{Algorithm, Digest};
+use crate::store::blobs::files::DraftKey;
 use crate::store::error::StoreError;
 use crate::store::index::database::Database;
 use crate::store::index::trees::Trees;
@@ -56,7 +57,7 @@ impl Fixture {
     }
 
     fn commit(&self, digest: &Digest, content: &Bytes) {
-        let mut draft = self.blobs.files().draft(digest).expect("a draft");
+        let mut draft = self.blobs.files().draft(&DraftKey::unowned(digest)).expect("a draft");
         draft.append(content.clone()).expect("appended");
         self.blobs.commit(&mut draft, STORED_AT, &self.trees).expect("committed");
     }
@@ -125,7 +126,7 @@ fn committed_blob_reads_back_in_any_range(fixture: &Fixture) {
 
 fn draft_is_not_content(fixture: &Fixture) {
     let (digest, content) = content(5000);
-    let mut draft = fixture.blobs.files().draft(&digest).expect("a draft");
+    let mut draft = fixture.blobs.files().draft(&DraftKey::unowned(&digest)).expect("a draft");
     draft.append(content.clone()).expect("appended");
     draft.complete().expect("written");
     assert!(!fixture.is_complete(&digest, &content));
@@ -172,12 +173,12 @@ fn import_replaces_an_incomplete_blob(fixture: &Fixture) {
 fn drafts_are_listed_with_their_size_on_disk(fixture: &Fixture) {
     let (digest, content) = content(100_000);
     let before = fixture.blobs.size_on_disk().expect("a size");
-    let mut draft = fixture.blobs.files().draft(&digest).expect("a draft");
+    let mut draft = fixture.blobs.files().draft(&DraftKey::unowned(&digest)).expect("a draft");
     draft.append(content).expect("appended");
     draft.complete().expect("written");
     let listed = fixture.blobs.files().drafts().expect("a list");
-    assert!(listed.len() == 1 && listed[0].disk >= 100_000);
-    fixture.blobs.files().remove_draft(&digest).expect("removed");
+    assert!(listed.len() == 1 && listed[0].bytes >= 100_000);
+    fixture.blobs.files().remove_draft(&DraftKey::unowned(&digest)).expect("removed");
     assert!(fixture.blobs.files().drafts().expect("a list").is_empty());
     assert_eq!(fixture.blobs.size_on_disk().expect("a size"), before);
 }

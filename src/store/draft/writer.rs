@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Hasher, Repository};
 use crate::store::blobs::SpaceModel;
-use crate::store::blobs::files::FileBody;
 use crate::store::blobs::files::draft::FileDraft;
+use crate::store::blobs::files::{DraftKey, FileBody};
 use crate::store::draft::budget::VerifiedMemory;
 use crate::store::draft::commit_queue::{CommitPermit, PendingCommit};
 use crate::store::draft::progress::{DraftEnd, Progress};
@@ -74,16 +74,24 @@ impl Engine {
         self.blobs.space_model() == SpaceModel::Shared
     }
 
-    /// Opens the draft of a digest, and resumes what an interrupted fill left.
-    pub(in crate::store) fn open_draft(&self, digest: &Digest) -> Result<DraftWriter, StoreError> {
+    /// Opens a draft, and resumes what an interrupted fill left.
+    pub(in crate::store) fn open_draft(&self, key: &DraftKey) -> Result<DraftWriter, StoreError> {
+        let (digest, files) = (&key.digest, self.blobs.files());
         let growing = {
             let _names = self.blobs.lock_names();
-            let key = Key::Leftover(digest).to_bytes();
-            if self.database.facts()?.contains_key(&key)? {
+            let leftover = Key::Leftover(digest).to_bytes();
+            if self.database.facts()?.contains_key(&leftover)? {
                 self.blobs.remove(digest)?;
-                self.database.facts()?.remove(&key)?;
+                self.database.facts()?.remove(&leftover)?;
             }
-            self.blobs.files().draft(digest)?
+            files.demote(digest)?;
+            if let Some(upstream) = &key.upstream
+                && files.has_unowned_draft(digest)
+                && self.is_delivered(upstream, digest)?
+            {
+                files.adopt_draft(key)?;
+            }
+            files.draft(key)?
         };
         let left = growing.written();
         let body = growing.body();
@@ -265,11 +273,7 @@ impl DraftFile {
     pub fn stop_storing(&mut self, held: impl Any + Send + Sync) -> Result<(), StoreError> {
         let DraftBytes::File(growing) = &self.growing else { return Ok(()) };
         // Removed first: a draft in memory may be followed by another fill of the digest, with a file of the same name.
-        let removed = if growing.has_file() {
-            self.store.blobs.files().remove_draft(&self.draft.digest)
-        } else {
-            Ok(())
-        };
+        let removed = if growing.has_file() { growing.remove() } else { Ok(()) };
         // The first stop is the only one.
         drop(self.draft.held.set(Box::new(held)));
         self.draft.kept.store(false, Ordering::Release);
@@ -298,8 +302,8 @@ impl DraftFile {
     }
 
     fn remove(&self) -> Result<(), StoreError> {
-        match self.growing {
-            DraftBytes::File(_) => self.store.blobs.files().remove_draft(&self.draft.digest),
+        match &self.growing {
+            DraftBytes::File(growing) => growing.remove(),
             DraftBytes::Lost(_) => Ok(()),
         }
     }
@@ -341,6 +345,10 @@ impl VerifiedDraft {
         };
         let digest = &draft.digest;
         let trees = store.database.trees()?;
+        if let Some(repository) = repository {
+            // Recorded first: content whose fact a crash loses is then resumed by its upstream.
+            trees.facts.insert(Key::Delivered(digest, &repository.upstream).to_bytes(), &[][..])?;
+        }
         if store.copies_on_commit() {
             // Marked first: after an interruption, pages without a fact must be removed. The draft stays.
             trees
@@ -352,7 +360,7 @@ impl VerifiedDraft {
         if store.copies_on_commit() && growing.has_file() {
             // Removed when the copy is on disk.
             trees.flush()?;
-            store.blobs.files().remove_draft(digest)?;
+            growing.remove()?;
         }
         Ok(true)
     }

@@ -43,7 +43,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes a blob visible, together with its link, in one atomic step. `facts` belong to the database that has the bytes.
+    /// Makes a blob visible, together with its link and its delivery, in one atomic step. `facts` belong to the database that has the bytes.
     pub(in crate::store) fn commit_blob(
         &self,
         facts: &sled::Tree,
@@ -58,6 +58,7 @@ impl Engine {
             facts.remove(Key::Leftover(digest).to_bytes())?;
             if let Some(repository) = repository {
                 facts.insert(Key::Link(repository, digest).to_bytes(), link.as_slice())?;
+                facts.insert(Key::Delivered(digest, &repository.upstream).to_bytes(), &[][..])?;
             }
             let stored = facts.insert(Key::Blob(digest).to_bytes(), blob.as_slice())?;
             // A fact that cannot be decoded was not counted.

@@ -92,6 +92,15 @@ impl Engine {
         self.fact(&Key::Link(repository, digest))
     }
 
+    /// Returns true if an upstream has delivered the bytes of a digest.
+    pub(in crate::store) fn is_delivered(
+        &self,
+        upstream: &UpstreamName,
+        digest: &Digest,
+    ) -> Result<bool, StoreError> {
+        Ok(self.database.facts()?.contains_key(Key::Delivered(digest, upstream).to_bytes())?)
+    }
+
     /// Returns the links of one repository, or of all repositories, for which `keep` returns true.
     pub(in crate::store) fn links(
         &self,

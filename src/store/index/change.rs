@@ -1,7 +1,7 @@
 //! Changes of facts.
 
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Repository};
+use crate::oci::{Digest, Repository, UpstreamName};
 use crate::store::engine::Engine;
 use crate::store::error::StoreError;
 use crate::store::index::fact::{AccessFact, Fact as _, LinkFact, TagFact, VerifiedFact};
@@ -18,6 +18,10 @@ pub enum Change {
     /// Links a repository to a digest that its upstream confirmed or delivered. An existing link stays as it is, because
     /// it may contain the size.
     AddLink(Repository, Digest),
+    /// Records that an upstream has delivered the bytes of a digest. See [`StoreSession::is_delivered`].
+    ///
+    /// [`StoreSession::is_delivered`]: crate::store::StoreSession::is_delivered
+    AddDelivered(UpstreamName, Digest),
     /// Removes a link to content that was removed.
     RemoveLink(Repository, Digest),
     /// Records that a stored manifest refers to a subject, which need not be stored.
@@ -57,6 +61,9 @@ impl Engine {
                 }
                 Change::RemovePointer(pointer) => self.remove_pointer(pointer)?,
                 Change::AddLink(repository, digest) => self.add_link(repository, digest)?,
+                Change::AddDelivered(upstream, digest) => {
+                    batch.insert(Key::Delivered(digest, upstream).to_bytes(), &[][..]);
+                }
                 Change::RemoveLink(repository, digest) => {
                     batch.remove(Key::Link(repository, digest).to_bytes());
                 }

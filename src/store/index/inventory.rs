@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::clock::Timestamp;
 use crate::oci::Digest;
 
-use crate::store::blobs::files::folder::FoundFile;
+use crate::store::blobs::files::DraftUsage;
 use crate::store::engine::Engine;
 use crate::store::error::StoreError;
 use crate::store::index::fact::{AccessFact, BlobFact, Fact, ManifestFact, TagFact, VerifiedFact, readable};
@@ -22,17 +22,6 @@ pub struct ContentEntry {
     pub last: Timestamp,
     /// Last verification, or the time at which it was stored.
     pub verified: Timestamp,
-}
-
-/// Draft with a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DraftUsage {
-    /// Digest.
-    pub digest: Digest,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// Time of the last write.
-    pub changed: Timestamp,
 }
 
 impl Engine {
@@ -93,9 +82,6 @@ impl Engine {
 
     /// Returns all drafts that have a file, including those of running fills.
     pub(in crate::store) fn drafts(&self) -> Result<Vec<DraftUsage>, StoreError> {
-        let files = self.blobs.files().drafts()?.into_iter();
-        let usage =
-            |file: FoundFile| DraftUsage { digest: file.digest, bytes: file.disk, changed: file.changed };
-        Ok(files.map(usage).collect())
+        self.blobs.files().drafts()
     }
 }

@@ -31,6 +31,8 @@ pub(in crate::store) enum Key<'a> {
     Prefetch(&'a Repository, &'a Digest),
     /// List of the referrers of a manifest.
     Referrers(&'a Repository, &'a Digest),
+    /// Content that an upstream has delivered.
+    Delivered(&'a Digest, &'a UpstreamName),
     /// Stored manifest that refers to a subject.
     Referrer(&'a Repository, &'a Digest, &'a Digest),
 }
@@ -76,6 +78,21 @@ impl Key<'_> {
     /// Returns the prefixes of facts that have no meaning without their content.
     pub(in crate::store) const fn remarks() -> [&'static [u8]; 2] {
         [b"a", b"c"]
+    }
+
+    /// Returns the prefix of all facts of the kind [`Key::Delivered`].
+    pub(in crate::store) const fn deliveries() -> &'static [u8] {
+        b"p"
+    }
+
+    /// Returns the key of the mark that deliveries are recorded.
+    pub(in crate::store) const fn deliveries_mark() -> &'static [u8] {
+        b"q"
+    }
+
+    /// Reads the digest of a key of the kind [`Key::Delivered`].
+    pub(in crate::store) fn read_delivered(key: &[u8]) -> Option<Digest> {
+        digest(split_digest(key.strip_prefix(Self::deliveries())?)?.0)
     }
 
     /// Returns the prefix of all links.
@@ -183,6 +200,11 @@ impl Key<'_> {
             Self::Leftover(digest) => with_digest(Self::leftovers().to_vec(), digest),
             Self::Prefetch(repository, digest) => {
                 with_digest(of_repository(Self::prefetches(), repository, b""), digest)
+            }
+            Self::Delivered(digest, upstream) => {
+                let mut key = with_digest(Self::deliveries().to_vec(), digest);
+                key.extend_from_slice(upstream.as_str().as_bytes());
+                key
             }
             Self::Referrers(repository, subject) => {
                 with_digest(of_repository(b"f", repository, b""), subject)

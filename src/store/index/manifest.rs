@@ -83,6 +83,7 @@ impl Engine {
                 facts.apply_batch(std::mem::take(&mut batch))?;
             }
         }
+        batch.insert(Key::Delivered(digest, &repository.upstream).to_bytes(), &[][..]);
         facts.apply_batch(batch)?;
         Ok(media_type)
     }

@@ -86,6 +86,13 @@ impl Engine {
                 }
             }
         }
+        for item in self.database.facts()?.scan_prefix(Key::deliveries()).keys() {
+            let key = item?;
+            if !matches!(Key::read_delivered(&key), Some(digest) if self.has_content(&digest)?) {
+                self.database.facts()?.remove(&key)?;
+                collected.remarks += 1;
+            }
+        }
         for item in self.database.facts()?.scan_prefix(Key::referrers()).keys() {
             let key = item?;
             if !matches!(Key::read_referrer(&key), Some(referrer) if self.has_manifest(&referrer)?) {

@@ -2,6 +2,7 @@
 
 pub(in crate::store) mod compact;
 pub(in crate::store) mod convert;
+pub(in crate::store) mod deliveries;
 pub(in crate::store) mod gc;
 pub(in crate::store) mod header;
 pub(in crate::store) mod location;

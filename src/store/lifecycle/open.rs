@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::schema::{self, BlobStoreKind, OnCorruption};
 use crate::oci::Digest;
-use crate::store::blobs::files::folder::FoundFile;
+use crate::store::blobs::files::{DraftUsage, FoundFile};
 use crate::store::blobs::kind;
 use crate::store::draft::budget::MemoryBudget;
 use crate::store::draft::commit_queue::CommitQueue;
@@ -17,6 +17,7 @@ use crate::store::index::database::Database;
 use crate::store::index::fact::{BlobFact, ManifestFact, readable};
 use crate::store::index::key::{self, Key};
 use crate::store::index::trees::{TREE, Trees, contain_panics};
+use crate::store::lifecycle::deliveries;
 use crate::store::lifecycle::header::{self, Geometry, Header};
 use crate::store::lifecycle::location::{Location, OpenFolder, file_id};
 use crate::store::lifecycle::lock::{self, FolderLock};
@@ -129,6 +130,7 @@ impl Engine {
             identify(&trees, path, &mut header)?;
             self.blobs.prepare()?;
             self.count_content(&trees)?;
+            deliveries::record(&trees)?;
             Ok(trees)
         })?;
         self.database.replace(Some(trees));
@@ -151,10 +153,10 @@ impl Engine {
         if let Some(files) = self.blobs.list()? {
             self.reconcile(trees, files)?;
         }
-        for FoundFile { digest, .. } in self.blobs.files().drafts()? {
-            // A crash after the commit has left the draft.
-            if facts.contains_key(Key::Blob(&digest).to_bytes())? {
-                self.blobs.files().remove_draft(&digest)?;
+        for DraftUsage { key, .. } in self.blobs.files().drafts()? {
+            // A crash after the commit has left the draft, or another upstream has filled the blob.
+            if facts.contains_key(Key::Blob(&key.digest).to_bytes())? {
+                self.blobs.files().remove_draft(&key)?;
             }
         }
         for item in facts.scan_prefix(Key::blobs()) {
@@ -167,7 +169,7 @@ impl Engine {
     }
 
     /// Removes facts whose file is missing or has another length. Makes drafts of files without a fact, so that the next
-    /// fill verifies them.
+    /// fill of an upstream that has delivered them verifies them.
     fn reconcile(&self, trees: &Trees, files: Vec<FoundFile>) -> Result<(), StoreError> {
         let mut files: HashMap<Digest, FoundFile> =
             files.into_iter().map(|file| (file.digest, file)).collect();

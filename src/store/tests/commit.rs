@@ -14,7 +14,7 @@ fn draft_with_an_interrupted_commit_needs_no_second_download(kind: BlobStoreKind
     // Longer than one write, so that it has a file in every kind.
     let content = body(600_000);
     let digest = Digest::of(Algorithm::Sha256, &content);
-    let mut writer = store.open_draft(&digest).expect("a draft");
+    let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     append(&mut writer, content.clone());
     let verified = writer.verify(Some(600_000)).expect("verified").expect("the right bytes");
     drop(verified);
@@ -35,7 +35,7 @@ fn draft_with_an_interrupted_commit_needs_no_second_download(kind: BlobStoreKind
     drop(store);
     let store = open(&folder, kind).expect("opens again");
     assert!(store.blob(&digest).expect("a look").is_none());
-    let writer = store.open_draft(&digest).expect("a draft");
+    let writer = store.open_draft(&draft_of(&digest)).expect("a draft");
     assert_eq!(writer.draft().progress().received, 600_000);
     if store.0.blobs.space_model() == SpaceModel::Shared {
         let pages = store.0.database.pages().expect("open");
@@ -64,7 +64,7 @@ fn verified_draft_is_readable_before_and_after_the_commit(kind: BlobStoreKind) {
         let (store, folder) = store(kind);
         let content = body(length);
         let digest = Digest::of(Algorithm::Sha256, &content);
-        let mut writer = store.open_draft(&digest).expect("a draft");
+        let mut writer = store.open_draft(&draft_of(&digest)).expect("a draft");
         let draft = writer.draft().clone();
         for part in content.chunks(65_536) {
             append(&mut writer, Bytes::copy_from_slice(part));
@@ -102,7 +102,8 @@ fn verified_drafts_that_wait_for_their_commit_need_little_memory(kind: BlobStore
             .map(|number| {
                 let mut content = body(usize::try_from(length).expect("a small number")).to_vec();
                 content[..8].copy_from_slice(&number.to_be_bytes());
-                let mut writer = store.open_draft(&Digest::of(Algorithm::Sha256, &content)).expect("a draft");
+                let mut writer =
+                    store.open_draft(&draft_of(&Digest::of(Algorithm::Sha256, &content))).expect("a draft");
                 append(&mut writer, content.into());
                 let draft = writer.draft().clone();
                 let verified = writer.verify(None).expect("verified").expect("the right bytes");

@@ -13,6 +13,7 @@ use crate::store::index::trees::Trees;
 
 use super::body::FileBody;
 use super::draft::FileDraft;
+use super::draft_files::DraftKey;
 use super::folder::{Files, FoundFile};
 
 /// Unit of allocation of common file systems.
@@ -38,7 +39,8 @@ impl Blobs for FileBlobs {
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
-        self.0.prepare_content()
+        self.0.prepare_content()?;
+        self.0.prepare_drafts()
     }
 
     fn lock_names(&self) -> Option<MutexGuard<'_, ()>> {
@@ -65,13 +67,14 @@ impl Blobs for FileBlobs {
         stored_at: Timestamp,
     ) -> Result<bool, StoreError> {
         self.0.remove_content(digest)?;
-        self.0.remove_draft(digest)?;
-        let mut draft = self.0.draft(digest)?;
+        let key = DraftKey::unowned(digest);
+        self.0.remove_draft(&key)?;
+        let mut draft = self.0.draft(&key)?;
         if copy_verified(from, digest, size, |piece| draft.append(piece))? {
             draft.commit(stored_at)?;
             Ok(true)
         } else {
-            self.0.remove_draft(digest)?;
+            draft.remove()?;
             Ok(false)
         }
     }

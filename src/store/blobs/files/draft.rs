@@ -11,6 +11,7 @@ use crate::clock::Timestamp;
 use crate::oci::Digest;
 
 use super::body::FileBody;
+use super::draft_files::DraftKey;
 use super::folder::{Files, failed, make_folder, remove, sync_folder, time_of};
 use crate::store::error::StoreError;
 
@@ -23,7 +24,7 @@ const PIECES: usize = 1024;
 #[derive(Debug)]
 pub(in crate::store) struct FileDraft {
     files: Files,
-    digest: Digest,
+    key: DraftKey,
     body: FileBody,
     /// Bytes that are not written yet.
     waiting: Vec<Bytes>,
@@ -34,12 +35,10 @@ pub(in crate::store) struct FileDraft {
 }
 
 impl Files {
-    /// Opens the draft of a digest, or creates it. Content without a fact, which a crash left, becomes the draft. The caller
-    /// has locked the names.
-    pub(in crate::store) fn draft(&self, digest: &Digest) -> Result<FileDraft, StoreError> {
-        self.demote(digest)?;
-        let path = self.growing(digest);
-        let body = FileBody::of_draft(self, digest);
+    /// Opens a draft, or creates it. The caller has locked the names.
+    pub(in crate::store) fn draft(&self, key: &DraftKey) -> Result<FileDraft, StoreError> {
+        let path = self.growing(key);
+        let body = FileBody::of_draft(self, &key.digest);
         let (mut written, waiting, mut stamp) = (0, Vec::new(), None);
         match OpenOptions::new().read(true).append(true).open(&path) {
             Ok(file) => {
@@ -52,7 +51,7 @@ impl Files {
         }
         Ok(FileDraft {
             files: self.clone(),
-            digest: *digest,
+            key: key.clone(),
             body,
             waiting,
             waiting_bytes: 0,
@@ -64,7 +63,7 @@ impl Files {
 
 impl FileDraft {
     pub(in crate::store) fn digest(&self) -> &Digest {
-        &self.digest
+        &self.key.digest
     }
 
     /// Returns the number of bytes that are written.
@@ -106,6 +105,11 @@ impl FileDraft {
         Ok(())
     }
 
+    /// Removes the file. Open readers are not disturbed.
+    pub(in crate::store) fn remove(&self) -> Result<(), StoreError> {
+        self.files.remove_draft(&self.key)
+    }
+
     /// Writes all collected bytes.
     pub(in crate::store) fn complete(&mut self) -> Result<(), StoreError> {
         if self.waiting_bytes == 0 {
@@ -119,14 +123,14 @@ impl FileDraft {
             )
         {
             // An incomplete blob must not occupy the last free bytes.
-            self.files.remove_draft(&self.digest)?;
+            self.remove()?;
         }
         written
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
         self.is_ours()?;
-        let path = self.files.growing(&self.digest);
+        let path = self.files.growing(&self.key);
         let mut file = self.file()?;
         let mut pieces: Vec<_> = self.waiting.iter().map(|bytes| IoSlice::new(bytes)).collect();
         let mut left = pieces.as_mut_slice();
@@ -147,7 +151,7 @@ impl FileDraft {
 
     /// Returns the file, and creates it if necessary.
     fn file(&self) -> Result<&File, StoreError> {
-        let path = self.files.growing(&self.digest);
+        let path = self.files.growing(&self.key);
         if self.body.file().is_none() {
             let open = || OpenOptions::new().read(true).append(true).create(true).open(&path);
             let made = match open() {
@@ -187,11 +191,11 @@ impl FileDraft {
     /// the bytes in the file.
     pub(in crate::store) fn is_ours(&self) -> Result<(), StoreError> {
         let Some(file) = self.body.file() else { return Ok(()) };
-        let draft = self.files.growing(&self.digest);
+        let draft = self.files.growing(&self.key);
         let found = file.metadata().map_err(failed(&draft))?;
         if found.len() != self.written || found.modified().ok() != self.stamp {
             remove(&draft)?;
-            return Err(StoreError::Damaged(self.digest));
+            return Err(StoreError::Damaged(self.key.digest));
         }
         Ok(())
     }
@@ -199,7 +203,7 @@ impl FileDraft {
     /// Makes content of the draft: synchronises its bytes, renames it, and synchronises the folder. Each fill does this on a
     /// thread of its own, because the journal of the file system groups concurrent calls better than one thread.
     pub(in crate::store) fn commit(&mut self, stored_at: Timestamp) -> Result<(), StoreError> {
-        let (draft, content) = (self.files.growing(&self.digest), self.files.content(&self.digest));
+        let (draft, content) = (self.files.growing(&self.key), self.files.content(&self.key.digest));
         self.complete()?;
         self.is_ours()?;
         let file = self.file()?;
@@ -215,7 +219,7 @@ impl FileDraft {
             // Another program may have replaced or removed the file.
             let named = fs::symlink_metadata(&draft).map_err(failed(&draft))?;
             if (named.dev(), named.ino()) != (found.dev(), found.ino()) {
-                return Err(StoreError::Damaged(self.digest));
+                return Err(StoreError::Damaged(self.key.digest));
             }
             fs::rename(&draft, &content).map_err(failed(&draft))?;
             self.files.0.disk.add(&found);

@@ -1,9 +1,9 @@
-//! Files named by their digest: content in `blobs/sha256/ab/<hex>` and drafts in `drafts/sha256/<hex>`, below the store's
-//! folder. A store with its content in sled has drafts only.
+//! Files named by their digest, below the store's folder: content in `blobs/sha256/ab/<hex>`, drafts in
+//! `drafts/upstreams/<upstream>/sha256/<hex>`, and drafts without an upstream in `drafts/sha256/<hex>`. A store with its content
+//! in sled has drafts only.
 //!
 //! A draft becomes content by a rename, after its bytes are on disk and before a fact points at them. So a crash leaves a
-//! draft, content, or content without its fact, which becomes a draft again and is hashed by the next fill. Content never
-//! changes. Its modification time is the time of its fact, so that a write by another program is visible.
+//! draft, content, or content without its fact, which becomes a draft without an upstream. Content never changes. Its modification time is the time of its fact, so that a write by another program is visible.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
@@ -22,7 +22,6 @@ use crate::store::error::StoreError;
 
 /// Folder of content.
 pub(in crate::store) const CONTENT: &str = "blobs";
-const DRAFTS: &str = "drafts";
 
 /// Files of one store; clones share them.
 #[derive(Clone, Debug)]
@@ -80,19 +79,21 @@ impl Files {
         }))
     }
 
-    /// Creates the folders of drafts.
-    pub(in crate::store) fn prepare_drafts(&self) -> Result<(), StoreError> {
-        make_folders(&self.0.folder, DRAFTS)?;
-        let probe = self.0.folder.join(DRAFTS).join("time");
-        let keeps_times = keeps_times(&probe).map_err(failed(&probe))?;
+    /// Returns the store's folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.0.folder
+    }
+
+    /// Tests whether files preserve a modification time.
+    pub(super) fn test_times(&self, probe: &Path) -> Result<(), StoreError> {
+        let keeps_times = keeps_times(probe).map_err(failed(probe))?;
         self.0.keeps_times.store(keeps_times, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Creates the folders of drafts and content.
+    /// Creates the folders of content.
     pub(in crate::store) fn prepare_content(&self) -> Result<(), StoreError> {
-        make_folders(&self.0.folder, CONTENT)?;
-        self.prepare_drafts()
+        make_folders(&self.0.folder.join(CONTENT))
     }
 
     pub(super) fn keeps_times(&self) -> bool {
@@ -117,10 +118,6 @@ impl Files {
         ]
         .iter()
         .collect()
-    }
-
-    pub(super) fn growing(&self, digest: &Digest) -> PathBuf {
-        self.0.folder.join(DRAFTS).join(digest.algorithm().as_str()).join(digest.hex())
     }
 
     /// Returns true if length and time of a file are those of the stored content.
@@ -149,25 +146,6 @@ impl Files {
         self.remove_content(digest)
     }
 
-    /// Removes a draft. Open readers are not disturbed.
-    pub(in crate::store) fn remove_draft(&self, digest: &Digest) -> Result<(), StoreError> {
-        let _names = self.names();
-        remove(&self.growing(digest))
-    }
-
-    /// Makes a draft of content.
-    pub(in crate::store) fn demote(&self, digest: &Digest) -> Result<(), StoreError> {
-        let (content, draft) = (self.content(digest), self.growing(digest));
-        let found = match fs::symlink_metadata(&content) {
-            Ok(found) => found,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(&content)(error)),
-        };
-        fs::rename(&content, draft).map_err(failed(&content))?;
-        self.0.disk.subtract(&found);
-        Ok(())
-    }
-
     /// Lists all content, and measures its size on disk.
     pub(in crate::store) fn list(&self) -> Result<Vec<FoundFile>, StoreError> {
         let mut found = Vec::new();
@@ -184,17 +162,6 @@ impl Files {
         Ok(found)
     }
 
-    /// Lists all drafts.
-    pub(in crate::store) fn drafts(&self) -> Result<Vec<FoundFile>, StoreError> {
-        #[cfg(test)]
-        self.0.lists.fetch_add(1, Ordering::Relaxed);
-        let mut found = Vec::new();
-        for algorithm in Algorithm::ALL.iter().copied() {
-            files_in(&self.0.folder.join(DRAFTS).join(algorithm.as_str()), algorithm, &mut found)?;
-        }
-        Ok(found)
-    }
-
     /// Returns the bytes on disk of content.
     pub(in crate::store) fn size_on_disk(&self) -> Result<u64, StoreError> {
         if self.0.disk.unsure.swap(false, Ordering::Relaxed) {
@@ -202,6 +169,12 @@ impl Files {
             self.list()?;
         }
         Ok(self.0.disk.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Counts a list of all drafts.
+    #[cfg(test)]
+    pub(super) fn count_draft_list(&self) {
+        self.0.lists.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns the number of lists of all drafts.
@@ -249,7 +222,7 @@ pub(super) fn time_of(stored_at: Timestamp) -> SystemTime {
 }
 
 /// Lists a folder. A missing folder is empty; it is created again with the next file.
-fn read_dir(folder: &Path) -> Result<impl Iterator<Item = io::Result<fs::DirEntry>>, StoreError> {
+pub(super) fn read_dir(folder: &Path) -> Result<impl Iterator<Item = io::Result<fs::DirEntry>>, StoreError> {
     match fs::read_dir(folder) {
         Ok(found) => Ok(Some(found).into_iter().flatten()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None.into_iter().flatten()),
@@ -258,7 +231,11 @@ fn read_dir(folder: &Path) -> Result<impl Iterator<Item = io::Result<fs::DirEntr
 }
 
 /// Collects the files of one folder whose names are digests. Other files belong to other programs and stay.
-fn files_in(folder: &Path, algorithm: Algorithm, into: &mut Vec<FoundFile>) -> Result<(), StoreError> {
+pub(super) fn files_in(
+    folder: &Path,
+    algorithm: Algorithm,
+    into: &mut Vec<FoundFile>,
+) -> Result<(), StoreError> {
     for entry in read_dir(folder)? {
         let entry = entry.map_err(failed(folder))?;
         let Some(digest) = digest_of(&entry.file_name(), algorithm) else {
@@ -293,9 +270,10 @@ fn keeps_times(probe: &Path) -> io::Result<bool> {
     Ok(kept)
 }
 
-fn make_folders(folder: &Path, below: &str) -> Result<(), StoreError> {
+/// Creates a folder for each algorithm.
+pub(super) fn make_folders(folder: &Path) -> Result<(), StoreError> {
     for algorithm in Algorithm::ALL.iter().copied() {
-        let path = folder.join(below).join(algorithm.as_str());
+        let path = folder.join(algorithm.as_str());
         make_folder(&path).map_err(failed(&path))?;
     }
     Ok(())

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use crate::clock::Timestamp;
 use crate::config::schema::BlobStoreKind;
 use crate::oci::{Algorithm, Digest, Repository};
-use crate::store::{BlobEntry, Counts, DraftEnd, DraftWriter, Removal, StoreError, StoreSession};
+use crate::store::index::key::Key;
+use crate::store::{BlobEntry, Counts, DraftEnd, DraftKey, DraftWriter, Removal, StoreError, StoreSession};
 
 /// Longer than one step of writing and several pieces of reading.
 const LENGTH: usize = 1_300_000;
@@ -40,7 +41,7 @@ impl House {
     }
 
     fn fill(&self) {
-        let mut writer = self.store.open_draft(&self.digest).expect("a draft");
+        let mut writer = self.store.open_draft(&self.draft_key()).expect("a draft");
         let received = usize::try_from(writer.draft().progress().received).expect("a length");
         append(&mut writer, self.content.slice(received..));
         assert_eq!(finish(writer), DraftEnd::Verified);
@@ -56,7 +57,16 @@ impl House {
     }
 
     fn draft_path(&self) -> PathBuf {
+        self.folder.path().join("drafts/upstreams/a/sha256").join(self.digest.hex())
+    }
+
+    /// Path of a draft without an upstream.
+    fn unowned_path(&self) -> PathBuf {
         self.folder.path().join("drafts/sha256").join(self.digest.hex())
+    }
+
+    fn draft_key(&self) -> DraftKey {
+        DraftKey::of(&repository().upstream, &self.digest)
     }
 
     fn reopen(self) -> Self {
@@ -106,7 +116,7 @@ impl House {
         let exact = |path| fs::metadata(path).map_or(0, |file| file.blocks() * 512);
         assert_eq!(self.store.0.blobs.size_on_disk().expect("a size"), exact(self.path()));
         let drafts: u64 = self.store.0.drafts().expect("a list").iter().map(|draft| draft.bytes).sum();
-        assert_eq!(drafts, exact(self.draft_path()));
+        assert_eq!(drafts, exact(self.draft_path()) + exact(self.unowned_path()));
     }
 }
 
@@ -196,18 +206,28 @@ fn open_file_is_readable_after_its_removal() {
 }
 
 #[test]
-fn content_without_a_fact_needs_no_second_download() {
+fn content_without_a_fact_is_resumed_by_the_upstream_that_delivered_it() {
     // As a crash leaves it between the rename and the fact, found at the start and found by a fill.
-    for reopened in [true, false] {
+    for (reopened, is_delivered) in [(true, true), (false, true), (true, false), (false, false)] {
         let mut house = House::filled();
-        house.store.0.database.facts().expect("open").clear().expect("cleared");
+        {
+            let facts = house.store.0.database.facts().expect("open");
+            facts.remove(Key::Blob(&house.digest).to_bytes()).expect("removed");
+            if !is_delivered {
+                facts
+                    .remove(Key::Delivered(&house.digest, &repository().upstream).to_bytes())
+                    .expect("removed");
+            }
+        }
         if reopened {
             house = house.reopen();
-            assert!(house.draft_path().exists() && !house.path().exists());
+            assert!(house.unowned_path().exists() && !house.path().exists());
             house.is_measured_exactly();
         }
-        let writer = house.store.open_draft(&house.digest).expect("a draft");
-        assert_eq!(writer.draft().progress().received, LENGTH as u64);
+        let mut writer = house.store.open_draft(&house.draft_key()).expect("a draft");
+        let received = writer.draft().progress().received;
+        assert_eq!(received, if is_delivered { LENGTH as u64 } else { 0 });
+        append(&mut writer, house.content.slice(usize::try_from(received).expect("a length")..));
         assert_eq!(finish(writer), DraftEnd::Verified);
         assert!(house.read().expect("read") == house.content);
         house.is_measured_exactly();
@@ -249,13 +269,13 @@ fn foreign_file_is_ignored() {
 fn draft_resumes_at_any_byte() {
     for kept in [0, 1, 511, 512, 524_289, LENGTH - 1] {
         let house = House::new();
-        let mut writer = house.store.open_draft(&house.digest).expect("a draft");
+        let mut writer = house.store.open_draft(&house.draft_key()).expect("a draft");
         append(&mut writer, house.content.clone());
         drop(writer);
         write(&house.draft_path()).set_len(kept as u64).expect("cut off");
         let house = house.reopen();
         house.is_measured_exactly();
-        let writer = house.store.open_draft(&house.digest).expect("a draft");
+        let writer = house.store.open_draft(&house.draft_key()).expect("a draft");
         assert_eq!(writer.draft().progress().received, kept as u64);
         drop(writer);
         house.fill();
@@ -275,7 +295,7 @@ fn changed_draft_does_not_become_content() {
     ];
     for change in changes {
         let house = House::new();
-        let mut writer = house.store.open_draft(&house.digest).expect("a draft");
+        let mut writer = house.store.open_draft(&house.draft_key()).expect("a draft");
         append(&mut writer, house.content.clone());
         writer.flush().expect("written");
         change(&house.draft_path());
@@ -292,8 +312,10 @@ fn changed_draft_does_not_become_content() {
 fn full_disk_is_an_error_and_leaves_nothing() {
     let house = House::new();
     // The one file that is always full.
-    std::os::unix::fs::symlink("/dev/full", house.draft_path()).expect("a link");
-    let mut writer = house.store.open_draft(&house.digest).expect("a draft");
+    let draft = house.draft_path();
+    fs::create_dir_all(draft.parent().expect("a folder")).expect("a folder");
+    std::os::unix::fs::symlink("/dev/full", draft).expect("a link");
+    let mut writer = house.store.open_draft(&house.draft_key()).expect("a draft");
     let draft = writer.draft().clone();
     draft.receive(house.content.clone());
     assert!(draft.is_kept());
