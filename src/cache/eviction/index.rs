@@ -263,7 +263,7 @@ impl EvictionIndex {
                     ContentKind::Manifest => totals.manifests += 1,
                     ContentKind::Blob => totals.blobs += 1,
                 }
-                totals.bytes += entry.size;
+                totals.bytes = totals.bytes.saturating_add(entry.size);
             }
         }
         reachability
@@ -280,7 +280,7 @@ impl EvictionIndex {
             self.entries().filter(|(slot, entry)| slot.dependents == 0 && entry.kind == ContentKind::Blob);
         IndexStats {
             oldest_access: self.oldest_access(),
-            unneeded_bytes: unneeded.map(|(_, entry)| entry.size).sum(),
+            unneeded_bytes: unneeded.map(|(_, entry)| entry.size).fold(0, u64::saturating_add),
         }
     }
 
@@ -428,7 +428,7 @@ impl EvictionIndex {
         let Some(entry) = self.entry(id) else { return 0 };
         let exclusive =
             entry.dependencies.iter().filter(|id| depth < DEPTH_MAX && self.dependents(**id) == 1);
-        entry.size.saturating_add(exclusive.map(|id| self.freed_with(*id, depth + 1)).sum())
+        exclusive.map(|id| self.freed_with(*id, depth + 1)).fold(entry.size, u64::saturating_add)
     }
 }
 
@@ -610,6 +610,19 @@ mod tests {
         let found = index.reachability(&roots);
         assert_eq!(found, Reachability { reachable: totals(2, 1, 2500), unreachable: totals(1, 1, 1070) });
         assert!(index.is_needed(&name("not cached")) && !index.is_needed(&name("old")));
+    }
+
+    #[test]
+    fn sums_of_extreme_sizes_do_not_overflow() {
+        let mut index = EvictionIndex::default();
+        manifest(&mut index, "image", hour(1), &["a", "b"]);
+        for text in ["a", "b", "c", "d"] {
+            blob(&mut index, text, u64::MAX, hour(1));
+        }
+        assert_eq!(index.stats().unneeded_bytes, u64::MAX);
+        assert_eq!(index.reachability(&HashSet::new()).unreachable.bytes, u64::MAX);
+        // The image, whose own size is small, and one blob.
+        assert_eq!(index.take_victims(u64::MAX, hour(2), |_| false).len(), 2);
     }
 
     #[test]
