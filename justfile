@@ -24,6 +24,14 @@ lint:
 test:
     bash .ci/run test
 
+# Fuzz all targets with random inputs, each for this number of seconds. An hour each takes a night.
+fuzz seconds="3600":
+    FUZZ_SECONDS={{seconds}} FUZZ_PROFILE=fuzz bash .ci/stages/fuzz
+
+# Fuzz one target guided by coverage (nightly Rust, cargo-bolero), until it is stopped.
+fuzz-target target *options:
+    cargo +nightly bolero test --engine libfuzzer {{options}} {{target}}
+
 # Build rustdoc, check tables and links.
 doc:
     bash .ci/run docs links

@@ -161,6 +161,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod diagnose;
+#[cfg(test)]
+mod fuzz;
 pub mod layout;
 pub mod oci;
 pub mod ops;

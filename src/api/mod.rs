@@ -2,6 +2,8 @@
 
 mod admin;
 mod body;
+#[cfg(test)]
+mod fuzz;
 mod host;
 mod refusal;
 mod registry;

@@ -22,6 +22,8 @@ mod eviction;
 mod fills;
 mod flight;
 pub mod freshness;
+#[cfg(test)]
+mod fuzz;
 mod lists;
 mod maintenance;
 mod manifest;

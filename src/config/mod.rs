@@ -6,6 +6,8 @@ pub mod change;
 pub mod docker;
 mod endpoint;
 pub mod file_watch;
+#[cfg(test)]
+mod fuzz;
 mod keys;
 pub mod load;
 pub mod open_files;

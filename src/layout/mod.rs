@@ -4,6 +4,8 @@
 
 mod channel_reader;
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod reader;
 mod tar_reader;
 mod tar_writer;

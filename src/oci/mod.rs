@@ -6,6 +6,8 @@
 pub mod content;
 pub mod digest;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod index_walk;
 mod json;
 pub mod manifest;

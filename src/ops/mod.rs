@@ -5,6 +5,8 @@ pub mod completeness;
 pub mod convert;
 mod execute;
 pub mod export;
+#[cfg(test)]
+mod fuzz;
 pub mod image_tree;
 pub mod import;
 pub mod inspect;

@@ -8,6 +8,8 @@ mod contract;
 mod document_budget;
 mod error;
 mod fallback;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod gunzip;
 mod oci_layout;
 

@@ -13,6 +13,8 @@ mod blobs;
 mod draft;
 mod engine;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod index;
 mod lifecycle;
 mod session;

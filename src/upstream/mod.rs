@@ -11,6 +11,8 @@ mod context;
 mod endpoint;
 mod error;
 mod fingerprint;
+#[cfg(test)]
+mod fuzz;
 mod health;
 mod probe;
 mod quota;

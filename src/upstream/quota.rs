@@ -374,3 +374,65 @@ mod tests {
         assert_eq!(pauses.0.len(), 1);
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    //! Fuzz targets of announced quotas, and of the pauses that registries ask for.
+
+    use bolero::check;
+
+    use super::*;
+    use crate::fuzz::{Input, TEST_TIME, inputs};
+
+    #[test]
+    fn announced_quota_is_read_without_trust() {
+        const WORDS: &[&str] = &["100", ";", "w=", "21600", " ", "-1", ",", "=", "w", "18446744073709551616"];
+        check!().with_test_time(TEST_TIME).with_generator(inputs()).for_each(|bytes| {
+            let mut input = Input::new(bytes);
+            let (limit, remaining, window) = (input.number(), input.number(), input.number());
+            let now = Instant::now();
+            let mut headers = HeaderMap::new();
+            headers.insert("ratelimit-limit", format!("{limit};w={window}").parse().expect("a header"));
+            headers.insert("ratelimit-remaining", format!(" {remaining} ; x").parse().expect("a header"));
+            let reading = QuotaReading::parse(&headers, now).expect("a quota");
+            assert_eq!((reading.limit, reading.remaining), (limit, remaining));
+            assert_eq!(reading.window, Some(Duration::from_secs(window)));
+            assert_eq!(reading.is_above(0.0, now), remaining > 0 || window == 0);
+            for name in ["ratelimit-limit", "ratelimit-remaining"] {
+                if let Ok(value) = input.text_of(WORDS).parse() {
+                    headers.insert(name, value);
+                }
+            }
+            if let Some(reading) = QuotaReading::parse(&headers, now) {
+                reading.is_above(0.5, now + Duration::from_secs(u64::from(input.byte())));
+                // The end of the window is shown.
+                Timestamp::from_millis(input.number()).plus(reading.window.unwrap_or_default()).to_string();
+            }
+        });
+    }
+
+    #[test]
+    fn pauses_are_bounded_in_time_and_number() {
+        check!().with_test_time(TEST_TIME).with_generator(inputs()).for_each(|bytes| {
+            let mut input = Input::new(bytes);
+            let (mut pauses, mut now) = (Pauses::default(), Instant::now());
+            while !input.is_empty() {
+                let class = input.pick(&[QuotaClass::Manifest, QuotaClass::Head, QuotaClass::Blob]);
+                let repository = format!("r{}", input.below(1000)).parse().ok();
+                let kind = RequestKind { class, credential: None, repository };
+                match input.below(4) {
+                    0 => now += Duration::from_millis(input.number() % (1 << 24)),
+                    1 => pauses.granted(&kind, now),
+                    _ => {
+                        let retry_after = input.flag().then(|| Duration::from_secs(input.number()));
+                        let (time, affected) = pauses.begin(&kind, now, input.flag(), retry_after);
+                        assert!(time <= RETRY_AFTER_MAX && (affected == kind || affected == kind.general()));
+                        assert!(time.is_zero() || pauses.current(&kind, now).is_some());
+                    }
+                }
+                assert!(pauses.current(&kind, now).is_none_or(|(_, left)| left <= RETRY_AFTER_MAX));
+                assert!(pauses.0.len() <= PAUSES_MAX + 3);
+            }
+        });
+    }
+}

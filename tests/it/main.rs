@@ -35,6 +35,7 @@ mod failing_disk;
 mod fault_table;
 mod faults;
 mod full_disk;
+mod fuzz;
 mod garbage;
 mod hours;
 mod inspection;

@@ -6,6 +6,8 @@ mod download;
 mod fetch;
 mod fill;
 mod find;
+#[cfg(test)]
+mod fuzz;
 mod pace;
 mod passthrough;
 mod reader;

@@ -18,6 +18,8 @@ pub(in crate::cache) mod capacity;
 pub(in crate::cache) mod delete;
 pub(in crate::cache) mod draft_space;
 pub(in crate::cache) mod evictor;
+#[cfg(test)]
+mod fuzz;
 pub(in crate::cache) mod index;
 mod policy;
 pub(in crate::cache) mod tracker;

@@ -10,6 +10,8 @@ pub(crate) mod authorization;
 pub(crate) mod challenge;
 mod credentials;
 mod credhelper;
+#[cfg(test)]
+mod fuzz;
 mod refusals;
 mod token_service;
 mod token_trust;

@@ -246,7 +246,7 @@ pub(super) fn get_or_default<T: Default>(cache: &Cache<TokenKey, Arc<T>>, key: &
 }
 
 /// Parses the response of a token service.
-fn parse(body: &[u8]) -> Result<IssuedToken, SourceError> {
+pub(super) fn parse(body: &[u8]) -> Result<IssuedToken, SourceError> {
     #[derive(Deserialize)]
     struct TokenResponse {
         token: Option<String>,

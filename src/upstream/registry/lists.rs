@@ -67,16 +67,16 @@ pub(super) struct Pages<'r> {
 
 /// Body of a page of tags.
 #[derive(Deserialize)]
-struct TagList {
+pub(super) struct TagList {
     /// `null` for an empty list in distribution.
     #[serde(default)]
-    tags: Tags,
+    pub(super) tags: Tags,
 }
 
 /// Valid tags of a page. Other elements are skipped, so that they do not hide the others. Elements are read one by one, so
 /// that a list of millions of invalid ones needs no memory.
 #[derive(Default)]
-struct Tags(Vec<Tag>);
+pub(super) struct Tags(pub(super) Vec<Tag>);
 
 impl<'de> Deserialize<'de> for Tags {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

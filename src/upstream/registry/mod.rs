@@ -2,6 +2,8 @@
 
 mod blob;
 pub(crate) mod encoding;
+#[cfg(test)]
+mod fuzz;
 mod limits;
 mod link_header;
 mod lists;

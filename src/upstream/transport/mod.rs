@@ -2,6 +2,8 @@
 
 pub(crate) mod address;
 pub(crate) mod client;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod peer;
 pub(crate) mod proxy;
 pub(crate) mod retry;

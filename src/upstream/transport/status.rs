@@ -45,7 +45,7 @@ fn retry_after(response: &Response) -> Option<Duration> {
 }
 
 /// Parses `Retry-After`: seconds, or a date relative to `now` (RFC 9110, section 10.2.3). A date in the past is zero.
-fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         return value.parse().ok().map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));

@@ -216,6 +216,7 @@ fn read(folder: &Path, below: &str, into: &mut Vec<Source>) {
             read(&entry.path(), &format!("{path}/"), into);
         } else if entry.path().extension().is_some_and(|extension| extension == "rs")
             && !path.ends_with("tests.rs")
+            && !path.ends_with("fuzz.rs")
             && !path.contains("/tests/")
         {
             into.push(Source::new(&path, &std::fs::read_to_string(entry.path()).unwrap()));

@@ -435,6 +435,11 @@ impl Larder {
         self.running.wait_for_line(what, wanted)
     }
 
+    /// Returns true if a thread of the server has panicked.
+    pub fn has_panicked(&self) -> bool {
+        self.running.log.lines.lock().unwrap().0.iter().any(|line| line.contains("panicked at"))
+    }
+
     /// Returns the number of log lines with this message.
     pub fn count_lines(&self, message: &str) -> usize {
         self.log_lines().iter().filter(|line| line["message"] == message).count()

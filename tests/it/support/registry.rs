@@ -175,6 +175,11 @@ impl Registry {
         self.repository(repository, |r| r.manifests.remove(digest));
     }
 
+    /// Removes a repository with all its content.
+    pub fn remove_repository(&self, name: &str) {
+        self.inner.lock().repositories.remove(name);
+    }
+
     pub fn require_auth(&self, auth: Auth) {
         self.inner.lock().auth = auth;
     }
