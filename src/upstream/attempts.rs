@@ -12,9 +12,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
-use super::health::RequestPath;
 use super::probe;
 use super::quota::QuotaClass;
+use super::repository_backoff::RequestPath;
 use super::via::{Hops, ServerId};
 use crate::oci::Digest;
 use crate::source::{BlobBody, Chunks, Source, SourceError};
@@ -120,7 +120,9 @@ impl<'u> EndpointIter<'u> {
                     // The head of a blob may take long. Other content of the registry is sent meanwhile.
                     SourceError::Timeout(_) if self.class == QuotaClass::Blob => {}
                     // A registry may fail at long lists, or at an API that it hardly supports, and serve images well.
-                    error if error.is_outage() && self.class == QuotaClass::List => {}
+                    error if error.is_outage() && self.class == QuotaClass::List => {
+                        endpoint.health.path_failed(&attempt.path, error);
+                    }
                     error if error.is_outage() => failed(endpoint, &attempt.path, error),
                     _ => endpoint.health.succeeded(&attempt.path),
                 }

@@ -1,7 +1,7 @@
 //! Health of an endpoint: a circuit breaker, and the paths that keep failing.
 //!
-//! A failure of one path says nothing about other paths. Such a path is paused for a short time by itself. The circuit
-//! breaker opens only if the endpoint fails as a whole: no connections, no responses, or failures of several repositories.
+//! A failure of one path says nothing about other paths. Such a path is paused for a short time by itself, and a repository
+//! whose paths keep failing is asked at a bounded rate ([`super::repository_backoff`]). The circuit breaker opens only if the endpoint fails as a whole: no connections, no responses, or failures of several repositories.
 //! Before it opens for anything but failed connections, a request for `/v2/` confirms the failure ([`super::probe`]). While
 //! it is open, such probes run in the background until one of them succeeds.
 
@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::oci::{Name, UpstreamName};
 use crate::telemetry::Metrics;
 
+use super::repository_backoff::{RepositoryBackoff, RequestPath};
 use super::status::{Breaker, HealthState};
 use crate::source::SourceError;
 
@@ -35,14 +36,6 @@ const TRIAL_INTERVAL: Duration = Duration::from_mins(1);
 const NEXT_PROBE: Duration = Duration::from_secs(2);
 /// Time without a request after which probes end. The next request is a trial.
 const DEMAND_MAX: Duration = Duration::from_mins(10);
-
-/// Content that a request asks for, as far as failures are counted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct RequestPath {
-    pub(crate) repository: Name,
-    /// Kind and reference.
-    pub(crate) resource: String,
-}
 
 /// State of the circuit breaker. The time is an argument.
 #[derive(Debug, Default)]
@@ -154,6 +147,7 @@ struct PathFailures {
 pub(crate) struct Health {
     breaker: Mutex<BreakerState>,
     paths: Cache<RequestPath, PathFailures>,
+    repositories: Mutex<RepositoryBackoff>,
     asked: AtomicBool,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -167,7 +161,8 @@ impl Health {
         metrics.endpoint_open(upstream.as_str(), &endpoint, false);
         let paths = Cache::new(PATHS_MAX);
         let asked = AtomicBool::new(false);
-        Self { breaker: Mutex::default(), paths, asked, clock, metrics, upstream, endpoint }
+        let repositories = Mutex::default();
+        Self { breaker: Mutex::default(), paths, repositories, asked, clock, metrics, upstream, endpoint }
     }
 
     /// Returns the URL of the endpoint as configured.
@@ -178,6 +173,10 @@ impl Health {
     fn breaker(&self) -> MutexGuard<'_, BreakerState> {
         // No code under this lock can panic during a change.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn repositories(&self) -> MutexGuard<'_, RepositoryBackoff> {
+        self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Permits a request, or returns the error to use instead of an answer.
@@ -196,6 +195,10 @@ impl Health {
         if let (Some(paused), Some(left)) = (paused, left.filter(|left| !left.is_zero())) {
             let text = format!("this content failed several times in a row; {}", next_attempt(left));
             return Err(same_kind(Some(&paused.last), text));
+        }
+        if let Err((left, last)) = self.repositories().permit(path, now) {
+            let text = format!("this repository failed many times in a row; {}", next_attempt(left));
+            return Err(same_kind(Some(&last), text));
         }
         self.asked.store(true, Ordering::Relaxed);
         Ok(())
@@ -220,6 +223,7 @@ impl Health {
     /// Records an answer to a request.
     pub(crate) fn succeeded(&self, path: &RequestPath) {
         self.paths.remove(path);
+        self.repositories().succeeded(path);
         self.responded();
     }
 
@@ -239,8 +243,8 @@ impl Health {
     /// Records that there was no answer, or no complete one. Returns true if the caller must start probes.
     #[must_use]
     pub(crate) fn failed(&self, path: &RequestPath, error: &SourceError) -> bool {
+        self.path_failed(path, error);
         let now = self.clock.instant();
-        self.path_failed(now, path, error);
         let mut breaker = self.breaker();
         let verdict = breaker.failed(now, &path.repository, error);
         let start = verdict != Verdict::Healthy && !breaker.probing;
@@ -252,7 +256,10 @@ impl Health {
         start
     }
 
-    fn path_failed(&self, now: Instant, path: &RequestPath, error: &SourceError) {
+    /// Records a failure that concerns no other repository.
+    pub(crate) fn path_failed(&self, path: &RequestPath, error: &SourceError) {
+        let now = self.clock.instant();
+        self.repositories().failed(path, now, error);
         let count = self.paths.get(path).map_or(0, |failures| failures.count).saturating_add(1);
         let until = (count >= FAILURES_MAX).then(|| now + PATH_PAUSE);
         self.paths.insert(path.clone(), PathFailures { count, until, last: error.clone() });
@@ -285,6 +292,7 @@ impl Health {
     pub(crate) fn probe_succeeded(&self) {
         if self.is_suspect() {
             self.paths.clear();
+            self.repositories().clear();
         }
         self.responded();
         self.breaker().probing = false;
@@ -390,6 +398,19 @@ mod tests {
         assert!(health.permit(&path("a")).is_err());
         health.succeeded(&path("a"));
         assert!(health.permit(&path("a")).is_ok());
+    }
+
+    #[test]
+    fn repository_is_paused_without_the_others() {
+        let health = health(&Clock::default());
+        let tag = |n: u32| RequestPath { resource: format!("manifests/v{n}"), ..path("a") };
+        for n in 0..20 {
+            if health.permit(&tag(n)).is_ok() {
+                health.path_failed(&tag(n), &status());
+            }
+        }
+        assert!(health.permit(&tag(20)).is_err() && health.permit(&path("b")).is_ok());
+        assert!(!health.is_suspect());
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod health;
 mod probe;
 mod quota;
 mod registry;
+mod repository_backoff;
 mod router;
 mod settings;
 mod slots;
@@ -64,8 +65,8 @@ use crate::telemetry::Metrics;
 use attempts::EndpointIter;
 use context::Context;
 use fingerprint::EndpointFingerprint;
-use health::RequestPath;
 use quota::QuotaClass;
+use repository_backoff::RequestPath;
 use transport::peer::Peer;
 
 /// Limit on the wait for work that may wait for this request.

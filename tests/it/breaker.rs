@@ -3,8 +3,11 @@
 
 use crate::support;
 
+use std::ops::Range;
+use std::time::Instant;
+
 use support::fixture::{Fixture, MIB, TAG, is_gateway_error};
-use support::{Fault, Gate, Image, Registry, When};
+use support::{Fault, Gate, Image, Larder, Registry, When};
 
 const OPEN: &str = "larder_upstream_endpoint_open";
 
@@ -60,6 +63,50 @@ fn failing_repositories_leave_the_others() {
         });
         assert_eq!(fixture.larder.counter(OPEN, &[]), 0);
     }
+}
+
+/// Sends requests for ever-new content of a repository.
+fn ask_for_new_content(larder: &Larder, path: &(dyn Fn(usize) -> String + Sync), numbers: Range<usize>) {
+    std::thread::scope(|scope| {
+        for n in numbers {
+            scope.spawn(move || assert!(is_gateway_error(larder.get(&path(n)).status())));
+        }
+    });
+}
+
+#[test]
+fn failing_repository_is_asked_at_a_bounded_rate() {
+    let fixture = Fixture::new();
+    let (registry, larder) = (&fixture.registry, &fixture.larder);
+    registry.offer_referrers(true);
+    // A status that is not repeated at once.
+    registry.script(When::any().path("/org/bad/"), Fault::Status(507));
+    let digest = |n: usize| format!("sha256:{n:064x}");
+    let paths: [&(dyn Fn(usize) -> String + Sync); 4] = [
+        &|n| format!("/v2/org/bad/manifests/v{n}"),
+        &|n| format!("/v2/org/bad/manifests/{}", digest(n)),
+        &|n| format!("/v2/org/bad/blobs/{}", digest(n)),
+        &|n| format!("/v2/org/bad/referrers/{}", digest(n)),
+    ];
+    for path in paths {
+        ask_for_new_content(larder, path, 0..12);
+        registry.forget_requests();
+        let started = Instant::now();
+        ask_for_new_content(larder, path, 12..42);
+        // One request every two seconds, and one more for each kind of request.
+        let most = started.elapsed().as_secs() / 2 + 2;
+        let sent = registry.count("GET", "/org/bad/") + registry.count("HEAD", "/org/bad/");
+        assert!(sent as u64 <= 2 * most, "{sent} requests like {} in {:?}", path(0), started.elapsed());
+    }
+    let referrers = format!("/v2/library/app/referrers/{}", fixture.image.manifest.digest);
+    for path in [TAG, &referrers, &fixture.path] {
+        assert_eq!(larder.get(path).status(), 200, "{path}");
+    }
+    assert_eq!(larder.counter(OPEN, &[]), 0);
+    registry.clear_faults();
+    let path = add(registry, "org/bad", "good", 5);
+    support::eventually("the repository is asked again", || larder.get(&path).status() == 200);
+    assert_eq!(larder.get("/v2/org/bad/manifests/none").status(), 404, "the back-off has ended");
 }
 
 #[test]
