@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use crate::telemetry::trace;
-use crate::upstream::Hops;
+use crate::upstream::RequestOrigin;
 
 use super::error::CacheError;
 
@@ -64,7 +64,7 @@ where
             drop(guard);
             sender.send_replace(Some(result));
         };
-        tokio::spawn(Hops::inherit(flight).instrument(span));
+        tokio::spawn(RequestOrigin::inherit(flight).instrument(span));
         Ticket { leader: true, result }
     }
 }

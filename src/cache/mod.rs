@@ -61,7 +61,7 @@ pub use manifest::ManifestAnswer;
 pub use memory::CachedManifest;
 
 pub use crate::upstream::{
-    Breaker, EndpointState, HealthState, Hops, QuotaState, RefusalReason, RefusedAccess, RouteError,
+    Breaker, EndpointState, HealthState, QuotaState, RefusalReason, RefusedAccess, RequestOrigin, RouteError,
     ServerId, UpstreamState,
 };
 

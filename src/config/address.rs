@@ -11,6 +11,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Maximum length of a socket path: the system's `sun_path` without the terminating NUL and the temporary suffix.
 const PATH_MAX: usize = 106;
 
+/// Returns the network that a client is counted as: its IPv4 address, or its IPv6 network of /64, which usually is one host.
+pub fn client_network(peer: SocketAddr) -> IpAddr {
+    match peer.ip().to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
 /// One address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::watch;
 
+use crate::config::address::client_network;
+
 use super::activity::{ConnectionActivity, Waiting};
 use super::limits::ConnectionLimits;
 
@@ -33,7 +35,7 @@ pub struct ConnectionMetrics {
 /// Client that connections are counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ClientAddress {
-    /// IPv4 address, or IPv6 network of /64, which usually is one host.
+    /// IPv4 address or IPv6 network.
     Network(IpAddr),
     /// All clients of the Unix sockets. Only the limit of the port applies to them.
     Unix,
@@ -41,10 +43,7 @@ pub(super) enum ClientAddress {
 
 impl ClientAddress {
     pub(super) fn new(peer: SocketAddr) -> Self {
-        Self::Network(match peer.ip().to_canonical() {
-            IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
-            address @ IpAddr::V4(_) => address,
-        })
+        Self::Network(client_network(peer))
     }
 }
 

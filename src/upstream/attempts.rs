@@ -15,7 +15,8 @@ use super::endpoint::Endpoint;
 use super::probe;
 use super::quota::QuotaClass;
 use super::repository_backoff::RequestPath;
-use super::via::{Hops, ServerId};
+use super::request_origin::RequestOrigin;
+use super::via::ServerId;
 use crate::oci::Digest;
 use crate::source::{BlobBody, Chunks, Source, SourceError};
 
@@ -62,7 +63,7 @@ impl<'u> EndpointIter<'u> {
 
     /// Leaves out the endpoints that the current request has passed; all of them, if it has passed `server` itself.
     pub(crate) fn without_loops(mut self, server: ServerId) -> Self {
-        let hops = Hops::current();
+        let hops = &RequestOrigin::current().hops;
         if hops.is_empty() {
             return self;
         }

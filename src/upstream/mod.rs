@@ -18,6 +18,7 @@ mod probe;
 mod quota;
 mod registry;
 mod repository_backoff;
+mod request_origin;
 mod router;
 mod settings;
 mod slots;
@@ -37,6 +38,7 @@ use tokio::time::Instant;
 pub use context::Timeouts;
 pub use error::BuildError;
 pub use fingerprint::files;
+pub use request_origin::RequestOrigin;
 pub use router::{RouteError, Router};
 pub use status::{
     Breaker, EndpointState, HealthState, QuotaState, RefusalReason, RefusedAccess, UpstreamState,
@@ -254,13 +256,13 @@ impl Upstream {
 
     /// Fails if the current request has passed this server before. It would wait for itself.
     pub fn check_loop(&self) -> Result<(), SourceError> {
-        if Hops::current().end_at(self.identity) { Err(SourceError::Loop) } else { Ok(()) }
+        if RequestOrigin::current().hops.end_at(self.identity) { Err(SourceError::Loop) } else { Ok(()) }
     }
 
     /// Returns the limit on the time that the current request may wait for work of another request. That work may wait for a
     /// server that the current request has passed. `None` if this is impossible.
     pub fn circular_wait_limit(&self) -> Option<Duration> {
-        let hops = Hops::current();
+        let hops = &RequestOrigin::current().hops;
         if hops.is_empty() {
             return None;
         }

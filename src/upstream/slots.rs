@@ -1,15 +1,25 @@
-//! Slots that are divided among keys: one key never gets all of them.
+//! Slots that are divided among keys and clients: one key or client never gets all of them.
 //!
 //! A key may hold two thirds of the slots that are left by the other keys, and always one. So a repository with many slow
-//! downloads leaves slots for others, and each further such repository leaves some again. Keys that wait take turns.
+//! downloads leaves slots for others, and each further such repository leaves some again. In the same way a client leaves
+//! a ninth of the slots. Its share is larger than that of a key, because all clients behind a proxy have one address. Callers
+//! that wait take turns.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Slots for concurrent work, divided among keys.
+use super::request_origin::RequestOrigin;
+
+/// Slots that a key may hold for each slot that it leaves free.
+const KEY_RATIO: usize = 2;
+/// Slots that a client may hold for each slot that it leaves free.
+const CLIENT_RATIO: usize = 8;
+
+/// Slots for concurrent work, divided among keys, and among the clients that the work is for.
 #[derive(Debug)]
 pub(crate) struct DividedSlots<K: Clone + Eq + Hash>(Arc<Mutex<SlotState<K>>>);
 
@@ -17,34 +27,51 @@ pub(crate) struct DividedSlots<K: Clone + Eq + Hash>(Arc<Mutex<SlotState<K>>>);
 #[derive(Debug)]
 pub(crate) struct Slot<K: Clone + Eq + Hash> {
     slots: Arc<Mutex<SlotState<K>>>,
-    key: Option<K>,
+    holder: Option<Holder<K>>,
+}
+
+/// Key and client that a slot is counted for. The work of the server itself counts as one client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Holder<K> {
+    key: K,
+    client: Option<IpAddr>,
 }
 
 #[derive(Debug)]
 struct SlotState<K: Clone + Eq + Hash> {
     free: usize,
+    /// True if there are enough slots to leave some for other clients.
+    has_client_shares: bool,
     held: HashMap<K, usize>,
-    waiting: HashMap<K, VecDeque<oneshot::Sender<Slot<K>>>>,
-    /// Keys with waiting callers, in the order of their turns.
-    turns: VecDeque<K>,
+    held_by_clients: HashMap<Option<IpAddr>, usize>,
+    waiting: HashMap<Holder<K>, VecDeque<oneshot::Sender<Slot<K>>>>,
+    /// Holders with waiting callers, in the order of their turns.
+    turns: VecDeque<Holder<K>>,
 }
 
 impl<K: Clone + Eq + Hash> DividedSlots<K> {
     /// Creates `count` free slots.
     pub(crate) fn new(count: usize) -> Self {
-        let (held, waiting, turns) = (HashMap::new(), HashMap::new(), VecDeque::new());
-        Self(Arc::new(SlotState { free: count, held, waiting, turns }.into()))
+        Self(Arc::new(Mutex::new(SlotState {
+            free: count,
+            has_client_shares: count >= CLIENT_RATIO,
+            held: HashMap::new(),
+            held_by_clients: HashMap::new(),
+            waiting: HashMap::new(),
+            turns: VecDeque::new(),
+        })))
     }
 
-    /// Waits for a slot. Dropping the future gives up the place in the queue.
+    /// Waits for a slot for the current request. Dropping the future gives up the place in the queue.
     pub(crate) async fn acquire(&self, key: &K) -> Slot<K> {
         let waiting = {
+            let holder = Holder::current(key);
             let mut state = lock(&self.0);
-            if state.may_take(key) && !state.waiting.contains_key(key) {
-                return self.slot(&mut state, key);
+            if state.may_take(&holder) && !state.waiting.contains_key(&holder) {
+                return self.slot(&mut state, holder);
             }
             let (sender, receiver) = oneshot::channel();
-            state.enqueue(key, sender);
+            state.enqueue(&holder, sender);
             receiver
         };
         match waiting.await {
@@ -54,85 +81,104 @@ impl<K: Clone + Eq + Hash> DividedSlots<K> {
         }
     }
 
-    /// Takes a slot if the key may have one now.
+    /// Takes a slot for the current request, if it may have one now.
     pub(crate) fn try_acquire(&self, key: &K) -> Option<Slot<K>> {
-        let mut state = lock(&self.0);
-        state.may_take(key).then(|| self.slot(&mut state, key))
+        self.try_acquire_for(Holder::current(key))
     }
 
-    fn slot(&self, state: &mut SlotState<K>, key: &K) -> Slot<K> {
-        state.take(key);
-        Slot { slots: Arc::clone(&self.0), key: Some(key.clone()) }
+    fn try_acquire_for(&self, holder: Holder<K>) -> Option<Slot<K>> {
+        let mut state = lock(&self.0);
+        state.may_take(&holder).then(|| self.slot(&mut state, holder))
+    }
+
+    fn slot(&self, state: &mut SlotState<K>, holder: Holder<K>) -> Slot<K> {
+        state.take(&holder);
+        Slot { slots: Arc::clone(&self.0), holder: Some(holder) }
+    }
+}
+
+impl<K: Clone> Holder<K> {
+    fn current(key: &K) -> Self {
+        Self { key: key.clone(), client: RequestOrigin::current().client }
     }
 }
 
 impl<K: Clone + Eq + Hash> SlotState<K> {
-    /// Returns true if a key may hold one more slot.
-    fn may_take(&self, key: &K) -> bool {
+    /// Returns true if a key and a client may hold one more slot.
+    fn may_take(&self, holder: &Holder<K>) -> bool {
         let Some(left) = self.free.checked_sub(1) else { return false };
-        let held = self.held.get(key).copied().unwrap_or_default();
-        held == 0 || held < left.saturating_mul(2)
+        let is_below =
+            |held: Option<&usize>, ratio: usize| held.is_none_or(|held| *held < left.saturating_mul(ratio));
+        is_below(self.held.get(&holder.key), KEY_RATIO)
+            && (!self.has_client_shares || is_below(self.held_by_clients.get(&holder.client), CLIENT_RATIO))
     }
 
-    fn take(&mut self, key: &K) {
+    fn take(&mut self, holder: &Holder<K>) {
         self.free -= 1;
-        *self.held.entry(key.clone()).or_default() += 1;
+        *self.held.entry(holder.key.clone()).or_default() += 1;
+        *self.held_by_clients.entry(holder.client).or_default() += 1;
     }
 
-    fn give_back(&mut self, key: &K) {
+    fn give_back(&mut self, holder: &Holder<K>) {
         self.free += 1;
-        if let Some(held) = self.held.get_mut(key) {
-            *held -= 1;
-            if *held == 0 {
-                self.held.remove(key);
-            }
-        }
+        release(&mut self.held, &holder.key);
+        release(&mut self.held_by_clients, &holder.client);
     }
 
-    fn enqueue(&mut self, key: &K, sender: oneshot::Sender<Slot<K>>) {
-        let queue = self.waiting.entry(key.clone()).or_default();
+    fn enqueue(&mut self, holder: &Holder<K>, sender: oneshot::Sender<Slot<K>>) {
+        let queue = self.waiting.entry(holder.clone()).or_default();
         if queue.is_empty() {
-            self.turns.push_back(key.clone());
+            self.turns.push_back(holder.clone());
         }
         queue.push_back(sender);
     }
 
     /// Takes a slot for the next waiting caller that may have one.
-    fn next(&mut self) -> Option<(K, oneshot::Sender<Slot<K>>)> {
+    fn next(&mut self) -> Option<(Holder<K>, oneshot::Sender<Slot<K>>)> {
         for _ in 0..self.turns.len() {
-            let key = self.turns.pop_front()?;
-            let may_take = self.may_take(&key);
-            let Some(queue) = self.waiting.get_mut(&key) else { continue };
+            let holder = self.turns.pop_front()?;
+            let may_take = self.may_take(&holder);
+            let Some(queue) = self.waiting.get_mut(&holder) else { continue };
             // Callers that no longer wait.
             while queue.front().is_some_and(oneshot::Sender::is_closed) {
                 queue.pop_front();
             }
             let sender = if may_take { queue.pop_front() } else { None };
             if queue.is_empty() {
-                self.waiting.remove(&key);
+                self.waiting.remove(&holder);
             } else {
-                self.turns.push_back(key.clone());
+                self.turns.push_back(holder.clone());
             }
             if let Some(sender) = sender {
-                self.take(&key);
-                return Some((key, sender));
+                self.take(&holder);
+                return Some((holder, sender));
             }
         }
         None
     }
 }
 
+/// Reduces the number of slots that `owner` holds.
+fn release<O: Eq + Hash>(held: &mut HashMap<O, usize>, owner: &O) {
+    if let Some(count) = held.get_mut(owner) {
+        *count -= 1;
+        if *count == 0 {
+            held.remove(owner);
+        }
+    }
+}
+
 impl<K: Clone + Eq + Hash> Drop for Slot<K> {
     fn drop(&mut self) {
-        let Some(key) = self.key.take() else { return };
-        lock(&self.slots).give_back(&key);
+        let Some(holder) = self.holder.take() else { return };
+        lock(&self.slots).give_back(&holder);
         loop {
-            let Some((key, sender)) = lock(&self.slots).next() else { return };
-            let slot = Self { slots: Arc::clone(&self.slots), key: Some(key) };
+            let Some((holder, sender)) = lock(&self.slots).next() else { return };
+            let slot = Self { slots: Arc::clone(&self.slots), holder: Some(holder) };
             if let Err(mut refused) = sender.send(slot)
-                && let Some(key) = refused.key.take()
+                && let Some(holder) = refused.holder.take()
             {
-                lock(&self.slots).give_back(&key);
+                lock(&self.slots).give_back(&holder);
             }
         }
     }
@@ -149,9 +195,14 @@ mod tests {
 
     use super::*;
 
-    /// Takes as many slots for a key as it may have.
+    /// Takes a slot for a key, and for a client with this number.
+    fn take(slots: &DividedSlots<u8>, key: u8, client: u8) -> Option<Slot<u8>> {
+        slots.try_acquire_for(Holder { key, client: Some([10, 0, 0, client].into()) })
+    }
+
+    /// Takes as many slots for a key as it may have, each for another client.
     fn take_all(slots: &DividedSlots<u8>, key: u8) -> Vec<Slot<u8>> {
-        std::iter::from_fn(|| slots.try_acquire(&key)).collect()
+        (key * 40..).map_while(|client| take(slots, key, client)).collect()
     }
 
     /// Polls a future once.
@@ -173,6 +224,22 @@ mod tests {
             let held: Vec<_> = (0..4).map_while(|_| slots.try_acquire(&0)).collect();
             assert_eq!(held.len(), most, "{count} slots");
         }
+    }
+
+    #[test]
+    fn no_client_gets_all_slots() {
+        let all_for = |slots: &DividedSlots<u8>, client: u8| -> Vec<_> {
+            (client * 60..).map_while(|key| take(slots, key, client)).collect()
+        };
+        let slots = DividedSlots::new(48);
+        let held: Vec<_> = (0..4).map(|client| all_for(&slots, client)).collect();
+        assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [42, 5, 1, 0]);
+        drop(held);
+        // The server itself has a share, too.
+        let held: Vec<_> = (0..).map_while(|key| slots.try_acquire(&key)).collect();
+        assert_eq!((held.len(), all_for(&slots, 1).len()), (42, 5));
+        // One of few slots would be too large a reserve.
+        assert_eq!(all_for(&DividedSlots::new(7), 0).len(), 7);
     }
 
     #[test]

@@ -1,12 +1,9 @@
 //! Servers that a request has passed, from its header `Via` (RFC 9110, section 7.6.3).
 //!
 //! Servers that name each other as endpoints would wait for each other. Each server adds its identity to the requests that
-//! it sends, and refuses to ask upstreams for a request that contains its own identity. The servers of the current request
-//! are kept in the task, because a flight or a fill sends requests on behalf of the request that started it.
+//! it sends, and refuses to ask upstreams for a request that contains its own identity.
 
 use std::fmt;
-use std::future::Future;
-use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::VIA;
@@ -44,10 +41,6 @@ impl fmt::Display for ServerId {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hops(Vec<ServerId>);
 
-tokio::task_local! {
-    static CURRENT: Arc<Hops>;
-}
-
 impl Hops {
     /// Parses the header of a request or response.
     pub fn parse(headers: &HeaderMap) -> Self {
@@ -81,21 +74,6 @@ impl Hops {
     pub(crate) fn followed_by(&self, server: ServerId) -> String {
         let entries: Vec<_> = self.0.iter().chain([&server]).map(ToString::to_string).collect();
         entries.join(", ")
-    }
-
-    /// Runs `work` on behalf of a request that has passed these servers.
-    pub async fn scope<F: Future>(self, work: F) -> F::Output {
-        CURRENT.scope(Arc::new(self), work).await
-    }
-
-    /// Returns the servers that the request of the current task has passed.
-    pub(crate) fn current() -> Arc<Self> {
-        CURRENT.try_with(Arc::clone).unwrap_or_default()
-    }
-
-    /// Returns `work` on behalf of the request of the current task, for another task.
-    pub(crate) fn inherit<F: Future>(work: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(Self::current(), work)
     }
 }
 
@@ -133,16 +111,5 @@ mod tests {
         let hops = parse(&[&many]);
         assert_eq!(hops.0.len(), HOPS_MAX);
         assert!(hops.end_at(ServerId(2)));
-    }
-
-    #[tokio::test]
-    async fn task_inherits_the_servers() {
-        let hops = Hops(vec![ServerId(7)]);
-        let in_task = hops.clone().scope(async {
-            let task = tokio::spawn(Hops::inherit(async { Hops::current() }));
-            task.await.expect("no panic")
-        });
-        assert_eq!(*in_task.await, hops);
-        assert!(Hops::current().is_empty());
     }
 }

@@ -27,8 +27,13 @@ fn held(setup: impl FnOnce(Setup) -> Setup) -> Held {
     Held { larder, path: format!("/v2/library/app/blobs/{}", blob.digest), gate, _registry: registry }
 }
 
-/// Returns the first bytes of the answer to a request from another address of this machine.
+/// Returns the answer to a request from another address of this machine.
 fn get_from(source: &str, server: SocketAddr, path: &str) -> String {
+    read_answer(connect_from(source, server), path)
+}
+
+/// Opens a connection from another address of this machine.
+fn connect_from(source: &str, server: SocketAddr) -> TcpStream {
     let source = format!("{source}:0").parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = runtime.block_on(async {
@@ -37,7 +42,7 @@ fn get_from(source: &str, server: SocketAddr, path: &str) -> String {
         socket.connect(server).await.unwrap().into_std().unwrap()
     });
     stream.set_nonblocking(false).unwrap();
-    read_answer(stream, path)
+    stream
 }
 
 /// Sends a request and returns everything that the server answers before it closes the connection.
@@ -112,4 +117,34 @@ fn long_request_head_is_refused_before_it_ends() {
     assert!(answer.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&answer));
     let value = header(12_000);
     Client::new(larder.api_addr()).send("GET", "/v2/", &[("Authorization", &value)]).assert_body(b"{}");
+}
+
+#[test]
+fn client_with_slow_downloads_in_many_repositories_leaves_connections_for_others() {
+    let (registry, gate) = (Registry::start(), Gate::new());
+    // Eight connections for blobs, and two for documents.
+    let larder = Setup::with(&registry)
+        .upstream_set("docker.io", "max_connections", 10)
+        .upstream_set("docker.io", "min_rate", "0B")
+        .start();
+    let blobs: Vec<_> = (0..10).map(|n| (format!("many/r{n}"), Blob::random(n, 100_000))).collect();
+    for (repository, blob) in &blobs {
+        registry.add_blob(repository, blob);
+        registry.script(When::blobs().path(&blob.digest), Fault::HoldBody(50_000, gate.clone()));
+    }
+    let honest = Blob::random(1000, 1000);
+    registry.add_blob("library/app", &honest);
+    let path = |repository: &str, blob: &Blob| format!("/v2/{repository}/blobs/{}", blob.digest);
+    std::thread::scope(|scope| {
+        for (repository, blob) in &blobs {
+            let (larder, path) = (&larder, path(repository, blob));
+            scope.spawn(move || larder.get(&path).assert_body(&blob.bytes));
+        }
+        gate.wait_reached(7);
+        eventually("the other downloads wait", || larder.counter("larder_fills_running", &[]) == 10);
+        assert_eq!(registry.count("GET", "/blobs/"), 7);
+        let answer = get_from("127.0.0.2", larder.api_addr(), &path("library/app", &honest));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        gate.open();
+    });
 }

@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response};
 use tracing::Instrument as _;
 
-use crate::cache::{Cache, Hops, ServerId};
+use crate::cache::{Cache, RequestOrigin, ServerId};
 use crate::oci::name::NameError;
 use crate::oci::{Digest, Repository};
 use crate::ops::protocol::PROBE_HEADER;
@@ -63,18 +63,19 @@ impl RegistryApi {
         let route = Route::parse(parts.uri.path());
         let kind = route.as_ref().map_or(RequestKind::Other, |route| kind_of(&route.resource));
         let request = RequestHead::new(&parts);
-        let hops = Hops::parse(&parts.headers);
+        let origin = RequestOrigin::of(&parts.headers, client);
+        let via = (!origin.hops.is_empty()).then(|| self.cache.identity());
         let mut log = self.begin_log(&parts, kind, client, options.log_requests);
         let result = match (check(&parts), route) {
             (Err(refusal), _) => Err(refusal),
             (Ok(()), Some(route)) => {
                 let span = log.span.clone();
                 let content = self.content(&request, route, &mut log).instrument(span);
-                if hops.is_empty() { content.await } else { Box::pin(hops.clone().scope(content)).await }
+                // Boxed: the scope would move the whole future once more.
+                Box::pin(origin.scope(content)).await
             }
             (Ok(()), None) => Err(Refusal::NoSuchPath),
         };
-        let via = (!hops.is_empty()).then(|| self.cache.identity());
         match result {
             Ok(RegistryAnswer::Blob(mut response, outcome, reader, length)) => {
                 finish_head(&request, &mut log, &mut response, outcome, via);

@@ -18,7 +18,7 @@ use crate::oci::{Digest, Repository};
 use crate::source::BlobSender;
 use crate::store::{BlobEntry, Change, Draft, DraftKey, DraftWriter, VerifiedDraft};
 use crate::telemetry::trace;
-use crate::upstream::Hops;
+use crate::upstream::RequestOrigin;
 
 /// Request that starts a fill.
 pub(super) struct FillRequest {
@@ -108,7 +108,7 @@ impl Fill {
 
     /// Runs the fill in the background.
     pub(super) fn start(self, span: Span) {
-        tokio::spawn(Hops::inherit(self.run()).instrument(span));
+        tokio::spawn(RequestOrigin::inherit(self.run()).instrument(span));
     }
 
     async fn run(mut self) {

@@ -19,7 +19,7 @@ use crate::cache::storage::Storage;
 use crate::config::schema::{Cache as CacheSettings, OnUpstream404};
 use crate::store::{Change, Pointer, TagFact};
 use crate::telemetry::Outcome;
-use crate::upstream::{Hops, Upstream};
+use crate::upstream::{RequestOrigin, Upstream};
 
 /// Tags and lists of referrers.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Pointers {
                 Ok(ManifestAnswer { manifest, outcome, age: Some(Duration::ZERO), stale: None })
             }
             // A stale copy would come back as the answer to the request that started the circle.
-            (Err(CacheError::Loop), _) if !Hops::current().is_empty() => Err(CacheError::Loop),
+            (Err(CacheError::Loop), _) if !RequestOrigin::current().hops.is_empty() => Err(CacheError::Loop),
             (Err(error), Some(known)) => self.stale(known, upstream.settings(), error),
             (Err(error), None) => Err(error),
         }

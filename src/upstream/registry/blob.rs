@@ -7,7 +7,7 @@ use bytes::Bytes;
 use reqwest::Response;
 use tokio::time::timeout;
 
-use super::limits::BlobSlot;
+use super::limits::ConnectionSlot;
 use super::response::{interrupted, stalled};
 use crate::source::{ByteRange, Chunks, SourceError};
 use crate::upstream::transport::client::HttpClient;
@@ -54,7 +54,7 @@ pub(super) struct ResponseChunks {
     /// Bytes that are still expected, if known.
     left: Option<u64>,
     http: Arc<HttpClient>,
-    _slot: BlobSlot,
+    _slot: ConnectionSlot,
 }
 
 impl ResponseChunks {
@@ -63,7 +63,7 @@ impl ResponseChunks {
         response: Response,
         expected: Option<u64>,
         http: Arc<HttpClient>,
-        slot: BlobSlot,
+        slot: ConnectionSlot,
     ) -> Self {
         Self { response, left: expected, http, _slot: slot }
     }

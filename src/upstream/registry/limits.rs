@@ -1,41 +1,46 @@
 //! Limits on concurrent requests to one registry.
 
-use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::oci::Name;
 use crate::source::SourceError;
 use crate::upstream::slots::{DividedSlots, Slot};
 
-/// Connection for the body of a blob, in use.
-pub(super) type BlobSlot = Slot<Name>;
+/// Connection in use.
+pub(super) type ConnectionSlot = Slot<Name>;
 
-/// Limits on concurrent requests: downloads of blobs leave connections for manifests and lists, and the downloads of one
-/// repository leave connections for other repositories.
+/// Limits on concurrent requests: downloads of blobs leave connections for manifests and lists, and the requests of one
+/// repository or client leave connections for others.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimits {
     blobs: DividedSlots<Name>,
-    documents: Arc<Semaphore>,
+    documents: DividedSlots<Name>,
 }
 
 impl ConnectionLimits {
     /// Divides `max_connections` between blobs and documents.
     pub(crate) fn new(max_connections: usize) -> Self {
         let (documents, blobs) = shares(max_connections);
-        Self { blobs: DividedSlots::new(blobs), documents: Arc::new(Semaphore::new(documents)) }
+        Self { blobs: DividedSlots::new(blobs), documents: DividedSlots::new(documents) }
     }
 
     /// Waits for a connection for the body of a repository's blob, which may take long.
-    pub(super) async fn for_blob(&self, name: &Name, deadline: Instant) -> Result<BlobSlot, SourceError> {
+    pub(super) async fn for_blob(
+        &self,
+        name: &Name,
+        deadline: Instant,
+    ) -> Result<ConnectionSlot, SourceError> {
         timeout_at(deadline, self.blobs.acquire(name)).await.map_err(|_| SourceError::Busy)
     }
 
     /// Waits for a connection for a manifest, a list or a HEAD.
-    pub(crate) async fn for_document(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, SourceError> {
-        let permit = timeout_at(deadline, Arc::clone(&self.documents).acquire_owned()).await;
-        permit.map_err(|_| SourceError::Busy)?.map_err(|_| SourceError::Busy)
+    pub(crate) async fn for_document(
+        &self,
+        name: &Name,
+        deadline: Instant,
+    ) -> Result<ConnectionSlot, SourceError> {
+        timeout_at(deadline, self.documents.acquire(name)).await.map_err(|_| SourceError::Busy)
     }
 }
 

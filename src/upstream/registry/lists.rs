@@ -216,7 +216,7 @@ impl<'r> Pages<'r> {
     }
 
     async fn fetch(&mut self) -> Result<Page, SourceError> {
-        let _permit = self.limits.for_document(self.deadline).await?;
+        let _permit = self.limits.for_document(self.request.name, self.deadline).await?;
         let mut response = self.request.send(self.http, self.auth, self.deadline).await?;
         if response.status().is_success() {
             expect_status(&response, StatusCode::OK)?;

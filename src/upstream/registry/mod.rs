@@ -138,7 +138,7 @@ impl Source for Registry {
         deadline: Option<Instant>,
     ) -> Result<Option<ManifestHead>, SourceError> {
         let deadline = self.deadline(deadline);
-        let _permit = self.limits.for_document(deadline).await?;
+        let _permit = self.limits.for_document(name, deadline).await?;
         let mut request = self.request(Method::HEAD, name, "manifests", reference, Some(accept))?;
         request.accepted_statuses = WITHOUT_HEAD;
         let response = request.send(&self.http, &self.auth, deadline).await?;
@@ -160,7 +160,7 @@ impl Source for Registry {
         deadline: Option<Instant>,
     ) -> Result<UnverifiedManifest, SourceError> {
         let deadline = self.deadline(deadline);
-        let _permit = self.limits.for_document(deadline).await?;
+        let _permit = self.limits.for_document(name, deadline).await?;
         let request = self.request(Method::GET, name, "manifests", reference, Some(accept))?;
         match self.fetch_manifest(&request, deadline).await {
             Err(error @ SourceError::Interrupted(_)) if Instant::now() < deadline => {
@@ -178,7 +178,7 @@ impl Source for Registry {
         deadline: Option<Instant>,
     ) -> Result<Option<u64>, SourceError> {
         let deadline = self.deadline(deadline);
-        let _permit = self.limits.for_document(deadline).await?;
+        let _permit = self.limits.for_document(name, deadline).await?;
         let request = self.request(Method::HEAD, name, "blobs", digest, None)?;
         let response = request.send(&self.http, &self.auth, deadline).await?;
         let encoded = is_gzip(response.headers())?;

@@ -10,11 +10,11 @@ use crate::oci::Name;
 use crate::source::{ByteRange, Denial, SourceError};
 use crate::upstream::auth::Auth;
 use crate::upstream::quota::{QuotaClass, RequestKind};
+use crate::upstream::request_origin::RequestOrigin;
 use crate::upstream::status::RefusalReason;
 use crate::upstream::transport::client::HttpClient;
 use crate::upstream::transport::retry;
 use crate::upstream::transport::status::check_status;
-use crate::upstream::via::Hops;
 
 /// Largest number of redirects of one request.
 const REDIRECTS_MAX: usize = 10;
@@ -191,7 +191,7 @@ impl RegistryRequest<'_> {
         }
         let is_own = url.origin() == self.url.origin();
         if is_own {
-            request = request.header(VIA, Hops::current().followed_by(http.identity));
+            request = request.header(VIA, RequestOrigin::current().hops.followed_by(http.identity));
         }
         let started = Instant::now();
         let timeout = match self.class {
