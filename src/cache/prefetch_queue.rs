@@ -12,8 +12,6 @@ use crate::clock::Clock;
 use crate::oci::{Digest, Repository};
 use crate::telemetry::Metrics;
 
-use super::memory::CachedManifest;
-
 /// Pause after the first failed walk. It doubles with each failure, up to [`PAUSE_MAX`].
 pub(super) const PAUSE_MIN: Duration = Duration::from_secs(30);
 /// Longest pause between two walks below one index.
@@ -39,12 +37,13 @@ struct QueueState {
     deferred: HashMap<IndexKey, DeferredIndex>,
 }
 
+/// Index without its manifest, which may be large. The manifest is read when the walk starts.
 #[derive(Debug)]
 struct QueuedIndex {
     key: IndexKey,
-    manifest: Arc<CachedManifest>,
     /// Failed walks so far.
     failures: u32,
+    gauge: MissingGauge,
 }
 
 #[derive(Debug)]
@@ -60,8 +59,25 @@ struct DeferredIndex {
 pub(super) struct ActiveIndex {
     queue: Arc<PrefetchQueue>,
     pub(super) key: IndexKey,
-    pub(super) manifest: Arc<CachedManifest>,
+    pub(super) gauge: MissingGauge,
     failures: u32,
+}
+
+/// Reason why missing children wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// The walk has not reached them yet.
+    Queued,
+    /// The upstream's quota is too low.
+    Deferred,
+}
+
+/// Share of one walk in the gauges of missing children. Dropping it removes the share.
+#[derive(Debug)]
+pub(super) struct MissingGauge {
+    metrics: Arc<Metrics>,
+    count: usize,
+    waiting: Waiting,
 }
 
 impl PrefetchQueue {
@@ -75,13 +91,16 @@ impl PrefetchQueue {
     }
 
     /// Adds an index, unless it is ready or active already.
-    pub(super) fn push(&self, key: IndexKey, manifest: &Arc<CachedManifest>) {
+    pub(super) fn push(&self, key: IndexKey) {
         let mut state = self.state();
         if !state.taken.insert(key.clone()) {
             return;
         }
         let failures = self.remove_deferred(&mut state, &key);
-        state.ready.push_back(QueuedIndex { key, manifest: Arc::clone(manifest), failures });
+        // The number of its children is not known yet.
+        let mut gauge = MissingGauge::new(&self.metrics);
+        gauge.set(1, Waiting::Queued);
+        state.ready.push_back(QueuedIndex { key, failures, gauge });
         drop(state);
         self.pushed.notify_one();
     }
@@ -90,8 +109,8 @@ impl PrefetchQueue {
     pub(super) async fn pop(self: &Arc<Self>) -> ActiveIndex {
         loop {
             let next = self.state().ready.pop_front();
-            if let Some(QueuedIndex { key, manifest, failures }) = next {
-                return ActiveIndex { queue: Arc::clone(self), key, manifest, failures };
+            if let Some(QueuedIndex { key, failures, gauge }) = next {
+                return ActiveIndex { queue: Arc::clone(self), key, gauge, failures };
             }
             self.pushed.notified().await;
         }
@@ -107,11 +126,6 @@ impl PrefetchQueue {
             .filter(|(_, deferred)| deferred.due <= now)
             .map(|(key, _)| key.clone())
             .collect()
-    }
-
-    /// Removes a deferred index that is no longer cached.
-    pub(super) fn remove(&self, key: &IndexKey) {
-        self.remove_deferred(&mut self.state(), key);
     }
 
     /// Returns the number of failed walks.
@@ -140,6 +154,36 @@ impl ActiveIndex {
 impl Drop for ActiveIndex {
     fn drop(&mut self) {
         self.queue.state().taken.remove(&self.key);
+    }
+}
+
+impl MissingGauge {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: Arc::clone(metrics), count: 0, waiting: Waiting::Queued }
+    }
+
+    /// Sets the share. No reader of the metrics sees a moment without these children.
+    pub(super) fn set(&mut self, count: usize, waiting: Waiting) {
+        let before = std::mem::replace(&mut self.count, count);
+        if self.waiting == waiting {
+            return self.change(waiting, before, count);
+        }
+        let left = std::mem::replace(&mut self.waiting, waiting);
+        self.change(waiting, 0, count);
+        self.change(left, before, 0);
+    }
+
+    fn change(&self, waiting: Waiting, before: usize, after: usize) {
+        match waiting {
+            Waiting::Queued => self.metrics.children_queued(before, after),
+            Waiting::Deferred => self.metrics.children_deferred(before, after),
+        }
+    }
+}
+
+impl Drop for MissingGauge {
+    fn drop(&mut self) {
+        self.set(0, self.waiting);
     }
 }
 

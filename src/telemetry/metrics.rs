@@ -35,6 +35,8 @@ pub struct Metrics {
     pub connections_reclaimed: IntCounter,
     pub(super) children_queued: IntGauge,
     pub(super) children_deferred: IntGauge,
+    /// Child manifests that are not prefetched, because their index has too many.
+    pub children_skipped: IntCounter,
     config_reload_success: IntGauge,
     config_reload_time: IntGauge,
     process: ProcessSeries,
@@ -72,6 +74,10 @@ impl Metrics {
             children_deferred: series.gauge(
                 "larder_children_deferred",
                 "Child manifests whose prefetch is deferred: the upstream's quota is low, or the upstream is failing.",
+            ),
+            children_skipped: series.counter(
+                "larder_children_skipped_total",
+                "Child manifests that are not prefetched, because their index has too many. They are fetched on request.",
             ),
             config_reload_success: series.gauge(
                 "larder_config_last_reload_success",

@@ -118,11 +118,13 @@ fn index_chain_depth_is_bounded() {
 }
 
 #[test]
-fn wide_index_without_content_is_harmless() {
+fn prefetch_of_a_wide_index_is_bounded() {
     let registry = Registry::start();
-    let manifests: Vec<_> = (0..500)
-        .map(|n| json!({ "mediaType": OCI_MANIFEST, "size": 10, "digest": Blob::new(format!("{n}")).digest }))
-        .collect();
+    let last = Image::small(1);
+    registry.add_image("library/app", "last", &last);
+    let digests = (0..499).map(|n| Blob::new(format!("{n}")).digest).chain([last.manifest.digest.clone()]);
+    let manifests: Vec<_> =
+        digests.map(|digest| json!({ "mediaType": OCI_MANIFEST, "size": 10, "digest": digest })).collect();
     let value = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
     let document = Document::json(OCI_INDEX, &value);
     registry.add_manifest("library/app", &document);
@@ -131,6 +133,59 @@ fn wide_index_without_content_is_harmless() {
     larder.get(TAG).assert_body(&document.bytes);
     larder.get(TAG).assert_body(&document.bytes);
     larder.wait_idle();
+    assert_eq!(registry.count("GET", "/manifests/sha256:"), 256);
+    assert_eq!(larder.counter("larder_children_skipped_total", &[]), 244);
+    larder.wait_for_line("warning about the children", |line| {
+        line["level"] == "WARN" && line["skipped"] == 244 && line["repository"] == "docker.io/library/app"
+    });
+    // The rest is fetched on request.
+    larder.get(&child_path(&last.manifest)).assert_body(&last.manifest.bytes);
+}
+
+/// Pulls indexes of one repository whose children the registry does not send until the gate opens.
+fn hold_prefetch(larder: &Larder, registry: &Registry, prefix: &str, count: u64) -> Gate {
+    let gate = Gate::new();
+    registry.script(
+        When::manifests().method("GET").path("/library/slow/manifests/sha256:"),
+        Fault::HoldHead(gate.clone()),
+    );
+    for n in 0..count {
+        let index = Index::oci(1000 + 10 * n);
+        registry.add_index("library/slow", &format!("v{n}"), &index);
+        let path = format!("/v2/{prefix}library/slow/manifests/v{n}");
+        larder.get(&path).assert_body(&index.document.bytes);
+    }
+    gate
+}
+
+#[test]
+fn slow_prefetch_of_one_repository_leaves_the_others() {
+    let registry = Registry::start();
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Larder::in_front_of(&registry);
+    let gate = hold_prefetch(&larder, &registry, "", 20);
+    gate.wait_reached(2);
+    larder.get(TAG).assert_body(&index.document.bytes);
+    for document in &index.documents()[1..] {
+        registry.wait_for(1, "GET", &document.digest);
+    }
+    gate.open();
+}
+
+#[test]
+fn slow_prefetch_of_one_upstream_leaves_the_others() {
+    let (registry, other) = (Registry::start(), Registry::start());
+    let index = Index::oci(1);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).upstream("other.test", &other).start();
+    let gate = hold_prefetch(&larder, &other, "other.test/", 20);
+    gate.wait_reached(2);
+    larder.get(TAG).assert_body(&index.document.bytes);
+    for document in &index.documents()[1..] {
+        registry.wait_for(1, "GET", &document.digest);
+    }
+    gate.open();
 }
 
 fn child_path(document: &Document) -> String {

@@ -251,7 +251,7 @@ impl Manifests {
             && self.rules.current().prefetch.children
             && self.storage.memory.prefetched.get(&index).is_none()
         {
-            self.prefetch_queue.push(index, manifest);
+            self.prefetch_queue.push(index);
         }
     }
 

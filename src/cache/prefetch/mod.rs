@@ -3,6 +3,7 @@
 mod prefetcher;
 mod quota_wait;
 mod unstored_blobs;
+mod upstream_slots;
 mod walk;
 
 pub(super) use prefetcher::Prefetcher;

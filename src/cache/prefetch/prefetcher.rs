@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::cache::blob::Blobs;
 use crate::cache::manifest::Manifests;
 use crate::cache::prefetch::quota_wait::QuotaGate;
 use crate::cache::prefetch::unstored_blobs::UnstoredBlobs;
+use crate::cache::prefetch::upstream_slots::UpstreamSlots;
 use crate::cache::prefetch::walk::{WalkEnd, WalkScope, walk};
 use crate::cache::prefetch_queue::{ActiveIndex, IndexKey, PAUSE_MIN, PrefetchQueue};
 use crate::cache::rules::Rules;
@@ -16,14 +16,18 @@ use crate::cache::storage::Storage;
 use crate::store::{Change, StoreSession};
 use crate::telemetry::trace;
 
-/// Limit on concurrent prefetch requests over all walks: clients come first.
+/// Limit on concurrent prefetch requests to one upstream: clients come first.
 const CONCURRENT_FETCHES: usize = 4;
+/// Limit on concurrent walks of one upstream. Each of them holds the manifest of an index.
+const CONCURRENT_WALKS: usize = 16;
 
 /// Prefetch of queued indexes.
 #[derive(Debug)]
 pub(in crate::cache) struct Prefetcher {
     queue: Arc<PrefetchQueue>,
     scope: WalkScope,
+    /// Slots for concurrent walks.
+    walks: UpstreamSlots,
 }
 
 impl Prefetcher {
@@ -40,10 +44,10 @@ impl Prefetcher {
             manifests: Arc::clone(manifests),
             blobs: Arc::clone(blobs),
             quota: QuotaGate::new(rules),
-            slots: Semaphore::new(CONCURRENT_FETCHES),
+            slots: UpstreamSlots::new(CONCURRENT_FETCHES),
             unstored: UnstoredBlobs::new(),
         };
-        Self { queue: Arc::clone(queue), scope }
+        Self { queue: Arc::clone(queue), scope, walks: UpstreamSlots::new(CONCURRENT_WALKS) }
     }
 
     /// Runs walks below queued indexes, and resumes those of an earlier process and those that were deferred. Never ends.
@@ -59,8 +63,18 @@ impl Prefetcher {
         }
     }
 
-    async fn process(&self, index: ActiveIndex) {
-        match walk(&self.scope, &index.key, &index.manifest).await {
+    async fn process(&self, mut index: ActiveIndex) {
+        let _slot = self.walks.acquire(&index.key.0).await;
+        let manifest = match self.scope.manifests.get_stored(&index.key.0, &index.key.1).await {
+            Ok(Some(manifest)) => manifest,
+            // An index that was removed, or whose upstream is no longer configured, needs no children.
+            Ok(None) => return self.remove_record(&index.key).await,
+            Err(error) => {
+                self.scope.storage.report_error("an index in the prefetch queue cannot be read", &error);
+                return index.defer(1);
+            }
+        };
+        match walk(&self.scope, &mut index, &manifest).await {
             WalkEnd::Complete => {
                 self.remove_record(&index.key).await;
                 self.scope.storage.memory.prefetched.insert(index.key.clone(), ());
@@ -93,7 +107,7 @@ impl Prefetcher {
                 for key in self.queue.due() {
                     // An upstream that keeps failing gets no prefetch requests.
                     if self.scope.rules.upstream(&key.0).is_ok_and(|upstream| !upstream.is_suspect()) {
-                        self.resume(key).await;
+                        self.queue.push(key);
                     }
                 }
             }
@@ -109,24 +123,10 @@ impl Prefetcher {
                     tracing::info!(indexes = keys.len(), "resuming the prefetch queue");
                 }
                 for key in keys {
-                    self.resume(key).await;
+                    self.queue.push(key);
                 }
             }
             Err(error) => self.scope.storage.report_error("the prefetch queue cannot be read", &error),
-        }
-    }
-
-    async fn resume(&self, key: IndexKey) {
-        match self.scope.manifests.get_stored(&key.0, &key.1).await {
-            Ok(Some(manifest)) => self.queue.push(key, &manifest),
-            // An index that was removed, or whose upstream is no longer configured, needs no children.
-            Ok(None) => {
-                self.remove_record(&key).await;
-                self.queue.remove(&key);
-            }
-            Err(error) => {
-                self.scope.storage.report_error("an index in the prefetch queue cannot be read", &error);
-            }
         }
     }
 }

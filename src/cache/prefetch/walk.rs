@@ -1,12 +1,9 @@
 //! Walk below one index: fetches its children, and the blobs of chosen platforms.
 //!
-//! [`IndexWalk`] bounds the depth, count and bytes of the walk.
+//! [`IndexWalk`] bounds the depth, count and bytes of the walk. [`CHILDREN_MAX`] bounds the requests that one pull causes.
 
 use std::sync::Arc;
 use std::time::Duration;
-
-use backon::{ExponentialBuilder, Retryable as _};
-use tokio::sync::Semaphore;
 
 use crate::cache::blob::Blobs;
 use crate::cache::error::{CacheError, CacheErrorKind};
@@ -14,14 +11,18 @@ use crate::cache::manifest::{Children, Manifests};
 use crate::cache::memory::CachedManifest;
 use crate::cache::prefetch::quota_wait::QuotaGate;
 use crate::cache::prefetch::unstored_blobs::UnstoredBlobs;
-use crate::cache::prefetch_queue::IndexKey;
+use crate::cache::prefetch::upstream_slots::UpstreamSlots;
+use crate::cache::prefetch_queue::{ActiveIndex, IndexKey, MissingGauge, Waiting};
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::index_walk::{IndexWalk, WalkItem, WalkLimit};
 use crate::oci::{Descriptor, Manifest, Repository};
 use crate::source::process;
 use crate::store::Change;
-use crate::telemetry::Metrics;
+use backon::{ExponentialBuilder, Retryable as _};
+
+/// Largest number of children of one index that are prefetched. Indexes in use have fewer than 50.
+const CHILDREN_MAX: usize = 256;
 
 /// Components and limits that all walks share.
 #[derive(Debug)]
@@ -31,8 +32,8 @@ pub(super) struct WalkScope {
     pub(super) manifests: Arc<Manifests>,
     pub(super) blobs: Arc<Blobs>,
     pub(super) quota: QuotaGate,
-    /// Permits for concurrent requests.
-    pub(super) slots: Semaphore,
+    /// Slots for concurrent requests.
+    pub(super) slots: UpstreamSlots,
     pub(super) unstored: UnstoredBlobs,
 }
 
@@ -63,19 +64,22 @@ struct Prefetch<'a> {
     scope: &'a WalkScope,
     index: &'a IndexKey,
     walk: IndexWalk,
-    gauge: MissingGauge<'a>,
+    gauge: &'a mut MissingGauge,
+    /// Children that may still be prefetched.
+    rest: usize,
     /// True once the store has a record of this walk.
     recorded: bool,
 }
 
 /// Fetches the missing content below an index.
-pub(super) async fn walk(scope: &WalkScope, index: &IndexKey, manifest: &CachedManifest) -> WalkEnd {
+pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &CachedManifest) -> WalkEnd {
     let Some(parsed) = parse(manifest).await else { return WalkEnd::Complete };
     let mut prefetch = Prefetch {
         scope,
-        index,
+        index: &index.key,
         walk: IndexWalk::below(manifest.digest, &parsed),
-        gauge: MissingGauge::new(&scope.storage.metrics),
+        gauge: &mut index.gauge,
+        rest: CHILDREN_MAX,
         recorded: false,
     };
     prefetch.run().await
@@ -95,7 +99,12 @@ impl Prefetch<'_> {
             if repeated || !child.is_manifest() {
                 continue;
             }
-            let missing = self.walk.waiting() + 1;
+            let Some(rest) = self.rest.checked_sub(1) else {
+                self.skip_rest();
+                break;
+            };
+            let missing = self.walk.waiting().min(rest) + 1;
+            self.rest = rest;
             self.gauge.set(missing, Waiting::Queued);
             let manifest = match self.obtain(&child, missing).await {
                 Ok(manifest) => manifest,
@@ -140,6 +149,17 @@ impl Prefetch<'_> {
         end
     }
 
+    /// Reports the children that are left to clients.
+    fn skip_rest(&self) {
+        let (repository, index) = self.index;
+        let skipped = self.walk.waiting() + 1;
+        self.scope.storage.metrics.children_skipped.inc_by(skipped as u64);
+        tracing::warn!(
+            %repository, %index, prefetched = CHILDREN_MAX, skipped,
+            "the index has too many children; the others are fetched on request"
+        );
+    }
+
     /// Returns a child from the store, or fetches it. The fetch may take long, because no client waits for it.
     async fn obtain(
         &mut self,
@@ -175,7 +195,7 @@ impl WalkScope {
         let attempt = || async {
             self.quota.wait(repository, &child.digest).await?;
             // Held during the request and not during the back-off: one failing upstream must not block the others.
-            let _slot = self.slots.acquire().await.map_err(|_| CacheError::Interrupted)?;
+            let _slot = self.slots.acquire(repository).await;
             self.manifests.fetch(repository, &child.digest, Children::ByCaller).await
         };
         // A rate limit is retried too: every attempt waits for the quota first.
@@ -193,7 +213,7 @@ impl WalkScope {
         let mut end = BlobsEnd::Complete;
         for blob in parsed.blobs.iter().filter(|blob| !blob.foreign) {
             // Held until the fill has ended: only then there is room for the next one.
-            let Ok(_slot) = self.slots.acquire().await else { return BlobsEnd::Deferred };
+            let _slot = self.slots.acquire(repository).await;
             if self.storage.store_health.is_degraded() {
                 return BlobsEnd::Deferred;
             }
@@ -247,51 +267,5 @@ impl WalkScope {
         if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {
             self.storage.report_error("an index could not be added to the stored prefetch queue", &error);
         }
-    }
-}
-
-/// Reason why missing children wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiting {
-    /// The walk has not reached them yet.
-    Queued,
-    /// The upstream's quota is too low.
-    Deferred,
-}
-
-/// Share of one walk in the gauges of missing children. Dropping it removes the share.
-struct MissingGauge<'a> {
-    metrics: &'a Metrics,
-    count: usize,
-    waiting: Waiting,
-}
-
-impl<'a> MissingGauge<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        Self { metrics, count: 0, waiting: Waiting::Queued }
-    }
-
-    /// Sets the share. No reader of the metrics sees a moment without these children.
-    fn set(&mut self, count: usize, waiting: Waiting) {
-        let before = std::mem::replace(&mut self.count, count);
-        if self.waiting == waiting {
-            return self.change(waiting, before, count);
-        }
-        let left = std::mem::replace(&mut self.waiting, waiting);
-        self.change(waiting, 0, count);
-        self.change(left, before, 0);
-    }
-
-    fn change(&self, waiting: Waiting, before: usize, after: usize) {
-        match waiting {
-            Waiting::Queued => self.metrics.children_queued(before, after),
-            Waiting::Deferred => self.metrics.children_deferred(before, after),
-        }
-    }
-}
-
-impl Drop for MissingGauge<'_> {
-    fn drop(&mut self) {
-        self.set(0, self.waiting);
     }
 }
