@@ -106,6 +106,8 @@ pub(super) struct RunningFill {
 #[derive(Debug, Default)]
 pub(super) struct Fills {
     entries: Mutex<HashMap<FillKey, FillEntry>>,
+    /// Fills that can no longer be joined and still run, for status output.
+    unjoinable: Mutex<Vec<(Digest, FillState)>>,
 }
 
 /// Key of a fill or a removal.
@@ -205,7 +207,7 @@ impl Fills {
         }
     }
 
-    /// Removes a fill from the map, if it is still there: a fill that can no longer be joined is removed before its end.
+    /// Removes a fill that has ended.
     pub(super) fn remove(
         &self,
         repository: &Repository,
@@ -213,20 +215,39 @@ impl Fills {
         kind: FillKind,
         phase: &watch::Sender<FillPhase>,
     ) {
-        self.remove_key(FillKey::new(repository, digest, kind), phase);
+        drop(self.remove_key(FillKey::new(repository, digest, kind), phase));
+        let own = phase.subscribe();
+        self.lock_unjoinable().retain(|(_, fill)| !fill.phase.same_channel(&own));
+    }
+
+    /// Removes a running fill from the map: no new reader can join it.
+    pub(super) fn leave(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        kind: FillKind,
+        phase: &watch::Sender<FillPhase>,
+    ) {
+        // Locked first, so that status output never misses the fill.
+        let mut unjoinable = self.lock_unjoinable();
+        let fill = self.remove_key(FillKey::new(repository, digest, kind), phase);
+        unjoinable.extend(fill.map(|fill| (*digest, fill)));
     }
 
     /// Removes an import from the map.
     pub(super) fn remove_import(&self, digest: &Digest, phase: &watch::Sender<FillPhase>) {
-        self.remove_key(FillKey::of_store(digest), phase);
+        drop(self.remove_key(FillKey::of_store(digest), phase));
     }
 
-    fn remove_key(&self, key: FillKey, phase: &watch::Sender<FillPhase>) {
-        if let Entry::Occupied(entry) = self.lock().entry(key)
-            && let FillEntry::Fill(fill) = entry.get()
-            && fill.phase.same_channel(&phase.subscribe())
-        {
-            entry.remove();
+    fn remove_key(&self, key: FillKey, phase: &watch::Sender<FillPhase>) -> Option<FillState> {
+        let mut entries = self.lock();
+        let Entry::Occupied(entry) = entries.entry(key) else { return None };
+        match entry.get() {
+            FillEntry::Fill(fill) if fill.phase.same_channel(&phase.subscribe()) => match entry.remove() {
+                FillEntry::Fill(fill) => Some(fill),
+                FillEntry::Removal(_) => None,
+            },
+            FillEntry::Fill(_) | FillEntry::Removal(_) => None,
         }
     }
 
@@ -280,18 +301,17 @@ impl Fills {
 
     /// Returns all fills of repositories, in no particular order. Imports are not listed.
     pub(super) fn running(&self) -> Vec<RunningFill> {
-        let entries = self.lock();
-        let fills = entries.iter().filter_map(|(key, entry)| {
-            let FillEntry::Fill(FillState { owner, phase, since, .. }) = entry else { return None };
-            let draft = match &*phase.borrow() {
-                FillPhase::Starting => None,
-                FillPhase::Running(draft) => Some(Arc::clone(draft)),
-                FillPhase::Stored(_) | FillPhase::Failed(_) => return None,
-            };
-            let repository = owner.clone()?;
-            Some(RunningFill { digest: key.digest, repository, since: *since, draft })
+        let (unjoinable, entries) = (self.lock_unjoinable(), self.lock());
+        let joinable = entries.iter().filter_map(|(key, entry)| match entry {
+            FillEntry::Fill(fill) => Some((&key.digest, fill)),
+            FillEntry::Removal(_) => None,
         });
-        fills.collect()
+        let fills = joinable.chain(unjoinable.iter().map(|(digest, fill)| (digest, fill)));
+        fills.filter_map(|(digest, fill)| fill.running(*digest)).collect()
+    }
+
+    fn lock_unjoinable(&self) -> MutexGuard<'_, Vec<(Digest, FillState)>> {
+        self.unjoinable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<FillKey, FillEntry>> {
@@ -304,6 +324,16 @@ impl FillState {
     /// Returns true if the fill runs for a repository of an upstream.
     fn is_of(&self, upstream: &UpstreamName) -> bool {
         self.owner.as_ref().is_some_and(|owner| owner.upstream == *upstream)
+    }
+
+    /// Returns the fill for status output. `None` for an import and after the end.
+    fn running(&self, digest: Digest) -> Option<RunningFill> {
+        let draft = match &*self.phase.borrow() {
+            FillPhase::Starting => None,
+            FillPhase::Running(draft) => Some(Arc::clone(draft)),
+            FillPhase::Stored(_) | FillPhase::Failed(_) => return None,
+        };
+        Some(RunningFill { digest, repository: self.owner.clone()?, since: self.since, draft })
     }
 
     /// Decides how a repository takes part in this fill. `None` if it takes no part.
@@ -387,9 +417,12 @@ mod tests {
         };
         assert!(matches!(fills.admit(&there, &digest, LINKED), Admission::Join(_, true, FillKind::Prove)));
         assert_eq!(fills.running().len(), 2);
+        fills.leave(&there, &digest, FillKind::Prove, &beside);
+        assert_eq!(fills.running().len(), 2, "still running");
         let draft = |repository: &Repository| DraftKey::of(&repository.upstream, &digest);
         assert!(fills.is_growing(&draft(&here)) && !fills.is_growing(&draft(&there)));
         fills.remove(&there, &digest, FillKind::Prove, &beside);
+        assert_eq!(fills.running().len(), 1);
         assert!(matches!(fills.admit(&here, &digest, LINKED), Admission::Join(_, true, FillKind::Store)));
         fills.remove(&here, &digest, FillKind::Store, &first);
         // Stored bytes need a delivery of the upstream itself.

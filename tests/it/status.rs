@@ -90,6 +90,45 @@ fn running_fill_is_shown() {
 }
 
 #[test]
+fn fill_without_a_reader_is_shown() {
+    let (registry, larder, image) = fixture(4 << 20);
+    let gate = Gate::default();
+    registry.script(When::blobs(), Fault::HoldBody(3 << 20, gate.clone()));
+    let transfer = larder.api().open("GET", &blob(&image), &[]).unwrap();
+    gate.wait_reached(1);
+    transfer.hang_up();
+    eventually("the reader has left", || {
+        let fill = &status(&larder)["fills"][0];
+        fill["digest"] == image.layers[0].digest && fill["readers"] == 0 && fill["received"] == 3 << 20
+    });
+    let output = verb::online(&larder, &["status"]).exited_with(0).stdout;
+    assert!(output.contains("3.0 MiB of 4.0 MiB") && output.contains("0 readers"), "{output}");
+    assert!(larder.admin().get("/").text().contains("0 readers"));
+    gate.open();
+    larder.wait_idle();
+}
+
+#[test]
+fn fill_that_is_only_passed_through_is_shown() {
+    let (registry, larder, image) = fixture(40 << 20);
+    let larder = larder.restart_with(|setup| setup.set("store.min_free", "1EiB"));
+    let gate = Gate::default();
+    registry.script(When::blobs(), Fault::HoldBody(36 << 20, gate.clone()));
+    // The bytes at the start leave the window in memory, so that nobody can join.
+    let mut transfer = larder.api().open("GET", &blob(&image), &[]).unwrap();
+    transfer.read_exactly(35 << 20).unwrap();
+    gate.wait_reached(1);
+    eventually("the fill is listed", || {
+        let fill = &status(&larder)["fills"][0];
+        fill["digest"] == image.layers[0].digest && fill["readers"] == 1 && fill["kept"] == false
+    });
+    gate.open();
+    transfer.finish().unwrap();
+    larder.wait_idle();
+    assert_eq!(status(&larder)["fills"], serde_json::json!([]));
+}
+
+#[test]
 fn failing_upstream_and_quota_are_shown() {
     let (registry, larder, image) = fixture(1000);
     registry.script(

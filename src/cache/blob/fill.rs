@@ -55,7 +55,7 @@ impl Drop for Fill {
     /// Ends the fill, also after a panic: it is removed from the map first, so that the next request starts a new fill, and
     /// only then its readers see the end.
     fn drop(&mut self) {
-        self.leave_fills();
+        self.blobs.storage.fills.remove(&self.repository, &self.digest, self.kind, &self.phase);
         self.blobs.storage.metrics.fills_running.dec();
         if let Some(draft) = &self.draft {
             draft.close();
@@ -304,7 +304,7 @@ impl Fill {
 
     /// Removes the fill from the map of fills: no new reader joins it.
     fn leave_fills(&self) {
-        self.blobs.storage.fills.remove(&self.repository, &self.digest, self.kind, &self.phase);
+        self.blobs.storage.fills.leave(&self.repository, &self.digest, self.kind, &self.phase);
     }
 
     /// Lets readers start.
