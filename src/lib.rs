@@ -52,7 +52,8 @@
 //!
 //! A request to an upstream tries its endpoints in order. An endpoint is skipped while its circuit breaker is open or while
 //! it has asked the server to wait. After the back-off, one request probes the endpoint for all others.
-//! The referrers of a manifest are cached by the same rules. The tag list of an upstream is cached in memory only.
+//! The referrers of a manifest are cached by the same rules, and so is the fact that the upstream has none
+//! ([`store::AbsenceFact`]). The tag list of an upstream is cached in memory only.
 //!
 //! ## Cold blob with several clients
 //!
@@ -142,7 +143,7 @@
 //! | keep-alive, time-out | supervision of client connections | [`server::ConnectionLimits`], `server/h2_keepalive.rs` |
 //! | lease, lock | only one process uses a store | `store/lifecycle/lock.rs` |
 //! | lingering close | reads from a closing connection so that the client gets all bytes | `server/lingering_close.rs` |
-//! | negative cache | remembered 404 of an upstream | `cache/memory.rs` |
+//! | negative cache | remembered 404 of an upstream | `cache/memory.rs`, `cache/manifest/absences.rs` |
 //! | orphaned | record or bytes that nothing refers to | [`store::Collected`] |
 //! | pin | protects content from eviction while it is read | [`cache::ContentPin`] |
 //! | prefetch, prefetch queue | downloads child manifests and blobs before clients request them | `cache/prefetch/`, `cache/prefetch_queue.rs` |

@@ -6,11 +6,11 @@ use http::{HeaderValue, Response, StatusCode};
 use crate::cache::{CacheError, CacheErrorKind, RouteError};
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
-use crate::telemetry::RequestKind;
+use crate::telemetry::{Outcome, RequestKind};
 
 use super::body::Body;
 use super::host::HostError;
-use super::response::insert_text;
+use super::response::{insert_age, insert_outcome, insert_text};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -111,6 +111,14 @@ impl Refusal {
         }
     }
 
+    /// Returns the outcome of the request.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Cache(CacheError::StaleAbsence { .. }) => Outcome::Stale,
+            _ => Outcome::None,
+        }
+    }
+
     /// Returns the response, and the reason for the log.
     pub(super) fn response(&self, kind: RequestKind, gateway: bool) -> (Response<Body>, String) {
         let (status, code, message) = self.meaning(kind, gateway);
@@ -132,6 +140,10 @@ impl Refusal {
             }
             Self::Range(length) => {
                 insert_text(headers, http::header::CONTENT_RANGE, &format!("bytes */{length}"));
+            }
+            Self::Cache(CacheError::StaleAbsence { age, reason }) => {
+                insert_age(headers, Some(*age), Some(reason));
+                insert_outcome(headers, self.outcome());
             }
             Self::Cache(error) => {
                 if let Some(pause) = error.retry_after() {

@@ -82,7 +82,7 @@ pub(super) fn insert_listing<T>(headers: &mut HeaderMap, listing: &ListResult<T>
 }
 
 /// Inserts the age of stale content and the reason for which it could not be revalidated.
-fn insert_age(headers: &mut HeaderMap, age: Option<Duration>, stale: Option<&CacheError>) {
+pub(super) fn insert_age(headers: &mut HeaderMap, age: Option<Duration>, stale: Option<&CacheError>) {
     if let Some(age) = age {
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
     }

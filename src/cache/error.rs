@@ -16,6 +16,14 @@ pub enum CacheError {
     /// Definite absence: the upstream answered 404.
     #[error("the upstream does not have it")]
     NotFound,
+    /// Definite absence at the last check. The upstream could not be asked again.
+    #[error("the upstream did not have it when it was last asked")]
+    StaleAbsence {
+        /// Time since the last check.
+        age: Duration,
+        /// Reason for which the upstream could not be asked again.
+        reason: Arc<CacheError>,
+    },
     /// Missing referrers API of the upstream.
     #[error("the upstream has no referrers API")]
     NoReferrers,
@@ -85,7 +93,7 @@ pub enum CacheError {
 /// Meaning of a [`CacheError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheErrorKind {
-    /// [`CacheError::NotFound`].
+    /// [`CacheError::NotFound`] or [`CacheError::StaleAbsence`].
     NotFound,
     /// [`CacheError::NoReferrers`].
     NoReferrers,
@@ -134,7 +142,7 @@ impl CacheError {
     /// Returns the meaning of the error.
     pub fn kind(&self) -> CacheErrorKind {
         match self {
-            Self::NotFound => CacheErrorKind::NotFound,
+            Self::NotFound | Self::StaleAbsence { .. } => CacheErrorKind::NotFound,
             Self::NoReferrers => CacheErrorKind::NoReferrers,
             Self::Denied { .. } => CacheErrorKind::Denied,
             Self::RateLimited { .. } => CacheErrorKind::RateLimited,
@@ -186,6 +194,7 @@ impl CacheError {
             Self::Denied { source } | Self::RateLimited { source, .. } | Self::Overloaded { source, .. } => {
                 source.as_deref()
             }
+            Self::StaleAbsence { reason, .. } => Some(&**reason),
             _ => None,
         }
     }

@@ -28,8 +28,23 @@ pub fn age(now: Timestamp, checked_at: Timestamp, elapsed: Option<Duration>) -> 
 
 /// Judges a tag by the age of its last check, which was made at `checked_at`.
 pub fn judge(age: Option<Duration>, checked_at: Timestamp, settings: &CacheSettings) -> Freshness {
+    judge_by(settings.tag_ttl, age, checked_at, settings)
+}
+
+/// Judges the absence of a list of referrers or of a signature by the age of its last check. The absence is fresh like a tag,
+/// and not longer than `negative_ttl`: a client that asks just before a signature is pushed must soon see the signature.
+pub fn judge_absence(age: Option<Duration>, checked_at: Timestamp, settings: &CacheSettings) -> Freshness {
+    judge_by(settings.tag_ttl.min(settings.negative_ttl), age, checked_at, settings)
+}
+
+fn judge_by(
+    ttl: Duration,
+    age: Option<Duration>,
+    checked_at: Timestamp,
+    settings: &CacheSettings,
+) -> Freshness {
     let Some(age) = age else { return Freshness::Expired };
-    let ttl = settings.tag_ttl.saturating_sub(jitter(checked_at, settings.tag_ttl / JITTER_DIVISOR));
+    let ttl = ttl.saturating_sub(jitter(checked_at, ttl / JITTER_DIVISOR));
     if age < ttl {
         Freshness::Fresh
     } else if age < ttl.saturating_add(settings.stale_while_revalidate) {
@@ -105,6 +120,25 @@ mod tests {
         assert_eq!(judge(1059, 1000, &settings), Freshness::ServeAndRevalidate);
         assert_eq!(judge(1060, 1000, &settings), Freshness::Expired);
         assert_eq!(judge(999, 1000, &settings), Freshness::Expired);
+    }
+
+    #[test]
+    fn absence_is_fresh_for_the_shorter_ttl() {
+        let judge = |ttl, negative, age| {
+            let negative_ttl = Duration::from_millis(negative);
+            let settings = CacheSettings { negative_ttl, ..settings(ttl, 50, StaleLimit::Forever) };
+            super::judge_absence(Some(Duration::from_millis(age)), Timestamp::from_millis(1000), &settings)
+        };
+        for (ttl, negative) in [(10, 100), (100, 10)] {
+            assert_eq!(judge(ttl, negative, 9), Freshness::Fresh);
+            assert_eq!(judge(ttl, negative, 10), Freshness::ServeAndRevalidate);
+            assert_eq!(judge(ttl, negative, 60), Freshness::Expired);
+        }
+        assert_eq!(judge(0, 10, 0), Freshness::ServeAndRevalidate);
+        assert_eq!(
+            super::judge_absence(None, Timestamp::default(), &CacheSettings::default()),
+            Freshness::Expired
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as LruCache;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::oci::{Digest, MediaType, Repository, Tag};
 use crate::store::{BlobEntry, Pointer, StoreError, StoreSession, TagFact};
 
@@ -46,13 +46,32 @@ pub(super) enum AbsenceKey {
     Tag(Tag, Option<String>),
     /// List of tags.
     Tags,
-    /// List of the referrers of a manifest.
-    Referrers(Digest),
     Manifest(Digest),
     /// Blob, according to an answer to a request for the whole blob.
     Blob(Digest),
     /// Blob, according to an answer to HEAD, or to a request for its first byte. Does not answer a request for the blob.
     BlobConfirmation(Digest),
+}
+
+/// Time of a check at the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CheckTime {
+    pub(super) checked_at: Timestamp,
+    /// Monotonic time of the check; `None` if an earlier process made it.
+    pub(super) at: Option<Instant>,
+}
+
+impl CheckTime {
+    /// Returns the current time.
+    pub(super) fn now(clock: &Clock) -> Self {
+        Self { checked_at: clock.now(), at: Some(clock.instant()) }
+    }
+
+    /// Returns the time since the check, or `None` if the clock makes it unknown.
+    pub(super) fn age(&self, clock: &Clock) -> Option<Duration> {
+        let elapsed = self.at.map(|at| clock.instant().saturating_duration_since(at));
+        freshness::age(clock.now(), self.checked_at, elapsed)
+    }
 }
 
 /// Target of a pointer, with the time of the last check.
@@ -66,8 +85,7 @@ pub(super) struct CheckedPointer {
 impl CheckedPointer {
     /// Returns the time since the last check, or `None` if the clock makes it unknown.
     pub(super) fn age(&self, clock: &Clock) -> Option<Duration> {
-        let elapsed = self.at.map(|at| clock.instant().saturating_duration_since(at));
-        freshness::age(clock.now(), self.fact.checked_at, elapsed)
+        CheckTime { checked_at: self.fact.checked_at, at: self.at }.age(clock)
     }
 
     /// Returns true if the upstream was asked after `known` was read. A difference is enough, whatever the times are: the
@@ -94,6 +112,8 @@ impl Weighter<(Repository, Digest), Arc<CachedManifest>> for BodyWeight {
 pub(super) struct MemoryCache {
     pub(super) manifests: ManifestMemory,
     pub(super) pointers: LruCache<Pointer, CheckedPointer>,
+    /// Absences that the store keeps: pointers that belong to one manifest and that the upstream does not have.
+    pub(super) absent_pointers: LruCache<Pointer, CheckTime>,
     pub(super) blobs: LruCache<(Repository, Digest), BlobEntry>,
     /// Indexes whose children are all cached.
     pub(super) prefetched: LruCache<(Repository, Digest), ()>,
@@ -115,6 +135,7 @@ impl MemoryCache {
                 BodyWeight,
             )),
             pointers: LruCache::new(ENTRIES),
+            absent_pointers: LruCache::new(ENTRIES),
             blobs: LruCache::new(ENTRIES),
             prefetched: LruCache::new(ENTRIES),
             absences: LruCache::new(ENTRIES),
@@ -126,8 +147,18 @@ impl MemoryCache {
     pub(super) fn remove_content(&self, is_removed: impl Fn(&Digest) -> bool) {
         self.manifests.0.retain(|(_, digest), _| !is_removed(digest));
         self.pointers.retain(|_, checked| !is_removed(&checked.fact.digest));
+        self.absent_pointers
+            .retain(|pointer, _| pointer.subject().is_none_or(|(subject, _)| !is_removed(&subject)));
         self.blobs.retain(|(_, digest), _| !is_removed(digest));
         self.prefetched.retain(|(_, digest), ()| !is_removed(digest));
+    }
+
+    /// Adds a pointer that was set now, which ends the absences that it refutes.
+    pub(super) fn insert_pointer(&self, pointer: &Pointer, checked: CheckedPointer) {
+        for absent in pointer.refuted_absences() {
+            self.absent_pointers.remove(&absent);
+        }
+        self.pointers.insert(pointer.clone(), checked);
     }
 
     /// Removes a blob from the memory of all repositories.
@@ -156,6 +187,11 @@ impl MemoryCache {
         for (pointer, CheckedPointer { fact, .. }) in self.pointers.iter() {
             if store.pointer(&pointer)?.is_none_or(|stored| stored.digest != fact.digest) {
                 self.pointers.remove(&pointer);
+            }
+        }
+        for (pointer, _) in self.absent_pointers.iter() {
+            if store.absence(&pointer)?.is_none() {
+                self.absent_pointers.remove(&pointer);
             }
         }
         Ok(())
@@ -202,7 +238,6 @@ impl ManifestMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
     use crate::oci::Algorithm;
 
     #[test]

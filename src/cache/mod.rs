@@ -51,7 +51,7 @@ pub use blob::{BlobAnswer, BlobReader, BlobSource};
 pub use error::{CacheError, CacheErrorKind};
 pub use eviction::index::{Reachability, Totals};
 pub use eviction::usage::ContentPin;
-pub use lists::{ListResult, NamePage};
+pub use lists::{KnownReferrers, ListResult, NamePage};
 pub use maintenance::import::{ImportError, Importer};
 pub use maintenance::remove::{RemovalReport, RemovalTarget};
 pub use maintenance::scrub::{DamagedContent, Integrity, ScrubItem, Throttle};
@@ -186,7 +186,7 @@ impl Cache {
             Reference::Tag(tag) => tag,
         };
         let key = TagKey { repository: repository.clone(), tag: tag.clone(), variant: None };
-        let answer = self.0.pointers.resolve(&Pointer::Tag(key.clone()), false).await?;
+        let answer = self.0.pointers.manifest(&Pointer::Tag(key.clone()), false).await?;
         if accept.allows(&answer.manifest.media_type) {
             return Ok(answer);
         }
@@ -195,7 +195,7 @@ impl Cache {
             return Ok(answer);
         }
         let variant = TagKey { variant: Some(types.join(", ")), ..key };
-        self.0.pointers.resolve(&Pointer::Tag(variant), false).await
+        self.0.pointers.manifest(&Pointer::Tag(variant), false).await
     }
 
     /// Returns a blob with a source to read from. Starts a fill if the blob is not cached.
@@ -246,8 +246,8 @@ impl Cache {
         self.0.tag_lists.get(repository, last, limit).await
     }
 
-    /// Returns the referrers of `subject`, of one artifact type if a type is given. An empty list always comes from the
-    /// upstream.
+    /// Returns the referrers of `subject`, of one artifact type if a type is given. The upstream has confirmed an empty list,
+    /// now or when it could last be asked.
     pub async fn referrers(
         &self,
         repository: &Repository,

@@ -109,6 +109,15 @@ impl Tag {
         let cut = hex.get(..64).unwrap_or(&hex);
         Self(format!("{}-{cut}", subject.algorithm().as_str()).into())
     }
+
+    /// Returns the digest that the tag begins with, and the rest of the tag: `sha256-HEX` is the tag of a list of referrers,
+    /// and `sha256-HEX.sig` that of a signature. `None` for other tags, and for digests that a tag contains only in part.
+    pub fn subject(&self) -> Option<(Digest, &str)> {
+        const ALGORITHM: &str = "sha256";
+        const HEX: usize = 64;
+        let (hex, rest) = self.0.strip_prefix(ALGORITHM)?.strip_prefix('-')?.split_at_checked(HEX)?;
+        Some((format!("{ALGORITHM}:{hex}").parse().ok()?, rest))
+    }
 }
 
 /// Reference to a manifest: a tag or a digest.
@@ -235,6 +244,21 @@ mod tests {
             assert_eq!(tag.as_str(), format!("{}-{}", algorithm.as_str(), &digest.hex()[..64]));
             assert_eq!(tag.as_str().parse(), Ok(tag));
         }
+    }
+
+    #[test]
+    fn tag_has_its_subject() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        assert_eq!(Tag::of_referrers(&digest).subject(), Some((digest, "")));
+        let signature: Tag = format!("sha256-{}.sig", digest.hex()).parse().expect("a tag");
+        assert_eq!(signature.subject(), Some((digest, ".sig")));
+        let upper = format!("sha256-{}", digest.hex().to_uppercase());
+        let short = format!("sha256-{}", &digest.hex()[1..]);
+        for other in ["latest", "sha256-", &upper, &short] {
+            assert_eq!(other.parse::<Tag>().expect("a tag").subject(), None, "{other}");
+        }
+        // A tag contains half of a longer digest.
+        assert_eq!(Tag::of_referrers(&Digest::of(Algorithm::Sha512, b"x")).subject(), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Parts of an open store, and their counters.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ pub(super) struct Engine {
     pub(super) location: Arc<Location>,
     /// Locked while a manifest is stored or removed, so that neither happens between the pages and the fact of the other.
     pub(super) manifest_lock: Arc<Mutex<()>>,
+    /// New absences since they were last counted.
+    pub(super) new_absences: Arc<AtomicUsize>,
 }
 
 impl Engine {

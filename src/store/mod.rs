@@ -38,7 +38,7 @@ pub use draft::{
 pub use engine::{Counts, StoredManifest};
 pub use error::StoreError;
 pub use index::change::Change;
-pub use index::fact::{LinkFact, TagFact};
+pub use index::fact::{AbsenceFact, LinkFact, TagFact};
 pub use index::inventory::ContentEntry;
 pub use index::pointer::{NameList, Pointer, PointerScope, TagKey};
 pub use lifecycle::convert::{Conversion, Step, StepEnd};

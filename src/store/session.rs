@@ -11,7 +11,7 @@ use super::draft::DraftWriter;
 use super::engine::{Engine, StoredManifest};
 use super::error::StoreError;
 use super::index::change::Change;
-use super::index::fact::{LinkFact, TagFact};
+use super::index::fact::{AbsenceFact, LinkFact, TagFact};
 use super::index::inventory::ContentEntry;
 use super::index::pointer::{NameList, Pointer, PointerScope};
 use super::lifecycle::gc::Collected;
@@ -27,7 +27,8 @@ pub struct StoreSession(pub(super) Engine);
 /// Content to remove. The caller makes sure that no fill writes it meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub enum Removal<'a> {
-    /// All tags and lists of referrers that point at these manifests, and their entries as referrers.
+    /// All tags and lists of referrers that point at these manifests, their entries as referrers, and the absences that
+    /// belong to them.
     Pointers(&'a HashSet<Digest>),
     /// A manifest. Pointers to it stay, and find nothing.
     Manifest(&'a Digest),
@@ -77,6 +78,11 @@ impl StoreSession {
     /// Returns the fact of a pointer.
     pub fn pointer(&self, pointer: &Pointer) -> Result<Option<TagFact>, StoreError> {
         self.0.pointer(pointer)
+    }
+
+    /// Returns the absence of a pointer, as the upstream last confirmed it.
+    pub fn absence(&self, pointer: &Pointer) -> Result<Option<AbsenceFact>, StoreError> {
+        self.0.absence(pointer)
     }
 
     /// Returns all pointers of a scope with their facts, in byte order of their names.

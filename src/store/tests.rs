@@ -1,5 +1,6 @@
 //! Tests of the store over every kind of blob store.
 
+use std::collections::HashSet;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ over_every_kind! {
     flushed_content_survives_a_restart
     other_kind_of_blob_store_is_refused
     referrers_belong_to_one_repository_and_one_subject
+    absences_belong_to_their_subject
 }
 
 /// Opens the store in a folder, also again after its last handle was dropped. A process that another test forks at that
@@ -559,4 +561,59 @@ fn referrers_belong_to_one_repository_and_one_subject(kind: BlobStoreKind) {
     // None of it is a tag, or makes a repository one that holds any.
     assert!(store.names(NameList::Tags(&a), None, 10).expect("a look").is_empty());
     assert!(store.names(NameList::Repositories(&a.upstream), None, 10).expect("a look").is_empty());
+}
+
+fn absences_belong_to_their_subject(kind: BlobStoreKind) {
+    let (store, folder) = store(kind);
+    let repository = repository("a");
+    let stored = StoredManifest { media_type: MediaType::oci_index(), body: Bytes::from_static(b"{}") };
+    let subject = Digest::of(Algorithm::Sha256, &stored.body);
+    let put = |store: &StoreSession| {
+        store.put_manifest(&repository, &subject, &stored, std::iter::empty(), at(1)).expect("stored");
+    };
+    put(&store);
+    let list = |subject| Pointer::Referrers(repository.clone(), subject);
+    let tag = |text: &str| Pointer::tag(&repository, &text.parse().expect("a tag"));
+    let (own, fallback) = (list(subject), tag(&format!("sha256-{}", subject.hex())));
+    let set = |store: &StoreSession, pointer: &Pointer, millis| {
+        let fact = AbsenceFact { checked_at: at(millis) };
+        store.apply(&[Change::SetAbsence(pointer.clone(), fact)]).expect("kept");
+    };
+    let get = |store: &StoreSession, pointer: &Pointer| {
+        store.absence(pointer).expect("a look").map(|fact| fact.checked_at)
+    };
+    let other = |n: u64| list(Digest::of(Algorithm::Sha256, &n.to_be_bytes()));
+    set(&store, &own, 1);
+    set(&store, &fallback, 2);
+    set(&store, &tag("latest"), 2);
+    for n in 0..10 {
+        set(&store, &other(n), 10 + n);
+    }
+    assert_eq!(get(&store, &tag("latest")), None, "the absence of an ordinary tag is not kept");
+    store.0.flush().expect("flushed");
+    drop(store);
+    let store = open(&folder, kind).expect("opens again");
+    assert_eq!((get(&store, &own), get(&store, &fallback)), (Some(at(1)), Some(at(2))));
+    // Only absences without a stored subject are limited in number. The oldest ones go.
+    assert_eq!(store.0.collect_absences(4).expect("collected"), 6);
+    let kept: Vec<_> = (0..10).filter(|n| get(&store, &other(*n)).is_some()).collect();
+    assert_eq!(kept, [6, 7, 8, 9]);
+    assert!(get(&store, &own).is_some());
+    assert_eq!(store.collect_garbage(|_| false, at(100)).expect("collected").remarks, 0);
+    // No absence is a tag or a pointer.
+    assert!(store.pointers(PointerScope::All).expect("a look").is_empty());
+    // A pointer that exists ends its absence. The fall-back tag ends also that of the list.
+    let fact = TagFact { digest: subject, checked_at: at(3), moved_at: at(3) };
+    store.apply(&[Change::SetPointer(fallback.clone(), fact)]).expect("kept");
+    assert_eq!((get(&store, &own), get(&store, &fallback)), (None, None));
+    set(&store, &own, 4);
+    set(&store, &fallback, 4);
+    store.remove(Removal::Pointers(&HashSet::from([subject]))).expect("removed");
+    assert_eq!((get(&store, &own), get(&store, &fallback)), (None, None));
+    assert!(get(&store, &other(9)).is_some());
+    // An absence that cannot be decoded does not exist, and is collected.
+    let key = Key::absence_of(&own).expect("a key");
+    store.0.database.facts().expect("open").insert(&key, &b"\xff"[..]).expect("written");
+    assert_eq!(get(&store, &own), None);
+    assert_eq!(store.collect_garbage(|_| false, at(100)).expect("collected").remarks, 1);
 }

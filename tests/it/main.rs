@@ -13,6 +13,7 @@
     clippy::print_stdout
 )]
 
+mod absences;
 mod admission;
 mod api;
 mod breaker;

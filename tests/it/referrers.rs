@@ -278,9 +278,9 @@ fn fallback_tag_of_a_long_digest_is_truncated() {
 }
 
 #[test]
-fn empty_list_is_cached_for_negative_ttl() {
+fn empty_list_is_cached_for_the_shorter_ttl() {
     for api in [true, false] {
-        let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "1h").set("cache.tag_ttl", "0s"));
+        let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "1h").set("cache.tag_ttl", "1h"));
         signed.registry.offer_referrers(api);
         let digest = format!("sha256:{}", "0".repeat(64));
         for repository in ["library/app", "library/none"] {
@@ -299,16 +299,19 @@ fn empty_list_is_cached_for_negative_ttl() {
             assert_eq!(signed.requests(), asked, "{repository}, with the API: {api}");
         }
     }
-    // A client that asks just before a signature is pushed does not wait for `tag_ttl` to see it.
-    let signed = Signed::new(|setup| setup.set("cache.negative_ttl", "0s").set("cache.tag_ttl", "1h"));
-    let other = Image::small(2);
-    signed.registry.add_image("library/app", "v2", &other);
-    let path = format!("/v2/library/app/referrers/{}", other.manifest.digest);
-    signed.lists(&signed.larder.get(&path), &[]);
-    let statement = Image::statement(SIGNATURE, "late", &other.manifest);
-    signed.registry.add_manifest("library/app", &statement);
-    let answer = signed.larder.get(&path);
-    assert_eq!(answer.json()["manifests"].as_array().unwrap().len(), 1);
+    // A client that asks just before a signature is pushed does not wait for the longer TTL to see it.
+    for (negative_ttl, tag_ttl) in [("0s", "1h"), ("1h", "0s")] {
+        let signed =
+            Signed::new(|setup| setup.set("cache.negative_ttl", negative_ttl).set("cache.tag_ttl", tag_ttl));
+        let other = Image::small(2);
+        signed.registry.add_image("library/app", "v2", &other);
+        let path = format!("/v2/library/app/referrers/{}", other.manifest.digest);
+        signed.lists(&signed.larder.get(&path), &[]);
+        let statement = Image::statement(SIGNATURE, "late", &other.manifest);
+        signed.registry.add_manifest("library/app", &statement);
+        let answer = signed.larder.get(&path);
+        assert_eq!(answer.json()["manifests"].as_array().unwrap().len(), 1);
+    }
 }
 
 /// An in-process server in front of a registry with one image, and the path of its referrers.
@@ -333,8 +336,9 @@ fn listed_both_ways(registry: &Registry, image: &Image) -> (Document, Value) {
 }
 
 #[test]
-fn missing_signature_tags_are_cached_for_negative_ttl() {
-    let (registry, larder, image, _) = timed(|setup| setup.set("cache.negative_ttl", "10m"));
+fn missing_signature_tags_are_cached_for_the_shorter_ttl() {
+    let (registry, larder, image, _) =
+        timed(|setup| setup.set("cache.negative_ttl", "10m").set("cache.tag_ttl", "1h"));
     let path =
         |suffix| format!("/v2/library/app/manifests/{}.{suffix}", image.manifest.digest.replace(':', "-"));
     for round in 1..=3 {
@@ -615,8 +619,10 @@ fn list_survives_a_restart_and_an_outage() {
         assert_stale(&answer);
         assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
         signed.lists(&signed.get_only(SBOM), &[&signed.sbom]);
-        // An entry that was not in the last list may exist now.
-        assert!(is_gateway_error(signed.get_only("application/vnd.none").status()));
+        // The last list had no such entry.
+        let answer = signed.get_only("application/vnd.none");
+        signed.lists(&answer, &[]);
+        assert_stale(&answer);
         signed.registry.up();
         support::eventually("the upstream is used again", || {
             signed.get().head.outcome() == "larder; hit; detail=revalidated"
@@ -638,13 +644,13 @@ fn cached_referrers_survive_a_restart() {
 }
 
 #[test]
-fn outage_never_gives_an_empty_list() {
+fn outage_gives_no_empty_list_that_was_not_confirmed() {
     for api in [true, false] {
         let signed = Signed::with_zero_ttl();
         signed.registry.offer_referrers(api);
-        let other = Image::small(2);
-        let path = format!("/v2/library/app/referrers/{}", other.manifest.digest);
-        signed.lists(&signed.larder.get(&path), &[]);
+        let [asked, other] = [2, 3].map(|seed| Image::small(seed).manifest.digest);
+        signed.lists(&signed.larder.get(&format!("/v2/library/app/referrers/{asked}")), &[]);
+        let path = format!("/v2/library/app/referrers/{other}");
         signed.registry.down();
         for method in ["GET", "HEAD"] {
             let answer = signed.larder.api().send(method, &path, &[]);
@@ -721,7 +727,9 @@ fn referrers_belong_to_one_repository() {
     let answer = signed.larder.get(&there);
     signed.lists(&answer, &[]);
     signed.registry.down();
-    assert!(is_gateway_error(signed.larder.get(&there).status()));
+    let answer = signed.larder.get(&there);
+    signed.lists(&answer, &[]);
+    assert_stale(&answer);
     signed.registry.up();
     // The list has a digest too, and is not a manifest of another repository.
     let digest = support::content::sha256(&kept.body);

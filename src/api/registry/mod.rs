@@ -88,7 +88,7 @@ impl RegistryApi {
             }
             Err(refusal) => {
                 let (mut response, reason) = refusal.response(kind, options.gateway);
-                finish_head(&request, &mut log, &mut response, Outcome::None, via);
+                finish_head(&request, &mut log, &mut response, refusal.outcome(), via);
                 log.reason = Some(reason);
                 finish_whole(log, response, request.is_head)
             }

@@ -1,8 +1,9 @@
 //! Lists of referrers: signatures, attestations and other artifacts that refer to a manifest.
 //!
 //! The upstream's list comes from its referrers API, or from the fall-back tag if there is no API, and follows the freshness
-//! rules of tags. Cached manifests with the same subject are added. A missing entry tells a client that an image is not
-//! signed, so a failing upstream must never shorten a list.
+//! rules of tags. So does the absence of a list: an upstream that has neither an entry in its API nor the tag has no referrers.
+//! Cached manifests with the same subject are added. A missing entry tells a client that an image is not signed, so a failing
+//! upstream must never shorten a list, and only a confirmed absence is served as an empty list.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,11 @@ use tokio::time::Instant;
 use crate::cache::deadline::in_time;
 use crate::cache::error::CacheError;
 use crate::cache::lists::page::ListResult;
-use crate::cache::manifest::{ManifestAnswer, Pointers};
-use crate::cache::memory::CachedManifest;
+use crate::cache::manifest::{AbsenceAnswer, ManifestAnswer, PointerAnswer, Pointers};
+use crate::cache::memory::{CachedManifest, CheckTime};
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
+use crate::clock::Timestamp;
 use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
 use crate::source::Counted;
 use crate::store::{Pointer, StoreError, StoreSession};
@@ -34,13 +36,6 @@ pub(in crate::cache) struct ReferrersLists {
     pointers: Arc<Pointers>,
 }
 
-/// Upstream's list, or its definite absence.
-enum UpstreamList {
-    Present(ManifestAnswer),
-    /// There is no list. The outcome shows whether the upstream was asked now.
-    Absent(Outcome),
-}
-
 impl ReferrersLists {
     pub(in crate::cache) fn new(
         storage: &Arc<Storage>,
@@ -50,8 +45,8 @@ impl ReferrersLists {
         Self { storage: Arc::clone(storage), rules: Arc::clone(rules), pointers: Arc::clone(pointers) }
     }
 
-    /// Returns the referrers of `subject`, of one artifact type if a type is given. An empty list always comes from the
-    /// upstream.
+    /// Returns the referrers of `subject`, of one artifact type if a type is given. The upstream has confirmed an empty list,
+    /// now or when it could last be asked.
     pub(in crate::cache) async fn get(
         &self,
         repository: &Repository,
@@ -61,63 +56,82 @@ impl ReferrersLists {
         let (owner, of) = (repository.clone(), *subject);
         let cached = self.storage.with_store(move |store| store.referrers(&owner, &of, CACHED_MAX)).await;
         let cached = self.storage.or_default("the cached referrers cannot be listed", cached)?;
-        let (manifest, outcome, age, stale) =
-            match self.upstream_list(repository, subject, !cached.is_empty()).await {
-                Ok(UpstreamList::Present(ManifestAnswer { manifest, outcome, age, stale })) => {
-                    (Some(manifest), outcome, age, stale)
-                }
-                Ok(UpstreamList::Absent(outcome)) => (None, outcome, None, None),
-                Err(error) => (None, Outcome::Stale, None, Some(error)),
-            };
+        let answer = self.upstream_list(repository, subject, !cached.is_empty()).await;
+        let (manifest, outcome, age, stale, unknown) = match answer {
+            Ok(PointerAnswer::Present(ManifestAnswer { manifest, outcome, age, stale })) => {
+                (Some(manifest), outcome, age, stale, false)
+            }
+            Ok(PointerAnswer::Absent(AbsenceAnswer { outcome, age, stale })) => {
+                (None, outcome, age, stale, false)
+            }
+            Err(error) => (None, Outcome::Stale, None, Some(error), true),
+        };
         let content = self.merge(repository, manifest, cached, artifact_type).await?;
         match stale {
-            Some(error) if content.is_empty() && error.allows_stale() => Err(error),
+            // Without a list of the upstream, an empty one would mean "not signed".
+            Some(error) if unknown && content.is_empty() => Err(error),
             stale => Ok(ListResult { content, outcome, age, stale }),
         }
     }
 
-    /// Returns the upstream's list from the API or the fall-back tag, or the last known list of either.
+    /// Returns the upstream's list from the API or the fall-back tag, or the last known state of either.
     async fn upstream_list(
         &self,
         repository: &Repository,
         subject: &Digest,
         has_cached: bool,
-    ) -> Result<UpstreamList, CacheError> {
+    ) -> Result<PointerAnswer, CacheError> {
         let api = Pointer::Referrers(repository.clone(), *subject);
         let fallback = Pointer::tag(repository, &Tag::of_referrers(subject));
-        let has_copy = has_cached || self.pointers.is_known(&fallback).await?;
+        let has_copy = has_cached
+            || self.pointers.is_known(&fallback).await?
+            || self.pointers.known_absence(&api).await?.is_some();
         let request = async {
             let now = self.storage.clock.instant();
             if !self.storage.memory.is_missing_api(repository, subject, now) {
-                match self.resolve(&api, has_copy).await {
+                match self.pointers.resolve(&api, has_copy).await {
                     Err(CacheError::NoReferrers) => {}
                     other => return other,
                 }
             }
-            self.resolve(&fallback, has_copy).await
+            let answer = self.pointers.resolve(&fallback, has_copy).await?;
+            if let PointerAnswer::Absent(absence) = &answer {
+                self.keep_absence(&api, &fallback, absence).await?;
+            }
+            Ok(answer)
         };
-        let mut error = match in_time(request).await {
+        let error = match in_time(request).await {
             Err(error) if error.allows_stale() => error,
             other => return other,
         };
-        for pointer in [&api, &fallback] {
-            match self.pointers.last_known(pointer, error).await {
-                Ok(answer) => return Ok(UpstreamList::Present(answer)),
-                Err(same) => error = same,
-            }
+        let error = match self.pointers.last_known(&api, error).await {
+            Err(same) => same,
+            known => return known,
+        };
+        match self.pointers.last_known(&fallback, error).await {
+            // The tag alone says nothing about a list of the API.
+            Ok(PointerAnswer::Absent(AbsenceAnswer { stale: Some(error), .. })) => Err(error),
+            known => known,
         }
-        Err(error)
     }
 
-    /// Resolves the API's list or the fall-back tag. With a copy to serve the wait is short.
-    async fn resolve(&self, pointer: &Pointer, has_copy: bool) -> Result<UpstreamList, CacheError> {
-        let was_absent = self.pointers.is_absent(pointer);
-        match self.pointers.resolve(pointer, has_copy).await {
-            Ok(answer) => Ok(UpstreamList::Present(answer)),
-            Err(CacheError::NotFound) if was_absent => Ok(UpstreamList::Absent(Outcome::Hit)),
-            Err(CacheError::NotFound) => Ok(UpstreamList::Absent(Outcome::Miss)),
-            Err(error) => Err(error),
+    /// Keeps the absence of a list that neither the API nor the fall-back tag has, from the time at which the tag was absent.
+    async fn keep_absence(
+        &self,
+        api: &Pointer,
+        fallback: &Pointer,
+        absence: &AbsenceAnswer,
+    ) -> Result<(), CacheError> {
+        let check = match self.pointers.known_absence(fallback).await? {
+            Some(check) => check,
+            // The tag of a long digest has no subject, so that its absence is remembered only.
+            None if absence.outcome == Outcome::Hit => return Ok(()),
+            None => CheckTime::now(&self.storage.clock),
+        };
+        if absence.stale.is_none() {
+            self.pointers.keep_absence(api, check).await;
         }
+        Ok(())
     }
 
     /// Adds the cached manifests to the upstream's list, and selects one artifact type. A large list waits for its memory,
@@ -147,30 +161,65 @@ impl ReferrersLists {
     }
 }
 
-/// Returns the known referrers of a manifest without contacting the upstream: its last list, and the cached manifests. Other
-/// referrers may exist. Blocks.
+/// Referrers of a manifest that are known without contacting the upstream.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KnownReferrers {
+    /// Entries of the upstream's last list, and cached manifests with this subject.
+    pub referrers: Referrers,
+    /// Time at which the upstream last confirmed its list, or that it has none; `None` if this is not known.
+    pub checked_at: Option<Timestamp>,
+    /// True if a cached manifest has this subject.
+    pub has_cached: bool,
+}
+
+impl KnownReferrers {
+    /// Returns true if the upstream has confirmed that there are no referrers, and none is cached.
+    pub fn is_confirmed_empty(&self) -> bool {
+        self.checked_at.is_some() && self.referrers.is_empty()
+    }
+}
+
+/// Returns the known referrers of a manifest without contacting the upstream. Blocks.
 pub(in crate::cache) fn known_referrers(
     store: &StoreSession,
     repository: &Repository,
     subject: &Digest,
-) -> Result<Referrers, StoreError> {
-    let list = match store.pointer(&Pointer::Referrers(repository.clone(), *subject))? {
-        Some(fact) => Some(fact),
-        None => store.pointer(&Pointer::tag(repository, &Tag::of_referrers(subject)))?,
+) -> Result<KnownReferrers, StoreError> {
+    let api = Pointer::Referrers(repository.clone(), *subject);
+    let list = match stored_list(store, repository, &api)? {
+        Some(list) => Some(list),
+        None => match store.absence(&api)? {
+            Some(fact) => Some((fact.checked_at, Referrers::default())),
+            None => stored_list(store, repository, &Pointer::tag(repository, &Tag::of_referrers(subject)))?,
+        },
     };
-    let list = match list {
-        Some(fact) if store.access(repository, &fact.digest)?.is_some() => Some(fact),
-        _ => None,
-    };
-    let stored = match list.map(|fact| store.manifest(&fact.digest)) {
-        Some(Ok(stored)) => stored,
-        None | Some(Err(StoreError::Damaged(_))) => None,
-        Some(Err(error)) => return Err(error),
-    };
-    let mut known = stored.and_then(|stored| Referrers::read(&stored.body)).unwrap_or_default();
+    let (checked_at, referrers) = list.unzip();
+    let mut known =
+        KnownReferrers { referrers: referrers.unwrap_or_default(), checked_at, has_cached: false };
     let cached = store.referrers(repository, subject, CACHED_MAX)?;
-    add_cached(store, repository, &cached, &mut known)?;
+    let mut own = Referrers::default();
+    add_cached(store, repository, &cached, &mut own)?;
+    known.has_cached = !own.is_empty();
+    known.referrers.extend(own);
     Ok(known)
+}
+
+/// Returns the list that a pointer points at, with the time of the upstream's last confirmation; `None` if it is not stored.
+/// Blocks.
+fn stored_list(
+    store: &StoreSession,
+    repository: &Repository,
+    pointer: &Pointer,
+) -> Result<Option<(Timestamp, Referrers)>, StoreError> {
+    let Some(fact) = store.pointer(pointer)? else { return Ok(None) };
+    if store.access(repository, &fact.digest)?.is_none() {
+        return Ok(None);
+    }
+    match store.manifest(&fact.digest) {
+        Ok(Some(stored)) => Ok(Referrers::read(&stored.body).map(|list| (fact.checked_at, list))),
+        Ok(None) | Err(StoreError::Damaged(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Adds the cached manifests that a list lacks. A manifest that is gone or damaged is skipped. Blocks.

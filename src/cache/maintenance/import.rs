@@ -254,7 +254,7 @@ impl Importer {
             Ok(fact)
         }))?;
         let at = Some(storage.clock.instant());
-        storage.memory.pointers.insert(pointer, CheckedPointer { fact, at });
+        storage.memory.insert_pointer(&pointer, CheckedPointer { fact, at });
         Ok(())
     }
 }

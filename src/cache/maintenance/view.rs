@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::cache::freshness::{self, Freshness};
-use crate::cache::lists::known_referrers;
-use crate::cache::memory::CheckedPointer;
+use crate::cache::lists::{KnownReferrers, known_referrers};
+use crate::cache::memory::{CheckTime, CheckedPointer};
 use crate::cache::rules::RuleSet;
 use crate::cache::storage::Storage;
 use crate::clock::Timestamp;
@@ -131,9 +131,29 @@ impl CacheView<'_> {
         Ok(Some(body.into()))
     }
 
-    /// Returns the cached referrers of a manifest. An empty list does not mean that the upstream has none.
+    /// Returns the cached referrers of a manifest. An empty list does not mean that the upstream has none: see
+    /// [`known_referrers`](Self::known_referrers).
     pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Referrers, StoreError> {
+        Ok(self.known_referrers(repository, subject)?.referrers)
+    }
+
+    /// Returns the referrers of a manifest that are known without contacting the upstream, with the time of the last check.
+    pub fn known_referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<KnownReferrers, StoreError> {
         known_referrers(self.session, repository, subject)
+    }
+
+    /// Returns true if a request for the referrers of a manifest gets an answer while the upstream is unreachable.
+    pub fn serves_referrers_offline(&self, repository: &Repository, known: &KnownReferrers) -> bool {
+        let Some(upstream) = self.rules.upstreams.get(&repository.upstream) else { return false };
+        let is_kept = known.checked_at.is_some_and(|checked_at| {
+            let age = CheckTime { checked_at, at: None }.age(&self.storage.clock);
+            freshness::may_serve_stale(age, upstream.settings())
+        });
+        is_kept || known.has_cached
     }
 
     /// Returns the last access to content, or the time at which it was stored.

@@ -9,11 +9,12 @@ use crate::cache::deadline::{Deadline, joined};
 use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::flight::{Flights, Ticket};
 use crate::cache::freshness::{self, Freshness};
-use crate::cache::manifest::answer::ManifestAnswer;
+use crate::cache::manifest::absences::Absences;
+use crate::cache::manifest::answer::{AbsenceAnswer, ManifestAnswer, PointerAnswer};
 use crate::cache::manifest::by_digest::Manifests;
 use crate::cache::manifest::by_tag::TagRequest;
 use crate::cache::manifest::referrers_index;
-use crate::cache::memory::{AbsenceKey, CachedManifest, CheckedPointer};
+use crate::cache::memory::{AbsenceKey, CachedManifest, CheckTime, CheckedPointer};
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::config::schema::{Cache as CacheSettings, OnUpstream404};
@@ -27,6 +28,7 @@ pub(in crate::cache) struct Pointers {
     storage: Arc<Storage>,
     rules: Arc<Rules>,
     access: Access,
+    absences: Absences,
     manifests: Arc<Manifests>,
     flights: Flights<Pointer, ResolvedPointer>,
 }
@@ -45,6 +47,55 @@ struct KnownPointer {
     manifest: Arc<CachedManifest>,
 }
 
+/// Last known answer of the upstream about a pointer.
+#[derive(Clone, Debug)]
+enum LastState {
+    Present(KnownPointer),
+    Absent(CheckTime),
+}
+
+impl LastState {
+    /// Returns the time at which the upstream gave the answer.
+    fn check(&self) -> CheckTime {
+        match self {
+            Self::Present(KnownPointer { checked: CheckedPointer { fact, at }, .. }) => {
+                CheckTime { checked_at: fact.checked_at, at: *at }
+            }
+            Self::Absent(check) => *check,
+        }
+    }
+
+    fn judge(&self, age: Option<Duration>, settings: &CacheSettings) -> Freshness {
+        let checked_at = self.check().checked_at;
+        match self {
+            Self::Present(_) => freshness::judge(age, checked_at, settings),
+            Self::Absent(_) => freshness::judge_absence(age, checked_at, settings),
+        }
+    }
+
+    /// Returns the target of the pointer, if there is one.
+    fn known(&self) -> Option<&KnownPointer> {
+        match self {
+            Self::Present(known) => Some(known),
+            Self::Absent(_) => None,
+        }
+    }
+
+    fn answer(self, outcome: Outcome, age: Option<Duration>, stale: Option<CacheError>) -> PointerAnswer {
+        match self {
+            Self::Present(KnownPointer { manifest, .. }) => {
+                PointerAnswer::Present(ManifestAnswer { manifest, outcome, age, stale })
+            }
+            Self::Absent(_) => PointerAnswer::Absent(AbsenceAnswer { outcome, age, stale }),
+        }
+    }
+}
+
+/// Creates the answer for an absence that is not stale.
+fn absent(outcome: Outcome, age: Option<Duration>) -> PointerAnswer {
+    PointerAnswer::Absent(AbsenceAnswer { outcome, age, stale: None })
+}
+
 impl Pointers {
     pub(in crate::cache) fn new(
         storage: &Arc<Storage>,
@@ -55,64 +106,89 @@ impl Pointers {
             storage: Arc::clone(storage),
             rules: Arc::clone(rules),
             access: Access::new(storage, rules),
+            absences: Absences::new(storage),
             manifests: Arc::clone(manifests),
             flights: Flights::default(),
         }
     }
 
-    /// Resolves a pointer. `has_copy` is true if the caller has something else to serve, so that it waits only briefly.
-    pub(in crate::cache) async fn resolve(
+    /// Resolves a pointer to a manifest. `has_copy` is true if the caller has something else to serve, so that it waits only
+    /// briefly.
+    pub(in crate::cache) async fn manifest(
         self: &Arc<Self>,
         pointer: &Pointer,
         has_copy: bool,
     ) -> Result<ManifestAnswer, CacheError> {
+        self.resolve(pointer, has_copy).await?.into_manifest()
+    }
+
+    /// Resolves a pointer. An absence is an answer, and not an error.
+    pub(in crate::cache) async fn resolve(
+        self: &Arc<Self>,
+        pointer: &Pointer,
+        has_copy: bool,
+    ) -> Result<PointerAnswer, CacheError> {
         let upstream = self.rules.upstream(pointer.repository())?;
-        let known = self.known(pointer).await?;
-        match &known {
-            Some(known) => {
-                let age = known.checked.age(&self.storage.clock);
-                let freshness = freshness::judge(age, known.checked.fact.checked_at, upstream.settings());
+        let state = match self.last_state(pointer).await? {
+            Some(state) => {
+                let age = state.check().age(&self.storage.clock);
+                let freshness = state.judge(age, upstream.settings());
                 if freshness == Freshness::ServeAndRevalidate {
-                    drop(self.revalidate(pointer, Some(known.clone())));
+                    drop(self.revalidate(pointer, state.known().cloned()));
                 }
                 if freshness != Freshness::Expired {
-                    let manifest = Arc::clone(&known.manifest);
-                    return Ok(ManifestAnswer { manifest, outcome: Outcome::Hit, age, stale: None });
+                    return Ok(state.answer(Outcome::Hit, age, None));
                 }
+                Some(state)
             }
-            None => self.access.check_absence(pointer.repository(), &absence_key(pointer))?,
-        }
-        Box::pin(self.resolve_upstream(pointer, known, upstream, has_copy)).await
+            None if self.is_remembered_absent(pointer) => return Ok(absent(Outcome::Hit, None)),
+            None => None,
+        };
+        Box::pin(self.resolve_upstream(pointer, state, upstream, has_copy)).await
     }
 
     /// Waits for the upstream's answer. Without an answer the last known state is served stale.
     async fn resolve_upstream(
         self: &Arc<Self>,
         pointer: &Pointer,
-        known: Option<KnownPointer>,
+        state: Option<LastState>,
         upstream: Arc<Upstream>,
         has_copy: bool,
-    ) -> Result<ManifestAnswer, CacheError> {
+    ) -> Result<PointerAnswer, CacheError> {
         upstream.check_loop()?;
-        let deadline = Deadline::new(&upstream, has_copy || known.is_some());
+        let deadline = Deadline::new(&upstream, has_copy || state.is_some());
         // The flight continues after the deadline, so that the next request knows whether the upstream has recovered.
-        let ticket = self.revalidate(pointer, known.clone());
+        let known = state.as_ref().and_then(LastState::known).cloned();
+        let ticket = self.revalidate(pointer, known);
         let leader = ticket.leader;
-        match (deadline.wait(joined(&upstream, leader, ticket.wait())).await, known) {
+        let shared = |outcome| if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
+        let answer = match (deadline.wait(joined(&upstream, leader, ticket.wait())).await, state) {
             (Ok(ResolvedPointer { manifest, outcome }), _) => {
-                let outcome = if leader || outcome != Outcome::Miss { outcome } else { Outcome::Join };
-                Ok(ManifestAnswer { manifest, outcome, age: Some(Duration::ZERO), stale: None })
+                let (outcome, age) = (shared(outcome), Some(Duration::ZERO));
+                Ok(PointerAnswer::Present(ManifestAnswer { manifest, outcome, age, stale: None }))
             }
             // A stale copy would come back as the answer to the request that started the circle.
             (Err(CacheError::Loop), _) if !RequestOrigin::current().hops.is_empty() => Err(CacheError::Loop),
-            (Err(error), Some(known)) => self.stale(known, upstream.settings(), error),
+            (Err(error), Some(state)) => self.stale(state, upstream.settings(), error),
             (Err(error), None) => Err(error),
+        };
+        match answer {
+            Err(CacheError::NotFound) => Ok(absent(shared(Outcome::Miss), Some(Duration::ZERO))),
+            answer => answer,
         }
     }
 
-    /// Returns true if a definite 404 of the upstream is remembered.
-    pub(in crate::cache) fn is_absent(&self, pointer: &Pointer) -> bool {
-        self.access.check_absence(pointer.repository(), &absence_key(pointer)).is_err()
+    /// Returns the time of the last check if the pointer is known to be absent.
+    pub(in crate::cache) async fn known_absence(
+        &self,
+        pointer: &Pointer,
+    ) -> Result<Option<CheckTime>, CacheError> {
+        self.absences.get(pointer).await
+    }
+
+    /// Keeps the absence of a pointer that follows from other answers of the upstream.
+    pub(in crate::cache) async fn keep_absence(&self, pointer: &Pointer, check: CheckTime) {
+        self.absences.put(pointer, check).await;
     }
 
     /// Returns true if the last target of the pointer is cached.
@@ -125,26 +201,34 @@ impl Pointers {
         &self,
         pointer: &Pointer,
         error: CacheError,
-    ) -> Result<ManifestAnswer, CacheError> {
+    ) -> Result<PointerAnswer, CacheError> {
         let upstream = self.rules.upstream(pointer.repository())?;
-        match self.known(pointer).await? {
-            Some(known) => self.stale(known, upstream.settings(), error),
+        match self.last_state(pointer).await? {
+            Some(state) => self.stale(state, upstream.settings(), error),
             None => Err(error),
         }
     }
 
     fn stale(
         &self,
-        known: KnownPointer,
+        state: LastState,
         settings: &CacheSettings,
         error: CacheError,
-    ) -> Result<ManifestAnswer, CacheError> {
-        let age = known.checked.age(&self.storage.clock);
-        if !serves_stale(&error, age, settings) {
+    ) -> Result<PointerAnswer, CacheError> {
+        let age = state.check().age(&self.storage.clock);
+        let is_kept = matches!(state, LastState::Present(_)) || error.allows_stale();
+        if !is_kept || !serves_stale(&error, age, settings) {
             return Err(error);
         }
-        let age = Some(age.unwrap_or_default());
-        Ok(ManifestAnswer { manifest: known.manifest, outcome: Outcome::Stale, age, stale: Some(error) })
+        Ok(state.answer(Outcome::Stale, Some(age.unwrap_or_default()), Some(error)))
+    }
+
+    /// Returns the last known state of a pointer.
+    async fn last_state(&self, pointer: &Pointer) -> Result<Option<LastState>, CacheError> {
+        match self.known(pointer).await? {
+            Some(known) => Ok(Some(LastState::Present(known))),
+            None => Ok(self.absences.get(pointer).await?.map(LastState::Absent)),
+        }
     }
 
     /// Looks a pointer up in memory and in the store. A pointer whose manifest is gone is unknown.
@@ -238,7 +322,7 @@ impl Pointers {
     /// Stores a pointer. A pointer that cannot be stored costs a revalidation after the next start, and never a wrong answer.
     async fn put(&self, pointer: &Pointer, fact: TagFact) {
         let at = Some(self.storage.clock.instant());
-        self.storage.memory.pointers.insert(pointer.clone(), CheckedPointer { fact, at });
+        self.storage.memory.insert_pointer(pointer, CheckedPointer { fact, at });
         let change = Change::SetPointer(pointer.clone(), fact);
         if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {
             self.storage.report_error("a tag or a list of referrers could not be stored", &error);
@@ -259,20 +343,36 @@ impl Pointers {
     /// Handles a definite 404 of the upstream: the pointer is removed, the content stays.
     async fn drop_absent(&self, pointer: &Pointer, error: &CacheError) {
         let Ok(upstream) = self.rules.upstream(pointer.repository()) else { return };
-        // The absence is used only while the pointer is unknown.
-        self.access.remember_absence(pointer.repository(), absence_key(pointer), error.clone());
-        if upstream.settings().on_upstream_404 == OnUpstream404::Stale {
-            return;
+        if upstream.settings().on_upstream_404 != OnUpstream404::Stale {
+            self.storage.memory.pointers.remove(pointer);
+            self.remove(pointer).await;
         }
-        self.storage.memory.pointers.remove(pointer);
-        self.remove(pointer).await;
+        // The absence is used only while the pointer is unknown.
+        match absence_key(pointer) {
+            Some(key) => {
+                self.access.remember_absence(pointer.repository(), key, error.clone());
+            }
+            None if matches!(error, CacheError::NotFound) => {
+                self.absences.put(pointer, CheckTime::now(&self.storage.clock)).await;
+            }
+            None => {}
+        }
+    }
+
+    /// Returns true if a definite 404 is remembered, for a pointer whose absence is not kept.
+    fn is_remembered_absent(&self, pointer: &Pointer) -> bool {
+        let absence = absence_key(pointer);
+        absence.is_some_and(|key| self.access.check_absence(pointer.repository(), &key).is_err())
     }
 }
 
-fn absence_key(pointer: &Pointer) -> AbsenceKey {
+/// Returns the key of a remembered 404; `None` for a pointer whose absence is kept in the store.
+fn absence_key(pointer: &Pointer) -> Option<AbsenceKey> {
     match pointer {
-        Pointer::Tag(key) => AbsenceKey::Tag(key.tag.clone(), key.variant.clone()),
-        Pointer::Referrers(_, subject) => AbsenceKey::Referrers(*subject),
+        Pointer::Tag(key) if pointer.subject().is_none() => {
+            Some(AbsenceKey::Tag(key.tag.clone(), key.variant.clone()))
+        }
+        Pointer::Tag(_) | Pointer::Referrers(..) => None,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, UpstreamName};
 use crate::store::engine::Engine;
 use crate::store::error::StoreError;
-use crate::store::index::fact::{AccessFact, Fact as _, LinkFact, TagFact, VerifiedFact};
+use crate::store::index::fact::{AbsenceFact, AccessFact, Fact as _, LinkFact, TagFact, VerifiedFact};
 use crate::store::index::key::Key;
 use crate::store::index::pointer::{Pointer, TagKey};
 
@@ -15,6 +15,8 @@ pub enum Change {
     SetPointer(Pointer, TagFact),
     /// Removes a pointer. Its manifest stays.
     RemovePointer(Pointer),
+    /// Records that the upstream does not have what a pointer names. Ignored for pointers without a subject.
+    SetAbsence(Pointer, AbsenceFact),
     /// Links a repository to a digest that its upstream confirmed or delivered. An existing link stays as it is, because
     /// it may contain the size.
     AddLink(Repository, Digest),
@@ -49,17 +51,21 @@ impl Engine {
         let facts = self.database.facts()?;
         let mut batch = sled::Batch::default();
         for change in changes {
-            if matches!(change, Change::RemovePointer(_) | Change::AddLink(..)) {
+            if matches!(change, Change::RemovePointer(_) | Change::SetAbsence(..) | Change::AddLink(..)) {
                 facts.apply_batch(std::mem::take(&mut batch))?;
             }
             match change {
                 Change::SetPointer(pointer, fact) => {
                     batch.insert(Key::from(pointer).to_bytes(), fact.encode());
+                    for key in pointer.refuted_absences().filter_map(|absent| Key::absence_of(&absent)) {
+                        batch.remove(key);
+                    }
                     if let Pointer::Tag(TagKey { repository, variant: None, .. }) = pointer {
                         batch.insert(catalog_key(repository), &[][..]);
                     }
                 }
                 Change::RemovePointer(pointer) => self.remove_pointer(pointer)?,
+                Change::SetAbsence(pointer, fact) => self.set_absence(pointer, *fact)?,
                 Change::AddLink(repository, digest) => self.add_link(repository, digest)?,
                 Change::AddDelivered(upstream, digest) => {
                     batch.insert(Key::Delivered(digest, upstream).to_bytes(), &[][..]);

@@ -40,6 +40,14 @@ pub struct TagFact {
     pub moved_at: Timestamp,
 }
 
+/// Absence of a pointer that belongs to one manifest, such as its list of referrers: the upstream has answered that there is
+/// none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbsenceFact {
+    /// Time of the last confirmation by the upstream.
+    pub checked_at: Timestamp,
+}
+
 /// Link from a repository to a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkFact {
@@ -80,6 +88,7 @@ pub(in crate::store) struct VerifiedFact {
 }
 
 impl Fact for TagFact {}
+impl Fact for AbsenceFact {}
 impl Fact for LinkFact {}
 impl Fact for ManifestFact {}
 impl Fact for BlobFact {}

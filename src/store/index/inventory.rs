@@ -58,7 +58,7 @@ impl Engine {
         Ok(found)
     }
 
-    /// Removes all pointers to `manifests`, and their entries as referrers. Content stays.
+    /// Removes all pointers to `manifests`, their entries as referrers, and the absences that belong to them. Content stays.
     pub(in crate::store) fn remove_pointers_to(&self, manifests: &HashSet<Digest>) -> Result<(), StoreError> {
         let mut untagged = HashSet::new();
         for prefix in Key::pointers() {
@@ -77,7 +77,7 @@ impl Engine {
                 self.database.facts()?.remove(&key)?;
             }
         }
-        Ok(())
+        self.remove_absences_of(manifests)
     }
 
     /// Returns all drafts that have a file, including those of running fills.

@@ -35,6 +35,8 @@ pub(in crate::store) enum Key<'a> {
     Delivered(&'a Digest, &'a UpstreamName),
     /// Stored manifest that refers to a subject.
     Referrer(&'a Repository, &'a Digest, &'a Digest),
+    /// Absence of a pointer of this kind that belongs to a manifest. Earlier versions ignore such keys.
+    Absence(&'a Repository, &'a Digest, &'a str),
 }
 
 impl<'a> From<&'a Pointer> for Key<'a> {
@@ -73,6 +75,23 @@ impl Key<'_> {
     /// Returns the prefix of all facts of the kind [`Key::Referrer`].
     pub(in crate::store) const fn referrers() -> &'static [u8] {
         b"s"
+    }
+
+    /// Returns the prefix of all absences.
+    pub(in crate::store) const fn absences() -> &'static [u8] {
+        b"n"
+    }
+
+    /// Returns the bytes of the key for the absence of a pointer; `None` if the absence is not kept.
+    pub(in crate::store) fn absence_of(pointer: &Pointer) -> Option<Vec<u8>> {
+        let (subject, kind) = pointer.subject()?;
+        Some(Key::Absence(pointer.repository(), &subject, kind).to_bytes())
+    }
+
+    /// Reads the repository and the subject of a key of the kind [`Key::Absence`].
+    pub(in crate::store) fn read_absence(key: &[u8]) -> Option<(Repository, Digest)> {
+        let (repository, rest) = read_repository(key.strip_prefix(Self::absences())?)?;
+        Some((repository, digest(split_digest(rest)?.0)?))
     }
 
     /// Returns the prefixes of facts that have no meaning without their content.
@@ -211,6 +230,11 @@ impl Key<'_> {
             }
             Self::Referrer(repository, subject, referrer) => {
                 with_digest(Self::referrers_of(repository, subject), referrer)
+            }
+            Self::Absence(repository, subject, kind) => {
+                let mut key = with_digest(of_repository(Self::absences(), repository, b""), subject);
+                key.extend_from_slice(kind.as_bytes());
+                key
             }
         }
     }
@@ -359,6 +383,35 @@ mod tests {
             assert_eq!(Key::read_referrer(&key[..key.len() - 1]), None);
         }
         assert_eq!((Key::read_pointer(b"t"), Key::read_referrer(b"s")), (None, None));
+    }
+
+    #[test]
+    fn absence_key_has_its_subject() {
+        let repository = Repository {
+            upstream: "docker.io".parse().expect("a name"),
+            name: "a/b".parse().expect("a name"),
+        };
+        let subject = Digest::of(Algorithm::Sha256, b"x");
+        let tag = |text: String| Pointer::tag(&repository, &text.parse().expect("a tag"));
+        let list = Pointer::Referrers(repository.clone(), subject);
+        let tags =
+            ["", ".sig", ".att", ".sbom"].map(|suffix| tag(format!("sha256-{}{suffix}", subject.hex())));
+        let mut keys = Vec::new();
+        for pointer in tags.iter().chain([&list]) {
+            let key = Key::absence_of(pointer).expect("a key");
+            assert_eq!(Key::read_absence(&key), Some((repository.clone(), subject)), "{pointer:?}");
+            assert_eq!(Key::read_pointer(&key), None, "no tag");
+            keys.push(key);
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 5);
+        for other in ["latest".to_owned(), format!("sha256-{}.txt", subject.hex())] {
+            assert_eq!(Key::absence_of(&tag(other)), None);
+        }
+        assert_eq!(tags[0].refuted_absences().collect::<Vec<_>>(), [tags[0].clone(), list.clone()]);
+        assert_eq!(list.refuted_absences().collect::<Vec<_>>(), [list]);
+        assert_eq!(tag("latest".to_owned()).refuted_absences().count(), 0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Facts in sled: what is known about tags, links, manifests, blobs and referrers.
 
+pub(in crate::store) mod absence;
 mod blob;
 mod catalog;
 pub(in crate::store) mod change;

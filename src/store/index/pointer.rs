@@ -34,7 +34,39 @@ impl Pointer {
             Self::Tag(TagKey { repository, .. }) | Self::Referrers(repository, _) => repository,
         }
     }
+
+    /// Returns the manifest that the pointer belongs to, and a word for the kind of the pointer: the list of referrers, the
+    /// fall-back tag for it, and the tags of signatures, attestations and SBOMs. `None` for other tags.
+    ///
+    /// The absence of such a pointer is kept in the store, see [`AbsenceFact`](crate::store::AbsenceFact).
+    pub fn subject(&self) -> Option<(Digest, &'static str)> {
+        match self {
+            Self::Referrers(_, subject) => Some((*subject, "list")),
+            Self::Tag(TagKey { tag, variant: None, .. }) => {
+                let (subject, suffix) = tag.subject()?;
+                let (_, kind) = SUBJECT_TAGS.iter().find(|(known, _)| *known == suffix)?;
+                Some((subject, *kind))
+            }
+            Self::Tag(_) => None,
+        }
+    }
+
+    /// Returns the pointers that are not absent any more if this pointer exists: the pointer itself, and the list of
+    /// referrers if this is the fall-back tag for it.
+    pub fn refuted_absences(&self) -> impl Iterator<Item = Self> {
+        let subject = self.subject();
+        let list = subject
+            .filter(|(_, kind)| *kind == FALLBACK_TAG)
+            .map(|(subject, _)| Self::Referrers(self.repository().clone(), subject));
+        subject.is_some().then(|| self.clone()).into_iter().chain(list)
+    }
 }
+
+/// Kind of the fall-back tag for a list of referrers.
+const FALLBACK_TAG: &str = "tag";
+/// Suffixes of the tags that belong to one manifest, with their kinds. The suffixes of cosign are `.sig`, `.att` and `.sbom`.
+const SUBJECT_TAGS: [(&str, &str); 4] =
+    [("", FALLBACK_TAG), (".sig", "tag.sig"), (".att", "tag.att"), (".sbom", "tag.sbom")];
 
 /// Selection of pointers.
 #[derive(Clone, Copy, Debug)]

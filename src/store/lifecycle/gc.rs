@@ -11,6 +11,7 @@ use crate::oci::Digest;
 
 use crate::store::engine::Engine;
 use crate::store::error::StoreError;
+use crate::store::index::absence::UNOWNED_MAX;
 use crate::store::index::fact::{TagFact, readable};
 use crate::store::index::key::{self, Key};
 
@@ -100,6 +101,7 @@ impl Engine {
                 collected.remarks += 1;
             }
         }
+        collected.remarks += self.collect_absences(UNOWNED_MAX)?;
         collected.documents = self.collect_documents()?;
         Ok(collected)
     }
@@ -143,7 +145,7 @@ impl Engine {
         Ok(removed)
     }
 
-    fn has_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
+    pub(in crate::store) fn has_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.database.facts()?.contains_key(Key::Manifest(digest).to_bytes())?)
     }
 

@@ -54,7 +54,18 @@ impl Engine {
         let (commit_queue, counters) = (CommitQueue::new(), Arc::new(Counters::default()));
         let (memory_budget, threads) = (MemoryBudget::default(), WorkThreads::new());
         let (location, manifest_lock) = (Arc::new(location), Arc::default());
-        Self { database, blobs, commit_queue, memory_budget, threads, counters, location, manifest_lock }
+        let new_absences = Arc::default();
+        Self {
+            database,
+            blobs,
+            commit_queue,
+            memory_budget,
+            threads,
+            counters,
+            location,
+            manifest_lock,
+            new_absences,
+        }
     }
 
     /// Returns true if the store is open and its database file is still where it was opened.
