@@ -67,9 +67,10 @@ impl Storage {
         Deleter { store, memory, content, fills }
     }
 
-    /// Waits for a permit to commit a verified draft, and until eviction has made room for it.
+    /// Waits for a permit to commit a verified draft, and until eviction has made room for it. A draft in memory waits for
+    /// nothing.
     pub(super) async fn commit_permit(&self, verified: &VerifiedDraft) -> CommitPermit {
-        let permit = self.store.commit_permit().await;
+        let permit = self.store.commit_permit(verified).await;
         if let Some(size) = verified.kept() {
             self.capacity.wait_for_room(size, || self.store.counts().content).await;
         }

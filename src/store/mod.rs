@@ -111,8 +111,8 @@ impl Store {
     }
 
     /// Waits for a permit to commit a verified draft: only a few drafts are copied at the same time.
-    pub async fn commit_permit(&self) -> CommitPermit {
-        self.0.commit_permit().await
+    pub async fn commit_permit(&self, verified: &VerifiedDraft) -> CommitPermit {
+        self.0.commit_permit(verified).await
     }
 
     /// Returns true if the store is open and its files are still where it was opened.

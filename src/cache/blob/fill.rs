@@ -252,15 +252,24 @@ impl Fill {
             return Ok(in_memory());
         }
         let (store, is_backlogged) = (storage.store.clone(), storage.capacity.is_backlogged());
-        let upstream = self.repository.upstream.clone();
+        let repository = self.repository.clone();
         let opened = storage.with_store(move |session| match session.blob(&digest)? {
-            Some(entry) if session.is_delivered(&upstream, &digest)? => Ok(OpenedDraft::Stored(entry)),
+            Some(entry) if session.is_delivered(&repository.upstream, &digest)? => Ok(OpenedDraft::Stored(entry)),
             // Bytes that only another upstream has delivered are not stored twice.
             Some(_) => Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest)))),
             // Clients need not wait until the disk has caught up.
-            None if is_backlogged => Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest)))),
+            None if is_backlogged => {
+                tracing::warn!(
+                    upstream = %repository.upstream,
+                    repository = %repository.name,
+                    %digest,
+                    "blob is passed through and not stored: too many downloads wait for the disk, which is slower than the \
+                     network; a later pull stores it"
+                );
+                Ok(OpenedDraft::Draft(Box::new(store.memory_draft(&digest))))
+            }
             None => {
-                let key = DraftKey::of(&upstream, &digest);
+                let key = DraftKey::of(&repository.upstream, &digest);
                 Ok(OpenedDraft::Draft(Box::new(session.open_draft(&key)?)))
             }
         });

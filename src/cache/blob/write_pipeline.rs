@@ -61,6 +61,9 @@ impl<'a> WritePipeline<'a> {
         }
         let (hasher, file) = self.idle().await?;
         let share = self.room.share;
+        if file.is_stored() {
+            share.set_complete();
+        }
         let flushed = self.store.run_long(move |_| {
             let mut writer = DraftWriter::join(hasher, file);
             writer.flush()?;

@@ -14,6 +14,9 @@ const SLED_FIXED: u64 = 64 << 20;
 /// Upper bound of the verified drafts that wait for their copy into sled. With a larger one, downloads would queue for a
 /// disk that is slower than the network.
 const SLED_BACKLOG_MAX: u64 = 2 << 30;
+/// Upper bound of the number of complete drafts that wait to be hashed, synchronised or copied. Each one needs some KiB of
+/// memory, so that without it small blobs and a slow disk would need memory without end.
+pub(super) const BACKLOG_DRAFTS_MAX: u64 = 4096;
 /// Shares of the disk limit that unverified bytes may take, in percent. A file store evicts content for them from its low
 /// watermark of 90 %. So at least 27.5 % of the limit stays cached whatever arrives, and 52.5 % if one repository sends
 /// all of it. One fill may take the share of its repository, which is enough for a large layer in a full cache.

@@ -10,7 +10,10 @@ use crate::config::schema;
 use crate::oci::Repository;
 use crate::store::SpaceModel;
 
-use super::budget::{DraftShares, Measurement, StoreLimits, backlog_max, file_high_watermark, is_above_high};
+use super::budget::{
+    BACKLOG_DRAFTS_MAX, DraftShares, Measurement, StoreLimits, backlog_max, file_high_watermark,
+    is_above_high,
+};
 use super::draft_space::{DraftShare, DraftSpace};
 
 /// Longest time for which a copy waits for room. Then it is better to exceed a limit for a while.
@@ -105,9 +108,10 @@ impl Capacity {
         self.limits().max_size.min(self.budgets.borrow().disk)
     }
 
-    /// Returns true if too many verified drafts wait for their copy, so that another fill should not be stored.
+    /// Returns true if too many complete drafts wait for the disk, so that another fill should not be stored.
     pub(in crate::cache) fn is_backlogged(&self) -> bool {
-        self.drafts.usage().verified > backlog_max(self.space, self.disk_limit())
+        let usage = self.drafts.usage();
+        usage.complete >= BACKLOG_DRAFTS_MAX || usage.verified > backlog_max(self.space, self.disk_limit())
     }
 
     /// Waits until a fill of a repository has room to start. Fills for which no client waits start only then.
@@ -278,6 +282,22 @@ mod tests {
         assert!(!is_ready(&mut start).await);
         waiting.commit();
         assert!(is_ready(&mut start).await);
+    }
+
+    #[tokio::test]
+    async fn number_of_complete_drafts_is_limited_in_both_kinds() {
+        for space in [SpaceModel::Shared, FILES] {
+            let capacity = capacity(space);
+            let mut waiting: Vec<_> =
+                (0..BACKLOG_DRAFTS_MAX).map(|_| capacity.drafts().share(None, 1)).collect();
+            waiting.iter().skip(1).for_each(DraftShare::set_complete);
+            assert!(!capacity.is_backlogged());
+            waiting[0].set_complete();
+            waiting[0].set_complete();
+            assert!(capacity.is_backlogged());
+            waiting.pop();
+            assert!(!capacity.is_backlogged());
+        }
     }
 
     /// Polls a future once.

@@ -35,6 +35,8 @@ pub(super) struct SpaceUsage {
     pub(super) verified: u64,
     /// Drafts without a fill.
     pub(super) abandoned: u64,
+    /// Number of drafts that have all their bytes and are not committed yet.
+    pub(super) complete: u64,
 }
 
 impl SpaceUsage {
@@ -70,6 +72,7 @@ struct ShareState {
     bytes: u64,
     /// Part of `bytes` that is not written yet.
     unwritten: u64,
+    is_complete: bool,
     is_verified: bool,
     /// True if the draft's file has no name any more: no later fill resumes it.
     is_unlinked: bool,
@@ -178,6 +181,14 @@ impl DraftShare {
         self.state().bytes
     }
 
+    /// Counts the draft as complete: it waits to be hashed, synchronised or copied.
+    pub(in crate::cache) fn set_complete(&self) {
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.is_complete, true) {
+            self.space.sums().usage.complete += 1;
+        }
+    }
+
     /// Counts the bytes as verified: they wait to be committed.
     pub(in crate::cache) fn set_verified(&self) {
         let mut state = self.state();
@@ -209,6 +220,9 @@ impl DraftShare {
             sums.subtract(self.owner.as_ref(), bytes);
             let unwritten = std::mem::take(&mut state.unwritten);
             sums.usage.unwritten = sums.usage.unwritten.saturating_sub(unwritten);
+            if std::mem::take(&mut state.is_complete) {
+                sums.usage.complete -= 1;
+            }
             if std::mem::take(&mut state.is_verified) {
                 sums.usage.verified = sums.usage.verified.saturating_sub(bytes);
             }

@@ -39,10 +39,25 @@ impl Window {
         self.share = None;
     }
 
+    /// Replaces all bytes by equal ones, and releases the share of the memory budget: the bytes have a budget of their own.
+    pub(in crate::store) fn replace_all(&mut self, bytes: Bytes) {
+        self.chunks = VecDeque::from([(0, bytes)]);
+        self.share = None;
+    }
+
     /// Appends bytes after the first `received` bytes.
     pub(in crate::store) fn push(&mut self, received: u64, bytes: Bytes) {
         let at = self.newest().unwrap_or(received);
         self.chunks.push_back((at, bytes));
+        self.count();
+    }
+
+    /// Counts the bytes in memory in the memory budget.
+    fn count(&mut self) {
+        let bytes = self.bytes();
+        if let Some(share) = &mut self.share {
+            share.set_used(bytes);
+        }
     }
 
     fn newest(&self) -> Option<u64> {
@@ -88,6 +103,7 @@ impl Window {
         while self.chunks.front().is_some_and(|(at, bytes)| at + bytes.len() as u64 <= until) {
             self.chunks.pop_front();
         }
+        self.count();
     }
 
     /// Returns true if all bytes from `at` on are in memory or written.

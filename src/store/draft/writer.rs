@@ -124,9 +124,14 @@ impl Engine {
         DraftWriter { hasher, file }
     }
 
-    /// Waits for a permit to commit a verified draft. If commits copy bytes, only a few run at the same time.
-    pub(in crate::store) async fn commit_permit(&self) -> CommitPermit {
-        if self.copies_on_commit() { self.commit_queue.commit_permit().await } else { CommitPermit::free() }
+    /// Waits for a permit to commit a verified draft. If commits copy bytes, only a few run at the same time. A draft in
+    /// memory is not copied, and would occupy its memory while it waits.
+    pub(in crate::store) async fn commit_permit(&self, verified: &VerifiedDraft) -> CommitPermit {
+        if self.copies_on_commit() && verified.is_stored() {
+            self.commit_queue.commit_permit().await
+        } else {
+            CommitPermit::free()
+        }
     }
 }
 
@@ -242,10 +247,11 @@ impl DraftFile {
     /// Prepares a verified draft to wait for its commit. A small draft stays in memory, if there is memory for it. All bytes
     /// of another draft are in its file then: after an interruption no byte is downloaded again.
     fn settle(&mut self) -> Result<Option<VerifiedMemory>, StoreError> {
-        let DraftBytes::File(growing) = &self.growing else { return Ok(None) };
+        let DraftBytes::File(growing) = &mut self.growing else { return Ok(None) };
         if !growing.has_file()
             && let Some(memory) = self.store.memory_budget.reserve(growing.length())
         {
+            self.draft.window().replace_all(growing.compact());
             return Ok(Some(memory));
         }
         self.write(FileDraft::complete)?;
@@ -328,9 +334,14 @@ impl VerifiedDraft {
         self.file.unwritten()
     }
 
+    /// Returns true if the bytes are on disk or are to be written.
+    pub fn is_stored(&self) -> bool {
+        self.file.is_stored()
+    }
+
     /// Returns the number of bytes, if they are on disk or are to be written.
     pub fn kept(&self) -> Option<u64> {
-        matches!(self.file.growing, DraftBytes::File(_)).then(|| self.file.draft.progress().received)
+        self.is_stored().then(|| self.file.draft.progress().received)
     }
 
     /// Makes content of the draft, and links `repository` to it. Call it with a [`CommitPermit`]. Blocks while the bytes are

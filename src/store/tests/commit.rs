@@ -7,6 +7,7 @@ over_every_kind! {
     draft_beside_its_content_is_removed_at_the_start
     verified_draft_is_readable_before_and_after_the_commit
     verified_drafts_that_wait_for_their_commit_need_little_memory
+    draft_in_memory_does_not_wait_for_its_commit
 }
 
 fn draft_with_an_interrupted_commit_needs_no_second_download(kind: BlobStoreKind) {
@@ -121,4 +122,29 @@ fn verified_drafts_that_wait_for_their_commit_need_little_memory(kind: BlobStore
     assert_eq!(in_memory(600_000, 3), 0);
     assert!((4 << 20..=24 << 20).contains(&in_memory(400_000, 70)));
     assert!(files_below(&folder, "drafts").is_empty());
+}
+
+fn draft_in_memory_does_not_wait_for_its_commit(kind: BlobStoreKind) {
+    let (store, _folder) = store(kind);
+    let content = body(5000);
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let verified = |mut writer: DraftWriter| {
+        append(&mut writer, content.clone());
+        writer.verify(None).expect("verified").expect("the right bytes")
+    };
+    let stored = verified(store.open_draft(&draft_of(&digest)).expect("a draft"));
+    let in_memory = verified(store.0.memory_draft(&digest));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let permit = |verified: &VerifiedDraft| {
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                permit = store.0.commit_permit(verified) => Some(permit),
+                () = std::future::ready(()) => None,
+            }
+        })
+    };
+    let held: Vec<_> = (0..20).map_while(|_| permit(&stored)).collect();
+    assert_eq!(held.len() == 20, store.0.blobs.space_model() != SpaceModel::Shared);
+    assert!(permit(&in_memory).is_some());
 }

@@ -105,6 +105,14 @@ impl FileDraft {
         Ok(())
     }
 
+    /// Moves all bytes that are not written yet into memory of exactly their size, and returns them. The network delivers
+    /// small parts of large buffers, which would stay allocated.
+    pub(in crate::store) fn compact(&mut self) -> Bytes {
+        let bytes = Bytes::from(self.waiting.concat());
+        self.waiting = vec![bytes.clone()];
+        bytes
+    }
+
     /// Removes the file. Open readers are not disturbed.
     pub(in crate::store) fn remove(&self) -> Result<(), StoreError> {
         self.files.remove_draft(&self.key)
