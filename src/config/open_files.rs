@@ -2,8 +2,11 @@
 
 use super::schema::Config;
 
-/// Open files besides those for clients and upstreams: the store, the admin port, files of blobs that are written, logs.
+/// Open files besides those for clients and upstreams: the store, drafts that are hashed or committed, the admin port, logs.
 const OWN_FILES: u64 = 320;
+/// Open files per connection to an upstream: its socket, and the draft that it fills. A complete draft that waits for its
+/// commit has no open file, unless a client reads it.
+const FILES_PER_UPSTREAM_CONNECTION: u64 = 2;
 /// Open files per connection of a client: its socket, and the blob that it reads.
 const FILES_PER_CLIENT: u64 = 2;
 /// Fewest connections of clients, however few files may be open.
@@ -29,7 +32,7 @@ pub fn client_connections(config: &Config, limit: Option<u64>) -> usize {
 /// Returns the number of open files for connections to upstreams.
 fn for_upstreams(config: &Config) -> u64 {
     let connections = config.upstream.values().map(|upstream| upstream.max_connections as u64);
-    connections.fold(0, u64::saturating_add)
+    connections.fold(0, u64::saturating_add).saturating_mul(FILES_PER_UPSTREAM_CONNECTION)
 }
 
 #[cfg(test)]
@@ -42,7 +45,7 @@ mod tests {
         config.upstream.retain(|name, _| name == "docker.io");
         assert_eq!(client_connections(&config, None), 10_000);
         assert_eq!(client_connections(&config, Some(1 << 20)), 10_000);
-        assert_eq!(client_connections(&config, Some(1024)), 320);
+        assert_eq!(client_connections(&config, Some(1024)), 288);
         assert_eq!(client_connections(&config, Some(0)), 16);
         let docker = config.upstream["docker.io"].clone();
         config.upstream.extend((0..1000).map(|n| (format!("r{n}.test"), docker.clone())));

@@ -92,9 +92,21 @@ impl Draft {
 
     /// Reads the start of `range` from the file, up to about `step` bytes. The range must be written. Blocks.
     pub fn read(&self, range: Range<u64>, step: u64) -> Result<Vec<Bytes>, StoreError> {
-        match &self.body {
+        let read = match &self.body {
             Some(body) => body.read(range, step),
             None => Err(StoreError::Damaged(self.digest)),
+        };
+        // The reader may have ended meanwhile.
+        self.park_unread();
+        read
+    }
+
+    /// Closes the file of a draft that waits for its commit, unless a reader needs it. A later reader opens it again.
+    pub(super) fn park_unread(&self) {
+        if let Some(body) = &self.body
+            && !self.window().is_followed()
+        {
+            body.park();
         }
     }
 
@@ -190,6 +202,7 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.draft.window().remove_reader(self.id);
+        self.draft.park_unread();
     }
 }
 

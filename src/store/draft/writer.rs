@@ -202,6 +202,10 @@ impl DraftWriter {
             progress.total = Some(size);
             progress.end = Some(DraftEnd::Verified);
         });
+        if let DraftBytes::File(growing) = &file.growing {
+            growing.permit_parking();
+            file.draft.park_unread();
+        }
         Ok(Some(VerifiedDraft { file, _memory: memory, _settler: settler }))
     }
 
@@ -354,6 +358,7 @@ impl VerifiedDraft {
             DraftBytes::File(growing) => growing,
             DraftBytes::Lost(error) => return error.map_or(Ok(false), Err),
         };
+        growing.unpark()?;
         let digest = &draft.digest;
         let trees = store.database.trees()?;
         if let Some(repository) = repository {

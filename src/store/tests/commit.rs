@@ -8,6 +8,7 @@ over_every_kind! {
     verified_draft_is_readable_before_and_after_the_commit
     verified_drafts_that_wait_for_their_commit_need_little_memory
     draft_in_memory_does_not_wait_for_its_commit
+    draft_that_waits_for_its_commit_has_an_open_file_only_for_its_readers
 }
 
 fn draft_with_an_interrupted_commit_needs_no_second_download(kind: BlobStoreKind) {
@@ -147,4 +148,37 @@ fn draft_in_memory_does_not_wait_for_its_commit(kind: BlobStoreKind) {
     let held: Vec<_> = (0..20).map_while(|_| permit(&stored)).collect();
     assert_eq!(held.len() == 20, store.0.blobs.space_model() != SpaceModel::Shared);
     assert!(permit(&in_memory).is_some());
+}
+
+fn draft_that_waits_for_its_commit_has_an_open_file_only_for_its_readers(kind: BlobStoreKind) {
+    let (store, folder) = store(kind);
+    let open_files = || {
+        let files = std::fs::read_dir("/proc/self/fd").expect("a folder").filter_map(Result::ok);
+        let targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        targets.filter(|target| target.starts_with(folder.path().join("drafts"))).count()
+    };
+    let content = body(600_000);
+    let mut writer = store.open_draft(&draft_of(&Digest::of(Algorithm::Sha256, &content))).expect("a draft");
+    append(&mut writer, content.clone());
+    let draft = writer.draft().clone();
+    let assert_reads = || {
+        assert!(draft.read(0..600_000, 1 << 20).expect("read").concat() == content);
+    };
+    let reader = draft.follow(0).expect("a reader");
+    let verified = writer.verify(None).expect("verified").expect("the right bytes");
+    assert_eq!(open_files(), 1, "its reader needs it");
+    drop(reader);
+    assert_eq!(open_files(), 0);
+    assert_reads();
+    assert_eq!(open_files(), 0, "nobody reads on");
+    let reader = draft.follow(0).expect("a reader");
+    assert_reads();
+    assert_eq!(open_files(), 1);
+    verified.commit(Some(&repository("a")), at(1)).expect("committed");
+    assert_reads();
+    drop(reader);
+    // A reader that has found the draft before it was committed.
+    assert_reads();
+    drop(draft);
+    assert_eq!(open_files(), 0);
 }

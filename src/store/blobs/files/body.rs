@@ -5,7 +5,7 @@ use std::io::{ErrorKind, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -16,6 +16,7 @@ use crate::store::error::{StoreError, is_unreadable};
 
 use super::buffers::PIECE;
 use super::folder::{Files, failed, time_of};
+use super::handle::FileHandle;
 
 /// Open file, which can be read to its end whatever happens to its name. Clones share it.
 #[derive(Clone, Debug)]
@@ -25,8 +26,7 @@ pub(in crate::store) struct FileBody(Arc<OpenFile>);
 struct OpenFile {
     files: Files,
     digest: Digest,
-    /// Missing until the first write to a draft.
-    file: OnceLock<File>,
+    handle: FileHandle,
     /// Expected length and time of content while it is read; `None` for a draft.
     kept: Option<ExpectedFile>,
 }
@@ -60,7 +60,7 @@ impl Files {
         let body = FileBody(Arc::new(OpenFile {
             files: self.clone(),
             digest: *digest,
-            file: file.into(),
+            handle: FileHandle::open(file),
             kept: Some(ExpectedFile { size, stored_at }),
         }));
         if !self.is_kept(&found, size, stored_at) {
@@ -81,18 +81,30 @@ fn is_busy(error: &std::io::Error) -> bool {
 impl FileBody {
     /// Creates the body of a draft that has no file yet.
     pub(super) fn of_draft(files: &Files, digest: &Digest) -> Self {
-        Self(Arc::new(OpenFile { files: files.clone(), digest: *digest, file: OnceLock::new(), kept: None }))
+        let handle = FileHandle::none();
+        Self(Arc::new(OpenFile { files: files.clone(), digest: *digest, handle, kept: None }))
     }
 
-    /// Sets the file of a draft.
-    pub(super) fn set_file(&self, file: File) {
-        // A draft has one writer, which sets the file once.
-        let _ = self.0.file.set(file);
+    /// Returns the handle of the file.
+    pub(super) fn handle(&self) -> &FileHandle {
+        &self.0.handle
     }
 
-    /// Returns the file, if it exists.
-    pub(super) fn file(&self) -> Option<&File> {
-        self.0.file.get()
+    /// Closes the file of a draft that waits, if it may be closed. The next read opens it again.
+    pub(in crate::store) fn park(&self) {
+        self.0.handle.park();
+    }
+
+    /// Returns the file, and opens it again if it is parked. A file that is gone or was replaced is damage.
+    pub(super) fn file(&self) -> Result<Option<Arc<File>>, StoreError> {
+        let OpenFile { files, digest, handle, .. } = &*self.0;
+        handle.get().map_err(|error| {
+            if is_busy(&error) {
+                return failed(&files.content(digest))(error);
+            }
+            tracing::debug!(%digest, %error, "cannot open the file of a draft again");
+            StoreError::Damaged(*digest)
+        })
     }
 
     /// Hashes a whole file that another program may have written to, and restores its time if the bytes are right.
@@ -106,7 +118,7 @@ impl FileBody {
         let mut hasher = Hasher::new(digest.algorithm());
         self.hash(size, &mut hasher)?;
         let damaged = || StoreError::Damaged(*digest);
-        let file = self.file().ok_or_else(damaged)?;
+        let file = self.file()?.ok_or_else(damaged)?;
         if hasher.finish() != *digest {
             return Err(damaged());
         }
@@ -143,7 +155,7 @@ impl FileBody {
     fn piece(&self, at: u64, end: u64) -> Result<Bytes, StoreError> {
         let OpenFile { files, digest, .. } = &*self.0;
         let damaged = || StoreError::Damaged(*digest);
-        let file = self.file().ok_or_else(damaged)?;
+        let file = self.file()?.ok_or_else(damaged)?;
         let mut buffer = files.0.buffers.take(usize::try_from(end - at).unwrap_or(PIECE));
         let room = buffer.room();
         match file.read_exact_at(room, at) {
@@ -164,12 +176,13 @@ impl FileBody {
     /// Reads the start of `range` if it is in the page cache of the operating system. Does not block.
     pub(in crate::store) fn read_now(&self, range: Range<u64>) -> Option<Bytes> {
         let OpenFile { files, .. } = &*self.0;
-        let file = self.file()?;
+        let file = self.0.handle.get_open()?;
         if range.start >= range.end || !self.has_read_ahead() {
             return None;
         }
         let mut buffer = files.0.buffers.take(usize::try_from(range.end - range.start).unwrap_or(PIECE));
-        let read = preadv2(file, &mut [IoSliceMut::new(buffer.room())], range.start, ReadWriteFlags::NOWAIT);
+        let read =
+            preadv2(&*file, &mut [IoSliceMut::new(buffer.room())], range.start, ReadWriteFlags::NOWAIT);
         match read {
             // `read` reports a file that is too short or was changed.
             Ok(length @ 1..) => self.is_unchanged().ok().map(|()| buffer.into_bytes(length)),
@@ -190,7 +203,7 @@ impl FileBody {
     /// Returns an error if another program has written to content since it was opened.
     fn is_unchanged(&self) -> Result<(), StoreError> {
         let OpenFile { files, digest, kept, .. } = &*self.0;
-        let (Some(kept), Some(file)) = (kept, self.file()) else { return Ok(()) };
+        let (Some(kept), Some(file)) = (kept, self.file()?) else { return Ok(()) };
         let found = file.metadata().map_err(failed(&files.content(digest)))?;
         if files.is_kept(&found, kept.size, kept.stored_at) {
             return Ok(());

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -44,7 +45,7 @@ impl Files {
             Ok(file) => {
                 let found = file.metadata().map_err(failed(&path))?;
                 (written, stamp) = (found.len(), found.modified().ok());
-                body.set_file(file);
+                body.handle().set(file);
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(failed(&path)(error)),
@@ -83,7 +84,18 @@ impl FileDraft {
 
     /// Returns true if the draft has a file. A small draft whose content is stored elsewhere never needs a file.
     pub(in crate::store) fn has_file(&self) -> bool {
-        self.body.file().is_some()
+        self.body.handle().exists()
+    }
+
+    /// Permits to close the file while the complete draft waits. Nothing removes or renames the file meanwhile.
+    pub(in crate::store) fn permit_parking(&self) {
+        self.body.handle().permit_parking(self.files.growing(&self.key));
+    }
+
+    /// Opens the file for good, if it is closed: what follows may rename or remove it, and readers continue with it.
+    pub(in crate::store) fn unpark(&self) -> Result<(), StoreError> {
+        self.body.file()?;
+        self.body.handle().unpark().map_err(failed(&self.files.growing(&self.key)))
     }
 
     /// Returns the written bytes for readers.
@@ -139,7 +151,8 @@ impl FileDraft {
     fn write(&mut self) -> Result<(), StoreError> {
         self.is_ours()?;
         let path = self.files.growing(&self.key);
-        let mut file = self.file()?;
+        let opened = self.file()?;
+        let mut file = &*opened;
         let mut pieces: Vec<_> = self.waiting.iter().map(|bytes| IoSlice::new(bytes)).collect();
         let mut left = pieces.as_mut_slice();
         while !left.is_empty() {
@@ -158,9 +171,9 @@ impl FileDraft {
     }
 
     /// Returns the file, and creates it if necessary.
-    fn file(&self) -> Result<&File, StoreError> {
+    fn file(&self) -> Result<Arc<File>, StoreError> {
         let path = self.files.growing(&self.key);
-        if self.body.file().is_none() {
+        if !self.has_file() {
             let open = || OpenOptions::new().read(true).append(true).create(true).open(&path);
             let made = match open() {
                 // Another program has removed the folder.
@@ -171,10 +184,10 @@ impl FileDraft {
                 }
                 opened => opened,
             };
-            self.body.set_file(made.map_err(failed(&path))?);
+            self.body.handle().set(made.map_err(failed(&path))?);
         }
         // The file was set above.
-        self.body.file().ok_or_else(|| failed(&path)(ErrorKind::NotFound.into()))
+        self.body.file()?.ok_or_else(|| failed(&path)(ErrorKind::NotFound.into()))
     }
 
     /// Passes all bytes to `to`, including those that are not written yet.
@@ -198,7 +211,7 @@ impl FileDraft {
     /// Returns an error if another program has written to the file, judging by length and time: then the hashed bytes are not
     /// the bytes in the file.
     pub(in crate::store) fn is_ours(&self) -> Result<(), StoreError> {
-        let Some(file) = self.body.file() else { return Ok(()) };
+        let Some(file) = self.body.file()? else { return Ok(()) };
         let draft = self.files.growing(&self.key);
         let found = file.metadata().map_err(failed(&draft))?;
         if found.len() != self.written || found.modified().ok() != self.stamp {

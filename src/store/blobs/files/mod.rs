@@ -6,6 +6,7 @@ mod content;
 pub(in crate::store) mod draft;
 pub(in crate::store) mod draft_files;
 pub(in crate::store) mod folder;
+mod handle;
 #[cfg(test)]
 mod tests;
 
