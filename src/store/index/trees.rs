@@ -1,6 +1,7 @@
 //! sled's trees: opened, identified, copied.
 
-use std::io::ErrorKind;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use crate::store::error::StoreError;
@@ -44,6 +45,7 @@ impl Trees {
         geometry: Geometry,
         cache_memory: u64,
     ) -> Result<Self, StoreError> {
+        remove_unfinished(path).map_err(folder_error(path))?;
         let db = sled::Config::new()
             .path(path)
             .cache_capacity(cache_memory)
@@ -115,6 +117,27 @@ impl From<sled::Error> for StoreError {
     }
 }
 
+/// Removes the files that sled was writing when its process was killed while it opened the database. sled takes them for
+/// complete files at the next open, and reports corruption.
+///
+/// * A snapshot of the positions of all pages has this suffix until it is complete. sled still has the previous one.
+/// * `conf` is written before `db` is created.
+fn remove_unfinished(path: &Path) -> io::Result<()> {
+    // A missing folder is created by sled, and sled reports everything else that is wrong with it.
+    let Ok(entries) = fs::read_dir(path) else { return Ok(()) };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|suffix| suffix == "generating") {
+            fs::remove_file(path)?;
+        }
+    }
+    let conf = path.join("conf");
+    if conf.exists() && !path.join("db").try_exists()? {
+        fs::remove_file(conf)?;
+    }
+    Ok(())
+}
+
 /// Opens something of sled on a thread of its own. sled asserts its expectations of its files, so wrong bytes may cause an
 /// error or a panic. A panic ends that thread only, and becomes [`StoreError::Corrupt`].
 pub(in crate::store) fn contain_panics<T: Send>(
@@ -171,6 +194,23 @@ fn folder_error(path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn database_opens_after_a_kill_during_its_previous_open() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tree");
+        let geometry = Geometry { page_size: 1024, segment_size: 512 << 10 };
+        let open = || Trees::open_at(&path, geometry, 1 << 20).expect("opened");
+        // The process was killed between two writes of the first file.
+        fs::create_dir(&path).expect("created");
+        fs::write(path.join("conf"), "segment_size: 524288\nuse_compression: false\nversion: 0")
+            .expect("written");
+        open().facts.insert("key", "value").expect("inserted");
+        // It was killed while it wrote a snapshot, which is newer than every complete one.
+        fs::write(path.join("snap.00000000FFFFFFFF.generating"), [7; 100]).expect("written");
+        let facts = open().facts;
+        assert_eq!(facts.get("key").expect("read").as_deref(), Some(&b"value"[..]));
+    }
 
     #[test]
     fn panic_of_sled_is_corruption() {
