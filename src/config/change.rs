@@ -73,7 +73,13 @@ key_effects! {
         tags_list: Live,
         on_upstream_404: Live,
     }
-    prefetch: Prefetch { children: Live, platforms: Live, quota_floor: Live, quota_check: Live }
+    prefetch: Prefetch {
+        children: Live,
+        attestations: Live,
+        platforms: Live,
+        quota_floor: Live,
+        quota_check: Live,
+    }
     log: Log { level: Live, format: Restart, requests: Live }
     trace: Trace { endpoint: Restart, sample: Restart, service: Restart }
 }

@@ -345,6 +345,8 @@ pub enum OnUpstream404 {
 pub struct Prefetch {
     /// True to fetch all child manifests of an index when the index is cached.
     pub children: bool,
+    /// True to fetch the attestations of an index with their blobs when the index is cached.
+    pub attestations: bool,
     /// Platforms (`os/arch[/variant]`) whose blobs are prefetched too.
     pub platforms: Vec<String>,
     /// Share of an upstream's quota, from 0 to 1, that is reserved for client requests. Below it the prefetch pauses.
@@ -356,7 +358,20 @@ pub struct Prefetch {
 
 impl Default for Prefetch {
     fn default() -> Self {
-        Self { children: true, platforms: Vec::new(), quota_floor: 0.5, quota_check: Duration::from_mins(1) }
+        Self {
+            children: true,
+            attestations: true,
+            platforms: Vec::new(),
+            quota_floor: 0.5,
+            quota_check: Duration::from_mins(1),
+        }
+    }
+}
+
+impl Prefetch {
+    /// Returns true if anything is fetched after a pull of an index.
+    pub fn is_enabled(&self) -> bool {
+        self.children || self.attestations
     }
 }
 

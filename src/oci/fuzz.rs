@@ -353,6 +353,7 @@ fn index_walk_enters_each_manifest_once_and_ends() {
             platform: None,
             os_version: None,
             foreign: false,
+            attests: None,
         };
         let nodes = 1 + input.below(12);
         let mut indexes = HashMap::new();

@@ -178,7 +178,8 @@ mod tests {
 
     fn descriptor(name: &str) -> Descriptor {
         let digest = Digest::of(Algorithm::Sha256, name.as_bytes());
-        Descriptor { digest, size: None, media_type: None, platform: None, os_version: None, foreign: false }
+        let (size, media_type, platform, os_version) = (None, None, None, None);
+        Descriptor { digest, size, media_type, platform, os_version, foreign: false, attests: None }
     }
 
     fn manifest(media_type: &str, children: &[&str]) -> Manifest {

@@ -24,6 +24,8 @@ pub struct Descriptor {
     pub os_version: Option<String>,
     /// True if the descriptor has its own download addresses (`urls`). The registry may lack such a layer.
     pub foreign: bool,
+    /// Manifest that the content attests, in an entry of an index (annotation `vnd.docker.reference.digest` of `BuildKit`).
+    pub attests: Option<Box<Digest>>,
 }
 
 impl Descriptor {
@@ -37,6 +39,8 @@ impl Descriptor {
     }
 }
 
+/// Annotation of an attestation in an index: digest of the manifest that the attestation is about.
+const ATTESTED: &str = "vnd.docker.reference.digest";
 /// Maximum length of a recorded digest, in characters.
 const DIGEST_SHOWN_MAX: usize = 160;
 /// Limit on the recorded digests of unsupported algorithms. One is sufficient to explain why a pull fails.
@@ -310,7 +314,7 @@ impl ReadContext {
 /// Parses a descriptor. `None` if its digest cannot be verified, because such content is never served.
 fn descriptor(value: &RawValue, context: &mut ReadContext) -> Option<Descriptor> {
     let (mut digest, mut size, mut media_type, mut foreign) = (None, None, None, false);
-    let (mut named_platform, mut os_version) = (None, None);
+    let (mut named_platform, mut os_version, mut attests) = (None, None, None);
     json::members(value.get(), |key, value| match key {
         "digest" => digest = json::string(value).and_then(|text| context.digest(&text)),
         "size" => size = json::unsigned(value),
@@ -319,10 +323,15 @@ fn descriptor(value: &RawValue, context: &mut ReadContext) -> Option<Descriptor>
             (named_platform, os_version) = (platform(value), json::text_member(value, "os.version"));
         }
         "urls" => foreign = json::is_list(value) && !json::is_empty_list(value),
+        "annotations" => {
+            let subject = json::text_member(value, ATTESTED).and_then(|text| text.parse().ok());
+            attests = subject.map(Box::new);
+        }
         _ => {}
     })
     .ok()?;
-    Some(Descriptor { digest: digest?, size, media_type, platform: named_platform, os_version, foreign })
+    let platform = named_platform;
+    Some(Descriptor { digest: digest?, size, media_type, platform, os_version, foreign, attests })
 }
 
 /// Returns a platform as `os/architecture[/variant]`.
@@ -510,6 +519,20 @@ mod tests {
     }
 
     #[test]
+    fn attestation_names_its_manifest() {
+        let entry = |annotations: &str| {
+            let body = format!(r#"{{"manifests":[{{"digest":"{D}","annotations":{annotations}}}]}}"#);
+            let index = Manifest::read(body.as_bytes(), None).expect("an index");
+            index.children[0].attests.clone()
+        };
+        let named = entry(&format!(r#"{{"a":"b","vnd.docker.reference.digest":"{D}"}}"#));
+        assert_eq!(named.map(|subject| subject.to_string()).as_deref(), Some(D));
+        for other in ["{}", "null", "7", r#"{"vnd.docker.reference.digest":"x"}"#] {
+            assert_eq!(entry(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn entries_of_an_index_are_manifests_unless_their_type_is_another() {
         let of = |media_type: Option<&str>| Descriptor {
             digest: D.parse().expect("a digest"),
@@ -518,6 +541,7 @@ mod tests {
             platform: None,
             os_version: None,
             foreign: false,
+            attests: None,
         };
         for manifest in [
             None,

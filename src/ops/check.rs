@@ -100,7 +100,8 @@ fn verdict(
         return Ok(verdict);
     };
     let needs = Needs::of(&tree, platforms);
-    verdict.platforms = needs.images.iter().filter_map(|image| image.platform.clone()).collect();
+    let images = needs.images.iter().filter(|image| image.is_image());
+    verdict.platforms = images.filter_map(|image| image.platform.clone()).collect();
     verdict.pullable = needs.is_complete() && verdict.reason.is_none();
     verdict.missing = needs.missing;
     verdict.wrong_sizes = needs.wrong_sizes;

@@ -1,10 +1,15 @@
 //! Completeness of an image: the content that a pull needs, and the part of it that is not cached.
 //!
-//! `warm`, `check`, `ls` and `inspect` share this definition, so that they never contradict each other.
+//! `warm`, `check`, `ls`, `inspect`, `export` and the status page share this definition, so that they never contradict
+//! each other. An image is the manifest of a platform with config and layers, and its attestations: the manifests that
+//! the index annotates with the digest of the image, with their blobs. Docker pulls the attestations with the image,
+//! and fails without them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
+
+use crate::oci::Digest;
 
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::platform::Platform;
@@ -63,10 +68,10 @@ impl Needs {
         } else {
             needs.choose(tree, platforms)
         };
-        let mut seen = HashSet::new();
-        for image in chosen.into_iter().filter(|image| seen.insert(image.manifest.digest)) {
-            needs.add(image);
-        }
+        let attestations = attestations(tree);
+        let attestations = chosen.iter().flat_map(|image| attestations.of(image));
+        let chosen: Vec<&PlatformImage> = chosen.iter().copied().chain(attestations).collect();
+        needs.add_each(chosen);
         needs.report_sizes(tree.indexes.iter().chain(&tree.blobs));
         let blobs = tree.blobs.iter().filter(|blob| !blob.cached);
         needs.missing.extend(blobs.map(|blob| MissingPart::new(None, "blob", blob)));
@@ -80,13 +85,16 @@ impl Needs {
         needs
     }
 
-    /// Adds attestations, which a copy of all platforms includes. A pull does not need them.
-    pub fn add_attestations(&mut self, tree: &ImageTree) {
-        for image in tree.images.iter().filter(|image| !image.is_image()) {
-            if self.images.iter().all(|known| known.manifest.digest != image.manifest.digest) {
-                self.add(image);
-            }
-        }
+    /// Returns the needs of a pull of one image of a tree.
+    pub fn of_image(tree: &ImageTree, image: &PlatformImage) -> Self {
+        let mut needs = Self::default();
+        needs.add_each(std::iter::once(image).chain(attestations(tree).of(image)));
+        needs
+    }
+
+    /// Adds the other manifests of an index, which a copy of all platforms includes. A pull does not need them.
+    pub fn add_other_manifests(&mut self, tree: &ImageTree) {
+        self.add_each(tree.images.iter().filter(|image| !image.is_image()));
     }
 
     /// Returns true if a pull succeeds without the upstream.
@@ -115,6 +123,16 @@ impl Needs {
         chosen
     }
 
+    /// Adds images, each manifest once.
+    fn add_each<'a>(&mut self, images: impl IntoIterator<Item = &'a PlatformImage>) {
+        let mut seen: HashSet<Digest> = self.images.iter().map(|image| image.manifest.digest).collect();
+        for image in images {
+            if seen.insert(image.manifest.digest) {
+                self.add(image);
+            }
+        }
+    }
+
     fn add(&mut self, image: &PlatformImage) {
         let platform = image.platform.as_ref();
         for part in image.missing() {
@@ -140,7 +158,39 @@ impl Needs {
     }
 }
 
-/// Returns the images of a tree. Attestations count only if there is nothing else.
+/// Returns for each image of a tree, in the same order, whether a pull of it succeeds without the upstream.
+pub fn complete_images(tree: &ImageTree) -> Vec<bool> {
+    let attestations = attestations(tree);
+    let mut known: HashMap<Digest, bool> = HashMap::new();
+    let complete =
+        |image: &PlatformImage| image.is_complete() && attestations.of(image).all(PlatformImage::is_complete);
+    let known = tree
+        .images
+        .iter()
+        .map(|image| *known.entry(image.manifest.digest).or_insert_with(|| complete(image)));
+    known.collect()
+}
+
+/// Attestations of a tree, by the manifest that they attest.
+struct Attestations<'a>(HashMap<Digest, Vec<&'a PlatformImage>>);
+
+impl<'a> Attestations<'a> {
+    fn of(&self, image: &PlatformImage) -> impl Iterator<Item = &'a PlatformImage> + use<'a, '_> {
+        self.0.get(&image.manifest.digest).into_iter().flatten().copied()
+    }
+}
+
+fn attestations(tree: &ImageTree) -> Attestations<'_> {
+    let mut found: HashMap<Digest, Vec<&PlatformImage>> = HashMap::new();
+    for image in &tree.images {
+        if let Some(subject) = image.attests {
+            found.entry(subject).or_default().push(image);
+        }
+    }
+    Attestations(found)
+}
+
+/// Returns the images of a tree. Manifests that are no images count only if there is nothing else.
 fn all_images(tree: &ImageTree) -> Vec<&PlatformImage> {
     let images: Vec<&PlatformImage> = tree.images.iter().filter(|image| image.is_image()).collect();
     if images.is_empty() && tree.blobs.is_empty() { tree.images.iter().collect() } else { images }
@@ -169,7 +219,7 @@ fn unknown_platforms(tree: &ImageTree) -> Vec<MissingPart> {
 mod tests {
     use super::*;
     use crate::oci::index_walk::WalkLimit;
-    use crate::oci::{Algorithm, Digest, MediaType};
+    use crate::oci::{Algorithm, MediaType};
     use crate::store::StoredManifest;
 
     fn part(name: &str, cached: bool) -> ContentPart {
@@ -189,6 +239,7 @@ mod tests {
             manifest: part(&name, true),
             blobs: vec![config],
             unsupported: Vec::new(),
+            attests: None,
         }
     }
 
@@ -268,10 +319,37 @@ mod tests {
     }
 
     #[test]
-    fn attestations_count_only_alone() {
-        let attestation = || image(Some("unknown/unknown"), None, false);
-        let both = tree(vec![image(Some("linux/amd64"), None, true), attestation()]);
+    fn attestations_belong_to_the_image_that_they_attest() {
+        let (amd64, arm64) = (image(Some("linux/amd64"), None, true), image(Some("linux/arm64"), None, true));
+        let attestation = |image: &PlatformImage, cached| {
+            let name = format!("attestation of {:?}", image.platform);
+            let blobs = vec![part(&format!("blob of {name}"), cached)];
+            PlatformImage {
+                platform: Some("unknown/unknown".to_owned()),
+                manifest: part(&name, true),
+                blobs,
+                attests: Some(image.manifest.digest),
+                ..image.clone()
+            }
+        };
+        let (kept, lost) = (attestation(&amd64, true), attestation(&arm64, false));
+        let tree = tree(vec![amd64, arm64, kept, lost]);
+        assert!(needs(&tree, "linux/amd64").is_complete());
+        assert_eq!(needs(&tree, "linux/amd64").images.len(), 2);
+        assert_eq!(needs(&tree, "linux/arm64").missing.len(), 1);
+        assert_eq!(Needs::of(&tree, &[]).missing.len(), 1);
+        assert_eq!(complete_images(&tree), [true, false, true, false]);
+        assert!(!Needs::of_image(&tree, &tree.images[1]).is_complete());
+    }
+
+    #[test]
+    fn other_manifests_count_only_alone() {
+        let other = || image(Some("unknown/unknown"), None, false);
+        let both = tree(vec![image(Some("linux/amd64"), None, true), other()]);
         assert!(Needs::of(&both, &[]).is_complete());
-        assert!(!Needs::of(&tree(vec![attestation()]), &[]).is_complete());
+        assert!(!Needs::of(&tree(vec![other()]), &[]).is_complete());
+        let mut copy = Needs::of(&both, &[]);
+        copy.add_other_manifests(&both);
+        assert_eq!(copy.missing.len(), 1);
     }
 }

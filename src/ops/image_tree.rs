@@ -58,10 +58,12 @@ pub struct PlatformImage {
     pub blobs: Vec<ContentPart>,
     /// Digests of blobs that cannot be verified, and so are never served.
     pub unsupported: Vec<String>,
+    /// Manifest that this manifest attests, according to the index.
+    pub attests: Option<Digest>,
 }
 
 impl PlatformImage {
-    /// Returns true if everything that a pull needs is cached.
+    /// Returns true if the manifest and its blobs are cached.
     pub fn is_complete(&self) -> bool {
         self.manifest.cached && self.blobs.iter().all(|blob| blob.cached) && self.unsupported.is_empty()
     }
@@ -72,7 +74,7 @@ impl PlatformImage {
         self.blobs.first().filter(|blob| blob.media_type.as_deref().is_some_and(is_config))
     }
 
-    /// Returns true for an image, false for an attestation.
+    /// Returns true for an image, false for an attestation or other content of an index.
     pub fn is_image(&self) -> bool {
         self.platform.as_deref() != Some(NO_IMAGE)
     }
@@ -128,7 +130,8 @@ impl ImageTree {
             let manifest =
                 ContentPart { digest: *digest, size, stated_size, media_type, cached: true, foreign: false };
             let (blobs, unsupported) = blobs_of(view, repository, &tree.document)?;
-            let mut image = PlatformImage { platform: None, os_version: None, manifest, blobs, unsupported };
+            let (platform, os_version, attests) = (None, None, None);
+            let mut image = PlatformImage { platform, os_version, manifest, blobs, unsupported, attests };
             image.platform = configs.platform_of(&image)?;
             tree.images.push(image);
         } else if let Some(index) = read(&tree.document) {
@@ -189,8 +192,11 @@ impl ImageTree {
             None => (Vec::new(), Vec::new()),
         };
         let (platform, os_version) = (child.platform, child.os_version);
-        let mut image = PlatformImage { platform, os_version, manifest, blobs, unsupported };
-        if image.platform.is_none() {
+        let attests = child.attests.map(|subject| *subject);
+        let mut image = PlatformImage { platform, os_version, manifest, blobs, unsupported, attests };
+        if image.platform.is_none() && image.attests.is_some() {
+            image.platform = Some(NO_IMAGE.to_owned());
+        } else if image.platform.is_none() {
             image.platform = configs.platform_of(&image)?;
         }
         // An index may list one manifest for several platforms.

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::oci::Digest;
 use crate::store::StoreError;
 
-use super::completeness::Needs;
+use super::completeness::{Needs, complete_images};
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::list::{PlatformRow, TagFreshness};
 use super::platform::Platform;
@@ -260,13 +260,9 @@ fn report(
         _ => None,
     };
     let status = fact.and_then(|(tag, fact)| view.tag_status(&reference.repository, tag, &fact));
-    let (missing, complete): (Vec<ContentPart>, bool) = if let Some(image) = image {
-        (image.missing().cloned().collect(), image.is_complete())
-    } else {
-        let needs = Needs::of(tree, &[]);
-        let complete = needs.is_complete();
-        (needs.missing.into_iter().map(|missing| missing.part).collect(), complete)
-    };
+    let needs = image.map_or_else(|| Needs::of(tree, &[]), |image| Needs::of_image(tree, image));
+    let complete = needs.is_complete();
+    let missing: Vec<ContentPart> = needs.missing.into_iter().map(|missing| missing.part).collect();
     let text = shown.body.as_deref().and_then(|body| std::str::from_utf8(body).ok());
     Ok(InspectReport {
         reference: reference.to_string(),
@@ -283,7 +279,7 @@ fn report(
         },
         complete,
         says: summary(tree, image),
-        platforms: tree.images.iter().map(PlatformRow::from).collect(),
+        platforms: PlatformRow::of_tree(tree),
         blobs: image.map_or_else(|| tree.blobs.clone(), |image| image.blobs.clone()),
         limit: tree.limit.map(|limit| limit.to_string()),
         missing,
@@ -295,31 +291,34 @@ fn report(
 
 /// Returns the summary of cached and missing content.
 fn summary(tree: &ImageTree, image: Option<&PlatformImage>) -> String {
+    let images = tree.images.iter().zip(complete_images(tree)).filter(|(image, _)| image.is_image());
+    let images: Vec<(&PlatformImage, bool)> = images.collect();
+    let complete: Vec<&str> =
+        images.iter().filter(|(_, complete)| *complete).map(|(image, _)| name(image)).collect();
     let Some(image) = image else {
-        let images: Vec<&PlatformImage> = tree.images.iter().filter(|image| image.is_image()).collect();
-        let complete = images.iter().filter(|image| image.is_complete()).count();
-        let manifests = images.iter().filter(|image| image.manifest.cached).count();
+        let manifests = images.iter().filter(|(image, _)| image.manifest.cached).count();
         let limit = tree.limit.map(|limit| format!("; the index is not shown completely: {limit}"));
         if images.is_empty() && !tree.blobs.is_empty() {
             let (cached, all) = (tree.blobs.iter().filter(|blob| blob.cached).count(), tree.blobs.len());
             return format!("{cached} of {all} blobs of the index are cached{}", limit.unwrap_or_default());
         }
+        let names = match complete.len() {
+            0 => "none".to_owned(),
+            all if all == images.len() => "all".to_owned(),
+            _ => complete.join(", "),
+        };
         return format!(
-            "the index is cached with {manifests} of {all} manifests; complete: {}{}",
-            if complete == 0 { "none".to_owned() } else { names(&images, complete, images.len()) },
+            "the index is cached with {manifests} of {all} manifests; complete: {names}{}",
             limit.unwrap_or_default(),
             all = images.len(),
         );
     };
-    let own = name(image);
-    let state = state(image);
-    let complete: Vec<&PlatformImage> =
-        tree.images.iter().filter(|it| it.is_image() && it.is_complete()).collect();
-    if image.is_complete() || !tree.is_index {
+    let (own, needs) = (name(image), Needs::of_image(tree, image));
+    let state = state(image, &needs);
+    if needs.is_complete() || !tree.is_index {
         return format!("{own}: {state}");
     }
-    let others =
-        if complete.is_empty() { "none".to_owned() } else { names(&complete, complete.len(), usize::MAX) };
+    let others = if complete.is_empty() { "none".to_owned() } else { complete.join(", ") };
     format!("{own}: {state}; complete: {others}")
 }
 
@@ -327,17 +326,8 @@ fn name(image: &PlatformImage) -> &str {
     image.platform.as_deref().unwrap_or("the image")
 }
 
-fn names(images: &[&PlatformImage], complete: usize, all: usize) -> String {
-    if complete == all {
-        return "all".to_owned();
-    }
-    let names: Vec<&str> =
-        images.iter().filter(|image| image.is_complete()).map(|image| name(image)).collect();
-    names.join(", ")
-}
-
-/// Returns the summary of one image.
-pub fn state(image: &PlatformImage) -> String {
+/// Returns the summary of one image, of which a pull has these needs.
+fn state(image: &PlatformImage, needs: &Needs) -> String {
     if !image.manifest.cached {
         return "its manifest is not cached".to_owned();
     }
@@ -345,8 +335,14 @@ pub fn state(image: &PlatformImage) -> String {
         return format!("{digest} cannot be cached: its digest cannot be verified");
     }
     let missing: Vec<&ContentPart> = image.blobs.iter().filter(|blob| !blob.cached).collect();
-    if missing.is_empty() {
+    if missing.is_empty() && needs.is_complete() {
         return "complete".to_owned();
+    }
+    if missing.is_empty() {
+        return match &needs.reason {
+            Some(reason) => reason.clone(),
+            None => "parts of its attestations are not cached".to_owned(),
+        };
     }
     let bytes: u64 = missing.iter().filter_map(|part| part.size).sum();
     let bytes = bytesize::ByteSize(bytes).display().iec();

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{StoreError, TagFact};
 
-use super::completeness::Needs;
+use super::completeness::{Needs, complete_images};
 use super::image_tree::{ImageTree, PlatformImage};
 use super::protocol::OpsError;
 use super::reference;
@@ -61,20 +61,26 @@ pub struct PlatformRow {
     pub digest: Digest,
     /// True if the manifest is cached.
     pub manifest: bool,
-    /// True if all content is cached.
+    /// True if all content is cached, attestations included.
     pub complete: bool,
     /// Bytes of manifest and blobs, as far as known.
     pub size: u64,
 }
 
-impl From<&PlatformImage> for PlatformRow {
-    fn from(image: &PlatformImage) -> Self {
+impl PlatformRow {
+    /// Returns a row for each image of a tree, in the same order.
+    pub(super) fn of_tree(tree: &ImageTree) -> Vec<Self> {
+        let images = tree.images.iter().zip(complete_images(tree));
+        images.map(|(image, complete)| Self::new(image, complete)).collect()
+    }
+
+    fn new(image: &PlatformImage, complete: bool) -> Self {
         let parts = std::iter::once(&image.manifest).chain(&image.blobs);
         Self {
             platform: image.platform.clone(),
             digest: image.manifest.digest,
             manifest: image.manifest.cached,
-            complete: image.is_complete(),
+            complete,
             size: parts.filter_map(|part| part.size).sum(),
         }
     }
@@ -201,7 +207,7 @@ fn row(
         tag: tagged.map(|(tag, _)| tag.to_string()),
         digest,
         media_type: tree.map(|tree| tree.document.media_type.to_string()),
-        platforms: tree.map(|tree| tree.images.iter().map(PlatformRow::from).collect()).unwrap_or_default(),
+        platforms: tree.map(PlatformRow::of_tree).unwrap_or_default(),
         size: tree.map(ImageTree::cached_bytes).unwrap_or_default(),
         moved_at: tagged.map(|(_, fact)| fact.moved_at),
         checked_at: tagged.map(|(_, fact)| fact.checked_at),
@@ -217,7 +223,12 @@ fn completeness(tree: &ImageTree) -> Completeness {
     let needs = Needs::of(tree, &[]);
     if needs.is_complete() {
         Completeness::All
-    } else if needs.images.iter().any(PlatformImage::is_complete) {
+    } else if tree
+        .images
+        .iter()
+        .zip(complete_images(tree))
+        .any(|(image, complete)| complete && image.is_image())
+    {
         Completeness::Some
     } else {
         Completeness::None

@@ -130,7 +130,7 @@ impl Snapshot {
     fn of(tree: &ImageTree, platforms: &Platforms) -> Self {
         let mut needs = Needs::of(tree, platforms);
         if platforms.is_empty() {
-            needs.add_attestations(tree);
+            needs.add_other_manifests(tree);
         }
         let below = tree.indexes.iter().chain(needs.images.iter().map(|image| &image.manifest));
         let below = if tree.is_index { below.filter(|part| part.cached).count() } else { 0 };

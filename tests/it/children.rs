@@ -345,3 +345,85 @@ fn blobs_are_prefetched_for_configured_platforms() {
         assert!(!asked, "downloaded without a request: {}", blob.digest);
     }
 }
+
+#[test]
+fn attestations_are_prefetched_with_their_blobs() {
+    let registry = Registry::start();
+    let index = Index::attested(7);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Larder::in_front_of(&registry);
+    larder.get(TAG).assert_body(&index.document.bytes);
+    larder.wait_idle();
+    registry.down();
+    for attestation in &index.images[2..] {
+        larder.get(&child_path(&attestation.manifest)).assert_body(&attestation.manifest.bytes);
+        for blob in attestation.blobs() {
+            larder.get(&format!("/v2/library/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
+        }
+    }
+    for image in &index.images[..2] {
+        assert_eq!(registry.count("GET", &image.layers[0].digest), 0, "a layer is downloaded on request");
+    }
+}
+
+#[test]
+fn attestations_are_prefetched_without_other_children() {
+    let registry = Registry::start();
+    let index = Index::attested(7);
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry).set("prefetch.children", false).start();
+    larder.get(TAG).assert_body(&index.document.bytes);
+    larder.wait_idle();
+    for (position, image) in index.images.iter().enumerate() {
+        let expected = usize::from(position >= 2);
+        assert_eq!(registry.count("GET", &image.manifest.digest), expected, "child {position}");
+    }
+}
+
+#[test]
+fn large_blob_of_an_attestation_is_not_prefetched() {
+    let registry = Registry::start();
+    let mut index = Index::attested(7);
+    let large = Blob::new(vec![b' '; (16 << 20) + 1]);
+    let mut attestation = index.images[2].clone();
+    let mut value: serde_json::Value = serde_json::from_slice(&attestation.manifest.bytes).unwrap();
+    value["layers"].as_array_mut().unwrap().push(
+        json!({ "mediaType": "application/vnd.in-toto+json", "digest": large.digest, "size": large.len() }),
+    );
+    attestation.manifest = Document::json(OCI_MANIFEST, &value);
+    let mut entries: serde_json::Value = serde_json::from_slice(&index.document.bytes).unwrap();
+    entries["manifests"][2]["digest"] = json!(attestation.manifest.digest);
+    entries["manifests"][2]["size"] = json!(attestation.manifest.bytes.len());
+    index.document = Document::json(OCI_INDEX, &entries);
+    index.images[2] = attestation;
+    registry.add_index("library/app", "v1", &index);
+    registry.add_blob("library/app", &large);
+    let larder = Larder::in_front_of(&registry);
+    larder.get(TAG).assert_body(&index.document.bytes);
+    larder.wait_idle();
+    assert_eq!(registry.count("GET", &index.images[2].layers[0].digest), 1);
+    assert_eq!(registry.count("GET", &large.digest), 0);
+    larder.get(&format!("/v2/library/app/blobs/{}", large.digest)).assert_body(&large.bytes);
+}
+
+#[test]
+fn failing_attestation_does_not_delay_the_images() {
+    let registry = Registry::start();
+    let index = Index::attested(7);
+    // The attestations are first in the index.
+    let mut entries: serde_json::Value = serde_json::from_slice(&index.document.bytes).unwrap();
+    entries["manifests"].as_array_mut().unwrap().rotate_left(2);
+    let index = Index { document: Document::json(OCI_INDEX, &entries), ..index };
+    registry.add_index("library/app", "v1", &index);
+    for attestation in &index.images[2..] {
+        let blob = &attestation.layers[0].digest;
+        registry.script(When::blobs().path(blob), Fault::Status(403));
+    }
+    let larder = Larder::in_front_of(&registry);
+    larder.get(TAG).assert_body(&index.document.bytes);
+    larder.wait_idle();
+    for image in &index.images[..2] {
+        assert_eq!(registry.count("GET", &image.manifest.digest), 1);
+    }
+    assert_eq!(larder.counter("larder_children_deferred", &[]), 2);
+}

@@ -4,7 +4,7 @@ use crate::support;
 
 use serde_json::{Value, json};
 use support::content::{DOCKER_LIST, OCI_INDEX, OCI_MANIFEST};
-use support::{Blob, Document, Image, Index, Larder, Registry, Setup, verb};
+use support::{Blob, Document, Image, Index, Larder, Puller, Registry, Setup, verb};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -260,4 +260,42 @@ fn digest_of_a_reference_is_fetched_whatever_its_tag_names() {
     verb::online(&larder, &["export", &pinned("1", &old.manifest.digest), &archive]).exited_with(0);
     let unknown = pinned("1", &Blob::random(9, 9).digest);
     verb::online(&larder, &["warm", &unknown]).exited_with(4);
+}
+
+#[test]
+fn attestations_of_a_platform_belong_to_its_image() {
+    let registry = Registry::start();
+    let index = Index::attested(7);
+    registry.add_index("org/app", "1", &index);
+    registry.offer_referrers(true);
+    let setup = Setup::with(&registry).set("cache.tag_ttl", "1h");
+    let larder = setup.set("prefetch.attestations", false).start();
+    larder.get("/v2/org/app/manifests/1").assert_body(&index.document.bytes);
+    larder.wait_idle();
+    let [amd64, _, attestation, _] = index.images.as_slice() else { panic!("two images") };
+    for blob in amd64.blobs() {
+        larder.get(&format!("/v2/org/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
+    }
+    let check = ["check", "--offline", "org/app:1", "--platform", "linux/amd64", "--json"];
+    let verdict = verb::online(&larder, &check).exited_with(4).json()["images"][0].clone();
+    let missing = verdict["missing"].as_array().unwrap().iter().filter(|part| part["kind"] == "blob");
+    let missing: Vec<&str> = missing.map(|part| part["digest"].as_str().unwrap()).collect();
+    assert_eq!(missing, attestation.blobs().map(|blob| blob.digest.as_str()).collect::<Vec<_>>());
+    assert_eq!(verdict["platforms"], json!(["linux/amd64"]));
+    let shown =
+        verb::online(&larder, &["inspect", "org/app:1", "--platform", "linux/amd64", "--json"]).json();
+    assert_eq!(shown["complete"], false);
+    assert!(shown["says"].as_str().unwrap().contains("attestations"), "{shown}");
+    assert_eq!(row(&larder, "1")["platforms"][0]["complete"], false);
+    warm_and_check(&larder, "1", &["--platform", "linux/amd64"], 0);
+    assert_eq!(row(&larder, "1")["platforms"][0]["complete"], true);
+    assert_eq!(row(&larder, "1")["complete"], "some");
+    // The other platform and its attestation were not fetched.
+    for image in [&index.images[1], &index.images[3]] {
+        assert_eq!(registry.count("GET", &image.layers[0].digest), 0);
+    }
+    registry.down();
+    for puller in [Puller::Containerd, Puller::Podman] {
+        puller.pull(larder.api(), "org/app", "1", "linux/amd64").unwrap();
+    }
 }

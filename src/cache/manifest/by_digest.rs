@@ -248,7 +248,7 @@ impl Manifests {
         let is_index = manifest.media_type.kind() == Some(ManifestKind::Index);
         let index = (repository.clone(), manifest.digest);
         if is_index
-            && self.rules.current().prefetch.children
+            && self.rules.current().prefetch.is_enabled()
             && self.storage.memory.prefetched.get(&index).is_none()
         {
             self.prefetch_queue.push(index);

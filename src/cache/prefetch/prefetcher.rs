@@ -98,7 +98,7 @@ impl Prefetcher {
             // Read each time, because a reload may change it.
             let (enabled, interval) = {
                 let rules = self.scope.rules.current();
-                (rules.prefetch.children, rules.prefetch.quota_check)
+                (rules.prefetch.is_enabled(), rules.prefetch.quota_check)
             };
             if enabled {
                 if !std::mem::replace(&mut resumed, true) {

@@ -1,4 +1,4 @@
-//! Walk below one index: fetches its children, and the blobs of chosen platforms.
+//! Walk below one index: fetches its children, and the blobs of attestations and of chosen platforms.
 //!
 //! [`IndexWalk`] bounds the depth, count and bytes of the walk. [`CHILDREN_MAX`] bounds the requests that one pull causes.
 
@@ -23,6 +23,9 @@ use backon::{ExponentialBuilder, Retryable as _};
 
 /// Largest number of children of one index that are prefetched. Indexes in use have fewer than 50.
 const CHILDREN_MAX: usize = 256;
+
+/// Largest blob of an attestation that is prefetched, by the size in its descriptor. Most have a few kilobytes.
+const ATTESTATION_BLOB_MAX: u64 = 16 << 20;
 
 /// Components and limits that all walks share.
 #[derive(Debug)]
@@ -92,61 +95,74 @@ async fn parse(manifest: &CachedManifest) -> Option<Manifest> {
 
 impl Prefetch<'_> {
     async fn run(&mut self) -> WalkEnd {
-        let (repository, index) = self.index;
-        let mut end = WalkEnd::Complete;
+        let (mut end, mut deferred) = (WalkEnd::Complete, 0);
         while let Some(WalkItem { descriptor: child, repeated }) = self.walk.next() {
             // Layers in the index of a build cache are fetched when a client asks for them.
-            if repeated || !child.is_manifest() {
+            if repeated || !child.is_manifest() || !self.scope.wants(&child) {
                 continue;
             }
             let Some(rest) = self.rest.checked_sub(1) else {
                 self.skip_rest();
                 break;
             };
-            let missing = self.walk.waiting().min(rest) + 1;
             self.rest = rest;
-            self.gauge.set(missing, Waiting::Queued);
-            let manifest = match self.obtain(&child, missing).await {
-                Ok(manifest) => manifest,
-                // A dangling descriptor is a fault of the index, not of this walk.
-                Err(error @ CacheError::NotFound) => {
-                    tracing::info!(%repository, child = %child.digest, %error, "upstream does not have a child of an index");
-                    continue;
-                }
-                // The content was not stored. The upstream may repair it.
-                Err(error) if error.is_content_fault() => {
-                    tracing::info!(%repository, child = %child.digest, %error, "child of an index refused");
-                    end = WalkEnd::Flawed;
-                    continue;
-                }
-                Err(error) => {
-                    tracing::info!(
-                        %repository,
-                        %index,
-                        child = %child.digest,
-                        %error,
-                        cause = error.cause().map(tracing::field::display),
-                        "prefetch deferred"
-                    );
-                    return WalkEnd::Deferred { missing };
-                }
-            };
-            self.gauge.set(missing, Waiting::Queued);
-            if child.platform.as_deref().is_some_and(|platform| self.scope.wants_blobs(platform)) {
-                match self.scope.fetch_blobs(repository, &manifest).await {
-                    BlobsEnd::Complete => {}
-                    BlobsEnd::Flawed => end = WalkEnd::Flawed,
-                    BlobsEnd::Deferred => return WalkEnd::Deferred { missing },
-                }
-            }
-            if let Some(parsed) = parse(&manifest).await {
-                self.walk.visit(&parsed, manifest.body.len() as u64);
+            match self.fetch(&child).await {
+                WalkEnd::Complete => {}
+                WalkEnd::Flawed => end = WalkEnd::Flawed,
+                // An attestation that the upstream does not deliver must not delay the images.
+                WalkEnd::Deferred { .. } if child.attests.is_some() => deferred += 1,
+                end @ WalkEnd::Deferred { .. } => return end,
             }
         }
         if let Some(limit @ (WalkLimit::Count | WalkLimit::Bytes)) = self.walk.limit() {
+            let (repository, index) = self.index;
             tracing::warn!(%repository, %index, %limit, "prefetch stopped; the other children are fetched on request");
         }
-        end
+        if deferred > 0 { WalkEnd::Deferred { missing: deferred } } else { end }
+    }
+
+    /// Fetches a child of the index, and its blobs if they are wanted.
+    async fn fetch(&mut self, child: &Descriptor) -> WalkEnd {
+        let (repository, index) = self.index;
+        let missing = self.walk.waiting().min(self.rest) + 1;
+        self.gauge.set(missing, Waiting::Queued);
+        let manifest = match self.obtain(child, missing).await {
+            Ok(manifest) => manifest,
+            // A dangling descriptor is a fault of the index, not of this walk.
+            Err(error @ CacheError::NotFound) => {
+                tracing::info!(%repository, child = %child.digest, %error, "upstream does not have a child of an index");
+                return WalkEnd::Complete;
+            }
+            // The content was not stored. The upstream may repair it.
+            Err(error) if error.is_content_fault() => {
+                tracing::info!(%repository, child = %child.digest, %error, "child of an index refused");
+                return WalkEnd::Flawed;
+            }
+            Err(error) => {
+                tracing::info!(
+                    %repository,
+                    %index,
+                    child = %child.digest,
+                    %error,
+                    cause = error.cause().map(tracing::field::display),
+                    "prefetch deferred"
+                );
+                return WalkEnd::Deferred { missing };
+            }
+        };
+        self.gauge.set(missing, Waiting::Queued);
+        let blobs = match self.scope.largest_blob(child) {
+            Some(size_max) => self.scope.fetch_blobs(repository, &manifest, size_max).await,
+            None => BlobsEnd::Complete,
+        };
+        if let Some(parsed) = parse(&manifest).await {
+            self.walk.visit(&parsed, manifest.body.len() as u64);
+        }
+        match blobs {
+            BlobsEnd::Complete => WalkEnd::Complete,
+            BlobsEnd::Flawed => WalkEnd::Flawed,
+            BlobsEnd::Deferred => WalkEnd::Deferred { missing },
+        }
     }
 
     /// Reports the children that are left to clients.
@@ -205,13 +221,14 @@ impl WalkScope {
         Ok(manifest)
     }
 
-    /// Fetches the blobs of an image, one after the other.
-    async fn fetch_blobs(&self, repository: &Repository, image: &CachedManifest) -> BlobsEnd {
+    /// Fetches the blobs of an image of at most `size_max` bytes by their descriptors, one after the other.
+    async fn fetch_blobs(&self, repository: &Repository, image: &CachedManifest, size_max: u64) -> BlobsEnd {
         let Some(parsed) = parse(image).await else {
             return BlobsEnd::Complete;
         };
         let mut end = BlobsEnd::Complete;
-        for blob in parsed.blobs.iter().filter(|blob| !blob.foreign) {
+        let is_small = |size: Option<u64>| size.unwrap_or(u64::MAX) <= size_max;
+        for blob in parsed.blobs.iter().filter(|blob| !blob.foreign && is_small(blob.size)) {
             // Held until the fill has ended: only then there is room for the next one.
             let _slot = self.slots.acquire(repository).await;
             if self.storage.store_health.is_degraded() {
@@ -253,12 +270,23 @@ impl WalkScope {
         end
     }
 
-    /// Returns true if the blobs of a platform are prefetched. `linux/arm64` includes all its variants.
-    fn wants_blobs(&self, platform: &str) -> bool {
-        self.rules.current().prefetch.platforms.iter().any(|wanted| {
+    /// Returns true if a child of an index is prefetched.
+    fn wants(&self, child: &Descriptor) -> bool {
+        let rules = self.rules.current();
+        rules.prefetch.children || rules.prefetch.attestations && child.attests.is_some()
+    }
+
+    /// Returns the largest size of the child's blobs that are prefetched, or `None` if its blobs are not prefetched.
+    fn largest_blob(&self, child: &Descriptor) -> Option<u64> {
+        let rules = self.rules.current();
+        let platform = child.platform.as_deref().unwrap_or_default();
+        // `linux/arm64` includes all its variants.
+        let is_wanted = rules.prefetch.platforms.iter().any(|wanted| {
             let rest = platform.strip_prefix(wanted.as_str());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        })
+        });
+        let is_attestation = rules.prefetch.attestations && child.attests.is_some();
+        if is_wanted { Some(u64::MAX) } else { is_attestation.then_some(ATTESTATION_BLOB_MAX) }
     }
 
     /// Records in the store that children of an index are missing.

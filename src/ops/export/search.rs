@@ -52,6 +52,7 @@ impl Search<'_> {
                 root = self.child(only).await?.ok_or_else(|| self.missing(vec![only.digest]))?;
             } else {
                 let all: HashSet<Digest> = children.iter().map(|child| child.digest).collect();
+                let wanted = with_attestations(wanted, &children);
                 complete = wanted.len() == all.len();
                 below = indexes;
                 other_content = self.documents(wanted, &mut below).await?;
@@ -328,4 +329,14 @@ impl Search<'_> {
         }
         Ok(Some(body))
     }
+}
+
+/// Adds the attestations of the wanted children of an index.
+fn with_attestations(mut wanted: Vec<Descriptor>, children: &[Descriptor]) -> Vec<Descriptor> {
+    let mut seen: HashSet<Digest> = wanted.iter().map(|child| child.digest).collect();
+    let subjects = seen.clone();
+    let attests = |child: &&Descriptor| child.attests.as_ref().is_some_and(|it| subjects.contains(it));
+    let attestations = children.iter().filter(attests).filter(|child| seen.insert(child.digest));
+    wanted.extend(attestations.cloned());
+    wanted
 }

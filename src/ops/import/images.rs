@@ -35,7 +35,8 @@ impl Images<'_> {
     pub(super) fn import(&mut self, target: ImportTarget) -> Result<StoredImage, OpsError> {
         let ImportTarget { digest, size, media_type, repository, tag } = target;
         let media_type = media_type.as_deref().and_then(MediaType::new);
-        let root = Descriptor { digest, size, media_type, platform: None, os_version: None, foreign: false };
+        let (platform, os_version, attests) = (None, None, None);
+        let root = Descriptor { digest, size, media_type, platform, os_version, foreign: false, attests };
         self.import_tree(&repository, root)?;
         if let Some(tag) = &tag {
             self.importer.tag(&repository, tag, &digest)?;

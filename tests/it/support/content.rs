@@ -14,6 +14,7 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const IN_TOTO: &str = "application/vnd.in-toto+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
@@ -128,6 +129,16 @@ impl Image {
         Self::build(seed, "unknown/unknown", layers, [OCI_MANIFEST, OCI_CONFIG, OCI_LAYER], Some(subject))
     }
 
+    /// Returns the attestation of an image, as BuildKit writes it.
+    pub fn attestation(seed: u64, subject: &Document) -> Self {
+        let statement = json!({
+            "_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://slsa.dev/provenance/v1",
+            "subject": [], "predicate": { "of": subject.digest, "seed": seed },
+        });
+        let layers = vec![Blob::new(statement.to_string())];
+        Self::build(seed, "unknown/unknown", layers, [OCI_MANIFEST, OCI_CONFIG, IN_TOTO], None)
+    }
+
     /// Returns the manifest of an artifact with a type and annotations, whose subject is `subject`.
     pub fn statement(media_type: &str, note: &str, subject: &Document) -> Document {
         let value = json!({
@@ -194,13 +205,23 @@ impl Index {
         Self::over(OCI_INDEX, vec![image], vec![Self::oci(seed + 10)])
     }
 
+    /// Returns an index of linux/amd64 and linux/arm64, followed by an attestation of each, as BuildKit writes it.
+    pub fn attested(seed: u64) -> Self {
+        let mut images = Self::oci(seed).images;
+        let subjects: Vec<Document> = images.iter().map(|image| image.manifest.clone()).collect();
+        images.extend(subjects.iter().map(|subject| Image::attestation(seed, subject)));
+        let mut manifests: Vec<Value> = images.iter().map(of_image).collect();
+        for (entry, subject) in manifests[2..].iter_mut().zip(&subjects) {
+            entry["annotations"] = json!({
+                "vnd.docker.reference.digest": subject.digest,
+                "vnd.docker.reference.type": "attestation-manifest",
+            });
+        }
+        let value = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+        Self { document: Document::json(OCI_INDEX, &value), images, indexes: Vec::new() }
+    }
+
     pub fn over(media_type: &str, images: Vec<Image>, indexes: Vec<Self>) -> Self {
-        let of_image = |image: &Image| {
-            let config: Value = serde_json::from_slice(&image.config.bytes).unwrap();
-            let mut descriptor = image.manifest.descriptor();
-            descriptor["platform"] = json!({ "os": config["os"], "architecture": config["architecture"] });
-            descriptor
-        };
         let manifests: Vec<Value> =
             images.iter().map(of_image).chain(indexes.iter().map(|i| i.document.descriptor())).collect();
         let value = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
@@ -219,4 +240,12 @@ impl Index {
     pub fn all_images(&self) -> Vec<&Image> {
         self.images.iter().chain(self.indexes.iter().flat_map(Self::all_images)).collect()
     }
+}
+
+/// Returns the entry of an image in an index. Its platform is that of the config.
+fn of_image(image: &Image) -> Value {
+    let config: Value = serde_json::from_slice(&image.config.bytes).unwrap();
+    let mut descriptor = image.manifest.descriptor();
+    descriptor["platform"] = json!({ "os": config["os"], "architecture": config["architecture"] });
+    descriptor
 }
