@@ -85,7 +85,7 @@ struct Components {
     pointers: Arc<Pointers>,
     blobs: Arc<Blobs>,
     tag_lists: Arc<TagLists>,
-    referrers_lists: ReferrersLists,
+    referrers_lists: Arc<ReferrersLists>,
     catalog: Catalog,
     prefetcher: Arc<Prefetcher>,
 }
@@ -104,10 +104,11 @@ impl Components {
         let manifests = Arc::new(Manifests::new(&storage, &rules, &prefetch_queue));
         let pointers = Arc::new(Pointers::new(&storage, &rules, &manifests));
         let blobs = Arc::new(Blobs::new(&storage, &rules));
-        let prefetcher = Prefetcher::new(&storage, &rules, &prefetch_queue, &manifests, &blobs);
+        let lists = Arc::new(ReferrersLists::new(&storage, &rules, &pointers));
+        let prefetcher = Prefetcher::new(&storage, &rules, &prefetch_queue, &manifests, &blobs, &lists);
         Self {
             tag_lists: Arc::new(TagLists::new(&storage, &rules)),
-            referrers_lists: ReferrersLists::new(&storage, &rules, &pointers),
+            referrers_lists: lists,
             catalog: Catalog::new(&storage, &rules),
             prefetcher: Arc::new(prefetcher),
             storage,

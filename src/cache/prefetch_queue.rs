@@ -43,6 +43,8 @@ struct QueuedIndex {
     key: IndexKey,
     /// Failed walks so far.
     failures: u32,
+    /// True if lists of referrers are wanted.
+    lists: bool,
     gauge: MissingGauge,
 }
 
@@ -59,6 +61,8 @@ struct DeferredIndex {
 pub(super) struct ActiveIndex {
     queue: Arc<PrefetchQueue>,
     pub(super) key: IndexKey,
+    /// True if lists of referrers are wanted.
+    pub(super) lists: bool,
     pub(super) gauge: MissingGauge,
     failures: u32,
 }
@@ -90,8 +94,8 @@ impl PrefetchQueue {
         }
     }
 
-    /// Adds an index, unless it is ready or active already.
-    pub(super) fn push(&self, key: IndexKey) {
+    /// Adds an index or a manifest, unless it is ready or active already. `lists` is true if lists of referrers are wanted.
+    pub(super) fn push(&self, key: IndexKey, lists: bool) {
         let mut state = self.state();
         if !state.taken.insert(key.clone()) {
             return;
@@ -100,7 +104,7 @@ impl PrefetchQueue {
         // The number of its children is not known yet.
         let mut gauge = MissingGauge::new(&self.metrics);
         gauge.set(1, Waiting::Queued);
-        state.ready.push_back(QueuedIndex { key, failures, gauge });
+        state.ready.push_back(QueuedIndex { key, failures, lists, gauge });
         drop(state);
         self.pushed.notify_one();
     }
@@ -109,8 +113,8 @@ impl PrefetchQueue {
     pub(super) async fn pop(self: &Arc<Self>) -> ActiveIndex {
         loop {
             let next = self.state().ready.pop_front();
-            if let Some(QueuedIndex { key, failures, gauge }) = next {
-                return ActiveIndex { queue: Arc::clone(self), key, gauge, failures };
+            if let Some(QueuedIndex { key, failures, lists, gauge }) = next {
+                return ActiveIndex { queue: Arc::clone(self), key, lists, gauge, failures };
             }
             self.pushed.notified().await;
         }

@@ -7,7 +7,8 @@ use clap::Args;
 use super::backend::{Answer, ServerOptions};
 use super::exit::ExitAnswer;
 use super::platforms::Platforms;
-use super::table::{bad, good, iec};
+use super::table::{bad, good, iec, many};
+use crate::ops::artifacts::SignatureStatus;
 use crate::ops::check::{CheckReport, CheckVerdict};
 use crate::ops::protocol::{CheckQuery, Query};
 
@@ -45,7 +46,7 @@ pub(super) fn run(arguments: Check) -> anyhow::Result<()> {
 }
 
 fn render(image: &CheckVerdict) -> String {
-    let CheckVerdict { reference, platforms, pullable, reason, missing, wrong_sizes, .. } = image;
+    let CheckVerdict { reference, platforms, pullable, reason, missing, wrong_sizes, signatures, .. } = image;
     let of = if platforms.is_empty() { String::new() } else { format!(" ({})", platforms.join(", ")) };
     let mut text = format!("{} {reference}{of}\n", if *pullable { good("yes") } else { bad("no ") });
     // Writing to a String cannot fail.
@@ -56,10 +57,28 @@ fn render(image: &CheckVerdict) -> String {
         let platform = it.platform.as_deref().map(|platform| format!("{platform} ")).unwrap_or_default();
         let size = it.part.size.map(|size| format!(" ({})", iec(size))).unwrap_or_default();
         let elsewhere = if it.part.foreign { ", stored outside the registry" } else { "" };
-        let _ = writeln!(text, "    missing: {platform}{} {}{size}{elsewhere}", it.kind, it.part.digest);
+        let kind = if it.is_list() { "list of referrers of" } else { it.kind.as_str() };
+        let _ = writeln!(text, "    missing: {platform}{kind} {}{size}{elsewhere}", it.part.digest);
     }
     for wrong in wrong_sizes {
         let _ = writeln!(text, "    wrong size: {wrong}");
     }
+    if let Some(signatures) = signatures {
+        let _ = writeln!(text, "    signatures: {}", signature_state(signatures));
+    }
     text
+}
+
+/// Returns the state of the artifacts that refer to an image.
+fn signature_state(signatures: &SignatureStatus) -> String {
+    let artifacts = many(signatures.artifacts, "artifact");
+    match (signatures.held, signatures.artifacts, signatures.missing.len() as u64) {
+        (true, 0, _) => "the image has none".to_owned(),
+        (true, ..) => format!("{artifacts} cached"),
+        (false, _, 0) => format!("not all known ({artifacts} cached); ask with `larder warm --referrers`"),
+        (false, _, missing) => {
+            let missing = many(missing, "part");
+            format!("{missing} of {artifacts} not cached; fetch with `larder warm --referrers`")
+        }
+    }
 }

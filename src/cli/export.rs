@@ -38,15 +38,18 @@ pub(super) struct Export {
     /// Use cached content only: fetch nothing, and exit 4 if content is missing
     #[arg(long)]
     offline: bool,
+    /// Export the artifacts that refer to the image too: signatures, SBOMs
+    #[arg(long)]
+    referrers: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
 
 /// Writes an image as an OCI layout.
 pub(super) fn run(arguments: Export) -> anyhow::Result<()> {
-    let Export { reference, target, platform, name, offline, server } = arguments;
+    let Export { reference, target, platform, name, offline, referrers, server } = arguments;
     let target = Target::of(&target)?;
-    let ask = ExportRequest { reference, platforms: platform, name, offline };
+    let ask = ExportRequest { reference, platforms: platform, name, offline, referrers };
     let (value, report) = server.with(async |backend| {
         // Dropping the unfinished work removes its temporary files.
         tokio::select! {

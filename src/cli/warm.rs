@@ -23,6 +23,9 @@ pub(super) struct Warm {
     /// File with one image per line (`-` is standard input); `#` begins a comment
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Fetch the artifacts that refer to the images too: signatures, SBOMs
+    #[arg(long)]
+    referrers: bool,
     #[command(flatten)]
     platforms: Platforms,
     #[command(flatten)]
@@ -31,11 +34,11 @@ pub(super) struct Warm {
 
 /// Fetches images.
 pub(super) fn run(arguments: Warm) -> anyhow::Result<()> {
-    let Warm { mut references, file, platforms, server } = arguments;
+    let Warm { mut references, file, referrers, platforms, server } = arguments;
     if let Some(file) = file {
         references.extend(listed(&read(&file)?));
     }
-    let task = JobSpec::Warm(WarmSpec { references, platforms: platforms.wanted() });
+    let task = JobSpec::Warm(WarmSpec { references, platforms: platforms.wanted(), referrers });
     let Answer { value, report } = server.with(async |backend| backend.run::<WarmReport>(task).await)?;
     server.print(&value, || report.images.iter().map(render).collect())?;
     if report.complete {
@@ -75,6 +78,10 @@ fn render(row: &WarmedImage) -> String {
             row.fetched
         ),
     };
+    if let Some(artifacts) = row.artifacts {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "    {} refer to it", many(artifacts, "artifact"));
+    }
     if let Some(moved) = &row.moved {
         let note = fair("the tag names another image");
         // Writing to a String cannot fail.

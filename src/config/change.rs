@@ -76,6 +76,7 @@ key_effects! {
     prefetch: Prefetch {
         children: Live,
         attestations: Live,
+        referrers: Live,
         platforms: Live,
         quota_floor: Live,
         quota_check: Live,

@@ -347,6 +347,8 @@ pub struct Prefetch {
     pub children: bool,
     /// True to fetch the attestations of an index with their blobs when the index is cached.
     pub attestations: bool,
+    /// True to ask for the lists of referrers of an image when the image is cached.
+    pub referrers: bool,
     /// Platforms (`os/arch[/variant]`) whose blobs are prefetched too.
     pub platforms: Vec<String>,
     /// Share of an upstream's quota, from 0 to 1, that is reserved for client requests. Below it the prefetch pauses.
@@ -361,6 +363,7 @@ impl Default for Prefetch {
         Self {
             children: true,
             attestations: true,
+            referrers: true,
             platforms: Vec::new(),
             quota_floor: 0.5,
             quota_check: Duration::from_mins(1),
@@ -369,9 +372,10 @@ impl Default for Prefetch {
 }
 
 impl Prefetch {
-    /// Returns true if anything is fetched after a pull of an index.
-    pub fn is_enabled(&self) -> bool {
-        self.children || self.attestations
+    /// Returns true if anything is fetched after a pull of an index, or of a manifest. `lists` is true if lists of referrers
+    /// are wanted.
+    pub fn is_enabled(&self, is_index: bool, lists: bool) -> bool {
+        lists && self.referrers || is_index && (self.children || self.attestations)
     }
 }
 

@@ -14,6 +14,11 @@ pub const INDEX_FILE: &str = "index.json";
 pub const DOCKER_FILE: &str = "manifest.json";
 /// Annotation with the complete reference of an image, as containerd writes it.
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
+/// Annotation with the known lists of referrers of an image and its parts, as `larder export` writes it: `SUBJECT=LIST`,
+/// separated by spaces. The list is the digest of an index in the layout, or [`NO_REFERRERS`].
+pub const REFERRERS: &str = "larder.referrers";
+/// List of a manifest without referrers, in [`REFERRERS`].
+pub const NO_REFERRERS: &str = "none";
 /// Largest `index.json` in bytes.
 pub const INDEX_MAX: u64 = 16 << 20;
 /// Largest manifest in bytes.

@@ -14,8 +14,8 @@ mod writer;
 
 pub use channel_reader::{ChannelReader, QUEUE};
 pub use format::{
-    DOCKER_FILE, IMAGE_NAME, INDEX_FILE, INDEX_MAX, MANIFEST_MAX, MARKER, MARKER_FILE, annotation, blob_path,
-    digest_of_path,
+    DOCKER_FILE, IMAGE_NAME, INDEX_FILE, INDEX_MAX, MANIFEST_MAX, MARKER, MARKER_FILE, NO_REFERRERS,
+    REFERRERS, annotation, blob_path, digest_of_path,
 };
 pub use reader::{LayoutFile, LayoutReadError, LayoutReader};
 pub use tar_reader::{ArchiveError, EntryKind, TarEntry, TarReader};

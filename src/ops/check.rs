@@ -6,8 +6,9 @@ use crate::cache::{Cache, CacheView};
 use crate::oci::Digest;
 use crate::store::StoreError;
 
+use super::artifacts::{Artifacts, SignatureStatus};
 use super::completeness::{MissingPart, Needs};
-use super::image_tree::{ContentPart, ImageTree};
+use super::image_tree::ImageTree;
 use super::platform::Platform;
 use super::protocol::{CheckQuery, OpsError};
 use super::reference::{self, ImageReference};
@@ -32,6 +33,10 @@ pub struct CheckVerdict {
     /// Sizes in descriptors that contradict the content. Some clients refuse such an image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrong_sizes: Vec<WrongSize>,
+    /// Signatures and other artifacts that refer to the image. A pull does not need them. None if the image is not cached.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub signatures: Option<SignatureStatus>,
 }
 
 /// Report of `check`.
@@ -80,6 +85,7 @@ fn verdict(
         reason: None,
         missing: Vec::new(),
         wrong_sizes: Vec::new(),
+        signatures: None,
     };
     if let (Some(tag), None) = (&reference.tag, reference.digest) {
         let Some(fact) = view.tag(&reference.repository, tag)? else {
@@ -94,14 +100,13 @@ fn verdict(
     }
     let Some(digest) = verdict.digest else { return Ok(verdict) };
     let Some(tree) = ImageTree::below(view, &reference.repository, &digest)? else {
-        let (size, stated_size, media_type) = (None, None, None);
-        let part = ContentPart { digest, size, stated_size, media_type, cached: false, foreign: false };
-        verdict.missing.push(MissingPart { platform: None, kind: "manifest".to_owned(), part });
+        verdict.missing.push(MissingPart::manifest(digest));
         return Ok(verdict);
     };
     let needs = Needs::of(&tree, platforms);
     let images = needs.images.iter().filter(|image| image.is_image());
     verdict.platforms = images.filter_map(|image| image.platform.clone()).collect();
+    verdict.signatures = Some(Artifacts::of(view, &reference.repository, &tree, &needs)?.status());
     verdict.pullable = needs.is_complete() && verdict.reason.is_none();
     verdict.missing = needs.missing;
     verdict.wrong_sizes = needs.wrong_sizes;

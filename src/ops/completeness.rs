@@ -1,9 +1,15 @@
 //! Completeness of an image: the content that a pull needs, and the part of it that is not cached.
 //!
 //! `warm`, `check`, `ls`, `inspect`, `export` and the status page share this definition, so that they never contradict
-//! each other. An image is the manifest of a platform with config and layers, and its attestations: the manifests that
-//! the index annotates with the digest of the image, with their blobs. Docker pulls the attestations with the image,
-//! and fails without them.
+//! each other. An image is:
+//!
+//! * the manifest of a platform, with config and layers;
+//! * its attestations: the manifests that the index annotates with the digest of the image, with their blobs;
+//! * the lists of referrers of the index, of the manifest and of the attestations, or the upstream's answer that there are
+//!   none.
+//!
+//! Docker pulls the attestations with the image and requests their lists, and fails without them. The content of the
+//! referrers, such as signatures, is not a part of the image: see [`Artifacts`](super::artifacts::Artifacts).
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,8 +30,8 @@ pub type Platforms = [(String, Platform)];
 pub struct MissingPart {
     /// Platform that needs the content, if stated.
     pub platform: Option<String>,
-    /// `manifest` or `blob`.
-    #[schema(pattern = "^(manifest|blob)$")]
+    /// `manifest` or `blob`; `referrers` for the list of referrers of the manifest with the digest.
+    #[schema(pattern = "^(manifest|blob|referrers)$")]
     pub kind: String,
     /// The content.
     #[serde(flatten)]
@@ -37,9 +43,29 @@ impl MissingPart {
         Self { platform: platform.cloned(), kind: kind.to_owned(), part: part.clone() }
     }
 
-    /// Returns true for a manifest, false for a blob.
+    /// Returns the part for a manifest of which only the digest is known.
+    pub fn manifest(digest: Digest) -> Self {
+        let (size, stated_size, media_type) = (None, None, None);
+        let part = ContentPart { digest, size, stated_size, media_type, cached: false, foreign: false };
+        Self::new(None, "manifest", &part)
+    }
+
+    /// Returns the part for the list of referrers of a manifest.
+    pub fn list(platform: Option<&String>, subject: Digest) -> Self {
+        let (size, stated_size, media_type) = (None, None, None);
+        let part =
+            ContentPart { digest: subject, size, stated_size, media_type, cached: false, foreign: false };
+        Self::new(platform, "referrers", &part)
+    }
+
+    /// Returns true for a manifest.
     pub fn is_manifest(&self) -> bool {
         self.kind == "manifest"
+    }
+
+    /// Returns true for a list of referrers.
+    pub fn is_list(&self) -> bool {
+        self.kind == "referrers"
     }
 }
 
@@ -72,6 +98,7 @@ impl Needs {
         let attestations = chosen.iter().flat_map(|image| attestations.of(image));
         let chosen: Vec<&PlatformImage> = chosen.iter().copied().chain(attestations).collect();
         needs.add_each(chosen);
+        needs.add_root_list(tree);
         needs.report_sizes(tree.indexes.iter().chain(&tree.blobs));
         let blobs = tree.blobs.iter().filter(|blob| !blob.cached);
         needs.missing.extend(blobs.map(|blob| MissingPart::new(None, "blob", blob)));
@@ -89,6 +116,7 @@ impl Needs {
     pub fn of_image(tree: &ImageTree, image: &PlatformImage) -> Self {
         let mut needs = Self::default();
         needs.add_each(std::iter::once(image).chain(attestations(tree).of(image)));
+        needs.add_root_list(tree);
         needs
     }
 
@@ -123,6 +151,13 @@ impl Needs {
         chosen
     }
 
+    /// Adds the list of referrers of an index.
+    fn add_root_list(&mut self, tree: &ImageTree) {
+        if tree.is_index && !tree.referrers.is_known {
+            self.missing.push(MissingPart::list(None, tree.digest));
+        }
+    }
+
     /// Adds images, each manifest once.
     fn add_each<'a>(&mut self, images: impl IntoIterator<Item = &'a PlatformImage>) {
         let mut seen: HashSet<Digest> = self.images.iter().map(|image| image.manifest.digest).collect();
@@ -138,6 +173,9 @@ impl Needs {
         for part in image.missing() {
             let kind = if part.digest == image.manifest.digest { "manifest" } else { "blob" };
             self.missing.push(MissingPart::new(platform, kind, part));
+        }
+        if !image.referrers.is_known {
+            self.missing.push(MissingPart::list(platform, image.manifest.digest));
         }
         self.report_unsupported(&image.unsupported);
         self.report_sizes(std::iter::once(&image.manifest).chain(&image.blobs));
@@ -162,8 +200,10 @@ impl Needs {
 pub fn complete_images(tree: &ImageTree) -> Vec<bool> {
     let attestations = attestations(tree);
     let mut known: HashMap<Digest, bool> = HashMap::new();
-    let complete =
-        |image: &PlatformImage| image.is_complete() && attestations.of(image).all(PlatformImage::is_complete);
+    let has_list = tree.referrers.is_known || !tree.is_index;
+    let complete = |image: &PlatformImage| {
+        has_list && image.is_pullable() && attestations.of(image).all(PlatformImage::is_pullable)
+    };
     let known = tree
         .images
         .iter()
@@ -220,6 +260,7 @@ mod tests {
     use super::*;
     use crate::oci::index_walk::WalkLimit;
     use crate::oci::{Algorithm, MediaType};
+    use crate::ops::image_tree::ReferrersState;
     use crate::store::StoredManifest;
 
     fn part(name: &str, cached: bool) -> ContentPart {
@@ -240,7 +281,12 @@ mod tests {
             blobs: vec![config],
             unsupported: Vec::new(),
             attests: None,
+            referrers: known(),
         }
+    }
+
+    fn known() -> ReferrersState {
+        ReferrersState { is_known: true, referrers: Vec::new() }
     }
 
     fn tree(images: Vec<PlatformImage>) -> ImageTree {
@@ -248,6 +294,8 @@ mod tests {
         ImageTree {
             document: StoredManifest { media_type, body: Vec::new().into() },
             is_index: true,
+            digest: Digest::of(Algorithm::Sha256, b"index"),
+            referrers: known(),
             images,
             indexes: Vec::new(),
             blobs: Vec::new(),
@@ -351,5 +399,29 @@ mod tests {
         let mut copy = Needs::of(&both, &[]);
         copy.add_other_manifests(&both);
         assert_eq!(copy.missing.len(), 1);
+    }
+
+    #[test]
+    fn lists_of_referrers_are_needed() {
+        let whole =
+            || tree(vec![image(Some("linux/amd64"), None, true), image(Some("linux/arm64"), None, true)]);
+        let lists = |tree: &ImageTree, platform| {
+            let needs = needs(tree, platform);
+            needs
+                .missing
+                .iter()
+                .filter(|part| part.is_list())
+                .map(|part| part.part.digest)
+                .collect::<Vec<_>>()
+        };
+        assert!(lists(&whole(), "linux/amd64").is_empty());
+        let mut lost = whole();
+        lost.images[0].referrers.is_known = false;
+        assert_eq!(lists(&lost, "linux/amd64"), [lost.images[0].manifest.digest]);
+        assert!(lists(&lost, "linux/arm64").is_empty());
+        assert_eq!(complete_images(&lost), [false, true]);
+        lost.referrers.is_known = false;
+        assert_eq!(lists(&lost, "linux/arm64"), [lost.digest]);
+        assert_eq!(complete_images(&lost), [false, false]);
     }
 }

@@ -45,6 +45,25 @@ impl ContentPart {
     }
 }
 
+/// State of the list of referrers of a manifest: signatures, SBOMs and other artifacts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferrersState {
+    /// True if a request for the list is answered without the upstream.
+    pub is_known: bool,
+    /// Known referrers.
+    pub referrers: Vec<Digest>,
+}
+
+impl ReferrersState {
+    /// Reads the state from the cache.
+    pub fn of(view: &CacheView<'_>, repository: &Repository, subject: &Digest) -> Result<Self, StoreError> {
+        let known = view.known_referrers(repository, subject)?;
+        let referrers = known.referrers.iter().filter_map(|referrer| referrer.digest().parse().ok());
+        let is_known = view.serves_referrers_offline(repository, &known);
+        Ok(Self { is_known, referrers: referrers.collect() })
+    }
+}
+
 /// Image for one platform, or other content of an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformImage {
@@ -60,12 +79,19 @@ pub struct PlatformImage {
     pub unsupported: Vec<String>,
     /// Manifest that this manifest attests, according to the index.
     pub attests: Option<Digest>,
+    /// List of the referrers of the manifest.
+    pub referrers: ReferrersState,
 }
 
 impl PlatformImage {
     /// Returns true if the manifest and its blobs are cached.
     pub fn is_complete(&self) -> bool {
         self.manifest.cached && self.blobs.iter().all(|blob| blob.cached) && self.unsupported.is_empty()
+    }
+
+    /// Returns true if the manifest, its blobs and its list of referrers need no upstream.
+    pub fn is_pullable(&self) -> bool {
+        self.is_complete() && self.referrers.is_known
     }
 
     /// Returns the config of the image.
@@ -92,6 +118,10 @@ pub struct ImageTree {
     pub document: StoredManifest,
     /// True if the root is an index.
     pub is_index: bool,
+    /// Digest of the root.
+    pub digest: Digest,
+    /// List of the referrers of the root.
+    pub referrers: ReferrersState,
     /// Images in the order of the index, or one image if the root is not an index.
     pub images: Vec<PlatformImage>,
     /// Indexes below the root.
@@ -116,6 +146,8 @@ impl ImageTree {
         let mut tree = Self {
             document,
             is_index,
+            digest: *digest,
+            referrers: ReferrersState::of(view, repository, digest)?,
             images: Vec::new(),
             indexes: Vec::new(),
             blobs: Vec::new(),
@@ -131,7 +163,9 @@ impl ImageTree {
                 ContentPart { digest: *digest, size, stated_size, media_type, cached: true, foreign: false };
             let (blobs, unsupported) = blobs_of(view, repository, &tree.document)?;
             let (platform, os_version, attests) = (None, None, None);
-            let mut image = PlatformImage { platform, os_version, manifest, blobs, unsupported, attests };
+            let referrers = tree.referrers.clone();
+            let mut image =
+                PlatformImage { platform, os_version, manifest, blobs, unsupported, attests, referrers };
             image.platform = configs.platform_of(&image)?;
             tree.images.push(image);
         } else if let Some(index) = read(&tree.document) {
@@ -193,7 +227,9 @@ impl ImageTree {
         };
         let (platform, os_version) = (child.platform, child.os_version);
         let attests = child.attests.map(|subject| *subject);
-        let mut image = PlatformImage { platform, os_version, manifest, blobs, unsupported, attests };
+        let referrers = ReferrersState::of(view, repository, &manifest.digest)?;
+        let mut image =
+            PlatformImage { platform, os_version, manifest, blobs, unsupported, attests, referrers };
         if image.platform.is_none() && image.attests.is_some() {
             image.platform = Some(NO_IMAGE.to_owned());
         } else if image.platform.is_none() {

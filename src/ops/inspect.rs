@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::oci::Digest;
 use crate::store::StoreError;
 
-use super::completeness::{Needs, complete_images};
+use super::completeness::{MissingPart, Needs, complete_images};
 use super::image_tree::{ContentPart, ImageTree, PlatformImage};
 use super::list::{PlatformRow, TagFreshness};
 use super::platform::Platform;
@@ -262,7 +262,8 @@ fn report(
     let status = fact.and_then(|(tag, fact)| view.tag_status(&reference.repository, tag, &fact));
     let needs = image.map_or_else(|| Needs::of(tree, &[]), |image| Needs::of_image(tree, image));
     let complete = needs.is_complete();
-    let missing: Vec<ContentPart> = needs.missing.into_iter().map(|missing| missing.part).collect();
+    let missing = needs.missing.into_iter().filter(|missing| !missing.is_list());
+    let missing: Vec<ContentPart> = missing.map(|missing| missing.part).collect();
     let text = shown.body.as_deref().and_then(|body| std::str::from_utf8(body).ok());
     Ok(InspectReport {
         reference: reference.to_string(),
@@ -341,6 +342,9 @@ fn state(image: &PlatformImage, needs: &Needs) -> String {
     if missing.is_empty() {
         return match &needs.reason {
             Some(reason) => reason.clone(),
+            None if needs.missing.iter().all(MissingPart::is_list) => {
+                "complete, but the upstream has not been asked for its referrers".to_owned()
+            }
             None => "parts of its attestations are not cached".to_owned(),
         };
     }

@@ -1,5 +1,6 @@
 //! Operations for operators and timers, one verb per file.
 
+pub mod artifacts;
 pub mod check;
 pub mod completeness;
 pub mod convert;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::cache::{Cache, CacheError, ManifestAnswer};
 use crate::oci::{Accept, Digest, Manifest, Reference, Repository, Tag};
 
+use super::artifacts::{Artifacts, COUNT_MAX};
 use super::completeness::{MissingPart, Needs, Platforms};
 use super::image_tree::ImageTree;
 use super::platform::Platform;
@@ -52,6 +53,9 @@ pub struct WarmedImage {
     /// Sizes in descriptors that contradict the content. Some clients refuse such an image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrong_sizes: Vec<WrongSize>,
+    /// Number of artifacts that refer to the image, if they were requested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts: Option<u64>,
     /// Reason why the image is incomplete. None if it is complete.
     pub error: Option<String>,
 }
@@ -95,6 +99,7 @@ pub async fn warm(
             cache: cache.clone(),
             reference,
             platforms: Arc::clone(&platforms),
+            referrers: spec.referrers,
             fetches: Arc::clone(&fetches),
         };
         let (images, reporter) = (Arc::clone(&images), reporter.clone());
@@ -114,13 +119,26 @@ struct ImageFetch {
     cache: Cache,
     reference: ImageReference,
     platforms: Arc<Vec<(String, Platform)>>,
+    /// True if the artifacts that refer to the image are fetched too.
+    referrers: bool,
     /// Permits for concurrent fetches.
     fetches: Arc<Semaphore>,
+}
+
+/// Results of the fetches for one image.
+#[derive(Default)]
+struct Fetched {
+    /// Blobs that were downloaded.
+    blobs: HashSet<Digest>,
+    /// Reason why a list of referrers is not known.
+    list_error: Option<OpsError>,
 }
 
 /// Cached part of an image.
 struct Snapshot {
     needs: Needs,
+    /// Artifacts that refer to the image, if they are requested.
+    artifacts: Option<Artifacts>,
     manifests: u64,
     /// Blobs with their sizes.
     blobs: HashMap<Digest, u64>,
@@ -139,7 +157,17 @@ impl Snapshot {
         sizes.extend(
             blobs.filter(|part| part.cached).map(|part| (part.digest, part.size.unwrap_or_default())),
         );
-        Self { needs, manifests: 1 + below as u64, blobs: sizes }
+        Self { needs, artifacts: None, manifests: 1 + below as u64, blobs: sizes }
+    }
+
+    /// Returns the parts of the image that are not cached, or may state its platforms.
+    fn image_parts(&self) -> impl Iterator<Item = &MissingPart> {
+        self.needs.missing.iter().chain(&self.needs.unknown)
+    }
+
+    /// Returns the content of the artifacts that is not cached, and lists that are not known.
+    fn artifact_parts(&self) -> impl Iterator<Item = &MissingPart> {
+        self.artifacts.iter().flat_map(|artifacts| artifacts.missing.iter().chain(&artifacts.lists))
     }
 
     /// Writes the figures to the report. `fetched` are the blobs that were downloaded.
@@ -153,13 +181,23 @@ impl Snapshot {
         image.platforms = images.filter_map(|image| image.platform.clone()).collect();
         image.platforms.dedup();
         image.wrong_sizes.clone_from(&self.needs.wrong_sizes);
+        image.artifacts = self.artifacts.as_ref().map(|artifacts| artifacts.digests.len() as u64);
     }
 
     /// Returns the error for an image that is not complete after everything was fetched.
     fn verdict(self) -> Result<(), OpsError> {
-        let Needs { missing, reason, .. } = self.needs;
+        let Needs { mut missing, reason, .. } = self.needs;
         if let Some(reason) = reason {
             return Err(OpsError::Content(reason));
+        }
+        if let Some(artifacts) = self.artifacts {
+            if artifacts.is_limited {
+                let message = format!(
+                    "more than {COUNT_MAX} artifacts refer to the image; the others are fetched on request"
+                );
+                return Err(OpsError::Content(message));
+            }
+            missing.extend(artifacts.missing);
         }
         let is_foreign = |missing: &&MissingPart| missing.part.foreign;
         if let Some(lost) = missing.iter().find(|missing| !missing.part.foreign) {
@@ -195,30 +233,36 @@ impl ImageFetch {
     async fn fetch(&self, image: &mut WarmedImage, item: &Arc<RunningItem>) -> Result<(), OpsError> {
         let root = self.root(image).await?;
         image.digest = Some(root);
-        let (mut done, mut fetched) = (HashSet::new(), HashSet::new());
+        let (mut done, mut fetched) = (HashSet::new(), Fetched::default());
         loop {
             let snapshot = self.snapshot(root).await?;
-            snapshot.report(image, &fetched);
-            let Needs { missing, unknown, .. } = &snapshot.needs;
-            let wanted = missing.iter().chain(unknown).filter(|missing| done.insert(missing.part.digest));
-            let wanted: Vec<MissingPart> = wanted.cloned().collect();
+            snapshot.report(image, &fetched.blobs);
+            let mut is_new = |missing: &&MissingPart| done.insert((missing.is_list(), missing.part.digest));
+            let mut wanted: Vec<MissingPart> = snapshot.image_parts().filter(&mut is_new).cloned().collect();
+            // The image comes first: an artifact may be missing in the registry.
+            if wanted.is_empty() {
+                wanted.extend(snapshot.artifact_parts().filter(is_new).cloned());
+            }
             if wanted.is_empty() {
                 // What exceeds the limits would be evicted just after the report.
                 self.cache.enforce_limits().await;
-                return self.snapshot(root).await?.verdict();
+                return match fetched.list_error {
+                    Some(error) => Err(error),
+                    None => self.snapshot(root).await?.verdict(),
+                };
             }
             self.fetch_parts(wanted, &mut fetched, item).await?;
         }
     }
 
-    /// Fetches parts of the image, several concurrently. Adds the blobs that were downloaded to `fetched`.
+    /// Fetches parts of the image, several concurrently, and adds the results to `fetched`.
     async fn fetch_parts(
         &self,
         parts: Vec<MissingPart>,
-        fetched: &mut HashSet<Digest>,
+        fetched: &mut Fetched,
         item: &Arc<RunningItem>,
     ) -> Result<(), OpsError> {
-        let blobs = parts.iter().filter(|missing| !missing.is_manifest());
+        let blobs = parts.iter().filter(|missing| !missing.is_manifest() && !missing.is_list());
         item.expect(blobs.filter_map(|missing| missing.part.size).fold(0, u64::saturating_add));
         let mut work = JoinSet::new();
         for missing in parts {
@@ -227,7 +271,9 @@ impl ImageFetch {
             work.spawn(async move {
                 let _permit = permits.acquire().await;
                 let digest = missing.part.digest;
-                let result = if missing.is_manifest() {
+                let result = if missing.is_list() {
+                    list_referrers(&cache, &repository, &digest).await.map(|()| false)
+                } else if missing.is_manifest() {
                     manifest(&cache, &repository, &Reference::Digest(digest)).await.map(|_| false)
                 } else {
                     fetch_blob(&cache, &repository, &digest, &item).await
@@ -237,17 +283,26 @@ impl ImageFetch {
         }
         let mut failed = None;
         while let Some(ended) = work.join_next().await {
-            let Ok((MissingPart { part, .. }, result)) = ended else { continue };
+            let Ok((missing, result)) = ended else { continue };
+            let is_list = missing.is_list();
+            let part = missing.part;
             match result {
                 Ok(downloaded) => {
                     if downloaded {
-                        fetched.insert(part.digest);
+                        fetched.blobs.insert(part.digest);
                     }
                 }
                 // Some registries have layers that are also stored elsewhere, and others do not.
                 Err(CacheError::NotFound) if part.foreign => {}
                 Err(CacheError::Store(error)) => {
                     failed = Some(OpsError::Content(format!("{} could not be stored: {error}", part.digest)));
+                }
+                // The image itself is fetched nevertheless.
+                Err(error) if is_list => {
+                    fetched.list_error = Some(OpsError::Content(format!(
+                        "the list of referrers of {} is not known, and some clients need it: {error}",
+                        part.digest
+                    )));
                 }
                 Err(error) => failed = Some(OpsError::Content(format!("{}: {error}", part.digest))),
             }
@@ -258,9 +313,14 @@ impl ImageFetch {
     /// Reads the cached part of the image.
     async fn snapshot(&self, root: Digest) -> Result<Snapshot, OpsError> {
         let (repository, platforms) = (self.reference.repository.clone(), Arc::clone(&self.platforms));
+        let referrers = self.referrers;
         let found = self.cache.view(move |view| {
-            let tree = ImageTree::below(&view, &repository, &root)?;
-            Ok(tree.map(|tree| Snapshot::of(&tree, &platforms)))
+            let Some(tree) = ImageTree::below(&view, &repository, &root)? else { return Ok(None) };
+            let mut snapshot = Snapshot::of(&tree, &platforms);
+            if referrers {
+                snapshot.artifacts = Some(Artifacts::of(&view, &repository, &tree, &snapshot.needs)?);
+            }
+            Ok(Some(snapshot))
         });
         found.await?.ok_or_else(|| {
             OpsError::Content(format!(
@@ -319,6 +379,16 @@ pub(super) async fn manifest(
     let anything = HeaderMap::new();
     let attempt = || cache.manifest(repository, reference, Accept::from_headers(&anything));
     attempt.retry(backoff()).when(CacheError::is_retryable).await
+}
+
+/// Asks the upstream for the list of referrers of a manifest, which the cache keeps.
+pub(super) async fn list_referrers(
+    cache: &Cache,
+    repository: &Repository,
+    subject: &Digest,
+) -> Result<(), CacheError> {
+    let attempt = || cache.referrers(repository, subject, None);
+    attempt.retry(backoff()).when(CacheError::is_retryable).await.map(drop)
 }
 
 /// Fetches a blob and reports each byte once, also after a retry. Returns true if the blob was downloaded, and its size.

@@ -70,10 +70,10 @@ impl Metrics {
                 "Idle client connections closed for new ones, because a limit on connections was reached.",
             ),
             children_queued: series
-                .gauge("larder_children_queued", "Child manifests in the prefetch queue."),
+                .gauge("larder_children_queued", "Child manifests and lists of referrers in the prefetch queue."),
             children_deferred: series.gauge(
                 "larder_children_deferred",
-                "Child manifests whose prefetch is deferred: the upstream's quota is low, or the upstream is failing.",
+                "Child manifests and lists of referrers whose prefetch is deferred: the upstream's quota is low, or the upstream is failing.",
             ),
             children_skipped: series.counter(
                 "larder_children_skipped_total",

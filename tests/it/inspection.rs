@@ -219,8 +219,11 @@ fn check_fails_for_a_tag_past_stale_if_error() {
     larder.wait_idle();
     let ran = verb::online(&larder, &["check", "--offline", "org/app:v1"]).exited_with(4);
     assert!(ran.stdout.contains("stale_if_error"), "{ran:?}");
+    // A digest is never too old, but a list of referrers is.
     let by_digest = format!("org/app@{}", image.manifest.digest);
-    verb::online(&larder, &["check", "--offline", &by_digest]).exited_with(0);
+    let ran = verb::online(&larder, &["check", "--offline", &by_digest, "--json"]).exited_with(4).json();
+    let missing = ran["images"][0]["missing"].as_array().unwrap().iter().map(|part| part["kind"].clone());
+    assert_eq!(missing.collect::<Vec<_>>(), ["referrers"]);
 }
 
 #[test]

@@ -53,6 +53,7 @@ mod negotiation;
 mod openapi;
 mod ports;
 mod proxy;
+mod pullable;
 mod quota;
 mod ranges;
 mod readers;

@@ -74,6 +74,17 @@ impl ReferrersLists {
         }
     }
 
+    /// Returns true if the upstream's list, or that it has none, is known. Contacts no upstream.
+    pub(in crate::cache) async fn is_known(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<bool, CacheError> {
+        let (repository, subject) = (repository.clone(), *subject);
+        let known = self.storage.with_store(move |store| known_referrers(store, &repository, &subject));
+        Ok(known.await?.checked_at.is_some())
+    }
+
     /// Returns the upstream's list from the API or the fall-back tag, or the last known state of either.
     async fn upstream_list(
         &self,

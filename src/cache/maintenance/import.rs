@@ -69,8 +69,8 @@ pub enum ImportError {
 /// the runtime for blocking work.
 #[derive(Debug)]
 pub struct Importer {
-    storage: Arc<Storage>,
-    runtime: Handle,
+    pub(super) storage: Arc<Storage>,
+    pub(super) runtime: Handle,
     /// Blobs that the import has added.
     added: HashMap<Digest, ContentPin>,
     /// Blobs of the archive that were cached before.

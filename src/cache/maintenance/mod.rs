@@ -2,6 +2,7 @@
 
 pub(in crate::cache) mod gc;
 pub(in crate::cache) mod import;
+mod import_lists;
 pub(in crate::cache) mod remove;
 pub(in crate::cache) mod scrub;
 pub(in crate::cache) mod status;

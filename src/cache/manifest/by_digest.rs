@@ -195,7 +195,7 @@ impl Manifests {
         verify_manifest(&self.storage.metrics, repository, &answer, digest)?;
         let manifest = self.keep(repository, *digest, answer).await?;
         if children == Children::Prefetch {
-            self.prefetch_children(repository, &manifest);
+            self.prefetch(repository, &manifest, true);
         }
         Ok(manifest)
     }
@@ -239,19 +239,20 @@ impl Manifests {
         }
     }
 
-    /// Queues an index for prefetch, unless all its children were prefetched before.
-    pub(in crate::cache) fn prefetch_children(
+    /// Queues an index or a manifest for prefetch, unless all that it needs was prefetched before. `lists` is true if lists of
+    /// referrers are wanted.
+    pub(in crate::cache) fn prefetch(
         &self,
         repository: &Repository,
         manifest: &Arc<CachedManifest>,
+        lists: bool,
     ) {
         let is_index = manifest.media_type.kind() == Some(ManifestKind::Index);
         let index = (repository.clone(), manifest.digest);
-        if is_index
-            && self.rules.current().prefetch.is_enabled()
+        if self.rules.current().prefetch.is_enabled(is_index, lists)
             && self.storage.memory.prefetched.get(&index).is_none()
         {
-            self.prefetch_queue.push(index);
+            self.prefetch_queue.push(index, lists);
         }
     }
 

@@ -10,4 +10,5 @@ mod resolve;
 pub use answer::ManifestAnswer;
 pub(super) use answer::{AbsenceAnswer, PointerAnswer};
 pub(super) use by_digest::{Children, Manifests, put_manifest};
+pub(super) use referrers_index::put_list;
 pub(super) use resolve::{Pointers, serves_stale};

@@ -12,7 +12,7 @@ use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
 use crate::source::{Source as _, SourceError};
-use crate::store::{StoreSession, StoredManifest};
+use crate::store::{StoreError, StoreSession, StoredManifest};
 
 /// Time for which a missing referrers API is remembered, unless tags stay fresh longer. It is remembered by repository:
 /// behind one name there may be registries of several kinds.
@@ -59,23 +59,32 @@ async fn keep(
     let (shared, owner) = (Arc::clone(storage), repository.clone());
     let work = move |store: &StoreSession| {
         let body = Bytes::from(list.to_index());
-        let digest = Digest::of(Algorithm::Sha256, &body);
-        let media_type = MediaType::oci_index();
-        let stored = StoredManifest { media_type: media_type.clone(), body: body.clone() };
-        let now = shared.clock.now();
-        let usage = match store.put_manifest(&owner, &digest, &stored, std::iter::empty(), now) {
-            Ok(_) => shared.content.add_manifest(&digest, &body, std::iter::empty(), now),
-            Err(error) => {
-                shared.report_store_error(
-                    "a list of referrers could not be stored; it is served from memory",
-                    &error,
-                );
-                Arc::default()
-            }
-        };
-        Ok(Arc::new(CachedManifest { digest, media_type, body, usage }))
+        let kept = put_list(&shared, store, &owner, body.clone());
+        Ok(kept.unwrap_or_else(|error| {
+            shared.report_store_error(
+                "a list of referrers could not be stored; it is served from memory",
+                &error,
+            );
+            let (digest, media_type) = (Digest::of(Algorithm::Sha256, &body), MediaType::oci_index());
+            Arc::new(CachedManifest { digest, media_type, body, usage: Arc::default() })
+        }))
     };
     let manifest = storage.with_store_long(work).await?;
     storage.memory.manifests.insert(repository, Arc::clone(&manifest));
     Ok(manifest)
+}
+
+/// Stores a list, linked to its repository. Blocks.
+pub(in crate::cache) fn put_list(
+    storage: &Storage,
+    store: &StoreSession,
+    repository: &Repository,
+    body: Bytes,
+) -> Result<Arc<CachedManifest>, StoreError> {
+    let (digest, media_type) = (Digest::of(Algorithm::Sha256, &body), MediaType::oci_index());
+    let stored = StoredManifest { media_type: media_type.clone(), body: body.clone() };
+    let now = storage.clock.now();
+    store.put_manifest(repository, &digest, &stored, std::iter::empty(), now)?;
+    let usage = storage.content.add_manifest(&digest, &body, std::iter::empty(), now);
+    Ok(Arc::new(CachedManifest { digest, media_type, body, usage }))
 }

@@ -299,7 +299,9 @@ impl Pointers {
         self.put(pointer, TagFact { digest: manifest.digest, checked_at: now, moved_at }).await;
         // Referrers are fetched when a client requests them: most of them are never requested.
         if let Pointer::Tag(key) = pointer {
-            self.manifests.prefetch_children(&key.repository, &manifest);
+            // A list of the referrers of a list would have no end.
+            let lists = pointer.subject().is_none();
+            self.manifests.prefetch(&key.repository, &manifest, lists);
         }
         let outcome = if unchanged.is_some() { Outcome::Revalidated } else { Outcome::Miss };
         Ok(ResolvedPointer { manifest, outcome })

@@ -1,8 +1,9 @@
-//! Prefetch: the children of an index are fetched before a client requests them, and for chosen platforms their blobs.
+//! Prefetch: the children of an index, the blobs of attestations and of chosen platforms, and the lists of referrers are
+//! fetched before a client requests them.
 
+mod paused_content;
 mod prefetcher;
 mod quota_wait;
-mod unstored_blobs;
 mod upstream_slots;
 mod walk;
 

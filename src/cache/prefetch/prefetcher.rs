@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tracing::Instrument as _;
 
 use crate::cache::blob::Blobs;
+use crate::cache::lists::ReferrersLists;
 use crate::cache::manifest::Manifests;
+use crate::cache::prefetch::paused_content::PausedContent;
 use crate::cache::prefetch::quota_wait::QuotaGate;
-use crate::cache::prefetch::unstored_blobs::UnstoredBlobs;
 use crate::cache::prefetch::upstream_slots::UpstreamSlots;
 use crate::cache::prefetch::walk::{WalkEnd, WalkScope, walk};
 use crate::cache::prefetch_queue::{ActiveIndex, IndexKey, PAUSE_MIN, PrefetchQueue};
@@ -37,6 +38,7 @@ impl Prefetcher {
         queue: &Arc<PrefetchQueue>,
         manifests: &Arc<Manifests>,
         blobs: &Arc<Blobs>,
+        lists: &Arc<ReferrersLists>,
     ) -> Self {
         let scope = WalkScope {
             storage: Arc::clone(storage),
@@ -45,7 +47,9 @@ impl Prefetcher {
             blobs: Arc::clone(blobs),
             quota: QuotaGate::new(rules),
             slots: UpstreamSlots::new(CONCURRENT_FETCHES),
-            unstored: UnstoredBlobs::new(),
+            lists: Arc::clone(lists),
+            unstored: PausedContent::new(),
+            paused: PausedContent::new(),
         };
         Self { queue: Arc::clone(queue), scope, walks: UpstreamSlots::new(CONCURRENT_WALKS) }
     }
@@ -98,7 +102,7 @@ impl Prefetcher {
             // Read each time, because a reload may change it.
             let (enabled, interval) = {
                 let rules = self.scope.rules.current();
-                (rules.prefetch.is_enabled(), rules.prefetch.quota_check)
+                (rules.prefetch.is_enabled(true, true), rules.prefetch.quota_check)
             };
             if enabled {
                 if !std::mem::replace(&mut resumed, true) {
@@ -107,7 +111,7 @@ impl Prefetcher {
                 for key in self.queue.due() {
                     // An upstream that keeps failing gets no prefetch requests.
                     if self.scope.rules.upstream(&key.0).is_ok_and(|upstream| !upstream.is_suspect()) {
-                        self.queue.push(key);
+                        self.queue.push(key, true);
                     }
                 }
             }
@@ -123,7 +127,7 @@ impl Prefetcher {
                     tracing::info!(indexes = keys.len(), "resuming the prefetch queue");
                 }
                 for key in keys {
-                    self.queue.push(key);
+                    self.queue.push(key, true);
                 }
             }
             Err(error) => self.scope.storage.report_error("the prefetch queue cannot be read", &error),

@@ -1,4 +1,5 @@
-//! Walk below one index: fetches its children, and the blobs of attestations and of chosen platforms.
+//! Walk below one index: fetches its children, the blobs of attestations and of chosen platforms, and the lists of
+//! referrers. For a manifest that is no index only its list is fetched.
 //!
 //! [`IndexWalk`] bounds the depth, count and bytes of the walk. [`CHILDREN_MAX`] bounds the requests that one pull causes.
 
@@ -7,16 +8,18 @@ use std::time::Duration;
 
 use crate::cache::blob::Blobs;
 use crate::cache::error::{CacheError, CacheErrorKind};
+use crate::cache::lists::ReferrersLists;
 use crate::cache::manifest::{Children, Manifests};
 use crate::cache::memory::CachedManifest;
+use crate::cache::prefetch::paused_content::PausedContent;
 use crate::cache::prefetch::quota_wait::QuotaGate;
-use crate::cache::prefetch::unstored_blobs::UnstoredBlobs;
 use crate::cache::prefetch::upstream_slots::UpstreamSlots;
 use crate::cache::prefetch_queue::{ActiveIndex, IndexKey, MissingGauge, Waiting};
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::index_walk::{IndexWalk, WalkItem, WalkLimit};
-use crate::oci::{Descriptor, Manifest, Repository};
+use crate::oci::media::ManifestKind;
+use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::source::process;
 use crate::store::Change;
 use backon::{ExponentialBuilder, Retryable as _};
@@ -37,7 +40,11 @@ pub(super) struct WalkScope {
     pub(super) quota: QuotaGate,
     /// Slots for concurrent requests.
     pub(super) slots: UpstreamSlots,
-    pub(super) unstored: UnstoredBlobs,
+    pub(super) lists: Arc<ReferrersLists>,
+    /// Blobs that could not be stored.
+    pub(super) unstored: PausedContent,
+    /// Manifests whose lists of referrers could not be fetched.
+    pub(super) paused: PausedContent,
 }
 
 /// Result of a walk.
@@ -72,11 +79,17 @@ struct Prefetch<'a> {
     rest: usize,
     /// True once the store has a record of this walk.
     recorded: bool,
+    /// True if lists of referrers are wanted.
+    lists: bool,
+    /// Manifests whose lists of referrers are fetched after the children.
+    subjects: Vec<Digest>,
 }
 
 /// Fetches the missing content below an index.
 pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &CachedManifest) -> WalkEnd {
     let Some(parsed) = parse(manifest).await else { return WalkEnd::Complete };
+    // A list of the referrers of a referrer is fetched when a client asks for it.
+    let subjects = parsed.subject.is_none().then_some(manifest.digest);
     let mut prefetch = Prefetch {
         scope,
         index: &index.key,
@@ -84,6 +97,8 @@ pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &
         gauge: &mut index.gauge,
         rest: CHILDREN_MAX,
         recorded: false,
+        lists: index.lists,
+        subjects: subjects.into_iter().collect(),
     };
     prefetch.run().await
 }
@@ -118,7 +133,59 @@ impl Prefetch<'_> {
             let (repository, index) = self.index;
             tracing::warn!(%repository, %index, %limit, "prefetch stopped; the other children are fetched on request");
         }
+        for (position, subject) in std::mem::take(&mut self.subjects).into_iter().enumerate().rev() {
+            match self.list(&subject, position + 1).await {
+                WalkEnd::Complete => {}
+                WalkEnd::Flawed => end = WalkEnd::Flawed,
+                WalkEnd::Deferred { .. } => deferred += 1,
+            }
+        }
         if deferred > 0 { WalkEnd::Deferred { missing: deferred } } else { end }
+    }
+
+    /// Asks for the list of referrers of a manifest, unless it is known. `missing` lists are left.
+    async fn list(&mut self, subject: &Digest, missing: usize) -> WalkEnd {
+        let repository = &self.index.0;
+        self.gauge.set(missing, Waiting::Queued);
+        if !self.lists || !self.scope.rules.current().prefetch.referrers {
+            return WalkEnd::Complete;
+        }
+        match self.scope.lists.is_known(repository, subject).await {
+            Ok(true) => return WalkEnd::Complete,
+            Ok(false) => {}
+            Err(_) => return WalkEnd::Deferred { missing },
+        }
+        let now = self.scope.storage.clock.instant();
+        if self.scope.paused.contains(subject, now) {
+            return WalkEnd::Flawed;
+        }
+        self.record().await;
+        if !self.scope.quota.is_open(repository) {
+            self.gauge.set(missing, Waiting::Deferred);
+        }
+        let Err(error) = self.scope.fetch_list(repository, subject).await else { return WalkEnd::Complete };
+        tracing::info!(
+            %repository,
+            %subject,
+            %error,
+            cause = error.cause().map(tracing::field::display),
+            "list of referrers could not be prefetched"
+        );
+        let upstream = self.scope.rules.upstream(repository);
+        let is_down = upstream.is_ok_and(|upstream| upstream.is_suspect());
+        if is_down || error.kind() == CacheErrorKind::RateLimited {
+            return WalkEnd::Deferred { missing };
+        }
+        // The upstream fails for this list only. A client that needs the list asks for it.
+        self.scope.paused.add(subject, now);
+        WalkEnd::Flawed
+    }
+
+    /// Records in the store that the walk has begun.
+    async fn record(&mut self) {
+        if !std::mem::replace(&mut self.recorded, true) {
+            self.scope.record(self.index).await;
+        }
     }
 
     /// Fetches a child of the index, and its blobs if they are wanted.
@@ -156,6 +223,9 @@ impl Prefetch<'_> {
             None => BlobsEnd::Complete,
         };
         if let Some(parsed) = parse(&manifest).await {
+            if manifest.media_type.kind() != Some(ManifestKind::Index) {
+                self.subjects.push(manifest.digest);
+            }
             self.walk.visit(&parsed, manifest.body.len() as u64);
         }
         match blobs {
@@ -186,9 +256,7 @@ impl Prefetch<'_> {
         if let Some(manifest) = self.scope.manifests.get_stored(repository, &child.digest).await? {
             return Ok(manifest);
         }
-        if !std::mem::replace(&mut self.recorded, true) {
-            self.scope.record(self.index).await;
-        }
+        self.record().await;
         if !self.scope.quota.is_open(repository) {
             self.gauge.set(missing, Waiting::Deferred);
         }
@@ -219,6 +287,20 @@ impl WalkScope {
             |error: &CacheError| error.is_retryable() || error.kind() == CacheErrorKind::RateLimited;
         let (manifest, _) = attempt.retry(backoff).when(is_retryable).await?;
         Ok(manifest)
+    }
+
+    /// Asks for a list of referrers with retries. The cache keeps the answer, also that there are none.
+    async fn fetch_list(&self, repository: &Repository, subject: &Digest) -> Result<(), CacheError> {
+        let attempt = || async {
+            self.quota.wait(repository, subject).await?;
+            let _slot = self.slots.acquire(repository).await;
+            self.lists.get(repository, subject, None).await.map(drop)
+        };
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(500))
+            .with_max_times(2)
+            .with_jitter();
+        attempt.retry(backoff).when(CacheError::is_retryable).await
     }
 
     /// Fetches the blobs of an image of at most `size_max` bytes by their descriptors, one after the other.

@@ -3,7 +3,9 @@
 //! The content is listed first, so that the length and most errors are known before the first byte is sent. Manifests
 //! are sent unchanged. An export that fails is shorter than its stated length.
 
+mod lists;
 mod plan;
+mod referrers;
 mod report;
 mod search;
 
@@ -59,7 +61,8 @@ pub async fn export(operations: &Operations, request: ExportRequest) -> Result<E
         (None, Some(tag)) => Some((format!("{}:{tag}", reference.repository), tag.to_string())),
         (None, None) => None,
     };
-    let search = Search { cache, reference: &reference, platforms: &platforms, offline: request.offline };
+    let ExportRequest { offline, referrers, .. } = request;
+    let search = Search { cache, reference: &reference, platforms: &platforms, offline, referrers };
     let plan = search.plan().await?;
     let parts = plan.parts(name.as_ref());
     let length = parts.iter().map(ArchivePart::length).fold(TAR_END.len() as u64, u64::saturating_add);

@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use crate::oci::media::{DOCKER_CONFIG, ManifestKind, OCI_INDEX};
 use crate::oci::{Digest, Manifest, MediaType};
 
+use super::lists::PlannedLists;
 use super::report::ExportReport;
-use crate::layout::{DOCKER_FILE, IMAGE_NAME, INDEX_FILE, MARKER, MARKER_FILE, blob_path, entry_length};
+use crate::layout::{
+    DOCKER_FILE, IMAGE_NAME, INDEX_FILE, MARKER, MARKER_FILE, REFERRERS, blob_path, entry_length,
+};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::reference::{self, ImageReference};
 use crate::ops::size_check::WrongSize;
@@ -51,6 +54,8 @@ pub(super) struct Plan {
     /// Manifests below the root.
     pub(super) below: Vec<PlannedDocument>,
     pub(super) blobs: Vec<PlannedBlob>,
+    /// Lists of referrers.
+    pub(super) referrers: PlannedLists,
     /// True if everything below the index is included.
     pub(super) complete: bool,
     /// Reason why the upstream did not confirm the tag.
@@ -93,6 +98,9 @@ impl Plan {
             vec![file(MARKER_FILE, MARKER.to_owned()), file(INDEX_FILE, self.index(name).to_string())];
         parts.extend(self.docker(name).map(|docker| file(DOCKER_FILE, docker.to_string())));
         parts.extend(self.documents().map(|it| ArchivePart::File(blob_path(&it.digest), it.body.clone())));
+        parts.extend(
+            self.referrers.bodies().map(|(digest, body)| ArchivePart::File(blob_path(&digest), body)),
+        );
         parts.extend(self.blobs.iter().map(|blob| ArchivePart::Blob(*blob)));
         parts
     }
@@ -106,6 +114,9 @@ impl Plan {
         });
         if let Some((full_name, tag)) = name {
             entry["annotations"] = json!({ IMAGE_NAME: full_name, ANNOTATION_REF_NAME: tag });
+        }
+        if let Some(referrers) = self.referrers.annotation() {
+            entry["annotations"][REFERRERS] = json!(referrers);
         }
         if let Some(platform) = root.platform.as_deref().and_then(platform) {
             entry["platform"] = platform;
@@ -148,6 +159,7 @@ impl Plan {
             fetched: self.blobs.iter().filter(|blob| !blob.cached).count() as u64,
             stale: self.stale.clone(),
             wrong_sizes: self.wrong_sizes.clone(),
+            unknown_referrers: self.referrers.unknown.clone(),
         }
     }
 }
@@ -186,7 +198,15 @@ mod tests {
     }
 
     fn plan(root: PlannedDocument, below: Vec<PlannedDocument>) -> Plan {
-        Plan { root, below, blobs: Vec::new(), complete: true, stale: None, wrong_sizes: Vec::new() }
+        Plan {
+            root,
+            below,
+            blobs: Vec::new(),
+            referrers: PlannedLists::default(),
+            complete: true,
+            stale: None,
+            wrong_sizes: Vec::new(),
+        }
     }
 
     #[test]

@@ -34,4 +34,7 @@ pub struct ExportReport {
     /// Sizes in descriptors that contradict the cached content. Some clients refuse such an image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrong_sizes: Vec<WrongSize>,
+    /// Manifests whose lists of referrers are not known. The archive does not state their referrers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown_referrers: Vec<Digest>,
 }

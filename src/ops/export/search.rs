@@ -25,13 +25,15 @@ pub(super) struct Search<'a> {
     pub(super) reference: &'a ImageReference,
     pub(super) platforms: &'a [(String, Platform)],
     pub(super) offline: bool,
+    /// True to include the artifacts that refer to the image.
+    pub(super) referrers: bool,
 }
 
 /// Content below an index.
 #[derive(Default)]
-struct Below {
-    indexes: Vec<PlannedDocument>,
-    children: Vec<Descriptor>,
+pub(super) struct Below {
+    pub(super) indexes: Vec<PlannedDocument>,
+    pub(super) children: Vec<Descriptor>,
 }
 
 impl Search<'_> {
@@ -60,15 +62,21 @@ impl Search<'_> {
         } else {
             self.check_platform(&root).await?;
         }
+        let images = below.iter().filter(|document| !document.is_index()).map(|document| document.digest);
+        let subjects: Vec<Digest> = std::iter::once(root.digest).chain(images).collect();
+        let (referrers, artifacts) = self.planned_referrers(subjects).await?;
+        let mut own: HashSet<Digest> =
+            std::iter::once(&root).chain(&below).map(|document| document.digest).collect();
+        below.extend(artifacts.into_iter().filter(|artifact| own.insert(artifact.digest)));
         let blobs = self.blobs(&root, &below, other_content).await?;
-        let mut plan = Plan { root, below, blobs, complete, stale, wrong_sizes: Vec::new() };
+        let mut plan = Plan { root, below, blobs, referrers, complete, stale, wrong_sizes: Vec::new() };
         let documents: Vec<Manifest> = plan.documents().filter_map(PlannedDocument::read).collect();
         plan.wrong_sizes = wrong_sizes(self.cache, &self.reference.repository, documents.into_iter()).await?;
         Ok(plan)
     }
 
     /// Adds the manifests of the wanted children, and returns the children that are not manifests.
-    async fn documents(
+    pub(super) async fn documents(
         &self,
         wanted: Vec<Descriptor>,
         documents: &mut Vec<PlannedDocument>,
@@ -171,7 +179,7 @@ impl Search<'_> {
     }
 
     /// Finds a child of an index. Returns `None` if it is not a manifest.
-    async fn child(&self, child: &Descriptor) -> Result<Option<PlannedDocument>, OpsError> {
+    pub(super) async fn child(&self, child: &Descriptor) -> Result<Option<PlannedDocument>, OpsError> {
         let Descriptor { digest, platform, .. } = child.clone();
         if !child.is_manifest() {
             return Ok(None);
@@ -199,12 +207,12 @@ impl Search<'_> {
         }
     }
 
-    fn missing(&self, missing: Vec<Digest>) -> OpsError {
+    pub(super) fn missing(&self, missing: Vec<Digest>) -> OpsError {
         OpsError::Missing { reference: self.reference.to_string(), missing }
     }
 
     /// Finds everything below an index: nested indexes and other children.
-    async fn below(&self, root: &PlannedDocument) -> Result<Below, OpsError> {
+    pub(super) async fn below(&self, root: &PlannedDocument) -> Result<Below, OpsError> {
         let mut below = Below::default();
         let Some(index) = root.read() else { return Ok(below) };
         let mut walk = IndexWalk::below(root.digest, &index);

@@ -6,7 +6,7 @@ use super::names::ImportTarget;
 use super::spool::{Spool, spool_failed};
 use crate::cache::{ImportError, Importer};
 use crate::oci::index_walk::{IndexWalk, WalkStep};
-use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository, Tag};
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Referrers, Repository, Tag};
 use crate::ops::protocol::OpsError;
 
 /// Image that was stored.
@@ -33,15 +33,41 @@ struct OpenManifest {
 impl Images<'_> {
     /// Imports an entry of the archive's index into its repository.
     pub(super) fn import(&mut self, target: ImportTarget) -> Result<StoredImage, OpsError> {
-        let ImportTarget { digest, size, media_type, repository, tag } = target;
+        let ImportTarget { digest, size, media_type, repository, tag, referrers } = target;
         let media_type = media_type.as_deref().and_then(MediaType::new);
         let (platform, os_version, attests) = (None, None, None);
         let root = Descriptor { digest, size, media_type, platform, os_version, foreign: false, attests };
         self.import_tree(&repository, root)?;
+        for (subject, list) in referrers {
+            self.import_referrers(&repository, &subject, list.as_ref())?;
+        }
         if let Some(tag) = &tag {
             self.importer.tag(&repository, tag, &digest)?;
         }
         Ok(StoredImage { repository, tag, digest })
+    }
+
+    /// Imports the list of referrers of a manifest, and the artifacts in it that the archive has.
+    fn import_referrers(
+        &mut self,
+        repository: &Repository,
+        subject: &Digest,
+        list: Option<&Digest>,
+    ) -> Result<(), OpsError> {
+        let Some(digest) = list else { return Ok(self.importer.referrers(repository, subject, None)?) };
+        let body = self.spool.get(digest).map_err(|error| spool_failed(&error))?;
+        let list = body.as_deref().and_then(Referrers::read).ok_or_else(|| {
+            OpsError::Content(format!("the archive lacks {digest}, the list of referrers of {subject}"))
+        })?;
+        for artifact in list.iter().filter_map(|referrer| referrer.digest().parse::<Digest>().ok()) {
+            if self.spool.contains(&artifact) {
+                let (size, media_type, platform, os_version) = (None, None, None, None);
+                let (digest, foreign, attests) = (artifact, false, None);
+                let root = Descriptor { digest, size, media_type, platform, os_version, foreign, attests };
+                self.import_tree(repository, root)?;
+            }
+        }
+        Ok(self.importer.referrers(repository, subject, Some(&list))?)
     }
 
     /// Imports a manifest and everything below it.

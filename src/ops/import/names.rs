@@ -6,7 +6,7 @@ use oci_spec::image::ANNOTATION_REF_NAME;
 use serde_json::Value;
 
 use crate::cache::Cache;
-use crate::layout::{IMAGE_NAME, annotation};
+use crate::layout::{IMAGE_NAME, NO_REFERRERS, REFERRERS, annotation};
 use crate::oci::{Digest, Repository, Tag};
 use crate::ops::protocol::OpsError;
 use crate::ops::reference::{self, ImageReference};
@@ -22,6 +22,8 @@ pub(super) struct ImportTarget {
     pub(super) media_type: Option<String>,
     pub(super) repository: Repository,
     pub(super) tag: Option<Tag>,
+    /// Lists of referrers by the digest of their manifest. `None` if the manifest has no referrers.
+    pub(super) referrers: Vec<(Digest, Option<Digest>)>,
 }
 
 /// Parses an `index.json` and finds the destination of each entry.
@@ -58,9 +60,27 @@ pub(super) fn read(
             )));
         }
         let media_type = entry["mediaType"].as_str().map(str::to_owned);
-        found.push(ImportTarget { digest, size: entry["size"].as_u64(), media_type, repository, tag });
+        let (size, referrers) = (entry["size"].as_u64(), referrers(entry)?);
+        found.push(ImportTarget { digest, size, media_type, repository, tag, referrers });
     }
     Ok(found)
+}
+
+/// Reads the lists of referrers of an image and its parts from the annotation that `larder export` writes.
+fn referrers(entry: &Value) -> Result<Vec<(Digest, Option<Digest>)>, OpsError> {
+    let lists = annotation(entry, REFERRERS).unwrap_or_default().split_ascii_whitespace();
+    let read = |list: &str| {
+        let (subject, list) = list.split_once('=')?;
+        let list = if list == NO_REFERRERS { None } else { Some(list.parse().ok()?) };
+        Some((subject.parse().ok()?, list))
+    };
+    lists
+        .map(|list| {
+            read(list).ok_or_else(|| {
+                OpsError::Content(format!("index.json in the archive: the annotation {REFERRERS} is invalid"))
+            })
+        })
+        .collect()
 }
 
 /// Returns the destination of an entry.

@@ -43,6 +43,11 @@ impl Spool {
         Ok(())
     }
 
+    /// Returns true if there is a document.
+    pub(super) fn contains(&self, digest: &Digest) -> bool {
+        self.positions.contains_key(digest)
+    }
+
     /// Returns a document.
     pub(super) fn get(&self, digest: &Digest) -> io::Result<Option<Bytes>> {
         let Some((at, length)) = self.positions.get(digest) else { return Ok(None) };

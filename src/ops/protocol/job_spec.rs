@@ -51,4 +51,7 @@ pub struct WarmSpec {
     pub references: Vec<String>,
     /// Platforms of an index to fetch. Empty means all.
     pub platforms: Vec<String>,
+    /// True to fetch the artifacts that refer to the images too, such as signatures.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub referrers: bool,
 }

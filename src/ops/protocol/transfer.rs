@@ -17,6 +17,9 @@ pub struct ExportRequest {
     /// True to export cached content only.
     #[param(required = false)]
     pub offline: bool,
+    /// True to export the artifacts that refer to the image too, such as signatures.
+    #[param(required = false)]
+    pub referrers: bool,
 }
 
 impl ExportRequest {
@@ -29,6 +32,7 @@ impl ExportRequest {
         pairs.extend(self.platforms.iter().map(|it| ("platform", it.clone())));
         pairs.extend(self.name.clone().map(|name| ("name", name)));
         pairs.extend(self.offline.then(|| ("offline", "true".to_owned())));
+        pairs.extend(self.referrers.then(|| ("referrers", "true".to_owned())));
         target(Self::PATH, pairs)
     }
 
@@ -40,6 +44,7 @@ impl ExportRequest {
             platforms: pairs.all("platform"),
             name: pairs.one("name")?,
             offline: pairs.flag("offline")?,
+            referrers: pairs.flag("referrers")?,
         };
         pairs.end().map(|()| request)
     }
@@ -87,6 +92,7 @@ mod tests {
                 platforms: vec!["linux/arm/v7".to_owned(), "linux/amd64".to_owned()],
                 name: Some("c:2".to_owned()),
                 offline: true,
+                referrers: true,
             },
         ] {
             let target = request.target();

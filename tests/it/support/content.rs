@@ -129,7 +129,7 @@ impl Image {
         Self::build(seed, "unknown/unknown", layers, [OCI_MANIFEST, OCI_CONFIG, OCI_LAYER], Some(subject))
     }
 
-    /// Returns the attestation of an image, as BuildKit writes it.
+    /// Returns the attestation of an image, as build programs write it.
     pub fn attestation(seed: u64, subject: &Document) -> Self {
         let statement = json!({
             "_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://slsa.dev/provenance/v1",
@@ -205,7 +205,7 @@ impl Index {
         Self::over(OCI_INDEX, vec![image], vec![Self::oci(seed + 10)])
     }
 
-    /// Returns an index of linux/amd64 and linux/arm64, followed by an attestation of each, as BuildKit writes it.
+    /// Returns an index of linux/amd64 and linux/arm64, followed by an attestation of each, as build programs write it.
     pub fn attested(seed: u64) -> Self {
         let mut images = Self::oci(seed).images;
         let subjects: Vec<Document> = images.iter().map(|image| image.manifest.clone()).collect();

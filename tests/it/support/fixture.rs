@@ -81,7 +81,8 @@ impl PartlyCached {
         let index = Index::oci(7);
         registry.add_index("library/multi", "v1", &index);
         registry.add_image("org/single", "2", &Image::docker(3, "linux/s390x", vec![Blob::random(3, 1000)]));
-        let larder = Setup::with(&registry).set("cache.tag_ttl", "1h").start();
+        let setup = Setup::with(&registry).set("cache.tag_ttl", "1h").set("prefetch.referrers", true);
+        let larder = setup.start();
         larder.get("/v2/library/multi/manifests/v1").assert_body(&index.document.bytes);
         larder.wait_idle();
         for blob in index.images[0].blobs() {

@@ -32,6 +32,8 @@ impl Setup {
         {
             setup = setup.set(key, value);
         }
+        // Most tests count the requests of clients only. Tests about lists of referrers switch this on.
+        let setup = setup.set("prefetch.referrers", false);
         let data = setup.data().display().to_string();
         let setup = setup.set("builtin_upstreams", false).set("store.path", data);
         // `BLOBS=files cargo test` runs all tests with the other kind of blob store.
