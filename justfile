@@ -61,6 +61,14 @@ bench-peers *parts:
 soak:
     cargo test --release --test soak soak -- --ignored --nocapture
 
+# A million transfers with faults, on a small disk whose free space is checked. Takes half an hour.
+faults:
+    unshare --map-root-user --mount bash tests/soak/small_disk.sh cargo test --release --test soak faults -- --ignored --nocapture
+
+# Healthy images beside hostile ones, compared with a quiet server. The machine must be idle.
+isolation:
+    cargo test --release --test soak isolation -- --ignored --nocapture
+
 # Write and evict twenty times the size of a store: no request fails, disk and memory stay constant.
 churn:
     cargo test --release --test soak churn -- --ignored --nocapture

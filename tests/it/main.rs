@@ -40,6 +40,7 @@ mod fuzz;
 mod garbage;
 mod hours;
 mod inspection;
+mod isolation;
 mod jobs;
 mod layers;
 mod lists;

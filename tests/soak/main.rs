@@ -1,14 +1,19 @@
 //! Soak test: thousands of images through stores with a tenth of their size, while clients disconnect, the registry fails
-//! and the server is killed. Churn test: constant eviction without failures, in which no request may fail.
+//! and the server is killed. Churn test: constant eviction without failures, in which no request may fail. Fault test: a
+//! million transfers with faults. Isolation test: healthy images beside hostile ones, compared with a quiet server.
 //!
 //!     cargo test --release --test soak -- --ignored --nocapture
 //!
-//! `SOAK_MINUTES` is the length of the soak test (21), `SOAK_KILL_SECONDS` the interval of the kills (60).
+//! `SOAK_MINUTES` is the length of the soak test (21), `SOAK_KILL_SECONDS` the interval of the kills (60), `SOAK_FAULTS` the
+//! number of faults (1,000,000), `SOAK_CLIENTS` the number of clients for each store (64), and `SOAK_FOLDER` a folder on a
+//! small file system whose free space is checked.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss, clippy::print_stdout)]
 #![allow(unreachable_pub)]
 
+mod faults;
 mod instance;
+mod isolation;
 mod origin;
 #[path = "../it/support/mod.rs"]
 mod support;
@@ -126,6 +131,20 @@ fn run_for(instances: &[Instance], time: Duration) {
         instances.iter().for_each(Instance::measure);
         std::thread::sleep(Duration::from_secs(1).min(end.saturating_duration_since(Instant::now())));
     }
+}
+
+#[test]
+#[ignore = "takes half an hour and both processors"]
+fn faults() {
+    let folder = std::env::var_os("SOAK_FOLDER").map(std::path::PathBuf::from);
+    faults::run(setting("SOAK_FAULTS", 1_000_000), setting("SOAK_CLIENTS", 64), folder.as_deref());
+}
+
+#[test]
+#[ignore = "takes minutes and an otherwise idle machine"]
+fn isolation() {
+    let failures: Vec<String> = ["files", "sled"].into_iter().flat_map(isolation::compare).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]

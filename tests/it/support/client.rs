@@ -1,7 +1,7 @@
 //! A plain HTTP/1.1 client. It sends exactly the given lines, and the test controls the speed of reading.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,6 +18,8 @@ pub struct Client {
     addr: SocketAddr,
     read_timeout: Duration,
     small_buffer: bool,
+    /// Address of the client, if it is not chosen by the system.
+    source: Option<IpAddr>,
 }
 
 /// Status line and headers of an answer.
@@ -111,13 +113,20 @@ pub struct Transfer {
 
 impl Client {
     pub fn new(addr: SocketAddr) -> Self {
-        Self { addr, read_timeout: TIME_LIMIT, small_buffer: false }
+        Self { addr, read_timeout: TIME_LIMIT, small_buffer: false, source: None }
     }
 
     /// Reduces the receive buffer of the socket to 128 KiB.
     #[must_use]
     pub fn small_receive_buffer(mut self) -> Self {
         self.small_buffer = true;
+        self
+    }
+
+    /// Connects from another address of the machine, so that the server sees another client.
+    #[must_use]
+    pub fn source(mut self, source: impl Into<IpAddr>) -> Self {
+        self.source = Some(source.into());
         self
     }
 
@@ -174,20 +183,28 @@ impl Client {
     }
 
     pub fn connect(&self) -> std::io::Result<TcpStream> {
-        let stream =
-            if self.small_buffer { self.connect_small_buffer()? } else { TcpStream::connect(self.addr)? };
+        let stream = if self.small_buffer || self.source.is_some() {
+            self.connect_specially()?
+        } else {
+            TcpStream::connect(self.addr)?
+        };
         stream.set_read_timeout(Some(self.read_timeout))?;
         stream.set_write_timeout(Some(TIME_LIMIT))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
-    // The buffer size must be set before the connection is made. The standard library has no function for this.
-    fn connect_small_buffer(&self) -> std::io::Result<TcpStream> {
+    // These properties must be set before the connection is made. The standard library has no function for this.
+    fn connect_specially(&self) -> std::io::Result<TcpStream> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let stream = runtime.block_on(async {
             let socket = tokio::net::TcpSocket::new_v4()?;
-            socket.set_recv_buffer_size(128 * 1024)?;
+            if self.small_buffer {
+                socket.set_recv_buffer_size(128 * 1024)?;
+            }
+            if let Some(source) = self.source {
+                socket.bind(SocketAddr::new(source, 0))?;
+            }
             socket.connect(self.addr).await
         })?;
         let stream = stream.into_std()?;
