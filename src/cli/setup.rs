@@ -6,11 +6,13 @@ mod containers;
 mod disk;
 mod docker;
 mod file_edit;
+mod hosts_toml;
 mod instance;
 mod kubernetes;
+mod version;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
@@ -20,8 +22,10 @@ use super::output::{note, print};
 use super::settings::Settings;
 use crate::config::Config;
 use disk::{Disk, Outcome};
+use docker::{ImageStore, Installation};
 use file_edit::Plan;
 pub(super) use instance::{Given, Instance, Scheme};
+use version::{Version, output_of};
 
 /// Arguments of `larder setup`.
 #[derive(Args, Debug)]
@@ -44,6 +48,17 @@ pub(super) struct Setup {
     /// For containerd: one file per upstream instead of one for all registries
     #[arg(long)]
     per_registry: bool,
+    /// For containerd: its version, if it is not the one of this machine; with 2.2 and later containerd finds signatures
+    /// through the server
+    #[arg(long, value_name = "VERSION")]
+    containerd_version: Option<Version>,
+    /// For Docker: its version, if it is not the one of this machine
+    #[arg(long, value_name = "VERSION")]
+    docker_version: Option<Version>,
+    /// For Docker: place of the images, if it is not the one of this machine; containerd's store has mirrors for all
+    /// registries
+    #[arg(long, value_name = "STORE")]
+    image_store: Option<ImageStore>,
     /// Print paths, contents and the next steps as JSON
     #[arg(long)]
     json: bool,
@@ -61,6 +76,7 @@ enum Client {
     Buildkit,
     K3s,
     Kind,
+    Spegel,
 }
 
 /// File in the JSON output.
@@ -78,13 +94,11 @@ struct PlannedFile<'a> {
 /// Prints or writes the configuration of a client.
 pub(super) fn run(arguments: &Setup) -> anyhow::Result<()> {
     let config = arguments.settings.load()?;
-    let Setup { client, write, json, per_registry, .. } = *arguments;
-    if per_registry && client != Client::Containerd {
-        bail!("--per-registry is for containerd only: the other clients have one file");
-    }
+    let Setup { client, write, json, .. } = *arguments;
+    arguments.check()?;
     let disk = Disk::new(&arguments.root)?;
     let instance = Instance::of(&config, arguments.address.as_ref(), arguments.ca_file.as_deref())?;
-    let mut plan = plan(client, per_registry, &config, &instance, &disk)?;
+    let mut plan = arguments.plan(&config, &instance, &disk)?;
     if instance.scheme == Scheme::Https && instance.authority.is_none() {
         plan.notes.push(
             "clients must trust the server's certificate through the authorities of their machine; for a private authority \
@@ -96,6 +110,12 @@ pub(super) fn run(arguments: &Setup) -> anyhow::Result<()> {
         bail!(
             "kind has no fixed configuration file; `larder setup kind` prints a cluster configuration to save where you \
              want it"
+        );
+    }
+    if write && client == Client::Spegel {
+        bail!(
+            "the values of Spegel's Helm chart have no fixed place: run `larder setup containerd --write` on each node, and \
+             save the output of `larder setup spegel` where you want it"
         );
     }
     let outcomes = if write { Some(disk.write(&plan.edits)?) } else { None };
@@ -113,21 +133,48 @@ pub(super) fn run(arguments: &Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn plan(
-    client: Client,
-    per_registry: bool,
-    config: &Config,
-    instance: &Instance,
-    disk: &Disk,
-) -> anyhow::Result<Plan> {
-    match client {
-        Client::Docker => docker::plan(config, instance),
-        Client::Containerd => containerd::plan(instance, per_registry, disk),
-        Client::Podman => containers::plan(instance, containers::Reader::Podman, disk),
-        Client::Crio => containers::plan(instance, containers::Reader::Crio, disk),
-        Client::Buildkit => Ok(buildkit::plan(instance)),
-        Client::K3s => Ok(kubernetes::k3s(instance)),
-        Client::Kind => kubernetes::kind(instance),
+impl Setup {
+    /// Refuses options of another client.
+    fn check(&self) -> anyhow::Result<()> {
+        let is_containerd = matches!(self.client, Client::Containerd | Client::Spegel);
+        if self.per_registry && self.client != Client::Containerd {
+            bail!("--per-registry is for containerd only: the other clients have one file");
+        }
+        if self.containerd_version.is_some() && !is_containerd {
+            bail!("--containerd-version is for containerd and spegel only");
+        }
+        if (self.docker_version.is_some() || self.image_store.is_some()) && self.client != Client::Docker {
+            bail!("--docker-version and --image-store are for docker only");
+        }
+        Ok(())
+    }
+
+    /// Returns true if the client's programs run on this machine and can be asked.
+    fn may_ask(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    fn containerd_version(&self) -> Option<Version> {
+        let asked = || output_of("containerd", &["--version"]).and_then(|output| Version::find(&output));
+        self.containerd_version.or_else(|| self.may_ask().then(asked).flatten())
+    }
+
+    fn plan(&self, config: &Config, instance: &Instance, disk: &Disk) -> anyhow::Result<Plan> {
+        match self.client {
+            Client::Docker => {
+                let given = Installation { store: self.image_store, version: self.docker_version };
+                docker::plan(config, instance, given.detect(disk, self.may_ask())?)
+            }
+            Client::Containerd => {
+                containerd::plan(instance, self.per_registry, self.containerd_version(), disk)
+            }
+            Client::Podman => containers::plan(instance, containers::Reader::Podman, disk),
+            Client::Crio => containers::plan(instance, containers::Reader::Crio, disk),
+            Client::Buildkit => Ok(buildkit::plan(instance)),
+            Client::K3s => Ok(kubernetes::k3s(instance)),
+            Client::Kind => kubernetes::kind(instance),
+            Client::Spegel => containerd::spegel(instance, self.containerd_version(), disk),
+        }
     }
 }
 

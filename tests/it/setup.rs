@@ -227,7 +227,8 @@ fn impossible_setup_is_refused() {
 #[test]
 fn containerd_config_path_is_checked() {
     let (larder, root) = (larder(), machine());
-    let said = || setup(&larder, root.path(), &["containerd"]).exited_with(0).stderr;
+    let arguments = ["containerd", "--containerd-version", "2.1"];
+    let said = || setup(&larder, root.path(), &arguments).exited_with(0).stderr;
     assert!(said().contains("config.toml does not exist"), "{}", said());
     put(root.path(), "etc/containerd/config.toml", "version = 2\n");
     assert!(said().contains("io.containerd.grpc.v1.cri"), "{}", said());
@@ -235,4 +236,72 @@ fn containerd_config_path_is_checked() {
     put(root.path(), "etc/containerd/config.toml", named);
     assert_eq!(said(), "");
     assert_eq!(text(root.path(), "etc/containerd/config.toml"), named);
+}
+
+#[test]
+fn docker_with_the_store_of_containerd_mirrors_all_registries() {
+    let (larder, root) = (larder(), machine());
+    let hosts = "etc/docker/certs.d/_default/hosts.toml";
+    let unknown = setup(&larder, root.path(), &["docker"]).exited_with(0);
+    assert!(unknown.stderr.contains("--image-store containerd"), "{unknown:?}");
+    assert!(!unknown.stdout.contains("hosts.toml"), "{unknown:?}");
+
+    let classic = setup(&larder, root.path(), &["docker", "--image-store", "classic"]).exited_with(0);
+    assert!(!classic.stdout.contains("hosts.toml") && classic.stderr.is_empty(), "{classic:?}");
+
+    put(root.path(), "etc/docker/daemon.json", "{\"features\": {\"containerd-snapshotter\": true}}");
+    let old =
+        setup(&larder, root.path(), &["docker", "--docker-version", "28.5.2", "--write"]).exited_with(0);
+    assert!(old.stdout.contains(&format!("{hosts}: written\n")), "{old:?}");
+    assert!(
+        text(root.path(), hosts).contains("[\"pull\", \"resolve\"]"),
+        "Docker 28 rejects other capabilities"
+    );
+    setup(&larder, root.path(), &["docker", "--docker-version", "29.1.0", "--write"]).exited_with(0);
+    assert!(text(root.path(), hosts).contains("[\"pull\", \"resolve\", \"referrers\"]"));
+    assert!(text(root.path(), "etc/docker/daemon.json").contains("registry-mirrors"));
+    // The mirror of all registries needs no default upstream.
+    let other = Setup::empty()
+        .set("server.listen", "127.0.0.1:5000")
+        .upstream_set("quay.io", "endpoints", vec!["https://quay.io"])
+        .upstream_set("quay.io", "default", true);
+    let printed = setup(&other, root.path(), &["docker"]).exited_with(0).stdout;
+    assert!(printed.contains("hosts.toml") && !printed.contains("daemon.json"), "{printed}");
+}
+
+#[test]
+fn containerd_finds_referrers_through_the_mirror_since_2_2() {
+    let (larder, root) = (larder(), machine());
+    let unknown = setup(&larder, root.path(), &["containerd"]).exited_with(0);
+    assert!(unknown.stderr.contains("--containerd-version 2.2"), "{unknown:?}");
+    assert!(!unknown.stdout.contains("referrers"), "{unknown:?}");
+    for (version, has_referrers) in [("1.6.20", false), ("v2.1.9", false), ("2.2", true), ("2.4.2", true)] {
+        for client in ["containerd", "spegel"] {
+            let ran = setup(&larder, root.path(), &[client, "--containerd-version", version]).exited_with(0);
+            assert_eq!(ran.stdout.contains("\"referrers\""), has_referrers, "{client} {version}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn spegel_is_asked_before_the_server() {
+    let (larder, root) = (larder(), machine());
+    let printed = setup(&larder, root.path(), &["spegel", "--json"]).exited_with(0).json();
+    assert!(printed[0]["path"].as_str().unwrap().ends_with("_default/hosts.toml"), "{printed}");
+    assert!(printed[1]["content"].as_str().unwrap().contains("prependExisting: true"), "{printed}");
+    let refused = setup(&larder, root.path(), &["spegel", "--write"]).exited_with(1);
+    assert!(refused.stderr.contains("larder setup containerd --write"), "{refused:?}");
+}
+
+#[test]
+fn options_of_another_client_are_refused() {
+    let (larder, root) = (larder(), machine());
+    for arguments in [
+        ["podman", "--containerd-version", "2.2"],
+        ["containerd", "--docker-version", "29"],
+        ["crio", "--image-store", "containerd"],
+    ] {
+        let refused = setup(&larder, root.path(), &arguments).exited_with(1);
+        assert!(refused.stderr.contains(arguments[1]), "{refused:?}");
+    }
 }

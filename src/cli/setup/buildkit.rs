@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use toml_edit::{Array, DocumentMut, Item, value};
 
-use super::containerd::{entries, table};
 use super::file_edit::{Conflict, FileEdit, Merge, Plan};
+use super::hosts_toml::{entries, table};
 use super::instance::{Instance, Scheme};
 
 const FILE: &str = "/etc/buildkit/buildkitd.toml";

@@ -1,23 +1,30 @@
 //! containerd: `hosts.toml` below `certs.d`, one for all registries or one per registry, and a check that containerd reads
-//! it.
+//! it. Spegel, which puts itself before the mirrors in that file.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, TableLike, value};
+use toml_edit::DocumentMut;
 
 use super::disk::Disk;
-use super::file_edit::{Conflict, FileEdit, Merge, Plan};
+use super::file_edit::{FileEdit, HEAD, Merge, Plan};
+use super::hosts_toml::MirrorHost;
 use super::instance::Instance;
+use super::version::Version;
 
 const FOLDER: &str = "/etc/containerd/certs.d";
 const CONFIG: &str = "/etc/containerd/config.toml";
-const CAPABILITIES: [&str; 2] = ["pull", "resolve"];
+/// First version that knows the capability `referrers`. Earlier versions reject a file with it.
+const KNOWS_REFERRERS: Version = Version(2, 2);
 /// Plugins whose table names the folder in containerd's configuration: in 2.x, and in 1.x.
 const PLUGINS: [&str; 2] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
 
-/// Plans the configuration of containerd.
-pub(super) fn plan(instance: &Instance, per_registry: bool, disk: &Disk) -> anyhow::Result<Plan> {
+/// Plans the configuration of containerd. Without a known version, containerd asks the registries for referrers.
+pub(super) fn plan(
+    instance: &Instance,
+    per_registry: bool,
+    version: Option<Version>,
+    disk: &Disk,
+) -> anyhow::Result<Plan> {
     let folder = Path::new(FOLDER);
     let after = format!(
         "No restart is needed. `ctr` does not read this file; use: ctr images pull --hosts-dir {FOLDER} REFERENCE"
@@ -43,13 +50,21 @@ pub(super) fn plan(instance: &Instance, per_registry: bool, disk: &Disk) -> anyh
     }
     let authority = instance.authority.is_some().then(|| folder.join("larder-ca.crt"));
     let mut edits = Vec::new();
+    let has_referrers = version.is_some_and(|version| version >= KNOWS_REFERRERS);
+    if version.is_none() {
+        notes.push(
+            "the version of containerd is not known; --containerd-version 2.2 (or later) lets containerd find signatures \
+             through larder, also while the registry is down"
+                .to_owned(),
+        );
+    }
     for folder in folders {
-        let (url, ca) = (instance.url(), authority.clone());
+        let host = MirrorHost { url: instance.url(), ca: authority.clone(), has_referrers };
         edits.push(FileEdit {
             path: folder.join("hosts.toml"),
-            content: fresh(&url, ca.as_deref()),
+            content: host.fresh(),
             after: after.clone(),
-            merge: Merge::Into(Box::new(move |text| merge(text, &url, ca.as_deref()))),
+            merge: Merge::Into(Box::new(move |text| host.merge(text))),
         });
     }
     if let (Some(path), Some(pem)) = (authority, &instance.authority) {
@@ -59,63 +74,23 @@ pub(super) fn plan(instance: &Instance, per_registry: bool, disk: &Disk) -> anyh
     Ok(Plan { edits, notes })
 }
 
-fn fresh(url: &str, ca: Option<&Path>) -> String {
-    let mut text = format!("[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
-    if let Some(ca) = ca {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  ca = \"{}\"", ca.display());
-    }
-    text
-}
-
-fn merge(text: &str, url: &str, ca: Option<&Path>) -> Result<String, Conflict> {
-    let mut document: DocumentMut = text.parse().map_err(|error| Conflict::toml(&error, text))?;
-    let hosts = table(document.as_item_mut(), "host")?;
-    let fresh = hosts.get(url).is_none();
-    let host = entries(table(hosts, url)?, url)?;
-    match host.get_mut("capabilities") {
-        None if fresh => {
-            host.insert("capabilities", value(Array::from_iter(CAPABILITIES)));
-        }
-        // A host without the key has all capabilities.
-        None => {}
-        Some(item) => {
-            let list = item.as_array_mut();
-            let list =
-                list.ok_or_else(|| Conflict::Taken(format!("`capabilities` of {url} is not a list")))?;
-            for capability in CAPABILITIES {
-                if !list.iter().any(|it| it.as_str() == Some(capability)) {
-                    list.push(capability);
-                }
-            }
-        }
-    }
-    if let Some(ca) = ca.filter(|_| !host.contains_key("ca")) {
-        host.insert("ca", value(ca.display().to_string()));
-    }
-    Ok(document.to_string())
-}
-
-/// Returns the table of a key. Creates it in the notation of its parent if it is missing.
-pub(super) fn table<'t>(parent: &'t mut Item, key: &str) -> Result<&'t mut Item, Conflict> {
-    let inline = parent.is_inline_table();
-    let made = || {
-        if inline {
-            return value(InlineTable::new());
-        }
-        let mut table = Table::new();
-        // Implicit tables get no header line of their own.
-        table.set_implicit(true);
-        Item::Table(table)
-    };
-    let item = entries(parent, key)?.entry(key).or_insert_with(made);
-    entries(item, key).map(drop)?;
-    Ok(item)
-}
-
-/// Returns the entries of a table, or a conflict if the item is not a table.
-pub(super) fn entries<'t>(item: &'t mut Item, shown: &str) -> Result<&'t mut dyn TableLike, Conflict> {
-    item.as_table_like_mut().ok_or_else(|| Conflict::Taken(format!("`{shown}` is not a table")))
+/// Plans the configuration of nodes with Spegel: containerd's files, and the values of Spegel's Helm chart. Spegel then
+/// writes itself before the mirrors that are there: a pull asks Spegel, larder and the registry in this order.
+pub(super) fn spegel(instance: &Instance, version: Option<Version>, disk: &Disk) -> anyhow::Result<Plan> {
+    let mut plan = plan(instance, false, version, disk)?;
+    let after =
+        "helm upgrade --install --namespace spegel --create-namespace --values spegel-values.yaml spegel \
+                 oci://ghcr.io/spegel-org/helm-charts/spegel\n\
+                 Write containerd's file on every node before Spegel starts there: Spegel reads it once."
+            .to_owned();
+    plan.edits.push(FileEdit {
+        path: "spegel-values.yaml".into(),
+        content: format!("{HEAD}spegel:\n  prependExisting: true\n"),
+        after: after.clone(),
+        merge: Merge::Ours(|_| Ok(())),
+    });
+    plan.edits.iter_mut().for_each(|edit| edit.after.clone_from(&after));
+    Ok(plan)
 }
 
 /// Returns a note if containerd's own configuration does not name the folder. `setup` never writes that file: a mistake in
@@ -168,54 +143,6 @@ fn render(what: &str, version: Option<i64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const URL: &str = "http://127.0.0.1:5000";
-
-    #[test]
-    fn merge_keeps_existing_settings() {
-        let text = "# ours\nserver = \"https://registry.example.com\"\n\n[host.\"https://other.test\"]\n  \
-                    capabilities = [\"pull\"] # not resolve\n";
-        let merged = merge(text, URL, None).expect("merged");
-        assert!(merged.starts_with(text), "{merged}");
-        assert!(merged.contains("[host.\"http://127.0.0.1:5000\"]\ncapabilities = [\"pull\", \"resolve\"]"));
-        assert_eq!(merge(&merged, URL, None).as_deref(), Ok(&*merged));
-    }
-
-    #[test]
-    fn fresh_file_is_not_changed() {
-        for ca in [None, Some(Path::new("/etc/containerd/certs.d/larder-ca.crt"))] {
-            let text = fresh(URL, ca);
-            assert_eq!(merge(&text, URL, ca).as_deref(), Ok(&*text));
-            let read = |text: &str| toml::from_str::<toml::Table>(text).expect("TOML");
-            assert_eq!(read(&merge("", URL, ca).expect("merged")), read(&text));
-        }
-    }
-
-    #[test]
-    fn merge_adds_missing_capabilities() {
-        let part = format!("[host.\"{URL}\"]\ncapabilities = [\"pull\"]\n");
-        let merged = merge(&part, URL, None).expect("merged");
-        assert_eq!(merged, format!("[host.\"{URL}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"));
-        let all = format!("[host.\"{URL}\"]\n");
-        assert_eq!(merge(&all, URL, None).as_deref(), Ok(&*all));
-        assert!(matches!(merge("host = 1\n", URL, None), Err(Conflict::Taken(_))));
-        assert!(matches!(merge("[host\n", URL, None), Err(Conflict::Malformed { line: 1, .. })));
-    }
-
-    #[test]
-    fn merge_supports_other_notations() {
-        for text in [
-            "host = { \"https://other.test\" = { capabilities = [\"pull\"] } }\n",
-            "host.\"https://other.test\".capabilities = [\"pull\"]\n",
-        ] {
-            let merged = merge(text, URL, None).expect("merged");
-            let table: toml::Table = merged.parse().expect("TOML");
-            let hosts = table["host"].as_table().expect("a table");
-            assert_eq!(hosts[URL]["capabilities"].as_array().map(Vec::len), Some(2), "{merged}");
-            assert_eq!(hosts["https://other.test"]["capabilities"][0].as_str(), Some("pull"), "{merged}");
-            assert_eq!(merge(&merged, URL, None).as_deref(), Ok(&*merged));
-        }
-    }
 
     #[test]
     fn config_path_is_found_in_all_notations() {

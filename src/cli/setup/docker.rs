@@ -1,22 +1,134 @@
-//! Docker: `daemon.json`, whose mirrors serve Docker Hub only.
+//! Docker: `daemon.json`, whose mirrors serve Docker Hub only, and `hosts.toml` for all registries, which Docker reads if it
+//! keeps images in containerd's image store.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use clap::ValueEnum;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::disk::Disk;
 use super::file_edit::{Conflict, FileEdit, Merge, Plan};
+use super::hosts_toml::MirrorHost;
 use super::instance::{Instance, Scheme};
+use super::version::{Version, output_of};
 use crate::config::Config;
+
+const DAEMON: &str = "/etc/docker/daemon.json";
+const HOSTS: &str = "/etc/docker/certs.d/_default/hosts.toml";
+/// First version that knows the capability `referrers` of `hosts.toml`.
+const KNOWS_REFERRERS: Version = Version(29, 0);
+/// Driver type that `docker info` reports for containerd's image store.
+const SNAPSHOTTER: &str = "io.containerd.snapshotter";
 
 const MIRRORS: &str = "registry-mirrors";
 const INSECURE: &str = "insecure-registries";
 
+/// Place in which Docker keeps images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ImageStore {
+    /// containerd's image store, the default of new installations since Docker 29
+    Containerd,
+    /// Graph drivers, the store of Docker before
+    Classic,
+}
+
+impl ImageStore {
+    fn of(has_snapshotter: bool) -> Self {
+        if has_snapshotter { Self::Containerd } else { Self::Classic }
+    }
+}
+
+/// Properties of the Docker installation.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Installation {
+    pub(super) store: Option<ImageStore>,
+    pub(super) version: Option<Version>,
+}
+
+impl Installation {
+    /// Adds what `daemon.json` states, and what the daemon reports if `may_ask` is true.
+    pub(super) fn detect(mut self, disk: &Disk, may_ask: bool) -> anyhow::Result<Self> {
+        let stated = disk.read(Path::new(DAEMON))?.and_then(|text| stated_store(&text));
+        self.store = self.store.or(stated);
+        if may_ask && self.store.is_none() {
+            let status = output_of("docker", &["info", "--format", "{{json .DriverStatus}}"]);
+            self.store = status.map(|status| ImageStore::of(status.contains(SNAPSHOTTER)));
+        }
+        if may_ask && self.version.is_none() && self.store == Some(ImageStore::Containerd) {
+            let version = output_of("docker", &["version", "--format", "{{.Server.Version}}"]);
+            self.version = version.and_then(|output| Version::find(&output));
+        }
+        Ok(self)
+    }
+}
+
+/// Returns the store that `daemon.json` selects.
+fn stated_store(text: &str) -> Option<ImageStore> {
+    let daemon: serde_json::Value = serde_json::from_str(text).ok()?;
+    Some(ImageStore::of(daemon.get("features")?.get("containerd-snapshotter")?.as_bool()?))
+}
+
 /// Plans the configuration of dockerd.
-pub(super) fn plan(config: &Config, instance: &Instance) -> anyhow::Result<Plan> {
+pub(super) fn plan(config: &Config, instance: &Instance, installation: Installation) -> anyhow::Result<Plan> {
+    let has_containerd = installation.store == Some(ImageStore::Containerd);
+    let has_hub = config.upstream.get("docker.io").is_some_and(|hub| hub.default);
+    let mut plan = if has_containerd && !has_hub {
+        Plan::default()
+    } else {
+        daemon_json(config, instance, has_containerd)?
+    };
+    if has_containerd {
+        plan.edits.push(hosts_toml(instance, installation.version));
+    }
+    if let Some(pem) = &instance.authority {
+        let after = plan.edits.first().map(|edit| edit.after.clone()).unwrap_or_default();
+        plan.edits.push(FileEdit {
+            path: authority(instance),
+            content: pem.clone(),
+            after,
+            merge: Merge::Whole,
+        });
+    }
+    match installation.store {
+        Some(ImageStore::Containerd) if installation.version.is_none() => plan.notes.push(
+            "the version of Docker is not known; --docker-version 29 (or later) lets Docker find signatures through \
+             larder, also while the registry is down"
+                .to_owned(),
+        ),
+        None => plan.notes.push(
+            "it is not known whether Docker uses containerd's image store, the default of new installations since Docker \
+             29; if it does, --image-store containerd configures the mirror for all registries"
+                .to_owned(),
+        ),
+        Some(_) => {}
+    }
+    Ok(plan)
+}
+
+fn authority(instance: &Instance) -> PathBuf {
+    PathBuf::from(format!("/etc/docker/certs.d/{instance}/ca.crt"))
+}
+
+fn hosts_toml(instance: &Instance, version: Option<Version>) -> FileEdit {
+    let host = MirrorHost {
+        url: instance.url(),
+        ca: instance.authority.as_ref().map(|_| authority(instance)),
+        has_referrers: version.is_some_and(|version| version >= KNOWS_REFERRERS),
+    };
+    FileEdit {
+        path: HOSTS.into(),
+        content: host.fresh(),
+        after: "Docker reads this file at each pull.".to_owned(),
+        merge: Merge::Into(Box::new(move |text| host.merge(text))),
+    }
+}
+
+/// Plans the mirror of Docker Hub.
+fn daemon_json(config: &Config, instance: &Instance, has_containerd: bool) -> anyhow::Result<Plan> {
     match config.upstream.get("docker.io") {
         None => bail!(
             "the mirrors in daemon.json serve Docker Hub only, and no upstream `docker.io` is configured"
@@ -31,21 +143,21 @@ pub(super) fn plan(config: &Config, instance: &Instance) -> anyhow::Result<Plan>
     let url = instance.url();
     // Needed for pulls by the server's own name. For a mirror the URL decides.
     let insecure = (instance.scheme == Scheme::Http && !instance.is_loopback()).then(|| instance.to_string());
-    let after = format!(
-        "systemctl reload docker\nDocker uses its mirrors for images of Docker Hub. Pull images of other upstreams by the \
-         server's name, as in `docker pull {instance}/quay.io/org/app:1`."
-    );
-    let mut edits = vec![FileEdit {
-        path: "/etc/docker/daemon.json".into(),
+    let after = if has_containerd {
+        "systemctl reload docker\nDocker pulls the images of all registries through larder.".to_owned()
+    } else {
+        format!(
+            "systemctl reload docker\nDocker uses its mirrors for images of Docker Hub. Pull images of other upstreams by the \
+             server's name, as in `docker pull {instance}/quay.io/org/app:1`."
+        )
+    };
+    let edit = FileEdit {
+        path: DAEMON.into(),
         content: fresh(&url, insecure.as_deref()),
-        after: after.clone(),
+        after,
         merge: Merge::Into(Box::new(move |text| merge(text, &url, insecure.as_deref()))),
-    }];
-    if let Some(pem) = &instance.authority {
-        let path = PathBuf::from(format!("/etc/docker/certs.d/{instance}/ca.crt"));
-        edits.push(FileEdit { path, content: pem.clone(), after, merge: Merge::Whole });
-    }
-    Ok(Plan { edits, notes: Vec::new() })
+    };
+    Ok(Plan { edits: vec![edit], notes: Vec::new() })
 }
 
 fn fresh(url: &str, insecure: Option<&str>) -> String {
