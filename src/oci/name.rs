@@ -110,6 +110,12 @@ impl Tag {
         Self(format!("{}-{cut}", subject.algorithm().as_str()).into())
     }
 
+    /// Returns the tags under which cosign stores the signatures, attestations and SBOMs of a manifest.
+    pub fn of_signatures(subject: &Digest) -> impl Iterator<Item = Self> {
+        let list = Self::of_referrers(subject);
+        [".sig", ".att", ".sbom"].into_iter().map(move |suffix| Self(format!("{list}{suffix}").into()))
+    }
+
     /// Returns the digest that the tag begins with, and the rest of the tag: `sha256-HEX` is the tag of a list of referrers,
     /// and `sha256-HEX.sig` that of a signature. `None` for other tags, and for digests that a tag contains only in part.
     pub fn subject(&self) -> Option<(Digest, &str)> {

@@ -1,18 +1,18 @@
 //! Content of the artifacts that refer to an image: signatures, SBOMs and others.
 //!
 //! A pull does not need this content, but a client that verifies the image does. Artifacts may have referrers
-//! themselves, such as the signature of an SBOM.
+//! themselves, such as the signature of an SBOM. Signatures of older versions of cosign are tags.
 
 use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cache::CacheView;
-use crate::oci::{Digest, Repository};
+use crate::oci::{Digest, Repository, Tag};
 use crate::store::StoreError;
 
 use super::completeness::{MissingPart, Needs};
-use super::image_tree::{ImageTree, ReferrersState};
+use super::image_tree::ImageTree;
 
 /// Levels of artifacts: those of the image, and their own referrers.
 pub const DEPTH_MAX: usize = 2;
@@ -56,12 +56,22 @@ impl Artifacts {
     ) -> Result<Self, StoreError> {
         let mut artifacts = Self::default();
         let mut seen = HashSet::new();
-        let roots = needs.images.iter().map(|image| (image.manifest.digest, &image.referrers));
+        let images = needs.images.iter().map(|image| (image.manifest.digest, image.has_list));
         let mut level: Vec<Digest> = Vec::new();
-        for (subject, state) in std::iter::once((tree.digest, &tree.referrers)).chain(roots) {
-            artifacts.is_open |= !state.is_known;
-            artifacts.add_list(subject, state);
-            level.extend(state.referrers.iter().filter(|digest| seen.insert(**digest)));
+        for (subject, has_list) in std::iter::once((tree.digest, tree.has_list)).chain(images) {
+            artifacts.is_open |= !has_list;
+            artifacts.add_list(subject, has_list);
+            for digest in referrers(view, repository, &subject)? {
+                level.extend(seen.insert(digest).then_some(digest));
+            }
+            for tag in Tag::of_signatures(&subject) {
+                let fact = view.tag(repository, &tag)?;
+                level.extend(fact.map(|fact| fact.digest).filter(|digest| seen.insert(*digest)));
+            }
+            // A list may be large, and many subjects may have the same one.
+            if level.len() > COUNT_MAX {
+                break;
+            }
         }
         for depth in 1..=DEPTH_MAX {
             let mut next = Vec::new();
@@ -71,10 +81,12 @@ impl Artifacts {
                     return Ok(artifacts);
                 }
                 artifacts.digests.push(digest);
-                let state = artifacts.add(view, repository, digest)?;
-                if depth < DEPTH_MAX {
-                    artifacts.add_list(digest, &state);
-                    next.extend(state.referrers.into_iter().filter(|digest| seen.insert(*digest)));
+                let has_list = artifacts.add(view, repository, digest)?;
+                if depth < DEPTH_MAX && next.len() <= COUNT_MAX {
+                    artifacts.add_list(digest, has_list);
+                    for referrer in referrers(view, repository, &digest)? {
+                        next.extend(seen.insert(referrer).then_some(referrer));
+                    }
                 }
             }
             level = next;
@@ -82,25 +94,25 @@ impl Artifacts {
         Ok(artifacts)
     }
 
-    /// Adds the missing content of an artifact. Returns the state of its list of referrers.
+    /// Adds the missing content of an artifact. Returns true if its list of referrers is known.
     fn add(
         &mut self,
         view: &CacheView<'_>,
         repository: &Repository,
         digest: Digest,
-    ) -> Result<ReferrersState, StoreError> {
+    ) -> Result<bool, StoreError> {
         let Some(tree) = ImageTree::below(view, repository, &digest)? else {
             self.missing.push(MissingPart::manifest(digest));
-            return ReferrersState::of(view, repository, &digest);
+            return view.serves_referrers_offline(repository, &digest);
         };
         let mut needs = Needs::of(&tree, &[]);
         needs.add_other_manifests(&tree);
         self.missing.extend(needs.missing.into_iter().filter(|part| !part.is_list()));
-        Ok(tree.referrers)
+        Ok(tree.has_list)
     }
 
-    fn add_list(&mut self, subject: Digest, state: &ReferrersState) {
-        if !state.is_known && self.lists.iter().all(|list| list.part.digest != subject) {
+    fn add_list(&mut self, subject: Digest, has_list: bool) {
+        if !has_list && self.lists.iter().all(|list| list.part.digest != subject) {
             self.lists.push(MissingPart::list(None, subject));
         }
     }
@@ -110,4 +122,14 @@ impl Artifacts {
         let held = !self.is_open && !self.is_limited && self.missing.is_empty();
         SignatureStatus { held, artifacts: self.digests.len() as u64, missing: self.missing }
     }
+}
+
+/// Returns the known referrers of a manifest.
+fn referrers(
+    view: &CacheView<'_>,
+    repository: &Repository,
+    subject: &Digest,
+) -> Result<Vec<Digest>, StoreError> {
+    let known = view.known_referrers(repository, subject)?.referrers;
+    Ok(known.iter().filter_map(|referrer| referrer.digest().parse().ok()).collect())
 }

@@ -153,7 +153,7 @@ impl Needs {
 
     /// Adds the list of referrers of an index.
     fn add_root_list(&mut self, tree: &ImageTree) {
-        if tree.is_index && !tree.referrers.is_known {
+        if tree.is_index && !tree.has_list {
             self.missing.push(MissingPart::list(None, tree.digest));
         }
     }
@@ -174,7 +174,7 @@ impl Needs {
             let kind = if part.digest == image.manifest.digest { "manifest" } else { "blob" };
             self.missing.push(MissingPart::new(platform, kind, part));
         }
-        if !image.referrers.is_known {
+        if !image.has_list {
             self.missing.push(MissingPart::list(platform, image.manifest.digest));
         }
         self.report_unsupported(&image.unsupported);
@@ -200,7 +200,7 @@ impl Needs {
 pub fn complete_images(tree: &ImageTree) -> Vec<bool> {
     let attestations = attestations(tree);
     let mut known: HashMap<Digest, bool> = HashMap::new();
-    let has_list = tree.referrers.is_known || !tree.is_index;
+    let has_list = tree.has_list || !tree.is_index;
     let complete = |image: &PlatformImage| {
         has_list && image.is_pullable() && attestations.of(image).all(PlatformImage::is_pullable)
     };
@@ -260,7 +260,6 @@ mod tests {
     use super::*;
     use crate::oci::index_walk::WalkLimit;
     use crate::oci::{Algorithm, MediaType};
-    use crate::ops::image_tree::ReferrersState;
     use crate::store::StoredManifest;
 
     fn part(name: &str, cached: bool) -> ContentPart {
@@ -281,12 +280,8 @@ mod tests {
             blobs: vec![config],
             unsupported: Vec::new(),
             attests: None,
-            referrers: known(),
+            has_list: true,
         }
-    }
-
-    fn known() -> ReferrersState {
-        ReferrersState { is_known: true, referrers: Vec::new() }
     }
 
     fn tree(images: Vec<PlatformImage>) -> ImageTree {
@@ -295,7 +290,7 @@ mod tests {
             document: StoredManifest { media_type, body: Vec::new().into() },
             is_index: true,
             digest: Digest::of(Algorithm::Sha256, b"index"),
-            referrers: known(),
+            has_list: true,
             images,
             indexes: Vec::new(),
             blobs: Vec::new(),
@@ -416,11 +411,11 @@ mod tests {
         };
         assert!(lists(&whole(), "linux/amd64").is_empty());
         let mut lost = whole();
-        lost.images[0].referrers.is_known = false;
+        lost.images[0].has_list = false;
         assert_eq!(lists(&lost, "linux/amd64"), [lost.images[0].manifest.digest]);
         assert!(lists(&lost, "linux/arm64").is_empty());
         assert_eq!(complete_images(&lost), [false, true]);
-        lost.referrers.is_known = false;
+        lost.has_list = false;
         assert_eq!(lists(&lost, "linux/arm64"), [lost.digest]);
         assert_eq!(complete_images(&lost), [false, false]);
     }

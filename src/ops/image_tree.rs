@@ -45,25 +45,6 @@ impl ContentPart {
     }
 }
 
-/// State of the list of referrers of a manifest: signatures, SBOMs and other artifacts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReferrersState {
-    /// True if a request for the list is answered without the upstream.
-    pub is_known: bool,
-    /// Known referrers.
-    pub referrers: Vec<Digest>,
-}
-
-impl ReferrersState {
-    /// Reads the state from the cache.
-    pub fn of(view: &CacheView<'_>, repository: &Repository, subject: &Digest) -> Result<Self, StoreError> {
-        let known = view.known_referrers(repository, subject)?;
-        let referrers = known.referrers.iter().filter_map(|referrer| referrer.digest().parse().ok());
-        let is_known = view.serves_referrers_offline(repository, &known);
-        Ok(Self { is_known, referrers: referrers.collect() })
-    }
-}
-
 /// Image for one platform, or other content of an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformImage {
@@ -79,8 +60,8 @@ pub struct PlatformImage {
     pub unsupported: Vec<String>,
     /// Manifest that this manifest attests, according to the index.
     pub attests: Option<Digest>,
-    /// List of the referrers of the manifest.
-    pub referrers: ReferrersState,
+    /// True if a request for the list of referrers of the manifest needs no upstream.
+    pub has_list: bool,
 }
 
 impl PlatformImage {
@@ -91,7 +72,7 @@ impl PlatformImage {
 
     /// Returns true if the manifest, its blobs and its list of referrers need no upstream.
     pub fn is_pullable(&self) -> bool {
-        self.is_complete() && self.referrers.is_known
+        self.is_complete() && self.has_list
     }
 
     /// Returns the config of the image.
@@ -120,8 +101,8 @@ pub struct ImageTree {
     pub is_index: bool,
     /// Digest of the root.
     pub digest: Digest,
-    /// List of the referrers of the root.
-    pub referrers: ReferrersState,
+    /// True if a request for the list of referrers of the root needs no upstream.
+    pub has_list: bool,
     /// Images in the order of the index, or one image if the root is not an index.
     pub images: Vec<PlatformImage>,
     /// Indexes below the root.
@@ -147,7 +128,7 @@ impl ImageTree {
             document,
             is_index,
             digest: *digest,
-            referrers: ReferrersState::of(view, repository, digest)?,
+            has_list: view.serves_referrers_offline(repository, digest)?,
             images: Vec::new(),
             indexes: Vec::new(),
             blobs: Vec::new(),
@@ -163,9 +144,9 @@ impl ImageTree {
                 ContentPart { digest: *digest, size, stated_size, media_type, cached: true, foreign: false };
             let (blobs, unsupported) = blobs_of(view, repository, &tree.document)?;
             let (platform, os_version, attests) = (None, None, None);
-            let referrers = tree.referrers.clone();
+            let has_list = tree.has_list;
             let mut image =
-                PlatformImage { platform, os_version, manifest, blobs, unsupported, attests, referrers };
+                PlatformImage { platform, os_version, manifest, blobs, unsupported, attests, has_list };
             image.platform = configs.platform_of(&image)?;
             tree.images.push(image);
         } else if let Some(index) = read(&tree.document) {
@@ -227,9 +208,9 @@ impl ImageTree {
         };
         let (platform, os_version) = (child.platform, child.os_version);
         let attests = child.attests.map(|subject| *subject);
-        let referrers = ReferrersState::of(view, repository, &manifest.digest)?;
+        let has_list = view.serves_referrers_offline(repository, &manifest.digest)?;
         let mut image =
-            PlatformImage { platform, os_version, manifest, blobs, unsupported, attests, referrers };
+            PlatformImage { platform, os_version, manifest, blobs, unsupported, attests, has_list };
         if image.platform.is_none() && image.attests.is_some() {
             image.platform = Some(NO_IMAGE.to_owned());
         } else if image.platform.is_none() {

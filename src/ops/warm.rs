@@ -130,12 +130,15 @@ struct ImageFetch {
 struct Fetched {
     /// Blobs that were downloaded.
     blobs: HashSet<Digest>,
-    /// Reason why a list of referrers is not known.
+    /// Reason why a list of referrers or the tag of a signature is not known.
     list_error: Option<OpsError>,
+    /// True once the tags of signatures were requested.
+    has_tags: bool,
 }
 
 /// Cached part of an image.
 struct Snapshot {
+    root: Digest,
     needs: Needs,
     /// Artifacts that refer to the image, if they are requested.
     artifacts: Option<Artifacts>,
@@ -157,7 +160,7 @@ impl Snapshot {
         sizes.extend(
             blobs.filter(|part| part.cached).map(|part| (part.digest, part.size.unwrap_or_default())),
         );
-        Self { needs, artifacts: None, manifests: 1 + below as u64, blobs: sizes }
+        Self { root: tree.digest, needs, artifacts: None, manifests: 1 + below as u64, blobs: sizes }
     }
 
     /// Returns the parts of the image that are not cached, or may state its platforms.
@@ -241,6 +244,10 @@ impl ImageFetch {
             let mut wanted: Vec<MissingPart> = snapshot.image_parts().filter(&mut is_new).cloned().collect();
             // The image comes first: an artifact may be missing in the registry.
             if wanted.is_empty() {
+                if self.referrers && !std::mem::replace(&mut fetched.has_tags, true) {
+                    self.fetch_signature_tags(&snapshot, &mut fetched).await;
+                    continue;
+                }
                 wanted.extend(snapshot.artifact_parts().filter(is_new).cloned());
             }
             if wanted.is_empty() {
@@ -308,6 +315,24 @@ impl ImageFetch {
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Fetches the tags of signatures of the index and the images. Most of them do not exist.
+    async fn fetch_signature_tags(&self, snapshot: &Snapshot, fetched: &mut Fetched) {
+        let images = snapshot.needs.images.iter().filter(|image| image.is_image());
+        let images = images.map(|image| image.manifest.digest);
+        let subjects: HashSet<Digest> = std::iter::once(snapshot.root).chain(images).collect();
+        for tag in subjects.iter().flat_map(Tag::of_signatures) {
+            let _permit = self.fetches.acquire().await;
+            let reference = Reference::Tag(tag.clone());
+            match manifest(&self.cache, &self.reference.repository, &reference).await {
+                Ok(_) | Err(CacheError::NotFound | CacheError::StaleAbsence { .. }) => {}
+                Err(error) => {
+                    let message = format!("the tag {tag} of a signature is not known: {error}");
+                    fetched.list_error = Some(OpsError::Content(message));
+                }
+            }
+        }
     }
 
     /// Reads the cached part of the image.

@@ -85,6 +85,11 @@ impl StoreSession {
         self.0.absence(pointer)
     }
 
+    /// Returns true if a manifest is stored. Does not read the manifest.
+    pub fn has_manifest(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.0.has_manifest(digest)
+    }
+
     /// Returns all pointers of a scope with their facts, in byte order of their names.
     pub fn pointers(&self, scope: PointerScope<'_>) -> Result<Vec<(Pointer, TagFact)>, StoreError> {
         self.0.pointers(scope)

@@ -101,6 +101,10 @@ fn failing_list_of_referrers_does_not_delay_the_image() {
 #[test]
 fn warmed_platform_is_pulled_in_an_outage() {
     let signed = Signed::new();
+    // A signature as older versions of cosign store it.
+    let tag = format!("{}.sig", signed.index.document.digest.replacen(':', "-", 1));
+    let tagged = Image::small(10);
+    signed.registry.add_image("org/app", &tag, &tagged);
     let larder = setup(&signed.registry).start();
     let warm = ["warm", "org/app:1", "--platform", PLATFORM, "--json"];
     verb::online(&larder, &warm).exited_with(0);
@@ -112,17 +116,18 @@ fn warmed_platform_is_pulled_in_an_outage() {
     let text = verb::online(&larder, &check[..5]).exited_with(0).stdout;
     assert!(text.contains("warm --referrers"), "{text}");
     let warmed = verb::online(&larder, &[&warm[..], &["--referrers"]].concat()).exited_with(0).json();
-    assert_eq!(warmed["images"][0]["artifacts"], 1, "{warmed}");
+    assert_eq!(warmed["images"][0]["artifacts"], 2, "{warmed}");
     let checked = verb::online(&larder, &check).exited_with(0).json();
-    assert_eq!(checked["images"][0]["signatures"], json!({ "held": true, "artifacts": 1, "missing": [] }));
+    assert_eq!(checked["images"][0]["signatures"], json!({ "held": true, "artifacts": 2, "missing": [] }));
     // The other platform was not fetched.
     assert_eq!(signed.registry.count("GET", &signed.index.images[1].layers[0].digest), 0);
     signed.registry.down();
     assert_all_pull(&larder);
     let path = |kind: &str, digest: &str| format!("/v2/org/app/{kind}/{digest}");
+    larder.get(&path("manifests", &tag)).assert_body(&tagged.manifest.bytes);
     let manifest = &signed.signature.manifest;
     larder.get(&path("manifests", &manifest.digest)).assert_body(&manifest.bytes);
-    for blob in signed.signature.blobs() {
+    for blob in signed.signature.blobs().chain(tagged.blobs()) {
         larder.get(&path("blobs", &blob.digest)).assert_body(&blob.bytes);
     }
 }

@@ -8,5 +8,5 @@ mod tags;
 pub(super) use catalog::Catalog;
 pub use page::{ListResult, NamePage};
 pub use referrers::KnownReferrers;
-pub(super) use referrers::{ReferrersLists, known_referrers};
+pub(super) use referrers::{ReferrersLists, confirmed_at, known_referrers};
 pub(super) use tags::TagLists;

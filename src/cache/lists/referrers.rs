@@ -81,8 +81,11 @@ impl ReferrersLists {
         subject: &Digest,
     ) -> Result<bool, CacheError> {
         let (repository, subject) = (repository.clone(), *subject);
-        let known = self.storage.with_store(move |store| known_referrers(store, &repository, &subject));
-        Ok(known.await?.checked_at.is_some())
+        let known = self.storage.with_store(move |store| {
+            let is_confirmed = confirmed_at(store, &repository, &subject)?.is_some();
+            Ok(is_confirmed || known_referrers(store, &repository, &subject)?.checked_at.is_some())
+        });
+        known.await
     }
 
     /// Returns the upstream's list from the API or the fall-back tag, or the last known state of either.
@@ -188,6 +191,21 @@ impl KnownReferrers {
     pub fn is_confirmed_empty(&self) -> bool {
         self.checked_at.is_some() && self.referrers.is_empty()
     }
+}
+
+/// Returns the time at which the upstream last confirmed its list of referrers, or that it has none. Does not read the list,
+/// which may be large. `None` also if only the whole list tells this. Blocks.
+pub(in crate::cache) fn confirmed_at(
+    store: &StoreSession,
+    repository: &Repository,
+    subject: &Digest,
+) -> Result<Option<Timestamp>, StoreError> {
+    let api = Pointer::Referrers(repository.clone(), *subject);
+    let Some(fact) = store.pointer(&api)? else {
+        return Ok(store.absence(&api)?.map(|fact| fact.checked_at));
+    };
+    let is_stored = store.access(repository, &fact.digest)?.is_some() && store.has_manifest(&fact.digest)?;
+    Ok(is_stored.then_some(fact.checked_at))
 }
 
 /// Returns the known referrers of a manifest without contacting the upstream. Blocks.

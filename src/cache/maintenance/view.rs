@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::cache::freshness::{self, Freshness};
-use crate::cache::lists::{KnownReferrers, known_referrers};
+use crate::cache::lists::{KnownReferrers, confirmed_at, known_referrers};
 use crate::cache::memory::{CheckTime, CheckedPointer};
 use crate::cache::rules::RuleSet;
 use crate::cache::storage::Storage;
@@ -147,13 +147,22 @@ impl CacheView<'_> {
     }
 
     /// Returns true if a request for the referrers of a manifest gets an answer while the upstream is unreachable.
-    pub fn serves_referrers_offline(&self, repository: &Repository, known: &KnownReferrers) -> bool {
-        let Some(upstream) = self.rules.upstreams.get(&repository.upstream) else { return false };
-        let is_kept = known.checked_at.is_some_and(|checked_at| {
+    pub fn serves_referrers_offline(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<bool, StoreError> {
+        let Some(upstream) = self.rules.upstreams.get(&repository.upstream) else { return Ok(false) };
+        let is_kept = |checked_at: Timestamp| {
             let age = CheckTime { checked_at, at: None }.age(&self.storage.clock);
             freshness::may_serve_stale(age, upstream.settings())
-        });
-        is_kept || known.has_cached
+        };
+        // Most lists need not be read for this.
+        if confirmed_at(self.session, repository, subject)?.is_some_and(is_kept) {
+            return Ok(true);
+        }
+        let known = self.known_referrers(repository, subject)?;
+        Ok(known.has_cached || known.checked_at.is_some_and(is_kept))
     }
 
     /// Returns the last access to content, or the time at which it was stored.
