@@ -4,10 +4,10 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Activity of one connection.
@@ -19,14 +19,22 @@ pub(super) struct ConnectionActivity {
     waiting: Arc<Waiting>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct ActivityState {
-    /// Requests whose answers have not ended.
-    answering: usize,
     /// True once a request has arrived.
     used: bool,
-    /// Time since which no request is being answered.
-    idle_since: Instant,
+    progress: AnswerProgress,
+}
+
+/// Progress of the answers of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AnswerProgress {
+    /// Requests whose answers have not ended.
+    pub(super) answering: usize,
+    /// Part of `answering` that waits for the server. The others wait for the client to read.
+    pub(super) waiting_for_server: usize,
+    /// Time of the last progress of any request; of the end of the last one if none is being answered.
+    pub(super) last: Instant,
 }
 
 /// Connections that wait for a slot of the port.
@@ -65,7 +73,10 @@ impl ConnectionActivity {
     /// Creates the activity of a new connection.
     pub(super) fn new(waiting: &Arc<Waiting>) -> Self {
         Self {
-            state: Mutex::new(ActivityState { answering: 0, used: false, idle_since: Instant::now() }),
+            state: Mutex::new(ActivityState {
+                used: false,
+                progress: AnswerProgress { answering: 0, waiting_for_server: 0, last: Instant::now() },
+            }),
             reclaimed: CancellationToken::new(),
             waiting: Arc::clone(waiting),
         }
@@ -75,20 +86,32 @@ impl ConnectionActivity {
     pub(super) fn begin(self: &Arc<Self>) -> AnswerActivity {
         let mut state = self.state();
         state.used = true;
-        state.answering += 1;
+        state.progress.answering += 1;
+        state.progress.waiting_for_server += 1;
+        state.progress.last = Instant::now();
         drop(state);
-        AnswerActivity(Arc::clone(self))
+        AnswerActivity { connection: Arc::clone(self), waits_for_server: true }
+    }
+
+    /// Returns the progress of the answers.
+    pub(super) fn progress(&self) -> AnswerProgress {
+        self.state().progress
+    }
+
+    /// Restarts the time-outs. Called when the client was asked to close the connection.
+    pub(super) fn restart(&self) {
+        self.state().progress.last = Instant::now();
     }
 
     /// Returns the time since which the connection waits for a request; `None` if it is answering one.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let state = self.state();
-        (state.answering == 0).then_some(state.idle_since)
+        let progress = self.progress();
+        (progress.answering == 0).then_some(progress.last)
     }
 
     /// Returns true if a request is being answered.
     pub(super) fn is_answering(&self) -> bool {
-        self.state().answering > 0
+        self.progress().answering > 0
     }
 
     /// Returns true if no request has arrived yet, so that nothing is lost when the connection is cut.
@@ -118,30 +141,43 @@ impl ConnectionActivity {
     }
 }
 
-/// Request that is being answered.
+/// Request that is being answered, from its arrival to the end of its answer.
 #[derive(Debug)]
-pub(super) struct AnswerActivity(Arc<ConnectionActivity>);
+pub(super) struct AnswerActivity {
+    connection: Arc<ConnectionActivity>,
+    waits_for_server: bool,
+}
 
-impl Drop for AnswerActivity {
-    fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.answering -= 1;
-        state.idle_since = Instant::now();
-        drop(state);
-        self.0.waiting.notify();
+impl AnswerActivity {
+    /// Records progress. From now on the request waits for the server, or for the client to read.
+    fn advance(&mut self, waits_for_server: bool) {
+        let before = std::mem::replace(&mut self.waits_for_server, waits_for_server);
+        let progress = &mut self.connection.state().progress;
+        progress.waiting_for_server += usize::from(waits_for_server);
+        progress.waiting_for_server -= usize::from(before);
+        progress.last = Instant::now();
     }
 }
 
-/// Body that ends its request when it is dropped.
+impl Drop for AnswerActivity {
+    fn drop(&mut self) {
+        self.advance(false);
+        self.connection.state().progress.answering -= 1;
+        self.connection.waiting.notify();
+    }
+}
+
+/// Body that records its progress, and ends its request when it is dropped.
 #[derive(Debug)]
 pub(super) struct ActiveBody<B> {
     body: B,
-    _activity: AnswerActivity,
+    activity: AnswerActivity,
 }
 
 impl<B> ActiveBody<B> {
-    pub(super) fn new(body: B, activity: AnswerActivity) -> Self {
-        Self { body, _activity: activity }
+    pub(super) fn new(body: B, mut activity: AnswerActivity) -> Self {
+        activity.advance(false);
+        Self { body, activity }
     }
 }
 
@@ -153,7 +189,9 @@ impl<B: Body + Unpin> Body for ActiveBody<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        self.activity.advance(polled.is_pending());
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -162,5 +200,32 @@ impl<B: Body + Unpin> Body for ActiveBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_until_their_end() {
+        let activity = Arc::new(ConnectionActivity::new(&Arc::default()));
+        let counts = || {
+            let progress = activity.progress();
+            (progress.answering, progress.waiting_for_server)
+        };
+        assert!(activity.is_unused() && activity.idle_since().is_some());
+        let (mut one, two) = (activity.begin(), activity.begin());
+        assert_eq!(counts(), (2, 2));
+        assert!(!activity.is_unused() && activity.idle_since().is_none());
+        one.advance(false);
+        one.advance(false);
+        assert_eq!(counts(), (2, 1));
+        one.advance(true);
+        drop(two);
+        assert_eq!(counts(), (1, 1));
+        drop(one);
+        assert_eq!(counts(), (0, 0));
+        assert!(activity.idle_since().is_some());
     }
 }

@@ -12,19 +12,18 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{ActiveBody, ConnectionActivity};
-use super::h2_keepalive::{Keepalive, KeepaliveBody, Verdict};
+use super::h2_keepalive::{Verdict, idle_or_stalled};
 use super::limits::ConnectionLimits;
 use super::lingering_close::LingeringClose;
 
@@ -70,7 +69,9 @@ where
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(limits.write));
         let stream = LingeringClose::new(Box::pin(stream));
-        let Some(tls) = tls else { return self.http1(stream, peer, limits, activity).await };
+        let Some(tls) = tls else {
+            return self.http1(Connection { stream, peer, limits, activity }).await;
+        };
         let handshake = tokio::time::timeout(limits.head, TlsAcceptor::from(tls).accept(stream));
         let result = tokio::select! {
             // No request has arrived yet, so nothing is lost.
@@ -79,80 +80,83 @@ where
             result = handshake => result,
         };
         match result {
-            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                self.http2(stream, peer, limits, activity).await;
+            Ok(Ok(stream)) => {
+                let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let connection = Connection { stream, peer, limits, activity };
+                if is_h2 { self.http2(connection).await } else { self.http1(connection).await }
             }
-            Ok(Ok(stream)) => self.http1(stream, peer, limits, activity).await,
             Ok(Err(error)) => tracing::debug!(%error, ?peer, "TLS handshake failed"),
             Err(_) => tracing::debug!(?peer, "TLS handshake timed out"),
         }
     }
 
-    async fn http1<T>(
-        self,
-        stream: T,
-        peer: Option<SocketAddr>,
-        limits: ConnectionLimits,
-        activity: &Arc<ConnectionActivity>,
-    ) where
+    async fn http1<T>(self, connection: Connection<'_, T>)
+    where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { stop, answer, .. } = self;
-        let of_service = Arc::clone(activity);
-        let service = service_fn(move |request| {
-            let activity = of_service.begin();
-            let answered = answer(request, peer);
-            async move {
-                let Ok(answer) = answered.await;
-                Ok::<_, Infallible>(answer.map(|body| ActiveBody::new(body, activity)))
-            }
-        });
+        let Connection { stream, peer, limits, activity } = connection;
+        let stop = self.stop.clone();
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
             .max_buf_size(BUFFER)
             .max_header_size(HEAD_MAX.into())
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), self.service(peer, activity));
         drive(connection, stop, None, activity).await;
     }
 
-    async fn http2<T>(
-        self,
-        stream: T,
-        peer: Option<SocketAddr>,
-        limits: ConnectionLimits,
-        activity: &Arc<ConnectionActivity>,
-    ) where
+    async fn http2<T>(self, connection: Connection<'_, T>)
+    where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { stop, answer, .. } = self;
-        let keepalive = Keepalive::new(Instant::now());
-        let of_service = (keepalive.clone(), Arc::clone(activity));
-        let service = service_fn(move |request| {
-            let (alive, activity) = (of_service.0.begin(), of_service.1.begin());
-            let answered = answer(request, peer);
-            async move {
-                let Ok(answer) = answered.await;
-                Ok::<_, Infallible>(
-                    answer.map(|body| KeepaliveBody::new(ActiveBody::new(body, activity), alive)),
-                )
-            }
-        });
+        let Connection { stream, peer, limits, activity } = connection;
+        let stop = self.stop.clone();
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
             .max_header_list_size(HEAD_MAX.into())
             .max_send_buf_size(BUFFER)
-            .serve_connection(TokioIo::new(stream), service);
-        drive(connection, stop, Some((keepalive, limits)), activity).await;
+            .serve_connection(TokioIo::new(stream), self.service(peer, activity));
+        drive(connection, stop, Some(limits), activity).await;
     }
+
+    /// Returns the service of one connection, which records the activity of each request.
+    fn service(
+        self,
+        peer: Option<SocketAddr>,
+        activity: &Arc<ConnectionActivity>,
+    ) -> impl Service<
+        Request<Incoming>,
+        Response = Response<ActiveBody<B>>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + use<S, F, B> {
+        let (answer, activity) = (self.answer, Arc::clone(activity));
+        service_fn(move |request| {
+            let activity = activity.begin();
+            let answered = answer(request, peer);
+            async move {
+                let Ok(answer) = answered.await;
+                Ok::<_, Infallible>(answer.map(|body| ActiveBody::new(body, activity)))
+            }
+        })
+    }
+}
+
+/// Accepted connection, before or after its TLS handshake.
+struct Connection<'a, T> {
+    stream: T,
+    /// Address of the client; `None` on a Unix socket.
+    peer: Option<SocketAddr>,
+    limits: ConnectionLimits,
+    activity: &'a Arc<ConnectionActivity>,
 }
 
 /// Drives a connection to its end. When the port stops, running answers finish first.
 async fn drive<C>(
     connection: C,
     stop: CancellationToken,
-    supervised: Option<(Keepalive, ConnectionLimits)>,
+    supervised: Option<ConnectionLimits>,
     activity: &ConnectionActivity,
 ) where
     C: GracefulConnection<Error = hyper::Error>,
@@ -177,7 +181,7 @@ async fn drive<C>(
             }
             () = tokio::time::sleep(RECLAIM_TIMEOUT),
                 if reclaimed && supervised.is_some() && !activity.is_answering() => false,
-            verdict = idle_or_stalled(supervised.as_ref()) => verdict == Verdict::Idle && !closing,
+            verdict = supervise(activity, supervised.as_ref()) => verdict == Verdict::Idle && !closing,
         };
         if !close {
             tracing::debug!("connection cut: the client reads nothing, sends nothing, or did not close it");
@@ -185,21 +189,14 @@ async fn drive<C>(
         }
         closing = true;
         connection.as_mut().graceful_shutdown();
-        if let Some((keepalive, _)) = &supervised {
-            keepalive.restart();
-        }
+        activity.restart();
     }
 }
 
-/// Returns when a supervised connection is idle or stalled.
-async fn idle_or_stalled(supervised: Option<&(Keepalive, ConnectionLimits)>) -> Verdict {
-    let Some((keepalive, limits)) = supervised else { return std::future::pending().await };
-    loop {
-        let now = Instant::now();
-        match keepalive.verdict(now, limits) {
-            // The connection may change sides before then, from waiting for a request to waiting for the client.
-            Verdict::KeepUntil(then) => tokio::time::sleep_until(then.min(now + limits.write)).await,
-            verdict => return verdict,
-        }
+/// Returns when a supervised connection is idle or stalled. A connection without supervision never is.
+async fn supervise(activity: &ConnectionActivity, limits: Option<&ConnectionLimits>) -> Verdict {
+    match limits {
+        Some(limits) => idle_or_stalled(activity, limits).await,
+        None => std::future::pending().await,
     }
 }
