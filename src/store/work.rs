@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::error::StoreError;
 
 /// Largest number of threads with short work, such as look-ups and reads of one step.
-const SHORT_MAX: usize = 64;
+const SHORT_MAX: usize = 48;
 /// Largest number of threads with long work: hashing, copying and synchronising many bytes.
 const LONG_MAX: usize = 32;
 

@@ -2,12 +2,13 @@
 
 use crate::support;
 
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use support::content::{OCI_INDEX, OCI_MANIFEST, sha256};
 use support::fixture::MIB;
-use support::{Blob, Fault, Image, Registry, Setup, When};
+use support::{Blob, Fault, Gate, Image, Registry, Setup, TIME_LIMIT, When};
 
 /// Pulls `number` cold blobs of 1 MiB by 16 clients, and returns the growth of the server's memory at its peak.
 fn growth_of_a_cold_start(kind: &str, number: u64) -> u64 {
@@ -85,4 +86,50 @@ fn large_lists_of_referrers_share_a_bounded_memory() {
     let growth = larder.peak_rss() - before;
     println!("lists: {} MiB", growth >> 20);
     assert!(growth < 220 * MIB as u64, "{growth} bytes");
+}
+
+/// Pulls 1,000 cold blobs by as many clients at once, which all wait for the registry first. Returns the largest number of
+/// threads of the server.
+fn threads_of_a_thousand_clients(kind: &str) -> usize {
+    const CLIENTS: u64 = 1000;
+    let registry = Registry::start();
+    let blobs: Vec<_> = (0..CLIENTS).map(|seed| Blob::random(seed, 20_000)).collect();
+    for blob in &blobs {
+        registry.add_blob("library/app", blob);
+    }
+    let gate = Gate::new();
+    registry.script(When::blobs(), Fault::HoldBody(1000, gate.clone()));
+    let larder = Setup::with(&registry).set("store.blobs", kind).set("log.requests", false).start();
+    let mut clients: Vec<_> = blobs
+        .iter()
+        .map(|blob| {
+            let mut client = larder.api().connect().unwrap();
+            let path = format!("/v2/library/app/blobs/{}", blob.digest);
+            write!(client, "GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n").unwrap();
+            client
+        })
+        .collect();
+    // The connections of an upstream that one client address may use.
+    gate.wait_reached(16);
+    let mut threads = larder.threads();
+    gate.open();
+    for client in &mut clients {
+        client.set_read_timeout(Some(TIME_LIMIT)).unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        threads = threads.max(larder.threads());
+        let head = String::from_utf8_lossy(&answer[..answer.len().min(12)]).into_owned();
+        // A slow machine does not fetch all of them in time.
+        assert!(matches!(&head[..], "HTTP/1.1 200" | "HTTP/1.1 503" | "HTTP/1.1 504"), "{head}");
+    }
+    threads
+}
+
+#[test]
+fn thousand_cold_clients_need_few_threads() {
+    for kind in ["sled", "files"] {
+        let threads = threads_of_a_thousand_clients(kind);
+        println!("{kind}: {threads} threads");
+        assert!(threads <= 150, "{kind}: {threads} threads");
+    }
 }

@@ -280,7 +280,7 @@ fn http_client(
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .connect_timeout(context.timeouts.connect)
-        .dns_resolver(Arc::new(Resolver(Arc::clone(&policy))));
+        .dns_resolver(Arc::new(Resolver::new(&policy)));
     let client = proxies.apply(client).and_then(reqwest::ClientBuilder::build);
     Ok(HttpClient {
         upstream: name.clone(),

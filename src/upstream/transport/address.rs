@@ -6,10 +6,12 @@
 //! policy applies.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use url::{Host, Url};
 
 use crate::source::SourceError;
@@ -117,15 +119,35 @@ impl fmt::Display for PrivateAddress {
 
 impl std::error::Error for PrivateAddress {}
 
+/// Look-ups of names that run at the same time for one endpoint. Each occupies a thread, for as long as the system's name
+/// servers do not answer.
+const LOOKUPS_MAX: usize = 4;
+
 /// System resolver that applies a [`Policy`].
 #[derive(Debug)]
-pub(crate) struct Resolver(pub(crate) Arc<Policy>);
+pub(crate) struct Resolver {
+    policy: Arc<Policy>,
+    lookups: Arc<Semaphore>,
+}
+
+impl Resolver {
+    pub(crate) fn new(policy: &Arc<Policy>) -> Self {
+        Self { policy: Arc::clone(policy), lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)) }
+    }
+}
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let policy = Arc::clone(&self.0);
+        let (policy, lookups) = (Arc::clone(&self.policy), Arc::clone(&self.lookups));
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let permit = lookups.acquire_owned().await?;
+            let host = name.as_str().to_owned();
+            let looking = spawn_blocking(move || {
+                // Held until the thread is free: a caller that gives up does not end the look-up.
+                let _permit = permit;
+                (host.as_str(), 0).to_socket_addrs()
+            });
+            let found = looking.await??;
             let host = Host::Domain(name.as_str());
             let free = policy.allow_private || same(&policy.own, &host) || policy.is_proxy(&host);
             let permitted: Vec<SocketAddr> =
@@ -272,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn resolver_checks_the_addresses_of_names() {
         let resolve = |policy: Policy| async move {
-            Resolver(Arc::new(policy))
+            Resolver::new(&Arc::new(policy))
                 .resolve("localhost".parse().expect("a name"))
                 .await
                 .map(Iterator::count)
