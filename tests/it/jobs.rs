@@ -332,6 +332,18 @@ fn token_is_required_beyond_loopback() {
     let ran = verb::online(&larder, &["ls"]).exited_with(1);
     assert!(ran.stderr.contains("token"), "{ran:?}");
     verb::online(&larder, &["ls", "--token-file", token.to_str().unwrap()]).exited_with(0);
+    // A browser sends its password also for a page of another origin, and over plain HTTP does not tell.
+    let password = "Basic OmEtbG9uZy1zZWNyZXQ=";
+    let export = |headers: &[(&str, &str)]| {
+        larder.admin().send("GET", "/api/v1/export?reference=app:v1", headers).status()
+    };
+    assert_eq!(ask(password).status(), 200);
+    assert_eq!(export(&[("Authorization", password)]), 403);
+    assert!(registry.requests().is_empty());
+    let own_page = ("Sec-Fetch-Site", "same-origin");
+    // The registry does not have the image.
+    assert_eq!(export(&[("Authorization", password), own_page]), 502);
+    assert_eq!(export(&[("Authorization", "Bearer a-long-secret")]), 502);
     // A new token is valid immediately.
     larder.setup().write("token", "another");
     assert_eq!(ask("Bearer a-long-secret").status(), 401);

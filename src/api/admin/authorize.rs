@@ -19,12 +19,15 @@ use crate::api::host::{self, HostError};
 use crate::api::ui;
 use crate::oci::{Algorithm, Digest};
 use crate::ops::Operations;
-use crate::ops::protocol::ROOT;
+use crate::ops::protocol::{ExportRequest, ROOT};
 
 use super::reply;
 
 /// Limit of a token in bytes. A larger file is not a token.
 const TOKEN_MAX: usize = 4096;
+
+/// Header with which browsers tell where a request comes from.
+const FETCH_SITE: &str = "sec-fetch-site";
 
 /// Reason for which a request is refused before it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub(super) enum Denial {
     Host,
     /// A page of another origin has sent the request (cross-site request forgery).
     Origin,
+    /// The token came as a password, which a browser also sends for a page of another origin.
+    Password,
     /// The request changes something and could be a form of a web page (cross-site request forgery).
     MediaType,
 }
@@ -63,6 +68,12 @@ impl Denial {
                 StatusCode::FORBIDDEN,
                 "origin",
                 "the request was sent by a web page of another origin; open the address of this server directly",
+            ),
+            Self::Password => (
+                StatusCode::FORBIDDEN,
+                "token",
+                "a browser may send this password for a page of another origin; send the token as \
+                 `Authorization: Bearer TOKEN`",
             ),
             Self::Host => (
                 StatusCode::FORBIDDEN,
@@ -123,6 +134,9 @@ pub(super) async fn authorize(head: &Parts, is_local: bool, operations: &Operati
         if !sent_token(&head.headers).is_some_and(|sent| is_equal(&sent, &token)) {
             return Err(Denial::Token);
         }
+        if has_effect(head) && !is_bearer(&head.headers) && !head.headers.contains_key(FETCH_SITE) {
+            return Err(Denial::Password);
+        }
     }
     let is_read = head.method == Method::GET || head.method == Method::HEAD;
     // Browsers send JSON to another site only after a preflight request, which this API never permits.
@@ -156,6 +170,18 @@ fn sent_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     // The user name is ignored.
     let colon = pair.iter().position(|byte| *byte == b':')?;
     Some(pair[colon + 1..].to_vec())
+}
+
+/// Returns true if the request has a `Bearer` token. A browser sends it only for a script of the same origin.
+fn is_bearer(headers: &HeaderMap) -> bool {
+    let scheme = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().get(..7));
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
+}
+
+/// Returns true if a GET starts work. Over plain HTTP to another machine, browsers send neither `Origin` nor
+/// `Sec-Fetch-Site` with a GET that a page of another origin causes, but the password that the user has entered.
+fn has_effect(head: &Parts) -> bool {
+    head.method == Method::GET && head.uri.path().strip_prefix(ROOT) == Some(ExportRequest::PATH)
 }
 
 /// Compares two tokens in constant time. Hashes are compared, so that the time does not depend on the lengths either.
@@ -195,8 +221,10 @@ fn is_own_fetch(head: &Parts) -> bool {
         && !is_api(head.uri.path())
         && is("sec-fetch-mode", "navigate")
         && is("sec-fetch-dest", "document");
-    let site = "sec-fetch-site";
-    !head.headers.contains_key(site) || is(site, "same-origin") || is(site, "none") || is_link
+    !head.headers.contains_key(FETCH_SITE)
+        || is(FETCH_SITE, "same-origin")
+        || is(FETCH_SITE, "none")
+        || is_link
 }
 
 /// Returns true if a path belongs to the API.
