@@ -276,6 +276,23 @@ impl Fills {
         fill_ended(phase).await;
     }
 
+    /// Waits until no fill is running that stores nothing and is of this upstream.
+    pub(super) async fn wait_for_proof(&self, upstream: &UpstreamName, digest: &Digest) {
+        let key = FillKey { digest: *digest, prover: Some(upstream.clone()) };
+        let phase = {
+            let (unjoinable, entries) = (self.lock_unjoinable(), self.lock());
+            if let Some(FillEntry::Fill(fill)) = entries.get(&key) {
+                Some(fill.phase.clone())
+            } else {
+                let mut left = unjoinable.iter().filter(|(of, fill)| of == digest && fill.is_of(upstream));
+                left.next().map(|(_, fill)| fill.phase.clone())
+            }
+        };
+        if let Some(phase) = phase {
+            fill_ended(phase).await;
+        }
+    }
+
     /// Returns the length that the upstream announced to the running fill of a repository.
     pub(super) fn announced_length(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
         let entries = self.lock();

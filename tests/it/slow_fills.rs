@@ -2,7 +2,7 @@
 
 use crate::support;
 
-use support::{Blob, Fault, Gate, Larder, Registry, Setup, When, eventually};
+use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually, verb};
 
 const REPOSITORY: &str = "library/slow";
 
@@ -101,4 +101,28 @@ fn slow_downloads_that_nobody_reads_return_their_connections() {
     transfer.read_exactly(40_000).unwrap();
     transfer.hang_up();
     larder.get(&path("library/app", &world.honest)).assert_body(&world.honest.bytes);
+}
+
+#[test]
+fn slow_download_for_a_job_is_given_up_if_another_upstream_has_the_blob() {
+    let (registry, other, gate) = (Registry::start(), Registry::start(), Gate::new());
+    let image = Image::oci(1, "linux/amd64", vec![Blob::random(1, 100_000)]);
+    for registry in [&registry, &other] {
+        registry.add_image("library/app", "v1", &image);
+    }
+    let layer = &image.layers[0];
+    other.script(When::blobs().path(&layer.digest), Fault::HoldBody(50_000, gate.clone()));
+    let larder = Setup::with(&registry)
+        .upstream("other.test", &other)
+        .upstream_set("other.test", "min_rate", "1MiB")
+        .upstream_set("other.test", "min_rate_time", "200ms")
+        .start();
+    larder.get(&path("library/app", layer)).assert_body(&layer.bytes);
+    larder.wait_idle();
+    let warm = ["warm", "other.test/library/app:v1"];
+    let ran = verb::online(&larder, &warm);
+    assert_ne!(ran.code, 0, "{ran:?}");
+    assert!(larder.counter("larder_fills_total", &[("result", "slow")]) >= 1);
+    gate.open();
+    verb::online(&larder, &warm).exited_with(0);
 }

@@ -382,7 +382,7 @@ impl<F: FnOnce(Arc<Draft>)> DownloadRun<'_, F> {
         let mut chunk = pin!(body.chunk());
         loop {
             if Instant::now() >= self.pace.next_check() {
-                let is_read = self.draft.followers() > 0 || (self.download.is_awaited)();
+                let is_read = self.draft.clients() > 0 || (self.download.is_awaited)();
                 if self.pace.is_too_slow(self.draft.progress().received, is_read, Instant::now()) {
                     return None;
                 }

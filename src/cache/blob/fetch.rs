@@ -8,7 +8,6 @@ use tokio::time::timeout;
 use crate::cache::blob::answer::BlobSource;
 use crate::cache::blob::blobs::Blobs;
 use crate::cache::error::CacheError;
-use crate::cache::fills::fill_ended;
 use crate::oci::{Digest, Repository};
 use crate::store::{DraftEnd, StoreError};
 use crate::telemetry::Outcome;
@@ -78,8 +77,11 @@ impl Blobs {
         let draft = Arc::clone(follower.draft());
         let mut watch = draft.watch();
         // This fetch reads nothing, so the fill must not wait for it. A fill that stores nothing ends without a reader.
-        let proof = blob.proof;
-        let follower = proof.as_ref().map(|_| follower);
+        // It is no client, and must not hold the phase, which would count as one that is about to read.
+        let follower = blob.proof.map(|_| follower);
+        if let Some(follower) = &follower {
+            follower.set_background();
+        }
         let end = loop {
             let now = *watch.borrow_and_update();
             progress(now.received);
@@ -93,8 +95,8 @@ impl Blobs {
         match end {
             Some(DraftEnd::Verified) => {
                 // A verified draft is stored a moment later, unless the disk refuses it or it is evicted at once.
-                match proof {
-                    Some(phase) => fill_ended(phase).await,
+                match follower {
+                    Some(_) => self.storage.fills.wait_for_proof(&repository.upstream, digest).await,
                     None => self.storage.fills.wait_for_end(digest).await,
                 }
                 Ok(self.look_up(repository, digest).await?.entry.map(|_| true))

@@ -87,7 +87,7 @@ pub(in crate::cache) fn fill_status(fill: RunningFill, now: Timestamp) -> FillSt
         received,
         total: progress.and_then(|progress| progress.total),
         rate: downloaded.saturating_mul(1000) / clock::millis(elapsed).max(1),
-        readers: draft.map_or(0, |draft| draft.followers() as u64),
+        readers: draft.map_or(0, |draft| draft.clients() as u64),
         started_at: now.minus(elapsed),
         kept: draft.is_none_or(Draft::is_kept),
         settling: progress.is_some_and(|progress| progress.end.is_some()),

@@ -51,9 +51,9 @@ impl Draft {
         self.left
     }
 
-    /// Returns the number of readers.
-    pub fn followers(&self) -> usize {
-        self.window().followers()
+    /// Returns the number of clients that read the draft.
+    pub fn clients(&self) -> usize {
+        self.window().clients()
     }
 
     /// Sets the length that the upstream announced. Does not block.
@@ -191,6 +191,11 @@ impl Follower {
     /// Returns the draft.
     pub fn draft(&self) -> &Arc<Draft> {
         &self.draft
+    }
+
+    /// Declares that no client reads with this: a download that is too slow may be given up.
+    pub fn set_background(&self) {
+        self.draft.window().set_background(self.id);
     }
 
     /// Records that everything before `at` was taken. Does not block.

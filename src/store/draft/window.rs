@@ -1,6 +1,6 @@
 //! Newest bytes of a draft in memory, and the positions of its readers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(in crate::store) struct Window {
     chunks: VecDeque<(u64, Bytes)>,
     /// Position of each reader.
     followers: HashMap<u64, u64>,
+    /// Readers that are no clients.
+    background: HashSet<u64>,
     next_id: u64,
     /// Share of the memory budget, until all bytes are in the file.
     share: Option<WindowShare>,
@@ -122,8 +124,14 @@ impl Window {
         !self.followers.is_empty()
     }
 
-    pub(in crate::store) fn followers(&self) -> usize {
-        self.followers.len()
+    /// Returns the number of readers that are clients.
+    pub(in crate::store) fn clients(&self) -> usize {
+        self.followers.keys().filter(|id| !self.background.contains(id)).count()
+    }
+
+    /// Marks a reader as work of the server itself.
+    pub(in crate::store) fn set_background(&mut self, id: u64) {
+        self.background.insert(id);
     }
 
     pub(in crate::store) fn moved_to(&mut self, id: u64, at: u64) {
@@ -136,6 +144,7 @@ impl Window {
 
     pub(in crate::store) fn remove_reader(&mut self, id: u64) {
         self.followers.remove(&id);
+        self.background.remove(&id);
         self.moved.notify_one();
     }
 
