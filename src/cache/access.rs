@@ -157,8 +157,11 @@ async fn first_byte(
     let request = |range| upstream.blob(&repository.name, digest, range, None);
     let first = request(ByteRange { first: 0, last: Some(0) }).await;
     let body = match first {
-        // An empty blob has no first byte.
-        Err(SourceError::RangeNotSatisfiable) => return Ok(None),
+        // An empty blob has no first byte. Of any other digest, this answer confirms nothing.
+        Err(SourceError::RangeNotSatisfiable) if *digest == Digest::of(digest.algorithm(), b"") => {
+            return Ok(Some(0));
+        }
+        Err(SourceError::RangeNotSatisfiable) => request(ByteRange::ALL).await,
         Err(error) if error.is_about_range() || error.may_be_about_range() => request(ByteRange::ALL).await,
         first => first,
     };

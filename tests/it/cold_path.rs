@@ -268,3 +268,12 @@ fn images_are_pulled_by_many_clients_at_once() {
     }
     assert_eq!(registry.count("GET", "/manifests/v1"), images.len());
 }
+
+#[test]
+fn refused_range_confirms_no_blob() {
+    let cold = ColdBlob::new(1000);
+    cold.registry.script(When::blobs(), Fault::Status(416));
+    for _ in 0..2 {
+        assert_eq!(cold.larder.head(&cold.path).status(), 502);
+    }
+}
