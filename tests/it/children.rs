@@ -427,3 +427,29 @@ fn failing_attestation_does_not_delay_the_images() {
     }
     assert_eq!(larder.counter("larder_children_deferred", &[]), 2);
 }
+
+#[test]
+fn prefetch_repeats_no_download_that_cannot_be_stored() {
+    let registry = Registry::start();
+    let large = Image::oci(1, "linux/amd64", vec![Blob::random(1, 12 << 20)]);
+    let layer = large.layers[0].digest.clone();
+    let index = Index::over(OCI_INDEX, vec![large], Vec::new());
+    registry.add_index("library/app", "v1", &index);
+    let larder = Setup::with(&registry)
+        .set("prefetch.platforms", vec!["linux/amd64".to_owned()])
+        .set("store.blobs", "files")
+        .set("store.max_size", "8MiB")
+        .set("store.min_free", "0B")
+        .set("cache.tag_ttl", "0s")
+        .start();
+    larder.get(TAG).assert_body(&index.document.bytes);
+    larder.wait_for_line("warning about the layer", |line| line["level"] == "WARN" && line["blob"] == layer);
+    larder.wait_idle();
+    let before = registry.count("GET", &layer);
+    for _ in 0..5 {
+        larder.get(TAG).assert_body(&index.document.bytes);
+        larder.wait_idle();
+    }
+    assert_eq!(registry.count("GET", &layer), before);
+    assert!(before <= 2, "{before} downloads");
+}

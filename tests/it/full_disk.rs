@@ -3,6 +3,8 @@
 use crate::support;
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::{Blob, Fault, Gate, Image, Larder, Registry, Setup, When, eventually};
@@ -11,7 +13,7 @@ const MIB: usize = 1 << 20;
 const KINDS: [&str; 2] = ["sled", "files"];
 
 /// Starts a server that cannot write beyond `mib` MiB of a file. A larger write is an error instead of a signal.
-fn limited(setup: Setup, mib: usize) -> Larder {
+pub(crate) fn limited(setup: Setup, mib: usize) -> Larder {
     let serve = setup.command();
     let mut command = Command::new("sh");
     // The unit is 512 bytes.
@@ -22,13 +24,13 @@ fn limited(setup: Setup, mib: usize) -> Larder {
 }
 
 /// Changes the limit of a running server, in bytes.
-fn limit(larder: &Larder, current: Option<u64>) {
+pub(crate) fn limit(larder: &Larder, current: Option<u64>) {
     let pid = Pid::from_raw(i32::try_from(larder.pid()).unwrap());
     prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
 }
 
 /// Removes the limit of a running server.
-fn lift(larder: &Larder) {
+pub(crate) fn lift(larder: &Larder) {
     limit(larder, None);
 }
 
@@ -248,5 +250,65 @@ fn full_disk_recovers_when_space_returns() {
         larder.get(&path(&image.layers[0])).assert_outcome("larder; hit");
         drop(larder);
         let _ = Command::new("umount").arg("--lazy").arg(&data).status();
+    }
+}
+
+#[test]
+#[ignore = "mounts; .ci/stages/full-disk runs it"]
+fn min_free_holds_whatever_an_upstream_sends() {
+    const MIN_FREE: u64 = 24 << 20;
+    for kind in KINDS {
+        for fault in [Fault::Chunked, Fault::NoLength, Fault::rewrite(|_, _| {})] {
+            let registry = Registry::start();
+            let image = Image::oci(1, "linux/amd64", vec![Blob::random(1, MIB)]);
+            registry.add_image("library/app", "v1", &image);
+            let large: Vec<_> = (2..5).map(|seed| Blob::random(seed, 90 * MIB)).collect();
+            for blob in &large {
+                registry.add_blob("library/app", blob);
+            }
+            let setup = Setup::with(&registry).set("store.blobs", kind).set("store.min_free", "24MiB");
+            small_disk(&setup, 100);
+            let larder = setup.start();
+            let data = larder.setup().data();
+            let layer = path(&image.layers[0]);
+            larder.get(&layer).assert_body(&image.layers[0].bytes);
+            larder.wait_idle();
+            registry.script(When::blobs(), fault);
+            let free = || {
+                let space = rustix::fs::statvfs(&data).unwrap();
+                space.f_bavail * space.f_frsize
+            };
+            let done = AtomicBool::new(false);
+            let least = std::thread::scope(|scope| {
+                let watch = scope.spawn(|| {
+                    let mut least = free();
+                    while !done.load(Ordering::SeqCst) {
+                        least = least.min(free());
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    least
+                });
+                let pulls: Vec<_> = large
+                    .iter()
+                    .map(|blob| {
+                        let larder = &larder;
+                        scope.spawn(move || larder.get(&path(blob)).assert_body(&blob.bytes))
+                    })
+                    .collect();
+                let pulled: Vec<_> = pulls.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+                larder.wait_idle();
+                done.store(true, Ordering::SeqCst);
+                for pulled in pulled {
+                    pulled.unwrap();
+                }
+                watch.join().unwrap()
+            });
+            assert!(least >= MIN_FREE, "{kind}: {least} bytes were free");
+            registry.down();
+            larder.get(&layer).assert_outcome("larder; hit");
+            assert!(!degraded(&larder), "{kind}");
+            drop(larder);
+            let _ = Command::new("umount").arg("--lazy").arg(&data).status();
+        }
     }
 }
