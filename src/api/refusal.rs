@@ -1,5 +1,7 @@
 //! Error responses of the registry API: the only place that picks a status and an OCI error code.
 
+use std::time::Duration;
+
 use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
@@ -147,7 +149,7 @@ impl Refusal {
             }
             Self::Cache(error) => {
                 if let Some(pause) = error.retry_after() {
-                    headers.insert(RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
+                    headers.insert(RETRY_AFTER, HeaderValue::from(rounded_up(pause).max(1)));
                 }
             }
             _ => {}
@@ -155,6 +157,11 @@ impl Refusal {
         *response.body_mut() = Body::Whole(body.into());
         (response, reason)
     }
+}
+
+/// Returns the seconds of a pause. A client that comes back before its end is refused again.
+fn rounded_up(pause: Duration) -> u64 {
+    pause.as_secs().saturating_add(u64::from(pause.subsec_nanos() > 0))
 }
 
 /// Returns the status for content that the cache cannot serve.
@@ -195,6 +202,16 @@ mod tests {
 
     fn status(error: CacheError, gateway: bool) -> u16 {
         Refusal::Cache(error).response(RequestKind::ManifestTag, gateway).0.status().as_u16()
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up() {
+        for (pause, told) in [(0, "1"), (700, "1"), (1000, "1"), (1001, "2"), (2500, "3"), (60_000, "60")] {
+            let retry_after = Some(Duration::from_millis(pause));
+            let refusal = Refusal::Cache(CacheError::RateLimited { retry_after, source: None });
+            let response = refusal.response(RequestKind::ManifestTag, false).0;
+            assert_eq!(response.headers().get(RETRY_AFTER).expect("a pause"), told);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as LruCache;
 
 use crate::clock::{Clock, Timestamp};
-use crate::oci::{Digest, MediaType, Repository, Tag};
+use crate::oci::{Digest, MediaType, Repository, Tag, UpstreamName};
 use crate::store::{BlobEntry, Pointer, StoreError, StoreSession, TagFact};
 
 use super::eviction::usage::Usage;
@@ -98,6 +98,16 @@ impl CheckedPointer {
     }
 }
 
+/// Manifests for which an upstream has no referrers API.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ApiScope {
+    /// All manifests of the upstream.
+    Upstream(UpstreamName),
+    /// All manifests of a repository: behind one name there may be registries of several kinds.
+    Repository(Repository),
+    Subject(Repository, Digest),
+}
+
 #[derive(Clone, Debug)]
 struct BodyWeight;
 
@@ -118,8 +128,10 @@ pub(super) struct MemoryCache {
     /// Indexes whose children are all cached.
     pub(super) prefetched: LruCache<(Repository, Digest), ()>,
     absences: LruCache<(Repository, AbsenceKey), Instant>,
-    /// Repositories, or single manifests of a repository, for which the upstream has no referrers API.
-    missing_apis: LruCache<(Repository, Option<Digest>), Instant>,
+    /// Missing referrers APIs.
+    missing_apis: LruCache<ApiScope, Instant>,
+    /// Upstreams that have sent a list of their referrers API.
+    referrers_apis: LruCache<UpstreamName, ()>,
 }
 
 /// Manifests by repository and digest.
@@ -140,6 +152,7 @@ impl MemoryCache {
             prefetched: LruCache::new(ENTRIES),
             absences: LruCache::new(ENTRIES),
             missing_apis: LruCache::new(ENTRIES),
+            referrers_apis: LruCache::new(ENTRIES),
         }
     }
 
@@ -207,21 +220,29 @@ impl MemoryCache {
         self.absences.get(&(repository.clone(), absence.clone())).is_some_and(|until| now < until)
     }
 
-    /// Remembers until `until` that the upstream has no referrers API for a repository, or for one manifest of it.
-    pub(super) fn remember_missing_api(
-        &self,
-        repository: &Repository,
-        subject: Option<Digest>,
-        until: Instant,
-    ) {
-        self.missing_apis.insert((repository.clone(), subject), until);
+    /// Remembers a missing referrers API until the monotonic time `until`.
+    pub(super) fn remember_missing_api(&self, scope: ApiScope, until: Instant) {
+        self.missing_apis.insert(scope, until);
     }
 
-    /// Returns true while a missing referrers API is remembered for the repository or the manifest.
+    /// Returns true while a missing referrers API is remembered that concerns the manifest.
     pub(super) fn is_missing_api(&self, repository: &Repository, subject: &Digest, now: Instant) -> bool {
-        [None, Some(*subject)].into_iter().any(|subject| {
-            self.missing_apis.get(&(repository.clone(), subject)).is_some_and(|until| now < until)
-        })
+        let scopes = [
+            ApiScope::Upstream(repository.upstream.clone()),
+            ApiScope::Repository(repository.clone()),
+            ApiScope::Subject(repository.clone(), *subject),
+        ];
+        scopes.iter().any(|scope| self.missing_apis.get(scope).is_some_and(|until| now < until))
+    }
+
+    /// Remembers that an upstream has a referrers API.
+    pub(super) fn remember_api(&self, upstream: &UpstreamName) {
+        self.referrers_apis.insert(upstream.clone(), ());
+    }
+
+    /// Returns true if an upstream has sent a list of its referrers API.
+    pub(super) fn has_sent_list(&self, upstream: &UpstreamName) -> bool {
+        self.referrers_apis.get(upstream).is_some()
     }
 }
 

@@ -41,8 +41,7 @@ use std::sync::Arc;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
-use crate::oci::{Accept, Digest, Reference, Referrers, Repository, UpstreamName};
-use crate::source::Counted;
+use crate::oci::{Accept, Digest, Reference, Repository, UpstreamName};
 use crate::store::{Collected, Pointer, Store, StoreError, StoreSession, TagKey};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstreams};
@@ -51,7 +50,7 @@ pub use blob::{BlobAnswer, BlobReader, BlobSource};
 pub use error::{CacheError, CacheErrorKind};
 pub use eviction::index::{Reachability, Totals};
 pub use eviction::usage::ContentPin;
-pub use lists::{KnownReferrers, ListResult, NamePage};
+pub use lists::{KnownReferrers, ListResult, NamePage, ReferrersAnswer};
 pub use maintenance::import::{ImportError, Importer};
 pub use maintenance::remove::{RemovalReport, RemovalTarget};
 pub use maintenance::scrub::{DamagedContent, Integrity, ScrubItem, Throttle};
@@ -254,7 +253,7 @@ impl Cache {
         repository: &Repository,
         subject: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<ListResult<Counted<Referrers>>, CacheError> {
+    ) -> Result<ReferrersAnswer, CacheError> {
         self.0.referrers_lists.get(repository, subject, artifact_type).await
     }
 

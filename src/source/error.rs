@@ -18,6 +18,9 @@ pub enum SourceError {
         /// True if the source has no such lists at all, false if only this one is missing.
         lasting: bool,
     },
+    /// The referrers API redirects to another host, which fails. Such a registry has no API: ghcr.io redirects to a web page.
+    #[error("the upstream redirects its referrers API to a host that does not have it")]
+    ReferrersElsewhere,
     /// The source refused access, with or without credentials.
     #[error("the upstream refused access with {0}; check the upstream's credentials")]
     Denied(Denial),
@@ -54,6 +57,9 @@ pub enum SourceError {
     /// A failure of the source that may pass at once, with its status.
     #[error("the upstream answered with status {0}")]
     Unavailable(u16),
+    /// A failure of a host that the source redirects to, with its status. Says nothing about other requests to the source.
+    #[error("a host that the upstream redirects to answered with status {0}")]
+    TargetUnavailable(u16),
     /// A failure of the source that a retry does not cure.
     #[error("the upstream answered with {0}")]
     Failed(String),
@@ -103,7 +109,10 @@ impl fmt::Display for Denial {
 impl SourceError {
     /// Returns true if the same request to the same place may succeed at once.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::NoResponse(_) | Self::Unavailable(_))
+        matches!(
+            self,
+            Self::Unreachable(_) | Self::NoResponse(_) | Self::Unavailable(_) | Self::TargetUnavailable(_)
+        )
     }
 
     /// Returns true if no connection to the source was established. Any other failure may be limited to one request.
@@ -125,6 +134,13 @@ impl SourceError {
         }
     }
 
+    /// Returns the wait if the source refuses requests for a moment only: so short that the request can be repeated at once.
+    /// ghcr.io asks for less than a millisecond.
+    pub fn short_wait(&self) -> Option<Duration> {
+        const SHORT_WAIT: Duration = Duration::from_secs(1);
+        self.retry_after().filter(|wait| *wait < SHORT_WAIT)
+    }
+
     /// Returns true if this answer to [`head`](super::Source::head) or [`blob_size`](super::Source::blob_size) may be
     /// about the kind of request and not about the content. Some registries, proxies and signed URLs refuse `HEAD` in
     /// this way; only a request for the content itself is conclusive.
@@ -141,7 +157,7 @@ impl SourceError {
     /// Returns true if this answer to a request for a range has several possible causes: a server that refuses ranges, a
     /// signed address that has expired, or a failure.
     pub fn may_be_about_range(&self) -> bool {
-        matches!(self, Self::Denied(_) | Self::Unavailable(500))
+        matches!(self, Self::Denied(_) | Self::Unavailable(500) | Self::TargetUnavailable(500))
     }
 
     /// Returns true if the source failed. Other requests may fail too, or only those for the same content.
@@ -154,6 +170,7 @@ impl SourceError {
                 | Self::NoResponse(_)
                 | Self::Interrupted(_)
                 | Self::Unavailable(_)
+                | Self::TargetUnavailable(_)
                 | Self::Failed(_)
         )
     }
@@ -174,7 +191,7 @@ impl SourceError {
     /// Returns the distance from a definite "not found".
     fn doubt(&self) -> u8 {
         match self {
-            Self::NotFound | Self::NoReferrers { lasting: true } => 0,
+            Self::NotFound | Self::NoReferrers { lasting: true } | Self::ReferrersElsewhere => 0,
             Self::RangeNotSatisfiable | Self::NoReferrers { lasting: false } => 1,
             Self::Denied(_) => 2,
             Self::RateLimited { .. } | Self::Overloaded { .. } => 3,

@@ -117,6 +117,8 @@ impl<'u> EndpointIter<'u> {
                     | SourceError::Local(_)
                     | SourceError::Busy
                     | SourceError::TooManyDocuments => {}
+                    // The endpoint has answered with a redirect.
+                    SourceError::TargetUnavailable(_) => endpoint.health.succeeded(&attempt.path),
                     error if error.is_connection_failure() => failed(endpoint, &attempt.path, error),
                     // The head of a blob may take long. Other content of the registry is sent meanwhile.
                     SourceError::Timeout(_) if self.class == QuotaClass::Blob => {}

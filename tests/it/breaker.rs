@@ -176,8 +176,9 @@ fn rate_limit_of_another_host_does_not_pause_the_registry() {
     let larder = &fixture.larder;
     for n in 0..3 {
         assert_eq!(larder.get(&format!("/v2/org/away/manifests/v{n}")).status(), 503);
+        // A refused redirect of the referrers API means that there is no API. There is no fall-back tag either.
         let referrers = format!("/v2/library/app/referrers/{}", fixture.image.manifest.digest);
-        assert_eq!(larder.get(&referrers).status(), 503);
+        assert_eq!(larder.get(&referrers).status(), 200);
     }
     larder.get(TAG).assert_body(&fixture.image.manifest.bytes);
     larder.get(&fixture.path).assert_body(&fixture.layer.bytes);

@@ -38,6 +38,7 @@ mod faults;
 mod full_disk;
 mod fuzz;
 mod garbage;
+mod ghcr;
 mod hours;
 mod inspection;
 mod isolation;

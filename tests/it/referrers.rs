@@ -442,7 +442,9 @@ fn cached_referrers_are_added() {
             signed.tag_list(&[&signed.sbom]);
             signed.lists(&signed.get(), &[&signed.signature, &signed.sbom]);
         }
-        signed.lists(&signed.get_only(SIGNATURE), &[&signed.signature]);
+        // The index of a tag is not filtered.
+        let all = [&signed.signature, &signed.sbom];
+        signed.lists(&signed.get_only(SIGNATURE), if api { &all[..1] } else { &all });
     }
 }
 
@@ -618,11 +620,14 @@ fn list_survives_a_restart_and_an_outage() {
         assert_eq!(answer.body, before.body, "with the API: {api}");
         assert_stale(&answer);
         assert!(answer.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
-        signed.lists(&signed.get_only(SBOM), &[&signed.sbom]);
-        // The last list had no such entry.
-        let answer = signed.get_only("application/vnd.none");
-        signed.lists(&answer, &[]);
-        assert_stale(&answer);
+        // The index of a tag is not filtered. The last list of the API had no entry of the second type.
+        let all = [&signed.signature, &signed.sbom];
+        for (artifact_type, listed) in [(SBOM, &all[1..]), ("application/vnd.none", &all[..0])] {
+            let answer = signed.get_only(artifact_type);
+            signed.lists(&answer, if api { listed } else { &all });
+            assert_eq!(answer.header("oci-filters-applied"), api.then_some("artifactType"));
+            assert_stale(&answer);
+        }
         signed.registry.up();
         support::eventually("the upstream is used again", || {
             signed.get().head.outcome() == "larder; hit; detail=revalidated"

@@ -36,6 +36,15 @@ pub(in crate::cache) struct ReferrersLists {
     pointers: Arc<Pointers>,
 }
 
+/// List of referrers to serve.
+#[derive(Debug)]
+pub struct ReferrersAnswer {
+    /// The list, with the outcome of the request.
+    pub list: ListResult<Counted<Referrers>>,
+    /// True if the list contains only the entries of the requested artifact type.
+    pub is_filtered: bool,
+}
+
 impl ReferrersLists {
     pub(in crate::cache) fn new(
         storage: &Arc<Storage>,
@@ -45,18 +54,19 @@ impl ReferrersLists {
         Self { storage: Arc::clone(storage), rules: Arc::clone(rules), pointers: Arc::clone(pointers) }
     }
 
-    /// Returns the referrers of `subject`, of one artifact type if a type is given. The upstream has confirmed an empty list,
+    /// Returns the referrers of `subject`, of one artifact type if a type is given and the entries have reliable types. The upstream has confirmed an empty list,
     /// now or when it could last be asked.
     pub(in crate::cache) async fn get(
         &self,
         repository: &Repository,
         subject: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<ListResult<Counted<Referrers>>, CacheError> {
+    ) -> Result<ReferrersAnswer, CacheError> {
         let (owner, of) = (repository.clone(), *subject);
         let cached = self.storage.with_store(move |store| store.referrers(&owner, &of, CACHED_MAX)).await;
         let cached = self.storage.or_default("the cached referrers cannot be listed", cached)?;
-        let answer = self.upstream_list(repository, subject, !cached.is_empty()).await;
+        let mut is_tag = false;
+        let answer = self.upstream_list(repository, subject, !cached.is_empty(), &mut is_tag).await;
         let (manifest, outcome, age, stale, unknown) = match answer {
             Ok(PointerAnswer::Present(ManifestAnswer { manifest, outcome, age, stale })) => {
                 (Some(manifest), outcome, age, stale, false)
@@ -66,11 +76,16 @@ impl ReferrersLists {
             }
             Err(error) => (None, Outcome::Stale, None, Some(error), true),
         };
+        // The types in the index of a fall-back tag are written by clients, and are often wrong. A filter would hide signatures.
+        let artifact_type = artifact_type.filter(|_| !is_tag || manifest.is_none());
         let content = self.merge(repository, manifest, cached, artifact_type).await?;
         match stale {
             // Without a list of the upstream, an empty one would mean "not signed".
             Some(error) if unknown && content.is_empty() => Err(error),
-            stale => Ok(ListResult { content, outcome, age, stale }),
+            stale => {
+                let list = ListResult { content, outcome, age, stale };
+                Ok(ReferrersAnswer { list, is_filtered: artifact_type.is_some() })
+            }
         }
     }
 
@@ -88,12 +103,14 @@ impl ReferrersLists {
         known.await
     }
 
-    /// Returns the upstream's list from the API or the fall-back tag, or the last known state of either.
+    /// Returns the upstream's list from the API or the fall-back tag, or the last known state of either. Sets `is_tag` if the
+    /// answer is about the tag.
     async fn upstream_list(
         &self,
         repository: &Repository,
         subject: &Digest,
         has_cached: bool,
+        is_tag: &mut bool,
     ) -> Result<PointerAnswer, CacheError> {
         let api = Pointer::Referrers(repository.clone(), *subject);
         let fallback = Pointer::tag(repository, &Tag::of_referrers(subject));
@@ -108,6 +125,7 @@ impl ReferrersLists {
                     other => return other,
                 }
             }
+            *is_tag = true;
             let answer = self.pointers.resolve(&fallback, has_copy).await?;
             if let PointerAnswer::Absent(absence) = &answer {
                 self.keep_absence(&api, &fallback, absence).await?;
@@ -120,8 +138,12 @@ impl ReferrersLists {
         };
         let error = match self.pointers.last_known(&api, error).await {
             Err(same) => same,
-            known => return known,
+            known => {
+                *is_tag = false;
+                return known;
+            }
         };
+        *is_tag = true;
         match self.pointers.last_known(&fallback, error).await {
             // The tag alone says nothing about a list of the API.
             Ok(PointerAnswer::Absent(AbsenceAnswer { stale: Some(error), .. })) => Err(error),

@@ -7,19 +7,17 @@ use bytes::Bytes;
 
 use crate::cache::error::CacheError;
 use crate::cache::freshness;
-use crate::cache::memory::CachedManifest;
+use crate::cache::memory::{ApiScope, CachedManifest};
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
 use crate::source::{Source as _, SourceError};
 use crate::store::{StoreError, StoreSession, StoredManifest};
 
-/// Time for which a missing referrers API is remembered, unless tags stay fresh longer. It is remembered by repository:
-/// behind one name there may be registries of several kinds.
+/// Time for which a missing referrers API is remembered, unless tags stay fresh longer.
 const MISSING_API_TTL: Duration = Duration::from_mins(10);
 
-/// Fetches the list from the upstream. An empty list is an absence and is remembered only as long as an absent tag: a
-/// client that looks just before a signature is pushed must soon see the signature.
+/// Fetches the list from the upstream. An empty list is an absence, and not a list.
 pub(super) async fn fetch(
     storage: &Arc<Storage>,
     rules: &Rules,
@@ -27,7 +25,16 @@ pub(super) async fn fetch(
     subject: &Digest,
 ) -> Result<Arc<CachedManifest>, CacheError> {
     let upstream = rules.upstream(repository)?;
-    match upstream.referrers(&repository.name, subject, None).await {
+    let remember_missing = |scope, ttl| {
+        storage.memory.remember_missing_api(scope, storage.clock.instant() + ttl);
+        Err(CacheError::NoReferrers)
+    };
+    let missing_api_ttl = freshness::at_least_tag_ttl(MISSING_API_TTL, upstream.settings());
+    let listed = upstream.referrers(&repository.name, subject, None).await;
+    if listed.is_ok() {
+        storage.memory.remember_api(&repository.upstream);
+    }
+    match listed {
         Ok(list) if list.is_empty() => Err(CacheError::NotFound),
         Ok(list) => {
             let (list, memory) = list.into_parts();
@@ -35,15 +42,21 @@ pub(super) async fn fetch(
             drop(memory);
             kept
         }
-        Err(SourceError::NoReferrers { lasting }) => {
-            let (subject, ttl) = if lasting {
-                (None, freshness::at_least_tag_ttl(MISSING_API_TTL, upstream.settings()))
-            } else {
-                (Some(*subject), upstream.settings().negative_ttl)
-            };
-            let until = storage.clock.instant() + ttl;
-            storage.memory.remember_missing_api(repository, subject, until);
-            Err(CacheError::NoReferrers)
+        Err(SourceError::NoReferrers { lasting: true }) => {
+            remember_missing(ApiScope::Repository(repository.clone()), missing_api_ttl)
+        }
+        Err(SourceError::NoReferrers { lasting: false }) => {
+            let scope = ApiScope::Subject(repository.clone(), *subject);
+            remember_missing(scope, upstream.settings().negative_ttl)
+        }
+        // An API that has worked before fails now. Its lists may exist.
+        Err(error @ SourceError::ReferrersElsewhere)
+            if storage.memory.has_sent_list(&repository.upstream) =>
+        {
+            Err(CacheError::unreachable(error.to_string()))
+        }
+        Err(SourceError::ReferrersElsewhere) => {
+            remember_missing(ApiScope::Upstream(repository.upstream.clone()), missing_api_ttl)
         }
         Err(error) => Err(error.into()),
     }

@@ -47,6 +47,8 @@ struct Page {
     body: Bytes,
     /// Target of the link to the next page.
     next: Option<String>,
+    /// True if another host sent the page, to which the registry redirects.
+    is_elsewhere: bool,
 }
 
 /// Pages of a list, in order.
@@ -142,7 +144,7 @@ pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Counted<Referrers>
         match process(page.body.len(), move || page.referrers()).await? {
             Ok(part) => list.extend(part),
             // After a valid first page the list exists, so it is damaged and not missing.
-            Err(SourceError::NoReferrers { .. }) if !first => {
+            Err(SourceError::NoReferrers { .. } | SourceError::ReferrersElsewhere) if !first => {
                 return Err(SourceError::Invalid("a page of its list of referrers is not valid".to_owned()));
             }
             Err(error) => return Err(error),
@@ -228,6 +230,7 @@ impl<'r> Pages<'r> {
             (content_type.and_then(MediaType::from_header), link_header::next(headers));
         let size = content_length(headers);
         let status = response.status();
+        let is_elsewhere = response.url().origin() != self.request.url.origin();
         if encoded {
             self.memory.reserve(LIST_MAX, self.deadline).await?;
         }
@@ -236,7 +239,7 @@ impl<'r> Pages<'r> {
         let limits = DocumentLimits::new("list", self.bytes, whole, LIST_MAX, self.deadline);
         let body = read_document(self.http, &mut response, size, &limits, &mut self.memory).await?;
         let body = if encoded { decode_document(body, LIST_MAX)? } else { body };
-        Ok(Page { status, content_type, body, next })
+        Ok(Page { status, content_type, body, next, is_elsewhere })
     }
 }
 
@@ -252,7 +255,11 @@ impl Page {
         });
         let list = fits.then(|| Referrers::read(&self.body)).flatten();
         // A server that answers every path with an HTML page says nothing about what the registry supports.
-        list.ok_or(SourceError::NoReferrers { lasting: false })
+        list.ok_or(if self.is_elsewhere {
+            SourceError::ReferrersElsewhere
+        } else {
+            SourceError::NoReferrers { lasting: false }
+        })
     }
 
     /// Returns true if an error response is about the repository or digest, and not about the API.

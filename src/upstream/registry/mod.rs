@@ -104,7 +104,16 @@ impl Registry {
         let url = Url::parse(&format!("{}/v2/{name}/{kind}/{reference}", self.base))
             .map_err(|error| SourceError::Local(format!("no URL can be made for {name}: {error}")))?;
         let class = QuotaClass::of(&method, kind);
-        Ok(RegistryRequest { method, url, name, class, accept, range: None, accepted_statuses: &[] })
+        Ok(RegistryRequest {
+            method,
+            url,
+            name,
+            class,
+            accept,
+            range: None,
+            accepted_statuses: &[],
+            is_referrers: false,
+        })
     }
 
     async fn fetch_manifest(
@@ -234,6 +243,7 @@ impl Source for Registry {
         let accept = Some(crate::oci::media::OCI_INDEX);
         let mut request = self.request(Method::GET, name, "referrers", subject, accept)?;
         request.accepted_statuses = lists::WITHOUT_REFERRERS_API;
+        request.is_referrers = true;
         lists::referrers(self.pages(request, deadline)).await
     }
 }

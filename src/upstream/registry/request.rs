@@ -14,7 +14,7 @@ use crate::upstream::request_origin::RequestOrigin;
 use crate::upstream::status::RefusalReason;
 use crate::upstream::transport::client::HttpClient;
 use crate::upstream::transport::retry;
-use crate::upstream::transport::status::check_status;
+use crate::upstream::transport::status::check_answer;
 
 /// Largest number of redirects of one request.
 const REDIRECTS_MAX: usize = 10;
@@ -36,6 +36,8 @@ pub(crate) struct RegistryRequest<'r> {
     pub(crate) range: Option<ByteRange>,
     /// Statuses other than success that the caller reads itself.
     pub(crate) accepted_statuses: &'static [StatusCode],
+    /// True for the referrers API. A registry that redirects it to another host, which fails, has no such API.
+    pub(crate) is_referrers: bool,
 }
 
 impl RegistryRequest<'_> {
@@ -60,7 +62,19 @@ impl RegistryRequest<'_> {
                 auth.refusals.accepted(self.name);
             }
         }
-        result
+        result.map_err(|error| match error {
+            // The registry did not say how long it refuses requests. The pause is the wait that helps.
+            SourceError::RateLimited { retry_after: None } => {
+                http.quota.check(&kind).err().unwrap_or(SourceError::RateLimited { retry_after: None })
+            }
+            error => {
+                // The registry still refuses the request after all short waits.
+                if error.short_wait().is_some() {
+                    http.quota.refused(&kind, None);
+                }
+                error
+            }
+        })
     }
 
     /// Records that the registry itself refused the credentials that were sent. HEAD and lists do not count: some registries
@@ -78,9 +92,9 @@ impl RegistryRequest<'_> {
     }
 
     /// Begins a pause if the registry itself limits requests of this kind or is overloaded. A host that the registry
-    /// redirects to has limits of its own, which do not concern other requests.
+    /// redirects to has limits of its own, which do not concern other requests. A short wait needs no pause.
     fn observe_limit(&self, http: &HttpClient, auth: &Auth, url: &Url, error: &SourceError) {
-        if url.origin() != self.url.origin() {
+        if url.origin() != self.url.origin() || error.short_wait().is_some() {
             return;
         }
         let kind = RequestKind {
@@ -102,15 +116,37 @@ impl RegistryRequest<'_> {
         auth: &Auth,
         deadline: Instant,
     ) -> Result<Response, SourceError> {
-        let since = Instant::now();
         let mut url = self.url.clone();
+        let result = self.follow_from(&mut url, http, auth, deadline).await;
+        let is_elsewhere = url.origin() != self.url.origin();
+        match result {
+            Ok(response) if is_elsewhere && self.is_referrers && response.status() != StatusCode::OK => {
+                Err(SourceError::ReferrersElsewhere)
+            }
+            Err(error) if is_elsewhere && self.is_referrers => {
+                tracing::debug!(upstream = %http.upstream, %error, "the referrers API redirects to a host that fails");
+                Err(SourceError::ReferrersElsewhere)
+            }
+            Err(error) if is_elsewhere => Err(of_target(error)),
+            result => result,
+        }
+    }
+
+    async fn follow_from(
+        &self,
+        url: &mut Url,
+        http: &HttpClient,
+        auth: &Auth,
+        deadline: Instant,
+    ) -> Result<Response, SourceError> {
+        let since = Instant::now();
         let mut authorization = auth.known_authorization(self.name, deadline).await?;
         let mut challenged = Vec::with_capacity(CHALLENGES_MAX);
         let (mut redirects, mut renewed, mut repeated) = (0, false, false);
         loop {
-            http.policy.check(&url)?;
-            let response = self.send_once(http, &url, authorization.as_ref(), deadline).await;
-            let response = response.map_err(|error| self.blame(&url, error))?;
+            http.policy.check(url)?;
+            let response = self.send_once(http, url, authorization.as_ref(), deadline).await;
+            let mut response = response.map_err(|error| self.blame(url, error))?;
             let (status, origin) = (response.status(), url.origin());
             let is_challenge = status == StatusCode::UNAUTHORIZED;
             if status == StatusCode::REQUEST_TIMEOUT && !repeated {
@@ -120,7 +156,7 @@ impl RegistryRequest<'_> {
                 challenged.push(origin);
                 let headers = response.headers();
                 let answer =
-                    auth.answer_challenge(headers, &url, self.name, authorization.as_ref(), deadline).await;
+                    auth.answer_challenge(headers, url, self.name, authorization.as_ref(), deadline).await;
                 authorization = Some(answer.map_err(|error| elsewhere("its token service", error))?);
             } else if REFUSALS.contains(&status)
                 && origin == self.url.origin()
@@ -133,25 +169,25 @@ impl RegistryRequest<'_> {
                 challenged.clear();
             } else if is_challenge {
                 let error = SourceError::Denied(Denial::Unauthenticated);
-                self.observe_refusal(auth, &url, &error);
+                self.observe_refusal(auth, url, &error);
                 return Err(error);
-            } else if let Some(next) = redirect_target(&url, &response)? {
+            } else if let Some(next) = redirect_target(url, &response)? {
                 redirects += 1;
                 if redirects > REDIRECTS_MAX {
                     return Err(SourceError::Invalid(format!(
                         "it redirects more than {REDIRECTS_MAX} times"
                     )));
                 }
-                http.policy.check_redirect(&next)?;
                 if next.origin() != url.origin() {
                     authorization = None;
                 }
-                url = next;
+                *url = next;
+                http.policy.check_redirect(url)?;
             } else {
                 if !self.accepted_statuses.contains(&response.status()) {
-                    check_status(&response).inspect_err(|error| {
-                        self.observe_limit(http, auth, &url, error);
-                        self.observe_refusal(auth, &url, error);
+                    check_answer(&mut response).await.inspect_err(|error| {
+                        self.observe_limit(http, auth, url, error);
+                        self.observe_refusal(auth, url, error);
                     })?;
                 }
                 return Ok(response);
@@ -218,6 +254,14 @@ fn elsewhere(host: &str, error: SourceError) -> SourceError {
     match error {
         SourceError::Unreachable(reason) => SourceError::NoResponse(format!("{host}: {reason}")),
         SourceError::ConnectTimeout => SourceError::Timeout(format!("no connection to {host}")),
+        error => error,
+    }
+}
+
+/// Returns the error for a status of a host that the registry redirects to.
+fn of_target(error: SourceError) -> SourceError {
+    match error {
+        SourceError::Unavailable(status) => SourceError::TargetUnavailable(status),
         error => error,
     }
 }

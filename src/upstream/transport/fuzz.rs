@@ -21,6 +21,10 @@ fn retry_after_is_bounded() {
         " ",
         "GMT",
         "soon",
+        "\u{b5}s",
+        "ms",
+        "s",
+        "99999999999999999999",
     ];
     const DAY: u64 = 24 * 60 * 60;
     check!().with_test_time(TEST_TIME).with_generator(inputs()).for_each(|bytes| {

@@ -15,8 +15,34 @@ const DELAYS: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_times(2)
     .with_jitter();
 
-/// Runs `attempt` until it succeeds, fails with an error that is not retryable, or the next delay exceeds the deadline.
-pub(crate) async fn until<T, F, A>(deadline: Instant, attempt: A) -> Result<T, SourceError>
+/// Repetitions of a request that is refused for a moment only.
+const SHORT_WAITS_MAX: u32 = 8;
+/// Shortest wait before the first such repetition. It doubles with each one.
+const SHORT_WAIT_MIN: Duration = Duration::from_millis(1);
+
+/// Runs `attempt` until it succeeds, fails with an error that is not retryable, or the next delay exceeds the deadline. After a
+/// refusal for less than a second it waits as long as the upstream asks.
+pub(crate) async fn until<T, F, A>(deadline: Instant, mut attempt: A) -> Result<T, SourceError>
+where
+    F: Future<Output = Result<T, SourceError>>,
+    A: FnMut() -> F,
+{
+    for number in 0..SHORT_WAITS_MAX {
+        let error = match retried(deadline, &mut attempt).await {
+            Err(error) if error.short_wait().is_some() => error,
+            result => return result,
+        };
+        let wait = error.short_wait().unwrap_or_default().max(SHORT_WAIT_MIN * (1 << number));
+        if Instant::now() + wait >= deadline {
+            return Err(error);
+        }
+        tracing::debug!(%error, ?wait, "repeating a request that the upstream refused for a moment");
+        tokio::time::sleep(wait).await;
+    }
+    retried(deadline, &mut attempt).await
+}
+
+async fn retried<T, F, A>(deadline: Instant, attempt: A) -> Result<T, SourceError>
 where
     F: Future<Output = Result<T, SourceError>>,
     A: FnMut() -> F,
@@ -54,6 +80,11 @@ mod tests {
         assert_eq!(attempts(SourceError::Timeout(String::new()), minute).await, 1);
         assert_eq!(attempts(SourceError::RateLimited { retry_after: None }, minute).await, 1);
         assert_eq!(attempts(SourceError::NotFound, minute).await, 1);
+        let limited = |wait| SourceError::RateLimited { retry_after: Some(wait) };
+        assert_eq!(attempts(limited(Duration::from_secs(1)), minute).await, 1);
+        assert_eq!(attempts(limited(Duration::from_micros(714)), minute).await, 9);
+        assert_eq!(attempts(limited(Duration::from_millis(999)), Duration::from_millis(900)).await, 1);
+        assert_eq!(attempts(SourceError::Overloaded { retry_after: Duration::ZERO }, minute).await, 9);
         assert_eq!(attempts(unavailable(), Duration::from_millis(1)).await, 1);
     }
 }

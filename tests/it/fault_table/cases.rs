@@ -221,6 +221,7 @@ fn statuses() -> Vec<Case> {
         always("504", &ALL, vec![Fault::Status(504)]),
         always("429", &ALL, vec![Fault::Status(429)]),
         always("429, Retry-After in seconds", &ALL, vec![status(429, &[("Retry-After", "17")])]),
+        once("429 for 714.6 µs, once", &COLD, status(429, &[("Retry-After", "714.6µs")])),
         always("429, Retry-After a date", &ALL, vec![status(429, &[("Retry-After", &tomorrow)])]),
         always("401 without a challenge", &ALL, vec![status(401, &[])]),
         always("401, Basic", &ALL, vec![status(401, &[("WWW-Authenticate", "Basic realm=\"x\"")])]),
@@ -291,6 +292,18 @@ fn redirects() -> Vec<Case> {
         case("redirect to a signed URL that has expired", &[Blob], move |site| {
             site.first.script(When::any(), to_other(site));
             site.other.script(When::any(), Fault::Status(403));
+        })
+        .second(Second::RedirectTarget)
+        .setting("allow_private", true),
+        case("redirect to a host that limits requests", &MANIFEST, move |site| {
+            site.first.script(When::any(), to_other(site));
+            site.other.script(When::any(), status(429, &[("Retry-After", "3600")]));
+        })
+        .second(Second::RedirectTarget)
+        .setting("allow_private", true),
+        case("redirect to a host that fails", &COLD, move |site| {
+            site.first.script(When::any(), to_other(site));
+            site.other.script(When::any(), Fault::Status(500));
         })
         .second(Second::RedirectTarget)
         .setting("allow_private", true),
