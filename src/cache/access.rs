@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::oci::media::CANONICAL_ACCEPT;
+use crate::oci::media::UPSTREAM_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::source::{ByteRange, Source as _, SourceError};
 use crate::store::Change;
@@ -37,11 +37,11 @@ impl Access {
         self.check_absence(repository, &absence)?;
         let upstream = self.rules.upstream(repository)?;
         let reference = Reference::Digest(*digest);
-        let head = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
+        let head = upstream.head(&repository.name, &reference, UPSTREAM_ACCEPT, None).await;
         // An upstream that does not support HEAD has confirmed nothing.
         let inconclusive = head.as_ref().map_or_else(SourceError::may_be_about_head, Option::is_none);
         let confirmed = if inconclusive {
-            match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
+            match upstream.manifest(&repository.name, &reference, UPSTREAM_ACCEPT, None).await {
                 Ok(answer) => {
                     return verify_manifest(&self.storage.metrics, repository, &answer, digest);
                 }

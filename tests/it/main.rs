@@ -56,6 +56,7 @@ mod openapi;
 mod ports;
 mod proxy;
 mod pullable;
+mod quirks;
 mod quota;
 mod ranges;
 mod readers;

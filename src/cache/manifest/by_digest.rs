@@ -15,7 +15,7 @@ use crate::cache::prefetch_queue::PrefetchQueue;
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::cache::verify::verify_manifest;
-use crate::oci::media::{CANONICAL_ACCEPT, ManifestKind};
+use crate::oci::media::{ManifestKind, UPSTREAM_ACCEPT};
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::source::{SMALL_DOCUMENT, Source as _, UnverifiedManifest, process};
 use crate::store::{Change, LinkFact, StoreError, StoreSession, StoredManifest};
@@ -185,7 +185,7 @@ impl Manifests {
         }
         let upstream = self.rules.upstream(repository)?;
         let reference = Reference::Digest(*digest);
-        let answer = match upstream.manifest(&repository.name, &reference, CANONICAL_ACCEPT, None).await {
+        let answer = match upstream.manifest(&repository.name, &reference, UPSTREAM_ACCEPT, None).await {
             Ok(answer) => answer,
             Err(error) => {
                 let absence = AbsenceKey::Manifest(*digest);

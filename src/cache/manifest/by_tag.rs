@@ -6,7 +6,7 @@ use crate::cache::error::CacheError;
 use crate::cache::manifest::by_digest::{Children, Manifests};
 use crate::cache::memory::CachedManifest;
 use crate::cache::verify::{digest_of, verify_manifest};
-use crate::oci::media::CANONICAL_ACCEPT;
+use crate::oci::media::UPSTREAM_ACCEPT;
 use crate::oci::{Digest, Reference, Repository};
 use crate::source::{Source as _, UnverifiedManifest};
 use crate::store::TagKey;
@@ -29,7 +29,7 @@ impl<'a> TagRequest<'a> {
         upstream: &'a Upstream,
         key: &'a TagKey,
     ) -> Self {
-        let accept = key.variant.as_deref().unwrap_or(CANONICAL_ACCEPT);
+        let accept = key.variant.as_deref().unwrap_or(UPSTREAM_ACCEPT);
         Self { manifests, metrics, upstream, key, accept }
     }
 

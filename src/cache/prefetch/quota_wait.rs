@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::error::CacheError;
 use crate::cache::rules::Rules;
-use crate::oci::media::CANONICAL_ACCEPT;
+use crate::oci::media::UPSTREAM_ACCEPT;
 use crate::oci::{Digest, Reference, Repository, UpstreamName};
 use crate::source::Source as _;
 
@@ -45,7 +45,7 @@ impl QuotaGate {
                 () = tokio::time::sleep(self.rules.current().prefetch.quota_check) => {
                     let reference = Reference::Digest(*child);
                     // The upstream layer reads the quota from the headers of the answer; its content is not needed.
-                    let answer = upstream.head(&repository.name, &reference, CANONICAL_ACCEPT, None).await;
+                    let answer = upstream.head(&repository.name, &reference, UPSTREAM_ACCEPT, None).await;
                     tracing::debug!(%repository, success = answer.is_ok(), "quota checked for prefetch");
                 }
             }

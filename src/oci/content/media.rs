@@ -18,11 +18,21 @@ pub const DOCKER_SCHEMA1_SIGNED: &str = "application/vnd.docker.distribution.man
 /// Docker image configuration. It identifies a manifest without a media type as Docker's.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// Accept value for upstreams: all types that can be stored, and none that makes a registry convert the manifest.
+/// OCI artifact manifest, of a draft of the image-spec 1.1. Signatures and SBOMs of that time have it.
+pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+
+/// Types of images and indexes, in the order of preference. None of them makes a registry convert a manifest.
 pub const CANONICAL_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, \
 application/vnd.docker.distribution.manifest.v2+json";
+
+/// Accept value for upstreams: all types that can be stored. Some registries answer 404 for a type that is not accepted.
+pub const UPSTREAM_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
+application/vnd.oci.image.manifest.v1+json, \
+application/vnd.docker.distribution.manifest.list.v2+json, \
+application/vnd.docker.distribution.manifest.v2+json, \
+application/vnd.oci.artifact.manifest.v1+json";
 
 /// Kind of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +108,11 @@ impl fmt::Debug for MediaType {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn upstream_is_asked_for_all_types() {
+        assert_eq!(UPSTREAM_ACCEPT, format!("{CANONICAL_ACCEPT}, {OCI_ARTIFACT}"));
+    }
 
     #[test]
     fn header_parameters_are_dropped() {

@@ -61,7 +61,7 @@ impl Blob {
         self.bytes.len()
     }
 
-    fn descriptor(&self, media_type: &str) -> Value {
+    pub fn descriptor(&self, media_type: &str) -> Value {
         json!({ "mediaType": media_type, "digest": self.digest, "size": self.bytes.len() })
     }
 }
@@ -94,7 +94,7 @@ impl Document {
         self
     }
 
-    fn descriptor(&self) -> Value {
+    pub fn descriptor(&self) -> Value {
         json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len() })
     }
 }
