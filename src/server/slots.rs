@@ -123,7 +123,9 @@ impl Slots {
     fn decide(&self, client: ClientAddress, limits: &ConnectionLimits) -> Decision {
         let mut state = self.lock();
         let of_client = state.clients.get(&client).map_or(0, |client| client.connections.len());
-        if client != ClientAddress::Unix && of_client >= limits.per_client {
+        // If one client may have all connections, the limit of the port applies: it waits instead of being refused.
+        let is_limited = client != ClientAddress::Unix && limits.per_client < limits.connections;
+        if is_limited && of_client >= limits.per_client {
             state.warn(client, limits.per_client);
             if !self.reclaim(&mut state, client) {
                 if let Some(metrics) = &self.0.metrics {

@@ -278,12 +278,12 @@ fn open_files_limit_is_raised_and_leaves_a_reserve() {
     let setup = plain();
     let server = setup.command();
     let mut command = Command::new("sh");
-    // A reserve of 384 files, and two for each connection.
-    command.args(["-c", "ulimit -S -n 100; ulimit -H -n 640; exec \"$0\" \"$@\""]);
+    // A reserve of 448 files, and two for each connection.
+    command.args(["-c", "ulimit -S -n 100; ulimit -H -n 704; exec \"$0\" \"$@\""]);
     command.arg(server.get_program()).args(server.get_args());
     command.current_dir(setup.folder()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let larder = setup.start_by(&mut command);
-    assert_eq!(larder.counter("process_max_fds", &[]), 640);
+    assert_eq!(larder.counter("process_max_fds", &[]), 704);
     let warning = larder.wait_for_line("too few open files", |line| {
         line["message"].as_str().is_some_and(|text| text.contains("the limit on open files permits"))
     });
