@@ -82,6 +82,11 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// Returns true for an index that contains blobs only: a build cache. It is no image, and no client requests its referrers.
+    pub fn is_build_cache(&self) -> bool {
+        !self.children.is_empty() && !self.children.iter().any(Descriptor::is_manifest)
+    }
+
     /// Parses a document. `content_type` is the raw value of the Content-Type header, if there is one.
     ///
     /// The header determines the type if it gives a manifest type that agrees with the body. Otherwise the body does. The

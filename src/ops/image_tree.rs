@@ -101,7 +101,7 @@ pub struct ImageTree {
     pub is_index: bool,
     /// Digest of the root.
     pub digest: Digest,
-    /// True if a request for the list of referrers of the root needs no upstream.
+    /// True if no pull needs the upstream for the list of referrers of the root: it is cached, or the root is a build cache.
     pub has_list: bool,
     /// Images in the order of the index, or one image if the root is not an index.
     pub images: Vec<PlatformImage>,
@@ -151,6 +151,7 @@ impl ImageTree {
             tree.images.push(image);
         } else if let Some(index) = read(&tree.document) {
             let mut walk = IndexWalk::below(*digest, &index);
+            tree.has_list |= index.is_build_cache();
             tree.unsupported.clone_from(&index.unsupported);
             while let Some(item) = walk.next() {
                 tree.add(&mut configs, &mut walk, item)?;

@@ -89,7 +89,8 @@ struct Prefetch<'a> {
 pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &CachedManifest) -> WalkEnd {
     let Some(parsed) = parse(manifest).await else { return WalkEnd::Complete };
     // A list of the referrers of a referrer is fetched when a client asks for it.
-    let subjects = parsed.subject.is_none().then_some(manifest.digest);
+    let is_image = parsed.subject.is_none() && !parsed.is_build_cache();
+    let subjects = is_image.then_some(manifest.digest);
     let mut prefetch = Prefetch {
         scope,
         index: &index.key,
