@@ -422,9 +422,9 @@ impl Connection<'_> {
                 (0..125).try_for_each(|_| self.write(&line))?;
                 self.write("Content-Length: 0\r\n\r\n")
             }
-            H::Informational => {
-                self.hold(Duration::ZERO, || self.write("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"))
-            }
+            H::Informational => self.hold(Duration::from_millis(1), || {
+                self.write("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+            }),
             H::BadTags if request.resource == "tags" => self.bad_tags(request),
             H::WideReferrers if request.resource == "referrers" => self.wide_referrers(request),
             H::NoHead if request.is_blob() => self.hold(Duration::from_millis(50), || Ok(())),
