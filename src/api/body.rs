@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::cache::{BlobReader, CacheError};
 
+use super::multipart::Multipart;
 use super::request_log::RequestLog;
 
 /// Body of a response.
@@ -36,6 +37,8 @@ pub struct BodyStream {
 #[derive(Debug)]
 pub struct BlobBody {
     reader: BlobReader,
+    /// Several parts of the blob, instead of one.
+    parts: Option<Multipart>,
     /// Bytes that remain, where known.
     left: Option<u64>,
     sent: u64,
@@ -43,12 +46,26 @@ pub struct BlobBody {
 }
 
 impl Body {
-    pub(super) fn blob(reader: BlobReader, length: Option<u64>, log: RequestLog) -> Self {
-        Self::Blob(Box::new(BlobBody { reader, left: length, sent: 0, log }))
+    pub(super) fn blob(
+        reader: BlobReader,
+        parts: Option<Multipart>,
+        length: Option<u64>,
+        log: RequestLog,
+    ) -> Self {
+        Self::Blob(Box::new(BlobBody { reader, parts, left: length, sent: 0, log }))
     }
 
     pub(super) fn stream(chunks: mpsc::Receiver<Result<Bytes, CacheError>>, length: Option<u64>) -> Self {
         Self::Stream(BodyStream { chunks, left: length })
+    }
+}
+
+impl BlobBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
+        match &mut self.parts {
+            None => self.reader.poll_next(cx),
+            Some(parts) => parts.poll_next(&mut self.reader, cx),
+        }
     }
 }
 
@@ -71,7 +88,7 @@ impl http_body::Body for Body {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Blob(blob) => match ready!(blob.reader.poll_next(cx)) {
+            Self::Blob(blob) => match ready!(blob.poll_next(cx)) {
                 Some(Ok(bytes)) => {
                     let length = bytes.len() as u64;
                     blob.sent += length;

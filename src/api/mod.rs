@@ -5,6 +5,7 @@ mod body;
 #[cfg(test)]
 mod fuzz;
 mod host;
+mod multipart;
 mod refusal;
 mod registry;
 mod request_log;

@@ -1,6 +1,7 @@
 //! Fuzz targets of the OCI vocabulary.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use bolero::check;
 use http::HeaderMap;
@@ -173,6 +174,26 @@ fn pattern_without_special_characters_matches_itself_only() {
     });
 }
 
+/// Asserts that the parts have the bytes of the ranges, each byte once, and are in the order of the ranges.
+fn assert_parts(ranges: &[ByteRange], length: u64) {
+    let parts = ByteRange::select(ranges, length);
+    let wanted: Vec<_> = ranges.iter().filter_map(|range| range.within(length)).collect();
+    assert!(parts.iter().all(|part| part.start < part.end && part.end <= length));
+    for (n, part) in parts.iter().enumerate() {
+        assert!(parts[n + 1..].iter().all(|other| other.end <= part.start || part.end <= other.start));
+        // Both ends of a part are ends of ranges.
+        assert!(wanted.iter().any(|range| range.start == part.start));
+        assert!(wanted.iter().any(|range| range.end == part.end));
+    }
+    let place = |range: &Range<u64>| {
+        parts.iter().position(|part| part.start <= range.start && range.end <= part.end).expect("a part")
+    };
+    let mut places: Vec<_> = wanted.iter().map(place).collect();
+    let mut seen = HashSet::new();
+    places.retain(|place| seen.insert(*place));
+    assert!(places.iter().copied().eq(0..parts.len()), "{ranges:?} of {length}: {parts:?}");
+}
+
 #[test]
 fn ranges_agree_with_exact_arithmetic() {
     const WORDS: &[&str] = &["bytes=", "bytes", "=", "-", ",", " ", "0", "1-", "-5", "pages=", "+"];
@@ -195,9 +216,33 @@ fn ranges_agree_with_exact_arithmetic() {
             assert_eq!(found, (from < end).then_some((from, end)), "{text} of {length}");
         }
         let text = input.text_of(WORDS);
-        if let RangeRequest::One(range) = RangeRequest::parse(Some(&text)) {
-            assert!(range.within(length).is_none_or(|range| range.start < range.end && range.end <= length));
+        match RangeRequest::parse(Some(&text)) {
+            RangeRequest::Whole => {}
+            RangeRequest::One(range) => {
+                assert!(
+                    range.within(length).is_none_or(|range| range.start < range.end && range.end <= length)
+                );
+            }
+            RangeRequest::Several(ranges) => assert_parts(&ranges, length),
         }
+        let several: Vec<_> = (0..2 + input.below(30))
+            .map(|_| match input.below(3) {
+                0 => ByteRange::Between(input.number(), input.number()),
+                1 => ByteRange::From(input.number()),
+                _ => ByteRange::Last(input.number()),
+            })
+            .collect();
+        let texts: Vec<_> = several
+            .iter()
+            .map(|range| match range {
+                ByteRange::Between(first, last) => format!("{first}-{last}"),
+                ByteRange::From(first) => format!("{first}-"),
+                ByteRange::Last(last) => format!("-{last}"),
+            })
+            .collect();
+        let text = format!("bytes={}", texts.join(input.pick(&[",", ", ", ",,"])));
+        assert_eq!(RangeRequest::parse(Some(&text)), RangeRequest::Several(several.clone()), "{text}");
+        assert_parts(&several, length);
     });
 }
 

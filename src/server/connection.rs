@@ -31,8 +31,9 @@ use super::lingering_close::LingeringClose;
 /// writes.
 const BUFFER: usize = 400 << 10;
 
-/// Maximum size of a request head. No known client sends more. An unfinished head needs up to 1.5 times this memory.
-const HEAD_MAX: u16 = 16 << 10;
+/// Maximum size of a request head. podman asks for up to 1,024 ranges, which need 24 KiB; no known client sends more. An
+/// unfinished head needs up to 1.5 times this memory.
+const HEAD_MAX: u16 = 32 << 10;
 
 /// Time that a client has to close an idle HTTP/2 connection that was closed for a new one.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(5);

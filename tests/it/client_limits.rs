@@ -115,7 +115,7 @@ fn long_request_head_is_refused_before_it_ends() {
     let long = format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nX: {}", header(40_000));
     let answer = larder.api().raw(long.as_bytes());
     assert!(answer.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&answer));
-    let value = header(12_000);
+    let value = header(24_000);
     Client::new(larder.api_addr()).send("GET", "/v2/", &[("Authorization", &value)]).assert_body(b"{}");
 }
 

@@ -51,6 +51,7 @@ mod manifests;
 mod manual;
 mod memory;
 mod metrics;
+mod multipart;
 mod negotiation;
 mod openapi;
 mod ports;

@@ -157,20 +157,9 @@ fn broken_bypass_range_waits_for_the_fill() {
 }
 
 #[test]
-fn multiple_ranges_send_everything() {
+fn invalid_ranges_send_everything() {
     let cold = ColdBlob::new(3 * MIB);
-    let gate = cold.hold_first_get(MIB);
-    let several = "bytes=0-99,2000000-2000099";
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| cold.range(several));
-        gate.wait_reached(1);
-        gate.open();
-        let answer = waiting.join().unwrap();
-        answer.assert_body(&cold.blob.bytes);
-        assert_eq!(answer.header("content-range"), None);
-    });
-    cold.wait_filled();
-    for range in [several, "bytes=-1,0-0", "bytes=0-0, 2-2, 4-4", "lines=1-2", "bytes=x-y"] {
+    for range in ["bytes=0-0,x", "lines=1-2", "bytes=x-y"] {
         cold.range(range).assert_body(&cold.blob.bytes);
     }
     assert_eq!(cold.gets().len(), 1);

@@ -1,18 +1,27 @@
 //! Endpoint for blobs and byte ranges of blobs.
 
+use std::ops::Range;
+
 use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use crate::api::body::Body;
+use crate::api::multipart::Multipart;
 use crate::api::refusal::Refusal;
 use crate::api::response;
-use crate::cache::Cache;
-use crate::oci::{Digest, RangeRequest, Repository};
+use crate::cache::{BlobAnswer, Cache};
+use crate::oci::{ByteRange, Digest, RangeRequest, Repository};
 use crate::telemetry::Outcome;
 
-use super::request::{RegistryAnswer, RequestHead};
+use super::request::{BlobContent, RegistryAnswer, RequestHead};
+
+/// Maximum number of parts in one answer. podman asks for up to 1,024 parts.
+const PARTS_MAX: usize = 1024;
+/// Maximum number of parts of a blob that is being downloaded: parts far beyond the end of the draft are requests to the
+/// upstream.
+const UNVERIFIED_PARTS_MAX: usize = 16;
 
 /// Answers a `HEAD` request for a blob.
 pub(super) async fn blob_head(
@@ -49,30 +58,84 @@ pub(super) async fn blob(
         *answer.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(RegistryAnswer::Whole(answer, blob.outcome));
     }
-    // A stated size that is wrong spoils only a range of a blob whose upstream announces no length.
-    let size = blob.size.or(blob.size_hint);
-    let range = match (RangeRequest::parse(range_header(request, digest, blob.is_verified())), size) {
-        // Without a length there is no Content-Range, and the whole body is always a valid answer (RFC 9110, 14.2).
-        // An empty blob has no valid range, but containerd asks for `bytes=0-` of every blob and cannot handle 416.
-        (RangeRequest::Whole, _) | (_, None | Some(0)) => None,
-        (RangeRequest::One(range), Some(size)) => match range.within(size) {
-            None if blob.size.is_none() => None,
-            None => return Err(Refusal::Range(size)),
-            Some(range) => {
-                *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
-                let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-                response::insert_text(answer.headers_mut(), CONTENT_RANGE, &text);
-                Some(range)
-            }
-        },
+    let selection = select(request, digest, &blob)?;
+    let (mut parts, mut length) = (None, blob.size);
+    let range = match selection {
+        Selection::Whole => None,
+        Selection::Part(range, size) => {
+            let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+            response::insert_text(answer.headers_mut(), CONTENT_RANGE, &text);
+            length = Some(range.end - range.start);
+            Some(range)
+        }
+        Selection::Parts(first, multipart, size) => {
+            (parts, length) = (Some(multipart), Some(size));
+            Some(first)
+        }
     };
-    let length = range.as_ref().map_or(blob.size, |range| Some(range.end - range.start));
+    if range.is_some() {
+        *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
     if let Some(length) = length {
         answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     let (reader, outcome) = cache.reader(repository, digest, blob, range).await?;
     insert_blob(answer.headers_mut(), digest, outcome, reader.is_verified());
-    Ok(RegistryAnswer::Blob(answer, outcome, reader, length))
+    if let Some(parts) = &parts {
+        answer.headers_mut().insert(CONTENT_TYPE, parts.content_type());
+    }
+    let content = BlobContent { reader, parts, length };
+    Ok(RegistryAnswer::Blob(answer, outcome, Box::new(content)))
+}
+
+/// Parts of a blob that a request selects.
+enum Selection {
+    Whole,
+    /// One part, and the size of the blob.
+    Part(Range<u64>, u64),
+    /// First of several parts, the body of all parts, and its length.
+    Parts(Range<u64>, Multipart, u64),
+}
+
+/// Selects the parts of a blob that the headers `Range` and `If-Range` name.
+fn select(request: &RequestHead<'_>, digest: &Digest, blob: &BlobAnswer) -> Result<Selection, Refusal> {
+    let is_verified = blob.is_verified();
+    // A stated size that is wrong spoils only a range of a blob whose upstream announces no length.
+    //
+    // Without a length there is no Content-Range, and the whole body is always a valid answer (RFC 9110, 14.2).
+    // An empty blob has no valid range, but containerd asks for `bytes=0-` of every blob and cannot handle 416.
+    let Some(size) = blob.size.or(blob.size_hint).filter(|size| *size > 0) else {
+        return Ok(Selection::Whole);
+    };
+    let ranges = match RangeRequest::parse(range_header(request, digest, is_verified)) {
+        RangeRequest::Whole => return Ok(Selection::Whole),
+        RangeRequest::One(range) => {
+            return match range.within(size) {
+                Some(range) => Ok(Selection::Part(range, size)),
+                None if blob.size.is_none() => Ok(Selection::Whole),
+                None => Err(Refusal::Range(size)),
+            };
+        }
+        RangeRequest::Several(ranges) => ranges,
+    };
+    let parts = ByteRange::select(&ranges, size);
+    let most = if is_verified { PARTS_MAX } else { UNVERIFIED_PARTS_MAX };
+    match parts.as_slice() {
+        [] if is_verified => Err(Refusal::Range(size)),
+        [part] => Ok(Selection::Part(part.clone(), size)),
+        [first, _, ..] if parts.len() <= most => {
+            let (first, is_ascending) = (first.clone(), parts.is_sorted_by_key(|part| part.start));
+            let multipart = Multipart::new(parts, size);
+            match multipart.length() {
+                Some(length) if is_ascending || blob.is_rereadable() => {
+                    Ok(Selection::Parts(first, multipart, length))
+                }
+                _ => Ok(Selection::Whole),
+            }
+        }
+        // Too many parts; or none, but the length may be wrong.
+        _ => Ok(Selection::Whole),
+    }
 }
 
 /// Inserts the headers of a blob.

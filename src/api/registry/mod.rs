@@ -77,9 +77,9 @@ impl RegistryApi {
             (Ok(()), None) => Err(Refusal::NoSuchPath),
         };
         match result {
-            Ok(RegistryAnswer::Blob(mut response, outcome, reader, length)) => {
+            Ok(RegistryAnswer::Blob(mut response, outcome, blob)) => {
                 finish_head(&request, &mut log, &mut response, outcome, via);
-                *response.body_mut() = Body::blob(reader, length, log);
+                *response.body_mut() = Body::blob(blob.reader, blob.parts, blob.length, log);
                 response
             }
             Ok(RegistryAnswer::Whole(mut response, outcome)) => {

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, Response};
 
 use crate::api::body::Body;
 use crate::api::host;
+use crate::api::multipart::Multipart;
 use crate::api::route::RegistryQuery;
 use crate::cache::BlobReader;
 use crate::telemetry::Outcome;
@@ -38,8 +39,17 @@ impl<'a> RequestHead<'a> {
 pub(super) enum RegistryAnswer {
     /// Response whose body, if any, is in memory.
     Whole(Response<Body>, Outcome),
-    /// Head of a response whose body is read from the cache; its length, where known.
-    Blob(Response<Body>, Outcome, BlobReader, Option<u64>),
+    /// Head of a response whose body is read from the cache.
+    Blob(Response<Body>, Outcome, Box<BlobContent>),
+}
+
+/// Content of a blob that is sent.
+pub(super) struct BlobContent {
+    pub(super) reader: BlobReader,
+    /// Several parts of the blob, instead of one.
+    pub(super) parts: Option<Multipart>,
+    /// Length of the body, where known.
+    pub(super) length: Option<u64>,
 }
 
 /// Returns a JSON document.

@@ -1,7 +1,6 @@
 //! Answer to a request for a blob.
 
-use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::cache::eviction::usage::ContentPin;
 use crate::cache::fills::FillPhase;
@@ -39,6 +38,14 @@ impl BlobAnswer {
             None => matches!(self.outcome, Outcome::Hit | Outcome::Revalidated),
         }
     }
+
+    /// Returns true if bytes that were read can be read again. The draft of a blob that is not stored releases them.
+    pub fn is_rereadable(&self) -> bool {
+        match &self.source {
+            Some(BlobSource::Filling(follower)) => follower.draft().is_kept(),
+            Some(BlobSource::Stored(..)) | None => true,
+        }
+    }
 }
 
 /// Source of a blob's bytes.
@@ -48,8 +55,6 @@ pub enum BlobSource {
     Stored(OpenBlob, ContentPin),
     /// Draft of a running fill.
     Filling(Follower),
-    /// Range that the draft does not have yet, passed through from the upstream. The draft provides the rest.
-    Passing(mpsc::Receiver<Bytes>, Follower),
 }
 
 impl BlobSource {
@@ -58,7 +63,6 @@ impl BlobSource {
         match self {
             Self::Stored(..) => true,
             Self::Filling(follower) => follower.draft().progress().end == Some(DraftEnd::Verified),
-            Self::Passing(..) => false,
         }
     }
 }

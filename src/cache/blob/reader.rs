@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use crate::cache::blob::answer::{BlobAnswer, BlobSource};
 use crate::cache::blob::blobs::Blobs;
 use crate::cache::error::{CacheError, CacheErrorKind};
 use crate::cache::eviction::usage::ContentPin;
 use crate::oci::{Digest, Repository};
-use crate::store::{Draft, DraftEnd, OpenBlob, Progress, Store, StoreError, Work};
+use crate::store::{Draft, DraftEnd, Follower, OpenBlob, Progress, Store, StoreError, Work};
 use crate::telemetry::Outcome;
 
 /// Bytes of one read from the store. Reads run off the async threads, and the next one runs while the last one is sent.
@@ -29,6 +29,12 @@ const PASSTHROUGH_DISTANCE: u64 = 8 << 20;
 pub struct BlobReader {
     blobs: Arc<Blobs>,
     source: BlobSource,
+    /// Bytes that the draft does not have yet, passed through from the upstream. The draft provides the rest.
+    passing: Option<mpsc::Receiver<Bytes>>,
+    /// Request for bytes to pass through.
+    opening: Option<Opening>,
+    /// Repository and digest of a running fill.
+    filled: Option<Box<(Repository, Digest)>>,
     /// Offset of the next read.
     at: u64,
     /// Offset of the end; `None` if unknown.
@@ -40,6 +46,9 @@ pub struct BlobReader {
     /// Running reads, in the order of their bytes.
     steps: VecDeque<ReadStep>,
 }
+
+/// Request for a range to pass through. `None` if the upstream does not send it.
+type Opening = Pin<Box<dyn Future<Output = Option<mpsc::Receiver<Bytes>>> + Send>>;
 
 /// Running read.
 struct ReadStep {
@@ -87,34 +96,43 @@ impl Blobs {
         range: Option<Range<u64>>,
     ) -> Result<(BlobReader, Outcome), CacheError> {
         let size_hint = if blob.size.is_none() { blob.size_hint } else { None };
-        let mut source = blob.source.ok_or(CacheError::Interrupted)?;
-        let mut outcome = blob.outcome;
-        source = match (source, &range) {
-            (BlobSource::Filling(follower), Some(range)) => {
-                follower.moved(range.start);
-                let draft = follower.draft();
-                let is_far = range.start > draft.progress().readable().saturating_add(PASSTHROUGH_DISTANCE);
-                let chunks =
-                    if is_far { self.pass_through(repository, digest, range, draft).await } else { None };
-                match chunks {
-                    Some(chunks) => {
-                        outcome = Outcome::Bypass;
-                        BlobSource::Passing(chunks, follower)
-                    }
-                    None => BlobSource::Filling(follower),
-                }
+        let source = blob.source.ok_or(CacheError::Interrupted)?;
+        let (mut outcome, mut passing, mut filled) = (blob.outcome, None, None);
+        if let (BlobSource::Filling(follower), Some(range)) = (&source, &range) {
+            follower.moved(range.start);
+            if is_far(follower, range) {
+                passing = self.pass_through(repository, digest, range, follower.draft()).await;
             }
-            (source, _) => source,
-        };
+            if passing.is_some() {
+                outcome = Outcome::Bypass;
+            }
+            filled = Some(Box::new((repository.clone(), *digest)));
+        }
         let size = match &source {
             BlobSource::Stored(blob, _) => Some(blob.entry().size()),
-            BlobSource::Filling(_) | BlobSource::Passing(..) => None,
+            BlobSource::Filling(_) => None,
         };
         let at = range.as_ref().map_or(0, |range| range.start);
         let end = range.map(|range| range.end).or(size);
-        let (blobs, ready, steps) = (Arc::clone(self), VecDeque::new(), VecDeque::new());
-        Ok((BlobReader { blobs, source, at, end, size_hint, ready, steps }, outcome))
+        let reader = BlobReader {
+            blobs: Arc::clone(self),
+            source,
+            passing,
+            opening: None,
+            filled,
+            at,
+            end,
+            size_hint,
+            ready: VecDeque::new(),
+            steps: VecDeque::new(),
+        };
+        Ok((reader, outcome))
     }
+}
+
+/// Returns true if a range is so far beyond the end of a draft that it is passed through.
+fn is_far(follower: &Follower, range: &Range<u64>) -> bool {
+    range.start > follower.draft().progress().readable().saturating_add(PASSTHROUGH_DISTANCE)
 }
 
 impl BlobReader {
@@ -130,16 +148,48 @@ impl BlobReader {
 
     /// Returns true if the bytes are known to match the digest of the blob.
     pub fn is_verified(&self) -> bool {
-        self.source.is_verified()
+        self.passing.is_none() && self.source.is_verified()
+    }
+
+    /// Continues with another range of the blob, after the bytes of the last one.
+    pub fn move_to(&mut self, range: Range<u64>) {
+        (self.passing, self.opening) = (None, None);
+        self.ready.clear();
+        self.steps.clear();
+        (self.at, self.end) = (range.start, Some(range.end));
+        let BlobSource::Filling(follower) = &self.source else { return };
+        follower.moved(range.start);
+        if is_far(follower, &range)
+            && let Some(filled) = &self.filled
+        {
+            let (blobs, filled) = (Arc::clone(&self.blobs), filled.clone());
+            let draft = Arc::clone(follower.draft());
+            let opening = async move { blobs.pass_through(&filled.0, &filled.1, &range, &draft).await };
+            self.opening = Some(Box::pin(opening));
+        }
+    }
+
+    /// Returns the next bytes of a range that is passed through; `None` if the draft or the store has the rest.
+    fn poll_passing(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(opening) = &mut self.opening {
+            self.passing = ready!(opening.as_mut().poll(cx));
+            self.opening = None;
+        }
+        let Some(chunks) = &mut self.passing else { return Poll::Ready(None) };
+        let bytes = ready!(chunks.poll_recv(cx));
+        match (&bytes, &self.source) {
+            (Some(bytes), BlobSource::Filling(follower)) => {
+                self.at += bytes.len() as u64;
+                follower.moved(self.at);
+            }
+            _ => self.passing = None,
+        }
+        Poll::Ready(bytes)
     }
 
     /// Returns the next bytes, or `None` at the end. After an error the rest must not be sent.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
-        if let BlobSource::Passing(chunks, follower) = &mut self.source
-            && let Some(bytes) = ready!(chunks.poll_recv(cx))
-        {
-            self.at += bytes.len() as u64;
-            follower.moved(self.at);
+        if let Some(bytes) = ready!(self.poll_passing(cx)) {
             return Poll::Ready(Some(Ok(bytes)));
         }
         loop {
@@ -163,7 +213,7 @@ impl BlobReader {
             match read {
                 Ok(read) if read.is_empty() => return Poll::Ready(None),
                 Ok(read) => {
-                    if let BlobSource::Filling(follower) | BlobSource::Passing(_, follower) = &self.source {
+                    if let BlobSource::Filling(follower) = &self.source {
                         self.at += read.iter().map(|bytes| bytes.len() as u64).sum::<u64>();
                         follower.moved(self.at);
                     }
@@ -184,7 +234,7 @@ impl BlobReader {
             // The operating system reads ahead.
             BlobSource::Stored(blob, _) if blob.has_read_ahead() => {}
             // The next bytes of a draft may not have arrived yet, so there is at most one read.
-            BlobSource::Filling(_) | BlobSource::Passing(..) => {
+            BlobSource::Filling(_) => {
                 if self.steps.is_empty() && !self.is_at_end() {
                     self.start_step(None);
                 }
@@ -206,7 +256,7 @@ impl BlobReader {
     fn read_now(&self) -> Option<Bytes> {
         match &self.source {
             BlobSource::Stored(blob, _) => blob.read_now(self.at..self.end.unwrap_or(blob.entry().size())),
-            BlobSource::Filling(_) | BlobSource::Passing(..) => None,
+            BlobSource::Filling(_) => None,
         }
     }
 
@@ -227,8 +277,7 @@ impl BlobReader {
                     Box::pin(async move { read.await.map_err(|_| CacheError::Interrupted)? })
                 }
             }
-            // A range that is passed through has ended, and the draft provides the rest.
-            BlobSource::Filling(follower) | BlobSource::Passing(_, follower) => {
+            BlobSource::Filling(follower) => {
                 let draft = follower.draft();
                 let blobs = Arc::clone(&self.blobs);
                 let (at, end, hint) = (self.at, self.end, self.size_hint);
