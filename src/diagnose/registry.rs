@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, HeaderValue, StatusCode};
-use reqwest::Response;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use reqwest::{Request, Response};
 use tokio::time::Instant;
 use url::Url;
 
@@ -140,11 +140,11 @@ impl RegistryCheck<'_> {
     async fn get(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Response, SourceError> {
         let http = &self.registry.http;
         http.policy.check(url)?;
-        let mut request = http.client.get(url.clone());
+        let mut request = Request::new(Method::GET, url.clone());
         if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
-        let answer = http.send(request, url, "GET", http.timeouts.head, self.deadline()).await?;
+        let answer = http.send(request, http.timeouts.head, self.deadline()).await?;
         http.quota.observe(answer.headers());
         Ok(answer)
     }

@@ -54,6 +54,34 @@ fn hostile_images_leave_the_others(blobs: &str) {
     assert!(!log.contains("panicked"), "{log}");
 }
 
+/// The registry may write what fits into the buffers of a connection before it learns that the connection is closed.
+#[test]
+fn informational_responses_without_end_end_the_request() {
+    const BUFFERS: usize = 16 << 20;
+    let registry = HostileRegistry::start();
+    let larder = Setup::empty()
+        .upstream_set("docker.io", "endpoints", vec![registry.url()])
+        .upstream_set("docker.io", "default", true)
+        .start();
+    let repository = Hostility::Informational.repository();
+    let image = registry.image(&repository, 0);
+    let paths = [
+        "manifests/v0".to_owned(),
+        format!("manifests/{}", image.manifest.digest),
+        format!("blobs/{}", image.layers[0].digest),
+    ];
+    for path in paths {
+        let answer = larder.api().get(&format!("/v2/{repository}/{path}"));
+        assert_eq!(answer.status(), 502, "{path}: {}", answer.text());
+        assert!(answer.text().contains("informational responses without end"), "{path}: {}", answer.text());
+    }
+    assert!(registry.hostile_answers() > 0);
+    assert!(registry.informational_bytes() < BUFFERS, "{} bytes", registry.informational_bytes());
+    // Says nothing about other images of the upstream.
+    let healthy = registry.image("team/app", 0);
+    pull(larder.api(), "team/app", 0, &healthy).unwrap();
+}
+
 #[test]
 #[ignore = "needs an optimised build"]
 fn hostile_images_leave_the_others_in_sled() {

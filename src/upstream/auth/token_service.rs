@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use quick_cache::sync::Cache;
-use reqwest::{RequestBuilder, Response};
+use reqwest::{Request, Response};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use url::{Url, form_urlencoded};
@@ -14,7 +14,7 @@ use url::{Url, form_urlencoded};
 use super::authorization::{CredentialId, basic, bearer};
 use crate::config::docker::Credential;
 use crate::source::{Denial, SourceError};
-use crate::upstream::transport::client::{HttpClient, to_source_error};
+use crate::upstream::transport::client::{HttpClient, to_body_error};
 use crate::upstream::transport::status::check_status;
 
 /// Number of sessions that are remembered.
@@ -131,10 +131,11 @@ impl TokenService {
 
     /// Requests a token by POST (`oauth.md`).
     async fn post(&self, key: &TokenKey, token: &str, deadline: Instant) -> Result<IssuedToken, SourceError> {
-        let request = self.http.client.post(key.realm.clone());
-        let request =
-            request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form(key, token));
-        self.send(request, &key.realm, "POST", deadline).await
+        let mut request = Request::new(Method::POST, key.realm.clone());
+        let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+        request.headers_mut().insert(CONTENT_TYPE, form_type);
+        *request.body_mut() = Some(form(key, token).into());
+        self.send(request, deadline).await
     }
 
     /// Requests a token by GET (`token.md`).
@@ -156,26 +157,20 @@ impl TokenService {
                 query.append_pair("scope", &key.scope);
             }
         }
-        let mut request = self.http.client.get(url.clone());
+        let mut request = Request::new(Method::GET, url);
         if let Some(basic) = basic {
-            request = request.header(AUTHORIZATION, basic);
+            request.headers_mut().insert(AUTHORIZATION, basic);
         }
-        self.send(request, &url, "GET", deadline).await
+        self.send(request, deadline).await
     }
 
-    async fn send(
-        &self,
-        request: RequestBuilder,
-        url: &Url,
-        method: &str,
-        deadline: Instant,
-    ) -> Result<IssuedToken, SourceError> {
-        let mut response = self.http.send(request, url, method, self.http.timeouts.head, deadline).await?;
+    async fn send(&self, request: Request, deadline: Instant) -> Result<IssuedToken, SourceError> {
+        let mut response = self.http.send(request, self.http.timeouts.head, deadline).await?;
         check_service_status(&response)?;
         let mut body = Vec::new();
         loop {
             let chunk = timeout_at(deadline, response.chunk()).await.map_err(|_| late())?;
-            let Some(chunk) = chunk.map_err(|error| to_source_error(&self.http.upstream, error))? else {
+            let Some(chunk) = chunk.map_err(|error| to_body_error(&self.http.upstream, error))? else {
                 break;
             };
             if body.len() + chunk.len() > RESPONSE_MAX {

@@ -26,7 +26,8 @@ use super::error::BuildError;
 use super::quota::{Quota, QuotaClass};
 use super::settings::{ConnectionSettings, RegistryLogin, ServerLogins};
 use super::transport::address::{Policy, Resolver};
-use super::transport::client::{HttpClient, causes};
+use super::transport::client::{HttpClient, text_of};
+use super::transport::pool::Pool;
 use super::transport::proxy::Proxies;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::source::gunzip::decode_document;
@@ -82,11 +83,12 @@ impl Registry {
     /// Returns an error if the registry does not respond to a request for `/v2/` within `limit`. Any status but a failure
     /// of the server is a response: the registry may want credentials, or have no such path.
     pub(crate) async fn probe(&self, limit: Duration) -> Result<(), SourceError> {
-        let sent = self.http.client.get(format!("{}/v2/", self.base)).send();
+        let url = Url::parse(&format!("{}/v2/", self.base));
+        let url = url.map_err(|error| SourceError::Local(format!("no URL can be made: {error}")))?;
+        let sent = self.http.pool.send(reqwest::Request::new(Method::GET, url));
         let response =
             timeout(limit, sent).await.map_err(|_| SourceError::Timeout("the probe".to_owned()))?;
-        let status =
-            response.map_err(|error| SourceError::Unreachable(causes(&error.without_url())))?.status();
+        let status = response.map_err(|error| SourceError::Unreachable(text_of(&error)))?.status();
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             return Err(SourceError::Unavailable(status.as_u16()));
         }
@@ -284,17 +286,11 @@ fn http_client(
     let policy = Arc::new(policy.with_proxies(proxies.hosts()));
     let tls = tls::client_config(name.as_str(), &connection.tls)
         .map_err(|error| BuildError::tls(name.as_str(), error))?;
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .user_agent(USER_AGENT)
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .connect_timeout(context.timeouts.connect)
-        .dns_resolver(Arc::new(Resolver::new(&policy)));
-    let client = proxies.apply(client).and_then(reqwest::ClientBuilder::build);
+    let (proxies, resolver) = (Arc::new(proxies), Resolver::new(&policy));
+    let pool = Pool::new(resolver, Arc::clone(&proxies), tls, USER_AGENT, context.timeouts.connect);
     Ok(HttpClient {
         upstream: name.clone(),
-        client: client.map_err(|error| broken(causes(&error)))?,
+        pool,
         proxies,
         policy,
         metrics: Arc::clone(&context.metrics),

@@ -1,8 +1,8 @@
 //! One request to a registry, until it is answered: authentication, redirects, retries and metrics.
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, VIA};
-use http::{HeaderValue, Method, StatusCode};
-use reqwest::Response;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use reqwest::{Request, Response};
 use tokio::time::Instant;
 use url::Url;
 
@@ -212,29 +212,15 @@ impl RegistryRequest<'_> {
         authorization: Option<&HeaderValue>,
         deadline: Instant,
     ) -> Result<Response, SourceError> {
-        let mut request = http
-            .client
-            .request(self.method.clone(), url.clone())
-            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(accept) = self.accept {
-            request = request.header(ACCEPT, accept);
-        }
-        if let Some(range) = self.range {
-            request = request.header(RANGE, range_header(range));
-        }
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
+        let mut request = Request::new(self.method.clone(), url.clone());
         let is_own = url.origin() == self.url.origin();
-        if is_own {
-            request = request.header(VIA, RequestOrigin::current().hops.followed_by(http.identity));
-        }
+        self.add_headers(http, is_own, authorization, request.headers_mut())?;
         let started = Instant::now();
         let timeout = match self.class {
             QuotaClass::Blob => http.timeouts.blob_head,
             _ => http.timeouts.head,
         };
-        let result = http.send(request, url, self.method.as_str(), timeout, deadline).await;
+        let result = http.send(request, timeout, deadline).await;
         let status = result.as_ref().ok().map(|response| response.status().as_u16());
         let took = started.elapsed();
         // A host that the registry redirects to has a quota of its own, if any.
@@ -246,6 +232,35 @@ impl RegistryRequest<'_> {
         }
         http.metrics.upstream_request(http.upstream.as_str(), self.method.as_str(), status, took);
         result
+    }
+
+    /// Adds the headers of this request. `is_own` is false for another host that the registry redirects to.
+    fn add_headers(
+        &self,
+        http: &HttpClient,
+        is_own: bool,
+        authorization: Option<&HeaderValue>,
+        headers: &mut HeaderMap,
+    ) -> Result<(), SourceError> {
+        let value = |text: &str| {
+            HeaderValue::from_str(text)
+                .map_err(|_| SourceError::Local("the request cannot be built".to_owned()))
+        };
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(accept) = self.accept {
+            headers.insert(ACCEPT, value(accept)?);
+        }
+        if let Some(range) = self.range {
+            headers.insert(RANGE, value(&range_header(range))?);
+        }
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if is_own {
+            let via = RequestOrigin::current().hops.followed_by(http.identity);
+            headers.insert(VIA, value(&via)?);
+        }
+        Ok(())
     }
 }
 

@@ -6,12 +6,17 @@
 //! policy applies.
 
 use std::fmt;
+use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::vec;
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tower_service::Service;
 use url::{Host, Url};
 
 use crate::source::SourceError;
@@ -123,8 +128,11 @@ impl std::error::Error for PrivateAddress {}
 /// servers do not answer.
 const LOOKUPS_MAX: usize = 4;
 
+/// Addresses of a name, or the reason why it has none.
+type Resolved = Result<vec::IntoIter<SocketAddr>, Box<dyn std::error::Error + Send + Sync>>;
+
 /// System resolver that applies a [`Policy`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Resolver {
     policy: Arc<Policy>,
     lookups: Arc<Semaphore>,
@@ -136,27 +144,37 @@ impl Resolver {
     }
 }
 
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (policy, lookups) = (Arc::clone(&self.policy), Arc::clone(&self.lookups));
-        Box::pin(async move {
-            let permit = lookups.acquire_owned().await?;
-            let host = name.as_str().to_owned();
-            let looking = spawn_blocking(move || {
-                // Held until the thread is free: a caller that gives up does not end the look-up.
-                let _permit = permit;
-                (host.as_str(), 0).to_socket_addrs()
-            });
-            let found = looking.await??;
-            let host = Host::Domain(name.as_str());
-            let free = policy.allow_private || same(&policy.own, &host) || policy.is_proxy(&host);
-            let permitted: Vec<SocketAddr> =
-                found.filter(|address| free || !is_private(address.ip())).collect();
-            if permitted.is_empty() && !free {
-                return Err(PrivateAddress::of(name.as_str()).into());
-            }
-            Ok(Box::new(permitted.into_iter()) as Addrs)
-        })
+impl Resolver {
+    async fn resolve(self, name: String) -> Resolved {
+        let permit = self.lookups.acquire_owned().await?;
+        let host = name.clone();
+        let looking = spawn_blocking(move || {
+            // Held until the thread is free: a caller that gives up does not end the look-up.
+            let _permit = permit;
+            (host.as_str(), 0).to_socket_addrs()
+        });
+        let found = looking.await??;
+        let (policy, host) = (self.policy, Host::Domain(name.as_str()));
+        let free = policy.allow_private || same(&policy.own, &host) || policy.is_proxy(&host);
+        let permitted: Vec<SocketAddr> = found.filter(|address| free || !is_private(address.ip())).collect();
+        if permitted.is_empty() && !free {
+            return Err(PrivateAddress::of(&name).into());
+        }
+        Ok(permitted.into_iter())
+    }
+}
+
+impl Service<Name> for Resolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Resolved> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        Box::pin(self.clone().resolve(name.as_str().to_owned()))
     }
 }
 
@@ -294,10 +312,7 @@ mod tests {
     #[tokio::test]
     async fn resolver_checks_the_addresses_of_names() {
         let resolve = |policy: Policy| async move {
-            Resolver::new(&Arc::new(policy))
-                .resolve("localhost".parse().expect("a name"))
-                .await
-                .map(Iterator::count)
+            Resolver::new(&Arc::new(policy)).resolve("localhost".to_owned()).await.map(Iterator::count)
         };
         let error = resolve(policy("https://ghcr.io", false)).await.expect_err("refused");
         assert!(error.is::<PrivateAddress>() && error.to_string().contains("allow_private"));

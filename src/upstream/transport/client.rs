@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
-use reqwest::{RequestBuilder, Response};
+use reqwest::{Request, Response};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use url::Url;
 
 use super::address::{Policy, PrivateAddress};
+use super::connector::ConnectTimedOut;
 use super::peer::Peer;
+use super::pool::{Pool, RequestError};
 use super::proxy::Proxies;
 use crate::clock::{self, Clock};
 use crate::oci::UpstreamName;
@@ -26,8 +28,8 @@ use crate::upstream::via::ServerId;
 #[derive(Debug)]
 pub(crate) struct HttpClient {
     pub(crate) upstream: UpstreamName,
-    pub(crate) client: reqwest::Client,
-    pub(crate) proxies: Proxies,
+    pub(crate) pool: Pool,
+    pub(crate) proxies: Arc<Proxies>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) timeouts: Timeouts,
@@ -51,17 +53,18 @@ impl HttpClient {
     /// Sends one request and waits for the head of its response, at most for `timeout` and until `deadline`.
     pub(crate) async fn send(
         &self,
-        request: RequestBuilder,
-        url: &Url,
-        method: &str,
+        request: Request,
         timeout: Duration,
         deadline: Instant,
     ) -> Result<Response, SourceError> {
         let started = Instant::now();
         let limit = deadline.min(started + timeout);
+        let (url, method) = (&request.url().clone(), request.method().clone());
+        let method = method.as_str();
         let (host, path) = (url.host_str(), self.shown_path(url));
         let span = trace::call(self.upstream.as_str(), method, host, path);
-        let response = tokio::time::timeout_at(limit, request.send()).instrument(span.clone()).await;
+        let sent = self.pool.send(request);
+        let response = tokio::time::timeout_at(limit, sent).instrument(span.clone()).await;
         let result = response.map_or_else(
             |_| {
                 // Clients must not see where a redirect leads.
@@ -106,27 +109,49 @@ impl HttpClient {
     }
 }
 
-/// Converts the HTTP client's error before a response. Clients see the kind of failure only. The log has addresses and
-/// hosts, but never the URL, which may be a signed one.
-pub(crate) fn to_source_error(upstream: &UpstreamName, error: reqwest::Error) -> SourceError {
-    let error = error.without_url();
-    tracing::warn!(%upstream, error = causes(&error), "request to the upstream failed");
+/// Converts an error before a response. Clients see the kind of failure only. The log has addresses and hosts, but never the
+/// URL, which may be a signed one.
+pub(crate) fn to_source_error(upstream: &UpstreamName, error: RequestError) -> SourceError {
+    let error = match error {
+        RequestError::Malformed(error) => {
+            tracing::warn!(%upstream, error = causes(&error.without_url()), "request cannot be built");
+            return SourceError::Local("the request cannot be built; see the log".to_owned());
+        }
+        RequestError::Flood => {
+            tracing::warn!(%upstream, "the upstream sends informational responses without end");
+            return SourceError::Invalid("it sends informational responses without end".to_owned());
+        }
+        RequestError::Failed(error) => error,
+    };
+    tracing::warn!(%upstream, error = text_of(&error), "request to the upstream failed");
     if let Some(private) = chain(&error).find_map(|cause| cause.downcast_ref::<PrivateAddress>()) {
         SourceError::Invalid(private.to_string())
-    } else if error.is_builder() {
-        SourceError::Local("the request cannot be built; see the log".to_owned())
-    } else if error.is_timeout() {
+    } else if chain(&error).any(<dyn Error>::is::<ConnectTimedOut>) {
         SourceError::ConnectTimeout
     } else if error.is_connect() {
-        SourceError::Unreachable(failure_reason(&error).to_owned())
+        SourceError::Unreachable(
+            failure_reason(&error).unwrap_or("no connection was established; see the log").to_owned(),
+        )
     } else {
-        SourceError::NoResponse(failure_reason(&error).to_owned())
+        broken(&error)
     }
 }
 
+/// Converts an error of the body of a response that is read as a whole.
+pub(crate) fn to_body_error(upstream: &UpstreamName, error: reqwest::Error) -> SourceError {
+    let error = error.without_url();
+    tracing::warn!(%upstream, error = causes(&error), "response of the upstream was interrupted");
+    broken(&error)
+}
+
+fn broken(error: &(dyn Error + 'static)) -> SourceError {
+    let reason = failure_reason(error).unwrap_or("the connection broke before the response");
+    SourceError::NoResponse(reason.to_owned())
+}
+
 /// Returns the reason of a failure without names and addresses.
-fn failure_reason(error: &reqwest::Error) -> &'static str {
-    let by_cause = chain(error).find_map(|cause| match tls_error(cause) {
+fn failure_reason(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    chain(error).find_map(|cause| match tls_error(cause) {
         Some(rustls::Error::InvalidCertificate(_)) => {
             Some("its certificate is not trusted; if it should be, name its authority in ca_file")
         }
@@ -139,17 +164,12 @@ fn failure_reason(error: &reqwest::Error) -> &'static str {
             }
             _ => None,
         },
-    });
-    by_cause.unwrap_or(if error.is_connect() {
-        "no connection was established; see the log"
-    } else {
-        "the connection broke before the response"
     })
 }
 
-/// Iterates over the causes of an error, the direct one first.
-fn chain<'e>(error: &'e reqwest::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
-    std::iter::successors(error.source(), |cause| (*cause).source())
+/// Iterates over an error and its causes, the direct one first.
+fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |cause| (*cause).source())
 }
 
 /// Returns the TLS error in a cause, also from inside an I/O error, which hides it from the chain.
@@ -159,6 +179,11 @@ fn tls_error<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> 
 
 /// Formats the causes of an error on one line, without the HTTP client's own text if there is a cause below it.
 pub(crate) fn causes(error: &reqwest::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), text_of)
+}
+
+/// Formats an error and its causes on one line.
+pub(crate) fn text_of(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
     for cause in chain(error) {
         let text = cause.to_string();
@@ -166,5 +191,5 @@ pub(crate) fn causes(error: &reqwest::Error) -> String {
             texts.push(text);
         }
     }
-    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+    texts.join(": ")
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use http::Uri;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use reqwest::ClientBuilder;
 use url::{Host, Url};
 
 use crate::config::proxy::{self, Proxy};
@@ -46,11 +46,14 @@ impl Proxies {
 
     /// Returns the proxy for a request to `url`.
     pub(crate) fn towards(&self, url: &Url) -> Option<Intercept> {
+        self.intercept(&url.as_str().parse().ok()?)
+    }
+
+    /// Returns the proxy for a request to `uri`.
+    pub(crate) fn intercept(&self, uri: &Uri) -> Option<Intercept> {
         match self {
             Self::None => None,
-            Self::One(matcher, _) | Self::Environment(matcher) => {
-                matcher.intercept(&url.as_str().parse().ok()?)
-            }
+            Self::One(matcher, _) | Self::Environment(matcher) => matcher.intercept(uri),
         }
     }
 
@@ -62,16 +65,6 @@ impl Proxies {
             Self::Environment(_) => environment().filter_map(|(_, value)| proxy::url(&value).ok()).collect(),
         };
         urls.iter().filter_map(|url| Some(url.host()?.to_owned())).collect()
-    }
-
-    /// Sets a client to use the same proxies.
-    pub(crate) fn apply(&self, client: ClientBuilder) -> reqwest::Result<ClientBuilder> {
-        Ok(match self {
-            Self::None => client.no_proxy(),
-            Self::One(_, url) => client.proxy(reqwest::Proxy::all(url.clone())?),
-            // The client reads the environment itself.
-            Self::Environment(_) => client,
-        })
     }
 
     /// Returns true if the proxies are from the environment.

@@ -118,6 +118,8 @@ struct Shared {
     images: Mutex<HashMap<(String, u64), Arc<Image>>>,
     /// Hostile answers so far.
     hostile_answers: AtomicUsize,
+    /// Most bytes of informational responses that one connection took.
+    informational_bytes: AtomicUsize,
     is_down: AtomicBool,
 }
 
@@ -154,6 +156,11 @@ impl HostileRegistry {
     /// Returns the number of hostile answers so far.
     pub fn hostile_answers(&self) -> usize {
         self.shared.hostile_answers.load(Ordering::Relaxed)
+    }
+
+    /// Returns the largest number of bytes of informational responses that one connection took.
+    pub fn informational_bytes(&self) -> usize {
+        self.shared.informational_bytes.load(Ordering::Relaxed)
     }
 
     /// Pulls ever-new images of the hostile repository until `stop` is set. Its client gives up after a short time.
@@ -422,9 +429,7 @@ impl Connection<'_> {
                 (0..125).try_for_each(|_| self.write(&line))?;
                 self.write("Content-Length: 0\r\n\r\n")
             }
-            H::Informational => self.hold(Duration::from_millis(1), || {
-                self.write("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
-            }),
+            H::Informational => self.informational(),
             H::BadTags if request.resource == "tags" => self.bad_tags(request),
             H::WideReferrers if request.resource == "referrers" => self.wide_referrers(request),
             H::NoHead if request.is_blob() => self.hold(Duration::from_millis(50), || Ok(())),
@@ -465,6 +470,20 @@ impl Connection<'_> {
                 self.write(body)
             }
             _ => self.answer(request),
+        }
+    }
+
+    /// Sends informational responses as fast as the connection takes them.
+    fn informational(&self) -> std::io::Result<()> {
+        let heads = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(100);
+        let mut written = 0;
+        loop {
+            self.write(&heads)?;
+            written += heads.len();
+            self.shared.informational_bytes.fetch_max(written, Ordering::Relaxed);
+            if self.shared.is_down.load(Ordering::Relaxed) {
+                return self.close();
+            }
         }
     }
 
