@@ -20,7 +20,7 @@
 //! | 4 | [`diagnose`] | checks of `larder doctor` | ops, upstream, source, store, and layers 0 and 1 |
 //! | 3 | [`cache`] | the only place where store and upstream meet | store, upstream, source and layers 0 and 1 |
 //! | 2 | [`store`] | content and facts on disk: sled, and files | layers 0 and 1 |
-//! | 2 | [`source`] | contract of a source of content, and the OCI layout directory as a source | oci, telemetry |
+//! | 2 | [`source`] | contract of a source of content, and the OCI layout directory as a source | layout, oci, telemetry, clock |
 //! | 2 | [`upstream`] | registries: routing, endpoints, health, quota, credentials | source, tls and layers 0 and 1 |
 //! | 2 | [`server`] | sockets, TLS, HTTP connections, limits, drain; knows no registry | config, tls |
 //! | 1 | [`tls`] | server certificates; trust and client certificates for upstreams | config, telemetry |

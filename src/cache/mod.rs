@@ -48,7 +48,7 @@ use crate::upstream::{BuildError, Upstreams};
 
 pub use blob::{BlobAnswer, BlobReader, BlobSource};
 pub use error::{CacheError, CacheErrorKind};
-pub use eviction::index::{Reachability, Totals};
+pub use eviction::content::{Reachability, Totals};
 pub use eviction::usage::ContentPin;
 pub use lists::{KnownReferrers, ListResult, NamePage, ReferrersAnswer};
 pub use maintenance::import::{ImportError, Importer};

@@ -19,7 +19,7 @@ pub(super) struct Settings {
     /// Folder of the store (store.path)
     #[arg(long, value_name = "DIR")]
     pub(super) data: Option<PathBuf>,
-    /// Upstream and its endpoint, such as docker.io=https://mirror.example.com; may be repeated
+    /// Upstream and its endpoint, such as `docker.io=https://mirror.example.com`; may be repeated
     #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
     pub(super) upstream: Vec<(String, String)>,
 }

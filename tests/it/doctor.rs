@@ -59,10 +59,8 @@ fn doctor(setup: &Setup) -> Seen {
 fn healthy_server_passes_and_clients_are_checked() {
     let registry = Registry::start();
     registry.add_image("library/app", "1", &Image::small(1));
-    let setup = Setup::with(&registry);
-    let socket = format!("unix:{}", setup.folder().join("admin.sock").display());
-    let listen = toml::Value::Array(vec!["127.0.0.1:0".into(), socket.into()]);
-    let larder = setup.set("admin.listen", listen).start();
+    let (setup, _) = Setup::with(&registry).admin_socket();
+    let larder = setup.start();
     let address = larder.api_addr().to_string();
     let asked = || {
         let config = larder.setup().config_file();

@@ -229,9 +229,8 @@ fn check_fails_for_a_tag_past_stale_if_error() {
 #[test]
 fn running_server_is_found_by_the_configuration() {
     let registry = Registry::start();
-    let setup = Setup::with(&registry);
-    let socket = format!("unix:{}", setup.folder().join("admin.sock").display());
-    let mut larder = setup.set("admin.listen", vec!["127.0.0.1:0".to_owned(), socket.clone()]).start();
+    let (setup, socket) = Setup::with(&registry).admin_socket();
+    let mut larder = setup.start();
     let image = Image::small(5);
     registry.add_image("org/app", "v1", &image);
     larder.get("/v2/org/app/manifests/v1").assert_body(&image.manifest.bytes);
@@ -266,11 +265,9 @@ fn empty_store_error_names_the_remedy() {
 fn named_store_is_never_replaced_by_a_server() {
     let registry = Registry::start();
     registry.add_image("org/app", "v1", &Image::small(1));
-    let setup = Setup::with(&registry);
     // An address that the configuration names, as that of a server on the same machine.
-    let socket = format!("unix:{}", setup.folder().join("admin.sock").display());
-    let listen = toml::Value::Array(vec!["127.0.0.1:0".into(), socket.into()]);
-    let larder = setup.set("admin.listen", listen).start();
+    let (setup, _) = Setup::with(&registry).admin_socket();
+    let larder = setup.start();
     let before = larder.get("/v2/org/app/manifests/v1");
     let missing = larder.setup().folder().join("missing");
     for verb in [&["rm", "org/app:v1"][..], &["ls"], &["warm", "org/app:v1"]] {

@@ -240,10 +240,8 @@ fn health_check_runs_as_a_command() {
     let silent = listener.local_addr().unwrap().to_string();
     assert_one_sentence(&healthy(larder.setup(), &silent), &["no server answers", &silent]);
 
-    let socket = larder.setup().folder().join("admin.sock");
-    let admin = format!("unix:{}", socket.display());
-    let larder =
-        larder.into_setup().set("admin.listen", vec![admin.clone(), "127.0.0.1:0".to_owned()]).start();
+    let (setup, admin) = larder.into_setup().admin_socket();
+    let larder = setup.start();
     let exit = healthy(larder.setup(), &admin);
     assert!(exit.status.success(), "{exit:?}");
 }

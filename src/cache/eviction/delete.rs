@@ -10,7 +10,7 @@ use crate::cache::memory::MemoryCache;
 use crate::oci::{Digest, Repository, Tag};
 use crate::store::{BlobEntry, Change, DraftUsage, Pointer, PointerScope, Removal, StoreError, StoreSession};
 
-use super::index::{ContentKind, Victim};
+use super::content::{ContentKind, Victim};
 use super::tracker::ContentTracker;
 
 /// Digests whose fills are blocked while their content is deleted, so that no fill writes bytes that are being deleted.

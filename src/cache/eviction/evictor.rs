@@ -14,8 +14,8 @@ use crate::store::{Change, ContentEntry, Counts, DiskUsage, DraftUsage, StoreErr
 use super::budget::{
     DraftShares, EvictionReason, Measurement, content_budget, disk_limit, drafts_to_evict, excess, storable,
 };
+use super::content::{ContentKind, dependencies};
 use super::delete::{BlockedFills, DeletionBatch};
-use super::index::{ContentKind, dependencies};
 
 /// Interval of measurements without any event.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(10);

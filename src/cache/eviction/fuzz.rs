@@ -9,8 +9,9 @@ use super::budget::{
     DraftShares, EvictionReason, Measurement, StoreLimits, backlog_max, content_budget, disk_limit,
     drafts_to_evict, excess, file_high_watermark, storable,
 };
+use super::content::{ContentKind, Victim};
 use super::draft_space::{DraftShare, DraftSpace};
-use super::index::{ContentKind, EvictionIndex, Victim};
+use super::index::EvictionIndex;
 use super::usage::ContentPin;
 use crate::clock::Timestamp;
 use crate::fuzz::{Input, TEST_TIME, inputs};

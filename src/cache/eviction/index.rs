@@ -8,23 +8,15 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Manifest};
+use crate::oci::Digest;
 
+use super::content::{ContentKind, IndexStats, Reachability, Victim};
 use super::policy::{self, EvictionPolicy};
 use super::usage::{ContentPin, Usage};
 
 /// Limit of a walk along dependencies, deeper than any index that prefetch follows.
 const DEPTH_MAX: u32 = 8;
-
-/// Kind of cached content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::cache) enum ContentKind {
-    Manifest,
-    Blob,
-}
 
 #[derive(Debug)]
 struct IndexEntry {
@@ -54,50 +46,6 @@ struct Slot {
 
 /// Number of a slot, much smaller than a digest.
 type SlotId = u32;
-
-/// Content taken out of the index, to be deleted from the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cache) struct Victim {
-    pub(in crate::cache) digest: Digest,
-    pub(in crate::cache) kind: ContentKind,
-    /// Bytes on disk.
-    pub(in crate::cache) size: u64,
-}
-
-impl Victim {
-    pub(in crate::cache) fn is_manifest(&self) -> bool {
-        self.kind == ContentKind::Manifest
-    }
-}
-
-/// Summary of the index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::cache) struct IndexStats {
-    /// Last access of the least recently used entry.
-    pub(in crate::cache) oldest_access: Option<Timestamp>,
-    /// Bytes of blobs that no cached manifest needs.
-    pub(in crate::cache) unneeded_bytes: u64,
-}
-
-/// Number and size of manifests and blobs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    /// Manifests and indexes.
-    pub manifests: u64,
-    /// Blobs.
-    pub blobs: u64,
-    /// Bytes of both.
-    pub bytes: u64,
-}
-
-/// Cached content, divided by whether a tag or a list of referrers leads to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reachability {
-    /// Content that a tag, or a list of referrers, leads to.
-    pub reachable: Totals,
-    /// Other content: pulled by digest, or left behind by a tag that moved.
-    pub unreachable: Totals,
-}
 
 /// Index of the cached content.
 #[derive(Debug, Default)]
@@ -259,11 +207,7 @@ impl EvictionIndex {
             if let Some(entry) = slot.as_ref().and_then(|slot| slot.entry.as_ref()) {
                 let totals =
                     if reached { &mut reachability.reachable } else { &mut reachability.unreachable };
-                match entry.kind {
-                    ContentKind::Manifest => totals.manifests += 1,
-                    ContentKind::Blob => totals.blobs += 1,
-                }
-                totals.bytes = totals.bytes.saturating_add(entry.size);
+                totals.add(entry.kind, entry.size);
             }
         }
         reachability
@@ -432,14 +376,10 @@ impl EvictionIndex {
     }
 }
 
-/// Returns the digests without which a manifest cannot be pulled: its config and layers, or an index's children.
-pub(in crate::cache) fn dependencies(manifest: &Manifest) -> impl Iterator<Item = Digest> {
-    manifest.children.iter().chain(&manifest.blobs).filter(|it| !it.foreign).map(|it| it.digest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::eviction::content::Totals;
     use crate::oci::Algorithm;
 
     const GIB: u64 = 1 << 30;

@@ -9,18 +9,19 @@
 //! | when, and what waits for it? | [`evictor`] |
 //! | how much may unverified bytes take? | [`budget`], [`draft_space`] |
 //!
-//! A change of the eviction policy changes these files only. [`usage`] has the last access and the pins of content,
-//! [`tracker`], [`capacity`] and [`draft_space`] are the state that requests and the evictor share, and [`delete`] is the
-//! only place that deletes content from the store.
+//! A change of the eviction policy changes these files only. [`content`] has the kinds and sums of content, and [`usage`]
+//! its last access and its pins. [`tracker`], [`capacity`] and [`draft_space`] are the state that requests and the evictor
+//! share, and [`delete`] is the only place that deletes content from the store.
 
 pub(in crate::cache) mod budget;
 pub(in crate::cache) mod capacity;
+pub(in crate::cache) mod content;
 pub(in crate::cache) mod delete;
 pub(in crate::cache) mod draft_space;
 pub(in crate::cache) mod evictor;
 #[cfg(test)]
 mod fuzz;
-pub(in crate::cache) mod index;
+mod index;
 mod policy;
 pub(in crate::cache) mod tracker;
 pub(in crate::cache) mod usage;

@@ -12,7 +12,8 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, Manifest};
 use crate::store::{BlobEntry, SpaceModel};
 
-use super::index::{ContentKind, EvictionIndex, IndexStats, Reachability, Victim, dependencies};
+use super::content::{ContentKind, IndexStats, Reachability, Victim, dependencies};
+use super::index::EvictionIndex;
 use super::usage::{ContentPin, Usage};
 
 /// Time for which a computed summary is reused: it takes a scan of all entries under the lock.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cache::eviction::index::Reachability;
+use crate::cache::eviction::content::Reachability;
 use crate::cache::storage::Storage;
 use crate::store::{Collected, PointerScope, StoreError, StoreSession};
 

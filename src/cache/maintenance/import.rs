@@ -13,9 +13,9 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::cache::error::CacheError;
+use crate::cache::eviction::content::dependencies;
 use crate::cache::eviction::delete::{BlockedFills, DeletionBatch};
 use crate::cache::eviction::draft_space::DraftShare;
-use crate::cache::eviction::index::dependencies;
 use crate::cache::eviction::usage::ContentPin;
 use crate::cache::fills::{FillPhase, fill_ended};
 use crate::cache::manifest::put_manifest;

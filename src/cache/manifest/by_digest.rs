@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::cache::access::Access;
 use crate::cache::deadline::{in_time, joined};
 use crate::cache::error::CacheError;
-use crate::cache::eviction::index::dependencies;
+use crate::cache::eviction::content::dependencies;
 use crate::cache::flight::Flights;
 use crate::cache::manifest::answer::ManifestAnswer;
 use crate::cache::memory::{AbsenceKey, CachedManifest};

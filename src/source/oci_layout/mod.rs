@@ -24,6 +24,7 @@ use super::content::{BlobBody, ByteRange, Chunks, MANIFEST_MAX, ManifestHead, Un
 use super::contract::Source;
 use super::document_budget::Counted;
 use super::error::SourceError;
+use crate::clock;
 use crate::layout::{IMAGE_NAME, INDEX_MAX, LayoutFile, LayoutReadError, LayoutReader};
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
 use crate::telemetry::Metrics;
@@ -189,7 +190,7 @@ impl OciLayout {
             method,
             status,
             error = result.as_ref().err().map(tracing::field::display),
-            ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            ms = clock::millis(took),
             "read the image layout"
         );
         result

@@ -18,7 +18,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("tls", &["config", "telemetry"]),
     ("layout", &["oci"]),
     ("store", &["oci", "config", "telemetry", "clock"]),
-    ("source", &["layout", "oci", "telemetry"]),
+    ("source", &["layout", "oci", "telemetry", "clock"]),
     ("upstream", &["source", "oci", "config", "telemetry", "tls", "clock"]),
     ("server", &["config", "tls"]),
     ("cache", &["store", "upstream", "source", "oci", "config", "telemetry", "clock"]),

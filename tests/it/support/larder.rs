@@ -81,6 +81,14 @@ impl Setup {
         self.folder.path()
     }
 
+    /// Lets the admin API listen on a Unix socket too. Returns the address of the socket as `--server` expects it.
+    #[must_use]
+    pub fn admin_socket(self) -> (Self, String) {
+        let socket = format!("unix:{}", self.folder().join("admin.sock").display());
+        let setup = self.set("admin.listen", vec!["127.0.0.1:0".to_owned(), socket.clone()]);
+        (setup, socket)
+    }
+
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
