@@ -102,6 +102,13 @@ pub(super) struct RunningFill {
     pub(super) draft: Option<Arc<Draft>>,
 }
 
+/// Fill of another upstream, import or removal, which others wait for.
+pub(super) struct OtherWork {
+    /// Repository of the fill; `None` for an import and a removal.
+    pub(super) owner: Option<Repository>,
+    pub(super) phase: watch::Receiver<FillPhase>,
+}
+
 /// Running fills and removals.
 #[derive(Debug, Default)]
 pub(super) struct Fills {
@@ -163,27 +170,12 @@ impl Fills {
         Admission::Start(sender, phase, span, kind)
     }
 
-    /// Waits until no other upstream fills a digest and no removal of the digest is running.
-    pub(super) async fn wait_for_others(&self, upstream: &UpstreamName, digest: &Digest) {
-        while let Some(phase) = self.phase_of_others(upstream, digest) {
-            fill_ended(phase).await;
-        }
-    }
-
-    /// Returns true if another upstream fills a digest, or a removal of the digest is running.
-    pub(super) fn is_busy_elsewhere(&self, upstream: &UpstreamName, digest: &Digest) -> bool {
-        self.phase_of_others(upstream, digest).is_some()
-    }
-
-    fn phase_of_others(
-        &self,
-        upstream: &UpstreamName,
-        digest: &Digest,
-    ) -> Option<watch::Receiver<FillPhase>> {
+    /// Returns the fill of a digest by another upstream, or the import or the removal of the digest.
+    pub(super) fn other_work(&self, upstream: &UpstreamName, digest: &Digest) -> Option<OtherWork> {
         match self.lock().get(&FillKey::of_store(digest))? {
             FillEntry::Fill(fill) if fill.is_of(upstream) => None,
-            FillEntry::Fill(fill) => Some(fill.phase.clone()),
-            FillEntry::Removal(sender) => Some(sender.subscribe()),
+            FillEntry::Fill(fill) => Some(OtherWork { owner: fill.owner.clone(), phase: fill.phase.clone() }),
+            FillEntry::Removal(sender) => Some(OtherWork { owner: None, phase: sender.subscribe() }),
         }
     }
 
@@ -426,8 +418,9 @@ mod tests {
         let Admission::Start(first, .., FillKind::Store) = fills.admit(&here, &digest, LINKED) else {
             panic!("no fill")
         };
-        assert!(fills.is_busy_elsewhere(&there.upstream, &digest));
-        assert!(!fills.is_busy_elsewhere(&here.upstream, &digest));
+        let other = |repository: &Repository| fills.other_work(&repository.upstream, &digest);
+        assert_eq!(other(&there).and_then(|work| work.owner).as_ref(), Some(&here));
+        assert!(other(&here).is_none());
         // Neither a link nor an earlier delivery makes an upstream wait for another one.
         let Admission::Start(beside, .., FillKind::Prove) = fills.admit(&there, &digest, DELIVERED) else {
             panic!("no fill of its own")
@@ -445,7 +438,7 @@ mod tests {
         // Stored bytes need a delivery of the upstream itself.
         let stored = KnownAccess { is_stored: true, ..LINKED };
         assert!(matches!(fills.admit(&there, &digest, stored), Admission::Start(.., FillKind::Prove)));
-        assert!(!fills.is_growing(&draft(&here)) && !fills.is_busy_elsewhere(&here.upstream, &digest));
+        assert!(!fills.is_growing(&draft(&here)) && other(&here).is_none());
     }
 
     #[tokio::test]

@@ -46,7 +46,7 @@ use crate::store::{Collected, Pointer, Store, StoreError, StoreSession, TagKey};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstreams};
 
-pub use blob::{BlobAnswer, BlobReader, BlobSource};
+pub use blob::{BlobAnswer, BlobReader, BlobSource, FetchProgress};
 pub use error::{CacheError, CacheErrorKind};
 pub use eviction::content::{Reachability, Totals};
 pub use eviction::usage::ContentPin;
@@ -224,13 +224,12 @@ impl Cache {
         self.0.blobs.reader(repository, digest, blob, range).await
     }
 
-    /// Fetches a blob unless it is cached, and waits until it is complete. `progress` is called with the number of bytes
-    /// that have arrived. Returns true if the blob had to be fetched.
+    /// Fetches a blob unless it is cached, and waits until it is complete. Returns true if the blob had to be fetched.
     pub async fn fetch_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
-        progress: impl FnMut(u64) + Send,
+        progress: impl FnMut(FetchProgress) + Send,
     ) -> Result<bool, CacheError> {
         self.0.blobs.fetch(repository, digest, progress).await
     }

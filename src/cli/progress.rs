@@ -42,9 +42,7 @@ impl ProgressBars {
             if let Some(shown) = self.shown.get(&bar.id) {
                 update(shown, bar);
             } else if self.shown.len() < SHOWN {
-                let shown = self
-                    .screen
-                    .add(ProgressBar::new(bar.total).with_style(bytes()).with_prefix(bar.name.clone()));
+                let shown = self.screen.add(ProgressBar::new(bar.total).with_style(bytes()));
                 update(&shown, bar);
                 self.shown.insert(bar.id, shown);
             }
@@ -62,6 +60,10 @@ impl ProgressBars {
 fn update(shown: &ProgressBar, bar: &ProgressItem) {
     shown.set_length(bar.total.max(bar.done));
     shown.set_position(bar.done);
+    shown.set_prefix(match &bar.waiting_for {
+        Some(other) => format!("{} (waits for {other}, which stores the same blob)", bar.name),
+        None => bar.name.clone(),
+    });
 }
 
 /// Returns the style for one item: bytes, rate and remaining time.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, CacheError, ManifestAnswer};
+use crate::cache::{Cache, CacheError, FetchProgress, ManifestAnswer};
 use crate::oci::{Accept, Digest, Manifest, Reference, Repository, Tag};
 
 use super::artifacts::{Artifacts, COUNT_MAX};
@@ -425,10 +425,19 @@ async fn fetch_blob(
 ) -> Result<bool, CacheError> {
     let reported = AtomicU64::new(0);
     let attempt = || {
-        cache.fetch_blob(repository, digest, |available| {
-            let before = reported.fetch_max(available, Ordering::Relaxed);
-            item.done(available.saturating_sub(before));
+        cache.fetch_blob(repository, digest, |progress| match progress {
+            FetchProgress::Received(available) => {
+                let before = reported.fetch_max(available, Ordering::Relaxed);
+                item.done(available.saturating_sub(before));
+            }
+            FetchProgress::WaitingFor(other) => {
+                let other = other.map_or_else(|| "an import".to_owned(), |repository| repository.to_string());
+                tracing::info!(%repository, %digest, other, "waiting: the same blob is being stored for another upstream");
+                item.wait_for(Some(other));
+            }
         })
     };
-    attempt.retry(backoff()).when(CacheError::is_retryable).await
+    let result = attempt.retry(backoff()).when(CacheError::is_retryable).await;
+    item.wait_for(None);
+    result
 }

@@ -428,6 +428,34 @@ fn warm_proves_content_of_another_upstream() {
 }
 
 #[test]
+fn warm_shows_the_fill_of_another_upstream_that_it_waits_for() {
+    let (registry, evil, image) = (Registry::start(), Registry::start(), Image::small(1));
+    registry.add_image("library/app", "v1", &image);
+    evil.add_image("x/y", "v1", &image);
+    let larder = &Setup::with(&registry).upstream("evil.test", &evil).start();
+    let layer = &image.layers[0];
+    let gate = Gate::new();
+    registry.script(When::blobs().path(&layer.digest), Fault::HoldBody(1, gate.clone()));
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| larder.get(&blob_path("library/app", &layer.digest)));
+        gate.wait_reached(1);
+        let warm = scope.spawn(|| support::verb::online(larder, &["warm", "evil.test/x/y:v1"]));
+        // Its own upstream delivers the bytes meanwhile.
+        eventually("warm shows what it waits for", || {
+            let jobs = larder.admin().get("/api/v1/jobs").json();
+            jobs[0]["progress"]["bars"][0]["waiting_for"] == "docker.io/library/app"
+        });
+        assert_eq!(evil.count("GET", &layer.digest), 1);
+        assert!(!warm.is_finished());
+        gate.open();
+        slow.join().unwrap().assert_body(&layer.bytes);
+        warm.join().unwrap().exited_with(0);
+    });
+    assert_eq!(evil.count("GET", &layer.digest), 1);
+    support::verb::online(larder, &["check", "--offline", "evil.test/x/y:v1"]).exited_with(0);
+}
+
+#[test]
 fn slow_fill_of_another_upstream_delays_nobody() {
     let (registry, evil) = (Registry::start(), Registry::start());
     let blob = Blob::random(9, 2 << 20);

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::cache::blob::answer::BlobSource;
 use crate::cache::blob::blobs::Blobs;
 use crate::cache::error::CacheError;
+use crate::cache::fills::{OtherWork, fill_ended};
 use crate::oci::{Digest, Repository};
 use crate::store::{DraftEnd, StoreError};
 use crate::telemetry::Outcome;
@@ -15,51 +16,70 @@ use crate::telemetry::Outcome;
 /// Longest wait for the fill of another upstream, which may be slow without end.
 const OTHER_FILL_TIMEOUT: Duration = Duration::from_mins(2);
 
+/// Progress of a fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FetchProgress {
+    /// Number of bytes that have arrived.
+    Received(u64),
+    /// All bytes have arrived. This repository of another upstream is storing them; `None` for an import.
+    WaitingFor(Option<Repository>),
+}
+
 impl Blobs {
-    /// Fetches a blob unless it is stored, and waits until it is complete. `progress` is called with the number of bytes
-    /// that have arrived. Returns true if the blob had to be fetched.
+    /// Fetches a blob unless it is stored, and waits until it is complete. Returns true if the blob had to be fetched.
+    ///
+    /// While another upstream fills the same digest, the bytes are fetched nevertheless: they show that the upstream of the
+    /// repository has them. The other fill stores them.
     pub(in crate::cache) async fn fetch(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        mut progress: impl FnMut(u64) + Send,
+        mut progress: impl FnMut(FetchProgress) + Send,
     ) -> Result<bool, CacheError> {
+        let fills = &self.storage.fills;
         let mut is_repeated = false;
         loop {
-            self.await_other_upstreams(repository, digest).await?;
-            if !self.look_up(repository, digest).await?.is_stored {
+            let is_stored_elsewhere = || fills.other_work(&repository.upstream, digest).is_some();
+            if !self.look_up(repository, digest).await?.is_stored && !is_stored_elsewhere() {
                 // A fetch for which no client waits starts only when there is room for its draft.
                 self.storage.capacity.wait_to_start(Some(repository)).await;
             }
             if let Some(fetched) = self.fetch_once(repository, digest, &mut progress).await? {
-                return Ok(fetched);
+                return Ok(fetched || is_repeated);
             }
             // The store is degraded: the bytes were passed through to clients only.
             if self.storage.store_health.is_degraded() {
                 return Err(StoreError::Closed.into());
             }
-            let is_stored = self.look_up(repository, digest).await?.is_stored;
-            let is_elsewhere =
-                is_stored || self.storage.fills.is_busy_elsewhere(&repository.upstream, digest);
-            // Unless another upstream has begun meanwhile, another download would end in the same way.
+            // Unless another upstream stores the blob, another download would end in the same way.
+            let is_elsewhere = is_stored_elsewhere() || self.look_up(repository, digest).await?.is_stored;
             if !is_elsewhere || std::mem::replace(&mut is_repeated, true) {
                 return Err(StoreError::NoRoom.into());
             }
+            self.await_other_upstreams(repository, digest, &mut progress).await?;
         }
     }
 
-    /// Waits for the fill of another upstream: the bytes that it stores need no second place on the disk.
+    /// Waits until no other upstream fills a digest.
     async fn await_other_upstreams(
         &self,
         repository: &Repository,
         digest: &Digest,
+        progress: &mut (impl FnMut(FetchProgress) + Send),
     ) -> Result<(), CacheError> {
-        let others = self.storage.fills.wait_for_others(&repository.upstream, digest);
-        timeout(OTHER_FILL_TIMEOUT, others).await.map_err(|_| {
-            CacheError::timeout(
-                "another upstream has been sending the same blob for too long; try again later",
-            )
-        })
+        let deadline = Instant::now() + OTHER_FILL_TIMEOUT;
+        while let Some(OtherWork { owner, phase }) =
+            self.storage.fills.other_work(&repository.upstream, digest)
+        {
+            progress(FetchProgress::WaitingFor(owner.clone()));
+            timeout_at(deadline, fill_ended(phase)).await.map_err(|_| {
+                let owner = owner.map_or_else(|| "an import".to_owned(), |owner| owner.to_string());
+                CacheError::timeout(format!(
+                    "{owner} has been storing the same blob for too long; try again later"
+                ))
+            })?;
+        }
+        Ok(())
     }
 
     /// Fetches a blob once. Returns true if it had to be fetched, `None` if it was fetched and not stored.
@@ -67,11 +87,11 @@ impl Blobs {
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        progress: &mut (impl FnMut(u64) + Send),
+        progress: &mut (impl FnMut(FetchProgress) + Send),
     ) -> Result<Option<bool>, CacheError> {
         let blob = self.get(repository, digest).await?;
         let Some(BlobSource::Filling(follower)) = blob.source else {
-            progress(blob.size.unwrap_or_default());
+            progress(FetchProgress::Received(blob.size.unwrap_or_default()));
             return Ok(Some(matches!(blob.outcome, Outcome::Miss | Outcome::Join)));
         };
         let draft = Arc::clone(follower.draft());
@@ -84,7 +104,7 @@ impl Blobs {
         }
         let end = loop {
             let now = *watch.borrow_and_update();
-            progress(now.received);
+            progress(FetchProgress::Received(now.received));
             if let Some(follower) = &follower {
                 follower.moved(now.received);
             }

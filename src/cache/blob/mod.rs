@@ -15,4 +15,5 @@ mod write_pipeline;
 
 pub use answer::{BlobAnswer, BlobSource};
 pub(super) use blobs::Blobs;
+pub use fetch::FetchProgress;
 pub use reader::BlobReader;

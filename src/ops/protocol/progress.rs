@@ -15,6 +15,9 @@ pub struct ProgressItem {
     pub done: u64,
     /// Total bytes, as far as known.
     pub total: u64,
+    /// Repository whose download the item waits for: it stores the same blob.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
 }
 
 /// Progress of a job.
@@ -53,7 +56,7 @@ impl ProgressReporter {
         self.0.send_modify(|progress| {
             id = progress.next;
             progress.next += 1;
-            progress.bars.push(ProgressItem { id, name: name.into(), done: 0, total: 0 });
+            progress.bars.push(ProgressItem { id, name: name.into(), done: 0, total: 0, waiting_for: None });
         });
         RunningItem { reporter: self.clone(), id }
     }
@@ -84,6 +87,11 @@ impl RunningItem {
     pub fn done(&self, bytes: u64) {
         self.reporter.change(self.id, |item| item.done = item.done.saturating_add(bytes));
     }
+
+    /// Sets or clears the name of the repository that the item waits for.
+    pub fn wait_for(&self, repository: Option<String>) {
+        self.reporter.change(self.id, |item| item.waiting_for = repository);
+    }
 }
 
 impl Drop for RunningItem {
@@ -108,8 +116,13 @@ mod tests {
         one.done(4);
         other.done(1);
         drop(other);
+        one.wait_for(Some("quay.io/a".to_owned()));
         let progress = seen.borrow().clone();
         assert_eq!((progress.ended, progress.all), (1, 2));
-        assert_eq!(progress.bars, [ProgressItem { id: 0, name: "one".to_owned(), done: 4, total: 10 }]);
+        let waiting_for = Some("quay.io/a".to_owned());
+        assert_eq!(
+            progress.bars,
+            [ProgressItem { id: 0, name: "one".to_owned(), done: 4, total: 10, waiting_for }]
+        );
     }
 }
