@@ -38,7 +38,7 @@ pub(super) struct Export {
     /// Use cached content only: fetch nothing, and exit 4 if content is missing
     #[arg(long)]
     offline: bool,
-    /// Export the artifacts that refer to the image too: signatures, SBOMs
+    /// Export the artifacts that refer to the image too: signatures (also those that cosign stores as tags), SBOMs
     #[arg(long)]
     referrers: bool,
     #[command(flatten)]

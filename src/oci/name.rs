@@ -116,6 +116,12 @@ impl Tag {
         [".sig", ".att", ".sbom"].into_iter().map(move |suffix| Self(format!("{list}{suffix}").into()))
     }
 
+    /// Returns the tags that lead to artifacts of a manifest: those of [`of_signatures`](Self::of_signatures), and the tag of
+    /// its list of referrers.
+    pub fn of_artifacts(subject: &Digest) -> impl Iterator<Item = Self> {
+        Self::of_signatures(subject).chain(std::iter::once(Self::of_referrers(subject)))
+    }
+
     /// Returns the digest that the tag begins with, and the rest of the tag: `sha256-HEX` is the tag of a list of referrers,
     /// and `sha256-HEX.sig` that of a signature. `None` for other tags, and for digests that a tag contains only in part.
     pub fn subject(&self) -> Option<(Digest, &str)> {

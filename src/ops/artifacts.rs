@@ -1,7 +1,8 @@
 //! Content of the artifacts that refer to an image: signatures, SBOMs and others.
 //!
 //! A pull does not need this content, but a client that verifies the image does. Artifacts may have referrers
-//! themselves, such as the signature of an SBOM. Signatures of older versions of cosign are tags.
+//! themselves, such as the signature of an SBOM. Signatures of older versions of cosign are tags, and so
+//! are lists of referrers that a client has asked for by their tag.
 
 use std::collections::HashSet;
 
@@ -64,7 +65,7 @@ impl Artifacts {
             for digest in referrers(view, repository, &subject)? {
                 level.extend(seen.insert(digest).then_some(digest));
             }
-            for tag in Tag::of_signatures(&subject) {
+            for tag in Tag::of_artifacts(&subject) {
                 let fact = view.tag(repository, &tag)?;
                 level.extend(fact.map(|fact| fact.digest).filter(|digest| seen.insert(*digest)));
             }

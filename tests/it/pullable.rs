@@ -24,6 +24,11 @@ impl Signed {
         Self { registry, index, signature }
     }
 
+    /// Returns the tag under which older versions of cosign store a signature of the index.
+    fn signature_tag(&self) -> String {
+        format!("{}.sig", self.index.document.digest.replacen(':', "-", 1))
+    }
+
     /// Starts a server that revalidates at each request.
     fn start(&self) -> Larder {
         setup(&self.registry).set("prefetch.referrers", true).start()
@@ -102,7 +107,7 @@ fn failing_list_of_referrers_does_not_delay_the_image() {
 fn warmed_platform_is_pulled_in_an_outage() {
     let signed = Signed::new();
     // A signature as older versions of cosign store it.
-    let tag = format!("{}.sig", signed.index.document.digest.replacen(':', "-", 1));
+    let tag = signed.signature_tag();
     let tagged = Image::small(10);
     signed.registry.add_image("org/app", &tag, &tagged);
     let larder = setup(&signed.registry).start();
@@ -149,6 +154,9 @@ fn warm_reports_a_list_that_is_not_known() {
 fn exported_image_is_pulled_from_an_empty_server() {
     for referrers in [false, true] {
         let signed = Signed::new();
+        // A signature as older versions of cosign store it.
+        let (tag, tagged) = (signed.signature_tag(), Image::small(10));
+        signed.registry.add_image("org/app", &tag, &tagged);
         let larder = setup(&signed.registry).start();
         let archive = larder.setup().folder().join("app.tar").display().to_string();
         let mut export = vec!["export", "org/app:1", &archive, "--json"];
@@ -161,12 +169,21 @@ fn exported_image_is_pulled_from_an_empty_server() {
         verb::online(&empty, &["import", &archive]).exited_with(0);
         let check = ["check", "--offline", "org/app:1", "--platform", PLATFORM, "--json"];
         let checked = verb::online(&empty, &check).exited_with(0).json();
-        assert_eq!(checked["images"][0]["signatures"]["held"], referrers, "{checked}");
+        let signatures = &checked["images"][0]["signatures"];
+        assert_eq!(
+            (&signatures["held"], &signatures["artifacts"]),
+            (&json!(referrers), &json!(1 + u8::from(referrers)))
+        );
         assert_all_pull(&empty);
         let list = empty.get(&format!("/v2/org/app/referrers/{}", signed.index.document.digest)).json();
         assert_eq!(list["manifests"][0]["digest"], signed.signature.manifest.digest.as_str());
         let manifest = format!("/v2/org/app/manifests/{}", signed.signature.manifest.digest);
         assert_eq!(empty.get(&manifest).status() == 200, referrers);
+        let signature = empty.get(&format!("/v2/org/app/manifests/{tag}"));
+        assert_eq!(signature.status() == 200, referrers);
+        for blob in tagged.blobs().filter(|_| referrers) {
+            empty.get(&format!("/v2/org/app/blobs/{}", blob.digest)).assert_body(&blob.bytes);
+        }
     }
 }
 

@@ -8,14 +8,16 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use crate::layout::{MANIFEST_MAX, NO_REFERRERS};
-use crate::oci::{Algorithm, Digest, Referrers};
+use crate::oci::{Algorithm, Digest, Referrers, Tag};
 
-/// Known lists of referrers of an export.
+/// Known lists of referrers of an export, and tags of artifacts.
 #[derive(Debug, Default)]
 pub(super) struct PlannedLists {
     lists: Vec<PlannedList>,
-    /// Manifests whose lists of referrers are not known.
+    /// Manifests whose lists of referrers, or tags of signatures, are not known.
     pub(super) unknown: Vec<Digest>,
+    /// Tags of signatures and other artifacts, with the manifests that they name.
+    pub(super) tags: Vec<(Tag, Digest)>,
 }
 
 /// List of the referrers of a manifest.
@@ -27,6 +29,13 @@ struct PlannedList {
 }
 
 impl PlannedLists {
+    /// Adds a manifest with an unknown list or tag, once.
+    pub(super) fn add_unknown(&mut self, subject: Digest) {
+        if !self.unknown.contains(&subject) {
+            self.unknown.push(subject);
+        }
+    }
+
     /// Adds the list of a manifest. Returns false if the list is too large for an archive.
     pub(super) fn add(&mut self, subject: Digest, referrers: &Referrers) -> bool {
         let body = Bytes::from(referrers.to_index());
@@ -38,7 +47,7 @@ impl PlannedLists {
         true
     }
 
-    /// Returns the value of the annotation.
+    /// Returns the value of the annotation with the lists.
     pub(super) fn annotation(&self) -> Option<String> {
         let lists = self.lists.iter().map(|PlannedList { subject, list }| match list {
             Some((digest, _)) => format!("{subject}={digest}"),

@@ -64,7 +64,11 @@ pub async fn export(operations: &Operations, request: ExportRequest) -> Result<E
     let ExportRequest { offline, referrers, .. } = request;
     let search = Search { cache, reference: &reference, platforms: &platforms, offline, referrers };
     let plan = search.plan().await?;
-    let parts = plan.parts(name.as_ref());
+    let repository = match &name {
+        Some((full_name, tag)) => full_name.strip_suffix(&format!(":{tag}")).unwrap_or(full_name).to_owned(),
+        None => reference.repository.to_string(),
+    };
+    let parts = plan.parts(name.as_ref(), &repository);
     let length = parts.iter().map(ArchivePart::length).fold(TAR_END.len() as u64, u64::saturating_add);
     let report = plan.report(&reference, name);
     let (sender, chunks) = mpsc::channel(QUEUE_LENGTH);

@@ -91,11 +91,13 @@ impl Plan {
         std::iter::once(&self.root).chain(&self.below)
     }
 
-    /// Returns all entries in order.
-    pub(super) fn parts(&self, name: Option<&ArchiveName>) -> Vec<ArchivePart> {
+    /// Returns all entries in order. `repository` has the tags of signatures.
+    pub(super) fn parts(&self, name: Option<&ArchiveName>, repository: &str) -> Vec<ArchivePart> {
         let file = |path: &str, content: String| ArchivePart::File(path.to_owned(), content.into());
-        let mut parts =
-            vec![file(MARKER_FILE, MARKER.to_owned()), file(INDEX_FILE, self.index(name).to_string())];
+        let mut parts = vec![
+            file(MARKER_FILE, MARKER.to_owned()),
+            file(INDEX_FILE, self.index(name, repository).to_string()),
+        ];
         parts.extend(self.docker(name).map(|docker| file(DOCKER_FILE, docker.to_string())));
         parts.extend(self.documents().map(|it| ArchivePart::File(blob_path(&it.digest), it.body.clone())));
         parts.extend(
@@ -105,23 +107,22 @@ impl Plan {
         parts
     }
 
-    fn index(&self, name: Option<&ArchiveName>) -> Value {
+    fn index(&self, name: Option<&ArchiveName>, repository: &str) -> Value {
         let root = &self.root;
-        let mut entry = json!({
-            "mediaType": root.media_type.as_str(),
-            "digest": root.digest,
-            "size": root.body.len(),
-        });
-        if let Some((full_name, tag)) = name {
-            entry["annotations"] = json!({ IMAGE_NAME: full_name, ANNOTATION_REF_NAME: tag });
-        }
+        let mut entry = index_entry(root, name);
         if let Some(referrers) = self.referrers.annotation() {
             entry["annotations"][REFERRERS] = json!(referrers);
         }
         if let Some(platform) = root.platform.as_deref().and_then(platform) {
             entry["platform"] = platform;
         }
-        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry] })
+        let mut entries = vec![entry];
+        for (tag, digest) in &self.referrers.tags {
+            let name = (format!("{repository}:{tag}"), tag.to_string());
+            let document = self.documents().find(|document| document.digest == *digest);
+            entries.extend(document.map(|document| index_entry(document, Some(&name))));
+        }
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries })
     }
 
     /// Returns the `manifest.json` for docker before version 25, if the archive has exactly one image.
@@ -162,6 +163,16 @@ impl Plan {
             unknown_referrers: self.referrers.unknown.clone(),
         }
     }
+}
+
+/// Returns the entry of a document in `index.json`.
+fn index_entry(document: &PlannedDocument, name: Option<&ArchiveName>) -> Value {
+    let PlannedDocument { digest, media_type, body, .. } = document;
+    let mut entry = json!({ "mediaType": media_type.as_str(), "digest": digest, "size": body.len() });
+    if let Some((full_name, tag)) = name {
+        entry["annotations"] = json!({ IMAGE_NAME: full_name, ANNOTATION_REF_NAME: tag });
+    }
+    entry
 }
 
 /// Returns a platform as in a descriptor.
@@ -228,13 +239,13 @@ mod tests {
     #[test]
     fn index_entry_has_name_and_platform() {
         let name = ("quay.io/a:1".to_owned(), "1".to_owned());
-        let index = plan(image(OCI_CONFIG, Some("linux/arm/v7")), Vec::new()).index(Some(&name));
+        let index = plan(image(OCI_CONFIG, Some("linux/arm/v7")), Vec::new()).index(Some(&name), "quay.io/a");
         let entry = &index["manifests"][0];
         assert_eq!(entry["annotations"], json!({ IMAGE_NAME: "quay.io/a:1", ANNOTATION_REF_NAME: "1" }));
         let platform = json!({ "os": "linux", "architecture": "arm", "variant": "v7" });
         assert_eq!((&entry["platform"], &entry["mediaType"]), (&platform, &json!(OCI_MANIFEST)));
         assert!(
-            plan(image(OCI_CONFIG, None), Vec::new()).index(None)["manifests"][0]
+            plan(image(OCI_CONFIG, None), Vec::new()).index(None, "quay.io/a")["manifests"][0]
                 .get("annotations")
                 .is_none()
         );

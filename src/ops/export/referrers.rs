@@ -1,15 +1,18 @@
-//! Search for the lists of referrers of an export, and for the artifacts in them.
+//! Search for the lists of referrers of an export, for the artifacts in them, and for artifacts that have a tag: cosign's
+//! signatures.
 
 use std::collections::HashSet;
 
 use super::lists::PlannedLists;
 use super::plan::PlannedDocument;
 use super::search::Search;
-use crate::oci::{Descriptor, Digest, Referrers};
+use crate::cache::CacheError;
+use crate::oci::{Descriptor, Digest, Reference, Referrers, Tag};
 use crate::ops::artifacts::{COUNT_MAX, DEPTH_MAX};
 use crate::ops::platform::NO_IMAGE;
 use crate::ops::protocol::OpsError;
-use crate::ops::warm::list_referrers;
+use crate::ops::warm::{list_referrers, manifest};
+use crate::store::StoreError;
 
 impl Search<'_> {
     /// Finds the lists of referrers of manifests, and with `referrers` the artifacts in them.
@@ -25,6 +28,11 @@ impl Search<'_> {
             for subject in level {
                 if depth > 0 {
                     self.artifact(subject, &mut artifacts).await?;
+                }
+                if depth == 0 && self.referrers {
+                    self.tags(subject, &mut planned).await?;
+                    let tagged = planned.tags.iter().map(|(_, digest)| *digest);
+                    next.extend(tagged.filter(|digest| seen.insert(*digest)));
                 }
                 if depth < DEPTH_MAX {
                     let found = self.list(subject, &mut planned).await?;
@@ -47,13 +55,40 @@ impl Search<'_> {
             known = self.known(subject).await?;
         }
         let Some(known) = known else {
-            planned.unknown.push(subject);
+            planned.add_unknown(subject);
             return Ok(Vec::new());
         };
         if !planned.add(subject, &known) {
-            planned.unknown.push(subject);
+            planned.add_unknown(subject);
         }
         Ok(known.iter().filter_map(|referrer| referrer.digest().parse().ok()).collect())
+    }
+
+    /// Adds the tags of the artifacts of a manifest. Asks the upstream for the tags of signatures: most do not exist. The
+    /// list of referrers in an archive replaces its tag, which is added only if a client has asked for the tag.
+    async fn tags(&self, subject: Digest, planned: &mut PlannedLists) -> Result<(), OpsError> {
+        let repository = &self.reference.repository;
+        if !self.offline {
+            for tag in Tag::of_signatures(&subject) {
+                match manifest(self.cache, repository, &Reference::Tag(tag.clone())).await {
+                    Ok(_) | Err(CacheError::NotFound | CacheError::StaleAbsence { .. }) => {}
+                    Err(error) => {
+                        tracing::info!(%repository, %tag, %error, "exporting without the tag of a signature");
+                        planned.add_unknown(subject);
+                    }
+                }
+            }
+        }
+        let owned = repository.clone();
+        let cached = self.cache.view(move |view| {
+            let tags = Tag::of_artifacts(&subject).map(|tag| {
+                let fact = view.tag(&owned, &tag)?;
+                Ok(fact.map(|fact| (tag, fact.digest)))
+            });
+            tags.filter_map(Result::transpose).collect::<Result<Vec<_>, StoreError>>()
+        });
+        planned.tags.extend(cached.await?);
+        Ok(())
     }
 
     /// Returns the known list of referrers.
