@@ -19,6 +19,9 @@ pub(crate) fn limited(setup: Setup, mib: usize) -> Larder {
     // The unit is 512 bytes.
     let script = format!("trap '' XFSZ; ulimit -S -f {}; exec \"$@\"", mib * 2048);
     command.args(["-c", &script, "sh"]).arg(serve.get_program()).args(serve.get_args());
+    for (name, _) in serve.get_envs().filter(|(_, value)| value.is_none()) {
+        command.env_remove(name);
+    }
     command.current_dir(setup.folder()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     setup.start_by(&mut command)
 }

@@ -2,14 +2,11 @@
 
 use crate::support;
 
-use support::content::OCI_MANIFEST;
+use support::content::{OCI_ARTIFACT, OCI_MANIFEST};
 use support::fixture::TAG;
 use support::{Document, Fault, Image, Registry, Setup, When, quirks};
 
 use serde_json::json;
-
-/// Type of signatures before OCI 1.1.
-const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
 #[test]
 fn images_are_pulled_from_every_registry() {

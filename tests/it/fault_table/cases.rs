@@ -22,12 +22,14 @@ pub(crate) enum Request {
     CachedDigest,
     Blob,
     CachedBlob,
+    Referrers,
+    CachedReferrers,
 }
 
 impl Request {
     /// Returns true if the content was pulled before the fault.
     pub(crate) fn is_cached(self) -> bool {
-        matches!(self, Self::CachedTag | Self::CachedDigest | Self::CachedBlob)
+        matches!(self, Self::CachedTag | Self::CachedDigest | Self::CachedBlob | Self::CachedReferrers)
     }
 }
 
@@ -40,6 +42,8 @@ impl fmt::Display for Request {
             Self::CachedDigest => "digest, cached",
             Self::Blob => "blob",
             Self::CachedBlob => "blob, cached",
+            Self::Referrers => "referrers",
+            Self::CachedReferrers => "referrers, cached",
         })
     }
 }
@@ -79,7 +83,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    fn setting(self, key: &'static str, value: impl Into<Value>) -> Self {
+    pub(super) fn setting(self, key: &'static str, value: impl Into<Value>) -> Self {
         let value = value.into();
         Self { settings: Box::new(move |_, _| vec![(key, value.clone())]), ..self }
     }
@@ -91,11 +95,11 @@ impl Case {
         Self { settings: Box::new(settings), ..self }
     }
 
-    fn content(self, content: impl Fn(u64) -> Content + Sync + 'static) -> Self {
+    pub(super) fn content(self, content: impl Fn(u64) -> Content + Sync + 'static) -> Self {
         Self { content: Box::new(content), ..self }
     }
 
-    fn second(self, second: Second) -> Self {
+    pub(super) fn second(self, second: Second) -> Self {
         Self { second, ..self }
     }
 
@@ -120,13 +124,17 @@ use Request::{Blob, CachedBlob, CachedDigest, CachedTag, Digest, Tag};
 
 const ALL: [Request; 4] = [Tag, CachedTag, Digest, Blob];
 const COLD: [Request; 3] = [Tag, Digest, Blob];
-const MANIFEST: [Request; 2] = [Tag, Digest];
+pub(super) const MANIFEST: [Request; 2] = [Tag, Digest];
 /// Byte at which a body is interrupted.
-const CUT: usize = LENGTH / 3;
+pub(super) const CUT: usize = LENGTH / 3;
 /// A byte near the end of the body, also if the body is slightly shorter.
 const END: usize = LENGTH - 2;
 
-fn case(fault: &'static str, request: &[Request], inject: impl Fn(&Site) + Sync + 'static) -> Case {
+pub(super) fn case(
+    fault: &'static str,
+    request: &[Request],
+    inject: impl Fn(&Site) + Sync + 'static,
+) -> Case {
     Case {
         fault,
         request: request.to_vec(),
@@ -144,7 +152,7 @@ fn case(fault: &'static str, request: &[Request], inject: impl Fn(&Site) + Sync 
 }
 
 /// A case in which these faults apply to all requests.
-fn always(fault: &'static str, request: &[Request], faults: Vec<Fault>) -> Case {
+pub(super) fn always(fault: &'static str, request: &[Request], faults: Vec<Fault>) -> Case {
     case(fault, request, move |site| {
         for fault in &faults {
             site.first.script(When::any(), fault.clone());
@@ -153,11 +161,11 @@ fn always(fault: &'static str, request: &[Request], faults: Vec<Fault>) -> Case 
 }
 
 /// A case in which the fault applies to the first request only.
-fn once(fault: &'static str, request: &[Request], happening: Fault) -> Case {
+pub(super) fn once(fault: &'static str, request: &[Request], happening: Fault) -> Case {
     case(fault, request, move |site| site.first.script(When::any().times(1), happening.clone()))
 }
 
-fn status(status: u16, headers: &[(&str, &str)]) -> Fault {
+pub(super) fn status(status: u16, headers: &[(&str, &str)]) -> Fault {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Fault::Answer(status, headers, b"scripted".to_vec())
 }
@@ -166,7 +174,7 @@ fn header(name: &'static str, value: &str) -> Fault {
     Fault::SetHeader(name, value.to_owned())
 }
 
-fn answer(media_type: &str, body: &str) -> Fault {
+pub(super) fn answer(media_type: &str, body: &str) -> Fault {
     Fault::Answer(200, vec![("Content-Type".into(), media_type.into())], body.as_bytes().to_vec())
 }
 
@@ -183,6 +191,7 @@ pub(crate) fn all() -> Vec<Case> {
     cases.extend(conversions());
     cases.extend(endpoints());
     cases.extend(breakers());
+    cases.extend(super::peculiarities::all());
     cases.extend(gateways());
     cases
 }

@@ -10,6 +10,7 @@ use crate::support;
 
 mod cases;
 mod disk;
+mod peculiarities;
 mod site;
 
 use std::fmt::Write as _;
@@ -97,8 +98,9 @@ impl<'c> Row<'c> {
         }
         let _ = write!(text, " {}", outcome(head.outcome()));
         match transfer.finish() {
-            Ok(answer) if answer.body == *self.site.expected(self.request) => text.push_str(", complete"),
-            Ok(_) => text.push_str(", WRONG"),
+            Ok(answer) => {
+                let _ = write!(text, ", {}", self.site.verdict(self.request, &answer.body));
+            }
             Err(_) => text.push_str(", interrupted"),
         }
         let warning = head.header("warning");

@@ -1,7 +1,6 @@
 //! Registries of one row, their content, and their requests.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use super::cases::{Case, Request, Second};
 use super::support::{Blob, Document, Gate, Image, Registry, Seen, TlsServer};
@@ -17,6 +16,8 @@ pub(crate) struct Content {
     /// Document of the tag.
     pub(crate) document: Document,
     pub(crate) blob: Blob,
+    /// Artifact that refers to the document. It is in the list of referrers.
+    pub(crate) signature: Document,
     /// Expected document for the tag, if it is a different one.
     pub(crate) converted: Option<Document>,
 }
@@ -30,13 +31,19 @@ impl Content {
                 .unwrap();
         manifest["annotations"] = serde_json::json!({ "padding": "x".repeat(LENGTH) });
         let document = Document::json(super::support::content::OCI_MANIFEST, &manifest);
-        Self { document, blob, converted: None }
+        let signature = sign(&document);
+        Self { document, blob, signature, converted: None }
     }
 
     /// Returns content with another document.
     pub(crate) fn document(seed: u64, media_type: &str, text: impl Into<Vec<u8>>) -> Self {
-        Self { document: Document::new(media_type, text), ..Self::image(seed) }
+        let document = Document::new(media_type, text);
+        Self { signature: sign(&document), document, ..Self::image(seed) }
     }
+}
+
+fn sign(document: &Document) -> Document {
+    Image::statement("application/vnd.example.signature", "signed", document)
 }
 
 /// Registries of one row.
@@ -58,7 +65,9 @@ impl Site {
         let content = (case.content)(n as u64);
         let (first, other) = (Registry::start(), Registry::start());
         for registry in [&first, &other] {
+            registry.offer_referrers(true);
             registry.add_manifest(REPOSITORY, &content.document);
+            registry.add_manifest(REPOSITORY, &content.signature);
             registry.add_blob(REPOSITORY, &content.blob);
             registry.tag(REPOSITORY, "v1", &content.document.digest);
             if let Some(converted) = &content.converted {
@@ -95,18 +104,28 @@ impl Site {
             Request::Tag | Request::CachedTag => ("manifests", "v1"),
             Request::Digest | Request::CachedDigest => ("manifests", document.digest.as_str()),
             Request::Blob | Request::CachedBlob => ("blobs", blob.digest.as_str()),
+            Request::Referrers | Request::CachedReferrers => ("referrers", document.digest.as_str()),
         };
         format!("/v2/{}/{REPOSITORY}/{what}/{reference}", self.upstream)
     }
 
-    /// Returns the correct bytes.
-    pub(crate) fn expected(&self, request: Request) -> Arc<Vec<u8>> {
-        let Content { document, blob, converted } = &self.content;
-        match request {
+    /// Compares a complete body with the correct one.
+    pub(crate) fn verdict(&self, request: Request, body: &[u8]) -> &'static str {
+        let Content { document, blob, signature, converted } = &self.content;
+        let correct = match request {
             Request::Tag | Request::CachedTag => converted.as_ref().unwrap_or(document).bytes.clone(),
             Request::Digest | Request::CachedDigest => document.bytes.clone(),
             Request::Blob | Request::CachedBlob => blob.bytes.clone(),
-        }
+            Request::Referrers | Request::CachedReferrers => {
+                let list: serde_json::Value = serde_json::from_slice(body).unwrap();
+                return match list["manifests"].as_array().map(Vec::as_slice) {
+                    Some([only]) if only["digest"] == signature.digest.as_str() => "complete",
+                    Some([]) => "empty list",
+                    _ => "WRONG",
+                };
+            }
+        };
+        if body == *correct { "complete" } else { "WRONG" }
     }
 
     pub(crate) fn forget_requests(&self) {
@@ -153,6 +172,8 @@ impl Site {
         let what = match reference {
             "v1" => "tag",
             "token" => "token",
+            _ if seen.path.contains("/referrers/") => "referrers",
+            tag if tag.starts_with("sha256-") => "list tag",
             digest if digest == self.content.blob.digest => "blob",
             digest if digest == self.content.document.digest => "digest",
             digest if digest.starts_with("sha256:") => "another digest",
