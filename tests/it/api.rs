@@ -204,7 +204,7 @@ fn ranges_of_a_cached_blob() {
         assert_eq!(answer.status(), 416, "{value}");
         assert_eq!(answer.header("content-range"), Some("bytes */300000"), "{value}");
     }
-    for value in ["bytes=0-1,5-6", "pages=1-2", "bytes=a-b", "bytes=-", "nonsense"] {
+    for value in ["pages=1-2", "bytes=a-b", "bytes=-", "nonsense"] {
         range(&larder, &path, value).assert_body(&blob.bytes);
     }
 }
@@ -223,12 +223,6 @@ fn ranges_of_an_uncached_blob() {
         larder.wait_idle();
         larder.get(&path).assert_body(&blob.bytes);
     }
-    let registry = Registry::start();
-    let blob = Blob::random(5, 1000);
-    registry.add_blob("library/app", &blob);
-    let larder = Larder::in_front_of(&registry);
-    let answer = range(&larder, &format!("/v2/library/app/blobs/{}", blob.digest), "bytes=1000-");
-    assert_eq!((answer.status(), answer.header("content-range")), (416, Some("bytes */1000")));
 }
 
 #[test]

@@ -219,6 +219,8 @@ fn upstream_without_ranges_is_supported() {
 #[test]
 fn range_past_the_end_is_416_with_the_length() {
     let cold = ColdBlob::new(100_000);
+    cold.larder.get(&cold.path).assert_body(&cold.blob.bytes);
+    cold.wait_filled();
     for range in ["bytes=100000-", "bytes=500000-500001", "bytes=500-0", "bytes=-0"] {
         let answer = cold.range(range);
         answer.assert_error(416, "RANGE_INVALID");
@@ -226,8 +228,27 @@ fn range_past_the_end_is_416_with_the_length() {
     }
     cold.assert_part("bytes=99999-200000", 99_999, 100_000);
     cold.assert_part("bytes=-200000", 0, 100_000);
-    cold.wait_filled();
     assert_eq!(cold.gets().len(), 1);
+}
+
+/// Status 416 would state a length that the upstream has announced and that may be wrong.
+#[test]
+fn range_past_an_unverified_end_sends_everything() {
+    let cold = ColdBlob::new(100_000);
+    let gate = Gate::new();
+    let held = gate.clone();
+    let short = Fault::rewrite(move |_, plan| {
+        plan.to = 1000;
+        plan.holds.push((500, held.clone()));
+    });
+    cold.registry.script(When::blobs().method("GET").times(1), short);
+    let range = [("Range", "bytes=50000-50999")];
+    let transfer = cold.larder.api().open("GET", &cold.path, &range).unwrap();
+    assert_eq!((transfer.head.status, transfer.head.header("content-range")), (200, None));
+    gate.open();
+    assert!(transfer.finish().is_err(), "the upstream's bytes are not the blob");
+    cold.larder.get(&cold.path).assert_body(&cold.blob.bytes);
+    cold.assert_part("bytes=50000-50999", 50_000, 51_000);
 }
 
 /// containerd requests `bytes=0-` of every blob. Empty content has no such range (RFC 9110, 14.1.2), and containerd

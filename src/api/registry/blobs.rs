@@ -112,7 +112,8 @@ fn select(request: &RequestHead<'_>, digest: &Digest, blob: &BlobAnswer) -> Resu
         RangeRequest::One(range) => {
             return match range.within(size) {
                 Some(range) => Ok(Selection::Part(range, size)),
-                None if blob.size.is_none() => Ok(Selection::Whole),
+                // The upstream may have announced a wrong length.
+                None if !is_verified => Ok(Selection::Whole),
                 None => Err(Refusal::Range(size)),
             };
         }
