@@ -43,7 +43,7 @@ impl Access {
         let confirmed = if inconclusive {
             match upstream.manifest(&repository.name, &reference, UPSTREAM_ACCEPT, None).await {
                 Ok(answer) => {
-                    return verify_manifest(&self.storage.metrics, repository, &answer, digest);
+                    return verify_manifest(&self.storage.metrics, repository, &answer, digest).await;
                 }
                 Err(error) => Err(error),
             }

@@ -50,7 +50,7 @@ pub use blob::{BlobAnswer, BlobReader, BlobSource, FetchProgress};
 pub use error::{CacheError, CacheErrorKind};
 pub use eviction::content::{Reachability, Totals};
 pub use eviction::usage::ContentPin;
-pub use lists::{KnownReferrers, ListResult, NamePage, ReferrersAnswer};
+pub use lists::{KnownReferrers, ListResult, NamePage, ReferrersAnswer, ReferrersQuery};
 pub use maintenance::import::{ImportError, Importer};
 pub use maintenance::remove::{RemovalReport, RemovalTarget};
 pub use maintenance::scrub::{DamagedContent, Integrity, ScrubItem, Throttle};
@@ -245,15 +245,15 @@ impl Cache {
         self.0.tag_lists.get(repository, last, limit).await
     }
 
-    /// Returns the referrers of `subject`, of one artifact type if a type is given. The upstream has confirmed an empty list,
-    /// now or when it could last be asked.
+    /// Returns a page of the referrers of `subject`. The upstream has confirmed an empty list, now or when it could last be
+    /// asked.
     pub async fn referrers(
         &self,
         repository: &Repository,
         subject: &Digest,
-        artifact_type: Option<&str>,
+        query: ReferrersQuery<'_>,
     ) -> Result<ReferrersAnswer, CacheError> {
-        self.0.referrers_lists.get(repository, subject, artifact_type).await
+        self.0.referrers_lists.get(repository, subject, query).await
     }
 
     /// Returns up to `limit` cached repositories that sort after `last`: those of one upstream, under their own names, or

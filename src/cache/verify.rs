@@ -1,19 +1,21 @@
 //! Verification of manifests by digest. The size in a descriptor is a hint and decides nothing.
 
+use tokio::time::Instant;
+
 use crate::oci::{Algorithm, Digest, Repository};
-use crate::source::UnverifiedManifest;
+use crate::source::{SourceError, UnverifiedManifest, WAIT_MAX, process};
 use crate::telemetry::Metrics;
 
 use super::error::CacheError;
 
 /// Compares a manifest with the expected digest.
-pub(super) fn verify_manifest(
+pub(super) async fn verify_manifest(
     metrics: &Metrics,
     repository: &Repository,
     answer: &UnverifiedManifest,
     digest: &Digest,
 ) -> Result<(), CacheError> {
-    let actual = computed_digest(answer, digest.algorithm());
+    let actual = computed_digest(answer, digest.algorithm()).await?;
     if actual == *digest {
         return Ok(());
     }
@@ -24,10 +26,16 @@ pub(super) fn verify_manifest(
 }
 
 /// Computes the digest under which a manifest is stored that was requested by tag.
-pub(super) fn digest_of(answer: &UnverifiedManifest) -> Digest {
-    computed_digest(answer, answer.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm()))
+pub(super) async fn digest_of(answer: &UnverifiedManifest) -> Result<Digest, CacheError> {
+    let algorithm = answer.digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+    Ok(computed_digest(answer, algorithm).await?)
 }
 
-fn computed_digest(answer: &UnverifiedManifest, algorithm: Algorithm) -> Digest {
-    Digest::of(algorithm, &answer.body)
+async fn computed_digest(answer: &UnverifiedManifest, algorithm: Algorithm) -> Result<Digest, SourceError> {
+    let (size, body) = (answer.body.len(), answer.body.clone());
+    let hash = move || Digest::of(algorithm, &body);
+    match &answer.memory {
+        Some(memory) => memory.process(size, Instant::now() + WAIT_MAX, hash).await,
+        None => process(size, hash).await,
+    }
 }

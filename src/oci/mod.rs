@@ -22,4 +22,4 @@ pub use digest::{Algorithm, Digest, Hasher};
 pub use manifest::{Descriptor, Manifest};
 pub use name::{Name, Reference, Repository, Tag, UpstreamName};
 pub use pattern::{NamePattern, PatternError};
-pub use referrers::{Referrer, Referrers};
+pub use referrers::{Page as ReferrersPage, Referrer, Referrers};

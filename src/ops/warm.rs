@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, CacheError, FetchProgress, ManifestAnswer};
+use crate::cache::{Cache, CacheError, FetchProgress, ManifestAnswer, ReferrersQuery};
 use crate::oci::{Accept, Digest, Manifest, Reference, Repository, Tag};
 
 use super::artifacts::{Artifacts, COUNT_MAX};
@@ -412,7 +412,7 @@ pub(super) async fn list_referrers(
     repository: &Repository,
     subject: &Digest,
 ) -> Result<(), CacheError> {
-    let attempt = || cache.referrers(repository, subject, None);
+    let attempt = || cache.referrers(repository, subject, ReferrersQuery::default());
     attempt.retry(backoff()).when(CacheError::is_retryable).await.map(drop)
 }
 

@@ -1,10 +1,13 @@
-//! Budget for the memory of large documents in progress: manifests and lists that are received, parsed and stored.
+//! Budgets for large documents in progress, which are manifests and lists: their memory while they are received, parsed and
+//! stored, and the processors that parse and store them.
 //!
 //! Small documents need no permission, so that a registry with large documents does not delay others.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::available_parallelism;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -19,6 +22,8 @@ const UPSTREAM_MAX: usize = MEMORY_MAX / 2;
 const COST: usize = 5;
 /// Size of documents that are not counted.
 pub const SMALL_DOCUMENT: usize = 64 << 10;
+/// Longest wait for a turn, or for memory, of a document that has no deadline of its own.
+pub const WAIT_MAX: Duration = Duration::from_secs(9);
 
 /// Budget shared by all upstreams; clones share it.
 #[derive(Clone, Debug)]
@@ -26,13 +31,26 @@ pub struct DocumentBudget(Arc<BudgetState>);
 
 #[derive(Debug)]
 struct BudgetState {
-    all: Arc<Semaphore>,
+    all: Share,
     /// Share of each upstream. Upstreams come from the configuration, so their number is bounded.
-    upstreams: Mutex<HashMap<String, Arc<Semaphore>>>,
+    upstreams: Mutex<HashMap<String, Share>>,
 }
 
-/// Runs `work` on a document of `size` bytes. A large document gets a thread that may block, so that it does not delay other
-/// requests.
+/// Memory, and turns of documents to be processed.
+#[derive(Clone, Debug)]
+struct Share {
+    memory: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+}
+
+impl Share {
+    fn new(memory: usize, turns: usize) -> Self {
+        Self { memory: Arc::new(Semaphore::new(memory)), turns: Arc::new(Semaphore::new(turns)) }
+    }
+}
+
+/// Runs `work` on a document of `size` bytes that has no upstream or has its turn. A large document gets a thread that may
+/// block, so that it does not delay other requests.
 pub async fn process<T, F>(size: usize, work: F) -> Result<T, SourceError>
 where
     T: Send + 'static,
@@ -49,8 +67,18 @@ where
 #[derive(Debug)]
 pub struct DocumentMemory {
     budget: DocumentBudget,
-    upstream: Arc<Semaphore>,
+    upstream: Share,
     held: Option<[OwnedSemaphorePermit; 2]>,
+    /// Size of the document, as far as it is known.
+    size: usize,
+}
+
+/// Turn of one document to be processed: permit for work in proportion to its size. Move it into the work, so that the turn
+/// ends with the work. `None` for a small document.
+#[derive(Debug)]
+#[must_use = "the turn ends when it is dropped"]
+pub struct DocumentTurn {
+    _permits: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 /// Document together with its memory.
@@ -63,7 +91,9 @@ pub struct Counted<T> {
 
 impl Default for DocumentBudget {
     fn default() -> Self {
-        Self(Arc::new(BudgetState { all: Arc::new(Semaphore::new(MEMORY_MAX)), upstreams: Mutex::default() }))
+        // Half of the processors stay for all other requests.
+        let turns = available_parallelism().map_or(1, |count| count.get() / 2).max(1);
+        Self(Arc::new(BudgetState { all: Share::new(MEMORY_MAX, turns), upstreams: Mutex::default() }))
     }
 }
 
@@ -74,10 +104,11 @@ impl DocumentBudget {
         let share = match upstreams.get(upstream) {
             Some(share) => share,
             None => {
-                upstreams.entry(upstream.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(UPSTREAM_MAX)))
+                // One document at a time: the documents of one upstream must not delay those of another.
+                upstreams.entry(upstream.to_owned()).or_insert_with(|| Share::new(UPSTREAM_MAX, 1))
             }
         };
-        DocumentMemory { budget: self.clone(), upstream: Arc::clone(share), held: None }
+        DocumentMemory { budget: self.clone(), upstream: share.clone(), held: None, size: 0 }
     }
 }
 
@@ -92,8 +123,8 @@ impl DocumentMemory {
         }
         let wanted = kib(size);
         let reserve = async {
-            let upstream = Arc::clone(&self.upstream).acquire_many_owned(wanted).await;
-            let all = Arc::clone(&self.budget.0.all).acquire_many_owned(wanted).await;
+            let upstream = Arc::clone(&self.upstream.memory).acquire_many_owned(wanted).await;
+            let all = Arc::clone(&self.budget.0.all.memory).acquire_many_owned(wanted).await;
             // The semaphores are never closed.
             Some([upstream.ok()?, all.ok()?])
         };
@@ -104,10 +135,47 @@ impl DocumentMemory {
 
     /// Reduces the memory to that of a document of `size` bytes.
     pub fn shrink(&mut self, size: usize) {
+        self.size = size;
         let needed = if size <= SMALL_DOCUMENT { 0 } else { kib(size) as usize };
         for permit in self.held.iter_mut().flatten() {
             drop(permit.split(permit.num_permits().saturating_sub(needed)));
         }
+    }
+
+    /// Waits for the turn of the document, whose size is that of [`shrink`](Self::shrink).
+    pub async fn own_turn(&self) -> Result<DocumentTurn, SourceError> {
+        self.turn(self.size, Instant::now() + WAIT_MAX).await
+    }
+
+    /// Waits for the turn of a document of `size` bytes. A holder of a turn must not wait for memory or for another turn.
+    ///
+    /// Documents of one upstream get their turns one after the other, and the upstreams alternate.
+    pub async fn turn(&self, size: usize, deadline: Instant) -> Result<DocumentTurn, SourceError> {
+        if size <= SMALL_DOCUMENT {
+            return Ok(DocumentTurn { _permits: None });
+        }
+        let both = async {
+            let upstream = Arc::clone(&self.upstream.turns).acquire_owned().await;
+            let all = Arc::clone(&self.budget.0.all.turns).acquire_owned().await;
+            // The semaphores are never closed.
+            Some([upstream.ok()?, all.ok()?])
+        };
+        let permits = timeout_at(deadline, both).await.map_err(|_| SourceError::TooManyDocuments)?;
+        Ok(DocumentTurn { _permits: permits })
+    }
+
+    /// Runs `work` on a document of `size` bytes when it has its turn.
+    pub async fn process<T, F>(&self, size: usize, deadline: Instant, work: F) -> Result<T, SourceError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let turn = self.turn(size, deadline).await?;
+        let work = move || {
+            let _turn = turn;
+            work()
+        };
+        process(size, work).await
     }
 }
 
@@ -146,7 +214,6 @@ impl<T> DerefMut for Counted<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_millis(20)
@@ -175,5 +242,33 @@ mod tests {
         waiting.await.expect("no panic").expect("memory");
         drop((first, other));
         budget.document("c.test").reserve(16 << 20, soon()).await.expect("memory");
+    }
+
+    #[tokio::test]
+    async fn large_documents_take_turns_and_upstreams_alternate() {
+        let all = Share::new(MEMORY_MAX, 1);
+        let budget = DocumentBudget(Arc::new(BudgetState { all, upstreams: Mutex::default() }));
+        let (a, b) = (budget.document("a.test"), budget.document("b.test"));
+        let running = a.turn(1 << 20, soon()).await.expect("a turn");
+        assert_eq!(b.turn(1 << 20, soon()).await.expect_err("no turn"), SourceError::TooManyDocuments);
+        drop(b.turn(SMALL_DOCUMENT, soon()).await.expect("small"));
+        let (order, turns) = (Arc::new(Mutex::new(Vec::new())), ["a.test", "a.test", "a.test", "b.test"]);
+        let mut waiting = Vec::new();
+        for upstream in turns {
+            let (document, order) = (budget.document(upstream), Arc::clone(&order));
+            waiting.push(tokio::spawn(async move {
+                let _turn = document.turn(1 << 20, later()).await.expect("a turn");
+                order.lock().unwrap_or_else(PoisonError::into_inner).push(upstream);
+            }));
+            tokio::task::yield_now().await;
+        }
+        drop(running);
+        for waiting in waiting {
+            waiting.await.expect("no panic");
+        }
+        // The upstream that came last does not wait for all documents of the other one.
+        let order = order.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        assert_ne!(order.last(), Some(&"b.test"), "{order:?}");
+        assert_eq!(order.len(), turns.len());
     }
 }

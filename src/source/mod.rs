@@ -18,7 +18,9 @@ pub use content::{
     UnverifiedManifest,
 };
 pub use contract::Source;
-pub use document_budget::{Counted, DocumentBudget, DocumentMemory, SMALL_DOCUMENT, process};
+pub use document_budget::{
+    Counted, DocumentBudget, DocumentMemory, DocumentTurn, SMALL_DOCUMENT, WAIT_MAX, process,
+};
 pub use error::{Denial, SourceError};
 pub use fallback::open_blob;
 pub use oci_layout::OciLayout;

@@ -9,7 +9,7 @@ use crate::api::body::Body;
 use crate::api::refusal::Refusal;
 use crate::api::response;
 use crate::api::route::RegistryQuery;
-use crate::cache::{Cache, NamePage, ReferrersAnswer};
+use crate::cache::{Cache, NamePage, ReferrersAnswer, ReferrersQuery};
 use crate::oci::{Digest, MediaType, Repository, media};
 use crate::telemetry::Outcome;
 
@@ -63,17 +63,18 @@ pub(super) async fn referrers(
     subject: &Digest,
 ) -> Result<RegistryAnswer, Refusal> {
     let artifact_type = filter(&request.query.artifact_types);
-    let ReferrersAnswer { list: listing, is_filtered } =
-        cache.referrers(repository, subject, artifact_type).await?;
-    let page = listing.content.page(request.query.last.as_deref(), REFERRERS_BYTES);
-    let mut answer = json(page.body);
+    let after = request.query.last.as_deref();
+    let query = ReferrersQuery { artifact_type, after, most: REFERRERS_BYTES };
+    let ReferrersAnswer { list: mut listing, is_filtered } =
+        cache.referrers(repository, subject, query).await?;
+    let mut answer = json(std::mem::take(&mut listing.content.body));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media::OCI_INDEX));
     if is_filtered {
         headers.insert(response::FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
     }
     response::insert_listing(headers, &listing);
-    if let Some(last) = &page.next {
+    if let Some(last) = &listing.content.next {
         let filter =
             artifact_type.filter(|_| is_filtered).map(|artifact_type| ("artifactType", artifact_type));
         link_next(&mut answer, request, filter, last);

@@ -6,7 +6,6 @@
 //! upstream must never shorten a list, and only a confirmed absence is served as an empty list.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -18,15 +17,13 @@ use crate::cache::memory::{CachedManifest, CheckTime};
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Referrer, Referrers, Repository, Tag};
-use crate::source::Counted;
+use crate::oci::{Digest, Referrer, Referrers, ReferrersPage, Repository, Tag};
+use crate::source::WAIT_MAX;
 use crate::store::{Pointer, StoreError, StoreSession};
 use crate::telemetry::Outcome;
 
 /// Limit on cached manifests that are added to one list.
 const CACHED_MAX: usize = 1000;
-/// Longest wait for the memory of a large list.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(9);
 
 /// Lists of referrers.
 #[derive(Debug)]
@@ -36,11 +33,22 @@ pub(in crate::cache) struct ReferrersLists {
     pointers: Arc<Pointers>,
 }
 
+/// Part of a list of referrers that is requested.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReferrersQuery<'a> {
+    /// Artifact type of the entries; `None` for all types.
+    pub artifact_type: Option<&'a str>,
+    /// Digest of the last entry of the page before.
+    pub after: Option<&'a str>,
+    /// Size of the page in bytes. A page has at least one entry, unless the list ends.
+    pub most: usize,
+}
+
 /// List of referrers to serve.
 #[derive(Debug)]
 pub struct ReferrersAnswer {
-    /// The list, with the outcome of the request.
-    pub list: ListResult<Counted<Referrers>>,
+    /// Page of the list, with the outcome of the request.
+    pub list: ListResult<ReferrersPage>,
     /// True if the list contains only the entries of the requested artifact type.
     pub is_filtered: bool,
 }
@@ -60,7 +68,7 @@ impl ReferrersLists {
         &self,
         repository: &Repository,
         subject: &Digest,
-        artifact_type: Option<&str>,
+        query: ReferrersQuery<'_>,
     ) -> Result<ReferrersAnswer, CacheError> {
         let (owner, of) = (repository.clone(), *subject);
         let cached = self.storage.with_store(move |store| store.referrers(&owner, &of, CACHED_MAX)).await;
@@ -77,11 +85,12 @@ impl ReferrersLists {
             Err(error) => (None, Outcome::Stale, None, Some(error), true),
         };
         // The types in the index of a fall-back tag are written by clients, and are often wrong. A filter would hide signatures.
-        let artifact_type = artifact_type.filter(|_| !is_tag || manifest.is_none());
-        let content = self.merge(repository, manifest, cached, artifact_type).await?;
+        let artifact_type = query.artifact_type.filter(|_| !is_tag || manifest.is_none());
+        let query = ReferrersQuery { artifact_type, ..query };
+        let (content, is_empty) = self.merge(repository, manifest, cached, query).await?;
         match stale {
             // Without a list of the upstream, an empty one would mean "not signed".
-            Some(error) if unknown && content.is_empty() => Err(error),
+            Some(error) if unknown && is_empty => Err(error),
             stale => {
                 let list = ListResult { content, outcome, age, stale };
                 Ok(ReferrersAnswer { list, is_filtered: artifact_type.is_some() })
@@ -170,30 +179,34 @@ impl ReferrersLists {
         Ok(())
     }
 
-    /// Adds the cached manifests to the upstream's list, and selects one artifact type. A large list waits for its memory,
-    /// which the caller holds with the list.
+    /// Adds the cached manifests to the upstream's list, and selects one artifact type. Returns the requested page, and true
+    /// if the whole list is empty. A large list waits for its memory and its turn.
     async fn merge(
         &self,
         repository: &Repository,
         list: Option<Arc<CachedManifest>>,
         cached: Vec<Digest>,
-        artifact_type: Option<&str>,
-    ) -> Result<Counted<Referrers>, CacheError> {
+        query: ReferrersQuery<'_>,
+    ) -> Result<(ReferrersPage, bool), CacheError> {
         let mut memory = self.rules.upstream(repository)?.document_memory();
         let size = list.as_ref().map_or(0, |list| list.body.len());
-        memory.reserve(size, Instant::now() + MEMORY_TIMEOUT).await?;
-        let (repository, artifact_type) = (repository.clone(), artifact_type.map(str::to_owned));
+        let deadline = Instant::now() + WAIT_MAX;
+        memory.reserve(size, deadline).await?;
+        let turn = memory.turn(size, deadline).await?;
+        let (repository, most) = (repository.clone(), query.most);
+        let [artifact_type, after] = [query.artifact_type, query.after].map(|text| text.map(str::to_owned));
         let merged = self.storage.with_store_long(move |store| {
+            let _held = (memory, turn);
             let list = list.map_or_else(|| Some(Referrers::default()), |list| Referrers::read(&list.body));
             let Some(mut list) = list else { return Ok(None) };
             add_cached(store, &repository, &cached, &mut list)?;
             if let Some(artifact_type) = artifact_type {
                 list.retain(&artifact_type);
             }
-            Ok(Some(list))
+            Ok(Some((list.page(after.as_deref(), most), list.is_empty())))
         });
         let invalid = || CacheError::invalid("the fall-back tag for referrers is no image index");
-        Ok(Counted::new(merged.await?.ok_or_else(invalid)?, memory))
+        merged.await?.ok_or_else(invalid)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::cache::access::Access;
 use crate::cache::deadline::{in_time, joined};
@@ -17,7 +18,7 @@ use crate::cache::storage::Storage;
 use crate::cache::verify::verify_manifest;
 use crate::oci::media::{ManifestKind, UPSTREAM_ACCEPT};
 use crate::oci::{Digest, Manifest, Reference, Repository};
-use crate::source::{SMALL_DOCUMENT, Source as _, UnverifiedManifest, process};
+use crate::source::{SMALL_DOCUMENT, Source as _, UnverifiedManifest, WAIT_MAX, process};
 use crate::store::{Change, LinkFact, StoreError, StoreSession, StoredManifest};
 use crate::telemetry::Outcome;
 
@@ -192,7 +193,7 @@ impl Manifests {
                 return Err(self.access.remember_absence(repository, absence, error.into()));
             }
         };
-        verify_manifest(&self.storage.metrics, repository, &answer, digest)?;
+        verify_manifest(&self.storage.metrics, repository, &answer, digest).await?;
         let manifest = self.keep(repository, *digest, answer).await?;
         if children == Children::Prefetch {
             self.prefetch(repository, &manifest, true);
@@ -213,13 +214,17 @@ impl Manifests {
             let body = body.clone();
             move || Manifest::read(&body, content_type.as_deref())
         };
+        let turn = match &memory {
+            Some(memory) => Some(memory.turn(body.len(), Instant::now() + WAIT_MAX).await?),
+            None => None,
+        };
         let parsed = process(body.len(), parse).await?;
         let parsed = parsed.map_err(|error| CacheError::invalid(format!("{digest}: {error}")))?;
         let media_type = parsed.media_type.clone();
         let work = {
             let (storage, repository, body) = (Arc::clone(&self.storage), repository.clone(), body.clone());
             move |store: &StoreSession| {
-                let _memory = memory;
+                let _held = (memory, turn);
                 put_manifest(&storage, store, &repository, digest, &parsed, body)
             }
         };
@@ -260,7 +265,10 @@ impl Manifests {
     /// still in the upstream's list.
     async fn record_subject(&self, repository: &Repository, manifest: &CachedManifest) {
         let (body, media_type) = (manifest.body.clone(), manifest.media_type.clone());
-        let parsed = process(body.len(), move || Manifest::read(&body, Some(media_type.as_str()))).await;
+        let Ok(upstream) = self.rules.upstream(repository) else { return };
+        let (memory, deadline) = (upstream.document_memory(), Instant::now() + WAIT_MAX);
+        let parse = move || Manifest::read(&body, Some(media_type.as_str()));
+        let parsed = memory.process(manifest.body.len(), deadline, parse).await;
         let Ok(Ok(Manifest { subject: Some(subject), .. })) = parsed else { return };
         let (repository, referrer) = (repository.clone(), manifest.digest);
         let change = Change::AddReferrer { repository, subject, referrer };

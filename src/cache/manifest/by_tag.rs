@@ -62,7 +62,7 @@ impl<'a> TagRequest<'a> {
     async fn fetch(&self, announced: Option<Digest>) -> Result<Arc<CachedManifest>, CacheError> {
         let repository = &self.key.repository;
         let answer = self.upstream.manifest(&repository.name, &self.reference(), self.accept, None).await?;
-        let digest = digest_of(&answer);
+        let digest = digest_of(&answer).await?;
         // The header of the GET is newer: the tag may have moved after the HEAD.
         let announced = answer.digest.or(announced).unwrap_or(digest);
         if announced == digest {
@@ -102,7 +102,7 @@ impl<'a> TagRequest<'a> {
         if !is_variant && self.is_confirmed(repository, &digest, &answer).await {
             return self.manifests.keep(repository, digest, answer).await;
         }
-        verify_manifest(self.metrics, repository, &answer, &announced)?;
+        verify_manifest(self.metrics, repository, &answer, &announced).await?;
         Err(CacheError::Mismatch(format!("{digest} is not the digest that was announced")))
     }
 

@@ -11,7 +11,7 @@ use crate::cache::memory::{ApiScope, CachedManifest};
 use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::{Algorithm, Digest, MediaType, Referrers, Repository};
-use crate::source::{Source as _, SourceError};
+use crate::source::{DocumentMemory, DocumentTurn, Source as _, SourceError};
 use crate::store::{StoreError, StoreSession, StoredManifest};
 
 /// Time for which a missing referrers API is remembered, unless tags stay fresh longer.
@@ -38,9 +38,11 @@ pub(super) async fn fetch(
         Ok(list) if list.is_empty() => Err(CacheError::NotFound),
         Ok(list) => {
             let (list, memory) = list.into_parts();
-            let kept = keep(storage, repository, list).await;
-            drop(memory);
-            kept
+            let turn = match &memory {
+                Some(memory) => Some(memory.own_turn().await?),
+                None => None,
+            };
+            keep(storage, repository, list, (memory, turn)).await
         }
         Err(SourceError::NoReferrers { lasting: true }) => {
             remember_missing(ApiScope::Repository(repository.clone()), missing_api_ttl)
@@ -68,10 +70,13 @@ async fn keep(
     storage: &Arc<Storage>,
     repository: &Repository,
     list: Referrers,
+    held: (Option<DocumentMemory>, Option<DocumentTurn>),
 ) -> Result<Arc<CachedManifest>, CacheError> {
     let (shared, owner) = (Arc::clone(storage), repository.clone());
     let work = move |store: &StoreSession| {
+        let _held = held;
         let body = Bytes::from(list.to_index());
+        drop(list);
         let kept = put_list(&shared, store, &owner, body.clone());
         Ok(kept.unwrap_or_else(|error| {
             shared.report_store_error(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::cache::blob::Blobs;
 use crate::cache::error::{CacheError, CacheErrorKind};
-use crate::cache::lists::ReferrersLists;
+use crate::cache::lists::{ReferrersLists, ReferrersQuery};
 use crate::cache::manifest::{Children, Manifests};
 use crate::cache::memory::CachedManifest;
 use crate::cache::prefetch::paused_content::PausedContent;
@@ -20,9 +20,10 @@ use crate::cache::storage::Storage;
 use crate::oci::index_walk::{IndexWalk, WalkItem, WalkLimit};
 use crate::oci::media::ManifestKind;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
-use crate::source::process;
+use crate::source::WAIT_MAX;
 use crate::store::Change;
 use backon::{ExponentialBuilder, Retryable as _};
+use tokio::time::Instant;
 
 /// Largest number of children of one index that are prefetched. Indexes in use have fewer than 50.
 const CHILDREN_MAX: usize = 256;
@@ -87,7 +88,7 @@ struct Prefetch<'a> {
 
 /// Fetches the missing content below an index.
 pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &CachedManifest) -> WalkEnd {
-    let Some(parsed) = parse(manifest).await else { return WalkEnd::Complete };
+    let Some(parsed) = parse(scope, &index.key.0, manifest).await else { return WalkEnd::Complete };
     // A list of the referrers of a referrer is fetched when a client asks for it.
     let is_image = parsed.subject.is_none() && !parsed.is_build_cache();
     let subjects = is_image.then_some(manifest.digest);
@@ -104,9 +105,11 @@ pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &
     prefetch.run().await
 }
 
-async fn parse(manifest: &CachedManifest) -> Option<Manifest> {
+async fn parse(scope: &WalkScope, repository: &Repository, manifest: &CachedManifest) -> Option<Manifest> {
     let (body, media_type) = (manifest.body.clone(), manifest.media_type.clone());
-    process(body.len(), move || Manifest::read(&body, Some(media_type.as_str())).ok()).await.ok()?
+    let memory = scope.rules.upstream(repository).ok()?.document_memory();
+    let parse = move || Manifest::read(&body, Some(media_type.as_str())).ok();
+    memory.process(manifest.body.len(), Instant::now() + WAIT_MAX, parse).await.ok()?
 }
 
 impl Prefetch<'_> {
@@ -223,7 +226,7 @@ impl Prefetch<'_> {
             Some(size_max) => self.scope.fetch_blobs(repository, &manifest, size_max).await,
             None => BlobsEnd::Complete,
         };
-        if let Some(parsed) = parse(&manifest).await {
+        if let Some(parsed) = parse(self.scope, repository, &manifest).await {
             if manifest.media_type.kind() != Some(ManifestKind::Index) {
                 self.subjects.push(manifest.digest);
             }
@@ -295,7 +298,7 @@ impl WalkScope {
         let attempt = || async {
             self.quota.wait(repository, subject).await?;
             let _slot = self.slots.acquire(repository).await;
-            self.lists.get(repository, subject, None).await.map(drop)
+            self.lists.get(repository, subject, ReferrersQuery::default()).await.map(drop)
         };
         let backoff = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(500))
@@ -306,7 +309,7 @@ impl WalkScope {
 
     /// Fetches the blobs of an image of at most `size_max` bytes by their descriptors, one after the other.
     async fn fetch_blobs(&self, repository: &Repository, image: &CachedManifest, size_max: u64) -> BlobsEnd {
-        let Some(parsed) = parse(image).await else {
+        let Some(parsed) = parse(self, repository, image).await else {
             return BlobsEnd::Complete;
         };
         let mut end = BlobsEnd::Complete;

@@ -18,11 +18,10 @@ use super::encoding::is_gzip;
 use super::limits::ConnectionLimits;
 use super::link_header;
 use super::request::RegistryRequest;
-use super::response::{DocumentLimits, content_length, expect_status, read_document};
+use super::response::{DocumentLimits, content_length, decode, expect_status, read_document};
 use crate::oci::media::OCI_INDEX;
 use crate::oci::{MediaType, Referrers, Tag};
-use crate::source::gunzip::decode_document;
-use crate::source::{Counted, DocumentMemory, LIST_MAX, SourceError, TAGS_MAX, process};
+use crate::source::{Counted, DocumentMemory, LIST_MAX, SourceError, TAGS_MAX};
 use crate::upstream::auth::Auth;
 use crate::upstream::transport::client::HttpClient;
 
@@ -125,8 +124,8 @@ struct CodedError {
 pub(super) async fn tags(mut pages: Pages<'_>) -> Result<Vec<Tag>, SourceError> {
     let mut tags = Vec::new();
     while let Some(page) = pages.next().await? {
-        let list =
-            process(page.body.len(), move || serde_json::from_slice::<TagList>(&page.body).ok()).await?;
+        let parse = move || serde_json::from_slice::<TagList>(&page.body).ok();
+        let list = pages.process(parse).await?;
         let invalid = || SourceError::Invalid("its list of tags is not valid".to_owned());
         tags.extend(list.ok_or_else(invalid)?.tags.0);
         if tags.len() > TAGS_MAX {
@@ -141,8 +140,16 @@ pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Counted<Referrers>
     let mut list = Referrers::default();
     let mut first = true;
     while let Some(page) = pages.next().await? {
-        match process(page.body.len(), move || page.referrers()).await? {
-            Ok(part) => list.extend(part),
+        let mut rest = std::mem::take(&mut list);
+        // All pages together: adding to a large list and dropping one takes long too.
+        let add = move || {
+            page.referrers().map(|part| {
+                rest.extend(part);
+                rest
+            })
+        };
+        match pages.process(add).await? {
+            Ok(longer) => list = longer,
             // After a valid first page the list exists, so it is damaged and not missing.
             Err(SourceError::NoReferrers { .. } | SourceError::ReferrersElsewhere) if !first => {
                 return Err(SourceError::Invalid("a page of its list of referrers is not valid".to_owned()));
@@ -157,6 +164,14 @@ pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Counted<Referrers>
 }
 
 impl<'r> Pages<'r> {
+    /// Runs `work` on the last page and those before it.
+    async fn process<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SourceError> {
+        self.memory.process(self.bytes, self.deadline, work).await
+    }
+
     /// Starts at the page that `request` asks for.
     pub(super) fn new(
         http: &'r HttpClient,
@@ -238,7 +253,7 @@ impl<'r> Pages<'r> {
         let whole = size.filter(|_| self.bytes == 0 && next.is_none());
         let limits = DocumentLimits::new("list", self.bytes, whole, LIST_MAX, self.deadline);
         let body = read_document(self.http, &mut response, size, &limits, &mut self.memory).await?;
-        let body = if encoded { decode_document(body, LIST_MAX)? } else { body };
+        let body = if encoded { decode(body, LIST_MAX, &self.memory, self.deadline).await? } else { body };
         Ok(Page { status, content_type, body, next, is_elsewhere })
     }
 }

@@ -30,7 +30,6 @@ use super::transport::client::{HttpClient, text_of};
 use super::transport::pool::Pool;
 use super::transport::proxy::Proxies;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
-use crate::source::gunzip::decode_document;
 use crate::source::{
     BlobBody, ByteRange, Counted, DocumentBudget, MANIFEST_MAX, ManifestHead, Source, SourceError,
     UnverifiedManifest,
@@ -40,7 +39,7 @@ use blob::{ContentRange, ResponseChunks};
 use encoding::is_gzip;
 use limits::ConnectionLimits;
 use request::RegistryRequest;
-use response::{DocumentLimits, content_length, expect_status, manifest_head, read_document};
+use response::{DocumentLimits, content_length, decode, expect_status, manifest_head, read_document};
 
 const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 /// Statuses of registries that do not support HEAD. They say nothing about the manifest.
@@ -133,7 +132,7 @@ impl Registry {
         }
         let limits = DocumentLimits::new("manifest", 0, size, MANIFEST_MAX, deadline);
         let body = read_document(&self.http, &mut response, size, &limits, &mut memory).await?;
-        let body = if encoded { decode_document(body, MANIFEST_MAX)? } else { body };
+        let body = if encoded { decode(body, MANIFEST_MAX, &memory, deadline).await? } else { body };
         memory.shrink(body.len());
         Ok(UnverifiedManifest { body, content_type, digest, memory: Some(memory) })
     }

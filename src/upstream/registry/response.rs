@@ -8,6 +8,7 @@ use http::{HeaderMap, StatusCode};
 use reqwest::Response;
 use tokio::time::{Instant, timeout};
 
+use crate::source::gunzip::decode_document;
 use crate::source::{DocumentMemory, ManifestHead, SMALL_DOCUMENT, SourceError};
 use crate::upstream::transport::client::{HttpClient, causes};
 
@@ -107,6 +108,19 @@ pub(super) async fn read_document(
         return Err(SourceError::Interrupted(format!("the {kind} ended early")));
     }
     Ok(body.freeze())
+}
+
+/// Decodes a body that is labelled as gzip, up to `max` bytes. A large document waits for its turn.
+pub(super) async fn decode(
+    body: Bytes,
+    max: usize,
+    memory: &DocumentMemory,
+    deadline: Instant,
+) -> Result<Bytes, SourceError> {
+    if let Ok(small) = decode_document(body.clone(), SMALL_DOCUMENT) {
+        return Ok(small);
+    }
+    memory.process(max, deadline, move || decode_document(body, max)).await?
 }
 
 /// Returns the error for a body that was interrupted.
