@@ -33,12 +33,21 @@ pub struct BodyStream {
     left: Option<u64>,
 }
 
+/// Bytes of a blob, in the order in which they are sent.
+#[derive(Debug)]
+pub(super) enum BlobBytes {
+    /// The whole blob, or one part of it.
+    One(BlobReader),
+    /// Several parts.
+    Parts(BlobReader, Multipart),
+    /// The whole blob, from an upstream. Its digest cannot be verified.
+    Unverifiable(mpsc::Receiver<Result<Bytes, CacheError>>),
+}
+
 /// Blob that is being sent to a client.
 #[derive(Debug)]
 pub struct BlobBody {
-    reader: BlobReader,
-    /// Several parts of the blob, instead of one.
-    parts: Option<Multipart>,
+    bytes: BlobBytes,
     /// Bytes that remain, where known.
     left: Option<u64>,
     sent: u64,
@@ -46,13 +55,8 @@ pub struct BlobBody {
 }
 
 impl Body {
-    pub(super) fn blob(
-        reader: BlobReader,
-        parts: Option<Multipart>,
-        length: Option<u64>,
-        log: RequestLog,
-    ) -> Self {
-        Self::Blob(Box::new(BlobBody { reader, parts, left: length, sent: 0, log }))
+    pub(super) fn blob(bytes: BlobBytes, length: Option<u64>, log: RequestLog) -> Self {
+        Self::Blob(Box::new(BlobBody { bytes, left: length, sent: 0, log }))
     }
 
     pub(super) fn stream(chunks: mpsc::Receiver<Result<Bytes, CacheError>>, length: Option<u64>) -> Self {
@@ -62,9 +66,10 @@ impl Body {
 
 impl BlobBody {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CacheError>>> {
-        match &mut self.parts {
-            None => self.reader.poll_next(cx),
-            Some(parts) => parts.poll_next(&mut self.reader, cx),
+        match &mut self.bytes {
+            BlobBytes::One(reader) => reader.poll_next(cx),
+            BlobBytes::Parts(reader, parts) => parts.poll_next(reader, cx),
+            BlobBytes::Unverifiable(chunks) => chunks.poll_recv(cx),
         }
     }
 }

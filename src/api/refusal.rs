@@ -6,6 +6,7 @@ use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER}
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::cache::{CacheError, CacheErrorKind, RouteError};
+use crate::oci::UpstreamName;
 use crate::oci::error::{Code, document};
 use crate::oci::name::NameError;
 use crate::telemetry::{Outcome, RequestKind};
@@ -35,6 +36,8 @@ pub(super) enum Refusal {
     PageSize(Option<usize>),
     /// The range has no byte of the blob, which has this length.
     Range(u64),
+    /// The digest has an algorithm that cannot be verified, and the upstream does not permit such blobs.
+    Unverifiable(String, UpstreamName),
     /// No tag of the repository is cached.
     NoTags,
     /// The cache cannot serve the content.
@@ -103,6 +106,13 @@ impl Refusal {
                 Code::RANGE_INVALID,
                 format!("the blob has {length} bytes, none of them in the range"),
             ),
+            Self::Unverifiable(algorithm, upstream) => {
+                let message = format!(
+                    "digest algorithm `{algorithm}` is not supported: only sha256 and sha512 can be verified; \
+                     unverifiable = \"pass\" of the upstream {upstream} passes such blobs through"
+                );
+                (StatusCode::BAD_REQUEST, Code::DIGEST_INVALID, message)
+            }
             Self::NoTags => {
                 (StatusCode::NOT_FOUND, Code::NAME_UNKNOWN, "no tag of this repository is cached".into())
             }

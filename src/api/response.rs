@@ -58,9 +58,14 @@ pub(super) fn insert_content(headers: &mut HeaderMap, digest: &Digest) {
 
 /// Inserts the digest of content that is not verified yet. Caches must not store such bytes, and must not combine them with
 /// others: without an entity tag, neither a client nor a cache takes a later range for the rest of the same bytes.
-pub(super) fn insert_unverified(headers: &mut HeaderMap, digest: &Digest) {
+pub(super) fn insert_unverified(headers: &mut HeaderMap, digest: &impl std::fmt::Display) {
     insert_text(headers, CONTENT_DIGEST, &digest.to_string());
     headers.insert(CACHE_CONTROL, NO_STORE);
+}
+
+/// Inserts the media type of a blob.
+pub(super) fn insert_blob_type(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
 }
 
 /// Inserts the headers of a manifest.

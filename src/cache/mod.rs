@@ -41,12 +41,12 @@ use std::sync::Arc;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::config::schema::{self, Prefetch};
-use crate::oci::{Accept, Digest, Reference, Repository, UpstreamName};
+use crate::oci::{Accept, Digest, Reference, Repository, UnverifiableDigest, UpstreamName};
 use crate::store::{Collected, Pointer, Store, StoreError, StoreSession, TagKey};
 use crate::telemetry::{Metrics, Outcome};
 use crate::upstream::{BuildError, Upstreams};
 
-pub use blob::{BlobAnswer, BlobReader, BlobSource, FetchProgress};
+pub use blob::{BlobAnswer, BlobReader, BlobSource, FetchProgress, UnverifiableBlob};
 pub use error::{CacheError, CacheErrorKind};
 pub use eviction::content::{Reachability, Totals};
 pub use eviction::usage::ContentPin;
@@ -210,6 +210,15 @@ impl Cache {
         digest: &Digest,
     ) -> Result<BlobAnswer, CacheError> {
         self.0.blobs.size(repository, digest).await
+    }
+
+    /// Opens a blob whose digest cannot be verified at its upstream. `None` unless the configuration permits such blobs.
+    pub async fn unverifiable_blob(
+        &self,
+        repository: &Repository,
+        digest: &UnverifiableDigest,
+    ) -> Result<Option<UnverifiableBlob>, CacheError> {
+        self.0.blobs.unverifiable(repository, digest).await
     }
 
     /// Creates a reader over `range` of a blob, or over the whole blob. The outcome may change to `bypass` for a range that

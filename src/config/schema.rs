@@ -339,6 +339,17 @@ pub enum OnUpstream404 {
     Stale,
 }
 
+/// Treatment of blobs whose digest has an algorithm that cannot be verified (`upstream."NAME".unverifiable`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unverifiable {
+    /// Clients get an error.
+    #[default]
+    Refuse,
+    /// The bytes are passed through, unverified, and are not stored.
+    Pass,
+}
+
 /// Section `[prefetch]`: downloads in advance of client requests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -438,6 +449,8 @@ pub struct Upstream {
     /// Period over which this rate is averaged.
     #[serde(with = "humantime_serde")]
     pub min_rate_time: Duration,
+    /// Treatment of blobs whose digest cannot be verified.
+    pub unverifiable: Unverifiable,
     /// Overrides `cache.tag_ttl`.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub tag_ttl: Option<Duration>,
@@ -488,6 +501,7 @@ impl Default for Upstream {
             idle_timeout: None,
             min_rate: ByteSize::kib(4),
             min_rate_time: Duration::from_secs(30),
+            unverifiable: Unverifiable::Refuse,
             tag_ttl: None,
             negative_ttl: None,
             stale_if_error: None,

@@ -103,6 +103,41 @@ pub enum DigestError {
     Unsupported(String),
 }
 
+/// Well-formed digest of an algorithm that cannot be verified, for example `blake3:…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnverifiableDigest(String);
+
+/// Maximum length of a digest that cannot be verified.
+const UNVERIFIABLE_MAX: usize = 256;
+
+impl UnverifiableDigest {
+    /// Returns the name of the algorithm.
+    pub fn algorithm(&self) -> &str {
+        self.0.split_once(':').map_or("", |(algorithm, _)| algorithm)
+    }
+}
+
+impl fmt::Display for UnverifiableDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for UnverifiableDigest {
+    type Err = DigestError;
+
+    /// Parses a digest that [`Digest`] does not support.
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        match text.parse::<Digest>() {
+            Err(DigestError::Unsupported(_)) if text.len() <= UNVERIFIABLE_MAX => Ok(Self(text.to_owned())),
+            Err(error @ DigestError::Syntax(_)) => Err(error),
+            Ok(_) | Err(DigestError::Unsupported(_)) => {
+                Err(DigestError::Syntax(text.chars().take(200).collect()))
+            }
+        }
+    }
+}
+
 /// Maximum length of a raw digest, in bytes.
 const SIZE_MAX: usize = 64;
 
@@ -259,6 +294,16 @@ mod tests {
         assert_eq!(digest, Digest::of(Algorithm::Sha256, b""));
         let long = Digest::of(Algorithm::Sha512, b"x");
         assert_eq!(long.to_string().parse::<Digest>().expect("a digest"), long);
+    }
+
+    #[test]
+    fn unverifiable_digest_is_well_formed_and_unknown() {
+        let long = format!("blake3:{}", "0".repeat(300));
+        for bad in [EMPTY, "sha256:00", "blake3", "blake3:", "blake3:../x", "blake3:a?b", "a b:00", &long] {
+            assert!(bad.parse::<UnverifiableDigest>().is_err(), "{bad}");
+        }
+        let digest: UnverifiableDigest = "sha512+b64u:aGVs-_=".parse().expect("a digest");
+        assert_eq!((digest.to_string().as_str(), digest.algorithm()), ("sha512+b64u:aGVs-_=", "sha512+b64u"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub mod referrers;
 pub use content::accept::Accept;
 pub use content::media::{self, MediaType};
 pub use content::range::{ByteRange, RangeRequest};
-pub use digest::{Algorithm, Digest, Hasher};
+pub use digest::{Algorithm, Digest, Hasher, UnverifiableDigest};
 pub use manifest::{Descriptor, Manifest};
 pub use name::{Name, Reference, Repository, Tag, UpstreamName};
 pub use pattern::{NamePattern, PatternError};

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::content::{BlobBody, ByteRange, ManifestHead, UnverifiedManifest};
 use super::document_budget::Counted;
 use super::error::SourceError;
-use crate::oci::{Digest, Name, Reference, Referrers, Tag};
+use crate::oci::{Digest, Name, Reference, Referrers, Tag, UnverifiableDigest};
 
 /// Place that content can be fetched from: a registry, an image layout on disk.
 ///
@@ -74,6 +74,16 @@ pub trait Source: Send + Sync + fmt::Debug {
         range: ByteRange,
         deadline: Option<Instant>,
     ) -> Result<BlobBody, SourceError>;
+
+    /// Opens a whole blob by a digest that cannot be verified. Most sources have no such blobs.
+    async fn unverifiable_blob(
+        &self,
+        _name: &Name,
+        _digest: &UnverifiableDigest,
+        _deadline: Option<Instant>,
+    ) -> Result<BlobBody, SourceError> {
+        Err(SourceError::NotFound)
+    }
 
     /// Returns all tags of a repository in no particular order, at most [`TAGS_MAX`](super::TAGS_MAX).
     ///

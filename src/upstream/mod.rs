@@ -57,8 +57,8 @@ pub(crate) use transport::status::check_status;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::config::schema;
-use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
+use crate::config::schema::{self, Unverifiable};
+use crate::oci::{Digest, Name, Reference, Referrers, Tag, UnverifiableDigest, UpstreamName};
 use crate::source::{
     BlobBody, BlobSender as _, ByteRange, Counted, DocumentBudget, DocumentMemory, ManifestHead, Source,
     SourceError, UnverifiedManifest,
@@ -172,6 +172,7 @@ pub struct Upstream {
     documents: DocumentBudget,
     identity: ServerId,
     min_rate: MinRate,
+    unverifiable: Unverifiable,
 }
 
 /// Rate below which a download is given up if no client reads it.
@@ -221,6 +222,7 @@ impl Upstream {
             documents,
             identity,
             min_rate,
+            unverifiable: upstream.unverifiable,
         })
     }
 
@@ -247,6 +249,11 @@ impl Upstream {
     /// Returns the rate below which a download is given up if no client reads it.
     pub fn min_rate(&self) -> MinRate {
         self.min_rate
+    }
+
+    /// Returns true if blobs whose digest cannot be verified are passed through.
+    pub fn passes_unverifiable(&self) -> bool {
+        self.unverifiable == Unverifiable::Pass
     }
 
     /// Returns true if all authoritative endpoints keep failing, so that a request with cached content need not wait.
@@ -429,6 +436,17 @@ impl Source for Upstream {
             }
             result => result.map_err(|(error, _)| error),
         }
+    }
+
+    /// The bytes cannot show that an endpoint is wrong, so only authoritative endpoints are asked.
+    async fn unverifiable_blob(
+        &self,
+        name: &Name,
+        digest: &UnverifiableDigest,
+        deadline: Option<Instant>,
+    ) -> Result<BlobBody, SourceError> {
+        let endpoints = self.endpoints_for(name, format!("blobs/{digest}"), None, QuotaClass::Blob, deadline);
+        endpoints.first(|source, deadline| source.unverifiable_blob(name, digest, deadline)).await
     }
 
     async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError> {

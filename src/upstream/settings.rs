@@ -78,6 +78,7 @@ impl EndpointSettings {
             // For the cache.
             min_rate: _,
             min_rate_time: _,
+            unverifiable: _,
             tag_ttl: _,
             negative_ttl: _,
             stale_if_error: _,

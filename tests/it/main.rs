@@ -81,4 +81,5 @@ mod transfer;
 mod trouble;
 mod types;
 mod ui;
+mod unverifiable;
 mod upstream;

@@ -7,7 +7,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use crate::api::body::Body;
+use crate::api::body::{BlobBytes, Body};
 use crate::api::multipart::Multipart;
 use crate::api::refusal::Refusal;
 use crate::api::response;
@@ -81,11 +81,14 @@ pub(super) async fn blob(
     }
     let (reader, outcome) = cache.reader(repository, digest, blob, range).await?;
     insert_blob(answer.headers_mut(), digest, outcome, reader.is_verified());
-    if let Some(parts) = &parts {
-        answer.headers_mut().insert(CONTENT_TYPE, parts.content_type());
-    }
-    let content = BlobContent { reader, parts, length };
-    Ok(RegistryAnswer::Blob(answer, outcome, Box::new(content)))
+    let bytes = match parts {
+        None => BlobBytes::One(reader),
+        Some(parts) => {
+            answer.headers_mut().insert(CONTENT_TYPE, parts.content_type());
+            BlobBytes::Parts(reader, parts)
+        }
+    };
+    Ok(RegistryAnswer::Blob(answer, outcome, Box::new(BlobContent { bytes, length })))
 }
 
 /// Parts of a blob that a request selects.
@@ -146,7 +149,7 @@ fn insert_blob(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome, is_ve
     } else {
         response::insert_unverified(headers, digest);
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    response::insert_blob_type(headers);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     response::insert_outcome(headers, outcome);
 }

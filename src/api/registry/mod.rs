@@ -4,6 +4,7 @@ mod blobs;
 mod lists;
 mod manifests;
 mod request;
+mod unverifiable;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,7 +17,7 @@ use tracing::Instrument as _;
 
 use crate::cache::{Cache, RequestOrigin, ServerId};
 use crate::oci::name::NameError;
-use crate::oci::{Digest, Repository};
+use crate::oci::{Digest, Repository, UnverifiableDigest};
 use crate::ops::protocol::PROBE_HEADER;
 use crate::telemetry::{Metrics, Outcome, RequestKind, trace};
 
@@ -79,7 +80,7 @@ impl RegistryApi {
         match result {
             Ok(RegistryAnswer::Blob(mut response, outcome, blob)) => {
                 finish_head(&request, &mut log, &mut response, outcome, via);
-                *response.body_mut() = Body::blob(blob.reader, blob.parts, blob.length, log);
+                *response.body_mut() = Body::blob(blob.bytes, blob.length, log);
                 response
             }
             Ok(RegistryAnswer::Whole(mut response, outcome)) => {
@@ -154,7 +155,11 @@ impl RegistryApi {
                 manifests::manifest(cache, request, &repository, &reference.parse()?).await
             }
             Resource::Blob(digest) => {
-                let (repository, digest) = (repository(log)?, parse_digest(digest)?);
+                let repository = repository(log)?;
+                if let Ok(digest) = digest.parse::<UnverifiableDigest>() {
+                    return Box::pin(unverifiable::blob(cache, request, &repository, &digest)).await;
+                }
+                let digest = parse_digest(digest)?;
                 if request.is_head {
                     Box::pin(blobs::blob_head(cache, request, &repository, &digest)).await
                 } else {

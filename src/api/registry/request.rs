@@ -4,11 +4,9 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response};
 
-use crate::api::body::Body;
+use crate::api::body::{BlobBytes, Body};
 use crate::api::host;
-use crate::api::multipart::Multipart;
 use crate::api::route::RegistryQuery;
-use crate::cache::BlobReader;
 use crate::telemetry::Outcome;
 
 /// Head of a request, without the resource that its path names.
@@ -45,9 +43,7 @@ pub(super) enum RegistryAnswer {
 
 /// Content of a blob that is sent.
 pub(super) struct BlobContent {
-    pub(super) reader: BlobReader,
-    /// Several parts of the blob, instead of one.
-    pub(super) parts: Option<Multipart>,
+    pub(super) bytes: BlobBytes,
     /// Length of the body, where known.
     pub(super) length: Option<u64>,
 }

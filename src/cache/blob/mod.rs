@@ -11,9 +11,11 @@ mod fuzz;
 mod pace;
 mod passthrough;
 mod reader;
+mod unverifiable;
 mod write_pipeline;
 
 pub use answer::{BlobAnswer, BlobSource};
 pub(super) use blobs::Blobs;
 pub use fetch::FetchProgress;
 pub use reader::BlobReader;
+pub use unverifiable::UnverifiableBlob;

@@ -29,7 +29,7 @@ use super::transport::address::{Policy, Resolver};
 use super::transport::client::{HttpClient, text_of};
 use super::transport::pool::Pool;
 use super::transport::proxy::Proxies;
-use crate::oci::{Digest, Name, Reference, Referrers, Tag, UpstreamName};
+use crate::oci::{Digest, Name, Reference, Referrers, Tag, UnverifiableDigest, UpstreamName};
 use crate::source::{
     BlobBody, ByteRange, Counted, DocumentBudget, MANIFEST_MAX, ManifestHead, Source, SourceError,
     UnverifiedManifest,
@@ -202,6 +202,46 @@ impl Source for Registry {
         range: ByteRange,
         deadline: Option<Instant>,
     ) -> Result<BlobBody, SourceError> {
+        self.open_blob(name, digest, range, deadline).await
+    }
+
+    async fn unverifiable_blob(
+        &self,
+        name: &Name,
+        digest: &UnverifiableDigest,
+        deadline: Option<Instant>,
+    ) -> Result<BlobBody, SourceError> {
+        self.open_blob(name, digest, ByteRange::ALL, deadline).await
+    }
+
+    async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError> {
+        let mut request = self.request(Method::GET, name, "tags", &"list", None)?;
+        request.url.set_query(Some(lists::TAGS_PER_PAGE));
+        lists::tags(self.pages(request, deadline)).await
+    }
+
+    async fn referrers(
+        &self,
+        name: &Name,
+        subject: &Digest,
+        deadline: Option<Instant>,
+    ) -> Result<Counted<Referrers>, SourceError> {
+        let accept = Some(crate::oci::media::OCI_INDEX);
+        let mut request = self.request(Method::GET, name, "referrers", subject, accept)?;
+        request.accepted_statuses = lists::WITHOUT_REFERRERS_API;
+        request.is_referrers = true;
+        lists::referrers(self.pages(request, deadline)).await
+    }
+}
+
+impl Registry {
+    async fn open_blob(
+        &self,
+        name: &Name,
+        digest: &(impl fmt::Display + Sync),
+        range: ByteRange,
+        deadline: Option<Instant>,
+    ) -> Result<BlobBody, SourceError> {
         let busy = Instant::now() + self.http.timeouts.total;
         let slot = self.limits.for_blob(name, deadline.map_or(busy, |deadline| deadline.min(busy))).await?;
         let timeout = self.http.timeouts.blob_head.max(self.http.timeouts.total);
@@ -229,27 +269,6 @@ impl Source for Registry {
         Ok(BlobBody::new(offset, total, chunks).labelled_gzip(gzip))
     }
 
-    async fn tags(&self, name: &Name, deadline: Option<Instant>) -> Result<Vec<Tag>, SourceError> {
-        let mut request = self.request(Method::GET, name, "tags", &"list", None)?;
-        request.url.set_query(Some(lists::TAGS_PER_PAGE));
-        lists::tags(self.pages(request, deadline)).await
-    }
-
-    async fn referrers(
-        &self,
-        name: &Name,
-        subject: &Digest,
-        deadline: Option<Instant>,
-    ) -> Result<Counted<Referrers>, SourceError> {
-        let accept = Some(crate::oci::media::OCI_INDEX);
-        let mut request = self.request(Method::GET, name, "referrers", subject, accept)?;
-        request.accepted_statuses = lists::WITHOUT_REFERRERS_API;
-        request.is_referrers = true;
-        lists::referrers(self.pages(request, deadline)).await
-    }
-}
-
-impl Registry {
     fn pages<'r>(&'r self, request: RegistryRequest<'r>, deadline: Option<Instant>) -> lists::Pages<'r> {
         let memory = self.documents.document(self.http.upstream.as_str());
         lists::Pages::new(&self.http, &self.auth, &self.limits, request, self.deadline(deadline), memory)
