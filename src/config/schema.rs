@@ -1,5 +1,6 @@
 //! All configuration keys with their defaults, one struct for each section.
 
+mod choices;
 mod log;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::address::ListenAddresses;
 pub use super::endpoint::Endpoint;
 pub use super::proxy::Proxy;
+use crate::oci::manifest;
+pub use choices::{OnUpstream404, TagsList, Unverifiable};
 pub use log::{Log, LogFormat, Trace};
 
 /// The whole configuration.
@@ -315,41 +318,6 @@ impl<'de> Deserialize<'de> for StaleLimit {
     }
 }
 
-/// Content of `tags/list` (`cache.tags_list`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TagsList {
-    /// The cached tags.
-    #[default]
-    Cached,
-    /// All tags of the upstream.
-    Upstream,
-    /// Both.
-    Merged,
-}
-
-/// Effect of an upstream's 404 on a cached tag (`cache.on_upstream_404`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnUpstream404 {
-    /// Clients get 404 too; the content stays in the store.
-    #[default]
-    Miss,
-    /// The last known content is still served.
-    Stale,
-}
-
-/// Treatment of blobs whose digest has an algorithm that cannot be verified (`upstream."NAME".unverifiable`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Unverifiable {
-    /// Clients get an error.
-    #[default]
-    Refuse,
-    /// The bytes are passed through, unverified, and are not stored.
-    Pass,
-}
-
 /// Section `[prefetch]`: downloads in advance of client requests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -449,6 +417,9 @@ pub struct Upstream {
     /// Period over which this rate is averaged.
     #[serde(with = "humantime_serde")]
     pub min_rate_time: Duration,
+    /// Size of the largest manifest that is accepted.
+    #[serde(serialize_with = "exact_size")]
+    pub manifest_max_size: ByteSize,
     /// Treatment of blobs whose digest cannot be verified.
     pub unverifiable: Unverifiable,
     /// Overrides `cache.tag_ttl`.
@@ -501,6 +472,7 @@ impl Default for Upstream {
             idle_timeout: None,
             min_rate: ByteSize::kib(4),
             min_rate_time: Duration::from_secs(30),
+            manifest_max_size: ByteSize::b(manifest::SIZE_DEFAULT.into()),
             unverifiable: Unverifiable::Refuse,
             tag_ttl: None,
             negative_ttl: None,

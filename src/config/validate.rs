@@ -13,7 +13,7 @@ use super::address::{ListenAddress, ListenAddresses};
 use super::docker::DockerConfig;
 use super::keys::{UPSTREAM, dotted};
 use super::schema::{BlobStoreKind, Cache, Config, Endpoint, StaleLimit, Trace, Upstream};
-use crate::oci::{NamePattern, UpstreamName};
+use crate::oci::{NamePattern, UpstreamName, manifest};
 
 /// Maximum duration. A longer one may overflow the clock.
 const DURATION_MAX: Duration = Duration::from_hours(100 * 365 * 24);
@@ -247,6 +247,9 @@ fn level(text: &str) -> Result<(), String> {
     })
 }
 
+/// Smallest value of `manifest_max_size`. Indexes of images with many platforms have more than 10 KiB.
+const MANIFEST_MAX_LEAST: u64 = 64 << 10;
+
 /// Checks one upstream.
 fn one_upstream(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
     let at = |key| [UPSTREAM, name, key];
@@ -275,6 +278,11 @@ fn one_upstream(name: &str, upstream: &Upstream, problems: &mut ProblemList) {
         }
     }
     problems.duration(upstream.min_rate_time, false, &at("min_rate_time"));
+    problems.require(
+        (MANIFEST_MAX_LEAST..=manifest::SIZE_LIMIT.into()).contains(&upstream.manifest_max_size.as_u64()),
+        &at("manifest_max_size"),
+        "must be between \"64KiB\" and \"16MiB\"",
+    );
     // Keys that are not set here come from `[cache]`, which is checked separately.
     freshness(&upstream.cache(&Cache::default()), &[UPSTREAM, name], problems);
 }

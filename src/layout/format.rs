@@ -21,8 +21,8 @@ pub const REFERRERS: &str = "larder.referrers";
 pub const NO_REFERRERS: &str = "none";
 /// Largest `index.json` in bytes.
 pub const INDEX_MAX: u64 = 16 << 20;
-/// Largest manifest in bytes.
-pub const MANIFEST_MAX: u64 = 4 << 20;
+/// Largest manifest in bytes: the largest value of `manifest_max_size`.
+pub const MANIFEST_MAX: u64 = 16 << 20;
 
 /// Returns the path of a blob, relative to the layout's folder.
 pub fn blob_path(digest: &Digest) -> String {

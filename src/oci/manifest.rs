@@ -39,6 +39,11 @@ impl Descriptor {
     }
 }
 
+/// Default of the largest manifest that is accepted from an upstream, in bytes: the limit of containerd.
+pub const SIZE_DEFAULT: u32 = 4 * 1048 * 1048;
+/// Largest configurable value of this limit. The memory for documents of one upstream has room for one such manifest.
+pub const SIZE_LIMIT: u32 = 16 << 20;
+
 /// Annotation of an attestation in an index: digest of the manifest that the attestation is about.
 const ATTESTED: &str = "vnd.docker.reference.digest";
 /// Maximum length of a recorded digest, in characters.

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use super::document_budget::DocumentMemory;
 use super::error::SourceError;
 use super::gunzip::Gunzip;
-use crate::oci::Digest;
+use crate::oci::{Digest, manifest};
 
-/// Largest manifest in bytes; several clients refuse larger ones too.
-pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+/// Default of the largest manifest in bytes: the limit of containerd. Several clients refuse more than 4 MiB.
+pub const MANIFEST_MAX: usize = manifest::SIZE_DEFAULT as usize;
 
 /// Largest list of tags or referrers in bytes, all pages together.
 pub const LIST_MAX: usize = 16 * 1024 * 1024;

@@ -41,7 +41,7 @@ pub trait Source: Send + Sync + fmt::Debug {
         deadline: Option<Instant>,
     ) -> Result<Option<ManifestHead>, SourceError>;
 
-    /// Fetches a whole manifest of at most [`MANIFEST_MAX`](super::MANIFEST_MAX) bytes.
+    /// Fetches a whole manifest of at most [`MANIFEST_MAX`](super::MANIFEST_MAX) bytes, or what the source is configured for.
     ///
     /// A larger one is [`SourceError::Invalid`], one that ends early is [`SourceError::Interrupted`]. See
     /// distribution-spec, "Pulling manifests".

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::SourceError;
+use crate::oci::manifest;
 
 /// Memory of all documents in progress, in KiB.
 const MEMORY_MAX: usize = 160 << 10;
@@ -20,6 +21,8 @@ const MEMORY_MAX: usize = 160 << 10;
 const UPSTREAM_MAX: usize = MEMORY_MAX / 2;
 /// Memory that a document needs for each of its bytes, at the peak of its processing.
 const COST: usize = 5;
+/// A manifest of the largest configurable size fits into the memory of one upstream.
+const _: () = assert!(UPSTREAM_MAX << 10 >= COST * manifest::SIZE_LIMIT as usize);
 /// Size of documents that are not counted.
 pub const SMALL_DOCUMENT: usize = 64 << 10;
 /// Longest wait for a turn, or for memory, of a document that has no deadline of its own.

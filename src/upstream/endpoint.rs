@@ -107,7 +107,8 @@ impl Endpoint {
             }
             "oci" => {
                 let root = layout_root(&url).map_err(|reason| wrong(reason.to_owned()))?;
-                EndpointSource::OciLayout(OciLayout::new(name.clone(), root, Arc::clone(&context.metrics)))
+                let layout = OciLayout::new(name.clone(), root, Arc::clone(&context.metrics));
+                EndpointSource::OciLayout(layout.with_manifest_max(settings.connection.manifest_max_size))
             }
             _ => return Err(wrong("only http://, https:// and oci:// are supported".to_owned())),
         };

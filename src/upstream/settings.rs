@@ -26,6 +26,7 @@ pub(crate) struct ConnectionSettings {
     pub(crate) allow_private: bool,
     pub(crate) proxy: Option<Proxy>,
     pub(crate) max_connections: usize,
+    pub(crate) manifest_max_size: u64,
     pub(crate) head_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
 }
@@ -73,6 +74,7 @@ impl EndpointSettings {
             allow_private,
             proxy,
             max_connections,
+            manifest_max_size,
             head_timeout,
             idle_timeout,
             // For the cache.
@@ -100,6 +102,7 @@ impl EndpointSettings {
                 allow_private: *allow_private,
                 proxy: proxy.clone(),
                 max_connections: *max_connections,
+                manifest_max_size: manifest_max_size.as_u64(),
                 head_timeout: *head_timeout,
                 idle_timeout: *idle_timeout,
             },

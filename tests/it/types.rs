@@ -4,7 +4,7 @@ use crate::support;
 
 use serde_json::json;
 use support::content::{DOCKER_LIST, DOCKER_MANIFEST, DOCKER_SCHEMA1, OCI_INDEX, OCI_MANIFEST};
-use support::{Document, Fault, Image, Index, Larder, Registry, When};
+use support::{Document, Fault, Image, Index, Larder, Registry, Setup, When};
 
 const TAG: &str = "/v2/library/app/manifests/v1";
 
@@ -196,19 +196,41 @@ fn manifest_over_the_limit_is_refused() {
     assert_eq!(larder.get(TAG).status(), 502);
 }
 
-#[test]
-fn manifest_of_4_mib_is_served() {
+/// A registry with a manifest of this size and a tag.
+fn with_large_manifest(size: usize) -> (Registry, Document) {
     let registry = Registry::start();
-    let padding = "x".repeat((4 << 20) - 1000);
+    let padding = "x".repeat(size - 1000);
     let text = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [],
         "annotations": { "padding": padding } });
     let document = Document::new(OCI_MANIFEST, text.to_string());
     registry.add_manifest("library/app", &document);
     registry.tag("library/app", "v1", &document.digest);
-    let larder = Larder::in_front_of(&registry);
+    (registry, document)
+}
+
+#[test]
+fn manifest_of_4_mib_is_served() {
+    for size in [4 << 20, 4_393_216] {
+        let (registry, document) = with_large_manifest(size);
+        let larder = Larder::in_front_of(&registry);
+        for _ in 0..2 {
+            larder.get(TAG).assert_body(&document.bytes);
+        }
+    }
+}
+
+#[test]
+fn largest_manifest_is_configurable() {
+    let (registry, document) = with_large_manifest(15 << 20);
+    let with =
+        |size: &str| Setup::with(&registry).upstream_set("docker.io", "manifest_max_size", size).start();
+    let larder = with("16MiB");
     for _ in 0..2 {
         larder.get(TAG).assert_body(&document.bytes);
     }
+    let answer = with("14MiB").get(TAG);
+    assert_eq!(answer.status(), 502);
+    assert!(answer.text().contains("larger than"), "{}", answer.text());
 }
 
 #[test]

@@ -196,10 +196,13 @@ impl ArchiveImport<'_> {
     }
 
     fn content(&mut self, digest: &Digest, size: u64) -> Result<(), OpsError> {
-        if size > MANIFEST_MAX {
-            return Ok(self.importer.blob(digest, size, &mut self.archive)?);
+        // Only what may be a manifest is read as a whole.
+        let mut body = vec![0; usize::from(size > 0)];
+        self.archive.read_exact(&mut body).map_err(ArchiveError::from)?;
+        let is_document = body.iter().all(|first| *first == b'{' || first.is_ascii_whitespace());
+        if size > MANIFEST_MAX || !is_document {
+            return Ok(self.importer.blob(digest, size, &mut body.as_slice().chain(&mut self.archive))?);
         }
-        let mut body = Vec::new();
         self.archive.read_to_end(&mut body).map_err(ArchiveError::from)?;
         if !body.trim_ascii_start().starts_with(b"{") {
             return Ok(self.importer.blob(digest, size, &mut &*body)?);

@@ -8,7 +8,6 @@ use oci_spec::image::Descriptor;
 use super::{OciLayout, REF_NAME, annotation, open, unreadable};
 use crate::layout::IMAGE_NAME;
 use crate::oci::{Digest, Manifest, Name, Referrer, Referrers, Tag};
-use crate::source::content::MANIFEST_MAX;
 use crate::source::error::SourceError;
 
 /// Limit on the bytes of manifests that are read for one list.
@@ -43,7 +42,7 @@ impl OciLayout {
         for descriptor in index.as_ref().map_or(&[][..], |index| index.manifests().as_slice()) {
             let Ok(digest) = descriptor.digest().to_string().parse::<Digest>() else { continue };
             let found = match open(&folder.layout, digest, Some(descriptor)) {
-                Ok(found) if found.size <= MANIFEST_MAX as u64 => found,
+                Ok(found) if found.size <= self.manifest_max => found,
                 Ok(_) | Err(SourceError::NotFound) => continue,
                 Err(error) => return Err(error),
             };

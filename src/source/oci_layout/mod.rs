@@ -42,6 +42,8 @@ pub struct OciLayout {
     upstream: UpstreamName,
     root: PathBuf,
     metrics: Arc<Metrics>,
+    /// Largest manifest in bytes.
+    manifest_max: u64,
 }
 
 /// Opened blob or manifest.
@@ -141,7 +143,13 @@ impl Source for OciLayout {
 impl OciLayout {
     /// Creates a source over the folder `root` that replaces the registry `upstream`. Does not open the folder.
     pub fn new(upstream: UpstreamName, root: PathBuf, metrics: Arc<Metrics>) -> Self {
-        Self { upstream, root, metrics }
+        Self { upstream, root, metrics, manifest_max: MANIFEST_MAX as u64 }
+    }
+
+    /// Returns the source with another limit on the size of a manifest.
+    #[must_use]
+    pub fn with_manifest_max(self, manifest_max: u64) -> Self {
+        Self { manifest_max, ..self }
     }
 
     /// Returns the folder.
@@ -151,9 +159,9 @@ impl OciLayout {
 
     fn read_manifest(&self, name: &Name, reference: &Reference) -> Result<UnverifiedManifest, SourceError> {
         let mut found = self.find(name, reference)?;
-        let limit = MANIFEST_MAX as u64;
+        let limit = self.manifest_max;
         if found.size > limit {
-            return Err(SourceError::Invalid(format!("the manifest is larger than {MANIFEST_MAX} bytes")));
+            return Err(SourceError::Invalid(format!("the manifest is larger than {limit} bytes")));
         }
         let mut body = Vec::new();
         // The file may have grown since its size was read.

@@ -31,8 +31,7 @@ use super::transport::pool::Pool;
 use super::transport::proxy::Proxies;
 use crate::oci::{Digest, Name, Reference, Referrers, Tag, UnverifiableDigest, UpstreamName};
 use crate::source::{
-    BlobBody, ByteRange, Counted, DocumentBudget, MANIFEST_MAX, ManifestHead, Source, SourceError,
-    UnverifiedManifest,
+    BlobBody, ByteRange, Counted, DocumentBudget, ManifestHead, Source, SourceError, UnverifiedManifest,
 };
 use crate::tls;
 use blob::{ContentRange, ResponseChunks};
@@ -54,6 +53,8 @@ pub(crate) struct Registry {
     pub(crate) auth: Auth,
     limits: ConnectionLimits,
     documents: DocumentBudget,
+    /// Largest manifest in bytes.
+    manifest_max: usize,
 }
 
 impl Registry {
@@ -71,7 +72,8 @@ impl Registry {
         let base = url.as_str().trim_end_matches('/').to_owned();
         let auth = Auth::new(Arc::clone(&http), url, servers, login);
         let limits = ConnectionLimits::new(connection.max_connections);
-        Ok(Self { base, http, auth, limits, documents: context.documents.clone() })
+        let manifest_max = usize::try_from(connection.manifest_max_size).unwrap_or(usize::MAX);
+        Ok(Self { base, http, auth, limits, documents: context.documents.clone(), manifest_max })
     }
 
     /// Returns the deadline, or the one that follows from the upstream's time-out.
@@ -128,11 +130,11 @@ impl Registry {
         let ManifestHead { digest, size, content_type } = manifest_head(response.headers());
         let mut memory = self.documents.document(self.http.upstream.as_str());
         if encoded {
-            memory.reserve(MANIFEST_MAX, deadline).await?;
+            memory.reserve(self.manifest_max, deadline).await?;
         }
-        let limits = DocumentLimits::new("manifest", 0, size, MANIFEST_MAX, deadline);
+        let limits = DocumentLimits::new("manifest", 0, size, self.manifest_max, deadline);
         let body = read_document(&self.http, &mut response, size, &limits, &mut memory).await?;
-        let body = if encoded { decode(body, MANIFEST_MAX, &memory, deadline).await? } else { body };
+        let body = if encoded { decode(body, self.manifest_max, &memory, deadline).await? } else { body };
         memory.shrink(body.len());
         Ok(UnverifiedManifest { body, content_type, digest, memory: Some(memory) })
     }

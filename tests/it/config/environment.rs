@@ -30,7 +30,7 @@ fn twin(path: &[String]) -> String {
 }
 
 /// Values of all types of keys. For each key, some are valid and different from the default.
-const VALUES: [&str; 18] = [
+const VALUES: [&str; 19] = [
     "true",
     "false",
     "7",
@@ -41,6 +41,7 @@ const VALUES: [&str; 18] = [
     "stale",
     "files",
     "refuse",
+    "pass",
     "upstream",
     "json",
     "debug",

@@ -97,6 +97,14 @@ fn problems_name_the_key() {
         ("[cache]\ntag_ttl = \"500y\"", "cache.tag_ttl"),
         ("[cache]\nstale_if_error = \"500y\"", "cache.stale_if_error"),
         ("[cache]\nstale_if_denied = \"500y\"", "cache.stale_if_denied"),
+        (
+            "[upstream.\"a.b\"]\nendpoints = [\"https://a.b\"]\nmanifest_max_size = \"1KiB\"",
+            "upstream.\"a.b\".manifest_max_size",
+        ),
+        (
+            "[upstream.\"a.b\"]\nendpoints = [\"https://a.b\"]\nmanifest_max_size = \"17MiB\"",
+            "upstream.\"a.b\".manifest_max_size",
+        ),
         ("[log]\nlevel = \"inof\"", "log.level"),
         ("[log]\nlevel = \"larder=loud\"", "log.level"),
         ("[prefetch]\nplatforms = [\"arm64\"]", "prefetch.platforms"),
