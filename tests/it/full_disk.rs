@@ -18,6 +18,8 @@ pub(crate) fn limited(setup: Setup, mib: usize) -> Larder {
     let mut command = Command::new("sh");
     // The unit is 512 bytes.
     let script = format!("trap '' XFSZ; ulimit -S -f {}; exec \"$@\"", mib * 2048);
+    // The server refuses variables that it does not know.
+    command.env_remove("LARDER_BLESS");
     command.args(["-c", &script, "sh"]).arg(serve.get_program()).args(serve.get_args());
     for (name, _) in serve.get_envs().filter(|(_, value)| value.is_none()) {
         command.env_remove(name);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::fixture::TAG;
-use support::{Fault, Ghcr, Image, InProcessLarder, When};
+use support::{Fault, Gate, Ghcr, Image, InProcessLarder, When, quirks};
 
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 
@@ -157,6 +157,53 @@ fn clients_are_told_the_wait_that_is_left() {
         answer.assert_error(503, "UNAVAILABLE");
         assert_eq!(answer.header("retry-after"), Some(told.to_string().as_str()), "{answer:?}");
     }
+}
+
+#[test]
+fn wait_of_a_head_is_read_from_the_answer_to_a_get() {
+    let ghcr = Ghcr::start(Ghcr::not_found());
+    let image = Image::small(1);
+    ghcr.registry.add_image("library/app", "v1", &image);
+    let larder = ghcr.setup().set("cache.tag_ttl", "0s").start();
+    larder.get(TAG).assert_body(&image.manifest.bytes);
+    for (when, fault) in quirks::limited_head() {
+        ghcr.registry.script(when, fault);
+    }
+    ghcr.registry.forget_requests();
+    // Neither stale nor a pause.
+    for _ in 0..2 {
+        larder.get(TAG).assert_outcome("larder; hit; detail=revalidated");
+    }
+    assert_eq!(
+        (ghcr.registry.count("HEAD", "/manifests/"), ghcr.registry.count("GET", "/manifests/")),
+        (3, 1)
+    );
+    // A limit without a wait is a pause.
+    ghcr.registry.script(When::any(), Fault::Answer(429, Vec::new(), Vec::new()));
+    ghcr.registry.forget_requests();
+    for _ in 0..3 {
+        larder.get(TAG).assert_outcome("larder; hit; detail=stale");
+    }
+    assert_eq!(ghcr.registry.requests().len(), 2, "one HEAD and one GET");
+}
+
+/// A hanging site must not delay the client until its own time-out.
+#[test]
+fn referrers_api_at_a_hanging_site_is_given_up_soon() {
+    let ghcr = Ghcr::start(Fault::HoldHead(Gate::new()));
+    let image = Image::small(1);
+    ghcr.registry.add_image("library/app", "v1", &image);
+    let signature = ghcr.sign("library/app", &image, "application/vnd.example.signature");
+    let larder = ghcr.setup().start();
+    let path = format!("/v2/library/app/referrers/{}", image.manifest.digest);
+    // The whole time for a request is 10 s. After 2 s there is time left for the tag.
+    let listed = larder.api().read_timeout(Duration::from_secs(8)).get(&path);
+    assert_eq!(listed.status(), 200, "{}", listed.text());
+    assert!(listed.text().contains(&signature.digest));
+    // The site is not asked for another image.
+    let asked = ghcr.site.requests().len();
+    larder.get(&path.replace(&image.manifest.digest, &Image::small(2).manifest.digest));
+    assert_eq!(ghcr.site.requests().len(), asked);
 }
 
 #[test]

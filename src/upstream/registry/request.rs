@@ -1,5 +1,7 @@
 //! One request to a registry, until it is answered: authentication, redirects, retries and metrics.
 
+use std::time::Duration;
+
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, VIA};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Request, Response};
@@ -20,6 +22,10 @@ use crate::upstream::transport::status::check_answer;
 const REDIRECTS_MAX: usize = 10;
 /// Largest number of origins that may challenge one request: the endpoint, and one that it redirects to.
 const CHALLENGES_MAX: usize = 2;
+
+/// Longest wait for a host that the registry redirects the referrers API to. A registry that redirects the API has none in most
+/// cases, and the client waits for the list.
+const REFERRERS_ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Statuses with which registries refuse an authorization that has expired: ECR answers 400 and 403.
 const REFUSALS: [StatusCode; 3] = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
@@ -184,14 +190,53 @@ impl RegistryRequest<'_> {
                 *url = next;
                 http.policy.check_redirect(url)?;
             } else {
-                if !self.accepted_statuses.contains(&response.status()) {
-                    check_answer(&mut response).await.inspect_err(|error| {
-                        self.observe_limit(http, auth, url, error);
-                        self.observe_refusal(auth, url, error);
-                    })?;
-                }
+                self.check(&mut response, http, auth, url, authorization.as_ref(), deadline).await?;
                 return Ok(response);
             }
+        }
+    }
+
+    /// Returns an error for a status that the caller does not read itself, and records what it says about other requests.
+    async fn check(
+        &self,
+        response: &mut Response,
+        http: &HttpClient,
+        auth: &Auth,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+        deadline: Instant,
+    ) -> Result<(), SourceError> {
+        if self.accepted_statuses.contains(&response.status()) {
+            return Ok(());
+        }
+        let mut checked = check_answer(response).await;
+        if let Err(SourceError::RateLimited { retry_after: retry_after @ None }) = &mut checked {
+            *retry_after = self.ask_for_wait(http, url, authorization, deadline).await;
+        }
+        checked.inspect_err(|error| {
+            self.observe_limit(http, auth, url, error);
+            self.observe_refusal(auth, url, error);
+        })
+    }
+
+    /// Returns the wait that a rate limit of `HEAD` asks for. An answer to `HEAD` has no body, where ghcr.io has the wait, so the
+    /// manifest itself is requested. If it comes, the limit has ended.
+    async fn ask_for_wait(
+        &self,
+        http: &HttpClient,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+        deadline: Instant,
+    ) -> Option<Duration> {
+        // Blobs are requested without `Accept`, and may be large.
+        if self.method != Method::HEAD || self.accept.is_none() || url.origin() != self.url.origin() {
+            return None;
+        }
+        let request = Self { method: Method::GET, url: url.clone(), accepted_statuses: &[], ..*self };
+        let mut response = request.send_once(http, url, authorization, deadline).await.ok()?;
+        match check_answer(&mut response).await {
+            Ok(()) => Some(Duration::ZERO),
+            Err(error) => error.retry_after(),
         }
     }
 
@@ -218,6 +263,7 @@ impl RegistryRequest<'_> {
         let started = Instant::now();
         let timeout = match self.class {
             QuotaClass::Blob => http.timeouts.blob_head,
+            _ if self.is_referrers && !is_own => http.timeouts.head.min(REFERRERS_ELSEWHERE_TIMEOUT),
             _ => http.timeouts.head,
         };
         let result = http.send(request, timeout, deadline).await;

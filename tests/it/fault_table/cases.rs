@@ -11,6 +11,7 @@ use super::site::{Content, LENGTH, REPOSITORY, Site};
 use super::support::content::{
     DOCKER_LIST, DOCKER_MANIFEST, DOCKER_SCHEMA1, OCI_INDEX, OCI_MANIFEST, sha256,
 };
+use super::support::quirks::limited_head;
 use super::support::{Auth, Fault, Gate, Index, Setup, When};
 
 /// Request of a client.
@@ -230,6 +231,11 @@ fn statuses() -> Vec<Case> {
         always("504", &ALL, vec![Fault::Status(504)]),
         always("429", &ALL, vec![Fault::Status(429)]),
         always("429, Retry-After in seconds", &ALL, vec![status(429, &[("Retry-After", "17")])]),
+        case("429 to HEAD for 714.6 µs, once; the wait is in the body of GET", &[CachedTag], |site| {
+            for (when, fault) in limited_head() {
+                site.first.script(when, fault);
+            }
+        }),
         once("429 for 714.6 µs, once", &COLD, status(429, &[("Retry-After", "714.6µs")])),
         always("429, Retry-After a date", &ALL, vec![status(429, &[("Retry-After", &tomorrow)])]),
         always("401 without a challenge", &ALL, vec![status(401, &[])]),
