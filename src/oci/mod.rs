@@ -9,6 +9,7 @@ pub mod error;
 #[cfg(test)]
 mod fuzz;
 pub mod index_walk;
+mod inline;
 mod json;
 pub mod manifest;
 pub mod name;
@@ -19,6 +20,7 @@ pub use content::accept::Accept;
 pub use content::media::{self, MediaType};
 pub use content::range::{ByteRange, RangeRequest};
 pub use digest::{Algorithm, Digest, Hasher, UnverifiableDigest};
+pub use inline::inline_blobs;
 pub use manifest::{Descriptor, Manifest};
 pub use name::{Name, Reference, Repository, Tag, UpstreamName};
 pub use pattern::{NamePattern, PatternError};

@@ -40,6 +40,7 @@ mod fuzz;
 mod garbage;
 mod ghcr;
 mod hours;
+mod inline;
 mod inspection;
 mod isolation;
 mod jobs;

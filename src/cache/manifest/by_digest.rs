@@ -11,6 +11,7 @@ use crate::cache::error::CacheError;
 use crate::cache::eviction::content::dependencies;
 use crate::cache::flight::Flights;
 use crate::cache::manifest::answer::ManifestAnswer;
+use crate::cache::manifest::inline::store_inline_blobs;
 use crate::cache::memory::{AbsenceKey, CachedManifest};
 use crate::cache::prefetch_queue::PrefetchQueue;
 use crate::cache::rules::Rules;
@@ -297,6 +298,9 @@ pub(in crate::cache) fn put_manifest(
     if let Some(subject) = parsed.subject {
         let repository = repository.clone();
         store.apply(&[Change::AddReferrer { repository, subject, referrer: digest }])?;
+    }
+    if let Err(error) = store_inline_blobs(storage, store, repository, &body) {
+        storage.report_store_error("a blob that a manifest contains could not be stored", &error);
     }
     let usage = storage.content.add_manifest(&digest, &body, dependencies(parsed), now);
     let manifest = Arc::new(CachedManifest { digest, media_type, body, usage });

@@ -4,6 +4,7 @@ mod absences;
 mod answer;
 mod by_digest;
 mod by_tag;
+mod inline;
 mod referrers_index;
 mod resolve;
 
