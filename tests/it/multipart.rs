@@ -14,7 +14,7 @@ fn header(parts: &[Range<usize>]) -> String {
 }
 
 /// Returns the parts of a body, with the headers of each. Reads the body as RFC 2046 describes it.
-fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
     let content_type = answer.header("content-type").unwrap();
     let boundary = content_type.strip_prefix("multipart/byteranges; boundary=").expect(content_type);
     let delimiter = format!("\r\n--{boundary}").into_bytes();
