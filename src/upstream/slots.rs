@@ -3,7 +3,7 @@
 //! A key may hold two thirds of the slots that are left by the other keys, and always one. So a repository with many slow
 //! downloads leaves slots for others, and each further such repository leaves some again. In the same way a client leaves
 //! a ninth of the slots. Its share is larger than that of a key, because all clients behind a proxy have one address. Callers
-//! that wait take turns.
+//! that wait take turns, those of the client with the fewest slots first.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -133,28 +133,35 @@ impl<K: Clone + Eq + Hash> SlotState<K> {
         queue.push_back(sender);
     }
 
-    /// Takes a slot for the next waiting caller that may have one.
+    /// Takes a slot for the next waiting caller that may have one: the first of the client with the fewest slots, so that a
+    /// client with requests for many keys does not delay others.
     fn next(&mut self) -> Option<(Holder<K>, oneshot::Sender<Slot<K>>)> {
-        for _ in 0..self.turns.len() {
-            let holder = self.turns.pop_front()?;
-            let may_take = self.may_take(&holder);
-            let Some(queue) = self.waiting.get_mut(&holder) else { continue };
-            // Callers that no longer wait.
+        self.forget_closed();
+        let held = |holder: &Holder<K>| self.held_by_clients.get(&holder.client).copied().unwrap_or(0);
+        let turns = self.turns.iter().enumerate().filter(|(_, holder)| self.may_take(holder));
+        let (at, _) = turns.min_by_key(|(_, holder)| held(holder))?;
+        let holder = self.turns.remove(at)?;
+        let queue = self.waiting.get_mut(&holder)?;
+        let sender = queue.pop_front()?;
+        if queue.is_empty() {
+            self.waiting.remove(&holder);
+        } else {
+            self.turns.push_back(holder.clone());
+        }
+        self.take(&holder);
+        Some((holder, sender))
+    }
+
+    /// Removes callers that no longer wait from the beginning of each queue, and empty queues.
+    fn forget_closed(&mut self) {
+        self.waiting.retain(|_, queue| {
             while queue.front().is_some_and(oneshot::Sender::is_closed) {
                 queue.pop_front();
             }
-            let sender = if may_take { queue.pop_front() } else { None };
-            if queue.is_empty() {
-                self.waiting.remove(&holder);
-            } else {
-                self.turns.push_back(holder.clone());
-            }
-            if let Some(sender) = sender {
-                self.take(&holder);
-                return Some((holder, sender));
-            }
-        }
-        None
+            !queue.is_empty()
+        });
+        let waiting = &self.waiting;
+        self.turns.retain(|holder| waiting.contains_key(holder));
     }
 }
 
@@ -266,6 +273,29 @@ mod tests {
         drop(first);
         assert!(poll(&mut same).await.is_some());
         drop(third);
+    }
+
+    #[tokio::test]
+    async fn client_with_fewer_slots_comes_first() {
+        let slots = DividedSlots::new(2);
+        let of = |client: u8| RequestOrigin {
+            client: Some([10, 0, 0, client].into()),
+            ..RequestOrigin::default()
+        };
+        let held = [take(&slots, 0, 1).expect("a slot"), take(&slots, 1, 1).expect("a slot")];
+        let mut many: Vec<_> = (2..6).map(|key| Box::pin(of(1).scope(slots_of(&slots, key)))).collect();
+        for waiting in &mut many {
+            assert!(poll(waiting).await.is_none());
+        }
+        let mut other = Box::pin(of(2).scope(slots_of(&slots, 9)));
+        assert!(poll(&mut other).await.is_none());
+        let [first, _second] = held;
+        drop(first);
+        assert!(poll(&mut other).await.is_some());
+    }
+
+    async fn slots_of(slots: &DividedSlots<u8>, key: u8) -> Slot<u8> {
+        slots.acquire(&key).await
     }
 
     #[tokio::test]

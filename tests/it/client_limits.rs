@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use support::fixture::MIB;
-use support::{Blob, Client, Fault, Gate, Larder, Registry, Setup, TIME_LIMIT, When, eventually};
+use support::{Blob, Client, Fault, Gate, Image, Larder, Registry, Setup, TIME_LIMIT, When, eventually};
 
 /// Server with a blob whose downloads are held half-way.
 struct Held {
@@ -144,6 +144,30 @@ fn client_with_slow_downloads_in_many_repositories_leaves_connections_for_others
         eventually("the other downloads wait", || larder.counter("larder_fills_running", &[]) == 10);
         assert_eq!(registry.count("GET", "/blobs/"), 7);
         let answer = get_from("127.0.0.2", larder.api_addr(), &path("library/app", &honest));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        gate.open();
+    });
+}
+
+#[test]
+fn client_with_slow_manifests_in_many_repositories_leaves_connections_for_others() {
+    let (registry, gate) = (Registry::start(), Gate::new());
+    // Eight connections for documents.
+    let larder = Setup::with(&registry).upstream_set("docker.io", "max_connections", 32).start();
+    let image = |n: u64| Image::oci(n, "linux/amd64", vec![Blob::random(n, 1000)]);
+    for n in 0..10 {
+        registry.add_image(&format!("many/r{n}"), "v1", &image(n));
+    }
+    registry.add_image("library/app", "v1", &image(1000));
+    registry.script(When::manifests().path("many/"), Fault::HoldHead(gate.clone()));
+    std::thread::scope(|scope| {
+        for n in 0..10 {
+            let client = larder.api();
+            // The time-out for the head of a manifest may end some of them.
+            scope.spawn(move || drop(client.try_send("GET", &format!("/v2/many/r{n}/manifests/v1"), &[])));
+        }
+        gate.wait_reached(7);
+        let answer = get_from("127.0.0.2", larder.api_addr(), "/v2/library/app/manifests/v1");
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         gate.open();
     });
