@@ -89,7 +89,7 @@ fn open_breaker(line: &str) -> Option<Step> {
     Some(Step::warning(
         "circuit breaker",
         format!("endpoint {} of {} is skipped after repeated failures", of("endpoint"), of("upstream")),
-        "the server retries by itself within a minute; its log names the failures",
+        "the server probes it every 2 seconds and uses it again once it answers; the log names the failures",
     ))
 }
 

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.dont_write_bytecode = True
 import images  # noqa: E402
 from proxied import by_proxy  # noqa: E402
-from servers import ADMIN, LARDER, OURSELVES, Failed, Process, ask, in_namespaces, last_lines, require, run  # noqa: E402
-from servers import start_larder, start_registry, wait_until  # noqa: E402
+from servers import ADMIN, LARDER, OURSELVES, Failed, Process, Report, ask, head_times, in_namespaces  # noqa: E402
+from servers import last_lines, require, run, start_larder, start_registry, wait_until  # noqa: E402
 
 UPSTREAM, OTHER = 5100, 5101
 MIRROR = f"127.0.0.1:{LARDER}"
@@ -40,25 +40,6 @@ UNABLE = {
     "ctr": {"library/multi:sbom"},
     "dockerd": {"library/nested:latest", "library/multi:sbom"},
 }
-
-
-class Report:
-    """Prints the result of each check, and counts the results."""
-
-    def __init__(self):
-        self.passed = self.failed = 0
-
-    @contextlib.contextmanager
-    def check(self, name):
-        began = time.monotonic()
-        try:
-            yield
-        except (Failed, OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
-            self.failed += 1
-            print(f"FAIL {name}: {str(error) or type(error).__name__}", flush=True)
-        else:
-            self.passed += 1
-            print(f"ok   {name} ({(time.monotonic() - began) * 1000:.0f} ms)", flush=True)
 
 
 def larder_of_both(work, binary, tag_ttl="1s", env=None):
@@ -442,16 +423,6 @@ class Archives(Clients):
 
 
 # --- waiting times of clients -----------------------------------------------------------------------------------
-
-
-def head_times():
-    """{upper bound in seconds: answers whose head was sent within it}, for all requests for content."""
-    times = collections.Counter()
-    sample = re.compile(r'^larder_response_seconds_bucket\{kind="(?:manifest_tag|manifest_digest|blob)",.*le="([^"]+)"\} (\d+)$')
-    for line in ask("GET", "/metrics", ADMIN)[2].decode().splitlines():
-        if match := sample.match(line):
-            times[float(match[1])] += int(match[2])
-    return times
 
 
 def both_open():

@@ -1,5 +1,6 @@
 """Starts servers in their own namespaces, and sends requests to them."""
 
+import collections
 import contextlib
 import http.client
 import json
@@ -24,6 +25,25 @@ class Failed(Exception):
 def require(condition, message):
     if not condition:
         raise Failed(message)
+
+
+class Report:
+    """Prints the result of each check, and counts the results."""
+
+    def __init__(self):
+        self.passed = self.failed = 0
+
+    @contextlib.contextmanager
+    def check(self, name):
+        began = time.monotonic()
+        try:
+            yield
+        except (Failed, OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
+            self.failed += 1
+            print(f"FAIL {name}: {str(error) or type(error).__name__}", flush=True)
+        else:
+            self.passed += 1
+            print(f"ok   {name} ({(time.monotonic() - began) * 1000:.0f} ms)", flush=True)
 
 
 def last_lines(text, count=3):
@@ -57,6 +77,16 @@ def ask(method, path, port=LARDER, **headers):
         return answer.status, answer.headers, answer.read()
     finally:
         connection.close()
+
+
+def head_times():
+    """{upper bound in seconds: answers whose head was sent within it}, for all requests for content."""
+    times = collections.Counter()
+    sample = re.compile(r'^larder_response_seconds_bucket\{kind="(?:manifest_tag|manifest_digest|blob)",.*le="([^"]+)"\} (\d+)$')
+    for line in ask("GET", "/metrics", ADMIN)[2].decode().splitlines():
+        if match := sample.match(line):
+            times[float(match[1])] += int(match[2])
+    return times
 
 
 def wait_until(what, condition, seconds=30):
