@@ -24,6 +24,10 @@ lint:
 test:
     bash .ci/run test
 
+# Run all tests again and again beside two busy loops and a process that fills the disk.
+under-load runs="20":
+    bash tests/under_load.sh {{runs}}
+
 # Fuzz all targets with random inputs, each for this number of seconds. An hour each takes a night.
 fuzz seconds="3600":
     FUZZ_SECONDS={{seconds}} FUZZ_PROFILE=fuzz bash .ci/stages/fuzz
