@@ -257,8 +257,11 @@ impl Connection<'_> {
         headers: &str,
         part: &[u8],
     ) -> std::io::Result<()> {
+        // Without the digest, changed bytes of a tag would be another document.
+        let digest = format!("Docker-Content-Digest: {}\r\n", content.digest);
+        let digest = if headers.is_empty() { digest.as_str() } else { headers };
         let length = format!("Content-Length: {}\r\n", part.len());
-        self.head(content, from, &format!("{headers}{length}"))?;
+        self.head(content, from, &format!("{digest}{length}"))?;
         if head { Ok(()) } else { self.write(part) }
     }
 
@@ -425,14 +428,16 @@ impl Instance {
             .set("store.min_free", format!("{MIN_FREE}B"))
             .set("server.max_connections_per_client", 10_000)
             .set("log.requests", false)
-            .set("log.level", "error");
+            .set("log.level", "error,larder::app=info");
         if let Some(folder) = folder {
             setup = setup
                 .set("store.path", folder.join(kind).display().to_string())
                 .set("store.max_size", "100GiB");
         }
         for (fault, addr) in Break::ALL.into_iter().zip(&registry.ports) {
-            setup = setup.upstream_set(&fault.upstream(), "endpoints", vec![format!("http://{addr}")]);
+            setup = setup
+                .upstream_set(&fault.upstream(), "endpoints", vec![format!("http://{addr}")])
+                .upstream_set(&fault.upstream(), "default", fault == Break::Cut);
         }
         Self {
             kind,
@@ -482,7 +487,7 @@ impl Instance {
                 206 if Some(answer.body.as_slice()) == content.bytes.get(from..) => {
                     self.complete.fetch_add(1, Ordering::Relaxed);
                 }
-                status @ (404 | 502..=504) => count(format!("status {status}")),
+                status @ (404 | 416 | 502..=504) => count(format!("status {status}")),
                 status => wrong(format!("status {status}, {} bytes", answer.body.len())),
             },
             Err(TransferError(text)) => {
