@@ -17,11 +17,9 @@ use crate::telemetry::Outcome;
 
 use super::request::{BlobContent, RegistryAnswer, RequestHead};
 
-/// Maximum number of parts in one answer. podman asks for up to 1,024 parts.
-const PARTS_MAX: usize = 1024;
-/// Maximum number of parts of a blob that is being downloaded: parts far beyond the end of the draft are requests to the
-/// upstream.
-const UNVERIFIED_PARTS_MAX: usize = 16;
+/// Maximum number of parts in one answer; more ranges are answered with the whole blob, which podman accepts. Parts far beyond the
+/// end of a draft are requests to the upstream.
+const PARTS_MAX: usize = 16;
 
 /// Answers a `HEAD` request for a blob.
 pub(super) async fn blob_head(
@@ -123,11 +121,10 @@ fn select(request: &RequestHead<'_>, digest: &Digest, blob: &BlobAnswer) -> Resu
         RangeRequest::Several(ranges) => ranges,
     };
     let parts = ByteRange::select(&ranges, size);
-    let most = if is_verified { PARTS_MAX } else { UNVERIFIED_PARTS_MAX };
     match parts.as_slice() {
         [] if is_verified => Err(Refusal::Range(size)),
         [part] => Ok(Selection::Part(part.clone(), size)),
-        [first, _, ..] if parts.len() <= most => {
+        [first, _, ..] if parts.len() <= PARTS_MAX => {
             let (first, is_ascending) = (first.clone(), parts.is_sorted_by_key(|part| part.start));
             let multipart = Multipart::new(parts, size);
             match multipart.length() {
