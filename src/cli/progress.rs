@@ -60,7 +60,7 @@ impl ProgressBars {
 fn update(shown: &ProgressBar, bar: &ProgressItem) {
     shown.set_length(bar.total.max(bar.done));
     shown.set_position(bar.done);
-    shown.set_prefix(match &bar.waiting_for {
+    shown.set_prefix(match bar.waiting_for.first() {
         Some(other) => format!("{} (waits for {other}, which stores the same blob)", bar.name),
         None => bar.name.clone(),
     });

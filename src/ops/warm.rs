@@ -2,8 +2,8 @@
 //! resumed.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
@@ -423,7 +423,7 @@ async fn fetch_blob(
     digest: &Digest,
     item: &RunningItem,
 ) -> Result<bool, CacheError> {
-    let reported = AtomicU64::new(0);
+    let (reported, waits) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     let attempt = || {
         cache.fetch_blob(repository, digest, |progress| match progress {
             FetchProgress::Received(available) => {
@@ -433,11 +433,14 @@ async fn fetch_blob(
             FetchProgress::WaitingFor(other) => {
                 let other = other.map_or_else(|| "an import".to_owned(), |repository| repository.to_string());
                 tracing::info!(%repository, %digest, other, "waiting: the same blob is being stored for another upstream");
-                item.wait_for(Some(other));
+                waits.lock().unwrap_or_else(PoisonError::into_inner).push(other.clone());
+                item.begin_wait(other);
             }
         })
     };
     let result = attempt.retry(backoff()).when(CacheError::is_retryable).await;
-    item.wait_for(None);
+    for other in waits.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        item.end_wait(&other);
+    }
     result
 }

@@ -206,6 +206,60 @@ class Command:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+class Chart:
+    """Helm pulls a chart, which is an artifact."""
+
+    name = "helm"
+    image = "docker.io/charts/small:0.1.0"
+
+    def __init__(self, lab):
+        self.program, self.home = lab.programs / "helm", lab.home / "helm"
+        chart = self.home / "small"
+        (chart / "templates").mkdir(parents=True)
+        (chart / "Chart.yaml").write_text("apiVersion: v2\nname: small\nversion: 0.1.0\n")
+        (chart / "templates/empty.yaml").write_text("")
+        self.env = {"HOME": str(self.home)}
+        run(self.program, "package", chart, "--destination", self.home, env=self.env)
+        run(self.program, "push", self.home / "small-0.1.0.tgz", f"oci://127.0.0.1:{UPSTREAM}/charts", "--plain-http", env=self.env)
+
+    def pull(self, _image):
+        target = self.home / "pulled"
+        target.mkdir()
+        where = (f"oci://{MIRROR}/charts/small", "--version", "0.1.0", "--destination", target)
+        run(self.program, "pull", *where, "--plain-http", env=self.env)
+        pulled, pushed = (folder / "small-0.1.0.tgz" for folder in (target, self.home))
+        require(pulled.read_bytes() == pushed.read_bytes(), "another chart")
+
+    def remove(self, _image):
+        shutil.rmtree(self.home / "pulled", ignore_errors=True)
+
+
+class Cosign:
+    """cosign verifies a signature with a key, in its old format (a tag) or in its new one (a referrer)."""
+
+    def __init__(self, lab, name, tag, *options):
+        self.name, self.program, self.home = name, lab.programs / "cosign", lab.home / name.replace(" ", "-")
+        self.home.mkdir()
+        self.tag = tag
+        self.env = {"HOME": str(self.home), "COSIGN_PASSWORD": "", "TUF_ROOT": str(self.home / "tuf")}
+        images.Registry(f"http://127.0.0.1:{UPSTREAM}").push(images.Image("library/signed", tag, images.image(tag, images.AMD64)))
+        run(self.program, "generate-key-pair", "--output-key-prefix", self.home / "key", env=self.env)
+        sign = ("sign", "--yes", "--key", self.home / "key.key", "--tlog-upload=false", "--use-signing-config=false", *options)
+        run(self.program, *sign, "--allow-http-registry", f"127.0.0.1:{UPSTREAM}/library/signed:{tag}", env=self.env)
+
+    @property
+    def image(self):
+        return f"docker.io/library/signed:{self.tag}"
+
+    def pull(self, _image):
+        verify = ("verify", "--key", self.home / "key.pub", "--insecure-ignore-tlog", "--offline", "--allow-http-registry")
+        shown = run(self.program, *verify, f"{MIRROR}/library/signed:{self.tag}", env=self.env)
+        require("cosign container image signature" in shown or "sigstore.dev/cosign" in shown, last_lines(shown))
+
+    def remove(self, _image):
+        pass
+
+
 # --- sequence of tests -----------------------------------------------------------------------------------------
 
 
@@ -257,6 +311,11 @@ default = true
             Command(self, "regctl artifact", "artifact", "tree", "--host", f"reg={MIRROR},tls=disabled", "{reference}", shows=signed),
         ]
         yield from (client for client in others if client.program.exists())
+        if (self.programs / "helm").exists():
+            yield Chart(self)
+        if (self.programs / "cosign").exists():
+            yield Cosign(self, "cosign", "referrer")
+            yield Cosign(self, "cosign with a tag", "tag", "--new-bundle-format=false")
 
     def pulls(self, when, clients):
         """Each client removes its copy of the image, and pulls it. No head may be late."""
@@ -288,6 +347,13 @@ default = true
         with self.report.check("online: larder exports the image with its signatures"):
             self.larder("warm", f"docker.io/{self.image.name()}", "--all-platforms", "--referrers")
             self.larder("export", f"docker.io/{self.image.name()}", archive, "--referrers")
+        archives = [archive]
+        for client in clients:
+            if own := getattr(client, "image", None):
+                with self.report.check(f"online: larder exports {own} with its signatures"):
+                    archives.append(self.work / f"{client.name.replace(' ', '-')}.tar")
+                    self.larder("warm", own, "--all-platforms", "--referrers")
+                    self.larder("export", own, archives[-1], "--referrers")
 
         registry.kill()
         # The tag and the absence of signatures must be stale, so the server must ask for them in vain.
@@ -307,12 +373,13 @@ default = true
         registry.kill()
         time.sleep(2 * TAG_TTL)
         # Whole-index copies need the other platform too, and signatures are only listed.
-        self.pulls("warmed", [client for client in clients if not isinstance(client, Command)])
+        self.pulls("warmed", [client for client in clients if hasattr(client, "process") or client.name == "podman"])
         self.stop()
 
         self.start("island")
-        with self.report.check("imported: an empty server imports the image"):
-            self.larder("import", archive)
+        with self.report.check("imported: an empty server imports everything"):
+            for archive in archives:
+                self.larder("import", archive)
         time.sleep(2 * TAG_TTL)
         self.pulls("imported", clients)
         self.stop()

@@ -112,7 +112,8 @@ fn adjacent_parts_stay_separate_and_too_many_are_the_whole_blob() {
         ask(&larder, &path, &header(&wanted[..several])).assert_body(&blob.bytes);
     }
     // Ranges that overlap are one part, so these are two.
-    let overlapping: Vec<_> = (0..40).map(|n| n * 5..n * 5 + 10).chain([MIB..MIB + 1]).collect();
+    let overlapping: Vec<_> =
+        (0..40).map(|n| n * 5..n * 5 + 10).chain(std::iter::once(MIB..MIB + 1)).collect();
     assert_parts(&ask(&larder, &path, &header(&overlapping)), &blob, &[0..205, MIB..MIB + 1]);
 }
 

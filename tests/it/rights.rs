@@ -443,7 +443,7 @@ fn warm_shows_the_fill_of_another_upstream_that_it_waits_for() {
         // Its own upstream delivers the bytes meanwhile.
         eventually("warm shows what it waits for", || {
             let jobs = larder.admin().get("/api/v1/jobs").json();
-            jobs[0]["progress"]["bars"][0]["waiting_for"] == "docker.io/library/app"
+            jobs[0]["progress"]["bars"][0]["waiting_for"][0] == "docker.io/library/app"
         });
         assert_eq!(evil.count("GET", &layer.digest), 1);
         assert!(!warm.is_finished());

@@ -15,9 +15,9 @@ pub struct ProgressItem {
     pub done: u64,
     /// Total bytes, as far as known.
     pub total: u64,
-    /// Repository whose download the item waits for: it stores the same blob.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub waiting_for: Option<String>,
+    /// Repositories whose downloads the item waits for, one for each blob that they store too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for: Vec<String>,
 }
 
 /// Progress of a job.
@@ -56,7 +56,13 @@ impl ProgressReporter {
         self.0.send_modify(|progress| {
             id = progress.next;
             progress.next += 1;
-            progress.bars.push(ProgressItem { id, name: name.into(), done: 0, total: 0, waiting_for: None });
+            progress.bars.push(ProgressItem {
+                id,
+                name: name.into(),
+                done: 0,
+                total: 0,
+                waiting_for: Vec::new(),
+            });
         });
         RunningItem { reporter: self.clone(), id }
     }
@@ -88,9 +94,18 @@ impl RunningItem {
         self.reporter.change(self.id, |item| item.done = item.done.saturating_add(bytes));
     }
 
-    /// Sets or clears the name of the repository that the item waits for.
-    pub fn wait_for(&self, repository: Option<String>) {
-        self.reporter.change(self.id, |item| item.waiting_for = repository);
+    /// Begins to wait for a blob that another repository is storing. Several blobs may wait at the same time.
+    pub fn begin_wait(&self, repository: String) {
+        self.reporter.change(self.id, |item| item.waiting_for.push(repository));
+    }
+
+    /// Ends one wait for a repository.
+    pub fn end_wait(&self, repository: &str) {
+        self.reporter.change(self.id, |item| {
+            if let Some(at) = item.waiting_for.iter().position(|other| other == repository) {
+                item.waiting_for.remove(at);
+            }
+        });
     }
 }
 
@@ -116,10 +131,13 @@ mod tests {
         one.done(4);
         other.done(1);
         drop(other);
-        one.wait_for(Some("quay.io/a".to_owned()));
+        // The end of one wait leaves another one for the same repository.
+        one.begin_wait("quay.io/a".to_owned());
+        one.begin_wait("quay.io/a".to_owned());
+        one.end_wait("quay.io/a");
         let progress = seen.borrow().clone();
         assert_eq!((progress.ended, progress.all), (1, 2));
-        let waiting_for = Some("quay.io/a".to_owned());
+        let waiting_for = vec!["quay.io/a".to_owned()];
         assert_eq!(
             progress.bars,
             [ProgressItem { id: 0, name: "one".to_owned(), done: 4, total: 10, waiting_for }]
