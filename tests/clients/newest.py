@@ -317,11 +317,14 @@ default = true
             yield Cosign(self, "cosign", "referrer")
             yield Cosign(self, "cosign with a tag", "tag", "--new-bundle-format=false")
 
+    def does(self, client):
+        return f"reads {getattr(client, 'image', self.image.name())}"
+
     def pulls(self, when, clients):
         """Each client removes its copy of the image, and pulls it. No head may be late."""
         before = head_times()
         for client in clients:
-            with self.report.check(f"{when}: {client.name} pulls {self.image.name()}"):
+            with self.report.check(f"{when}: {client.name} {self.does(client)}"):
                 client.remove(self.image)
                 client.pull(self.image)
         with self.report.check(f"{when}: no head took more than {SLOWEST_HEAD} s"):
@@ -340,7 +343,7 @@ default = true
                     client.remove(self.image)
         before = head_times()
         for client in clients:
-            with self.report.check(f"online: {client.name} pulls {self.image.name()}"):
+            with self.report.check(f"online: {client.name} {self.does(client)}"):
                 client.pull(self.image)
         require(head_times() != before, "no client has asked the server")
         archive = self.work / "image.tar"
