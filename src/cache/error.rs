@@ -222,7 +222,9 @@ impl From<SourceError> for CacheError {
         match error {
             SourceError::NotFound => Self::NotFound,
             SourceError::Loop => Self::Loop,
-            SourceError::NoReferrers { .. } | SourceError::ReferrersElsewhere => Self::NoReferrers,
+            SourceError::NoReferrers { .. } | SourceError::ReferrersElsewhere | SourceError::NotReferrers => {
+                Self::NoReferrers
+            }
             SourceError::Denied(_) => Self::Denied { source },
             SourceError::RateLimited { retry_after } => Self::RateLimited { retry_after, source },
             SourceError::Overloaded { retry_after } => Self::Overloaded { retry_after, source },

@@ -21,6 +21,10 @@ pub enum SourceError {
     /// The referrers API redirects to another host, which fails. Such a registry has no API: ghcr.io redirects to a web page.
     #[error("the upstream redirects its referrers API to a host that does not have it")]
     ReferrersElsewhere,
+    /// The response of the referrers API is not a list: a web page, or another document. Some registries without the API answer
+    /// so.
+    #[error("the upstream's referrers API sends something else than a list")]
+    NotReferrers,
     /// The source refused access, with or without credentials.
     #[error("the upstream refused access with {0}; check the upstream's credentials")]
     Denied(Denial),
@@ -192,7 +196,7 @@ impl SourceError {
     fn doubt(&self) -> u8 {
         match self {
             Self::NotFound | Self::NoReferrers { lasting: true } | Self::ReferrersElsewhere => 0,
-            Self::RangeNotSatisfiable | Self::NoReferrers { lasting: false } => 1,
+            Self::RangeNotSatisfiable | Self::NoReferrers { lasting: false } | Self::NotReferrers => 1,
             Self::Denied(_) => 2,
             Self::RateLimited { .. } | Self::Overloaded { .. } => 3,
             _ => 4,

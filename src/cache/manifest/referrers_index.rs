@@ -47,15 +47,15 @@ pub(super) async fn fetch(
         Err(SourceError::NoReferrers { lasting: true }) => {
             remember_missing(ApiScope::Repository(repository.clone()), missing_api_ttl)
         }
-        Err(SourceError::NoReferrers { lasting: false }) => {
-            let scope = ApiScope::Subject(repository.clone(), *subject);
-            remember_missing(scope, upstream.settings().negative_ttl)
-        }
         // An API that has worked before fails now. Its lists may exist.
-        Err(error @ SourceError::ReferrersElsewhere)
+        Err(error @ (SourceError::ReferrersElsewhere | SourceError::NotReferrers))
             if storage.memory.has_sent_list(&repository.upstream) =>
         {
             Err(CacheError::unreachable(error.to_string()))
+        }
+        Err(SourceError::NoReferrers { lasting: false } | SourceError::NotReferrers) => {
+            let scope = ApiScope::Subject(repository.clone(), *subject);
+            remember_missing(scope, upstream.settings().negative_ttl)
         }
         Err(SourceError::ReferrersElsewhere) => {
             remember_missing(ApiScope::Upstream(repository.upstream.clone()), missing_api_ttl)

@@ -151,7 +151,9 @@ pub(super) async fn referrers(mut pages: Pages<'_>) -> Result<Counted<Referrers>
         match pages.process(add).await? {
             Ok(longer) => list = longer,
             // After a valid first page the list exists, so it is damaged and not missing.
-            Err(SourceError::NoReferrers { .. } | SourceError::ReferrersElsewhere) if !first => {
+            Err(
+                SourceError::NoReferrers { .. } | SourceError::ReferrersElsewhere | SourceError::NotReferrers,
+            ) if !first => {
                 return Err(SourceError::Invalid("a page of its list of referrers is not valid".to_owned()));
             }
             Err(error) => return Err(error),
@@ -273,7 +275,7 @@ impl Page {
         list.ok_or(if self.is_elsewhere {
             SourceError::ReferrersElsewhere
         } else {
-            SourceError::NoReferrers { lasting: false }
+            SourceError::NotReferrers
         })
     }
 
