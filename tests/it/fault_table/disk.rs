@@ -100,7 +100,7 @@ fn row(case: &DiskCase) -> String {
     let [of_manifest, mut of_blob] = pull();
     if case.degraded == "yes" && ["miss", "bypass"].contains(&of_blob.as_str()) {
         // The store may be degraded already after the manifest.
-        of_blob = "miss or bypass".to_owned();
+        of_blob = String::from("miss or bypass");
     }
     let is_degraded = || larder.counter("larder_store_degraded", &[]) == 1;
     match case.degraded {
