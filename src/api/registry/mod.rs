@@ -156,10 +156,13 @@ impl RegistryApi {
             }
             Resource::Blob(digest) => {
                 let repository = repository(log)?;
-                if let Ok(digest) = digest.parse::<UnverifiableDigest>() {
+                let parsed = parse_digest(digest);
+                if parsed.is_err()
+                    && let Ok(digest) = digest.parse::<UnverifiableDigest>()
+                {
                     return Box::pin(unverifiable::blob(cache, request, &repository, &digest)).await;
                 }
-                let digest = parse_digest(digest)?;
+                let digest = parsed?;
                 if request.is_head {
                     Box::pin(blobs::blob_head(cache, request, &repository, &digest)).await
                 } else {

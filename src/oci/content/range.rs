@@ -37,10 +37,11 @@ impl RangeRequest {
             let ranges: Option<Vec<_>> = specs.take(SPECS_MAX + 1).map(ByteRange::parse).collect();
             ranges.filter(|ranges| ranges.len() <= SPECS_MAX)
         };
-        match ranges().as_deref() {
-            None | Some([]) => Self::Whole,
-            Some([one]) => Self::One(*one),
-            Some(several) => Self::Several(several.to_vec()),
+        let ranges = ranges().unwrap_or_default();
+        match ranges.as_slice() {
+            [] => Self::Whole,
+            [one] => Self::One(*one),
+            _ => Self::Several(ranges),
         }
     }
 }
