@@ -53,6 +53,13 @@ pub struct ReferrersAnswer {
     pub is_filtered: bool,
 }
 
+/// Resource of the upstream that a list is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ListOrigin {
+    Api,
+    FallbackTag,
+}
+
 impl ReferrersLists {
     pub(in crate::cache) fn new(
         storage: &Arc<Storage>,
@@ -62,8 +69,8 @@ impl ReferrersLists {
         Self { storage: Arc::clone(storage), rules: Arc::clone(rules), pointers: Arc::clone(pointers) }
     }
 
-    /// Returns the referrers of `subject`, of one artifact type if a type is given and the entries have reliable types. The upstream has confirmed an empty list,
-    /// now or when it could last be asked.
+    /// Returns the referrers of `subject`, of one artifact type if a type is given and the entries have reliable types. The
+    /// upstream has confirmed an empty list, now or when it could last be asked.
     pub(in crate::cache) async fn get(
         &self,
         repository: &Repository,
@@ -73,19 +80,19 @@ impl ReferrersLists {
         let (owner, of) = (repository.clone(), *subject);
         let cached = self.storage.with_store(move |store| store.referrers(&owner, &of, CACHED_MAX)).await;
         let cached = self.storage.or_default("the cached referrers cannot be listed", cached)?;
-        let mut is_tag = false;
-        let answer = self.upstream_list(repository, subject, !cached.is_empty(), &mut is_tag).await;
+        let answer = self.upstream_list(repository, subject, !cached.is_empty()).await;
+        // The types in the index of a fall-back tag are written by clients, and are often wrong. A filter would hide signatures.
+        let has_reliable_types = !matches!(answer, Ok((PointerAnswer::Present(_), ListOrigin::FallbackTag)));
+        let artifact_type = query.artifact_type.filter(|_| has_reliable_types);
         let (manifest, outcome, age, stale, unknown) = match answer {
-            Ok(PointerAnswer::Present(ManifestAnswer { manifest, outcome, age, stale })) => {
+            Ok((PointerAnswer::Present(ManifestAnswer { manifest, outcome, age, stale }), _)) => {
                 (Some(manifest), outcome, age, stale, false)
             }
-            Ok(PointerAnswer::Absent(AbsenceAnswer { outcome, age, stale })) => {
+            Ok((PointerAnswer::Absent(AbsenceAnswer { outcome, age, stale }), _)) => {
                 (None, outcome, age, stale, false)
             }
             Err(error) => (None, Outcome::Stale, None, Some(error), true),
         };
-        // The types in the index of a fall-back tag are written by clients, and are often wrong. A filter would hide signatures.
-        let artifact_type = query.artifact_type.filter(|_| !is_tag || manifest.is_none());
         let query = ReferrersQuery { artifact_type, ..query };
         let (content, is_empty) = self.merge(repository, manifest, cached, query).await?;
         match stale {
@@ -112,15 +119,13 @@ impl ReferrersLists {
         known.await
     }
 
-    /// Returns the upstream's list from the API or the fall-back tag, or the last known state of either. Sets `is_tag` if the
-    /// answer is about the tag.
+    /// Returns the upstream's list from the API or the fall-back tag, or the last known state of either.
     async fn upstream_list(
         &self,
         repository: &Repository,
         subject: &Digest,
         has_cached: bool,
-        is_tag: &mut bool,
-    ) -> Result<PointerAnswer, CacheError> {
+    ) -> Result<(PointerAnswer, ListOrigin), CacheError> {
         let api = Pointer::Referrers(repository.clone(), *subject);
         let fallback = Pointer::tag(repository, &Tag::of_referrers(subject));
         let has_copy = has_cached
@@ -131,15 +136,14 @@ impl ReferrersLists {
             if !self.storage.memory.is_missing_api(repository, subject, now) {
                 match self.pointers.resolve(&api, has_copy).await {
                     Err(CacheError::NoReferrers) => {}
-                    other => return other,
+                    other => return other.map(|answer| (answer, ListOrigin::Api)),
                 }
             }
-            *is_tag = true;
             let answer = self.pointers.resolve(&fallback, has_copy).await?;
             if let PointerAnswer::Absent(absence) = &answer {
                 self.keep_absence(&api, &fallback, absence).await?;
             }
-            Ok(answer)
+            Ok((answer, ListOrigin::FallbackTag))
         };
         let error = match in_time(request).await {
             Err(error) if error.allows_stale() => error,
@@ -147,16 +151,12 @@ impl ReferrersLists {
         };
         let error = match self.pointers.last_known(&api, error).await {
             Err(same) => same,
-            known => {
-                *is_tag = false;
-                return known;
-            }
+            Ok(known) => return Ok((known, ListOrigin::Api)),
         };
-        *is_tag = true;
         match self.pointers.last_known(&fallback, error).await {
             // The tag alone says nothing about a list of the API.
             Ok(PointerAnswer::Absent(AbsenceAnswer { stale: Some(error), .. })) => Err(error),
-            known => known,
+            known => known.map(|answer| (answer, ListOrigin::FallbackTag)),
         }
     }
 
