@@ -2,13 +2,16 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::time::Instant;
+
 use crate::config::Config;
 use crate::config::schema::Prefetch;
-use crate::oci::Repository;
-use crate::source::Source;
+use crate::oci::{Manifest, Repository};
+use crate::source::{Source, WAIT_MAX};
 use crate::upstream::{BuildError, Upstream, Upstreams};
 
 use super::error::CacheError;
+use super::memory::CachedManifest;
 
 /// Current configuration of upstreams and prefetch. A reload replaces it as a whole.
 #[derive(Debug)]
@@ -34,6 +37,14 @@ impl Rules {
     /// Returns the upstream of a repository. An upstream that is no longer configured has nothing.
     pub(super) fn upstream(&self, repository: &Repository) -> Result<Arc<Upstream>, CacheError> {
         self.current().upstreams.get(&repository.upstream).cloned().ok_or(CacheError::NotFound)
+    }
+
+    /// Parses a cached manifest. A large one waits for the turn of its upstream. `None` if it is not valid, or not in time.
+    pub(super) async fn parse(&self, repository: &Repository, manifest: &CachedManifest) -> Option<Manifest> {
+        let (body, media_type) = (manifest.body.clone(), manifest.media_type.clone());
+        let memory = self.upstream(repository).ok()?.document_memory();
+        let parse = move || Manifest::read(&body, Some(media_type.as_str())).ok();
+        memory.process(manifest.body.len(), Instant::now() + WAIT_MAX, parse).await.ok()?
     }
 
     /// Returns the sources of a repository's blobs, in the order in which they are asked.

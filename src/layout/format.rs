@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, manifest};
 
 /// Name of the file that marks a folder as a layout.
 pub const MARKER_FILE: &str = "oci-layout";
@@ -22,7 +22,7 @@ pub const NO_REFERRERS: &str = "none";
 /// Largest `index.json` in bytes.
 pub const INDEX_MAX: u64 = 16 << 20;
 /// Largest manifest in bytes: the largest value of `manifest_max_size`.
-pub const MANIFEST_MAX: u64 = 16 << 20;
+pub const MANIFEST_MAX: u64 = manifest::SIZE_LIMIT as u64;
 
 /// Returns the path of a blob, relative to the layout's folder.
 pub fn blob_path(digest: &Digest) -> String {

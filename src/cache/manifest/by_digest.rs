@@ -265,12 +265,8 @@ impl Manifests {
     /// Records the subject of a manifest that was stored through another repository. A referrer that is not recorded is
     /// still in the upstream's list.
     async fn record_subject(&self, repository: &Repository, manifest: &CachedManifest) {
-        let (body, media_type) = (manifest.body.clone(), manifest.media_type.clone());
-        let Ok(upstream) = self.rules.upstream(repository) else { return };
-        let (memory, deadline) = (upstream.document_memory(), Instant::now() + WAIT_MAX);
-        let parse = move || Manifest::read(&body, Some(media_type.as_str()));
-        let parsed = memory.process(manifest.body.len(), deadline, parse).await;
-        let Ok(Ok(Manifest { subject: Some(subject), .. })) = parsed else { return };
+        let parsed = self.rules.parse(repository, manifest).await;
+        let Some(Manifest { subject: Some(subject), .. }) = parsed else { return };
         let (repository, referrer) = (repository.clone(), manifest.digest);
         let change = Change::AddReferrer { repository, subject, referrer };
         if let Err(error) = self.storage.with_store(move |store| store.apply(&[change])).await {

@@ -19,11 +19,9 @@ use crate::cache::rules::Rules;
 use crate::cache::storage::Storage;
 use crate::oci::index_walk::{IndexWalk, WalkItem, WalkLimit};
 use crate::oci::media::ManifestKind;
-use crate::oci::{Descriptor, Digest, Manifest, Repository};
-use crate::source::WAIT_MAX;
+use crate::oci::{Descriptor, Digest, Repository};
 use crate::store::Change;
 use backon::{ExponentialBuilder, Retryable as _};
-use tokio::time::Instant;
 
 /// Largest number of children of one index that are prefetched. Indexes in use have fewer than 50.
 const CHILDREN_MAX: usize = 256;
@@ -88,7 +86,7 @@ struct Prefetch<'a> {
 
 /// Fetches the missing content below an index.
 pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &CachedManifest) -> WalkEnd {
-    let Some(parsed) = parse(scope, &index.key.0, manifest).await else { return WalkEnd::Complete };
+    let Some(parsed) = scope.rules.parse(&index.key.0, manifest).await else { return WalkEnd::Complete };
     // A list of the referrers of a referrer is fetched when a client asks for it.
     let is_image = parsed.subject.is_none() && !parsed.is_build_cache();
     let subjects = is_image.then_some(manifest.digest);
@@ -103,13 +101,6 @@ pub(super) async fn walk(scope: &WalkScope, index: &mut ActiveIndex, manifest: &
         subjects: subjects.into_iter().collect(),
     };
     prefetch.run().await
-}
-
-async fn parse(scope: &WalkScope, repository: &Repository, manifest: &CachedManifest) -> Option<Manifest> {
-    let (body, media_type) = (manifest.body.clone(), manifest.media_type.clone());
-    let memory = scope.rules.upstream(repository).ok()?.document_memory();
-    let parse = move || Manifest::read(&body, Some(media_type.as_str())).ok();
-    memory.process(manifest.body.len(), Instant::now() + WAIT_MAX, parse).await.ok()?
 }
 
 impl Prefetch<'_> {
@@ -226,7 +217,7 @@ impl Prefetch<'_> {
             Some(size_max) => self.scope.fetch_blobs(repository, &manifest, size_max).await,
             None => BlobsEnd::Complete,
         };
-        if let Some(parsed) = parse(self.scope, repository, &manifest).await {
+        if let Some(parsed) = self.scope.rules.parse(repository, &manifest).await {
             if manifest.media_type.kind() != Some(ManifestKind::Index) {
                 self.subjects.push(manifest.digest);
             }
@@ -309,7 +300,7 @@ impl WalkScope {
 
     /// Fetches the blobs of an image of at most `size_max` bytes by their descriptors, one after the other.
     async fn fetch_blobs(&self, repository: &Repository, image: &CachedManifest, size_max: u64) -> BlobsEnd {
-        let Some(parsed) = parse(self, repository, image).await else {
+        let Some(parsed) = self.rules.parse(repository, image).await else {
             return BlobsEnd::Complete;
         };
         let mut end = BlobsEnd::Complete;
