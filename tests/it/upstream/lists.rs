@@ -80,22 +80,24 @@ async fn pages_have_a_total_limit() {
 #[tokio::test]
 async fn only_api_support_is_remembered() {
     let html = ("content-type", "text/html");
-    for (status, header, body, lasting) in [
-        (404, ("content-type", "text/plain"), "404 page not found", true),
-        (404, html, "<h1>Not found</h1>", true),
-        (404, html, r#"{"errors":[{"code":"UNSUPPORTED"}]}"#, true),
-        (404, html, r#"{"errors":[{"code":"NAME_UNKNOWN","message":"x"}]}"#, false),
-        (404, html, r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#, false),
-        (400, html, r#"{"errors":[{"code":"DIGEST_INVALID"}]}"#, false),
-        (405, html, "", true),
-        (406, html, "", true),
-        (501, html, "", true),
-        (200, html, "<html>", false),
-        (200, ("content-type", "application/json"), "{}", false),
+    let lasting = SourceError::NoReferrers { lasting: true };
+    let once = SourceError::NoReferrers { lasting: false };
+    for (status, header, body, wanted) in [
+        (404, ("content-type", "text/plain"), "404 page not found", lasting.clone()),
+        (404, html, "<h1>Not found</h1>", lasting.clone()),
+        (404, html, r#"{"errors":[{"code":"UNSUPPORTED"}]}"#, lasting.clone()),
+        (404, html, r#"{"errors":[{"code":"NAME_UNKNOWN","message":"x"}]}"#, once.clone()),
+        (404, html, r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#, once.clone()),
+        (400, html, r#"{"errors":[{"code":"DIGEST_INVALID"}]}"#, once.clone()),
+        (405, html, "", lasting.clone()),
+        (406, html, "", lasting.clone()),
+        (501, html, "", lasting.clone()),
+        (200, html, "<html>", SourceError::NotReferrers),
+        (200, ("content-type", "application/json"), "{}", SourceError::NotReferrers),
     ] {
         let registry = Registry::start(move |_, _| answer(status, &[header], body.as_bytes())).await;
         let error = open(&registry).referrers(&name(), &digest(), None).await.expect_err("no list");
-        assert_eq!(error, SourceError::NoReferrers { lasting }, "{status} {body}");
+        assert_eq!(error, wanted, "{status} {body}");
     }
     let registry = Registry::start(|_, _| {
         answer(
