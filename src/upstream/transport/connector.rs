@@ -94,13 +94,12 @@ impl Connector {
             let stream = HttpsConnector::from((self.tcp, self.tls)).call(target).await?;
             return Ok(Connection::new(stream, false));
         };
-        let to_proxy = HttpsConnector::from((self.tcp, self.proxy_tls));
+        let mut to_proxy = HttpsConnector::from((self.tcp, self.proxy_tls));
         if target.scheme() == Some(&Scheme::HTTPS) {
             let tunnel = tunnel(&proxy, to_proxy, self.user_agent);
             let stream = HttpsConnector::from((tunnel, self.tls)).call(target).await?;
             return Ok(Connection::new(stream, false));
         }
-        let mut to_proxy = to_proxy;
         let stream = to_proxy.call(proxy.uri().clone()).await?;
         Ok(Connection::new(stream, true))
     }
