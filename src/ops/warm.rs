@@ -431,7 +431,6 @@ async fn fetch_blob(
                 item.done(available.saturating_sub(before));
             }
             FetchProgress::WaitingFor(other) => {
-                let other = other.map_or_else(|| "an import".to_owned(), |repository| repository.to_string());
                 tracing::info!(%repository, %digest, other, "waiting: the same blob is being stored for another upstream");
                 waits.lock().unwrap_or_else(PoisonError::into_inner).push(other.clone());
                 item.begin_wait(other);

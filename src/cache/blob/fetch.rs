@@ -21,8 +21,8 @@ const OTHER_FILL_TIMEOUT: Duration = Duration::from_mins(2);
 pub enum FetchProgress {
     /// Number of bytes that have arrived.
     Received(u64),
-    /// All bytes have arrived. This repository of another upstream is storing them; `None` for an import.
-    WaitingFor(Option<Repository>),
+    /// All bytes have arrived. The named repository of another upstream, or an import, is storing them.
+    WaitingFor(String),
 }
 
 impl Blobs {
@@ -71,9 +71,9 @@ impl Blobs {
         while let Some(OtherWork { owner, phase }) =
             self.storage.fills.other_work(&repository.upstream, digest)
         {
+            let owner = owner.map_or_else(|| "an import".to_owned(), |owner| owner.to_string());
             progress(FetchProgress::WaitingFor(owner.clone()));
             timeout_at(deadline, fill_ended(phase)).await.map_err(|_| {
-                let owner = owner.map_or_else(|| "an import".to_owned(), |owner| owner.to_string());
                 CacheError::timeout(format!(
                     "{owner} has been storing the same blob for too long; try again later"
                 ))
